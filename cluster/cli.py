@@ -46,6 +46,10 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+for _command in bench_app.registered_commands:
+    _command.callback = user_errors(_command.callback)  # type: ignore[arg-type]  # each has one
+
+
 def _manifest(model: str, **overrides: Any):
     """The manifest that MODEL|MANIFEST means, and the model's directory."""
     from isotherm.cluster.manifest import load_manifest, parse_manifest

@@ -124,6 +124,28 @@ def bench_kernels(
     _plot(plot, f"kernels, hidden {hidden}", table, "gflop_per_s", "GFLOP/s")
 
 
+@app.command("links")
+def bench_links(
+    hidden: Annotated[int, typer.Option(min=1)] = 1024,
+    experts: Annotated[int, typer.Option(min=1)] = 64,
+    top_k: Annotated[int, typer.Option(min=1)] = 6,
+    rows: Annotated[str, typer.Option(help="rows of a message")] = "1,8,32,128",
+    trips: Annotated[int, typer.Option(min=1, help="counted round trips of each message")] = 300,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Round trips of dispatch messages between two processes, over each kind of link."""
+    from isotherm.actors import bench_links as bench
+
+    if top_k > experts:
+        raise typer.BadParameter(f"--top-k is {top_k}; there are {experts} experts")
+    figures, without = bench.bench_links(bench.LinkShape(hidden, experts, top_k), _sizes(rows), trips)
+    table = [f.as_dict() for f in figures]
+    _show(table, ("name", "rows", "pairs", "microseconds", "p99_microseconds", "mb_per_s"), as_json,
+          {} if without is None else {"no_shared_memory": without})  # fmt: skip
+    _plot(plot, f"round trips, hidden {hidden}, top {top_k}", table, "microseconds", "µs")
+
+
 @app.command("serve")
 def bench_serve(
     url: Annotated[str, typer.Option(help="a running endpoint")] = "http://127.0.0.1:8000",

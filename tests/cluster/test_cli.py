@@ -73,6 +73,10 @@ def test_a_model_that_is_none_is_one_message(command: tuple[str, ...], model: st
     assert "MODEL" in one_error(invoke(command[0], *command[1:], "--", model)).replace("model is ''", "MODEL")
 
 
+def test_bench_of_a_model_that_is_none_is_one_message():
+    assert "nothing" in one_error(invoke("bench", "decode", "nothing"))
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
 def test_a_hub_id_without_a_network_says_what_to_do(command: tuple[str, ...]):
     assert "hf download deepseek-ai/DeepSeek-V3" in one_error(invoke(command[0], "deepseek-ai/DeepSeek-V3", *command[1:]))
