@@ -13,29 +13,40 @@ from isotherm.cluster.architecture import expert_prefix
 from isotherm.cluster.checkpoint import SCALE_SUFFIX, Checkpoint
 from isotherm.kernels.ops import StoredWeight
 
+MAPPED_BYTES = 256 << 20  # read, before the files are mapped anew
+
 
 class WeightReader:
-    """Use as a context manager: the files stay mapped while it is open. Tensors are views of the mapping, so pack or copy them inside."""
+    """Use as a context manager. Tensors are views of mapped files, so pack or copy them inside. What was read counts as this process's memory while
+    the mapping lasts: so files are closed after every MAPPED_BYTES, and a mapping goes with the last view of it."""
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
         self.bytes_read = 0
         self._open: dict[Path, Any] = {}
+        self._mapped = 0
 
     def __enter__(self) -> WeightReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         for handle in self._open.values():
             handle.__exit__(None, None, None)
         self._open.clear()
+        self._mapped = 0
 
     def tensor(self, name: str) -> Tensor:
         info = self.checkpoint.tensors[name]
+        if self._mapped > MAPPED_BYTES:
+            self._close()
         handle = self._open.get(info.file)
         if handle is None:
             handle = self._open[info.file] = safe_open(info.file, framework="pt", device="cpu").__enter__()
         self.bytes_read += info.nbytes
+        self._mapped += info.nbytes
         return handle.get_tensor(name)
 
     def stored(self, name: str) -> StoredWeight:
