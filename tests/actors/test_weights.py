@@ -19,7 +19,7 @@ def mapped_and_touched(file: Path) -> int:
     total, ours = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            ours = line.endswith(str(file))
+            ours = line.endswith(str(file.resolve()))
         elif ours and line.startswith("Rss:"):
             total += int(line.split()[1]) << 10
     return total
