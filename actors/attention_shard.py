@@ -57,7 +57,8 @@ class AttentionShard(WorkerBase):
 
     def _connect(self, meeting: Meeting) -> Link:
         if meeting.kind != "shared-memory":
-            return ProcessGroupLink(self._meet(meeting, 0), self.spec.link_timeout)
+            group, lane = self._meet(meeting, 0)
+            return ProcessGroupLink(group, self.spec.link_timeout, self.kernels.device, lane)
         config = self.checkpoint.config
         nbytes = segment_bytes(config.hidden_size, self.kernels.dtype.itemsize, self._scheduler_config.max_batch_tokens, config.num_experts_per_tok)
         return SharedMemoryLink.open(meeting.prefix, nbytes, self.spec.link_timeout, meeting.timeout)

@@ -47,8 +47,8 @@ class ExpertGroup(WorkerBase):
         if meeting.kind == "shared-memory":
             await asyncio.to_thread(self._connect_shared_memory, shard, meeting)
         else:
-            group = await asyncio.to_thread(self._meet, meeting, 1)
-            self.server.attach(shard, ProcessGroupServerLink(group, self.checkpoint.config.hidden_size))
+            group, lane = await asyncio.to_thread(self._meet, meeting, 1)
+            self.server.attach(shard, ProcessGroupServerLink(group, self.checkpoint.config.hidden_size, self.kernels.device, lane))
 
     def _connect_shared_memory(self, shard: str, meeting: Meeting) -> None:
         if self.loop is not None:

@@ -15,7 +15,7 @@ from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.scheduler import SchedulerConfig
 from isotherm.cluster.text import Tokenizer
-from isotherm.kernels.select import select_kernels
+from isotherm.kernels.select import NAMES, select_kernels
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ def generate_offline(manifest: Manifest, path: Path, options: OfflineOptions, sh
         raise OfflineError("give one of --prompt TEXT, --prompt-ids 1,2,3 and --chat TEXT")
     if options.dtype not in ("float32", "bfloat16"):
         raise OfflineError(f'--dtype is "{options.dtype}"; it must be "float32" or "bfloat16"')
-    if options.kernels not in ("auto", "reference", "native"):
-        raise OfflineError(f'--kernels is "{options.kernels}"; it must be "auto", "reference" or "native"')
+    if options.kernels not in NAMES:
+        raise OfflineError(f'--kernels is "{options.kernels}"; it must be "auto", "native", "reference" or "triton"')
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     # With --prompt-ids a model without a tokenizer will do: there is then no text.
@@ -60,7 +60,7 @@ def generate_offline(manifest: Manifest, path: Path, options: OfflineOptions, sh
         raise OfflineError(f"{len(prompt)} prompt tokens and --max-tokens {options.max_tokens} exceed the model's {config.max_position_embeddings}")
     if options.logprobs is not None and options.logprobs > config.vocab_size:
         raise OfflineError(f"--logprobs is {options.logprobs}; the vocabulary has {config.vocab_size} tokens")
-    selection = select_kernels(options.kernels, parse_dtype(options.dtype))
+    selection = select_kernels(options.kernels, parse_dtype(options.dtype), device=manifest.device)
     log.info("kernels: %s (%s)", selection.kernels.name, selection.reason)
     block_size = manifest.engine.block_size
     scheduler = SchedulerConfig(block_size, -(-length // block_size), manifest.engine.max_batch_tokens, 1, length, prefix_cache=False)

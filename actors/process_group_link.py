@@ -1,15 +1,21 @@
 """A link over a two-rank torch.distributed process group: rank 0 is the shard, rank 1 the expert group.
 
-Every message is a header of int64[HEADER] on tag 0 (the control lane) and, where it is not empty, a body on tag 1 (the data lane). Raw bytes
-only. gloo on CPUs; on GPUs the rows could go over a second group on NCCL while headers stay on the host.
+Every message is a header of int64[HEADER] on tag 0 and, where it is not empty, a body on tag 1. Raw bytes only, over gloo.
 
 A dispatch's body: experts int32[A], offsets int32[A+1], rows int32[P], zeros up to a multiple of 64, then the rows' bytes. A reply's body: the
 outputs' bytes, or a message in UTF-8.
+
+Between two GPUs rows and outputs are in no body: they go from device to device over a second process group (`DataLane`, NCCL), after the message
+that announces them. Where one end is on a GPU and the other is not, bodies pass through pinned memory.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -21,12 +27,13 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 from isotherm.actors.exchange import LinkError
 from isotherm.actors.expert_worker import Dispatch, ExpertNotHeldError
 
-HEADER = 8
+HEADER = 9
 DISPATCH, OUTPUT, NOT_HELD, FAILED, CLOSE = 1, 2, 3, 4, 5
 DTYPES = (torch.float32, torch.bfloat16)
 ALIGNMENT = 64
 FOREVER = timedelta(days=3650)
 CLOSING = timedelta(seconds=1)  # a peer that hangs need not be told
+CPU = torch.device("cpu")
 
 
 class Rendezvous:
@@ -52,13 +59,141 @@ def open_process_group(store_host: str, store_port: int, prefix: str, rank: int,
         raise LinkError(f"no link could be made: {_first_line(error)}") from None
 
 
+class DataLane:
+    """Rows from device to device, over a process group of their own with the same two ranks; what they are was said on the other one.
+
+    On a GPU nothing here waits for what the device computes meanwhile: receiving has a stream of its own, so that the shared experts overlap the
+    exchange. `abort` ends what hangs on the device.
+    """
+
+    def __init__(self, group: Any, peer: int, device: torch.device, timeout: float, abort: Callable[[], None] = lambda: None):
+        self._group, self._peer, self._device, self._timeout, self._abort = group, peer, device, timeout, abort
+        self._receiving = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._sent: tuple[Any, Tensor] | None = None  # under way until the peer's next message
+
+    def send(self, rows: Tensor) -> None:
+        """Start sending, after what the current stream has still to compute of `rows`."""
+        if rows.numel():
+            try:
+                self._sent = self._group.send([rows], self._peer, 0), rows
+            except RuntimeError as error:
+                raise LinkError(_first_line(error)) from None
+
+    def receive(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        """[rows, width], ready for any stream. Raises LinkError when the peer does not send within the timeout, and then ends this lane."""
+        with self._stream():
+            into = torch.empty(rows, width, dtype=dtype, device=self._device)
+            if not into.numel():
+                return into
+            try:
+                work = self._group.recv([into], self._peer, 0)
+            except RuntimeError as error:
+                raise LinkError(_first_line(error)) from None
+            self._wait(work)
+        if self._receiving is not None:
+            into.record_stream(torch.cuda.current_stream(self._device))
+        return into
+
+    def greet(self, first: bool) -> None:
+        """Exchange one element: a lane that cannot work is found when the link is made."""
+        hello = torch.ones(1, 1, device=self._device)
+        if first:
+            self.send(hello)
+            self.receive(1, 1, hello.dtype)
+        else:
+            self.receive(1, 1, hello.dtype)
+            self.send(hello)
+
+    def close(self) -> None:
+        self._abort()
+
+    def _stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._receiving is None else torch.cuda.stream(self._receiving)
+
+    def _wait(self, work: Any) -> None:
+        """On the host: a peer that has died would hang the device for ever. NCCL's own wait sleeps for a millisecond at a time, which is too long."""
+        try:
+            if self._receiving is None:
+                _wait(work, timedelta(seconds=self._timeout))
+                return
+            deadline = time.monotonic() + self._timeout
+            while not work.is_completed():
+                if time.monotonic() > deadline:
+                    raise LinkError(f"the peer announced rows and sent none for {self._timeout:g} s")
+                time.sleep(0)  # lets other threads run
+        except (LinkError, RuntimeError) as error:
+            self._abort()
+            raise LinkError(_first_line(error)) from None
+
+
+def open_data_lane(store_host: str, store_port: int, prefix: str, rank: int, device: torch.device, meeting: float, timeout: float) -> DataLane:
+    """One end of a two-rank NCCL group beside the process group that was opened with the same `prefix`; blocks until rows have gone both ways.
+    `meeting`: seconds that this may take; `timeout`: seconds for rows that were announced. Raises LinkError."""
+    try:
+        from torch.distributed import ProcessGroupNCCL
+    except ImportError:
+        raise LinkError(f"no link could be made: torch {torch.__version__} has no NCCL, over which rows go between two GPUs") from None
+    # Read when the group is made. A lost peer is handled here; torch would end this process.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    try:
+        store = TCPStore(store_host, store_port, is_master=False, timeout=timedelta(seconds=meeting))
+        options: Any = ProcessGroupNCCL.Options()
+        options._timeout = timedelta(seconds=meeting)
+        group: Any = ProcessGroupNCCL(PrefixStore(f"{prefix}/rows", store), rank, 2, options)
+        lane = DataLane(group, 1 - rank, device, meeting, group.abort)
+        lane.greet(first=rank == 0)
+    except (RuntimeError, LinkError) as error:
+        raise LinkError(f"no link could be made over NCCL: {_first_line(error)}") from None
+    lane._timeout = timeout
+    return lane
+
+
+class HostMemory:
+    """Where the bodies of messages lie on the host. For rows on a GPU that is pinned memory, used again and again: a body is sent or copied before
+    the next is taken."""
+
+    def __init__(self, device: torch.device, allocate: Callable[[int], Tensor] | None = None):
+        self.reused = device.type != "cpu" or allocate is not None
+        self._allocate = allocate or (lambda nbytes: torch.empty(nbytes, dtype=torch.uint8, pin_memory=True))
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, nbytes: int) -> Tensor:
+        """uint8 [nbytes]."""
+        if not self.reused:
+            return torch.empty(nbytes, dtype=torch.uint8)
+        if len(self._memory) < nbytes:
+            self._memory = self._allocate(max(nbytes, 2 * len(self._memory)))
+        return self._memory[:nbytes]
+
+
 class _Wire:
     """Sends and receives (header, body) over one process group."""
 
-    def __init__(self, group: ProcessGroupGloo, peer: int):
+    def __init__(self, group: ProcessGroupGloo, peer: int, device: torch.device, allocate: Callable[[int], Tensor] | None):
         self._group: Any = group  # torch's stubs leave out send and recv
-        self._peer = peer
+        self._peer, self._device = peer, device
         self._pending: list = []
+        self._outgoing, self._incoming = HostMemory(device, allocate), HostMemory(device, allocate)
+
+    def body(self, nbytes: int, timeout: timedelta = FOREVER) -> Tensor:
+        """uint8 [nbytes] for what is sent next."""
+        if self._outgoing.reused:
+            self.flush(timeout)
+        return self._outgoing.take(nbytes)
+
+    def bytes_of(self, rows: Tensor) -> Tensor:
+        """uint8, on the host, of rows that are sent next."""
+        flat = rows.contiguous().flatten().view(torch.uint8)
+        return self.body(len(flat)).copy_(flat) if self._outgoing.reused else flat
+
+    def rows(self, body: Tensor, dtype: torch.dtype, width: int) -> Tensor:
+        """The rows in what was received, on this end's device."""
+        return body.view(dtype).view(-1, width).to(self._device, copy=self._incoming.reused)
+
+    def numbers(self, body: Tensor) -> np.ndarray:
+        """The int32s in what was received."""
+        numbers = body.numpy().view(np.int32)
+        return numbers.copy() if self._incoming.reused else numbers
 
     def send(self, kind: int, fields: tuple[int, ...], body: Tensor | None, timeout: timedelta = FOREVER) -> None:
         """Start sending, once what was sent before has gone (within `timeout`); the body's memory must stay as it is until it has gone too."""
@@ -84,7 +219,7 @@ class _Wire:
         header = torch.empty(HEADER, dtype=torch.int64)
         self._receive(header, 0, timeout)
         kind, nbytes, *fields = header.tolist()
-        body = torch.empty(nbytes, dtype=torch.uint8)
+        body = self._incoming.take(nbytes)
         if nbytes:
             self._receive(body, 1, timeout)
         return kind, fields, body
@@ -109,12 +244,17 @@ def _first_line(error: BaseException) -> str:
 
 
 class ProcessGroupLink:
-    """The shard's end. `timeout` in seconds: how long a group may stay silent before it counts as lost."""
+    """The shard's end. `timeout` in seconds: how long a group may stay silent before it counts as lost. `device`: where rows come from and outputs
+    go to. `lane`: their own way there. `allocate` gives the memory for bodies where `device` is a GPU."""
 
     kind = "process-group (gloo)"
+    kind_with_lane = "process-group (gloo, rows over NCCL)"
 
-    def __init__(self, group: ProcessGroupGloo, timeout: float):
-        self._wire = _Wire(group, peer=1)
+    def __init__(self, group: ProcessGroupGloo, timeout: float, device: torch.device = CPU, lane: DataLane | None = None,
+                 allocate: Callable[[int], Tensor] | None = None):  # fmt: skip
+        self._wire, self._lane = _Wire(group, 1, device, allocate), lane
+        if lane is not None:
+            self.kind = self.kind_with_lane
         self._timeout = timedelta(seconds=timeout)
         self._sequence = 0
         self._expected: tuple[int, int, torch.dtype] = (0, 0, torch.float32)  # pairs, width, dtype
@@ -124,12 +264,15 @@ class ProcessGroupLink:
         x, rows = message.x_UD.contiguous(), len(message.rows_P)
         self._expected = (rows, x.shape[1], x.dtype)
         numbers = np.concatenate([message.experts_A, message.offsets_A1, message.rows_P]).view(np.uint8)
-        pad = -len(numbers) % ALIGNMENT
-        body = torch.empty(len(numbers) + pad + x.nbytes, dtype=torch.uint8)
+        begin = len(numbers) + -len(numbers) % ALIGNMENT
+        body = self._wire.body(begin + (0 if self._lane else x.nbytes), self._timeout)
         body[: len(numbers)] = torch.from_numpy(numbers)
-        body[len(numbers) + pad :] = x.flatten().view(torch.uint8)
-        fields = (self._sequence, message.layer, message.placement_version, len(message.experts_A), rows, DTYPES.index(x.dtype))
+        if self._lane is None:
+            body[begin:] = x.flatten().view(torch.uint8)
+        fields = (self._sequence, message.layer, message.placement_version, len(message.experts_A), rows, DTYPES.index(x.dtype), len(x))
         self._wire.send(DISPATCH, fields, body, self._timeout)
+        if self._lane is not None:
+            self._lane.send(x)
 
     def receive(self) -> Tensor:
         self._wire.flush(self._timeout)
@@ -141,7 +284,7 @@ class ProcessGroupLink:
         if kind != OUTPUT:
             raise LinkError(f"the group failed: {bytes(body.numpy()).decode(errors='replace')}")
         pairs, width, dtype = self._expected
-        return body.view(dtype).view(pairs, width)
+        return self._wire.rows(body, dtype, width) if self._lane is None else self._lane.receive(pairs, width, dtype)
 
     def in_step(self, inside: bool) -> None:
         pass  # the group computes what comes in the order in which it comes
@@ -152,40 +295,53 @@ class ProcessGroupLink:
             self._wire.flush(CLOSING)
         except LinkError:
             pass  # the peer is gone already
+        if self._lane is not None:
+            self._lane.close()
 
 
 class ProcessGroupServerLink:
-    """The group's end. `receive` may be called by one thread while another calls `reply`."""
+    """The group's end, with `device`, `lane` and `allocate` as at the shard's. `receive` may be called by one thread while another calls `reply`."""
 
     kind = ProcessGroupLink.kind
 
-    def __init__(self, group: ProcessGroupGloo, hidden: int):
-        self._wire = _Wire(group, peer=0)
-        self._hidden = hidden
+    def __init__(self, group: ProcessGroupGloo, hidden: int, device: torch.device = CPU, lane: DataLane | None = None,
+                 allocate: Callable[[int], Tensor] | None = None):  # fmt: skip
+        self._wire, self._lane, self._hidden = _Wire(group, 0, device, allocate), lane, hidden
+        if lane is not None:
+            self.kind = ProcessGroupLink.kind_with_lane
 
     def receive(self) -> tuple[int, Dispatch] | None:
         """Wait for the next dispatch, as long as it takes → (sequence number, message), or None when the shard has closed the link.
         Raises LinkError when the shard is gone."""
         kind, fields, body = self._wire.receive(FOREVER)
         if kind == CLOSE:
+            if self._lane is not None:
+                self._lane.close()
             return None
         if kind != DISPATCH:
             raise LinkError(f"protocol error: message of kind {kind}")
-        sequence, layer, version, active, pairs, dtype = fields
-        numbers = body[: 4 * (2 * active + 1 + pairs)].numpy().view(np.int32)
-        begin = len(numbers) * 4 + -len(numbers) * 4 % ALIGNMENT
-        x_UD = body[begin:].view(DTYPES[dtype]).view(-1, self._hidden)
+        sequence, layer, version, active, pairs, dtype, rows = fields
+        numbers = self._wire.numbers(body[: 4 * (2 * active + 1 + pairs)])
+        if self._lane is None:
+            begin = len(numbers) * 4 + -len(numbers) * 4 % ALIGNMENT
+            x_UD = self._wire.rows(body[begin:], DTYPES[dtype], self._hidden)
+        else:
+            x_UD = self._lane.receive(rows, self._hidden, DTYPES[dtype])
         experts_A, offsets_A1, rows_P = np.split(numbers, [active, 2 * active + 1])
         return sequence, Dispatch(layer, version, x_UD, rows_P, experts_A, offsets_A1)
 
     def reply(self, sequence: int, output_PD: Tensor) -> None:
-        self._answer(OUTPUT, sequence, output_PD.contiguous().flatten().view(torch.uint8))
+        if self._lane is None:
+            self._answer(OUTPUT, sequence, self._wire.bytes_of(output_PD))
+        else:
+            self._answer(OUTPUT, sequence, None)
+            self._lane.send(output_PD.contiguous())
 
     def refuse(self, sequence: int, error: Exception) -> None:
         """Say why there is no output."""
         kind = NOT_HELD if isinstance(error, ExpertNotHeldError) else FAILED
         self._answer(kind, sequence, torch.frombuffer(bytearray(f"{type(error).__name__}: {error}".encode()), dtype=torch.uint8))
 
-    def _answer(self, kind: int, sequence: int, body: Tensor) -> None:
+    def _answer(self, kind: int, sequence: int, body: Tensor | None) -> None:
         # Not flushed: a shard that hangs must not hold the thread that computes for all. The next message comes after this answer has gone.
         self._wire.send(kind, (sequence,), body)

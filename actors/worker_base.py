@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed import ProcessGroupGloo
 
-from isotherm.actors.process_group_link import open_process_group
+from isotherm.actors.process_group_link import DataLane, open_data_lane, open_process_group
 from isotherm.actors.weights import parse_dtype
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.link_choice import LinkKind, Locality
@@ -26,6 +27,7 @@ class WorkerSpec:
 
     id: str
     model_path: Path
+    device: str  # cpu | cuda
     dtype: str
     kernels: str
     threads: int
@@ -55,7 +57,7 @@ class WorkerBase:
         self.progress = 0.0
         self.loaded = False
         self.checkpoint = Checkpoint.open(spec.model_path)
-        selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), spec.threads)
+        selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), spec.threads, spec.device)
         self.kernels: Kernels = selection.kernels
         self.kernels_reason = selection.reason
         logging.getLogger(__name__).info("kernels: %s (%s), %d threads", self.kernels.name, selection.reason, spec.threads)
@@ -72,10 +74,17 @@ class WorkerBase:
 
     async def locality(self) -> Locality:
         """Where this process is, for choosing its links."""
-        return own_locality()
+        if self.spec.device == "cpu":
+            return own_locality()
+        return replace(own_locality(), device=self.spec.device, gpu=str(torch.cuda.get_device_properties(self.kernels.device).uuid))
 
-    def _meet(self, meeting: Meeting, rank: int) -> ProcessGroupGloo:
-        return open_process_group(meeting.store_host, meeting.store_port, meeting.prefix, rank, self.host, meeting.timeout)
+    def _meet(self, meeting: Meeting, rank: int) -> tuple[ProcessGroupGloo, DataLane | None]:
+        """The host's process group, and the lane for rows between two GPUs."""
+        store = meeting.store_host, meeting.store_port
+        group = open_process_group(*store, meeting.prefix, rank, self.host, meeting.timeout)
+        if meeting.kind != "process-group-nccl":
+            return group, None
+        return group, open_data_lane(*store, meeting.prefix, rank, self.kernels.device, meeting.timeout, self.spec.link_timeout)
 
     def _common_status(self) -> dict[str, Any]:
         return {

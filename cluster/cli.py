@@ -65,6 +65,12 @@ def _manifest(model: str, **overrides: Any):
     return manifest, path
 
 
+def _cuda_unavailable() -> str | None:
+    from isotherm.kernels.select import cuda_unavailable_reason
+
+    return cuda_unavailable_reason()
+
+
 @app.command()
 @user_errors
 def serve(
@@ -77,7 +83,7 @@ def serve(
     manifest, path = _manifest(model, host=host, port=port)
     from isotherm.cluster.preflight import check_port, check_servable
 
-    check_servable(manifest, path)
+    check_servable(manifest, path, _cuda_unavailable if address is None else None)
     if address is None:
         check_port(manifest.http.host, manifest.http.port)
         prepare_local_ray()
@@ -102,7 +108,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1)] = 0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the end-of-sequence token")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
-    kernels: Annotated[str, typer.Option(help="auto, reference or native")] = "auto",
+    kernels: Annotated[str, typer.Option(help="auto, native, reference or triton")] = "auto",
     logprobs: Annotated[Optional[int], typer.Option(min=0, help="log-probabilities of each token and of the N most likely ones")] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:

@@ -70,7 +70,7 @@ class RayFleet:
         config, section = self.checkpoint.config, self.manifest.experts
         resources = bundle(section.cpus, section.gpus, section.memory)
         slot = await self._reserve(name, resources, section.labels)
-        spec = self._spec(name, self.manifest.expert_threads())
+        spec = self._spec(name, self.manifest.expert_threads(), section.gpus)
         worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts)
         self.groups[name] = worker
         await worker.actor.pid.remote()
@@ -80,7 +80,7 @@ class RayFleet:
         section = self.manifest.attention
         resources = bundle(section.cpus, section.gpus, section.memory)
         slot = await self._reserve(name, resources, section.labels)
-        spec = self._spec(name, self.manifest.attention_threads())
+        spec = self._spec(name, self.manifest.attention_threads(), section.gpus)
         worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self._scheduler_config)
         self.shards[name] = worker
         await worker.actor.load.remote()
@@ -100,9 +100,9 @@ class RayFleet:
             pending.cancel()  # the placement group of a caller that gave up is removed
             self._waiting(name, None)
 
-    def _spec(self, name: str, threads: int) -> WorkerSpec:
+    def _spec(self, name: str, threads: int, gpus: float) -> WorkerSpec:
         m = self.manifest
-        return WorkerSpec(name, self.checkpoint.path, m.dtype, m.kernels, threads, m.links.timeout, m.links.gather_window)
+        return WorkerSpec(name, self.checkpoint.path, m.worker_device(gpus), m.dtype, m.kernels, threads, m.links.timeout, m.links.gather_window)
 
     async def end(self, name: str) -> None:
         self.in_service.discard(name)
@@ -122,7 +122,7 @@ class RayFleet:
     async def link(self, shard: str, group: str) -> None:
         ends = self.shards[shard].actor, self.groups[group].actor
         localities = await asyncio.gather(*(end.locality.remote() for end in ends))
-        kind, reason = choose_link(self.manifest.links.kind, self.manifest.device, *localities)
+        kind, reason = choose_link(self.manifest.links.kind, *localities)
         log.info("link %s to %s: %s (%s)", shard, group, kind, reason)
         meeting = Meeting(self._rendezvous.host, self._rendezvous.port, f"{shard}/{group}/{uuid.uuid4().hex}", MEETING_TIMEOUT, kind)
         await asyncio.gather(ends[0].connect.remote(group, meeting), ends[1].connect.remote(shard, meeting))

@@ -100,7 +100,7 @@ class Manifest(_Section):
     served_name: str | None = Field(None, min_length=1, description="model id that the API shows; default: the name of the model's directory")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where workers that reserve GPUs compute; the others use the CPU")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    kernels: Literal["auto", "reference", "native"] = "auto"
+    kernels: Literal["auto", "native", "reference", "triton"] = "auto"
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()
@@ -110,6 +110,10 @@ class Manifest(_Section):
     @property
     def model_id(self) -> str:
         return self.served_name or Path(self.model.rstrip("/")).name
+
+    def worker_device(self, gpus: float) -> Literal["cpu", "cuda"]:
+        """Where a worker that reserves so many GPUs computes."""
+        return self.device if gpus else "cpu"
 
     def attention_threads(self) -> int:
         return self.attention.threads or len(os.sched_getaffinity(0))

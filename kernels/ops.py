@@ -85,10 +85,11 @@ class ExpertBank(ABC):
 
 
 class Kernels(ABC):
-    """One backend. `dtype` (bfloat16 or float32) is what activations are kept in between operations."""
+    """One backend. `dtype` (bfloat16 or float32) is what activations are kept in between operations; `device`, where."""
 
     name: str
     dtype: torch.dtype
+    device: torch.device = torch.device("cpu")
 
     # --- weights ---------------------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,12 @@ import torch
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 
+NAMES = ("auto", "native", "reference", "triton")
+
+
+class KernelsUnavailable(RuntimeError):
+    """The backend that was asked for is not one for this device; the message says what is."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -16,14 +22,19 @@ class Selection:
     reason: str  # why this backend, for the log and for `isotherm status`
 
 
-def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None) -> Selection:
-    """`name`: auto, reference or native. Sets torch's thread count. Raises RuntimeError where `native` is asked for and cannot load."""
+def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None, device: str = "cpu") -> Selection:
+    """`name`: one of NAMES; `device`: cpu or cuda, where auto is triton. Sets torch's thread count. Raises RuntimeError where what is asked for
+    cannot load, or is not for this device."""
+    if name not in NAMES:
+        raise ValueError(f'kernels is "{name}"; it must be "auto", "native", "reference" or "triton"')
     if threads is not None:
         torch.set_num_threads(threads)
+    if device == "cuda" and name in ("native", "reference"):
+        raise KernelsUnavailable(f'kernels "{name}" compute on the CPU; a worker with device: cuda needs "triton", which "auto" takes there')
+    if device == "cuda" or name == "triton":
+        return _triton(dtype, device)
     if name == "reference":
         return Selection(ReferenceKernels(dtype), "asked for")
-    if name not in ("auto", "native"):
-        raise ValueError(f'kernels is "{name}"; it must be "auto", "reference" or "native"')
     from isotherm.kernels.native_backend import NativeKernels, NativeKernelsUnavailable
 
     try:
@@ -32,4 +43,23 @@ def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None) ->
         if name == "native":
             raise
         return Selection(ReferenceKernels(dtype), f"native kernels are not there: {error}")
+    torch.set_num_threads(1)  # little is left to torch, and the threads that wait for more of it would spin beside the kernels'
     return Selection(native, native.describe())
+
+
+def _triton(dtype: torch.dtype, device: str) -> Selection:
+    try:
+        from isotherm.kernels.triton_backend import TritonKernels
+    except ImportError as error:
+        raise KernelsUnavailable(f"the Triton kernels need Triton ({error}); install it with: pip install 'isotherm[gpu]'") from None
+    kernels = TritonKernels(dtype, device)
+    return Selection(kernels, kernels.describe())
+
+
+def cuda_unavailable_reason() -> str | None:
+    """Why no worker on this machine can compute on a GPU; None where one can."""
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA; install one with it"
+    return "torch sees no CUDA device: check the driver, and CUDA_VISIBLE_DEVICES"

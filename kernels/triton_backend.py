@@ -243,7 +243,8 @@ class TritonKernels(Kernels):
         (rows, k), width = index_Tk.shape, y.shape[1]
         out = self._empty(rows, width)
         block = min(1024, power_of_two(width))
-        self._run(combine_kernel, (rows, cdiv(width, block)), 4, 1, y=y, index=index_Tk.contiguous(), weights=weights_Tk.float().contiguous(),
+        index, weights = index_Tk.to(self.device).contiguous(), weights_Tk.to(self.device, torch.float32).contiguous()
+        self._run(combine_kernel, (rows, cdiv(width, block)), 4, 1, y=y, index=index, weights=weights,
                   out=out, D=width, stride_y=y.stride(0), TOP=k, BLOCK=block)  # fmt: skip
         return out
 

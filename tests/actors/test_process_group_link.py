@@ -1,4 +1,5 @@
-"""Links over two-rank gloo groups."""
+"""Links over two-rank gloo groups: all on the host, and as between GPUs, where bodies pass through memory that is used again, or rows go over a
+process group of their own (gloo here, NCCL there)."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +22,16 @@ from torch import Tensor
 from isotherm.actors.exchange import LinkError
 from isotherm.actors.expert_server import ExpertServer
 from isotherm.actors.expert_worker import Dispatch, ExpertNotHeldError
-from isotherm.actors.process_group_link import ProcessGroupLink, ProcessGroupServerLink, Rendezvous, open_process_group
+from isotherm.actors.process_group_link import (
+    CPU,
+    DataLane,
+    HostMemory,
+    ProcessGroupLink,
+    ProcessGroupServerLink,
+    Rendezvous,
+    open_data_lane,
+    open_process_group,
+)
 from isotherm.cluster.checkpoint import Checkpoint
 
 HOST = "127.0.0.1"
@@ -47,18 +58,37 @@ def server(path: Path) -> ExpertServer:
     return ExpertServer(make_worker(path, native=False, held=[(1, e) for e in range(12)] + [(2, 0)]))
 
 
-def connect(rendezvous: Rendezvous, server: ExpertServer, shard: str = "shard", timeout: float = 20.0) -> ProcessGroupLink:
+Way = Literal["plain", "staged", "lane"]
+WAYS: tuple[Way, ...] = ("plain", "staged", "lane")
+
+
+def connect(rendezvous: Rendezvous, server: ExpertServer, shard: str = "shard", timeout: float = 20.0, way: Way = "plain") -> ProcessGroupLink:
     prefix = uuid.uuid4().hex
 
+    def end(rank: int) -> tuple[Any, ...]:
+        """Process group, lane and memory of one end."""
+        group = open_process_group(HOST, rendezvous.port, prefix, rank, HOST, 20.0)
+        if way != "lane":
+            return group, CPU, None, forgetful if way == "staged" else None
+        lane = DataLane(open_process_group(HOST, rendezvous.port, f"{prefix}/rows", rank, HOST, 20.0), 1 - rank, CPU, timeout)
+        lane.greet(first=rank == 0)
+        return group, CPU, lane
+
     def serve() -> None:
-        group = open_process_group(HOST, rendezvous.port, prefix, 1, HOST, 20.0)
-        server.attach(shard, ProcessGroupServerLink(group, server.worker.config.hidden_size))
+        group, *rest = end(1)
+        server.attach(shard, ProcessGroupServerLink(group, server.worker.config.hidden_size, *rest))
 
     thread = threading.Thread(target=serve)
     thread.start()
-    link = ProcessGroupLink(open_process_group(HOST, rendezvous.port, prefix, 0, HOST, 20.0), timeout)
+    group, *rest = end(0)
+    link = ProcessGroupLink(group, timeout, *rest)
     thread.join()
     return link
+
+
+def forgetful(nbytes: int) -> Tensor:
+    """What has not been written shows."""
+    return torch.full((nbytes,), 0xAA, dtype=torch.uint8)
 
 
 def ask(link: ProcessGroupLink, message: Dispatch) -> Tensor:
@@ -73,21 +103,27 @@ def until(condition) -> None:
         time.sleep(0.005)
 
 
-def test_outputs_are_those_of_a_function_call(rendezvous: Rendezvous, server: ExpertServer, config):
-    link, rng = connect(rendezvous, server), np.random.default_rng(0)
+@pytest.mark.parametrize("way", WAYS)
+def test_outputs_are_those_of_a_function_call(rendezvous: Rendezvous, server: ExpertServer, config, way: Way):
+    link, rng = connect(rendezvous, server, way=way), np.random.default_rng(0)
+    answers = []
     for rows in (1, 2, 0, 9, 50, 1, 300):
         message = random_message(config, rng, rows, layer=1)
         before = server.worker.rows_served.copy()
         answer = ask(link, message)
         assert ((server.worker.rows_served - before)[1, message.experts_A] == np.diff(message.offsets_A1)).all()
-        assert torch.equal(answer, server.worker.compute(message))
-    assert server.links() == {"shard": "process-group (gloo)"}
+        answers.append((answer, server.worker.compute(message)))
+        assert torch.equal(*answers[-1])
+    assert all(torch.equal(*pair) for pair in answers)  # a later message leaves earlier answers as they are
+    assert server.links() == {"shard": link.kind}
+    assert link.kind == ("process-group (gloo, rows over NCCL)" if way == "lane" else "process-group (gloo)")
     until(lambda: server.counts.messages == 7)
     link.close()
 
 
-def test_several_links_are_served_side_by_side(rendezvous: Rendezvous, server: ExpertServer, config):
-    links, wrong = [connect(rendezvous, server, f"shard-{i}") for i in range(3)], []
+@pytest.mark.parametrize("way", WAYS)
+def test_several_links_are_served_side_by_side(rendezvous: Rendezvous, server: ExpertServer, config, way: Way):
+    links, wrong = [connect(rendezvous, server, f"shard-{i}", way=way) for i in range(3)], []
     work = [[random_message(config, np.random.default_rng([1, i, j]), 1 + j % 7, layer=1) for j in range(30)] for i in range(3)]
     alone = [[server.worker.compute(m) for m in messages] for messages in work]
 
@@ -104,8 +140,9 @@ def test_several_links_are_served_side_by_side(rendezvous: Rendezvous, server: E
         link.close()
 
 
-def test_an_expert_that_is_not_held_is_named_and_the_link_goes_on(rendezvous: Rendezvous, server: ExpertServer, config):
-    link, x = connect(rendezvous, server), torch.ones(1, config.hidden_size)
+@pytest.mark.parametrize("way", WAYS)
+def test_an_expert_that_is_not_held_is_named_and_the_link_goes_on(rendezvous: Rendezvous, server: ExpertServer, config, way: Way):
+    link, x = connect(rendezvous, server, way=way), torch.ones(1, config.hidden_size)
     missing = Dispatch(2, 17, x, np.zeros(2, np.int32), np.array([3, 4], np.int32), np.array([0, 1, 2], np.int32))
     held = Dispatch(2, 17, x, np.zeros(1, np.int32), np.array([0], np.int32), np.array([0, 1], np.int32))
     for _ in range(2):
@@ -164,6 +201,66 @@ def test_a_stopped_group_is_lost_at_the_timeout(rendezvous: Rendezvous, path: Pa
 def test_nobody_comes(rendezvous: Rendezvous):
     with pytest.raises(LinkError, match="no link could be made"):
         open_process_group(HOST, rendezvous.port, uuid.uuid4().hex, 0, HOST, 0.2)
+
+
+# --- as between GPUs -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_were_announced_and_do_not_come_end_the_lane(rendezvous: Rendezvous):
+    prefix, lanes, aborted = uuid.uuid4().hex, {}, []
+
+    def open_end(rank: int) -> None:
+        group = open_process_group(HOST, rendezvous.port, prefix, rank, HOST, 20.0)
+        lanes[rank] = DataLane(group, 1 - rank, CPU, 0.3, lambda: aborted.append(rank))
+
+    other = threading.Thread(target=open_end, args=(1,))
+    other.start()
+    open_end(0)
+    other.join()
+    assert lanes[0].receive(0, 5, torch.bfloat16).shape == (0, 5)  # nothing is sent for no rows
+    begin = time.perf_counter()
+    with pytest.raises(LinkError):
+        lanes[0].receive(2, 5, torch.bfloat16)
+    assert 0.2 < time.perf_counter() - begin < 5.0 and aborted == [0]
+
+
+def test_the_shard_of_a_link_with_a_lane_sees_a_killed_group_at_once(rendezvous: Rendezvous, path: Path, config):
+    """By the host's process group, which goes first."""
+    prefix = uuid.uuid4().hex
+    with process(serve_process_group, path, HOST, rendezvous.port, prefix) as pid:
+        group = open_process_group(HOST, rendezvous.port, prefix, 0, HOST, 20.0)
+        closed: list[int] = []
+        link = ProcessGroupLink(group, 30.0, CPU, DataLane(_NoRows(), 1, CPU, 30.0, lambda: closed.append(1)))
+        os.kill(pid, signal.SIGKILL)
+        begin = time.perf_counter()
+        with pytest.raises(LinkError):
+            ask(link, random_message(config, np.random.default_rng(5), 3))
+        assert time.perf_counter() - begin < 5.0
+        link.close()
+        assert closed == [1]
+
+
+class _NoRows:
+    """A process group whose peer never asks for what is sent."""
+
+    def send(self, rows: list[Tensor], peer: int, tag: int) -> object:
+        return object()
+
+
+def test_host_memory_is_used_again_and_grows():
+    memory = HostMemory(CPU, forgetful)
+    first = memory.take(100)
+    assert memory.take(40).data_ptr() == first.data_ptr()
+    assert len(memory.take(150)) == 150 and memory.take(200).data_ptr() == memory.take(1).data_ptr()
+    fresh = HostMemory(CPU)
+    kept = fresh.take(10)
+    assert not fresh.reused and fresh.take(10).data_ptr() != kept.data_ptr()
+
+
+def test_without_nccl_a_link_between_gpus_says_so(rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr("torch.distributed.ProcessGroupNCCL", raising=False)
+    with pytest.raises(LinkError, match=r"torch .* has no NCCL"):
+        open_data_lane(HOST, rendezvous.port, uuid.uuid4().hex, 0, torch.device("cuda"), 1.0, 1.0)
 
 
 def test_a_shard_that_never_takes_its_answer_holds_up_nobody(rendezvous: Rendezvous, server: ExpertServer, config):

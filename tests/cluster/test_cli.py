@@ -136,9 +136,14 @@ def test_a_model_in_the_current_directory_has_a_name(served: list[Any], tmp_path
     assert served[0][0].model_id == "my-model"
 
 
-def test_serve_refuses_cuda_and_a_bad_port(served: list[Any], tmp_path: Path):
+def test_serve_refuses_cuda_without_a_gpu_and_a_bad_port(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "gpu.yaml").write_text("device: cuda\nattention: {gpus: 1}")
-    assert "the GPU path is not wired yet" in one_error(invoke("serve", "gpu.yaml"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "device is cuda, but torch" in one_error(invoke("serve", "gpu.yaml"))
+    assert served == []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert invoke("serve", "gpu.yaml", "--port", "18766").exit_code == 0
+    served.clear()
     assert "http.port is 0" in one_error(invoke("serve", "--port", "0"))
     assert "http.port is 99999" in one_error(invoke("serve", "--port", "99999"))
     assert served == []

@@ -73,7 +73,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("served_name", "", "at least 1 character"),
     ("device", "tpu", "'cpu' or 'cuda'"),
     ("dtype", "fp8", "'bfloat16' or 'float32'"),
-    ("kernels", "triton", "'auto', 'reference' or 'native'"),
+    ("kernels", "cuda", "'auto', 'native', 'reference' or 'triton'"),
     ("attention", None, "mapping"),
     ("attention", [1], "mapping"),
     ("attention.shards", 0, "greater than or equal to 1"),

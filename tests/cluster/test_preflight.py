@@ -19,10 +19,30 @@ def test_the_default_can_be_served():
     check_servable(Manifest(), bundled_model())
 
 
-def test_cuda_loads_and_is_not_served_yet():
+def test_cuda_is_refused_where_the_workers_machine_has_no_gpu():
     manifest = parse_manifest({"device": "cuda", "attention": {"gpus": 1}})
-    with pytest.raises(ManifestError, match="device cuda: the GPU path is not wired yet"):
-        check_servable(manifest, bundled_model())
+    with pytest.raises(ManifestError, match="device is cuda, but there is no driver; or use device: cpu"):
+        check_servable(manifest, bundled_model(), lambda: "there is no driver")
+    check_servable(manifest, bundled_model(), lambda: None)
+    check_servable(manifest, bundled_model())  # the workers will be elsewhere
+    check_servable(Manifest(), bundled_model(), lambda: "there is no driver")
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"device": "cuda"}, "no worker reserves a GPU; set attention.gpus or experts.gpus"),
+    ({"device": "cuda", "kernels": "native", "attention": {"gpus": 1}}, "kernels is native, which computes on the CPU"),
+    ({"device": "cuda", "kernels": "triton", "attention": {"gpus": 1}}, r"experts\.gpus is 0; auto takes triton for the workers with GPUs alone"),
+    ({"kernels": "triton"}, "kernels is triton, which needs device: cuda"),
+])  # fmt: skip
+def test_kernels_and_devices_that_do_not_fit_are_refused(fields: dict, words: str):
+    with pytest.raises(ManifestError, match=words):
+        check_servable(parse_manifest(fields), bundled_model(), lambda: None)
+
+
+def test_workers_without_a_gpu_compute_on_the_cpu():
+    manifest = parse_manifest({"device": "cuda", "attention": {"gpus": 0.5}})
+    assert (manifest.worker_device(manifest.attention.gpus), manifest.worker_device(manifest.experts.gpus)) == ("cuda", "cpu")
+    assert Manifest().worker_device(1) == "cpu"
 
 
 def test_a_context_that_does_not_fit_the_model_is_refused():

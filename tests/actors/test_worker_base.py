@@ -1,0 +1,54 @@
+"""A worker on a GPU: what it says where there is none, and which lanes its links get."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from isotherm.actors import worker_base
+from isotherm.actors.process_group_link import Rendezvous
+from isotherm.actors.worker_base import Meeting, WorkerBase, WorkerSpec, own_locality
+from isotherm.cluster.model_path import bundled_model
+
+HOST = "127.0.0.1"
+SPEC = WorkerSpec("attention-0", bundled_model(), "cpu", "bfloat16", "reference", 1, link_timeout=5.0, gather_window=1.0)
+
+
+def test_without_a_gpu_a_worker_that_needs_one_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="torch sees no CUDA device"):
+        WorkerBase(replace(SPEC, device="cuda", kernels="auto"), HOST)
+
+
+def test_a_worker_says_where_its_rows_are(monkeypatch: pytest.MonkeyPatch):
+    worker = WorkerBase(SPEC, HOST)
+    assert asyncio.run(worker.locality()) == own_locality() and own_locality().device == "cpu"
+    worker.spec = replace(SPEC, device="cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a-b-c"))
+    assert asyncio.run(worker.locality()) == replace(own_locality(), device="cuda", gpu="a-b-c")
+
+
+@pytest.mark.parametrize("kind", ["process-group", "process-group-nccl"])
+def test_a_lane_for_rows_is_opened_between_gpus_alone(kind, monkeypatch: pytest.MonkeyPatch):
+    rendezvous, opened = Rendezvous(HOST), {}
+    monkeypatch.setattr(worker_base, "open_data_lane", lambda *arguments: arguments)
+    meeting = Meeting(HOST, rendezvous.port, uuid.uuid4().hex, 20.0, kind)
+
+    def meet(rank: int) -> None:
+        opened[rank] = WorkerBase(SPEC, HOST)._meet(meeting, rank)
+
+    other = threading.Thread(target=meet, args=(1,))
+    other.start()
+    meet(0)
+    other.join()
+    assert [opened[rank][0].rank() for rank in (0, 1)] == [0, 1]
+    if kind == "process-group":
+        assert opened[0][1] is opened[1][1] is None
+    else:
+        assert [opened[rank][1] for rank in (0, 1)] == [(HOST, rendezvous.port, meeting.prefix, r, torch.device("cpu"), 20.0, 5.0) for r in (0, 1)]
