@@ -36,7 +36,7 @@ class Engine:
 
     def _compute(self, chunks: Sequence[Chunk]) -> list[Delta]:
         self.experts.begin_step()
-        batch = build_batch(chunks, self.scheduler.config.block_size)
+        batch = build_batch(chunks, self.scheduler.config.block_size, self.model.cos, self.model.sin)
         logits = self.model.forward(batch, self.cache, self.experts)
         self.steps += 1
         return self.scheduler.complete(chunks, self._sample([c for c in chunks if c.sample], logits))

@@ -140,6 +140,8 @@ class ExpertExchange:
         self._lost: set[str] = set()  # groups whose link has failed under the placement in force
         self._row_index = {layer: i for i, layer in enumerate(placement.layers)}
         self.rows_routed = np.zeros((len(placement.layers), len(placement.holders[0]) if placement.holders else 0), dtype=np.int64)
+        self.reads = np.zeros_like(self.rows_routed)  # times that each expert was computed at all: its weights were read so often, or more with copies
+        self.waited: dict[str, float] = {}  # group → seconds spent waiting for its answers, once those of the groups before it had come
         self.adopt(placement, links)
 
     def adopt(self, placement: Placement, links: Mapping[str, Link]) -> None:
@@ -183,7 +185,9 @@ class ExpertExchange:
             self.begin_step()
         turn = self._turns[layer] = self._turns.get(layer, layer) + 1
         ids = ids_Tk.cpu().numpy()
-        self.rows_routed[self._row_index[layer]] += np.bincount(ids.ravel(), minlength=self.rows_routed.shape[1])
+        rows_E = np.bincount(ids.ravel(), minlength=self.rows_routed.shape[1])
+        self.rows_routed[self._row_index[layer]] += rows_E
+        self.reads[self._row_index[layer]] += rows_E > 0
         self._layer, self._x_TD, self._ids_Tk, self._weights_Tk = layer, x_TD, ids, weights_Tk
         self._shares = split_rows(ids, self._tables[layer], turn)
         for share in self._shares:
@@ -204,7 +208,7 @@ class ExpertExchange:
         log.warning("expert group %s is lost: %s", self._groups[group], error)
         self._lost.add(self._groups[group])
 
-    def combine(self) -> Tensor:
+    def combine(self, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
         answered, outputs = self._receive(self._shares)
         while sum(len(share.pairs_P) for share in answered) < self._weights_Tk.numel():
             # What has come is copied: views into a link's memory end with its next message.
@@ -215,7 +219,7 @@ class ExpertExchange:
         index = np.empty(self._weights_Tk.numel(), dtype=np.int32)
         index[np.concatenate([share.pairs_P for share in answered])] = np.arange(len(index), dtype=np.int32)
         y_PD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return self.kernels.combine(y_PD, torch.from_numpy(index).view(self._weights_Tk.shape), self._weights_Tk)
+        return self.kernels.combine(y_PD, torch.from_numpy(index).view(self._weights_Tk.shape), self._weights_Tk, own_TD, residual_TD)
 
     def _receive(self, shares: list[GroupShare]) -> tuple[list[GroupShare], list[Tensor]]:
         """The shares that were answered, with their outputs. Every link is read, so that none is left with an answer under way."""
@@ -223,6 +227,7 @@ class ExpertExchange:
         for share in shares:
             if self._groups[share.group] in self._lost:
                 continue
+            begin = time.perf_counter()
             try:
                 outputs.append(self._links[share.group].receive())
                 answered.append(share)
@@ -230,6 +235,8 @@ class ExpertExchange:
                 self._lose(share.group, error)
             except ExpertNotHeldError as error:
                 refusal = error
+            name = self._groups[share.group]
+            self.waited[name] = self.waited.get(name, 0.0) + time.perf_counter() - begin
         if refusal is not None:
             raise refusal
         return answered, outputs

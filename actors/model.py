@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from isotherm.actors.rope import rope_tables
 from isotherm.actors.step_batch import StepBatch
 from isotherm.actors.weights import WeightReader
 from isotherm.cluster.model_config import ModelConfig
-from isotherm.kernels.ops import Kernels, LinearWeight, Router
+from isotherm.kernels.ops import AttentionWeights, Kernels, LinearWeight, Router
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_eps
 
@@ -33,26 +33,8 @@ class RoutedExperts(Protocol):
     def dispatch(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor) -> None:
         """Send; returns without waiting for outputs where the link allows it, so that shared experts overlap the exchange."""
 
-    def combine(self) -> Tensor:
-        """Σ weight × expert output → [T, D]."""
-
-
-@dataclass(frozen=True)
-class LowRankQuery:
-    projection: LinearWeight
-    norm: Tensor
-
-
-@dataclass(frozen=True)
-class Attention:
-    q_a: LowRankQuery | None  # None: q_b projects from the hidden state
-    q_b: LinearWeight
-    kv_a: LinearWeight
-    kv_a_norm: Tensor
-    kv_b: LinearWeight  # prefill form
-    k_absorb: Any  # per head [C, nope]: q_nope → latent query
-    v_absorb: Any  # per head [v, C]: latent output → value
-    o: LinearWeight
+    def combine(self, own_TD: Tensor | None, residual_TD: Tensor) -> Tensor:
+        """residual + (Σ weight × expert output + own) → [T, D], rounded at each sum."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +45,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Layer:
-    input_norm: Tensor
-    attention: Attention
-    post_norm: Tensor
+    attention: AttentionWeights
     mlp: Mlp | None  # the dense MLP, or the shared experts; None where a MoE layer has no shared experts
     router: Router | None  # None: a dense layer
 
@@ -77,53 +57,68 @@ class AttentionModel:
         self, config: ModelConfig, kernels: Kernels, reader: WeightReader, max_positions: int, progress: Callable[[float], None] = lambda _: None
     ):
         self.config, self.kernels = config, kernels
-        self.embedding = reader.tensor("model.embed_tokens.weight").to(kernels.dtype).clone()
+        self.embedding = self._own(reader.tensor("model.embed_tokens.weight"))
         self.layers = []
         for i in range(config.num_hidden_layers):
             self.layers.append(self._load_layer(reader, i))
             progress((i + 1) / (config.num_hidden_layers + 1))
-        self.norm = reader.tensor("model.norm.weight").to(kernels.dtype).clone()
+        self.norm = self._norm(reader, "model.norm")
         self.head = kernels.pack_linear([reader.stored("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")])
-        self.cos, self.sin = rope_tables(config.rope, config.qk_rope_head_dim, max_positions)
+        self.cos, self.sin = (table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions))
         progress(1.0)
 
     def _load_layer(self, reader: WeightReader, i: int) -> Layer:
         c, p = self.config, f"model.layers.{i}"
         router = None
         if c.is_moe(i):
-            weight, bias = (reader.tensor(f"{p}.mlp.gate.{name}").float().clone() for name in ("weight", "e_score_correction_bias"))
+            weight, bias = (self._own(reader.tensor(f"{p}.mlp.gate.{name}"), torch.float32) for name in ("weight", "e_score_correction_bias"))
             router = Router(weight, bias, c.n_group, c.topk_group, c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor)
         own = f"{p}.mlp" if router is None else f"{p}.mlp.shared_experts" if c.n_shared_experts else None
         return Layer(
-            input_norm=self._norm(reader, f"{p}.input_layernorm"),
-            attention=self._load_attention(reader, f"{p}.self_attn"),
-            post_norm=self._norm(reader, f"{p}.post_attention_layernorm"),
+            attention=self._load_attention(reader, p),
             mlp=None if own is None else self._load_mlp(reader, own),
             router=router,
         )
 
     def _norm(self, reader: WeightReader, name: str) -> Tensor:
-        return reader.tensor(f"{name}.weight").to(self.kernels.dtype).clone()
+        return self._own(reader.tensor(f"{name}.weight"))
 
-    def _load_attention(self, reader: WeightReader, p: str) -> Attention:
-        c = self.config
+    def _own(self, stored: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A copy where the kernels compute."""
+        return stored.to(self.kernels.device, dtype or self.kernels.dtype, copy=True)
 
-        def projection(name: str, biased: bool = False) -> LinearWeight:
-            bias = reader.tensor(f"{p}.{name}.bias").clone() if biased and c.attention_bias else None
-            return self.kernels.pack_linear([reader.stored(f"{p}.{name}.weight")], bias)
-
-        kv_b = reader.stored(f"{p}.kv_b_proj.weight")
-        kv_b_HXC = kv_b.dequantise(self.kernels.dtype).unflatten(0, (c.num_attention_heads, -1))
+    def _load_attention(self, reader: WeightReader, layer: str) -> AttentionWeights:
+        c, k, p = self.config, self.kernels, f"{layer}.self_attn"
+        heads, nope, value = c.num_attention_heads, c.qk_nope_head_dim, c.v_head_dim
         low_rank = c.q_lora_rank is not None
-        return Attention(
-            q_a=LowRankQuery(projection("q_a_proj", biased=True), self._norm(reader, f"{p}.q_a_layernorm")) if low_rank else None,
-            q_b=projection("q_b_proj" if low_rank else "q_proj"),
-            kv_a=projection("kv_a_proj_with_mqa", biased=True),
-            kv_a_norm=self._norm(reader, f"{p}.kv_a_layernorm"),
-            kv_b=self.kernels.pack_linear([kv_b]),
-            k_absorb=self.kernels.pack_heads(kv_b_HXC[:, : c.qk_nope_head_dim].transpose(1, 2)),
-            v_absorb=self.kernels.pack_heads(kv_b_HXC[:, c.qk_nope_head_dim :]),
-            o=projection("o_proj", biased=True),
+
+        def bias(name: str) -> Tensor | None:
+            return reader.tensor(f"{p}.{name}.bias").clone() if c.attention_bias else None
+
+        queries, latents = reader.stored(f"{p}.{'q_a_proj' if low_rank else 'q_proj'}.weight"), reader.stored(f"{p}.kv_a_proj_with_mqa.weight")
+        biases = [bias("q_a_proj") if low_rank else None, bias("kv_a_proj_with_mqa")]
+        parts = [torch.zeros(len(w.data)) if b is None else b.float() for b, w in zip(biases, (queries, latents), strict=True)]
+        kv_b = reader.stored(f"{p}.kv_b_proj.weight")
+        per_head = [kv_b.rows(h * (nope + value), (h + 1) * (nope + value), k.dtype) for h in range(heads)]
+        return AttentionWeights(
+            norm=self._norm(reader, f"{layer}.input_layernorm"),
+            post_norm=self._norm(reader, f"{layer}.post_attention_layernorm"),
+            eps=c.rms_norm_eps,
+            latent_eps=LATENT_NORM_EPS,
+            input=k.pack_linear([queries, latents], torch.cat(parts) if c.attention_bias else None),
+            q_norm=self._norm(reader, f"{p}.q_a_layernorm") if low_rank else None,
+            q_b=k.pack_linear([reader.stored(f"{p}.q_b_proj.weight")]) if low_rank else None,
+            kv_norm=self._norm(reader, f"{p}.kv_a_layernorm"),
+            kv_b=k.pack_linear([kv_b]),
+            k_absorb=k.pack_heads([w.rows(0, nope, k.dtype).transpose() for w in per_head]),
+            v_absorb=k.pack_heads([w.rows(nope, nope + value, k.dtype) for w in per_head]),
+            o=k.pack_linear([reader.stored(f"{p}.o_proj.weight")], bias("o_proj")),
+            heads=heads,
+            nope=nope,
+            rotary=c.qk_rope_head_dim,
+            latent=c.kv_lora_rank,
+            value=value,
+            scale=c.softmax_scale,
         )
 
     def _load_mlp(self, reader: WeightReader, p: str) -> Mlp:
@@ -133,45 +128,22 @@ class AttentionModel:
     def new_cache(self, blocks: int, block_size: int) -> list[Tensor]:
         """One zeroed [blocks, block_size, C + R] per layer."""
         c = self.config
-        return [torch.zeros(blocks, block_size, c.cache_width, dtype=self.kernels.dtype) for _ in range(c.num_hidden_layers)]
+        k = self.kernels
+        return [torch.zeros(blocks, block_size, c.cache_width, dtype=k.dtype, device=k.device) for _ in range(c.num_hidden_layers)]
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
         """Logits float32 [samples, V] of the batch's sample rows; writes the rows' latents into the cache."""
-        k, eps = self.kernels, self.config.rms_norm_eps
-        cos, sin = self.cos[batch.positions], self.sin[batch.positions]
+        k = self.kernels
         x = self.embedding[batch.token_ids]
         for i, layer in enumerate(self.layers):
-            x = x + self._attend(layer.attention, k.rms_norm(x, layer.input_norm, eps), batch, cache[i], cos, sin)
-            x = x + self._feed_forward(i, layer, k.rms_norm(x, layer.post_norm, eps), experts)
-        return k.linear(k.rms_norm(x[batch.sample_rows], self.norm, eps), self.head, torch.float32)
-
-    def _attend(self, a: Attention, h_TD: Tensor, batch: StepBatch, cache: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        k, c, n = self.kernels, self.config, batch.decodes
-        q_TK = h_TD if a.q_a is None else k.rms_norm(k.linear(h_TD, a.q_a.projection), a.q_a.norm, LATENT_NORM_EPS)
-        q_THQ = k.linear(q_TK, a.q_b).unflatten(-1, (c.num_attention_heads, -1))
-        q_nope, q_rope = q_THQ.split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
-        q_rope = k.rope(q_rope, cos, sin)
-        latent, k_rope = k.linear(h_TD, a.kv_a).split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
-        k.write_cache(k.rms_norm(latent, a.kv_a_norm, LATENT_NORM_EPS), k.rope(k_rope[:, None], cos, sin)[:, 0], cache, batch.cache_slots)
-        out_TX = torch.empty(len(h_TD), c.num_attention_heads * c.v_head_dim, dtype=k.dtype, device=h_TD.device)
-        if n:
-            q_latent = k.head_linear(q_nope[:n], a.k_absorb)
-            out_latent = k.mla_decode(q_latent, q_rope[:n], cache, batch.decode_tables, batch.decode_sequence, batch.decode_lengths, c.softmax_scale)
-            out_TX[:n] = k.head_linear(out_latent, a.v_absorb).flatten(1)
-        for chunk in batch.prefills:
-            rows = slice(chunk.first, chunk.first + chunk.count)
-            q = torch.cat([q_nope[rows], q_rope[rows]], -1)
-            out_TX[rows] = k.mla_prefill(q, cache, chunk.block_table, chunk.start, a.kv_b, c.v_head_dim, c.softmax_scale)
-        return k.linear(out_TX, a.o)
-
-    def _feed_forward(self, i: int, layer: Layer, h_TD: Tensor, experts: RoutedExperts) -> Tensor:
-        k = self.kernels
-        if layer.router is not None:
-            experts.dispatch(i, h_TD, *k.route(h_TD, layer.router))
-        own = None if layer.mlp is None else k.mlp(h_TD, layer.mlp.gate_up, layer.mlp.down)
-        if layer.router is None:
-            assert own is not None
-            return own
-        routed = experts.combine()
-        return routed if own is None else routed + own
+            h = k.attention(x, layer.attention, batch.attention, cache[i])
+            if layer.router is not None:
+                experts.dispatch(i, h, *k.route(h, layer.router))
+            own = None if layer.mlp is None else k.mlp(h, layer.mlp.gate_up, layer.mlp.down)
+            if layer.router is not None:
+                x = experts.combine(own, x)
+            else:
+                assert own is not None
+                x += own
+        return k.linear(k.rms_norm(x[batch.sample_rows], self.norm, self.config.rms_norm_eps), self.head, torch.float32)

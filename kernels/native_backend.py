@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from isotherm.kernels.ops import BLOCK, ExpertBank, Kernels, LinearWeight, Router, StoredWeight
+from isotherm.kernels.ops import BLOCK, AttentionRows, AttentionWeights, ExpertBank, Kernels, LinearWeight, Router, StoredWeight
 
 ISAS = ("avx512_bf16", "avx2", "generic")
 _TILE = 32  # outputs per tile: parts start on a tile of their own
@@ -46,7 +46,8 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "route": (_I, [_P, _P, _L, _L, _L, _L, _P, _P, _I, _I, _I, _I, _F, _P, _P]),
     "rms_norm": (_I, [_P, _P, _L, _L, _L, _P, _F, _P, _P]),
     "rope": (_I, [_P, _P, _L, _L, _L, _L, _L, _P, _P, _P]),
-    "combine": (_I, [_P, _P, _L, _L, _L, _L, _P, _P, _P]),
+    "combine": (_I, [_P, _P, _L, _L, _L, _L, _P, _P, _P, _P, _P]),
+    "attention": (_I, [_P, _P, _P, _P, _P, _L, _L, _P]),
     "write_cache": (_I, [_P, _P, _L, _L, _P, _L, _L, _P, _L, _P, _L]),
     "sample": (_I, [_P, _P, _L, _L, _L, _P, _P, _P, _P, _P, _P]),
 }  # fmt: skip
@@ -84,6 +85,42 @@ class _Packed:
     part_outputs: tuple[int, ...]
     inputs: int
     nbytes: int
+
+
+class _AttentionWeights(ctypes.Structure):
+    """AttentionWeights in api.h."""
+
+    _fields_ = (
+        *((name, _P) for name in ("input", "q_b", "kv_b", "k_absorb", "v_absorb", "o", "norm", "q_norm", "kv_norm", "post_norm")),
+        *((name, _L) for name in ("heads", "nope", "rotary", "latent", "value")),
+        *((name, _F) for name in ("eps", "latent_eps", "scale")),
+    )
+
+
+class _PrefillRows(ctypes.Structure):
+    """PrefillRows in api.h."""
+
+    _fields_ = (("first", _L), ("count", _L), ("start", _L), ("table", _P), ("table_width", _L))
+
+
+class _AttentionRows(ctypes.Structure):
+    """AttentionRows in api.h."""
+
+    _fields_ = (
+        ("rows", _L), ("decodes", _L), ("cos", _P), ("sin", _P), ("slots", _P), ("tables", _P), ("sequences", _L), ("table_width", _L),
+        ("sequence", _P), ("lengths", _P), ("prefills", _L), ("prefill", _P),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A structure for C++ with what its pointers point to. `rows` and `entry` say what it fits: a step's rows, a cache entry's width."""
+
+    structure: ctypes.Structure
+    keep: tuple[object, ...]
+    rows: int = 0
+    hidden: int = 0
+    entry: int = 0
 
 
 def _free_with(owner: object, free: Callable[[int], None], handle: int) -> None:
@@ -158,6 +195,8 @@ class NativeKernels(Kernels):
         self._context: int = handle
         _free_with(self, self._lib.iso_context_destroy, handle)
         self.isa: str = self._lib.iso_context_isa(handle).decode()
+        self._attention_weights: weakref.WeakKeyDictionary[AttentionWeights, _Bound] = weakref.WeakKeyDictionary()
+        self._attention_rows: tuple[AttentionRows, _Bound] | None = None  # of the step that was seen last
 
     def describe(self) -> str:
         """One line for logs and `isotherm status`."""
@@ -169,10 +208,10 @@ class NativeKernels(Kernels):
         packed = self._pack(weights, bias)
         return LinearWeight(sum(packed.part_outputs), packed.inputs, packed, None if bias is None else bias.float(), packed.nbytes)
 
-    def pack_heads(self, weight_HNK: Tensor) -> _Packed:
-        if weight_HNK.dim() != 3:
-            raise ValueError(f"head weights have shape {tuple(weight_HNK.shape)}; [heads, outputs, inputs] is needed")
-        return self._pack([StoredWeight(w) for w in weight_HNK], None)
+    def pack_heads(self, weights: list[StoredWeight]) -> _Packed:
+        if len({tuple(w.data.shape) for w in weights}) > 1:
+            raise ValueError(f"head weights have shapes {sorted({tuple(w.data.shape) for w in weights})}; one shape is needed")
+        return self._pack(weights, None)
 
     def expert_bank(self, slots: int, hidden: int, inner: int) -> NativeExpertBank:
         return NativeExpertBank(self, slots, hidden, inner)
@@ -230,7 +269,6 @@ class NativeKernels(Kernels):
         return self._norm(x, weight_D, eps, None)
 
     def add_rms_norm(self, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """residual += x in place, rounded to dtype; → rms_norm(residual). One pass instead of two calls; optional, not part of `Kernels`."""
         x = self._rows(x_TD, "add_rms_norm x")
         if residual_TD.shape != x.shape or residual_TD.dtype != self.dtype or not residual_TD.is_contiguous():
             raise ValueError(f"residual must be contiguous {self.dtype} {tuple(x.shape)}, not {residual_TD.dtype} {tuple(residual_TD.shape)}")
@@ -333,15 +371,19 @@ class NativeKernels(Kernels):
             _fail("experts", code, f"rows must lie in 0 … {x.shape[0] - 1}, slots in the bank, and offsets rise from 0 to {pairs}")
         return out
 
-    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor) -> Tensor:
+    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
         y = self._rows(y_PD, "combine y").contiguous()
         index, weights = self._plain_tensor(index_Tk, torch.int64), self._plain_tensor(weights_Tk, torch.float32)
         if index.dim() != 2 or index.shape != weights.shape or index.shape[1] < 1:
             raise ValueError(f"combine's index {tuple(index.shape)} and weights {tuple(weights.shape)} must be one [T, k]")
         (rows, k), (pairs, width) = index.shape, y.shape
+        terms = [None if t is None else self._rows(t, "combine term", width).contiguous() for t in (own_TD, residual_TD)]
+        if any(t is not None and len(t) != rows for t in terms):
+            raise ValueError(f"combine adds terms of {[None if t is None else len(t) for t in terms]} rows to {rows}")
         out = torch.empty(rows, width, dtype=self.dtype)
         code = self._lib.iso_combine(
-            self._context, y.data_ptr(), pairs, rows, width, k, index.data_ptr(), weights.data_ptr(), out.data_ptr()
+            self._context, y.data_ptr(), pairs, rows, width, k, index.data_ptr(), weights.data_ptr(),
+            *(None if t is None else t.data_ptr() for t in terms), out.data_ptr(),
         )  # fmt: skip
         if code:
             _fail("combine", code, f"indices must lie in 0 … {pairs - 1}")
@@ -404,6 +446,82 @@ class NativeKernels(Kernels):
         if code:
             _fail("mla_decode", code, f"lengths, sequences or block ids are out of range for tables {tuple(tables.shape)} and {blocks} blocks")
         return out
+
+    def attention(self, x_TD: Tensor, a: AttentionWeights, rows: AttentionRows, cache: Tensor) -> Tensor:
+        """`Kernels.attention` in one call."""
+        weights = self._attention_weights.get(a) or self._bind_weights(a)
+        seen = self._attention_rows
+        bound = seen[1] if seen is not None and seen[0] is rows else self._bind_rows(rows)
+        if x_TD.dtype != self.dtype or tuple(x_TD.shape) != (bound.rows, weights.hidden) or not x_TD.is_contiguous():
+            raise ValueError(f"attention x is {x_TD.dtype} {tuple(x_TD.shape)}; contiguous {self.dtype} ({bound.rows}, {weights.hidden}) is needed")
+        blocks, block_size = self._cache(cache, weights.entry)
+        out = torch.empty_like(x_TD)
+        code = self._lib.iso_attention(
+            self._context, ctypes.byref(weights.structure), ctypes.byref(bound.structure), x_TD.data_ptr(), cache.data_ptr(), blocks, block_size,
+            out.data_ptr(),
+        )  # fmt: skip
+        if code:
+            _fail("attention", code, f"slots, lengths, sequences, chunks or block ids are out of range for a cache of {blocks} blocks")
+        return out
+
+    def _bind_weights(self, a: AttentionWeights) -> _Bound:
+        """Check that the weights fit each other, and point to them."""
+        query, hidden = a.heads * (a.nope + a.rotary), a.input.in_features
+        first = a.input.out_features - a.latent - a.rotary  # outputs of `input` that are queries, or their latent
+        low_rank = a.q_b is not None
+        shapes = {  # name → (outputs, inputs, as they must be)
+            "input": (a.input.out_features, hidden, (first + a.latent + a.rotary, hidden)),
+            "kv_b": (a.kv_b.out_features, a.kv_b.in_features, (a.heads * (a.nope + a.value), a.latent)),
+            "k_absorb": (sum(a.k_absorb.part_outputs), a.k_absorb.inputs, (a.heads * a.latent, a.nope)),
+            "v_absorb": (sum(a.v_absorb.part_outputs), a.v_absorb.inputs, (a.heads * a.value, a.latent)),
+            "o": (a.o.out_features, a.o.in_features, (hidden, a.heads * a.value)),
+        }
+        if a.q_b is not None:
+            shapes["q_b"] = (a.q_b.out_features, a.q_b.in_features, (query, first))
+        wrong = [f"{name} is {(n, k)}, not {fits}" for name, (n, k, fits) in shapes.items() if (n, k) != fits]
+        if not low_rank and first != query:
+            wrong.append(f"input gives {first} query outputs, not {query}")
+        if len(a.kv_b.data.part_outputs) != 1 or len(a.k_absorb.part_outputs) != a.heads or len(a.v_absorb.part_outputs) != a.heads:
+            wrong.append("kv_b must be one part, and the absorbed weights one part per head")
+        widths = {"norm": hidden, "post_norm": hidden, "kv_norm": a.latent} | ({"q_norm": first} if low_rank else {})
+        norms = {}
+        for name, width in widths.items():
+            weight = getattr(a, name)
+            if weight is None or tuple(weight.shape) != (width,):
+                wrong.append(f"{name} must have {width} weights")
+            else:
+                norms[name] = self._plain_tensor(weight, self.dtype)
+        if wrong:
+            raise ValueError("attention: " + "; ".join(wrong))
+        structure = _AttentionWeights(
+            input=a.input.data.handle, q_b=None if a.q_b is None else a.q_b.data.handle, kv_b=a.kv_b.data.handle, k_absorb=a.k_absorb.handle,
+            v_absorb=a.v_absorb.handle, o=a.o.data.handle, heads=a.heads, nope=a.nope, rotary=a.rotary, latent=a.latent, value=a.value, eps=a.eps,
+            latent_eps=a.latent_eps, scale=a.scale, **{name: weight.data_ptr() for name, weight in norms.items()},
+        )  # fmt: skip
+        bound = self._attention_weights[a] = _Bound(structure, tuple(norms.values()), hidden=hidden, entry=a.latent + a.rotary)
+        return bound
+
+    def _bind_rows(self, r: AttentionRows) -> _Bound:
+        count = len(r.cache_slots)
+        cos, sin = self._plain_tensor(r.cos_TR2, torch.float32), self._plain_tensor(r.sin_TR2, torch.float32)
+        slots = self._plain_tensor(r.cache_slots, torch.int64)
+        tables, sequence, lengths = (self._plain_tensor(t, torch.int32) for t in (r.decode_tables, r.decode_sequence, r.decode_lengths))
+        if not len(cos) == len(sin) == count or not r.decodes == len(sequence) == len(lengths) or (r.decodes and tables.dim() != 2):
+            lengths_of = {"slots": count, "cosines": len(cos), "sequences": len(sequence), "lengths": len(lengths)}
+            raise ValueError(f"attention has {r.decodes} decode rows, and {lengths_of}")
+        if sum(p.count for p in r.prefills) + r.decodes != count:
+            raise ValueError(f"{r.decodes} decode rows and chunks of {[p.count for p in r.prefills]} are not {count} rows")
+        block_tables = [self._plain_tensor(p.block_table, torch.int32) for p in r.prefills]
+        chunks = (_PrefillRows * len(r.prefills))(
+            *(_PrefillRows(p.first, p.count, p.start, t.data_ptr(), len(t)) for p, t in zip(r.prefills, block_tables, strict=True))
+        )
+        structure = _AttentionRows(
+            count, r.decodes, cos.data_ptr(), sin.data_ptr(), slots.data_ptr(), tables.data_ptr(), tables.shape[0],
+            tables.shape[1] if tables.dim() == 2 else 0, sequence.data_ptr(), lengths.data_ptr(), len(chunks), ctypes.addressof(chunks),
+        )  # fmt: skip
+        bound = _Bound(structure, (cos, sin, slots, tables, sequence, lengths, block_tables, chunks), rows=count)
+        self._attention_rows = r, bound
+        return bound
 
     # --- sampling --------------------------------------------------------------------------------------------------------------------
 

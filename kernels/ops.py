@@ -31,6 +31,17 @@ class StoredWeight:
     def nbytes(self) -> int:
         return self.data.nbytes + (0 if self.scale_inv is None else self.scale_inv.nbytes)
 
+    def rows(self, begin: int, end: int, dtype: torch.dtype) -> StoredWeight:
+        """Rows begin … end-1: as they are stored where no block of scales is cut, else dequantised to `dtype`."""
+        if self.scale_inv is None:
+            return StoredWeight(self.data[begin:end])
+        if begin % BLOCK or (end % BLOCK and end < len(self.data)):
+            return StoredWeight(self.dequantise(dtype)[begin:end])
+        return StoredWeight(self.data[begin:end], self.scale_inv[begin // BLOCK : -(-end // BLOCK)])
+
+    def transpose(self) -> StoredWeight:
+        return StoredWeight(self.data.T, None if self.scale_inv is None else self.scale_inv.T)
+
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         """The weight [N, K] in `dtype`; block scales are applied in float32."""
         if self.scale_inv is None:
@@ -62,6 +73,54 @@ class Router:
     top_k: int
     normalise: bool
     scaling: float
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionWeights:
+    """One layer's multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, §2.1), packed, with the norms around it."""
+
+    norm: Tensor  # [D], before the attention
+    post_norm: Tensor  # [D], of the sum of residual and attention
+    eps: float  # of these two
+    latent_eps: float  # of q_norm and kv_norm
+    input: LinearWeight  # D → [queries, or their latent | C | R]
+    q_norm: Tensor | None  # None, and q_b too: `input` gives the queries themselves
+    q_b: LinearWeight | None  # → [H × (nope + R)]
+    kv_norm: Tensor  # [C]
+    kv_b: LinearWeight  # C → [H × (nope + v)]: prefill form
+    k_absorb: Any  # per head nope → C, q_nope → latent query: decode form
+    v_absorb: Any  # per head C → v, latent output → value
+    o: LinearWeight  # [H × v] → D
+    heads: int
+    nope: int
+    rotary: int
+    latent: int
+    value: int
+    scale: float  # of the scores
+
+
+@dataclass(frozen=True, eq=False)
+class PrefillRows:
+    """Rows first … first+count-1 of a step are positions start … of one sequence."""
+
+    first: int
+    count: int
+    start: int
+    block_table: Tensor  # int32 [M]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionRows:
+    """Where a step's T rows stand in their sequences: `decodes` rows in decode form first, then the prefill chunks."""
+
+    cos_TR2: Tensor  # float32, of each row's position
+    sin_TR2: Tensor
+    cache_slots: Tensor  # int64 [T]: block × block_size + offset, where the row's latent is written
+    decodes: int
+    decode_tables: Tensor  # int32 [S, M]
+    decode_sequence: Tensor  # int32 [decodes]: row of decode_tables
+    decode_lengths: Tensor  # int32 [decodes]: how many positions the row attends to
+    prefills: tuple[PrefillRows, ...]
 
 
 class ExpertBank(ABC):
@@ -98,8 +157,8 @@ class Kernels(ABC):
         """Pack projections that share an input into one weight; their outputs stand side by side in the given order."""
 
     @abstractmethod
-    def pack_heads(self, weight_HNK: Tensor) -> Any:
-        """Pack one small matrix per attention head, for `head_linear`."""
+    def pack_heads(self, weights: list[StoredWeight]) -> Any:
+        """Pack one small matrix [N, K] per attention head, all of one shape, for `head_linear`."""
 
     @abstractmethod
     def expert_bank(self, slots: int, hidden: int, inner: int) -> ExpertBank:
@@ -110,6 +169,11 @@ class Kernels(ABC):
     @abstractmethod
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x²) + eps) × weight, the normalisation in float32, rounded to dtype before the weight (as transformers does)."""
+
+    def add_rms_norm(self, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """residual += x in place, rounded to dtype; → rms_norm(residual)."""
+        residual_TD += x_TD
+        return self.rms_norm(residual_TD, weight_D, eps)
 
     @abstractmethod
     def linear(self, x_TK: Tensor, weight: LinearWeight, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -143,8 +207,11 @@ class Kernels(ABC):
         """
 
     @abstractmethod
-    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor) -> Tensor:
-        """Σ_j weights[t, j] × y[index[t, j]] → [T, D] in `dtype`, summed in float32 in the order of j (so ascending expert id)."""
+    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
+        """Σ_j weights[t, j] × y[index[t, j]] → [T, D] in `dtype`, summed in float32 in the order of j (so ascending expert id).
+
+        `own` (the shared experts' output), then `residual`, are added to the rounded sum, each sum rounded again.
+        """
 
     # --- attention -------------------------------------------------------------------------------------------------------------------
     # The paged cache of one layer is [blocks, block_size, C + R] in `dtype`: per token its normalised latent, then its rotated key.
@@ -167,6 +234,32 @@ class Kernels(ABC):
                    scale: float) -> Tensor:
         """Attention in absorbed form → latent outputs [T, H, C] in `dtype`. Row t attends to the first lengths[t] positions of sequence
         sequence[t] (a row of block_tables); several rows may belong to one sequence. All indices int32."""
+
+    def attention(self, x_TD: Tensor, a: AttentionWeights, rows: AttentionRows, cache: Tensor) -> Tensor:
+        """A layer's attention: x += attention(rms_norm(x)) in place; → rms_norm(x) with `post_norm`. Writes the rows' latents into the cache.
+
+        What it is made of is said here; a backend may do it in one piece, to the same bits as its own operations give.
+        """
+        n, heads = rows.decodes, a.heads
+        h_TD = self.rms_norm(x_TD, a.norm, a.eps)
+        q_TK, latent, k_rope = self.linear(h_TD, a.input).split([a.input.out_features - a.latent - a.rotary, a.latent, a.rotary], -1)
+        if a.q_b is not None:
+            assert a.q_norm is not None
+            q_TK = self.linear(self.rms_norm(q_TK, a.q_norm, a.latent_eps), a.q_b)
+        q_nope, q_rope = q_TK.unflatten(-1, (heads, -1)).split([a.nope, a.rotary], -1)
+        q_rope = self.rope(q_rope, rows.cos_TR2, rows.sin_TR2)
+        k_rope = self.rope(k_rope[:, None], rows.cos_TR2, rows.sin_TR2)[:, 0]
+        self.write_cache(self.rms_norm(latent, a.kv_norm, a.latent_eps), k_rope, cache, rows.cache_slots)
+        out_TX = torch.empty(len(x_TD), heads * a.value, dtype=self.dtype, device=x_TD.device)
+        if n:
+            q_latent = self.head_linear(q_nope[:n], a.k_absorb)
+            out_latent = self.mla_decode(q_latent, q_rope[:n], cache, rows.decode_tables, rows.decode_sequence, rows.decode_lengths, a.scale)
+            out_TX[:n] = self.head_linear(out_latent, a.v_absorb).flatten(1)
+        for chunk in rows.prefills:
+            mine = slice(chunk.first, chunk.first + chunk.count)
+            q = torch.cat([q_nope[mine], q_rope[mine]], -1)
+            out_TX[mine] = self.mla_prefill(q, cache, chunk.block_table, chunk.start, a.kv_b, a.value, a.scale)
+        return self.add_rms_norm(self.linear(out_TX, a.o), x_TD, a.post_norm, a.eps)
 
     # --- sampling --------------------------------------------------------------------------------------------------------------------
 

@@ -42,8 +42,8 @@ class ReferenceKernels(Kernels):
         data = torch.cat([w.dequantise(self.dtype) for w in weights]).contiguous()
         return LinearWeight(data.shape[0], data.shape[1], data, None if bias is None else bias.float(), data.nbytes)
 
-    def pack_heads(self, weight_HNK: Tensor) -> Tensor:
-        return weight_HNK.to(self.dtype).transpose(1, 2).clone(memory_format=torch.contiguous_format)  # [H, K, N], ready for bmm
+    def pack_heads(self, weights: list[StoredWeight]) -> Tensor:
+        return torch.stack([w.dequantise(self.dtype).T for w in weights])  # [H, K, N], ready for bmm
 
     def expert_bank(self, slots: int, hidden: int, inner: int) -> ReferenceExpertBank:
         return ReferenceExpertBank(slots, self.dtype)
@@ -104,12 +104,16 @@ class ReferenceKernels(Kernels):
         y_ALD = torch.bmm(_swiglu(torch.bmm(x_ALD, torch.stack(gate_up).transpose(1, 2))), torch.stack(down).transpose(1, 2))
         return y_ALD[expert_P, place_P]
 
-    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor) -> Tensor:
+    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
         y_TkD = y_PD[index_Tk.long()].float() * weights_Tk[..., None]
         total = y_TkD[:, 0]
         for j in range(1, y_TkD.shape[1]):
             total = total + y_TkD[:, j]
-        return total.to(self.dtype)
+        out_TD = total.to(self.dtype)
+        for term in (own_TD, residual_TD):
+            if term is not None:
+                out_TD = out_TD + term
+        return out_TD
 
     def write_cache(self, latent_TC: Tensor, k_rope_TR: Tensor, cache: Tensor, slots_T: Tensor) -> None:
         cache.view(-1, cache.shape[-1])[slots_T] = torch.cat([latent_TC, k_rope_TR], -1)

@@ -72,12 +72,11 @@ class TritonKernels(Kernels):
         wide = None if bias is None else bias.to(self.device, torch.float32, copy=True)
         return LinearWeight(outputs, weights[0].data.shape[1], packed, wide, packed.nbytes)
 
-    def pack_heads(self, weight_HNK: Tensor) -> PackedHeads:
-        if weight_HNK.dim() != 3:
-            raise ValueError(f"head weights have shape {tuple(weight_HNK.shape)}; [heads, outputs, inputs] is needed")
+    def pack_heads(self, weights: list[StoredWeight]) -> PackedHeads:
+        weight_HNK = torch.stack([w.dequantise(self.dtype) for w in weights])
         heads, outputs, inputs = weight_HNK.shape
         data = torch.zeros(heads, cdiv(outputs, 128) * 128, cdiv(inputs, 128) * 128, dtype=self.dtype, device=self.device)
-        self._upload(weight_HNK.to(self.dtype), data[:, :outputs, :inputs])
+        self._upload(weight_HNK, data[:, :outputs, :inputs])
         return PackedHeads(data, outputs, inputs)
 
     def expert_bank(self, slots: int, hidden: int, inner: int) -> TritonExpertBank:
@@ -89,7 +88,6 @@ class TritonKernels(Kernels):
         return self._norm(self._rows(x_TD, "rms_norm x"), weight_D, eps, None)
 
     def add_rms_norm(self, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """residual += x in place, rounded to dtype; → rms_norm(residual). One pass instead of two calls; optional, not part of `Kernels`."""
         x = self._rows(x_TD, "add_rms_norm x")
         if residual_TD.shape != x.shape or residual_TD.dtype != self.dtype or not residual_TD.is_contiguous():
             raise ValueError(f"residual must be contiguous {self.dtype} {tuple(x.shape)}, not {residual_TD.dtype} {tuple(residual_TD.shape)}")
@@ -236,7 +234,7 @@ class TritonKernels(Kernels):
         )  # fmt: skip
         return out
 
-    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor) -> Tensor:
+    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
         y = self._rows(y_PD, "combine y")
         if index_Tk.dim() != 2 or index_Tk.shape != weights_Tk.shape or index_Tk.shape[1] < 1:
             raise ValueError(f"combine's index {tuple(index_Tk.shape)} and weights {tuple(weights_Tk.shape)} must be one [T, k]")
@@ -246,6 +244,9 @@ class TritonKernels(Kernels):
         index, weights = index_Tk.to(self.device).contiguous(), weights_Tk.to(self.device, torch.float32).contiguous()
         self._run(combine_kernel, (rows, cdiv(width, block)), 4, 1, y=y, index=index, weights=weights,
                   out=out, D=width, stride_y=y.stride(0), TOP=k, BLOCK=block)  # fmt: skip
+        for term in (own_TD, residual_TD):
+            if term is not None:
+                out = out + term
         return out
 
     # --- attention -------------------------------------------------------------------------------------------------------------------

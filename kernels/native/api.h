@@ -86,6 +86,32 @@ struct DecodeCall {
   void* out;  // [rows, heads, latent]
 };
 
+// One layer's attention and the norms around it; null where kernels/ops.py's AttentionWeights has None. Python fills it: see _AttentionWeights.
+struct AttentionWeights {
+  const Linear *input, *q_b, *kv_b, *k_absorb, *v_absorb, *o;
+  const void *norm, *q_norm, *kv_norm, *post_norm;
+  int64_t heads, nope, rotary, latent, value;
+  float eps, latent_eps, scale;
+};
+
+struct PrefillRows {
+  int64_t first, count, start;
+  const int32_t* table;
+  int64_t table_width;
+};
+
+// Where a step's rows stand in their sequences. Python fills it: see _AttentionRows.
+struct AttentionRows {
+  int64_t rows, decodes;
+  const float *cos, *sin;
+  const int64_t* slots;
+  const int32_t* tables;
+  int64_t sequences, table_width;
+  const int32_t *sequence, *lengths;
+  int64_t prefills;
+  const PrefillRows* prefill;
+};
+
 struct RouteCall {
   const void* x;
   int64_t x_stride, rows, hidden, experts;
@@ -128,8 +154,10 @@ struct Ops {
   void (*rms_norm)(Pool&, bool f32, const void* x, int64_t x_stride, int64_t rows, int64_t width, const void* weight, float eps, void* residual,
                    void* out);
   void (*rope)(Pool&, bool f32, const void* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads, int64_t width, const float* cos,
-               const float* sin, void* out);
-  void (*combine)(Pool&, bool f32, const void* y, int64_t rows, int64_t width, int64_t k, const int64_t* index, const float* weights, void* out);
+               const float* sin, void* out, int64_t out_row, int64_t out_head);  // `out` may be x
+  // own, residual: null, or [rows, width], added in this order to the rounded sum
+  void (*combine)(Pool&, bool f32, const void* y, int64_t rows, int64_t width, int64_t k, const int64_t* index, const float* weights,
+                  const void* own, const void* residual, void* out);
   SampleOps sample;
 };
 
@@ -139,5 +167,8 @@ const Ops* generic_ops();
 
 void pack_part(Pool&, Linear&, int part, const void* source, Dtype dtype, int64_t row_stride, const float* scales, int64_t scale_stride);
 void sample(Pool&, const Ops&, const SampleCall&);
+void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope, int64_t rope_stride,
+                 int64_t rope_width, void* cache, const int64_t* slots, int64_t rows);
+void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, void* cache, int64_t block_size, void* out);
 
 }  // namespace iso

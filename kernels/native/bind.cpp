@@ -51,6 +51,20 @@ bool within(const int32_t* values, int64_t count, int64_t end) {
   return std::all_of(values, values + count, [&](int32_t v) { return v >= 0 && v < end; });
 }
 
+bool slots_within(const int64_t* slots, int64_t rows, int64_t positions) {
+  return std::all_of(slots, slots + rows, [&](int64_t s) { return s >= 0 && s < positions; });
+}
+
+bool decodes_within(const int32_t* sequence, const int32_t* lengths, int64_t rows, const int32_t* tables, int64_t sequences, int64_t table_width,
+                    int64_t blocks, int64_t block_size) {
+  if (!within(sequence, rows, sequences)) return false;
+  for (int64_t t = 0; t < rows; ++t) {
+    if (lengths[t] < 1 || lengths[t] > table_width * block_size) return false;
+    if (!within(tables + sequence[t] * table_width, (lengths[t] + block_size - 1) / block_size, blocks)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 // isa: 0 the best of this machine, 1 avx512_bf16, 2 avx2, 3 generic. Null when the machine lacks it.
@@ -198,11 +212,7 @@ ISO_EXPORT int iso_mla_decode(Context* context, const void* q_latent, int64_t la
                               const int32_t* tables, int64_t sequences, int64_t table_width, const int32_t* sequence, const int32_t* lengths,
                               int64_t rows, int64_t heads, float scale, void* out) {
   return guarded([&]() -> int {
-    if (!within(sequence, rows, sequences)) return kIndexOutOfRange;
-    for (int64_t t = 0; t < rows; ++t) {
-      if (lengths[t] < 1 || lengths[t] > table_width * block_size) return kIndexOutOfRange;
-      if (!within(tables + sequence[t] * table_width, (lengths[t] + block_size - 1) / block_size, blocks)) return kIndexOutOfRange;
-    }
+    if (!decodes_within(sequence, lengths, rows, tables, sequences, table_width, blocks, block_size)) return kIndexOutOfRange;
     context->ops->mla_decode(context->pool, context->f32,
                              DecodeCall{q_latent, q_rope, latent_row, latent_head, rope_row, rope_head, cache, block_size, latent, rotary, tables,
                                         table_width, sequence, lengths, rows, heads, scale, out});
@@ -230,30 +240,43 @@ ISO_EXPORT int iso_rms_norm(Context* context, const void* x, int64_t x_stride, i
 ISO_EXPORT int iso_rope(Context* context, const void* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads, int64_t width, const float* cos,
                         const float* sin, void* out) {
   return guarded([&] {
-    context->ops->rope(context->pool, context->f32, x, x_row, x_head, rows, heads, width, cos, sin, out);
+    context->ops->rope(context->pool, context->f32, x, x_row, x_head, rows, heads, width, cos, sin, out, heads * width, width);
     return kOk;
   });
 }
 
 ISO_EXPORT int iso_combine(Context* context, const void* y, int64_t pairs, int64_t rows, int64_t width, int64_t k, const int64_t* index,
-                           const float* weights, void* out) {
+                           const float* weights, const void* own, const void* residual, void* out) {
   return guarded([&]() -> int {
     if (!std::all_of(index, index + rows * k, [&](int64_t i) { return i >= 0 && i < pairs; })) return kIndexOutOfRange;
-    context->ops->combine(context->pool, context->f32, y, rows, width, k, index, weights, out);
+    context->ops->combine(context->pool, context->f32, y, rows, width, k, index, weights, own, residual, out);
     return kOk;
   });
 }
 
 ISO_EXPORT int iso_write_cache(Context* context, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope,
                                int64_t rope_stride, int64_t rope_width, void* cache, int64_t positions, const int64_t* slots, int64_t rows) {
-  const int64_t size = context->f32 ? 4 : 2, entry = latent_width + rope_width;
-  if (!std::all_of(slots, slots + rows, [&](int64_t s) { return s >= 0 && s < positions; })) return kIndexOutOfRange;
-  for (int64_t t = 0; t < rows; ++t) {
-    auto* to = static_cast<uint8_t*>(cache) + slots[t] * entry * size;
-    std::memcpy(to, static_cast<const uint8_t*>(latent) + t * latent_stride * size, static_cast<size_t>(latent_width * size));
-    std::memcpy(to + latent_width * size, static_cast<const uint8_t*>(rope) + t * rope_stride * size, static_cast<size_t>(rope_width * size));
-  }
+  if (!slots_within(slots, rows, positions)) return kIndexOutOfRange;
+  write_cache(context->f32 ? 4 : 2, latent, latent_stride, latent_width, rope, rope_stride, rope_width, cache, slots, rows);
   return kOk;
+}
+
+ISO_EXPORT int iso_attention(Context* context, const AttentionWeights* weights, const AttentionRows* rows, void* x, void* cache, int64_t blocks,
+                             int64_t block_size, void* out) {
+  return guarded([&]() -> int {
+    if (!slots_within(rows->slots, rows->rows, blocks * block_size)) return kIndexOutOfRange;
+    if (!decodes_within(rows->sequence, rows->lengths, rows->decodes, rows->tables, rows->sequences, rows->table_width, blocks, block_size)) {
+      return kIndexOutOfRange;
+    }
+    for (int64_t p = 0; p < rows->prefills; ++p) {
+      const PrefillRows& chunk = rows->prefill[p];
+      const int64_t used = (chunk.start + chunk.count + block_size - 1) / block_size;
+      if (chunk.start < 0 || chunk.first < rows->decodes || chunk.first + chunk.count > rows->rows || used > chunk.table_width) return kIndexOutOfRange;
+      if (!within(chunk.table, used, blocks)) return kIndexOutOfRange;
+    }
+    attention(context->pool, *context->ops, context->f32, *weights, *rows, x, cache, block_size, out);
+    return kOk;
+  });
 }
 
 ISO_EXPORT int iso_sample(Context* context, const float* logits, int64_t stride, int64_t rows, int64_t vocab, const double* temperature,

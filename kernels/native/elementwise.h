@@ -45,12 +45,12 @@ ISO_INLINE float to_float(uint16_t v) {
 
 template <class M>
 static void rope_of(Pool& pool, const typename M::T* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads, int64_t width,
-                    const float* cos, const float* sin, typename M::T* out) {
+                    const float* cos, const float* sin, typename M::T* out, int64_t out_row, int64_t out_head) {
   auto body = [&](int64_t t) ISO_ATTR {
     const float *c = cos + t * (width / 2), *s = sin + t * (width / 2);
     for (int64_t h = 0; h < heads; ++h) {
       const typename M::T* from = x + t * x_row + h * x_head;
-      typename M::T* to = out + (t * heads + h) * width;
+      typename M::T* to = out + t * out_row + h * out_head;
       // Products and sums are rounded apart, as the reference does.
       for (int64_t begin = 0; begin < width / 2; begin += W) {
         float turned[2 * W];
@@ -68,17 +68,17 @@ static void rope_of(Pool& pool, const typename M::T* x, int64_t x_row, int64_t x
 }
 
 static void rope(Pool& pool, bool f32, const void* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads, int64_t width, const float* cos,
-                 const float* sin, void* out) {
+                 const float* sin, void* out, int64_t out_row, int64_t out_head) {
   if (f32) {
-    rope_of<F32>(pool, static_cast<const float*>(x), x_row, x_head, rows, heads, width, cos, sin, static_cast<float*>(out));
+    rope_of<F32>(pool, static_cast<const float*>(x), x_row, x_head, rows, heads, width, cos, sin, static_cast<float*>(out), out_row, out_head);
   } else {
-    rope_of<Bf16>(pool, static_cast<const uint16_t*>(x), x_row, x_head, rows, heads, width, cos, sin, static_cast<uint16_t*>(out));
+    rope_of<Bf16>(pool, static_cast<const uint16_t*>(x), x_row, x_head, rows, heads, width, cos, sin, static_cast<uint16_t*>(out), out_row, out_head);
   }
 }
 
 template <class M>
 static void combine_of(Pool& pool, const typename M::T* y, int64_t rows, int64_t width, int64_t k, const int64_t* index, const float* weights,
-                       typename M::T* out) {
+                       const typename M::T* own, const typename M::T* residual, typename M::T* out) {
   auto body = [&](int64_t t) ISO_ATTR {
     for (int64_t i = 0; i < width; i += W) {
       vf total = set(0.0f);
@@ -86,17 +86,24 @@ static void combine_of(Pool& pool, const typename M::T* y, int64_t rows, int64_t
         const vf term = load_some<M>(y + index[t * k + j] * width + i, width - i) * set(weights[t * k + j]);
         total = j == 0 ? term : total + term;
       }
-      store_some<M>(out + t * width + i, total, width - i);
+      const int64_t at = t * width + i;
+      const typename M::T* const terms[] = {own, residual};
+      for (const typename M::T* term : terms) {
+        if (term != nullptr) total = load_some<M>(term + at, width - i) + M::round(total);
+      }
+      store_some<M>(out + at, total, width - i);
     }
   };
   parallel(pool_for(pool, single(), rows * width * k), rows, body);
 }
 
 static void combine(Pool& pool, bool f32, const void* y, int64_t rows, int64_t width, int64_t k, const int64_t* index, const float* weights,
-                    void* out) {
+                    const void* own, const void* residual, void* out) {
   if (f32) {
-    combine_of<F32>(pool, static_cast<const float*>(y), rows, width, k, index, weights, static_cast<float*>(out));
+    combine_of<F32>(pool, static_cast<const float*>(y), rows, width, k, index, weights, static_cast<const float*>(own),
+                    static_cast<const float*>(residual), static_cast<float*>(out));
   } else {
-    combine_of<Bf16>(pool, static_cast<const uint16_t*>(y), rows, width, k, index, weights, static_cast<uint16_t*>(out));
+    combine_of<Bf16>(pool, static_cast<const uint16_t*>(y), rows, width, k, index, weights, static_cast<const uint16_t*>(own),
+                     static_cast<const uint16_t*>(residual), static_cast<uint16_t*>(out));
   }
 }

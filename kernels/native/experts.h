@@ -70,39 +70,45 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
   constexpr int64_t kChunk = kRowChunk / kGroup;
   const int64_t inner_tiles = ceil_div(call.inner, kTile), out_tiles = ceil_div(call.hidden, kTile);
   Pool& workers = pool_for(pool, single(), call.pairs * call.hidden * call.inner);
+  // An item is a run of tiles, each of which passes over all groups of its expert.
+  const auto run_of = [&](int64_t tiles, size_t tile_bytes) ISO_ATTR {
+    return call.active == 0 ? 1 : least(tiles, tiles_per_item(tiles * call.active, static_cast<int64_t>(tile_bytes), pool.size()));
+  };
+  const int64_t gate_run = run_of(inner_tiles, call.active == 0 ? 0 : 2 * call.gate_up[0]->tile_bytes()), gate_runs = ceil_div(inner_tiles, gate_run);
   auto first_round = [&](int64_t item) ISO_ATTR {
-    const int64_t a = item / inner_tiles, tile = item % inner_tiles;
+    const int64_t a = item / gate_runs, first_tile = item % gate_runs * gate_run;
     const Linear& weight = *call.gate_up[a];
-    for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
-      const int64_t n = least(kChunk, begin[a + 1] - g);
-      auto* gate = scratch_of<float>(kAccumulator, n * kGroup * kTile);
-      auto* up = scratch_of<float>(kAccumulator2, n * kGroup * kTile);
-      multiply_tile<M>(weight, tile, in + g, n, gate);
-      multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t offset = (in[g + i].first - in[g].first) * kTile;
-        store_hidden<M>(weight, tile, inner_tiles + tile, gate + offset, up + offset, middle[g + i], tile, call.inner);
+    for (int64_t tile = first_tile; tile < least(first_tile + gate_run, inner_tiles); ++tile) {
+      for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
+        const int64_t n = least(kChunk, begin[a + 1] - g);
+        auto* gate = scratch_of<float>(kAccumulator, n * kGroup * kTile);
+        auto* up = scratch_of<float>(kAccumulator2, n * kGroup * kTile);
+        multiply_tile<M>(weight, tile, in + g, n, gate, weight.tile(inner_tiles + tile));
+        multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, weight.tile(tile + 1));
+        for (int64_t i = 0; i < n; ++i) {
+          const int64_t offset = (in[g + i].first - in[g].first) * kTile;
+          store_hidden<M>(weight, tile, inner_tiles + tile, gate + offset, up + offset, middle[g + i], tile, call.inner);
+        }
       }
     }
   };
-  parallel(workers, call.active * inner_tiles, first_round);
+  parallel(workers, call.active * gate_runs, first_round);
 
-  const int64_t per_item = call.active == 0 ? 1 : tiles_per_item(out_tiles * call.active, call.down[0]->tile_bytes(), pool.size());
-  const int64_t per_expert = ceil_div(out_tiles, per_item);
+  const int64_t down_run = run_of(out_tiles, call.active == 0 ? 0 : call.down[0]->tile_bytes()), down_runs = ceil_div(out_tiles, down_run);
   auto second_round = [&](int64_t item) ISO_ATTR {
-    const int64_t a = item / per_expert, first_tile = item % per_expert * per_item;
+    const int64_t a = item / down_runs, first_tile = item % down_runs * down_run;
     const Linear& weight = *call.down[a];
-    for (int64_t tile = first_tile; tile < least(first_tile + per_item, out_tiles); ++tile) {
+    for (int64_t tile = first_tile; tile < least(first_tile + down_run, out_tiles); ++tile) {
       for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
-        multiply_tile<M>(weight, tile, middle + g, n, sums);
+        multiply_tile<M>(weight, tile, middle + g, n, sums, weight.tile(tile + 1));
         const Group& last = middle[g + n - 1];
         store_tile<M>(weight, tile, sums, last.first + last.rows - middle[g].first, call.out, call.hidden, middle[g].first, tile * kTile, false);
       }
     }
   };
-  parallel(workers, call.active * per_expert, second_round);
+  parallel(workers, call.active * down_runs, second_round);
 }
 
 static void experts(Pool& pool, bool f32, const ExpertsCall& call) {

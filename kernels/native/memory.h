@@ -13,7 +13,7 @@ void release(void* data, size_t bytes);
 
 // Buffers of the calling thread that keep their capacity from call to call. Contents are undefined.
 enum ScratchSlot { kAccumulator, kAccumulator2, kPacked, kHidden, kGroups, kScores, kWeights, kValues, kOutput, kQuery, kExpanded, kShared,
-                   kShared2, kScratchSlots };
+                   kShared2, kLayer, kScratchSlots };
 void* scratch(ScratchSlot slot, size_t bytes);
 
 template <class T>

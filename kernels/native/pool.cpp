@@ -5,7 +5,7 @@
 namespace iso {
 namespace {
 
-constexpr int kMostSpins = 1500, kLeastSpins = 16;
+constexpr int kMostSpins = 8000, kLeastSpins = 16;
 constexpr uint64_t kClosed = 0xffffffff;  // more items claimed than any job has
 
 inline void pause() {

@@ -39,7 +39,7 @@ struct Prefill {
     for (int64_t h = 0; h < n; ++h) {
       const int64_t column = (first + h) * width;
       for (int64_t t = column / kTile; t * kTile < column + width; ++t) {
-        multiply_tile<M>(weight, t, groups, count, sums);
+        multiply_tile<M>(weight, t, groups, count, sums, weight.tile(t + 1));
         const int64_t low = most(column, t * kTile), high = least(column + width, (t + 1) * kTile);
         for (int64_t r = 0; r < rows; ++r) {
           T rounded[kTile];

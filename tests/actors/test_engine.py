@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -147,31 +146,37 @@ def sequence(name: str, prompt: int, generated: int, blocks: list[int]) -> Sched
     return ScheduledSequence(GenerationRequest(name, tuple(tokens[:prompt]), SamplingParams(9)), 0, tokens, blocks=blocks)
 
 
+# Tables that say which position was read.
+COS, SIN = torch.arange(16.0)[:, None], 100 + torch.arange(16.0)[:, None]
+
+
 def test_a_step_written_out():
     a, b, c = sequence("a", 5, 4, [7, 3, 9]), sequence("b", 1, 1, [2]), sequence("c", 7, 0, [5, 1])
     batch = build_batch(
-        [Chunk(a, 6, 3, Form.DECODE, True), Chunk(b, 1, 1, Form.DECODE, True), Chunk(c, 2, 3, Form.PREFILL, False)], block_size=4
+        [Chunk(a, 6, 3, Form.DECODE, True), Chunk(b, 1, 1, Form.DECODE, True), Chunk(c, 2, 3, Form.PREFILL, False)], 4, COS, SIN
     )
+    rows = batch.attention
     assert batch.token_ids.tolist() == [6, 7, 8, 101, 202, 203, 204]
-    assert batch.positions.tolist() == [6, 7, 8, 1, 2, 3, 4]
-    assert batch.cache_slots.tolist() == [3 * 4 + 2, 3 * 4 + 3, 9 * 4, 2 * 4 + 1, 5 * 4 + 2, 5 * 4 + 3, 1 * 4]
-    assert batch.decodes == 4
-    assert batch.decode_tables.tolist() == [[7, 3, 9], [2, 0, 0]]
-    assert batch.decode_sequence.tolist() == [0, 0, 0, 1]
-    assert batch.decode_lengths.tolist() == [7, 8, 9, 2]
-    (prefill,) = batch.prefills
+    assert rows.cos_TR2[:, 0].tolist() == [6, 7, 8, 1, 2, 3, 4]
+    assert rows.sin_TR2[:, 0].tolist() == [106, 107, 108, 101, 102, 103, 104]
+    assert rows.cache_slots.tolist() == [3 * 4 + 2, 3 * 4 + 3, 9 * 4, 2 * 4 + 1, 5 * 4 + 2, 5 * 4 + 3, 1 * 4]
+    assert rows.decodes == 4
+    assert rows.decode_tables.tolist() == [[7, 3, 9], [2, 0, 0]]
+    assert rows.decode_sequence.tolist() == [0, 0, 0, 1]
+    assert rows.decode_lengths.tolist() == [7, 8, 9, 2]
+    (prefill,) = rows.prefills
     assert (prefill.first, prefill.count, prefill.start, prefill.block_table.tolist()) == (4, 3, 2, [5, 1])
     assert batch.sample_rows.tolist() == [2, 3]
-    types = {f.name: getattr(batch, f.name).dtype for f in dataclasses.fields(batch) if isinstance(getattr(batch, f.name), torch.Tensor)}
-    assert types == {
-        "token_ids": torch.int64, "positions": torch.int64, "cache_slots": torch.int64, "decode_tables": torch.int32,
+    tensors = {name: t for part in (batch, rows) for name, t in vars(part).items() if isinstance(t, torch.Tensor)}
+    assert {name: t.dtype for name, t in tensors.items()} == {
+        "token_ids": torch.int64, "cos_TR2": torch.float32, "sin_TR2": torch.float32, "cache_slots": torch.int64, "decode_tables": torch.int32,
         "decode_sequence": torch.int32, "decode_lengths": torch.int32, "sample_rows": torch.int64,
     }  # fmt: skip
 
 
 def test_a_step_of_prompts_only_has_no_decode_tables():
-    batch = build_batch([Chunk(sequence("a", 3, 0, [0]), 0, 3, Form.PREFILL, True)], block_size=4)
-    assert (batch.decodes, batch.decode_tables.numel(), batch.sample_rows.tolist()) == (0, 0, [2])
+    batch = build_batch([Chunk(sequence("a", 3, 0, [0]), 0, 3, Form.PREFILL, True)], 4, COS, SIN)
+    assert (batch.attention.decodes, batch.attention.decode_tables.numel(), batch.sample_rows.tolist()) == (0, 0, [2])
 
 
 # --- weights -------------------------------------------------------------------------------------------------------------------------------

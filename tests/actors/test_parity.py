@@ -160,7 +160,7 @@ def forward_all(case: Case, forms: Sequence[tuple[Form, int, int]]) -> torch.Ten
     sequence = ScheduledSequence(case.request(), 0, list(case.prompt), blocks=list(range(17, 17 + -(-PROMPT // BLOCK_SIZE))))
     out = []
     for form, start, count in forms:
-        batch = build_batch([Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE)
+        batch = build_batch([Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE, engine.model.cos, engine.model.sin)
         batch = dataclasses.replace(batch, sample_rows=torch.arange(count))
         out.append(engine.model.forward(batch, engine.cache, engine.experts).log_softmax(-1))
     return torch.cat(out)

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isotherm.kernels.native_backend import ISAS, NativeKernels, NativeKernelsUnavailable, load
-from isotherm.kernels.ops import Kernels, Router, StoredWeight
+from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, PrefillRows, Router, StoredWeight
 from isotherm.kernels.reference import ReferenceKernels, candidates, gumbel_noise
 
 try:
@@ -144,7 +144,7 @@ def test_head_linear(kernels: NativeKernels, rows: int, heads: int, n: int, k: i
     weight = randn(heads, k, n, seed=1, dtype=kernels.dtype, scale=k**-0.5).transpose(1, 2)
     x = randn(rows, heads, k + 6, seed=2, dtype=kernels.dtype)[..., :k]
     expected = torch.einsum("thk,hnk->thn", x.float(), weight.float()).to(kernels.dtype)
-    close(kernels.head_linear(x, kernels.pack_heads(weight)), expected, kernels.dtype)
+    close(kernels.head_linear(x, kernels.pack_heads([StoredWeight(w) for w in weight])), expected, kernels.dtype)
 
 
 @SETTINGS
@@ -294,7 +294,80 @@ def test_combine_equals_the_reference(kernels: NativeKernels, rows: int, width: 
     y = randn(rows * k + 1, width, seed=1, dtype=kernels.dtype)
     index = torch.randperm(rows * k, generator=torch.Generator().manual_seed(2)).reshape(rows, k)
     weights = randn(rows, k, seed=3)
-    assert torch.equal(kernels.combine(y, index, weights), ReferenceKernels(kernels.dtype).combine(y, index, weights))
+    own, residual = (randn(rows, width, seed=seed, dtype=kernels.dtype) for seed in (4, 5))
+    for terms in ((), (own,), (None, residual), (own, residual)):
+        assert torch.equal(kernels.combine(y, index, weights, *terms), ReferenceKernels(kernels.dtype).combine(y, index, weights, *terms))
+
+
+HEADS, NOPE, ROTARY, LATENT, VALUE, WIDTH = 3, 128, 16, 72, 128, 96  # nope and value as whole blocks, so that FP8 stays FP8
+
+
+def attention_weights(kernels: Kernels, kind: str, low_rank: int | None, biased: bool) -> AttentionWeights:
+    queries = HEADS * (NOPE + ROTARY)
+    first, kv_b = low_rank or queries, stored(HEADS * (NOPE + VALUE), LATENT, kind, 3)
+    heads = [kv_b.rows(h * (NOPE + VALUE), (h + 1) * (NOPE + VALUE), kernels.dtype) for h in range(HEADS)]
+    return AttentionWeights(
+        norm=randn(WIDTH, seed=10, dtype=kernels.dtype), post_norm=randn(WIDTH, seed=11, dtype=kernels.dtype), eps=1e-5, latent_eps=1e-6,
+        input=kernels.pack_linear([stored(first, WIDTH, kind, 1), stored(LATENT + ROTARY, WIDTH, kind, 2)],
+                                  randn(first + LATENT + ROTARY, seed=12) if biased else None),
+        q_norm=randn(low_rank, seed=13, dtype=kernels.dtype) if low_rank else None,
+        q_b=kernels.pack_linear([stored(queries, low_rank, kind, 4)]) if low_rank else None,
+        kv_norm=randn(LATENT, seed=14, dtype=kernels.dtype), kv_b=kernels.pack_linear([kv_b]),
+        k_absorb=kernels.pack_heads([w.rows(0, NOPE, kernels.dtype).transpose() for w in heads]),
+        v_absorb=kernels.pack_heads([w.rows(NOPE, NOPE + VALUE, kernels.dtype) for w in heads]),
+        o=kernels.pack_linear([stored(WIDTH, HEADS * VALUE, kind, 5)], randn(WIDTH, seed=15) if biased else None),
+        heads=HEADS, nope=NOPE, rotary=ROTARY, latent=LATENT, value=VALUE, scale=0.1,
+    )  # fmt: skip
+
+
+def attention_rows(decodes: list[int], chunks: list[tuple[int, int]]) -> tuple[AttentionRows, int]:
+    """Decode rows at these positions of a sequence each, and (start, count) chunks; blocks of 4 tokens. Also how many blocks there are."""
+    lengths = [p + 1 for p in decodes] + [start + count for start, count in chunks]
+    blocks = [-(-n // 4) for n in lengths]
+    tables = torch.randperm(sum(blocks), generator=torch.Generator().manual_seed(1)).to(torch.int32).split(blocks)
+    positions = [(s, p) for s, p in enumerate(decodes)]
+    prefills = []
+    for s, (start, count) in enumerate(chunks, len(decodes)):
+        prefills.append(PrefillRows(len(positions), count, start, tables[s]))
+        positions += [(s, p) for p in range(start, start + count)]
+    width = max(blocks[: len(decodes)], default=0)
+    padded = [torch.nn.functional.pad(t, (0, width - len(t))) for t in tables[: len(decodes)]]
+    return AttentionRows(
+        cos_TR2=randn(len(positions), ROTARY // 2, seed=2), sin_TR2=randn(len(positions), ROTARY // 2, seed=3),
+        cache_slots=torch.tensor([int(tables[s][p // 4]) * 4 + p % 4 for s, p in positions], dtype=torch.int64), decodes=len(decodes),
+        decode_tables=torch.stack(padded) if padded else torch.zeros(0, dtype=torch.int32),
+        decode_sequence=torch.arange(len(decodes), dtype=torch.int32), decode_lengths=torch.tensor(lengths[: len(decodes)], dtype=torch.int32),
+        prefills=tuple(prefills),
+    ), sum(blocks)  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "low_rank", "biased"), [("fp8", 40, False), ("bf16", None, True), ("f32", 24, True), ("fp8", None, False)])
+@pytest.mark.parametrize(("decodes", "chunks"), [([0, 9, 30], []), ([], [(0, 7)]), ([300, 2], [(0, 5), (8, 30)])])
+def test_attention_in_one_call_equals_its_operations(kernels: NativeKernels, kind: str, low_rank: int | None, biased: bool, decodes, chunks) -> None:
+    weights = attention_weights(kernels, kind, low_rank, biased)
+    rows, blocks = attention_rows(decodes, chunks)
+    count = len(rows.cache_slots)
+    out = []
+    for attention in (NativeKernels.attention, Kernels.attention):
+        x, cache = randn(count, WIDTH, seed=7, dtype=kernels.dtype), randn(blocks, 4, LATENT + ROTARY, seed=8, dtype=kernels.dtype)
+        out.append((attention(kernels, x, weights, rows, cache), x, cache))
+    assert all(torch.equal(one, other) for one, other in zip(*out, strict=True))
+    reference = ReferenceKernels(kernels.dtype)
+    x, cache = randn(count, WIDTH, seed=7, dtype=kernels.dtype), randn(blocks, 4, LATENT + ROTARY, seed=8, dtype=kernels.dtype)
+    reference.attention(x, attention_weights(reference, kind, low_rank, biased), rows, cache)
+    # Nine roundings to dtype lie between x before and after; FP8 weights are rounded to bfloat16 by the reference alone.
+    torch.testing.assert_close(out[0][1].float(), x.float(), rtol=0, atol=(0.06 if kernels.dtype == BF16 else 1e-4) * float(x.float().abs().max()))
+
+
+def test_attention_refuses_what_lies_outside_the_cache(kernels: NativeKernels) -> None:
+    weights = attention_weights(kernels, "bf16", 40, False)
+    rows, blocks = attention_rows([5], [(0, 3)])
+    cache = torch.zeros(blocks - 1, 4, LATENT + ROTARY, dtype=kernels.dtype)
+    x = randn(4, WIDTH, seed=7, dtype=kernels.dtype)
+    with pytest.raises(IndexError, match="cache of 2 blocks"):
+        kernels.attention(x, weights, rows, cache)
+    with pytest.raises(ValueError, match=r"\(4, 96\) is needed"):
+        kernels.attention(x[:3], weights, rows, torch.zeros(blocks, 4, LATENT + ROTARY, dtype=kernels.dtype))
 
 
 class Paged:
@@ -369,7 +442,7 @@ def test_linear_rows_alone_equal_rows_together(kernels: NativeKernels, kind: str
 
 
 def test_head_linear_mlp_and_experts_rows_alone_equal_rows_together(kernels: NativeKernels) -> None:
-    weight = kernels.pack_heads(randn(3, 48, 40, seed=1))
+    weight = kernels.pack_heads([StoredWeight(w) for w in randn(3, 48, 40, seed=1)])
     x = randn(21, 3, 40, seed=2, dtype=kernels.dtype)
     assert torch.equal(torch.cat([kernels.head_linear(row, weight) for row in x.split(1)]), kernels.head_linear(x, weight))
     for kind in ("bf16", "fp8"):
@@ -445,11 +518,15 @@ def everything(kernels: Kernels) -> list[torch.Tensor]:
     q = randn(2, 16, 96, seed=5, dtype=dtype)
     last = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([700, 90], dtype=torch.int32)
     out.append(kernels.mla_decode(q[..., :64], q[..., 64:], paged.cache, paged.tables, *last, 0.1))
-    out.append(kernels.head_linear(randn(9, 8, 64, seed=6, dtype=dtype), kernels.pack_heads(randn(8, 128, 64, seed=7))))
+    out.append(kernels.head_linear(randn(9, 8, 64, seed=6, dtype=dtype), kernels.pack_heads([StoredWeight(w) for w in randn(8, 128, 64, seed=7)])))
     out.append(kernels.rms_norm(x.repeat(8, 1), randn(512, seed=8), 1e-6))
     angle = randn(37, 32, seed=9)
     out.append(kernels.rope(randn(37, 64, 64, seed=10, dtype=dtype), angle.cos(), angle.sin()))
     out += kernels.route(x, Router(randn(64, 512, seed=11, scale=0.05), randn(64, seed=12), 8, 4, 6, True, 2.5))
+    for kind, low_rank, biased in (("fp8", 40, True), ("bf16", None, False)):
+        rows, blocks = attention_rows([0, 300], [(8, 30)])
+        cache = torch.zeros(blocks, 4, LATENT + ROTARY, dtype=dtype)
+        out.append(kernels.attention(randn(32, WIDTH, seed=7, dtype=dtype), attention_weights(kernels, kind, low_rank, biased), rows, cache))
     out.append(kernels.combine(x, torch.arange(36).reshape(12, 3), randn(12, 3, seed=13)))
     logits = randn(5, 4000, seed=14, scale=3)
     temperature, top_p, top_k = torch.tensor([0, 1, 0.7, 1.5, 1.0]), torch.tensor([1, 1, 0.9, 0.5, 1]), torch.tensor([0, 0, 0, 50, 7])

@@ -49,7 +49,7 @@ def test_packed_weights_are_copies(heads: int):
     """What is packed may be a view of a mapped file that is closed, replaced or cut afterwards."""
     weight, bank = normal(4, 4), KERNELS.expert_bank(1, 4, 4)
     head_weight = normal(heads, 5, 4, seed=1).transpose(1, 2)  # so that one head's packed form has the same layout
-    linear, packed = KERNELS.pack_linear([StoredWeight(weight)]), KERNELS.pack_heads(head_weight)
+    linear, packed = KERNELS.pack_linear([StoredWeight(weight)]), KERNELS.pack_heads([StoredWeight(w) for w in head_weight])
     bank.load(0, StoredWeight(weight), StoredWeight(weight), StoredWeight(weight))
     before = [linear.data.clone(), packed.clone(), bank.gate_up[0].clone(), bank.down[0].clone()]  # type: ignore[union-attr]
     weight.fill_(7)
@@ -102,7 +102,7 @@ def test_a_bias_is_added_in_float32():
 
 def test_head_linear():
     x, weight = normal(4, 3, 6), normal(3, 5, 6, seed=1)
-    out = KERNELS.head_linear(x, KERNELS.pack_heads(weight))
+    out = KERNELS.head_linear(x, KERNELS.pack_heads([StoredWeight(w) for w in weight]))
     torch.testing.assert_close(out, torch.einsum("thk,hnk->thn", x, weight))
 
 
@@ -283,7 +283,7 @@ class Mla:
 
     def decode(self, rows: list[int], tables: Tensor | None = None, sequence: list[int] | None = None) -> Tensor:
         kernels, kv_b = self.kernels, self.kv_b.unflatten(0, (HEADS, -1))
-        q_latent = kernels.head_linear(self.q[rows][..., :NOPE], kernels.pack_heads(kv_b[:, :NOPE].transpose(1, 2)))
+        q_latent = kernels.head_linear(self.q[rows][..., :NOPE], kernels.pack_heads([StoredWeight(w.T) for w in kv_b[:, :NOPE]]))
         out = kernels.mla_decode(
             q_latent,
             self.q[rows][..., NOPE:],
@@ -294,7 +294,7 @@ class Mla:
             self.scale,
         )
         assert out.shape == (len(rows), HEADS, LATENT)
-        return kernels.head_linear(out, kernels.pack_heads(kv_b[:, NOPE:])).flatten(1)
+        return kernels.head_linear(out, kernels.pack_heads([StoredWeight(w) for w in kv_b[:, NOPE:]])).flatten(1)
 
 
 def test_write_cache_puts_latents_before_keys_at_their_slots():

@@ -112,7 +112,7 @@ def record() -> list[Launch]:
             k.linear(meta(rows, weight.in_features), weight, F32 if name.startswith("head") else None)
     recorder.label = "head_linear k_absorb"
     q = meta(64, HEADS, NOPE + ROPE)
-    k.head_linear(q[..., :NOPE], k.pack_heads(meta(HEADS, LATENT, NOPE)))
+    k.head_linear(q[..., :NOPE], k.pack_heads([StoredWeight(meta(LATENT, NOPE)) for _ in range(HEADS)]))
     for kind in ("fp8", "bf16"):
         make = fp8 if kind == "fp8" else lambda n, m: StoredWeight(meta(n, m))
         gate_up, down = k.pack_linear([make(DENSE_INNER, HIDDEN), make(DENSE_INNER, HIDDEN)]), k.pack_linear([make(HIDDEN, DENSE_INNER)])

@@ -100,7 +100,7 @@ def test_head_linear(kernels: TritonKernels, rows: int, heads: int, n: int, k: i
     weight = randn(heads, k, n, seed=1, dtype=kernels.dtype, scale=k**-0.5).transpose(1, 2)
     x = randn(rows, heads, k + 6, seed=2, dtype=kernels.dtype)[..., :k]
     expected = torch.einsum("thk,hnk->thn", x.float(), weight.float()).to(kernels.dtype)
-    close(kernels.head_linear(x, kernels.pack_heads(weight)), expected, kernels.dtype)
+    close(kernels.head_linear(x, kernels.pack_heads([StoredWeight(w) for w in weight])), expected, kernels.dtype)
 
 
 @SETTINGS

@@ -91,7 +91,7 @@ def by_isotherm(path: Path, kernels: Kernels, documents: list[Document]) -> Tens
         sequence = ScheduledSequence(GenerationRequest("", tuple(tokens), SamplingParams(1)), 0, tokens, blocks=list(range(BLOCKS)))
         rows = []
         for form, start, count in ((Form.PREFILL, 0, prompt), (Form.DECODE, prompt, len(tokens) - prompt)):
-            batch = build_batch([Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE)
+            batch = build_batch([Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE, engine.model.cos, engine.model.sin)
             rows.append(engine.model.forward(dataclasses.replace(batch, sample_rows=torch.arange(count)), engine.cache, engine.experts))
         out.append(of_next(torch.cat(rows), tokens))
     return torch.cat(out)
