@@ -176,15 +176,21 @@ def stop(address: AddressOption = None) -> None:
 def scale(
     expert_groups: Annotated[Optional[int], typer.Option(min=1, help="expert groups that there are to be")] = None,  # noqa: UP045
     attention_shards: Annotated[Optional[int], typer.Option(min=1, help="attention shards that there are to be")] = None,  # noqa: UP045
+    drain_node: Annotated[Optional[list[str]], typer.Option(metavar="ID", help="node that is to have no worker; give all of them")] = None,  # noqa: UP045
+    drain_none: Annotated[bool, typer.Option("--drain-none", help="every node may have workers again")] = False,
     url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = DEFAULT_URL,
+    deadline: Annotated[Optional[float], typer.Option(help="seconds in which it must be prepared; default 120")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be done")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="until it is done or rolled back")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Change the number of workers under live traffic."""
+    """Change the number of workers, or the nodes that they run on, under live traffic."""
     from isotherm.cluster.client import Client
 
-    target: dict[str, Any] = {"expert_groups": expert_groups, "attention_shards": attention_shards}
+    if drain_node and drain_none:
+        raise typer.BadParameter("give --drain-node or --drain-none, not both")
+    target: dict[str, Any] = {"expert_groups": expert_groups, "attention_shards": attention_shards, "deadline_seconds": deadline}
+    target["drain_nodes"] = [] if drain_none else drain_node or None
     with Client(url) as client:
         operation = client.scale(**{name: n for name, n in target.items() if n is not None}, dry_run=dry_run)
         if wait:
@@ -197,6 +203,25 @@ def scale(
             console.print(f"  {line}", highlight=False, markup=False)
     if operation["phase"] in ("rolled_back", "failed"):
         raise typer.Exit(1)
+
+
+@app.command()
+@user_errors
+def top(
+    url: Annotated[Optional[str], typer.Option(help="where `isotherm serve` listens; default: as the running cluster says")] = None,  # noqa: UP045
+    address: AddressOption = None,
+    interval: Annotated[float, typer.Option(min=0.1, max=60, help="seconds between two looks")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="print one picture and end")] = False,
+) -> None:
+    """Show workers, operations and the heat of every expert, live, until Ctrl-C."""
+    if url is None:
+        address = prepare_attach(address)
+        from isotherm.cluster.ray_session import cluster_url
+
+        url = cluster_url(address)
+    from isotherm.cluster.top import run_top
+
+    run_top(url, interval, once, console)
 
 
 @app.command()

@@ -21,6 +21,8 @@ import httpx
 
 _DEFAULT_URL = "http://127.0.0.1:8000"
 _MAX_BACKOFF_S = 30.0
+_OPERATIONS = "/admin/operations"
+_POLL_S = 0.1  # between looks at an operation
 # Before the first token nothing has reached the caller, and a generation changes nothing on the server: asking again is safe.
 _RETRIED_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _RETRIED_STATUS = (429, 503)
@@ -159,26 +161,28 @@ class Client:
         return _checked(self.request("GET", "/status"))
 
     def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> dict[str, Any]:
-        """Begin an operation (POST /admin/operations): `expert_groups`, `attention_shards`, `copies`, each what there is to be. A key is made where
-        none is given, so that a retry cannot scale twice. Raises APIError."""
-        body = {"dry_run": dry_run, "idempotency_key": idempotency_key or uuid.uuid4().hex, **target}
-        return _checked(self.request("POST", "/admin/operations", body))
+        """Begin an operation (POST /admin/operations): `expert_groups`, `attention_shards`, `copies`, `drain_nodes`, each what there is to be. A key
+        is made where none is given, so that a retry cannot scale twice. Raises APIError."""
+        return _checked(self.request("POST", _OPERATIONS, _operation_body(dry_run, idempotency_key, target)))
 
     def operation(self, operation_id: str) -> dict[str, Any]:
-        return _checked(self.request("GET", f"/admin/operations/{operation_id}"))
+        """What has become of an operation."""
+        return _checked(self.request("GET", f"{_OPERATIONS}/{operation_id}"))
 
     def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> dict[str, Any]:
         """The operation when it has ended. Raises TimeoutError after `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while (operation := self.operation(operation_id))["phase"] not in ("done", "rolled_back", "failed"):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"operation {operation_id} is still {operation['phase']} after {timeout:g} s")
-            time.sleep(0.1)
+        while not _has_ended(operation := self.operation(operation_id), deadline, timeout):
+            time.sleep(_POLL_S)
         return operation
 
     def experts(self) -> dict[str, Any]:
         """Rows, holders and group heat of every expert (GET /admin/experts)."""
         return _checked(self.request("GET", "/admin/experts"))
+
+    def autoscaler(self) -> dict[str, Any]:
+        """What the autoscaler sees and has decided (GET /admin/autoscaler)."""
+        return _checked(self.request("GET", "/admin/autoscaler"))
 
     def request(self, method: str, path: str, body: Any = None, *, retry: bool = True) -> RawResponse:
         """Any request of the API, with retries. Raises ConnectionFailedError; an error status is not an exception."""
@@ -281,6 +285,29 @@ class AsyncClient:
         """What `isotherm status --json` prints."""
         return _checked(await self.request("GET", "/status"))
 
+    async def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> dict[str, Any]:
+        """As Client.scale."""
+        return _checked(await self.request("POST", _OPERATIONS, _operation_body(dry_run, idempotency_key, target)))
+
+    async def operation(self, operation_id: str) -> dict[str, Any]:
+        """What has become of an operation."""
+        return _checked(await self.request("GET", f"{_OPERATIONS}/{operation_id}"))
+
+    async def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> dict[str, Any]:
+        """As Client.wait_for_operation."""
+        deadline = time.monotonic() + timeout
+        while not _has_ended(operation := await self.operation(operation_id), deadline, timeout):
+            await asyncio.sleep(_POLL_S)
+        return operation
+
+    async def experts(self) -> dict[str, Any]:
+        """As Client.experts."""
+        return _checked(await self.request("GET", "/admin/experts"))
+
+    async def autoscaler(self) -> dict[str, Any]:
+        """As Client.autoscaler."""
+        return _checked(await self.request("GET", "/admin/autoscaler"))
+
     async def request(self, method: str, path: str, body: Any = None, *, retry: bool = True) -> RawResponse:
         """As Client.request."""
         attempt = 0
@@ -372,6 +399,19 @@ def _http_options(base_url: str, api_key: str | None, timeout: float) -> dict[st
 
 def _messages(messages: Messages) -> list[Mapping[str, Any]]:
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+
+
+def _operation_body(dry_run: bool, idempotency_key: str | None, target: dict[str, Any]) -> dict[str, Any]:
+    return {"dry_run": dry_run, "idempotency_key": idempotency_key or uuid.uuid4().hex, **target}
+
+
+def _has_ended(operation: dict[str, Any], deadline: float, timeout: float) -> bool:
+    """Raises TimeoutError when the deadline is over and it has not."""
+    if operation["phase"] in ("done", "rolled_back", "failed"):
+        return True
+    if time.monotonic() > deadline:
+        raise TimeoutError(f"operation {operation['id']} is still {operation['phase']} after {timeout:g} s")
+    return False
 
 
 def _streaming(body: dict[str, Any]) -> dict[str, Any]:

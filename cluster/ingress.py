@@ -11,6 +11,7 @@ from ray.serve import Application
 from isotherm.cluster.http_app import build_app
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model_config import ModelConfig
+from isotherm.cluster.ray_workers import ON_HEAD
 from isotherm.cluster.shard_client import ShardClient
 from isotherm.cluster.text import Tokenizer
 
@@ -29,7 +30,8 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         name="ingress",
         num_replicas=manifest.http.replicas,
         max_ongoing_requests=manifest.http.max_ongoing_requests,
-        ray_actor_options={"num_cpus": 0},
+        # Several replicas are spread, so that the loss of a node is not the loss of all.
+        ray_actor_options={"num_cpus": 0} | ({"resources": ON_HEAD} if manifest.http.replicas == 1 else {}),
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=5,
     )

@@ -12,6 +12,7 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 LOCAL_RAY = LOOPBACK | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process of the machine stall every stream
+    "RAY_kill_worker_timeout_milliseconds": "1000",  # a worker that hangs cannot end itself: Ray's 5 s are 5 s more for streams that wait for it
     "RAY_AUTH_MODE": "token",  # Ray makes a token in ~/.ray where there is none
     # Serve's proxy would let any client switch off its timeouts and disconnect handling by headers; this strips them.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "isotherm.cluster.http_middleware:serve_proxy_middlewares",

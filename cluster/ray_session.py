@@ -50,19 +50,21 @@ def start_local(folder: str, num_cpus: int | None = None, dashboard: bool = True
 
 
 def attach(address: str | None) -> None:
-    """Join a running cluster as a driver; `address` as `prepare_attach` gave it. Raises NoClusterError."""
+    """Join a running cluster as a driver; `address` as `prepare_attach` gave it. Raises NoClusterError, also without an address: Ray itself would
+    take any cluster that it finds on this machine, whoever's it is."""
+    if address is None:
+        raise NoClusterError("no `isotherm serve` of this user runs on this machine; start one, or give --address or RAY_ADDRESS")
     with neutral_directory():
         try:
             _check_reachable(address)
-            ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (OSError, ValueError) as error:  # ConnectionError is Ray's; ValueError: not an address
-            where = f"at {address}" if address else "on this machine"
-            raise NoClusterError(f"no Ray cluster {where} ({str(error).splitlines()[0]}); start one with: isotherm serve") from None
+            raise NoClusterError(f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one with: isotherm serve") from None
 
 
-def _check_reachable(address: str | None) -> None:
+def _check_reachable(address: str) -> None:
     """Ray itself tries for a minute. Raises OSError."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
 

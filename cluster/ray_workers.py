@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 NAMESPACE = "isotherm"
 CONTROLLER = "isotherm-controller"
+# What Ray's head node has alone. Controller and ingress are put there: when it is lost so is the Ray cluster, and every other node can be drained.
+ON_HEAD = {"node:__internal_head__": 0.001}
 
 
 @dataclass(frozen=True)
@@ -25,15 +30,24 @@ class Slot:
 
 @dataclass(frozen=True)
 class RayWorker:
-    """A started worker actor."""
+    """A started worker actor. Of one that was gone when it was looked for there is no actor, and maybe no slot."""
 
     id: str
-    slot: Slot
+    slot: Slot | None
     actor: Any
 
     @property
-    def placement_group_id(self) -> str:
-        return self.slot.group.id.hex()
+    def node_id(self) -> str | None:
+        return None if self.slot is None else self.slot.node_id
+
+    @property
+    def placement_group_id(self) -> str | None:
+        return None if self.slot is None else self.slot.group.id.hex()
+
+
+def _slot(group: PlacementGroup, entry: dict[str, Any]) -> Slot:
+    node_id = entry["bundles_to_node_id"][0]
+    return Slot(group, node_id, next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id))
 
 
 async def reserve(name: str, bundle: dict[str, float], labels: dict[str, str] | None = None) -> Slot:
@@ -47,9 +61,7 @@ async def reserve(name: str, bundle: dict[str, float], labels: dict[str, str] | 
     except asyncio.CancelledError:
         remove_placement_group(group)
         raise
-    node_id = placement_group_table(group)["bundles_to_node_id"][0]
-    host = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id)
-    return Slot(group, node_id, host)
+    return _slot(group, placement_group_table(group))
 
 
 def start_worker(worker_id: str, slot: Slot, bundle: dict[str, float], cls: type, *args: Any) -> RayWorker:
@@ -73,8 +85,31 @@ def start_worker(worker_id: str, slot: Slot, bundle: dict[str, float], cls: type
 
 def end_worker(worker: RayWorker) -> None:
     """Kill the actor and give its resources back."""
-    ray.kill(worker.actor)
-    remove_placement_group(worker.slot.group)
+    if worker.actor is not None:
+        ray.kill(worker.actor)
+    if worker.slot is not None:
+        remove_placement_group(worker.slot.group)
+
+
+def find_workers(prefix: str) -> dict[str, RayWorker]:
+    """The live workers by name; `prefix` is what their placement groups' names begin with. Placement groups without an actor, which somebody left,
+    are removed."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    names = [a["name"] for a in actors if a["namespace"] == NAMESPACE and re.fullmatch(r"(attention|expert)-\d+", a["name"])]
+    slots = {}
+    for group_id, entry in placement_group_table().items():
+        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED":
+            group = PlacementGroup(PlacementGroupID(bytes.fromhex(group_id)))
+            name = entry["name"].removeprefix(prefix)
+            if name in names and entry["state"] == "CREATED":
+                slots[name] = _slot(group, entry)
+            else:
+                remove_placement_group(group)
+    found = {}
+    for name in names:
+        with contextlib.suppress(ValueError):  # it has ended meanwhile
+            found[name] = RayWorker(name, slots.get(name), find_worker(name))
+    return found
 
 
 def find_worker(worker_id: str) -> Any:

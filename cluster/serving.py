@@ -11,6 +11,7 @@ import socket
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -28,7 +29,7 @@ from isotherm.cluster.controller import Controller, Owner
 from isotherm.cluster.ingress import ingress_application
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.ray_session import attach, running_controller, start_local
-from isotherm.cluster.ray_workers import CONTROLLER, NAMESPACE, find_controller
+from isotherm.cluster.ray_workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller
 from isotherm.cluster.run_file import run_file
 
 APPLICATION = "isotherm"
@@ -49,8 +50,11 @@ def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) 
         pass
     else:
         raise ServeError("an Isotherm cluster runs on this Ray already; end it with: isotherm stop")
-    return ray.remote(Controller).options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached", num_cpus=0).remote(
-        manifest, str(model_path), owner, f"http://{address}" if (address := ray._private.worker.get_dashboard_url()) else None
+    address = ray._private.worker.get_dashboard_url()
+    # Ray starts it again when it dies, and makes the calls once more that it has not answered.
+    options = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0, "resources": ON_HEAD}
+    return ray.remote(Controller).options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached", **options).remote(
+        uuid.uuid4().hex[:12], manifest, str(model_path), owner, f"http://{address}" if address else None
     )
 
 

@@ -65,6 +65,9 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         pid = "" if w["pid"] is None else str(w["pid"])
         table.add_row(*map(escape, (w["id"], w["state"], pid, w.get("host", ""), w.get("kernels", ""), links, w.get("reason", load))))
     console.print(table)
+    for node in status["nodes"]:
+        states = [word for word, shown in (("dead", not node["alive"]), ("drained", node.get("drained"))) if shown]
+        console.print(f"node {node['id']}  {node['address']}  {', '.join(states)}".rstrip(), highlight=False, markup=False)
 
 
 def show_batch_summary(summary: BatchSummary, console: Console) -> None:

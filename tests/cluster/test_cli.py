@@ -257,18 +257,18 @@ def test_without_a_cluster_it_says_what_to_do(command: str, address: str, monkey
     assert f"no Ray cluster at {address}" in message and "isotherm serve" in message
 
 
-@pytest.mark.parametrize("command", ["status", "stop"])
+@pytest.mark.parametrize("command", ["status", "stop", "top"])
 def test_without_an_address_it_says_what_to_do(command: str, monkeypatch: pytest.MonkeyPatch):
     """Ray is not asked: it would find any cluster of this machine."""
 
-    def init(address: str, **_: Any) -> None:
-        assert address == "auto"
-        raise ConnectionError("Could not find any running Ray instance.\nMore.")
+    def init(**_: Any) -> None:
+        raise AssertionError("Ray was asked")
 
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("isotherm.cluster.ray_environment.local_address", lambda: None)
     monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
     message = one_error(invoke(command))
-    assert "no Ray cluster on this machine (Could not find any running Ray instance.)" in message and "isotherm serve" in message
+    assert "no `isotherm serve` of this user runs on this machine" in message and "--address" in message
 
 
 def test_serve_on_a_cluster_that_is_not_there_says_so():

@@ -204,3 +204,54 @@ def test_api_key_model_and_request():
 def test_imports_neither_torch_nor_ray():
     code = "import sys; from isotherm.cluster.client import Client, AsyncClient; print(sorted({'torch', 'ray', 'tokenizers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_operations_are_begun_and_waited_for():
+    """Both clients ask the same; each operation ends at the third look."""
+    asked: list[tuple[str, str, dict | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else None
+        asked.append((request.method, request.url.path, body))
+        if request.url.path.startswith("/admin/operations"):
+            looks = sum(method == "GET" for method, *_ in asked)
+            return httpx.Response(202 if body else 200, json={"id": "op-1", "phase": "done" if looks >= 3 else "preparing"})
+        return httpx.Response(200, json={"route": request.url.path})
+
+    def blocking() -> list:
+        with Client(transport=httpx.MockTransport(answer)) as client:
+            begun = client.scale(expert_groups=3, idempotency_key="k")
+            with pytest.raises(TimeoutError, match="op-1 is still preparing"):
+                client.wait_for_operation("op-1", timeout=-1)
+            return [begun, client.wait_for_operation("op-1"), client.operation("op-1"), client.experts(), client.autoscaler()]
+
+    async def waiting() -> list:
+        async with AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            begun = await client.scale(expert_groups=3, idempotency_key="k")
+            with pytest.raises(TimeoutError, match="op-1 is still preparing"):
+                await client.wait_for_operation("op-1", timeout=-1)
+            return [begun, await client.wait_for_operation("op-1"), await client.operation("op-1"), await client.experts(), await client.autoscaler()]
+
+    one, first = blocking(), asked[:]
+    asked.clear()
+    other = asyncio.run(waiting())
+    assert one == other and first == asked
+    assert one[1]["phase"] == "done" and one[3:] == [{"route": "/admin/experts"}, {"route": "/admin/autoscaler"}]
+    assert first[0] == ("POST", "/admin/operations", {"dry_run": False, "idempotency_key": "k", "expert_groups": 3})
+
+
+def test_a_key_is_made_for_each_operation():
+    keys = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(json.loads(request.content)["idempotency_key"])
+        return httpx.Response(202, json={})
+
+    async def waiting() -> None:
+        async with AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            await client.scale(attention_shards=2)
+
+    with Client(transport=httpx.MockTransport(answer)) as client:
+        client.scale(attention_shards=2)
+    asyncio.run(waiting())
+    assert len(set(keys)) == 2 and all(keys)

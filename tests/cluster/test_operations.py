@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from isotherm.cluster.operations import HISTORY, OperationError, OperationLog, Phase, parse_operation
+from isotherm.cluster.operations import HISTORY, Operation, OperationError, OperationLog, Phase, parse_operation
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,7 @@ from isotherm.cluster.operations import HISTORY, OperationError, OperationLog, P
         ({"expert_groups": 0}, "expert_groups"), ({"expert_groups": True}, "expert_groups"),
         ({"expert_groups": "3"}, "expert_groups"), ({"attention_shards": 1.5}, "attention_shards"), ({"copies": [{"layer": 1}]}, "copies.0.expert"),
         ({"copies": [{"layer": -1, "expert": 0, "count": 1}]}, "copies.0.layer"), ({"groups": 3}, "groups"),
+        ({"drain_nodes": ["a b"]}, "drain_nodes.0"), ({"drain_nodes": "ab"}, "drain_nodes"),
         ({"expert_groups": 2, "deadline_seconds": 0}, "deadline_seconds"), ({"expert_groups": 2, "dry_run": "yes"}, "dry_run"),
         ({"expert_groups": 2, "idempotency_key": "k" * 201}, "idempotency_key"),
     ],
@@ -67,8 +68,11 @@ def test_history_survives_a_restart_and_is_bounded():
         operation, _ = opened(log, idempotency_key=str(i))
         operation.enter(Phase.DONE, 2.0)
     running, _ = opened(log)
-    assert len(log.all()) <= HISTORY + 1
+    committed = Operation("recovery-1", {}, "recovery", 1.0, phase=Phase.COMMITTING, committed=True)
+    log.record(committed)
+    assert len(log.all()) <= HISTORY + 2
     back = OperationLog.load(log.dump(), now=9.0)
     assert [o.id for o in back.all()] == [o.id for o in log.all()]
     assert back.get(running.id).phase is Phase.ROLLED_BACK and "restarted" in back.get(running.id).reasons[-1]
+    assert back.get(committed.id).phase is Phase.DONE
     assert opened(back)[0].id not in {o.id for o in log.all()}

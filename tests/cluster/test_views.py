@@ -59,7 +59,7 @@ def test_a_report_without_parts(report: Report, console: Console):
 
 
 def status(*workers: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    whole = {"controller": {"pid": 7, "phase": "serving"}, "model": {"id": "tiny"}, "placement_version": 1, "workers": list(workers)}
+    whole = {"controller": {"pid": 7, "phase": "serving"}, "model": {"id": "tiny"}, "placement_version": 1, "workers": list(workers), "nodes": []}
     return whole | changes
 
 
@@ -75,6 +75,13 @@ def test_a_status(console: Console):
     show_status(status(SHARD, GROUP), console)
     shown = console.export_text()
     assert "placement version 1" in shown and "3 running, 1 waiting, KV 5/100 blocks" in shown and "32 experts, 1.0 MiB" in shown
+
+
+def test_nodes_of_a_status(console: Console):
+    nodes = [{"id": f"ab{i}", "address": "10.0.0.9", "alive": i < 2, "drained": i > 0} for i in range(3)]
+    show_status(status(nodes=nodes), console)
+    shown = [line.split("  ")[1:] for line in console.export_text().splitlines() if line.startswith("node")]
+    assert shown == [["10.0.0.9"], ["10.0.0.9", "drained"], ["10.0.0.9", "dead, drained"]]
 
 
 def test_a_status_at_the_start_and_of_the_dead(console: Console):

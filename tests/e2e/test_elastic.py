@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable
 
 import pytest
+from loaded import check, kill_controller, under_load
 from served import Served
-from streams import Stream, Workload
+from streams import Workload
 
 from isotherm.cluster.client import APIError, Client
 
@@ -20,7 +19,8 @@ ROUNDS = int(os.environ.get("ISOTHERM_CHAOS_ROUNDS", "1"))  # `make chaos` asks 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    cluster = Served({"attention": {"cpus": 0.2}, "experts": {"cpus": 0.1}}, tmp_path_factory.mktemp("elastic"))
+    manifest = {"attention": {"cpus": 0.2}, "experts": {"cpus": 0.1}, "liveness": {"timeout": 5.0}, "autoscaling": {"mode": "off"}}
+    cluster = Served(manifest, tmp_path_factory.mktemp("elastic"))
     with cluster:
         yield cluster
     assert cluster.left_over() == {"processes": [], "shared memory": []}
@@ -30,38 +30,6 @@ def served(tmp_path_factory):
 def workload() -> tuple[Workload, list[str]]:
     work = Workload(32, [150])
     return work, work.alone()
-
-
-def under_load(served: Served, work: Workload, act: Callable[[], None]) -> list[Stream]:
-    """The streams of as many rounds as it takes until `act`, begun in the first, is done."""
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            act()
-        except BaseException as error:
-            failure.append(error)
-
-    actor = threading.Thread(target=run)
-    streams = []
-    actor.start()
-    while True:
-        streams += asyncio.run(work.serve(served.url))
-        if not actor.is_alive():
-            break
-    actor.join()
-    if failure:
-        raise failure[0]
-    served.remember_processes()
-    return streams
-
-
-def check(streams: list[Stream], expected: list[str], record_property, what: str) -> None:
-    pause = max(gap for stream in streams for gap in stream.gaps)
-    record_property("longest_pause_seconds", round(pause, 3))
-    print(f"{what}: {len(streams)} streams, longest pause {pause:.3f} s")
-    assert [s.error for s in streams if s.error] == []
-    assert [s.text for s in streams] == expected * (len(streams) // len(expected))
 
 
 def test_undisturbed(served, workload, record_property):
@@ -98,24 +66,30 @@ def test_copies_under_load(served, workload, record_property):
     check(under_load(served, work, copy), expected, record_property, "12 experts copied and dropped")
 
 
+def lose(served: Served, role: str, how: signal.Signals) -> None:
+    """Send a worker a signal that ends or stops it, and wait until it has been replaced."""
+    victim = next(w for w in served.status()["workers"] if w["role"] == role and w["state"] == "loaded")
+    os.kill(victim["pid"], how)
+    deadline = time.monotonic() + 60
+    while True:
+        workers = served.status()["workers"]
+        if victim["id"] not in {w["id"] for w in workers} and all(w["state"] == "loaded" for w in workers):
+            return
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 @pytest.mark.parametrize("role", ["expert", "attention"])
-def test_a_worker_is_killed_under_load(served, workload, record_property, role):
+def test_a_worker_dies_or_hangs_under_load(served, workload, record_property, role, how):
     work, expected = workload
 
-    def kill() -> None:
+    def act() -> None:
         for _ in range(ROUNDS):
             time.sleep(1.0)
-            victim = next(w for w in served.status()["workers"] if w["role"] == role and w["state"] == "loaded")
-            os.kill(victim["pid"], signal.SIGKILL)
-            deadline = time.monotonic() + 60
-            while True:
-                workers = served.status()["workers"]
-                if victim["id"] not in {w["id"] for w in workers} and all(w["state"] == "loaded" for w in workers):
-                    break
-                assert time.monotonic() < deadline, workers
-                time.sleep(0.2)
+            lose(served, role, how)
 
-    check(under_load(served, work, kill), expected, record_property, f"{role} worker killed, {ROUNDS} times")
+    check(under_load(served, work, act), expected, record_property, f"{role} worker, {how.name}, {ROUNDS} times")
     roles = [w["role"] for w in served.status()["workers"]]
     assert (roles.count("attention"), roles.count("expert")) == (1, 2)
 
@@ -139,6 +113,49 @@ def test_a_target_that_cannot_be_placed_rolls_back(served, workload, record_prop
     check(asyncio.run(work.serve(served.url)), expected, record_property, "after the roll-back")
 
 
+def test_the_controller_is_killed_under_load(served, workload, record_property):
+    work, expected = workload
+
+    def kill() -> None:
+        with Client(served.url) as client:
+            for _ in range(ROUNDS):
+                before = client.scale(expert_groups=2, idempotency_key=f"before-{time.time()}")
+                assert client.wait_for_operation(before["id"])["phase"] == "done"
+                workers = {w["id"]: w["pid"] for w in served.status()["workers"]}
+                status = kill_controller(served)
+                assert {w["id"]: w["pid"] for w in status["workers"]} == workers and status["controller"]["phase"] == "serving"
+                assert client.operation(before["id"])["phase"] == "done"  # the history is still there
+                lose(served, "expert", signal.SIGKILL)
+                for target in ({"expert_groups": 3, "attention_shards": 2}, {"expert_groups": 2, "attention_shards": 1}):
+                    operation = client.wait_for_operation(client.scale(**target)["id"], timeout=90)
+                    assert operation["phase"] == "done" and operation["id"] != before["id"], operation
+
+    check(under_load(served, work, kill), expected, record_property, f"controller killed, {ROUNDS} times")
+
+
+def test_the_controller_is_killed_in_mid_operation(served, workload, record_property):
+    work, expected = workload
+
+    def kill() -> None:
+        with Client(served.url) as client:
+            before = served.status()
+            operation = client.scale(expert_groups=4, attention_shards=2)
+            while len(served.status()["workers"]) == len(before["workers"]):  # until a new one is half prepared
+                time.sleep(0.05)
+            kill_controller(served)
+            ended = client.wait_for_operation(operation["id"], timeout=30)
+            assert ended["phase"] == "rolled_back" and "restarted" in ended["reasons"][-1]
+            again = client.wait_for_operation(client.scale(expert_groups=3)["id"], timeout=90)  # waits for what is left of the first to be ended
+            assert again["phase"] == "done", again
+            after = served.status()
+            old, now = ({w["id"] for w in status["workers"]} for status in (before, after))
+            assert old < now and len(now - old) == 1 and all(w["state"] == "loaded" for w in after["workers"])
+            assert not now - old & {line.split()[-1] for line in operation["plan"] if line.startswith("start")}  # a name is not used twice
+            assert client.wait_for_operation(client.scale(expert_groups=2)["id"])["phase"] == "done"
+
+    check(under_load(served, work, kill), expected, record_property, "controller killed in mid-operation")
+
+
 def test_keys_and_dry_runs(served):
     with Client(served.url) as client:
         version = client.status()["placement_version"]
@@ -159,3 +176,5 @@ def test_keys_and_dry_runs(served):
         assert error.value.status == 404
     done = served.command("scale", "--url", served.url, "--expert-groups", "4", "--dry-run")
     assert done.returncode == 0 and "load" in done.stdout
+    done = served.command("top", "--url", served.url, "--once")
+    assert done.returncode == 0 and "attention-" in done.stdout and "in 4 layers, against the layer's mean" in done.stdout, done

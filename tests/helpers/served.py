@@ -29,7 +29,9 @@ def free_port() -> int:
 class Served:
     """Context manager: up when entered (GET /ready is 200), down and gone when left."""
 
-    def __init__(self, manifest: dict[str, Any], folder: Path):
+    def __init__(self, manifest: dict[str, Any], folder: Path, *arguments: str):
+        """`arguments` of `isotherm serve` after the manifest."""
+        self.arguments = arguments
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.manifest = folder / "manifest.yaml"
@@ -40,7 +42,7 @@ class Served:
         self._shared_memory = set(os.listdir("/dev/shm"))
         begin = time.monotonic()
         with open(self.log, "w") as log:
-            self.process = subprocess.Popen([ISOTHERM, "serve", str(self.manifest)], stdout=log, stderr=log)
+            self.process = subprocess.Popen([ISOTHERM, "serve", str(self.manifest), *self.arguments], stdout=log, stderr=log)
         self._family: dict[int, psutil.Process] = {}
         while time.monotonic() < begin + START_SECONDS:
             self.remember_processes()

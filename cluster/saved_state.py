@@ -1,0 +1,58 @@
+"""What a controller writes down so that one that comes back can go on: what was committed last, and what was asked for. Pure."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from isotherm.cluster.placement import Placement
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """Everything else is asked of the workers. `placement` has version 0 until the first one is committed."""
+
+    groups: tuple[str, ...]
+    shards: tuple[str, ...]
+    placement: Placement
+    drained_nodes: tuple[str, ...]  # Ray's node ids
+    numbers: Mapping[str, int]  # role → the next worker's number
+    restarts: int  # of the controller, so far
+    operations: str  # OperationLog.dump()
+
+    def encode(self) -> bytes:
+        """58 layers of 256 experts take some 20 KB."""
+        groups = self.placement.groups()
+        number = {g: i for i, g in enumerate(groups)}
+        holders = [[[number[g] for g in held] for held in experts] for experts in self.placement.holders]
+        placement = {"version": self.placement.version, "layers": self.placement.layers, "groups": groups, "holders": holders}
+        rest = {
+            "format": FORMAT,
+            "groups": self.groups,
+            "shards": self.shards,
+            "drained_nodes": self.drained_nodes,
+            "numbers": dict(self.numbers),
+            "restarts": self.restarts,
+            "operations": self.operations,
+        }
+        return zlib.compress(json.dumps(rest | {"placement": placement}, separators=(",", ":")).encode(), 3)
+
+
+def decode(data: bytes) -> SavedState:
+    """What `encode` made. Raises ValueError for anything else."""
+    try:
+        saved: Any = json.loads(zlib.decompress(data))
+    except zlib.error as error:
+        raise ValueError(f"the saved state is not readable: {error}") from None
+    if saved.get("format") != FORMAT:
+        raise ValueError(f"the saved state has format {saved.get('format')}; this version reads {FORMAT}")
+    p = saved["placement"]
+    holders = tuple(tuple(tuple(p["groups"][i] for i in held) for held in experts) for experts in p["holders"])
+    placement = Placement(p["version"], tuple(p["layers"]), holders)
+    lists = {name: tuple(saved[name]) for name in ("groups", "shards", "drained_nodes")}
+    return SavedState(**lists, placement=placement, numbers=saved["numbers"], restarts=saved["restarts"], operations=saved["operations"])

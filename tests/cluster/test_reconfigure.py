@@ -1,0 +1,301 @@
+"""Transactions over a fleet that is only a table: what is undone, what is saved before what, and taking over from a controller that has died."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import pytest
+
+from isotherm.cluster.operations import Operation, OperationLog, Phase, parse_operation
+from isotherm.cluster.placement import Placement, contiguous_placement
+from isotherm.cluster.placement_changes import Pair
+from isotherm.cluster.reconfigure import Desired, Reconfigurer
+
+LAYERS, EXPERTS = (1, 2), 8
+
+
+class TableFleet:
+    """What each worker holds and routes by. `fails` names calls that raise, as "load expert-2"."""
+
+    def __init__(self, groups: Iterable[str], shards: Iterable[str]):
+        groups = list(groups)
+        self.placement = contiguous_placement(LAYERS, EXPERTS, groups)
+        self.experts = {g: set(self.placement.held_by(g)) for g in groups}
+        self.routes: dict[str, Placement | None] = dict.fromkeys(shards, self.placement)
+        self.links = {(s, g) for s in self.routes for g in groups}
+        self.avoid: frozenset[str] = frozenset()
+        self.waits: dict[str, str] = {}
+        self.nodes: dict[str, str] = {}  # worker → node; "aa" where it is not named
+        self.dead: set[str] = set()
+        self.fails: set[str] = set()
+        self.full = False  # no group finds a place
+        self.calls: list[str] = []
+
+    def _call(self, *words: str) -> None:
+        self.calls.append(" ".join(words))
+        if self.calls[-1] in self.fails or words[1] in self.dead:
+            raise RuntimeError(f"{self.calls[-1]} does not work")
+
+    def group_names(self) -> list[str]:
+        return list(self.experts)
+
+    def shard_names(self) -> list[str]:
+        return list(self.routes)
+
+    def alive(self, workers: Iterable[str]) -> list[str]:
+        return [w for w in workers if w not in self.dead]
+
+    def node_of(self, worker: str) -> str:
+        return self.nodes.get(worker, "aa")
+
+    def expert_load(self) -> None:
+        return None
+
+    async def start_group(self, name: str) -> None:
+        self._call("start", name)
+        while self.full:
+            await asyncio.sleep(0.01)
+        self.nodes[name] = "bb" if "aa" in self.avoid else "aa"
+        self.experts[name] = set()
+
+    async def start_shard(self, name: str) -> None:
+        self._call("start", name)
+        self.nodes[name] = "bb" if "aa" in self.avoid else "aa"
+        self.routes[name] = None
+
+    async def link(self, shard: str, group: str) -> None:
+        self._call("link", shard, group)
+        self.links.add((shard, group))
+
+    async def load(self, group: str, pairs: list[Pair]) -> None:
+        self.experts[group] |= set(pairs[:1])
+        self._call("load", group)
+        self.experts[group] |= set(pairs)
+
+    async def free(self, group: str, pairs: list[Pair]) -> None:
+        if group in self.dead:
+            return
+        self._call("free", group)
+        assert not any(routes and set(pairs) & set(routes.held_by(group)) for routes in self.routes.values()), "a shard still routes there"
+        self.experts[group] -= set(pairs)
+
+    async def held(self, group: str) -> list[Pair]:
+        self._call("held", group)
+        return sorted(self.experts[group])
+
+    async def adopt(self, shard: str, placement: Placement) -> None:
+        if shard in self.dead:
+            return
+        self._call("adopt", shard)
+        assert all((shard, g) in self.links and (g in self.dead or set(placement.held_by(g)) <= self.experts[g]) for g in placement.groups())
+        self.routes[shard] = placement
+
+    async def leave_service(self, shard: str, seconds: float) -> None:
+        if shard not in self.dead:
+            self._call("drain", shard)
+
+    async def disconnect(self, shard: str, group: str) -> None:
+        self._call("disconnect", shard, group)
+        self.links.discard((shard, group))
+
+    async def end(self, worker: str) -> None:
+        self._call("end", worker) if worker not in self.dead else None
+        self.dead.discard(worker)
+        self.experts.pop(worker, None)
+        self.routes.pop(worker, None)
+        self.links = {link for link in self.links if worker not in link}
+
+    def committed(self, placement: Placement) -> None:
+        self.placement = placement
+        self.calls.append("committed")
+
+    def check(self) -> None:
+        """Every worker is just as the placement says."""
+        assert {g: sorted(held) for g, held in self.experts.items()} == {g: self.placement.held_by(g) for g in self.experts}
+        assert set(self.routes.values()) == {self.placement}
+        assert self.links == {(s, g) for s in self.routes for g in self.experts}
+
+
+def reconfigurer(fleet: TableFleet, save=lambda: None) -> Reconfigurer:
+    made = Reconfigurer(fleet, OperationLog(), lambda: None, save)
+    made.desired = Desired(tuple(fleet.experts), tuple(fleet.routes), fleet.placement)
+    made.use_names([*fleet.experts, *fleet.routes])
+    return made
+
+
+async def ended(operation: Operation) -> Operation:
+    while not operation.phase.is_final:
+        await asyncio.sleep(0)
+    return operation
+
+
+async def idle(made: Reconfigurer) -> None:
+    while made._tasks:
+        await asyncio.gather(*made._tasks)
+
+
+def run(made: Reconfigurer, **target: int) -> Operation:
+    async def work() -> Operation:
+        operation = await ended(made.submit(parse_operation(target)))
+        await idle(made)
+        return operation
+
+    return asyncio.run(work())
+
+
+def test_a_change_is_saved_when_it_is_adopted_and_before_anything_is_freed():
+    fleet = TableFleet(["expert-0", "expert-1"], ["attention-0"])
+    made = reconfigurer(fleet, lambda: fleet.calls.append(f"save version {made.desired.placement.version}"))
+    operation = run(made, expert_groups=3, attention_shards=2)
+    assert operation.phase is Phase.DONE and operation.committed
+    assert made.desired == Desired(("expert-0", "expert-1", "expert-2"), ("attention-0", "attention-1"), fleet.placement)
+    at = {call: i for i, call in enumerate(fleet.calls)}
+    assert max(at["adopt attention-0"], at["adopt attention-1"]) < at["save version 2"] < at["committed"] < at["free expert-0"]
+    fleet.check()
+
+
+def test_what_cannot_be_saved_is_not_committed():
+    fleet = TableFleet(["expert-0", "expert-1"], ["attention-0"])
+
+    def save() -> None:
+        raise ConnectionError("Ray's head is away")
+
+    made = reconfigurer(fleet, save)
+    before = fleet.placement, made.desired
+    operation = run(made, expert_groups=3)
+    assert operation.phase is Phase.ROLLED_BACK and not operation.committed and "head is away" in " ".join(operation.reasons)
+    assert (fleet.placement, made.desired) == before
+    fleet.check()
+
+
+@pytest.mark.parametrize("what", ["start expert-2", "link attention-0 expert-2", "load expert-2", "load expert-0", "adopt attention-1"])
+def test_what_fails_before_the_commit_is_undone(what: str):
+    fleet = TableFleet(["expert-0", "expert-1"], ["attention-0"])
+    fleet.fails = {what}
+    made = reconfigurer(fleet)
+    target = {"copies": [{"layer": 1, "expert": 7, "count": 2}]} if what == "load expert-0" else {"expert_groups": 3, "attention_shards": 2}
+    operation = run(made, **target)
+    assert operation.phase is Phase.ROLLED_BACK and "does not work" in operation.reasons[0]
+    assert fleet.placement.version == 1 and set(fleet.experts) == {"expert-0", "expert-1"}
+    fleet.check()
+    fleet.fails = set()
+    assert run(made, expert_groups=3).phase is Phase.DONE
+    assert "expert-2" not in fleet.experts or what == "load expert-0"  # a name is not used twice
+    fleet.check()
+
+
+def test_a_drained_node_is_left_and_not_used_until_it_is_drained_no_more():
+    fleet = TableFleet(["expert-0", "expert-1"], ["attention-0"])
+    fleet.nodes["expert-1"] = "bb"
+    made = reconfigurer(fleet)
+    assert run(made, drain_nodes=["aa"]).phase is Phase.DONE
+    assert sorted(fleet.experts) == ["expert-1", "expert-2"] and list(fleet.routes) == ["attention-1"]
+    assert made.desired.drained == fleet.avoid == {"aa"}
+    assert run(made, expert_groups=3).phase is Phase.DONE
+    assert {fleet.node_of(w) for w in [*fleet.experts, *fleet.routes]} == {"bb"}
+    fleet.fails = {"link attention-1 expert-4"}
+    assert run(made, expert_groups=4, drain_nodes=[]).phase is Phase.ROLLED_BACK
+    assert made.desired.drained == fleet.avoid == {"aa"}
+    assert run(made, drain_nodes=[], expert_groups=4).phase is Phase.DONE
+    assert fleet.node_of("expert-5") == "aa" and not made.desired.drained
+    fleet.check()
+
+
+def taken_over(fleet: TableFleet, desired: Desired) -> Reconfigurer:
+    async def work() -> Reconfigurer:
+        made = Reconfigurer(fleet, OperationLog(), lambda: None, lambda: None)
+        made.use_names([*fleet.experts, *fleet.routes])
+        await made.take_over(desired)
+        await idle(made)
+        return made
+
+    return asyncio.run(work())
+
+
+def test_taking_over_ends_what_was_half_prepared():
+    fleet = TableFleet(["expert-0", "expert-1"], ["attention-0"])
+    desired = Desired(tuple(fleet.experts), tuple(fleet.routes), fleet.placement)
+
+    async def half() -> None:
+        await fleet.start_group("expert-2")
+        await fleet.start_shard("attention-1")
+        await fleet.link("attention-0", "expert-2")
+        await fleet.load("expert-2", [(1, 7)])
+        await fleet.load("expert-0", [(2, 7)])
+
+    asyncio.run(half())
+    assert taken_over(fleet, desired).desired == desired
+    assert set(fleet.experts) == {"expert-0", "expert-1"} and set(fleet.routes) == {"attention-0"}
+    fleet.check()
+
+
+def test_taking_over_in_mid_commit_goes_back_and_in_mid_freeing_goes_on():
+    for committed in (False, True):
+        fleet = TableFleet(["expert-0", "expert-1"], ["attention-0", "attention-1"])
+        old, new = fleet.placement, contiguous_placement(LAYERS, EXPERTS, ["expert-1", "expert-0"], version=2)
+
+        async def half(fleet: TableFleet = fleet, new: Placement = new, committed: bool = committed) -> None:
+            for group in ("expert-0", "expert-1"):
+                await fleet.load(group, new.held_by(group))
+            for shard in fleet.shard_names()[: 2 if committed else 1]:
+                await fleet.adopt(shard, new)
+
+        asyncio.run(half())
+        fleet.placement = new if committed else old
+        taken_over(fleet, Desired(tuple(fleet.experts), tuple(fleet.routes), fleet.placement))
+        fleet.check()
+
+
+@pytest.mark.parametrize("victim", ["expert-1", "attention-0", "expert-2", "attention-2"])
+def test_taking_over_where_one_has_died_replaces_it_unless_it_was_half_prepared(victim: str):
+    fleet = TableFleet(["expert-0", "expert-1"], ["attention-0", "attention-1"])
+    desired = Desired(tuple(fleet.experts), tuple(fleet.routes), fleet.placement)
+
+    async def half() -> None:
+        await fleet.start_group("expert-2")
+        await fleet.start_shard("attention-2")
+
+    asyncio.run(half())
+    fleet.dead = {victim}
+    made = taken_over(fleet, desired)
+    assert not fleet.dead and len(fleet.experts) == len(fleet.routes) == 2
+    assert made.desired.groups == tuple(fleet.experts) and made.desired.shards == tuple(fleet.routes)
+    fleet.check()
+
+
+def test_what_dies_while_another_is_replaced_is_replaced_too():
+    fleet = TableFleet(["expert-0", "expert-1", "expert-2"], ["attention-0"])
+    made = reconfigurer(fleet)
+
+    async def work() -> None:
+        fleet.dead = {"attention-0"}
+        made.heal()
+        await asyncio.sleep(0)
+        fleet.dead.add("expert-1")  # after the plan was made
+        await idle(made)
+
+    asyncio.run(work())
+    assert len(fleet.experts) == 3 and len(fleet.routes) == 1 and not fleet.dead
+    fleet.check()
+
+
+def test_where_there_is_no_room_the_others_take_over_until_there_is(monkeypatch):
+    monkeypatch.setattr("isotherm.cluster.reconfigure.RECOVERY_SECONDS", 0.05)
+    fleet = TableFleet(["expert-0", "expert-1", "expert-2"], ["attention-0"])
+    made = reconfigurer(fleet)
+    seen = []
+
+    async def work() -> None:
+        fleet.dead, fleet.full = {"expert-1"}, True
+        made.heal()
+        while len(fleet.experts) > 2:
+            await asyncio.sleep(0.01)
+        seen.append(set(fleet.experts))
+        fleet.check()
+        fleet.full = False
+        await idle(made)
+
+    asyncio.run(work())
+    assert seen == [{"expert-0", "expert-2"}] and len(fleet.experts) == 3 and "expert-1" not in fleet.experts
+    fleet.check()

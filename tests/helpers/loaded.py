@@ -1,0 +1,54 @@
+"""Streams that go on while something is done to the cluster, and what they must have been."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from served import Served
+from streams import Stream, Workload
+
+
+def under_load(served: Served, work: Workload, act: Callable[[], None]) -> list[Stream]:
+    """The streams of as many rounds as it takes until `act`, begun in the first, is done."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            failure.append(error)
+
+    actor = threading.Thread(target=run)
+    streams = []
+    actor.start()
+    while True:
+        streams += asyncio.run(work.serve(served.url))
+        if not actor.is_alive():
+            break
+    actor.join()
+    if failure:
+        raise failure[0]
+    served.remember_processes()
+    return streams
+
+
+def check(streams: list[Stream], expected: list[str], record_property, what: str) -> None:
+    pause = max(gap for stream in streams for gap in stream.gaps)
+    record_property("longest_pause_seconds", round(pause, 3))
+    print(f"{what}: {len(streams)} streams, longest pause {pause:.3f} s")
+    assert [s.error for s in streams if s.error] == []
+    assert [s.text for s in streams] == expected * (len(streams) // len(expected))
+
+
+def kill_controller(served: Served) -> dict[str, Any]:
+    """Kill it, wait until Ray has started it again, and give its status."""
+    before = served.status()["controller"]
+    os.kill(before["pid"], signal.SIGKILL)
+    after = served.status()
+    assert after["controller"]["pid"] != before["pid"] and after["controller"]["restarts"] == before["restarts"] + 1
+    return after
