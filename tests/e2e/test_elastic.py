@@ -136,24 +136,33 @@ def test_the_controller_is_killed_under_load(served, workload, record_property):
 def test_the_controller_is_killed_in_mid_operation(served, workload, record_property):
     work, expected = workload
 
-    def kill() -> None:
-        with Client(served.url) as client:
-            before = served.status()
-            operation = client.scale(expert_groups=4, attention_shards=2)
-            while len(served.status()["workers"]) == len(before["workers"]):  # until a new one is half prepared
-                time.sleep(0.05)
-            kill_controller(served)
-            ended = client.wait_for_operation(operation["id"], timeout=30)
+    def kill(client: Client, later: float) -> None:
+        """`later`: seconds after the first new worker has been started; a second one or two, and it commits or is done."""
+        before = served.status()
+        operation = client.scale(expert_groups=4, attention_shards=2)
+        while len(served.status()["workers"]) == len(before["workers"]):
+            time.sleep(0.05)
+        time.sleep(later)
+        kill_controller(served)
+        ended = client.wait_for_operation(operation["id"], timeout=30)
+        if not later:
             assert ended["phase"] == "rolled_back" and "restarted" in ended["reasons"][-1]
-            again = client.wait_for_operation(client.scale(expert_groups=3)["id"], timeout=90)  # waits for what is left of the first to be ended
-            assert again["phase"] == "done", again
-            after = served.status()
-            old, now = ({w["id"] for w in status["workers"]} for status in (before, after))
-            assert old < now and len(now - old) == 1 and all(w["state"] == "loaded" for w in after["workers"])
-            assert not now - old & {line.split()[-1] for line in operation["plan"] if line.startswith("start")}  # a name is not used twice
-            assert client.wait_for_operation(client.scale(expert_groups=2)["id"])["phase"] == "done"
+        # Waits for what is left of the first to be ended.
+        again = client.wait_for_operation(client.scale(expert_groups=3, attention_shards=1)["id"], timeout=90)
+        assert again["phase"] == "done", again
+        after = served.status()
+        old, now = ({w["id"] for w in status["workers"]} for status in (before, after))
+        assert old < now and len(now - old) == 1 and all(w["state"] == "loaded" for w in after["workers"])
+        if ended["phase"] == "rolled_back":  # a name is not used twice
+            assert not now - old & {line.split()[-1] for line in operation["plan"] if line.startswith("start")}
+        assert client.wait_for_operation(client.scale(expert_groups=2)["id"])["phase"] == "done"
 
-    check(under_load(served, work, kill), expected, record_property, "controller killed in mid-operation")
+    def act() -> None:
+        with Client(served.url) as client:
+            for i in range(ROUNDS):
+                kill(client, 0.4 * (i % 10))
+
+    check(under_load(served, work, act), expected, record_property, f"controller killed in mid-operation, {ROUNDS} times")
 
 
 def test_keys_and_dry_runs(served):
