@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -53,8 +54,8 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Delta:
-    """New tokens of one request from one engine step. `start` is the index of the first of them among the request's output tokens, so a
-    receiver can tell a repeat or a gap."""
+    """New tokens of one request, from one engine step or several. `start` is the index of the first of them among the request's output tokens, so
+    a receiver can tell a repeat or a gap."""
 
     request_id: str
     start: int
@@ -63,3 +64,20 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     error: str = field(default="")
+
+
+def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:
+    """The same with fewer deltas: tokens that follow each other in one request come in one. A reason that the client does not see stays apart."""
+    out: list[Delta] = []
+    last: dict[str, int] = {}  # request → where its last delta stands in `out`
+    for delta in deltas:
+        at = last.get(delta.request_id)
+        before = None if at is None else out[at]
+        follows = before is not None and before.finish_reason is None and delta.start == before.start + len(before.token_ids)
+        if at is not None and before is not None and follows and delta.finish_reason in (None, FinishReason.STOP, FinishReason.LENGTH):
+            tokens, logprobs = before.token_ids + delta.token_ids, before.logprobs + delta.logprobs
+            out[at] = replace(before, token_ids=tokens, logprobs=logprobs, finish_reason=delta.finish_reason)
+        else:
+            last[delta.request_id] = len(out)
+            out.append(delta)
+    return out

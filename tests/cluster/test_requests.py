@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest, SamplingParams
+from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs, merged_deltas
 
 
 def test_a_resumed_request_differs_in_what_was_generated_only():
@@ -29,3 +29,23 @@ def test_parameters_cut_nothing_unless_asked():
 
 def test_finish_reasons_are_what_openai_calls_them():
     assert (FinishReason.STOP.value, FinishReason.LENGTH.value) == ("stop", "length")
+
+
+def test_merged_deltas_say_the_same():
+    p, q = TokenLogprobs(-1.0), TokenLogprobs(-2.0)
+    steps = [
+        Delta("a", 0, (5,), logprobs=(p,), cached_tokens=3), Delta("b", 4, (9,)),
+        Delta("a", 1, (6, 7), logprobs=(q, p)), Delta("b", 5, (), FinishReason.STOP), Delta("a", 3, (8,), FinishReason.LENGTH, (q,)),
+    ]  # fmt: skip
+    assert merged_deltas(steps) == [
+        Delta("a", 0, (5, 6, 7, 8), FinishReason.LENGTH, (p, q, p, q), cached_tokens=3), Delta("b", 4, (9,), FinishReason.STOP)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [
+    Delta("a", 0, finish_reason=FinishReason.MOVED), Delta("a", 1, finish_reason=FinishReason.ERROR, error="lost"),
+    Delta("a", 2, (7,)), Delta("b", 1, (7,)),
+])  # fmt: skip
+def test_what_does_not_follow_stays_apart(after: Delta):
+    assert merged_deltas([Delta("a", 0, (5,)), after]) == [Delta("a", 0, (5,)), after]
+    assert merged_deltas([Delta("a", 0, (5,), FinishReason.STOP), Delta("a", 1, (6,))])[1:] == [Delta("a", 1, (6,))]  # a later request of that name
