@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*)
 
-.PHONY: serve test exactness chaos bench check clean help
+.PHONY: serve test exactness chaos bench bench-elastic check clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
@@ -13,6 +13,7 @@ help:
 	@echo "make exactness            10,000 random cases of the exactness test"
 	@echo "make chaos                scale and kill under load, 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
+	@echo "make bench-elastic        the autoscaler and live changes, measured"
 	@echo "make check                linter and type checker"
 	@echo "make clean                remove the virtual environment and caches"
 
@@ -39,6 +40,16 @@ exactness: $(VENV)/.installed-dev
 
 chaos: $(VENV)/.installed-dev
 	ISOTHERM_CHAOS_ROUNDS=20 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_elastic.py
+
+# make bench-elastic [SKEWED=DIR] [STEADY=300] [ROUNDS=20]: criteria 1 to 6 of elasticity. SKEWED: a checkpoint whose router prefers some experts
+STEADY ?= 300
+ROUNDS ?= 20
+bench-elastic: $(VENV)/.installed-dev
+	$(BIN)/python tests/bench_elastic/policy.py
+	$(BIN)/python tests/bench_elastic/skew.py $(if $(SKEWED),--model $(SKEWED))
+	ISOTHERM_CHAOS_ROUNDS=$(ROUNDS) $(BIN)/pytest -s --timeout 3600 tests/e2e/test_elastic.py
+	$(BIN)/python tests/bench_elastic/shift.py --steady $(STEADY)
+	$(BIN)/pytest -s tests/e2e/test_nodes.py
 
 # make bench BF16=DIR [FP8=DIR] [PEERS='--vllm PYTHON --llama-cpp DIR …']
 bench: $(VENV)/.installed-dev

@@ -140,7 +140,7 @@ class ExpertExchange:
         self._lost: set[str] = set()  # groups whose link has failed under the placement in force
         self._row_index = {layer: i for i, layer in enumerate(placement.layers)}
         self.rows_routed = np.zeros((len(placement.layers), len(placement.holders[0]) if placement.holders else 0), dtype=np.int64)
-        self.reads = np.zeros_like(self.rows_routed)  # times that each expert was computed at all: its weights were read so often, or more with copies
+        self.reads = np.zeros_like(self.rows_routed)  # times that each expert was computed at all, so that its weights were read
         self.waited: dict[str, float] = {}  # group → seconds spent waiting for its answers, once those of the groups before it had come
         self.adopt(placement, links)
 

@@ -123,6 +123,12 @@ class ShardClient:
     async def experts(self) -> dict[str, Any]:
         return await find_controller().experts.remote()
 
+    async def autoscaler(self) -> dict[str, Any]:
+        return await find_controller().autoscaler.remote()
+
+    async def metrics(self) -> str:
+        return await find_controller().metrics.remote()
+
     # --- shards ----------------------------------------------------------------------------------------------------------------------
 
     def _choose(self) -> _Shard:

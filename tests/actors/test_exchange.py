@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -340,6 +341,22 @@ def test_a_new_placement_counts_from_the_next_dispatch(reader: WeightReader):
     exchange.combine()
     assert [[m.placement_version for m in links[g].messages] for g in "abc"] == [[1], [2], [2]]
     assert exchange.placement is new
+
+
+def test_rows_reads_and_the_time_spent_waiting_are_counted():
+    class SlowLink(RecordingLink):
+        def receive(self) -> Tensor:
+            time.sleep(0.02)
+            return super().receive()
+
+    exchange = ExpertExchange(KERNELS, contiguous_placement(LAYERS, EXPERTS, ["a", "b"]), {"a": RecordingLink(), "b": SlowLink()})
+    for _ in range(2):
+        exchange.dispatch(2, torch.ones(2, 56), torch.tensor([[0, 11], [0, 2]], dtype=torch.int32), torch.ones(2, 2))
+        exchange.combine()
+    row = LAYERS.index(2)
+    assert [exchange.rows_routed[row, e] for e in (0, 2, 11)] == [4, 2, 2] and exchange.rows_routed.sum() == 8
+    assert [exchange.reads[row, e] for e in (0, 2, 11)] == [2, 2, 2] and exchange.reads.sum() == 6
+    assert exchange.waited["b"] >= 0.04 > exchange.waited["a"] >= 0
 
 
 def test_a_placement_with_unknown_groups_is_refused():

@@ -203,6 +203,18 @@ def test_the_pods_have_room_for_the_workers(documents: Documents, role: str, cou
     assert section.threads <= float(limits["cpu"])
 
 
+@pytest.mark.parametrize(("role", "kind"), [("attention", "attention_shards"), ("expert", "expert_groups")])
+def test_the_autoscalers_workers_find_pods(documents: Documents, role: str, kind: str):
+    section: Any = documents.manifest.attention if role == "attention" else documents.manifest.experts
+    scaling, limits, group = getattr(documents.manifest.autoscaling, kind), documents.limits(role), documents.groups[role]
+    assert documents.manifest.autoscaling.mode == "on"
+    if scaling.max is None:
+        return
+    per_pod = min(int(float(limits["cpu"]) // section.cpus), int(limits["nvidia.com/gpu"] // section.gpus) if section.gpus else 10**6)
+    assert scaling.max <= per_pod * group["maxReplicas"] < 2 * scaling.max + per_pod
+    assert (scaling.min or getattr(section, "shards" if role == "attention" else "groups")) >= group["minReplicas"]
+
+
 # --- against the model ---------------------------------------------------------------------------------------------------------------------
 
 
