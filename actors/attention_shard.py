@@ -18,12 +18,15 @@ from isotherm.actors.shared_memory_link import SharedMemoryLink, segment_bytes
 from isotherm.actors.step_loop import StepLoop
 from isotherm.actors.weights import WeightReader
 from isotherm.actors.worker_base import Meeting, WorkerBase, WorkerSpec
+from isotherm.cluster.metering import DecayedMean, ShardMeter
 from isotherm.cluster.placement import Placement
-from isotherm.cluster.requests import Delta, GenerationRequest
+from isotherm.cluster.requests import Delta, GenerationRequest, merged_deltas
 from isotherm.cluster.scheduler import SchedulerConfig
 
 log = logging.getLogger(__name__)
 INGRESS_SILENCE = 15.0  # seconds without a call after which an ingress replica counts as gone
+FLUSH = 0.01  # seconds between two lists of deltas to one ingress replica, at least
+METER_HALF_LIFE = 10.0  # seconds after which a time to first token counts half
 
 
 class AttentionShard(WorkerBase):
@@ -39,6 +42,8 @@ class AttentionShard(WorkerBase):
         self._heard: dict[str, float] = {}  # ingress replica → when it last called
         self._reaper: asyncio.Task | None = None
         self._tokens = 0
+        self._arrived: dict[str, float] = {}  # requests without a token yet → when they came, oldest first
+        self._first_token = DecayedMean(METER_HALF_LIFE)
 
     # --- called by the controller ----------------------------------------------------------------------------------------------------
 
@@ -67,6 +72,8 @@ class AttentionShard(WorkerBase):
         """Route by `placement` from the next step on; the engine starts with the first one. Returns its version, as the acknowledgement."""
         if self._model is None:
             raise RuntimeError(f"{self.spec.id} has not loaded its weights")
+        if missing := [group for group in placement.groups() if group not in self._links]:
+            raise ValueError(f"placement version {placement.version} names groups {missing} that {self.spec.id} has no link to")
         if self._exchange is None or self._steps is None:
             self._exchange = ExpertExchange(self.kernels, placement, self._links)
             loop = asyncio.get_running_loop()
@@ -114,6 +121,26 @@ class AttentionShard(WorkerBase):
         """Rows sent to each (layer, expert) since the start, int64 [layers, experts]."""
         return np.zeros((0, 0), dtype=np.int64) if self._exchange is None else self._exchange.rows_routed.copy()
 
+    async def meter(self) -> ShardMeter:
+        """Its load, for the autoscaler; quick, and nothing in the token path waits for it. Raises RuntimeError before the first placement."""
+        if self._steps is None or self._exchange is None:
+            raise RuntimeError(f"{self.spec.id} is not serving yet")
+        engine, now = self._steps.engine, time.monotonic()
+        scheduler = engine.scheduler
+        return ShardMeter(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            capacity=self._scheduler_config.max_sequences,
+            kv_used=scheduler.blocks.used / scheduler.blocks.blocks,
+            tokens=self._tokens,
+            steps=engine.steps,
+            first_token_seconds=self._first_token.value(now),
+            longest_wait=now - next(iter(self._arrived.values()), now),
+            group_wait=dict(self._exchange.waited),
+            rows_routed=self._exchange.rows_routed.copy(),
+            reads=self._exchange.reads.copy(),
+        )
+
     async def status(self) -> dict[str, Any]:
         out = {**self._common_status(), "links": {group: link.kind for group, link in self._links.items()}}
         if self._steps is not None and self._exchange is not None:
@@ -129,6 +156,7 @@ class AttentionShard(WorkerBase):
                 "preemptions": scheduler.preemptions,
                 "steps": engine.steps,
                 "tokens": self._tokens,
+                "group_wait": {group: round(seconds, 3) for group, seconds in self._exchange.waited.items()},
             }
         return out
 
@@ -142,6 +170,7 @@ class AttentionShard(WorkerBase):
             raise RuntimeError(f"{self.spec.id} is not serving yet")
         for request in requests:
             self._owner[request.id] = ingress
+            self._arrived[request.id] = time.monotonic()
             self._steps.submit(request)
         for request_id in aborts:
             self._abort(ingress, request_id)
@@ -151,17 +180,27 @@ class AttentionShard(WorkerBase):
             self._steps.abort(request_id)
 
     async def stream(self, ingress: str) -> AsyncIterator[list[Delta]]:
-        """All deltas of this ingress replica's requests, one list per engine step."""
+        """All deltas of this ingress replica's requests: a list per engine step, or of the steps within FLUSH where they are faster than that."""
         self._heard[ingress] = time.monotonic()
         outbox = self._outbox.setdefault(ingress, asyncio.Queue())
+        sent = 0.0
         while True:
-            yield await outbox.get()
+            deltas = await outbox.get()
+            await asyncio.sleep(max(0.0, sent + FLUSH - time.monotonic()))
+            while not outbox.empty():
+                deltas += outbox.get_nowait()
+            sent = time.monotonic()
+            yield merged_deltas(deltas)
 
     def _route(self, deltas: list[Delta]) -> None:
         by_ingress: dict[str, list[Delta]] = {}
         for delta in deltas:
             ingress = self._owner.get(delta.request_id)
             self._tokens += len(delta.token_ids)
+            if delta.token_ids or delta.finish_reason is not None:
+                arrived = self._arrived.pop(delta.request_id, None)
+                if arrived is not None and delta.token_ids:
+                    self._first_token.add(time.monotonic() - arrived, time.monotonic())
             if ingress is not None:
                 by_ingress.setdefault(ingress, []).append(delta)
                 if delta.finish_reason is not None:

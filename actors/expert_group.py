@@ -7,12 +7,13 @@ import os
 from typing import Any
 
 from isotherm.actors.expert_loop import ExpertLoop
-from isotherm.actors.expert_server import ExpertServer
+from isotherm.actors.expert_server import ExpertServer, ServerCounts
 from isotherm.actors.expert_worker import ExpertWorker
 from isotherm.actors.process_group_link import ProcessGroupServerLink
 from isotherm.actors.shared_memory_link import SharedMemoryServerLink, meet_shard, new_bell
 from isotherm.actors.weights import WeightReader
 from isotherm.actors.worker_base import Meeting, WorkerBase, WorkerSpec
+from isotherm.cluster.metering import GroupMeter
 from isotherm.kernels import native_ring
 from isotherm.kernels.native_backend import NativeKernels
 
@@ -27,10 +28,12 @@ class ExpertGroup(WorkerBase):
         self.worker = ExpertWorker(self.checkpoint.config, self.kernels, slots, native_ring.NativeGate() if native else None)
         self.server = ExpertServer(self.worker)
         self.loop = ExpertLoop(self.worker, spec.gather_window) if native else None
+        self._changing = asyncio.Lock()  # of what is held: a controller that comes back may ask while one that is gone still has experts loaded
 
     async def load(self, experts: list[tuple[int, int]]) -> None:
         """Load (layer, expert) pairs from the checkpoint."""
-        await asyncio.to_thread(self._load, experts)
+        async with self._changing:
+            await asyncio.to_thread(self._load, experts)
         self.loaded = True
 
     def _load(self, experts: list[tuple[int, int]]) -> None:
@@ -38,9 +41,16 @@ class ExpertGroup(WorkerBase):
             self.worker.load(reader, experts, self._set_progress)
 
     async def drop(self, experts: list[tuple[int, int]]) -> None:
-        """Free the weights of (layer, expert) pairs that no shard routes here any more."""
-        for pair in experts:
-            self.worker.drop(*pair)
+        """Free the weights of (layer, expert) pairs that no shard routes here any more; of a load that failed only some may be held."""
+        async with self._changing:
+            for pair in experts:
+                if self.worker.holds(*pair):
+                    self.worker.drop(*pair)
+
+    async def held(self) -> list[tuple[int, int]]:
+        """The (layer, expert) pairs that are loaded, when no load is under way."""
+        async with self._changing:
+            return self.worker.pairs()
 
     async def connect(self, shard: str, meeting: Meeting) -> None:
         """Meet a shard and serve it."""
@@ -62,10 +72,18 @@ class ExpertGroup(WorkerBase):
             raise
         self.server.attach(shard, SharedMemoryServerLink(met, bell))
 
+    def _counts(self) -> ServerCounts:
+        return self.server.counts if self.loop is None else self.server.counts + self.loop.counts
+
+    async def meter(self) -> GroupMeter:
+        """Its load, for the autoscaler; quick, and nothing in the token path waits for it."""
+        c = self._counts()
+        return GroupMeter(c.messages, c.computations, c.pairs, c.busy_seconds, c.held_seconds, self.worker.held, self.worker.bank.nbytes)
+
     async def status(self) -> dict[str, Any]:
-        counts, links = self.server.counts, self.server.links()
+        counts, links = self._counts(), self.server.links()
         if self.loop is not None:
-            counts, links = counts + self.loop.counts, links | self.loop.links()
+            links = links | self.loop.links()
         return {
             **self._common_status(),
             "experts": self.worker.held,

@@ -55,6 +55,10 @@ class ExpertWorker:
         """How many experts are loaded, over all layers."""
         return int((self.slot_of >= 0).sum())
 
+    def pairs(self) -> list[tuple[int, int]]:
+        """The (layer, expert) pairs that are loaded, in order."""
+        return [(int(layer), int(expert)) for layer, expert in np.argwhere(self.slot_of >= 0)]
+
     def holds(self, layer: int, expert: int) -> bool:
         return bool(self.slot_of[layer, expert] >= 0)
 

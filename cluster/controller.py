@@ -1,4 +1,7 @@
-"""The controller: one detached actor that starts the fleet, publishes membership, takes operations and heals. Outside the token path."""
+"""The controller: one detached actor that starts the fleet, publishes membership, takes operations and heals. Outside the token path.
+
+When it dies Ray starts it again: it reads what the one before it wrote down, finds the workers, which went on meanwhile, and takes over.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,26 @@ import contextlib
 import logging
 import os
 import time
+from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from isotherm.cluster.autoscale_loop import AutoscaleLoop
 from isotherm.cluster.checkpoint import Checkpoint
+from isotherm.cluster.expert_report import experts_report, group_rows
 from isotherm.cluster.fleet import RayFleet
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.membership import Membership
-from isotherm.cluster.operations import OperationError, OperationLog, parse_operation
+from isotherm.cluster.metrics import Snapshot, render
+from isotherm.cluster.operations import Operation, OperationError, OperationLog, parse_operation
 from isotherm.cluster.placement import Placement, contiguous_placement
-from isotherm.cluster.reconfigure import Reconfigurer
+from isotherm.cluster.reconfigure import Desired, Reconfigurer
+from isotherm.cluster.saved_state import SavedState, decode
+from isotherm.cluster.state_store import StateStore
 
 log = logging.getLogger(__name__)
 
@@ -33,32 +43,63 @@ class Owner:
 
 
 class Controller:
-    def __init__(self, manifest: Manifest, model_path: str, owner: Owner | None, dashboard: str | None):
-        """`dashboard`: where `ray job submit` goes, as the driver knows it; in an actor Ray may name another cluster's port."""
+    async def __init__(self, cluster_id: str, manifest: Manifest, model_path: str, owner: Owner | None, dashboard: str | None):  # type: ignore[misc]
+        """Ray awaits it, at each start anew with the same arguments; no other call comes before it is done. `cluster_id` is this cluster's alone.
+        `dashboard`: where `ray job submit` goes, as the driver knows it; in an actor Ray may name another cluster's port."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s controller %(name)s: %(message)s")
         self.manifest = manifest
         self._owner, self._dashboard = owner, dashboard
         self.checkpoint = Checkpoint.open(Path(model_path))
         self.config = self.checkpoint.config
         self.started = time.time()
-        self.fleet = RayFleet(manifest, self.checkpoint, self._waiting, self._died, self._publish)
-        self.operations = OperationLog()
-        self.reconfigurer = Reconfigurer(self.fleet, self.operations, self._publish)
+        self._store = StateStore(cluster_id)
+        written = self._store.read()
+        saved = None if written is None else decode(written)
+        self._restarts = 0 if saved is None else saved.restarts + 1
+        self.operations = OperationLog() if saved is None else OperationLog.load(saved.operations, time.time())
+        self.fleet = RayFleet(cluster_id, manifest, self.checkpoint, self._died, self._publish)
+        self.reconfigurer = Reconfigurer(self.fleet, self.operations, self._log_changed, self._save)
+        self.autoscale = AutoscaleLoop(manifest, self.config, self.fleet, self.reconfigurer, self.operations)
+        self.fleet.load_view = self.autoscale.load_view
         self._phase = "starting workers"  # "serving" once every worker has come up
-        self._waits: dict[str, str] = {}  # worker → what it waits for
-        self._membership = Membership(1, (), self._phase, manifest.scheduler_config(self.config).max_model_len)
+        # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it knows.
+        self._membership = Membership(self._restarts << 32, (), self._phase, manifest.scheduler_config(self.config).max_model_len)
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._begun = False
-        self._background: set[asyncio.Task] = set()
+        self._starting: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        if saved is not None:
+            await self._resume(saved)
 
     # --- starting --------------------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Start every worker of the manifest, load weights in parallel, wire the links and publish placement version 1."""
+        """Start every worker of the manifest, once, and wait until they serve. Raises what went wrong."""
+        await self.begin()
+        assert self._starting is not None
+        await asyncio.shield(self._starting)
+
+    async def begin(self) -> None:
+        """`start` in the background, for callers that do not stay. A failure shows as the phase, in `status` and GET /ready."""
+        if self._starting is None:
+            self._starting = self._spawn(self._start())
+
+    async def _start(self) -> None:
+        if self._phase == "serving":  # as the controller before this one has left it
+            return
+        try:
+            await self._start_fleet()
+        except Exception as error:
+            log.exception("start failed")
+            self._set_phase(f"start failed: {type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else error!r}")
+            raise
+
+    async def _start_fleet(self) -> None:
+        """Start every worker, load weights in parallel, wire the links and publish placement version 1."""
         m, fleet = self.manifest, self.fleet
-        shards = [f"attention-{i}" for i in range(m.attention.shards)]
-        groups = [f"expert-{i}" for i in range(m.experts.groups)] if self.config.moe_layers else []
+        shards = self.reconfigurer.new_names("attention", m.attention.shards)
+        groups = self.reconfigurer.new_names("expert", m.experts.groups) if self.config.moe_layers else ()
+        self._save()
         placement = contiguous_placement(self.config.moe_layers, self.config.n_routed_experts, groups) if groups else Placement(1, (), ())
 
         async def start_group(name: str) -> None:
@@ -69,35 +110,60 @@ class Controller:
         self._set_phase("linking workers")
         await asyncio.gather(*(fleet.link(s, g) for s in shards for g in groups))
         await asyncio.gather(*(fleet.adopt(s, placement) for s in shards))
-        self._phase = "serving"
+        self.reconfigurer.desired = Desired(groups, shards, placement)
+        self._save()
         fleet.committed(placement)
+        self._serve()
         log.info("serving with %d attention shards and %d expert groups", len(shards), len(groups))
 
-    async def begin(self) -> None:
-        """`start` in the background, once, for callers that do not stay. A failure shows as the phase, in `status` and GET /ready."""
-        if self._begun:
+    async def _resume(self, saved: SavedState) -> None:
+        """Take over from a controller that has died."""
+        log.warning("restarted, %d times now; placement version %d was committed last", self._restarts, saved.placement.version)
+        fleet = self.fleet
+        strays = fleet.find(saved.groups, saved.shards)
+        self.reconfigurer.numbers.update(saved.numbers)
+        self.reconfigurer.use_names(strays)
+        if not saved.placement.version:  # it died while it started the cluster: once more, from the beginning
+            for worker in strays:
+                await fleet.end(worker)
+            await self.begin()
             return
-        self._begun = True
+        fleet.placement = saved.placement
+        fleet.in_service = set(fleet.alive(saved.shards))
+        desired = Desired(saved.groups, saved.shards, saved.placement, frozenset(saved.drained_nodes))
+        self._spawn(self.reconfigurer.take_over(desired))
+        self.reconfigurer.desired = desired
+        self._save()
+        self._serve()
 
-        async def run() -> None:
-            try:
-                await self.start()
-            except Exception as error:
-                log.exception("start failed")
-                self._set_phase(f"start failed: {type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else error!r}")
+    def _serve(self) -> None:
+        """From now on requests, operations and deaths are taken."""
+        self._set_phase("serving")
+        self._spawn(self.autoscale.run())
 
-        task = asyncio.create_task(run())
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
+
+    def _save(self) -> None:
+        """Raises what Ray raises when its head cannot be reached, and RuntimeError when the cluster ends."""
+        if self._stopped.is_set():
+            raise RuntimeError("the cluster is being ended")
+        desired, numbers = self.reconfigurer.desired, self.reconfigurer.numbers
+        drained = tuple(sorted(desired.drained))
+        state = SavedState(desired.groups, desired.shards, desired.placement, drained, numbers, self._restarts, self.operations.dump())
+        self._store.write(state.encode())
+
+    def _log_changed(self) -> None:
+        try:
+            self._save()
+        except Exception:  # the history may then lack this; what is committed is saved by whoever commits it
+            log.exception("could not save the history of operations")
+        self._publish()
 
     # --- what ingress replicas and commands see --------------------------------------------------------------------------------------
-
-    def _waiting(self, worker: str, reason: str | None) -> None:
-        if reason is None:
-            self._waits.pop(worker, None)
-        else:
-            self._waits[worker] = reason
-        self._publish()
 
     def _died(self, worker: str) -> None:
         if self._phase == "serving" and not self._stopped.is_set():
@@ -112,7 +178,7 @@ class Controller:
     def _not_ready(self) -> str | None:
         """Why requests cannot be served; what waits or is replaced while others serve does not count."""
         if self._phase != "serving":
-            return "; ".join([self._phase, *self._waits.values()])
+            return "; ".join([self._phase, *self.fleet.waits.values()])
         return None if self.fleet.in_service else "no attention shard is left; it is being replaced"
 
     def _publish(self) -> None:
@@ -136,16 +202,22 @@ class Controller:
     async def status(self) -> dict[str, Any]:
         """What `isotherm status --json` prints."""
         nodes = {node["NodeID"]: node for node in ray.nodes()}
-        running = self.operations.running()
+        running, drained = self.operations.running(), self.reconfigurer.desired.drained
         return {
-            "controller": {"pid": os.getpid(), "uptime_seconds": round(time.time() - self.started, 1), "phase": self._not_ready() or "serving"},
+            "controller": {
+                "pid": os.getpid(),
+                "uptime_seconds": round(time.time() - self.started, 1),
+                "restarts": self._restarts,
+                "phase": self._not_ready() or "serving",
+            },
             "model": {"id": self.manifest.model_id, "path": str(self.checkpoint.path), "max_model_len": self._membership.max_model_len},
             "url": await self.url(),
             "dashboard": self._dashboard,
             "placement_version": self.fleet.placement.version or None,
-            "operation": None if running is None else running.as_dict(),
+            "operation": None if running is None else self._told(running),
+            "autoscaler": self.autoscale.summary(),
             "workers": await self.fleet.statuses(),
-            "nodes": [{"id": i, "address": n["NodeManagerAddress"], "alive": n["Alive"]} for i, n in nodes.items()],
+            "nodes": [{"id": i, "address": n["NodeManagerAddress"], "alive": n["Alive"], "drained": i in drained} for i, n in nodes.items()],
         }
 
     async def operate(self, body: Any) -> dict[str, Any]:
@@ -153,29 +225,38 @@ class Controller:
         request = parse_operation(body)
         if self._phase != "serving":
             raise OperationError(f"the cluster does not serve yet: {self._phase}", conflict=True)
-        return self.reconfigurer.submit(request).as_dict()
+        known = {node["NodeID"] for node in ray.nodes()} | self.reconfigurer.desired.drained
+        for node in request.target.drain_nodes or []:
+            if node not in known:
+                raise OperationError(f"drain_nodes: there is no node {node}; those there are: {', '.join(sorted(known))}", "drain_nodes")
+        return self._told(self.reconfigurer.submit(request))
 
     async def operation(self, operation_id: str) -> dict[str, Any] | None:
         found = self.operations.get(operation_id)
-        return None if found is None else found.as_dict()
+        return None if found is None else self._told(found)
 
     async def operation_history(self) -> list[dict[str, Any]]:
-        return [o.as_dict() for o in self.operations.all()]
+        return [self._told(o) for o in self.operations.all()]
+
+    def _told(self, operation: Operation) -> dict[str, Any]:
+        """`waiting`: what it waits for, in words; tokens go on meanwhile."""
+        return operation.as_dict() | {"waiting": list(self.fleet.waits.values()) if operation is self.operations.running() else []}
 
     async def experts(self) -> dict[str, Any]:
-        """Rows routed since the start and holders, per (layer, expert), and rows per group (a replicated expert's split evenly)."""
-        counts = list((await self.fleet.rows_routed()).values())
-        placement = self.fleet.placement
-        total = sum(counts[1:], counts[0]) if counts else None
-        heat = dict.fromkeys(self.fleet.groups, 0.0)
-        layers = []
-        for i, (layer, holders) in enumerate(zip(placement.layers, placement.holders, strict=True)):
-            rows = [0] * len(holders) if total is None else total[i].tolist()
-            layers.append({"layer": layer, "rows": rows, "holders": [list(h) for h in holders]})
-            for count, held in zip(rows, holders, strict=True):
-                for group in held:
-                    heat[group] = heat.get(group, 0.0) + count / len(held)
-        return {"placement_version": placement.version, "layers": layers, "groups": {g: round(rows, 1) for g, rows in heat.items()}}
+        """What GET /admin/experts gives."""
+        return experts_report(self.fleet.placement, list(self.fleet.groups), list((await self.fleet.rows_routed()).values()), self.autoscale.rates())
+
+    async def autoscaler(self) -> dict[str, Any]:
+        """What GET /admin/autoscaler gives."""
+        return self.autoscale.report()
+
+    async def metrics(self) -> str:
+        """What GET /metrics gives."""
+        placement, rates_LE = self.fleet.placement, self.autoscale.rates()
+        operations = Counter((o.origin, o.phase.value) for o in self.operations.all() if not o.dry_run)
+        heat = {name: 0.0 for name in self.fleet.groups} | group_rows(placement, rates_LE)
+        groups, shards = self.autoscale.loads()
+        return render(Snapshot(groups, shards, heat, placement.layers, rates_LE, placement.version, self.autoscale.counts, operations))
 
     # --- ending ----------------------------------------------------------------------------------------------------------------------
 
@@ -184,6 +265,7 @@ class Controller:
         self._stopped.set()
         self._set_phase("stopping")
         await self.fleet.end_all()
+        self._store.clear()
 
     async def owner(self) -> Owner | None:
         return self._owner

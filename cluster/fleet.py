@@ -18,13 +18,14 @@ from isotherm.actors.worker_base import Meeting, WorkerSpec
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.link_choice import choose_link
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.metering import GroupMeter, ShardMeter
 from isotherm.cluster.placement import Placement
 from isotherm.cluster.placement_changes import Pair
-from isotherm.cluster.ray_workers import RayWorker, Slot, end_worker, reserve, start_worker
+from isotherm.cluster.ray_workers import RayWorker, Slot, end_worker, find_workers, reserve, start_worker
 
 log = logging.getLogger(__name__)
 MEETING_TIMEOUT = 60.0  # seconds in which both ends of a new link must come together
-PLACE_TIMEOUT = 10.0  # seconds after which a worker that Ray cannot place is reported
+PLACE_TIMEOUT = 2.0  # seconds after which a worker that Ray cannot place is reported
 STATUS_TIMEOUT = 5.0  # seconds that a worker has to answer
 
 
@@ -34,21 +35,24 @@ def bundle(cpus: float, gpus: float, memory: int) -> dict[str, float]:
 
 
 class RayFleet:
-    """`Fleet` of cluster/reconfigure.py over Ray actors. `waiting` is told what waits for resources, and None when it waits no more; `died` is
-    told a worker's name; `changed` that the shards in service have changed."""
+    """`Fleet` of cluster/reconfigure.py over Ray actors. `cluster_id` tells this cluster's placement groups from others. `died` is told a worker's
+    name; `changed` that the shards in service or the waits have changed."""
 
-    def __init__(self, manifest: Manifest, checkpoint: Checkpoint, waiting: Callable[[str, str | None], None], died: Callable[[str], None],
-                 changed: Callable[[], None]):
+    def __init__(self, cluster_id: str, manifest: Manifest, checkpoint: Checkpoint, died: Callable[[str], None], changed: Callable[[], None]):
         self.manifest, self.checkpoint = manifest, checkpoint
+        self._slot_prefix = f"isotherm-{cluster_id}:"
         self.placement = Placement(0, (), ())
         self.groups: dict[str, RayWorker] = {}
         self.shards: dict[str, RayWorker] = {}
-        self.dead: dict[str, str] = {}  # worker → what Ray said
+        self.dead: dict[str, str] = {}  # worker → what Ray said, or how it was found to hang
         self.in_service: set[str] = set()
+        self.avoid: frozenset[str] = frozenset()  # nodes on which nothing is started
         self.load_view: Callable[[], list[list[float]] | None] = lambda: None
-        self._waiting, self._died, self._changed = waiting, died, changed
+        self.waits: dict[str, str] = {}  # worker → the resources that it waits for, in words
+        self._died, self._changed = died, changed
         self._scheduler_config = manifest.scheduler_config(checkpoint.config)
-        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._watches: dict[str, list[asyncio.Task[None]]] = {}
+        self._loading: set[str] = set()  # workers that may be too busy to answer
         self._rendezvous = Rendezvous(ray.util.get_node_ip_address())
 
     def group_names(self) -> list[str]:
@@ -59,6 +63,10 @@ class RayFleet:
 
     def alive(self, workers: Iterable[str]) -> list[str]:
         return [w for w in workers if w not in self.dead]
+
+    def node_of(self, worker: str) -> str | None:
+        found = self.groups.get(worker) or self.shards.get(worker)
+        return None if found is None else found.node_id
 
     def expert_load(self) -> list[list[float]] | None:
         return self.load_view()
@@ -76,6 +84,22 @@ class RayFleet:
         await worker.actor.pid.remote()
         self._watch(worker)
 
+    def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
+        """Take over the workers that a controller before this one has left, as they are. Those named that are gone count as dead. Gives the names of
+        workers found that are not named."""
+        found = find_workers(self._slot_prefix)
+        wanted = {**dict.fromkeys(groups, self.groups), **dict.fromkeys(shards, self.shards)}
+        for name, workers in wanted.items():
+            workers[name] = found.get(name) or RayWorker(name, None, None)
+            if name not in found:
+                self.dead[name] = "it was gone when the controller came back"
+        strays = [name for name in found if name not in wanted]
+        for name in strays:
+            (self.groups if name.startswith("expert") else self.shards)[name] = found[name]
+        for worker in found.values():
+            self._watch(worker)
+        return strays
+
     async def start_shard(self, name: str) -> None:
         section = self.manifest.attention
         resources = bundle(section.cpus, section.gpus, section.memory)
@@ -87,18 +111,22 @@ class RayFleet:
         self._watch(worker)
 
     async def _reserve(self, name: str, resources: dict[str, float], labels: dict[str, str]) -> Slot:
-        pending = asyncio.ensure_future(reserve(name, resources, labels))
+        if self.avoid:
+            labels = labels | {"ray.io/node-id": f"!in({','.join(sorted(self.avoid))})"}
+        pending = asyncio.ensure_future(reserve(self._slot_prefix + name, resources, labels))
         try:
             done, _ = await asyncio.wait([pending], timeout=PLACE_TIMEOUT)
             if not done:
                 waits = f"{name} waits for a node with {_amounts(resources)}" + (f" and the labels {labels}" if labels else "")
                 available = ray.available_resources()
                 log.warning("%s; free in the whole cluster: %s", waits, available)
-                self._waiting(name, f"{waits}; free in the whole cluster: {_amounts({r: available.get(r, 0.0) for r in resources})}")
+                self.waits[name] = f"{waits}; free in the whole cluster: {_amounts({r: available.get(r, 0.0) for r in resources})}"
+                self._changed()
             return await pending
         finally:
             pending.cancel()  # the placement group of a caller that gave up is removed
-            self._waiting(name, None)
+            if self.waits.pop(name, None) is not None:
+                self._changed()
 
     def _spec(self, name: str, threads: int, gpus: float) -> WorkerSpec:
         m = self.manifest
@@ -106,7 +134,7 @@ class RayFleet:
 
     async def end(self, name: str) -> None:
         self.in_service.discard(name)
-        if (watch := self._watches.pop(name, None)) is not None:
+        for watch in self._watches.pop(name, []):
             watch.cancel()
         worker = self.groups.pop(name, None) or self.shards.pop(name, None)
         self.dead.pop(name, None)
@@ -132,7 +160,14 @@ class RayFleet:
             await self.shards[shard].actor.disconnect.remote(group)
 
     async def load(self, group: str, pairs: list[Pair]) -> None:
-        await self.groups[group].actor.load.remote(pairs)
+        self._loading.add(group)
+        try:
+            await self.groups[group].actor.load.remote(pairs)
+        finally:
+            self._loading.discard(group)
+
+    async def held(self, group: str) -> list[Pair]:
+        return await self.groups[group].actor.held.remote()
 
     async def free(self, group: str, pairs: list[Pair]) -> None:
         if group not in self.dead:
@@ -164,14 +199,39 @@ class RayFleet:
             try:
                 await worker.actor.sentinel.remote()
             except RayActorError as error:
-                self.dead[worker.id] = str(error).splitlines()[0]
-                self.in_service.discard(worker.id)
-                end_worker(worker)  # its resources are needed for whoever takes its place
-                log.error("%s died: %s", worker.id, error)
-                self._changed()
-                self._died(worker.id)
+                self._lost(worker, str(error).splitlines()[0])
 
-        self._watches[worker.id] = asyncio.get_running_loop().create_task(wait())
+        watches = [wait()] + ([self._ping(worker, limit)] if (limit := self.manifest.liveness.timeout) else [])
+        self._watches[worker.id] = [asyncio.get_running_loop().create_task(watch) for watch in watches]
+
+    async def _ping(self, worker: RayWorker, limit: float) -> None:
+        """Ask a worker for a sign of life now and then; without one in `limit` seconds it hangs. A stopped process has not died: its connections
+        stay open, and nobody else would notice."""
+        slices = 4
+        while True:
+            await asyncio.sleep(limit / slices)
+            if worker.id in self._loading:
+                continue
+            answer = asyncio.ensure_future(worker.actor.pid.remote())
+            # In slices, of which this process's own standing still takes up one at most.
+            for _ in range(slices):
+                await asyncio.wait([answer], timeout=limit / slices)
+            if not answer.done() and worker.id not in self._loading:
+                answer.cancel()
+                self._lost(worker, f"it hangs: no answer in {limit:g} s")
+                return
+            if answer.done() and answer.exception() is not None:
+                return  # it has died: the sentinel says so
+
+    def _lost(self, worker: RayWorker, reason: str) -> None:
+        if worker.id in self.dead:
+            return
+        self.dead[worker.id] = reason
+        self.in_service.discard(worker.id)
+        end_worker(worker)  # its resources are needed for whoever takes its place
+        log.error("%s is lost: %s", worker.id, reason)
+        self._changed()
+        self._died(worker.id)
 
     async def rows_routed(self) -> dict[str, Any]:
         """Each live shard's counts of rows per (layer, expert), int64 [layers, experts]."""
@@ -180,13 +240,32 @@ class RayFleet:
                                        return_exceptions=True)
         return {s: a for s, a in zip(names, answers, strict=True) if not isinstance(a, BaseException)}
 
+    def nodes(self) -> tuple[dict[str, str], dict[str, str]]:
+        """As MeteredFleet of cluster/autoscale_loop.py says."""
+        groups, shards = ({n: workers[n].node_id or "" for n in self.alive(workers)} for workers in (self.groups, self.shards))
+        return groups, {name: node for name, node in shards.items() if name in self.in_service}
+
+    def all_alive(self) -> bool:
+        return not self.dead
+
+    async def meters(self) -> tuple[dict[str, ShardMeter], dict[str, GroupMeter]]:
+        groups, shards = self.nodes()
+
+        async def ask(workers: dict[str, RayWorker], names: Iterable[str]) -> dict[str, Any]:
+            calls = {name: asyncio.wait_for(workers[name].actor.meter.remote(), STATUS_TIMEOUT) for name in names}
+            answers = await asyncio.gather(*calls.values(), return_exceptions=True)
+            return {name: a for name, a in zip(calls, answers, strict=True) if not isinstance(a, BaseException)}
+
+        of_shards, of_groups = await asyncio.gather(ask(self.shards, shards), ask(self.groups, groups))
+        return of_shards, of_groups
+
     async def statuses(self) -> list[dict[str, Any]]:
         """Every worker's own words, shards first."""
         return list(await asyncio.gather(*(self._status("attention", w) for w in list(self.shards.values())),
                                          *(self._status("expert", w) for w in list(self.groups.values()))))
 
     async def _status(self, role: str, worker: RayWorker) -> dict[str, Any]:
-        out = {"id": worker.id, "role": role, "pid": None, "node": worker.slot.node_id, "placement_group": worker.placement_group_id}
+        out = {"id": worker.id, "role": role, "pid": None, "node": worker.node_id, "placement_group": worker.placement_group_id}
         if worker.id in self.dead:
             return out | {"state": "dead", "reason": self.dead[worker.id]}
         try:

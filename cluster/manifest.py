@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from isotherm.cluster.model_config import ModelConfig
 from isotherm.cluster.scheduler import SchedulerConfig
@@ -69,7 +69,7 @@ class ExpertSection(_Section):
     gpus: float = Field(0, ge=0)
     memory: Bytes = Field(0)
     threads: int | None = Field(None, ge=1, description="compute threads per group; default: the cores shared out evenly")
-    spare_slots: int = Field(0, ge=0, description="experts beyond its initial share that each group has room for")
+    spare_slots: int | None = Field(None, ge=0, description="experts beyond its share that each group has room for; default: an eighth of the share")
     labels: Labels = Field({}, description="Ray labels of the nodes that groups may run on")
 
 
@@ -86,6 +86,77 @@ class LinkSection(_Section):
     kind: Literal["auto", "process-group", "shared-memory"] = Field("auto", description="auto: shared memory within a host, without GPUs")
     timeout: float = Field(30.0, gt=0, description="seconds after which a silent group counts as lost")
     gather_window: float = Field(1.0, ge=0, le=100, description="how long a group holds a message for other busy shards, in layer times; 0: never")
+
+
+class CopiesSection(_Section):
+    enabled: bool = True
+    above: float = Field(1.1, ge=1, description="hottest group / mean group in a layer, mean over layers, above which experts are moved and copied")
+    after: float = Field(2.0, ge=0, description="seconds that it must have been above")
+    cooldown: float = Field(6.0, ge=0, description="seconds from one change of copies to the next")
+    gain: float = Field(0.04, ge=0, description="how much of the imbalance a change must be expected to take off")
+    max_loads: float = Field(0.25, gt=0, le=1, description="copies loaded in one change, as a fraction of all copies")
+    read_cost: float = Field(8.0, ge=0, le=10000, description="what reading an expert's weights once costs, in rows computed")
+
+
+class GroupScalingSection(_Section):
+    min: int | None = Field(None, ge=1, le=4096)
+    max: int | None = Field(None, ge=1, le=4096)
+    busy_above: float = Field(0.8, gt=0, le=1, description="mean fraction of the time that groups compute")
+    busy_below: float = Field(0.4, ge=0, le=1, description="the same, as it would be with one group fewer")
+    memory_above: float = Field(0.9, gt=0, le=1, description="weights / experts.memory, where that is given")
+
+    @model_validator(mode="after")
+    def _apart(self) -> GroupScalingSection:
+        _ordered(self.min, self.max)
+        _below("busy_below", self.busy_below, "busy_above", self.busy_above)
+        return self
+
+
+class ShardScalingSection(_Section):
+    min: int | None = Field(None, ge=1, le=1024)
+    max: int | None = Field(None, ge=1, le=1024)
+    waiting_above: float = Field(4.0, gt=0, description="requests per shard that wait to be admitted")
+    kv_above: float = Field(0.85, gt=0, le=1, description="fraction of the KV blocks in use, mean of the shards")
+    kv_below: float = Field(0.5, ge=0, le=1, description="the same, as it would be with one shard fewer")
+    first_token_above: float = Field(5.0, gt=0, description="seconds to a request's first token, at the shard")
+
+    @model_validator(mode="after")
+    def _apart(self) -> ShardScalingSection:
+        _ordered(self.min, self.max)
+        _below("kv_below", self.kv_below, "kv_above", self.kv_above)
+        return self
+
+
+def _ordered(low: int | None, high: int | None) -> None:
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"must have min at most max, not {low} and {high}")
+
+
+def _below(low: str, value: float, high: str, limit: float) -> None:
+    if value >= limit:
+        raise ValueError(f"must have {low} below {high}, or workers would come and go: {value} and {limit}")
+
+
+def _mode(value: Any) -> Any:
+    """YAML reads `on` and `off` as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+class AutoscalingSection(_Section):
+    mode: Annotated[Literal["off", "advise", "on"], BeforeValidator(_mode)] = Field("on", description="advise: only write what would be done")
+    interval: float = Field(2.0, ge=0.1, le=3600, description="seconds between two looks at the load")
+    half_life: float = Field(10.0, gt=0, le=86400, description="seconds after which past load counts half")
+    up_after: float = Field(15.0, ge=0, description="seconds that a reason for more workers must have held")
+    down_after: float = Field(300.0, ge=0, description="seconds that a reason for fewer workers must have held")
+    cooldown: float = Field(60.0, ge=0, description="seconds from one change of the number of workers to the next of the same kind")
+    patience: float = Field(900.0, gt=0, description="seconds that a new worker may wait for a node")
+    copies: CopiesSection = CopiesSection()
+    expert_groups: GroupScalingSection = GroupScalingSection()
+    attention_shards: ShardScalingSection = ShardScalingSection()
+
+
+class LivenessSection(_Section):
+    timeout: float = Field(15.0, ge=0, le=3600, description="seconds without an answer after which a worker counts as hung; 0: never")
 
 
 class HttpSection(_Section):
@@ -105,6 +176,8 @@ class Manifest(_Section):
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()
     links: LinkSection = LinkSection()
+    liveness: LivenessSection = LivenessSection()
+    autoscaling: AutoscalingSection = AutoscalingSection()
     http: HttpSection = HttpSection()
 
     @property
@@ -120,6 +193,11 @@ class Manifest(_Section):
 
     def expert_threads(self) -> int:
         return self.experts.threads or max(1, len(os.sched_getaffinity(0)) // self.experts.groups)
+
+    def spare_slots(self, share: int) -> int:
+        """Experts that a group may hold beyond its share of them. An eighth by default: what DeepSeek's own deployment of V3 keeps (32 redundant
+        experts for 256 per layer)."""
+        return -(-share // 8) if self.experts.spare_slots is None else self.experts.spare_slots
 
     def scheduler_config(self, model: ModelConfig) -> SchedulerConfig:
         """How the KV memory divides into blocks. Raises ManifestError where the wished context does not fit."""

@@ -7,14 +7,15 @@ planned → preparing → committing → done, or rolling_back → rolled_back, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 HISTORY = 200  # operations that are remembered
+AUTOSCALER = "autoscaler"  # the origin of its operations
 
 
 class OperationError(ValueError):
@@ -57,10 +58,11 @@ class Target(_Model):
     expert_groups: int | None = Field(None, ge=1, le=4096)
     attention_shards: int | None = Field(None, ge=1, le=1024)
     copies: list[CopyTarget] = Field([], max_length=100_000)
+    drain_nodes: list[str] | None = None  # Ray's ids of all nodes that are to have no worker of ours; an empty list: every node may have some
 
     @property
     def is_empty(self) -> bool:
-        return self.expert_groups is None and self.attention_shards is None and not self.copies
+        return self.expert_groups is None and self.attention_shards is None and not self.copies and self.drain_nodes is None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class _Body(_Model):
     expert_groups: int | None = Field(None, ge=1, le=4096)
     attention_shards: int | None = Field(None, ge=1, le=1024)
     copies: list[CopyTarget] = Field([], max_length=100_000)
+    drain_nodes: list[Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")]] | None = Field(None, max_length=4096)
     idempotency_key: str = Field("", max_length=200)
     dry_run: bool = False
     deadline_seconds: float = Field(120.0, gt=0, le=86400, strict=False)
@@ -91,9 +94,9 @@ def parse_operation(body: Any) -> OperationRequest:
         where = ".".join(str(part) for part in first["loc"]) or "body"
         known = f"; known: {', '.join(_Body.model_fields)}" if first["type"] == "extra_forbidden" else ""
         raise OperationError(f"{where}: {first['msg']}{known}", where) from None
-    target = Target(expert_groups=parsed.expert_groups, attention_shards=parsed.attention_shards, copies=parsed.copies)
+    target = Target.model_validate(parsed.model_dump(include=set(Target.model_fields)))
     if target.is_empty:
-        raise OperationError("give at least one of expert_groups, attention_shards and copies", "body")
+        raise OperationError(f"give at least one of {', '.join(Target.model_fields)}", "body")
     return OperationRequest(target, parsed.idempotency_key, parsed.dry_run, parsed.deadline_seconds)
 
 
@@ -108,6 +111,7 @@ class Operation:
     idempotency_key: str = ""
     dry_run: bool = False
     phase: Phase = Phase.PLANNED
+    committed: bool = False  # every shard routes by it, and it is written down
     progress: float = 0.0
     plan: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
@@ -161,7 +165,8 @@ class OperationLog:
                     if operation.target != target or operation.dry_run != request.dry_run:
                         raise OperationError(f"idempotency_key {request.idempotency_key!r} was used for another target", "idempotency_key")
                     return operation, False
-        running = self.running()
+        # The autoscaler's own does not stand in an operator's way: theirs comes next, or in its place.
+        running = next((o for o in self._running() if origin == AUTOSCALER or o.origin != AUTOSCALER), None)
         if running is not None and not request.dry_run:
             raise OperationError(f"operation {running.id} is {running.phase.value}; one runs at a time", conflict=True)
         self._count += 1
@@ -177,7 +182,10 @@ class OperationLog:
         self._operations[operation.id] = operation
 
     def running(self) -> Operation | None:
-        return next((o for o in self._operations.values() if not o.phase.is_final and not o.dry_run), None)
+        return next(self._running(), None)
+
+    def _running(self) -> Iterator[Operation]:
+        return (o for o in self._operations.values() if not o.phase.is_final and not o.dry_run)
 
     def get(self, operation_id: str) -> Operation | None:
         return self._operations.get(operation_id)
@@ -192,14 +200,14 @@ class OperationLog:
 
     @staticmethod
     def load(text: str, now: float) -> OperationLog:
-        """What `dump` wrote. Operations that were under way ended with the controller: they are marked as rolled back, for nothing was
-        committed that the saved placement does not show."""
+        """What `dump` wrote. Operations that were under way ended with the controller: those that were committed are done, for what was left of them
+        is freed by the one that comes back; the others are rolled back."""
         log = OperationLog()
         data: Mapping[str, Any] = json.loads(text)
         log._count = data["count"]
         for record in data["operations"]:
             operation = Operation(**record | {"phase": Phase(record["phase"])})
             if not operation.phase.is_final:
-                operation.enter(Phase.ROLLED_BACK, now, "the controller was restarted")
+                operation.enter(Phase.DONE if operation.committed else Phase.ROLLED_BACK, now, "the controller was restarted")
             log._operations[operation.id] = operation
         return log

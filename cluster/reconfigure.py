@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from isotherm.cluster.operations import Operation, OperationLog, OperationRequest, Phase, Target
+from isotherm.cluster.operations import AUTOSCALER, Operation, OperationError, OperationLog, OperationRequest, Phase, Target
 from isotherm.cluster.placement import Placement
 from isotherm.cluster.placement_changes import Difference, Pair, PlacementChangeError, difference, for_groups, with_copies
 
@@ -21,13 +21,16 @@ log = logging.getLogger(__name__)
 COMMIT_SECONDS = 60.0  # in which every shard must have adopted a placement
 DRAIN_SECONDS = 20.0  # after which a leaving shard gives its requests to others
 RECOVERY_SECONDS = 60.0  # in which the workers that replace dead ones must be there
+RESTORE_SECONDS = 120.0  # in which workers must be there that make up for some that were lost, while the others serve
 HEAL_ATTEMPTS = 20
 
 
 class Fleet(Protocol):
-    """The workers, by name. Methods raise what Ray raises when a worker is gone."""
+    """The workers, by name. Methods raise what Ray raises when a worker is gone. Nothing is started on nodes in `avoid`."""
 
     placement: Placement
+    avoid: frozenset[str]
+    waits: dict[str, str]  # worker → the resources that it waits for, in words
 
     def group_names(self) -> list[str]: ...
 
@@ -35,6 +38,9 @@ class Fleet(Protocol):
 
     def alive(self, workers: Iterable[str]) -> list[str]:
         """Those of the named workers that have not died."""
+
+    def node_of(self, worker: str) -> str | None:
+        """Ray's id of the node it runs on."""
 
     def expert_load(self) -> list[list[float]] | None:
         """Rows per second of each (layer, expert); None: not known."""
@@ -48,6 +54,9 @@ class Fleet(Protocol):
     async def load(self, group: str, pairs: list[Pair]) -> None: ...
 
     async def free(self, group: str, pairs: list[Pair]) -> None: ...
+
+    async def held(self, group: str) -> list[Pair]:
+        """What the group has loaded."""
 
     async def adopt(self, shard: str, placement: Placement) -> None: ...
 
@@ -69,6 +78,7 @@ class Desired:
     groups: tuple[str, ...]
     shards: tuple[str, ...]
     placement: Placement
+    drained: frozenset[str] = frozenset()  # nodes that are to have none of them
 
 
 @dataclass
@@ -80,13 +90,16 @@ class _Undo:
 
 
 class Reconfigurer:
-    def __init__(self, fleet: Fleet, operations: OperationLog, changed: Callable[[], None]):
-        """`changed` is called whenever the log of operations has changed."""
-        self._fleet, self._operations, self._changed = fleet, operations, changed
+    def __init__(self, fleet: Fleet, operations: OperationLog, changed: Callable[[], None], save: Callable[[], None]):
+        """`changed` is called whenever the log of operations has changed; `save` to write down `desired`, `numbers` and the log where they outlive
+        this process: it raises where that fails, and then nothing is committed."""
+        self._fleet, self._operations, self._changed, self._save = fleet, operations, changed, save
+        self.desired = Desired((), (), fleet.placement)  # what was committed last
+        self.numbers = {"expert": 0, "attention": 0}  # of the next new worker; names are never used again
         self._lock = asyncio.Lock()
         self._healing = False
-        self._numbers = {"expert": 0, "attention": 0}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._preparing: tuple[Operation, asyncio.Future[None]] | None = None
 
     # --- asking ----------------------------------------------------------------------------------------------------------------------
 
@@ -95,6 +108,8 @@ class Reconfigurer:
         operation, new = self._operations.open(request, time.time(), origin)
         if not new:
             return operation
+        if origin != AUTOSCALER and not request.dry_run:
+            self._give_way(f"operation {operation.id} was asked for", only=AUTOSCALER)
         try:
             desired = self._desired(request.target)
         except PlacementChangeError as error:
@@ -109,37 +124,94 @@ class Reconfigurer:
 
     def rebalance(self, placement: Placement, reason: str) -> Operation:
         """Begin a change of copies alone, decided by the autoscaler. Raises OperationError while another operation runs."""
-        operation, _ = self._operations.open(OperationRequest(Target(), "", False, RECOVERY_SECONDS), time.time(), "autoscaler")
+        operation, _ = self._operations.open(OperationRequest(Target(), "", False, RECOVERY_SECONDS), time.time(), AUTOSCALER)
         operation.reasons.append(reason)
         fleet = self._fleet
-        desired = Desired(tuple(fleet.group_names()), tuple(fleet.shard_names()), placement)
+        desired = Desired(tuple(fleet.group_names()), tuple(fleet.shard_names()), placement, self.desired.drained)
         operation.plan = self._describe(desired)
-        self._spawn(self._run(operation, lambda: desired, RECOVERY_SECONDS))
+
+        def plan() -> Desired:
+            if (*fleet.group_names(), *fleet.shard_names()) != (*desired.groups, *desired.shards) or fleet.placement.version + 1 != placement.version:
+                raise OperationError("the cluster has changed since it was planned")
+            return desired
+
+        self._spawn(self._run(operation, plan, RECOVERY_SECONDS))
         return operation
 
     def heal(self) -> None:
-        """Replace every worker that has died. Waits for an operation under way, which such a death will have failed."""
+        """Replace every worker that has died. An operation that still prepares ends: it may be waiting for resources, and the death comes first."""
+        self._give_way("a worker was lost")
         if not self._healing:
             self._healing = True
             self._spawn(self._heal())
 
     async def _heal(self) -> None:
+        fleet, late = self._fleet, False
+        wanted = len(fleet.group_names()), len(fleet.shard_names())
         try:
             for attempt in range(HEAL_ATTEMPTS):
                 async with self._lock:
-                    dead = [w for w in self._fleet.group_names() + self._fleet.shard_names() if w not in self._fleet.alive([w])]
+                    dead = [w for w in fleet.group_names() + fleet.shard_names() if w not in fleet.alive([w])]
                     if not dead:
-                        return
+                        break
                     operation = Operation(f"recovery-{int(time.time() * 1000)}", {"replace": dead}, "recovery", time.time())
                     operation.entered[Phase.PLANNED.value] = operation.created
                     self._operations.record(operation)
                     # Where a replacement finds no place in time, the others take over what they can.
-                    replace = attempt % 2 == 0
-                    await self._transact(operation, lambda: self._healed(replace), RECOVERY_SECONDS)  # noqa: B023
+                    replace = not late
+                    late = await self._transact(operation, lambda: self._healed(replace), RECOVERY_SECONDS)  # noqa: B023
                 await asyncio.sleep(min(2.0**attempt * 0.25, 30.0))
-            log.error("gave up healing after %d attempts", HEAL_ATTEMPTS)
+            else:
+                log.error("gave up healing after %d attempts", HEAL_ATTEMPTS)
         finally:
             self._healing = False
+        if (len(fleet.group_names()), len(fleet.shard_names())) < wanted:
+            self._spawn(self._restore(*wanted))
+
+    async def _restore(self, groups: int, shards: int) -> None:
+        """Bring the number of workers back to what it was before some were lost for which there was no place. Gives way to an operator."""
+        have = len(self._fleet.group_names()), len(self._fleet.shard_names())
+        request = OperationRequest(Target(expert_groups=groups or None, attention_shards=shards), "", False, RESTORE_SECONDS)
+        for attempt in range(HEAL_ATTEMPTS):
+            await asyncio.sleep(min(2.0**attempt, 60.0))
+            if self._healing or have != (len(self._fleet.group_names()), len(self._fleet.shard_names())):
+                return
+            try:
+                operation = self.submit(request, AUTOSCALER)
+            except OperationError:  # another one runs
+                continue
+            operation.reasons.append("as many workers as before some were lost")
+            while not operation.phase.is_final:
+                await asyncio.sleep(0.1)
+            if operation.phase is Phase.DONE:
+                return
+
+    async def take_over(self, desired: Desired) -> None:
+        """Begin with workers that a controller before this one has left: each shard routes by what was committed, whatever was half prepared or half
+        freed is ended, and who is dead is replaced. Traffic goes on meanwhile."""
+        async with self._lock:
+            self.desired = desired
+            fleet = self._fleet
+            fleet.avoid = desired.drained
+            try:
+                await asyncio.wait_for(self._bring_back(desired), COMMIT_SECONDS)
+            except Exception:  # a worker that died in between is replaced like any other
+                log.exception("could not bring every worker back to placement version %d", desired.placement.version)
+            for worker in fleet.group_names() + fleet.shard_names():
+                if worker not in desired.groups + desired.shards:
+                    await fleet.end(worker)
+        self.heal()
+
+    async def _bring_back(self, desired: Desired) -> None:
+        fleet = self._fleet
+        # A shard may hold the offer of a placement that was never committed: this one is offered after it.
+        await _all(fleet.adopt(s, desired.placement) for s in fleet.alive(desired.shards))
+        extra = {}
+        for group in fleet.alive(desired.groups):
+            wanted = set(desired.placement.held_by(group))
+            if pairs := [pair for pair in await fleet.held(group) if pair not in wanted]:
+                extra[group] = pairs
+        await self._free(desired, Difference({}, extra))
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -150,22 +222,32 @@ class Reconfigurer:
 
     def _names(self, have: list[str], role: str, count: int) -> tuple[str, ...]:
         """`count` names: the oldest of those there are, then new ones that were never used."""
-        numbers = [int(name.rsplit("-", 1)[1]) for name in have]
-        self._numbers[role] = max(self._numbers[role], *[n + 1 for n in numbers], 0) if numbers else self._numbers[role]
-        kept = sorted(have, key=lambda name: int(name.rsplit("-", 1)[1]))[:count]
-        fresh = [f"{role}-{self._numbers[role] + i}" for i in range(count - len(kept))]
-        return tuple(kept + fresh)
+        kept = sorted(have, key=_number)[:count]
+        return tuple(kept + [f"{role}-{self.numbers[role] + i}" for i in range(count - len(kept))])
+
+    def new_names(self, role: str, count: int) -> tuple[str, ...]:
+        names = self._names([], role, count)
+        self.use_names(names)
+        return names
+
+    def use_names(self, names: Iterable[str]) -> None:
+        """These names are taken, whatever becomes of their workers."""
+        for name in names:
+            role = name.rsplit("-", 1)[0]
+            self.numbers[role] = max(self.numbers[role], _number(name) + 1)
 
     def _desired(self, target: Target) -> Desired:
         fleet = self._fleet
-        groups = self._names(fleet.group_names(), "expert", target.expert_groups or len(fleet.group_names()))
-        shards = self._names(fleet.shard_names(), "attention", target.attention_shards or len(fleet.shard_names()))
+        drained = self.desired.drained if target.drain_nodes is None else frozenset(target.drain_nodes)
+        have_groups, have_shards = ([w for w in names if fleet.node_of(w) not in drained] for names in (fleet.group_names(), fleet.shard_names()))
+        groups = self._names(have_groups, "expert", target.expert_groups or len(fleet.group_names()))
+        shards = self._names(have_shards, "attention", target.attention_shards or len(fleet.shard_names()))
         placement = fleet.placement
         if set(groups) != set(fleet.group_names()):
             placement = for_groups(placement, groups, fleet.expert_load())
         if target.copies:
             placement = with_copies(placement, [(c.layer, c.expert, c.count) for c in target.copies], groups, fleet.expert_load())
-        return Desired(groups, shards, placement)
+        return Desired(groups, shards, placement, drained)
 
     def _healed(self, replace: bool) -> Desired:
         """The fleet without its dead, with as many new workers, or (`replace` false) with what is left of it, as long as that is anything."""
@@ -179,7 +261,7 @@ class Reconfigurer:
         placement = fleet.placement
         if set(placement.groups()) - set(groups) or set(groups) - set(have_groups):
             placement = for_groups(placement, groups, fleet.expert_load())
-        return Desired(tuple(groups), tuple(shards), placement)
+        return Desired(tuple(groups), tuple(shards), placement, self.desired.drained)
 
     def _describe(self, desired: Desired) -> list[str]:
         fleet = self._fleet
@@ -203,26 +285,57 @@ class Reconfigurer:
         async with self._lock:
             await self._transact(operation, plan, seconds)
 
-    async def _transact(self, operation: Operation, plan: Callable[[], Desired], seconds: float) -> None:
+    async def _transact(self, operation: Operation, plan: Callable[[], Desired], seconds: float) -> bool:
+        """Carry a change out or undo it. Whether it was undone because its time was over."""
         undo = _Undo()
         try:
             desired = plan()
+            self.use_names([*desired.groups, *desired.shards])
+            self._fleet.avoid = desired.drained
             change = difference(self._fleet.placement, desired.placement)
             self._enter(operation, Phase.PREPARING)
-            await asyncio.wait_for(self._prepare(operation, desired, change, undo), seconds)
+            await self._prepare_within(seconds, operation, desired, change, undo)
             self._enter(operation, Phase.COMMITTING)
-            await asyncio.wait_for(self._commit(desired), COMMIT_SECONDS)
+            await asyncio.wait_for(self._commit(operation, desired), COMMIT_SECONDS)
         except Exception as error:
-            reason = f"not within {seconds:g} s" if isinstance(error, asyncio.TimeoutError) else f"{type(error).__name__}: {_last_line(error)}"
+            late = isinstance(error, asyncio.TimeoutError)
+            words = [f"not within {seconds:g} s", str(error)] if late else [type(error).__name__, _last_line(error)]
+            reason = ": ".join(filter(None, words))
             log.warning("operation %s fails: %s", operation.id, reason)
             await self._roll_back(operation, undo, reason)
-            return
+            return late
         try:
             await self._free(desired, change)
         except Exception as error:  # the new state serves; what could not be freed is only memory
             log.exception("operation %s: could not free everything", operation.id)
             operation.reasons.append(f"committed, but not everything was freed: {_last_line(error)}")
         self._enter(operation, Phase.DONE)
+        return False
+
+    def _give_way(self, why: str, only: str | None = None) -> None:
+        """Roll back what is being prepared, with this reason; `only` where it is of this origin. What has been committed goes on."""
+        if self._preparing is None:
+            return
+        operation, preparing = self._preparing
+        if operation.origin != "recovery" and only in (None, operation.origin):
+            operation.reasons.append(f"gives way: {why}")
+            preparing.cancel()
+
+    async def _prepare_within(self, seconds: float, operation: Operation, desired: Desired, change: Difference, undo: _Undo) -> None:
+        preparing = asyncio.ensure_future(self._prepare(operation, desired, change, undo))
+        self._preparing = operation, preparing
+        try:
+            await asyncio.wait([preparing], timeout=seconds)
+        finally:
+            self._preparing = None
+        if not preparing.done():
+            waits = "; ".join(self._fleet.waits.values())
+            preparing.cancel()
+            await asyncio.wait([preparing])
+            raise asyncio.TimeoutError(waits)
+        if preparing.cancelled():
+            raise OperationError("it was interrupted")
+        preparing.result()
 
     async def _prepare(self, operation: Operation, desired: Desired, change: Difference, undo: _Undo) -> None:
         fleet = self._fleet
@@ -245,13 +358,21 @@ class Reconfigurer:
         undo.loads += [(g, pairs) for g, pairs in change.loads.items() if g not in new_groups]
         await _all(step(fleet.load(g, pairs)) for g, pairs in change.loads.items())
 
-    async def _commit(self, desired: Desired) -> None:
-        """Also shards that will leave adopt it: until they are drained they still compute."""
+    async def _commit(self, operation: Operation, desired: Desired) -> None:
+        """Also shards that will leave adopt it: until they are drained they still compute. It holds when it is written down, which is before
+        anything is freed."""
         fleet = self._fleet
         shards = fleet.alive(dict.fromkeys([*fleet.shard_names(), *desired.shards]))
         if not set(shards) & set(desired.shards):
             raise RuntimeError("no attention shard is left to commit to")
         await _all(fleet.adopt(s, desired.placement) for s in shards)
+        before = self.desired
+        self.desired, operation.committed = desired, True
+        try:
+            self._save()
+        except BaseException:
+            self.desired, operation.committed = before, False
+            raise
         fleet.committed(desired.placement)
 
     async def _free(self, desired: Desired, change: Difference) -> None:
@@ -268,6 +389,7 @@ class Reconfigurer:
     async def _roll_back(self, operation: Operation, undo: _Undo, reason: str) -> None:
         self._enter(operation, Phase.ROLLING_BACK, reason)
         fleet = self._fleet
+        fleet.avoid = self.desired.drained
         try:
             old = fleet.placement
             # A shard may have adopted the new placement already: it must leave it before anything is freed.
@@ -293,6 +415,11 @@ async def _all(work: Iterable[Awaitable[None]]) -> None:
     for result in results:
         if isinstance(result, BaseException):
             raise result
+
+
+def _number(name: str) -> int:
+    """ "expert-12" → 12."""
+    return int(name.rsplit("-", 1)[1])
 
 
 def _last_line(error: BaseException) -> str:

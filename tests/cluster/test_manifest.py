@@ -96,6 +96,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("experts.groups", 0, "greater than or equal to 1"),
     ("experts.groups", 4097, "less than or equal to 4096"),
     ("experts.spare_slots", -1, "greater than or equal to 0"),
+    ("experts.spare_slots", "some", "integer"),
     ("engine.block_size", 0, "greater than or equal to 1"),
     ("engine.block_size", 2048, "less than or equal to 1024"),
     ("engine.kv_memory", "lots", "512MiB or 4GB"),
@@ -113,6 +114,19 @@ BAD: list[tuple[str, Any, str]] = [
     ("links.kind", "carrier-pigeon", "'auto'"),
     ("links.timeout", 0, "greater than 0"),
     ("links.timeout", float("inf"), "finite"),
+    ("liveness.timeout", -1, "greater than or equal to 0"),
+    ("autoscaling.mode", "auto", "'off', 'advise' or 'on'"),
+    ("autoscaling.mode", 1, "'off', 'advise' or 'on'"),
+    ("autoscaling.interval", 0, "greater than or equal to 0.1"),
+    ("autoscaling.half_life", 0, "greater than 0"),
+    ("autoscaling.copies.above", 0.9, "greater than or equal to 1"),
+    ("autoscaling.copies.max_loads", 0, "greater than 0"),
+    ("autoscaling.expert_groups.min", 0, "greater than or equal to 1"),
+    ("autoscaling.expert_groups.busy_above", 1.5, "less than or equal to 1"),
+    ("autoscaling.attention_shards.max", 1025, "less than or equal to 1024"),
+    ("autoscaling.expert_groups", {"max": 2, "min": 3}, "min at most max"),
+    ("autoscaling.expert_groups", {"busy_below": 0.9}, "busy_below below busy_above"),
+    ("autoscaling.attention_shards", {"kv_above": 0.4}, "kv_below below kv_above"),
     ("http.host", "", "at least 1 character"),
     ("http.port", 0, "greater than or equal to 1"),
     ("http.port", 65536, "less than or equal to 65535"),
@@ -137,7 +151,7 @@ def test_every_bad_field_is_named_at_once():
 @pytest.mark.parametrize(
     ("data", "field", "known"),
     [
-        ({"modle": "tiny"}, "modle", "model, served_name, device, dtype, kernels, attention, experts, engine, links, http"),
+        ({"modle": "tiny"}, "modle", "model, served_name, device, dtype, kernels, attention, experts, engine, links, liveness, autoscaling, http"),
         ({"attention": {"shard": 1}}, "attention.shard", "shards, cpus, gpus, memory, threads, labels"),
         ({"http": {"prot": 1}}, "http.prot", "host, port, replicas, max_ongoing_requests"),
     ],
@@ -193,6 +207,16 @@ def test_threads_are_those_asked_for_or_the_cores_shared_out(monkeypatch: pytest
     assert parse_manifest({"experts": {"groups": 64}}).expert_threads() == 1
     asked = parse_manifest({"attention": {"threads": 3}, "experts": {"threads": 5}})
     assert (asked.attention_threads(), asked.expert_threads()) == (3, 5)
+
+
+def test_yaml_means_on_and_off_when_it_says_true_and_false():
+    for text, mode in (("on", "on"), ("off", "off"), ("advise", "advise"), ("'off'", "off")):
+        assert parse_manifest(yaml.safe_load(f"autoscaling: {{mode: {text}}}")).autoscaling.mode == mode
+
+
+def test_an_eighth_of_the_share_is_spare_where_nothing_is_said():
+    assert [Manifest().spare_slots(share) for share in (1, 8, 9, 928)] == [1, 1, 2, 116]
+    assert parse_manifest({"experts": {"spare_slots": 0}}).spare_slots(100) == 0
 
 
 # --- the scheduler's limits ----------------------------------------------------------------------------------------------------------------
