@@ -2,8 +2,12 @@
 
     python tests/bench/compare.py --bf16 MODEL [--fp8 MODEL] [--rounds 5] [--vllm PYTHON] [--llama-cpp DIR] [--ik-llama-cpp DIR] [--gguf FILE …]
 
-Sides: Isotherm on the bf16 and on the FP8 checkpoint, transformers on the bf16 one, and where they are given vLLM (a Python that has it) and
-llama.cpp builds (a folder with llama-batched-bench, with GGUF files of the same model). Each side loads once and is asked in turn.
+Sides: Isotherm on the bf16 and on the FP8 checkpoint, transformers on the bf16 one (--no-transformers where memory is short), and where they are
+given vLLM (a Python that has it) and llama.cpp builds (a folder with llama-batched-bench, with GGUF files of the same model). Each side loads once
+and is asked in turn; llama.cpp's loads anew in each round, and measures every size twice, of which the second counts.
+
+ik_llama.cpp's own llama-batched-bench gives every stream the same token, so that all rows go to the same few experts: change it to draw tokens at
+random, as llama.cpp's does, or its figures at 8 and 32 streams say little.
 """
 
 from __future__ import annotations
@@ -58,20 +62,30 @@ class ProcessSide:
 
 
 class LlamaSide:
-    """llama-batched-bench, which loads the (mapped) model anew for every figure."""
+    """llama-batched-bench: one process decodes at all widths of a round, another takes the prompt in."""
 
     def __init__(self, name: str, build: Path, gguf: Path, extra: tuple[str, ...] = ()):
         self.name, self._gguf, self._extra = name, gguf, extra
         self._binary = next(p for p in (build / "bin" / "llama-batched-bench", build / "llama-batched-bench") if p.exists())
+        self._round: dict[tuple[str, int], float] = {}
 
     def ask(self, what: str, size: int) -> float:
-        streams, prompt, tokens = (size, 32, TOKENS) if what == "decode" else (1, size, 1)
-        command = [str(self._binary), "-m", str(self._gguf), "-c", "4096", "-npp", str(prompt), "-ntg", str(tokens), "-npl", str(streams), "-t", "2",
+        if (what, size) not in self._round:
+            self._run([s for w, s in WORK if w == "decode"], 32, TOKENS)
+            self._run([1], next(s for w, s in WORK if w == "prefill"), 1)
+        return self._round.pop((what, size))
+
+    def _run(self, widths: list[int], prompt: int, tokens: int) -> None:
+        twice = ",".join(str(w) for w in widths for _ in range(2))
+        command = [str(self._binary), "-m", str(self._gguf), "-c", "4096", "-npp", str(prompt), "-ntg", str(tokens), "-npl", twice, "-t", "2",
                    *self._extra]
-        out = subprocess.run(command, capture_output=True, text=True, timeout=600).stdout
-        row = next(line for line in out.splitlines() if re.match(r"\|\s*\d", line))
-        cells = [c.strip() for c in row.strip("|").split("|")]
-        return float(cells[7 if what == "decode" else 5])  # S_TG or S_PP, tokens/s
+        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=600)
+        rows = [[c.strip() for c in line.strip("|").split("|")] for line in run.stdout.splitlines() if re.match(r"\|\s*\d", line)]
+        if len(rows) != 2 * len(widths):
+            raise RuntimeError(f"{self.name} measured {len(rows)} of {2 * len(widths)} sizes: {run.stdout[-500:]}")
+        for row in rows[1::2]:
+            what, size, column = ("decode", int(row[2]), 7) if tokens > 1 else ("prefill", int(row[0]), 5)  # S_TG or S_PP, tokens/s
+            self._round[what, size] = float(row[column])
 
     def close(self) -> None:
         pass
@@ -82,6 +96,7 @@ def main() -> None:
     parser.add_argument("--bf16", required=True)
     parser.add_argument("--fp8")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--transformers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--vllm", help="a Python interpreter that has vllm")
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--ik-llama-cpp", type=Path)
@@ -92,7 +107,8 @@ def main() -> None:
     sides: list[Side] = [ProcessSide("isotherm bf16", sys.executable, "isotherm", a.bf16)]
     if a.fp8:
         sides.append(ProcessSide("isotherm fp8", sys.executable, "isotherm", a.fp8))
-    sides.append(ProcessSide("transformers bf16", sys.executable, "transformers", a.bf16))
+    if a.transformers:
+        sides.append(ProcessSide("transformers bf16", sys.executable, "transformers", a.bf16))
     if a.vllm:
         sides.append(ProcessSide("vllm bf16", a.vllm, "vllm", a.bf16))
     for gguf in a.gguf:
