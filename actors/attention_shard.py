@@ -54,7 +54,8 @@ class AttentionShard(WorkerBase):
 
     def _load(self) -> AttentionModel:
         with WeightReader(self.checkpoint) as reader:
-            return AttentionModel(self.checkpoint.config, self.kernels, reader, self._scheduler_config.max_model_len, self._set_progress)
+            positions = self._scheduler_config.max_model_len
+            return AttentionModel(self.checkpoint.config, self.kernels, reader, positions, self._set_progress, self.spec.head)
 
     async def connect(self, group: str, meeting: Meeting) -> None:
         """Meet an expert group; rows go there once a placement names it."""

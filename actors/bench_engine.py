@@ -39,7 +39,8 @@ class Figure:
 class EngineBench:
     """A loaded model that can be measured again and again, so that two sides can be taken in turn."""
 
-    def __init__(self, path: Path, dtype: str, kernels: str, threads: int | None, most_streams: int, most_prompt: int, seed: int = 0):
+    def __init__(self, path: Path, dtype: str, kernels: str, threads: int | None, most_streams: int, most_prompt: int, seed: int = 0,
+                 head: str = "stored"):
         checkpoint = Checkpoint.open(path)
         self.kernels = select_kernels(kernels, parse_dtype(dtype), threads).kernels
         self._random = random.Random(seed)
@@ -47,7 +48,7 @@ class EngineBench:
         length = max(PROMPT + 128, most_prompt + 1)
         blocks = most_streams * -(-(PROMPT + 128) // 16) + -(-length // 16)
         config = SchedulerConfig(16, blocks, max(512, most_prompt), max(1, most_streams), length, prefix_cache=False)
-        self.engine: Engine = local_engine(checkpoint, self.kernels, config)
+        self.engine: Engine = local_engine(checkpoint, self.kernels, config, head=head)
         self._requests = 0
 
     def _add(self, prompt: int, output: int) -> None:

@@ -16,13 +16,14 @@ from isotherm.cluster.scheduler import SchedulerConfig
 from isotherm.kernels.ops import Kernels
 
 
-def local_engine(checkpoint: Checkpoint, kernels: Kernels, config: SchedulerConfig, groups: int = 1, placement: Placement | None = None) -> Engine:
-    """An engine over `groups` in-process expert groups (they change no token; tests use several)."""
+def local_engine(checkpoint: Checkpoint, kernels: Kernels, config: SchedulerConfig, groups: int = 1, placement: Placement | None = None,
+                 head: str = "stored") -> Engine:
+    """An engine over `groups` in-process expert groups (they change no token; tests use several). `head`: as in AttentionModel."""
     c = checkpoint.config
     names = [f"expert-{i}" for i in range(groups)]
     placement = placement or contiguous_placement(c.moe_layers, c.n_routed_experts, names)
     with WeightReader(checkpoint) as reader:
-        model = AttentionModel(c, kernels, reader, config.max_model_len)
+        model = AttentionModel(c, kernels, reader, config.max_model_len, head=head)
         links = {}
         for name in placement.groups():
             held = placement.held_by(name)

@@ -54,8 +54,10 @@ class AttentionModel:
     """Weights of everything but the routed experts, and the forward pass over a paged latent cache."""
 
     def __init__(
-        self, config: ModelConfig, kernels: Kernels, reader: WeightReader, max_positions: int, progress: Callable[[float], None] = lambda _: None
+        self, config: ModelConfig, kernels: Kernels, reader: WeightReader, max_positions: int, progress: Callable[[float], None] = lambda _: None,
+        head: str = "stored",
     ):
+        """`head`: the output projection as it is "stored", or in "fp8" blocks."""
         self.config, self.kernels = config, kernels
         self.embedding = self._own(reader.tensor("model.embed_tokens.weight"))
         self.layers = []
@@ -63,7 +65,8 @@ class AttentionModel:
             self.layers.append(self._load_layer(reader, i))
             progress((i + 1) / (config.num_hidden_layers + 1))
         self.norm = self._norm(reader, "model.norm")
-        self.head = kernels.pack_linear([reader.stored("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")])
+        stored = reader.stored("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+        self.head = kernels.pack_linear([stored.quantise() if head == "fp8" else stored])
         self.cos, self.sin = (table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions))
         progress(1.0)
 

@@ -29,6 +29,7 @@ class WorkerSpec:
     model_path: Path
     device: str  # cpu | cuda
     dtype: str
+    head: str  # stored | fp8
     kernels: str
     threads: int
     link_timeout: float  # seconds

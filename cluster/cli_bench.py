@@ -20,6 +20,7 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help='a directory
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 RunsOption = Annotated[int, typer.Option(min=1, help="counted runs, after one that is not")]
 ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="default: all cores")]  # noqa: UP045
+HeadOption = Annotated[str, typer.Option(help="stored, or fp8: an 8-bit output projection")]
 PlotOption = Annotated[Optional[Path], typer.Option(help="write a PNG (needs matplotlib: the `bench` extra)")]  # noqa: UP045
 
 
@@ -53,13 +54,15 @@ def _plot(path: Path | None, title: str, rows: Sequence[dict[str, Any]], value: 
     plot_bars(path, title, [f"{row['name']} {row.get('size', row.get('rows'))}" for row in rows], [row[value] for row in rows], label)
 
 
-def _engine(model: str, batches: list[int], prompts: list[int], runs: int, dtype: str, kernels: str, threads: int | None, as_json: bool,
-            plot: Path | None) -> None:
+def _engine(model: str, batches: list[int], prompts: list[int], runs: int, dtype: str, head: str, kernels: str, threads: int | None,
+            as_json: bool, plot: Path | None) -> None:
     from isotherm.actors.bench_engine import EngineBench
     from isotherm.cluster.model_path import resolve_model
     from isotherm.kernels.bench_kernels import matmul_peak, stream_bandwidth
 
-    bench = EngineBench(resolve_model(model), dtype, kernels, threads, max(batches, default=1), max(prompts, default=1))
+    if head not in ("stored", "fp8"):
+        raise typer.BadParameter(f'--head is "{head}"; it must be "stored" or "fp8"')
+    bench = EngineBench(resolve_model(model), dtype, kernels, threads, max(batches, default=1), max(prompts, default=1), head=head)
     rows = [figure.as_dict() for figure in bench.measure(batches, prompts, runs)]
     facts = {"kernels": bench.kernels.name, "stream_gb_per_s": stream_bandwidth(), "matmul_gflop_per_s": matmul_peak()}
     _show(rows, ("name", "size", "median"), as_json, facts)
@@ -72,13 +75,14 @@ def decode(
     batch: Annotated[str, typer.Option(help="streams at once")] = "1,8,32",
     runs: RunsOption = 5,
     dtype: str = "bfloat16",
+    head: HeadOption = "stored",
     kernels: str = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Tokens per second of the offline engine while it generates."""
-    _engine(model, _sizes(batch), [], runs, dtype, kernels, threads, as_json, plot)
+    _engine(model, _sizes(batch), [], runs, dtype, head, kernels, threads, as_json, plot)
 
 
 @app.command()
@@ -87,13 +91,14 @@ def prefill(
     tokens: Annotated[str, typer.Option(help="prompt lengths")] = "128,512",
     runs: RunsOption = 5,
     dtype: str = "bfloat16",
+    head: HeadOption = "stored",
     kernels: str = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Prompt tokens per second of the offline engine."""
-    _engine(model, [], _sizes(tokens), runs, dtype, kernels, threads, as_json, plot)
+    _engine(model, [], _sizes(tokens), runs, dtype, head, kernels, threads, as_json, plot)
 
 
 @app.command("kernels")

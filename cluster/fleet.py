@@ -130,7 +130,8 @@ class RayFleet:
 
     def _spec(self, name: str, threads: int, gpus: float) -> WorkerSpec:
         m = self.manifest
-        return WorkerSpec(name, self.checkpoint.path, m.worker_device(gpus), m.dtype, m.kernels, threads, m.links.timeout, m.links.gather_window)
+        device, links = m.worker_device(gpus), m.links
+        return WorkerSpec(name, self.checkpoint.path, device, m.dtype, m.head, m.kernels, threads, links.timeout, links.gather_window)
 
     async def end(self, name: str) -> None:
         self.in_service.discard(name)

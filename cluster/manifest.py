@@ -171,6 +171,7 @@ class Manifest(_Section):
     served_name: str | None = Field(None, min_length=1, description="model id that the API shows; default: the name of the model's directory")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where workers that reserve GPUs compute; the others use the CPU")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    head: Literal["stored", "fp8"] = Field("stored", description="how the output projection is kept")
     kernels: Literal["auto", "native", "reference", "triton"] = "auto"
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()

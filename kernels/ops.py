@@ -42,6 +42,17 @@ class StoredWeight:
     def transpose(self) -> StoredWeight:
         return StoredWeight(self.data.T, None if self.scale_inv is None else self.scale_inv.T)
 
+    def quantise(self) -> StoredWeight:
+        """In FP8 with one scale per block, the largest of which is 448, e4m3's largest; itself where it has scales already."""
+        if self.scale_inv is not None:
+            return self
+        (rows, columns), (down, across) = self.data.shape, (-(-n // BLOCK) for n in self.data.shape)
+        padded = torch.nn.functional.pad(self.data.float(), (0, across * BLOCK - columns, 0, down * BLOCK - rows))
+        blocks = padded.view(down, BLOCK, across, BLOCK)
+        scale = (blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max).clamp(min=torch.finfo(torch.float32).tiny)
+        codes = (blocks / scale[:, None, :, None]).view_as(padded)[:rows, :columns]
+        return StoredWeight(codes.to(torch.float8_e4m3fn), scale)
+
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         """The weight [N, K] in `dtype`; block scales are applied in float32."""
         if self.scale_inv is None:

@@ -238,3 +238,15 @@ def test_dtypes_of_a_manifest():
     assert (parse_dtype("bfloat16"), parse_dtype("float32")) == (torch.bfloat16, torch.float32)
     with pytest.raises(ValueError, match='dtype is "float16"; it must be "bfloat16" or "float32"'):
         parse_dtype("float16")
+
+
+def test_an_8_bit_head_gives_nearly_the_same_logits(tmp_path: Path):
+    make_checkpoint(tmp_path, {}, dtype="float32")
+    checkpoint, config = Checkpoint.open(tmp_path), SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128)
+    logits = []
+    for head in ("stored", "fp8"):
+        engine = local_engine(checkpoint, ReferenceKernels(torch.float32), config, head=head)
+        batch = build_batch([Chunk(sequence("a", 9, 0, [0, 1, 2]), 0, 9, Form.PREFILL, True)], 4, engine.model.cos, engine.model.sin)
+        logits.append(engine.model.forward(batch, engine.cache, engine.experts))
+    difference = (logits[1] - logits[0]).std() / logits[0].std()
+    assert 0.001 < difference < 0.06  # e4m3 rounds each weight by up to a sixteenth, about a fortieth on average

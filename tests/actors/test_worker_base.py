@@ -17,7 +17,7 @@ from isotherm.actors.worker_base import Meeting, WorkerBase, WorkerSpec, own_loc
 from isotherm.cluster.model_path import bundled_model
 
 HOST = "127.0.0.1"
-SPEC = WorkerSpec("attention-0", bundled_model(), "cpu", "bfloat16", "reference", 1, link_timeout=5.0, gather_window=1.0)
+SPEC = WorkerSpec("attention-0", bundled_model(), "cpu", "bfloat16", "stored", "reference", 1, link_timeout=5.0, gather_window=1.0)
 
 
 def test_without_a_gpu_a_worker_that_needs_one_says_so(monkeypatch: pytest.MonkeyPatch):

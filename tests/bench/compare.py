@@ -37,9 +37,9 @@ class Side(Protocol):
 class ProcessSide:
     """A loaded model behind sides.py."""
 
-    def __init__(self, name: str, python: str, side: str, model: str):
+    def __init__(self, name: str, python: str, side: str, *arguments: str):
         self.name = name
-        self._process = subprocess.Popen([python, str(HERE / "sides.py"), side, model], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self._process = subprocess.Popen([python, str(HERE / "sides.py"), side, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          stderr=subprocess.DEVNULL, text=True)
         self._read()
 
@@ -95,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bf16", required=True)
     parser.add_argument("--fp8")
+    parser.add_argument("--head8", action="store_true", help="also the FP8 checkpoint with an 8-bit output projection, an opt-in of the manifest")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--transformers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--vllm", help="a Python interpreter that has vllm")
@@ -107,6 +108,8 @@ def main() -> None:
     sides: list[Side] = [ProcessSide("isotherm bf16", sys.executable, "isotherm", a.bf16)]
     if a.fp8:
         sides.append(ProcessSide("isotherm fp8", sys.executable, "isotherm", a.fp8))
+        if a.head8:
+            sides.append(ProcessSide("isotherm fp8, head8", sys.executable, "isotherm", a.fp8, "fp8"))
     if a.transformers:
         sides.append(ProcessSide("transformers bf16", sys.executable, "transformers", a.bf16))
     if a.vllm:

@@ -1,6 +1,6 @@
 """One side of the comparison as a process of its own: loads a model once, then measures what it is told to on standard input.
 
-    python sides.py SIDE MODEL        a line in: "decode 8 48" or "prefill 512"; a line out: tokens per second
+    python sides.py SIDE MODEL [HEAD]   a line in: "decode 8 48" or "prefill 512"; a line out: tokens per second
 
 SIDE: isotherm, transformers, vllm. Each runs in the virtual environment that has it.
 """
@@ -24,10 +24,10 @@ class Side(Protocol):
 
 
 class Isotherm:
-    def __init__(self, model: str):
+    def __init__(self, model: str, head: str = "stored"):
         from isotherm.actors.bench_engine import EngineBench
 
-        self._bench = EngineBench(Path(model), "bfloat16", "native", None, most_streams=32, most_prompt=512)
+        self._bench = EngineBench(Path(model), "bfloat16", "native", None, most_streams=32, most_prompt=512, head=head)
         self.decode, self.prefill = self._bench.decode, self._bench.prefill
 
 
@@ -93,7 +93,7 @@ def main() -> None:
     # Libraries print to standard output; the protocol keeps the real one for itself.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    side: Side = SIDES[sys.argv[1]](sys.argv[2])
+    side: Side = SIDES[sys.argv[1]](*sys.argv[2:])
     print("ready", file=answers)
     for line in sys.stdin:
         what, *numbers = line.split()

@@ -532,3 +532,15 @@ def test_noise_never_changes(seed: int, index: int):
     """Another hash would give every seeded request other tokens: if this fails, it is the change that is wrong."""
     noise = gumbel_noise(seed, index, torch.tensor([0, 1, 2, 129_279]))
     assert noise.tolist() == pytest.approx(GOLDEN[seed, index], rel=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(128, 256), (200, 130), (1, 3)])
+def test_quantised_weights_are_near_and_of_the_stored_form(shape: tuple[int, int]):
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(torch.bfloat16)
+    weight[0] = 0
+    quantised = StoredWeight(weight).quantise()
+    assert quantised.data.dtype == torch.float8_e4m3fn and quantised.scale_inv is not None
+    assert quantised.scale_inv.shape == tuple(-(-n // BLOCK) for n in shape)
+    # Three bits of mantissa: half a step is a sixteenth; what is small beside the block's largest loses more.
+    torch.testing.assert_close(quantised.dequantise(torch.float32), weight.float(), rtol=1 / 16, atol=float(weight.abs().max()) / 448 * 2**-9)
+    assert quantised.quantise() is quantised
