@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isotherm.kernels.native_attention import Bound, bind_rows, bind_weights, plain
 from isotherm.kernels.ops import BLOCK, AttentionRows, AttentionWeights, ExpertBank, Kernels, LinearWeight, Router, StoredWeight
 
 ISAS = ("avx512_bf16", "avx2", "generic")
@@ -85,42 +86,6 @@ class _Packed:
     part_outputs: tuple[int, ...]
     inputs: int
     nbytes: int
-
-
-class _AttentionWeights(ctypes.Structure):
-    """AttentionWeights in api.h."""
-
-    _fields_ = (
-        *((name, _P) for name in ("input", "q_b", "kv_b", "k_absorb", "v_absorb", "o", "norm", "q_norm", "kv_norm", "post_norm")),
-        *((name, _L) for name in ("heads", "nope", "rotary", "latent", "value")),
-        *((name, _F) for name in ("eps", "latent_eps", "scale")),
-    )
-
-
-class _PrefillRows(ctypes.Structure):
-    """PrefillRows in api.h."""
-
-    _fields_ = (("first", _L), ("count", _L), ("start", _L), ("table", _P), ("table_width", _L))
-
-
-class _AttentionRows(ctypes.Structure):
-    """AttentionRows in api.h."""
-
-    _fields_ = (
-        ("rows", _L), ("decodes", _L), ("cos", _P), ("sin", _P), ("slots", _P), ("tables", _P), ("sequences", _L), ("table_width", _L),
-        ("sequence", _P), ("lengths", _P), ("prefills", _L), ("prefill", _P),
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """A structure for C++ with what its pointers point to. `rows` and `entry` say what it fits: a step's rows, a cache entry's width."""
-
-    structure: ctypes.Structure
-    keep: tuple[object, ...]
-    rows: int = 0
-    hidden: int = 0
-    entry: int = 0
 
 
 def _free_with(owner: object, free: Callable[[int], None], handle: int) -> None:
@@ -195,8 +160,8 @@ class NativeKernels(Kernels):
         self._context: int = handle
         _free_with(self, self._lib.iso_context_destroy, handle)
         self.isa: str = self._lib.iso_context_isa(handle).decode()
-        self._attention_weights: weakref.WeakKeyDictionary[AttentionWeights, _Bound] = weakref.WeakKeyDictionary()
-        self._attention_rows: tuple[AttentionRows, _Bound] | None = None  # of the step that was seen last
+        self._attention_weights: weakref.WeakKeyDictionary[AttentionWeights, Bound] = weakref.WeakKeyDictionary()
+        self._attention_rows: tuple[AttentionRows, Bound] | None = None  # of the step that was seen last
 
     def describe(self) -> str:
         """One line for logs and `isotherm status`."""
@@ -324,7 +289,7 @@ class NativeKernels(Kernels):
     def rope(self, x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> Tensor:
         x = self._heads(x_THR, "rope x")
         rows, heads, width = x.shape
-        cos, sin = self._plain_tensor(cos_TR2, torch.float32), self._plain_tensor(sin_TR2, torch.float32)
+        cos, sin = plain(cos_TR2, torch.float32), plain(sin_TR2, torch.float32)
         if width % 2 or cos.shape != (rows, width // 2) or sin.shape != cos.shape:
             raise ValueError(f"rope x {tuple(x.shape)} needs cos and sin of shape ({rows}, {width // 2}), not {tuple(cos.shape)}, {tuple(sin.shape)}")
         out = torch.empty(rows, heads, width, dtype=self.dtype)
@@ -340,7 +305,7 @@ class NativeKernels(Kernels):
         x = self._rows(x_TD, "route x", hidden)
         if experts % router.n_group or not 0 < router.top_k <= experts or not 0 < router.topk_group <= router.n_group:
             raise ValueError(f"{experts} experts don't divide as {router.n_group} groups, {router.topk_group} kept, top {router.top_k}")
-        weight, bias = self._plain_tensor(router.weight, torch.float32), self._plain_tensor(router.bias, torch.float32)
+        weight, bias = plain(router.weight, torch.float32), plain(router.bias, torch.float32)
         rows = x.shape[0]
         ids = torch.empty(rows, router.top_k, dtype=torch.int32)
         weights = torch.empty(rows, router.top_k, dtype=torch.float32)
@@ -356,7 +321,7 @@ class NativeKernels(Kernels):
         if not isinstance(bank, NativeExpertBank):
             raise TypeError(f"native experts need a bank made by these kernels, not a {type(bank).__name__}")
         x = self._rows(x_TD, "experts x", bank.hidden)
-        rows, slots, offsets = (self._plain_tensor(t, torch.int32) for t in (rows_P, slots_A, offsets_A1))
+        rows, slots, offsets = (plain(t, torch.int32) for t in (rows_P, slots_A, offsets_A1))
         if len(offsets) != len(slots) + 1:
             raise ValueError(f"{len(slots)} slots need {len(slots) + 1} offsets, not {len(offsets)}")
         pairs = len(rows)
@@ -373,7 +338,7 @@ class NativeKernels(Kernels):
 
     def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
         y = self._rows(y_PD, "combine y").contiguous()
-        index, weights = self._plain_tensor(index_Tk, torch.int64), self._plain_tensor(weights_Tk, torch.float32)
+        index, weights = plain(index_Tk, torch.int64), plain(weights_Tk, torch.float32)
         if index.dim() != 2 or index.shape != weights.shape or index.shape[1] < 1:
             raise ValueError(f"combine's index {tuple(index.shape)} and weights {tuple(weights.shape)} must be one [T, k]")
         (rows, k), (pairs, width) = index.shape, y.shape
@@ -393,7 +358,7 @@ class NativeKernels(Kernels):
 
     def write_cache(self, latent_TC: Tensor, k_rope_TR: Tensor, cache: Tensor, slots_T: Tensor) -> None:
         latent, rope = self._rows(latent_TC, "write_cache latent"), self._rows(k_rope_TR, "write_cache key")
-        slots = self._plain_tensor(slots_T, torch.int64)
+        slots = plain(slots_T, torch.int64)
         blocks, block_size = self._cache(cache, latent.shape[1] + rope.shape[1])
         if not len(latent) == len(rope) == len(slots):
             raise ValueError(f"write_cache has {len(latent)} latents, {len(rope)} keys and {len(slots)} slots")
@@ -415,7 +380,7 @@ class NativeKernels(Kernels):
         if nope < 0 or rotary < 0:
             raise ValueError(f"kv_b gives {kv_b.out_features // heads} per head, q has {qk_dim}: they don't fit v_head_dim {v_head_dim}")
         blocks, block_size = self._cache(cache, kv_b.in_features + rotary)
-        table = self._plain_tensor(block_table_M, torch.int32)
+        table = plain(block_table_M, torch.int32)
         if start < 0 or start + rows > len(table) * block_size:
             raise ValueError(f"positions {start} … {start + rows - 1} don't fit a table of {len(table)} blocks of {block_size}")
         out = torch.empty(rows, heads * v_head_dim, dtype=self.dtype)
@@ -434,7 +399,7 @@ class NativeKernels(Kernels):
         q_rope = self._heads(q_rope_THR, "mla_decode q_rope", heads)
         rotary = q_rope.shape[2]
         blocks, block_size = self._cache(cache, latent + rotary)
-        tables, sequence, lengths = (self._plain_tensor(t, torch.int32) for t in (block_tables_SM, sequence_T, lengths_T))
+        tables, sequence, lengths = (plain(t, torch.int32) for t in (block_tables_SM, sequence_T, lengths_T))
         if tables.dim() != 2 or not rows == len(q_rope) == len(sequence) == len(lengths):
             raise ValueError(f"mla_decode has {rows} rows, but {len(q_rope)} rotary rows, {len(sequence)} sequences and {len(lengths)} lengths")
         out = torch.empty(rows, heads, latent, dtype=self.dtype)
@@ -449,9 +414,12 @@ class NativeKernels(Kernels):
 
     def attention(self, x_TD: Tensor, a: AttentionWeights, rows: AttentionRows, cache: Tensor) -> Tensor:
         """`Kernels.attention` in one call."""
-        weights = self._attention_weights.get(a) or self._bind_weights(a)
-        seen = self._attention_rows
-        bound = seen[1] if seen is not None and seen[0] is rows else self._bind_rows(rows)
+        weights, seen = self._attention_weights.get(a), self._attention_rows
+        if weights is None:
+            weights = self._attention_weights[a] = bind_weights(a, self.dtype)
+        if seen is None or seen[0] is not rows:
+            seen = self._attention_rows = rows, bind_rows(rows)
+        bound = seen[1]
         if x_TD.dtype != self.dtype or tuple(x_TD.shape) != (bound.rows, weights.hidden) or not x_TD.is_contiguous():
             raise ValueError(f"attention x is {x_TD.dtype} {tuple(x_TD.shape)}; contiguous {self.dtype} ({bound.rows}, {weights.hidden}) is needed")
         blocks, block_size = self._cache(cache, weights.entry)
@@ -464,65 +432,6 @@ class NativeKernels(Kernels):
             _fail("attention", code, f"slots, lengths, sequences, chunks or block ids are out of range for a cache of {blocks} blocks")
         return out
 
-    def _bind_weights(self, a: AttentionWeights) -> _Bound:
-        """Check that the weights fit each other, and point to them."""
-        query, hidden = a.heads * (a.nope + a.rotary), a.input.in_features
-        first = a.input.out_features - a.latent - a.rotary  # outputs of `input` that are queries, or their latent
-        low_rank = a.q_b is not None
-        shapes = {  # name → (outputs, inputs, as they must be)
-            "input": (a.input.out_features, hidden, (first + a.latent + a.rotary, hidden)),
-            "kv_b": (a.kv_b.out_features, a.kv_b.in_features, (a.heads * (a.nope + a.value), a.latent)),
-            "k_absorb": (sum(a.k_absorb.part_outputs), a.k_absorb.inputs, (a.heads * a.latent, a.nope)),
-            "v_absorb": (sum(a.v_absorb.part_outputs), a.v_absorb.inputs, (a.heads * a.value, a.latent)),
-            "o": (a.o.out_features, a.o.in_features, (hidden, a.heads * a.value)),
-        }
-        if a.q_b is not None:
-            shapes["q_b"] = (a.q_b.out_features, a.q_b.in_features, (query, first))
-        wrong = [f"{name} is {(n, k)}, not {fits}" for name, (n, k, fits) in shapes.items() if (n, k) != fits]
-        if not low_rank and first != query:
-            wrong.append(f"input gives {first} query outputs, not {query}")
-        if len(a.kv_b.data.part_outputs) != 1 or len(a.k_absorb.part_outputs) != a.heads or len(a.v_absorb.part_outputs) != a.heads:
-            wrong.append("kv_b must be one part, and the absorbed weights one part per head")
-        widths = {"norm": hidden, "post_norm": hidden, "kv_norm": a.latent} | ({"q_norm": first} if low_rank else {})
-        norms = {}
-        for name, width in widths.items():
-            weight = getattr(a, name)
-            if weight is None or tuple(weight.shape) != (width,):
-                wrong.append(f"{name} must have {width} weights")
-            else:
-                norms[name] = self._plain_tensor(weight, self.dtype)
-        if wrong:
-            raise ValueError("attention: " + "; ".join(wrong))
-        structure = _AttentionWeights(
-            input=a.input.data.handle, q_b=None if a.q_b is None else a.q_b.data.handle, kv_b=a.kv_b.data.handle, k_absorb=a.k_absorb.handle,
-            v_absorb=a.v_absorb.handle, o=a.o.data.handle, heads=a.heads, nope=a.nope, rotary=a.rotary, latent=a.latent, value=a.value, eps=a.eps,
-            latent_eps=a.latent_eps, scale=a.scale, **{name: weight.data_ptr() for name, weight in norms.items()},
-        )  # fmt: skip
-        bound = self._attention_weights[a] = _Bound(structure, tuple(norms.values()), hidden=hidden, entry=a.latent + a.rotary)
-        return bound
-
-    def _bind_rows(self, r: AttentionRows) -> _Bound:
-        count = len(r.cache_slots)
-        cos, sin = self._plain_tensor(r.cos_TR2, torch.float32), self._plain_tensor(r.sin_TR2, torch.float32)
-        slots = self._plain_tensor(r.cache_slots, torch.int64)
-        tables, sequence, lengths = (self._plain_tensor(t, torch.int32) for t in (r.decode_tables, r.decode_sequence, r.decode_lengths))
-        if not len(cos) == len(sin) == count or not r.decodes == len(sequence) == len(lengths) or (r.decodes and tables.dim() != 2):
-            lengths_of = {"slots": count, "cosines": len(cos), "sequences": len(sequence), "lengths": len(lengths)}
-            raise ValueError(f"attention has {r.decodes} decode rows, and {lengths_of}")
-        if sum(p.count for p in r.prefills) + r.decodes != count:
-            raise ValueError(f"{r.decodes} decode rows and chunks of {[p.count for p in r.prefills]} are not {count} rows")
-        block_tables = [self._plain_tensor(p.block_table, torch.int32) for p in r.prefills]
-        chunks = (_PrefillRows * len(r.prefills))(
-            *(_PrefillRows(p.first, p.count, p.start, t.data_ptr(), len(t)) for p, t in zip(r.prefills, block_tables, strict=True))
-        )
-        structure = _AttentionRows(
-            count, r.decodes, cos.data_ptr(), sin.data_ptr(), slots.data_ptr(), tables.data_ptr(), tables.shape[0],
-            tables.shape[1] if tables.dim() == 2 else 0, sequence.data_ptr(), lengths.data_ptr(), len(chunks), ctypes.addressof(chunks),
-        )  # fmt: skip
-        bound = _Bound(structure, (cos, sin, slots, tables, sequence, lengths, block_tables, chunks), rows=count)
-        self._attention_rows = r, bound
-        return bound
-
     # --- sampling --------------------------------------------------------------------------------------------------------------------
 
     def sample(self, logits_TV: Tensor, temperature_T: Tensor, top_p_T: Tensor, top_k_T: Tensor, seed_T: Tensor, index_T: Tensor) -> Tensor:
@@ -530,8 +439,8 @@ class NativeKernels(Kernels):
         if logits.dtype != torch.float32 or logits.dim() != 2 or logits.shape[1] == 0:
             raise ValueError(f"sample needs float32 logits [T, V], not {logits.dtype} {tuple(logits.shape)}")
         rows, vocab = logits.shape
-        temperature, top_p = self._plain_tensor(temperature_T, torch.float64), self._plain_tensor(top_p_T, torch.float64)
-        top_k, seed, index = (self._plain_tensor(t, torch.int64) for t in (top_k_T, seed_T, index_T))
+        temperature, top_p = plain(temperature_T, torch.float64), plain(top_p_T, torch.float64)
+        top_k, seed, index = (plain(t, torch.int64) for t in (top_k_T, seed_T, index_T))
         if any(t.shape != (rows,) for t in (temperature, top_p, top_k, seed, index)):
             raise ValueError(f"sample has {rows} rows of logits; every parameter must have shape ({rows},)")
         out = torch.empty(rows, dtype=torch.int64)
@@ -572,9 +481,6 @@ class NativeKernels(Kernels):
             raise ValueError(f"the cache is {cache.dtype} {tuple(cache.shape)}; contiguous {self.dtype} [blocks, block size, {entry}] is needed")
         return cache.shape[0], cache.shape[1]
 
-    @staticmethod
-    def _plain_tensor(x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.to(dtype).contiguous()
 
 
 def available_cpus() -> int:
