@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isotherm.actors.expert_worker import Dispatch, ExpertNotHeldError
 from isotherm.cluster.placement import Placement
-from isotherm.kernels.ops import Kernels
+from isotherm.kernels.ops import Kernels, LinearWeight, Router
 
 log = logging.getLogger(__name__)
 _FIRST = np.zeros(1, dtype=np.int64)
@@ -178,6 +178,12 @@ class ExpertExchange:
     def end_step(self) -> None:
         for link in self._links:
             link.in_step(False)
+
+    def moe(self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight | None, down: LinearWeight | None, residual_TD: Tensor) -> Tensor:
+        """residual + (Σ weight × expert + shared experts) → [T, D]. Where links allow it, the shared experts overlap the exchange."""
+        self.dispatch(layer, x_TD, *self.kernels.route(x_TD, router))
+        own_TD = None if gate_up is None or down is None else self.kernels.mlp(x_TD, gate_up, down)
+        return self.combine(own_TD, residual_TD)
 
     def dispatch(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor) -> None:
         if self._offered is not None:

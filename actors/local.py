@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
+from torch import Tensor
+
 from isotherm.actors.engine import Engine
 from isotherm.actors.exchange import ExpertExchange, InProcessLink
 from isotherm.actors.expert_worker import ExpertWorker
@@ -13,23 +16,44 @@ from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.placement import Placement, contiguous_placement
 from isotherm.cluster.requests import Delta, GenerationRequest
 from isotherm.cluster.scheduler import SchedulerConfig
-from isotherm.kernels.ops import Kernels
+from isotherm.kernels.ops import Kernels, LinearWeight, Router
+
+
+class LocalExperts:
+    """Every routed expert in one worker of this process: nothing to split, send and gather."""
+
+    def __init__(self, worker: ExpertWorker):
+        self._worker = worker
+        self._slots = torch.from_numpy(worker.slot_of).to(worker.kernels.device)
+
+    def begin_step(self) -> None:
+        pass
+
+    def end_step(self) -> None:
+        pass
+
+    def moe(self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight | None, down: LinearWeight | None, residual_TD: Tensor) -> Tensor:
+        return self._worker.kernels.moe(x_TD, router, self._worker.bank, self._slots[layer], gate_up, down, residual_TD)
 
 
 def local_engine(checkpoint: Checkpoint, kernels: Kernels, config: SchedulerConfig, groups: int = 1, placement: Placement | None = None,
                  head: str = "stored") -> Engine:
-    """An engine over `groups` in-process expert groups (they change no token; tests use several). `head`: as in AttentionModel."""
+    """An engine over `groups` in-process expert groups (they change no token; tests use several), or with all experts in its own process where
+    there is one. `head`: as in AttentionModel."""
     c = checkpoint.config
     names = [f"expert-{i}" for i in range(groups)]
+    alone = groups == 1 and placement is None
     placement = placement or contiguous_placement(c.moe_layers, c.n_routed_experts, names)
     with WeightReader(checkpoint) as reader:
         model = AttentionModel(c, kernels, reader, config.max_model_len, head=head)
-        links = {}
+        workers = {}
         for name in placement.groups():
             held = placement.held_by(name)
-            worker = ExpertWorker(c, kernels, slots=len(held))
-            worker.load(reader, held)
-            links[name] = InProcessLink(worker.compute)
+            workers[name] = ExpertWorker(c, kernels, slots=len(held))
+            workers[name].load(reader, held)
+    if alone and workers:
+        return Engine(model, LocalExperts(workers[names[0]]), config)
+    links = {name: InProcessLink(worker.compute) for name, worker in workers.items()}
     return Engine(model, ExpertExchange(kernels, placement, links), config)
 
 

@@ -22,7 +22,7 @@ LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_e
 
 
 class RoutedExperts(Protocol):
-    """Sends rows to the routed experts of a layer and brings back their weighted sum. One layer is under way at a time."""
+    """The routed experts, wherever they are. One layer is under way at a time."""
 
     def begin_step(self) -> None:
         """A step begins: rows will come for every MoE layer. Said again before each step."""
@@ -30,11 +30,8 @@ class RoutedExperts(Protocol):
     def end_step(self) -> None:
         """No step follows for now."""
 
-    def dispatch(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor) -> None:
-        """Send; returns without waiting for outputs where the link allows it, so that shared experts overlap the exchange."""
-
-    def combine(self, own_TD: Tensor | None, residual_TD: Tensor) -> Tensor:
-        """residual + (Σ weight × expert output + own) → [T, D], rounded at each sum."""
+    def moe(self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight | None, down: LinearWeight | None, residual_TD: Tensor) -> Tensor:
+        """residual + (Σ weight × expert + shared experts) → [T, D], as Kernels.moe says it."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +138,10 @@ class AttentionModel:
         x = self.embedding[batch.token_ids]
         for i, layer in enumerate(self.layers):
             h = k.attention(x, layer.attention, batch.attention, cache[i])
+            gate_up, down = (None, None) if layer.mlp is None else (layer.mlp.gate_up, layer.mlp.down)
             if layer.router is not None:
-                experts.dispatch(i, h, *k.route(h, layer.router))
-            own = None if layer.mlp is None else k.mlp(h, layer.mlp.gate_up, layer.mlp.down)
-            if layer.router is not None:
-                x = experts.combine(own, x)
+                x = experts.moe(i, h, layer.router, gate_up, down, x)
             else:
-                assert own is not None
-                x += own
+                assert gate_up is not None and down is not None
+                x += k.mlp(h, gate_up, down)
         return k.linear(k.rms_norm(x[batch.sample_rows], self.norm, self.config.rms_norm_eps), self.head, torch.float32)

@@ -48,6 +48,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "rms_norm": (_I, [_P, _P, _L, _L, _L, _P, _F, _P, _P]),
     "rope": (_I, [_P, _P, _L, _L, _L, _L, _L, _P, _P, _P]),
     "combine": (_I, [_P, _P, _L, _L, _L, _L, _P, _P, _P, _P, _P]),
+    "moe": (_I, [_P, _P, _L, _L, _L, _P, _P, _I, _I, _I, _I, _F, _P, _P, _P, _P, _P, _P]),
     "attention": (_I, [_P, _P, _P, _P, _P, _L, _L, _P]),
     "write_cache": (_I, [_P, _P, _L, _L, _P, _L, _L, _P, _L, _P, _L]),
     "sample": (_I, [_P, _P, _L, _L, _L, _P, _P, _P, _P, _P, _P]),
@@ -272,12 +273,8 @@ class NativeKernels(Kernels):
         return out
 
     def mlp(self, x_TD: Tensor, gate_up: LinearWeight, down: LinearWeight) -> Tensor:
-        inner, parts = down.in_features, gate_up.data.part_outputs
+        self._check_mlp(gate_up, down)
         x = self._rows(x_TD, "mlp x", gate_up.in_features)
-        if parts != (inner, inner) and (parts != (2 * inner,) or inner % _TILE):
-            raise ValueError(f"mlp's gate_up packs {parts} outputs; down, with {inner} inputs, needs two parts of {inner}")
-        if down.bias is not None and down.data.part_outputs != (down.out_features,):
-            raise ValueError("mlp's down must be packed as one part")
         out = torch.empty(x.shape[0], down.out_features, dtype=self.dtype)
         code = self._lib.iso_mlp(
             self._context, gate_up.data.handle, down.data.handle, x.data_ptr(), x.stride(0), x.shape[0], out.data_ptr()
@@ -285,6 +282,14 @@ class NativeKernels(Kernels):
         if code:
             _fail("mlp", code, "")
         return out
+
+    @staticmethod
+    def _check_mlp(gate_up: LinearWeight, down: LinearWeight) -> None:
+        inner, parts = down.in_features, gate_up.data.part_outputs
+        if parts != (inner, inner) and (parts != (2 * inner,) or inner % _TILE):
+            raise ValueError(f"mlp's gate_up packs {parts} outputs; down, with {inner} inputs, needs two parts of {inner}")
+        if down.bias is not None and down.data.part_outputs != (down.out_features,):
+            raise ValueError("mlp's down must be packed as one part")
 
     def rope(self, x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> Tensor:
         x = self._heads(x_THR, "rope x")
@@ -303,8 +308,7 @@ class NativeKernels(Kernels):
     def route(self, x_TD: Tensor, router: Router) -> tuple[Tensor, Tensor]:
         experts, hidden = router.weight.shape
         x = self._rows(x_TD, "route x", hidden)
-        if experts % router.n_group or not 0 < router.top_k <= experts or not 0 < router.topk_group <= router.n_group:
-            raise ValueError(f"{experts} experts don't divide as {router.n_group} groups, {router.topk_group} kept, top {router.top_k}")
+        self._check_router(router)
         weight, bias = plain(router.weight, torch.float32), plain(router.bias, torch.float32)
         rows = x.shape[0]
         ids = torch.empty(rows, router.top_k, dtype=torch.int32)
@@ -316,6 +320,12 @@ class NativeKernels(Kernels):
         if code:
             _fail("route", code, "")
         return ids, weights
+
+    @staticmethod
+    def _check_router(router: Router) -> None:
+        experts = len(router.weight)
+        if experts % router.n_group or not 0 < router.top_k <= experts or not 0 < router.topk_group <= router.n_group:
+            raise ValueError(f"{experts} experts don't divide as {router.n_group} groups, {router.topk_group} kept, top {router.top_k}")
 
     def experts(self, x_TD: Tensor, bank: ExpertBank, rows_P: Tensor, slots_A: Tensor, offsets_A1: Tensor) -> Tensor:
         if not isinstance(bank, NativeExpertBank):
@@ -352,6 +362,34 @@ class NativeKernels(Kernels):
         )  # fmt: skip
         if code:
             _fail("combine", code, f"indices must lie in 0 … {pairs - 1}")
+        return out
+
+    def moe(self, x_TD: Tensor, router: Router, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None, down: LinearWeight | None,
+            residual_TD: Tensor) -> Tensor:  # fmt: skip
+        """`Kernels.moe` in one call."""
+        if not isinstance(bank, NativeExpertBank):
+            raise TypeError(f"native experts need a bank made by these kernels, not a {type(bank).__name__}")
+        experts, hidden = router.weight.shape
+        x, residual = self._rows(x_TD, "moe x", bank.hidden).contiguous(), self._rows(residual_TD, "moe residual", bank.hidden).contiguous()
+        weight, bias = plain(router.weight, torch.float32), plain(router.bias, torch.float32)
+        slots = plain(slot_of_E, torch.int32)
+        self._check_router(router)
+        if hidden != bank.hidden or len(slots) != experts or len(residual) != len(x) or (gate_up is None) != (down is None):
+            raise ValueError(f"moe has a router {tuple(router.weight.shape)}, {len(slots)} slots, {len(x)} rows and a residual of {len(residual)}")
+        if gate_up is not None and down is not None:
+            self._check_mlp(gate_up, down)
+            if (gate_up.in_features, down.out_features) != (hidden, hidden):
+                raise ValueError(f"moe's shared experts go from {gate_up.in_features} to {down.out_features}, not {hidden}")
+        out = torch.empty_like(x)
+        code = self._lib.iso_moe(
+            self._context, x.data_ptr(), len(x), hidden, experts, weight.data_ptr(), bias.data_ptr(), router.n_group, router.topk_group,
+            router.top_k, router.normalise, router.scaling, bank.handle, slots.data_ptr(), None if gate_up is None else gate_up.data.handle,
+            None if down is None else down.data.handle, residual.data_ptr(), out.data_ptr(),
+        )  # fmt: skip
+        if code == 3:
+            raise KeyError("an expert that rows go to is not in the bank")
+        if code:
+            _fail("moe", code, "")
         return out
 
     # --- attention -------------------------------------------------------------------------------------------------------------------

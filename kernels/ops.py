@@ -224,6 +224,22 @@ class Kernels(ABC):
         `own` (the shared experts' output), then `residual`, are added to the rounded sum, each sum rounded again.
         """
 
+    def moe(self, x_TD: Tensor, router: Router, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None, down: LinearWeight | None,
+            residual_TD: Tensor) -> Tensor:
+        """A MoE layer with every expert e in `bank`, at slot_of[e] (int32), and shared experts if any → residual + (Σ weight × expert + shared).
+
+        What it is made of is said here; a backend may do it in one piece, to the same bits as its own operations give.
+        """
+        ids_Tk, weights_Tk = self.route(x_TD, router)
+        order_P = ids_Tk.flatten().argsort(stable=True)
+        experts_A, counts_A = ids_Tk.flatten()[order_P].unique_consecutive(return_counts=True)
+        offsets_A1 = torch.nn.functional.pad(counts_A.cumsum(0), (1, 0)).int()
+        y_PD = self.experts(x_TD, bank, (order_P // ids_Tk.shape[1]).int(), slot_of_E[experts_A.long()], offsets_A1)
+        index_P = torch.empty_like(order_P)
+        index_P[order_P] = torch.arange(len(order_P), device=order_P.device)
+        own_TD = None if gate_up is None or down is None else self.mlp(x_TD, gate_up, down)
+        return self.combine(y_PD, index_P.view(ids_Tk.shape), weights_Tk, own_TD, residual_TD)
+
     # --- attention -------------------------------------------------------------------------------------------------------------------
     # The paged cache of one layer is [blocks, block_size, C + R] in `dtype`: per token its normalised latent, then its rotated key.
 

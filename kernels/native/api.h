@@ -122,6 +122,16 @@ struct RouteCall {
   float* weights;
 };
 
+// A MoE layer with every expert in one bank. `route` has no ids and weights yet.
+struct MoeCall {
+  RouteCall route;
+  const Bank* bank;
+  const int32_t* slot_of;  // [experts]: where each is in the bank
+  const Linear *gate_up, *down;  // the shared experts, or null
+  const void* residual;
+  void* out;  // [rows, hidden]
+};
+
 struct SampleCall {
   const float* logits;
   int64_t stride, rows, vocab;
@@ -169,6 +179,7 @@ void pack_part(Pool&, Linear&, int part, const void* source, Dtype dtype, int64_
 void sample(Pool&, const Ops&, const SampleCall&);
 void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope, int64_t rope_stride,
                  int64_t rope_width, void* cache, const int64_t* slots, int64_t rows);
+bool moe(Pool&, const Ops&, bool f32, const MoeCall&);  // false: an expert that rows go to is not in the bank
 void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, void* cache, int64_t block_size, void* out);
 
 }  // namespace iso

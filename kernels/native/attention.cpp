@@ -2,29 +2,9 @@
 #include <cstring>
 
 #include "api.h"
+#include "pieces.h"
 
 namespace iso {
-namespace {
-
-// Consecutive pieces of one scratch buffer, each on a cache line of its own.
-class Pieces {
- public:
-  explicit Pieces(size_t element) : element_(element) {}
-  size_t add(int64_t elements) {
-    const size_t at = bytes_;
-    bytes_ += (static_cast<size_t>(elements) * element_ + 63) & ~size_t{63};
-    return at;
-  }
-  void allocate() { base_ = scratch_of<uint8_t>(kLayer, bytes_); }
-  uint8_t* at(size_t piece) const { return base_ + piece; }
-
- private:
-  size_t element_, bytes_ = 0;
-  uint8_t* base_ = nullptr;
-};
-
-}  // namespace
-
 void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope, int64_t rope_stride,
                  int64_t rope_width, void* cache, const int64_t* slots, int64_t rows) {
   const auto bytes = [&](int64_t elements) { return static_cast<size_t>(elements) * element; };

@@ -229,6 +229,16 @@ ISO_EXPORT int iso_route(Context* context, const void* x, int64_t x_stride, int6
   });
 }
 
+ISO_EXPORT int iso_moe(Context* context, const void* x, int64_t rows, int64_t hidden, int64_t experts, const float* weight, const float* bias,
+                       int n_group, int topk_group, int top_k, int normalise, float scaling, const Bank* bank, const int32_t* slot_of,
+                       const Linear* gate_up, const Linear* down, const void* residual, void* out) {
+  return guarded([&] {
+    const RouteCall route{x, hidden, rows, hidden, experts, weight, bias, n_group, topk_group, top_k, normalise, scaling, nullptr, nullptr};
+    const bool held = moe(context->pool, *context->ops, context->f32, MoeCall{route, bank, slot_of, gate_up, down, residual, out});
+    return held ? kOk : kEmptySlot;
+  });
+}
+
 ISO_EXPORT int iso_rms_norm(Context* context, const void* x, int64_t x_stride, int64_t rows, int64_t width, const void* weight, float eps,
                             void* residual, void* out) {
   return guarded([&] {

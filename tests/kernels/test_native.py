@@ -370,6 +370,25 @@ def test_attention_refuses_what_lies_outside_the_cache(kernels: NativeKernels) -
         kernels.attention(x[:3], weights, rows, torch.zeros(blocks, 4, LATENT + ROTARY, dtype=kernels.dtype))
 
 
+@pytest.mark.parametrize("kind", ["fp8", "bf16"])
+@pytest.mark.parametrize("shared", [None, 64, 160])
+@pytest.mark.parametrize("rows", [1, 9, 40])
+def test_a_moe_layer_in_one_call_equals_its_operations(kernels: NativeKernels, kind: str, shared: int | None, rows: int) -> None:
+    (bank,) = filled_banks([kernels], 9, 160, 64, kind)
+    slots = torch.tensor([3, 0, 7, 1, 2, 6, 5, 4], dtype=torch.int32)
+    router = Router(randn(8, 160, seed=1, scale=0.1), randn(8, seed=2, scale=0.1), 4, 2, 3, True, 2.5)
+    mlp = (None, None)
+    if shared:  # 64: as wide as an expert, so that it joins them
+        gate_up = kernels.pack_linear([stored(shared, 160, kind, i) for i in (3, 4)])
+        mlp = gate_up, kernels.pack_linear([stored(160, shared, kind, 5)])
+    x, residual = randn(rows, 160, seed=6, dtype=kernels.dtype), randn(rows, 160, seed=7, dtype=kernels.dtype)
+    one, other = (moe(kernels, x, router, bank, slots, *mlp, residual) for moe in (NativeKernels.moe, Kernels.moe))
+    assert torch.equal(one, other)
+    if not shared:
+        with pytest.raises(KeyError, match="not in the bank"):
+            kernels.moe(x, router, bank, torch.full_like(slots, -1), None, None, residual)
+
+
 class Paged:
     """A cache with sequences of given lengths in shuffled blocks; everything that no sequence owns is NaN."""
 
@@ -527,6 +546,10 @@ def everything(kernels: Kernels) -> list[torch.Tensor]:
         rows, blocks = attention_rows([0, 300], [(8, 30)])
         cache = torch.zeros(blocks, 4, LATENT + ROTARY, dtype=dtype)
         out.append(kernels.attention(randn(32, WIDTH, seed=7, dtype=dtype), attention_weights(kernels, kind, low_rank, biased), rows, cache))
+    (bank,) = filled_banks([kernels], 9, 512, 160, "fp8")
+    router = Router(randn(8, 512, seed=15, scale=0.05), randn(8, seed=16), 4, 2, 3, True, 2.5)
+    shared = kernels.pack_linear([stored(200, 512, "bf16", i) for i in (0, 3)]), kernels.pack_linear([stored(512, 200, "bf16", 6)])
+    out.append(kernels.moe(x, router, bank, torch.arange(8, dtype=torch.int32), *shared, x.flip(0)))
     out.append(kernels.combine(x, torch.arange(36).reshape(12, 3), randn(12, 3, seed=13)))
     logits = randn(5, 4000, seed=14, scale=3)
     temperature, top_p, top_k = torch.tensor([0, 1, 0.7, 1.5, 1.0]), torch.tensor([1, 1, 0.9, 0.5, 1]), torch.tensor([0, 0, 0, 50, 7])
