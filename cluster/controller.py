@@ -183,7 +183,9 @@ class Controller:
 
     def _publish(self) -> None:
         before = self._membership
-        self._membership = Membership(before.version + 1, tuple(sorted(self.fleet.in_service)), self._not_ready(), before.max_model_len)
+        shards = tuple(sorted(self.fleet.in_service))
+        recovering = self._phase == "serving" and not shards
+        self._membership = Membership(before.version + 1, shards, self._not_ready(), before.max_model_len, recovering)
         self._changed.set()
         self._changed = asyncio.Event()
 

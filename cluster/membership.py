@@ -13,3 +13,4 @@ class Membership:
     shards: tuple[str, ...]  # names of attention shards that take requests
     not_ready: str | None  # None: serving; else why not
     max_model_len: int
+    recovering: bool = False  # not ready because every shard was lost; others are on their way

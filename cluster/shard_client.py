@@ -19,6 +19,7 @@ from isotherm.cluster.ray_workers import find_controller, find_worker
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest
 
 log = logging.getLogger(__name__)
+ADMISSION_SECONDS = 60.0  # how long a request without a token waits while every shard is lost
 RESUBMIT_SECONDS = 120.0  # how long a stream that has begun waits for a shard to go on at
 PING_PERIOD = 5.0  # seconds between signs of life; shards give up on an ingress replica that is silent for several of these
 
@@ -63,7 +64,7 @@ class ShardClient:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """As EngineClient says. A request whose shard is lost or drained goes on at another, from the tokens that were already given out."""
         sent = list(request.generated)
-        shard = self._choose()
+        shard = await self._choose_within(ADMISSION_SECONDS) if self._recovering() else self._choose()
         while True:
             async with aclosing(self._attempt(shard, request.resumed(tuple(sent)))) as deltas:
                 async for delta in deltas:
@@ -77,7 +78,7 @@ class ShardClient:
                         return
             log.info("request %s goes on elsewhere after %d tokens", request.id, len(sent))
             if len(sent) == len(request.generated):
-                shard = self._choose()
+                shard = await self._choose_within(ADMISSION_SECONDS)
                 continue
             try:
                 shard = await self._choose_within(RESUBMIT_SECONDS)
@@ -135,6 +136,10 @@ class ShardClient:
         if self._not_ready is not None or not self._shards:
             raise EngineUnavailableError(self._not_ready or "no attention shard serves")
         return min(self._shards.values(), key=lambda s: len(s.streams))
+
+    def _recovering(self) -> bool:
+        """Every shard is lost, and others will come; a shard can be gone before the controller has said so."""
+        return self._membership is not None and (self._membership.recovering or self._membership.not_ready is None)
 
     async def _choose_within(self, seconds: float) -> _Shard:
         """Like `_choose`, but waits for a shard. Raises EngineUnavailableError when the time is over."""

@@ -21,6 +21,7 @@ from isotherm.actors.weights import WeightReader
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.scheduler import Chunk, Form, ScheduledSequence
+from isotherm.kernels.ops import LinearWeight, Router
 from isotherm.kernels.triton_backend import TritonKernels
 
 FOLDER = Path(__file__).parent
@@ -48,19 +49,18 @@ class Recorder:
 class NoExperts:
     """Routed experts that answer with zeros."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: TritonKernels) -> None:
+        self.kernels = kernels
         self.layers: list[int] = []
 
     def begin_step(self) -> None: ...
 
     def end_step(self) -> None: ...
 
-    def dispatch(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor) -> None:
-        assert {t.device.type for t in (x_TD, ids_Tk, weights_Tk)} == {"meta"}
+    def moe(self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight, down: LinearWeight, residual_TD: Tensor) -> Tensor:
+        assert {t.device.type for t in (x_TD, residual_TD, *self.kernels.route(x_TD, router))} == {"meta"}
         self.layers.append(layer)
-
-    def combine(self, own_TD: Tensor | None, residual_TD: Tensor) -> Tensor:
-        return residual_TD if own_TD is None else residual_TD + own_TD
+        return residual_TD + self.kernels.mlp(x_TD, gate_up, down)
 
 
 @pytest.mark.parametrize("options", [{"fp8": True}, {"dtype": "bfloat16"}], ids=["fp8", "bf16"])
@@ -70,7 +70,7 @@ def test_everything_is_on_the_device(tmp_path: Path, options: dict[str, Any]):
     kernels = TritonKernels(torch.bfloat16, "meta", recorder)
     with WeightReader(Checkpoint.open(tmp_path)) as reader:
         model = AttentionModel(config, kernels, reader, 128)
-    cache, experts = model.new_cache(16, 16), NoExperts()
+    cache, experts = model.new_cache(16, 16), NoExperts(kernels)
     request = GenerationRequest("r", tuple(range(40)), SamplingParams(8))
     chunks = [
         Chunk(ScheduledSequence(request, 0, [*range(41)], blocks=[0, 1, 2]), 40, 1, Form.DECODE, sample=True),
