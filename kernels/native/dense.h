@@ -16,6 +16,12 @@ ISO_INLINE int64_t tiles_per_item(int64_t tiles, int64_t tile_bytes, int threads
   return least(by_size, by_count);
 }
 
+// Threads that claim items in turn get neighbours, so that each reads one stream of memory: item → place among all items.
+ISO_INLINE int64_t in_streams(int64_t item, int64_t items, int threads) {
+  const int64_t each = items / threads;
+  return item < each * threads ? item % threads * each + item / threads : item;
+}
+
 template <class M>
 ISO_INLINE void store_tile(const Linear& weight, int64_t t, const float* sums, int64_t rows, void* out, int64_t out_stride, int64_t first_row,
                            int64_t column, bool out_f32) {
@@ -60,7 +66,8 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
   make_groups<M>(pool, x, x_stride, rows, weight.inputs, groups, packed);
   const int64_t chunk_groups = kRowChunk / kGroup, chunks = ceil_div(count, chunk_groups);
   const int64_t per_item = tiles_per_item(weight.tiles, weight.tile_bytes(), pool.size()), items = ceil_div(weight.tiles, per_item);
-  auto body = [&](int64_t item) ISO_ATTR {
+  auto body = [&](int64_t claimed) ISO_ATTR {
+    const int64_t item = chunks == 1 ? in_streams(claimed, items, pool.size()) : claimed;
     // Chunks of rows vary fastest, so a tile that was just read from memory is used again while it is in a cache.
     const int64_t first_group = item % chunks * chunk_groups, n = least(chunk_groups, count - first_group);
     const Group& last = groups[first_group + n - 1];

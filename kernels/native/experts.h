@@ -75,16 +75,18 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
     return call.active == 0 ? 1 : least(tiles, tiles_per_item(tiles * call.active, static_cast<int64_t>(tile_bytes), pool.size()));
   };
   const int64_t gate_run = run_of(inner_tiles, call.active == 0 ? 0 : 2 * call.gate_up[0]->tile_bytes()), gate_runs = ceil_div(inner_tiles, gate_run);
-  auto first_round = [&](int64_t item) ISO_ATTR {
-    const int64_t a = item / gate_runs, first_tile = item % gate_runs * gate_run;
+  const int threads = total == call.active ? pool.size() : 1;  // with many rows it is arithmetic that takes the time, not memory
+  auto first_round = [&](int64_t claimed) ISO_ATTR {
+    const int64_t item = in_streams(claimed, call.active * gate_runs, threads), a = item / gate_runs, first_tile = item % gate_runs * gate_run;
     const Linear& weight = *call.gate_up[a];
     for (int64_t tile = first_tile; tile < least(first_tile + gate_run, inner_tiles); ++tile) {
+      const uint8_t* next = tile + 1 < inner_tiles || a + 1 == call.active ? weight.tile(tile + 1) : call.gate_up[a + 1]->tile(0);
       for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* gate = scratch_of<float>(kAccumulator, n * kGroup * kTile);
         auto* up = scratch_of<float>(kAccumulator2, n * kGroup * kTile);
         multiply_tile<M>(weight, tile, in + g, n, gate, weight.tile(inner_tiles + tile));
-        multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, weight.tile(tile + 1));
+        multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, next);
         for (int64_t i = 0; i < n; ++i) {
           const int64_t offset = (in[g + i].first - in[g].first) * kTile;
           store_hidden<M>(weight, tile, inner_tiles + tile, gate + offset, up + offset, middle[g + i], tile, call.inner);
@@ -95,14 +97,15 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
   parallel(workers, call.active * gate_runs, first_round);
 
   const int64_t down_run = run_of(out_tiles, call.active == 0 ? 0 : call.down[0]->tile_bytes()), down_runs = ceil_div(out_tiles, down_run);
-  auto second_round = [&](int64_t item) ISO_ATTR {
-    const int64_t a = item / down_runs, first_tile = item % down_runs * down_run;
+  auto second_round = [&](int64_t claimed) ISO_ATTR {
+    const int64_t item = in_streams(claimed, call.active * down_runs, threads), a = item / down_runs, first_tile = item % down_runs * down_run;
     const Linear& weight = *call.down[a];
     for (int64_t tile = first_tile; tile < least(first_tile + down_run, out_tiles); ++tile) {
+      const uint8_t* next = tile + 1 < out_tiles || a + 1 == call.active ? weight.tile(tile + 1) : call.down[a + 1]->tile(0);
       for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
-        multiply_tile<M>(weight, tile, middle + g, n, sums, weight.tile(tile + 1));
+        multiply_tile<M>(weight, tile, middle + g, n, sums, next);
         const Group& last = middle[g + n - 1];
         store_tile<M>(weight, tile, sums, last.first + last.rows - middle[g].first, call.out, call.hidden, middle[g].first, tile * kTile, false);
       }
