@@ -196,6 +196,9 @@ class Controller:
                 await asyncio.wait_for(self._changed.wait(), 30.0)
         return self._membership
 
+    async def answer(self) -> None:
+        """A sign of life."""
+
     async def url(self) -> str:
         """Where the ingress listens, as seen from its own node."""
         http = self.manifest.http

@@ -17,6 +17,7 @@ from isotherm.actors.process_group_link import Rendezvous
 from isotherm.actors.worker_base import Meeting, WorkerSpec
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.link_choice import choose_link
+from isotherm.cluster.liveness import SLICES, answers_within
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.metering import GroupMeter, ShardMeter
 from isotherm.cluster.placement import Placement
@@ -206,22 +207,18 @@ class RayFleet:
         self._watches[worker.id] = [asyncio.get_running_loop().create_task(watch) for watch in watches]
 
     async def _ping(self, worker: RayWorker, limit: float) -> None:
-        """Ask a worker for a sign of life now and then; without one in `limit` seconds it hangs. A stopped process has not died: its connections
-        stay open, and nobody else would notice."""
-        slices = 4
+        """Ask a worker for a sign of life now and then; without one in `limit` seconds it hangs."""
         while True:
-            await asyncio.sleep(limit / slices)
+            await asyncio.sleep(limit / SLICES)
             if worker.id in self._loading:
                 continue
             answer = asyncio.ensure_future(worker.actor.pid.remote())
-            # In slices, of which this process's own standing still takes up one at most.
-            for _ in range(slices):
-                await asyncio.wait([answer], timeout=limit / slices)
-            if not answer.done() and worker.id not in self._loading:
-                answer.cancel()
+            if not await answers_within(answer, limit):
+                if worker.id in self._loading:
+                    continue
                 self._lost(worker, f"it hangs: no answer in {limit:g} s")
                 return
-            if answer.done() and answer.exception() is not None:
+            if not answer.cancelled() and answer.exception() is not None:
                 return  # it has died: the sentinel says so
 
     def _lost(self, worker: RayWorker, reason: str) -> None:

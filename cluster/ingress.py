@@ -21,7 +21,7 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
 
     def build():  # runs in each replica, on the event loop that will serve its requests
         config = ModelConfig.load(model_path)
-        engine = ShardClient(config.vocab_size, manifest.scheduler_config(config).max_model_len)
+        engine = ShardClient(config.vocab_size, manifest.scheduler_config(config).max_model_len, manifest.liveness.timeout)
         engine.start()
         return build_app(engine, Tokenizer.load(model_path), manifest.model_id, admin=engine)
 

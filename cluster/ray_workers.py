@@ -10,11 +10,14 @@ from typing import Any
 
 import ray
 from ray import PlacementGroupID
+from ray._private.state import actors
+from ray.experimental.internal_kv import _internal_kv_put
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 NAMESPACE = "isotherm"
 CONTROLLER = "isotherm-controller"
+HANGS = "controller-hangs/"  # begins the keys, in Ray's key-value store, of those who have a controller killed that hangs
 # What Ray's head node has alone. Controller and ingress are put there: when it is lost so is the Ray cluster, and every other node can be drained.
 ON_HEAD = {"node:__internal_head__": 0.001}
 
@@ -120,3 +123,29 @@ def find_worker(worker_id: str) -> Any:
 def find_controller() -> Any:
     """Raises ValueError when no controller runs on this Ray cluster."""
     return ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+
+
+class ControllerProcess:
+    """`Watched` of cluster/liveness.py. What asks Ray's head does so in a thread: where the head is away, such a call blocks."""
+
+    async def incarnation(self) -> str | None:
+        return await asyncio.to_thread(self._incarnation)
+
+    def _incarnation(self) -> str | None:
+        try:
+            actor_id = find_controller()._actor_id.hex()
+        except ValueError:
+            return None
+        entry = actors(actor_id)
+        return f"{actor_id}/{entry['NumRestarts']}" if entry.get("State") == "ALIVE" else None
+
+    async def answer(self) -> None:
+        await find_controller().answer.remote()
+
+    async def claim(self, incarnation: str, attempt: int) -> bool:
+        key = f"{HANGS}{incarnation}/{attempt}".encode()
+        existed = await asyncio.to_thread(_internal_kv_put, key, b"", overwrite=False, namespace=NAMESPACE.encode())
+        return not existed
+
+    async def kill(self) -> None:
+        await asyncio.to_thread(lambda: ray.kill(find_controller(), no_restart=False))

@@ -14,8 +14,9 @@ from typing import Any
 from ray.exceptions import RayError, RayTaskError
 
 from isotherm.cluster.engine_client import EngineUnavailableError
+from isotherm.cluster.liveness import watch_controller
 from isotherm.cluster.membership import Membership
-from isotherm.cluster.ray_workers import find_controller, find_worker
+from isotherm.cluster.ray_workers import ControllerProcess, find_controller, find_worker
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,9 @@ class _Shard:
 class ShardClient:
     """EngineClient over the shards that the controller names. Start it with `start` on the event loop that uses it."""
 
-    def __init__(self, vocab_size: int, max_model_len: int):
-        self.vocab_size, self.max_model_len = vocab_size, max_model_len
+    def __init__(self, vocab_size: int, max_model_len: int, liveness: float = 0.0):
+        """`liveness`: seconds of silence after which the controller counts as hung; 0: never."""
+        self.vocab_size, self.max_model_len, self._liveness = vocab_size, max_model_len, liveness
         self._shards: dict[str, _Shard] = {}
         self._draining: list[_Shard] = []
         self._membership: Membership | None = None
@@ -50,6 +52,8 @@ class ShardClient:
 
     def start(self) -> None:
         self._spawn(self._follow_membership())
+        if self._liveness:
+            self._spawn(watch_controller(ControllerProcess(), self._liveness))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -64,7 +68,7 @@ class ShardClient:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """As EngineClient says. A request whose shard is lost or drained goes on at another, from the tokens that were already given out."""
         sent = list(request.generated)
-        shard = await self._choose_within(ADMISSION_SECONDS) if self._recovering() else self._choose()
+        shard = await self._choose_within(ADMISSION_SECONDS) if self._will_serve() else self._choose()
         while True:
             async with aclosing(self._attempt(shard, request.resumed(tuple(sent)))) as deltas:
                 async for delta in deltas:
@@ -137,8 +141,9 @@ class ShardClient:
             raise EngineUnavailableError(self._not_ready or "no attention shard serves")
         return min(self._shards.values(), key=lambda s: len(s.streams))
 
-    def _recovering(self) -> bool:
-        """Every shard is lost, and others will come; a shard can be gone before the controller has said so."""
+    def _will_serve(self) -> bool:
+        """Whether waiting for a shard is worth it: the cluster serves, or has lost every shard and replaces them. Where it serves there may be none
+        either, for a moment: a shard can be gone before the controller has said so."""
         return self._membership is not None and (self._membership.recovering or self._membership.not_ready is None)
 
     async def _choose_within(self, seconds: float) -> _Shard:

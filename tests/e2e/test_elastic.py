@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+import psutil
 import pytest
 from loaded import check, kill_controller, under_load
 from served import Served
@@ -131,6 +132,23 @@ def test_the_controller_is_killed_under_load(served, workload, record_property):
                     assert operation["phase"] == "done" and operation["id"] != before["id"], operation
 
     check(under_load(served, work, kill), expected, record_property, f"controller killed, {ROUNDS} times")
+
+
+def test_the_controller_hangs_under_load(served, workload, record_property):
+    work, expected = workload
+
+    def stop() -> None:
+        with Client(served.url) as client:
+            for _ in range(ROUNDS):
+                workers = {w["id"]: w["pid"] for w in served.status()["workers"]}
+                stopped = served.status()["controller"]["pid"]
+                begin = time.monotonic()
+                status = kill_controller(served, signal.SIGSTOP)
+                print(f"the controller was replaced after {time.monotonic() - begin:.1f} s")
+                assert {w["id"]: w["pid"] for w in status["workers"]} == workers and not psutil.pid_exists(stopped)
+                assert client.wait_for_operation(client.scale(expert_groups=2)["id"])["phase"] == "done"
+
+    check(under_load(served, work, stop), expected, record_property, f"controller stopped, {ROUNDS} times")
 
 
 def test_the_controller_is_killed_in_mid_operation(served, workload, record_property):

@@ -45,10 +45,10 @@ def check(streams: list[Stream], expected: list[str], record_property, what: str
     assert [s.text for s in streams] == expected * (len(streams) // len(expected))
 
 
-def kill_controller(served: Served) -> dict[str, Any]:
-    """Kill it, wait until Ray has started it again, and give its status."""
+def kill_controller(served: Served, how: signal.Signals = signal.SIGKILL) -> dict[str, Any]:
+    """Kill or stop it, wait until Ray has started it again, and give its status."""
     before = served.status()["controller"]
-    os.kill(before["pid"], signal.SIGKILL)
+    os.kill(before["pid"], how)
     after = served.status()
     assert after["controller"]["pid"] != before["pid"] and after["controller"]["restarts"] == before["restarts"] + 1
     return after
