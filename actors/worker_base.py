@@ -16,6 +16,7 @@ from isotherm.actors.process_group_link import DataLane, open_data_lane, open_pr
 from isotherm.actors.weights import parse_dtype
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.link_choice import LinkKind, Locality
+from isotherm.cluster.membership import SupersededError
 from isotherm.kernels import native_ring
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.select import select_kernels
@@ -49,7 +50,7 @@ class Meeting:
 
 class WorkerBase:
     """Base of the two worker actors. Its methods are called by the controller; all are quick or run in a thread, so that a worker answers
-    while it loads."""
+    while it loads. What changes the worker is called through `order`."""
 
     def __init__(self, spec: WorkerSpec, host: str):
         # Ray leaves the root logger to the process; one line per event, on stderr, goes into the worker's log file.
@@ -57,6 +58,7 @@ class WorkerBase:
         self.spec, self.host = spec, host
         self.progress = 0.0
         self.loaded = False
+        self._obeys = 0  # generation of the newest controller that has given an order
         self.checkpoint = Checkpoint.open(spec.model_path)
         selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), spec.threads, spec.device)
         self.kernels: Kernels = selection.kernels
@@ -68,6 +70,14 @@ class WorkerBase:
 
     async def pid(self) -> int:
         return os.getpid()
+
+    async def order(self, generation: int, name: str, *args: Any) -> Any:
+        """Do `name(*args)` for the controller of this generation. Raises SupersededError for a controller that was taken for dead and is not, once a
+        newer one has given an order."""
+        if generation < self._obeys:
+            raise SupersededError(f"{self.spec.id} obeys controller {self._obeys}, not {generation}: {name} is refused")
+        self._obeys = generation
+        return await getattr(self, name)(*args)
 
     async def sentinel(self) -> None:
         """Never returns: the caller learns of this process's death at once."""

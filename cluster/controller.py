@@ -23,7 +23,7 @@ from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.expert_report import experts_report, group_rows
 from isotherm.cluster.fleet import RayFleet
 from isotherm.cluster.manifest import Manifest
-from isotherm.cluster.membership import Membership
+from isotherm.cluster.membership import Membership, SupersededError
 from isotherm.cluster.metrics import Snapshot, render
 from isotherm.cluster.operations import Operation, OperationError, OperationLog, parse_operation
 from isotherm.cluster.placement import Placement, contiguous_placement
@@ -32,6 +32,7 @@ from isotherm.cluster.saved_state import SavedState, decode
 from isotherm.cluster.state_store import StateStore
 
 log = logging.getLogger(__name__)
+STANDING_PERIOD = 5.0  # seconds between looks whether this is still the newest controller
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,26 @@ class Controller:
         self.config = self.checkpoint.config
         self.started = time.time()
         self._store = StateStore(cluster_id)
-        written = self._store.read()
+        generation = self._store.claim()
+        self.fleet = RayFleet(cluster_id, generation, manifest, self.checkpoint, self._died, self._publish, self._standing)
+        if (written := self._store.read()) is not None:
+            # The one before may still run. When the workers refuse its orders it commits nothing more: what is written then is what holds.
+            before = decode(written)
+            await self.fleet.fence([*before.groups, *before.shards])
+            written = self._store.read()
         saved = None if written is None else decode(written)
-        self._restarts = 0 if saved is None else saved.restarts + 1
         self.operations = OperationLog() if saved is None else OperationLog.load(saved.operations, time.time())
-        self.fleet = RayFleet(cluster_id, manifest, self.checkpoint, self._died, self._publish)
         self.reconfigurer = Reconfigurer(self.fleet, self.operations, self._log_changed, self._save)
         self.autoscale = AutoscaleLoop(manifest, self.config, self.fleet, self.reconfigurer, self.operations)
         self.fleet.load_view = self.autoscale.load_view
         self._phase = "starting workers"  # "serving" once every worker has come up
         # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it knows.
-        self._membership = Membership(self._restarts << 32, (), self._phase, manifest.scheduler_config(self.config).max_model_len)
+        self._membership = Membership(generation << 32, (), self._phase, manifest.scheduler_config(self.config).max_model_len)
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._spawn(self._watch_standing())
         if saved is not None:
             await self._resume(saved)
 
@@ -118,7 +124,7 @@ class Controller:
 
     async def _resume(self, saved: SavedState) -> None:
         """Take over from a controller that has died."""
-        log.warning("restarted, %d times now; placement version %d was committed last", self._restarts, saved.placement.version)
+        log.warning("restarted, %d times now; placement version %d was committed last", self._store.generation, saved.placement.version)
         fleet = self.fleet
         strays = fleet.find(saved.groups, saved.shards)
         self.reconfigurer.numbers.update(saved.numbers)
@@ -147,13 +153,30 @@ class Controller:
         task.add_done_callback(self._background.discard)
         return task
 
+    def _standing(self) -> None:
+        """Ends this process where a newer controller has been started: it was taken for dead and is not, and must not act."""
+        try:
+            self._store.check()
+        except SupersededError as error:
+            log.error("%s; this one ends", error)
+            os._exit(1)
+
+    async def _watch_standing(self) -> None:
+        while not self._stopped.is_set():
+            await asyncio.sleep(STANDING_PERIOD)
+            try:
+                await asyncio.to_thread(self._standing)
+            except Exception as error:  # Ray's head is away
+                log.warning("cannot see whether there is a newer controller: %s", error)
+
     def _save(self) -> None:
-        """Raises what Ray raises when its head cannot be reached, and RuntimeError when the cluster ends."""
+        """Raises what Ray raises when its head cannot be reached, RuntimeError when the cluster ends, SupersededError for a controller that is not
+        the newest."""
         if self._stopped.is_set():
             raise RuntimeError("the cluster is being ended")
         desired, numbers = self.reconfigurer.desired, self.reconfigurer.numbers
         drained = tuple(sorted(desired.drained))
-        state = SavedState(desired.groups, desired.shards, desired.placement, drained, numbers, self._restarts, self.operations.dump())
+        state = SavedState(desired.groups, desired.shards, desired.placement, drained, numbers, self.operations.dump())
         self._store.write(state.encode())
 
     def _log_changed(self) -> None:
@@ -212,7 +235,7 @@ class Controller:
             "controller": {
                 "pid": os.getpid(),
                 "uptime_seconds": round(time.time() - self.started, 1),
-                "restarts": self._restarts,
+                "restarts": self._store.generation,
                 "phase": self._not_ready() or "serving",
             },
             "model": {"id": self.manifest.model_id, "path": str(self.checkpoint.path), "max_model_len": self._membership.max_model_len},

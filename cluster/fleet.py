@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from isotherm.actors.attention_shard import AttentionShard
 from isotherm.actors.expert_group import ExpertGroup
@@ -22,7 +23,7 @@ from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.metering import GroupMeter, ShardMeter
 from isotherm.cluster.placement import Placement
 from isotherm.cluster.placement_changes import Pair
-from isotherm.cluster.ray_workers import RayWorker, Slot, end_worker, find_workers, reserve, start_worker
+from isotherm.cluster.ray_workers import RayWorker, Slot, end_worker, find_worker, find_workers, reserve, start_worker
 
 log = logging.getLogger(__name__)
 MEETING_TIMEOUT = 60.0  # seconds in which both ends of a new link must come together
@@ -37,10 +38,12 @@ def bundle(cpus: float, gpus: float, memory: int) -> dict[str, float]:
 
 class RayFleet:
     """`Fleet` of cluster/reconfigure.py over Ray actors. `cluster_id` tells this cluster's placement groups from others. `died` is told a worker's
-    name; `changed` that the shards in service or the waits have changed."""
+    name; `changed` that the shards in service or the waits have changed. Workers refuse the orders of a `generation` older than another's that they
+    have heard of; `standing` is called before workers are started or killed, which cannot refuse it, and returns only for the newest."""
 
-    def __init__(self, cluster_id: str, manifest: Manifest, checkpoint: Checkpoint, died: Callable[[str], None], changed: Callable[[], None]):
-        self.manifest, self.checkpoint = manifest, checkpoint
+    def __init__(self, cluster_id: str, generation: int, manifest: Manifest, checkpoint: Checkpoint, died: Callable[[str], None],
+                 changed: Callable[[], None], standing: Callable[[], None]):
+        self.manifest, self.checkpoint, self.generation = manifest, checkpoint, generation
         self._slot_prefix = f"isotherm-{cluster_id}:"
         self.placement = Placement(0, (), ())
         self.groups: dict[str, RayWorker] = {}
@@ -50,7 +53,7 @@ class RayFleet:
         self.avoid: frozenset[str] = frozenset()  # nodes on which nothing is started
         self.load_view: Callable[[], list[list[float]] | None] = lambda: None
         self.waits: dict[str, str] = {}  # worker → the resources that it waits for, in words
-        self._died, self._changed = died, changed
+        self._died, self._changed, self._standing = died, changed, standing
         self._scheduler_config = manifest.scheduler_config(checkpoint.config)
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
         self._loading: set[str] = set()  # workers that may be too busy to answer
@@ -72,6 +75,18 @@ class RayFleet:
     def expert_load(self) -> list[list[float]] | None:
         return self.load_view()
 
+    def _order(self, worker: Any, name: str, *args: Any) -> Any:
+        return worker.order.remote(self.generation, name, *args)
+
+    async def fence(self, workers: Iterable[str]) -> None:
+        """When it returns, none of the named workers takes orders of an older controller; who is gone, or hangs, is left out."""
+
+        async def tell(name: str) -> None:
+            with contextlib.suppress(ValueError, RayError, asyncio.TimeoutError):  # ValueError: Ray knows no such actor
+                await asyncio.wait_for(self._order(find_worker(name), "pid"), STATUS_TIMEOUT)
+
+        await asyncio.gather(*map(tell, workers))
+
     # --- starting and ending ---------------------------------------------------------------------------------------------------------
 
     async def start_group(self, name: str) -> None:
@@ -82,7 +97,7 @@ class RayFleet:
         spec = self._spec(name, self.manifest.expert_threads(), section.gpus)
         worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts)
         self.groups[name] = worker
-        await worker.actor.pid.remote()
+        await self._order(worker.actor, "pid")
         self._watch(worker)
 
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
@@ -108,12 +123,13 @@ class RayFleet:
         spec = self._spec(name, self.manifest.attention_threads(), section.gpus)
         worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self._scheduler_config)
         self.shards[name] = worker
-        await worker.actor.load.remote()
+        await self._order(worker.actor, "load")
         self._watch(worker)
 
     async def _reserve(self, name: str, resources: dict[str, float], labels: dict[str, str]) -> Slot:
         if self.avoid:
             labels = labels | {"ray.io/node-id": f"!in({','.join(sorted(self.avoid))})"}
+        self._standing()
         pending = asyncio.ensure_future(reserve(self._slot_prefix + name, resources, labels))
         try:
             done, _ = await asyncio.wait([pending], timeout=PLACE_TIMEOUT)
@@ -123,7 +139,9 @@ class RayFleet:
                 log.warning("%s; free in the whole cluster: %s", waits, available)
                 self.waits[name] = f"{waits}; free in the whole cluster: {_amounts({r: available.get(r, 0.0) for r in resources})}"
                 self._changed()
-            return await pending
+            slot = await pending
+            self._standing()
+            return slot
         finally:
             pending.cancel()  # the placement group of a caller that gave up is removed
             if self.waits.pop(name, None) is not None:
@@ -135,6 +153,7 @@ class RayFleet:
         return WorkerSpec(name, self.checkpoint.path, device, m.dtype, m.head, m.kernels, threads, links.timeout, links.gather_window)
 
     async def end(self, name: str) -> None:
+        self._standing()
         self.in_service.discard(name)
         for watch in self._watches.pop(name, []):
             watch.cancel()
@@ -155,16 +174,16 @@ class RayFleet:
         kind, reason = choose_link(self.manifest.links.kind, *localities)
         log.info("link %s to %s: %s (%s)", shard, group, kind, reason)
         meeting = Meeting(self._rendezvous.host, self._rendezvous.port, f"{shard}/{group}/{uuid.uuid4().hex}", MEETING_TIMEOUT, kind)
-        await asyncio.gather(ends[0].connect.remote(group, meeting), ends[1].connect.remote(shard, meeting))
+        await asyncio.gather(self._order(ends[0], "connect", group, meeting), self._order(ends[1], "connect", shard, meeting))
 
     async def disconnect(self, shard: str, group: str) -> None:
         if shard not in self.dead:
-            await self.shards[shard].actor.disconnect.remote(group)
+            await self._order(self.shards[shard].actor, "disconnect", group)
 
     async def load(self, group: str, pairs: list[Pair]) -> None:
         self._loading.add(group)
         try:
-            await self.groups[group].actor.load.remote(pairs)
+            await self._order(self.groups[group].actor, "load", pairs)
         finally:
             self._loading.discard(group)
 
@@ -173,11 +192,11 @@ class RayFleet:
 
     async def free(self, group: str, pairs: list[Pair]) -> None:
         if group not in self.dead:
-            await self.groups[group].actor.drop.remote(pairs)
+            await self._order(self.groups[group].actor, "drop", pairs)
 
     async def adopt(self, shard: str, placement: Placement) -> None:
         if shard not in self.dead:
-            await self.shards[shard].actor.adopt.remote(placement)
+            await self._order(self.shards[shard].actor, "adopt", placement)
 
     def committed(self, placement: Placement) -> None:
         self.placement = placement
@@ -191,7 +210,7 @@ class RayFleet:
             return
         # Ingress replicas learn of it within milliseconds; what they sent before that is drained like the rest.
         await asyncio.sleep(0.2)
-        moved = await self.shards[shard].actor.drain.remote(seconds)
+        moved = await self._order(self.shards[shard].actor, "drain", seconds)
         log.info("%s is drained, %d requests went elsewhere", shard, moved)
 
     # --- watching --------------------------------------------------------------------------------------------------------------------
@@ -224,6 +243,7 @@ class RayFleet:
     def _lost(self, worker: RayWorker, reason: str) -> None:
         if worker.id in self.dead:
             return
+        self._standing()
         self.dead[worker.id] = reason
         self.in_service.discard(worker.id)
         end_worker(worker)  # its resources are needed for whoever takes its place

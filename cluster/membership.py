@@ -1,13 +1,18 @@
-"""What the controller tells ingress replicas: which shards there are and whether the cluster serves."""
+"""What the controller tells ingress replicas: which shards there are and whether the cluster serves. And what a controller is told that is not
+the newest any more."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 
+class SupersededError(RuntimeError):
+    """A newer controller has been started: this one must not act."""
+
+
 @dataclass(frozen=True)
 class Membership:
-    """One state of the cluster. `version` grows with every change."""
+    """One state of the cluster. `version` grows with every change, and from one controller to the next."""
 
     version: int
     shards: tuple[str, ...]  # names of attention shards that take requests

@@ -10,7 +10,7 @@ from typing import Any
 
 from isotherm.cluster.placement import Placement
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,6 @@ class SavedState:
     placement: Placement
     drained_nodes: tuple[str, ...]  # Ray's node ids
     numbers: Mapping[str, int]  # role → the next worker's number
-    restarts: int  # of the controller, so far
     operations: str  # OperationLog.dump()
 
     def encode(self) -> bytes:
@@ -37,7 +36,6 @@ class SavedState:
             "shards": self.shards,
             "drained_nodes": self.drained_nodes,
             "numbers": dict(self.numbers),
-            "restarts": self.restarts,
             "operations": self.operations,
         }
         return zlib.compress(json.dumps(rest | {"placement": placement}, separators=(",", ":")).encode(), 3)
@@ -55,4 +53,4 @@ def decode(data: bytes) -> SavedState:
     holders = tuple(tuple(tuple(p["groups"][i] for i in held) for held in experts) for experts in p["holders"])
     placement = Placement(p["version"], tuple(p["layers"]), holders)
     lists = {name: tuple(saved[name]) for name in ("groups", "shards", "drained_nodes")}
-    return SavedState(**lists, placement=placement, numbers=saved["numbers"], restarts=saved["restarts"], operations=saved["operations"])
+    return SavedState(**lists, placement=placement, numbers=saved["numbers"], operations=saved["operations"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import uuid
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from isotherm.actors import worker_base
 from isotherm.actors.process_group_link import Rendezvous
 from isotherm.actors.worker_base import Meeting, WorkerBase, WorkerSpec, own_locality
+from isotherm.cluster.membership import SupersededError
 from isotherm.cluster.model_path import bundled_model
 
 HOST = "127.0.0.1"
@@ -52,3 +54,15 @@ def test_a_lane_for_rows_is_opened_between_gpus_alone(kind, monkeypatch: pytest.
         assert opened[0][1] is opened[1][1] is None
     else:
         assert [opened[rank][1] for rank in (0, 1)] == [(HOST, rendezvous.port, meeting.prefix, r, torch.device("cpu"), 20.0, 5.0) for r in (0, 1)]
+
+
+def test_orders_of_a_controller_that_has_been_superseded_are_refused():
+    async def orders() -> None:
+        worker = WorkerBase(SPEC, HOST)
+        assert await worker.order(1, "pid") == os.getpid()
+        assert await worker.order(1, "pid") == await worker.order(2, "pid") == os.getpid()
+        with pytest.raises(SupersededError, match="attention-0 obeys controller 2, not 1: locality is refused"):
+            await worker.order(1, "locality")
+        assert await worker.order(2, "locality") == await worker.locality()
+
+    asyncio.run(orders())

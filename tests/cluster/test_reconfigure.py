@@ -104,7 +104,7 @@ class TableFleet:
         self.dead.discard(worker)
         self.experts.pop(worker, None)
         self.routes.pop(worker, None)
-        self.links = {link for link in self.links if worker not in link}
+        self.links -= {link for link in self.links if worker in link}
 
     def committed(self, placement: Placement) -> None:
         self.placement = placement

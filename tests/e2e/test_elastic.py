@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -149,6 +151,32 @@ def test_the_controller_hangs_under_load(served, workload, record_property):
                 assert client.wait_for_operation(client.scale(expert_groups=2)["id"])["phase"] == "done"
 
     check(under_load(served, work, stop), expected, record_property, f"controller stopped, {ROUNDS} times")
+
+
+OLDER_CONTROLLER = """
+import sys
+from isotherm.cluster.ray_environment import prepare_attach
+address = prepare_attach(sys.argv[1])
+import ray
+from isotherm.cluster.ray_session import attach
+from isotherm.cluster.ray_workers import find_worker
+attach(address)
+for name in sys.argv[2:]:
+    try:
+        ray.get(find_worker(name).order.remote(0, "pid"))
+        print("obeyed")
+    except ray.exceptions.RayTaskError as error:
+        print(type(error.cause).__name__)
+"""
+
+
+def test_workers_obey_no_older_controller(served):
+    status = served.status()
+    assert status["controller"]["restarts"] > 0
+    names = [w["id"] for w in status["workers"]]
+    arguments = [sys.executable, "-c", OLDER_CONTROLLER, served.ray_address(), *names]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, cwd="/")
+    assert done.stdout.split() == ["SupersededError"] * len(names), done
 
 
 def test_the_controller_is_killed_in_mid_operation(served, workload, record_property):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,10 @@ class Served:
         """What the stopped cluster left: processes of its tree (a moment is given to them) and files in shared memory."""
         _, alive = psutil.wait_procs(list(self._family.values()), timeout=10)
         return {"processes": [f"{p.pid} {p.name()}" for p in alive], "shared memory": sorted(set(os.listdir("/dev/shm")) - self._shared_memory)}
+
+    def ray_address(self) -> str:
+        """Of the local Ray that it has started."""
+        return json.loads((Path(tempfile.gettempdir()) / f"isotherm-{os.getuid()}" / f"{self.process.pid}.json").read_text())["address"]
 
     def command(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         return subprocess.run([ISOTHERM, *arguments], capture_output=True, text=True, timeout=timeout)
