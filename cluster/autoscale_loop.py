@@ -6,6 +6,7 @@ Acts only through Reconfigurer, one change at a time; what is decided is in clus
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import deque
@@ -52,10 +53,11 @@ class Reconfigures(Protocol):
 
 
 class AutoscaleLoop:
-    """`clock` gives seconds; the time of day is only written down."""
+    """`clock` gives seconds; the time of day is only written down. `decided` is called when there is something new to save: what `dump` gives.
+    `saved`: what it gave the controller before this one."""
 
     def __init__(self, manifest: Manifest, model: ModelConfig, fleet: MeteredFleet, reconfigurer: Reconfigures, operations: OperationLog,
-                 clock: Callable[[], float] = time.monotonic):
+                 clock: Callable[[], float] = time.monotonic, decided: Callable[[], None] = lambda: None, saved: str = ""):
         self.config = manifest.autoscaling
         self._manifest, self._fleet, self._reconfigurer, self._operations, self._clock = manifest, fleet, reconfigurer, operations, clock
         self._autoscaler = Autoscaler(Limits.of(manifest, bool(model.moe_layers)))
@@ -68,6 +70,10 @@ class AutoscaleLoop:
         self.counts: dict[tuple[str, str], int] = {}  # (kind, what became of it) → how often
         self._plan: Plan | None = None
         self._task: asyncio.Task[None] | None = None
+        self._decided: Callable[[], None] = lambda: None
+        if saved:
+            self._load(saved)
+        self._decided = decided
 
     # --- looking -----------------------------------------------------------------------------------------------------------------------
 
@@ -197,12 +203,30 @@ class AutoscaleLoop:
             await asyncio.sleep(0.05)
         return None if operation.phase is Phase.DONE else "; ".join(operation.reasons[-2:]) or operation.phase.value
 
+    # --- outliving a controller ----------------------------------------------------------------------------------------------------------
+
+    def dump(self) -> str:
+        """Decisions, counts and pauses as JSON. What the load was is soon known again."""
+        counts = [[*key, count] for key, count in self.counts.items()]
+        pauses = self._autoscaler.dump(self._clock())
+        return json.dumps({"time": time.time(), "pauses": pauses, "decisions": list(self.decisions), "counts": counts})
+
+    def _load(self, saved: str) -> None:
+        data = json.loads(saved)
+        self._autoscaler.load(data["pauses"], self._clock(), max(0.0, time.time() - data["time"]))
+        self.counts = {(kind, result): count for kind, result, count in data["counts"]}
+        self.decisions.extend(data["decisions"])
+        for record in self.decisions:
+            if record["result"] == "under way":
+                self._settle(record, "interrupted", "the controller was restarted")
+
     # --- telling -----------------------------------------------------------------------------------------------------------------------
 
     def _record(self, decision: Decision) -> dict[str, Any]:
         record = _described(decision) | {"time": time.time(), "mode": self.config.mode, "result": "under way", "operations": []}
         log.info("autoscaler (%s), %s: %s %s", self.config.mode, decision.kind, decision.reason, record["figures"])
         self.decisions.append(record)
+        self._decided()
         return record
 
     def _advise(self, decision: Decision) -> None:
@@ -220,6 +244,7 @@ class AutoscaleLoop:
             log.warning("autoscaler, %s: %s", record["kind"], why)
         key = record["kind"], result
         self.counts[key] = self.counts.get(key, 0) + 1
+        self._decided()
 
     def loads(self) -> tuple[list[GroupLoad], list[ShardLoad]]:
         """Of the live workers that have reported lately."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from isotherm.cluster.manifest import AutoscalingSection, Manifest
 from isotherm.cluster.metering import GroupLoad, ShardLoad
@@ -122,6 +123,21 @@ class Autoscaler:
         pause.until = now + self._cooldown(decision.kind)
         for reason in [r for r in self._since if r.startswith(decision.kind)]:
             del self._since[reason]
+
+    def dump(self, now: float) -> dict[str, Any]:
+        """The pauses as JSON values, for a controller that comes back, whose clock is another one: times count from now."""
+
+        def told(pause: _Pause) -> dict[str, Any]:
+            down = None if math.isinf(pause.last_down) else now - pause.last_down
+            return {"left": max(0.0, pause.until - now), "failures": pause.failures, "down": down, "strikes": pause.strikes}
+
+        return {kind: told(pause) for kind, pause in self._pauses.items()}
+
+    def load(self, data: Mapping[str, Any], now: float, elapsed: float) -> None:
+        """Go on with the pauses that `dump` gave `elapsed` seconds ago."""
+        for kind, told in data.items():
+            last_down = float("-inf") if told["down"] is None else now - elapsed - told["down"]
+            self._pauses[kind] = _Pause(now + max(0.0, told["left"] - elapsed), told["failures"], last_down, told["strikes"])
 
     # --- holding -----------------------------------------------------------------------------------------------------------------------
 

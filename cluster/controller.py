@@ -64,7 +64,8 @@ class Controller:
         saved = None if written is None else decode(written)
         self.operations = OperationLog() if saved is None else OperationLog.load(saved.operations, time.time())
         self.reconfigurer = Reconfigurer(self.fleet, self.operations, self._log_changed, self._save)
-        self.autoscale = AutoscaleLoop(manifest, self.config, self.fleet, self.reconfigurer, self.operations)
+        self.autoscale = AutoscaleLoop(manifest, self.config, self.fleet, self.reconfigurer, self.operations, decided=self._try_save,
+                                       saved="" if saved is None else saved.autoscaler)
         self.fleet.load_view = self.autoscale.load_view
         self._phase = "starting workers"  # "serving" once every worker has come up
         # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it knows.
@@ -176,14 +177,17 @@ class Controller:
             raise RuntimeError("the cluster is being ended")
         desired, numbers = self.reconfigurer.desired, self.reconfigurer.numbers
         drained = tuple(sorted(desired.drained))
-        state = SavedState(desired.groups, desired.shards, desired.placement, drained, numbers, self.operations.dump())
+        state = SavedState(desired.groups, desired.shards, desired.placement, drained, numbers, self.operations.dump(), self.autoscale.dump())
         self._store.write(state.encode())
 
-    def _log_changed(self) -> None:
+    def _try_save(self) -> None:
         try:
             self._save()
         except Exception:  # the history may then lack this; what is committed is saved by whoever commits it
-            log.exception("could not save the history of operations")
+            log.exception("could not save the history of operations and decisions")
+
+    def _log_changed(self) -> None:
+        self._try_save()
         self._publish()
 
     # --- what ingress replicas and commands see --------------------------------------------------------------------------------------

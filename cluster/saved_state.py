@@ -23,6 +23,7 @@ class SavedState:
     drained_nodes: tuple[str, ...]  # Ray's node ids
     numbers: Mapping[str, int]  # role → the next worker's number
     operations: str  # OperationLog.dump()
+    autoscaler: str  # AutoscaleLoop.dump()
 
     def encode(self) -> bytes:
         """58 layers of 256 experts take some 20 KB."""
@@ -37,6 +38,7 @@ class SavedState:
             "drained_nodes": self.drained_nodes,
             "numbers": dict(self.numbers),
             "operations": self.operations,
+            "autoscaler": self.autoscaler,
         }
         return zlib.compress(json.dumps(rest | {"placement": placement}, separators=(",", ":")).encode(), 3)
 
@@ -53,4 +55,5 @@ def decode(data: bytes) -> SavedState:
     holders = tuple(tuple(tuple(p["groups"][i] for i in held) for held in experts) for experts in p["holders"])
     placement = Placement(p["version"], tuple(p["layers"]), holders)
     lists = {name: tuple(saved[name]) for name in ("groups", "shards", "drained_nodes")}
-    return SavedState(**lists, placement=placement, numbers=saved["numbers"], operations=saved["operations"])
+    rest = {name: saved[name] for name in ("numbers", "operations", "autoscaler")}
+    return SavedState(**lists, placement=placement, **rest)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 from deepseek_checkpoints import make_config
 
-from isotherm.cluster.autoscale_loop import AutoscaleLoop
+from isotherm.cluster.autoscale_loop import REMEMBERED, AutoscaleLoop
+from isotherm.cluster.autoscaler import GROUPS, Decision
 from isotherm.cluster.expert_report import group_rows
 from isotherm.cluster.manifest import parse_manifest
 from isotherm.cluster.metering import GroupMeter, ShardMeter
@@ -26,7 +28,7 @@ BYTES = 100  # of an expert's weights
 class Simulation:
     """Groups and shards as numbers. Between two looks `steps` steps route `rows` rows of each layer by `popularity` [L, E]."""
 
-    def __init__(self, groups: int = 2, manifest: dict[str, Any] | None = None, rows: int = 2000):
+    def __init__(self, groups: int = 2, manifest: dict[str, Any] | None = None, rows: int = 2000, saved: str = ""):
         self.manifest = parse_manifest(manifest or {})
         self.group_names = [f"expert-{i}" for i in range(groups)]
         self.placement = contiguous_placement(MODEL.moe_layers, EXPERTS, self.group_names)
@@ -41,7 +43,11 @@ class Simulation:
         self.most_held = 0
         self.operations = OperationLog()
         self.requests: list[OperationRequest] = []
-        self.loop = AutoscaleLoop(self.manifest, MODEL, self, self, self.operations, lambda: self.now)
+        self.saves = 0
+        self.loop = AutoscaleLoop(self.manifest, MODEL, self, self, self.operations, lambda: self.now, self.save, saved)
+
+    def save(self) -> None:
+        self.saves += 1
 
     # MeteredFleet
 
@@ -240,6 +246,33 @@ def test_an_operators_copies_stay():
     version = s.placement.version
     s.run(60)
     assert s.placement.version > version and set(s.placement.holders[0][coldest]) == set(s.group_names)
+
+
+def test_decisions_and_pauses_outlive_the_controller():
+    s = Simulation(manifest={"autoscaling": {"copies": {"cooldown": 1000.0}}})
+    s.run(30)
+    assert len(done(s)) == 1 and s.saves == 2
+    s.loop._record(Decision(GROUPS, "more", {}, 3))
+    before = s.loop.report()["decisions"]
+    back = Simulation(manifest={"autoscaling": {"copies": {"cooldown": 1000.0}}}, saved=s.loop.dump())
+    decisions = back.loop.report()["decisions"]
+    assert decisions[:-1] == before[:-1] and (decisions[-1]["result"], decisions[-1]["why"]) == ("interrupted", "the controller was restarted")
+    assert back.loop.counts == {("copies", "done"): 1, ("expert_groups", "interrupted"): 1} and back.saves == 0
+    back.run(60)
+    assert back.heat() > 1.5 and len(back.loop.decisions) == 2  # it still pauses
+    fresh = Simulation(manifest={"autoscaling": {"copies": {"cooldown": 1000.0}}})
+    fresh.run(60)
+    assert fresh.heat() < 1.2
+
+
+def test_what_is_saved_is_bounded():
+    s = Simulation()
+    for i in range(5 * REMEMBERED):
+        s.loop._settle(s.loop._record(Decision(GROUPS, "groups compute 95% of the time (above 80%), for 15 s: 2 → 3", {"busy": i / 3}, 3)), "done")
+    saved = s.loop.dump()
+    assert len(json.loads(saved)["decisions"]) == REMEMBERED and len(saved) < 64 << 10
+    back = Simulation(saved=saved)
+    assert back.loop.report()["decisions"] == s.loop.report()["decisions"] and back.loop.dump()[30:] == saved[30:]
 
 
 def test_groups_are_asked_for_with_the_patience_of_the_manifest():

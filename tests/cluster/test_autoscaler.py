@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
 from typing import Any
@@ -261,3 +262,29 @@ def test_a_worker_that_was_taken_away_too_early_is_missed_for_longer():
             autoscaler.succeeded(decision, now)
     assert len(downs) < 12
     assert len([t for t in downs if t > 3600]) < len([t for t in downs if t <= 3600])
+
+
+# --- outliving a controller --------------------------------------------------------------------------------------------------------------
+
+
+def test_pauses_outlive_a_controller_whose_clock_was_another_one():
+    """Both see the same load from then on, and decide alike."""
+    config = {"up_after": 10.0, "down_after": 20.0, "cooldown": 60.0}
+    old = scaler(**config)
+    found = first(old, [seen(t, groups(2, 1.0), shards(1)) for t in range(0, 40, 2)])
+    assert found is not None
+    decided, decision = found
+    old.failed(decision, decided)
+    seconds = old.failed(decision, decided)
+    for t in (30, 3000):
+        back = scaler(**config)
+        back.load(json.loads(json.dumps(old.dump(decided))), now=7000.0, elapsed=float(t))
+        again = first(back, [seen(7000.0 + i, groups(2, 1.0), shards(1)) for i in range(0, 4000, 2)])
+        assert again is not None and again[0] - 7000.0 == pytest.approx(max(seconds - t, 10.0), abs=2)
+        assert back.failed(decision, 0.0) == 2 * seconds
+    assert first(old, [seen(t, groups(2, 0.1), shards(1)) for t in range(1000, 1024, 2)]) is not None
+    back = scaler(**config)
+    back.load(json.loads(json.dumps(old.dump(1024.0))), now=1024.0, elapsed=0.0)
+    later = [seen(t, groups(1, 1.0), shards(1)) for t in range(1024, 1100, 2)]
+    assert first(back, later) == first(old, later)
+    assert back._pauses[GROUPS] == old._pauses[GROUPS] and old._pauses[GROUPS].strikes == 1  # what was taken away was wanted again too soon

@@ -14,7 +14,7 @@ from isotherm.cluster.saved_state import SavedState, decode
 
 def state(placement: Placement) -> SavedState:
     numbers = {"expert": 9, "attention": 8}
-    return SavedState(placement.groups(), ("attention-0", "attention-7"), placement, ("a1b2",), numbers, OperationLog().dump())
+    return SavedState(placement.groups(), ("attention-0", "attention-7"), placement, ("a1b2",), numbers, OperationLog().dump(), '{"decisions": []}')
 
 
 def test_round_trip():

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from loaded import kill_controller
 from prometheus_client.parser import text_string_to_metric_families
 from served import Served, generate
 from skewed import skewed_checkpoint
@@ -90,3 +91,10 @@ def test_an_operator_is_not_in_its_way(served):
         for _ in range(3):
             asyncio.run(texts(served.url))
         assert client.experts()["layers"][0]["copies"][coldest] == 2
+
+
+def test_what_it_decided_outlives_the_controller(served):
+    before = get(served, "/admin/autoscaler")["decisions"]
+    kill_controller(served)
+    assert get(served, "/admin/autoscaler")["decisions"][: len(before)] == before
+    assert served.status()["autoscaler"]["decisions"] >= len(before)
