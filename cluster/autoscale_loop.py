@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from isotherm.cluster.metering import GroupLoad, GroupMeter, Meters, ShardLoad, 
 from isotherm.cluster.model_config import ModelConfig
 from isotherm.cluster.operations import AUTOSCALER, Operation, OperationError, OperationLog, OperationRequest, Phase, Target
 from isotherm.cluster.placement import Placement
-from isotherm.cluster.placement_changes import PlacementChangeError
+from isotherm.cluster.placement_changes import Pair, PlacementChangeError
 from isotherm.cluster.placement_policy import Group, Plan, PolicyConfig, rebalance, replay, stages
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,9 @@ class Reconfigures(Protocol):
     def submit(self, request: OperationRequest, origin: str) -> Operation: ...
 
     def rebalance(self, placement: Placement, reason: str) -> Operation: ...
+
+    def pinned(self) -> Set[Pair]:
+        """Experts whose number of copies an operator has set."""
 
 
 class AutoscaleLoop:
@@ -115,7 +118,7 @@ class AutoscaleLoop:
         if self.config.copies.enabled and len(group_nodes) > 1 and windows is not None:
             # Off the event loop: for hundreds of groups a plan takes up to a second.
             room = self._room(group_nodes, groups)
-            self._plan = await asyncio.to_thread(self._make_plan, self._fleet.placement, room, windows, self._pinned())
+            self._plan = await asyncio.to_thread(self._make_plan, self._fleet.placement, room, windows, self._reconfigurer.pinned())
         return Observation(now, groups, shards, len(group_nodes), len(shard_nodes), self._plan)
 
     def _work(self) -> np.ndarray | None:
@@ -128,7 +131,7 @@ class AutoscaleLoop:
         scale_WL1 = rows_WLE.sum(axis=2, keepdims=True) / np.maximum(work_WLE.sum(axis=2, keepdims=True), 1e-9)
         return work_WLE * scale_WL1
 
-    def _make_plan(self, placement: Placement, groups: Sequence[Group], windows_WLE: np.ndarray, pinned: set[tuple[int, int]]) -> Plan:
+    def _make_plan(self, placement: Placement, groups: Sequence[Group], windows_WLE: np.ndarray, pinned: Set[Pair]) -> Plan:
         return rebalance(placement, groups, predict(windows_WLE), self._policy, pinned=pinned)
 
     def _room(self, nodes: Mapping[str, str], groups: Sequence[GroupLoad]) -> list[Group]:
@@ -147,11 +150,6 @@ class AutoscaleLoop:
     def _transient(self, nodes: Mapping[str, str]) -> int:
         """Experts beyond its slots that a group may hold while a change is made."""
         return max(1, self._share(nodes) // TRANSIENT)
-
-    def _pinned(self) -> set[tuple[int, int]]:
-        """Experts whose number of copies an operator has set."""
-        done = [o for o in self._operations.all() if o.phase is Phase.DONE and o.origin != AUTOSCALER and not o.dry_run]
-        return {(copy["layer"], copy["expert"]) for o in done for copy in o.target.get("copies", [])}
 
     # --- acting ------------------------------------------------------------------------------------------------------------------------
 

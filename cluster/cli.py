@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -23,6 +24,7 @@ errors = Console(stderr=True)
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL|MANIFEST", help='a directory, a hub id, "tiny", or a manifest (*.yaml)')]
 AddressOption = Annotated[Optional[str], typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster")]  # noqa: UP045
 DEFAULT_URL = "http://127.0.0.1:8000"
+COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
 
 
 def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,6 +173,15 @@ def stop(address: AddressOption = None) -> None:
     console.print("stopped")
 
 
+def _copies(word: str) -> dict[str, Any]:
+    """ "2:5=3" → layer 2, expert 5, 3 copies; "2:5=auto" → as many as the autoscaler decides."""
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})=(\d{1,9}|auto)", word)
+    if found is None:
+        raise typer.BadParameter(f"--copies {word}: must be LAYER:EXPERT=N, or LAYER:EXPERT=auto")
+    layer, expert, count = found.groups()
+    return {"layer": int(layer), "expert": int(expert), "count": None if count == "auto" else int(count)}
+
+
 @app.command()
 @user_errors
 def scale(
@@ -178,19 +189,21 @@ def scale(
     attention_shards: Annotated[Optional[int], typer.Option(min=1, help="attention shards that there are to be")] = None,  # noqa: UP045
     drain_node: Annotated[Optional[list[str]], typer.Option(metavar="ID", help="node that is to have no worker; give all of them")] = None,  # noqa: UP045
     drain_none: Annotated[bool, typer.Option("--drain-none", help="every node may have workers again")] = False,
+    copies: Annotated[Optional[list[str]], typer.Option(metavar="LAYER:EXPERT=N|auto", help=COPIES_HELP)] = None,  # noqa: UP045
     url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = DEFAULT_URL,
     deadline: Annotated[Optional[float], typer.Option(help="seconds in which it must be prepared; default 120")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be done")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="until it is done or rolled back")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Change the number of workers, or the nodes that they run on, under live traffic."""
+    """Change the number of workers, the nodes that they run on, or the copies of experts, under live traffic."""
     from isotherm.cluster.client import Client
 
     if drain_node and drain_none:
         raise typer.BadParameter("give --drain-node or --drain-none, not both")
     target: dict[str, Any] = {"expert_groups": expert_groups, "attention_shards": attention_shards, "deadline_seconds": deadline}
     target["drain_nodes"] = [] if drain_none else drain_node or None
+    target["copies"] = [_copies(word) for word in copies] if copies else None
     with Client(url) as client:
         operation = client.scale(**{name: n for name, n in target.items() if n is not None}, dry_run=dry_run)
         if wait:

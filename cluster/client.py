@@ -161,8 +161,9 @@ class Client:
         return _checked(self.request("GET", "/status"))
 
     def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> dict[str, Any]:
-        """Begin an operation (POST /admin/operations): `expert_groups`, `attention_shards`, `copies`, `drain_nodes`, each what there is to be. A key
-        is made where none is given, so that a retry cannot scale twice. Raises APIError."""
+        """Begin an operation (POST /admin/operations): `expert_groups`, `attention_shards`, `copies`, `drain_nodes`, each what there is to be. Of
+        `copies`, each is {"layer", "expert", "count"}; a count of None leaves it to the autoscaler, as it was before a number was set. A key is made
+        where none is given, so that a retry cannot scale twice. Raises APIError."""
         return _checked(self.request("POST", _OPERATIONS, _operation_body(dry_run, idempotency_key, target)))
 
     def operation(self, operation_id: str) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Controller:
             return
         fleet.placement = saved.placement
         fleet.in_service = set(fleet.alive(saved.shards))
-        desired = Desired(saved.groups, saved.shards, saved.placement, frozenset(saved.drained_nodes))
+        desired = Desired(saved.groups, saved.shards, saved.placement, frozenset(saved.drained_nodes), frozenset(saved.pinned))
         self._spawn(self.reconfigurer.take_over(desired))
         self.reconfigurer.desired = desired
         self._save()
@@ -176,8 +176,9 @@ class Controller:
         if self._stopped.is_set():
             raise RuntimeError("the cluster is being ended")
         desired, numbers = self.reconfigurer.desired, self.reconfigurer.numbers
-        drained = tuple(sorted(desired.drained))
-        state = SavedState(desired.groups, desired.shards, desired.placement, drained, numbers, self.operations.dump(), self.autoscale.dump())
+        drained, pinned = tuple(sorted(desired.drained)), tuple(sorted(desired.pinned))
+        logs = self.operations.dump(), self.autoscale.dump()
+        state = SavedState(desired.groups, desired.shards, desired.placement, drained, pinned, numbers, *logs)
         self._store.write(state.encode())
 
     def _try_save(self) -> None:

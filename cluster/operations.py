@@ -45,11 +45,11 @@ class _Model(BaseModel):
 
 
 class CopyTarget(_Model):
-    """How many groups are to hold one expert."""
+    """How many groups are to hold one expert; a number that is given stays until another is. None: as many as the autoscaler decides, again."""
 
     layer: int = Field(ge=0)
     expert: int = Field(ge=0)
-    count: int = Field(ge=1)
+    count: int | None = Field(ge=1)
 
 
 class Target(_Model):
@@ -158,7 +158,8 @@ class OperationLog:
     def open(self, request: OperationRequest, now: float, origin: str = "api") -> tuple[Operation, bool]:
         """The operation for a request, and whether it is new. The same key again gives the operation that it had before. Raises OperationError
         (conflict) while another one runs."""
-        target = request.target.model_dump(exclude_none=True, exclude_defaults=True)
+        # None means something within `copies`.
+        target = {name: value for name, value in request.target.model_dump(exclude_defaults=True).items() if value is not None}
         if request.idempotency_key:
             for operation in self._operations.values():
                 if operation.idempotency_key == request.idempotency_key:

@@ -5,7 +5,7 @@ These follow what somebody asked for; what the load asks for is decided in clust
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isotherm.cluster.placement import Placement
@@ -123,10 +123,11 @@ def _even_out(draft: _Draft, layer: int) -> None:
 
 
 def with_copies(
-    placement: Placement, wanted: Iterable[tuple[int, int, int]], groups: Sequence[str], load: Sequence[Sequence[float]] | None = None
+    placement: Placement, wanted: Sequence[tuple[int, int, int | None]], groups: Sequence[str], load: Sequence[Sequence[float]] | None = None
 ) -> Placement:
-    """The placement with `count` copies of each (layer, expert, count), version + 1. Copies come to the coolest groups and go from the hottest.
-    Raises PlacementChangeError naming the layer, expert or count that cannot be."""
+    """The placement with `count` copies of each (layer, expert, count), version + 1. Copies come to the coolest groups and go from the hottest. A
+    count of None leaves the copies that there are; with no other the placement is the same. Raises PlacementChangeError naming the layer, expert
+    or count that cannot be."""
     draft = _Draft(placement, groups, load)
     for layer, expert, count in wanted:
         if layer not in placement.layers:
@@ -134,6 +135,8 @@ def with_copies(
         index = placement.layers.index(layer)
         if not 0 <= expert < len(draft.holders[index]):
             raise PlacementChangeError(f"copies: expert {expert} of layer {layer} does not exist; there are {len(draft.holders[index])}")
+        if count is None:
+            continue
         if not 1 <= count <= len(groups):
             raise PlacementChangeError(f"copies: count {count} for layer {layer} expert {expert} must be from 1 to the {len(groups)} expert groups")
         held = draft.holders[index][expert]
@@ -143,4 +146,4 @@ def with_copies(
         while len(held) > count:
             loads = draft.layer_load(index)
             draft.drop(index, expert, max(held, key=lambda g: (loads.get(g, 0.0), draft.totals[g], g)))
-    return draft.finished(placement.version + 1)
+    return placement if all(count is None for _, _, count in wanted) else draft.finished(placement.version + 1)

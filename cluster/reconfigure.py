@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from isotherm.cluster.operations import AUTOSCALER, Operation, OperationError, OperationLog, OperationRequest, Phase, Target
@@ -79,6 +79,7 @@ class Desired:
     shards: tuple[str, ...]
     placement: Placement
     drained: frozenset[str] = frozenset()  # nodes that are to have none of them
+    pinned: frozenset[Pair] = frozenset()  # experts whose number of copies an operator has set
 
 
 @dataclass
@@ -127,16 +128,20 @@ class Reconfigurer:
         operation, _ = self._operations.open(OperationRequest(Target(), "", False, RECOVERY_SECONDS), time.time(), AUTOSCALER)
         operation.reasons.append(reason)
         fleet = self._fleet
-        desired = Desired(tuple(fleet.group_names()), tuple(fleet.shard_names()), placement, self.desired.drained)
+        desired = replace(self.desired, groups=tuple(fleet.group_names()), shards=tuple(fleet.shard_names()), placement=placement)
         operation.plan = self._describe(desired)
 
         def plan() -> Desired:
             if (*fleet.group_names(), *fleet.shard_names()) != (*desired.groups, *desired.shards) or fleet.placement.version + 1 != placement.version:
                 raise OperationError("the cluster has changed since it was planned")
-            return desired
+            return replace(desired, drained=self.desired.drained, pinned=self.desired.pinned)
 
         self._spawn(self._run(operation, plan, RECOVERY_SECONDS))
         return operation
+
+    def pinned(self) -> frozenset[Pair]:
+        """Experts whose number of copies an operator has set."""
+        return self.desired.pinned
 
     def heal(self) -> None:
         """Replace every worker that has died. An operation that still prepares ends: it may be waiting for resources, and the death comes first."""
@@ -247,7 +252,9 @@ class Reconfigurer:
             placement = for_groups(placement, groups, fleet.expert_load())
         if target.copies:
             placement = with_copies(placement, [(c.layer, c.expert, c.count) for c in target.copies], groups, fleet.expert_load())
-        return Desired(groups, shards, placement, drained)
+        pins = {(c.layer, c.expert): c.count is not None for c in target.copies}
+        pinned = {pair for pair in self.desired.pinned if pins.get(pair, True)} | {pair for pair, stays in pins.items() if stays}
+        return Desired(groups, shards, placement, drained, frozenset(pinned))
 
     def _healed(self, replace: bool) -> Desired:
         """The fleet without its dead, with as many new workers, or (`replace` false) with what is left of it, as long as that is anything."""
@@ -261,7 +268,7 @@ class Reconfigurer:
         placement = fleet.placement
         if set(placement.groups()) - set(groups) or set(groups) - set(have_groups):
             placement = for_groups(placement, groups, fleet.expert_load())
-        return Desired(tuple(groups), tuple(shards), placement, self.desired.drained)
+        return Desired(tuple(groups), tuple(shards), placement, self.desired.drained, self.desired.pinned)
 
     def _describe(self, desired: Desired) -> list[str]:
         fleet = self._fleet
@@ -271,6 +278,8 @@ class Reconfigurer:
         if desired.placement != fleet.placement:
             lines.append(f"commit placement version {desired.placement.version}")
         lines += [f"free {len(pairs)} experts on {group}" for group, pairs in sorted(change.frees.items()) if group in desired.groups]
+        if released := self.desired.pinned - desired.pinned:
+            lines.append(f"leave the copies of {len(released)} experts to the autoscaler")
         lines += [f"drain and end {s}" for s in fleet.shard_names() if s not in desired.shards]
         return lines + [f"end {g}" for g in fleet.group_names() if g not in desired.groups]
 

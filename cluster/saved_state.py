@@ -21,6 +21,7 @@ class SavedState:
     shards: tuple[str, ...]
     placement: Placement
     drained_nodes: tuple[str, ...]  # Ray's node ids
+    pinned: tuple[tuple[int, int], ...]  # (layer, expert) whose number of copies an operator has set
     numbers: Mapping[str, int]  # role → the next worker's number
     operations: str  # OperationLog.dump()
     autoscaler: str  # AutoscaleLoop.dump()
@@ -36,6 +37,7 @@ class SavedState:
             "groups": self.groups,
             "shards": self.shards,
             "drained_nodes": self.drained_nodes,
+            "pinned": self.pinned,
             "numbers": dict(self.numbers),
             "operations": self.operations,
             "autoscaler": self.autoscaler,
@@ -54,6 +56,6 @@ def decode(data: bytes) -> SavedState:
     p = saved["placement"]
     holders = tuple(tuple(tuple(p["groups"][i] for i in held) for held in experts) for experts in p["holders"])
     placement = Placement(p["version"], tuple(p["layers"]), holders)
-    lists = {name: tuple(saved[name]) for name in ("groups", "shards", "drained_nodes")}
-    rest = {name: saved[name] for name in ("numbers", "operations", "autoscaler")}
-    return SavedState(**lists, placement=placement, **rest)
+    fields: dict[str, Any] = {name: tuple(saved[name]) for name in ("groups", "shards", "drained_nodes")}
+    fields |= {name: saved[name] for name in ("numbers", "operations", "autoscaler")}
+    return SavedState(**fields, placement=placement, pinned=tuple((layer, expert) for layer, expert in saved["pinned"]))

@@ -15,7 +15,10 @@ from typer.testing import CliRunner, Result
 
 from isotherm.cluster import cli, ray_environment
 from isotherm.cluster.client import ConnectionFailedError
+from isotherm.cluster.http_app import build_app
 from isotherm.cluster.model_path import bundled_model
+from tests.cluster.fake_engine import FakeEngine, http_server
+from tests.cluster.test_http_admin import FakeAdmin
 
 ISOTHERM = str(Path(sys.executable).with_name("isotherm"))
 
@@ -314,3 +317,17 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("url", ["http://[::1", "nonsense", "ftp://127.0.0.1", ""])
 def test_a_url_that_is_none_is_one_message(url: str):
     assert one_error(invoke("chat", "--url", url))
+
+
+def test_scale_says_which_copies_there_are_to_be():
+    app = build_app(FakeEngine(100), None, "m", admin=FakeAdmin())  # type: ignore[arg-type]
+    with http_server(app) as url:
+        done = invoke("scale", "--url", url, "--copies", "2:5=3", "--copies", "2:6=auto", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["target"]["copies"] == [{"layer": 2, "expert": 5, "count": 3}, {"layer": 2, "expert": 6, "count": None}]
+
+
+@pytest.mark.parametrize("word", ["2:5", "2:5=", "5=3", "2:5=-1", "2:5=many", "2:5=3,"])
+def test_scale_refuses_copies_that_say_nothing(word):
+    done = invoke("scale", "--copies", word)
+    assert done.exit_code == 2 and "must be LAYER:EXPERT=N" in " ".join(done.stderr.split())

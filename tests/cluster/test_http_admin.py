@@ -24,7 +24,7 @@ class FakeAdmin:
     async def operate(self, body: Any) -> dict[str, Any]:
         if self.fails is not None:
             raise self.fails
-        return {"id": "op-1", "target": body}
+        return {"id": "op-1", "phase": "planned", "target": body}
 
     async def operation(self, operation_id: str) -> dict[str, Any] | None:
         return {"id": operation_id} if operation_id == "op-1" else None
@@ -75,7 +75,7 @@ def test_metrics_are_text_that_prometheus_takes(call):
 
 def test_an_operation_is_taken(call):
     answer = call("POST", "/admin/operations", json={"expert_groups": 2})
-    assert answer.status_code == 202 and answer.json() == {"id": "op-1", "target": {"expert_groups": 2}}
+    assert answer.status_code == 202 and answer.json() == {"id": "op-1", "phase": "planned", "target": {"expert_groups": 2}}
 
 
 @pytest.mark.parametrize(

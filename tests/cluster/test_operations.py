@@ -12,6 +12,8 @@ from isotherm.cluster.operations import HISTORY, Operation, OperationError, Oper
         ({"expert_groups": 0}, "expert_groups"), ({"expert_groups": True}, "expert_groups"),
         ({"expert_groups": "3"}, "expert_groups"), ({"attention_shards": 1.5}, "attention_shards"), ({"copies": [{"layer": 1}]}, "copies.0.expert"),
         ({"copies": [{"layer": -1, "expert": 0, "count": 1}]}, "copies.0.layer"), ({"groups": 3}, "groups"),
+        ({"copies": [{"layer": 1, "expert": 0}]}, "copies.0.count"), ({"copies": [{"layer": 1, "expert": 0, "count": 0}]}, "copies.0.count"),
+        ({"copies": [{"layer": 1, "expert": 0, "count": "auto"}]}, "copies.0.count"),
         ({"drain_nodes": ["a b"]}, "drain_nodes.0"), ({"drain_nodes": "ab"}, "drain_nodes"),
         ({"expert_groups": 2, "deadline_seconds": 0}, "deadline_seconds"), ({"expert_groups": 2, "dry_run": "yes"}, "dry_run"),
         ({"expert_groups": 2, "idempotency_key": "k" * 201}, "idempotency_key"),
@@ -36,6 +38,15 @@ def test_a_key_used_again_is_the_same_operation():
     assert opened(log, idempotency_key="a") == (first, False)
     with pytest.raises(OperationError, match="another target"):
         opened(log, idempotency_key="a", expert_groups=4)
+
+
+def test_a_number_of_copies_that_is_handed_back_is_told_as_it_was_asked():
+    copies = [{"layer": 1, "expert": 2, "count": None}, {"layer": 1, "expert": 3, "count": 2}]
+    log = OperationLog()
+    operation, _ = log.open(parse_operation({"copies": copies}), now=1.0)
+    assert operation.as_dict()["target"] == {"copies": copies}
+    back = OperationLog.load(log.dump(), now=2.0).get(operation.id)
+    assert back is not None and back.target == {"copies": copies}
 
 
 def test_one_runs_at_a_time_and_dry_runs_do_not_count():

@@ -71,9 +71,17 @@ def test_copies(old, data):
     assert difference(old, new).moves == max(0, count - before)
 
 
+def test_without_a_count_the_copies_stay():
+    old = with_copies(contiguous_placement([1], 4, ["a", "b"]), [(1, 0, 2)], ["a", "b"])
+    assert with_copies(old, [(1, 0, None), (1, 3, None)], ["a", "b"]) == old
+    new = with_copies(old, [(1, 0, None), (1, 3, 2)], ["a", "b"])
+    assert [len(h) for h in new.holders[0]] == [2, 1, 1, 2] and new.version == old.version + 1
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
-    [((0, 1, 1), "layer 0 has no routed experts"), ((1, 99, 1), "expert 99"), ((1, 0, 3), "from 1 to the 2"), ((1, 0, 0), "count 0")]
+    [((0, 1, 1), "layer 0 has no routed experts"), ((1, 99, 1), "expert 99"), ((1, 0, 3), "from 1 to the 2"), ((1, 0, 0), "count 0"),
+     ((0, 1, None), "layer 0 has no routed experts"), ((1, 99, None), "expert 99")],
 )
 def test_impossible_copies_are_named(wanted, words):
     with pytest.raises(PlacementChangeError, match=words):

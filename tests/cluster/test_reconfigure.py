@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -135,7 +136,7 @@ async def idle(made: Reconfigurer) -> None:
         await asyncio.gather(*made._tasks)
 
 
-def run(made: Reconfigurer, **target: int) -> Operation:
+def run(made: Reconfigurer, **target: Any) -> Operation:
     async def work() -> Operation:
         operation = await ended(made.submit(parse_operation(target)))
         await idle(made)
@@ -199,6 +200,51 @@ def test_a_drained_node_is_left_and_not_used_until_it_is_drained_no_more():
     assert made.desired.drained == fleet.avoid == {"aa"}
     assert run(made, drain_nodes=[], expert_groups=4).phase is Phase.DONE
     assert fleet.node_of("expert-5") == "aa" and not made.desired.drained
+    fleet.check()
+
+
+def test_a_number_of_copies_stays_an_operators_until_it_is_handed_back():
+    fleet = TableFleet(["expert-0", "expert-1"], ["attention-0"])
+    made = reconfigurer(fleet)
+    copies = [{"layer": 1, "expert": e, "count": 2} for e in (0, 5)]
+    assert run(made, copies=copies).phase is Phase.DONE
+    assert made.pinned() == {(1, 0), (1, 5)}
+    assert run(made, expert_groups=3).phase is Phase.DONE
+    fleet.dead = {"expert-0"}
+    asyncio.run(healed(made))
+    assert made.pinned() == {(1, 0), (1, 5)} and not fleet.dead
+    version = fleet.placement.version
+    fleet.fails = {"adopt attention-0"}
+    back = {"copies": [{"layer": 1, "expert": 0, "count": None}, {"layer": 2, "expert": 1, "count": None}]}
+    run(made, **back)
+    assert made.pinned() == {(1, 0), (1, 5)}  # it was not committed
+    fleet.fails = set()
+    assert made.submit(parse_operation(back | {"dry_run": True})).plan == ["leave the copies of 1 experts to the autoscaler"]
+    assert run(made, **back).phase is Phase.DONE
+    assert made.pinned() == {(1, 5)} and fleet.placement.version == version
+    fleet.check()
+
+
+async def healed(made: Reconfigurer) -> None:
+    made.heal()
+    await idle(made)
+
+
+def test_a_rebalance_leaves_what_an_operator_has_set_meanwhile():
+    fleet = TableFleet(["expert-0", "expert-1"], ["attention-0"])
+    made = reconfigurer(fleet)
+
+    async def work() -> None:
+        await ended(made.submit(parse_operation({"copies": [{"layer": 1, "expert": 0, "count": 2}]})))
+        await idle(made)
+        placement = contiguous_placement(LAYERS, EXPERTS, ["expert-1", "expert-0"], version=fleet.placement.version + 1)
+        moving = made.rebalance(placement, "")
+        made.submit(parse_operation({"copies": [{"layer": 1, "expert": 0, "count": None}]}))
+        await idle(made)
+        assert moving.phase is Phase.DONE or "gives way" in moving.reasons[-1]
+
+    asyncio.run(work())
+    assert made.pinned() == set()
     fleet.check()
 
 

@@ -13,8 +13,9 @@ from isotherm.cluster.saved_state import SavedState, decode
 
 
 def state(placement: Placement) -> SavedState:
-    numbers = {"expert": 9, "attention": 8}
-    return SavedState(placement.groups(), ("attention-0", "attention-7"), placement, ("a1b2",), numbers, OperationLog().dump(), '{"decisions": []}')
+    numbers, pinned = {"expert": 9, "attention": 8}, ((3, 1), (4, 255))
+    logs = OperationLog().dump(), '{"decisions": []}'
+    return SavedState(placement.groups(), ("attention-0", "attention-7"), placement, ("a1b2",), pinned, numbers, *logs)
 
 
 def test_round_trip():

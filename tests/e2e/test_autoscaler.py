@@ -91,6 +91,8 @@ def test_an_operator_is_not_in_its_way(served):
         for _ in range(3):
             asyncio.run(texts(served.url))
         assert client.experts()["layers"][0]["copies"][coldest] == 2
+    handed_back = served.command("scale", "--url", served.url, "--copies", f"1:{coldest}=auto", "--wait")
+    assert handed_back.returncode == 0 and "leave the copies of 1 experts to the autoscaler" in handed_back.stdout, handed_back
 
 
 def test_what_it_decided_outlives_the_controller(served):
