@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from isotherm.cluster.autoscaler import COPIES, GROUPS, Autoscaler, Decision, Limits, Observation
+from isotherm.cluster.autoscaler import COPIES, GROUPS, SHARDS, Autoscaler, Decision, Limits, Observation
 from isotherm.cluster.load_view import LoadView, predict
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.metering import GroupLoad, GroupMeter, Meters, ShardLoad, ShardMeter
@@ -72,7 +72,7 @@ class AutoscaleLoop:
         self.decisions: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self.counts: dict[tuple[str, str], int] = {}  # (kind, what became of it) → how often
         self._plan: Plan | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # by kind of decision
         self._decided: Callable[[], None] = lambda: None
         if saved:
             self._load(saved)
@@ -91,23 +91,24 @@ class AutoscaleLoop:
             await asyncio.sleep(self.config.interval)
 
     async def look(self) -> None:
-        """One turn: meter, and where nothing else goes on, decide."""
+        """One turn: meter, and where nothing else goes on, decide. While new workers wait for a node, copies alone are decided about."""
         shards, groups = await self._fleet.meters()
         now = self._clock()
         self._meters.observe(shards, groups, now)
         self.rows.observe({name: meter.rows_routed for name, meter in shards.items()}, now)
         self._reads.observe({name: meter.reads for name, meter in shards.items()}, now)
-        if self.config.mode == "off" or self._task is not None or self._operations.running() is not None or not self._fleet.all_alive():
+        if self.config.mode == "off" or COPIES in self._tasks or self._operations.running() is not None or not self._fleet.all_alive():
             return
         observation = await self._observe(now)
-        decision = self._autoscaler.decide(observation)
+        scaling = self._tasks or self._operations.waiting() is not None
+        decision = self._autoscaler.decide(observation, (COPIES,) if scaling else (GROUPS, SHARDS, COPIES))
         if decision is None:
             return
         if self.config.mode == "advise":
             self._advise(decision)
             self._autoscaler.succeeded(decision, now)
         else:
-            self._task = asyncio.ensure_future(self._carry_out(decision, self._record(decision)))
+            self._tasks[decision.kind] = asyncio.ensure_future(self._carry_out(decision, self._record(decision)))
 
     async def _observe(self, now: float) -> Observation:
         group_nodes, shard_nodes = self._fleet.nodes()
@@ -162,7 +163,7 @@ class AutoscaleLoop:
             log.exception("the autoscaler could not act")
             ended = f"{type(error).__name__}: {error}"
         finally:
-            self._task = None
+            del self._tasks[decision.kind]
         now = self._clock()
         if ended is None:
             self._autoscaler.succeeded(decision, now)
@@ -265,7 +266,7 @@ class AutoscaleLoop:
         return {
             "mode": self.config.mode,
             "interval": self.config.interval,
-            "acting": self._task is not None,
+            "acting": bool(self._tasks),
             "imbalance": None if plan is None else round(plan.imbalance_before, 4),
             "heat": None if plan is None else round(plan.heat_before, 4),
             "plan": None if plan is None else f"{plan.reason}; {plan.loads} loads",
@@ -277,7 +278,7 @@ class AutoscaleLoop:
     def summary(self) -> dict[str, Any]:
         """For `isotherm status`."""
         last = self.decisions[-1] if self.decisions else None
-        return {"mode": self.config.mode, "acting": self._task is not None, "decisions": sum(self.counts.values()), "last": last}
+        return {"mode": self.config.mode, "acting": bool(self._tasks), "decisions": sum(self.counts.values()), "last": last}
 
 
 def _described(decision: Decision) -> dict[str, Any]:

@@ -7,7 +7,7 @@ that fails, or had to be taken back, makes the next pause longer. Where experts 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,15 +95,15 @@ class Autoscaler:
     _since: dict[str, float] = field(default_factory=dict)
     _pauses: dict[str, _Pause] = field(default_factory=lambda: {kind: _Pause() for kind in (COPIES, GROUPS, SHARDS)})
 
-    def decide(self, seen: Observation) -> Decision | None:
-        """The one thing to do now, if any; the caller does it, or (mode `advise`) writes it down, and either way a pause begins. Workers come before
-        copies: with more groups, copies are placed differently."""
+    def decide(self, seen: Observation, kinds: Collection[str] = (GROUPS, SHARDS, COPIES)) -> Decision | None:
+        """The one thing to do now, if any, of these kinds; the caller does it, or (mode `advise`) writes it down, and either way a pause begins.
+        Workers come before copies: with more groups, copies are placed differently."""
         if self.limits.config.mode == "off":
             return None
         # All are asked each time, since each keeps the time for which its reason has held.
         wishes = [self._groups(seen), self._shards(seen), self._copies(seen)]
         for decision in wishes:
-            if decision is not None:
+            if decision is not None and decision.kind in kinds:
                 self._begin_pause(decision, seen)
                 return decision
         return None

@@ -235,7 +235,7 @@ class Controller:
     async def status(self) -> dict[str, Any]:
         """What `isotherm status --json` prints."""
         nodes = {node["NodeID"]: node for node in ray.nodes()}
-        running, drained = self.operations.running(), self.reconfigurer.desired.drained
+        running, drained = self.operations.running() or self.operations.waiting(), self.reconfigurer.desired.drained
         return {
             "controller": {
                 "pid": os.getpid(),
@@ -273,7 +273,8 @@ class Controller:
 
     def _told(self, operation: Operation) -> dict[str, Any]:
         """`waiting`: what it waits for, in words; tokens go on meanwhile."""
-        return operation.as_dict() | {"waiting": list(self.fleet.waits.values()) if operation is self.operations.running() else []}
+        waits = [] if operation.phase.is_final else [words for worker, words in self.fleet.waits.items() if f"start {worker}" in operation.plan]
+        return operation.as_dict() | {"waiting": waits}
 
     async def experts(self) -> dict[str, Any]:
         """What GET /admin/experts gives."""
@@ -297,6 +298,7 @@ class Controller:
         """End every worker and wake whoever waits in `wait_stopped`."""
         self._stopped.set()
         self._set_phase("stopping")
+        await self.reconfigurer.interrupt("the cluster is being ended")
         await self.fleet.end_all()
         self._store.clear()
 

@@ -23,7 +23,7 @@ from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.metering import GroupMeter, ShardMeter
 from isotherm.cluster.placement import Placement
 from isotherm.cluster.placement_changes import Pair
-from isotherm.cluster.ray_workers import RayWorker, Slot, end_worker, find_worker, find_workers, reserve, start_worker
+from isotherm.cluster.ray_workers import RayWorker, Slot, end_worker, find_worker, find_workers, release_slot, reserve, start_worker
 
 log = logging.getLogger(__name__)
 MEETING_TIMEOUT = 60.0  # seconds in which both ends of a new link must come together
@@ -55,6 +55,7 @@ class RayFleet:
         self.waits: dict[str, str] = {}  # worker → the resources that it waits for, in words
         self._died, self._changed, self._standing = died, changed, standing
         self._scheduler_config = manifest.scheduler_config(checkpoint.config)
+        self._places: dict[str, Slot] = {}  # of workers that are to be started
         self._watches: dict[str, list[asyncio.Task[None]]] = {}
         self._loading: set[str] = set()  # workers that may be too busy to answer
         self._rendezvous = Rendezvous(ray.util.get_node_ip_address())
@@ -93,7 +94,7 @@ class RayFleet:
         """Started without experts; there are slot numbers for all of them, and memory is taken as they are loaded."""
         config, section = self.checkpoint.config, self.manifest.experts
         resources = bundle(section.cpus, section.gpus, section.memory)
-        slot = await self._reserve(name, resources, section.labels)
+        slot = await self._take_place(name)
         spec = self._spec(name, self.manifest.expert_threads(), section.gpus)
         worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts)
         self.groups[name] = worker
@@ -119,16 +120,28 @@ class RayFleet:
     async def start_shard(self, name: str) -> None:
         section = self.manifest.attention
         resources = bundle(section.cpus, section.gpus, section.memory)
-        slot = await self._reserve(name, resources, section.labels)
+        slot = await self._take_place(name)
         spec = self._spec(name, self.manifest.attention_threads(), section.gpus)
         worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self._scheduler_config)
         self.shards[name] = worker
         await self._order(worker.actor, "load")
         self._watch(worker)
 
-    async def _reserve(self, name: str, resources: dict[str, float], labels: dict[str, str]) -> Slot:
-        if self.avoid:
-            labels = labels | {"ray.io/node-id": f"!in({','.join(sorted(self.avoid))})"}
+    async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
+        self._places[worker] = await self._place(worker, avoid)
+
+    def release(self, worker: str) -> None:
+        if (slot := self._places.pop(worker, None)) is not None:
+            release_slot(slot)
+
+    async def _take_place(self, name: str) -> Slot:
+        return self._places.pop(name, None) or await self._place(name, self.avoid)
+
+    async def _place(self, name: str, avoid: frozenset[str]) -> Slot:
+        section = self.manifest.experts if name.startswith("expert") else self.manifest.attention
+        resources, labels = bundle(section.cpus, section.gpus, section.memory), section.labels
+        if avoid:
+            labels = labels | {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
         self._standing()
         pending = asyncio.ensure_future(reserve(self._slot_prefix + name, resources, labels))
         try:
@@ -144,6 +157,7 @@ class RayFleet:
             return slot
         finally:
             pending.cancel()  # the placement group of a caller that gave up is removed
+            await asyncio.wait([pending])
             if self.waits.pop(name, None) is not None:
                 self._changed()
 
@@ -165,6 +179,8 @@ class RayFleet:
     async def end_all(self) -> None:
         for name in [*self.shards, *self.groups]:
             await self.end(name)
+        for name in list(self._places):
+            self.release(name)
 
     # --- links, experts, placements --------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Scaling as transactions: what was asked for, how far it is, how it ended. Pure: no Ray and no I/O; times are given.
 
 An operation has an absolute target, so that asking twice asks for the same thing. One runs at a time; its phases are
-planned → preparing → committing → done, or rolling_back → rolled_back, or failed (also the roll-back failed).
+planned → preparing → committing → done, or rolling_back → rolled_back, or failed (also the roll-back failed). While one waits for resources it is
+planned, and changes of copies overtake it.
 """
 
 from __future__ import annotations
@@ -61,8 +62,13 @@ class Target(_Model):
     drain_nodes: list[str] | None = None  # Ray's ids of all nodes that are to have no worker of ours; an empty list: every node may have some
 
     @property
+    def about_workers(self) -> bool:
+        """Not copies alone."""
+        return not (self.expert_groups is None and self.attention_shards is None and self.drain_nodes is None)
+
+    @property
     def is_empty(self) -> bool:
-        return self.expert_groups is None and self.attention_shards is None and not self.copies and self.drain_nodes is None
+        return not self.about_workers and not self.copies
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ class Operation:
     idempotency_key: str = ""
     dry_run: bool = False
     phase: Phase = Phase.PLANNED
+    waiting: bool = False  # for resources, before it takes its turn
     committed: bool = False  # every shard routes by it, and it is written down
     progress: float = 0.0
     plan: list[str] = field(default_factory=list)
@@ -121,7 +128,7 @@ class Operation:
         """Go on to a phase. Raises OperationError where the operation has ended."""
         if self.phase.is_final:
             raise OperationError(f"operation {self.id} has ended: {self.phase.value}")
-        self.phase = phase
+        self.phase, self.waiting = phase, False
         self.entered[phase.value] = now
         if phase is Phase.DONE:
             self.progress = 1.0
@@ -157,7 +164,7 @@ class OperationLog:
 
     def open(self, request: OperationRequest, now: float, origin: str = "api") -> tuple[Operation, bool]:
         """The operation for a request, and whether it is new. The same key again gives the operation that it had before. Raises OperationError
-        (conflict) while another one runs."""
+        (conflict) while another one runs, or waits for resources and both are about workers."""
         # None means something within `copies`.
         target = {name: value for name, value in request.target.model_dump(exclude_defaults=True).items() if value is not None}
         if request.idempotency_key:
@@ -166,10 +173,8 @@ class OperationLog:
                     if operation.target != target or operation.dry_run != request.dry_run:
                         raise OperationError(f"idempotency_key {request.idempotency_key!r} was used for another target", "idempotency_key")
                     return operation, False
-        # The autoscaler's own does not stand in an operator's way: theirs comes next, or in its place.
-        running = next((o for o in self._running() if origin == AUTOSCALER or o.origin != AUTOSCALER), None)
-        if running is not None and not request.dry_run:
-            raise OperationError(f"operation {running.id} is {running.phase.value}; one runs at a time", conflict=True)
+        if not request.dry_run:
+            self._refuse_beside_others(request, origin)
         self._count += 1
         operation = Operation(f"op-{self._count}", target, origin, now, request.idempotency_key, request.dry_run)
         operation.entered[Phase.PLANNED.value] = now
@@ -178,12 +183,26 @@ class OperationLog:
             del self._operations[old]
         return operation, True
 
+    def _refuse_beside_others(self, request: OperationRequest, origin: str) -> None:
+        for other in self._running():
+            if origin != AUTOSCALER and other.origin == AUTOSCALER:
+                continue  # it does not stand in an operator's way: theirs comes next, or in its place
+            if not other.waiting:
+                raise OperationError(f"operation {other.id} is {other.phase.value}; one runs at a time", conflict=True)
+            if request.target.about_workers:
+                raise OperationError(f"operation {other.id} waits for resources; until it ends only copies can be changed", conflict=True)
+
     def record(self, operation: Operation) -> None:
         """Remember an operation that nobody asked for: a recovery."""
         self._operations[operation.id] = operation
 
     def running(self) -> Operation | None:
-        return next(self._running(), None)
+        """The one that others wait for."""
+        return next((o for o in self._running() if not o.waiting), None)
+
+    def waiting(self) -> Operation | None:
+        """The one that waits for resources."""
+        return next((o for o in self._running() if o.waiting), None)
 
     def _running(self) -> Iterator[Operation]:
         return (o for o in self._operations.values() if not o.phase.is_final and not o.dry_run)

@@ -67,6 +67,11 @@ async def reserve(name: str, bundle: dict[str, float], labels: dict[str, str] | 
     return _slot(group, placement_group_table(group))
 
 
+def release_slot(slot: Slot) -> None:
+    """Give back one that no worker was started in."""
+    remove_placement_group(slot.group)
+
+
 def start_worker(worker_id: str, slot: Slot, bundle: dict[str, float], cls: type, *args: Any) -> RayWorker:
     """Start `cls(*args)` as a named detached actor that takes the whole slot. It is never restarted: it would come back empty."""
     actor: Any = (

@@ -1,5 +1,6 @@
 """Carries out changes of the fleet as transactions: prepare (start workers, link, load), commit (every shard adopts the new placement), free. What
-fails before the commit is undone, and the old placement serves on.
+fails before the commit is undone, and the old placement serves on. One is carried out at a time; it takes its turn when it has places for the workers
+that it starts.
 
 Decides nothing about load; what it may not do it asks of `Fleet`, which is the controller.
 """
@@ -8,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from isotherm.cluster.operations import AUTOSCALER, Operation, OperationError, OperationLog, OperationRequest, Phase, Target
 from isotherm.cluster.placement import Placement
@@ -23,6 +25,7 @@ DRAIN_SECONDS = 20.0  # after which a leaving shard gives its requests to others
 RECOVERY_SECONDS = 60.0  # in which the workers that replace dead ones must be there
 RESTORE_SECONDS = 120.0  # in which workers must be there that make up for some that were lost, while the others serve
 HEAL_ATTEMPTS = 20
+AT_ONCE_SECONDS = 1.0  # in which places for workers are found where there are any
 
 
 class Fleet(Protocol):
@@ -44,6 +47,12 @@ class Fleet(Protocol):
 
     def expert_load(self) -> list[list[float]] | None:
         """Rows per second of each (layer, expert); None: not known."""
+
+    async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
+        """Wait for a place for a worker, on none of the nodes in `avoid`; it is started there."""
+
+    def release(self, worker: str) -> None:
+        """Give a place back, if there is one where the worker was not started."""
 
     async def start_group(self, name: str) -> None: ...
 
@@ -100,17 +109,18 @@ class Reconfigurer:
         self._lock = asyncio.Lock()
         self._healing = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._preparing: tuple[Operation, asyncio.Future[None]] | None = None
+        self._interruptible: dict[str, tuple[Operation, asyncio.Future[None]]] = {}  # what waits for places or is prepared, by operation
 
     # --- asking ----------------------------------------------------------------------------------------------------------------------
 
     def submit(self, request: OperationRequest, origin: str = "api") -> Operation:
         """Begin an operation; it goes on in the background. Raises OperationError, or PlacementChangeError for copies that cannot be."""
         operation, new = self._operations.open(request, time.time(), origin)
+        about_workers = request.target.about_workers
         if not new:
             return operation
         if origin != AUTOSCALER and not request.dry_run:
-            self._give_way(f"operation {operation.id} was asked for", only=AUTOSCALER)
+            self._give_way(f"operation {operation.id} was asked for", lambda o: o.origin == AUTOSCALER and (about_workers or not o.waiting))
         try:
             desired = self._desired(request.target)
         except PlacementChangeError as error:
@@ -120,7 +130,7 @@ class Reconfigurer:
         if request.dry_run:
             self._enter(operation, Phase.DONE, "dry run: nothing was changed")
         else:
-            self._spawn(self._run(operation, lambda: self._desired(request.target), request.deadline_seconds))
+            self._spawn(self._run(operation, lambda names: self._desired(request.target, names), request.deadline_seconds))
         return operation
 
     def rebalance(self, placement: Placement, reason: str) -> Operation:
@@ -131,7 +141,7 @@ class Reconfigurer:
         desired = replace(self.desired, groups=tuple(fleet.group_names()), shards=tuple(fleet.shard_names()), placement=placement)
         operation.plan = self._describe(desired)
 
-        def plan() -> Desired:
+        def plan(_: Sequence[str]) -> Desired:
             if (*fleet.group_names(), *fleet.shard_names()) != (*desired.groups, *desired.shards) or fleet.placement.version + 1 != placement.version:
                 raise OperationError("the cluster has changed since it was planned")
             return replace(desired, drained=self.desired.drained, pinned=self.desired.pinned)
@@ -145,7 +155,7 @@ class Reconfigurer:
 
     def heal(self) -> None:
         """Replace every worker that has died. An operation that still prepares ends: it may be waiting for resources, and the death comes first."""
-        self._give_way("a worker was lost")
+        self._give_way("a worker was lost", lambda o: o.origin != "recovery")
         if not self._healing:
             self._healing = True
             self._spawn(self._heal())
@@ -225,9 +235,9 @@ class Reconfigurer:
 
     # --- planning --------------------------------------------------------------------------------------------------------------------
 
-    def _names(self, have: list[str], role: str, count: int) -> tuple[str, ...]:
-        """`count` names: the oldest of those there are, then new ones that were never used."""
-        kept = sorted(have, key=_number)[:count]
+    def _names(self, have: list[str], role: str, count: int, reserved: Sequence[str] = ()) -> tuple[str, ...]:
+        """`count` names: the oldest of those there are, then those that have a place, then new ones that were never used."""
+        kept = [*sorted(have, key=_number), *(name for name in reserved if name.startswith(role))][:count]
         return tuple(kept + [f"{role}-{self.numbers[role] + i}" for i in range(count - len(kept))])
 
     def new_names(self, role: str, count: int) -> tuple[str, ...]:
@@ -241,12 +251,12 @@ class Reconfigurer:
             role = name.rsplit("-", 1)[0]
             self.numbers[role] = max(self.numbers[role], _number(name) + 1)
 
-    def _desired(self, target: Target) -> Desired:
+    def _desired(self, target: Target, reserved: Sequence[str] = ()) -> Desired:
         fleet = self._fleet
         drained = self.desired.drained if target.drain_nodes is None else frozenset(target.drain_nodes)
         have_groups, have_shards = ([w for w in names if fleet.node_of(w) not in drained] for names in (fleet.group_names(), fleet.shard_names()))
-        groups = self._names(have_groups, "expert", target.expert_groups or len(fleet.group_names()))
-        shards = self._names(have_shards, "attention", target.attention_shards or len(fleet.shard_names()))
+        groups = self._names(have_groups, "expert", target.expert_groups or len(fleet.group_names()), reserved)
+        shards = self._names(have_shards, "attention", target.attention_shards or len(fleet.shard_names()), reserved)
         placement = fleet.placement
         if set(groups) != set(fleet.group_names()):
             placement = for_groups(placement, groups, fleet.expert_load())
@@ -270,9 +280,13 @@ class Reconfigurer:
             placement = for_groups(placement, groups, fleet.expert_load())
         return Desired(tuple(groups), tuple(shards), placement, self.desired.drained, self.desired.pinned)
 
+    def _new(self, desired: Desired) -> list[str]:
+        have = {*self._fleet.group_names(), *self._fleet.shard_names()}
+        return [w for w in (*desired.groups, *desired.shards) if w not in have]
+
     def _describe(self, desired: Desired) -> list[str]:
         fleet = self._fleet
-        lines = [f"start {w}" for w in (*desired.groups, *desired.shards) if w not in fleet.group_names() + fleet.shard_names()]
+        lines = [f"start {w}" for w in self._new(desired)]
         change = difference(fleet.placement, desired.placement)
         lines += [f"load {len(pairs)} experts on {group}" for group, pairs in sorted(change.loads.items())]
         if desired.placement != fleet.placement:
@@ -290,29 +304,59 @@ class Reconfigurer:
         log.info("operation %s: %s %s", operation.id, phase.value, reason)
         self._changed()
 
-    async def _run(self, operation: Operation, plan: Callable[[], Desired], seconds: float) -> None:
-        async with self._lock:
-            await self._transact(operation, plan, seconds)
+    async def _run(self, operation: Operation, plan: Callable[[Sequence[str]], Desired], seconds: float) -> None:
+        """`plan` is asked twice, for the cluster may change while places are waited for: it is given the names of workers that have one."""
+        names: list[str] = []
+        try:
+            try:
+                async with self._lock:  # not while the cluster is in between
+                    begin = time.monotonic()
+                    desired = plan(())
+                    operation.plan = self._describe(desired)
+                    names = self._new(desired)
+                    self.use_names(names)
+                await self._within(seconds, operation, self._reserve(operation, names, desired.drained))
+            except Exception as error:  # nothing has been changed, and another one may be under way
+                self._enter(operation, Phase.ROLLING_BACK, _reason(error, seconds))
+                self._enter(operation, Phase.ROLLED_BACK)
+                return
+            async with self._lock:
+                await self._transact(operation, lambda: plan(names), seconds, begin + seconds)
+        finally:
+            for name in names:
+                self._fleet.release(name)
 
-    async def _transact(self, operation: Operation, plan: Callable[[], Desired], seconds: float) -> bool:
-        """Carry a change out or undo it. Whether it was undone because its time was over."""
+    async def _reserve(self, operation: Operation, names: list[str], avoid: frozenset[str]) -> None:
+        """Places for new workers. Where there are none, the operation waits outside of the queue."""
+        reserving = asyncio.ensure_future(_all(self._fleet.reserve(name, avoid) for name in names))
+        try:
+            await asyncio.wait([reserving], timeout=AT_ONCE_SECONDS)
+            if not reserving.done():
+                operation.waiting = True
+                operation.reasons.append("waiting for resources")
+                self._changed()
+            await reserving
+        finally:
+            operation.waiting = False
+            reserving.cancel()
+            await asyncio.wait([reserving])
+
+    async def _transact(self, operation: Operation, plan: Callable[[], Desired], seconds: float, deadline: float = math.inf) -> bool:
+        """Carry a change out or undo it. Whether it was undone because its time, which ends at `deadline` at the latest, was over."""
         undo = _Undo()
         try:
             desired = plan()
+            operation.plan = self._describe(desired)
             self.use_names([*desired.groups, *desired.shards])
             self._fleet.avoid = desired.drained
             change = difference(self._fleet.placement, desired.placement)
             self._enter(operation, Phase.PREPARING)
-            await self._prepare_within(seconds, operation, desired, change, undo)
+            await self._within(min(seconds, deadline - time.monotonic()), operation, self._prepare(operation, desired, change, undo))
             self._enter(operation, Phase.COMMITTING)
             await asyncio.wait_for(self._commit(operation, desired), COMMIT_SECONDS)
         except Exception as error:
-            late = isinstance(error, asyncio.TimeoutError)
-            words = [f"not within {seconds:g} s", str(error)] if late else [type(error).__name__, _last_line(error)]
-            reason = ": ".join(filter(None, words))
-            log.warning("operation %s fails: %s", operation.id, reason)
-            await self._roll_back(operation, undo, reason)
-            return late
+            await self._roll_back(operation, undo, _reason(error, seconds))
+            return isinstance(error, asyncio.TimeoutError)
         try:
             await self._free(desired, change)
         except Exception as error:  # the new state serves; what could not be freed is only memory
@@ -321,35 +365,42 @@ class Reconfigurer:
         self._enter(operation, Phase.DONE)
         return False
 
-    def _give_way(self, why: str, only: str | None = None) -> None:
-        """Roll back what is being prepared, with this reason; `only` where it is of this origin. What has been committed goes on."""
-        if self._preparing is None:
-            return
-        operation, preparing = self._preparing
-        if operation.origin != "recovery" and only in (None, operation.origin):
-            operation.reasons.append(f"gives way: {why}")
-            preparing.cancel()
+    def _give_way(self, why: str, which: Callable[[Operation], bool]) -> list[asyncio.Future[None]]:
+        """Roll back what waits for places or is being prepared, with this reason. What has been committed goes on. Gives what ends now."""
+        ending = []
+        for operation, work in self._interruptible.values():
+            if which(operation):
+                operation.reasons.append(f"gives way: {why}")
+                work.cancel()
+                ending.append(work)
+        return ending
 
-    async def _prepare_within(self, seconds: float, operation: Operation, desired: Desired, change: Difference, undo: _Undo) -> None:
-        preparing = asyncio.ensure_future(self._prepare(operation, desired, change, undo))
-        self._preparing = operation, preparing
+    async def interrupt(self, why: str) -> None:
+        """Roll back whatever has not been committed; return when no place is waited for any more."""
+        if ending := self._give_way(why, lambda _: True):
+            await asyncio.wait(ending)
+
+    async def _within(self, seconds: float, operation: Operation, work: Coroutine[Any, Any, None]) -> None:
+        """Raises what `work` raises, TimeoutError when its time is over, OperationError when it has given way."""
+        working = asyncio.ensure_future(work)
+        self._interruptible[operation.id] = operation, working
         try:
-            await asyncio.wait([preparing], timeout=seconds)
+            await asyncio.wait([working], timeout=max(0.0, seconds))
         finally:
-            self._preparing = None
-        if not preparing.done():
-            waits = "; ".join(self._fleet.waits.values())
-            preparing.cancel()
-            await asyncio.wait([preparing])
+            del self._interruptible[operation.id]
+        if not working.done():
+            waits = "; ".join(words for worker, words in self._fleet.waits.items() if f"start {worker}" in operation.plan)
+            working.cancel()
+            await asyncio.wait([working])
             raise asyncio.TimeoutError(waits)
-        if preparing.cancelled():
+        if working.cancelled():
             raise OperationError("it was interrupted")
-        preparing.result()
+        working.result()
 
     async def _prepare(self, operation: Operation, desired: Desired, change: Difference, undo: _Undo) -> None:
         fleet = self._fleet
-        new_groups = [g for g in desired.groups if g not in fleet.group_names()]
-        new_shards = [s for s in desired.shards if s not in fleet.shard_names()]
+        new = self._new(desired)
+        new_groups, new_shards = [g for g in desired.groups if g in new], [s for s in desired.shards if s in new]
         stages = len(new_groups) + len(new_shards) + len(change.loads) + 1
         done = 0
 
@@ -429,6 +480,12 @@ async def _all(work: Iterable[Awaitable[None]]) -> None:
 def _number(name: str) -> int:
     """ "expert-12" → 12."""
     return int(name.rsplit("-", 1)[1])
+
+
+def _reason(error: Exception, seconds: float) -> str:
+    """Why an operation fails that had so many seconds."""
+    words = [f"not within {seconds:g} s", str(error)] if isinstance(error, asyncio.TimeoutError) else [type(error).__name__, _last_line(error)]
+    return ": ".join(filter(None, words))
 
 
 def _last_line(error: BaseException) -> str:

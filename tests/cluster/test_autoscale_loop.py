@@ -223,6 +223,18 @@ def test_it_waits_while_somebody_else_changes_the_cluster():
     assert done(s)
 
 
+def test_heat_evens_out_while_new_workers_wait_for_a_node():
+    s = Simulation(manifest={"autoscaling": {"expert_groups": {"max": 4}, "attention_shards": {"max": 4}}})
+    s.busy = 0.95
+    waiting, _ = s.operations.open(OperationRequest(Target(expert_groups=3), "", False, 900.0), 0.0, AUTOSCALER)
+    waiting.waiting = True
+    s.run(60)
+    assert s.heat() < 1.1 and {d["kind"] for d in s.loop.decisions} == {"copies"}
+    waiting.enter(Phase.ROLLED_BACK, s.now)
+    s.run(30)
+    assert s.requests[0].target.expert_groups == 4
+
+
 def test_what_fails_is_written_down_and_tried_later_and_later():
     s = Simulation()
     s.fail = "no memory"

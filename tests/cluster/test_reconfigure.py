@@ -28,6 +28,7 @@ class TableFleet:
         self.avoid: frozenset[str] = frozenset()
         self.waits: dict[str, str] = {}
         self.nodes: dict[str, str] = {}  # worker → node; "aa" where it is not named
+        self.places: dict[str, str] = {}  # reserved: worker → node
         self.dead: set[str] = set()
         self.fails: set[str] = set()
         self.full = False  # no group finds a place
@@ -53,16 +54,26 @@ class TableFleet:
     def expert_load(self) -> None:
         return None
 
+    async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
+        while self.full and worker.startswith("expert"):
+            await asyncio.sleep(0.01)
+        self.places[worker] = "bb" if "aa" in avoid else "aa"
+
+    def release(self, worker: str) -> None:
+        self.places.pop(worker, None)
+
     async def start_group(self, name: str) -> None:
         self._call("start", name)
-        while self.full:
-            await asyncio.sleep(0.01)
-        self.nodes[name] = "bb" if "aa" in self.avoid else "aa"
+        if name not in self.places:
+            await self.reserve(name, self.avoid)
+        self.nodes[name] = self.places.pop(name)
         self.experts[name] = set()
 
     async def start_shard(self, name: str) -> None:
         self._call("start", name)
-        self.nodes[name] = "bb" if "aa" in self.avoid else "aa"
+        if name not in self.places:
+            await self.reserve(name, self.avoid)
+        self.nodes[name] = self.places.pop(name)
         self.routes[name] = None
 
     async def link(self, shard: str, group: str) -> None:
@@ -115,7 +126,7 @@ class TableFleet:
         """Every worker is just as the placement says."""
         assert {g: sorted(held) for g, held in self.experts.items()} == {g: self.placement.held_by(g) for g in self.experts}
         assert set(self.routes.values()) == {self.placement}
-        assert self.links == {(s, g) for s in self.routes for g in self.experts}
+        assert self.links == {(s, g) for s in self.routes for g in self.experts} and not self.places
 
 
 def reconfigurer(fleet: TableFleet, save=lambda: None) -> Reconfigurer:

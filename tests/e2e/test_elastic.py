@@ -101,16 +101,22 @@ def test_a_target_that_cannot_be_placed_rolls_back(served, workload, record_prop
     work, expected = workload
     with Client(served.url) as client:
         before = client.status()
-        operation = client.scale(expert_groups=60, deadline_seconds=6)
+        operation = client.scale(expert_groups=60, deadline_seconds=8)
         with pytest.raises(APIError) as error:
             client.scale(expert_groups=3)
         assert error.value.status == 409
+        while not (waiting := client.operation(operation["id"]))["waiting"]:
+            time.sleep(0.1)
+        assert waiting["phase"] == "planned" and waiting["reasons"] == ["waiting for resources"]
+        copied = client.scale(copies=[{"layer": 1, "expert": 0, "count": 2}])  # needs none
+        assert client.wait_for_operation(copied["id"])["phase"] == "done"
+        assert client.operation(operation["id"])["phase"] == "planned"
         check(asyncio.run(work.serve(served.url)), expected, record_property, "while a target waits for room")
         operation = client.wait_for_operation(operation["id"], timeout=60)
-        assert operation["phase"] == "rolled_back" and "6 s" in " ".join(operation["reasons"]), operation
+        assert operation["phase"] == "rolled_back" and "8 s" in " ".join(operation["reasons"]), operation
         after = client.status()
         assert [w["id"] for w in after["workers"]] == [w["id"] for w in before["workers"]]
-        assert after["placement_version"] == before["placement_version"]
+        assert after["placement_version"] == before["placement_version"] + 1  # the copy
         assert client.wait_for_operation(client.scale(expert_groups=3)["id"])["phase"] == "done"
         assert client.wait_for_operation(client.scale(expert_groups=2)["id"])["phase"] == "done"
     check(asyncio.run(work.serve(served.url)), expected, record_property, "after the roll-back")
