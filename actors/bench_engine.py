@@ -40,13 +40,14 @@ class EngineBench:
     """A loaded model that can be measured again and again, so that two sides can be taken in turn."""
 
     def __init__(self, path: Path, dtype: str, kernels: str, threads: int | None, most_streams: int, most_prompt: int, seed: int = 0,
-                 head: str = "stored"):
+                 head: str = "stored", most_output: int = 125):
         checkpoint = Checkpoint.open(path)
         self.kernels = select_kernels(kernels, parse_dtype(dtype), threads).kernels
         self._random = random.Random(seed)
         self._vocab = checkpoint.config.vocab_size
-        length = max(PROMPT + 128, most_prompt + 1)
-        blocks = most_streams * -(-(PROMPT + 128) // 16) + -(-length // 16)
+        reply = PROMPT + most_output + 3
+        length = max(reply, most_prompt + 1)
+        blocks = most_streams * -(-reply // 16) + -(-length // 16)
         config = SchedulerConfig(16, blocks, max(512, most_prompt), max(1, most_streams), length, prefix_cache=False)
         self.engine: Engine = local_engine(checkpoint, self.kernels, config, head=head)
         self._requests = 0

@@ -7,42 +7,46 @@ import json
 import math
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
-import httpx
+import aiohttp
 
 
 @dataclass(frozen=True)
 class LoadShape:
-    """`rate` requests per second, at random (Poisson) times whatever the server does; infinity: all at once."""
+    """`rate` requests per second, at random (Poisson) times whatever the server does; infinity: all at once. `stream`: replies come as events, else
+    whole."""
 
     requests: int
     rate: float
     prompt_tokens: int
     output_tokens: int
     seed: int = 0
+    stream: bool = True
 
 
 @dataclass
 class StreamTimes:
-    """Seconds. `gaps`: between consecutive chunks."""
+    """Seconds of a monotonic clock: when the request was sent, and when each chunk with tokens came. A whole reply is one chunk."""
 
-    first_token: float = math.nan
-    total: float = math.nan
-    gaps: list[float] = field(default_factory=list)
+    begin: float
+    chunks: list[float] = field(default_factory=list)
     tokens: int = 0
     error: str = ""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Milliseconds at the 50th, 90th and 99th percentile."""
+    """Milliseconds at the 50th, 90th and 99th percentile. `decode_tokens_per_s`: see `decode_rate`."""
 
     requests: int
     failed: int
     seconds: float
     output_tokens_per_s: float
+    decode_tokens_per_s: float
     time_to_first_token_ms: dict[str, float]
     time_between_tokens_ms: dict[str, float]
     first_error: str
@@ -54,13 +58,13 @@ class LoadReport:
 async def run_load(url: str, model: str, vocab_size: int, shape: LoadShape) -> LoadReport:
     """Send the load and wait for every stream. Prompts are random token ids, all different."""
     rng = random.Random(shape.seed)
-    limits = httpx.Limits(max_connections=shape.requests)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+    connector, timeout = aiohttp.TCPConnector(limit=shape.requests), aiohttp.ClientTimeout(total=600)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
         tasks = []
         begin = time.perf_counter()
         for _ in range(shape.requests):
             prompt = [rng.randrange(vocab_size) for _ in range(shape.prompt_tokens)]
-            tasks.append(asyncio.ensure_future(_stream(client, model, prompt, shape.output_tokens)))
+            tasks.append(asyncio.ensure_future(_request(client, f"{url}/v1/completions", model, prompt, shape)))
             if math.isfinite(shape.rate):
                 await asyncio.sleep(rng.expovariate(shape.rate))
         streams = await asyncio.gather(*tasks)
@@ -71,42 +75,58 @@ async def run_load(url: str, model: str, vocab_size: int, shape: LoadShape) -> L
         failed=len(streams) - len(good),
         seconds=seconds,
         output_tokens_per_s=sum(s.tokens for s in good) / seconds,
-        time_to_first_token_ms=percentiles([s.first_token for s in good]),
-        time_between_tokens_ms=percentiles([gap for s in good for gap in s.gaps]),
+        decode_tokens_per_s=decode_rate(good),
+        time_to_first_token_ms=percentiles([s.chunks[0] - s.begin for s in good]),
+        time_between_tokens_ms=percentiles([later - earlier for s in good for earlier, later in pairwise(s.chunks)]),
         first_error=next((s.error for s in streams if s.error), ""),
     )
 
 
-async def _stream(client: httpx.AsyncClient, model: str, prompt: list[int], tokens: int) -> StreamTimes:
-    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-    body["stream_options"] = {"include_usage": True}
-    times = StreamTimes()
-    begin = last = time.perf_counter()
+def decode_rate(streams: Sequence[StreamTimes]) -> float:
+    """Tokens per second while all streams were generating: from when the last of them had its first token until the first of them had its last. A
+    stream's tokens after its first are taken to be spread evenly over its chunks. 0 where there was no such time, as with whole replies."""
+    begin, end = max((s.chunks[0] for s in streams), default=0.0), min((s.chunks[-1] for s in streams), default=0.0)
+    if begin >= end:
+        return 0.0
+    tokens = sum((s.tokens - 1) * sum(begin < at <= end for at in s.chunks) / (len(s.chunks) - 1) for s in streams)
+    return tokens / (end - begin)
+
+
+async def _request(client: aiohttp.ClientSession, url: str, model: str, prompt: list[int], shape: LoadShape) -> StreamTimes:
+    body = {"model": model, "prompt": prompt, "max_tokens": shape.output_tokens, "temperature": 0, "ignore_eos": True}
+    if shape.stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    times = StreamTimes(begin=time.perf_counter())
     try:
-        async with client.stream("POST", "/v1/completions", json=body) as response:
-            if response.status_code != 200:
-                times.error = f"HTTP {response.status_code}: {(await response.aread())[:200]!r}"
-                return times
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                now = time.perf_counter()
-                if "error" in chunk:
-                    times.error = str(chunk["error"])
-                    return times
-                if usage := chunk.get("usage"):
-                    times.tokens = usage["completion_tokens"]
-                    continue
-                if math.isnan(times.first_token):
-                    times.first_token = now - begin
-                else:
-                    times.gaps.append(now - last)
-                last = now
-        times.total = time.perf_counter() - begin
-    except httpx.HTTPError as error:
+        async with client.post(url, json=body) as response:
+            if response.status != 200:
+                times.error = f"HTTP {response.status}: {(await response.read())[:200]!r}"
+            elif shape.stream:
+                await _read_events(response.content, times)
+            else:
+                times.tokens = json.loads(await response.read())["usage"]["completion_tokens"]
+                times.chunks.append(time.perf_counter())
+    except (aiohttp.ClientError, asyncio.TimeoutError) as error:
         times.error = f"{type(error).__name__}: {error}"
     return times
+
+
+async def _read_events(content: aiohttp.StreamReader, times: StreamTimes) -> None:
+    """Every event is parsed when it comes."""
+    left = b""
+    async for part in content.iter_any():
+        *events, left = (left + part).split(b"\n\n")
+        for event in events:
+            if not event.startswith(b"data: {"):
+                continue
+            chunk = json.loads(event[6:])
+            if "error" in chunk:
+                times.error = str(chunk["error"])
+                return
+            if usage := chunk.get("usage"):
+                times.tokens = usage["completion_tokens"]
+            else:
+                times.chunks.append(time.perf_counter())
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:

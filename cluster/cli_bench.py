@@ -153,6 +153,41 @@ def bench_links(
     _plot(plot, f"round trips, hidden {hidden}, top {top_k}", table, "microseconds", "µs")
 
 
+@app.command("served")
+def bench_served(
+    model: ModelArgument = "tiny",
+    streams: Annotated[int, typer.Option(min=1, help="requests at once")] = 16,
+    output_tokens: Annotated[int, typer.Option(min=16, help="of each request")] = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="counted rounds, after one that is not")] = 5,
+    links: Annotated[str, typer.Option(help="kinds of links.kind in the manifest, each with a cluster of its own")] = "auto,process-group",
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Tokens per second through HTTP (the default manifest, Ray, separate processes) beside the engine in one process, in turn."""
+    from isotherm.actors.bench_engine import PROMPT, EngineBench
+    from isotherm.cluster.bench_serve import LoadShape
+    from isotherm.cluster.bench_served import bench_served
+    from isotherm.cluster.model_path import resolve_model
+
+    path = resolve_model(model)
+    engine = EngineBench(path, "bfloat16", "auto", None, streams, 1, most_output=output_tokens)
+    shape = LoadShape(streams, math.inf, PROMPT, output_tokens)
+    figures = bench_served({"model": str(path)}, links.split(","), shape, lambda: engine.decode(streams, output_tokens - 1), rounds)
+    rows = [figure.as_dict() for figure in figures]
+    columns = {"links": "links", "offline_median": "offline", "streamed_median": "streamed", "streamed_ratio": "", "whole_median": "whole",
+               "whole_ratio": "", "first_token_ms": "alone: first token, ms", "token_ms": "ms/token"}
+    if as_json:
+        print(json.dumps({"figures": rows, "kernels": engine.kernels.name}))
+    else:
+        table = Table(*columns.values(), title=f"{streams} streams, tokens/s (and of offline)")
+        for row in rows:
+            table.add_row(row["links"], *(f"{row[c]:.0%}" if c.endswith("_ratio") else f"{row[c]:.1f}" for c in list(columns)[1:]))
+        console.print(table)
+    names = ("offline", "streamed", "whole")
+    bars = [{"name": f"{row['links']} {name}", "size": streams, "value": row[f"{name}_median"]} for row in rows for name in names]
+    _plot(plot, f"{model}, served", bars, "value", "tokens/s")
+
+
 @app.command("serve")
 def bench_serve(
     url: Annotated[str, typer.Option(help="a running endpoint")] = "http://127.0.0.1:8000",
@@ -161,6 +196,7 @@ def bench_serve(
     prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
     output_tokens: Annotated[int, typer.Option(min=1)] = 64,
     seed: int = 0,
+    stream: Annotated[bool, typer.Option(help="replies as events, or whole")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Open-loop load on an endpoint: throughput, time to first token, time between tokens."""
@@ -169,13 +205,14 @@ def bench_serve(
     from isotherm.cluster.bench_serve import LoadShape, run_load
 
     model = httpx.get(f"{url}/v1/models", timeout=10).json()["data"][0]
-    shape = LoadShape(requests, rate or math.inf, prompt_tokens, output_tokens, seed)
+    shape = LoadShape(requests, rate or math.inf, prompt_tokens, output_tokens, seed, stream)
     report = asyncio.run(run_load(url, model["id"], model["vocab_size"], shape))
     if as_json:
         print(json.dumps(report.as_dict()))
         return
     console.print(f"{report.requests} requests, {report.failed} failed {report.first_error}", highlight=False)
-    console.print(f"{report.output_tokens_per_s:.1f} output tokens/s over {report.seconds:.1f} s", highlight=False)
+    decoding = f", {report.decode_tokens_per_s:.1f} while decoding" if stream else ""
+    console.print(f"{report.output_tokens_per_s:.1f} output tokens/s over {report.seconds:.1f} s{decoding}", highlight=False)
     table = Table("", "p50 ms", "p90 ms", "p99 ms")
     for name in ("time_to_first_token_ms", "time_between_tokens_ms"):
         table.add_row(name[:-3].replace("_", " "), *(f"{v:.1f}" for v in getattr(report, name).values()))
