@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from isotherm.actors.engine import Engine
 from isotherm.actors.exchange import ExpertExchange, Link
 from isotherm.actors.model import AttentionModel
+from isotherm.actors.outbox import FLUSH, Outbox
 from isotherm.actors.process_group_link import ProcessGroupLink
 from isotherm.actors.shared_memory_link import SharedMemoryLink, segment_bytes
 from isotherm.actors.step_loop import StepLoop
@@ -25,7 +27,6 @@ from isotherm.cluster.scheduler import SchedulerConfig
 
 log = logging.getLogger(__name__)
 INGRESS_SILENCE = 15.0  # seconds without a call after which an ingress replica counts as gone
-FLUSH = 0.01  # seconds between two lists of deltas to one ingress replica, at least
 METER_HALF_LIFE = 10.0  # seconds after which a time to first token counts half
 
 
@@ -38,7 +39,11 @@ class AttentionShard(WorkerBase):
         self._exchange: ExpertExchange | None = None
         self._steps: StepLoop | None = None
         self._owner: dict[str, str] = {}  # request → ingress replica
-        self._outbox: dict[str, asyncio.Queue[list[Delta]]] = {}  # ingress replica → deltas
+        self._fresh: deque[list[Delta]] = deque()  # of steps; filled by the step loop
+        self._delivering = False  # the next look at them is sure to come
+        self._next_look: asyncio.TimerHandle | None = None
+        self._outboxes: dict[str, Outbox] = {}  # by ingress replica
+        self._lists: dict[str, asyncio.Queue[list[Delta]]] = {}  # ingress replica → what its stream is to bring
         self._heard: dict[str, float] = {}  # ingress replica → when it last called
         self._reaper: asyncio.Task | None = None
         self._tokens = 0
@@ -81,7 +86,11 @@ class AttentionShard(WorkerBase):
             engine = Engine(self._model, self._exchange, self._scheduler_config)
 
             def publish(deltas: list[Delta]) -> None:
-                loop.call_soon_threadsafe(self._route, deltas)
+                # The event loop takes Python's lock from the step loop: it is woken where it sleeps only, not at every step.
+                self._fresh.append(deltas)
+                if not self._delivering:
+                    self._delivering = True
+                    loop.call_soon_threadsafe(self._deliver)
 
             self._steps = StepLoop(engine, publish)
             self._reaper = asyncio.create_task(self._reap())
@@ -114,7 +123,7 @@ class AttentionShard(WorkerBase):
         if self._steps is not None:
             for request_id in left:
                 self._steps.give_back(request_id)
-        while self._owner or any(not outbox.empty() for outbox in self._outbox.values()):
+        while self._owner or any(map(len, self._outboxes.values())) or any(not lists.empty() for lists in self._lists.values()):
             await asyncio.sleep(0.01)
         return len(left)
 
@@ -166,7 +175,7 @@ class AttentionShard(WorkerBase):
     async def submit(self, ingress: str, requests: list[GenerationRequest], aborts: list[str]) -> None:
         """Take new requests, then abort others. An empty call is a sign of life: an ingress replica that falls silent has its requests aborted."""
         self._heard[ingress] = time.monotonic()
-        self._outbox.setdefault(ingress, asyncio.Queue())  # the stream may be opened a moment later
+        self._lists_of(ingress)  # the stream may be opened a moment later
         if self._steps is None:
             raise RuntimeError(f"{self.spec.id} is not serving yet")
         for request in requests:
@@ -181,19 +190,40 @@ class AttentionShard(WorkerBase):
             self._steps.abort(request_id)
 
     async def stream(self, ingress: str) -> AsyncIterator[list[Delta]]:
-        """All deltas of this ingress replica's requests: a list per engine step, or of the steps within FLUSH where they are faster than that."""
+        """All deltas of this ingress replica's requests: a list per engine step, or of several steps where they are faster than Outbox lets them go.
+        """
         self._heard[ingress] = time.monotonic()
-        outbox = self._outbox.setdefault(ingress, asyncio.Queue())
-        sent = 0.0
+        lists = self._lists_of(ingress)
         while True:
-            deltas = await outbox.get()
-            await asyncio.sleep(max(0.0, sent + FLUSH - time.monotonic()))
-            while not outbox.empty():
-                deltas += outbox.get_nowait()
-            sent = time.monotonic()
-            yield merged_deltas(deltas)
+            yield await lists.get()
 
-    def _route(self, deltas: list[Delta]) -> None:
+    def _lists_of(self, ingress: str) -> asyncio.Queue[list[Delta]]:
+        if ingress not in self._lists:
+            self._lists[ingress], self._outboxes[ingress] = asyncio.Queue(), Outbox()
+        return self._lists[ingress]
+
+    def _deliver(self) -> None:
+        """Send what is due, and look again in a moment, until there is nothing left."""
+        if self._next_look is not None:
+            self._next_look.cancel()  # the step loop may have asked for a look that was sure to come
+        fresh: list[Delta] = []
+        while self._fresh:
+            fresh += self._fresh.popleft()
+        now = time.monotonic()
+        try:
+            self._route(merged_deltas(fresh), now)
+            for ingress, outbox in self._outboxes.items():
+                if deltas := outbox.due(now):
+                    self._lists[ingress].put_nowait(deltas)
+        finally:
+            more = bool(fresh) or any(map(len, self._outboxes.values()))
+            if not more:
+                self._delivering = False
+                more = bool(self._fresh)  # of a step that ended just now, and may have found it still set
+            self._delivering = self._delivering or more
+            self._next_look = asyncio.get_running_loop().call_later(FLUSH, self._deliver) if more else None
+
+    def _route(self, deltas: list[Delta], now: float) -> None:
         by_ingress: dict[str, list[Delta]] = {}
         for delta in deltas:
             ingress = self._owner.get(delta.request_id)
@@ -201,13 +231,14 @@ class AttentionShard(WorkerBase):
             if delta.token_ids or delta.finish_reason is not None:
                 arrived = self._arrived.pop(delta.request_id, None)
                 if arrived is not None and delta.token_ids:
-                    self._first_token.add(time.monotonic() - arrived, time.monotonic())
+                    self._first_token.add(now - arrived, now)
             if ingress is not None:
                 by_ingress.setdefault(ingress, []).append(delta)
                 if delta.finish_reason is not None:
                     del self._owner[delta.request_id]
         for ingress, mine in by_ingress.items():
-            self._outbox[ingress].put_nowait(mine)
+            if (outbox := self._outboxes.get(ingress)) is not None:  # else it fell silent
+                outbox.put(mine)
 
     async def _reap(self) -> None:
         """Abort the requests of ingress replicas that went away without a word."""
@@ -218,5 +249,6 @@ class AttentionShard(WorkerBase):
                 log.warning("ingress %s fell silent; its requests are aborted", ingress)
                 for request_id in [r for r, owner in self._owner.items() if owner == ingress]:
                     self._abort(ingress, request_id)
-                self._outbox.pop(ingress, None)
+                self._lists.pop(ingress, None)
+                self._outboxes.pop(ingress, None)
                 self._heard.pop(ingress, None)

@@ -68,16 +68,24 @@ class Delta:
 
 def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:
     """The same with fewer deltas: tokens that follow each other in one request come in one. A reason that the client does not see stays apart."""
-    out: list[Delta] = []
-    last: dict[str, int] = {}  # request → where its last delta stands in `out`
+    runs: list[list[Delta]] = []
+    last: dict[str, tuple[list[Delta], int]] = {}  # request → its last run, and the index of the token that would follow it
     for delta in deltas:
-        at = last.get(delta.request_id)
-        before = None if at is None else out[at]
-        follows = before is not None and before.finish_reason is None and delta.start == before.start + len(before.token_ids)
-        if at is not None and before is not None and follows and delta.finish_reason in (None, FinishReason.STOP, FinishReason.LENGTH):
-            tokens, logprobs = before.token_ids + delta.token_ids, before.logprobs + delta.logprobs
-            out[at] = replace(before, token_ids=tokens, logprobs=logprobs, finish_reason=delta.finish_reason)
+        found = last.get(delta.request_id)
+        end = delta.start + len(delta.token_ids)
+        if found is not None and found[1] == delta.start and delta.finish_reason in _SEEN and found[0][-1].finish_reason is None:
+            found[0].append(delta)
+            last[delta.request_id] = found[0], end
         else:
-            last[delta.request_id] = len(out)
-            out.append(delta)
-    return out
+            runs.append(run := [delta])
+            last[delta.request_id] = run, end
+    return [run[0] if len(run) == 1 else _joined(run) for run in runs]
+
+
+_SEEN = (None, FinishReason.STOP, FinishReason.LENGTH)
+
+
+def _joined(run: list[Delta]) -> Delta:
+    tokens = tuple(token for delta in run for token in delta.token_ids)
+    logprobs = tuple(logprob for delta in run for logprob in delta.logprobs)
+    return replace(run[0], token_ids=tokens, logprobs=logprobs, finish_reason=run[-1].finish_reason)
