@@ -17,7 +17,7 @@ COLD_BYTES = 512 << 20  # weights are taken in turn from at least this much, so 
 
 @dataclass(frozen=True)
 class KernelFigure:
-    """Medians over the runs. `gb_per_s`: stored weight bytes; `gflop_per_s`: two operations per weight and row."""
+    """Medians over the runs. `gb_per_s`: weight bytes as the kernels keep them; `gflop_per_s`: two operations per weight and row."""
 
     name: str
     weights: str
@@ -73,7 +73,7 @@ def bench_linear(kernels: Kernels, outputs: int, inputs: int, fp8: bool, rows: l
             return kernels.linear(x, packed[i % len(packed)])
 
         seconds = _median_seconds(call, runs)
-        figures.append(_figure("linear", fp8, count, seconds, stored.nbytes, 2 * outputs * inputs * count))
+        figures.append(_figure("linear", fp8, count, seconds, packed[0].nbytes, 2 * outputs * inputs * count))
     return figures
 
 
@@ -101,7 +101,7 @@ def bench_experts(
             return kernels.experts(x, bank, pairs, (active + i % layers * experts).int(), offsets)
 
         seconds = _median_seconds(call, runs)
-        figures.append(_figure("experts", fp8, count, seconds, each * len(active), 6 * hidden * inner * count * top_k))
+        figures.append(_figure("experts", fp8, count, seconds, bank.nbytes // (layers * experts) * len(active), 6 * hidden * inner * count * top_k))
     return figures
 
 

@@ -11,82 +11,30 @@ import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from isotherm.kernels.native_attention import Bound, bind_rows, bind_weights, plain
+from isotherm.kernels.native_library import NativeKernelsUnavailable, load
 from isotherm.kernels.ops import BLOCK, AttentionRows, AttentionWeights, ExpertBank, Kernels, LinearWeight, Router, StoredWeight
 
 ISAS = ("avx512_bf16", "avx2", "generic")
 _TILE = 32  # outputs per tile: parts start on a tile of their own
 _BF16, _FP8, _F32 = 0, 1, 2  # Kind in api.h
 _SOURCE_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float8_e4m3fn: 3}  # Dtype in api.h
-_P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-
-_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
-    "context_create": (_P, [_I, _I, _I]),
-    "context_destroy": (None, [_P]),
-    "context_isa": (ctypes.c_char_p, [_P]),
-    "linear_create": (_P, [_I, _L, _I, _P, _P]),
-    "linear_destroy": (None, [_P]),
-    "linear_bytes": (_L, [_P]),
-    "linear_pack": (_I, [_P, _P, _I, _P, _I, _L, _P, _L]),
-    "linear": (_I, [_P, _P, _P, _L, _L, _P, _I]),
-    "head_linear": (_I, [_P, _P, _P, _L, _L, _L, _P]),
-    "mlp": (_I, [_P, _P, _P, _P, _L, _L, _P]),
-    "bank_create": (_P, [_L, _L, _L]),
-    "bank_destroy": (None, [_P]),
-    "bank_set": (None, [_P, _L, _P, _P]),
-    "experts": (_I, [_P, _P, _P, _L, _L, _P, _L, _P, _P, _L, _P]),
-    "mla_prefill": (_I, [_P, _P, _L, _L, _P, _L, _L, _P, _L, _L, _L, _L, _L, _L, _P, _F, _P]),
-    "mla_decode": (_I, [_P, _P, _L, _L, _P, _L, _L, _P, _L, _L, _L, _L, _P, _L, _L, _P, _P, _L, _L, _F, _P]),
-    "route": (_I, [_P, _P, _L, _L, _L, _L, _P, _P, _I, _I, _I, _I, _F, _P, _P]),
-    "rms_norm": (_I, [_P, _P, _L, _L, _L, _P, _F, _P, _P]),
-    "rope": (_I, [_P, _P, _L, _L, _L, _L, _L, _P, _P, _P]),
-    "combine": (_I, [_P, _P, _L, _L, _L, _L, _P, _P, _P, _P, _P]),
-    "moe": (_I, [_P, _P, _L, _L, _L, _P, _P, _I, _I, _I, _I, _F, _P, _P, _P, _P, _P, _P]),
-    "attention": (_I, [_P, _P, _P, _P, _P, _L, _L, _P]),
-    "write_cache": (_I, [_P, _P, _L, _L, _P, _L, _L, _P, _L, _P, _L]),
-    "sample": (_I, [_P, _P, _L, _L, _L, _P, _P, _P, _P, _P, _P]),
-}  # fmt: skip
 
 
-class NativeKernelsUnavailable(RuntimeError):
-    """The native library isn't there or can't run here; the message says why and what to do."""
-
-
-@cache
-def load(path: Path | None = None) -> ctypes.CDLL:
-    """The native library with its signatures set: the one built into this package, or the one at `path`."""
-    if path is None:
-        built = [p for suffix in EXTENSION_SUFFIXES if (p := Path(__file__).with_name(f"_native{suffix}")).exists()]
-        if not built:
-            raise NativeKernelsUnavailable(
-                "the native CPU kernels were not built when isotherm was installed (no C++ compiler?); install g++ and reinstall isotherm"
-            )
-        path = built[0]
-    try:
-        library = ctypes.CDLL(str(path))
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, f"iso_{name}")
-            function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError) as error:
-        raise NativeKernelsUnavailable(f"the native CPU kernels at {path} don't load: {error}; reinstall isotherm to rebuild them") from error
-    return library
-
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Packed:
-    """A packed weight in C++ memory, freed with this object. `part_outputs` lists the outputs of each part."""
+    """A packed weight in C++ memory, freed with this object. `part_outputs` lists the outputs of each part; bf16 weights may take fewer bytes
+    than the checkpoint's (kernels/native/coded.cpp)."""
 
     handle: int
     part_outputs: tuple[int, ...]
     inputs: int
-    nbytes: int
+    nbytes: int = 0
 
 
 def _free_with(owner: object, free: Callable[[int], None], handle: int) -> None:
@@ -209,7 +157,7 @@ class NativeKernels(Kernels):
         handle = self._created(
             self._lib.iso_linear_create(kind, inputs, len(outputs), counts, None if wide_bias is None else wide_bias.data_ptr()), "a packed weight"
         )
-        packed = _Packed(handle, outputs, inputs, self._lib.iso_linear_bytes(handle))
+        packed = _Packed(handle, outputs, inputs)
         _free_with(packed, self._lib.iso_linear_destroy, handle)
         for part, weight in enumerate(sources):
             data = weight.data if weight.data.stride(-1) == 1 or inputs == 1 else weight.data.contiguous()
@@ -220,6 +168,9 @@ class NativeKernels(Kernels):
             )  # fmt: skip
             if code:
                 _fail("pack", code, "")
+        if code := self._lib.iso_linear_code(self._context, handle):
+            _fail("pack", code, "")
+        packed.nbytes = self._lib.iso_linear_bytes(handle)
         return packed
 
     @staticmethod

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from isotherm.kernels import native_backend
-from isotherm.kernels.native_backend import NativeExpertBank, NativeKernels, NativeKernelsUnavailable
+from isotherm.kernels import native_library
+from isotherm.kernels.native_backend import NativeExpertBank, NativeKernels
+from isotherm.kernels.native_library import NativeKernelsUnavailable
 
 HEADER_BYTES = 4096  # kHeaderBytes in ring.h: a segment's header, and the whole of a bell
 ALIGNMENT = 64  # kAlign
@@ -83,7 +84,7 @@ class LoopEvent(IntEnum):
 @cache
 def load(path: Path | None = None) -> ctypes.CDLL:
     """The native library with the signatures of this module set too. Raises NativeKernelsUnavailable."""
-    library = native_backend.load(path)
+    library = native_library.load(path)
     try:
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, f"iso_{name}")

@@ -35,7 +35,8 @@ def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None, de
         return _triton(dtype, device)
     if name == "reference":
         return Selection(ReferenceKernels(dtype), "asked for")
-    from isotherm.kernels.native_backend import NativeKernels, NativeKernelsUnavailable
+    from isotherm.kernels.native_backend import NativeKernels
+    from isotherm.kernels.native_library import NativeKernelsUnavailable
 
     try:
         native = NativeKernels(dtype, threads=threads)

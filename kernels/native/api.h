@@ -19,8 +19,17 @@ constexpr int kScaleBlock = 128;  // FP8: inputs per block scale
 constexpr int kScaleWords = kScaleBlock / 2;
 constexpr int kSplit = 256;       // attention: positions per softmax split, counted from position 0; part of the result's definition
 
-enum class Kind : int { bf16 = 0, fp8 = 1, f32 = 2 };      // how a packed weight is kept
+enum class Kind : int { bf16 = 0, fp8 = 1, f32 = 2, coded = 3 };  // how a packed weight is kept
 enum class Dtype : int { bf16 = 0, f16 = 1, f32 = 2, e4m3 = 3 };  // what the caller's tensors hold
+
+// A weight that the codes of its tile can't say. `place`: in the decoded tile, in 16-bit values. A tile's list ends with kNoException.
+struct CodedException {
+  uint32_t place;
+  uint32_t value;
+};
+constexpr uint32_t kNoException = 0xffffffff;
+constexpr int kCodes = 16;
+constexpr int64_t kCodedPair = 192;  // bytes of two words of a coded tile
 
 // A packed weight of one or more parts (projections, heads) that share K. Each part starts on a tile of its own; the last may be ragged.
 struct Linear {
@@ -28,19 +37,25 @@ struct Linear {
   int64_t outputs, inputs, words;  // words: of one row of K
   int parts;
   int64_t tiles, scale_blocks;
-  uint8_t* data;        // bf16, f32: [tile][word][32] words; fp8: [tile][word][64] bytes in the order of fp8_place
+  uint8_t* data;        // bf16, f32: [tile][word][32] words; fp8: [tile][word][64] bytes in the order of fp8_place;
+                        // coded: [tile][two words][192] bytes, see coded.cpp, and all that follows from `code_tables` on
   size_t data_bytes;
   float* scales;        // fp8: [tile][scale block]
   float* bias;          // [tile][32] or null
   int64_t* part_tile;   // [parts + 1] first tile of each part
   int64_t* tile_column;  // [tiles] output column of the tile's first output
   int32_t* tile_width;   // [tiles] outputs in use, 1 .. 32
+  uint8_t* code_tables;  // coded: [tile][2][16] low and high bytes of a code's exponent as bfloat16
+  int64_t* exception_begin;  // coded: [tiles + 1]
+  CodedException* exceptions;
 
-  size_t tile_bytes() const { return static_cast<size_t>(words) * (kind == Kind::fp8 ? 64 : 128); }
+  size_t tile_bytes() const {
+    return static_cast<size_t>(kind == Kind::coded ? (words + 1) / 2 * kCodedPair : words * (kind == Kind::fp8 ? 64 : 128));
+  }
   const uint8_t* tile(int64_t t) const { return data + static_cast<size_t>(t) * tile_bytes(); }
 };
 
-// Where output o (0 .. 31) stands among the 32 16-bit pairs of an FP8 tile's word: interleaving the low and high result bytes within
+// Where output o (0 .. 31) stands among the 32 16-bit pairs of an FP8 or coded tile's word: interleaving the low and high result bytes within
 // 128-bit lanes then gives outputs 0 .. 15 and 16 .. 31 in order.
 inline int fp8_place(int o) { return (o % 16) / 4 * 8 + (o >= 16 ? 4 : 0) + o % 4; }
 
@@ -154,6 +169,7 @@ struct SampleOps {
 // One instruction set's kernels. `f32` selects float32 activations, otherwise bfloat16.
 struct Ops {
   const char* name;
+  bool reads_coded;  // whether it multiplies by Kind::coded
   void (*linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_stride, int64_t rows, void* out, bool out_f32);
   void (*head_linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_row, int64_t x_head, int64_t rows, void* out);
   void (*experts)(Pool&, bool f32, const ExpertsCall&);
@@ -176,6 +192,7 @@ const Ops* avx2_ops();
 const Ops* generic_ops();
 
 void pack_part(Pool&, Linear&, int part, const void* source, Dtype dtype, int64_t row_stride, const float* scales, int64_t scale_stride);
+void code(Pool&, Linear&);  // bf16 → coded, where that is smaller by an eighth
 void sample(Pool&, const Ops&, const SampleCall&);
 void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope, int64_t rope_stride,
                  int64_t rope_width, void* cache, const int64_t* slots, int64_t rows);

@@ -135,6 +135,14 @@ ISO_EXPORT int iso_linear_pack(Context* context, Linear* linear, int part, const
   });
 }
 
+// After all parts are packed.
+ISO_EXPORT int iso_linear_code(Context* context, Linear* linear) {
+  return guarded([&] {
+    if (context->ops->reads_coded) code(context->pool, *linear);
+    return kOk;
+  });
+}
+
 ISO_EXPORT int iso_linear(Context* context, const Linear* weight, const void* x, int64_t x_stride, int64_t rows, void* out, int out_f32) {
   return guarded([&] {
     context->ops->linear(context->pool, context->f32, *weight, x, x_stride, rows, out, out_f32 != 0);

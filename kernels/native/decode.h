@@ -49,7 +49,7 @@ struct Decode {
         if (columns < kTile) __builtin_memset(values + u * kTile, 0, kTile * 4);
         interleave<M>(keys[p] + c, M::pack == 2 && p + 1 < count ? keys[p + 1] + c : nullptr, columns, values + u * kTile);
       }
-      multiply<M, false>(values, kTile, weights, n, static_cast<int>(n), units, kTile, sums + c, width, Into::zero, 0.0f);
+      multiply<M, Fetch::none>(values, kTile, weights, n, static_cast<int>(n), units, kTile, sums + c, width, Into::zero, 0.0f);
     }
   }
 

@@ -96,7 +96,7 @@ struct Prefill {
         if (seen <= 0) continue;
         const int64_t words = ceil_div(seen, M::pack);
         for (int64_t p = 0; p < seen; p += kTile) {
-          multiply<M, false>(keys + (begin + p) * key_words, kTile, query + at * key_words, rows, rows, key_words, kTile, scores + p, kSplit,
+          multiply<M, Fetch::none>(keys + (begin + p) * key_words, kTile, query + at * key_words, rows, rows, key_words, kTile, scores + p, kSplit,
                              Into::zero, 0.0f);
         }
         // A position after the row's own has weight exactly 0, so it changes nothing in the sums.
@@ -106,7 +106,7 @@ struct Prefill {
         }
         pack_group<M>(rows, words * M::pack, weights, [&](int r) ISO_ATTR { return weight_rows + r * kSplit; });
         for (int64_t v = 0; v < value_tiles; ++v) {
-          multiply<M, false>(values + (v * units + begin / M::pack) * kTile, kTile, weights, rows, rows, words, kTile,
+          multiply<M, Fetch::none>(values + (v * units + begin / M::pack) * kTile, kTile, weights, rows, rows, words, kTile,
                              (begin == 0 ? total + at * out_width : sums) + v * kTile, out_width, Into::zero, 0.0f);
         }
         for (int r = 0; r < rows; ++r) {

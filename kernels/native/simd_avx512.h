@@ -59,3 +59,27 @@ ISO_INLINE void decode_fp8(const uint8_t* codes, int64_t words, uint32_t* out) {
     *reinterpret_cast<vi_memory*>(out + u * kTile + 16) = (vi_memory)pair[1];
   }
 }
+
+// bfloat16 as sign and mantissa in one byte and a 4-bit code of the exponent (coded.cpp). Lookups take six bits of an index, so each table stands
+// there four times, and the bits above a code may be anything.
+struct CodedDecoder {
+  __m512i low, high, sign;
+
+  ISO_INLINE CodedDecoder make(const uint8_t* tables) {
+    CodedDecoder d;
+    d.low = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(tables)));
+    d.high = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(tables + 16)));
+    d.sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    return d;
+  }
+
+  // Word `u` (0 or 1) of two → outputs 0 .. 15 and 16 .. 31.
+  inline __attribute__((always_inline)) void decode(const uint8_t* pair, int u, vi* out) const {
+    const __m512i bytes = _mm512_loadu_si512(pair + u * 64), both = _mm512_loadu_si512(pair + 128);
+    const __m512i codes = u == 0 ? both : _mm512_srli_epi16(both, 4);
+    const __m512i low_byte = _mm512_ternarylogic_epi32(_mm512_permutexvar_epi8(codes, low), bytes, sign, 0xF4);    // low | (bytes & ~sign)
+    const __m512i high_byte = _mm512_ternarylogic_epi32(_mm512_permutexvar_epi8(codes, high), bytes, sign, 0xF8);  // high | (bytes & sign)
+    out[0] = (vi)_mm512_unpacklo_epi8(low_byte, high_byte);
+    out[1] = (vi)_mm512_unpackhi_epi8(low_byte, high_byte);
+  }
+};

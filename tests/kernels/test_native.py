@@ -18,7 +18,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isotherm.kernels.native_backend import ISAS, NativeKernels, NativeKernelsUnavailable, load
+from isotherm.kernels.native_backend import ISAS, NativeKernels
+from isotherm.kernels.native_library import NativeKernelsUnavailable, load
 from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, PrefillRows, Router, StoredWeight
 from isotherm.kernels.reference import ReferenceKernels, candidates, gumbel_noise
 
@@ -127,6 +128,40 @@ def test_fp8_decode_is_exact_for_every_code(isa: str, rows: int) -> None:
     assert torch.equal(out.isnan().any(0).nonzero().flatten(), torch.tensor([3, 20]))
 
 
+def with_outliers(rows: int, columns: int, share: float, seed: int) -> torch.Tensor:
+    """bf16 weights, a share of which lies up to 60 octaves off."""
+    generator = torch.Generator().manual_seed(seed)
+    octaves = torch.randint(-60, 60, (rows, columns), generator=generator) * (torch.rand(rows, columns, generator=generator) < share)
+    return (torch.randn(rows, columns, generator=generator) * torch.exp2(octaves.float())).bfloat16()
+
+
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("rows", [1, 12, 20, 60])
+@pytest.mark.parametrize(("outputs", "columns"), [(32, 64), (70, 301), (33, 514)])
+def test_coded_weights_are_what_they_were(isa: str, rows: int, outputs: int, columns: int) -> None:
+    """Unit vectors pick single weights out: of a tile whose exponents all have codes, and of one with exceptions."""
+    kernels = native(BF16, 2, isa)
+    for share in (0.0, 0.02):
+        weight = with_outliers(outputs, columns, share, seed=3)
+        packed = kernels.pack_linear([StoredWeight(weight)])
+        seen = torch.cat([kernels.linear(x, packed, F32) for x in torch.eye(columns, dtype=BF16).split(rows)])
+        assert torch.equal(seen, weight.float().T)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 12, 13, 30, 36, 37, 100])
+@pytest.mark.parametrize("columns", [64, 255, 257, 1024])
+def test_coded_weights_give_the_bits_of_plain_ones(rows: int, columns: int) -> None:
+    """A second part full of exceptions keeps both parts plain."""
+    kernels = native(BF16)
+    x = randn(rows, columns, seed=5, dtype=BF16)
+    weight, wild = (StoredWeight(with_outliers(96, columns, share, seed=4)) for share in (0.01, 1.0))
+    coded, plain = kernels.pack_linear([weight]), kernels.pack_linear([weight, wild])
+    assert plain.nbytes == 2 * 96 * (columns + columns % 2) * 2
+    if kernels.isa == "avx512_bf16":
+        assert coded.nbytes < 0.85 * 96 * columns * 2
+    assert torch.equal(kernels.linear(x, coded, F32), kernels.linear(x, plain, F32)[:, :96])
+
+
 def test_mixed_parts_and_strided_sources() -> None:
     kernels = native(BF16)
     plain, scaled = stored(40, 256, "bf16", 0), stored(33, 256, "fp8", 1)
@@ -215,10 +250,11 @@ def test_slots_are_refilled_and_memory_returns() -> None:
     hidden, inner, slots = 512, 320, 12
     bank, x = kernels.expert_bank(slots, hidden, inner), randn(2, 512, seed=1, dtype=BF16)
     weights = [tuple(stored(*shape, "bf16", 3 * i + j) for j, shape in enumerate([(inner, hidden)] * 2 + [(hidden, inner)])) for i in range(4)]
-    alone = []
+    alone, sizes = [], []
     for w in weights:
         one = kernels.expert_bank(1, hidden, inner)
         one.load(0, *w)
+        sizes.append(one.nbytes)
         alone.append(kernels.experts(x, one, *pairs_of({0: [0, 1]})))
     held = {}
     for step in range(60):
@@ -229,7 +265,8 @@ def test_slots_are_refilled_and_memory_returns() -> None:
         else:
             held[slot] = step % 4
             bank.load(slot, *weights[held[slot]])
-    assert bank.nbytes == len(held) * 2 * 3 * hidden * inner
+    assert max(sizes) <= 2 * 3 * hidden * inner
+    assert bank.nbytes == sum(sizes[which] for which in held.values())
     out = kernels.experts(x, bank, *pairs_of({slot: [0, 1] for slot in held}))
     assert torch.equal(out, torch.cat([alone[which] for which in held.values()]))
 

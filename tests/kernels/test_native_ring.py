@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isotherm.kernels.native_backend import NativeKernels, NativeKernelsUnavailable
+from isotherm.kernels.native_backend import NativeKernels
+from isotherm.kernels.native_library import NativeKernelsUnavailable
 from isotherm.kernels.native_ring import NativeExpertLoop, NativeGate, gather_choose, load, unavailable_reason
 
 if reason := unavailable_reason():

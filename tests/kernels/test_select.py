@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from isotherm.kernels import native_backend, select
-from isotherm.kernels.native_backend import NativeKernelsUnavailable
+from isotherm.kernels.native_library import NativeKernelsUnavailable
 from isotherm.kernels.select import KernelsUnavailable, cuda_unavailable_reason, select_kernels
 
 
