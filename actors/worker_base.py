@@ -32,9 +32,10 @@ class WorkerSpec:
     dtype: str
     head: str  # stored | fp8
     kernels: str
-    threads: int
+    threads: int | None  # compute threads; None: its share of the node's cores
     link_timeout: float  # seconds
     gather_window: float  # in layer times; see LinkSection
+    sharers: int = 1  # workers that share the node's cores, itself among them
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ class WorkerBase:
         self.loaded = False
         self._obeys = 0  # generation of the newest controller that has given an order
         self.checkpoint = Checkpoint.open(spec.model_path)
-        selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), spec.threads, spec.device)
+        self.threads = spec.threads or max(1, len(os.sched_getaffinity(0)) // spec.sharers)
+        selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), self.threads, spec.device)
         self.kernels: Kernels = selection.kernels
         self.kernels_reason = selection.reason
-        logging.getLogger(__name__).info("kernels: %s (%s), %d threads", self.kernels.name, selection.reason, spec.threads)
+        logging.getLogger(__name__).info("kernels: %s (%s), %d threads", self.kernels.name, selection.reason, self.threads)
 
     def _set_progress(self, fraction: float) -> None:
         self.progress = fraction
@@ -105,7 +107,7 @@ class WorkerBase:
             "progress": round(self.progress, 4),
             "kernels": self.kernels.name,
             "kernels_reason": self.kernels_reason,
-            "threads": self.spec.threads,
+            "threads": self.threads,
         }
 
 

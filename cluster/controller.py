@@ -32,6 +32,7 @@ from isotherm.cluster.saved_state import SavedState, decode
 from isotherm.cluster.state_store import StateStore
 
 log = logging.getLogger(__name__)
+PLACES_SECONDS = 3.0  # in which workers find places where there are any
 STANDING_PERIOD = 5.0  # seconds between looks whether this is still the newest controller
 
 
@@ -109,11 +110,20 @@ class Controller:
         self._save()
         placement = contiguous_placement(self.config.moe_layers, self.config.n_routed_experts, groups) if groups else Placement(1, (), ())
 
+        places = {name: asyncio.ensure_future(fleet.reserve(name, frozenset())) for name in (*shards, *groups)}
+        # Groups that know of one another share their node's cores; one that has no place yet need not keep the others waiting.
+        await asyncio.wait(places.values(), timeout=PLACES_SECONDS)
+
+        async def start_shard(name: str) -> None:
+            await places[name]
+            await fleet.start_shard(name)
+
         async def start_group(name: str) -> None:
+            await places[name]
             await fleet.start_group(name)
             await fleet.load(name, placement.held_by(name))
 
-        await asyncio.gather(*map(fleet.start_shard, shards), *map(start_group, groups))
+        await asyncio.gather(*map(start_shard, shards), *map(start_group, groups))
         self._set_phase("linking workers")
         await asyncio.gather(*(fleet.link(s, g) for s in shards for g in groups))
         await asyncio.gather(*(fleet.adopt(s, placement) for s in shards))

@@ -95,7 +95,8 @@ class RayFleet:
         config, section = self.checkpoint.config, self.manifest.experts
         resources = bundle(section.cpus, section.gpus, section.memory)
         slot = await self._take_place(name)
-        spec = self._spec(name, self.manifest.expert_threads(), section.gpus)
+        others = [self.groups[g].node_id for g in self.alive(self.groups)] + [s.node_id for w, s in self._places.items() if w.startswith("expert")]
+        spec = self._spec(name, section.threads, section.gpus, others.count(slot.node_id) + 1)
         worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts)
         self.groups[name] = worker
         await self._order(worker.actor, "pid")
@@ -121,7 +122,7 @@ class RayFleet:
         section = self.manifest.attention
         resources = bundle(section.cpus, section.gpus, section.memory)
         slot = await self._take_place(name)
-        spec = self._spec(name, self.manifest.attention_threads(), section.gpus)
+        spec = self._spec(name, section.threads, section.gpus)
         worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self._scheduler_config)
         self.shards[name] = worker
         await self._order(worker.actor, "load")
@@ -161,10 +162,10 @@ class RayFleet:
             if self.waits.pop(name, None) is not None:
                 self._changed()
 
-    def _spec(self, name: str, threads: int, gpus: float) -> WorkerSpec:
+    def _spec(self, name: str, threads: int | None, gpus: float, sharers: int = 1) -> WorkerSpec:
         m = self.manifest
         device, links = m.worker_device(gpus), m.links
-        return WorkerSpec(name, self.checkpoint.path, device, m.dtype, m.head, m.kernels, threads, links.timeout, links.gather_window)
+        return WorkerSpec(name, self.checkpoint.path, device, m.dtype, m.head, m.kernels, threads, links.timeout, links.gather_window, sharers)
 
     async def end(self, name: str) -> None:
         self._standing()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import reprlib
 from decimal import Decimal
@@ -59,7 +58,7 @@ class AttentionSection(_Section):
     cpus: float = Field(0.5, ge=0, description="Ray CPUs that each shard's placement group reserves")
     gpus: float = Field(0, ge=0)
     memory: Bytes = Field(0, description="Ray memory that each shard reserves; 0: none")
-    threads: int | None = Field(None, ge=1, description="compute threads per shard; default: all cores")
+    threads: int | None = Field(None, ge=1, description="compute threads per shard; default: all cores of its node")
     labels: Labels = Field({}, description="Ray labels of the nodes that shards may run on")
 
 
@@ -68,7 +67,7 @@ class ExpertSection(_Section):
     cpus: float = Field(0.25, ge=0)
     gpus: float = Field(0, ge=0)
     memory: Bytes = Field(0)
-    threads: int | None = Field(None, ge=1, description="compute threads per group; default: the cores shared out evenly")
+    threads: int | None = Field(None, ge=1, description="compute threads per group; default: the cores of its node, shared out evenly")
     spare_slots: int | None = Field(None, ge=0, description="experts beyond its share that each group has room for; default: an eighth of the share")
     labels: Labels = Field({}, description="Ray labels of the nodes that groups may run on")
 
@@ -188,12 +187,6 @@ class Manifest(_Section):
     def worker_device(self, gpus: float) -> Literal["cpu", "cuda"]:
         """Where a worker that reserves so many GPUs computes."""
         return self.device if gpus else "cpu"
-
-    def attention_threads(self) -> int:
-        return self.attention.threads or len(os.sched_getaffinity(0))
-
-    def expert_threads(self) -> int:
-        return self.experts.threads or max(1, len(os.sched_getaffinity(0)) // self.experts.groups)
 
     def spare_slots(self, share: int) -> int:
         """Experts that a group may hold beyond its share of them. An eighth by default: what DeepSeek's own deployment of V3 keeps (32 redundant

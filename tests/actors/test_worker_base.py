@@ -28,6 +28,13 @@ def test_without_a_gpu_a_worker_that_needs_one_says_so(monkeypatch: pytest.Monke
         WorkerBase(replace(SPEC, device="cuda", kernels="auto"), HOST)
 
 
+@pytest.mark.parametrize(("threads", "sharers", "expected"), [(None, 1, 12), (None, 2, 6), (None, 5, 2), (None, 64, 1), (3, 2, 3)])
+def test_threads_are_those_asked_for_or_a_share_of_the_nodes_cores(monkeypatch: pytest.MonkeyPatch, threads, sharers, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    worker = WorkerBase(replace(SPEC, threads=threads, sharers=sharers), HOST)
+    assert worker.threads == worker._common_status()["threads"] == expected
+
+
 def test_a_worker_says_where_its_rows_are(monkeypatch: pytest.MonkeyPatch):
     worker = WorkerBase(SPEC, HOST)
     assert asyncio.run(worker.locality()) == own_locality() and own_locality().device == "cpu"

@@ -201,14 +201,6 @@ def test_the_model_id_is_the_last_part_of_its_name(data: dict[str, Any], name: s
     assert parse_manifest(data).model_id == name
 
 
-def test_threads_are_those_asked_for_or_the_cores_shared_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
-    assert (Manifest().attention_threads(), Manifest().expert_threads()) == (12, 6)
-    assert parse_manifest({"experts": {"groups": 64}}).expert_threads() == 1
-    asked = parse_manifest({"attention": {"threads": 3}, "experts": {"threads": 5}})
-    assert (asked.attention_threads(), asked.expert_threads()) == (3, 5)
-
-
 def test_yaml_means_on_and_off_when_it_says_true_and_false():
     for text, mode in (("on", "on"), ("off", "off"), ("advise", "advise"), ("'off'", "off")):
         assert parse_manifest(yaml.safe_load(f"autoscaling: {{mode: {text}}}")).autoscaling.mode == mode

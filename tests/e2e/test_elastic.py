@@ -38,6 +38,9 @@ def workload() -> tuple[Workload, list[str]]:
 def test_undisturbed(served, workload, record_property):
     work, expected = workload
     check(asyncio.run(work.serve(served.url)), expected, record_property, "undisturbed")
+    cores = len(os.sched_getaffinity(0))
+    threads = {"attention": cores, "expert": max(1, cores // 2)}
+    assert all(w["threads"] == threads[w["role"]] for w in served.status()["workers"])
 
 
 def test_scaling_under_load(served, workload, record_property):

@@ -138,7 +138,7 @@ def test_our_loader_takes_the_embedded_manifest(documents: Documents):
     manifest = documents.manifest
     assert manifest.http.host == "0.0.0.0"
     assert (manifest.device == "cuda") == (manifest.attention.gpus > 0)
-    assert None not in (manifest.attention.threads, manifest.experts.threads), "the default is the controller's cores: those of the head pod"
+    assert None not in (manifest.attention.threads, manifest.experts.threads), "the default is the cores of the node, of which a pod may use fewer"
 
 
 def test_serve_builds_our_application_from_it(documents: Documents):
