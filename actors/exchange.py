@@ -191,13 +191,13 @@ class ExpertExchange:
             self.begin_step()
         turn = self._turns[layer] = self._turns.get(layer, layer) + 1
         ids = ids_Tk.cpu().numpy()
-        rows_E = np.bincount(ids.ravel(), minlength=self.rows_routed.shape[1])
-        self.rows_routed[self._row_index[layer]] += rows_E
-        self.reads[self._row_index[layer]] += rows_E > 0
         self._layer, self._x_TD, self._ids_Tk, self._weights_Tk = layer, x_TD, ids, weights_Tk
         self._shares = split_rows(ids, self._tables[layer], turn)
         for share in self._shares:
             self._send(share)
+        rows_E = np.bincount(ids.ravel(), minlength=self.rows_routed.shape[1])  # while the groups compute
+        self.rows_routed[self._row_index[layer]] += rows_E
+        self.reads[self._row_index[layer]] += rows_E > 0
 
     def _send(self, share: GroupShare) -> None:
         if self._groups[share.group] in self._lost:
