@@ -20,6 +20,7 @@ import ray
 
 from isotherm.cluster.autoscale_loop import AutoscaleLoop
 from isotherm.cluster.checkpoint import Checkpoint
+from isotherm.cluster.desired import Desired
 from isotherm.cluster.expert_report import experts_report, group_rows
 from isotherm.cluster.fleet import RayFleet
 from isotherm.cluster.manifest import Manifest
@@ -27,7 +28,7 @@ from isotherm.cluster.membership import Membership, SupersededError
 from isotherm.cluster.metrics import Snapshot, render
 from isotherm.cluster.operations import Operation, OperationError, OperationLog, parse_operation
 from isotherm.cluster.placement import Placement, contiguous_placement
-from isotherm.cluster.reconfigure import Desired, Reconfigurer
+from isotherm.cluster.reconfigure import Reconfigurer
 from isotherm.cluster.saved_state import SavedState, decode
 from isotherm.cluster.state_store import StateStore
 
@@ -105,8 +106,8 @@ class Controller:
     async def _start_fleet(self) -> None:
         """Start every worker, load weights in parallel, wire the links and publish placement version 1."""
         m, fleet = self.manifest, self.fleet
-        shards = self.reconfigurer.new_names("attention", m.attention.shards)
-        groups = self.reconfigurer.new_names("expert", m.experts.groups) if self.config.moe_layers else ()
+        shards = self.reconfigurer.planner.new_names("attention", m.attention.shards)
+        groups = self.reconfigurer.planner.new_names("expert", m.experts.groups) if self.config.moe_layers else ()
         self._save()
         placement = contiguous_placement(self.config.moe_layers, self.config.n_routed_experts, groups) if groups else Placement(1, (), ())
 
@@ -138,8 +139,8 @@ class Controller:
         log.warning("restarted, %d times now; placement version %d was committed last", self._store.generation, saved.placement.version)
         fleet = self.fleet
         strays = fleet.find(saved.groups, saved.shards)
-        self.reconfigurer.numbers.update(saved.numbers)
-        self.reconfigurer.use_names(strays)
+        self.reconfigurer.planner.numbers.update(saved.numbers)
+        self.reconfigurer.planner.use_names(strays)
         if not saved.placement.version:  # it died while it started the cluster: once more, from the beginning
             for worker in strays:
                 await fleet.end(worker)
@@ -185,7 +186,7 @@ class Controller:
         the newest."""
         if self._stopped.is_set():
             raise RuntimeError("the cluster is being ended")
-        desired, numbers = self.reconfigurer.desired, self.reconfigurer.numbers
+        desired, numbers = self.reconfigurer.desired, self.reconfigurer.planner.numbers
         drained, pinned = tuple(sorted(desired.drained)), tuple(sorted(desired.pinned))
         logs = self.operations.dump(), self.autoscale.dump()
         state = SavedState(desired.groups, desired.shards, desired.placement, drained, pinned, numbers, *logs)

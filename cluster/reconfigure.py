@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from isotherm.cluster.desired import Desired, Planner, Workers
 from isotherm.cluster.operations import AUTOSCALER, Operation, OperationError, OperationLog, OperationRequest, Phase, Target
 from isotherm.cluster.placement import Placement
-from isotherm.cluster.placement_changes import Difference, Pair, PlacementChangeError, difference, for_groups, with_copies
+from isotherm.cluster.placement_changes import Difference, Pair, PlacementChangeError, difference
 
 log = logging.getLogger(__name__)
 COMMIT_SECONDS = 60.0  # in which every shard must have adopted a placement
@@ -28,25 +29,11 @@ HEAL_ATTEMPTS = 20
 AT_ONCE_SECONDS = 1.0  # in which places for workers are found where there are any
 
 
-class Fleet(Protocol):
-    """The workers, by name. Methods raise what Ray raises when a worker is gone. Nothing is started on nodes in `avoid`."""
+class Fleet(Workers, Protocol):
+    """The workers and what can be done about them. Methods raise what Ray raises when a worker is gone. Nothing is started on nodes in `avoid`."""
 
-    placement: Placement
     avoid: frozenset[str]
     waits: dict[str, str]  # worker → the resources that it waits for, in words
-
-    def group_names(self) -> list[str]: ...
-
-    def shard_names(self) -> list[str]: ...
-
-    def alive(self, workers: Iterable[str]) -> list[str]:
-        """Those of the named workers that have not died."""
-
-    def node_of(self, worker: str) -> str | None:
-        """Ray's id of the node it runs on."""
-
-    def expert_load(self) -> list[list[float]] | None:
-        """Rows per second of each (layer, expert); None: not known."""
 
     async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
         """Wait for a place for a worker, on none of the nodes in `avoid`; it is started there."""
@@ -80,17 +67,6 @@ class Fleet(Protocol):
         """Every shard routes by `placement` now; those linked since enter service."""
 
 
-@dataclass(frozen=True)
-class Desired:
-    """The fleet as it is to be."""
-
-    groups: tuple[str, ...]
-    shards: tuple[str, ...]
-    placement: Placement
-    drained: frozenset[str] = frozenset()  # nodes that are to have none of them
-    pinned: frozenset[Pair] = frozenset()  # experts whose number of copies an operator has set
-
-
 @dataclass
 class _Undo:
     """What has been prepared, to be taken back."""
@@ -101,11 +77,11 @@ class _Undo:
 
 class Reconfigurer:
     def __init__(self, fleet: Fleet, operations: OperationLog, changed: Callable[[], None], save: Callable[[], None]):
-        """`changed` is called whenever the log of operations has changed; `save` to write down `desired`, `numbers` and the log where they outlive
-        this process: it raises where that fails, and then nothing is committed."""
+        """`changed` is called whenever the log of operations has changed; `save` to write down `desired`, the planner's numbers and the log where
+        they outlive this process: it raises where that fails, and then nothing is committed."""
         self._fleet, self._operations, self._changed, self._save = fleet, operations, changed, save
         self.desired = Desired((), (), fleet.placement)  # what was committed last
-        self.numbers = {"expert": 0, "attention": 0}  # of the next new worker; names are never used again
+        self.planner = Planner(fleet)
         self._lock = asyncio.Lock()
         self._healing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,15 +98,15 @@ class Reconfigurer:
         if origin != AUTOSCALER and not request.dry_run:
             self._give_way(f"operation {operation.id} was asked for", lambda o: o.origin == AUTOSCALER and (about_workers or not o.waiting))
         try:
-            desired = self._desired(request.target)
+            desired = self.planner.aim(self.desired, request.target)
         except PlacementChangeError as error:
             self._enter(operation, Phase.ROLLED_BACK, str(error))
             raise
-        operation.plan = self._describe(desired)
+        operation.plan = self.planner.describe(self.desired, desired)
         if request.dry_run:
             self._enter(operation, Phase.DONE, "dry run: nothing was changed")
         else:
-            self._spawn(self._run(operation, lambda names: self._desired(request.target, names), request.deadline_seconds))
+            self._spawn(self._run(operation, lambda names: self.planner.aim(self.desired, request.target, names), request.deadline_seconds))
         return operation
 
     def rebalance(self, placement: Placement, reason: str) -> Operation:
@@ -139,7 +115,7 @@ class Reconfigurer:
         operation.reasons.append(reason)
         fleet = self._fleet
         desired = replace(self.desired, groups=tuple(fleet.group_names()), shards=tuple(fleet.shard_names()), placement=placement)
-        operation.plan = self._describe(desired)
+        operation.plan = self.planner.describe(self.desired, desired)
 
         def plan(_: Sequence[str]) -> Desired:
             if (*fleet.group_names(), *fleet.shard_names()) != (*desired.groups, *desired.shards) or fleet.placement.version + 1 != placement.version:
@@ -174,7 +150,7 @@ class Reconfigurer:
                     self._operations.record(operation)
                     # Where a replacement finds no place in time, the others take over what they can.
                     replace = not late
-                    late = await self._transact(operation, lambda: self._healed(replace), RECOVERY_SECONDS)  # noqa: B023
+                    late = await self._transact(operation, lambda: self.planner.heal(self.desired, replace), RECOVERY_SECONDS)  # noqa: B023
                 await asyncio.sleep(min(2.0**attempt * 0.25, 30.0))
             else:
                 log.error("gave up healing after %d attempts", HEAL_ATTEMPTS)
@@ -233,70 +209,6 @@ class Reconfigurer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # --- planning --------------------------------------------------------------------------------------------------------------------
-
-    def _names(self, have: list[str], role: str, count: int, reserved: Sequence[str] = ()) -> tuple[str, ...]:
-        """`count` names: the oldest of those there are, then those that have a place, then new ones that were never used."""
-        kept = [*sorted(have, key=_number), *(name for name in reserved if name.startswith(role))][:count]
-        return tuple(kept + [f"{role}-{self.numbers[role] + i}" for i in range(count - len(kept))])
-
-    def new_names(self, role: str, count: int) -> tuple[str, ...]:
-        names = self._names([], role, count)
-        self.use_names(names)
-        return names
-
-    def use_names(self, names: Iterable[str]) -> None:
-        """These names are taken, whatever becomes of their workers."""
-        for name in names:
-            role = name.rsplit("-", 1)[0]
-            self.numbers[role] = max(self.numbers[role], _number(name) + 1)
-
-    def _desired(self, target: Target, reserved: Sequence[str] = ()) -> Desired:
-        fleet = self._fleet
-        drained = self.desired.drained if target.drain_nodes is None else frozenset(target.drain_nodes)
-        have_groups, have_shards = ([w for w in names if fleet.node_of(w) not in drained] for names in (fleet.group_names(), fleet.shard_names()))
-        groups = self._names(have_groups, "expert", target.expert_groups or len(fleet.group_names()), reserved)
-        shards = self._names(have_shards, "attention", target.attention_shards or len(fleet.shard_names()), reserved)
-        placement = fleet.placement
-        if set(groups) != set(fleet.group_names()):
-            placement = for_groups(placement, groups, fleet.expert_load())
-        if target.copies:
-            placement = with_copies(placement, [(c.layer, c.expert, c.count) for c in target.copies], groups, fleet.expert_load())
-        pins = {(c.layer, c.expert): c.count is not None for c in target.copies}
-        pinned = {pair for pair in self.desired.pinned if pins.get(pair, True)} | {pair for pair, stays in pins.items() if stays}
-        return Desired(groups, shards, placement, drained, frozenset(pinned))
-
-    def _healed(self, replace: bool) -> Desired:
-        """The fleet without its dead, with as many new workers, or (`replace` false) with what is left of it, as long as that is anything."""
-        fleet = self._fleet
-        have_groups, have_shards = fleet.group_names(), fleet.shard_names()
-        groups, shards = fleet.alive(have_groups), fleet.alive(have_shards)
-        if replace or not groups:
-            groups += self._names(have_groups, "expert", 2 * len(have_groups) - len(groups))[len(have_groups) :]
-        if replace or not shards:
-            shards += self._names(have_shards, "attention", 2 * len(have_shards) - len(shards))[len(have_shards) :]
-        placement = fleet.placement
-        if set(placement.groups()) - set(groups) or set(groups) - set(have_groups):
-            placement = for_groups(placement, groups, fleet.expert_load())
-        return Desired(tuple(groups), tuple(shards), placement, self.desired.drained, self.desired.pinned)
-
-    def _new(self, desired: Desired) -> list[str]:
-        have = {*self._fleet.group_names(), *self._fleet.shard_names()}
-        return [w for w in (*desired.groups, *desired.shards) if w not in have]
-
-    def _describe(self, desired: Desired) -> list[str]:
-        fleet = self._fleet
-        lines = [f"start {w}" for w in self._new(desired)]
-        change = difference(fleet.placement, desired.placement)
-        lines += [f"load {len(pairs)} experts on {group}" for group, pairs in sorted(change.loads.items())]
-        if desired.placement != fleet.placement:
-            lines.append(f"commit placement version {desired.placement.version}")
-        lines += [f"free {len(pairs)} experts on {group}" for group, pairs in sorted(change.frees.items()) if group in desired.groups]
-        if released := self.desired.pinned - desired.pinned:
-            lines.append(f"leave the copies of {len(released)} experts to the autoscaler")
-        lines += [f"drain and end {s}" for s in fleet.shard_names() if s not in desired.shards]
-        return lines + [f"end {g}" for g in fleet.group_names() if g not in desired.groups]
-
     # --- acting ----------------------------------------------------------------------------------------------------------------------
 
     def _enter(self, operation: Operation, phase: Phase, reason: str = "") -> None:
@@ -312,9 +224,9 @@ class Reconfigurer:
                 async with self._lock:  # not while the cluster is in between
                     begin = time.monotonic()
                     desired = plan(())
-                    operation.plan = self._describe(desired)
-                    names = self._new(desired)
-                    self.use_names(names)
+                    operation.plan = self.planner.describe(self.desired, desired)
+                    names = self.planner.new(desired)
+                    self.planner.use_names(names)
                 await self._within(seconds, operation, self._reserve(operation, names, desired.drained))
             except Exception as error:  # nothing has been changed, and another one may be under way
                 self._enter(operation, Phase.ROLLING_BACK, _reason(error, seconds))
@@ -346,8 +258,8 @@ class Reconfigurer:
         undo = _Undo()
         try:
             desired = plan()
-            operation.plan = self._describe(desired)
-            self.use_names([*desired.groups, *desired.shards])
+            operation.plan = self.planner.describe(self.desired, desired)
+            self.planner.use_names([*desired.groups, *desired.shards])
             self._fleet.avoid = desired.drained
             change = difference(self._fleet.placement, desired.placement)
             self._enter(operation, Phase.PREPARING)
@@ -399,7 +311,7 @@ class Reconfigurer:
 
     async def _prepare(self, operation: Operation, desired: Desired, change: Difference, undo: _Undo) -> None:
         fleet = self._fleet
-        new = self._new(desired)
+        new = self.planner.new(desired)
         new_groups, new_shards = [g for g in desired.groups if g in new], [s for s in desired.shards if s in new]
         stages = len(new_groups) + len(new_shards) + len(change.loads) + 1
         done = 0
@@ -475,11 +387,6 @@ async def _all(work: Iterable[Awaitable[None]]) -> None:
     for result in results:
         if isinstance(result, BaseException):
             raise result
-
-
-def _number(name: str) -> int:
-    """ "expert-12" → 12."""
-    return int(name.rsplit("-", 1)[1])
 
 
 def _reason(error: Exception, seconds: float) -> str:

@@ -185,7 +185,7 @@ def test_what_is_asked_for_while_a_controller_takes_over_comes_after_that():
     async def act(fleet: FullFleet, made: Reconfigurer) -> None:
         fleet.room.set()
         await fleet.start_group("expert-2")  # what the controller before had begun
-        made.use_names(["expert-2"])
+        made.planner.use_names(["expert-2"])
         taking_over = asyncio.ensure_future(made.take_over(made.desired))
         await asyncio.sleep(0)
         operation = made.submit(parse_operation({"expert_groups": 4}))

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from isotherm.cluster.desired import Desired
 from isotherm.cluster.operations import Operation, OperationLog, Phase, parse_operation
 from isotherm.cluster.placement import Placement, contiguous_placement
 from isotherm.cluster.placement_changes import Pair
-from isotherm.cluster.reconfigure import Desired, Reconfigurer
+from isotherm.cluster.reconfigure import Reconfigurer
 
 LAYERS, EXPERTS = (1, 2), 8
 
@@ -132,7 +133,7 @@ class TableFleet:
 def reconfigurer(fleet: TableFleet, save=lambda: None) -> Reconfigurer:
     made = Reconfigurer(fleet, OperationLog(), lambda: None, save)
     made.desired = Desired(tuple(fleet.experts), tuple(fleet.routes), fleet.placement)
-    made.use_names([*fleet.experts, *fleet.routes])
+    made.planner.use_names([*fleet.experts, *fleet.routes])
     return made
 
 
@@ -262,7 +263,7 @@ def test_a_rebalance_leaves_what_an_operator_has_set_meanwhile():
 def taken_over(fleet: TableFleet, desired: Desired) -> Reconfigurer:
     async def work() -> Reconfigurer:
         made = Reconfigurer(fleet, OperationLog(), lambda: None, lambda: None)
-        made.use_names([*fleet.experts, *fleet.routes])
+        made.planner.use_names([*fleet.experts, *fleet.routes])
         await made.take_over(desired)
         await idle(made)
         return made

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from isotherm.cluster.desired import Desired
 from isotherm.cluster.membership import SupersededError
 from isotherm.cluster.operations import OperationLog, Phase, parse_operation
 from isotherm.cluster.placement_changes import Pair
-from isotherm.cluster.reconfigure import Desired, Reconfigurer
+from isotherm.cluster.reconfigure import Reconfigurer
 from tests.cluster.test_reconfigure import TableFleet, idle
 
 ORDERS = ("link", "load", "free", "adopt", "drain", "disconnect")
@@ -81,7 +82,7 @@ def controller(view: View) -> Reconfigurer:
 
     made = Reconfigurer(view, OperationLog(), lambda: None, save)
     made.desired = view.world.saved
-    made.use_names([*view.experts, *view.routes])
+    made.planner.use_names([*view.experts, *view.routes])
     return made
 
 
