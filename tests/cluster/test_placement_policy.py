@@ -282,12 +282,27 @@ def test_loads_are_counted_from_the_steps():
 # --- beside EPLB -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "eplb", "factor"), [("prefill-ep32", 1.497, 1.03), ("decode-ep144", 2.495, 1.03), ("skewed-ep32", 2.207, 1.02),
-                                                      ("shifting-ep32", 1.523, 1.01)])
-def test_as_even_as_eplb_with_a_tenth_of_its_moves(name, eplb, factor):
-    """Shortened traces (6 layers, 7 windows); `eplb` is what DeepSeek's algorithm reaches on them, in its global form. The whole traces:
-    tests/bench_elastic/policy.py."""
+def test_our_eplb_reaches_the_reference_figures():
     bench = policy_bench()
-    score = bench.score(bench.CASES[name], seed=0, windows=7, layers=6)
-    assert score.imbalance < eplb * factor
-    assert score.moves_after_first < bench.CASES[name].eplb_moves / 10 and score.moves < 0.13
+    for name in ("prefill-ep32", "decode-ep144"):  # its hierarchical form and its global one
+        case = bench.CASES[name]
+        score = bench.eplb_score(case, seed=0)
+        assert (round(score.imbalance, 3), round(score.moves, 3)) == (case.eplb_imbalance, case.eplb_moves)
+
+
+@pytest.mark.parametrize("name", ["prefill-ep32", "skewed-ep32", "shifting-ep32"])
+def test_as_even_as_eplb_with_a_tenth_of_its_moves(name):
+    """On traces of fewer layers and windows; the whole ones: tests/bench_elastic/policy.py."""
+    bench = policy_bench()
+    case = bench.CASES[name]
+    for seed in range(2):
+        ours, eplb = (run(case, seed, windows=9, layers=12) for run in (bench.score, bench.eplb_score))
+        assert ours.imbalance <= eplb.imbalance and ours.moves <= eplb.moves / 10, seed
+
+
+def test_with_two_slots_per_group_a_tenth_of_the_moves_costs_a_hundredth_of_the_evenness():
+    """The whole trace: a few layers of it are decided by which expert happens to jump."""
+    bench = policy_bench()
+    case = bench.CASES["decode-ep144"]
+    ours = bench.score(case, seed=0)
+    assert ours.imbalance <= case.eplb_imbalance * 1.01 and ours.moves_with_first <= case.eplb_moves / 10
