@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -169,6 +171,7 @@ def bench_served(
     from isotherm.cluster.bench_served import bench_served
     from isotherm.cluster.model_path import resolve_model
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the cluster is ended on the way out
     path = resolve_model(model)
     engine = EngineBench(path, "bfloat16", "auto", None, streams, 1, most_output=output_tokens)
     shape = LoadShape(streams, math.inf, PROMPT, output_tokens)
