@@ -54,6 +54,7 @@ bench-elastic: $(VENV)/.installed-dev
 # make bench BF16=DIR [FP8=DIR] [PEERS='--vllm PYTHON --llama-cpp DIR …']
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/compare.py --bf16 $(BF16) $(if $(FP8),--fp8 $(FP8)) $(PEERS)
+	$(BIN)/isotherm bench served $(or $(FP8),$(BF16))
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
