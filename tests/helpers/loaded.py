@@ -38,9 +38,10 @@ def under_load(served: Served, work: Workload, act: Callable[[], None]) -> list[
 
 
 def check(streams: list[Stream], expected: list[str], record_property, what: str) -> None:
-    pause = max(gap for stream in streams for gap in stream.gaps)
+    pause, first = max((gap for stream in streams for gap in stream.gaps), default=0.0), max(stream.first for stream in streams)
     record_property("longest_pause_seconds", round(pause, 3))
-    print(f"{what}: {len(streams)} streams, longest pause {pause:.3f} s")
+    record_property("longest_first_seconds", round(first, 3))
+    print(f"{what}: {len(streams)} streams, longest pause between tokens {pause:.3f} s, to a first one {first:.3f} s")
     assert [s.error for s in streams if s.error] == []
     assert [s.text for s in streams] == expected * (len(streams) // len(expected))
 

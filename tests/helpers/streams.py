@@ -24,10 +24,11 @@ SUBJECTS = ["Count from 3 to {n}.", "What is {n} + 5?", "Spell the word house.",
 
 @dataclass
 class Stream:
-    """What a client saw. `gaps`: seconds between chunks."""
+    """What a client saw. `first`: seconds to the first chunk; `gaps`: seconds between chunks."""
 
     text: str = ""
     error: str = ""
+    first: float = 0.0
     gaps: list[float] = field(default_factory=list)
 
 
@@ -67,14 +68,17 @@ class Workload:
     async def _ask(self, client: httpx.AsyncClient, request: GenerationRequest) -> Stream:
         params = request.params
         body = {"model": "tiny", "prompt": request.prompt, "max_tokens": params.max_tokens, "temperature": params.temperature, "seed": params.seed}
-        stream, last = Stream(), time.perf_counter()
+        stream, begin, last = Stream(), time.perf_counter(), 0.0
         async with client.stream("POST", "/v1/completions", json=body | {"ignore_eos": True, "stream": True}) as response:
             if response.status_code != 200:
                 return Stream(error=f"HTTP {response.status_code}")
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     now, chunk = time.perf_counter(), json.loads(line[6:])
-                    stream.gaps.append(now - last)
+                    if last:
+                        stream.gaps.append(now - last)
+                    else:
+                        stream.first = now - begin
                     last = now
                     if "error" in chunk:
                         stream.error = str(chunk["error"])
