@@ -41,12 +41,7 @@ ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const 
         *reinterpret_cast<vi_memory*>(decoded + W) = (vi_memory)weight[1];
         decoded += kTile;
       }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const vi x = set_word(load_word(a + r));
-        c[r][0] = dot_bf16(c[r][0], weight[0], x);
-        c[r][1] = dot_bf16(c[r][1], weight[1], x);
-      }
+      add_word<R>(c, weight, a);
       a += a_stride;
     }
   }

@@ -20,12 +20,7 @@ ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t word
       prefetch(ahead);
       codes += 64;
       ahead += 64;
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const vi x = set_word(load_word(a + r));
-        c[r][0] = dot_bf16(c[r][0], weight[0], x);
-        c[r][1] = dot_bf16(c[r][1], weight[1], x);
-      }
+      add_word<R>(c, weight, a);
       a += a_stride;
     }
     const vf scale = set(*scales++);

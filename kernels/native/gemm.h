@@ -85,3 +85,16 @@ static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int
     }
   }
 }
+
+#if ISO_W == 16
+// A word of weights, decoded in registers, against that word of R rows.
+template <int R>
+ISO_INLINE void add_word(vf (&sums)[R][2], const vi* weight, const uint32_t* a) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const vi x = set_word(load_word(a + r));
+    sums[r][0] = dot_bf16(sums[r][0], weight[0], x);
+    sums[r][1] = dot_bf16(sums[r][1], weight[1], x);
+  }
+}
+#endif

@@ -46,7 +46,7 @@ def run(before: float, steady: float, mode: str) -> tuple[list[Sample], list[Sam
     """Looks at the cluster while it counts, and while it tells stories."""
     manifest = {"attention": {"threads": 1}, "experts": {"groups": 2, "threads": 1}, "autoscaling": {"mode": mode}}
     prompts = Subjects()
-    with Served(manifest, Path(tempfile.mkdtemp())) as served:
+    with tempfile.TemporaryDirectory() as folder, Served(manifest, Path(folder)) as served:
         traffic = Traffic(served.url, "tiny", STREAMS, TOKENS, prompts)
 
         async def measure() -> tuple[list[Sample], list[Sample]]:

@@ -35,7 +35,7 @@ def run(model: Path, mode: str, options: argparse.Namespace) -> list[Sample]:
         "experts": {"groups": 2, "threads": 1},
         "autoscaling": {"mode": mode},
     }
-    with Served(manifest, Path(tempfile.mkdtemp())) as served:
+    with tempfile.TemporaryDirectory() as folder, Served(manifest, Path(folder)) as served:
         prompts = random_prompts(ModelConfig.load(model).vocab_size, 16)
         traffic = Traffic(served.url, "skewed", STREAMS, 256, prompts, options.temperature, not options.whole)
 
@@ -75,15 +75,7 @@ def describe(mode: str, half: Half) -> None:
         print(f"    {name}: {half.rows[name]:.0f} rows, computes {half.busy[name]:.1f} ms of a step")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a skewed checkpoint; a small one is made where this is not given")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of traffic, for each of the two")
-    parser.add_argument("--attention-threads", type=int, default=1)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--whole", action="store_true", help="answers come at their end, not token by token: the front door then costs little")
-    options = parser.parse_args()
-    model = options.model or skewed_checkpoint(Path(tempfile.mkdtemp()) / "skewed")
+def compare(model: Path, options: argparse.Namespace) -> None:
     halves, reached = {}, 0.0
     for mode in ("off", "on"):
         samples = run(model, mode, options)
@@ -102,6 +94,18 @@ def main() -> None:
           f"throughput × {off.step / (off.step - saved):.2f}")
     print(f"criterion 2: max/mean below {THRESHOLD} from {reached:.0f} s of traffic on (wanted: {LIMIT:.0f} s); throughput × {gain:.2f} "
           f"(wanted: {GAIN})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a skewed checkpoint; a small one is made where this is not given")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of traffic, for each of the two")
+    parser.add_argument("--attention-threads", type=int, default=1)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--whole", action="store_true", help="answers come at their end, not token by token: the front door then costs little")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(options.model or skewed_checkpoint(Path(folder) / "skewed"), options)
     if options.model is None:
         print("    of the small model; its groups compute for so little of a step that its throughput says nothing: give --model")
 
