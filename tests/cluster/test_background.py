@@ -1,0 +1,83 @@
+"""What runs in the background ends, fails and begins anew with a word."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from isotherm.cluster import background
+from isotherm.cluster.background import Background, first_line, spawn_thread
+
+
+def test_a_failure_is_logged_and_told(caplog):
+    told = []
+
+    async def main() -> None:
+        async def fail() -> None:
+            raise ValueError("no")
+
+        task = Background(lambda name, error: told.append((name, str(error)))).spawn("a task", fail())
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert told == [("a task", "no")]
+    assert "a task failed" in caplog.text and "ValueError" in caplog.text
+
+
+def test_what_is_kept_begins_anew_until_it_returns(monkeypatch, caplog):
+    monkeypatch.setattr(background, "FIRST_PAUSE", 0.001)
+    runs = []
+
+    async def work() -> None:
+        runs.append(len(runs))
+        if len(runs) < 4:
+            raise OSError(f"failure {len(runs)}")
+
+    async def main() -> None:
+        await Background().keep("the watch", work)
+
+    asyncio.run(main())
+    assert runs == [0, 1, 2, 3]
+    pauses = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert [m.rsplit(" ", 2)[1] for m in pauses] == ["0.001", "0.002", "0.004"]
+
+
+def test_closing_ends_everything_silently(caplog):
+    async def main() -> list[asyncio.Task]:
+        tasks = Background()
+        spawned = [tasks.spawn("one", asyncio.sleep(100)), tasks.keep("two", lambda: asyncio.sleep(100))]
+        await asyncio.sleep(0)
+        await tasks.close()
+        return spawned
+
+    assert all(task.cancelled() for task in asyncio.run(main())) and not caplog.records
+
+
+def test_a_thread_that_is_not_vital_only_says_so(caplog):
+    def fail() -> None:
+        raise KeyError("x")
+
+    spawn_thread("reader", fail, vital=False).join()
+    assert "thread reader failed" in caplog.text
+
+
+def test_the_process_ends_with_a_vital_thread():
+    program = """
+import time, logging
+logging.basicConfig()
+from isotherm.cluster.background import spawn_thread
+spawn_thread("step loop", lambda: 1 / 0)
+time.sleep(30)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1 and "thread step loop failed; this process ends" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize(("error", "line"), [(ValueError("a\nb"), "a"), (TimeoutError(), "TimeoutError"), (OSError("\n x"), "x")])
+def test_an_error_in_one_line(error, line):
+    assert first_line(error) == line
