@@ -16,8 +16,9 @@ INDEX = "model.safetensors.index.json"
 FP8 = "F8_E4M3"
 SCALE_SUFFIX = "_scale_inv"
 BLOCK = 128
+FP8_WORDS = f"FP8 e4m3, {BLOCK}×{BLOCK} blocks"
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
-WEIGHT_DTYPES = ("F32", "F16", "BF16")
+WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # in safetensors' words and in torch's
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
               FP8: 1, "F8_E5M2": 1, "F8_E8M0": 1}
 
@@ -86,6 +87,13 @@ class Checkpoint:
                 totals[spec.part] += scale.nbytes
         totals[Part.MTP] = sum(self.tensors[name].nbytes for name in self.mtp_tensors())
         return {part: n for part, n in totals.items() if n}
+
+    def weight_format(self) -> str:
+        """How the weights are stored, in words: what the headers say, which need not be what config.json says."""
+        projections = [self.tensors[spec.name] for spec in expected_tensors(self.config) if spec.quantisable]
+        if any(info.dtype == FP8 for info in projections):
+            return FP8_WORDS
+        return WEIGHT_DTYPES[max(WEIGHT_DTYPES, key=lambda dtype: sum(info.nbytes for info in projections if info.dtype == dtype))]
 
     def mtp_tensors(self) -> list[str]:
         """Names of the tensors of multi-token-prediction layers; recognised, and not used to serve yet."""
