@@ -77,23 +77,25 @@ class ExpertServer:
 
     def _compute(self) -> None:
         while True:
-            shard, link, sequence, message = self._inbox.get()
-            begin = time.perf_counter()
+            self._serve(*self._inbox.get())  # no name for it here: it would keep the link, and its memory, until the next message
+
+    def _serve(self, shard: str, link: ServerLink, sequence: int, message: Dispatch) -> None:
+        begin = time.perf_counter()
+        try:
             try:
-                try:
-                    output = self.worker.compute(message)
-                except Exception as error:  # told to the shard, which decides; this group goes on serving others
-                    log.exception("dispatch of %s failed", shard)
-                    self.counts.messages += 1
-                    self.counts.refused += 1
-                    link.refuse(sequence, error)
-                    continue
-                # Counted before it is answered, so that a shard that has its answer finds it counted.
+                output = self.worker.compute(message)
+            except Exception as error:  # told to the shard, which decides; this group goes on serving others
+                log.exception("dispatch of %s failed", shard)
                 self.counts.messages += 1
-                self.counts.computations += 1
-                self.counts.pairs += len(message.rows_P)
-                self.counts.busy_seconds += time.perf_counter() - begin
-                link.reply(sequence, output)
-            except LinkError as error:
-                log.warning("link to %s lost: %s", shard, error)
-                self._detach(shard, link)
+                self.counts.refused += 1
+                link.refuse(sequence, error)
+                return
+            # Counted before it is answered, so that a shard that has its answer finds it counted.
+            self.counts.messages += 1
+            self.counts.computations += 1
+            self.counts.pairs += len(message.rows_P)
+            self.counts.busy_seconds += time.perf_counter() - begin
+            link.reply(sequence, output)
+        except LinkError as error:
+            log.warning("link to %s lost: %s", shard, error)
+            self._detach(shard, link)

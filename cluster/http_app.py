@@ -149,7 +149,8 @@ class FrontDoor:
             for i, generation in enumerate(prepared.requests)
         ]
         reply = Reply(
-            reply_id, body.model, int(time.time()), f"isotherm-{self._version}", chat=chat, include_usage=bool(body.stream and body.include_usage)
+            reply_id, body.model, int(time.time()), self._engine.system_fingerprint or None, chat=chat,
+            include_usage=bool(body.stream and body.include_usage),
         )
         try:
             if not body.stream:

@@ -43,13 +43,15 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
     files, weight_map = shard_files(path)
     if any(file.exists() for file in files):
         checkpoint = Checkpoint.open(path)
-        parameters[Part.MTP] = sum(math.prod(checkpoint.tensors[name].shape) for name in checkpoint.mtp_tensors() if _counts(name))
+        mtp = [checkpoint.tensors[name] for name in checkpoint.mtp_tensors() if _counts(name)]
+        parameters[Part.MTP] = sum(math.prod(info.shape) for info in mtp)
         bytes_by_part, source, weights = checkpoint.nbytes_by_part(), "safetensors headers", checkpoint.weight_format()
     else:
         names = weight_map or {}  # where no file is there, the index has named them
         for layer in _mtp_layers(names, config):
             # It has enorm, hnorm, shared_head.norm, and eh_proj from twice the hidden size too.
-            parameters[Part.MTP] += sum(math.prod(s.shape) for s in layer_tensors(config, layer)) + 3 * config.hidden_size + 2 * config.hidden_size**2
+            extra = 3 * config.hidden_size + 2 * config.hidden_size**2
+            parameters[Part.MTP] += sum(math.prod(s.shape) for s in layer_tensors(config, layer)) + extra
         bytes_by_part, weights = _estimate(config, parameters, names)
         source = "estimate from config.json and the index: the weight files are not here"
     main = sum(n for part, n in parameters.items() if part is not Part.MTP)
@@ -68,7 +70,8 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
 
 
 def _counts(name: str) -> bool:
-    """Whether a tensor of an MTP layer counts as parameters of it: block scales do not, nor do the model's own embedding and head, stored again."""
+    """Whether a tensor of an MTP layer counts as parameters of it: block scales do not, nor do the model's own embedding
+    and head, stored again."""
     return not name.endswith((SCALE_SUFFIX, ".embed_tokens.weight", ".shared_head.head.weight"))
 
 
@@ -99,8 +102,8 @@ def _architecture(c: ModelConfig, weights: str, mtp: bool) -> dict[str, Any]:
 
 
 def _estimate(c: ModelConfig, parameters: dict[Part, int], names: Mapping[str, str]) -> tuple[dict[Part, int], str]:
-    """Bytes by part, and how the weights are stored. A projection that the index names is FP8 where it names its scales; of one that it does not name,
-    and of the width of all others, config.json is believed."""
+    """Bytes by part, and how the weights are stored. A projection that the index names is FP8 where it names its scales; of
+    one that it does not name, and of the width of all others, config.json is believed."""
     width = STORED_BYTES.get(c.stored_dtype, 2)
     sizes = {part: 0 for part in Part}
     quantised = 0

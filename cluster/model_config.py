@@ -123,8 +123,9 @@ class ModelConfig:
 
 
 class _Fields:
-    """Typed access to config.json that says what is wrong and where. A default is for a field that is absent: where it stands as null, it would be
-    None in the reference implementation too, which cannot compute with it. `null_is_absent`: for fields where it can."""
+    """Typed access to config.json that says what is wrong and where. A default is for a field that is absent: where it
+    stands as null, it would be None in the reference implementation too, which cannot compute with it. `null_is_absent`:
+    for fields where it can."""
 
     def __init__(self, raw: dict[str, Any], where: str, null_is_absent: bool = False):
         self.raw, self.where, self.null_is_absent = raw, where, null_is_absent
@@ -135,7 +136,8 @@ class _Fields:
 
     def fail(self, name: str, found: Any, allowed: str) -> ModelConfigError:
         value = json.dumps(found, default=str)
-        stands = f"is {value}" if name in self.raw else "is missing" if found is None else f"is missing, which means {value}"
+        missing = "is missing" if found is None else f"is missing, which means {value}"
+        stands = f"is {value}" if name in self.raw else missing
         return ModelConfigError(f"{self.where}: {name} {stands}; it must be {allowed}")
 
     def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
@@ -163,12 +165,15 @@ class _Fields:
             raise self.fail(name, value, " or ".join(json.dumps(a) for a in allowed))
 
 
-NOT_YET = {"kimi_k2": "Kimi K2 is not supported yet", "deepseek_v32": "DeepSeek-V3.2's sparse attention is not supported yet"}
+NOT_YET = {
+    "kimi_k2": "Kimi K2 is not supported yet",
+    "deepseek_v32": "DeepSeek-V3.2's sparse attention is not supported yet",
+}
 
 
 def parse(raw: dict[str, Any], file: Path | str = "config.json") -> ModelConfig:
-    """Check a decoded config.json. Sizes must be there; every other field that is absent has the value that transformers' DeepseekV3Config and
-    DeepSeek's own configuration class give it. Raises ModelConfigError."""
+    """Check a decoded config.json. Sizes must be there; every other field that is absent has the value that transformers'
+    DeepseekV3Config and DeepSeek's own configuration class give it. Raises ModelConfigError."""
     if not isinstance(raw, dict):
         raise ModelConfigError(f"{file}: must hold a JSON object, found {type(raw).__name__}")
     f, lenient = _Fields(raw, str(file)), _Fields(raw, str(file), null_is_absent=True)

@@ -24,7 +24,8 @@ def bundled_model() -> Path:
 
 def resolve_model(model: str) -> Path:
     """An absolute directory. A hub id is downloaded (or taken from the cache) by huggingface_hub, which shows its progress; pickles and code
-    are never fetched, and weights only where the rest can be served. Raises ModelNotFoundError, ModelConfigError or TokenizerError."""
+    are never fetched, and weights only where the rest can be served. Raises ModelNotFoundError, ModelConfigError or
+    TokenizerError."""
     if model == "tiny":  # a directory of that name is ./tiny
         return bundled_model()
     refused = ModelNotFoundError(f'MODEL is {model!r}; it must be a directory, "tiny", or a hub id such as deepseek-ai/DeepSeek-V3')

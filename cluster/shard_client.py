@@ -47,6 +47,7 @@ class ShardClient:
         self._shards: dict[str, _Shard] = {}
         self._draining: list[_Shard] = []
         self._membership: Membership | None = None
+        self.system_fingerprint = ""
         self._not_ready: str | None = "the controller has not been found yet"
         self._tasks: set[asyncio.Task] = set()
 
@@ -174,7 +175,7 @@ class ShardClient:
 
     def _adopt(self, membership: Membership) -> None:
         self._membership, self._not_ready = membership, membership.not_ready
-        self.max_model_len = membership.max_model_len
+        self.max_model_len, self.system_fingerprint = membership.max_model_len, membership.system_fingerprint
         for name in membership.shards:
             if name not in self._shards:
                 shard = _Shard(name, find_worker(name), uuid.uuid4().hex)

@@ -238,8 +238,10 @@ def tokenizer_file(directory: Path) -> Path:
     """tokenizer.json. Raises TokenizerError where it is not there."""
     path = directory / "tokenizer.json"
     if not path.is_file():
-        raise TokenizerError(f"{path}: not found. Isotherm reads the `tokenizers` format alone; a model that comes with tiktoken.model (Moonlight) or "
-                             "tokenizer.model is not supported, unless its vocabulary is converted first")
+        raise TokenizerError(
+            f"{path}: not found. Isotherm reads the `tokenizers` format alone; a model that comes with tiktoken.model "
+            "(Moonlight) or tokenizer.model is not supported, unless its vocabulary is converted first"
+        )
     return path
 
 

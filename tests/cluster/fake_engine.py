@@ -63,6 +63,7 @@ class FakeEngine:
         self.delay_s = delay_s
         self.fail_after: int | None = None  # tokens; then a Delta with an error
         self.unavailable = ""
+        self.system_fingerprint = "isotherm-0123456789ab"
         self.reason: str | None = None
         self.open: set[str] = set()
         self.closed_early = 0
