@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from dataclasses import astuple, dataclass
 from typing import Protocol
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from isotherm.actors.exchange import LinkError
 from isotherm.actors.expert_worker import Dispatch, ExpertWorker
+from isotherm.cluster.background import spawn_thread
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ExpertServer:
         self.counts = ServerCounts()
         self._links: dict[str, ServerLink] = {}
         self._inbox: queue.SimpleQueue[tuple[str, ServerLink, int, Dispatch]] = queue.SimpleQueue()
-        threading.Thread(target=self._compute, name="experts", daemon=True).start()
+        spawn_thread("experts", self._compute)
 
     def links(self) -> dict[str, str]:
         """Shard → kind of link."""
@@ -60,7 +60,7 @@ class ExpertServer:
     def attach(self, shard: str, link: ServerLink) -> None:
         """Serve a link until its shard closes it or is lost. A new link of the same shard takes the place of the old one."""
         self._links[shard] = link
-        threading.Thread(target=self._receive, args=(shard, link), name=f"link {shard}", daemon=True).start()
+        spawn_thread(f"link {shard}", lambda: self._receive(shard, link))
 
     def _receive(self, shard: str, link: ServerLink) -> None:
         try:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 
 from isotherm.actors.engine import Engine
+from isotherm.cluster.background import spawn_thread
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ class StepLoop:
         self._publish = publish
         self._commands: deque[Callable[[], list[Delta]]] = deque()
         self._wake = threading.Condition()
-        threading.Thread(target=self._run, name="step loop", daemon=True).start()
+        spawn_thread("step loop", self._run)
 
     def submit(self, request: GenerationRequest) -> None:
         self._enqueue(lambda: self._add(request))
