@@ -5,27 +5,22 @@ Each stream is complete and what it would have been alone, every new request is 
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 
 import psutil
 import pytest
+from disturbed import Seen, disturb
 from faults import between, hold_thread, reset, stopped, thread_named
-from loaded import check, under_load
-from probes import Probes
+from loaded import check
 from served import Served
 from streams import Stream, Workload
 
-ROUNDS = int(os.environ.get("ISOTHERM_CHAOS_ROUNDS", "1"))  # `make chaos` asks for more
 ANSWER_SECONDS = 10.0  # in which a new request has its answer
-WHOLE_SECONDS = 60.0  # in which every worker is there again, and requests are served
-NOTICE_SECONDS = 3.0  # in which a link that was lost is noticed
-SILENCE = 40.0  # seconds after which a stream counts as hanging for ever
 WORKERS = {"attention": 1, "expert": 2}
 SHARED, GROUPS = "shared-memory", "process-group"
+Fault = Callable[[], AbstractContextManager[None]]
 over = pytest.mark.parametrize
 
 
@@ -61,65 +56,15 @@ def ingress_replica(served: Served) -> int:
     raise ProcessLookupError("there is no ingress replica")
 
 
-def whole(served: Served) -> bool:
-    """Whether it has all its workers, and says that it is ready."""
-    status = served.status()
-    loaded = [w["role"] for w in status["workers"] if w["state"] == "loaded"]
-    return len(status["workers"]) == len(loaded) and {r: loaded.count(r) for r in WORKERS} == WORKERS
+def suffer(served: Served, work: Workload, what: str, fault: Fault, seconds: float) -> list[Stream]:
+    return disturb(served, work, what, fault, seconds, every_request_is_answered, WORKERS)
 
 
-class Fault:
-    """One fault, from `begin` to `end` (of time.monotonic)."""
-
-    begin = end = 0.0
-
-    @contextmanager
-    def timed(self):
-        self.begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self.end = time.monotonic()
-
-
-def suffer(served: Served, workload: tuple[Workload, list[str]], what: str, fault: Callable[[], AbstractContextManager[None]],
-           seconds: float, judge: Callable[[Probes, Fault], None] | None = None) -> list[Stream]:  # fmt: skip
-    """`fault`, `ROUNDS` times, for so many seconds, under streams and probes. Gives the streams."""
-
-    def act() -> None:
-        for i in range(ROUNDS):
-            time.sleep(1.0)
-            hit = Fault()
-            with Probes(served.url) as probes:
-                time.sleep(0.5)
-                with hit.timed(), fault():
-                    time.sleep(seconds)
-                time.sleep(NOTICE_SECONDS)
-                recovered(served, hit)
-            tell(f"{what} [{i}]", probes, hit)
-            (judge or every_request_is_answered)(probes, hit)
-
-    return under_load(served, workload[0], act, SILENCE)
-
-
-def recovered(served: Served, hit: Fault) -> None:
-    """Return when the cluster is whole again after a fault that is over."""
-    while not whole(served):
-        assert time.monotonic() < hit.end + WHOLE_SECONDS, served.status()
-        time.sleep(0.2)
-
-
-def tell(what: str, probes: Probes, hit: Fault) -> None:
-    print(f"{what}: new requests waited {probes.waited():.1f} s at most ({probes.waited(hit.end):.1f} s after the fault's end), "
-          f"{probes.waited_though_ready():.1f} s after a 200 of /ready; {len(probes.refused())} of {len(probes.requests)} were not served, the last "
-          f"{probes.served_again(hit.begin):.1f} s after the fault; not ready for {probes.not_ready_seconds():.1f} s; "
-          f"whole again {time.monotonic() - hit.end:.1f} s after its end")  # fmt: skip
-
-
-def every_request_is_answered(probes: Probes, hit: Fault) -> None:
+def every_request_is_answered(seen: Seen) -> None:
     """Within the time, refused at most until the time is over, and never made to wait longer by a /ready that says 200."""
+    probes = seen.probes
     assert probes.waited() < ANSWER_SECONDS
-    assert probes.served_again(hit.begin) < ANSWER_SECONDS, probes.refused()
+    assert probes.served_again(seen.begin) < ANSWER_SECONDS, probes.refused()
     assert {probe.status for probe in probes.refused()} <= {503}, probes.refused()
     assert probes.waited_though_ready() < ANSWER_SECONDS
 
@@ -131,13 +76,14 @@ def every_request_is_answered(probes: Probes, hit: Fault) -> None:
 def test_an_ingress_replica_is_stopped(served, workload, record_property):
     """The only one: nobody else could answer meanwhile, unless Serve starts another. If it does, streams of the first end with an error event."""
 
-    def judge(probes: Probes, hit: Fault) -> None:
-        assert probes.waited(hit.end) < ANSWER_SECONDS
-        assert [p for p in probes.refused() if p.begin > hit.end + ANSWER_SECONDS] == []
+    def judge(seen: Seen) -> None:
+        probes = seen.probes
+        assert probes.waited(seen.end) < ANSWER_SECONDS
+        assert [p for p in probes.refused() if p.begin > seen.end + ANSWER_SECONDS] == []
         assert probes.waited_though_ready() < ANSWER_SECONDS
 
     replica = ingress_replica(served)
-    streams = suffer(served, workload, "ingress replica stopped for 20 s", lambda: stopped(ingress_replica(served)), 20.0, judge)
+    streams = disturb(served, workload[0], "ingress replica stopped", lambda: stopped(ingress_replica(served)), 20.0, judge, WORKERS)
     if ingress_replica(served) == replica:
         check(streams, workload[1], record_property, "ingress replica stopped for 20 s")
         return
@@ -150,7 +96,7 @@ def test_an_ingress_replica_is_stopped(served, workload, record_property):
 @over("served", [SHARED, GROUPS], indirect=True)
 def test_an_expert_group_is_stopped(served, workload, record_property, seconds):
     what = f"expert group stopped for {seconds:g} s"
-    streams = suffer(served, workload, what, lambda: stopped(pid_of(served, "expert")), seconds)
+    streams = suffer(served, workload[0], what, lambda: stopped(pid_of(served, "expert")), seconds)
     check(streams, workload[1], record_property, what)
 
 
@@ -164,7 +110,7 @@ def test_a_data_connection_is_reset(served, workload, record_property):
         reset(shard, joined[0])
         yield
 
-    check(suffer(served, workload, "data connection reset", fault, 0.0), workload[1], record_property, "data connection reset")
+    check(suffer(served, workload[0], "data connection reset", fault, 0.0), workload[1], record_property, "data connection reset")
 
 
 @contextmanager
@@ -184,5 +130,5 @@ def held(pid: int, thread: str, seconds: float):
 def test_a_working_thread_is_held(served, workload, record_property, role, thread, request):
     thread = thread or {SHARED: "expert loop", GROUPS: "experts"}[request.node.callspec.params["served"]]
     what = f"thread {thread!r} held for 30 s"
-    streams = suffer(served, workload, what, lambda: held(pid_of(served, role), thread, 30.0), 30.0)
+    streams = suffer(served, workload[0], what, lambda: held(pid_of(served, role), thread, 30.0), 30.0)
     check(streams, workload[1], record_property, what)

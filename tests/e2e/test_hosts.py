@@ -1,0 +1,169 @@
+"""A cluster over several hosts, in network namespaces, whose network and nodes fail under live streams: none is altered, and none is lost where there
+is a copy or a spare place. Links between hosts are gloo's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+
+import psutil
+import pytest
+from disturbed import Seen, disturb
+from faults import between, reset
+from hosts import Host, Hosts, unavailable_reason
+from loaded import check
+from served import Served
+from streams import Workload
+
+pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"no hosts can be made: {unavailable_reason()}")
+WHOLE_SECONDS = 15.0  # from a fault's end until everything is as before
+ENDS_SECONDS = 15.0  # until a node that was taken for dead, and hears of it, has ended
+WORKERS = {"attention": 1, "expert": 2}
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    """A head, three hosts with room for one worker each, and one to spare."""
+    with Hosts(5) as hosts:
+        hosts.start_ray(hosts.head, 0)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda host: hosts.start_ray(host, 1), hosts.hosts[1:]))
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def served(hosts, tmp_path_factory):
+    manifest = {"attention": {"cpus": 1}, "experts": {"cpus": 1}, "links": {"timeout": 4.0}, "liveness": {"timeout": 5.0},
+                "autoscaling": {"mode": "off"}}  # fmt: skip
+    with hosts.head.entered(), Served(manifest, tmp_path_factory.mktemp("hosts"), "--address", hosts.address) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def workload() -> tuple[Workload, list[str]]:
+    work = Workload(8, [120])
+    return work, work.alone()
+
+
+def host_of(hosts: Hosts, served: Served, role: str) -> Host:
+    """Where a worker of this role runs."""
+    status = served.status()
+    node = next(w["node"] for w in status["workers"] if w["role"] == role)
+    address = next(n["address"] for n in status["nodes"] if n["id"] == node)
+    return next(host for host in hosts.hosts if host.address == address)
+
+
+def nodes(served: Served) -> set[str]:
+    return {n["id"] for n in served.status()["nodes"] if n["alive"]}
+
+
+def suffer(served: Served, workload: tuple[Workload, list[str]], record_property, what: str,
+           fault: Callable[[], AbstractContextManager[None]], seconds: float) -> None:  # fmt: skip
+    streams = disturb(served, workload[0], what, fault, seconds, whole_in_time, WORKERS)
+    check(streams, workload[1], record_property, what)
+
+
+def whole_in_time(seen: Seen) -> None:
+    assert seen.whole < seen.end + WHOLE_SECONDS
+    probes = seen.probes
+    assert probes.waited(seen.end) < WHOLE_SECONDS
+    assert [p for p in probes.refused() if p.begin > seen.end + WHOLE_SECONDS] == []
+    assert {p.status for p in probes.refused()} <= {503}, probes.refused()
+    assert probes.waited_though_ready() < WHOLE_SECONDS
+
+
+def test_each_worker_has_a_host_of_its_own(hosts, served, workload, record_property):
+    status = served.status()
+    assert len({w["node"] for w in status["workers"]}) == 3 and len(status["nodes"]) == 5
+    links = [kind for w in status["workers"] if w["role"] == "expert" for kind in w["links"].values()]
+    assert links == ["process-group (gloo)"] * 2
+    check(asyncio.run(workload[0].serve(served.url)), workload[1], record_property, "undisturbed")
+
+
+def test_data_connections_are_reset(hosts, served, workload, record_property):
+    @contextmanager
+    def fault():
+        pids = {role: [w["pid"] for w in served.status()["workers"] if w["role"] == role] for role in WORKERS}
+        (shard,) = pids["attention"]
+        for group in pids["expert"]:
+            joined = between(shard, group)
+            assert joined, "a shard and a group have a link, so a connection"
+            for connection in joined:
+                reset(shard, connection)
+        yield
+
+    suffer(served, workload, record_property, "both data connections reset", fault, 0.0)
+
+
+def test_a_bad_line_evicts_nobody(hosts, served, record_property):
+    """200 ms there and back, and 5 % of all packets lost, on the line of a host with a group."""
+    work = Workload(8, [8])
+    before = {w["id"]: w["pid"] for w in served.status()["workers"]}
+    suffer(served, (work, work.alone()), record_property, "200 ms and 5 % loss",
+           lambda: hosts.bad_line(host_of(hosts, served, "expert"), 0.1, 0.05), 30.0)  # fmt: skip
+    assert {w["id"]: w["pid"] for w in served.status()["workers"]} == before
+
+
+@pytest.mark.parametrize("direction", ["to the group", "from the group"])
+def test_a_one_way_blackhole(hosts, served, workload, record_property, direction):
+    """Between the hosts of the shard and of a group; Ray's head reaches both."""
+
+    @contextmanager
+    def fault():
+        ends = [host_of(hosts, served, "attention"), host_of(hosts, served, "expert")]
+        if direction == "from the group":
+            ends.reverse()
+        hosts.blackhole(*ends)
+        try:
+            yield
+        finally:
+            hosts.heal(*ends)
+
+    suffer(served, workload, record_property, f"one-way blackhole, {direction}", fault, 20.0)
+
+
+@pytest.mark.parametrize("role", ["expert", "attention"])
+def test_a_host_goes_down_and_comes_back_as_a_new_member(hosts, served, workload, record_property, role):
+    @contextmanager
+    def fault():
+        host, before = host_of(hosts, served, role), nodes(served)
+        hosts.unplug(host)
+        try:
+            yield
+        finally:
+            hosts.plug(host)
+        come_back(hosts, served, host, before)
+
+    suffer(served, workload, record_property, f"the host of an {role} worker down", fault, 20.0)
+
+
+def come_back(hosts: Hosts, served: Served, host: Host, before: set[str]) -> None:
+    """What a host had before it was taken for dead ends by itself; Ray is started again on it, as a supervisor would."""
+    begin = time.monotonic()
+    while host.titles() or host.ray.poll() is None:
+        assert time.monotonic() < begin + ENDS_SECONDS, [*host.titles(), host.ray.poll()]
+        time.sleep(0.1)
+    print(f"the old node had ended {time.monotonic() - begin:.1f} s after it was plugged in")
+    hosts.end_ray(host)
+    hosts.start_ray(host, 1)
+    while len(now := nodes(served)) < len(before):
+        assert time.monotonic() < begin + 60, now
+        time.sleep(0.2)
+    assert len(now - before) == 1
+
+
+@pytest.mark.parametrize("role", ["expert", "attention"])
+def test_a_raylet_is_killed(hosts, served, workload, record_property, role):
+    @contextmanager
+    def fault():
+        host, before = host_of(hosts, served, role), nodes(served)
+        raylet = host.raylet()
+        raylet.kill()
+        psutil.wait_procs([raylet], timeout=5)
+        yield
+        come_back(hosts, served, host, before)
+
+    suffer(served, workload, record_property, f"raylet of an {role} worker killed", fault, 0.0)
