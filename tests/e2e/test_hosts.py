@@ -61,8 +61,9 @@ def nodes(served: Served) -> set[str]:
 
 
 def suffer(served: Served, workload: tuple[Workload, list[str]], record_property, what: str,
-           fault: Callable[[], AbstractContextManager[None]], seconds: float) -> None:  # fmt: skip
-    streams = disturb(served, workload[0], what, fault, seconds, whole_in_time, WORKERS)
+           fault: Callable[[], AbstractContextManager[None]], seconds: float,
+           repair: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+    streams = disturb(served, workload[0], what, fault, seconds, whole_in_time, WORKERS, repair)
     check(streams, workload[1], record_property, what)
 
 
@@ -125,45 +126,56 @@ def test_a_one_way_blackhole(hosts, served, workload, record_property, direction
     suffer(served, workload, record_property, f"one-way blackhole, {direction}", fault, 20.0)
 
 
+class Lost:
+    """The host that a fault took, and the nodes that Ray had before."""
+
+    def __init__(self, hosts: Hosts, served: Served):
+        self._hosts, self._served = hosts, served
+
+    def choose(self, role: str) -> Host:
+        self.host, self._before = host_of(self._hosts, self._served, role), nodes(self._served)
+        return self.host
+
+    def come_back(self) -> None:
+        """What it had before it was taken for dead has ended by itself; Ray is started again on it, as a supervisor would."""
+        host, deadline = self.host, time.monotonic() + ENDS_SECONDS
+        while host.titles() or host.ray.poll() is None:
+            assert time.monotonic() < deadline, [*host.titles(), host.ray.poll()]
+            time.sleep(0.1)
+        print(f"the old node had ended {time.monotonic() - deadline + ENDS_SECONDS:.1f} s after the cluster was whole")
+        self._hosts.end_ray(host)
+        self._hosts.start_ray(host, 1)
+        while len(now := nodes(self._served)) < len(self._before):
+            assert time.monotonic() < deadline + 60, now
+            time.sleep(0.2)
+        assert len(now - self._before) == 1
+
+
 @pytest.mark.parametrize("role", ["expert", "attention"])
 def test_a_host_goes_down_and_comes_back_as_a_new_member(hosts, served, workload, record_property, role):
+    lost = Lost(hosts, served)
+
     @contextmanager
     def fault():
-        host, before = host_of(hosts, served, role), nodes(served)
+        host = lost.choose(role)
         hosts.unplug(host)
         try:
             yield
         finally:
             hosts.plug(host)
-        come_back(hosts, served, host, before)
 
-    suffer(served, workload, record_property, f"the host of an {role} worker down", fault, 20.0)
-
-
-def come_back(hosts: Hosts, served: Served, host: Host, before: set[str]) -> None:
-    """What a host had before it was taken for dead ends by itself; Ray is started again on it, as a supervisor would."""
-    begin = time.monotonic()
-    while host.titles() or host.ray.poll() is None:
-        assert time.monotonic() < begin + ENDS_SECONDS, [*host.titles(), host.ray.poll()]
-        time.sleep(0.1)
-    print(f"the old node had ended {time.monotonic() - begin:.1f} s after it was plugged in")
-    hosts.end_ray(host)
-    hosts.start_ray(host, 1)
-    while len(now := nodes(served)) < len(before):
-        assert time.monotonic() < begin + 60, now
-        time.sleep(0.2)
-    assert len(now - before) == 1
+    suffer(served, workload, record_property, f"the host of an {role} worker down", fault, 20.0, lost.come_back)
 
 
 @pytest.mark.parametrize("role", ["expert", "attention"])
 def test_a_raylet_is_killed(hosts, served, workload, record_property, role):
+    lost = Lost(hosts, served)
+
     @contextmanager
     def fault():
-        host, before = host_of(hosts, served, role), nodes(served)
-        raylet = host.raylet()
+        raylet = lost.choose(role).raylet()
         raylet.kill()
         psutil.wait_procs([raylet], timeout=5)
         yield
-        come_back(hosts, served, host, before)
 
-    suffer(served, workload, record_property, f"raylet of an {role} worker killed", fault, 0.0)
+    suffer(served, workload, record_property, f"raylet of an {role} worker killed", fault, 0.0, lost.come_back)

@@ -46,8 +46,9 @@ class Seen:
 
 
 def disturb(served: Served, work: Workload, what: str, fault: Callable[[], AbstractContextManager[None]], seconds: float,
-            judge: Callable[[Seen], None], workers: dict[str, int]) -> list[Stream]:  # fmt: skip
-    """`fault`, `ROUNDS` times, for so many seconds, each judged when the cluster has its `workers` (numbers by role) again. Gives the streams."""
+            judge: Callable[[Seen], None], workers: dict[str, int], repair: Callable[[], None] = lambda: None) -> list[Stream]:  # fmt: skip
+    """`fault`, `ROUNDS` times, for so many seconds, each judged when the cluster has its `workers` (numbers by role) again; then `repair` puts right
+    what is not Isotherm's business. Gives the streams."""
 
     def act() -> None:
         for i in range(ROUNDS):
@@ -61,6 +62,7 @@ def disturb(served: Served, work: Workload, what: str, fault: Callable[[], Abstr
                 seen.whole = max(seen.whole, wait_until_whole(served, workers, seen.end + GIVE_UP_SECONDS, seen.whole))
             print(f"{what} [{i}] {seen}", flush=True)
             judge(seen)
+            repair()
 
     return under_load(served, work, act, SILENCE)
 
