@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 
 import psutil
@@ -29,8 +28,8 @@ def hosts():
     """A head, three hosts with room for one worker each, and one to spare."""
     with Hosts(5) as hosts:
         hosts.start_ray(hosts.head, 0)
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda host: hosts.start_ray(host, 1), hosts.hosts[1:]))
+        for host in hosts.hosts[1:]:
+            hosts.start_ray(host, 1)
         yield hosts
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import psutil
 import pytest
@@ -51,8 +51,9 @@ def pid_of(served: Served, role: str) -> int:
 def ingress_replica(served: Served) -> int:
     served.remember_processes()
     for pid, process in served._family.items():
-        if process.is_running() and " ".join(process.cmdline()).startswith("ray::ServeReplica"):
-            return pid
+        with suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith("ray::ServeReplica"):
+                return pid
     raise ProcessLookupError("there is no ingress replica")
 
 

@@ -27,10 +27,12 @@ PORT = 6379  # of Ray's head, in a namespace of its own
 NOWHERE = "02:00:00:00:00:00"  # a hardware address that nobody has
 CLONE_NEWNET = 0x40000000
 OBJECT_STORE_BYTES = 100 << 20
-START_SECONDS = 60.0
-# A downed link is noticed in 3 to 5 s instead of 30; what is lost now and then on the way is not taken for one.
-HEALTH = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000",
-          "RAY_health_check_failure_threshold": "3"}  # fmt: skip
+START_SECONDS = 120.0
+# A downed link is noticed in 3 to 5 s instead of 30; what is lost now and then on the way is not taken for one. No worker is started before it is
+# asked for: that is several seconds of computing for each node.
+SETTINGS = {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0",
+            "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3"}  # fmt: skip
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -107,6 +109,11 @@ class Host(Namespace):
     def __init__(self, number: int):
         self.number, self.address = number, f"10.78.0.{number + 1}"
         self.ray: subprocess.Popen | None = None
+
+    def __exit__(self, *_: object) -> None:
+        super().__exit__()
+        if self.ray is not None:
+            self.ray.wait()
 
     def titles(self) -> list[str]:
         """Of the processes that run Isotherm's workers."""
@@ -209,7 +216,7 @@ class Hosts:
         role = ["--head", f"--port={PORT}", "--include-dashboard=false"] if host is self.head else [f"--address={self.address}"]
         command = [RAY, "start", *role, f"--node-ip-address={host.address}", f"--num-cpus={cpus:g}", "--block", "--disable-usage-stats",
                    f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}"]  # fmt: skip
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | LOCAL_RAY | HEALTH
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | LOCAL_RAY | SETTINGS
         for name in LOOPBACK:
             del environment[name]
         with host.entered(), open(folder / "ray.log", "a") as log:
