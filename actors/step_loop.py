@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from isotherm.actors.engine import Engine
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest
+from isotherm.cluster.scheduler import QueueFullError
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class StepLoop:
     def _add(self, request: GenerationRequest) -> list[Delta]:
         try:
             self.engine.scheduler.add(request)
+        except QueueFullError as error:
+            return [Delta(request.id, 0, finish_reason=FinishReason.REFUSED, error=str(error))]
         except ValueError as error:
             return [Delta(request.id, len(request.generated), finish_reason=FinishReason.ERROR, error=str(error))]
         return []

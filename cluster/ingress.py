@@ -8,7 +8,8 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from isotherm.cluster.http_app import build_app
+from isotherm.cluster.http_access import Access
+from isotherm.cluster.http_app import AppSettings, build_app
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model_config import ModelConfig
 from isotherm.cluster.ray_workers import ON_HEAD
@@ -21,15 +22,19 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
 
     def build():  # runs in each replica, on the event loop that will serve its requests
         config = ModelConfig.load(model_path)
-        engine = ShardClient(config.vocab_size, manifest.scheduler_config(config).max_model_len, manifest.liveness.timeout)
+        shard_capacity = manifest.engine.max_sequences + manifest.engine.max_waiting
+        engine = ShardClient(config.vocab_size, manifest.scheduler_config(config).max_model_len, manifest.liveness.timeout, shard_capacity)
         engine.start()
-        return build_app(engine, Tokenizer.load(model_path), manifest.model_id, admin=engine)
+        settings = AppSettings(access=Access(manifest.http.admin, manifest.http.metrics))
+        return build_app(engine, Tokenizer.load(model_path), manifest.model_id, settings=settings, admin=engine)
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),
         name="ingress",
         num_replicas=manifest.http.replicas,
         max_ongoing_requests=manifest.http.max_ongoing_requests,
+        max_queued_requests=manifest.http.max_queued_requests,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
         # Several replicas are spread, so that the loss of a node is not the loss of all.
         ray_actor_options={"num_cpus": 0} | ({"resources": ON_HEAD} if manifest.http.replicas == 1 else {}),
         graceful_shutdown_wait_loop_s=0.2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
@@ -13,7 +14,7 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
-from isotherm.cluster.engine_client import EngineUnavailableError
+from isotherm.cluster.engine_client import EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.liveness import watch_controller
 from isotherm.cluster.membership import Membership
 from isotherm.cluster.ray_workers import ControllerProcess, find_controller, find_worker
@@ -41,8 +42,9 @@ class _Shard:
 class ShardClient:
     """EngineClient over the shards that the controller names. Start it with `start` on the event loop that uses it."""
 
-    def __init__(self, vocab_size: int, max_model_len: int, liveness: float = 0.0):
-        """`liveness`: seconds of silence after which the controller counts as hung; 0: never."""
+    def __init__(self, vocab_size: int, max_model_len: int, liveness: float = 0.0, shard_capacity: int = sys.maxsize):
+        """`liveness`: seconds of silence after which the controller counts as hung; 0: never. `shard_capacity`: requests that each shard takes."""
+        self._shard_capacity = shard_capacity
         self.vocab_size, self.max_model_len, self._liveness = vocab_size, max_model_len, liveness
         self._shards: dict[str, _Shard] = {}
         self._draining: list[_Shard] = []
@@ -65,15 +67,21 @@ class ShardClient:
     def not_ready(self) -> str | None:
         return self._not_ready
 
+    def capacity(self) -> int:
+        return self._shard_capacity * max(1, len(self._shards))
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """As EngineClient says. A request whose shard is lost or drained goes on at another, from the tokens that were already given out."""
         sent = list(request.generated)
         shard = await self._choose_within(ADMISSION_SECONDS) if self._will_serve() else self._choose()
+        attempt = request
         while True:
-            async with aclosing(self._attempt(shard, request.resumed(tuple(sent)))) as deltas:
+            async with aclosing(self._attempt(shard, attempt)) as deltas:
                 async for delta in deltas:
                     if delta.finish_reason is FinishReason.MOVED:
                         break
+                    if delta.finish_reason is FinishReason.REFUSED:
+                        raise EngineOverloadedError(delta.error)
                     if delta.token_ids and delta.start != len(sent):
                         raise RuntimeError(f"{shard.name} sent token {delta.start} of request {request.id} where {len(sent)} was due")
                     sent += delta.token_ids
@@ -81,6 +89,7 @@ class ShardClient:
                     if delta.finish_reason is not None:
                         return
             log.info("request %s goes on elsewhere after %d tokens", request.id, len(sent))
+            attempt = request.resumed(tuple(sent))
             if len(sent) == len(request.generated):
                 shard = await self._choose_within(ADMISSION_SECONDS)
                 continue
