@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isotherm.cluster.http_health import HealthMiddleware
 from isotherm.cluster.http_protocol import use_front_door_protocol
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -86,4 +87,4 @@ def serve_proxy_middlewares() -> list[Middleware]:
     before an application's own middlewares run (ray/serve/_private/proxy.py), so they can only be stripped there. Serve calls this in each proxy
     before it starts the HTTP server, so the protocol is chosen here too."""
     use_front_door_protocol()
-    return [Middleware(ServeProxyMiddleware)]
+    return [Middleware(HealthMiddleware), Middleware(ServeProxyMiddleware)]  # the last is the outermost
