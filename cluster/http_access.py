@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from isotherm.cluster.loopback import is_loopback
 from isotherm.cluster.openai_schemas import APIError
 from isotherm.cluster.openai_stream import to_json
 
@@ -59,26 +59,15 @@ def operators_field(path: str) -> str | None:
 def why_not_local(peer: str | None, headers: Mapping[str, str]) -> str | None:
     """Why a request does not come from this machine's own processes; None where it does. What a header says is never a reason to let somebody in. But
     a proxy on this machine says in one that it speaks for another, and a browser that it does so for a page of another site."""
-    if not _is_loopback(peer):
+    if not is_loopback(peer):
         return f"this request comes from {peer or 'an unknown address'}"
     if any(name in headers for name in _FORWARDED):
         return "this request came through a proxy"
     origin = headers.get("origin")
     if origin is not None or headers.get("sec-fetch-site", "none") != "none":
         host = headers.get("host", "")
-        if not _is_loopback(urlsplit(f"//{host}").hostname) or origin not in (None, f"http://{host}", f"https://{host}"):
+        if not is_loopback(urlsplit(f"//{host}").hostname) or origin not in (None, f"http://{host}", f"https://{host}"):
             return "this request was made by a page of another site"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return "this request was made by a page of another site"
     return None
-
-
-def _is_loopback(host: str | None) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host or "")
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
