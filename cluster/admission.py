@@ -1,11 +1,13 @@
-"""Which requests the front door lets in, decided before they cost anything, and when one that was refused should come again. Pure."""
+"""Which requests the front door lets in, decided before they cost anything, and when one that was refused should come
+again. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 LONGEST_RETRY = 60  # seconds
-_WEIGHT = 0.1  # of the newest interval in the mean of the intervals between two departures
+_MEMORY = 10.0  # seconds after which a departure counts 1/e
 
 
 class Admission:
@@ -15,26 +17,35 @@ class Admission:
         """`random` gives numbers from 0 to 1: those who were refused together shall not come back together."""
         self.open = 0
         self._random = random
-        self._interval: float | None = None  # mean seconds between two departures, while requests are open
-        self._since = 0.0  # the last departure, or the arrival of the first request after there was none
+        self._at = 0.0  # the time of the two below
+        self._left = 0.0  # departures, decayed
+        self._busy = 0.0  # seconds in which requests were open, decayed alike
 
     def enter(self, count: int, capacity: int, now: float) -> bool:
         """Let so many in, where not more than `capacity` are open then. All or none."""
         if self.open + count > capacity:
             return False
-        if not self.open:
-            self._since = now
+        self._advance(now)
         self.open += count
         return True
 
     def leave(self, count: int, now: float) -> None:
+        self._advance(now)
         self.open -= count
-        interval = (now - self._since) / count
-        self._interval = interval if self._interval is None else self._interval + _WEIGHT * (interval - self._interval)
-        self._since = now
+        self._left += count
 
-    def retry_after(self) -> int:
-        """Whole seconds: a quarter to a half of the time that a request spends here now, which is what the open ones take to leave. There is room
-        again then, and the queue is not yet empty."""
-        stay = self.open * (self._interval or 0.0)
-        return int(min(max(1.0, stay * (0.25 + 0.25 * self._random())), LONGEST_RETRY) + 0.5)
+    def retry_after(self, now: float) -> int:
+        """Whole seconds: a quarter to a half of the time that a request spends here now, which is what those that are
+        open take to leave. There is room again then, and the queue is not yet empty."""
+        self._advance(now)
+        if self._left < 0.5:  # nothing is known but that none has left for so long
+            stay = 2 * self._busy
+        else:
+            stay = self.open * self._busy / self._left
+        return math.ceil(min(max(1.0, stay * (0.25 + 0.25 * self._random())), LONGEST_RETRY))
+
+    def _advance(self, now: float) -> None:
+        kept = math.exp((self._at - now) / _MEMORY)
+        self._left *= kept
+        self._busy = self._busy * kept + (_MEMORY * (1 - kept) if self.open else 0.0)
+        self._at = now

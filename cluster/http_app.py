@@ -155,7 +155,7 @@ class FrontDoor:
         places.callback(lambda: self._admission.leave(count, clock()))
 
     def _overloaded(self, reason: str) -> APIError:
-        headers = {"retry-after": str(self._admission.retry_after())}
+        headers = {"retry-after": str(self._admission.retry_after(time.monotonic()))}
         return APIError(f"{reason}; try again in a while", status=429, kind="overloaded_error", code="overloaded", headers=headers)
 
     async def _prepared(self, request: Request, prepare: Callable[..., Prepared], prefix: str) -> Prepared:

@@ -47,7 +47,7 @@ def prepare_chat(raw: bytes, reply_id: str, models: Collection[str], tokenizer: 
     messages = [message.for_template() for message in body.messages]
     _check_chars(sum(len(message["content"] or "") for message in messages), limits, "messages")
     try:
-        prompt = tokenizer.render_chat(messages, body.template_tools, True, **(body.chat_template_kwargs or {}))
+        prompt = tokenizer.render_chat(messages, None, True, **(body.chat_template_kwargs or {}))
     except NoChatTemplateError as error:
         raise APIError(str(error), param="messages") from None
     except ChatTemplateBrokenError as error:
