@@ -8,11 +8,13 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from isotherm.cluster.controller_client import ControllerClient
 from isotherm.cluster.http_access import Access
 from isotherm.cluster.http_app import AppSettings, build_app
+from isotherm.cluster.liveness import watch_controller
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model_config import ModelConfig
-from isotherm.cluster.ray_workers import ON_HEAD
+from isotherm.cluster.ray_workers import ON_HEAD, ControllerProcess
 from isotherm.cluster.shard_client import ShardClient
 from isotherm.cluster.text import Tokenizer
 
@@ -22,11 +24,15 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
 
     def build():  # runs in each replica, on the event loop that will serve its requests
         config = ModelConfig.load(model_path)
+        controller = ControllerClient()
         shard_capacity = manifest.engine.max_sequences + manifest.engine.max_waiting
-        engine = ShardClient(config.vocab_size, manifest.scheduler_config(config).max_model_len, manifest.liveness.timeout, shard_capacity)
+        max_model_len = manifest.scheduler_config(config).max_model_len
+        engine = ShardClient(controller, config.vocab_size, max_model_len, shard_capacity)
         engine.start()
+        if limit := manifest.liveness.timeout:
+            engine.background.keep("the watch over the controller", lambda: watch_controller(ControllerProcess(), limit))
         settings = AppSettings(access=Access(manifest.http.admin, manifest.http.metrics))
-        return build_app(engine, Tokenizer.load(model_path), manifest.model_id, settings=settings, admin=engine)
+        return build_app(engine, Tokenizer.load(model_path), manifest.model_id, settings=settings, admin=controller)
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),

@@ -13,6 +13,7 @@ class FinishReason(str, Enum):
     ABORT = "abort"  # the client went away
     ERROR = "error"  # the request alone failed; Delta.error says why
     REFUSED = "refused"  # the shard's queue is full; nothing was begun, and a later try may be taken
+    LOST = "lost"  # its shard was lost; said by the ingress replica to itself, which resubmits the request
     MOVED = "moved"  # the shard gave the request back; the ingress resubmits it elsewhere and the client never sees this
 
 
