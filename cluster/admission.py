@@ -38,10 +38,8 @@ class Admission:
         """Whole seconds: a quarter to a half of the time that a request spends here now, which is what those that are
         open take to leave. There is room again then, and the queue is not yet empty."""
         self._advance(now)
-        if self._left < 0.5:  # nothing is known but that none has left for so long
-            stay = 2 * self._busy
-        else:
-            stay = self.open * self._busy / self._left
+        # Before the first has left nothing is known, but for how long they have all been here.
+        stay = 2 * self._busy if self._left < 0.5 else self.open * self._busy / self._left
         return math.ceil(min(max(1.0, stay * (0.25 + 0.25 * self._random())), LONGEST_RETRY))
 
     def _advance(self, now: float) -> None:

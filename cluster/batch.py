@@ -1,8 +1,10 @@
-"""Runs a file of requests in OpenAI's batch format against a server: rows in, one result line per row, resumed from its own output.
+"""Runs a file of requests in OpenAI's batch format against a server: rows in, one result line per row, resumed from its
+own output.
 
-The output is the only state. A result line is written with one append, so a kill leaves at most a torn last line, which the next run cuts off. A row
-is in the output once: when the server has answered it, be it with an error that is about the row. A row that the server could not be asked stays out,
-for the next run; so does one that was answered by something else than the API (a wrong path, a proxy's page), which ends the run."""
+The output is the only state. A result line is written with one append, so a kill leaves at most a torn last line, which
+the next run cuts off. A row is in the output once: when the server has answered it, be it with an error that is about
+the row. A row that the server could not be asked stays out, for the next run; so does one that was answered by
+something else than the API (a wrong path, a proxy's page), which ends the run."""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ from isotherm.cluster.client_answers import said_in
 _URLS = ("/v1/chat/completions", "/v1/completions")
 _TRANSIENT_STATUS = (429, 502, 503, 504)
 _FOR_ALL_ROWS = (401, 403, 404, 405, 407)  # a row is not to blame, whatever it asks; but for a model that is not served
-ROWS_FAILED, ROWS_LEFT = 3, 4  # exit statuses of `isotherm batch`; 1 is an error that kept it from running, 2 a wrong command line
+# Exit statuses of `isotherm batch`; 1 is an error that kept it from running, 2 a wrong command line.
+ROWS_FAILED, ROWS_LEFT = 3, 4
 _SYNC_INTERVAL_S = 5.0  # results a power cut may cost; a killed process costs none
 _PLAIN_INTERVAL_S = 5.0
 
@@ -43,8 +46,8 @@ class BatchError(Exception):
 
 @dataclass
 class BatchSummary:
-    """Rows: all of the input; of those the ones found done; answered in this run; answered with an error, in this run or before; and not answered,
-    which a further run will ask again."""
+    """Rows: all of the input; of those the ones found done; answered in this run; answered with an error, in this run
+    or before; and not answered, which a further run will ask again."""
 
     total: int = 0
     resumed: int = 0
@@ -134,8 +137,11 @@ async def run_batch(
     return summary
 
 
-async def _ask(client: AsyncClient, row: dict[str, Any], attempts: int, backoff_s: float, answered: Callable[[], int]) -> dict[str, Any] | str:
-    """The row's result line, or why it could not be asked. `answered`: how many rows have been; as long as that grows, the server is only busy."""
+async def _ask(
+    client: AsyncClient, row: dict[str, Any], attempts: int, backoff_s: float, answered: Callable[[], int]
+) -> dict[str, Any] | str:
+    """The row's result line, or why it could not be asked. `answered`: how many rows have been; as long as that grows,
+    the server is only busy."""
     if (problem := _problem(row)) is not None:
         return _result(row, None, {"code": "invalid_row", "message": problem})
     attempt, before = 0, answered()
@@ -146,8 +152,9 @@ async def _ask(client: AsyncClient, row: dict[str, Any], attempts: int, backoff_
             reason = str(error)
         else:
             if response.status not in _TRANSIENT_STATUS:
-                no_answer = _no_answer(response)
-                return _result(row, response, None) if no_answer is None else f"{row['custom_id']}: {client.base_url}{row['url']} {no_answer}"
+                if (no_answer := _no_answer(response)) is not None:
+                    return f"{row['custom_id']}: {client.base_url}{row['url']} {no_answer}"
+                return _result(row, response, None)
             reason = f"the server answered {response.status}"
         attempt, before = (attempt + 1 if answered() == before else 1), answered()
         if attempt >= attempts:
@@ -156,10 +163,13 @@ async def _ask(client: AsyncClient, row: dict[str, Any], attempts: int, backoff_
 
 
 def _no_answer(response: RawResponse) -> str | None:
-    """Why what came is no answer to the row: nothing of the API answers there, or it answers nobody. None where it is one."""
+    """Why what came is no answer to the row: nothing of the API answers there, or it answers nobody. None where it is
+    one."""
     body = response.body if isinstance(response.body, dict) else {}
     if response.status == 200:
-        return None if isinstance(body.get("choices"), list) else "answered 200 with something else than a reply; is it the API's address?"
+        if isinstance(body.get("choices"), list):
+            return None
+        return "answered 200 with something else than a reply; is it the API's address?"
     error = body.get("error")
     if not isinstance(error, dict) or response.status < 400:
         said = said_in(body) or "no error object"
@@ -196,7 +206,8 @@ def _result(row: dict[str, Any], response: RawResponse | None, error: dict[str, 
 
 
 class _Output:
-    """The output file, open for appending and locked against a second run. `done` has the digests of the custom_ids in it, and which are of errors.
+    """The output file, open for appending and locked against a second run. `done` has the digests of the custom_ids in
+    it, and which are of errors.
     """
 
     def __init__(self, path: Path) -> None:

@@ -24,6 +24,7 @@ errors = Console(stderr=True)
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL|MANIFEST", help='a directory, a hub id, "tiny", or a manifest (*.yaml)')]
 AddressOption = Annotated[Optional[str], typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster")]  # noqa: UP045
 DEFAULT_URL = "http://127.0.0.1:8000"
+INPUT_HELP = "requests in OpenAI's batch format, a JSON object a line; -: standard input"
 COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
 
 
@@ -256,7 +257,7 @@ def chat(
 @app.command()
 @user_errors
 def batch(
-    input_path: Annotated[Path, typer.Option("--input", help="requests in OpenAI's batch format, a JSON object a line; -: standard input")],
+    input_path: Annotated[Path, typer.Option("--input", help=INPUT_HELP)],
     output_path: Annotated[Path, typer.Option("--output", help="results; a file that is there already is completed")],
     url: Annotated[Optional[str], typer.Option(help="endpoint; default: the one of the cluster that this job runs on")] = None,  # noqa: UP045
     concurrency: Annotated[int, typer.Option(min=1, max=4096)] = 32,

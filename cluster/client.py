@@ -326,7 +326,8 @@ def _http_options(base_url: str, api_key: str | None, timeout: float) -> dict[st
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     # Bounded by the callers' own concurrency, not by a pool that would make them wait for a connection.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-    base = httpx.URL(base_url.rstrip("/").removesuffix("/v1"))  # OpenAI's clients are given it with /v1, which every path here has already
+    # OpenAI's clients are given it with /v1, which every path here has already.
+    base = httpx.URL(base_url.rstrip("/").removesuffix("/v1"))
     # The environment's proxies are for other machines.
     host = f"[{base.host}]" if ":" in base.host else base.host
     mounts = {f"all://{host}": None} if reaches_this_machine(base.host) else {}

@@ -1,7 +1,7 @@
 """What a server's answers mean to a client: errors, whole replies, and the events of a stream.
 
-Servers and the gateways before them leave fields out, or set them to null, that OpenAI's own always have: what can be told without them is told, and
-what cannot is an error of this module."""
+Servers and the gateways before them leave fields out, or set them to null, that OpenAI's own always have: what can be
+told without them is told, and what cannot is an error of this module."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class RawResponse:
 
 
 class Events:
-    """Server-sent events from bytes, as they come in. Splits at line feeds only: text may hold other line separators."""
+    """Server-sent events from bytes, as they come in. Splits at line feeds only: text may hold other separators."""
 
     def __init__(self) -> None:
         self.received = False
@@ -145,7 +145,8 @@ def checked(response: RawResponse) -> Any:
 
 
 def said_in(body: Any) -> str:
-    """The message of an error's body: OpenAI's form, or what other servers and gateways have in its place. Empty where there is none."""
+    """The message of an error's body: OpenAI's form, or what other servers and gateways have in its place. Empty where
+    there is none."""
     if not isinstance(body, dict):
         return ""
     error = body.get("error") or body.get("detail") or body.get("message")
@@ -166,7 +167,9 @@ def completion(body: Any) -> Completion:
     """Raises APIError where the answer is no reply, or one without choices."""
     try:
         choices = tuple(
-            Choice(one.get("index") or 0, _text(one, "message"), one.get("finish_reason")) for one in body.get("choices") or () if one is not None
+            Choice(one.get("index") or 0, _text(one, "message"), one.get("finish_reason"))
+            for one in body.get("choices") or ()
+            if one is not None
         )
         if not choices:
             raise APIError(200, "the answer has no choices")
@@ -198,4 +201,9 @@ def _usage(body: Any) -> Usage | None:
     if not body:
         return None
     details = body.get("prompt_tokens_details") or {}
-    return Usage(*(int(value or 0) for value in (body.get("prompt_tokens"), body.get("completion_tokens"), details.get("cached_tokens"))))
+    return Usage(
+        *(
+            int(value or 0)
+            for value in (body.get("prompt_tokens"), body.get("completion_tokens"), details.get("cached_tokens"))
+        )
+    )

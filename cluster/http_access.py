@@ -1,4 +1,5 @@
-"""Who may use the operator's routes while there are no API keys: processes of the machine that serves, unless the manifest opens the routes."""
+"""Who may use the operator's routes while there are no API keys: processes of the machine that serves, unless the
+manifest opens the routes."""
 
 from __future__ import annotations
 
@@ -21,14 +22,15 @@ _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 @dataclass(frozen=True)
 class Access:
-    """`admin`: /admin/* and /status; `metrics`: /metrics. Each is also the name of the manifest's field below `http`."""
+    """`admin`: /admin/* and /status; `metrics`: /metrics. Each is the name of a field of the manifest's `http` too."""
 
     admin: Reach = "loopback"
     metrics: Reach = "loopback"
 
 
 class AccessMiddleware:
-    """Answers 403 to whoever may not use an operator's route. Stands behind PathMiddleware, so that there is one way to write a path."""
+    """Answers 403 to whoever may not use an operator's route. Stands behind PathMiddleware, so that there is one way to
+    write a path."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app, self._access = app, access
@@ -40,7 +42,8 @@ class AccessMiddleware:
             reason = why_not_local(client[0] if client else None, Headers(scope=scope))
             if reason is not None:
                 message = (
-                    f"{path[:100]} answers only processes of the machine that serves, and {reason}; `http.{field}: open` in the manifest "
+                    f"{path[:100]} answers only processes of the machine that serves, and {reason}; "
+                    f"`http.{field}: open` in the manifest "
                     "opens it to everyone who reaches the port"
                 )
                 error = APIError(message, status=403, param=f"http.{field}", code="forbidden", kind="permission_error")
@@ -57,8 +60,9 @@ def operators_field(path: str) -> str | None:
 
 
 def why_not_local(peer: str | None, headers: Mapping[str, str]) -> str | None:
-    """Why a request does not come from this machine's own processes; None where it does. What a header says is never a reason to let somebody in. But
-    a proxy on this machine says in one that it speaks for another, and a browser that it does so for a page of another site."""
+    """Why a request does not come from this machine's own processes; None where it does. What a header says is never a
+    reason to let somebody in. But a proxy on this machine says in one that it speaks for another, and a browser that it
+    does so for a page of another site."""
     if not is_loopback(peer):
         return f"this request comes from {peer or 'an unknown address'}"
     if any(name in headers for name in _FORWARDED):

@@ -45,7 +45,7 @@ class AppSettings:
     max_body_bytes: int = 8 << 20
     max_prompt_chars_per_token: int = 16  # × max_model_len: more characters than that are refused before tokenising
     retry_after_s: int = 1  # with a 503
-    first_event_s: float = 0.2  # how long a stream's status line waits for its first event, so that a refusal is still an HTTP status
+    first_event_s: float = 0.2  # a stream's status line waits so long for its first event: a refusal is still a status
     access: Access = field(default_factory=Access)
     silence_s: float = 5.0  # after so long without an event a stream has a comment
 
@@ -74,7 +74,11 @@ def build_app(
             *(admin_routes(admin) if admin is not None else []),
         ],
         # Outermost first. API keys go right after the request id.
-        middleware=[Middleware(RequestIdMiddleware), Middleware(PathMiddleware), Middleware(AccessMiddleware, access=settings.access)],
+        middleware=[
+            Middleware(RequestIdMiddleware),
+            Middleware(PathMiddleware),
+            Middleware(AccessMiddleware, access=settings.access),
+        ],
         exception_handlers={APIError: _on_api_error, HTTPException: _on_http_exception, ClientDisconnect: _on_disconnect, Exception: _on_exception},
     )
 
@@ -139,7 +143,8 @@ class FrontDoor:
             self._admit(1, places)  # before the body costs anything
             prepared = await self._prepared(request, prepare, prefix)
             if (count := len(prepared.requests)) > (capacity := self._engine.capacity()):
-                raise APIError(f"n: {count} choices are more than the {capacity} that this server takes at once", param="n")
+                message = f"n: {count} choices are more than the {capacity} that this server takes at once"
+                raise APIError(message, param="n")
             if count > 1:
                 self._admit(count - 1, places)
             reply = await self._answer(request, prepared, prefix == "chatcmpl")
@@ -156,7 +161,8 @@ class FrontDoor:
 
     def _overloaded(self, reason: str) -> APIError:
         headers = {"retry-after": str(self._admission.retry_after(time.monotonic()))}
-        return APIError(f"{reason}; try again in a while", status=429, kind="overloaded_error", code="overloaded", headers=headers)
+        message = f"{reason}; try again in a while"
+        return APIError(message, status=429, kind="overloaded_error", code="overloaded", headers=headers)
 
     async def _prepared(self, request: Request, prepare: Callable[..., Prepared], prefix: str) -> Prepared:
         raw = await read_body(request, self._settings.max_body_bytes)
@@ -182,12 +188,18 @@ class FrontDoor:
             for i, generation in enumerate(prepared.requests)
         ]
         reply = Reply(
-            prepared.id, body.model, int(time.time()), f"isotherm-{self._version}", chat=chat, include_usage=bool(body.stream and body.include_usage)
+            prepared.id,
+            body.model,
+            int(time.time()),
+            f"isotherm-{self._version}",
+            chat=chat,
+            include_usage=bool(body.stream and body.include_usage),
         )
         try:
             if not body.stream:
                 return _json(await until_disconnect(request.receive, self._collect(prepared, choices, reply)))
-            stream = EventStream(self._events(prepared, choices, reply), partial(self._error_event, reply.id), self._settings.silence_s)
+            events = self._events(prepared, choices, reply)
+            stream = EventStream(events, partial(self._error_event, reply.id), self._settings.silence_s)
             await stream.first_event(request.receive, self._settings.first_event_s)
             return stream
         except (EngineUnavailableError, GenerationError) as error:

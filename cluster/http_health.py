@@ -1,6 +1,8 @@
-"""/health and /ready as Serve's proxy answers them: from what the ingress replicas have said just now, so that neither waits behind their work.
+"""/health and /ready as Serve's proxy answers them: from what the ingress replicas have said just now, so that neither
+waits behind their work.
 
-In a burst a replica's event loop has hundreds of streams to serve, and a request takes seconds to get through it, though all is well."""
+In a burst a replica's event loop has hundreds of streams to serve, and a request takes seconds to get through it,
+though all is well."""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ class SignsOfLife:
             self._heard = max(self._heard, answer.at)
 
     def known(self, path: str) -> Answer | None:
-        """The last answer, where it still holds: a good one as long as the replicas are alive, for /ready not too long; a bad one never."""
+        """The last answer, where it still holds: a good one as long as the replicas are alive, for /ready not too long;
+        a bad one never."""
         now, last = self._clock(), self._answers.get(path)
         if last is None or not last.good or now - self._heard > ALIVE_SECONDS:
             return None
@@ -59,8 +62,8 @@ class SignsOfLife:
 
 
 class HealthMiddleware:
-    """In Serve's proxy. Asks a replica, one request for all who want to know, and gives its answer; where that takes a while, the last one that still
-    holds; where there is none, after a few seconds, 503."""
+    """In Serve's proxy. Asks a replica, one request for all who want to know, and gives its answer; where that takes a
+    while, the last one that still holds; where there is none, after a few seconds, 503."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -105,7 +108,9 @@ class HealthMiddleware:
         """The question that is under way, or a new one. It goes on when those who wait for it have given up."""
         path = scope["path"]
         if path not in self._asking:
-            self._asking[path] = self._background.spawn(f"asking a replica for {path}", self._question({**scope, "method": "GET"}))
+            self._asking[path] = self._background.spawn(
+                f"asking a replica for {path}", self._question({**scope, "method": "GET"})
+            )
             self._asking[path].add_done_callback(lambda _: self._asking.pop(path))
         return self._asking[path]
 

@@ -47,7 +47,8 @@ class RequestIdMiddleware:
 
 
 class PathMiddleware:
-    """A path with slashes too many or one at its end means the path without them: base URLs are often given with one."""
+    """A path with slashes too many or one at its end means the path without them: base URLs are often given with one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -59,8 +60,9 @@ class PathMiddleware:
 
 
 class ServeProxyMiddleware:
-    """Around Serve's own middlewares. Removes the inbound headers by which any client could switch off Ray Serve's timeout and disconnect handling.
-    Gives the request its id before Serve does, which would take any text for one, and leaves one id in the response, where Serve adds its own."""
+    """Around Serve's own middlewares. Removes the inbound headers by which any client could switch off Ray Serve's
+    timeout and disconnect handling. Gives the request its id before Serve does, which would take any text for one, and
+    leaves one id in the response, where Serve adds its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -75,16 +77,17 @@ class ServeProxyMiddleware:
 
         async def send_with_one_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"x-request-id"]
-                message = {**message, "headers": [*headers, (b"x-request-id", request_id.encode())]}
+                others = [header for header in message.get("headers", ()) if header[0].lower() != b"x-request-id"]
+                message = {**message, "headers": [*others, (b"x-request-id", request_id.encode())]}
             await send(message)
 
         await self.app({**scope, "headers": named}, receive, send_with_one_id)
 
 
 def serve_proxy_middlewares() -> list[Middleware]:
-    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=isotherm.cluster.http_middleware:serve_proxy_middlewares. Serve reads those headers in its proxy,
-    before an application's own middlewares run (ray/serve/_private/proxy.py), so they can only be stripped there. Serve calls this in each proxy
-    before it starts the HTTP server, so the protocol is chosen here too."""
+    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=isotherm.cluster.http_middleware:serve_proxy_middlewares. Serve
+    reads those headers in its proxy, before an application's own middlewares run (ray/serve/_private/proxy.py), so they
+    can only be stripped there. Serve calls this in each proxy before it starts the HTTP server, so the protocol is
+    chosen here too."""
     use_front_door_protocol()
     return [Middleware(HealthMiddleware), Middleware(ServeProxyMiddleware)]  # the last is the outermost

@@ -1,6 +1,8 @@
-"""How Serve's proxy reads HTTP/1 from a connection: uvicorn's protocol, mended for clients that offer an upgrade and for those that speak HTTP/1.0.
+"""How Serve's proxy reads HTTP/1 from a connection: uvicorn's protocol, mended for clients that offer an upgrade and
+for those that speak HTTP/1.0.
 
-Ray Serve offers no way to choose the protocol, so it is put in the place of the one that uvicorn finds by itself (`use_front_door_protocol`)."""
+Ray Serve offers no way to choose the protocol, so it is put in the place of the one that uvicorn finds by itself
+(`use_front_door_protocol`)."""
 
 from __future__ import annotations
 
@@ -15,12 +17,14 @@ _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
 def use_front_door_protocol() -> None:
-    """Every uvicorn server that this process makes from now on, and that does not ask for another protocol, uses FrontDoorProtocol."""
+    """Every uvicorn server that this process makes from now on, and that does not ask for another protocol, uses
+    FrontDoorProtocol."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{FrontDoorProtocol.__name__}"
 
 
 def without_upgrade(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers of a request as they would be, had its client not offered to change the protocol. Names are in lower case."""
+    """The headers of a request as they would be, had its client not offered to change the protocol. Names are in lower
+    case."""
     kept = []
     for name, value in headers:
         if name == b"connection":
@@ -34,8 +38,9 @@ def without_upgrade(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes,
 class FrontDoorProtocol(HttpToolsProtocol):
     """uvicorn's protocol over httptools, with two differences.
 
-    An offer to upgrade that nobody here can take (h2c, which Java's HttpClient sends with every first request) is declined by reading the request's
-    head once more without it. The parser takes whatever follows such a head for the other protocol, so the request's body would be lost.
+    An offer to upgrade that nobody here can take (h2c, which Java's HttpClient sends with every first request) is
+    declined by reading the request's head once more without it. The parser takes whatever follows such a head for the
+    other protocol, so the request's body would be lost.
 
     A client that speaks HTTP/1.0 knows no chunks: a body of unknown length ends with the connection."""
 
@@ -65,7 +70,8 @@ class FrontDoorProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def _declines(self) -> bool:
-        """Whether the head that was just read will be read again. CONNECT looks like an upgrade to the parser, and would be one again."""
+        """Whether the head that was just read will be read again. CONNECT looks like an upgrade to the parser, and
+        would be one again."""
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT" and not self._should_upgrade()
 
     def _head_without_upgrade(self) -> bytes:
@@ -73,11 +79,14 @@ class FrontDoorProtocol(HttpToolsProtocol):
         return b"\r\n".join([line, *(b"%s: %s" % header for header in without_upgrade(self.headers)), b"", b""])
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
-        super()._start_asgi_task(cycle, _unframed(app, cycle) if cycle.scope["http_version"] == "1.0" else app)  # type: ignore[arg-type]
+        if cycle.scope["http_version"] == "1.0":
+            app = _unframed(app, cycle)
+        super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
 
 
 def _unframed(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-    """The application, with replies of unknown length sent as they are. The cycle closes the connection after each reply to HTTP/1.0."""
+    """The application, with replies of unknown length sent as they are. The cycle closes the connection after each
+    reply to HTTP/1.0."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         unframed = False

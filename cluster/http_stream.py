@@ -1,4 +1,5 @@
-"""Replies that take their time: server-sent event streams that are never silent for long, and clients that go away meanwhile."""
+"""Replies that take their time: server-sent event streams that are never silent for long, and clients that go away
+meanwhile."""
 
 from __future__ import annotations
 
@@ -17,10 +18,13 @@ _T = TypeVar("_T")
 
 
 class EventStream(Response):
-    """A server-sent event stream. A comment is sent whenever nothing else was for `silence_s` seconds. Watches for the client's going away while it
-    sends, and closes the events whatever happens. An error is an event of its own, made by `error_event`, after which nothing comes."""
+    """A server-sent event stream. A comment is sent whenever nothing else was for `silence_s` seconds. Watches for the
+    client's going away while it sends, and closes the events whatever happens. An error is an event of its own, made by
+    `error_event`, after which nothing comes."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], error_event: Callable[[Exception], bytes], silence_s: float) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], error_event: Callable[[Exception], bytes], silence_s: float
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.body = b""
@@ -30,12 +34,14 @@ class EventStream(Response):
         self._silence_s = silence_s
         self._sent_at = 0.0
         self._on_close: Callable[[], None] = lambda: None
-        self.init_headers({"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"})
+        self.init_headers(
+            {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+        )
         del self.headers["content-length"]
 
     async def first_event(self, receive: Receive, seconds: float) -> None:
-        """Wait for the first event, at most so long: an error that comes before it is raised here, and can still be an HTTP status. Where it is
-        raised, and where the client goes away, the events are closed."""
+        """Wait for the first event, at most so long: an error that comes before it is raised here, and can still be an
+        HTTP status. Where it is raised, and where the client goes away, the events are closed."""
         watcher = asyncio.ensure_future(_disconnected(receive))
         try:
             await asyncio.wait({self._first, watcher}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -96,8 +102,8 @@ class EventStream(Response):
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
-    """The work's result. Raises ClientDisconnect, with the work cancelled and cleaned up, when the client goes away first. The request's body must
-    have been read."""
+    """The work's result. Raises ClientDisconnect, with the work cancelled and cleaned up, when the client goes away
+    first. The request's body must have been read."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnected(receive))
     try:

@@ -14,7 +14,8 @@ def is_loopback(host: str | None) -> bool:
 
 
 def reaches_this_machine(host: str | None) -> bool:
-    """Whether a connection to this host ends here. One to the unspecified address (0.0.0.0, which binds every interface) does."""
+    """Whether a connection to this host ends here. One to the unspecified address (0.0.0.0, which binds every
+    interface) does."""
     address = _address(host)
     return is_loopback(host) or (address is not None and address.is_unspecified)
 

@@ -165,7 +165,7 @@ class HttpSection(_Section):
     replicas: int = Field(1, ge=1, description="ingress replicas")
     max_ongoing_requests: int = Field(1024, ge=1, description="per replica")
     max_queued_requests: int = Field(256, ge=1, description="beyond those, per proxy; more are refused")
-    admin: Literal["loopback", "open"] = Field("loopback", description="who may use /admin/* and /status: this machine's processes, or everyone")
+    admin: Literal["loopback", "open"] = Field("loopback", description="who may use /admin/* and /status")
     metrics: Literal["loopback", "open"] = Field("loopback", description="who may read /metrics")
 
 
@@ -210,7 +210,13 @@ class Manifest(_Section):
             raise ManifestError(f"engine.max_model_len is {wished}; the model allows {model.max_position_embeddings} and engine.kv_memory "
                                 f"{blocks * engine.block_size} tokens")
         return SchedulerConfig(
-            engine.block_size, blocks, engine.max_batch_tokens, engine.max_sequences, wished, engine.prefix_cache, engine.max_waiting
+            engine.block_size,
+            blocks,
+            engine.max_batch_tokens,
+            engine.max_sequences,
+            wished,
+            engine.prefix_cache,
+            engine.max_waiting,
         )
 
 

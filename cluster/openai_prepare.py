@@ -56,7 +56,8 @@ def prepare_chat(raw: bytes, reply_id: str, models: Collection[str], tokenizer: 
         raise APIError(f"messages: the model's chat template refused them: {error}", param="messages") from None
     _check_chars(len(prompt), limits, "messages")
     ids = tokenizer.encode(prompt, add_special_tokens=False)
-    return Prepared(reply_id, body, _requests(body, [ids], ["messages"], reply_id, tokenizer, limits), ("",) * (body.n or 1))
+    requests = _requests(body, [ids], ["messages"], reply_id, tokenizer, limits)
+    return Prepared(reply_id, body, requests, ("",) * (body.n or 1))
 
 
 def prepare_completion(raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: Limits) -> Prepared:

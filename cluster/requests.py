@@ -33,9 +33,9 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One stream. `generated` is what was already sent before the request came to this shard (a resubmission after a loss): those tokens
-    are recomputed in decode form, count towards max_tokens, and are not sent again. `accepted`: a shard had it before, so that a full queue is no
-    reason to refuse it."""
+    """One stream. `generated` is what was already sent before the request came to this shard (a resubmission after a
+    loss): those tokens are recomputed in decode form, count towards max_tokens, and are not sent again. `accepted`: a
+    shard had it before, so that a full queue is no reason to refuse it."""
 
     id: str
     prompt: tuple[int, ...]

@@ -115,8 +115,9 @@ class Scheduler:
         return len(self._by_id)
 
     def add(self, request: GenerationRequest) -> None:
-        """Queue a request. Raises ValueError where it can never be served, and QueueFullError where there is no room for a new one. One that was
-        accepted before, here or elsewhere, always has room: what is in flight is not lost."""
+        """Queue a request. Raises ValueError where it can never be served, and QueueFullError where there is no room
+        for a new one. One that was accepted before, here or elsewhere, always has room: what is in flight is not lost.
+        """
         if not request.prompt:
             raise ValueError("prompt is empty")
         if request.id in self._by_id:

@@ -1,10 +1,10 @@
 """Far more clients than there is room for: what they get, how long /health takes, and what of the goodput is left.
 
-    python tests/bench/overload.py [--clients 600] [--seconds 30] [--rounds 3] [--url-port PORT]
+python tests/bench/overload.py [--clients 600] [--seconds 30] [--rounds 3] [--url-port PORT]
 
-Starts the bundled model with its default manifest and loads it in turn with a few clients and with many. Fails where an answer was neither a whole
-stream nor 429 or 503 with Retry-After, where /health took longer than a second at the 99th percentile, or where the goodput with many clients was
-below 90 % of that with few (medians of the rounds)."""
+Starts the bundled model with its default manifest and loads it in turn with a few clients and with many. Fails where an
+answer was neither a whole stream nor 429 or 503 with Retry-After, where /health took longer than a second at the 99th
+percentile, or where the goodput with many clients was below 90 % of that with few (medians of the rounds)."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ from served import Served  # noqa: E402
 def load(port: int, clients: int, seconds: float, seed: int, tokens: int) -> Report:
     """In a process of its own, so that nothing of this one's is measured."""
     burst = {"port": port, "clients": clients, "seconds": seconds, "seed": seed, "tokens": tokens}
-    done = subprocess.run([sys.executable, str(HELPERS / "burst.py"), json.dumps(burst)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(HELPERS / "burst.py"), json.dumps(burst)], capture_output=True, text=True, check=True
+    )
     return Report(**json.loads(done.stdout))
 
 
 def show(name: str, report: Report) -> None:
     first = f"{rank(report.first, 0.5):.2f}/{rank(report.first, 0.99):.2f}"
-    health = f"{rank(report.health, 0.5) * 1e3:.0f}/{rank(report.health, 0.99) * 1e3:.0f}/{max(report.health, default=0) * 1e3:.0f}"
+    health = "/".join(f"{rank(report.health, part) * 1e3:.0f}" for part in (0.5, 0.99, 1.0))
     print(
-        f"{name:>12}: goodput {report.goodput:7.1f} tok/s, {report.complete} streams, {report.refused} refused, first byte p50/p99 {first} s, "
-        f"/health p50/p99/max {health} ms, Retry-After up to {max(report.retry_after, default=0)} s, {len(report.wrong)} wrong",
+        f"{name:>12}: goodput {report.goodput:7.1f} tok/s, {report.complete} streams, {report.refused} refused, "
+        f"first byte p50/p99 {first} s, /health p50/p99/max {health} ms, "
+        f"Retry-After up to {max(report.retry_after, default=0)} s, {len(report.wrong)} wrong",
         flush=True,
     )
     for wrong in report.wrong[:3]:

@@ -232,7 +232,8 @@ for client in (Client(url), AsyncClient(url)):
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 def test_a_proxy_is_for_other_machines(url, direct, variable):
     environment = {"PATH": "/usr/bin:/bin", variable: "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", PROXIED, url], capture_output=True, text=True, check=True, env=environment)
+    command = [sys.executable, "-c", PROXIED, url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == [str(direct)] * 2
 
 
@@ -298,21 +299,27 @@ def test_usage_with_nulls_counts_what_is_there():
         ({"choices": [{"message": {"content": None, "tool_calls": []}}]}, ""),
         ({"choices": [{"message": None}], "usage": None, "id": None}, ""),
         ({"choices": [{"text": None}, None]}, ""),
-        ({"choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": None}], "usage": {"prompt_tokens": 1}}, "hi"),
+        ({"choices": [{"index": 0, "message": {"content": "hi"}}], "usage": {"prompt_tokens": 1}}, "hi"),
     ],
 )
 def test_whole_replies_with_nulls(body, text):
     assert whole_reply(body).text == text
 
 
-@pytest.mark.parametrize("body", [{"choices": None}, {"choices": []}, {}, [], "x", {"choices": [5]}, {"choices": [{"message": {"content": 5}}]}])
+@pytest.mark.parametrize(
+    "body",
+    [{"choices": None}, {"choices": []}, {}, [], "x", {"choices": [5]}, {"choices": [{"message": {"content": 5}}]}],
+)
 def test_what_is_no_reply_is_an_error_of_ours(body):
     with pytest.raises(APIError):
         whole_reply(body)
 
 
 def whole_reply(body):
-    return Client(transport=httpx.MockTransport(lambda request: httpx.Response(200, json=MODELS if request.method == "GET" else body))).chat("hi")
+    def answer(request):
+        return httpx.Response(200, json=MODELS if request.method == "GET" else body)
+
+    return Client(transport=httpx.MockTransport(answer)).chat("hi")
 
 
 @pytest.mark.parametrize("body", [{"data": None}, {}, [], {"data": [{}]}])
@@ -323,7 +330,12 @@ def test_what_is_no_list_of_models_is_an_error_of_ours(body):
 
 @pytest.mark.parametrize(
     ("body", "says"),
-    [({"error": "no such model"}, "no such model"), ({"detail": "Not Found"}, "Not Found"), ({"message": "busy"}, "busy"), ([], "OpenAI's form")],
+    [
+        ({"error": "no such model"}, "no such model"),
+        ({"detail": "Not Found"}, "Not Found"),
+        ({"message": "busy"}, "busy"),
+        ([], "OpenAI's form"),
+    ],
 )
 def test_errors_of_other_servers_are_told(body, says):
     with pytest.raises(APIError, match=says) as info:

@@ -12,7 +12,15 @@ from isotherm.cluster.http_app import AppSettings, build_app
 from tests.cluster.fake_engine import FakeEngine
 from tests.cluster.test_http_admin import FakeAdmin
 
-GUARDED = ["/admin/operations", "/admin/experts", "/admin/autoscaler", "/admin/operations/op-1", "//admin/experts/", "/status", "/metrics"]
+GUARDED = [
+    "/admin/operations",
+    "/admin/experts",
+    "/admin/autoscaler",
+    "/admin/operations/op-1",
+    "//admin/experts/",
+    "/status",
+    "/metrics",
+]
 FREE = ["/health", "/ready", "/version", "/v1/models"]
 
 
@@ -21,8 +29,13 @@ def get(path, peer="127.0.0.1", access=None, **headers):
     app = build_app(FakeEngine(100), None, "m", admin=FakeAdmin(), settings=settings)  # type: ignore[arg-type]
 
     async def ask():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(peer, 5)), base_url="http://127.0.0.1:8000") as client:
-            return await client.get("http://127.0.0.1:8000" + path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app, client=(peer, 5)), base_url="http://127.0.0.1:8000"
+        ) as client:
+            return await client.get(
+                "http://127.0.0.1:8000" + path,
+                headers={name.replace("_", "-"): value for name, value in headers.items()},
+            )
 
     return asyncio.run(ask())
 
@@ -32,7 +45,9 @@ def test_operators_routes_answer_this_machine_only(peer):
     for path in GUARDED:
         answer = get(path, peer)
         field = "http.metrics" if path == "/metrics" else "http.admin"
-        assert answer.status_code == 403 and answer.json()["error"]["param"] == field and f"{field}: open" in answer.text
+        assert (
+            answer.status_code == 403 and answer.json()["error"]["param"] == field and f"{field}: open" in answer.text
+        )
         assert answer.headers["x-request-id"]
     assert [get(path, peer).status_code for path in FREE] == [200] * len(FREE)
 
@@ -50,7 +65,12 @@ def test_the_manifest_opens_them_one_by_one():
 
 
 def test_headers_let_nobody_in():
-    assert get("/admin/experts", "10.0.0.7", x_forwarded_for="127.0.0.1", x_real_ip="127.0.0.1", forwarded="for=127.0.0.1").status_code == 403
+    assert (
+        get(
+            "/admin/experts", "10.0.0.7", x_forwarded_for="127.0.0.1", x_real_ip="127.0.0.1", forwarded="for=127.0.0.1"
+        ).status_code
+        == 403
+    )
 
 
 def test_a_proxy_of_this_machine_speaks_for_others():
@@ -69,7 +89,10 @@ def test_a_proxy_of_this_machine_speaks_for_others():
         ({"host": "127.0.0.1:8000", "origin": "http://evil.example"}, False),
         ({"host": "127.0.0.1:8000", "origin": "null"}, False),
         ({"host": "127.0.0.1:8000", "sec-fetch-site": "cross-site"}, False),
-        ({"host": "rebound.example:8000", "origin": "http://rebound.example:8000", "sec-fetch-site": "same-origin"}, False),
+        (
+            {"host": "rebound.example:8000", "origin": "http://rebound.example:8000", "sec-fetch-site": "same-origin"},
+            False,
+        ),
         ({"host": "rebound.example:8000", "sec-fetch-site": "same-origin"}, False),
     ],
 )

@@ -85,12 +85,14 @@ def test_slashes_too_many_mean_nothing(app, path):
     answer = call(app, "GET", "http://test" + path)  # else httpx takes the first part for a host
     assert answer.status_code == 200 and [model["id"] for model in answer.json()["data"]] == [MODEL, "alias"]
     assert call(app, "GET", f"/v1/models/{MODEL}/").json()["id"] == MODEL
-    assert call(app, "POST", "/v1/completions/", json={"model": MODEL, "prompt": "hello", "max_tokens": 2}).status_code == 200
+    body = {"model": MODEL, "prompt": "hello", "max_tokens": 2}
+    assert call(app, "POST", "/v1/completions/", json=body).status_code == 200
 
 
 def test_methods(app):
     post, get = {"POST"}, {"GET", "HEAD"}
-    for method, path, allow in (("GET", "/v1/completions", post), ("PATCH", "/v1/models", get), ("HEAD", "/v1/completions", post)):
+    ask = "/v1/completions"
+    for method, path, allow in (("GET", ask, post), ("PATCH", "/v1/models", get), ("HEAD", ask, post)):
         answer = call(app, method, path)
         assert answer.status_code == 405 and set(answer.headers["allow"].split(", ")) == allow
     head = call(app, "HEAD", "/v1/models")
@@ -101,7 +103,8 @@ def test_methods(app):
 
 
 def test_no_header_stands_twice(app):
-    for answer in (chat(app), chat(app, stream=True), call(app, "GET", "/nope"), call(app, "OPTIONS", "/v1/completions")):
+    others = (call(app, "GET", "/nope"), call(app, "OPTIONS", "/v1/completions"))
+    for answer in (chat(app), chat(app, stream=True), *others):
         names = [name.lower() for name, _ in answer.headers.raw]
         assert len(names) == len(set(names)), names
 
@@ -224,7 +227,8 @@ def test_more_than_there_is_room_for_is_refused_before_it_costs_anything(engine,
     async def go():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             body = {"model": MODEL, "prompt": "hello", "max_tokens": 4}
-            answers = await asyncio.gather(*(client.post("/v1/completions", json={**body, "stream": i % 2 > 0}) for i in range(6)))
+            bodies = [{**body, "stream": i % 2 > 0} for i in range(6)]
+            answers = await asyncio.gather(*(client.post("/v1/completions", json=one) for one in bodies))
             whole = await client.post("/v1/completions", json={**body, "n": 2})  # all places are free again
             return answers, whole, await client.post("/v1/completions", json={**body, "n": 3})
 
@@ -255,7 +259,8 @@ def test_a_shard_that_refuses_is_a_429(app, engine):
     engine.full = "256 requests are running or waiting here, and 256 may"
     for stream in (False, True):
         answer = chat(app, stream=stream)
-        assert answer.status_code == 429 and answer.headers["retry-after"] == "1" and engine.full in answer.json()["error"]["message"]
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert engine.full in answer.json()["error"]["message"]
 
 
 def test_unexpected_exception_is_a_500_that_says_nothing(app, engine, monkeypatch):

@@ -68,7 +68,10 @@ def test_a_damaged_coded_body_is_a_400(body):
     assert (error.status, error.param) == (400, "content-encoding")
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, raw_deflate, lambda data: gzip.compress(data[:LIMIT]) + gzip.compress(data[LIMIT:])])
+@pytest.mark.parametrize(
+    "pack",
+    [gzip.compress, zlib.compress, raw_deflate, lambda data: gzip.compress(data[:LIMIT]) + gzip.compress(data[LIMIT:])],
+)
 def test_a_bomb_is_not_blown_up(pack):
     bomb = pack(b" " * (50 << 20))
     assert len(bomb) < LIMIT

@@ -1,4 +1,5 @@
-"""/health and /ready as the proxy answers them: what is known by events, and the middleware over a replica that can be slow, gone or not ready."""
+"""/health and /ready as the proxy answers them: what is known by events, and the middleware over a replica that can be
+slow, gone or not ready."""
 
 from __future__ import annotations
 

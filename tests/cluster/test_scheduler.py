@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs
-from isotherm.cluster.scheduler import Chunk, Form, QueueFullError, Sampled, ScheduledSequence, Scheduler, SchedulerConfig
+from isotherm.cluster.scheduler import (
+    Chunk,
+    Form,
+    QueueFullError,
+    Sampled,
+    ScheduledSequence,
+    Scheduler,
+    SchedulerConfig,
+)
 
 
 def make(**changes: Any) -> Scheduler:
@@ -49,7 +57,7 @@ def plans(scheduler: Scheduler, limit: int = 50) -> list[list[str]]:
     return out
 
 
-# --- room ----------------------------------------------------------------------------------------------------------------------------------
+# --- room ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_request_beyond_the_bound_is_refused():

@@ -56,7 +56,8 @@ class FakeShard:
             self.submitted.append(tuple(r.id for r in requests))
         for request in requests:
             if self.room is not None and len(self.running) >= self.room and not request.accepted:
-                self.lists[connection].put_nowait([Delta(request.id, 0, finish_reason=FinishReason.REFUSED, error="full")])
+                refused = Delta(request.id, 0, finish_reason=FinishReason.REFUSED, error="full")
+                self.lists[connection].put_nowait([refused])
                 continue
             self.running[request.id] = connection, request, len(request.generated)
         for request_id in aborts:

@@ -1,6 +1,7 @@
-"""Many clients at once, each always with a request open, in a process that costs the machine little; and /health asked meanwhile from another one.
+"""Many clients at once, each always with a request open, in a process that costs the machine little; and /health asked
+meanwhile from another one.
 
-    python burst.py '{"port": 8000, "clients": 600, "seconds": 30}'    prints a report as JSON
+python burst.py '{"port": 8000, "clients": 600, "seconds": 30}'    prints a report as JSON
 
 Raw sockets and no JSON per chunk: the clients share two cores with the server that they load."""
 
@@ -27,7 +28,8 @@ _END = b"0\r\n\r\n"
 
 @dataclass(frozen=True)
 class Burst:
-    """`warm` seconds pass before anything is counted; then `seconds` are. Outputs are from half to one and a half times `tokens` long."""
+    """`warm` seconds pass before anything is counted; then `seconds` are. Outputs are from half to one and a half times
+    `tokens` long."""
 
     port: int
     clients: int
@@ -42,8 +44,9 @@ class Burst:
 
 @dataclass
 class Report:
-    """`goodput`: tokens per second of streams that were complete within the counted time. `wrong`: what no answer may be, the first few of them.
-    `health`: seconds that /health took, each time, from the first moment on; `first`: seconds to the status line of a stream that was let in."""
+    """`goodput`: tokens per second of streams that were complete within the counted time. `wrong`: what no answer may
+    be, the first few of them. `health`: seconds that /health took, each time, from the first moment on; `first`:
+    seconds to the status line of a stream that was let in."""
 
     goodput: float = 0.0
     complete: int = 0
@@ -117,10 +120,17 @@ async def _client(burst: Burst, number: int, begin: float, end: float, report: R
 def _request(burst: Burst, rng: random.Random) -> bytes:
     tokens = rng.randrange(burst.tokens // 2, burst.tokens * 3 // 2 + 1)
     prompt = [rng.randrange(burst.vocab) for _ in range(burst.prompt)]
-    body = {"model": burst.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+    body = {
+        "model": burst.model,
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
     data = json.dumps(body | {"stream_options": {"include_usage": True}}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    return head.encode() + data
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    return head.encode() + b"\r\n\r\n" + data
 
 
 def _ask_health(port: int, end: float, results: Connection) -> None:
@@ -157,7 +167,9 @@ async def _all(burst: Burst, begin: float, report: Report) -> None:
 def run_burst(burst: Burst) -> Report:
     report, begin = Report(), time.perf_counter() + burst.warm
     mine, theirs = multiprocessing.Pipe()
-    asker = multiprocessing.get_context("fork").Process(target=_ask_health, args=(burst.port, begin + burst.seconds, theirs))
+    asker = multiprocessing.get_context("fork").Process(
+        target=_ask_health, args=(burst.port, begin + burst.seconds, theirs)
+    )
     asker.start()
     uvloop.run(_all(burst, begin, report))
     report.health, wrong = mine.recv()
