@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -38,6 +39,7 @@ def served(hosts, tmp_path_factory):
     manifest = {"attention": {"cpus": 1}, "experts": {"cpus": 1}, "links": {"timeout": 4.0}, "liveness": {"timeout": 5.0},
                 "autoscaling": {"mode": "off"}}  # fmt: skip
     with hosts.head.entered(), Served(manifest, tmp_path_factory.mktemp("hosts"), "--address", hosts.address) as cluster:
+        cluster.ray_folders = [Path(hosts.folder, str(host.number)) for host in hosts.hosts]
         yield cluster
 
 

@@ -52,17 +52,25 @@ def disturb(served: Served, work: Workload, what: str, fault: Callable[[], Abstr
 
     def act() -> None:
         for i in range(ROUNDS):
-            with Probes(served.url) as probes:
-                seen = Seen(probes)
-                time.sleep(LEAD_SECONDS)
-                with fault(), seen.timed():
-                    time.sleep(seconds)
-                seen.whole = wait_until_whole(served, workers, seen.end + GIVE_UP_SECONDS)
-                time.sleep(max(0.0, seen.begin + NOTICE_SECONDS - time.monotonic()))
-                seen.whole = max(seen.whole, wait_until_whole(served, workers, seen.end + GIVE_UP_SECONDS, seen.whole))
-            print(f"{what} [{i}] {seen}", flush=True)
-            judge(seen)
-            repair()
+            begin = time.time()
+            try:
+                strike(f"{what} [{i}]")
+            except BaseException:
+                print(f"{what} [{i}]: what was logged:", *served.logged(begin), sep="\n  ", flush=True)
+                raise
+
+    def strike(name: str) -> None:
+        with Probes(served.url) as probes:
+            seen = Seen(probes)
+            time.sleep(LEAD_SECONDS)
+            with fault(), seen.timed():
+                time.sleep(seconds)
+            seen.whole = wait_until_whole(served, workers, seen.end + GIVE_UP_SECONDS)
+            time.sleep(max(0.0, seen.begin + NOTICE_SECONDS - time.monotonic()))
+            seen.whole = max(seen.whole, wait_until_whole(served, workers, seen.end + GIVE_UP_SECONDS, seen.whole))
+        print(f"{name} {seen}", flush=True)
+        judge(seen)
+        repair()
 
     return under_load(served, work, act, SILENCE)
 
