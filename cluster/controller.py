@@ -126,6 +126,7 @@ class Controller:
             await self.begin()
             return
         fleet.placement = saved.placement
+        fleet.numerics.restore(saved.numerics)
         fleet.in_service = set(fleet.alive(saved.shards))
         desired = Desired(saved.groups, saved.shards, saved.placement, frozenset(saved.drained_nodes), frozenset(saved.pinned))
         self._background.spawn("taking over the workers", self.reconfigurer.take_over(desired))
@@ -161,7 +162,7 @@ class Controller:
             raise RuntimeError("the cluster is being ended")
         desired, numbers = self.reconfigurer.desired, self.reconfigurer.planner.numbers
         drained, pinned = tuple(sorted(desired.drained)), tuple(sorted(desired.pinned))
-        logs = self.operations.dump(), self.autoscale.dump()
+        logs = self.operations.dump(), self.autoscale.dump(), self.fleet.numerics.dump()
         state = SavedState(desired.groups, desired.shards, desired.placement, drained, pinned, numbers, *logs)
         self._store.write(state.encode())
 
@@ -198,7 +199,8 @@ class Controller:
         before = self._membership
         shards = tuple(self.fleet.reachable()[0])
         recovering = self._phase == "serving" and not shards
-        self._membership = Membership(before.version + 1, shards, self._not_ready(), before.max_model_len, recovering)
+        self._membership = Membership(before.version + 1, shards, self._not_ready(), before.max_model_len, recovering,
+                                      self.fleet.numerics.system_fingerprint)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -232,6 +234,7 @@ class Controller:
             "url": await self.url(),
             "dashboard": self._dashboard,
             "placement_version": self.fleet.placement.version or None,
+            "numerics": self.fleet.numerics.as_dict(),
             "operation": None if running is None else self._told(running),
             "autoscaler": self.autoscale.summary(),
             "workers": await self.fleet.statuses(),

@@ -19,6 +19,7 @@ from isotherm.actors.process_group_link import Rendezvous
 from isotherm.actors.worker_base import Meeting, WorkerSpec
 from isotherm.cluster.background import Background, first_line
 from isotherm.cluster.checkpoint import Checkpoint
+from isotherm.cluster.fingerprint import ClusterNumerics
 from isotherm.cluster.link_choice import choose_link
 from isotherm.cluster.link_repair import REPAIR_SECONDS, LinkRepair
 from isotherm.cluster.manifest import Manifest
@@ -52,6 +53,7 @@ class RayFleet:
                  changed: Callable[[], None], standing: Callable[[], None]):
         self.manifest, self.checkpoint, self.generation = manifest, checkpoint, generation
         self._slot_prefix = f"isotherm-{cluster_id}:"
+        self.numerics = ClusterNumerics(manifest.mixed)
         self.placement = Placement(0, (), ())
         self.groups: dict[str, RayWorker] = {}
         self.shards: dict[str, RayWorker] = {}
@@ -111,6 +113,7 @@ class RayFleet:
         self.groups[name] = worker
         await self._order(worker.actor, "pid")
         self._watch.add(worker, has_links=False)
+        self.numerics.admit(name, await worker.call("fingerprint"))
 
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
         """Take over the workers that a controller before this one has left, as they are. Those named that are gone count as dead. Gives the names of
@@ -135,6 +138,7 @@ class RayFleet:
         spec = self._spec(name, section.threads, section.gpus)
         worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self._scheduler_config)
         self.shards[name] = worker
+        self.numerics.admit(name, await worker.call("fingerprint"))
         await self._order(worker.actor, "load")
         self._watch.add(worker, has_links=True)
 

@@ -176,6 +176,7 @@ class Manifest(_Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     head: Literal["stored", "fp8"] = Field("stored", description="how the output projection is kept")
     kernels: Literal["auto", "native", "reference", "triton"] = "auto"
+    mixed: Literal["refuse", "allow"] = Field("refuse", description="what becomes of workers that would compute other bits")
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()

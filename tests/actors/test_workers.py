@@ -25,6 +25,11 @@ SCHEDULER = SchedulerConfig(16, 256, 512, 8, 1024)
 REQUEST = GenerationRequest("r", tuple(range(10, 60)), SamplingParams(40, temperature=1.0, seed=3))
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # what a worker sets for its process
+
+
 class Workers:
     """A loaded shard and a loaded group, linked."""
 

@@ -151,7 +151,7 @@ def test_every_bad_field_is_named_at_once():
 @pytest.mark.parametrize(
     ("data", "field", "known"),
     [
-        ({"modle": "tiny"}, "modle", "model, served_name, device, dtype, head, kernels, attention, experts, engine, links, liveness, autoscaling"),
+        ({"modle": "tiny"}, "modle", "model, served_name, device, dtype, head, kernels, mixed, attention, experts, engine"),
         ({"attention": {"shard": 1}}, "attention.shard", "shards, cpus, gpus, memory, threads, labels"),
         ({"http": {"prot": 1}}, "http.prot", "host, port, replicas, max_ongoing_requests"),
     ],

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import psutil
+import shared_memory
 import yaml
 
 ISOTHERM = str(Path(sys.executable).with_name("isotherm"))
@@ -44,7 +45,7 @@ class Served:
         self.ray_folders: list[Path] = []  # of a Ray that it joins
 
     def __enter__(self) -> Served:
-        self._shared_memory = set(os.listdir("/dev/shm"))
+        self._shared_files: set[str] = set()
         begin = time.monotonic()
         with open(self.log, "w") as log:
             self.process = subprocess.Popen([ISOTHERM, "serve", str(self.manifest), *self.arguments], stdout=log, stderr=log)
@@ -67,6 +68,7 @@ class Served:
         """Ray's workers are children of its raylet, which is our grandchild; remembered while the tree still hangs together."""
         for process in psutil.Process(self.process.pid).children(recursive=True) if psutil.pid_exists(self.process.pid) else []:
             self._family[process.pid] = process
+        self._shared_files |= shared_memory.files(self._family)
 
     def __exit__(self, *_: object) -> None:
         self.remember_processes()
@@ -84,9 +86,11 @@ class Served:
                 raise
 
     def left_over(self) -> dict[str, list[str]]:
-        """What the stopped cluster left: processes of its tree (a moment is given to them) and files in shared memory."""
+        """What the stopped cluster left: processes of its tree (a moment is given to them), and with them the memory of
+        links; and files in /dev/shm that these processes had."""
         _, alive = psutil.wait_procs(list(self._family.values()), timeout=10)
-        return {"processes": [f"{p.pid} {p.name()}" for p in alive], "shared memory": sorted(set(os.listdir("/dev/shm")) - self._shared_memory)}
+        files = shared_memory.still_there(self._shared_files)
+        return {"processes": [f"{p.pid} {p.name()}" for p in alive], "shared memory": files}
 
     def ray_address(self) -> str:
         """Of the local Ray that it has started."""
