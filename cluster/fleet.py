@@ -69,7 +69,8 @@ class RayFleet:
         self._suspects: dict[str, float] = {}  # node → until when nothing is started there
         self._background = Background()
         self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
-        self._watch = WorkerWatch(manifest.liveness.timeout, self._loading.__contains__, self._lost, self.repair.report)
+        limits = manifest.liveness.timeout, manifest.links.timeout
+        self._watch = WorkerWatch(limits[0], self._loading.__contains__, self._lost, self.repair.report, limits[1])
         self._rendezvous = Rendezvous(ray.util.get_node_ip_address())
 
     def group_names(self) -> list[str]:

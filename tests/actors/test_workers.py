@@ -116,13 +116,13 @@ def test_a_group_whose_thread_hangs_gives_no_sign_of_life(kind: str):
         await asyncio.gather(shard.sign_of_life(), group.sign_of_life())  # both rest
         with group.worker.gate:  # the computing thread cannot go on, the event loop can
             await shard.submit("replica", [REQUEST], [])
-            while await shard.waits_for() != "expert-0":
+            while (await shard.waits_for())[0] != "expert-0":
                 await asyncio.sleep(0.01)
             for worker in (shard, group):
                 with pytest.raises(asyncio.TimeoutError):
                     await asyncio.wait_for(worker.sign_of_life(), 1.0)
         assert await workers.finished() == alone(REQUEST)
-        assert await shard.waits_for() == ""
+        assert await shard.waits_for() == ("", 0.0)
         await asyncio.gather(shard.sign_of_life(), group.sign_of_life())
 
     play(kind, act)
