@@ -35,7 +35,7 @@ MEETING_TIMEOUT = 60.0  # seconds in which both ends of a new link must come tog
 PLACE_TIMEOUT = 2.0  # seconds after which a worker that Ray cannot place is reported
 STATUS_TIMEOUT = 5.0  # seconds that a worker has to answer
 DRAIN_GRACE = 60.0  # seconds beyond its time that a shard may take to give its requests back
-SUSPECT_PATIENCE = 5.0  # seconds in which there must be a place on another node than a suspect one
+SUSPECT_PATIENCE = 2.0  # seconds in which there must be a place on another node than a suspect one
 SUSPECT_SECONDS = 60.0  # for which nothing new is started on a node whose worker hung or could not be reached, if there are others
 
 

@@ -101,17 +101,21 @@ def test_an_expert_group_is_stopped(served, workload, record_property, seconds):
     check(streams, workload[1], record_property, what)
 
 
+@over("by", ["attention", "expert"])
 @over("served", [GROUPS], indirect=True)
-def test_a_data_connection_is_reset(served, workload, record_property):
+def test_a_data_connection_is_reset(served, workload, record_property, by):
+    """The other one is sent a reset; who resets it is told nothing by the system, and finds its peer silent."""
+
     @contextmanager
     def fault():
-        shard, group = pid_of(served, "attention"), pid_of(served, "expert")
-        joined = between(shard, group)
+        pid, other = pid_of(served, by), pid_of(served, {"attention": "expert", "expert": "attention"}[by])
+        joined = between(pid, other)
         assert joined, "a shard and a group have a link, so a connection"
-        reset(shard, joined[0])
+        reset(pid, joined[0])
         yield
 
-    check(suffer(served, workload[0], "data connection reset", fault, 0.0), workload[1], record_property, "data connection reset")
+    what = f"data connection reset at the {by} worker's end"
+    check(suffer(served, workload[0], what, fault, 0.0), workload[1], record_property, what)
 
 
 @contextmanager

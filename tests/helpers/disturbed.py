@@ -60,6 +60,12 @@ def disturb(served: Served, work: Workload, what: str, fault: Callable[[], Abstr
                 raise
 
     def strike(name: str) -> None:
+        try:
+            judge(struck(name))
+        finally:
+            repair()
+
+    def struck(name: str) -> Seen:
         with Probes(served.url) as probes:
             seen = Seen(probes)
             time.sleep(LEAD_SECONDS)
@@ -69,8 +75,7 @@ def disturb(served: Served, work: Workload, what: str, fault: Callable[[], Abstr
             time.sleep(max(0.0, seen.begin + NOTICE_SECONDS - time.monotonic()))
             seen.whole = max(seen.whole, wait_until_whole(served, workers, seen.end + GIVE_UP_SECONDS, seen.whole))
         print(f"{name} {seen}", flush=True)
-        judge(seen)
-        repair()
+        return seen
 
     return under_load(served, work, act, SILENCE)
 
