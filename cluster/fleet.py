@@ -113,8 +113,8 @@ class RayFleet:
         worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts)
         self.groups[name] = worker
         await self._order(worker.actor, "pid")
-        self._watch.add(worker, has_links=False)
         self.numerics.admit(name, await worker.call("fingerprint"))
+        self._watch.add(worker, has_links=False)
 
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
         """Take over the workers that a controller before this one has left, as they are. Those named that are gone count as dead. Gives the names of
