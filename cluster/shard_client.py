@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from isotherm.cluster.background import Background, first_line
-from isotherm.cluster.engine_client import EngineUnavailableError
+from isotherm.cluster.engine_client import EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.journey import Journey
 from isotherm.cluster.membership import Membership, WorkerGoneError
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest
@@ -49,14 +50,18 @@ class Cluster(Protocol):
 class ShardClient:
     """EngineClient over the shards that the controller names. Start it with `start` on the event loop that uses it."""
 
-    def __init__(self, cluster: Cluster, vocab_size: int, max_model_len: int):
+    def __init__(
+        self, cluster: Cluster, vocab_size: int, max_model_len: int, shard_capacity: int = sys.maxsize
+    ):
+        """`shard_capacity`: requests that one shard takes, running and waiting."""
+        self._shard_capacity = shard_capacity
         self.vocab_size, self.max_model_len = vocab_size, max_model_len
         self._cluster = cluster
         self._connections: dict[str, Connection] = {}  # by shard
         self._membership: Membership | None = None
-        self.system_fingerprint = ""
         self._trial = asyncio.Lock()  # held by a request under which a shard was lost, until it has a token again
         self.background = Background()
+        self.system_fingerprint = ""
 
     def start(self) -> None:
         self.background.keep("the watch over the membership", self._follow_membership)
@@ -70,6 +75,9 @@ class ShardClient:
             return self._membership.not_ready
         return None if self._serving() else "no attention shard can be reached"
 
+    def capacity(self) -> int:
+        return self._shard_capacity * max(1, len(self._serving()))
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """As EngineClient says. A request whose shard is lost or drained goes on at another, from the tokens that were
         already given out."""
@@ -80,6 +88,8 @@ class ShardClient:
                 async for delta in deltas:
                     if not journey.take(delta):
                         break
+                    if delta.finish_reason is FinishReason.REFUSED:
+                        raise EngineOverloadedError(delta.error)
                     if delta.token_ids:
                         cleared()
                     yield delta

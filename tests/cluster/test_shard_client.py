@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from isotherm.cluster import shard_client
-from isotherm.cluster.engine_client import EngineUnavailableError
+from isotherm.cluster.engine_client import EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.membership import Membership, WorkerGoneError
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.shard_client import ShardClient
@@ -37,6 +37,7 @@ class FakeShard:
         self.submitted: list[tuple[str, ...]] = []
         self.aborted: list[str] = []
         self.dead = False
+        self.room: int | None = None  # new requests beyond it are refused
 
     async def stream(self, connection: str) -> AsyncGenerator[list[Delta], None]:
         lists = self.lists[connection] = asyncio.Queue()
@@ -54,6 +55,10 @@ class FakeShard:
         if requests:
             self.submitted.append(tuple(r.id for r in requests))
         for request in requests:
+            if self.room is not None and len(self.running) >= self.room and not request.accepted:
+                refused = Delta(request.id, 0, finish_reason=FinishReason.REFUSED, error="full")
+                self.lists[connection].put_nowait([refused])
+                continue
             self.running[request.id] = connection, request, len(request.generated)
         for request_id in aborts:
             self.aborted.append(request_id)
@@ -321,3 +326,43 @@ def test_a_client_that_goes_away_has_its_request_aborted():
         assert shard.aborted == ["a"]
 
     play(lambda: FakeCluster(1), act)
+
+
+def test_a_full_shard_refuses_what_is_new_and_nothing_else():
+    """Of ten requests four are let in; when one of the two shards is lost, the other takes its requests too."""
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        for shard in cluster.shards.values():
+            shard.room = 2
+        work = ask(client, *(request(f"r{i}") for i in range(10)))
+        await asyncio.sleep(0.05)
+        refused = [task for task in work if task.done()]
+        assert len(refused) == 6 and all(isinstance(task.exception(), EngineOverloadedError) for task in refused)
+        cluster.replacing = False
+        next(iter(cluster.shards.values())).die()  # before any token: they are waiting
+        cluster.replace_the_dead()
+        left = [task for task in work if not task.done()]
+        await run_until(cluster, left)
+        assert [tokens(task.result()) for task in left] == [EXPECTED] * 4
+
+    play(lambda: FakeCluster(2), act)
+
+
+def test_there_is_room_for_as_many_as_the_shards_take():
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        while client.capacity() == 256:
+            await asyncio.sleep(0.001)
+        assert client.capacity() == 512
+        cluster.publish()
+        while client.capacity() == 512:
+            await asyncio.sleep(0.001)
+        assert client.capacity() == 256, "as for one that is on its way"
+
+    async def go() -> None:
+        cluster = FakeCluster(2)
+        client = ShardClient(cluster, 300, 4096, 256)
+        client.start()
+        await asyncio.wait_for(act(cluster, client), 20)
+        await client.background.close()
+
+    asyncio.run(go())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ class Served:
         self.manifest = folder / "manifest.yaml"
         self.manifest.write_text(yaml.safe_dump(manifest | {"http": {"port": self.port}}))
         self.log = folder / "serve.log"
+        self.ray_folders: list[Path] = []  # of a Ray that it joins
 
     def __enter__(self) -> Served:
         self._shared_files: set[str] = set()
@@ -92,6 +96,16 @@ class Served:
         """Of the local Ray that it has started."""
         return json.loads((Path(tempfile.gettempdir()) / f"isotherm-{os.getuid()}" / f"{self.process.pid}.json").read_text())["address"]
 
+    def logged(self, since: float) -> list[str]:
+        """What controller, workers and ingress have logged since a moment (of time.time), in order, also those that are gone."""
+        self.remember_processes()
+        begin = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+        lines = []
+        for folder in self.ray_folders or _ray_folders(self._family.values()):
+            for path in folder.glob("session_2*/logs/**/*.err"):
+                lines += [line for line in path.read_text(errors="replace").splitlines() if _LOGGED.match(line) and line >= begin]
+        return sorted(lines)
+
     def command(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         return subprocess.run([ISOTHERM, *arguments], capture_output=True, text=True, timeout=timeout)
 
@@ -100,6 +114,18 @@ class Served:
 
     def kv_blocks_used(self) -> int:
         return sum(w["kv_blocks_used"] for w in self.status()["workers"] if w["role"] == "attention")
+
+
+_LOGGED = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ \S+ isotherm")
+
+
+def _ray_folders(processes: Iterable[psutil.Process]) -> list[Path]:
+    """Those in which the raylets among these processes keep their sessions."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.update(word.partition("=")[2] for word in process.cmdline() if word.startswith("--temp_dir="))
+    return [Path(folder) for folder in sorted(found)]
 
 
 def generate(model: str, *arguments: str) -> dict[str, Any]:
