@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isotherm.cluster.http_gate import GateMiddleware
 from isotherm.cluster.http_health import HealthMiddleware
 from isotherm.cluster.http_protocol import use_front_door_protocol
 
@@ -90,4 +91,5 @@ def serve_proxy_middlewares() -> list[Middleware]:
     can only be stripped there. Serve calls this in each proxy before it starts the HTTP server, so the protocol is
     chosen here too."""
     use_front_door_protocol()
-    return [Middleware(HealthMiddleware), Middleware(ServeProxyMiddleware)]  # the last is the outermost
+    # The last is the outermost.
+    return [Middleware(HealthMiddleware), Middleware(GateMiddleware), Middleware(ServeProxyMiddleware)]
