@@ -36,18 +36,29 @@ class GateMiddleware:
         self._capacity = sys.maxsize
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        inside = False
+
+        def leave() -> None:
+            nonlocal inside
+            if inside:
+                inside = False
+                self._admission.leave(1, time.monotonic())
+
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": self._learn(message.get("headers", ()))}
+            elif not message.get("more_body", False):
+                leave()  # before the client knows that it may ask again
             await send(message)
 
         if scope["type"] != "http" or scope["method"] != "POST" or "/v1/" not in scope["path"]:
             await self.app(scope, receive, send_on)
         elif self._admission.enter(1, self._capacity, time.monotonic()):
+            inside = True
             try:
                 await self.app(scope, receive, send_on)
             finally:
-                self._admission.leave(1, time.monotonic())
+                leave()
         else:
             now = time.monotonic()
             reason = f"{self._admission.open} requests are running or waiting, and {self._capacity} may"

@@ -82,6 +82,26 @@ def test_what_is_beyond_the_capacity_is_refused_without_a_replica():
     play(act)
 
 
+def test_a_place_is_free_when_the_client_has_its_answer():
+    """As many clients as there are places, each of which asks again at once: none is refused."""
+
+    async def act(replicas, gate):
+        replicas.go.set()
+        assert (await ask(gate))[0] == 200
+        asked = []
+
+        async def send(message):
+            if message["type"] == "http.response.body":
+                asked.append((await ask(gate))[0])
+
+        replicas.capacity = 1
+        await ask(gate)
+        await gate({"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}, None, send)
+        assert asked == [200]
+
+    play(act)
+
+
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("GET", "/health"), ("POST", "/admin/operations")])
 def test_only_requests_for_the_engine_are_counted(method, path):
     async def act(replicas, gate):
