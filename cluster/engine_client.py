@@ -21,6 +21,7 @@ class EngineClient(Protocol):
 
     max_model_len: int  # prompt and output tokens together, at most
     vocab_size: int
+    system_fingerprint: str  # what decides a reply's bits beside prompt, parameters and seed; empty while it is not known
 
     def not_ready(self) -> str | None:
         """None when requests can be served, else why not ("loading: 2 of 3 workers")."""

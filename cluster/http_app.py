@@ -191,7 +191,7 @@ class FrontDoor:
             prepared.id,
             body.model,
             int(time.time()),
-            f"isotherm-{self._version}",
+            self._engine.system_fingerprint or None,
             chat=chat,
             include_usage=bool(body.stream and body.include_usage),
         )

@@ -176,6 +176,7 @@ class Manifest(_Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     head: Literal["stored", "fp8"] = Field("stored", description="how the output projection is kept")
     kernels: Literal["auto", "native", "reference", "triton"] = "auto"
+    mixed: Literal["refuse", "allow"] = Field("refuse", description="what becomes of workers that would compute other bits")
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()
@@ -187,6 +188,12 @@ class Manifest(_Section):
     @property
     def model_id(self) -> str:
         return self.served_name or Path(self.model.rstrip("/")).name
+
+    @property
+    def link_timeout(self) -> float:
+        """Seconds after which a group that does not answer a shard counts as lost. Not more than after which a worker
+        hangs: till then a shard that waits for an answer could not be told from one that does."""
+        return min(self.links.timeout, self.liveness.timeout or self.links.timeout)
 
     def worker_device(self, gpus: float) -> Literal["cpu", "cuda"]:
         """Where a worker that reserves so many GPUs computes."""

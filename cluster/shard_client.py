@@ -64,6 +64,7 @@ class ShardClient:
         self._membership: Membership | None = None
         self._trial = asyncio.Lock()  # held by a request under which a shard was lost, until it has a token again
         self.background = Background()
+        self.system_fingerprint = ""
 
     def start(self) -> None:
         self.background.keep("the watch over the membership", self._follow_membership)
@@ -175,7 +176,7 @@ class ShardClient:
 
     def _adopt(self, membership: Membership) -> None:
         self._membership = membership
-        self.max_model_len = membership.max_model_len
+        self.max_model_len, self.system_fingerprint = membership.max_model_len, membership.system_fingerprint
         for name in membership.shards:
             if name not in self._connections:
                 self._connections[name] = Connection(name)

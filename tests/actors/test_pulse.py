@@ -74,8 +74,11 @@ def test_the_rest_before_it_is_no_piece_of_work():
     assert not is_felt(pulse)
 
 
-def test_waiting_for_another_is_not_felt_and_says_for_whom():
+def test_waiting_for_another_is_not_felt_and_says_for_whom_and_for_how_long():
     pulse = Pulse(least=10)
-    with pulse.waiting("expert-0"):
-        assert pulse.waits_for == "expert-0" and not is_felt(pulse)
-    assert pulse.waits_for == "" and is_felt(pulse)
+    pulse.wait("expert-0")
+    time.sleep(0.1)
+    whom, seconds = pulse.waited()
+    assert whom == "expert-0" and seconds >= 0.1 and not is_felt(pulse)
+    pulse.go_on()
+    assert pulse.waited() == ("", 0.0) and is_felt(pulse)

@@ -65,6 +65,7 @@ class FakeEngine:
         self.unavailable = ""
         self.full = ""  # every request is refused by the shard
         self.places = 10_000
+        self.system_fingerprint = "isotherm-0123456789ab"
         self.reason: str | None = None
         self.open: set[str] = set()
         self.closed_early = 0

@@ -235,7 +235,7 @@ def test_generate_prints_json(random_model: Path):
     result = invoke("generate", str(random_model), *arguments)
     assert result.exit_code == 0, result.output
     out = json.loads(result.stdout)
-    assert set(out) == {"token_ids", "text", "logprobs", "finish_reason", "prompt_tokens"}
+    assert set(out) == {"token_ids", "text", "logprobs", "finish_reason", "prompt_tokens", "system_fingerprint"}
     assert len(out["token_ids"]) == 4 and all(0 <= t < 300 for t in out["token_ids"])
     assert (out["text"], out["finish_reason"], out["prompt_tokens"]) == (None, "length", 3)
     assert [entry["token_id"] for entry in out["logprobs"]] == out["token_ids"]

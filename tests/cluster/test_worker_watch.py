@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from isotherm.cluster.membership import WorkerGoneError
 from isotherm.cluster.worker_watch import WorkerWatch
 
 LIMIT = 0.2
+PATIENCE = 0.15
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +28,7 @@ class FakeWorker:
         self.dead = asyncio.Event()
         self.well = asyncio.Event()
         self.well.set()
-        self.waiting_for = ""
+        self.waiting_for, self.waits_since = "", time.monotonic()
         self.links: tuple[int, dict[str, str]] = (0, {})
         self.changed = asyncio.Event()
         self.away = 0  # calls that fail because Ray's head cannot be reached
@@ -50,8 +52,8 @@ class FakeWorker:
     async def sign_of_life(self) -> None:
         await self.well.wait()
 
-    async def waits_for(self) -> str:
-        return self.waiting_for
+    async def waits_for(self) -> tuple[str, float]:
+        return self.waiting_for, time.monotonic() - self.waits_since
 
     async def failed_links(self, known: int) -> tuple[int, dict[str, str]]:
         while self.links[0] == known:
@@ -69,7 +71,7 @@ class Told:
         self.busy: set[str] = set()
         self.lost: dict[str, tuple[str, bool]] = {}
         self.links: list[tuple[str, dict[str, str]]] = []
-        self.watch = WorkerWatch(LIMIT, self.busy.__contains__, self._lost, self._links)
+        self.watch = WorkerWatch(LIMIT, self.busy.__contains__, self._lost, self._links, PATIENCE)
 
     def _lost(self, name: str, reason: str, unreachable: bool) -> None:
         assert name not in self.lost
@@ -150,6 +152,19 @@ def test_a_shard_that_waits_for_a_group_that_is_well_hangs_itself():
         await asyncio.sleep(4 * LIMIT)
 
     assert list(play(act).lost) == ["attention-0"]
+
+
+def test_a_shard_whose_links_fall_silent_one_after_another_does_not_hang():
+    """It reads them in turn, and each may take its time: together that is longer than a sign of life may."""
+
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        shard.waiting_for = "expert-0"
+        shard.well.clear()
+        for _ in range(10):
+            shard.waits_since = time.monotonic()
+            await asyncio.sleep(0.8 * PATIENCE)
+
+    assert play(act).lost == {}
 
 
 def test_who_is_busy_need_give_no_sign():

@@ -129,12 +129,12 @@ def test_what_the_front_door_takes(served):
 
 
 def test_generate_prints_what_the_endpoint_gives(served):
-    if served.status()["workers"][1]["role"] == "attention":
-        pytest.skip("the offline command does not depend on the layout; one is enough")
     prompt = list(Workload(1, [24]).requests[0].prompt)
     offline = generate("tiny", "--prompt-ids", ",".join(map(str, prompt)), "--max-tokens", "24", "--ignore-eos", "--logprobs", "2")
     body = {"model": "tiny", "prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": True, "logprobs": 2}
-    choice = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()["choices"][0]
+    reply = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()
+    assert reply["system_fingerprint"] == offline["system_fingerprint"]
+    choice = reply["choices"][0]
     assert choice["text"] == offline["text"]
     assert choice["logprobs"]["token_logprobs"] == [entry["logprob"] for entry in offline["logprobs"]]
 
