@@ -43,8 +43,8 @@ class OfflineOptions:
 
 
 def generate_offline(manifest: Manifest, path: Path, options: OfflineOptions, show: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """token_ids, text, logprobs (per token: token_id, logprob, top), finish_reason and system_fingerprint, which replies
-    of a cluster that computes the same bits have too. `show` is given the text as it grows."""
+    """token_ids, text, logprobs (per token: token_id, logprob, top), finish_reason and system_fingerprint, which
+    replies of a cluster that computes the same bits have too. `show` is given the text as it grows."""
     if sum(o is not None for o in (options.prompt, options.prompt_ids, options.chat)) != 1:
         raise OfflineError("give one of --prompt TEXT, --prompt-ids 1,2,3 and --chat TEXT")
     if options.dtype not in ("float32", "bfloat16"):

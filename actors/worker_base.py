@@ -22,8 +22,8 @@ from isotherm.kernels import native_ring
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.select import select_kernels
 
-# What a worker sets in its environment before anything else, where it is not set: libraries read it. With NCCL's default
-# torch ends a process whose peer is lost; here the link handles that (actors/process_group_link.py).
+# What a worker sets in its environment before anything else, where it is not set: libraries read it. With NCCL's
+# default torch ends a process whose peer is lost; here the link handles that (actors/process_group_link.py).
 ENVIRONMENT = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 

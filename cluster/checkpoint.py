@@ -1,5 +1,5 @@
-"""A hub-layout checkpoint seen through its config, index and safetensors headers. Reads no weights, but for a sample of them,
-and needs no torch."""
+"""A hub-layout checkpoint seen through its config, index and safetensors headers. Reads no weights, but for a sample
+of them, and needs no torch."""
 
 from __future__ import annotations
 
@@ -96,11 +96,12 @@ class Checkpoint:
         return {part: n for part, n in totals.items() if n}
 
     def digest(self) -> str:
-        """A hash of what the weights are: of config.json as far as it says how to compute, of every tensor's name, dtype
-        and shape, and of a sample of the bytes, since reading 700 GB would take minutes: SAMPLE_BYTES each of at most
-        SAMPLED_TENSORS tensors, at a place that depends on the name; first of all that are no routed expert's, then of
-        experts spread over the model. So another training step, quantisation or model is seen, and one altered byte is
-        not. Paths, times, and how tensors are dealt out to files do not matter. Raises CheckpointError."""
+        """A hash of what the weights are: of config.json as far as it says how to compute, of every tensor's name,
+        dtype and shape, and of a sample of the bytes, since reading 700 GB would take minutes: SAMPLE_BYTES each of
+        at most SAMPLED_TENSORS tensors, at a place that depends on the name; first of all that are no routed
+        expert's, then of experts spread over the model. So another training step, quantisation or model is seen, and
+        one altered byte is not. Paths, times, and how tensors are dealt out to files do not matter. Raises
+        CheckpointError."""
         kept = {name: value for name, value in asdict(self.config).items() if name not in NO_NUMERICS}
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
         pairs = [(spec.name, spec.name + SCALE_SUFFIX) for spec in expected_tensors(self.config)]

@@ -1,5 +1,5 @@
-"""What the bits of a token depend on beside prompt, parameters and seed: one fingerprint for a cluster, and who may join it.
-Pure."""
+"""What the bits of a token depend on beside prompt, parameters and seed: one fingerprint for a cluster, and who may
+join it. Pure."""
 
 from __future__ import annotations
 
@@ -33,8 +33,14 @@ class Fingerprint:
 
 # What a worker on a GPU and one on a CPU must share; which of them computes what is the manifest's choice, and stays.
 SHARED = ("weights", "dtype", "head")
-WORDS = {"weights": "weights", "dtype": "dtype", "head": "output head", "kernels": "kernels", "summation": "summation order",
-         "instructions": "instruction set"}  # fmt: skip
+WORDS = {
+    "weights": "weights",
+    "dtype": "dtype",
+    "head": "output head",
+    "kernels": "kernels",
+    "summation": "summation order",
+    "instructions": "instruction set",
+}
 
 
 def _digest(fingerprints: list[Fingerprint]) -> str:
@@ -89,7 +95,8 @@ class ClusterNumerics:
         return [*self._first.values(), *sorted(self._others, key=astuple)]
 
     def dump(self) -> str:
-        """For `restore`, in a controller that comes back: what held goes on to hold, also where no worker is left to ask."""
+        """For `restore`, in a controller that comes back: what held goes on to hold, also where no worker is left to
+        ask."""
         return json.dumps([asdict(f) for f in self._known()]) if self._first else ""
 
     def restore(self, dumped: str) -> None:

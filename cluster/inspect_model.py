@@ -70,8 +70,8 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
 
 
 def _counts(name: str) -> bool:
-    """Whether a tensor of an MTP layer counts as parameters of it: block scales do not, nor do the model's own embedding
-    and head, stored again."""
+    """Whether a tensor of an MTP layer counts as parameters of it: block scales do not, nor do the model's own
+    embedding and head, stored again."""
     return not name.endswith((SCALE_SUFFIX, ".embed_tokens.weight", ".shared_head.head.weight"))
 
 
@@ -102,8 +102,8 @@ def _architecture(c: ModelConfig, weights: str, mtp: bool) -> dict[str, Any]:
 
 
 def _estimate(c: ModelConfig, parameters: dict[Part, int], names: Mapping[str, str]) -> tuple[dict[Part, int], str]:
-    """Bytes by part, and how the weights are stored. A projection that the index names is FP8 where it names its scales; of
-    one that it does not name, and of the width of all others, config.json is believed."""
+    """Bytes by part, and how the weights are stored. A projection that the index names is FP8 where it names its
+    scales; of one that it does not name, and of the width of all others, config.json is believed."""
     width = STORED_BYTES.get(c.stored_dtype, 2)
     sizes = {part: 0 for part in Part}
     quantised = 0

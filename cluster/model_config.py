@@ -123,9 +123,9 @@ class ModelConfig:
 
 
 class _Fields:
-    """Typed access to config.json that says what is wrong and where. A default is for a field that is absent: where it
-    stands as null, it would be None in the reference implementation too, which cannot compute with it. `null_is_absent`:
-    for fields where it can."""
+    """Typed access to config.json that says what is wrong and where. A default is for a field that is absent: where
+    it stands as null, it would be None in the reference implementation too, which cannot compute with it.
+    `null_is_absent`: for fields where it can."""
 
     def __init__(self, raw: dict[str, Any], where: str, null_is_absent: bool = False):
         self.raw, self.where, self.null_is_absent = raw, where, null_is_absent
@@ -172,8 +172,8 @@ NOT_YET = {
 
 
 def parse(raw: dict[str, Any], file: Path | str = "config.json") -> ModelConfig:
-    """Check a decoded config.json. Sizes must be there; every other field that is absent has the value that transformers'
-    DeepseekV3Config and DeepSeek's own configuration class give it. Raises ModelConfigError."""
+    """Check a decoded config.json. Sizes must be there; every other field that is absent has the value that
+    transformers' DeepseekV3Config and DeepSeek's own configuration class give it. Raises ModelConfigError."""
     if not isinstance(raw, dict):
         raise ModelConfigError(f"{file}: must hold a JSON object, found {type(raw).__name__}")
     f, lenient = _Fields(raw, str(file)), _Fields(raw, str(file), null_is_absent=True)

@@ -1,4 +1,5 @@
-"""Makes tests/helpers importable by its modules' bare names, hypothesis repeatable, and modules independent of one another.
+"""Makes tests/helpers importable by its modules' bare names, hypothesis repeatable, and modules independent of one
+another.
 
 Not `pythonpath = ["tests"]`: that would make tests/kernels importable as `kernels`, the name of a distribution that transformers looks for.
 """
@@ -23,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 settings.register_profile("isotherm", deadline=None, derandomize=True)
 settings.load_profile("isotherm")
 
-# Modules run in an order of their own each time, so that none comes to need what another left. ISOTHERM_ORDER_SEED repeats it.
+# Modules run in an order of their own each time, so that none comes to need what another left. ISOTHERM_ORDER_SEED
+# repeats it.
 ORDER_SEED = int(os.environ.get("ISOTHERM_ORDER_SEED", random.randrange(1_000_000)))
 
 

@@ -1,4 +1,5 @@
-"""The fleet takes no worker into service that would compute other bits: workers here answer as Ray actors do, without Ray."""
+"""The fleet takes no worker into service that would compute other bits: workers here answer as Ray actors do, without
+Ray."""
 
 from __future__ import annotations
 

@@ -40,21 +40,25 @@ def test_every_field_is_read_from_its_own_name():
 
 
 SIZES = {
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "kv_lora_rank", "qk_nope_head_dim",
-    "qk_rope_head_dim", "v_head_dim", "moe_intermediate_size", "n_routed_experts", "num_experts_per_tok",
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "kv_lora_rank",
+    "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "moe_intermediate_size", "n_routed_experts",
+    "num_experts_per_tok",
 }  # fmt: skip
-OWN_NAMES = {"rope", "fp8", "stored_dtype", "eos_token_ids", "moe_layer_freq"}  # fields that transformers' class has not, or under another name
+# Fields that transformers' class has not, or under another name.
+OWN_NAMES = {"rope", "fp8", "stored_dtype", "eos_token_ids", "moe_layer_freq"}
 
 
 def test_fields_that_may_be_absent_have_the_defaults_of_transformers():
-    """Every field of ModelConfig: it is a size that must be there, or its default is that of the reference implementation."""
+    """Every field of ModelConfig: it is a size that must be there, or its default is that of the reference
+    implementation."""
     from transformers import DeepseekV3Config
 
     sizes = {name: DEEPSEEK_V3[name] for name in SIZES}
     ours, theirs = parse({"model_type": "deepseek_v3", **sizes}), DeepseekV3Config(**sizes)
     compared = {field.name for field in fields(ModelConfig)} - OWN_NAMES
     assert {name: getattr(ours, name) for name in compared} == {name: getattr(theirs, name) for name in compared}
-    assert compared - SIZES >= {"n_group", "topk_group", "routed_scaling_factor", "first_k_dense_replace", "n_shared_experts", "q_lora_rank"}
+    deciding = {"n_group", "topk_group", "routed_scaling_factor", "first_k_dense_replace", "n_shared_experts"}
+    assert compared - SIZES >= deciding | {"q_lora_rank", "norm_topk_prob", "rms_norm_eps"}
     assert ours.eos_token_ids == (theirs.eos_token_id,) and ours.rope == RopeConfig(theirs.rope_parameters["rope_theta"])
     assert theirs.rope_parameters["rope_type"] == "default" and theirs.rope_interleave and theirs.hidden_act == "silu"
     # What only DeepSeek's own class has; transformers computes as if each had this value.
@@ -68,12 +72,14 @@ def test_a_size_that_is_missing_is_named(name: str):
 
 
 def test_a_default_that_does_not_fit_says_that_it_is_one():
-    with pytest.raises(ModelConfigError, match=r"n_group is missing, which means 8; it must be a divisor of n_routed_experts \(12\)$"):
+    words = r"n_group is missing, which means 8; it must be a divisor of n_routed_experts \(12\)$"
+    with pytest.raises(ModelConfigError, match=words):
         parse(without("n_group"), "c.json")
 
 
 def test_null_is_no_value_but_where_the_reference_computes_with_it():
-    allowed = ("q_lora_rank", "num_nextn_predict_layers", "eos_token_id", "rope_theta", "rope_scaling", "torch_dtype", "quantization_config")
+    allowed = ("q_lora_rank", "num_nextn_predict_layers", "eos_token_id", "rope_theta", "rope_scaling", "torch_dtype",
+               "quantization_config")  # fmt: skip
     config = parse(changed(**dict.fromkeys(allowed)))
     assert (config.q_lora_rank, config.eos_token_ids, config.rope, config.fp8) == (None, (), RopeConfig(10000.0), False)
     for name in [n for n in make_config() if n not in (*allowed, "architectures", "num_key_value_heads", "bos_token_id")]:
@@ -81,12 +87,15 @@ def test_null_is_no_value_but_where_the_reference_computes_with_it():
             parse(changed(**{name: None}))
 
 
-@pytest.mark.parametrize(("model_type", "words"), [("kimi_k2", "Kimi K2 is not supported yet"), ("deepseek_v32", "sparse attention")])
+@pytest.mark.parametrize(
+    ("model_type", "words"), [("kimi_k2", "Kimi K2 is not supported yet"), ("deepseek_v32", "sparse attention")]
+)
 def test_a_relative_that_is_not_supported_is_named(model_type: str, words: str):
     with pytest.raises(ModelConfigError) as caught:
         parse(changed(model_type=model_type), "c.json")
     message = str(caught.value)
-    assert message.startswith(f'c.json: model_type is "{model_type}": ') and words in message and message.endswith('it must be "deepseek_v3"')
+    assert message.startswith(f'c.json: model_type is "{model_type}": ') and words in message
+    assert message.endswith('it must be "deepseek_v3"')
 
 
 def test_unknown_fields_and_remote_code_are_ignored():

@@ -83,8 +83,9 @@ def test_a_hub_id_is_fetched_without_pickles_or_code(hub: list, tmp_path: Path):
      ({}, False, TokenizerError, "tiktoken.model (Moonlight)"),
      ({"scoring_func": "softmax"}, True, ModelConfigError, "scoring_func")],
 )  # fmt: skip
-def test_what_cannot_be_served_is_refused_before_its_weights_are_fetched(hub: list, tmp_path: Path, config: dict[str, Any], tokenizer: bool,
-                                                                         error: type[Exception], words: str):  # fmt: skip
+def test_what_cannot_be_served_is_refused_before_its_weights_are_fetched(
+    hub: list, tmp_path: Path, config: dict[str, Any], tokenizer: bool, error: type[Exception], words: str
+):
     (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3 | config))
     if not tokenizer:
         (tmp_path / "tokenizer.json").unlink()

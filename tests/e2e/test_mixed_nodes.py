@@ -1,5 +1,6 @@
-"""A worker on a node that computes other bits is refused by name, and everything goes on without it. The nodes differ in what
-torch uses of the processor, of which the reference kernels' results are made. Beside it all stands a foreign Ray's address."""
+"""A worker on a node that computes other bits is refused by name, and everything goes on without it. The nodes differ
+in what torch uses of the processor, of which the reference kernels' results are made. Beside it all stands a foreign
+Ray's address."""
 
 from __future__ import annotations
 

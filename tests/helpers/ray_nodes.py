@@ -26,8 +26,8 @@ class RayNodes:
         self._folder = tempfile.mkdtemp(prefix="nodes-")
         self._log = open(os.path.join(self._folder, "nodes.log"), "w")
         command = [sys.executable, __file__, self._folder]
-        # Ray's Cluster writes down its address where any Ray of this machine would look for one, in a folder that it does
-        # not make; here that is not for others to find, nor over what they wrote.
+        # Ray's Cluster writes down its address where any Ray of this machine would look for one, in a folder that it
+        # does not make; here that is not for others to find, nor over what they wrote.
         environment = os.environ | {"RAY_TMPDIR": self._folder, "RAY_raylet_start_wait_time_s": "120"}
         os.mkdir(os.path.join(self._folder, "ray"))
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}

@@ -10,8 +10,8 @@ FOLDER = "/dev/shm/"
 
 
 def _mentioned(pid: int | str, prefix: str) -> list[str]:
-    """What a process has open or mapped whose name begins with `prefix`, a file descriptor or mapping each; nothing of a
-    process that is gone."""
+    """What a process has open or mapped whose name begins with `prefix`, a file descriptor or mapping each; nothing
+    of a process that is gone."""
     names = []
     with suppress(OSError):
         for link in Path(f"/proc/{pid}/fd").iterdir():

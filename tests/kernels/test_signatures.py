@@ -1,4 +1,5 @@
-"""What Python says of the native library's functions against the C++ that defines them: ctypes itself checks nothing."""
+"""What Python says of the native library's functions against the C++ that defines them: ctypes itself checks
+nothing."""
 
 from __future__ import annotations
 

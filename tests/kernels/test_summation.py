@@ -1,6 +1,6 @@
-"""The bits that each instruction set gives for fixed inputs. Where this fails after a change of the kernels, the order in
-which they add up has changed: raise NativeKernels.summation, so that workers of the old version are kept out of clusters of
-the new one, and put the new hashes here."""
+"""The bits that each instruction set gives for fixed inputs. Where this fails after a change of the kernels, the
+order in which they add up has changed: raise NativeKernels.summation, so that workers of the old version are kept out
+of clusters of the new one, and put the new hashes here."""
 
 from __future__ import annotations
 
