@@ -210,7 +210,17 @@ class Hosts:
     # --- Ray -----------------------------------------------------------------------------------------------------
 
     def start_ray(self, host: Host, cpus: float) -> None:
-        """Raises RuntimeError where the node has not come up."""
+        """Raises RuntimeError where the node has not come up, also when it was tried again: Ray gives it 30 s, which is
+        little on a machine that others use."""
+        for last in (False, False, True):
+            try:
+                return self._start_ray(host, cpus)
+            except RuntimeError:
+                self.end_ray(host)
+                if last:
+                    raise
+
+    def _start_ray(self, host: Host, cpus: float) -> None:
         folder = Path(self.folder, str(host.number))
         folder.mkdir(exist_ok=True)
         role = ["--head", f"--port={PORT}", "--include-dashboard=false"] if host is self.head else [f"--address={self.address}"]
@@ -225,7 +235,7 @@ class Hosts:
         deadline = time.monotonic() + START_SECONDS
         while "Ray runtime started" not in (said := (folder / "ray.log").read_text()[begin:]):
             if host.ray.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"Ray does not start on host {host.number}:\n{said}")
+                raise RuntimeError(f"Ray does not start on host {host.number}: {said.strip().splitlines()[-1:]}")
             time.sleep(0.1)
 
     def end_ray(self, host: Host) -> None:
