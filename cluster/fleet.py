@@ -69,7 +69,7 @@ class RayFleet:
         self._suspects: dict[str, float] = {}  # node → until when nothing is started there
         self._background = Background()
         self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
-        limits = manifest.liveness.timeout, manifest.links.timeout
+        limits = manifest.liveness.timeout, manifest.link_timeout
         self._watch = WorkerWatch(limits[0], self._loading.__contains__, self._lost, self.repair.report, limits[1])
         self._rendezvous = Rendezvous(ray.util.get_node_ip_address())
 
@@ -113,8 +113,8 @@ class RayFleet:
         worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts)
         self.groups[name] = worker
         await self._order(worker.actor, "pid")
-        self._watch.add(worker, has_links=False)
         self.numerics.admit(name, await worker.call("fingerprint"))
+        self._watch.add(worker, has_links=False)
 
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
         """Take over the workers that a controller before this one has left, as they are. Those named that are gone count as dead. Gives the names of
@@ -196,7 +196,7 @@ class RayFleet:
     def _spec(self, name: str, threads: int | None, gpus: float, sharers: int = 1) -> WorkerSpec:
         m = self.manifest
         device, links = m.worker_device(gpus), m.links
-        return WorkerSpec(name, self.checkpoint.path, device, m.dtype, m.head, m.kernels, threads, links.timeout, links.gather_window, sharers)
+        return WorkerSpec(name, self.checkpoint.path, device, m.dtype, m.head, m.kernels, threads, m.link_timeout, links.gather_window, sharers)
 
     async def end(self, name: str) -> None:
         self._standing()

@@ -189,6 +189,12 @@ class Manifest(_Section):
     def model_id(self) -> str:
         return self.served_name or Path(self.model.rstrip("/")).name
 
+    @property
+    def link_timeout(self) -> float:
+        """Seconds after which a group that does not answer a shard counts as lost. Not more than after which a worker
+        hangs: till then a shard that waits for an answer could not be told from one that does."""
+        return min(self.links.timeout, self.liveness.timeout or self.links.timeout)
+
     def worker_device(self, gpus: float) -> Literal["cpu", "cuda"]:
         """Where a worker that reserves so many GPUs computes."""
         return self.device if gpus else "cpu"

@@ -57,7 +57,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     if fingerprint := status.get("numerics", {}).get("system_fingerprint"):
         known = status["numerics"]["numerics"]
         words = "; ".join(f"{n['dtype']}, {n['kernels']} {n['instructions']}, weights {n['weights']}" for n in known)
-        console.print(f"numerics {fingerprint}  {words}", highlight=False, markup=False)
+        console.print(f"numerics {fingerprint}  {words}", highlight=False, markup=False, soft_wrap=True)
     table = Table("worker", "state", "pid", "host", "kernels", "links", "load")
     for w in status["workers"]:
         links = ", ".join(sorted(set(w.get("links", {}).values())))

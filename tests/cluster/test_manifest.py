@@ -274,3 +274,9 @@ def test_an_error_inside_a_file_names_the_file(tmp_path: Path):
     with pytest.raises(ManifestError, match="http.port is 0") as caught:
         load_manifest(file)
     assert str(caught.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize(("links", "liveness", "expected"), [(30.0, 15.0, 15.0), (2.0, 15.0, 2.0), (30.0, 0, 30.0)])
+def test_a_silent_group_is_found_no_later_than_a_worker_that_hangs(links, liveness, expected):
+    manifest = parse_manifest({"links": {"timeout": links}, "liveness": {"timeout": float(liveness)}})
+    assert manifest.link_timeout == expected
