@@ -74,6 +74,7 @@ class Controller:
         self._membership = Membership(generation << 32, (), self._phase, manifest.scheduler_config(self.config).max_model_len)
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._asked_to_end = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._spawn(self._watch_standing())
@@ -308,10 +309,16 @@ class Controller:
     async def stop(self) -> None:
         """End every worker and wake whoever waits in `wait_stopped`."""
         self._stopped.set()
+        self._asked_to_end.set()
         self._set_phase("stopping")
         await self.reconfigurer.interrupt("the cluster is being ended")
         await self.fleet.end_all()
         self._store.clear()
+
+    async def ask_to_end(self) -> None:
+        """Wake whoever waits in `wait_stopped`: the process that serves, which drains the ingress and then calls
+        `stop`."""
+        self._asked_to_end.set()
 
     async def owner(self) -> Owner | None:
         return self._owner
@@ -320,4 +327,4 @@ class Controller:
         return self.manifest
 
     async def wait_stopped(self) -> None:
-        await self._stopped.wait()
+        await self._asked_to_end.wait()

@@ -9,6 +9,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isotherm.cluster.http_unrouted import UnroutedMiddleware
+
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SERVE_HEADERS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
 
@@ -52,4 +54,4 @@ class StripServeHeadersMiddleware:
 def serve_proxy_middlewares() -> list[Middleware]:
     """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=isotherm.cluster.http_middleware:serve_proxy_middlewares. Serve reads those headers in its proxy,
     before an application's own middlewares run (ray/serve/_private/proxy.py), so they can only be stripped there."""
-    return [Middleware(StripServeHeadersMiddleware)]
+    return [Middleware(UnroutedMiddleware), Middleware(StripServeHeadersMiddleware)]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 
+from isotherm.cluster.background import Background
+from isotherm.cluster.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.http_app import build_app
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model_config import ModelConfig
 from isotherm.cluster.ray_workers import ON_HEAD
 from isotherm.cluster.shard_client import ShardClient
 from isotherm.cluster.text import Tokenizer
+
+KILL_SECONDS = 5.0  # after which a replica that has ended its requests is killed
 
 
 def ingress_application(manifest: Manifest, model_path: Path) -> Application:
@@ -23,7 +29,9 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         config = ModelConfig.load(model_path)
         engine = ShardClient(config.vocab_size, manifest.scheduler_config(config).max_model_len, manifest.liveness.timeout)
         engine.start()
-        return build_app(engine, Tokenizer.load(model_path), manifest.model_id, admin=engine)
+        endable = EndableEngine(engine)
+        Background().spawn("drain", end_when_stopping(endable, _replica_stops(), manifest.http.drain_seconds))
+        return build_app(endable, Tokenizer.load(model_path), manifest.model_id, admin=engine)
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),
@@ -32,7 +40,19 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         max_ongoing_requests=manifest.http.max_ongoing_requests,
         # Several replicas are spread, so that the loss of a node is not the loss of all.
         ray_actor_options={"num_cpus": 0} | ({"resources": ON_HEAD} if manifest.http.replicas == 1 else {}),
+        # What Serve does to a replica that is updated or deleted; the replica itself ends its requests a little
+        # earlier, with words.
         graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_timeout_s=manifest.http.drain_seconds + KILL_SECONDS,
+        max_surge_percent=100,  # an update begins with the new replicas: there is always one that takes requests
+        health_check_period_s=1,  # a replica that has died is missed that soon; one that is silent has Serve's 30 s
     )
     return deployment.bind()
+
+
+def _replica_stops() -> Callable[[], bool]:
+    """Whether Serve has told this process's replica to stop. Serve has no hook for that moment: it calls the
+    application only when all requests have ended (ray/serve/_private/replica.py, `_perform_graceful_shutdown`)."""
+    worker = ray._private.worker.global_worker
+    replica = worker.actors[worker.actor_id]._replica_impl
+    return lambda: replica._shutting_down

@@ -163,6 +163,9 @@ class HttpSection(_Section):
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(1, ge=1, description="ingress replicas")
     max_ongoing_requests: int = Field(1024, ge=1, description="per replica")
+    drain_seconds: float = Field(
+        600.0, ge=0, le=86400, description="for open requests to finish when the ingress is updated or the service ends"
+    )
 
 
 class Manifest(_Section):

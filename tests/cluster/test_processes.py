@@ -1,0 +1,46 @@
+"""Processes below this one, found and ended by pid, orphans too."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+RUN = """
+import json, os, subprocess, sys, time
+from isotherm.cluster.processes import adopt_orphans, below, end_all_below, titled
+assert adopt_orphans()
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+stubborn = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
+# A parent that leaves two children, one in a session of its own, and dies.
+parent = "import subprocess, sys, time; [subprocess.Popen(c, start_new_session=s) for c, s in ((%r, False), (%r,
+True))]" % (sleep, stubborn) subprocess.run([sys.executable, "-c", parent])
+here = subprocess.Popen(sleep)
+brief = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
+pids = {p.pid for p in below(os.getpid())}
+assert len(pids) == 4, pids
+assert list(titled(os.getpid(), [sys.executable])) == [sys.executable]
+begin = time.monotonic()
+left, statuses = end_all_below(os.getpid(), 1.0, 5.0)
+print(json.dumps({"pids": sorted(pids), "left": left, "seconds": time.monotonic() - begin,
+                  "statuses": [statuses[here.pid], statuses[brief.pid]], "below": len(below(os.getpid()))}))
+here.returncode = brief.returncode = 0
+"""
+
+
+def test_orphans_are_adopted_and_ended():
+    import json
+
+    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, timeout=60, cwd=Path("/"))
+    assert done.returncode == 0, done.stderr
+    out = json.loads(done.stdout)
+    assert out["left"] == [] and out["below"] == 0
+    assert out["statuses"] == [-9, 0], "one was killed when its patience was over, one ended by itself before"
+    assert 0.9 < out["seconds"] < 4
+    deadline = time.monotonic() + 2
+    while (alive := [pid for pid in out["pids"] if psutil.pid_exists(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive == []
