@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from isotherm.actors.exchange import InProcessLink, Link, LinkError, layer_tables, split_rows
+from isotherm.actors.exchange import InProcessLink, Link, LinkError
 from isotherm.actors.expert_loop import ExpertLoop
 from isotherm.actors.expert_server import ExpertServer
 from isotherm.actors.expert_worker import Dispatch, ExpertWorker
 from isotherm.actors.process_group_link import ProcessGroupLink, ProcessGroupServerLink, Rendezvous, open_process_group
+from isotherm.actors.row_split import layer_tables, split_rows
 from isotherm.actors.shared_memory_link import SharedMemoryLink, SharedMemoryServerLink, meet_shard, new_bell, segment_bytes
 from isotherm.cluster.model_config import ModelConfig, parse
 from isotherm.cluster.placement import contiguous_placement

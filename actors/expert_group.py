@@ -72,6 +72,11 @@ class ExpertGroup(WorkerBase):
             raise
         self.server.attach(shard, SharedMemoryServerLink(met, bell))
 
+    async def sign_of_life(self) -> None:
+        await self.server.pulse.felt()
+        if self.loop is not None:
+            await self.loop.felt()
+
     def _counts(self) -> ServerCounts:
         return self.server.counts if self.loop is None else self.server.counts + self.loop.counts
 
@@ -90,6 +95,7 @@ class ExpertGroup(WorkerBase):
             "free_slots": self.worker.free_slots,
             "weight_bytes": self.worker.bank.nbytes,
             "links": links,
+            "thread": self.server.thread.native_id if self.loop is None else self.loop.thread,
             "messages": counts.messages,
             "computations": counts.computations,
             "gathered": counts.gathered,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from isotherm.actors.expert_server import ServerCounts
 from isotherm.actors.expert_worker import ExpertWorker
 from isotherm.actors.process_group_link import DTYPES
+from isotherm.actors.pulse import ALLOWED, felt
 from isotherm.actors.shared_memory_link import KIND, Met
+from isotherm.cluster.background import spawn_thread
 from isotherm.kernels.native_backend import NativeExpertBank, NativeKernels
 from isotherm.kernels.native_ring import LoopEvent, NativeExpertLoop, NativeGate
 
@@ -28,8 +31,7 @@ class ExpertLoop:
         self._loop = NativeExpertLoop(kernels, bank, gate, worker.slot_of, worker.rows_served, first_layer, DTYPES.index(kernels.dtype), window)
         self._shards: dict[int, str] = {}  # by the link's number
         self._lock = threading.Lock()  # of _shards
-        self._events = threading.Thread(target=self._tell, name="expert loop events", daemon=True)
-        self._events.start()
+        self._events = spawn_thread("expert loop events", self._tell)
 
     @property
     def bell(self) -> int:
@@ -40,6 +42,20 @@ class ExpertLoop:
     def counts(self) -> ServerCounts:
         c = self._loop.counts()
         return ServerCounts(c.messages, c.computations, c.gathered, c.pairs, c.refused, c.busy_ns / 1e9, c.held_ns / 1e9)
+
+    @property
+    def thread(self) -> int:
+        """The system's id of the native thread."""
+        return self._loop.counts().thread
+
+    async def felt(self) -> None:
+        """A sign of life of the native thread, as `felt` of actors/pulse.py says."""
+
+        def may_take_longer() -> bool:
+            c = self._loop.counts()
+            return c.began_ns > 0 and time.monotonic_ns() - c.began_ns < ALLOWED * c.longest_ns
+
+        await felt(lambda: self._loop.counts().beats, self._loop.prod, may_take_longer)
 
     def links(self) -> dict[str, str]:
         """Shard → kind of link."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 import time
 from dataclasses import astuple, dataclass
 from typing import Protocol
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from isotherm.actors.exchange import LinkError
 from isotherm.actors.expert_worker import Dispatch, ExpertWorker
+from isotherm.actors.pulse import Pulse
+from isotherm.cluster.background import spawn_thread
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +51,20 @@ class ExpertServer:
         self.worker = worker
         self.counts = ServerCounts()
         self._links: dict[str, ServerLink] = {}
-        self._inbox: queue.SimpleQueue[tuple[str, ServerLink, int, Dispatch]] = queue.SimpleQueue()
-        threading.Thread(target=self._compute, name="experts", daemon=True).start()
+        # None: give a sign of life
+        self._inbox: queue.SimpleQueue[tuple[str, ServerLink, int, Dispatch] | None] = queue.SimpleQueue()
+        self.pulse = Pulse(lambda: self._inbox.put(None))
+        self.thread = spawn_thread("experts", self._compute)
 
     def links(self) -> dict[str, str]:
         """Shard → kind of link."""
         return {shard: link.kind for shard, link in self._links.copy().items()}
 
     def attach(self, shard: str, link: ServerLink) -> None:
-        """Serve a link until its shard closes it or is lost. A new link of the same shard takes the place of the old one."""
+        """Serve a link until its shard closes it or is lost. A new link of the same shard takes the place of the old
+        one."""
         self._links[shard] = link
-        threading.Thread(target=self._receive, args=(shard, link), name=f"link {shard}", daemon=True).start()
+        spawn_thread(f"link {shard}", lambda: self._receive(shard, link), vital=False)
 
     def _receive(self, shard: str, link: ServerLink) -> None:
         try:
@@ -69,7 +73,8 @@ class ExpertServer:
             log.info("link to %s closed", shard)
         except LinkError as error:
             log.warning("link to %s lost: %s", shard, error)
-        self._detach(shard, link)
+        finally:  # also where a message could not be understood: the shard has to learn that nobody listens any more
+            self._detach(shard, link)
 
     def _detach(self, shard: str, link: ServerLink) -> None:
         if self._links.get(shard) is link:
@@ -77,23 +82,29 @@ class ExpertServer:
 
     def _compute(self) -> None:
         while True:
-            shard, link, sequence, message = self._inbox.get()
-            begin = time.perf_counter()
+            work = self._inbox.get()
+            self.pulse.begin()
+            if work is not None:
+                self._serve(*work)
+                self.pulse.beat()
+
+    def _serve(self, shard: str, link: ServerLink, sequence: int, message: Dispatch) -> None:
+        begin = time.perf_counter()
+        try:
             try:
-                try:
-                    output = self.worker.compute(message)
-                except Exception as error:  # told to the shard, which decides; this group goes on serving others
-                    log.exception("dispatch of %s failed", shard)
-                    self.counts.messages += 1
-                    self.counts.refused += 1
-                    link.refuse(sequence, error)
-                    continue
-                # Counted before it is answered, so that a shard that has its answer finds it counted.
+                output = self.worker.compute(message)
+            except Exception as error:  # told to the shard, which decides; this group goes on serving others
+                log.exception("dispatch of %s failed", shard)
                 self.counts.messages += 1
-                self.counts.computations += 1
-                self.counts.pairs += len(message.rows_P)
-                self.counts.busy_seconds += time.perf_counter() - begin
-                link.reply(sequence, output)
-            except LinkError as error:
-                log.warning("link to %s lost: %s", shard, error)
-                self._detach(shard, link)
+                self.counts.refused += 1
+                link.refuse(sequence, error)
+                return
+            # Counted before it is answered, so that a shard that has its answer finds it counted.
+            self.counts.messages += 1
+            self.counts.computations += 1
+            self.counts.pairs += len(message.rows_P)
+            self.counts.busy_seconds += time.perf_counter() - begin
+            link.reply(sequence, output)
+        except Exception as error:
+            log.warning("link to %s lost: %s", shard, error)
+            self._detach(shard, link)

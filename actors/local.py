@@ -22,6 +22,8 @@ from isotherm.kernels.ops import Kernels, LinearWeight, Router
 class LocalExperts:
     """Every routed expert in one worker of this process: nothing to split, send and gather."""
 
+    finding_fault = False
+
     def __init__(self, worker: ExpertWorker):
         self._worker = worker
         self._slots = torch.from_numpy(worker.slot_of).to(worker.kernels.device)
@@ -30,6 +32,9 @@ class LocalExperts:
         pass
 
     def end_step(self) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass
 
     def moe(self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight | None, down: LinearWeight | None, residual_TD: Tensor) -> Tensor:

@@ -24,11 +24,16 @@ LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_e
 class RoutedExperts(Protocol):
     """The routed experts, wherever they are. One layer is under way at a time."""
 
+    finding_fault: bool  # steps are computed to find the request that makes them fail: errors are raised at once
+
     def begin_step(self) -> None:
         """A step begins: rows will come for every MoE layer. Said again before each step."""
 
     def end_step(self) -> None:
         """No step follows for now."""
+
+    def abandon(self) -> None:
+        """The step under way has failed: nothing of it is to be left where the next one would meet it."""
 
     def moe(self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight | None, down: LinearWeight | None, residual_TD: Tensor) -> Tensor:
         """residual + (Σ weight × expert + shared experts) → [T, D], as Kernels.moe says it."""

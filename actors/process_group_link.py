@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
-from isotherm.actors.exchange import LinkError
+from isotherm.actors.exchange import GroupFailedError, LinkError
 from isotherm.actors.expert_worker import Dispatch, ExpertNotHeldError
 
 HEADER = 9
@@ -281,8 +281,10 @@ class ProcessGroupLink:
             raise LinkError(f"protocol error: answer {fields[0]} to message {self._sequence}")
         if kind == NOT_HELD:
             raise ExpertNotHeldError(bytes(body.numpy()).decode())
+        if kind == FAILED:
+            raise GroupFailedError(f"the group failed: {bytes(body.numpy()).decode(errors='replace')}")
         if kind != OUTPUT:
-            raise LinkError(f"the group failed: {bytes(body.numpy()).decode(errors='replace')}")
+            raise LinkError(f"protocol error: an answer of kind {kind}")
         pairs, width, dtype = self._expected
         return self._wire.rows(body, dtype, width) if self._lane is None else self._lane.receive(pairs, width, dtype)
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isotherm.actors.exchange import LinkError
+from isotherm.actors.exchange import GroupFailedError, LinkError
 from isotherm.actors.expert_worker import Dispatch, ExpertNotHeldError
 from isotherm.actors.process_group_link import DTYPES
 from isotherm.kernels import native_ring
@@ -245,7 +245,7 @@ class SharedMemoryLink:
         pairs, width, dtype = self._expected
         if kind != Reply.OUTPUT:
             text = memory[at : at + nbytes].decode(errors="replace")
-            raise ExpertNotHeldError(text) if kind == Reply.NOT_HELD else LinkError(f"the group failed: {text}")
+            raise ExpertNotHeldError(text) if kind == Reply.NOT_HELD else GroupFailedError(f"the group failed: {text}")
         if nbytes != pairs * width * dtype.itemsize:
             raise LinkError(f"protocol error: {nbytes} bytes for {pairs} outputs of {width} {dtype}")
         return _tensor(memory, dtype, pairs, width, at)

@@ -8,20 +8,25 @@ from collections import deque
 from collections.abc import Callable
 
 from isotherm.actors.engine import Engine
+from isotherm.actors.pulse import Pulse
+from isotherm.cluster.background import first_line, spawn_thread
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest
 
 log = logging.getLogger(__name__)
+Command = Callable[[], list[Delta]]
 
 
 class StepLoop:
-    """`publish` is called on the loop's thread with the deltas of one step. An idle loop sleeps."""
+    """`publish` is called on the loop's thread with the deltas of one step. An idle loop sleeps. `pulse` is the
+    thread's."""
 
-    def __init__(self, engine: Engine, publish: Callable[[list[Delta]], None]):
-        self.engine = engine
+    def __init__(self, engine: Engine, publish: Callable[[list[Delta]], None], pulse: Pulse | None = None):
+        self.engine, self.pulse = engine, pulse or Pulse()
+        self.pulse.prod = lambda: self._enqueue(list)
         self._publish = publish
-        self._commands: deque[Callable[[], list[Delta]]] = deque()
+        self._commands: deque[Command] = deque()
         self._wake = threading.Condition()
-        threading.Thread(target=self._run, name="step loop", daemon=True).start()
+        self.thread = spawn_thread("step loop", self._run)
 
     def submit(self, request: GenerationRequest) -> None:
         self._enqueue(lambda: self._add(request))
@@ -45,7 +50,7 @@ class StepLoop:
 
         self._enqueue(command)
 
-    def _enqueue(self, command: Callable[[], list[Delta]]) -> None:
+    def _enqueue(self, command: Command) -> None:
         with self._wake:
             self._commands.append(command)
             self._wake.notify()
@@ -53,28 +58,35 @@ class StepLoop:
     def _add(self, request: GenerationRequest) -> list[Delta]:
         try:
             self.engine.scheduler.add(request)
-        except ValueError as error:
-            return [Delta(request.id, len(request.generated), finish_reason=FinishReason.ERROR, error=str(error))]
+        except Exception as error:  # also what nobody has thought of: it is this request's alone
+            if not isinstance(error, ValueError):
+                log.exception("request %s could not be queued", request.id)
+            return [Delta(request.id, len(request.generated), finish_reason=FinishReason.ERROR, error=first_line(error))]
         return []
 
     def _abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> list[Delta]:
         return [Delta(request_id, 0, finish_reason=reason)] if self.engine.scheduler.abort(request_id) else []
 
     def _run(self) -> None:
+        """An error that gets out of here ends the process: its requests go on at another shard, and it is replaced."""
         while True:
             with self._wake:
+                idle = not self._commands and not len(self.engine.scheduler)
                 while not self._commands and not len(self.engine.scheduler):
                     self._wake.wait()
                 commands, self._commands = self._commands, deque()
+            if idle:
+                self.pulse.begin()
             deltas = [delta for command in commands for delta in command()]
             try:
                 deltas += self.engine.step()
             except Exception as error:  # the step is lost: every request that was in the engine is told so
                 log.exception("step failed")
                 deltas += self._fail_all(f"{type(error).__name__}: {error}")
+            self.pulse.beat()
             if deltas:
                 self._publish(deltas)
 
     def _fail_all(self, message: str) -> list[Delta]:
         scheduler = self.engine.scheduler
-        return [Delta(i, 0, finish_reason=FinishReason.ERROR, error=message) for i in scheduler.request_ids() if scheduler.abort(i)]
+        return [delta for request_id in scheduler.request_ids() for delta in scheduler.fail(request_id, message)]

@@ -73,6 +73,13 @@ class WorkerBase:
     async def pid(self) -> int:
         return os.getpid()
 
+    async def sign_of_life(self) -> None:
+        """Return when every thread that does this worker's work has shown that it goes on; never where one hangs."""
+
+    async def waits_for(self) -> str:
+        """The worker that the one who is asked waits for at this moment; empty: for nobody."""
+        return ""
+
     async def order(self, generation: int, name: str, *args: Any) -> Any:
         """Do `name(*args)` for the controller of this generation. Raises SupersededError for a controller that was taken for dead and is not, once a
         newer one has given an order."""

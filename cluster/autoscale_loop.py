@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from isotherm.cluster.autoscaler import COPIES, GROUPS, SHARDS, Autoscaler, Decision, Limits, Observation
+from isotherm.cluster.background import Background
 from isotherm.cluster.load_view import LoadView, predict
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.metering import GroupLoad, GroupMeter, Meters, ShardLoad, ShardMeter
@@ -72,6 +73,7 @@ class AutoscaleLoop:
         self.decisions: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self.counts: dict[tuple[str, str], int] = {}  # (kind, what became of it) → how often
         self._plan: Plan | None = None
+        self._background = Background()
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by kind of decision
         self._decided: Callable[[], None] = lambda: None
         if saved:
@@ -108,7 +110,8 @@ class AutoscaleLoop:
             self._advise(decision)
             self._autoscaler.succeeded(decision, now)
         else:
-            self._tasks[decision.kind] = asyncio.ensure_future(self._carry_out(decision, self._record(decision)))
+            work = self._carry_out(decision, self._record(decision))
+            self._tasks[decision.kind] = self._background.spawn(f"the autoscaler's change of {decision.kind}", work)
 
     async def _observe(self, now: float) -> Observation:
         group_nodes, shard_nodes = self._fleet.nodes()

@@ -1,4 +1,5 @@
-"""The one way to run something in the background: nothing that does may end without a word. Knows nothing about what is run."""
+"""The one way to run something in the background: nothing that does may end without a word. Knows nothing about what is
+run."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -20,9 +21,24 @@ def first_line(error: BaseException) -> str:
     return words.splitlines()[0] if words else type(error).__name__
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of what an error says: of a traceback from elsewhere, the one that says what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def pauses(first: float, longest: float) -> Iterator[float]:
+    """Seconds to wait before what has failed is tried again, for ever: each twice the one before it, up to the longest.
+    """
+    pause = first
+    while True:
+        yield min(pause, longest)
+        pause = min(2 * pause, longest)
+
+
 class Background:
-    """The tasks of one owner, on the event loop that runs when they are spawned. An error in one is logged with its traceback, and `failed` is told
-    its name and the error."""
+    """The tasks of one owner, on the event loop that runs when they are spawned. An error in one is logged with its
+    traceback, and `failed` is told its name and the error."""
 
     def __init__(self, failed: Callable[[str, BaseException], None] = lambda name, error: None):
         self._failed = failed
@@ -36,7 +52,8 @@ class Background:
         return task
 
     def keep(self, name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        """Run `work` until it returns; where it raises it is begun anew, after a pause that grows with each failure in succession."""
+        """Run `work` until it returns; where it raises it is begun anew, after a pause that grows with each failure in
+        succession."""
         return self.spawn(name, self._keep(name, work))
 
     async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -58,17 +75,25 @@ class Background:
             log.error("%s failed", task.get_name(), exc_info=error)
             self._failed(task.get_name(), error)
 
+    def __len__(self) -> int:
+        """How many tasks have not ended."""
+        return len(self._tasks)
+
+    def cancel(self) -> None:
+        """Cancel everything."""
+        for task in self._tasks:
+            task.cancel()
+
     async def close(self) -> None:
         """Cancel everything, and return when it has ended."""
         tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
+        self.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def spawn_thread(name: str, work: Callable[[], None], vital: bool = True) -> threading.Thread:
-    """Run `work` in a daemon thread. An error is logged with its traceback; where the thread is vital the process ends then, so that whoever watches
-    it learns of it and replaces it."""
+    """Run `work` in a daemon thread. An error is logged with its traceback; where the thread is vital the process ends
+    then, so that whoever watches it learns of it and replaces it."""
 
     def run() -> None:
         try:

@@ -217,7 +217,7 @@ def scale(
     else:
         console.print(f"{operation['id']}: {operation['phase']}", highlight=False)
         for line in [*operation["plan"], *operation["reasons"]]:
-            console.print(f"  {line}", highlight=False, markup=False)
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if operation["phase"] in ("rolled_back", "failed"):
         raise typer.Exit(1)
 

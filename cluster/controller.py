@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import ray
 
 from isotherm.cluster.autoscale_loop import AutoscaleLoop
+from isotherm.cluster.background import Background, last_line, pauses
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.desired import Desired
 from isotherm.cluster.expert_report import experts_report, group_rows
@@ -34,6 +34,7 @@ from isotherm.cluster.state_store import StateStore
 
 log = logging.getLogger(__name__)
 PLACES_SECONDS = 3.0  # in which workers find places where there are any
+START_PAUSE, LONGEST_START_PAUSE = 5.0, 60.0  # seconds before a start that failed is tried again: at first, and at most
 STANDING_PERIOD = 5.0  # seconds between looks whether this is still the newest controller
 
 
@@ -75,9 +76,10 @@ class Controller:
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
         self._asked_to_end = asyncio.Event()
+        self._ending = False
         self._starting: asyncio.Task[None] | None = None
-        self._background: set[asyncio.Task[None]] = set()
-        self._spawn(self._watch_standing())
+        self._background = Background()
+        self._background.keep("the watch over this controller's standing", self._watch_standing)
         if saved is not None:
             await self._resume(saved)
 
@@ -90,19 +92,35 @@ class Controller:
         await asyncio.shield(self._starting)
 
     async def begin(self) -> None:
-        """`start` in the background, for callers that do not stay. A failure shows as the phase, in `status` and GET /ready."""
+        """`start` in the background, for callers that do not stay. A failure shows as the phase, in `status` and GET /ready; where nobody waits for
+        `start`, it is tried again."""
         if self._starting is None:
-            self._starting = self._spawn(self._start())
+            self._starting = self._background.spawn("the start of the cluster", self._start())
 
     async def _start(self) -> None:
-        if self._phase == "serving":  # as the controller before this one has left it
-            return
+        for pause in pauses(START_PAUSE, LONGEST_START_PAUSE):
+            if self._phase == "serving":  # as the controller before this one has left it
+                return
+            try:
+                await self._start_fleet()
+                return
+            except Exception as error:
+                log.exception("start failed")
+                why = f"start failed: {type(error).__name__}: {last_line(error)}"
+                await self._clean_up()
+                if self._owner is not None:
+                    self._set_phase(why)
+                    raise
+                self._set_phase(f"{why}; tried again in {pause:g} s")
+            await asyncio.sleep(pause)
+            self._set_phase("starting workers")
+
+    async def _clean_up(self) -> None:
+        """Leave no worker of a start that failed."""
         try:
-            await self._start_fleet()
-        except Exception as error:
-            log.exception("start failed")
-            self._set_phase(f"start failed: {type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else error!r}")
-            raise
+            await self.fleet.end_all()
+        except Exception:
+            log.exception("could not end the workers of a start that failed")
 
     async def _start_fleet(self) -> None:
         """Start every worker, load weights in parallel, wire the links and publish placement version 1."""
@@ -150,7 +168,7 @@ class Controller:
         fleet.placement = saved.placement
         fleet.in_service = set(fleet.alive(saved.shards))
         desired = Desired(saved.groups, saved.shards, saved.placement, frozenset(saved.drained_nodes), frozenset(saved.pinned))
-        self._spawn(self.reconfigurer.take_over(desired))
+        self._background.spawn("taking over the workers", self.reconfigurer.take_over(desired))
         self.reconfigurer.desired = desired
         self._save()
         self._serve()
@@ -158,13 +176,7 @@ class Controller:
     def _serve(self) -> None:
         """From now on requests, operations and deaths are taken."""
         self._set_phase("serving")
-        self._spawn(self.autoscale.run())
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
+        self._background.keep("the autoscaler", self.autoscale.run)
 
     def _standing(self) -> None:
         """Ends this process where a newer controller has been started: it was taken for dead and is not, and must not act."""
@@ -209,7 +221,7 @@ class Controller:
         if self._phase == "serving" and not self._stopped.is_set():
             self.reconfigurer.heal()
         elif not self._stopped.is_set():
-            self._set_phase(f"start failed: {worker} died: {self.fleet.dead[worker]}")
+            log.error("%s died while the cluster was started: %s", worker, self.fleet.dead[worker])
 
     def _set_phase(self, phase: str) -> None:
         self._phase = phase
@@ -219,11 +231,12 @@ class Controller:
         """Why requests cannot be served; what waits or is replaced while others serve does not count."""
         if self._phase != "serving":
             return "; ".join([self._phase, *self.fleet.waits.values()])
-        return None if self.fleet.in_service else "no attention shard is left; it is being replaced"
+        shards, why = self.fleet.reachable()
+        return None if shards else why or "no attention shard is left; it is being replaced"
 
     def _publish(self) -> None:
         before = self._membership
-        shards = tuple(sorted(self.fleet.in_service))
+        shards = tuple(self.fleet.reachable()[0])
         recovering = self._phase == "serving" and not shards
         self._membership = Membership(before.version + 1, shards, self._not_ready(), before.max_model_len, recovering)
         self._changed.set()
@@ -311,6 +324,8 @@ class Controller:
         self._stopped.set()
         self._asked_to_end.set()
         self._set_phase("stopping")
+        if self._starting is not None:
+            self._starting.cancel()
         await self.reconfigurer.interrupt("the cluster is being ended")
         await self.fleet.end_all()
         self._store.clear()
@@ -319,6 +334,13 @@ class Controller:
         """Wake whoever waits in `wait_stopped`: the process that serves, which drains the ingress and then calls
         `stop`."""
         self._asked_to_end.set()
+
+    async def take_up_end(self) -> None:
+        """The process that serves has heard of `ask_to_end` and does what is to be done."""
+        self._ending = True
+
+    async def ending(self) -> bool:
+        return self._ending
 
     async def owner(self) -> Owner | None:
         return self._owner

@@ -5,30 +5,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from isotherm.actors.attention_shard import AttentionShard
 from isotherm.actors.expert_group import ExpertGroup
 from isotherm.actors.process_group_link import Rendezvous
 from isotherm.actors.worker_base import Meeting, WorkerSpec
+from isotherm.cluster.background import Background, first_line
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.link_choice import choose_link
-from isotherm.cluster.liveness import SLICES, answers_within
+from isotherm.cluster.link_repair import REPAIR_SECONDS, LinkRepair
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.membership import WorkerGoneError
 from isotherm.cluster.metering import GroupMeter, ShardMeter
 from isotherm.cluster.placement import Placement
 from isotherm.cluster.placement_changes import Pair
 from isotherm.cluster.ray_workers import RayWorker, Slot, end_worker, find_worker, find_workers, release_slot, reserve, start_worker
+from isotherm.cluster.worker_watch import WorkerWatch
 
 log = logging.getLogger(__name__)
 MEETING_TIMEOUT = 60.0  # seconds in which both ends of a new link must come together
 PLACE_TIMEOUT = 2.0  # seconds after which a worker that Ray cannot place is reported
 STATUS_TIMEOUT = 5.0  # seconds that a worker has to answer
+DRAIN_GRACE = 60.0  # seconds beyond its time that a shard may take to give its requests back
+SUSPECT_PATIENCE = 5.0  # seconds in which there must be a place on another node than a suspect one
+SUSPECT_SECONDS = 60.0  # for which nothing new is started on a node whose worker hung or could not be reached, if there are others
 
 
 def bundle(cpus: float, gpus: float, memory: int) -> dict[str, float]:
@@ -56,8 +63,11 @@ class RayFleet:
         self._died, self._changed, self._standing = died, changed, standing
         self._scheduler_config = manifest.scheduler_config(checkpoint.config)
         self._places: dict[str, Slot] = {}  # of workers that are to be started
-        self._watches: dict[str, list[asyncio.Task[None]]] = {}
         self._loading: set[str] = set()  # workers that may be too busy to answer
+        self._suspects: dict[str, float] = {}  # node → until when nothing is started there
+        self._background = Background()
+        self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
+        self._watch = WorkerWatch(manifest.liveness.timeout, self._loading.__contains__, self._lost, self.repair.report)
         self._rendezvous = Rendezvous(ray.util.get_node_ip_address())
 
     def group_names(self) -> list[str]:
@@ -100,7 +110,7 @@ class RayFleet:
         worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts)
         self.groups[name] = worker
         await self._order(worker.actor, "pid")
-        self._watch(worker)
+        self._watch.add(worker, has_links=False)
 
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
         """Take over the workers that a controller before this one has left, as they are. Those named that are gone count as dead. Gives the names of
@@ -115,7 +125,7 @@ class RayFleet:
         for name in strays:
             (self.groups if name.startswith("expert") else self.shards)[name] = found[name]
         for worker in found.values():
-            self._watch(worker)
+            self._watch.add(worker, has_links=worker.id in self.shards)
         return strays
 
     async def start_shard(self, name: str) -> None:
@@ -126,7 +136,7 @@ class RayFleet:
         worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self._scheduler_config)
         self.shards[name] = worker
         await self._order(worker.actor, "load")
-        self._watch(worker)
+        self._watch.add(worker, has_links=True)
 
     async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
         self._places[worker] = await self._place(worker, avoid)
@@ -139,6 +149,15 @@ class RayFleet:
         return self._places.pop(name, None) or await self._place(name, self.avoid)
 
     async def _place(self, name: str, avoid: frozenset[str]) -> Slot:
+        """Off the nodes in `avoid`, and off suspect ones too where there is room elsewhere."""
+        if suspects := self._suspected(avoid):
+            try:
+                return await asyncio.wait_for(self._place_off(name, avoid | suspects), SUSPECT_PATIENCE)
+            except asyncio.TimeoutError:
+                log.warning("%s finds no place off the suspect nodes %s", name, ", ".join(sorted(suspects)))
+        return await self._place_off(name, avoid)
+
+    async def _place_off(self, name: str, avoid: frozenset[str]) -> Slot:
         section = self.manifest.experts if name.startswith("expert") else self.manifest.attention
         resources, labels = bundle(section.cpus, section.gpus, section.memory), section.labels
         if avoid:
@@ -162,6 +181,13 @@ class RayFleet:
             if self.waits.pop(name, None) is not None:
                 self._changed()
 
+    def _suspected(self, avoid: frozenset[str]) -> frozenset[str]:
+        """Nodes on which nothing is to be started for now, as long as others are left."""
+        now = time.monotonic()
+        self._suspects = {node: until for node, until in self._suspects.items() if until > now}
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} if self._suspects else set()
+        return frozenset(self._suspects) if alive - avoid - set(self._suspects) else frozenset()
+
     def _spec(self, name: str, threads: int | None, gpus: float, sharers: int = 1) -> WorkerSpec:
         m = self.manifest
         device, links = m.worker_device(gpus), m.links
@@ -170,8 +196,8 @@ class RayFleet:
     async def end(self, name: str) -> None:
         self._standing()
         self.in_service.discard(name)
-        for watch in self._watches.pop(name, []):
-            watch.cancel()
+        self._watch.remove(name)
+        self.repair.forget(name)
         worker = self.groups.pop(name, None) or self.shards.pop(name, None)
         self.dead.pop(name, None)
         if worker is not None:
@@ -185,12 +211,12 @@ class RayFleet:
 
     # --- links, experts, placements --------------------------------------------------------------------------------------------------
 
-    async def link(self, shard: str, group: str) -> None:
+    async def link(self, shard: str, group: str, timeout: float = MEETING_TIMEOUT) -> None:
         ends = self.shards[shard].actor, self.groups[group].actor
         localities = await asyncio.gather(*(end.locality.remote() for end in ends))
         kind, reason = choose_link(self.manifest.links.kind, *localities)
         log.info("link %s to %s: %s (%s)", shard, group, kind, reason)
-        meeting = Meeting(self._rendezvous.host, self._rendezvous.port, f"{shard}/{group}/{uuid.uuid4().hex}", MEETING_TIMEOUT, kind)
+        meeting = Meeting(self._rendezvous.host, self._rendezvous.port, f"{shard}/{group}/{uuid.uuid4().hex}", timeout, kind)
         await asyncio.gather(self._order(ends[0], "connect", group, meeting), self._order(ends[1], "connect", shard, meeting))
 
     async def disconnect(self, shard: str, group: str) -> None:
@@ -227,53 +253,74 @@ class RayFleet:
             return
         # Ingress replicas learn of it within milliseconds; what they sent before that is drained like the rest.
         await asyncio.sleep(0.2)
-        moved = await self._order(self.shards[shard].actor, "drain", seconds)
+        moved = await asyncio.wait_for(self._order(self.shards[shard].actor, "drain", seconds), seconds + DRAIN_GRACE)
         log.info("%s is drained, %d requests went elsewhere", shard, moved)
 
-    # --- watching --------------------------------------------------------------------------------------------------------------------
+    # --- watching ----------------------------------------------------------------------------------------------------
 
-    def _watch(self, worker: RayWorker) -> None:
-        async def wait() -> None:
-            try:
-                await worker.actor.sentinel.remote()
-            except RayActorError as error:
-                self._lost(worker, str(error).splitlines()[0])
-
-        watches = [wait()] + ([self._ping(worker, limit)] if (limit := self.manifest.liveness.timeout) else [])
-        self._watches[worker.id] = [asyncio.get_running_loop().create_task(watch) for watch in watches]
-
-    async def _ping(self, worker: RayWorker, limit: float) -> None:
-        """Ask a worker for a sign of life now and then; without one in `limit` seconds it hangs."""
-        while True:
-            await asyncio.sleep(limit / SLICES)
-            if worker.id in self._loading:
-                continue
-            answer = asyncio.ensure_future(worker.actor.pid.remote())
-            if not await answers_within(answer, limit):
-                if worker.id in self._loading:
-                    continue
-                self._lost(worker, f"it hangs: no answer in {limit:g} s")
-                return
-            if not answer.cancelled() and answer.exception() is not None:
-                return  # it has died: the sentinel says so
-
-    def _lost(self, worker: RayWorker, reason: str) -> None:
-        if worker.id in self.dead:
+    def _lost(self, name: str, reason: str, unreachable: bool) -> None:
+        """Take a worker for dead; `unreachable`: it may live, and its node may be the reason."""
+        worker = self.groups.get(name) or self.shards.get(name)
+        if worker is None or name in self.dead:
             return
-        self._standing()
-        self.dead[worker.id] = reason
-        self.in_service.discard(worker.id)
-        end_worker(worker)  # its resources are needed for whoever takes its place
-        log.error("%s is lost: %s", worker.id, reason)
+        self.dead[name] = reason
+        self.in_service.discard(name)
+        self._watch.remove(name)
+        self.repair.forget(name)
+        if unreachable and worker.node_id is not None:
+            self._suspects[worker.node_id] = time.monotonic() + SUSPECT_SECONDS
+        log.error("%s is lost: %s", name, reason)
+        # Its resources are needed for whoever takes its place. Again and again where Ray's head is away.
+        self._background.keep(f"the end of {name}", lambda: self._finish(worker))
         self._changed()
-        self._died(worker.id)
+        self._died(name)
+
+    async def _finish(self, worker: RayWorker) -> None:
+        await asyncio.to_thread(self._standing)
+        await asyncio.to_thread(end_worker, worker)
+
+    def reachable(self) -> tuple[list[str], str | None]:
+        """The shards in service that reach every expert, and why the others do not."""
+        out, why = [], None
+        for shard in sorted(self.in_service):
+            failed = {group: reason for (of, group), reason in self.repair.failed.items() if of == shard}
+            without = {group: reason for group, reason in self.dead.items() if group in self.groups} | failed
+            if count := self.placement.orphans(without):
+                words = "; ".join(f"{group}: {reason}" for group, reason in without.items())
+                why = f"{count} experts cannot be reached from {shard} and are being restored ({words})"
+            else:
+                out.append(shard)
+        return out, why
+
+    # What link_repair asks.
+
+    def is_there(self, worker: str) -> bool:
+        return worker not in self.dead and (worker in self.groups or worker in self.shards)
+
+    def groups_of(self, shard: str) -> list[str]:
+        return self.group_names()
+
+    async def answers(self, worker: str) -> None:
+        await (self.groups.get(worker) or self.shards[worker]).call("sign_of_life")
+
+    async def relink(self, shard: str, group: str) -> None:
+        await self.link(shard, group, REPAIR_SECONDS)
 
     async def rows_routed(self) -> dict[str, Any]:
         """Each live shard's counts of rows per (layer, expert), int64 [layers, experts]."""
-        names = [s for s in self.alive(self.shards) if s in self.in_service]
-        answers = await asyncio.gather(*(asyncio.wait_for(self.shards[s].actor.rows_routed.remote(), STATUS_TIMEOUT) for s in names),
-                                       return_exceptions=True)
-        return {s: a for s, a in zip(names, answers, strict=True) if not isinstance(a, BaseException)}
+        return await self._ask("rows_routed", self.shards, [s for s in self.alive(self.shards) if s in self.in_service])
+
+    async def _ask(self, what: str, workers: Mapping[str, RayWorker], names: Iterable[str]) -> dict[str, Any]:
+        """What those of the workers say that answer in time; about the others there is a line in the log."""
+        calls = {name: asyncio.wait_for(workers[name].call(what), STATUS_TIMEOUT) for name in names}
+        answers = await asyncio.gather(*calls.values(), return_exceptions=True)
+        out = {}
+        for name, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, BaseException):
+                log.warning("%s does not say its %s: %s", name, what, first_line(answer))
+            else:
+                out[name] = answer
+        return out
 
     def nodes(self) -> tuple[dict[str, str], dict[str, str]]:
         """As MeteredFleet of cluster/autoscale_loop.py says."""
@@ -285,13 +332,8 @@ class RayFleet:
 
     async def meters(self) -> tuple[dict[str, ShardMeter], dict[str, GroupMeter]]:
         groups, shards = self.nodes()
-
-        async def ask(workers: dict[str, RayWorker], names: Iterable[str]) -> dict[str, Any]:
-            calls = {name: asyncio.wait_for(workers[name].actor.meter.remote(), STATUS_TIMEOUT) for name in names}
-            answers = await asyncio.gather(*calls.values(), return_exceptions=True)
-            return {name: a for name, a in zip(calls, answers, strict=True) if not isinstance(a, BaseException)}
-
-        of_shards, of_groups = await asyncio.gather(ask(self.shards, shards), ask(self.groups, groups))
+        asked = self._ask("meter", self.shards, shards), self._ask("meter", self.groups, groups)
+        of_shards, of_groups = await asyncio.gather(*asked)
         return of_shards, of_groups
 
     async def statuses(self) -> list[dict[str, Any]]:
@@ -304,11 +346,11 @@ class RayFleet:
         if worker.id in self.dead:
             return out | {"state": "dead", "reason": self.dead[worker.id]}
         try:
-            detail = await asyncio.wait_for(worker.actor.status.remote(), STATUS_TIMEOUT)
+            detail = await asyncio.wait_for(worker.call("status"), STATUS_TIMEOUT)
         except asyncio.TimeoutError:
             return out | {"state": "silent", "reason": f"no answer for {STATUS_TIMEOUT:g} s"}
-        except RayActorError as error:
-            return out | {"state": "dead", "reason": str(error).splitlines()[0]}
+        except WorkerGoneError as error:
+            return out | {"state": "dead", "reason": first_line(error)}
         return out | {"state": "loaded" if detail["loaded"] else "loading"} | detail
 
 

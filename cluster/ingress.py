@@ -10,12 +10,13 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from isotherm.cluster.background import Background
+from isotherm.cluster.controller_client import ControllerClient
 from isotherm.cluster.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.http_app import build_app
+from isotherm.cluster.liveness import watch_controller
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model_config import ModelConfig
-from isotherm.cluster.ray_workers import ON_HEAD
+from isotherm.cluster.ray_workers import ON_HEAD, ControllerProcess
 from isotherm.cluster.shard_client import ShardClient
 from isotherm.cluster.text import Tokenizer
 
@@ -27,11 +28,15 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
 
     def build():  # runs in each replica, on the event loop that will serve its requests
         config = ModelConfig.load(model_path)
-        engine = ShardClient(config.vocab_size, manifest.scheduler_config(config).max_model_len, manifest.liveness.timeout)
+        controller = ControllerClient()
+        engine = ShardClient(controller, config.vocab_size, manifest.scheduler_config(config).max_model_len)
         engine.start()
-        endable = EndableEngine(engine)
-        Background().spawn("drain", end_when_stopping(endable, _replica_stops(), manifest.http.drain_seconds))
-        return build_app(endable, Tokenizer.load(model_path), manifest.model_id, admin=engine)
+        if limit := manifest.liveness.timeout:
+            engine.background.keep("the watch over the controller", lambda: watch_controller(ControllerProcess(), limit))
+        endable: Any = EndableEngine(engine)
+        stops, seconds = _replica_stops(), manifest.http.drain_seconds
+        engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
+        return build_app(endable, Tokenizer.load(model_path), manifest.model_id, admin=controller)
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),

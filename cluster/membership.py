@@ -6,6 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+class WorkerGoneError(ConnectionError):
+    """A worker, or the controller, is not there any more, or cannot be reached."""
+
+
 class SupersededError(RuntimeError):
     """A newer controller has been started: this one must not act."""
 

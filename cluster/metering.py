@@ -154,6 +154,7 @@ class _Track(Generic[M]):
                 # A count that falls began anew: the worker's name was used again.
                 change = max(0.0, count - self._counts.get(name, 0.0))
                 self._rates.setdefault(name, DecayedMean(self._half_life)).add(change / seconds, now, min(seconds, self._half_life))
+        self._rates = {name: rate for name, rate in self._rates.items() if name in counts}  # a shard waits for groups that come and go
         self.last, self.at, self._counts = report, now, dict(counts)
 
     def rate(self, name: str) -> float:

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-HISTORY = 200  # operations that are remembered
+# Operations of each origin that are remembered: the autoscaler's push nobody else's out.
+HISTORY = 200
 AUTOSCALER = "autoscaler"  # the origin of its operations
 
 
@@ -178,9 +179,7 @@ class OperationLog:
         self._count += 1
         operation = Operation(f"op-{self._count}", target, origin, now, request.idempotency_key, request.dry_run)
         operation.entered[Phase.PLANNED.value] = now
-        self._operations[operation.id] = operation
-        for old in [o.id for o in self._operations.values() if o.phase.is_final][: max(0, len(self._operations) - HISTORY)]:
-            del self._operations[old]
+        self.record(operation)
         return operation, True
 
     def _refuse_beside_others(self, request: OperationRequest, origin: str) -> None:
@@ -193,8 +192,11 @@ class OperationLog:
                 raise OperationError(f"operation {other.id} waits for resources; until it ends only copies can be changed", conflict=True)
 
     def record(self, operation: Operation) -> None:
-        """Remember an operation that nobody asked for: a recovery."""
+        """Remember an operation, also one that nobody asked for: a recovery. The oldest of its origin that have ended are forgotten."""
         self._operations[operation.id] = operation
+        mine = [o for o in self._operations.values() if o.origin == operation.origin]
+        for old in [o.id for o in mine if o.phase.is_final][: max(0, len(mine) - HISTORY)]:
+            del self._operations[old]
 
     def running(self) -> Operation | None:
         """The one that others wait for."""

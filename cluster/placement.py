@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -29,6 +29,11 @@ class Placement:
     def held_by(self, group: str) -> list[tuple[int, int]]:
         """(layer, expert) pairs of one group, in order."""
         return [(layer, e) for layer, experts in zip(self.layers, self.holders, strict=True) for e, groups in enumerate(experts) if group in groups]
+
+    def orphans(self, lost: Collection[str]) -> int:
+        """How many (layer, expert) pairs only these groups hold."""
+        gone = frozenset(lost)
+        return sum(gone.issuperset(groups) for experts in self.holders for groups in experts) if gone else 0
 
 
 def contiguous_placement(layers: Sequence[int], experts: int, groups: Sequence[str], version: int = 1) -> Placement:

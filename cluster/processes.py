@@ -52,7 +52,7 @@ def below(pid: int) -> list[psutil.Process]:
 
 def titled(parent: int, titles: Collection[str]) -> dict[str, psutil.Process]:
     """Children of `parent` whose command line begins with one of `titles`."""
-    found = {}
+    found: dict[str, psutil.Process] = {}
     for process in below(parent):
         with contextlib.suppress(psutil.Error):
             line = " ".join(process.cmdline())
@@ -64,7 +64,8 @@ def end_all_below(pid: int, patience: float, limit: float) -> tuple[list[str], d
     """Wait `patience` seconds for every process below `pid` to end, then kill what is left, and what it still starts.
     Gives the names of those that are there after `limit` seconds more (a process in the midst of a call to the system
     cannot be killed), and what `reap` gave meanwhile."""
-    begin, statuses = time.monotonic(), {}
+    begin = time.monotonic()
+    statuses: dict[int, int] = {}
     while left := below(pid):
         statuses |= reap()
         waited = time.monotonic() - begin

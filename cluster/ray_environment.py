@@ -22,10 +22,8 @@ LOCAL_RAY = LOOPBACK | {
     "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # A proxy that has died is missed after a second, not ten; one that does not answer counts as dead after three times
-    # the limit.
+    # A proxy that has died is missed after a second, not ten. One that does not answer has Serve's 10 s, three times.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
 }
 # What never goes through an HTTP proxy: gRPC (from Serve's proxy to its replicas) takes http_proxy, and a proxy
 # elsewhere cannot reach loopback.

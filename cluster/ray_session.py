@@ -52,7 +52,8 @@ def start_local(folder: str, num_cpus: int | None = None, dashboard: bool = True
 def local_processes() -> dict[str, int]:
     """Pids of the processes of the Ray that `start_local` has started, by Ray's names of them: gcs_server, raylet,
     dashboard, log_monitor, monitor."""
-    started = ray._private.worker._global_node.all_processes
+    node: Any = ray._private.worker._global_node
+    started = node.all_processes
     return {kind: infos[0].process.pid for kind, infos in started.items() if infos}
 
 

@@ -11,9 +11,13 @@ from typing import Any
 import ray
 from ray import PlacementGroupID
 from ray._private.state import actors
+from ray.exceptions import RayActorError
 from ray.experimental.internal_kv import _internal_kv_put
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from isotherm.cluster.background import first_line
+from isotherm.cluster.membership import WorkerGoneError
 
 NAMESPACE = "isotherm"
 CONTROLLER = "isotherm-controller"
@@ -38,6 +42,15 @@ class RayWorker:
     id: str
     slot: Slot | None
     actor: Any
+
+    async def call(self, name: str, *args: Any) -> Any:
+        """What one of the actor's methods gives. Raises WorkerGoneError."""
+        if self.actor is None:
+            raise WorkerGoneError(f"{self.id} is gone")
+        try:
+            return await getattr(self.actor, name).remote(*args)
+        except RayActorError as error:
+            raise WorkerGoneError(first_line(error)) from None
 
     @property
     def node_id(self) -> str | None:

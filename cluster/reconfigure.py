@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from isotherm.cluster.background import Background, last_line, pauses
 from isotherm.cluster.desired import Desired, Planner, Workers
 from isotherm.cluster.operations import AUTOSCALER, Operation, OperationError, OperationLog, OperationRequest, Phase, Target
 from isotherm.cluster.placement import Placement
@@ -25,7 +26,8 @@ COMMIT_SECONDS = 60.0  # in which every shard must have adopted a placement
 DRAIN_SECONDS = 20.0  # after which a leaving shard gives its requests to others
 RECOVERY_SECONDS = 60.0  # in which the workers that replace dead ones must be there
 RESTORE_SECONDS = 120.0  # in which workers must be there that make up for some that were lost, while the others serve
-HEAL_ATTEMPTS = 20
+HEAL_PAUSE, LONGEST_HEAL_PAUSE = 0.25, 30.0  # seconds before dead workers that could not be replaced are replaced again: at first, and at most
+RESTORE_PAUSE, LONGEST_RESTORE_PAUSE = 1.0, 60.0  # likewise before the number of workers is restored
 AT_ONCE_SECONDS = 1.0  # in which places for workers are found where there are any
 
 
@@ -84,7 +86,7 @@ class Reconfigurer:
         self.planner = Planner(fleet)
         self._lock = asyncio.Lock()
         self._healing = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._interruptible: dict[str, tuple[Operation, asyncio.Future[None]]] = {}  # what waits for places or is prepared, by operation
 
     # --- asking ----------------------------------------------------------------------------------------------------------------------
@@ -106,7 +108,8 @@ class Reconfigurer:
         if request.dry_run:
             self._enter(operation, Phase.DONE, "dry run: nothing was changed")
         else:
-            self._spawn(self._run(operation, lambda names: self.planner.aim(self.desired, request.target, names), request.deadline_seconds))
+            plan = lambda names: self.planner.aim(self.desired, request.target, names)  # noqa: E731
+            self._background.spawn(f"operation {operation.id}", self._run(operation, plan, request.deadline_seconds))
         return operation
 
     def rebalance(self, placement: Placement, reason: str) -> Operation:
@@ -122,7 +125,7 @@ class Reconfigurer:
                 raise OperationError("the cluster has changed since it was planned")
             return replace(desired, drained=self.desired.drained, pinned=self.desired.pinned)
 
-        self._spawn(self._run(operation, plan, RECOVERY_SECONDS))
+        self._background.spawn(f"operation {operation.id}", self._run(operation, plan, RECOVERY_SECONDS))
         return operation
 
     def pinned(self) -> frozenset[Pair]:
@@ -134,37 +137,34 @@ class Reconfigurer:
         self._give_way("a worker was lost", lambda o: o.origin != "recovery")
         if not self._healing:
             self._healing = True
-            self._spawn(self._heal())
+            self._background.keep("healing", self._heal)
 
     async def _heal(self) -> None:
+        """Goes on, ever more slowly, as long as there are dead ones."""
         fleet, late = self._fleet, False
         wanted = len(fleet.group_names()), len(fleet.shard_names())
-        try:
-            for attempt in range(HEAL_ATTEMPTS):
-                async with self._lock:
-                    dead = [w for w in fleet.group_names() + fleet.shard_names() if w not in fleet.alive([w])]
-                    if not dead:
-                        break
-                    operation = Operation(f"recovery-{int(time.time() * 1000)}", {"replace": dead}, "recovery", time.time())
-                    operation.entered[Phase.PLANNED.value] = operation.created
-                    self._operations.record(operation)
-                    # Where a replacement finds no place in time, the others take over what they can.
-                    replace = not late
-                    late = await self._transact(operation, lambda: self.planner.heal(self.desired, replace), RECOVERY_SECONDS)  # noqa: B023
-                await asyncio.sleep(min(2.0**attempt * 0.25, 30.0))
-            else:
-                log.error("gave up healing after %d attempts", HEAL_ATTEMPTS)
-        finally:
-            self._healing = False
+        for pause in pauses(HEAL_PAUSE, LONGEST_HEAL_PAUSE):
+            async with self._lock:
+                dead = [w for w in fleet.group_names() + fleet.shard_names() if w not in fleet.alive([w])]
+                if not dead:
+                    break
+                operation = Operation(f"recovery-{int(time.time() * 1000)}", {"replace": dead}, "recovery", time.time())
+                operation.entered[Phase.PLANNED.value] = operation.created
+                self._operations.record(operation)
+                # Where a replacement finds no place in time, the others take over what they can.
+                replace = not late
+                late = await self._transact(operation, lambda: self.planner.heal(self.desired, replace), RECOVERY_SECONDS)  # noqa: B023
+            await asyncio.sleep(pause)
+        self._healing = False
         if (len(fleet.group_names()), len(fleet.shard_names())) < wanted:
-            self._spawn(self._restore(*wanted))
+            self._background.spawn("restoring the number of workers", self._restore(*wanted))
 
     async def _restore(self, groups: int, shards: int) -> None:
         """Bring the number of workers back to what it was before some were lost for which there was no place. Gives way to an operator."""
         have = len(self._fleet.group_names()), len(self._fleet.shard_names())
         request = OperationRequest(Target(expert_groups=groups or None, attention_shards=shards), "", False, RESTORE_SECONDS)
-        for attempt in range(HEAL_ATTEMPTS):
-            await asyncio.sleep(min(2.0**attempt, 60.0))
+        for pause in pauses(RESTORE_PAUSE, LONGEST_RESTORE_PAUSE):
+            await asyncio.sleep(pause)
             if self._healing or have != (len(self._fleet.group_names()), len(self._fleet.shard_names())):
                 return
             try:
@@ -203,11 +203,6 @@ class Reconfigurer:
             if pairs := [pair for pair in await fleet.held(group) if pair not in wanted]:
                 extra[group] = pairs
         await self._free(desired, Difference({}, extra))
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # --- acting ----------------------------------------------------------------------------------------------------------------------
 
@@ -273,7 +268,7 @@ class Reconfigurer:
             await self._free(desired, change)
         except Exception as error:  # the new state serves; what could not be freed is only memory
             log.exception("operation %s: could not free everything", operation.id)
-            operation.reasons.append(f"committed, but not everything was freed: {_last_line(error)}")
+            operation.reasons.append(f"committed, but not everything was freed: {last_line(error)}")
         self._enter(operation, Phase.DONE)
         return False
 
@@ -288,9 +283,10 @@ class Reconfigurer:
         return ending
 
     async def interrupt(self, why: str) -> None:
-        """Roll back whatever has not been committed; return when no place is waited for any more."""
+        """Roll back whatever has not been committed, for good; return when no place is waited for any more."""
         if ending := self._give_way(why, lambda _: True):
             await asyncio.wait(ending)
+        self._background.cancel()
 
     async def _within(self, seconds: float, operation: Operation, work: Coroutine[Any, Any, None]) -> None:
         """Raises what `work` raises, TimeoutError when its time is over, OperationError when it has given way."""
@@ -376,7 +372,7 @@ class Reconfigurer:
                     await fleet.end(worker)
         except Exception as error:
             log.exception("operation %s: roll-back failed", operation.id)
-            self._enter(operation, Phase.FAILED, f"roll-back failed: {type(error).__name__}: {_last_line(error)}")
+            self._enter(operation, Phase.FAILED, f"roll-back failed: {type(error).__name__}: {last_line(error)}")
             return
         self._enter(operation, Phase.ROLLED_BACK)
 
@@ -391,10 +387,5 @@ async def _all(work: Iterable[Awaitable[None]]) -> None:
 
 def _reason(error: Exception, seconds: float) -> str:
     """Why an operation fails that had so many seconds."""
-    words = [f"not within {seconds:g} s", str(error)] if isinstance(error, asyncio.TimeoutError) else [type(error).__name__, _last_line(error)]
+    words = [f"not within {seconds:g} s", str(error)] if isinstance(error, asyncio.TimeoutError) else [type(error).__name__, last_line(error)]
     return ": ".join(filter(None, words))
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)

@@ -12,6 +12,7 @@ class FinishReason(str, Enum):
     LENGTH = "length"  # max_tokens, or the model's or the cache's context length
     ABORT = "abort"  # the client went away
     ERROR = "error"  # the request alone failed; Delta.error says why
+    LOST = "lost"  # its shard was lost; said by the ingress replica to itself, which resubmits the request
     MOVED = "moved"  # the shard gave the request back; the ingress resubmits it elsewhere and the client never sees this
 
 

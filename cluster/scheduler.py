@@ -137,6 +137,13 @@ class Scheduler:
             self.waiting.remove(sequence)
         return True
 
+    def fail(self, request_id: str, why: str) -> list[Delta]:
+        """Forget a request that cannot go on, and say so; nothing where it is not here."""
+        sequence = self._by_id.get(request_id)
+        if sequence is None or not self.abort(request_id):
+            return []
+        return [Delta(request_id, sequence.generated, finish_reason=FinishReason.ERROR, error=why)]
+
     def request_ids(self) -> list[str]:
         return list(self._by_id)
 

@@ -32,7 +32,7 @@ from isotherm.cluster.capacity import check_resources
 from isotherm.cluster.controller import Controller, Owner
 from isotherm.cluster.first_answer import wait_for_answer
 from isotherm.cluster.ingress import ingress_application
-from isotherm.cluster.manifest import Manifest, parse_manifest
+from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
 from isotherm.cluster.ray_session import attach, local_processes, running_controller, start_local
 from isotherm.cluster.ray_workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller
 from isotherm.cluster.shutdown import Step, carry_out
@@ -41,6 +41,7 @@ from isotherm.cluster.terminal import outlast_terminal
 
 APPLICATION = "isotherm"
 POLL = 0.3  # seconds between looks at loading progress
+ABSENT_SECONDS = 15.0  # after which `isotherm stop` takes the process that served for gone, and does its work
 STOP_TIMEOUT = 120.0  # seconds beyond the drain that `isotherm stop` waits for everything to be gone
 DRAIN_SLACK = 10.0  # seconds beyond the drain in which an ingress replica ends by itself; then Serve ends it
 
@@ -126,7 +127,8 @@ def main() -> None:
             if type(error) in (ValueError, RuntimeError, TypeError, KeyError, AttributeError):
                 logging.exception("a bug")  # ours are subclasses
             remote = isinstance(error, RayActorError | RayTaskError)
-            tell("failed", reason=_cause(error) if remote else str(error) or repr(error))
+            known = isinstance(error, ManifestError)  # Ray's logs say no more about it
+            tell("failed", reason=_cause(error) if remote else str(error) or repr(error), logs=not known)
     # Python's own way out would end Ray once more, and wait for threads that hang.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -178,6 +180,8 @@ def _run(job: dict[str, Any], stop: _Stop, tell: Callable[..., None]) -> None:
     try:
         if address is None:
             start_local(job["folder"])
+            # Ray's own handler would leave by way of a stack trace. The supervisor says when to end.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             gcs = ray.get_runtime_context().gcs_address
             tell("ray", address=gcs, dashboard=ray._private.worker.get_dashboard_url(), processes=local_processes())
             check_resources(manifest, ray.cluster_resources(), [node["Labels"] for node in ray.nodes()])
@@ -210,6 +214,7 @@ def _serve(manifest: Manifest, path: Path, owner: Owner, stop: _Stop, tell: Call
         if not stop.asked:
             ray.get(stopped)
             tell("draining")
+            ray.get(controller.take_up_end.remote(), timeout=30)
     finally:
         if served and not stop.at_once:
             seconds = manifest.http.drain_seconds
@@ -241,6 +246,8 @@ def stop_running(address: str | None) -> None:
         manifest: Manifest = ray.get(controller.served.remote(), timeout=30)
         ray.get(controller.ask_to_end.remote(), timeout=30)
         # The process that serves sees this and ends the ingress, the controller, and Ray where it started it.
+        if not _taken_up(controller):
+            stop_everything()
         deadline = time.monotonic() + manifest.http.drain_seconds + STOP_TIMEOUT
         while time.monotonic() < deadline and _runs(controller):
             time.sleep(0.2)
@@ -251,6 +258,19 @@ def stop_running(address: str | None) -> None:
     if time.monotonic() >= deadline:
         seconds = manifest.http.drain_seconds + STOP_TIMEOUT
         raise ServeError(f"the cluster is not gone after {seconds:g} s; it is process {owner.pid} on {owner.host}")
+
+
+def _taken_up(controller: Any) -> bool:
+    """Whether the process that serves does what it was asked to. It may be gone, on a cluster that others have started."""
+    deadline = time.monotonic() + ABSENT_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if ray.get(controller.ending.remote(), timeout=5):
+                return True
+        except RayError:
+            return True  # it is gone already
+        time.sleep(0.2)
+    return False
 
 
 def _runs(controller: Any) -> bool:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,11 @@ def serve_until_stopped(manifest: Manifest, model_path: Path, address: str | Non
     end = _Supervisor(
         Watchdog(manifest.http.drain_seconds, own_ray=address is None), job, _probe_address(manifest), console
     ).run()
-    if folder is not None and end.status != 1:
+    keep = folder is not None and end.status == 1 and end.logs
+    if folder is not None and not keep:
         shutil.rmtree(folder, ignore_errors=True)
     if end.status == 1:
-        raise ServeError(
-            end.reason + (f"\nRay's logs are in {folder}/session_latest/logs" if folder is not None else "")
-        )
+        raise ServeError(end.reason + (f"\nRay's logs are in {folder}/session_latest/logs" if keep else ""))
     if end.status:
         console.print(end.reason, markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(end.status)
@@ -132,7 +132,7 @@ class _Supervisor:
         with open(reader, encoding="utf-8") as lines:
             for line in lines:
                 message = json.loads(line)
-                self._events.put(lambda message=message: self._on_message(message))
+                self._events.put(partial(self._on_message, message))
 
     def _tell(self, line: str) -> None:
         assert self._driver.stdin is not None
@@ -168,7 +168,7 @@ class _Supervisor:
             if pid == self._driver.pid:
                 self._driver.returncode = status  # nobody else can ask for it now
                 self._reader.join(1.0)  # what it has said last comes first
-                self._events.put(lambda status=status: self._watchdog.on_driver_end(status))
+                self._events.put(partial(self._watchdog.on_driver_end, status))
         if (raylet := self._watched.get("raylet")) is not None and (missing := AGENTS.keys() - self._watched.keys()):
             self._watched |= titled(raylet.pid, missing)
         # A look later: what the driver has said before may say why.
@@ -183,8 +183,7 @@ class _Supervisor:
         while True:
             time.sleep(PROBE_SECONDS)
             answer = probe(self._host, self._port)
-            now = time.monotonic()
-            self._events.put(lambda now=now, answer=answer: self._watchdog.on_answer(now, answer, url))
+            self._events.put(partial(self._watchdog.on_answer, time.monotonic(), answer, url))
 
     # --- what is done -------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,7 @@ class End:
     status: int
     reason: str = ""  # of a status other than 0
     patience: float = 0.0
+    logs: bool = True  # whether Ray's logs may say more about the reason
 
 
 Instruction = Say | Tell | End
@@ -78,7 +79,7 @@ class Watchdog:
         self._signalled: float | None = None
         self._deadline: float | None = None
         self._unanswered: dict[Answer, float] = {}  # since when
-        self._failure = ""
+        self._failure, self._logs = "", True
 
     def on_signal(self, now: float, number: int) -> Sequence[Instruction]:
         first = self._signalled
@@ -107,7 +108,7 @@ class Watchdog:
         elif event == "stopping" and self.phase is not Phase.ENDED:
             self._to(Phase.STOPPING, now + STOP_SECONDS)
         elif event == "failed":
-            self._failure = str(message.get("reason", ""))
+            self._failure, self._logs = str(message.get("reason", "")), bool(message.get("logs", True))
             self._to(Phase.STOPPING, now + STOP_SECONDS)
         return []
 
@@ -116,7 +117,7 @@ class Watchdog:
         if self.phase is Phase.ENDED:
             return []
         if self._failure:
-            return self._end(End(1, self._failure, patience=2.0))
+            return self._end(End(1, self._failure, patience=2.0, logs=self._logs))
         if status == 0 and self.phase is Phase.STOPPING:
             return self._end(End(0, patience=3.0))
         how = f"was ended by signal {-status}" if status < 0 else f"has ended with status {status}"

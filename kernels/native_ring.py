@@ -46,6 +46,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "loop_create": (_P, [_P, _P, _P, _P, _P, _L, _L, _L, _L, _I, _F]),
     "loop_stop": (None, [_P]),
     "loop_destroy": (None, [_P]),
+    "loop_prod": (None, [_P]),
     "loop_bell": (_I, [_P]),
     "loop_attach": (_L, [_P, _I, _I]),
     "loop_detach": (None, [_P, _L]),
@@ -132,6 +133,10 @@ class LoopCounts:
     busy_ns: int  # computing
     held_ns: int  # holding messages in the gather window
     refused: int
+    beats: int  # turns of the loop: signs of life
+    began_ns: int  # when the computation under way began, by the system's monotonic clock; 0: there is none
+    longest_ns: int  # of all computations
+    thread: int  # the system's id of it
 
 
 class NativeExpertLoop:
@@ -176,6 +181,10 @@ class NativeExpertLoop:
             if not self._handle or not self._lib.iso_loop_event(self._handle, out, text, MOST_TEXT):
                 return None
         return out[0], LoopEvent(out[1]), text.value.decode(errors="replace")
+
+    def prod(self) -> None:
+        """Have the thread take another turn, where it sleeps."""
+        self._lib.iso_loop_prod(self._handle)
 
     def counts(self) -> LoopCounts:
         out = (ctypes.c_int64 * len(LoopCounts.__dataclass_fields__))()

@@ -5,6 +5,7 @@
 #if defined(__linux__)
 
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -34,7 +35,7 @@ namespace iso {
 namespace {
 
 // In the order of native_ring.py's LoopCounts.
-enum Count { kMessages, kComputations, kGathered, kPairs, kBusyNs, kHeldNs, kRefused, kCounts };
+enum Count { kMessages, kComputations, kGathered, kPairs, kBusyNs, kHeldNs, kRefused, kBeats, kBeganNs, kLongestNs, kThread, kCounts };
 
 struct Event {
   enum Kind : int64_t { closed = 1, lost = 2, broken = 3, refused = 4 };
@@ -109,12 +110,17 @@ class ExpertLoop {
     return true;
   }
 
+  // Wakes the thread where it sleeps: it beats once more.
+  void prod() { bell_->ring(); }
+
   int64_t count(int which) const { return counts_[static_cast<size_t>(which)].load(std::memory_order_relaxed); }
 
  private:
   void run() {
+    set(kThread, syscall(SYS_gettid));
     for (;;) {
       const uint32_t seen = bell_->count.load(std::memory_order_seq_cst);  // whatever changes from here on rings
+      add(kBeats, 1);
       if (!take_commands()) return;
       const int64_t now = now_ns();
       look(now);
@@ -181,6 +187,7 @@ class ExpertLoop {
 
   void serve(int64_t layer) {
     const int64_t begin = now_ns();
+    set(kBeganNs, begin);
     batch_.clear();
     for (const auto& link : links_) {
       if (link->pending && link->message.request.layer == layer) batch_.push_back(link.get());
@@ -190,8 +197,10 @@ class ExpertLoop {
     const int code = compute();
     if (code == 0) count_rows(layer);
     experts_.gate->leave();
-    if (batch_.empty()) return;
     const int64_t took = now_ns() - begin;
+    set(kBeganNs, 0);
+    set(kLongestNs, std::max(took, count(kLongestNs)));
+    if (batch_.empty()) return;
     average(&service_ns_, took);
     // Counted before it is answered, so that a shard that has its answer finds it counted.
     add(kBusyNs, took);
@@ -287,6 +296,7 @@ class ExpertLoop {
   }
 
   void add(Count which, int64_t amount) { counts_[which].fetch_add(amount, std::memory_order_relaxed); }
+  void set(Count which, int64_t value) { counts_[static_cast<size_t>(which)].store(value, std::memory_order_relaxed); }
   static void average(int64_t* value, int64_t now) { *value = *value == 0 ? now : *value + (now - *value) / 8; }
 
   const Experts experts_;
@@ -337,6 +347,7 @@ ISO_EXPORT ExpertLoop* iso_loop_create(Context* context, const Bank* bank, Gate*
 }
 ISO_EXPORT void iso_loop_stop(ExpertLoop* loop) { loop->stop(); }
 ISO_EXPORT void iso_loop_destroy(ExpertLoop* loop) { delete loop; }
+ISO_EXPORT void iso_loop_prod(ExpertLoop* loop) { loop->prod(); }
 ISO_EXPORT int iso_loop_bell(const ExpertLoop* loop) { return loop->bell_file(); }
 
 // The link's number, or -1: the segment can't be mapped or is none.

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isotherm.actors.exchange import ExpertExchange, InProcessLink, LayerTable, layer_tables, split_rows
+from isotherm.actors.exchange import ExpertExchange, InProcessLink
 from isotherm.actors.expert_worker import Dispatch, ExpertNotHeldError, ExpertWorker
+from isotherm.actors.row_split import LayerTable, layer_tables, split_rows
 from isotherm.actors.weights import WeightReader
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.placement import Placement, contiguous_placement

@@ -16,8 +16,9 @@ assert adopt_orphans()
 sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
 stubborn = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
 # A parent that leaves two children, one in a session of its own, and dies.
-parent = "import subprocess, sys, time; [subprocess.Popen(c, start_new_session=s) for c, s in ((%r, False), (%r,
-True))]" % (sleep, stubborn) subprocess.run([sys.executable, "-c", parent])
+parent = "import subprocess; [subprocess.Popen(c, start_new_session=s) for c, s in ((%r, False), (%r, True))]"
+parent %= (sleep, stubborn)
+subprocess.run([sys.executable, "-c", parent])
 here = subprocess.Popen(sleep)
 brief = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
 pids = {p.pid for p in below(os.getpid())}

@@ -144,8 +144,8 @@ async def ended(operation: Operation) -> Operation:
 
 
 async def idle(made: Reconfigurer) -> None:
-    while made._tasks:
-        await asyncio.gather(*made._tasks)
+    while len(made._background):
+        await asyncio.sleep(0.005)
 
 
 def run(made: Reconfigurer, **target: Any) -> Operation:

@@ -46,8 +46,8 @@ open(job["folder"] + "/log", "w").close()
 def tell(event, **rest):
     os.write(int(sys.argv[1]), json.dumps({"event": event, **rest}).encode() + b"\\n")
 worker = "import time; time.sleep(600)"
-code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', %r], start_new_session=True);
-time.sleep(600)" % worker raylet = subprocess.Popen([sys.executable, "-c", code])
+code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', %r], start_new_session=True); " + worker
+raylet = subprocess.Popen([sys.executable, "-c", code % worker])
 tell("ray", address="127.0.0.1:7", dashboard="127.0.0.1:8", processes={"raylet": raylet.pid})
 tell("serving", probe=False)
 print("up", raylet.pid, flush=True)

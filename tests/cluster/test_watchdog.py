@@ -103,6 +103,9 @@ def test_a_driver_that_has_failed_says_why():
     watchdog.on_message(3.0, {"event": "failed", "reason": "no room"})
     assert watchdog.on_process_end("raylet", 7) == []
     assert watchdog.on_driver_end(0) == [End(1, "no room", patience=2.0)]
+    watchdog = Watchdog(60.0, own_ray=True)
+    watchdog.on_message(3.0, {"event": "failed", "reason": "attention.gpus is 1", "logs": False})
+    assert watchdog.on_driver_end(0) == [End(1, "attention.gpus is 1", patience=2.0, logs=False)]
     hangs = Watchdog(60.0, own_ray=True)
     hangs.on_message(3.0, {"event": "failed", "reason": "no room"})
     assert hangs.on_time(3.0 + STOP_SECONDS) == [End(1, "no room")]

@@ -86,7 +86,7 @@ def test_without_its_ray_it_ends_with_an_error_and_leaves_nothing(tmp_path, name
     print(f"{name} killed: ended after {took:.1f} s")
     record_property("seconds", took)
     assert status == 1
-    assert served.left_over(patience=0) == {"processes": [], "shared memory": []}
+    assert served.left_over(patience=1) == {"processes": [], "shared memory": []}
     log = served.log.read_text()
     last = log[log.index("isotherm: ") :].splitlines()
     assert (
@@ -122,7 +122,7 @@ def test_asked_to_end_under_load_it_finishes_what_it_has_begun(tmp_path, workloa
         assert refused is None or (refused.status_code, refused.headers.get("retry-after")) == (503, "2"), refused.text
         assert [s.error for s in streams if s.error] == []
         assert [s.text for s in streams] == expected
-        assert served.left_over(patience=0) == {"processes": [], "shared memory": []}
+        assert served.left_over(patience=1) == {"processes": [], "shared memory": []}
         after = served.log.read_text().partition('"What is 3 + 4?"}]}\'\n')[2]
         assert after == "stopping; open requests have 60 s to finish, a second signal ends them at once\n", after
 
@@ -139,7 +139,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
         assert end_within(served, 5) == 128 + signal.SIGTERM
         with pytest.raises(httpx.TransportError):
             load.result()
-    assert served.left_over(patience=0) == {"processes": [], "shared memory": []}
+    assert served.left_over(patience=1) == {"processes": [], "shared memory": []}
 
 
 def test_the_terminal_goes(tmp_path, workload):
@@ -175,7 +175,7 @@ def test_the_terminal_goes(tmp_path, workload):
         assert end_within(served, 60) == 0
     assert [s.error for s in streams if s.error] == []
     assert [s.text for s in streams] == expected
-    assert served.left_over(patience=0) == {"processes": [], "shared memory": []}
+    assert served.left_over(patience=1) == {"processes": [], "shared memory": []}
 
 
 # --- an update --------------------------------------------------------------------------------------------------------
@@ -263,4 +263,4 @@ def test_the_address_for_ray_jobs_is_taken_for_commands_too(tmp_path):
         done = served.command("stop", RAY_ADDRESS=dashboard)
         assert (done.returncode, done.stdout) == (0, "stopped\n"), done
         assert end_within(served, 5) == 0
-    assert served.left_over(patience=0) == {"processes": [], "shared memory": []}
+    assert served.left_over(patience=1) == {"processes": [], "shared memory": []}

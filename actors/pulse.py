@@ -1,0 +1,64 @@
+"""Signs of life of a thread that works: an event loop that answers says nothing about the thread beside it that
+computes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LOOK = 0.05  # seconds between two looks at the thread
+ALLOWED = 4.0  # work in hand may take so many times the longest piece of late
+FADING = 0.999  # what is left of that piece's length after another one
+
+
+class Pulse:
+    """The thread calls `beat` after each piece of its work. `prod` wakes it where it sleeps, so that it beats; `least`:
+    seconds that a piece may take in any case, for instance where kernels are compiled when they are first called."""
+
+    def __init__(self, prod: Callable[[], None] = lambda: None, least: float = 0.0):
+        self.prod, self._least = prod, least
+        self.beats = 0
+        self.waits_for = ""  # whom the thread waits for, and may for as long as it takes; empty: nobody
+        self._began = time.monotonic()  # the piece in hand
+        self._longest = 0.0
+
+    def beat(self) -> None:
+        now = time.monotonic()
+        self._longest = max(now - self._began, FADING * self._longest)
+        self.beats, self._began = self.beats + 1, now
+
+    def begin(self) -> None:
+        """A piece of work begins after a rest, which was none."""
+        self.beats, self._began = self.beats + 1, time.monotonic()
+
+    @contextmanager
+    def waiting(self, whom: str) -> Iterator[None]:
+        """Inside, the thread waits for somebody else; that is no piece of work either."""
+        self.waits_for = whom
+        try:
+            yield
+        finally:
+            self.waits_for = ""
+            self._began = time.monotonic()
+
+    async def felt(self) -> None:
+        """As `felt` below says."""
+
+        def may_take_longer() -> bool:
+            allowed = max(self._least, ALLOWED * self._longest)
+            return not self.waits_for and time.monotonic() - self._began < allowed
+
+        await felt(lambda: self.beats, self.prod, may_take_longer)
+
+
+async def felt(beats: Callable[[], int], prod: Callable[[], None], may_take_longer: Callable[[], bool]) -> None:
+    """Return at the next beat, or while the piece in hand takes no longer than it may. Never, as long as neither is so.
+    """
+    seen = beats()
+    prod()
+    while True:
+        await asyncio.sleep(LOOK)
+        if beats() != seen or may_take_longer():
+            return

@@ -1,0 +1,142 @@
+"""Has failed links between shards and groups made anew; where that does not help, says whom to replace. Knows nothing
+about Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, Protocol
+
+from isotherm.cluster.background import Background, first_line
+
+log = logging.getLogger(__name__)
+REPAIR_SECONDS = 4.0  # in which a link must be there again
+OFTEN = 3  # links of one group that fail ...
+LOOK = 0.05  # seconds between two looks at what becomes of a shard's other links
+SPAN = 60.0  # ... in so many seconds, though all could be made anew: the group is at fault
+Pair = tuple[str, str]  # shard, group
+
+
+class Fleet(Protocol):
+    """What a repair needs of the workers."""
+
+    def is_there(self, worker: str) -> bool:
+        """It has not been lost or ended."""
+
+    def groups_of(self, shard: str) -> Iterable[str]:
+        """The groups that a shard has links to."""
+
+    async def answers(self, worker: str) -> None:
+        """Return when the worker has given a sign of life."""
+
+    async def relink(self, shard: str, group: str) -> None:
+        """Make a link in the place of one that has failed."""
+
+
+class LinkRepair:
+    """`lost` is told a worker that has to be replaced and why. `changed` is called when `failed` has changed."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        lost: Callable[[str, str], None],
+        changed: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.failed: dict[Pair, str] = {}  # links that are of no use now → why
+        self._under_way: set[Pair] = set()  # those of them that are being made anew
+        self._hopeless: set[Pair] = set()  # ... and that could not be
+        self._fleet, self._lost, self._changed, self._clock = fleet, lost, changed, clock
+        self._failures: dict[str, deque[float]] = {}  # group → when links to it failed
+        self._tasks = Background()
+
+    def report(self, shard: str, failed: Mapping[str, str]) -> None:
+        """Take which links of a shard have failed, group → why; all others are whole."""
+        before = {group for of, group in self.failed if of == shard}
+        for group in before - set(failed):
+            self._forget((shard, group))
+        for group in set(failed) - before:
+            self.failed[shard, group] = failed[group]
+            log.warning("the link from %s to %s has failed: %s", shard, group, failed[group])
+            self._tasks.spawn(f"the repair of the link from {shard} to {group}", self._repair(shard, group))
+        if before != set(failed):
+            self._changed()
+
+    def forget(self, worker: str) -> None:
+        """A worker has been lost or ended, and its links with it."""
+        for pair in [pair for pair in self.failed if worker in pair]:
+            self._forget(pair)
+        self._failures.pop(worker, None)
+
+    def unreachable(self, shard: str) -> set[str]:
+        """Groups that a shard cannot reach now."""
+        return {group for of, group in self.failed if of == shard}
+
+    def close(self) -> None:
+        self._tasks.cancel()
+
+    def _forget(self, pair: Pair) -> None:
+        self.failed.pop(pair, None)
+        self._hopeless.discard(pair)
+
+    async def _repair(self, shard: str, group: str) -> None:
+        reason = self.failed[shard, group]
+        if self._fails_often(group):
+            self._replace(group, f"links to it have failed {OFTEN} times in {SPAN:g} s, the last one with: {reason}")
+            return
+        self._under_way.add((shard, group))
+        try:
+            at_fault = await self._make_anew(shard, group)
+        finally:
+            self._under_way.discard((shard, group))
+        if at_fault is not None:
+            self._replace(*at_fault)
+            return
+        log.info("the link from %s to %s has been made anew", shard, group)
+        self._forget((shard, group))
+        self._changed()
+
+    async def _make_anew(self, shard: str, group: str) -> tuple[str, str] | None:
+        """None, or who is at fault and why."""
+        try:
+            await self._within(self._fleet.answers(group))
+        except Exception as error:
+            return group, f"its link to {shard} has failed, and it gives no sign of life: {first_line(error)}"
+        try:
+            await self._within(self._fleet.relink(shard, group))
+            return None
+        except Exception as error:
+            reason = f"the link from {shard} to {group} has failed and cannot be made anew: {first_line(error)}"
+        self._under_way.discard((shard, group))
+        self._hopeless.add((shard, group))
+        while any(of == shard for of, _ in self._under_way):  # what becomes of its other links tells more
+            await asyncio.sleep(LOOK)
+        return self._at_fault(shard, group), reason
+
+    @staticmethod
+    async def _within(work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await asyncio.wait_for(work, REPAIR_SECONDS)
+        except asyncio.TimeoutError as error:
+            raise TimeoutError(f"not within {REPAIR_SECONDS:g} s {first_line(error)}".removesuffix(" TimeoutError")) from None
+
+    def _fails_often(self, group: str) -> bool:
+        """Counts one more failure."""
+        times, now = self._failures.setdefault(group, deque(maxlen=OFTEN)), self._clock()
+        times.append(now)
+        return len(times) == OFTEN and times[0] > now - SPAN
+
+    def _at_fault(self, shard: str, group: str) -> str:
+        """The shard, where none of its several links can be made anew and so all groups would have to go; else the
+        group."""
+        if not self._fleet.is_there(shard):
+            return shard
+        there = {g for g in self._fleet.groups_of(shard) if self._fleet.is_there(g)}
+        return shard if len(there) > 1 and all((shard, g) in self._hopeless for g in there) else group
+
+    def _replace(self, worker: str, reason: str) -> None:
+        if self._fleet.is_there(worker):
+            self._lost(worker, reason)
