@@ -64,18 +64,20 @@ def end_all_below(pid: int, patience: float, limit: float) -> tuple[list[str], d
     """Wait `patience` seconds for every process below `pid` to end, then kill what is left, and what it still starts.
     Gives the names of those that are there after `limit` seconds more (a process in the midst of a call to the system
     cannot be killed), and what `reap` gave meanwhile."""
-    begin = time.monotonic()
+    begin, empty = time.monotonic(), 0
     statuses: dict[int, int] = {}
-    while left := below(pid):
-        statuses |= reap()
-        waited = time.monotonic() - begin
-        if waited > patience + limit:
-            break
+    # One look is not enough to see that nothing is left: a process whose parent dies while the table is being read has,
+    # in what was read, a parent that is not there.
+    while empty < 2 and (waited := time.monotonic() - begin) <= patience + limit:
+        left = below(pid)
+        empty = 0 if left else empty + 1
         if waited >= patience:
             for process in left:
                 with contextlib.suppress(psutil.Error):
                     process.send_signal(signal.SIGKILL)
         time.sleep(PAUSE)
+        statuses |= reap()
+    left = below(pid)
     return [_named(process) for process in left], statuses | reap()
 
 

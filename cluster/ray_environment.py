@@ -24,6 +24,8 @@ LOCAL_RAY = LOOPBACK | {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # A proxy that has died is missed after a second, not ten. One that does not answer has Serve's 10 s, three times.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # On a busy machine a proxy may take longer to start than Serve's 5 s, three times; then Serve would give up.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 # What never goes through an HTTP proxy: gRPC (from Serve's proxy to its replicas) takes http_proxy, and a proxy
 # elsewhere cannot reach loopback.
