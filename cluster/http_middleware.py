@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from isotherm.cluster.http_gate import GateMiddleware
 from isotherm.cluster.http_health import HealthMiddleware
 from isotherm.cluster.http_protocol import use_front_door_protocol
+from isotherm.cluster.http_unrouted import UnroutedMiddleware
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SLASHES = re.compile(r"/{2,}")
@@ -92,4 +93,5 @@ def serve_proxy_middlewares() -> list[Middleware]:
     chosen here too."""
     use_front_door_protocol()
     # The last is the outermost.
-    return [Middleware(HealthMiddleware), Middleware(GateMiddleware), Middleware(ServeProxyMiddleware)]
+    inner = Middleware(UnroutedMiddleware), Middleware(HealthMiddleware), Middleware(GateMiddleware)
+    return [*inner, Middleware(ServeProxyMiddleware)]
