@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*)
 
-.PHONY: serve test exactness chaos bench bench-elastic check clean help
+.PHONY: serve test exactness chaos bench bench-elastic bench-overload check clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
@@ -14,6 +14,7 @@ help:
 	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
+	@echo "make bench-overload       600 clients at once: refusals, /health, goodput"
 	@echo "make check                linter and type checker"
 	@echo "make clean                remove the virtual environment and caches"
 
@@ -58,6 +59,9 @@ bench-elastic: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/compare.py --bf16 $(BF16) $(if $(FP8),--fp8 $(FP8)) $(PEERS)
 	$(BIN)/isotherm bench served $(or $(FP8),$(BF16))
+
+bench-overload: $(VENV)/.installed-dev
+	$(BIN)/python tests/bench/overload.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 
 LONGEST_RETRY = 60  # seconds
+_REFUSALS = 200  # a second, at most, until each has waited for _LONGEST_DELAY
+_LONGEST_DELAY = 1.0  # seconds
 _MEMORY = 10.0  # seconds after which a departure counts 1/e
 
 
@@ -17,6 +19,7 @@ class Admission:
         """`random` gives numbers from 0 to 1: those who were refused together shall not come back together."""
         self.open = 0
         self._random = random
+        self._next_refusal = 0.0
         self._at = 0.0  # the time of the two below
         self._left = 0.0  # departures, decayed
         self._busy = 0.0  # seconds in which requests were open, decayed alike
@@ -41,6 +44,12 @@ class Admission:
         # Before the first has left nothing is known, but for how long they have all been here.
         stay = 2 * self._busy if self._left < 0.5 else self.open * self._busy / self._left
         return math.ceil(min(max(1.0, stay * (0.25 + 0.25 * self._random())), LONGEST_RETRY))
+
+    def refusal_delay(self, now: float) -> float:
+        """Seconds to hold a refusal back, so that those who do not wait before they come again cannot keep the machine
+        busy with it."""
+        self._next_refusal = max(now, self._next_refusal + 1 / _REFUSALS)
+        return min(self._next_refusal - now, _LONGEST_DELAY)
 
     def _advance(self, now: float) -> None:
         kept = math.exp((self._at - now) / _MEMORY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -84,17 +85,19 @@ def serve(
     port: Annotated[Optional[int], typer.Option(help="default 8000")] = None,  # noqa: UP045
     address: Annotated[Optional[str], typer.Option(help="join this Ray cluster; default: start a local one")] = None,  # noqa: UP045
 ) -> None:
-    """Serve a model over the OpenAI API until Ctrl-C."""
+    """Serve a model over the OpenAI API until Ctrl-C, SIGTERM or `isotherm stop`."""
     manifest, path = _manifest(model, host=host, port=port)
+    from isotherm.cluster.capacity import check_machine, machine_memory
     from isotherm.cluster.preflight import check_port, check_servable
 
     check_servable(manifest, path, _cuda_unavailable if address is None else None)
     if address is None:
+        check_machine(manifest, path, machine_memory(), os.cpu_count() or 1)
         check_port(manifest.http.host, manifest.http.port)
         prepare_local_ray()
     else:
         address = prepare_attach(address)
-    from isotherm.cluster.serving import serve_until_stopped
+    from isotherm.cluster.supervisor import serve_until_stopped
 
     serve_until_stopped(manifest, path, address, console)
 
@@ -168,7 +171,8 @@ def status(address: AddressOption = None, as_json: Annotated[bool, typer.Option(
 @app.command()
 @user_errors
 def stop(address: AddressOption = None) -> None:
-    """End the running cluster: ingress, workers and controller, and the Ray that `isotherm serve` started."""
+    """End the running cluster, once its open requests have finished: ingress, workers and controller, and the Ray that
+    `isotherm serve` started."""
     address = prepare_attach(address)
     from isotherm.cluster.serving import stop_running
 
@@ -216,7 +220,7 @@ def scale(
     else:
         console.print(f"{operation['id']}: {operation['phase']}", highlight=False)
         for line in [*operation["plan"], *operation["reasons"]]:
-            console.print(f"  {line}", highlight=False, markup=False)
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     if operation["phase"] in ("rolled_back", "failed"):
         raise typer.Exit(1)
 

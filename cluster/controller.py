@@ -74,6 +74,8 @@ class Controller:
         self._membership = Membership(generation << 32, (), self._phase, manifest.scheduler_config(self.config).max_model_len)
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._asked_to_end = asyncio.Event()
+        self._ending = False
         self._starting: asyncio.Task[None] | None = None
         self._background = Background()
         self._background.keep("the watch over this controller's standing", self._watch_standing)
@@ -285,12 +287,25 @@ class Controller:
     async def stop(self) -> None:
         """End every worker and wake whoever waits in `wait_stopped`."""
         self._stopped.set()
+        self._asked_to_end.set()
         self._set_phase("stopping")
         if self._starting is not None:
             self._starting.cancel()
         await self.reconfigurer.interrupt("the cluster is being ended")
         await self.fleet.end_all()
         self._store.clear()
+
+    async def ask_to_end(self) -> None:
+        """Wake whoever waits in `wait_stopped`: the process that serves, which drains the ingress and then calls
+        `stop`."""
+        self._asked_to_end.set()
+
+    async def take_up_end(self) -> None:
+        """The process that serves has heard of `ask_to_end` and does what is to be done."""
+        self._ending = True
+
+    async def ending(self) -> bool:
+        return self._ending
 
     async def owner(self) -> Owner | None:
         return self._owner
@@ -299,4 +314,4 @@ class Controller:
         return self.manifest
 
     async def wait_stopped(self) -> None:
-        await self._stopped.wait()
+        await self._asked_to_end.wait()

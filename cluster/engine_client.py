@@ -19,9 +19,16 @@ class EngineOverloadedError(EngineUnavailableError):
 class EngineClient(Protocol):
     """Takes requests and gives back their tokens."""
 
-    max_model_len: int  # prompt and output tokens together, at most
-    vocab_size: int
-    system_fingerprint: str  # what decides a reply's bits beside prompt, parameters and seed; empty while it is not known
+    @property
+    def max_model_len(self) -> int:
+        """Prompt and output tokens together, at most."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def system_fingerprint(self) -> str:
+        """What decides a reply's bits beside prompt, parameters and seed; empty while it is not known."""
 
     def not_ready(self) -> str | None:
         """None when requests can be served, else why not ("loading: 2 of 3 workers")."""

@@ -154,8 +154,11 @@ class RayFleet:
         return self._places.pop(name, None) or await self._place(name, self.avoid)
 
     async def _place(self, name: str, avoid: frozenset[str]) -> Slot:
-        """Off the nodes in `avoid`, and off suspect ones too where there is room elsewhere."""
-        if suspects := self._suspected(avoid):
+        """Off the nodes in `avoid`, and off suspect ones too where there is room elsewhere; the last one to come under
+        suspicion before the others."""
+        all_of_them = self._suspected(avoid)
+        newest = frozenset(sorted(all_of_them, key=lambda node: self._suspects[node])[-1:])
+        for suspects in filter(None, dict.fromkeys((all_of_them, newest))):
             try:
                 return await asyncio.wait_for(self._place_off(name, avoid | suspects), SUSPECT_PATIENCE)
             except asyncio.TimeoutError:

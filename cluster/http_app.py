@@ -26,6 +26,7 @@ from isotherm.cluster.engine_client import EngineClient, EngineOverloadedError, 
 from isotherm.cluster.http_access import Access, AccessMiddleware
 from isotherm.cluster.http_admin import AdminClient, admin_routes
 from isotherm.cluster.http_body import read_body
+from isotherm.cluster.http_gate import CAPACITY_HEADER, overloaded
 from isotherm.cluster.http_middleware import PathMiddleware, RequestIdMiddleware
 from isotherm.cluster.http_stream import EventStream, cancelled, until_disconnect
 from isotherm.cluster.openai_prepare import Limits, Prepared, prepare_chat, prepare_completion
@@ -150,6 +151,7 @@ class FrontDoor:
             reply = await self._answer(request, prepared, prefix == "chatcmpl")
             if isinstance(reply, EventStream):
                 reply.on_close(places.pop_all().close)
+            reply.headers[CAPACITY_HEADER.decode()] = str(self._engine.capacity())
             return reply
 
     def _admit(self, count: int, places: ExitStack) -> None:
@@ -160,9 +162,7 @@ class FrontDoor:
         places.callback(lambda: self._admission.leave(count, clock()))
 
     def _overloaded(self, reason: str) -> APIError:
-        headers = {"retry-after": str(self._admission.retry_after(time.monotonic()))}
-        message = f"{reason}; try again in a while"
-        return APIError(message, status=429, kind="overloaded_error", code="overloaded", headers=headers)
+        return overloaded(reason, self._admission.retry_after(time.monotonic()))
 
     async def _prepared(self, request: Request, prepare: Callable[..., Prepared], prefix: str) -> Prepared:
         raw = await read_body(request, self._settings.max_body_bytes)

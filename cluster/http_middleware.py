@@ -9,8 +9,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isotherm.cluster.http_gate import GateMiddleware
 from isotherm.cluster.http_health import HealthMiddleware
 from isotherm.cluster.http_protocol import use_front_door_protocol
+from isotherm.cluster.http_unrouted import UnroutedMiddleware
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SLASHES = re.compile(r"/{2,}")
@@ -90,4 +92,6 @@ def serve_proxy_middlewares() -> list[Middleware]:
     can only be stripped there. Serve calls this in each proxy before it starts the HTTP server, so the protocol is
     chosen here too."""
     use_front_door_protocol()
-    return [Middleware(HealthMiddleware), Middleware(ServeProxyMiddleware)]  # the last is the outermost
+    # The last is the outermost.
+    inner = Middleware(UnroutedMiddleware), Middleware(HealthMiddleware), Middleware(GateMiddleware)
+    return [*inner, Middleware(ServeProxyMiddleware)]

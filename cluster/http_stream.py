@@ -56,7 +56,7 @@ class EventStream(Response):
             await cancelled(watcher)
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """To be called once, when the events are closed."""
+        """To be called once, when the last event was sent or the events are closed; before the client can know."""
         self._on_close = callback
 
     async def aclose(self) -> None:
@@ -64,8 +64,11 @@ class EventStream(Response):
             await cancelled(self._first)
             await self._events.aclose()
         finally:
-            callback, self._on_close = self._on_close, lambda: None
-            callback()
+            self._close()
+
+    def _close(self) -> None:
+        callback, self._on_close = self._on_close, lambda: None
+        callback()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -89,6 +92,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": self._error_event(error), "more_body": True})
         finally:
             await cancelled(comments)
+        self._close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _comment(self, send: Send) -> None:

@@ -167,6 +167,9 @@ class HttpSection(_Section):
     max_queued_requests: int = Field(256, ge=1, description="beyond those, per proxy; more are refused")
     admin: Literal["loopback", "open"] = Field("loopback", description="who may use /admin/* and /status")
     metrics: Literal["loopback", "open"] = Field("loopback", description="who may read /metrics")
+    drain_seconds: float = Field(
+        600.0, ge=0, le=86400, description="for open requests to finish when the ingress is updated or the service ends"
+    )
 
 
 class Manifest(_Section):

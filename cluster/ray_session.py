@@ -49,6 +49,14 @@ def start_local(folder: str, num_cpus: int | None = None, dashboard: bool = True
         )
 
 
+def local_processes() -> dict[str, int]:
+    """Pids of the processes of the Ray that `start_local` has started, by Ray's names of them: gcs_server, raylet,
+    dashboard, log_monitor, monitor."""
+    node: Any = ray._private.worker._global_node
+    started = node.all_processes
+    return {kind: infos[0].process.pid for kind, infos in started.items() if infos}
+
+
 def attach(address: str | None) -> None:
     """Join a running cluster as a driver; `address` as `prepare_attach` gave it. Raises NoClusterError, also without an address: Ray itself would
     take any cluster that it finds on this machine, whoever's it is."""

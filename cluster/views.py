@@ -31,7 +31,7 @@ def human_count(count: int) -> str:
 
 
 def show_report(report: Report, console: Console) -> None:
-    console.print(f"[bold]{escape(report.path)}[/]  {report.files} weight file(s)")
+    console.print(f"[bold]{escape(report.path)}[/]  {report.files} weight file(s)", soft_wrap=True)
     for name, value in report.architecture.items():
         console.print(f"  {name.replace('_', ' '):24} {value}", highlight=False, markup=False)
     p = report.parameters
@@ -53,7 +53,8 @@ def show_report(report: Report, console: Console) -> None:
 def show_status(status: dict[str, Any], console: Console) -> None:
     controller, model = status["controller"], status["model"]
     version = "no placement yet" if status["placement_version"] is None else f"placement version {status['placement_version']}"
-    console.print(f"[bold]{escape(model['id'])}[/]  {escape(controller['phase'])}  {version}  controller pid {controller['pid']}", highlight=False)
+    phase, pid = escape(controller["phase"]), controller["pid"]
+    console.print(f"[bold]{escape(model['id'])}[/]  {phase}  {version}  controller pid {pid}", highlight=False, soft_wrap=True)
     if fingerprint := status.get("numerics", {}).get("system_fingerprint"):
         known = status["numerics"]["numerics"]
         words = "; ".join(f"{n['dtype']}, {n['kernels']} {n['instructions']}, weights {n['weights']}" for n in known)
@@ -71,7 +72,7 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     console.print(table)
     for node in status["nodes"]:
         states = [word for word, shown in (("dead", not node["alive"]), ("drained", node.get("drained"))) if shown]
-        console.print(f"node {node['id']}  {node['address']}  {', '.join(states)}".rstrip(), highlight=False, markup=False)
+        console.print(f"node {node['id']}  {node['address']}  {', '.join(states)}".rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 
 def show_batch_summary(summary: BatchSummary, console: Console) -> None:
@@ -79,4 +80,4 @@ def show_batch_summary(summary: BatchSummary, console: Console) -> None:
     done = summary.completed + summary.resumed
     counts = f"{done} of {summary.total} rows done ({summary.resumed} from an earlier run), {summary.failed} with an error"
     left = f", {summary.unfinished} left: {summary.reason}" if summary.unfinished else ""
-    console.print(counts + left, style=style, highlight=False, markup=False)
+    console.print(counts + left, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -30,7 +30,7 @@ def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(ray_environment, "local_address", lambda: None)
+    monkeypatch.setattr(ray_environment, "local_address", lambda *_: None)
     # Consoles that were made at import write to the stream of that time.
     monkeypatch.setattr(cli, "console", _Console())
     monkeypatch.setattr(cli, "errors", _Console(stderr=True))
@@ -116,7 +116,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """`serve` stops before Ray; what it would have served."""
     calls: list[Any] = []
     monkeypatch.setattr("isotherm.cluster.ray_environment.os.environ", dict(os.environ))
-    monkeypatch.setattr("isotherm.cluster.serving.serve_until_stopped", lambda *args: calls.append(args))
+    monkeypatch.setattr("isotherm.cluster.supervisor.serve_until_stopped", lambda *args: calls.append(args))
     return calls
 
 
@@ -127,6 +127,17 @@ def test_serve_takes_the_manifest_and_the_options(served: list[Any], tmp_path: P
     (first, path, address, _), (second, *_) = served
     assert (first.http.port, first.model_id, path, address) == (18765, "tiny", bundled_model(), None)
     assert (second.experts.groups, second.http.port, second.http.replicas, second.http.host) == (3, 18764, 2, "127.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [("engine: {kv_memory: 900TiB}", "engine.kv_memory is 900.0 TiB"), ("attention: {cpus: 4096}", "attention.cpus is 4096")],
+)
+def test_serve_refuses_what_no_machine_holds(served: list[Any], tmp_path: Path, fields: str, words: str):
+    (tmp_path / "m.yaml").write_text(fields)
+    assert words in one_error(invoke("serve", "m.yaml", "--port", "18765"))
+    assert invoke("serve", "m.yaml", "--address", "10.0.0.5:6379").exit_code == 0, "a cluster of others may grow"
+    assert len(served) == 1
 
 
 def test_a_model_in_the_current_directory_has_a_name(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

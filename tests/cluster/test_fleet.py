@@ -123,6 +123,19 @@ def test_nothing_is_started_on_a_node_whose_worker_could_not_be_reached(play):
     play(act)
 
 
+def test_where_only_suspect_nodes_have_room_it_is_not_the_newest(play):
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        ray.nodes = ["aa", "bb", "cc"]
+        fleet._lost("expert-1", "it hangs", True)
+        await asyncio.sleep(0.01)
+        fleet._lost("expert-0", "it hangs", True)
+        ray.full.add("!in(aa,bb)")
+        await fleet.reserve("expert-2", frozenset())
+        assert [asked["ray.io/node-id"] for asked in ray.asked] == ["!in(aa,bb)", "!in(aa)"]
+
+    play(act)
+
+
 def test_a_node_is_suspect_for_a_while_only(play, monkeypatch):
     async def act(ray: Ray, fleet: RayFleet) -> None:
         fleet._lost("expert-1", "it hangs", True)

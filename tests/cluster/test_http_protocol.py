@@ -10,9 +10,11 @@ import time
 import pytest
 import uvicorn
 
+from isotherm.cluster.http_gate import GateMiddleware
 from isotherm.cluster.http_health import HealthMiddleware
 from isotherm.cluster.http_middleware import ServeProxyMiddleware, serve_proxy_middlewares
 from isotherm.cluster.http_protocol import FrontDoorProtocol, without_upgrade
+from isotherm.cluster.http_unrouted import UnroutedMiddleware
 from tests.cluster.fake_engine import http_server
 
 # As Java's HttpClient and `curl --http2` send it.
@@ -190,7 +192,7 @@ def test_one_request_id_comes_back():
 
 def test_servers_of_a_proxy_use_the_protocol(monkeypatch):
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
-    assert [middleware.cls for middleware in serve_proxy_middlewares()] == [HealthMiddleware, ServeProxyMiddleware]
+    assert [middleware.cls for middleware in serve_proxy_middlewares()] == [UnroutedMiddleware, HealthMiddleware, GateMiddleware, ServeProxyMiddleware]
     config = uvicorn.Config(echo, log_level="warning")
     config.load()
     assert config.http_protocol_class is FrontDoorProtocol

@@ -34,10 +34,10 @@ def dead_pid() -> int:
     return process.pid
 
 
-def announce(folder: Path, pid: int | str, address: str, age: float = 0) -> Path:
+def announce(folder: Path, pid: int | str, address: str, age: float = 0, dashboard: str | None = None) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     file = folder / f"{pid}.json"
-    file.write_text(json.dumps({"address": address}))
+    file.write_text(json.dumps({"address": address, "dashboard": dashboard}))
     when = file.stat().st_mtime - age
     os.utime(file, (when, when))
     return file
@@ -74,6 +74,13 @@ def test_of_several_clusters_the_last_one_counts(folder: Path, live: int):
         assert local_address() == "127.0.0.1:3"
     assert folder.exists()  # the other cluster's
     assert local_address() == "127.0.0.1:3"
+
+
+def test_a_cluster_is_found_by_the_port_of_its_dashboard(folder: Path, live: int):
+    announce(folder, live, "127.0.0.1:1", dashboard="127.0.0.1:8265", age=100)
+    with run_file("127.0.0.1:2", "127.0.0.1:8266"):
+        assert [local_address(port) for port in (8265, 8266, 8267, 65)] == ["127.0.0.1:1", "127.0.0.1:2", None, None]
+        assert local_address() == "127.0.0.1:2"
 
 
 def test_a_process_of_another_user_counts_as_alive(folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -28,11 +28,13 @@ NOWHERE = "02:00:00:00:00:00"  # a hardware address that nobody has
 CLONE_NEWNET = 0x40000000
 OBJECT_STORE_BYTES = 100 << 20
 START_SECONDS = 120.0
-# A downed link is noticed in 3 to 5 s instead of 30; what is lost now and then on the way is not taken for one. No worker is started before it is
+# A downed link is noticed in 3 to 5 s instead of 30; what is lost now and then on the way is not taken for one, and a
+# node that was taken for dead soon hears of it. No worker is started before it is
 # asked for: that is several seconds of computing for each node.
 SETTINGS = {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0",
             "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
-            "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3"}  # fmt: skip
+            "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3",
+            "RAY_raylet_liveness_self_check_interval_ms": "1000"}  # fmt: skip
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -210,7 +212,17 @@ class Hosts:
     # --- Ray -----------------------------------------------------------------------------------------------------
 
     def start_ray(self, host: Host, cpus: float) -> None:
-        """Raises RuntimeError where the node has not come up."""
+        """Raises RuntimeError where the node has not come up, also when it was tried again: Ray gives it 30 s, which is
+        little on a machine that others use."""
+        for last in (False, False, True):
+            try:
+                return self._start_ray(host, cpus)
+            except RuntimeError:
+                self.end_ray(host)
+                if last:
+                    raise
+
+    def _start_ray(self, host: Host, cpus: float) -> None:
         folder = Path(self.folder, str(host.number))
         folder.mkdir(exist_ok=True)
         role = ["--head", f"--port={PORT}", "--include-dashboard=false"] if host is self.head else [f"--address={self.address}"]
@@ -225,7 +237,7 @@ class Hosts:
         deadline = time.monotonic() + START_SECONDS
         while "Ray runtime started" not in (said := (folder / "ray.log").read_text()[begin:]):
             if host.ray.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"Ray does not start on host {host.number}:\n{said}")
+                raise RuntimeError(f"Ray does not start on host {host.number}: {said.strip().splitlines()[-1:]}")
             time.sleep(0.1)
 
     def end_ray(self, host: Host) -> None:

@@ -34,21 +34,26 @@ def free_port() -> int:
 class Served:
     """Context manager: up when entered (GET /ready is 200), down and gone when left."""
 
-    def __init__(self, manifest: dict[str, Any], folder: Path, *arguments: str):
-        """`arguments` of `isotherm serve` after the manifest."""
-        self.arguments = arguments
+    def __init__(
+        self, manifest: dict[str, Any], folder: Path, *arguments: str, environment: dict[str, str] | None = None
+    ):
+        """`arguments` of `isotherm serve` after the manifest; `environment`: what differs from this process's."""
+        self.arguments, self.environment = arguments, os.environ | (environment or {})
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.manifest = folder / "manifest.yaml"
-        self.manifest.write_text(yaml.safe_dump(manifest | {"http": {"port": self.port}}))
+        self.manifest.write_text(yaml.safe_dump(manifest | {"http": manifest.get("http", {}) | {"port": self.port}}))
         self.log = folder / "serve.log"
         self.ray_folders: list[Path] = []  # of a Ray that it joins
+        self.start_as: dict[str, Any] = {}  # options of Popen
 
     def __enter__(self) -> Served:
         self._shared_files: set[str] = set()
         begin = time.monotonic()
         with open(self.log, "w") as log:
-            self.process = subprocess.Popen([ISOTHERM, "serve", str(self.manifest), *self.arguments], stdout=log, stderr=log)
+            command = [ISOTHERM, "serve", str(self.manifest), *self.arguments]
+            options = {"stdout": log, "stderr": log, "env": self.environment} | self.start_as
+            self.process = subprocess.Popen(command, **options)
         self._family: dict[int, psutil.Process] = {}
         while time.monotonic() < begin + START_SECONDS:
             self.remember_processes()
@@ -74,6 +79,35 @@ class Served:
         self.remember_processes()
         self.stop()
 
+    def wait_ready(self) -> None:
+        """Until it has said so, which is a moment after GET /ready does."""
+        deadline = time.monotonic() + START_SECONDS
+        while "ready  " not in self.log.read_text():
+            if time.monotonic() > deadline:
+                raise TimeoutError(self.log.read_text())
+            time.sleep(0.05)
+        self.remember_processes()
+
+    def process_is_there(self, pid: int) -> bool:
+        self.remember_processes()
+        return psutil.pid_exists(pid)
+
+    def find(self, *titles: str) -> psutil.Process:
+        """The process of its tree whose command line begins, or whose program is named, so."""
+        self.remember_processes()
+        for process in self._family.values():
+            with contextlib.suppress(psutil.Error):
+                line = process.cmdline()
+                if " ".join(line).startswith(titles) or (line and Path(line[0]).name in titles):
+                    return process
+        raise LookupError(f"no process is titled {titles}")
+
+    def has(self, *titles: str) -> bool:
+        try:
+            return self.find(*titles).is_running()
+        except LookupError:
+            return False
+
     def stop(self, how: int = signal.SIGINT) -> None:
         if self.process.poll() is None:
             self.process.send_signal(how)
@@ -85,10 +119,10 @@ class Served:
                         os.kill(process.pid, signal.SIGKILL)
                 raise
 
-    def left_over(self) -> dict[str, list[str]]:
+    def left_over(self, patience: float = 10.0) -> dict[str, list[str]]:
         """What the stopped cluster left: processes of its tree (a moment is given to them), and with them the memory of
         links; and files in /dev/shm that these processes had."""
-        _, alive = psutil.wait_procs(list(self._family.values()), timeout=10)
+        _, alive = psutil.wait_procs(list(self._family.values()), timeout=patience)
         files = shared_memory.still_there(self._shared_files)
         return {"processes": [f"{p.pid} {p.name()}" for p in alive], "shared memory": files}
 
@@ -106,8 +140,10 @@ class Served:
                 lines += [line for line in path.read_text(errors="replace").splitlines() if _LOGGED.match(line) and line >= begin]
         return sorted(lines)
 
-    def command(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([ISOTHERM, *arguments], capture_output=True, text=True, timeout=timeout)
+    def command(self, *arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [ISOTHERM, *arguments]
+        options: dict[str, Any] = {"capture_output": True, "text": True, "env": self.environment | environment}
+        return subprocess.run(command, timeout=timeout, **options)
 
     def status(self) -> dict[str, Any]:
         return httpx.get(f"{self.url}/status", timeout=30).json()

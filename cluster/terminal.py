@@ -1,0 +1,42 @@
+"""What is printed on a terminal that may go away."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+class LastingStream:
+    """Standard output or error whose end is no error: what nobody can read any more is thrown away."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:  # EIO: the terminal is gone; EPIPE: the reader of a pipe
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self) -> None:
+        """Python writes out what is left in its buffer once more when it ends, and would say that it cannot."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+def outlast_terminal() -> None:
+    """For this process's standard output and error."""
+    import sys
+
+    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
