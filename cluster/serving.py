@@ -201,11 +201,11 @@ def _serve(manifest: Manifest, path: Path, owner: Owner, stop: _Stop, tell: Call
         starting = controller.start.remote()
         stop.until_set(lambda: start_ingress(manifest, path))
         _show_loading(controller, starting, stop, console)
-        served = True
         url = ray.get(controller.url.remote(), timeout=30)
         wait = wait_for_answer if own_ray else _wait_on_head
         stop.until_set(lambda: wait(url, manifest.model_id))
         if not stop.asked:
+            served = True
             tell("serving", probe=own_ray)
             _announce(manifest, console)
         stopped = controller.wait_stopped.remote()

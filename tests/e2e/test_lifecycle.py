@@ -196,10 +196,11 @@ start_ingress(load_manifest(Path(sys.argv[2])), bundled_model())
 
 def redeploy(served: Served) -> None:
     command = [sys.executable, "-c", REDEPLOY, served.ray_address(), str(served.manifest)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd="/")  # it waits for the drain
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.timeout(600)
 def test_an_update_of_the_ingress_drains_and_then_says_that_it_ends_a_stream(tmp_path, workload):
     short, long = workload[0], Workload(8, [3900])
     served = Served(SMALL | {"http": {"drain_seconds": 4}}, tmp_path)
@@ -208,7 +209,7 @@ def test_an_update_of_the_ingress_drains_and_then_says_that_it_ends_a_stream(tmp
         before = served.find("ray::ServeReplica").pid
         loads = [pool.submit(lambda work=work: asyncio.run(work.serve(served.url))) for work in (long, short)]
         time.sleep(1.0)
-        served.manifest.write_text(served.manifest.read_text().replace("drain_seconds: 4", "drain_seconds: 60"))
+        served.manifest.write_text(served.manifest.read_text().replace("drain_seconds: 4", "drain_seconds: 120"))
         update = pool.submit(redeploy, served)
         while not update.done():  # no moment without a replica that answers
             answer_within(served, LIMIT)
@@ -224,12 +225,13 @@ def test_an_update_of_the_ingress_drains_and_then_says_that_it_ends_a_stream(tmp
             time.sleep(0.2)
         assert not served.process_is_there(before)
         # With time enough nothing is cut.
-        load = pool.submit(lambda: asyncio.run(long.serve(served.url)))
+        patient = Workload(4, [2500])
+        load = pool.submit(lambda: asyncio.run(patient.serve(served.url)))
         time.sleep(1.0)
         redeploy(served)
         streams = load.result()
         assert [s.error for s in streams if s.error] == []
-        assert [s.text for s in streams] == long.alone()
+        assert [s.text for s in streams] == patient.alone()
     assert served.left_over() == {"processes": [], "shared memory": []}
 
 
