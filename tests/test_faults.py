@@ -39,7 +39,9 @@ class Counting:
     """A process with two threads that count."""
 
     def __enter__(self) -> Counting:
-        self._process = subprocess.Popen([sys.executable, "-c", COUNTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", COUNTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.pid = self._process.pid
         self.counts()
         return self
@@ -122,7 +124,9 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as joined:
 
 def test_a_reset_connection_fails_at_both_ends():
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        peer = subprocess.Popen([sys.executable, "-c", PEER, str(listener.getsockname()[1])], stdout=subprocess.PIPE, text=True)
+        peer = subprocess.Popen(
+            [sys.executable, "-c", PEER, str(listener.getsockname()[1])], stdout=subprocess.PIPE, text=True
+        )
         own, _ = listener.accept()
         with own:
             (connection,) = between(peer.pid, os.getpid())

@@ -11,15 +11,17 @@ def test_waits_are_counted_from_the_asking_or_from_when_somebody_could_answer():
     assert probes.waited(hindered_until=12.0) == 3.5
 
 
-def test_a_request_that_waits_on_after_ready_said_200_is_seen():
+def test_a_request_that_has_waited_and_waits_on_when_ready_says_200_is_seen():
     waiting = Probe(10.0, 30.0, 200)
     for ready, seconds in [
-        (Probe(12.0, 12.5, 200), 17.5),
-        (Probe(12.0, 12.5, 503), 0.0),
-        (Probe(9.0, 12.5, 200), 0.0),  # asked before the request
-        (Probe(12.0, 31.0, 200), 0.0),  # answered after it
+        (Probe(12.0, 12.5, 200), 2.5),  # it may not have been noticed yet
+        (Probe(19.0, 20.0, 200), 10.0),
+        (Probe(19.0, 20.0, 503), 0.0),
+        (Probe(29.0, 29.5, 200), 0.5),  # it was answered soon after
     ]:
-        assert Probes("", [waiting], [ready]).waited_though_ready() == seconds
+        assert Probes("", [waiting], [ready]).hung_though_ready() == seconds
+    never = Probe(10.0, float("inf"))
+    assert Probes("", [never], [Probe(80.0, 90.0, 200)]).hung_though_ready() == 80.0
 
 
 def test_served_again_when_the_last_refusal_is_past():

@@ -1,5 +1,5 @@
-"""A cluster over several hosts, in network namespaces, whose network and nodes fail under live streams: none is altered, and none is lost where there
-is a copy or a spare place. Links between hosts are gloo's."""
+"""A cluster over several hosts, in network namespaces, whose network and nodes fail under live streams: none is
+altered, and none is lost where there is a copy or a spare place. Links between hosts are gloo's."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from loaded import check
 from served import Served
 from streams import Workload
 
-pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"no hosts can be made: {unavailable_reason()}")
+pytestmark = pytest.mark.skipif(
+    unavailable_reason() is not None, reason=f"no hosts can be made: {unavailable_reason()}"
+)
 WHOLE_SECONDS = 15.0  # from a fault's end until everything is as before
-ENDS_SECONDS = 45.0  # until a node that was taken for dead has heard of it, which takes as long as TCP's pauses have become, and ended
+# Until a node that was taken for dead has heard of it, for which its connections may pause as long as they were dead,
+# and has ended.
+ENDS_SECONDS = 45.0
 WORKERS = {"attention": 1, "expert": 2}
 
 
@@ -36,9 +40,17 @@ def hosts():
 
 @pytest.fixture(scope="module")
 def served(hosts, tmp_path_factory):
-    manifest = {"attention": {"cpus": 1}, "experts": {"cpus": 1}, "links": {"timeout": 4.0}, "liveness": {"timeout": 5.0},
-                "autoscaling": {"mode": "off"}}  # fmt: skip
-    with hosts.head.entered(), Served(manifest, tmp_path_factory.mktemp("hosts"), "--address", hosts.address) as cluster:
+    manifest = {
+        "attention": {"cpus": 1},
+        "experts": {"cpus": 1},
+        "links": {"timeout": 4.0},
+        "liveness": {"timeout": 5.0},
+        "autoscaling": {"mode": "off"},
+    }
+    with (
+        hosts.head.entered(),
+        Served(manifest, tmp_path_factory.mktemp("hosts"), "--address", hosts.address) as cluster,
+    ):
         cluster.ray_folders = [Path(hosts.folder, str(host.number)) for host in hosts.hosts]
         yield cluster
 
@@ -61,9 +73,15 @@ def nodes(served: Served) -> set[str]:
     return {n["id"] for n in served.status()["nodes"] if n["alive"]}
 
 
-def suffer(served: Served, workload: tuple[Workload, list[str]], record_property, what: str,
-           fault: Callable[[], AbstractContextManager[None]], seconds: float,
-           repair: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+def suffer(
+    served: Served,
+    workload: tuple[Workload, list[str]],
+    record_property,
+    what: str,
+    fault: Callable[[], AbstractContextManager[None]],
+    seconds: float,
+    repair: Callable[[], None] = lambda: None,
+) -> None:
     streams = disturb(served, workload[0], what, fault, seconds, whole_in_time, WORKERS, repair)
     check(streams, workload[1], record_property, what)
 
@@ -107,8 +125,14 @@ def test_a_bad_line_evicts_nobody(hosts, served, record_property):
     """200 ms there and back, and 5 % of all packets lost, on the line of a host with a group."""
     work = Workload(8, [8])
     before = {w["id"]: w["pid"] for w in served.status()["workers"]}
-    suffer(served, (work, work.alone()), record_property, "200 ms and 5 % loss",
-           lambda: hosts.bad_line(host_of(hosts, served, "expert"), 0.1, 0.05), 30.0)  # fmt: skip
+    suffer(
+        served,
+        (work, work.alone()),
+        record_property,
+        "200 ms and 5 % loss",
+        lambda: hosts.bad_line(host_of(hosts, served, "expert"), 0.1, 0.05),
+        30.0,
+    )
     assert {w["id"]: w["pid"] for w in served.status()["workers"]} == before
 
 
@@ -141,7 +165,8 @@ class Lost:
         return self.host
 
     def come_back(self) -> None:
-        """What it had before it was taken for dead has ended by itself; Ray is started again on it, as a supervisor would."""
+        """What it had before it was taken for dead has ended by itself; Ray is started again on it, as a supervisor
+        would."""
         host, deadline = self.host, time.monotonic() + ENDS_SECONDS
         while host.titles() or host.ray.poll() is None:
             assert time.monotonic() < deadline, [*host.titles(), host.ray.poll()]

@@ -22,7 +22,8 @@ SILENCE = 60.0  # seconds after which a stream counts as hanging for ever
 
 @dataclass
 class Seen:
-    """One fault: when it was, of time.monotonic; when the cluster was found whole again after it; what was asked meanwhile."""
+    """One fault: when it was, of time.monotonic; when the cluster was found whole again after it; what was asked
+    meanwhile."""
 
     probes: Probes
     begin: float = 0.0
@@ -39,16 +40,28 @@ class Seen:
 
     def __str__(self) -> str:
         probes, refused = self.probes, self.probes.refused()
-        return (f"for {self.end - self.begin:.1f} s; new requests waited {probes.waited():.1f} s at most, {probes.waited(self.end):.1f} s of them "
-                f"after the fault's end, {probes.waited_though_ready():.1f} s after a 200 of /ready; {len(refused)} of {len(probes.requests)} were "
-                f"not served ({sorted({p.status for p in refused})}), the last {probes.served_again(self.begin):.1f} s after it began; /ready did "
-                f"not say 200 for {probes.not_ready_seconds():.1f} s; whole {self.whole - self.end:.1f} s after its end")  # fmt: skip
+        statuses = sorted({probe.status for probe in refused})
+        return (
+            f"for {self.end - self.begin:.1f} s; new requests waited {probes.waited():.1f} s at most, "
+            f"{probes.waited(self.end):.1f} s of them after the fault's end, and hung for "
+            f"{probes.hung_though_ready():.1f} s while /ready said 200; {len(refused)} of {len(probes.requests)} were "
+            f"not served ({statuses}), the last {probes.served_again(self.begin):.1f} s after it began; /ready did not "
+            f"say 200 for {probes.not_ready_seconds():.1f} s; whole {self.whole - self.end:.1f} s after its end"
+        )
 
 
-def disturb(served: Served, work: Workload, what: str, fault: Callable[[], AbstractContextManager[None]], seconds: float,
-            judge: Callable[[Seen], None], workers: dict[str, int], repair: Callable[[], None] = lambda: None) -> list[Stream]:  # fmt: skip
-    """`fault`, `ROUNDS` times, for so many seconds, each judged when the cluster has its `workers` (numbers by role) again; then `repair` puts right
-    what is not Isotherm's business. Gives the streams."""
+def disturb(
+    served: Served,
+    work: Workload,
+    what: str,
+    fault: Callable[[], AbstractContextManager[None]],
+    seconds: float,
+    judge: Callable[[Seen], None],
+    workers: dict[str, int],
+    repair: Callable[[], None] = lambda: None,
+) -> list[Stream]:
+    """`fault`, `ROUNDS` times, for so many seconds, each judged when the cluster has its `workers` (numbers by role)
+    again; then `repair` puts right what is not Isotherm's business. Gives the streams."""
 
     def act() -> None:
         for i in range(ROUNDS):

@@ -27,7 +27,7 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _libc.ptrace.restype = ctypes.c_long
 
 
-# --- threads and processes -----------------------------------------------------------------------------------------------------------------
+# --- threads and processes -------------------------------------------------------------------------------------------
 
 
 def thread_named(pid: int, name: str) -> int:
@@ -35,12 +35,14 @@ def thread_named(pid: int, name: str) -> int:
     names = {int(task.name): (task / "comm").read_text().rstrip("\n") for task in Path(f"/proc/{pid}/task").iterdir()}
     found = [tid for tid, comm in names.items() if comm == name[:15]]
     if len(found) != 1:
-        raise ProcessLookupError(f"process {pid} has {len(found)} threads called {name!r}; all are {sorted(set(names.values()))}")
+        every = sorted(set(names.values()))
+        raise ProcessLookupError(f"process {pid} has {len(found)} threads called {name!r}; all are {every}")
     return found[0]
 
 
 def hold_thread(tid: int, seconds: float) -> float:
-    """Keep one thread from running while the others of its process go on. For how long it was: less where it was killed.
+    """Keep one thread from running while the others of its process go on. For how long it was: less where it was
+    killed.
     Raises PermissionError where this process may not trace that one."""
     _ptrace(PTRACE_SEIZE, tid)
     begin = time.monotonic()
@@ -76,12 +78,13 @@ def stopped(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-# --- connections ---------------------------------------------------------------------------------------------------------------------------
+# --- connections -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Connection:
-    """An established TCP connection as one process has it: addresses as the kernel prints them, and its descriptor there."""
+    """An established TCP connection as one process has it: addresses as the kernel prints them, and its descriptor
+    there."""
 
     local: str
     remote: str
@@ -118,11 +121,12 @@ def reset(pid: int, connection: Connection) -> None:
         taken = _libc.syscall(PIDFD_GETFD, watched, connection.descriptor, 0)
         if taken < 0:
             code = ctypes.get_errno()
-            raise OSError(code, f"descriptor {connection.descriptor} of process {pid} cannot be taken: {os.strerror(code)}")
+            raise OSError(code, f"{connection} of process {pid} cannot be taken: {os.strerror(code)}")
     finally:
         os.close(watched)
     try:
-        # Connecting to no address dissolves the association, which TCP tells the peer by a reset; Python's own connect cannot say it.
+        # Connecting to no address dissolves the association, which TCP tells the peer by a reset; Python's own connect
+        # cannot say it.
         nowhere = ctypes.create_string_buffer(socket.AF_UNSPEC.to_bytes(2, "little"), 16)
         if _libc.connect(taken, nowhere, 16) != 0 and ctypes.get_errno() != errno.ENOTCONN:
             raise OSError(ctypes.get_errno(), f"{connection} could not be reset")

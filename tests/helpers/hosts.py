@@ -1,7 +1,8 @@
-"""Several hosts on one machine: network namespaces that a switch joins, each with a Ray node of its own if wanted. Needs root on Linux, and `ip`.
+"""Several hosts on one machine: network namespaces that a switch joins, each with a Ray node of its own if wanted.
+Needs root on Linux, and `ip`.
 
-A namespace has no name: it lasts as long as the process that was started in it, which ends with this one, however that ends. Nothing outside of
-these namespaces is touched.
+A namespace has no name: it lasts as long as the process that was started in it, which ends with this one, however that
+ends. Nothing outside of these namespaces is touched.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ CLONE_NEWNET = 0x40000000
 OBJECT_STORE_BYTES = 100 << 20
 START_SECONDS = 120.0
 # A downed link is noticed in 3 to 5 s instead of 30; what is lost now and then on the way is not taken for one, and a
-# node that was taken for dead soon hears of it. No worker is started before it is
-# asked for: that is several seconds of computing for each node.
-SETTINGS = {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0",
-            "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
-            "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3",
-            "RAY_raylet_liveness_self_check_interval_ms": "1000"}  # fmt: skip
+# node that was taken for dead soon hears of it. No worker is started before it is asked for: that is several seconds of
+# computing for each node.
+SETTINGS = {
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_raylet_liveness_self_check_interval_ms": "1000",
+}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,7 +138,8 @@ class Host(Namespace):
 
 
 class Hosts:
-    """Context manager: hosts in one network, 10.78.0.0/24, which exists in their namespaces only; the first runs the head of Ray, without CPUs."""
+    """Context manager: hosts in one network, 10.78.0.0/24, which exists in their namespaces only; the first runs the
+    head of Ray, without CPUs."""
 
     def __init__(self, count: int):
         self.hosts = [Host(number) for number in range(count)]
@@ -190,14 +197,17 @@ class Hosts:
 
     @contextmanager
     def bad_line(self, host: Host, delay: float, loss: float) -> Iterator[None]:
-        """Inside the block every packet to and from a host takes `delay` seconds longer, and a fraction of them, `loss`, is lost."""
+        """Inside the block every packet to and from a host takes `delay` seconds longer, and a fraction of them,
+        `loss`, is lost."""
         port, near, far = f"port{host.number}", f"near{host.number}", f"far{host.number}"
         self.switch.ip("link", "add", near, "type", "veth", "peer", "name", far)
         for end in (near, far):
             self.switch.ip("link", "set", end, "up")
         host.ip("link", "set", "eth0", "gso_max_segs", "1")  # packets as they would be on a wire, each lost by itself
         with self.switch.entered():
-            relay = subprocess.Popen([sys.executable, str(RELAY), port, far, str(delay), str(loss)], stdout=subprocess.PIPE, text=True)
+            relay = subprocess.Popen(
+                [sys.executable, str(RELAY), port, far, str(delay), str(loss)], stdout=subprocess.PIPE, text=True
+            )
         try:
             assert relay.stdout.readline() == "ready\n"
             self.switch.ip("link", "set", port, "nomaster")
@@ -225,10 +235,25 @@ class Hosts:
     def _start_ray(self, host: Host, cpus: float) -> None:
         folder = Path(self.folder, str(host.number))
         folder.mkdir(exist_ok=True)
-        role = ["--head", f"--port={PORT}", "--include-dashboard=false"] if host is self.head else [f"--address={self.address}"]
-        command = [RAY, "start", *role, f"--node-ip-address={host.address}", f"--num-cpus={cpus:g}", "--block", "--disable-usage-stats",
-                   f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}"]  # fmt: skip
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | LOCAL_RAY | SETTINGS
+        role = (
+            ["--head", f"--port={PORT}", "--include-dashboard=false"]
+            if host is self.head
+            else [f"--address={self.address}"]
+        )
+        command = [
+            RAY,
+            "start",
+            *role,
+            f"--node-ip-address={host.address}",
+            f"--num-cpus={cpus:g}",
+            "--block",
+            "--disable-usage-stats",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            f"--temp-dir={folder}",
+        ]
+        environment = (
+            {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | LOCAL_RAY | SETTINGS
+        )
         for name in LOOPBACK:
             del environment[name]
         with host.entered(), open(folder / "ray.log", "a") as log:

@@ -1,4 +1,5 @@
-"""Asks a served cluster, several times a second, for a new completion and whether it is ready; judges what it was told."""
+"""Asks a served cluster, several times a second, for a new completion and whether it is ready; judges what it was
+told."""
 
 from __future__ import annotations
 
@@ -22,14 +23,11 @@ class Probe:
     status: int = 0
     words: str = ""
 
-    @property
-    def seconds(self) -> float:
-        return self.end - self.begin
-
 
 @dataclass
 class Probes:
-    """Context manager: probes inside the block, in a thread of its own; what has not been answered then is waited for."""
+    """Context manager: probes inside the block, in a thread of its own; what has not been answered then is waited
+    for."""
 
     url: str
     requests: list[Probe] = field(default_factory=list)
@@ -59,13 +57,21 @@ class Probes:
     # --- what was seen ---------------------------------------------------------------------------------------------
 
     def waited(self, hindered_until: float = 0.0) -> float:
-        """The longest that a new request went without an answer, in seconds; `hindered_until` (of time.monotonic) nobody could answer."""
+        """The longest that a new request went without an answer, in seconds; `hindered_until` (of time.monotonic)
+        nobody could answer."""
         return max(probe.end - max(probe.begin, hindered_until) for probe in self.requests)
 
-    def waited_though_ready(self) -> float:
-        """The longest that a request went on waiting after GET /ready had said 200, asked after the request."""
-        return max((request.end - ready.end for request in self.requests for ready in self.readiness
-                    if ready.status == 200 and request.begin < ready.begin and ready.end < request.end), default=0.0)  # fmt: skip
+    def hung_though_ready(self) -> float:
+        """The longest that a request had waited already when GET /ready said 200, and went on to wait."""
+        return max(
+            (
+                min(ready.end - request.begin, request.end - ready.end)
+                for request in self.requests
+                for ready in self.readiness
+                if ready.status == 200
+            ),
+            default=0.0,
+        )
 
     def refused(self) -> list[Probe]:
         return [probe for probe in self.requests if probe.status != 200]

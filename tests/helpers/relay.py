@@ -1,4 +1,5 @@
-"""A program: passes Ethernet frames between two interfaces, each direction late by some seconds, and loses some of them."""
+"""A program: passes Ethernet frames between two interfaces, each direction late by some seconds, and loses some of
+them."""
 
 from __future__ import annotations
 
