@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from published import DEEPSEEK_V3
+from deepseek_checkpoints import make_config
 
 from isotherm.cluster.checkpoint import INDEX
 from isotherm.cluster.inspect_model import inspect_model
@@ -20,8 +20,7 @@ from make_checkpoint import M, write
 
 
 def test_its_size_is_the_one_of_readme(tmp_path: Path):
-    sizes = {"quantization_config": None, "num_nextn_predict_layers": 0}
-    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3 | M | sizes))
+    (tmp_path / "config.json").write_text(json.dumps(make_config(M)))
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": "model.safetensors"}}))
     report = inspect_model(tmp_path, Manifest())
     computed = report.parameters["active"] - report.parameters_by_part["embedding"]  # of that a token reads one row
