@@ -262,7 +262,7 @@ def test_the_address_for_ray_jobs_is_taken_for_commands_too(tmp_path):
         assert done.returncode == 0 and json.loads(done.stdout)["url"] == served.url, done
         done = served.command("top", "--once", RAY_ADDRESS=dashboard)
         assert done.returncode == 0 and "attention-0" in done.stdout, done
-        done = served.command("stop", RAY_ADDRESS=dashboard)
+        done = served.command("stop", RAY_ADDRESS=dashboard, timeout=150)
         assert (done.returncode, done.stdout) == (0, "stopped\n"), done
         assert end_within(served, 5) == 0
     assert served.left_over(patience=1) == {"processes": [], "shared memory": []}
