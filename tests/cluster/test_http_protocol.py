@@ -192,8 +192,8 @@ def test_one_request_id_comes_back():
 
 def test_servers_of_a_proxy_use_the_protocol(monkeypatch):
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
-    expected = [UnroutedMiddleware, HealthMiddleware, GateMiddleware, ServeProxyMiddleware]
-    assert [middleware.cls for middleware in serve_proxy_middlewares()] == expected
+    inside_out = [UnroutedMiddleware, HealthMiddleware, GateMiddleware, ServeProxyMiddleware]
+    assert [middleware.cls for middleware in serve_proxy_middlewares()] == inside_out
     config = uvicorn.Config(echo, log_level="warning")
     config.load()
     assert config.http_protocol_class is FrontDoorProtocol
