@@ -33,8 +33,8 @@ serve: $(VENV)/.installed
 
 # The compiler tests have a process of their own: Python's parser, which Triton calls, fails now and then beside the threads that other tests leave.
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest tests/kernels/test_triton_aot.py
-	$(BIN)/pytest --ignore=tests/kernels/test_triton_aot.py
+	$(BIN)/pytest tests/kernels/triton/test_triton_aot.py
+	$(BIN)/pytest --ignore=tests/kernels/triton/test_triton_aot.py
 
 exactness: $(VENV)/.installed-dev
 	ISOTHERM_EXACTNESS_CASES=10000 $(BIN)/pytest -s --timeout 3600 tests/exactness
@@ -65,10 +65,7 @@ bench-overload: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
-	@# mypy does not follow the editable install's package mapping, so it is shown the same tree as links.
-	mkdir -p $(VENV)/typing/isotherm
-	for p in cluster actors kernels; do ln -sfn $(CURDIR)/$$p $(VENV)/typing/isotherm/$$p; done
-	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p isotherm.cluster -p isotherm.actors -p isotherm.kernels
+	$(BIN)/mypy -p isotherm.cluster -p isotherm.actors -p isotherm.kernels
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from isotherm.actors.engine import Engine
-from isotherm.actors.exchange import ExpertExchange, InProcessLink
-from isotherm.actors.expert_worker import ExpertWorker
-from isotherm.actors.model import AttentionModel
-from isotherm.actors.weights import WeightReader
-from isotherm.cluster.checkpoint import Checkpoint
-from isotherm.cluster.placement import Placement, contiguous_placement
-from isotherm.cluster.requests import Delta, GenerationRequest
-from isotherm.cluster.scheduler import SchedulerConfig
+from isotherm.actors.attention.engine import Engine
+from isotherm.actors.attention.exchange import ExpertExchange
+from isotherm.actors.experts.worker import ExpertWorker
+from isotherm.actors.links.in_process import InProcessLink
+from isotherm.actors.models.deepseek_v3 import AttentionModel
+from isotherm.actors.models.weights import WeightReader
+from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.messages.requests import Delta, GenerationRequest
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.placement.table import Placement, contiguous_placement
 from isotherm.kernels.ops import Kernels, LinearWeight, Router
 
 

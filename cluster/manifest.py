@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from isotherm.cluster.model_config import ModelConfig
-from isotherm.cluster.scheduler import SchedulerConfig
+from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.model.config import ModelConfig
 
 UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -275,3 +275,13 @@ def load_manifest(path: Path) -> Manifest:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
         raise ManifestError(f"{path}: not valid YAML ({error})") from None
     return parse_manifest(data, str(path))
+
+
+def human_bytes(count: int) -> str:
+    """1536 → 1.5 KiB."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

@@ -35,8 +35,8 @@ def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None, de
         return _triton(dtype, device)
     if name == "reference":
         return Selection(ReferenceKernels(dtype), "asked for")
-    from isotherm.kernels.native_backend import NativeKernels
-    from isotherm.kernels.native_library import NativeKernelsUnavailable
+    from isotherm.kernels.native.backend import NativeKernels
+    from isotherm.kernels.native.library import NativeKernelsUnavailable
 
     try:
         native = NativeKernels(dtype, threads=threads)
@@ -50,7 +50,7 @@ def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None, de
 
 def _triton(dtype: torch.dtype, device: str) -> Selection:
     try:
-        from isotherm.kernels.triton_backend import TritonKernels
+        from isotherm.kernels.triton.backend import TritonKernels
     except ImportError as error:
         raise KernelsUnavailable(f"the Triton kernels need Triton ({error}); install it with: pip install 'isotherm[gpu]'") from None
     kernels = TritonKernels(dtype, device)

@@ -1,7 +1,7 @@
-"""The dependency rule, and that the packages are importable by their isotherm names only.
+"""Which room may import which, and that everything is importable by its isotherm name only.
 
-kernels imports neither sibling; actors imports kernels and the pure modules of cluster; of cluster, only the modules that start or reach workers
-import actors. A pure module imports none of ray, starlette and actors, nor anything that does.
+A room is a folder of `cluster` or `actors`, a module that stands in one of them itself, or `kernels` as a whole. The table is the rule: it holds
+no circle, so whatever is needed by two rooms lies in a third one below both.
 """
 
 from __future__ import annotations
@@ -20,10 +20,58 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "kernels", "manifests")
 
-# Modules of cluster that may import actors and kernels: they start workers or reach them. Names ending in * are prefixes.
-MAY_IMPORT_ACTORS = {"fleet", "cli", "cli_bench"}  # what starts workers, and commands that run the engine in their own process
-
-IMPURE = {"ray", "starlette", "isotherm.actors"}
+BASE = {"cluster.background", "cluster.loopback"}
+ROOMS: dict[str, set[str]] = {
+    "kernels": set(),
+    "manifests": set(),
+    # The ground of cluster: what is said, what a model and a text are, and decisions about steps and placements.
+    "cluster.background": set(),
+    "cluster.loopback": set(),
+    "cluster.messages": set(),
+    "cluster.text": set(),
+    "cluster.model": {"cluster.text", "manifests"},
+    "cluster.engine": {"cluster.messages"},
+    "cluster.placement": {"cluster.messages"},
+    "cluster.manifest": {"cluster.engine", "cluster.model"},
+    # Where tensors live.
+    "actors.pulse": set(),
+    "actors.links": {"kernels"},
+    "actors.models": {"cluster.engine", "cluster.model", "kernels"},
+    "actors.worker": {"actors.links", "actors.models", "cluster.messages", "cluster.model", "kernels"},
+    "actors.attention": {
+        *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker",
+        "cluster.engine", "cluster.messages", "cluster.placement", "kernels",
+    },
+    "actors.experts": {
+        *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker", "cluster.messages", "cluster.model", "kernels",
+    },
+    "actors.local": {
+        "actors.attention", "actors.experts", "actors.links", "actors.models",
+        "cluster.engine", "cluster.messages", "cluster.model", "cluster.placement", "kernels",
+    },
+    # The front door, and what is decided about the cluster.
+    "cluster.api": {*BASE, "cluster.messages", "cluster.text"},
+    "cluster.client": {"cluster.loopback"},
+    "cluster.routing": {*BASE, "cluster.api", "cluster.messages"},
+    "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
+    "cluster.autoscale": {*BASE, "cluster.manifest", "cluster.messages", "cluster.model", "cluster.placement"},
+    "cluster.observe": {"cluster.autoscale"},
+    # On Ray.
+    "cluster.on_ray": {*BASE, "cluster.messages"},
+    "cluster.supervise": {*BASE, "cluster.manifest", "cluster.on_ray"},
+    "cluster.deploy": {
+        *BASE, "actors.attention", "actors.experts", "actors.links", "cluster.api", "cluster.autoscale", "cluster.control",
+        "cluster.manifest", "cluster.messages", "cluster.model", "cluster.observe", "cluster.on_ray", "cluster.placement",
+        "cluster.routing", "cluster.supervise", "cluster.text",
+    },
+    "cluster.cli": {
+        *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.client",
+        "cluster.deploy", "cluster.engine", "cluster.manifest", "cluster.messages", "cluster.model", "cluster.on_ray",
+        "cluster.placement", "cluster.supervise", "cluster.text", "kernels",
+    },
+}  # fmt: skip
+USE_RAY = {"cluster.on_ray", "cluster.deploy"}
+WITHOUT_TENSORS = {"cluster.background", "cluster.messages", "cluster.engine", "cluster.model", "cluster.routing", "cluster.control"}
 
 
 def sources(package: str) -> list[Path]:
@@ -42,6 +90,12 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def room_of(name: str) -> str:
+    """ "isotherm.cluster.api.app" → "cluster.api"."""
+    parts = name.split(".")[1:]
+    return parts[0] if parts[0] in ("kernels", "manifests") else ".".join(parts[:2])
+
+
 def import_statements(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
     """Those inside functions too."""
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
@@ -51,78 +105,52 @@ def import_statements(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
 
 @cache
 def imported(path: Path) -> frozenset[str]:
-    """Full names. `from a import b` counts as a and as a.b, since b may be a module."""
+    """Full names of modules. `from a import b` counts as a.b where a is a package with nothing in it."""
     names: set[str] = set()
     for node in import_statements(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
+        elif node.module in ("isotherm", "isotherm.cluster", "isotherm.actors"):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names.add(node.module)
     return frozenset(names)
 
 
-def within(name: str, package: str) -> bool:
-    return name == package or name.startswith(package + ".")
-
-
-def imports_of(path: Path, package: str) -> list[str]:
-    return sorted(name for name in imported(path) if within(name, package))
-
-
-def reaches(path: Path, targets: set[str], seen: frozenset[Path] = frozenset()) -> str | None:
-    """How `path` comes to import one of `targets`, itself or through modules of isotherm; None if it does not."""
-    for name in sorted(imported(path)):
-        if any(within(name, target) for target in targets):
-            return f"{label(path)} imports {name}"
-        other = ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py") if name.startswith("isotherm.") else None
-        if other and other.is_file() and other not in seen and (found := reaches(other, targets, seen | {path})):
-            return f"{label(path)} imports {name}; {found}"
-    return None
-
-
-def may_import_actors(path: Path) -> bool:
-    return any(path.stem.startswith(name[:-1]) if name.endswith("*") else path.stem == name for name in MAY_IMPORT_ACTORS)
-
-
-def pure_modules() -> list[Path]:
-    return [path for path in sources("cluster") if reaches(path, IMPURE) is None]
-
-
 def test_there_is_something_to_check():
-    assert {"cluster/scheduler.py", "actors/model.py", "kernels/reference.py", "manifests/__init__.py"} <= {label(p) for p in SOURCES}
-    assert not (ROOT / "__init__.py").exists() and not (ROOT / "isotherm").exists(), "isotherm is an implicit namespace"
+    assert {"cluster/engine/scheduler.py", "actors/models/deepseek_v3.py", "kernels/reference.py", "manifests/__init__.py"} <= {label(p) for p in SOURCES}
+    assert not (ROOT / "__init__.py").exists() and not (ROOT / "isotherm" / "__init__.py").exists(), "isotherm is a namespace"
+    assert {p.name: p.readlink() for p in (ROOT / "isotherm").iterdir()} == {name: Path("..") / name for name in PACKAGES}
 
 
-@pytest.mark.parametrize("path", sources("kernels"), ids=label)
-def test_kernels_import_neither_sibling(path: Path):
-    assert [name for name in imports_of(path, "isotherm") if not within(name, "isotherm.kernels") and name != "isotherm"] == []
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name not in PACKAGES or p.name != "__init__.py"], ids=label)
+def test_rooms_import_what_they_may(path: Path):
+    room = room_of(module_name(path))
+    rooms = {room_of(name) for name in imported(path) if name.startswith("isotherm.")} - {room}
+    assert rooms <= ROOMS[room], f"{room} may not import {sorted(rooms - ROOMS[room])}"
+    assert room in USE_RAY or not any(name.split(".")[0] == "ray" for name in imported(path)), "only these rooms use Ray"
 
 
-@pytest.mark.parametrize("path", sources("actors"), ids=label)
-def test_actors_import_kernels_and_pure_modules_of_cluster(path: Path):
-    pure = {module_name(p) for p in pure_modules()} | {"isotherm", "isotherm.cluster"}
-    allowed = ("isotherm.actors", "isotherm.kernels")
-    others = [name for name in imports_of(path, "isotherm") if not any(within(name, a) for a in allowed)]
-    # `from isotherm.cluster.x import y` is a pure module's name or one of its contents.
-    assert [name for name in others if name not in pure and name.rpartition(".")[0] not in pure - {"isotherm", "isotherm.cluster"}] == []
+def test_there_is_no_circle():
+    """Each room stands above all that it may import."""
+    floor: dict[str, int] = {}
+    while len(floor) < len(ROOMS):
+        ready = {room for room, below in ROOMS.items() if room not in floor and below <= set(floor)}
+        assert ready, f"a circle among {sorted(set(ROOMS) - set(floor))}"
+        floor |= dict.fromkeys(ready, max(floor.values(), default=0) + 1)
 
 
-@pytest.mark.parametrize("path", sources("cluster"), ids=label)
-def test_only_modules_that_reach_workers_import_actors(path: Path):
-    if not may_import_actors(path):
-        assert imports_of(path, "isotherm.actors") + imports_of(path, "isotherm.kernels") == []
-
-
-@pytest.mark.parametrize("name", ["scheduler", "kv_blocks", "placement", "requests", "model_config", "architecture", "checkpoint"])
-def test_decisions_are_pure(name: str):
-    assert reaches(ROOT / "cluster" / f"{name}.py", IMPURE | {"torch", "numpy"}) is None
+@pytest.mark.parametrize("path", [p for p in SOURCES if room_of(module_name(p)) in WITHOUT_TENSORS], ids=label)
+def test_decisions_need_no_tensors(path: Path):
+    assert not {"torch", "starlette"} & {name.split(".")[0] for name in imported(path)}
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if p.name == "__init__.py"], ids=label)
 def test_packages_are_inert(path: Path):
-    """A docstring at most: an import here would run for every module of the package."""
+    """A docstring at most: an import here would run for every module of the package. The client's names are what users import."""
     body = ast.parse(path.read_text()).body
-    assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
+    inert = all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
+    assert inert or label(path) == "cluster/client/__init__.py"
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))], ids=label)
@@ -183,10 +211,10 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_the_client_needs_neither_torch_nor_ray():
-    assert not {"torch", "ray", "transformers", "numpy"} & modules_after("import isotherm.cluster.client")
+    assert not {"torch", "ray", "transformers", "numpy"} & modules_after("import isotherm.cluster.client.client")
 
 
-def test_pure_modules_load_neither_torch_nor_ray():
-    names = [module_name(p) for p in pure_modules()]
+def test_decisions_load_neither_torch_nor_ray():
+    names = [module_name(p) for p in SOURCES if room_of(module_name(p)) in WITHOUT_TENSORS]
     assert len(names) > 5
     assert not {"torch", "ray", "starlette"} & modules_after("\n".join(f"import {name}" for name in names))

@@ -1,4 +1,4 @@
-"""The operations in Triton, for NVIDIA GPUs from Hopper (sm_90) on. `kernels/triton_backend.py` is the host side.
+"""The operations in Triton, for NVIDIA GPUs from Hopper (sm_90) on. `kernels/triton/backend.py` is the host side.
 
     gemm.py          linear, head_linear, the fused gate·up of mlp; bf16 and FP8 128×128-block weights
     grouped.py       the same two over sorted rows of many experts
@@ -13,7 +13,7 @@
 
 What has been checked, and what has not. On a machine without a GPU every operation was compared with kernels/reference.py through Triton's CPU
 interpreter on small shapes, and every kernel was compiled for sm_90 at DeepSeek-V3's real shapes, within its shared memory and without spills
-(tests/kernels/test_triton.py and test_triton_aot.py). **Nothing here has run on a GPU yet**: neither speed nor bits have been seen there. The
+(tests/kernels/triton/test_triton.py and test_triton_aot.py). **Nothing here has run on a GPU yet**: neither speed nor bits have been seen there. The
 interpreter runs one program after another in numpy, so it cannot show a race, a misaligned access, or how a tensor core rounds.
 
 Why a row's bits don't depend on its company, and what that relies on:

@@ -9,17 +9,17 @@ from collections.abc import Awaitable, Callable
 import pytest
 from loaded_model import alone
 
-from isotherm.actors.attention_shard import AttentionShard
-from isotherm.actors.delivery import UnknownConnectionError
-from isotherm.actors.exchange import LinkError
-from isotherm.actors.expert_group import ExpertGroup
-from isotherm.actors.process_group_link import Rendezvous
-from isotherm.actors.worker_base import Meeting, WorkerSpec
-from isotherm.cluster.membership import SupersededError
-from isotherm.cluster.model_path import bundled_model
-from isotherm.cluster.placement import contiguous_placement
-from isotherm.cluster.requests import Delta, GenerationRequest, SamplingParams
-from isotherm.cluster.scheduler import SchedulerConfig
+from isotherm.actors.attention.delivery import UnknownConnectionError
+from isotherm.actors.attention.shard import AttentionShard
+from isotherm.actors.experts.group import ExpertGroup
+from isotherm.actors.links.process_group import Rendezvous
+from isotherm.actors.links.protocol import LinkError
+from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.messages.membership import SupersededError
+from isotherm.cluster.messages.requests import Delta, GenerationRequest, SamplingParams
+from isotherm.cluster.messages.workers import Meeting, WorkerSpec
+from isotherm.cluster.model.path import bundled_model
+from isotherm.cluster.placement.table import contiguous_placement
 
 SCHEDULER = SchedulerConfig(16, 256, 512, 8, 1024)
 REQUEST = GenerationRequest("r", tuple(range(10, 60)), SamplingParams(40, temperature=1.0, seed=3))

@@ -150,7 +150,7 @@ def report(figures: dict[str, dict[str, list[float]]], as_json: bool, plot: Path
                 print(f"{side + ' / best peer':24}" + "".join(f"{medians[side][work] / medians[best[work]][work]:13.2f}×" for work in works))
         print(f"{'best peer':24}" + "".join(f"{best[work][:13]:>14}" for work in works))
     if plot is not None:
-        from isotherm.cluster.bench_plot import plot_bars
+        from isotherm.cluster.cli.bench_plot import plot_bars
 
         labels = [f"{side} {work}" for work in works for side in medians]
         plot_bars(plot, "tokens per second", labels, [medians[side][work] for work in works for side in medians], "tokens/s")

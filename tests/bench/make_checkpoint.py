@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from deepseek_checkpoints import make_checkpoint
 
-from isotherm.cluster.model_path import bundled_model
+from isotherm.cluster.model.path import bundled_model
 
 M: dict[str, Any] = {
     "vocab_size": 129280,

@@ -25,7 +25,7 @@ class Side(Protocol):
 
 class Isotherm:
     def __init__(self, model: str, head: str = "stored"):
-        from isotherm.actors.bench_engine import EngineBench
+        from isotherm.cluster.cli.bench_engine import EngineBench
 
         self._bench = EngineBench(Path(model), "bfloat16", "native", None, most_streams=32, most_prompt=512, head=head)
         self.decode, self.prefill = self._bench.decode, self._bench.prefill

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import eplb
 
-from isotherm.cluster.load_view import predict
-from isotherm.cluster.placement import Placement, contiguous_placement
-from isotherm.cluster.placement_policy import Group, rebalance
+from isotherm.cluster.autoscale.forecast import predict
+from isotherm.cluster.placement.policy import Group, rebalance
+from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 LAYERS, EXPERTS, WINDOWS = 58, 256, 12
 

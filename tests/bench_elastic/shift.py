@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from served import Served
 from traffic import Sample, Traffic, imbalance, loaded, watch
 
-from isotherm.cluster.model_path import bundled_model
-from isotherm.cluster.text import Tokenizer
+from isotherm.cluster.model.path import bundled_model
+from isotherm.cluster.text.tokenizer import Tokenizer
 
 STREAMS, TOKENS = 16, 64
 LIMIT = 30.0  # seconds in which the placement is to follow

@@ -22,7 +22,7 @@ from served import Served
 from skewed import skewed_checkpoint
 from traffic import Sample, Traffic, between, random_prompts, spread, watch
 
-from isotherm.cluster.model_config import ModelConfig
+from isotherm.cluster.model.config import ModelConfig
 
 STREAMS, THRESHOLD, GAIN, LIMIT = 16, 1.15, 1.4, 30.0
 

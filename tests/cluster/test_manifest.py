@@ -11,7 +11,7 @@ from deepseek_checkpoints import make_config
 from pydantic import BaseModel
 
 from isotherm.cluster.manifest import Manifest, ManifestError, kv_bytes_per_token, load_manifest, parse_bytes, parse_manifest
-from isotherm.cluster.model_config import parse
+from isotherm.cluster.model.config import parse
 
 DEFAULT = Path(__file__).parents[2] / "manifests" / "default.yaml"
 MODEL = parse(make_config())  # 3 layers × (32 + 8) elements per token, 4096 positions

@@ -164,11 +164,11 @@ def test_the_controller_hangs_under_load(served, workload, record_property):
 
 OLDER_CONTROLLER = """
 import sys
-from isotherm.cluster.ray_environment import prepare_attach
+from isotherm.cluster.on_ray.environment import prepare_attach
 address = prepare_attach(sys.argv[1])
 import ray
-from isotherm.cluster.ray_session import attach
-from isotherm.cluster.ray_workers import find_worker
+from isotherm.cluster.on_ray.session import attach
+from isotherm.cluster.on_ray.workers import find_worker
 attach(address)
 for name in sys.argv[2:]:
     try:

@@ -10,12 +10,12 @@ import tempfile
 
 DRIVER = """
 import asyncio, json, os, sys, time
-from isotherm.cluster.ray_environment import prepare_local_ray
+from isotherm.cluster.on_ray.environment import prepare_local_ray
 prepare_local_ray()
 import ray
-from isotherm.cluster.liveness import watch_controller
-from isotherm.cluster.ray_session import start_local
-from isotherm.cluster.ray_workers import CONTROLLER, NAMESPACE, ControllerProcess
+from isotherm.cluster.control.liveness import watch_controller
+from isotherm.cluster.on_ray.session import start_local
+from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ControllerProcess
 
 LIMIT = 1.5
 

@@ -14,10 +14,10 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = """
 import json, os, sys, tempfile
-from isotherm.cluster.ray_environment import prepare_local_ray
+from isotherm.cluster.on_ray.environment import prepare_local_ray
 prepare_local_ray()
 import ray
-from isotherm.cluster.ray_session import start_local
+from isotherm.cluster.on_ray.session import start_local
 
 class Probe:
     def look(self):

@@ -18,14 +18,14 @@ KUBERAY = Path(__file__).parents[2] / "manifests" / "kuberay" / "cpu-dev.yaml"
 DRIVER = """
 import asyncio, functools, json, sys, time
 import httpx, psutil, shared_memory, yaml
-from isotherm.cluster.ray_environment import prepare_local_ray
+from isotherm.cluster.on_ray.environment import prepare_local_ray
 prepare_local_ray()
 import ray
 from ray import serve
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-from isotherm.cluster.ray_session import start_local
-from isotherm.cluster.ray_workers import find_controller, reserve
-from isotherm.cluster.serving import stop_everything
+from isotherm.cluster.on_ray.session import start_local
+from isotherm.cluster.on_ray.workers import find_controller, reserve
+from isotherm.cluster.deploy.serve import stop_everything
 
 folder, url, config, other = sys.argv[1:3] + [yaml.safe_load(a) for a in sys.argv[3:5]]
 ray.init = functools.partial(ray.init, labels={"role": "both"})

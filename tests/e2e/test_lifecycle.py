@@ -183,12 +183,12 @@ def test_the_terminal_goes(tmp_path, workload):
 REDEPLOY = """
 import sys
 from pathlib import Path
-from isotherm.cluster.ray_environment import prepare_attach
+from isotherm.cluster.on_ray.environment import prepare_attach
 address = prepare_attach(sys.argv[1])
 from isotherm.cluster.manifest import load_manifest
-from isotherm.cluster.model_path import bundled_model
-from isotherm.cluster.ray_session import attach
-from isotherm.cluster.serving import start_ingress
+from isotherm.cluster.model.path import bundled_model
+from isotherm.cluster.on_ray.session import attach
+from isotherm.cluster.deploy.serve import start_ingress
 attach(address)
 start_ingress(load_manifest(Path(sys.argv[2])), bundled_model())
 """

@@ -15,16 +15,17 @@ import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
 
-from isotherm.actors.engine import Engine
-from isotherm.actors.exchange import ExpertExchange, InProcessLink
-from isotherm.actors.expert_worker import ExpertWorker
-from isotherm.actors.model import AttentionModel
-from isotherm.actors.weights import WeightReader
-from isotherm.cluster.checkpoint import Checkpoint
-from isotherm.cluster.placement import Placement
-from isotherm.cluster.requests import GenerationRequest, SamplingParams
-from isotherm.cluster.scheduler import SchedulerConfig
-from isotherm.kernels.native_backend import NativeKernels
+from isotherm.actors.attention.engine import Engine
+from isotherm.actors.attention.exchange import ExpertExchange
+from isotherm.actors.experts.worker import ExpertWorker
+from isotherm.actors.links.in_process import InProcessLink
+from isotherm.actors.models.deepseek_v3 import AttentionModel
+from isotherm.actors.models.weights import WeightReader
+from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.placement.table import Placement
+from isotherm.kernels.native.backend import NativeKernels
 
 CASES = int(os.environ.get("ISOTHERM_EXACTNESS_CASES", "400"))
 VOCABULARY = 300

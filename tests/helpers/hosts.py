@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from isotherm.cluster.ray_environment import LOCAL_RAY, LOOPBACK
+from isotherm.cluster.on_ray.environment import LOCAL_RAY, LOOPBACK
 
 RELAY = Path(__file__).with_name("relay.py")
 RAY = str(Path(sys.executable).with_name("ray"))

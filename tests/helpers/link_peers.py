@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isotherm.actors.expert_loop import ExpertLoop
-from isotherm.actors.expert_server import ExpertServer
-from isotherm.actors.expert_worker import Dispatch, ExpertWorker
-from isotherm.actors.process_group_link import ProcessGroupServerLink, open_process_group
-from isotherm.actors.shared_memory_link import SharedMemoryLink, SharedMemoryServerLink, meet_shard, new_bell
-from isotherm.actors.weights import WeightReader
-from isotherm.cluster.checkpoint import Checkpoint
-from isotherm.kernels.native_backend import NativeKernels
-from isotherm.kernels.native_ring import NativeGate
+from isotherm.actors.experts.native_loop import ExpertLoop
+from isotherm.actors.experts.python_loop import ExpertServer
+from isotherm.actors.experts.worker import ExpertWorker
+from isotherm.actors.links.process_group import ProcessGroupServerLink, open_process_group
+from isotherm.actors.links.protocol import Dispatch
+from isotherm.actors.links.shared_memory import SharedMemoryLink, SharedMemoryServerLink, meet_shard, new_bell
+from isotherm.actors.models.weights import WeightReader
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.kernels.native.backend import NativeKernels
+from isotherm.kernels.native.ring import NativeGate
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 
@@ -35,7 +36,7 @@ MEETING = 20.0  # seconds
 
 _context = multiprocessing.get_context("forkserver")
 # Not this module, which the server would not find: it imports what this one does.
-_context.set_forkserver_preload(["pytest", "isotherm.actors.expert_loop", "isotherm.actors.process_group_link", "isotherm.kernels.reference"])
+_context.set_forkserver_preload(["pytest", "isotherm.actors.experts.native_loop", "isotherm.actors.links.process_group", "isotherm.kernels.reference"])
 
 
 def make_worker(path: Path, native: bool, gate: bool = True, held: list[tuple[int, int]] | None = None, slots: int | None = None) -> ExpertWorker:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 from isotherm.actors.local import local_engine, run
-from isotherm.actors.weights import parse_dtype
-from isotherm.cluster.checkpoint import Checkpoint
-from isotherm.cluster.model_path import bundled_model
-from isotherm.cluster.requests import GenerationRequest
-from isotherm.cluster.scheduler import SchedulerConfig
+from isotherm.actors.models.weights import parse_dtype
+from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.messages.requests import GenerationRequest
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.path import bundled_model
 from isotherm.kernels.select import select_kernels
 
 

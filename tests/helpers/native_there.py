@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from isotherm.kernels import native_library, native_ring
+from isotherm.kernels.native import library as native_library
+from isotherm.kernels.native import ring as native_ring
 
 
 def require_native(ring: bool = False) -> None:

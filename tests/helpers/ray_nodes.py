@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from isotherm.cluster.ray_environment import prepare_local_ray
+from isotherm.cluster.on_ray.environment import prepare_local_ray
 
 
 class RayNodes:

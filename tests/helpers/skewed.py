@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from deepseek_checkpoints import make_checkpoint
 
-from isotherm.cluster.model_path import bundled_model
+from isotherm.cluster.model.path import bundled_model
 
 # Large enough that an expert group has something to do, small enough to be made in a second.
 SMALL: dict[str, Any] = {

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import httpx
 
 from isotherm.actors.local import local_engine, run
-from isotherm.actors.weights import parse_dtype
-from isotherm.cluster.checkpoint import Checkpoint
-from isotherm.cluster.model_path import bundled_model
-from isotherm.cluster.requests import GenerationRequest, SamplingParams
-from isotherm.cluster.scheduler import SchedulerConfig
-from isotherm.cluster.text import Tokenizer
+from isotherm.actors.models.weights import parse_dtype
+from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.path import bundled_model
+from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.kernels.select import select_kernels
 
 SUBJECTS = ["Count from 3 to {n}.", "What is {n} + 5?", "Spell the word house.", "Which day comes after Monday?", "Tell me a story about a fox."]

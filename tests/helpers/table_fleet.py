@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from isotherm.cluster.desired import Desired
-from isotherm.cluster.operations import Operation, OperationLog
-from isotherm.cluster.placement import Placement, contiguous_placement
-from isotherm.cluster.placement_changes import Pair
-from isotherm.cluster.reconfigure import Reconfigurer
+from isotherm.cluster.control.planner import Desired
+from isotherm.cluster.control.transactions import Reconfigurer
+from isotherm.cluster.messages.operations import Operation, OperationLog
+from isotherm.cluster.placement.changes import Pair
+from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 LAYERS, EXPERTS = (1, 2), 8
 

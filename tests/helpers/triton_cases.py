@@ -6,9 +6,9 @@ import torch
 import triton
 
 from isotherm.kernels.ops import ExpertBank, Kernels, StoredWeight
-from isotherm.kernels.triton_backend import TritonKernels
+from isotherm.kernels.triton.backend import TritonKernels
 
-assert triton.knobs.runtime.interpret, "run tests/kernels/test_triton.py, which sets TRITON_INTERPRET=1"
+assert triton.knobs.runtime.interpret, "run tests/kernels/triton/test_triton.py, which sets TRITON_INTERPRET=1"
 
 BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 KERNELS = {dtype: TritonKernels(dtype, "cpu") for dtype in (BF16, F32)}

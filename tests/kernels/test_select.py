@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from isotherm.kernels import native_backend, select
-from isotherm.kernels.native_library import NativeKernelsUnavailable
+from isotherm.kernels import select
+from isotherm.kernels.native import backend as native_backend
+from isotherm.kernels.native.library import NativeKernelsUnavailable
 from isotherm.kernels.select import KernelsUnavailable, cuda_unavailable_reason, select_kernels
 
 
@@ -54,7 +55,7 @@ def test_without_a_gpu_triton_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_without_triton_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "isotherm.kernels.triton_backend", None)
+    monkeypatch.setitem(sys.modules, "isotherm.kernels.triton.backend", None)
     with pytest.raises(KernelsUnavailable, match=r"pip install 'isotherm\[gpu\]'"):
         select_kernels("triton", torch.bfloat16)
 

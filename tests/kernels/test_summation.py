@@ -12,8 +12,8 @@ import torch
 from native_there import require_native
 from torch import Tensor
 
-from isotherm.kernels.native_backend import ISAS, NativeKernels
-from isotherm.kernels.native_library import NativeKernelsUnavailable
+from isotherm.kernels.native.backend import ISAS, NativeKernels
+from isotherm.kernels.native.library import NativeKernelsUnavailable
 from isotherm.kernels.ops import StoredWeight
 
 require_native()

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from published import DEEPSEEK_V3
 
-from isotherm.cluster.architecture import Part
-from isotherm.cluster.inspect_model import Report, inspect_model
+from isotherm.cluster.deploy.inspect import Report, inspect_model
 from isotherm.cluster.manifest import Manifest, parse_bytes, parse_manifest
-from isotherm.cluster.model_path import bundled_model
-from isotherm.cluster.ray_environment import LOCAL_RAY
+from isotherm.cluster.model.path import bundled_model
+from isotherm.cluster.model.tensors import Part
+from isotherm.cluster.on_ray.environment import LOCAL_RAY
 
 FOLDER = Path(__file__).parents[2] / "manifests" / "kuberay"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import DeepseekV3ForCausalLM
 
 from isotherm.actors.local import local_engine
-from isotherm.actors.step_batch import build_batch
-from isotherm.cluster.checkpoint import Checkpoint
-from isotherm.cluster.model_path import bundled_model
-from isotherm.cluster.requests import GenerationRequest, SamplingParams
-from isotherm.cluster.scheduler import Chunk, Form, ScheduledSequence, SchedulerConfig
-from isotherm.kernels.native_backend import NativeKernels
+from isotherm.actors.models.step_batch import build_batch
+from isotherm.cluster.engine.scheduler import Chunk, Form, ScheduledSequence, SchedulerConfig
+from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.path import bundled_model
+from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 

@@ -1,0 +1,106 @@
+"""One attention shard's engine: its scheduler, model, cache and sampler, advanced one step at a time. Knows nothing
+about Ray or text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from isotherm.actors.attention.exchange import ExpertsLostError
+from isotherm.actors.models.deepseek_v3 import AttentionModel, RoutedExperts
+from isotherm.actors.models.step_batch import build_batch
+from isotherm.cluster.background import first_line
+from isotherm.cluster.engine.scheduler import Chunk, Sampled, Scheduler, SchedulerConfig
+from isotherm.cluster.messages.requests import Delta, TokenLogprobs
+
+log = logging.getLogger(__name__)
+LEAST_TEMPERATURE = 1e-5  # below it sampling is greedy: logits divided by much less are infinite in float32
+
+
+class Engine:
+    def __init__(self, model: AttentionModel, experts: RoutedExperts, config: SchedulerConfig):
+        self.model, self.experts = model, experts
+        self.scheduler = Scheduler(config)
+        self.cache = model.new_cache(config.blocks, config.block_size)
+        self.steps = 0
+
+    def step(self) -> list[Delta]:
+        """Compute one step; what it gave each request. Empty when nothing is queued. A request that makes the
+        computation fail is ended with an error, and the others go on. Raises ExpertsLostError, where experts that they
+        need cannot be reached in time."""
+        chunks = self.scheduler.schedule()
+        another = False
+        try:
+            deltas = self._attempt(chunks) if chunks else []
+            another = len(self.scheduler) > 0
+            return deltas
+        finally:
+            if not another:
+                self.experts.end_step()
+
+    def _attempt(self, chunks: Sequence[Chunk]) -> list[Delta]:
+        try:
+            return self._compute(chunks)
+        except ExpertsLostError:
+            raise
+        except Exception as error:
+            log.exception("a step of %d requests failed; the one that is the cause is looked for", len(chunks))
+            self.experts.finding_fault = True
+            try:
+                return self._isolate(chunks, error)
+            finally:
+                self.experts.finding_fault = False
+
+    def _isolate(self, chunks: Sequence[Chunk], error: Exception) -> list[Delta]:
+        """Compute the halves of chunks that failed together, and their halves: what a row gives does not depend on its
+        batch."""
+        if len(chunks) == 1:
+            return self.scheduler.fail(chunks[0].sequence.request.id, f"{type(error).__name__}: {first_line(error)}")
+        deltas = []
+        middle = len(chunks) // 2
+        for half in (chunks[:middle], chunks[middle:]):
+            try:
+                deltas += self._compute(half)
+            except ExpertsLostError:
+                raise
+            except Exception as of_half:
+                deltas += self._isolate(half, of_half)
+        return deltas
+
+    def _compute(self, chunks: Sequence[Chunk]) -> list[Delta]:
+        self.experts.begin_step()
+        batch = build_batch(chunks, self.scheduler.config.block_size, self.model.cos, self.model.sin)
+        try:
+            logits = self.model.forward(batch, self.cache, self.experts)
+        except BaseException:
+            self.experts.abandon()
+            raise
+        self.steps += 1
+        return self.scheduler.complete(chunks, self._sample([c for c in chunks if c.sample], logits))
+
+    def _sample(self, chunks: Sequence[Chunk], logits_NV: Tensor) -> list[Sampled]:
+        if not chunks:
+            return []
+        params = [c.sequence.request.params for c in chunks]
+        tokens = self.model.kernels.sample(
+            logits_NV,
+            torch.tensor([p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p in params], dtype=torch.float64),
+            torch.tensor([p.top_p for p in params], dtype=torch.float64),
+            torch.tensor([p.top_k for p in params]),
+            torch.tensor([p.seed for p in params]),
+            torch.tensor([c.sequence.generated for c in chunks]),
+        ).tolist()
+        return [
+            Sampled(token, None if p.logprobs is None else token_logprobs(logits_NV[row], token, p.logprobs))
+            for row, (token, p) in enumerate(zip(tokens, params, strict=True))
+        ]
+
+
+def token_logprobs(logits_V: Tensor, token: int, top: int) -> TokenLogprobs:
+    """Log-probabilities of one row of logits: the chosen token's and the `top` largest."""
+    logprobs = logits_V.log_softmax(-1)
+    values, ids = logprobs.topk(top)
+    return TokenLogprobs(float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

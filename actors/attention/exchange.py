@@ -1,0 +1,286 @@
+"""The shard's side of the expert exchange: send a layer's rows to the groups that hold their experts, and add up what
+comes back.
+
+Which row goes where is decided in `row_split`. A link that fails is told to the shard, which has it mended or its group
+replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isotherm.actors.attention.row_split import NONE, GroupShare, layer_tables, share_of, split_rows
+from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError, GroupFailedError, Link, LinkError
+from isotherm.actors.pulse import Pulse
+from isotherm.cluster.placement.table import Placement
+from isotherm.kernels.ops import Kernels, LinearWeight, Router
+
+log = logging.getLogger(__name__)
+WAIT = 0.5  # seconds between two signs of life of a thread that waits for lost experts
+FAILED_ANSWERS = 3  # to one layer's rows, after which it is the rows that are wrong, not the groups
+
+
+class ExpertsLostError(ConnectionError):
+    """Experts that a layer needs are held by no group that can be reached, and none was given them in time."""
+
+
+class ExpertsFailedError(RuntimeError):
+    """Every group that was asked to compute a layer's rows failed, after it was mended too: the rows are the reason."""
+
+
+class ExpertExchange:
+    """The routed experts of all layers, wherever they are. `links` maps group names to links.
+
+    One thread runs the steps; others may `offer` placements and `relink` groups at any time. When a link fails in
+    mid-layer the rows are sent to other copies; where there is none, the layer waits up to `patience` seconds for a
+    placement that has one, or for a new link. No step is redone. `link_failed` is told the group, its link and the
+    reason, on the stepping thread; it has the link mended or the group replaced. Where there is nobody to do that, a
+    group's own failure is raised at once.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        placement: Placement,
+        links: Mapping[str, Link],
+        patience: float = 120.0,
+        link_failed: Callable[[str, Link, str], None] | None = None,
+        pulse: Pulse | None = None,
+    ):
+        self.kernels, self.pulse = kernels, pulse or Pulse()
+        self._patience, self._link_failed = patience, link_failed
+        # By layer: counted over all layers, a layer's turn would always be odd, or even
+        self._turns: dict[int, int] = {}
+        self._offers = threading.Condition()  # of the four that follow
+        self._offered: tuple[Placement, dict[str, Link]] | None = None
+        self._on_adopted: list[Callable[[], None]] = []
+        self._relinked: dict[str, Link] = {}
+        self._news = False  # one of the above is there
+        self._failed: dict[str, Link] = {}  # group → its link that has failed, as long as it has no other
+        self._under_way: dict[str, Link] = {}  # group → the link on which an answer is still to come
+        self._failed_answers = 0  # to the layer under way
+        self.finding_fault = False  # a request is looked for that makes groups fail: their failures are raised
+        self._row_index = {layer: i for i, layer in enumerate(placement.layers)}
+        experts = len(placement.holders[0]) if placement.holders else 0
+        self.rows_routed = np.zeros((len(placement.layers), experts), dtype=np.int64)
+        # Times that each expert was computed at all: its weights were read
+        self.reads = np.zeros_like(self.rows_routed)
+        # Group → seconds spent waiting for it, once the answers before its own had come
+        self.waited: dict[str, float] = {}
+        self.adopt(placement, links)
+
+    # --- placements and links ----------------------------------------------------------------------------------------
+
+    def adopt(self, placement: Placement, links: Mapping[str, Link]) -> None:
+        """Route by this placement from the next dispatch on. Call on the stepping thread, between layers."""
+        groups = placement.groups()
+        if missing := [g for g in groups if g not in links]:
+            raise ValueError(f"placement version {placement.version} names groups {missing} that this shard has no link to")
+        self.placement, self._groups, self._links = placement, groups, [links[g] for g in groups]
+        self._tables = layer_tables(placement, groups)
+        self._failed = {g: link for g, link in self._failed.items() if links.get(g) is link}
+        self.waited = {g: self.waited.get(g, 0.0) for g in groups}
+
+    def offer(self, placement: Placement, links: Mapping[str, Link], adopted: Callable[[], None]) -> None:
+        """Ask for a placement to be adopted at the next layer boundary; `adopted` is called on the stepping thread when
+        it is. Any thread."""
+        with self._offers:
+            self._offered = placement, {**links, **self._relinked}
+            self._on_adopted.append(adopted)  # who offered an earlier one is told too: that one is out of force as well
+            self._news = True
+            self._offers.notify()
+
+    def relink(self, group: str, link: Link) -> None:
+        """Send a group's rows over another link from the next dispatch on. Any thread."""
+        with self._offers:
+            self._relinked[group] = link
+            if self._offered is not None:
+                self._offered[1][group] = link
+            self._news = True
+            self._offers.notify()
+
+    def adopt_offered(self) -> None:
+        """Adopt what was offered last, and new links, if there are any. On the stepping thread, between layers."""
+        with self._offers:
+            offered, self._offered = self._offered, None
+            on_adopted, self._on_adopted = self._on_adopted, []
+            relinked, self._relinked = self._relinked, {}
+            self._news = False
+        if offered is not None:
+            self.adopt(*offered)
+        for group, link in relinked.items():
+            if group in self._groups:
+                self._links[self._groups.index(group)] = link
+                self._failed.pop(group, None)
+        for adopted in on_adopted:
+            adopted()
+
+    def begin_step(self) -> None:
+        for link in self._links:
+            link.in_step(True)
+
+    def end_step(self) -> None:
+        for link in self._links:
+            link.in_step(False)
+
+    def _has_failed(self, group: str) -> bool:
+        return group in self._failed
+
+    def _fail(self, group: str, link: Link, error: Exception) -> None:
+        """Use a link no more, and tell whoever mends it. Raises ExpertsFailedError where the rows are the reason."""
+        if isinstance(error, GroupFailedError | ExpertNotHeldError):
+            self._failed_answers += 1
+            if self._link_failed is None:
+                raise error
+            if self.finding_fault or self._failed_answers >= FAILED_ANSWERS:
+                raise ExpertsFailedError(f"layer {self._layer}: {group} failed: {error}") from error
+        self._mark_failed(group, link, error)
+
+    def _mark_failed(self, group: str, link: Link, error: Exception) -> None:
+        log.warning("the link to expert group %s has failed: %s", group, error)
+        if self._failed.get(group) is not link:
+            self._failed[group] = link
+            if self._link_failed is not None:
+                self._link_failed(group, link, str(error))
+
+    # --- a layer -----------------------------------------------------------------------------------------------------
+
+    def moe(
+        self,
+        layer: int,
+        x_TD: Tensor,
+        router: Router,
+        gate_up: LinearWeight | None,
+        down: LinearWeight | None,
+        residual_TD: Tensor,
+    ) -> Tensor:
+        """residual + (Σ weight × expert + shared experts) → [T, D]. Where links allow it, the shared experts overlap
+        the exchange."""
+        self.dispatch(layer, x_TD, *self.kernels.route(x_TD, router))
+        own_TD = None if gate_up is None or down is None else self.kernels.mlp(x_TD, gate_up, down)
+        return self.combine(own_TD, residual_TD)
+
+    def dispatch(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor) -> None:
+        self.pulse.beat()
+        if self._news:
+            self.adopt_offered()
+            self.begin_step()
+        turn = self._turns[layer] = self._turns.get(layer, layer) + 1
+        ids = ids_Tk.cpu().numpy()
+        self._layer, self._x_TD, self._ids_Tk, self._weights_Tk = layer, x_TD, ids, weights_Tk
+        self._failed_answers = 0
+        self._shares = split_rows(ids, self._tables[layer], turn)
+        for share in self._shares:
+            self._send(share)
+        rows_E = np.bincount(ids.ravel(), minlength=self.rows_routed.shape[1])  # while the groups compute
+        self.rows_routed[self._row_index[layer]] += rows_E
+        self.reads[self._row_index[layer]] += rows_E > 0
+
+    def _send(self, share: GroupShare) -> None:
+        group, link = self._groups[share.group], self._links[share.group]
+        if self._has_failed(group):
+            return
+        rows_U = share.rows_U
+        x_UD = self._x_TD if len(rows_U) == len(self._x_TD) else self._x_TD[torch.from_numpy(rows_U)]
+        version = self.placement.version
+        message = Dispatch(self._layer, version, x_UD, share.rows_P, share.experts_A, share.offsets_A1)
+        try:
+            self.pulse.wait(group)  # until what was sent before has gone
+            link.send(message)
+            self._under_way[group] = link
+        except LinkError as error:
+            self._fail(group, link, error)
+        finally:
+            self.pulse.go_on()
+
+    def combine(self, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
+        answered, outputs = self._receive(self._shares)
+        while sum(len(share.pairs_P) for share in answered) < self._weights_Tk.numel():
+            # What has come is copied: views into a link's memory end with its next message.
+            outputs = [y.clone() for y in outputs]
+            done = np.concatenate([NONE, *(share.pairs_P for share in answered)])
+            more, new = self._receive(self._resend(np.setdiff1d(np.arange(self._weights_Tk.numel()), done)))
+            answered, outputs = answered + more, outputs + new
+        index = np.empty(self._weights_Tk.numel(), dtype=np.int32)
+        index[np.concatenate([share.pairs_P for share in answered])] = np.arange(len(index), dtype=np.int32)
+        y_PD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        index_Tk = torch.from_numpy(index).view(self._weights_Tk.shape)
+        return self.kernels.combine(y_PD, index_Tk, self._weights_Tk, own_TD, residual_TD)
+
+    def _receive(self, shares: list[GroupShare]) -> tuple[list[GroupShare], list[Tensor]]:
+        """The shares that were answered, with their outputs."""
+        answered, outputs = [], []
+        for share in shares:
+            group = self._groups[share.group]
+            if (link := self._under_way.pop(group, None)) is None:
+                continue  # it could not be sent
+            begin = time.perf_counter()
+            try:
+                self.pulse.wait(group)
+                outputs.append(link.receive())
+                answered.append(share)
+            except (LinkError, ExpertNotHeldError) as error:
+                self._fail(group, link, error)
+            finally:
+                self.pulse.go_on()
+            self.waited[group] = self.waited.get(group, 0.0) + time.perf_counter() - begin
+        return answered, outputs
+
+    def abandon(self) -> None:
+        """Take the answers that are still under way, after an error between `dispatch` and the end of `combine`: left
+        alone, they would be taken for those to the next layer's rows, or be written over them."""
+        while self._under_way:
+            group, link = self._under_way.popitem()
+            try:
+                link.receive()
+            except ExpertNotHeldError:
+                pass
+            except Exception as error:
+                self._mark_failed(group, link, error)
+
+    def _resend(self, pairs: np.ndarray) -> list[GroupShare]:
+        """Send the given pairs (places in the flattened [T, k]) to groups that are left, waiting for those that have
+        their experts."""
+        top_k = self._ids_Tk.shape[1]
+        experts = self._ids_Tk.ravel()[pairs]
+        alive = self._await_holders(experts)
+        table = self._tables[self._layer]
+        # One row per pair: its expert, at the first copy that is left.
+        group_P = table.copies[experts, alive.argmax(axis=1)[experts]]
+        shares = []
+        for group in np.unique(group_P):
+            mine = (group_P == group).nonzero()[0]
+            mine = mine[experts[mine].argsort(kind="stable")]
+            shares.append(share_of(int(group), len(self._x_TD), top_k, pairs[mine], experts[mine]))
+        for share in shares:
+            self._send(share)
+        return shares
+
+    def _await_holders(self, experts: np.ndarray) -> np.ndarray:
+        """Wait until each of these experts has a copy that can be reached → which copies can, bool [experts, copies].
+        Raises ExpertsLostError."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            if self._news:
+                self.adopt_offered()
+                self.begin_step()
+            table = self._tables[self._layer]
+            failed = np.array([self._has_failed(group) for group in self._groups])
+            alive = ~failed[table.copies] & (np.arange(table.copies.shape[1]) < table.count[:, None])
+            orphans = np.unique(experts[~alive.any(axis=1)[experts]])
+            if not len(orphans):
+                return alive
+            if time.monotonic() > deadline:
+                where = f"layer {self._layer}: no group that can be reached holds experts {orphans.tolist()}"
+                raise ExpertsLostError(f"{where}, and in {self._patience:g} s none was given them")
+            self.pulse.begin()  # this thread is well: it waits for the controller
+            with self._offers:
+                self._offers.wait_for(lambda: self._news, timeout=min(WAIT, max(0.0, deadline - time.monotonic())))
+

@@ -1,0 +1,95 @@
+"""The thread in which a shard's engine runs: commands come in between steps, deltas go out after each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from isotherm.actors.attention.engine import Engine
+from isotherm.actors.pulse import Pulse
+from isotherm.cluster.background import first_line, spawn_thread
+from isotherm.cluster.engine.scheduler import QueueFullError
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+
+log = logging.getLogger(__name__)
+Command = Callable[[], list[Delta]]
+
+
+class StepLoop:
+    """`publish` is called on the loop's thread with the deltas of one step. An idle loop sleeps. `pulse` is the
+    thread's."""
+
+    def __init__(self, engine: Engine, publish: Callable[[list[Delta]], None], pulse: Pulse | None = None):
+        self.engine, self.pulse = engine, pulse or Pulse()
+        self.pulse.prod = lambda: self._enqueue(list)
+        self._publish = publish
+        self._commands: deque[Command] = deque()
+        self._wake = threading.Condition()
+        self.thread = spawn_thread("step loop", self._run)
+
+    def submit(self, request: GenerationRequest) -> None:
+        self._enqueue(lambda: self._add(request))
+
+    def abort(self, request_id: str) -> None:
+        self._enqueue(lambda: self._abort(request_id))
+
+    def give_back(self, request_id: str) -> None:
+        """Take a request out of the engine, to be resubmitted elsewhere; its last delta says so."""
+        self._enqueue(lambda: self._abort(request_id, FinishReason.MOVED))
+
+    def between_steps(self, action: Callable[[], None]) -> None:
+        """Run `action` on the loop's thread before its next step. One that fails is logged, and stops nothing."""
+
+        def command() -> list[Delta]:
+            try:
+                action()
+            except Exception:
+                log.exception("an action between two steps failed")
+            return []
+
+        self._enqueue(command)
+
+    def _enqueue(self, command: Command) -> None:
+        with self._wake:
+            self._commands.append(command)
+            self._wake.notify()
+
+    def _add(self, request: GenerationRequest) -> list[Delta]:
+        try:
+            self.engine.scheduler.add(request)
+        except QueueFullError as error:
+            return [Delta(request.id, 0, finish_reason=FinishReason.REFUSED, error=str(error))]
+        except Exception as error:  # also what nobody has thought of: it is this request's alone
+            if not isinstance(error, ValueError):
+                log.exception("request %s could not be queued", request.id)
+            return [Delta(request.id, len(request.generated), finish_reason=FinishReason.ERROR, error=first_line(error))]
+        return []
+
+    def _abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> list[Delta]:
+        return [Delta(request_id, 0, finish_reason=reason)] if self.engine.scheduler.abort(request_id) else []
+
+    def _run(self) -> None:
+        """An error that gets out of here ends the process: its requests go on at another shard, and it is replaced."""
+        while True:
+            with self._wake:
+                idle = not self._commands and not len(self.engine.scheduler)
+                while not self._commands and not len(self.engine.scheduler):
+                    self._wake.wait()
+                commands, self._commands = self._commands, deque()
+            if idle:
+                self.pulse.begin()
+            deltas = [delta for command in commands for delta in command()]
+            try:
+                deltas += self.engine.step()
+            except Exception as error:  # the step is lost: every request that was in the engine is told so
+                log.exception("step failed")
+                deltas += self._fail_all(f"{type(error).__name__}: {error}")
+            self.pulse.beat()
+            if deltas:
+                self._publish(deltas)
+
+    def _fail_all(self, message: str) -> list[Delta]:
+        scheduler = self.engine.scheduler
+        return [delta for request_id in scheduler.request_ids() for delta in scheduler.fail(request_id, message)]

@@ -1,0 +1,152 @@
+"""The attention shard's part of a DeepSeek-V3 forward pass: embedding, MLA, dense layers, shared experts, router and head.
+
+Routed experts are somewhere else, behind `RoutedExperts`. Shape suffixes as in kernels/ops.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from isotherm.actors.models.rope import rope_tables
+from isotherm.actors.models.step_batch import StepBatch
+from isotherm.actors.models.weights import WeightReader
+from isotherm.cluster.model.config import ModelConfig
+from isotherm.kernels.ops import AttentionWeights, Kernels, LinearWeight, Router
+
+LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_eps
+
+
+class RoutedExperts(Protocol):
+    """The routed experts, wherever they are. One layer is under way at a time."""
+
+    finding_fault: bool  # steps are computed to find the request that makes them fail: errors are raised at once
+
+    def begin_step(self) -> None:
+        """A step begins: rows will come for every MoE layer. Said again before each step."""
+
+    def end_step(self) -> None:
+        """No step follows for now."""
+
+    def abandon(self) -> None:
+        """The step under way has failed: nothing of it is to be left where the next one would meet it."""
+
+    def moe(self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight | None, down: LinearWeight | None, residual_TD: Tensor) -> Tensor:
+        """residual + (Σ weight × expert + shared experts) → [T, D], as Kernels.moe says it."""
+
+
+@dataclass(frozen=True)
+class Mlp:
+    gate_up: LinearWeight
+    down: LinearWeight
+
+
+@dataclass(frozen=True)
+class Layer:
+    attention: AttentionWeights
+    mlp: Mlp | None  # the dense MLP, or the shared experts; None where a MoE layer has no shared experts
+    router: Router | None  # None: a dense layer
+
+
+class AttentionModel:
+    """Weights of everything but the routed experts, and the forward pass over a paged latent cache."""
+
+    def __init__(
+        self, config: ModelConfig, kernels: Kernels, reader: WeightReader, max_positions: int, progress: Callable[[float], None] = lambda _: None,
+        head: str = "stored",
+    ):
+        """`head`: the output projection as it is "stored", or in "fp8" blocks."""
+        self.config, self.kernels = config, kernels
+        self.embedding = self._own(reader.tensor("model.embed_tokens.weight"))
+        self.layers = []
+        for i in range(config.num_hidden_layers):
+            self.layers.append(self._load_layer(reader, i))
+            progress((i + 1) / (config.num_hidden_layers + 1))
+        self.norm = self._norm(reader, "model.norm")
+        stored = reader.stored("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+        self.head = kernels.pack_linear([stored.quantise() if head == "fp8" else stored])
+        self.cos, self.sin = (table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions))
+        progress(1.0)
+
+    def _load_layer(self, reader: WeightReader, i: int) -> Layer:
+        c, p = self.config, f"model.layers.{i}"
+        router = None
+        if c.is_moe(i):
+            weight, bias = (self._own(reader.tensor(f"{p}.mlp.gate.{name}"), torch.float32) for name in ("weight", "e_score_correction_bias"))
+            router = Router(weight, bias, c.n_group, c.topk_group, c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor)
+        own = f"{p}.mlp" if router is None else f"{p}.mlp.shared_experts" if c.n_shared_experts else None
+        return Layer(
+            attention=self._load_attention(reader, p),
+            mlp=None if own is None else self._load_mlp(reader, own),
+            router=router,
+        )
+
+    def _norm(self, reader: WeightReader, name: str) -> Tensor:
+        return self._own(reader.tensor(f"{name}.weight"))
+
+    def _own(self, stored: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A copy where the kernels compute."""
+        return stored.to(self.kernels.device, dtype or self.kernels.dtype, copy=True)
+
+    def _load_attention(self, reader: WeightReader, layer: str) -> AttentionWeights:
+        c, k, p = self.config, self.kernels, f"{layer}.self_attn"
+        heads, nope, value = c.num_attention_heads, c.qk_nope_head_dim, c.v_head_dim
+        low_rank = c.q_lora_rank is not None
+
+        def bias(name: str) -> Tensor | None:
+            return reader.tensor(f"{p}.{name}.bias").clone() if c.attention_bias else None
+
+        queries, latents = reader.stored(f"{p}.{'q_a_proj' if low_rank else 'q_proj'}.weight"), reader.stored(f"{p}.kv_a_proj_with_mqa.weight")
+        biases = [bias("q_a_proj") if low_rank else None, bias("kv_a_proj_with_mqa")]
+        parts = [torch.zeros(len(w.data)) if b is None else b.float() for b, w in zip(biases, (queries, latents), strict=True)]
+        kv_b = reader.stored(f"{p}.kv_b_proj.weight")
+        per_head = [kv_b.rows(h * (nope + value), (h + 1) * (nope + value), k.dtype) for h in range(heads)]
+        return AttentionWeights(
+            norm=self._norm(reader, f"{layer}.input_layernorm"),
+            post_norm=self._norm(reader, f"{layer}.post_attention_layernorm"),
+            eps=c.rms_norm_eps,
+            latent_eps=LATENT_NORM_EPS,
+            input=k.pack_linear([queries, latents], torch.cat(parts) if c.attention_bias else None),
+            q_norm=self._norm(reader, f"{p}.q_a_layernorm") if low_rank else None,
+            q_b=k.pack_linear([reader.stored(f"{p}.q_b_proj.weight")]) if low_rank else None,
+            kv_norm=self._norm(reader, f"{p}.kv_a_layernorm"),
+            kv_b=k.pack_linear([kv_b]),
+            k_absorb=k.pack_heads([w.rows(0, nope, k.dtype).transpose() for w in per_head]),
+            v_absorb=k.pack_heads([w.rows(nope, nope + value, k.dtype) for w in per_head]),
+            o=k.pack_linear([reader.stored(f"{p}.o_proj.weight")], bias("o_proj")),
+            heads=heads,
+            nope=nope,
+            rotary=c.qk_rope_head_dim,
+            latent=c.kv_lora_rank,
+            value=value,
+            scale=c.softmax_scale,
+        )
+
+    def _load_mlp(self, reader: WeightReader, p: str) -> Mlp:
+        gate, up, down = reader.mlp(p)
+        return Mlp(self.kernels.pack_linear([gate, up]), self.kernels.pack_linear([down]))
+
+    def new_cache(self, blocks: int, block_size: int) -> list[Tensor]:
+        """One zeroed [blocks, block_size, C + R] per layer."""
+        c = self.config
+        k = self.kernels
+        return [torch.zeros(blocks, block_size, c.cache_width, dtype=k.dtype, device=k.device) for _ in range(c.num_hidden_layers)]
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
+        """Logits float32 [samples, V] of the batch's sample rows; writes the rows' latents into the cache."""
+        k = self.kernels
+        x = self.embedding[batch.token_ids]
+        for i, layer in enumerate(self.layers):
+            h = k.attention(x, layer.attention, batch.attention, cache[i])
+            gate_up, down = (None, None) if layer.mlp is None else (layer.mlp.gate_up, layer.mlp.down)
+            if layer.router is not None:
+                x = experts.moe(i, h, layer.router, gate_up, down, x)
+            else:
+                assert gate_up is not None and down is not None
+                x += k.mlp(h, gate_up, down)
+        return k.linear(k.rms_norm(x[batch.sample_rows], self.norm, self.config.rms_norm_eps), self.head, torch.float32)

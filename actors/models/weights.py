@@ -1,0 +1,86 @@
+"""Reads tensors of a checked checkpoint from their mapped files, each worker only its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from isotherm.cluster.model.checkpoint import SCALE_SUFFIX, Checkpoint
+from isotherm.cluster.model.fingerprint import Fingerprint
+from isotherm.cluster.model.tensors import expert_prefix
+from isotherm.kernels.ops import Kernels, StoredWeight
+
+MAPPED_BYTES = 256 << 20  # read, before the files are mapped anew
+
+
+class WeightReader:
+    """Use as a context manager. Tensors are views of mapped files, so pack or copy them inside. What was read counts as this process's memory while
+    the mapping lasts: so files are closed after every MAPPED_BYTES, and a mapping goes with the last view of it."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint = checkpoint
+        self.bytes_read = 0
+        self._open: dict[Path, Any] = {}
+        self._mapped = 0
+
+    def __enter__(self) -> WeightReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for handle in self._open.values():
+            handle.__exit__(None, None, None)
+        self._open.clear()
+        self._mapped = 0
+
+    def tensor(self, name: str) -> Tensor:
+        info = self.checkpoint.tensors[name]
+        if self._mapped > MAPPED_BYTES:
+            self._close()
+        handle = self._open.get(info.file)
+        if handle is None:
+            handle = self._open[info.file] = safe_open(info.file, framework="pt", device="cpu").__enter__()
+        self.bytes_read += info.nbytes
+        self._mapped += info.nbytes
+        return handle.get_tensor(name)
+
+    def stored(self, name: str) -> StoredWeight:
+        """A projection as it is stored, with its block scales where it has them."""
+        scale = name + SCALE_SUFFIX
+        return StoredWeight(self.tensor(name), self.tensor(scale).float() if scale in self.checkpoint.tensors else None)
+
+    def mlp(self, prefix: str) -> tuple[StoredWeight, StoredWeight, StoredWeight]:
+        """gate, up and down projections."""
+        gate, up, down = (self.stored(f"{prefix}.{part}_proj.weight") for part in ("gate", "up", "down"))
+        return gate, up, down
+
+    def expert(self, layer: int, expert: int) -> tuple[StoredWeight, StoredWeight, StoredWeight]:
+        return self.mlp(expert_prefix(layer, expert))
+
+
+def own_fingerprint(checkpoint: Checkpoint, kernels: Kernels, head: str) -> Fingerprint:
+    """What decides the bits that this process computes. Reads a sample of the weights: tenths of a second, for a large
+    checkpoint seconds."""
+    return Fingerprint(
+        weights=checkpoint.digest(),
+        dtype=str(kernels.dtype).removeprefix("torch."),
+        head=head,
+        device=kernels.device.type,
+        kernels=kernels.name,
+        summation=kernels.summation,
+        instructions=kernels.instructions,
+    )
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Activation dtype of a manifest or flag."""
+    try:
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+    except KeyError:
+        raise ValueError(f'dtype is "{name}"; it must be "bfloat16" or "float32"') from None

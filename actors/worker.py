@@ -1,0 +1,116 @@
+"""What attention shards and expert groups have in common as processes: identity, loading progress, links by rendezvous."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import ProcessGroupGloo
+
+from isotherm.actors.links.process_group import DataLane, open_data_lane, open_process_group
+from isotherm.actors.models.weights import own_fingerprint, parse_dtype
+from isotherm.cluster.messages.membership import SupersededError
+from isotherm.cluster.messages.workers import Locality, Meeting, WorkerSpec
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.fingerprint import Fingerprint
+from isotherm.kernels.native import ring as native_ring
+from isotherm.kernels.ops import Kernels
+from isotherm.kernels.select import select_kernels
+
+# What a worker sets in its environment before anything else, where it is not set: libraries read it. With NCCL's
+# default torch ends a process whose peer is lost; here the link handles that (actors/links/process_group.py).
+ENVIRONMENT = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
+
+
+class WorkerBase:
+    """Base of the two worker actors. Its methods are called by the controller; all are quick or run in a thread, so that a worker answers
+    while it loads. What changes the worker is called through `order`."""
+
+    def __init__(self, spec: WorkerSpec, host: str):
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        # Ray leaves the root logger to the process; one line per event, on stderr, goes into the worker's log file.
+        logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {spec.id} %(name)s: %(message)s")
+        self.spec, self.host = spec, host
+        self.progress = 0.0
+        self.loaded = False
+        self._fingerprint: Fingerprint | None = None
+        self._obeys = 0  # generation of the newest controller that has given an order
+        self.checkpoint = Checkpoint.open(spec.model_path)
+        self.threads = spec.threads or max(1, len(os.sched_getaffinity(0)) // spec.sharers)
+        selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), self.threads, spec.device)
+        self.kernels: Kernels = selection.kernels
+        self.kernels_reason = selection.reason
+        logging.getLogger(__name__).info("kernels: %s (%s), %d threads", self.kernels.name, selection.reason, self.threads)
+
+    def _set_progress(self, fraction: float) -> None:
+        self.progress = fraction
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def sign_of_life(self) -> None:
+        """Return when every thread that does this worker's work has shown that it goes on; never where one hangs."""
+
+    async def waits_for(self) -> tuple[str, float]:
+        """The worker that the one who is asked waits for at this moment, and for how many seconds already; empty: for
+        nobody."""
+        return "", 0.0
+
+    async def order(self, generation: int, name: str, *args: Any) -> Any:
+        """Do `name(*args)` for the controller of this generation. Raises SupersededError for a controller that was taken for dead and is not, once a
+        newer one has given an order."""
+        if generation < self._obeys:
+            raise SupersededError(f"{self.spec.id} obeys controller {self._obeys}, not {generation}: {name} is refused")
+        self._obeys = generation
+        return await getattr(self, name)(*args)
+
+    async def sentinel(self) -> None:
+        """Never returns: the caller learns of this process's death at once."""
+        await asyncio.Event().wait()
+
+    async def fingerprint(self) -> Fingerprint:
+        """What decides the bits that it computes."""
+        if self._fingerprint is None:
+            self._fingerprint = await asyncio.to_thread(own_fingerprint, self.checkpoint, self.kernels, self.spec.head)
+        return self._fingerprint
+
+    async def locality(self) -> Locality:
+        """Where this process is, for choosing its links."""
+        if self.spec.device == "cpu":
+            return own_locality()
+        return replace(own_locality(), device=self.spec.device, gpu=str(torch.cuda.get_device_properties(self.kernels.device).uuid))
+
+    def _meet(self, meeting: Meeting, rank: int) -> tuple[ProcessGroupGloo, DataLane | None]:
+        """The host's process group, and the lane for rows between two GPUs."""
+        store = meeting.store_host, meeting.store_port
+        group = open_process_group(*store, meeting.prefix, rank, self.host, meeting.timeout)
+        if meeting.kind != "process-group-nccl":
+            return group, None
+        return group, open_data_lane(*store, meeting.prefix, rank, self.kernels.device, meeting.timeout, self.spec.link_timeout)
+
+    def _common_status(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "host": self.host,
+            "loaded": self.loaded,
+            "progress": round(self.progress, 4),
+            "kernels": self.kernels.name,
+            "kernels_reason": self.kernels_reason,
+            "fingerprint": None if self._fingerprint is None else self._fingerprint.digest,
+            "threads": self.threads,
+        }
+
+
+def own_locality() -> Locality:
+    """Processes of one machine (`boot_id` is new at every boot) and one network namespace can meet at a Unix socket without a file."""
+    try:
+        machine = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.stat('/proc/self/ns/net').st_ino}/{os.geteuid()}"
+    except OSError as error:
+        return Locality("", f"this system does not say which machine it is ({error})")
+    return Locality(machine, native_ring.unavailable_reason())

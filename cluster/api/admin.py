@@ -1,0 +1,81 @@
+"""The operator's routes: scale operations and experts. Knows nothing about Ray."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from isotherm.cluster.api.body import read_body
+from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.replies import to_json
+from isotherm.cluster.messages.operations import OperationError, PlacementChangeError
+
+MAX_BODY = 8 << 20  # bytes
+
+
+class AdminClient(Protocol):
+    """What the routes need of a cluster."""
+
+    async def operate(self, body: Any) -> dict[str, Any]:
+        """Take an operation. Raises OperationError or PlacementChangeError."""
+
+    async def operation(self, operation_id: str) -> dict[str, Any] | None: ...
+
+    async def operation_history(self) -> list[dict[str, Any]]: ...
+
+    async def experts(self) -> dict[str, Any]: ...
+
+    async def autoscaler(self) -> dict[str, Any]: ...
+
+    async def metrics(self) -> str:
+        """Prometheus' text format."""
+
+
+def admin_routes(admin: AdminClient) -> list[Route]:
+    """POST and GET /admin/operations, GET /admin/operations/{id}, GET /admin/experts, GET /admin/autoscaler, GET /metrics."""
+
+    async def operations(request: Request) -> Response:
+        if request.method == "GET":
+            return _json({"operations": await admin.operation_history()})
+        body = await read_body(request, MAX_BODY, json_only=False)
+        try:
+            decoded = json.loads(body)
+        except (ValueError, RecursionError):
+            raise APIError("body: not valid JSON", param="body") from None
+        try:
+            return _json(await admin.operate(decoded), 202)
+        except OperationError as error:
+            raise APIError(str(error), status=409 if error.conflict else 400, param=error.field or None) from None
+        except PlacementChangeError as error:
+            raise APIError(str(error), param="copies") from None
+
+    async def operation(request: Request) -> Response:
+        found = await admin.operation(request.path_params["id"])
+        if found is None:
+            raise APIError(f"there is no operation {request.path_params['id'][:100]!r}", status=404, param="id")
+        return _json(found)
+
+    async def experts(request: Request) -> Response:
+        return _json(await admin.experts())
+
+    async def autoscaler(request: Request) -> Response:
+        return _json(await admin.autoscaler())
+
+    async def metrics(request: Request) -> Response:
+        return Response(await admin.metrics(), media_type="text/plain; version=0.0.4")
+
+    return [
+        Route("/admin/operations", operations, methods=["GET", "POST"]),
+        Route("/admin/operations/{id}", operation),
+        Route("/admin/experts", experts),
+        Route("/admin/autoscaler", autoscaler),
+        Route("/metrics", metrics),
+    ]
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(to_json(value), status, media_type="application/json")

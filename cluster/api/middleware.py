@@ -1,0 +1,97 @@
+"""ASGI middlewares of the front door. Plain ASGI, since Starlette's BaseHTTPMiddleware would hide disconnects from streaming replies."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from isotherm.cluster.api.gate import GateMiddleware
+from isotherm.cluster.api.health import HealthMiddleware
+from isotherm.cluster.api.protocol import use_front_door_protocol
+from isotherm.cluster.api.unrouted import UnroutedMiddleware
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_SLASHES = re.compile(r"/{2,}")
+_REPLACED_HEADERS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-request-id")
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's X-Request-Id where it is short and safe to log, else a new one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+class RequestIdMiddleware:
+    """Gives each HTTP request an id: the client's X-Request-Id where it is short and safe to log, else a new one. It is in
+    `request.state.request_id` and in the response's headers. It names the request in logs only; the engine's ids are always the server's own, so
+    they can't collide."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+class PathMiddleware:
+    """A path with slashes too many or one at its end means the path without them: base URLs are often given with one.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (path := _SLASHES.sub("/", scope["path"]).rstrip("/") or "/") != scope["path"]:
+            scope = {**scope, "path": path}
+        await self.app(scope, receive, send)
+
+
+class ServeProxyMiddleware:
+    """Around Serve's own middlewares. Removes the inbound headers by which any client could switch off Ray Serve's
+    timeout and disconnect handling. Gives the request its id before Serve does, which would take any text for one, and
+    leaves one id in the response, where Serve adds its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        named = [(name, value) for name, value in scope["headers"] if name.lower() not in _REPLACED_HEADERS]
+        named.append((b"x-request-id", request_id.encode()))
+
+        async def send_with_one_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                others = [header for header in message.get("headers", ()) if header[0].lower() != b"x-request-id"]
+                message = {**message, "headers": [*others, (b"x-request-id", request_id.encode())]}
+            await send(message)
+
+        await self.app({**scope, "headers": named}, receive, send_with_one_id)
+
+
+def serve_proxy_middlewares() -> list[Middleware]:
+    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=isotherm.cluster.api.middleware:serve_proxy_middlewares. Serve
+    reads those headers in its proxy, before an application's own middlewares run (ray/serve/_private/proxy.py), so they
+    can only be stripped there. Serve calls this in each proxy before it starts the HTTP server, so the protocol is
+    chosen here too."""
+    use_front_door_protocol()
+    # The last is the outermost.
+    inner = Middleware(UnroutedMiddleware), Middleware(HealthMiddleware), Middleware(GateMiddleware)
+    return [*inner, Middleware(ServeProxyMiddleware)]

@@ -1,0 +1,152 @@
+"""From a checked request body to the engine's requests: templates, token ids, length checks, seeds. Blocking but without I/O of its own; a large
+prompt takes a while, so the front door runs it in a worker thread."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.schemas import ChatBody, CompletionBody, parse_body
+from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
+from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
+
+_COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a prompt may be. Tokens, but for `max_prompt_chars`, which is looked at before a prompt costs a tokenisation."""
+
+    max_model_len: int
+    vocab_size: int
+    max_prompt_chars: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One HTTP request, ready for the engine. `requests[i]` is choice i: `n` of them for each prompt, prompt by prompt."""
+
+    id: str  # of the reply
+    body: ChatBody | CompletionBody
+    requests: tuple[GenerationRequest, ...]
+    echo: tuple[str, ...]  # for each choice the text to put before it
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Each prompt counted once, however many choices it has."""
+        return sum(len(request.prompt) for request in self.requests[:: self.body.n or 1])
+
+
+def prepare_chat(raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: Limits) -> Prepared:
+    """The requests for a body of /v1/chat/completions. Raises APIError."""
+    body = parse_body(ChatBody, raw)
+    _check_model(body.model, models)
+    messages = [message.for_template() for message in body.messages]
+    _check_chars(sum(len(message["content"] or "") for message in messages), limits, "messages")
+    try:
+        prompt = tokenizer.render_chat(messages, None, True, **(body.chat_template_kwargs or {}))
+    except NoChatTemplateError as error:
+        raise APIError(str(error), param="messages") from None
+    except ChatTemplateBrokenError as error:
+        raise APIError(str(error), status=500, kind="server_error") from None
+    except ChatTemplateError as error:
+        raise APIError(f"messages: the model's chat template refused them: {error}", param="messages") from None
+    _check_chars(len(prompt), limits, "messages")
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    requests = _requests(body, [ids], ["messages"], reply_id, tokenizer, limits)
+    return Prepared(reply_id, body, requests, ("",) * (body.n or 1))
+
+
+def prepare_completion(raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: Limits) -> Prepared:
+    """The requests for a body of /v1/completions. Raises APIError."""
+    body = parse_body(CompletionBody, raw)
+    _check_model(body.model, models)
+    prompts, params = body.prompts, [body.prompt_param(i) for i in range(len(body.prompts))]
+    ids: list[list[int]] = []
+    for prompt, param in zip(prompts, params, strict=True):
+        if isinstance(prompt, str):
+            _check_chars(len(prompt), limits, param)
+            ids.append(tokenizer.encode(prompt))
+        else:
+            ids.append(list(prompt))
+    requests = _requests(body, ids, params, reply_id, tokenizer, limits)
+    texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts] if body.echo else [""] * len(prompts)
+    return Prepared(reply_id, body, requests, tuple(text for text in texts for _ in range(body.n or 1)))
+
+
+def choice_seed(seed: int, sample: int) -> int:
+    """The seed of the sample-th of `n` choices, 63 bits. Sample 0 has the request's own seed (a negative one modulo 2**63), so that asking for more
+    choices leaves the first as it was."""
+    seed %= 2**63
+    if sample == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _requests(
+    body: ChatBody | CompletionBody, prompts: list[list[int]], params: list[str], reply_id: str, tokenizer: Tokenizer, limits: Limits
+) -> tuple[GenerationRequest, ...]:
+    base_seed = secrets.randbits(63) if body.seed is None else body.seed
+    stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else tokenizer.eos_token_ids)
+    for i, id_ in enumerate(body.stop_token_ids or ()):
+        _check_token(id_, f"stop_token_ids[{i}]", limits)
+    requests: list[GenerationRequest] = []
+    for ids, param in zip(prompts, params, strict=True):
+        max_tokens = _max_tokens(body, len(ids), param, limits)
+        if not ids:
+            raise APIError(f"{param}: the prompt has no tokens", param=param)
+        if max(ids) >= limits.vocab_size:
+            at = next(i for i, id_ in enumerate(ids) if id_ >= limits.vocab_size)
+            _check_token(ids[at], f"{param}[{at}]", limits)
+        prompt = tuple(ids)
+        for sample in range(body.n or 1):
+            sampling = SamplingParams(
+                max_tokens=max_tokens,
+                temperature=1.0 if body.temperature is None else float(body.temperature),
+                top_p=1.0 if body.top_p is None else float(body.top_p),
+                top_k=max(body.top_k or 0, 0),
+                seed=choice_seed(base_seed, sample),
+                stop_token_ids=tuple(sorted(stop_ids)),
+                logprobs=body.logprob_count,
+            )
+            requests.append(GenerationRequest(f"{reply_id}-{len(requests)}", prompt, sampling))
+    return tuple(requests)
+
+
+def _max_tokens(body: ChatBody | CompletionBody, prompt_len: int, param: str, limits: Limits) -> int:
+    fits = limits.max_model_len - prompt_len
+    wanted = body.output_limit
+    if fits < 1 or (wanted is not None and wanted > fits):
+        asked = "at least 1" if wanted is None else str(wanted)
+        raise APIError(
+            f"{param}: this model's context is {limits.max_model_len} tokens, but the request needs {prompt_len} for the prompt and {asked} "
+            "for the output",
+            param=param,
+            code="context_length_exceeded",
+        )
+    if wanted is not None:
+        return wanted
+    return min(fits, _COMPLETION_MAX_TOKENS) if isinstance(body, CompletionBody) else fits
+
+
+def _check_model(name: str, models: Collection[str]) -> None:
+    if name not in models:
+        raise APIError(f"model: {name[:100]!r} is not served here; GET /v1/models lists what is", status=404, param="model", code="model_not_found")
+
+
+def _check_chars(chars: int, limits: Limits, param: str) -> None:
+    if chars > limits.max_prompt_chars:
+        raise APIError(
+            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a context of {limits.max_model_len} tokens may take",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def _check_token(token_id: int, param: str, limits: Limits) -> None:
+    if token_id >= limits.vocab_size:
+        raise APIError(f"{param}: token id {token_id} is outside the vocabulary (0 to {limits.vocab_size - 1})", param=param)

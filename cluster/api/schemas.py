@@ -1,0 +1,335 @@
+"""OpenAI's request bodies and error form: what a client may send to /v1/completions and /v1/chat/completions, and which field an error is about.
+
+A field that nobody knows is ignored, as real clients send many. A known field that can't be honoured is refused by name, unless it has its neutral
+value. Knows nothing about tokenizers, engines or the web framework."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from isotherm.cluster.api.errors import APIError
+
+MAX_PROMPTS = 128
+MAX_CHOICES = 128  # prompts × n
+MAX_N = 8
+_MAX_STOPS = 16
+_MAX_STOP_CHARS = 1000
+_MAX_TOP_LOGPROBS = 20
+_RESERVED_TEMPLATE_KWARGS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"})
+
+
+def _shape(value: Any) -> str:
+    """Which member of a union the value means to be, so that its errors are about that one."""
+    if not isinstance(value, list):
+        return "text"
+    if value and isinstance(value[0], list):
+        return "token lists"
+    return "tokens" if value and not isinstance(value[0], str) else "texts"
+
+
+def _text_or_list(value: Any) -> str:
+    return "list" if isinstance(value, list) else "text"
+
+
+_NonEmpty = Annotated[str, Field(min_length=1)]
+_Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARS)]
+_TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Tokens = Annotated[list[_TokenId], Field(min_length=1)]
+_Stops = Annotated[Annotated[_Stop, Tag("text")] | Annotated[list[_Stop], Field(max_length=_MAX_STOPS), Tag("list")], Discriminator(_text_or_list)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class TextPart(_Model):
+    type: Literal["text"]
+    text: str
+
+
+_Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[TextPart], Field(min_length=1), Tag("list")], Discriminator(_text_or_list)]
+
+
+class StreamOptions(_Model):
+    include_usage: bool = False
+
+
+class Message(_Model):
+    """One message of a chat. `content` is null only where the assistant called tools."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: _Content | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.reasoning_content is not None)):
+            raise PydanticCustomError("field:content", "a {role} message needs content: a string or a list of text parts", {"role": self.role})
+        return self
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates expect it: text parts joined as they are, `developer` under its older name, absent fields absent.
+        A null content stays, since DeepSeek's templates test it."""
+        content = self.content if self.content is None or isinstance(self.content, str) else "".join(part.text for part in self.content)
+        others = self.model_dump(include={"name", "tool_calls", "tool_call_id", "reasoning_content"}, exclude_none=True)
+        return {"role": "system" if self.role == "developer" else self.role, "content": content, **others}
+
+
+class GenerationBody(_Model):
+    """What both kinds of request share. The fields from `top_k` to `skip_special_tokens` are extensions that other servers know too."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "logit_bias": ({},),
+        "presence_penalty": (0,),
+        "frequency_penalty": (0,),
+        "repetition_penalty": (1,),
+        "min_p": (0,),
+        "min_tokens": (0,),
+        "response_format": ({"type": "text"},),
+        "guided_json": (),
+        "guided_regex": (),
+        "guided_choice": (),
+        "guided_grammar": (),
+        "structured_outputs": (),
+        "prompt_logprobs": (0, False),
+        "include_stop_str_in_output": (False,),
+    }
+
+    model: _NonEmpty
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    n: int | None = Field(None, ge=1, le=MAX_N)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: _Stops | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1)  # 0 and -1: off
+    stop_token_ids: list[_TokenId] | None = Field(None, max_length=128)
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name, neutral in cls.neutral.items():
+                value = data.get(name)
+                if value is not None and not any(value == allowed and isinstance(value, bool) <= isinstance(allowed, bool) for allowed in neutral):
+                    raise PydanticCustomError(f"field:{name}", "{name} is not supported yet{hint}", {"name": name, "hint": _hint(neutral)})
+        return data
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> GenerationBody:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("field:stream_options", "stream_options is only allowed when stream is true")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **GenerationBody.neutral,
+        "tool_choice": ("auto", "none"),
+        "parallel_tool_calls": (True,),
+        "functions": ([],),
+        "function_call": ("auto", "none"),
+        "modalities": (["text"],),
+        "audio": (),
+        "web_search_options": (),
+        "reasoning_effort": (),
+        "verbosity": (),
+        "echo": (False,),
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
+        "documents": ([],),
+    }
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=_MAX_TOP_LOGPROBS)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | None = None
+    chat_template: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ChatBody:
+        if self.chat_template is not None:
+            raise PydanticCustomError("field:chat_template", "chat_template is refused: only the model's own template is used")
+        if self.tools and self.tool_choice != "none":
+            # Calls would come back as raw text. Those of earlier turns, in `messages`, are the template's business.
+            raise PydanticCustomError(
+                "field:tools", 'tools are not served yet: leave them out, or give tool_choice "none"'
+            )
+        if self.max_tokens is not None and self.max_completion_tokens is not None and self.max_tokens != self.max_completion_tokens:
+            raise PydanticCustomError("field:max_tokens", "max_tokens and max_completion_tokens differ; give one of them")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise PydanticCustomError("field:top_logprobs", "top_logprobs needs logprobs to be true")
+        if reserved := _RESERVED_TEMPLATE_KWARGS & (self.chat_template_kwargs or {}).keys():
+            raise PydanticCustomError("field:chat_template_kwargs", "chat_template_kwargs must not set {name}", {"name": min(reserved)})
+        return self
+
+    @property
+    def output_limit(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def logprob_count(self) -> int | None:
+        """As SamplingParams.logprobs."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**GenerationBody.neutral, "suffix": ("",)}
+
+    prompt: Annotated[
+        Annotated[_NonEmpty, Tag("text")]
+        | Annotated[list[_NonEmpty], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+        | Annotated[_Tokens, Tag("tokens")]
+        | Annotated[list[_Tokens], Field(min_length=1, max_length=MAX_PROMPTS), Tag("token lists")],
+        Discriminator(_shape),
+    ]
+    logprobs: int | None = Field(None, ge=0, le=_MAX_TOP_LOGPROBS)
+    echo: bool | None = None
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CompletionBody:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise PydanticCustomError("field:best_of", "best_of must equal n: choosing among more is not supported yet")
+        if self.echo and self.logprobs is not None:
+            raise PydanticCustomError("field:echo", "echo together with logprobs is not supported yet")
+        if len(self.prompts) * (self.n or 1) > MAX_CHOICES:
+            raise PydanticCustomError("field:n", "prompts × n must be at most {limit}", {"limit": MAX_CHOICES})
+        return self
+
+    @property
+    def prompts(self) -> Sequence[str | list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # type: ignore[list-item, return-value]
+
+    def prompt_param(self, index: int) -> str:
+        """The name of one of `prompts` in an error."""
+        return f"prompt[{index}]" if isinstance(self.prompt, list) and not isinstance(self.prompt[0], int) else "prompt"
+
+    @property
+    def output_limit(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def logprob_count(self) -> int | None:
+        """As SamplingParams.logprobs."""
+        return self.logprobs
+
+
+_Body = TypeVar("_Body", ChatBody, CompletionBody)
+
+
+def parse_body(model: type[_Body], body: bytes) -> _Body:
+    """The checked request. Raises APIError 400 that names the first wrong field."""
+    try:
+        data = json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise APIError(f"the body is not valid UTF-8: {error}") from None
+    except RecursionError:
+        raise APIError("the body is nested too deeply") from None
+    except ValueError as error:
+        raise APIError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise APIError(f"the body must be a JSON object, got {_json_type(data)}")
+    if b"\\u" in body and (path := _unpaired_surrogate(data)) is not None:
+        raise APIError(f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _api_error(error.errors(include_url=False)[0], data) from None
+
+
+def _hint(neutral: tuple[Any, ...]) -> str:
+    allowed = " or ".join(json.dumps(value) for value in neutral)
+    return f"; leave it out or give {allowed}" if allowed else "; leave it out"
+
+
+def _api_error(error: Any, data: dict[str, Any]) -> APIError:
+    """OpenAI's form of a pydantic error. Its location also holds tags of union members, which are no part of the client's JSON."""
+    path: list[str | int] = []
+    at: Any = data
+    for step in error["loc"]:
+        in_object = isinstance(at, dict) and isinstance(step, str) and step in at
+        in_array = isinstance(at, list) and isinstance(step, int) and step < len(at)
+        if in_object or in_array:
+            at = at[step]
+        elif not (error["type"] == "missing" and step == error["loc"][-1]):
+            continue
+        path.append(step)
+    kind, message = error["type"], error["msg"]
+    if kind.startswith("field:"):
+        path.append(kind.removeprefix("field:"))
+    elif kind == "missing":
+        message = "this field is required"
+    else:
+        message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
+    param = _param(path)
+    return APIError(message if param and message.startswith(param.rsplit(".", 1)[-1]) else f"{param}: {message}", param=param)
+
+
+def _param(path: list[str | int]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"{_json_type(value)} of {len(value)}"
+    if type(value) is int and value.bit_length() > 64:
+        return "a number of more than 64 bits"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+    return names[type(value)]
+
+
+def _unpaired_surrogate(value: Any) -> list[str | int] | None:
+    """Where a string can't be encoded, if anywhere. JSON allows "\\ud800"; UTF-8, and with it the tokenizer, does not."""
+    stack: list[tuple[list[str | int], Any]] = [([], value)]
+    while stack:
+        path, item = stack.pop()
+        if isinstance(item, str):
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                return path
+        elif isinstance(item, dict):
+            for key, inner in item.items():
+                try:
+                    key.encode()
+                except UnicodeEncodeError:
+                    return path
+                stack.append(([*path, key], inner))
+        elif isinstance(item, list):
+            stack.extend(([*path, i], inner) for i, inner in enumerate(item) if isinstance(inner, str | dict | list))
+    return None

@@ -1,0 +1,224 @@
+"""`isotherm bench`: how fast this machine runs the engine, its kernels and its links, and what load a running endpoint takes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, help="Measure this machine. Figures are medians over the runs.")
+console = Console()
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help='a directory, a hub id or "tiny"')]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+RunsOption = Annotated[int, typer.Option(min=1, help="counted runs, after one that is not")]
+ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="default: all cores")]  # noqa: UP045
+HeadOption = Annotated[str, typer.Option(help="stored, or fp8: an 8-bit output projection")]
+PlotOption = Annotated[Optional[Path], typer.Option(help="write a PNG (needs matplotlib: the `bench` extra)")]  # noqa: UP045
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter(f'"{text}" is not a list of positive numbers such as 1,8,32')
+    return sizes
+
+
+def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool, facts: dict[str, Any]) -> None:
+    if as_json:
+        print(json.dumps({"figures": list(rows), **facts}))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(f"{row[c]:.1f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
+    console.print(table)
+    for name, value in facts.items():
+        console.print(f"{name.replace('_', ' ')}: {value:.1f}" if isinstance(value, float) else f"{name.replace('_', ' ')}: {value}", highlight=False)
+
+
+def _plot(path: Path | None, title: str, rows: Sequence[dict[str, Any]], value: str, label: str) -> None:
+    if path is None:
+        return
+    from isotherm.cluster.cli.bench_plot import plot_bars
+
+    plot_bars(path, title, [f"{row['name']} {row.get('size', row.get('rows'))}" for row in rows], [row[value] for row in rows], label)
+
+
+def _engine(model: str, batches: list[int], prompts: list[int], runs: int, dtype: str, head: str, kernels: str, threads: int | None,
+            as_json: bool, plot: Path | None) -> None:
+    from isotherm.cluster.cli.bench_engine import EngineBench
+    from isotherm.cluster.cli.bench_kernels import matmul_peak, stream_bandwidth
+    from isotherm.cluster.model.path import resolve_model
+
+    if head not in ("stored", "fp8"):
+        raise typer.BadParameter(f'--head is "{head}"; it must be "stored" or "fp8"')
+    bench = EngineBench(resolve_model(model), dtype, kernels, threads, max(batches, default=1), max(prompts, default=1), head=head)
+    rows = [figure.as_dict() for figure in bench.measure(batches, prompts, runs)]
+    facts = {"kernels": bench.kernels.name, "stream_gb_per_s": stream_bandwidth(), "matmul_gflop_per_s": matmul_peak()}
+    _show(rows, ("name", "size", "median"), as_json, facts)
+    _plot(plot, model, rows, "median", "tokens/s")
+
+
+@app.command()
+def decode(
+    model: ModelArgument = "tiny",
+    batch: Annotated[str, typer.Option(help="streams at once")] = "1,8,32",
+    runs: RunsOption = 5,
+    dtype: str = "bfloat16",
+    head: HeadOption = "stored",
+    kernels: str = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Tokens per second of the offline engine while it generates."""
+    _engine(model, _sizes(batch), [], runs, dtype, head, kernels, threads, as_json, plot)
+
+
+@app.command()
+def prefill(
+    model: ModelArgument = "tiny",
+    tokens: Annotated[str, typer.Option(help="prompt lengths")] = "128,512",
+    runs: RunsOption = 5,
+    dtype: str = "bfloat16",
+    head: HeadOption = "stored",
+    kernels: str = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Prompt tokens per second of the offline engine."""
+    _engine(model, [], _sizes(tokens), runs, dtype, head, kernels, threads, as_json, plot)
+
+
+@app.command("kernels")
+def bench_kernels(
+    hidden: Annotated[int, typer.Option(min=1)] = 1024,
+    inner: Annotated[int, typer.Option(min=1, help="width of one expert")] = 512,
+    experts: Annotated[int, typer.Option(min=1)] = 64,
+    top_k: Annotated[int, typer.Option(min=1)] = 6,
+    rows: Annotated[str, typer.Option()] = "1,8,32,128",
+    runs: RunsOption = 15,
+    kernels: str = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Matrix kernels beside this machine's measured stream bandwidth and matrix-product peak."""
+    import torch
+
+    from isotherm.cluster.cli.bench_kernels import bench_experts, bench_linear, matmul_peak, stream_bandwidth
+    from isotherm.kernels.select import select_kernels
+
+    chosen, counts = select_kernels(kernels, torch.bfloat16, threads).kernels, _sizes(rows)
+    stream, peak = stream_bandwidth(), matmul_peak()
+    figures = [f for fp8 in (False, True) for f in bench_linear(chosen, 3 * hidden, hidden, fp8, counts, runs)]
+    figures += [f for fp8 in (False, True) for f in bench_experts(chosen, hidden, inner, experts, top_k, fp8, counts, runs)]
+    table = [f.as_dict() for f in figures]
+    # Before and after: what a shared machine gives may change meanwhile.
+    facts = {"kernels": chosen.name, "stream_gb_per_s": max(stream, stream_bandwidth()), "matmul_gflop_per_s": max(peak, matmul_peak())}
+    _show(table, ("name", "weights", "rows", "microseconds", "gb_per_s", "gflop_per_s"), as_json, facts)
+    _plot(plot, f"kernels, hidden {hidden}", table, "gflop_per_s", "GFLOP/s")
+
+
+@app.command("links")
+def bench_links(
+    hidden: Annotated[int, typer.Option(min=1)] = 1024,
+    experts: Annotated[int, typer.Option(min=1)] = 64,
+    top_k: Annotated[int, typer.Option(min=1)] = 6,
+    rows: Annotated[str, typer.Option(help="rows of a message")] = "1,8,32,128",
+    trips: Annotated[int, typer.Option(min=1, help="counted round trips of each message")] = 300,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Round trips of dispatch messages between two processes, over each kind of link."""
+    from isotherm.cluster.cli import bench_links as bench
+
+    if top_k > experts:
+        raise typer.BadParameter(f"--top-k is {top_k}; there are {experts} experts")
+    figures, without = bench.bench_links(bench.LinkShape(hidden, experts, top_k), _sizes(rows), trips)
+    table = [f.as_dict() for f in figures]
+    _show(table, ("name", "rows", "pairs", "microseconds", "p99_microseconds", "mb_per_s"), as_json,
+          {} if without is None else {"no_shared_memory": without})  # fmt: skip
+    _plot(plot, f"round trips, hidden {hidden}, top {top_k}", table, "microseconds", "µs")
+
+
+@app.command("served")
+def bench_served(
+    model: ModelArgument = "tiny",
+    streams: Annotated[int, typer.Option(min=1, help="requests at once")] = 16,
+    output_tokens: Annotated[int, typer.Option(min=16, help="of each request")] = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="counted rounds, after one that is not")] = 5,
+    links: Annotated[str, typer.Option(help="kinds of links.kind in the manifest, each with a cluster of its own")] = "auto,process-group",
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Tokens per second through HTTP (the default manifest, Ray, separate processes) beside the engine in one process, in turn."""
+    from isotherm.cluster.cli.bench_engine import PROMPT, EngineBench
+    from isotherm.cluster.cli.bench_load import LoadShape
+    from isotherm.cluster.cli.bench_served import bench_served
+    from isotherm.cluster.model.path import resolve_model
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the cluster is ended on the way out
+    path = resolve_model(model)
+    engine = EngineBench(path, "bfloat16", "auto", None, streams, 1, most_output=output_tokens)
+    shape = LoadShape(streams, math.inf, PROMPT, output_tokens)
+    figures = bench_served({"model": str(path)}, links.split(","), shape, lambda: engine.decode(streams, output_tokens - 1), rounds)
+    rows = [figure.as_dict() for figure in figures]
+    columns = {"links": "links", "offline_median": "offline", "streamed_median": "streamed", "streamed_ratio": "", "whole_median": "whole",
+               "whole_ratio": "", "first_token_ms": "alone: first token, ms", "token_ms": "ms/token"}
+    if as_json:
+        print(json.dumps({"figures": rows, "kernels": engine.kernels.name}))
+    else:
+        table = Table(*columns.values(), title=f"{streams} streams, tokens/s (and of offline)")
+        for row in rows:
+            table.add_row(row["links"], *(f"{row[c]:.0%}" if c.endswith("_ratio") else f"{row[c]:.1f}" for c in list(columns)[1:]))
+        console.print(table)
+    names = ("offline", "streamed", "whole")
+    bars = [{"name": f"{row['links']} {name}", "size": streams, "value": row[f"{name}_median"]} for row in rows for name in names]
+    _plot(plot, f"{model}, served", bars, "value", "tokens/s")
+
+
+@app.command("serve")
+def bench_serve(
+    url: Annotated[str, typer.Option(help="a running endpoint")] = "http://127.0.0.1:8000",
+    requests: Annotated[int, typer.Option(min=1)] = 64,
+    rate: Annotated[float, typer.Option(min=0, help="arrivals per second; 0: all at once")] = 0.0,
+    prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    output_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    seed: int = 0,
+    stream: Annotated[bool, typer.Option(help="replies as events, or whole")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Open-loop load on an endpoint: throughput, time to first token, time between tokens."""
+    from isotherm.cluster.cli.bench_load import LoadShape, run_load
+    from isotherm.cluster.client import Client
+    from isotherm.cluster.client.answers import checked
+
+    with Client(url) as client:
+        url = client.base_url
+        model = checked(client.request("GET", "/v1/models"))["data"][0]
+    shape = LoadShape(requests, rate or math.inf, prompt_tokens, output_tokens, seed, stream)
+    report = asyncio.run(run_load(url, model["id"], model["vocab_size"], shape))
+    if as_json:
+        print(json.dumps(report.as_dict()))
+        return
+    console.print(f"{report.requests} requests, {report.failed} failed {report.first_error}", highlight=False)
+    decoding = f", {report.decode_tokens_per_s:.1f} while decoding" if stream else ""
+    console.print(f"{report.output_tokens_per_s:.1f} output tokens/s over {report.seconds:.1f} s{decoding}", highlight=False)
+    table = Table("", "p50 ms", "p90 ms", "p99 ms")
+    for name in ("time_to_first_token_ms", "time_between_tokens_ms"):
+        table.add_row(name[:-3].replace("_", " "), *(f"{v:.1f}" for v in getattr(report, name).values()))
+    console.print(table)

@@ -1,0 +1,282 @@
+"""The `isotherm` command. Each command parses and prints; the work is elsewhere, imported only when it is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from isotherm.cluster.cli.bench import app as bench_app
+from isotherm.cluster.on_ray.environment import prepare_attach, prepare_local_ray
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Serve DeepSeek-V3-family models on Ray.")
+app.add_typer(bench_app, name="bench")
+console = Console()
+errors = Console(stderr=True)
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL|MANIFEST", help='a directory, a hub id, "tiny", or a manifest (*.yaml)')]
+AddressOption = Annotated[Optional[str], typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster")]  # noqa: UP045
+DEFAULT_URL = "http://127.0.0.1:8000"
+INPUT_HELP = "requests in OpenAI's batch format, a JSON object a line; -: standard input"
+COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
+
+
+def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors that a user can do something about become one message and exit status 1; anything else keeps its traceback."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        from httpx import InvalidURL
+
+        from isotherm.cluster.client import ClientError
+        from isotherm.cluster.client.batch import BatchError
+
+        try:
+            return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise  # a RuntimeError to Python, but it only says the exit status
+        except (ValueError, RuntimeError, ConnectionError, OSError, InvalidURL, ClientError, BatchError) as error:
+            if type(error) in (ValueError, RuntimeError):
+                raise  # ours are subclasses: a bare one is a bug
+            errors.print(f"isotherm: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+for _command in bench_app.registered_commands:
+    _command.callback = user_errors(_command.callback)  # type: ignore[arg-type]  # each has one
+
+
+def _manifest(model: str, **overrides: Any):
+    """The manifest that MODEL|MANIFEST means, and the model's directory."""
+    from isotherm.cluster.manifest import load_manifest, parse_manifest
+    from isotherm.cluster.model.path import resolve_model
+
+    is_manifest = model.endswith((".yaml", ".yml"))
+    manifest = load_manifest(Path(model)) if is_manifest else parse_manifest({"model": model})
+    if http := {name: value for name, value in overrides.items() if value is not None}:
+        manifest = parse_manifest(manifest.model_dump() | {"http": manifest.http.model_dump() | http}, "command line")
+    path = resolve_model(manifest.model)
+    if manifest.model_id in ("", ".", ".."):
+        manifest = parse_manifest(manifest.model_dump() | {"served_name": path.name or "model"}, "command line")
+    return manifest, path
+
+
+def _cuda_unavailable() -> str | None:
+    from isotherm.kernels.select import cuda_unavailable_reason
+
+    return cuda_unavailable_reason()
+
+
+@app.command()
+@user_errors
+def serve(
+    model: ModelArgument = "tiny",
+    host: Annotated[Optional[str], typer.Option(help="address to bind; default 127.0.0.1")] = None,  # noqa: UP045
+    port: Annotated[Optional[int], typer.Option(help="default 8000")] = None,  # noqa: UP045
+    address: Annotated[Optional[str], typer.Option(help="join this Ray cluster; default: start a local one")] = None,  # noqa: UP045
+) -> None:
+    """Serve a model over the OpenAI API until Ctrl-C, SIGTERM or `isotherm stop`."""
+    manifest, path = _manifest(model, host=host, port=port)
+    from isotherm.cluster.deploy.capacity import check_machine, machine_memory
+    from isotherm.cluster.deploy.preflight import check_port, check_servable
+
+    check_servable(manifest, path, _cuda_unavailable if address is None else None)
+    if address is None:
+        check_machine(manifest, path, machine_memory(), os.cpu_count() or 1)
+        check_port(manifest.http.host, manifest.http.port)
+        prepare_local_ray()
+    else:
+        address = prepare_attach(address)
+    from isotherm.cluster.supervise.supervisor import serve_until_stopped
+
+    serve_until_stopped(manifest, path, address, console)
+
+
+@app.command()
+@user_errors
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[Optional[str], typer.Option(help="text to continue")] = None,  # noqa: UP045
+    prompt_ids: Annotated[Optional[str], typer.Option(help="token ids to continue, as 1,2,3")] = None,  # noqa: UP045
+    chat_prompt: Annotated[Optional[str], typer.Option("--chat", help="a user message, put into the chat template")] = None,  # noqa: UP045
+    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    seed: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1)] = 0,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the end-of-sequence token")] = False,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
+    kernels: Annotated[str, typer.Option(help="auto, native, reference or triton")] = "auto",
+    logprobs: Annotated[Optional[int], typer.Option(min=0, help="log-probabilities of each token and of the N most likely ones")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Continue one prompt offline: the same engine in this process, without Ray."""
+    manifest, path = _manifest(model)
+    from isotherm.cluster.cli.offline import OfflineOptions, generate_offline
+
+    options = OfflineOptions(prompt, prompt_ids, chat_prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos, dtype, kernels, logprobs)
+    result = generate_offline(manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True))
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print("" if result["text"] is not None else ",".join(map(str, result["token_ids"])))
+
+
+@app.command("inspect")
+@user_errors
+def inspect_command(model: ModelArgument = "tiny", as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Print what a checkpoint is and what a manifest would place where, without reading weights."""
+    manifest, path = _manifest(model)
+    from isotherm.cluster.cli.views import show_report
+    from isotherm.cluster.deploy.inspect import inspect_model
+
+    report = inspect_model(path, manifest)
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    else:
+        show_report(report, console)
+
+
+@app.command()
+@user_errors
+def status(address: AddressOption = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Print workers, nodes, placement version and load of the running cluster."""
+    address = prepare_attach(address)
+    from isotherm.cluster.cli.views import show_status
+    from isotherm.cluster.on_ray.session import cluster_status
+
+    found = cluster_status(address)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        show_status(found, console)
+
+
+@app.command()
+@user_errors
+def stop(address: AddressOption = None) -> None:
+    """End the running cluster, once its open requests have finished: ingress, workers and controller, and the Ray that
+    `isotherm serve` started."""
+    address = prepare_attach(address)
+    from isotherm.cluster.deploy.serve import stop_running
+
+    stop_running(address)
+    console.print("stopped")
+
+
+def _copies(word: str) -> dict[str, Any]:
+    """ "2:5=3" → layer 2, expert 5, 3 copies; "2:5=auto" → as many as the autoscaler decides."""
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})=(\d{1,9}|auto)", word)
+    if found is None:
+        raise typer.BadParameter(f"--copies {word}: must be LAYER:EXPERT=N, or LAYER:EXPERT=auto")
+    layer, expert, count = found.groups()
+    return {"layer": int(layer), "expert": int(expert), "count": None if count == "auto" else int(count)}
+
+
+@app.command()
+@user_errors
+def scale(
+    expert_groups: Annotated[Optional[int], typer.Option(min=1, help="expert groups that there are to be")] = None,  # noqa: UP045
+    attention_shards: Annotated[Optional[int], typer.Option(min=1, help="attention shards that there are to be")] = None,  # noqa: UP045
+    drain_node: Annotated[Optional[list[str]], typer.Option(metavar="ID", help="node that is to have no worker; give all of them")] = None,  # noqa: UP045
+    drain_none: Annotated[bool, typer.Option("--drain-none", help="every node may have workers again")] = False,
+    copies: Annotated[Optional[list[str]], typer.Option(metavar="LAYER:EXPERT=N|auto", help=COPIES_HELP)] = None,  # noqa: UP045
+    url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = DEFAULT_URL,
+    deadline: Annotated[Optional[float], typer.Option(help="seconds in which it must be prepared; default 120")] = None,  # noqa: UP045
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be done")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="until it is done or rolled back")] = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Change the number of workers, the nodes that they run on, or the copies of experts, under live traffic."""
+    from isotherm.cluster.client import Client
+
+    if drain_node and drain_none:
+        raise typer.BadParameter("give --drain-node or --drain-none, not both")
+    target: dict[str, Any] = {"expert_groups": expert_groups, "attention_shards": attention_shards, "deadline_seconds": deadline}
+    target["drain_nodes"] = [] if drain_none else drain_node or None
+    target["copies"] = [_copies(word) for word in copies] if copies else None
+    with Client(url) as client:
+        operation = client.scale(**{name: n for name, n in target.items() if n is not None}, dry_run=dry_run)
+        if wait:
+            operation = client.wait_for_operation(operation["id"])
+    if as_json:
+        print(json.dumps(operation))
+    else:
+        console.print(f"{operation['id']}: {operation['phase']}", highlight=False)
+        for line in [*operation["plan"], *operation["reasons"]]:
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    if operation["phase"] in ("rolled_back", "failed"):
+        raise typer.Exit(1)
+
+
+@app.command()
+@user_errors
+def top(
+    url: Annotated[Optional[str], typer.Option(help="where `isotherm serve` listens; default: as the running cluster says")] = None,  # noqa: UP045
+    address: AddressOption = None,
+    interval: Annotated[float, typer.Option(min=0.1, max=60, help="seconds between two looks")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="print one picture and end")] = False,
+) -> None:
+    """Show workers, operations and the heat of every expert, live, until Ctrl-C."""
+    if url is None:
+        address = prepare_attach(address)
+        from isotherm.cluster.on_ray.session import cluster_url
+
+        url = cluster_url(address)
+    from isotherm.cluster.cli.top import run_top
+
+    run_top(url, interval, once, console)
+
+
+@app.command()
+@user_errors
+def chat(
+    url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = DEFAULT_URL,
+    system: Annotated[Optional[str], typer.Option(help="system message")] = None,  # noqa: UP045
+    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+) -> None:
+    """Chat with a served model in the terminal."""
+    from isotherm.cluster.cli.chat import chat_loop
+
+    chat_loop(url, system, temperature, max_tokens, console)
+
+
+@app.command()
+@user_errors
+def batch(
+    input_path: Annotated[Path, typer.Option("--input", help=INPUT_HELP)],
+    output_path: Annotated[Path, typer.Option("--output", help="results; a file that is there already is completed")],
+    url: Annotated[Optional[str], typer.Option(help="endpoint; default: the one of the cluster that this job runs on")] = None,  # noqa: UP045
+    concurrency: Annotated[int, typer.Option(min=1, max=4096)] = 32,
+) -> None:
+    """Run a file of requests against the running cluster; run it again to complete a half-done output.
+
+    Exit status: 0 when every row was answered; 3 when rows were answered with an error; 4 when rows are left for
+    another run; 1 when it could not run.
+    """
+    from isotherm.cluster.cli.views import show_batch_summary
+    from isotherm.cluster.client.batch import run
+
+    if url is None:
+        from isotherm.cluster.on_ray.session import cluster_url
+
+        url = cluster_url(prepare_attach(None))
+    summary = run(input_path, output_path, url, concurrency)
+    show_batch_summary(summary, console)
+    if summary.exit_status:
+        raise typer.Exit(summary.exit_status)
+
+
+def main() -> None:
+    sys.exit(app())

@@ -1,0 +1,111 @@
+"""`isotherm generate`: one prompt through the whole engine in this process, without Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isotherm.actors.local import local_engine, run
+from isotherm.actors.models.weights import own_fingerprint, parse_dtype
+from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.text.tokenizer import Tokenizer
+from isotherm.kernels.select import NAMES, select_kernels
+
+log = logging.getLogger(__name__)
+
+
+class OfflineError(ValueError):
+    """The options do not fit each other or the model."""
+
+
+@dataclass(frozen=True)
+class OfflineOptions:
+    """Exactly one of prompt (text), prompt_ids ("1,2,3") and chat (a user message) is set."""
+
+    prompt: str | None
+    prompt_ids: str | None
+    chat: str | None
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    ignore_eos: bool
+    dtype: str
+    kernels: str
+    logprobs: int | None
+
+
+def generate_offline(manifest: Manifest, path: Path, options: OfflineOptions, show: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """token_ids, text, logprobs (per token: token_id, logprob, top), finish_reason and system_fingerprint, which
+    replies of a cluster that computes the same bits have too. `show` is given the text as it grows."""
+    if sum(o is not None for o in (options.prompt, options.prompt_ids, options.chat)) != 1:
+        raise OfflineError("give one of --prompt TEXT, --prompt-ids 1,2,3 and --chat TEXT")
+    if options.dtype not in ("float32", "bfloat16"):
+        raise OfflineError(f'--dtype is "{options.dtype}"; it must be "float32" or "bfloat16"')
+    if options.kernels not in NAMES:
+        raise OfflineError(f'--kernels is "{options.kernels}"; it must be "auto", "native", "reference" or "triton"')
+    checkpoint = Checkpoint.open(path)
+    config = checkpoint.config
+    # With --prompt-ids a model without a tokenizer will do: there is then no text.
+    tokenizer = Tokenizer.load(path) if options.prompt_ids is None or (path / "tokenizer.json").is_file() else None
+    prompt = _prompt_ids(options, tokenizer, config.vocab_size)
+    length = len(prompt) + options.max_tokens
+    if length > config.max_position_embeddings:
+        raise OfflineError(f"{len(prompt)} prompt tokens and --max-tokens {options.max_tokens} exceed the model's {config.max_position_embeddings}")
+    if options.logprobs is not None and options.logprobs > config.vocab_size:
+        raise OfflineError(f"--logprobs is {options.logprobs}; the vocabulary has {config.vocab_size} tokens")
+    selection = select_kernels(options.kernels, parse_dtype(options.dtype), device=manifest.device)
+    log.info("kernels: %s (%s)", selection.kernels.name, selection.reason)
+    block_size = manifest.engine.block_size
+    scheduler = SchedulerConfig(block_size, -(-length // block_size), manifest.engine.max_batch_tokens, 1, length, prefix_cache=False)
+    engine = local_engine(checkpoint, selection.kernels, scheduler)
+    stop = () if options.ignore_eos else tokenizer.eos_token_ids if tokenizer is not None else config.eos_token_ids
+    params = SamplingParams(options.max_tokens, options.temperature, options.top_p, options.top_k, options.seed, tuple(stop), options.logprobs)
+    stream = None if tokenizer is None else tokenizer.stream()
+    text, reason = "", None
+    tokens: list[int] = []
+    logprobs: list[dict[str, Any]] = []
+    for delta in run(engine, [GenerationRequest("offline", prompt, params)]):
+        tokens += delta.token_ids
+        reason = delta.finish_reason
+        logprobs += [{"token_id": t, "logprob": p.chosen, "top": p.top} for t, p in zip(delta.token_ids, delta.logprobs, strict=False)]
+        if stream is not None:
+            new = stream.push(delta.token_ids).text + (stream.flush() if reason is not None else "")
+            text += new
+            if show is not None:
+                show(new)
+    return {
+        "token_ids": tokens,
+        "text": text if stream is not None else None,
+        "logprobs": logprobs if options.logprobs is not None else None,
+        "finish_reason": None if reason is None else reason.value,
+        "prompt_tokens": len(prompt),
+        "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, "stored").digest,
+    }
+
+
+def _prompt_ids(options: OfflineOptions, tokenizer: Tokenizer | None, vocab_size: int) -> tuple[int, ...]:
+    if options.prompt_ids is not None:
+        try:
+            ids = [int(i) for i in options.prompt_ids.split(",")]
+        except ValueError:
+            raise OfflineError(f'--prompt-ids is "{options.prompt_ids}"; it must be token ids with commas between them') from None
+        if bad := [i for i in ids if not 0 <= i < vocab_size]:
+            raise OfflineError(f"--prompt-ids has {bad[0]}; the vocabulary has ids 0 to {vocab_size - 1}")
+        return tuple(ids)
+    assert tokenizer is not None
+    if options.chat is not None:
+        text = tokenizer.render_chat([{"role": "user", "content": options.chat}])
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
+    assert options.prompt is not None
+    ids = tokenizer.encode(options.prompt)
+    if not ids:
+        raise OfflineError("--prompt is empty")
+    return tuple(ids)

@@ -1,0 +1,240 @@
+"""`isotherm top`: workers, operations and the heat of every expert, live in the terminal. What is shown is a pure function of what was read."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from isotherm.cluster.cli.chat import NoServerError
+from isotherm.cluster.client import APIError, Client, ConnectionFailedError
+from isotherm.cluster.manifest import human_bytes
+
+T = TypeVar("T")
+RAMP = " .:-=+*#%@"  # cold … hot, where there are no colours
+COLDEST, HOTTEST = 1 / 8, 8.0  # times the layer's mean: the ends of the scale
+HOT_EXPERTS = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was read at one moment. `autoscaler` is None where the server has none."""
+
+    time: float  # seconds, of any clock
+    status: dict[str, Any]
+    experts: dict[str, Any]
+    autoscaler: dict[str, Any] | None
+
+
+def read(client: Client) -> Sample:
+    """Raises ConnectionFailedError, and APIError when the server has no such routes or its controller is away."""
+    try:
+        autoscaler = client.autoscaler()
+    except APIError as error:
+        if error.status != 404:
+            raise
+        autoscaler = None
+    return Sample(time.monotonic(), client.status(), client.experts(), autoscaler)
+
+
+# --- what is shown -------------------------------------------------------------------------------------------------------------------------
+
+
+def frame(now: Sample, before: Sample | None, url: str, width: int, height: int, colours: bool, trouble: str = "") -> RenderableType:
+    """One picture, `width` × `height` characters at most. Rates are of the time between the two samples. `trouble`: why `now` is old."""
+    parts = [_head(now, before, url)]
+    if trouble:
+        parts.append(Text(trouble, style="bold red"))
+    parts += [*_operation(now.status.get("operation")), *_autoscaler(now.autoscaler), *_hottest(now.experts)]
+    left = height - len(parts) - 4  # the table's heading and a line of space, the map's heading, and the last line for the cursor
+    layers = now.experts["layers"]
+    lines = min(max(left // 2, left - len(now.status["workers"])), len(layers) if not colours else -(-len(layers) // 2))
+    table = _workers(now, before, max(1, left - max(0, lines)))
+    return Group(*(_cut(part, width) for part in parts), table, *_heat_map(layers, width, max(0, lines), colours))
+
+
+def _cut(text: Text, width: int) -> Text:
+    text.truncate(width, overflow="ellipsis")
+    text.no_wrap = True
+    return text
+
+
+def _head(now: Sample, before: Sample | None, url: str) -> Text:
+    status = now.status
+    shards = [w for w in status["workers"] if "running" in w]
+    running, waiting = (sum(w[name] for w in shards) for name in ("running", "waiting"))
+    rates = [rate for w in shards if (rate := _rate(now, before, w, "tokens")) is not None]
+    speed = f"{sum(rates):.0f} tokens/s" if rates else "- tokens/s"
+    phase = status["controller"]["phase"]
+    version = status["placement_version"]
+    words = f"{speed}  {running} running  {waiting} waiting  placement {version if version is not None else '-'}  {url}"
+    return Text.assemble((status["model"]["id"], "bold"), "  ", (phase, "green" if phase == "serving" else "yellow"), "  ", words)
+
+
+def _operation(operation: dict[str, Any] | None) -> Iterator[Text]:
+    if operation is None:
+        yield Text("no operation under way", style="dim")
+        return
+    target = ", ".join(f"{name} {value if not isinstance(value, list) else len(value)}" for name, value in operation["target"].items())
+    done = round(20 * operation["progress"])
+    bar = "━" * done + "╌" * (20 - done)
+    yield Text(f"{operation['id']} {bar} {operation['phase']}  {target}  ({operation['origin']})", style="cyan")
+    for reason in operation.get("waiting", [])[:2]:
+        yield Text(f"  {reason}", style="yellow")
+
+
+def _autoscaler(report: dict[str, Any] | None) -> Iterator[Text]:
+    if report is None:
+        return
+    last = report["decisions"][-1] if report["decisions"] else None
+    words = "no decision yet" if last is None else f"last: {last['kind']}, {last['reason']} ({last['result']})"
+    yield Text(f"autoscaler {report['mode']}  {words}", style="magenta")
+
+
+def _hottest(experts: dict[str, Any]) -> Iterator[Text]:
+    found = [(rate, layer["layer"], e, held) for layer in experts["layers"]
+             for e, (rate, held) in enumerate(zip(_rates(layer), layer["holders"], strict=True)) if rate]  # fmt: skip
+    if found:
+        hot = sorted(found, key=lambda f: (-f[0], f[1:3]))[:HOT_EXPERTS]
+        yield Text("hottest  " + "   ".join(f"layer {layer} expert {e} on {', '.join(held)}" for _, layer, e, held in hot))
+
+
+def _workers(now: Sample, before: Sample | None, lines: int) -> Table:
+    """One row each; with more workers than lines, shards and the hottest groups."""
+    heat = now.experts.get("heat", {})
+    workers = sorted(now.status["workers"], key=lambda w: (w["role"] != "attention", -heat.get(w["id"], 0.0)))
+    shown = workers if len(workers) <= lines else workers[: max(0, lines - 1)]
+    table = Table("worker", "host", "load", "rate", "memory", box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for w in shown:
+        load, rate, memory = w["state"], "", ""
+        if "running" in w:
+            load = f"{w['running']} running, {w['waiting']} waiting"
+            rate = _per_second(_rate(now, before, w, "tokens"), "tokens/s")
+            memory = f"KV {w['kv_blocks_used'] / max(1, w['kv_blocks']):.0%}"
+        elif "pairs" in w:
+            busy = _rate(now, before, w, "busy_seconds")
+            load = f"heat {heat.get(w['id'], 1.0):.2f}" + ("" if busy is None else f", busy {min(1.0, busy):.0%}")
+            rate = _per_second(_rate(now, before, w, "pairs"), "rows/s")
+            memory = f"{w['experts']} experts, {human_bytes(w['weight_bytes'])}"
+        elif w["state"] == "loading" and "progress" in w:
+            load = f"loading, {w['progress']:.0%}"
+        trouble = f"{w['state']}: {w['reason']}" if "reason" in w else None
+        table.add_row(escape(w["id"]), escape(w.get("host", "")), escape(trouble or load), rate, memory, style="yellow" if trouble else None)
+    if len(shown) < len(workers):
+        table.add_row(f"… {len(workers) - len(shown)} more", "", "", "", "")
+    for column in table.columns:
+        column.no_wrap = True
+    table.columns[0].min_width = max([6, *(len(w["id"]) for w in shown)])
+    return table
+
+
+def _heat_map(layers: Sequence[dict[str, Any]], width: int, lines: int, colours: bool) -> Iterator[Text]:
+    """Layers from top to bottom, experts from left to right, each against its layer's mean. Where there is no room for all, neighbours share a
+    character, which shows the hottest of them; with colours a character is two lines high."""
+    if not layers or lines < 1:
+        return
+    digits = len(str(layers[-1]["layer"]))
+    rows = lines * (2 if colours else 1)
+    cells = [[_relative(layer) for layer in chunk] for chunk in _chunks(layers, rows)]
+    heats = [_pooled([max(column) for column in zip(*chunk, strict=True)], width - digits - 2) for chunk in cells]
+    names = [str(chunk[0]["layer"]) for chunk in _chunks(layers, rows)]
+    yield _cut(Text(f"heat of {len(layers[0]['rows'])} experts in {len(layers)} layers, against the layer's mean "
+                    f"(1/8 … 8 times it)", style="bold"), width)  # fmt: skip
+    step = 2 if colours else 1
+    for i in range(0, len(heats), step):
+        line = Text(f"{names[i]:>{digits}}  ", no_wrap=True)
+        if not colours:
+            line.append("".join(RAMP[round(h * (len(RAMP) - 1))] for h in heats[i]))
+        else:
+            lower: Sequence[float | None] = heats[i + 1] if i + 1 < len(heats) else [None] * len(heats[i])
+            for top, bottom in zip(heats[i], lower, strict=True):
+                line.append("▀", Style(color=_colour(top), bgcolor=None if bottom is None else _colour(bottom)))
+        yield line
+
+
+def _rates(layer: dict[str, Any]) -> list[float]:
+    return layer["rate"] if any(layer.get("rate", [])) else layer["rows"]
+
+
+def _relative(layer: dict[str, Any]) -> list[float]:
+    """Each expert's place on the scale, 0 … 1; 0.5 is the layer's mean."""
+    rates = _rates(layer)
+    mean = sum(rates) / len(rates)
+    span = math.log(HOTTEST / COLDEST)
+    return [math.log(min(max(rate / mean, COLDEST), HOTTEST) / COLDEST) / span if mean else 0.0 for rate in rates]
+
+
+def _chunks(items: Sequence[T], count: int) -> list[Sequence[T]]:
+    """At most `count` runs of neighbours, as even as can be."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count : (i + 1) * len(items) // count] for i in range(count)]
+
+
+def _pooled(values: Sequence[float], count: int) -> list[float]:
+    return [max(chunk) for chunk in _chunks(values, max(1, count))]
+
+
+def _colour(heat: float) -> str:
+    """Blue over grey to red."""
+    cold, mean, hot = (24, 32, 96), (120, 120, 120), (255, 64, 24)
+    low, high, at = (cold, mean, 2 * heat) if heat < 0.5 else (mean, hot, 2 * heat - 1)
+    r, g, b = (round(a + (z - a) * at) for a, z in zip(low, high, strict=True))
+    return f"rgb({r},{g},{b})"
+
+
+def _rate(now: Sample, before: Sample | None, worker: dict[str, Any], count: str) -> float | None:
+    """How fast a worker's count grows, per second; None where that is not known."""
+    if before is None or count not in worker or now.time <= before.time:
+        return None
+    old = next((w[count] for w in before.status["workers"] if w["id"] == worker["id"] and w.get("pid") == worker.get("pid") and count in w), None)
+    return None if old is None else max(0.0, worker[count] - old) / (now.time - before.time)
+
+
+def _per_second(rate: float | None, unit: str) -> str:
+    return "" if rate is None else f"{rate:.0f} {unit}"
+
+
+# --- showing it ----------------------------------------------------------------------------------------------------------------------------
+
+
+def run_top(url: str, interval: float, once: bool, console: Console, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Until Ctrl-C, or for one frame. A server that is gone is waited for, with the last picture. Raises NoServerError where none answers at the
+    start, and APIError where it is not Isotherm's."""
+    with Client(url, timeout=10.0, max_retries=0) as client:
+        try:
+            before, now = None, read(client)
+            if once:
+                sleep(min(interval, 1.0))
+                before, now = now, read(client)
+        except ConnectionFailedError as error:
+            raise NoServerError(f"no server answers at {error}; start one with: isotherm serve, or name another with --url") from None
+        trouble = ""
+
+        def picture() -> RenderableType:
+            size = console.size  # asked anew each time: a window may have been resized
+            return frame(now, before, url, size.width, size.height, console.color_system is not None, trouble)
+
+        if once:
+            console.print(picture())
+            return
+        try:
+            with Live(get_renderable=picture, console=console, screen=True, refresh_per_second=4):
+                while True:
+                    sleep(interval)
+                    try:
+                        sample = read(client)
+                    except (ConnectionFailedError, APIError) as error:
+                        trouble = f"as it was {time.monotonic() - now.time:.0f} s ago: {error}"
+                    else:
+                        before, now, trouble = now, sample, ""
+        except KeyboardInterrupt:
+            return

@@ -1,0 +1,28 @@
+"""What users import: `from isotherm.cluster.client import Client`. Needs httpx alone."""
+
+from isotherm.cluster.client.answers import (
+    APIError,
+    Choice,
+    Chunk,
+    ClientError,
+    Completion,
+    ConnectionFailedError,
+    RawResponse,
+    StreamBrokenError,
+    Usage,
+)
+from isotherm.cluster.client.client import AsyncClient, Client
+
+__all__ = [
+    "APIError",
+    "AsyncClient",
+    "Choice",
+    "Chunk",
+    "Client",
+    "ClientError",
+    "Completion",
+    "ConnectionFailedError",
+    "RawResponse",
+    "StreamBrokenError",
+    "Usage",
+]

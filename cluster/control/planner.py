@@ -1,0 +1,121 @@
+"""What the fleet is to be: the workers by name, the placement over the groups, and what was promised about both. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from isotherm.cluster.messages.operations import Target
+from isotherm.cluster.placement.changes import Pair, difference, for_groups, with_copies
+from isotherm.cluster.placement.table import Placement
+
+
+class Workers(Protocol):
+    """The workers that there are, by name."""
+
+    placement: Placement
+
+    def group_names(self) -> list[str]: ...
+
+    def shard_names(self) -> list[str]: ...
+
+    def alive(self, workers: Iterable[str]) -> list[str]:
+        """Those of the named workers that have not died."""
+
+    def node_of(self, worker: str) -> str | None:
+        """Ray's id of the node it runs on."""
+
+    def expert_load(self) -> list[list[float]] | None:
+        """Rows per second of each (layer, expert); None: not known."""
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The fleet as it is to be."""
+
+    groups: tuple[str, ...]
+    shards: tuple[str, ...]
+    placement: Placement
+    drained: frozenset[str] = frozenset()  # nodes that are to have none of them
+    pinned: frozenset[Pair] = frozenset()  # experts whose number of copies an operator has set
+
+
+class Planner:
+    """Names workers, and says what the fleet is to be; changes nothing but the numbers of names."""
+
+    def __init__(self, workers: Workers):
+        self._workers = workers
+        self.numbers = {"expert": 0, "attention": 0}  # of the next new worker; names are never used again
+
+    def new_names(self, role: str, count: int) -> tuple[str, ...]:
+        names = self._names([], role, count)
+        self.use_names(names)
+        return names
+
+    def use_names(self, names: Iterable[str]) -> None:
+        """These names are taken, whatever becomes of their workers."""
+        for name in names:
+            role = name.rsplit("-", 1)[0]
+            self.numbers[role] = max(self.numbers[role], _number(name) + 1)
+
+    def aim(self, now: Desired, target: Target, reserved: Sequence[str] = ()) -> Desired:
+        """The fleet that meets an operation's target; `reserved`: names of new workers that have a place. Raises PlacementChangeError for copies
+        that cannot be."""
+        workers = self._workers
+        drained = now.drained if target.drain_nodes is None else frozenset(target.drain_nodes)
+        have_groups = [g for g in workers.group_names() if workers.node_of(g) not in drained]
+        have_shards = [s for s in workers.shard_names() if workers.node_of(s) not in drained]
+        groups = self._names(have_groups, "expert", target.expert_groups or len(workers.group_names()), reserved)
+        shards = self._names(have_shards, "attention", target.attention_shards or len(workers.shard_names()), reserved)
+        placement = workers.placement
+        if set(groups) != set(workers.group_names()):
+            placement = for_groups(placement, groups, workers.expert_load())
+        if target.copies:
+            placement = with_copies(placement, [(c.layer, c.expert, c.count) for c in target.copies], groups, workers.expert_load())
+        pins = {(c.layer, c.expert): c.count is not None for c in target.copies}
+        pinned = {pair for pair in now.pinned if pins.get(pair, True)} | {pair for pair, stays in pins.items() if stays}
+        return Desired(groups, shards, placement, drained, frozenset(pinned))
+
+    def heal(self, now: Desired, replace: bool) -> Desired:
+        """The fleet without its dead, with as many new workers, or (`replace` false) with what is left of it, as long as that is anything."""
+        workers = self._workers
+        have_groups, have_shards = workers.group_names(), workers.shard_names()
+        groups, shards = workers.alive(have_groups), workers.alive(have_shards)
+        if replace or not groups:
+            groups += self._names(have_groups, "expert", 2 * len(have_groups) - len(groups))[len(have_groups) :]
+        if replace or not shards:
+            shards += self._names(have_shards, "attention", 2 * len(have_shards) - len(shards))[len(have_shards) :]
+        placement = workers.placement
+        if set(placement.groups()) - set(groups) or set(groups) - set(have_groups):
+            placement = for_groups(placement, groups, workers.expert_load())
+        return Desired(tuple(groups), tuple(shards), placement, now.drained, now.pinned)
+
+    def new(self, desired: Desired) -> list[str]:
+        """Workers that have to be started."""
+        have = {*self._workers.group_names(), *self._workers.shard_names()}
+        return [w for w in (*desired.groups, *desired.shards) if w not in have]
+
+    def describe(self, now: Desired, desired: Desired) -> list[str]:
+        """What has to be done, a line each."""
+        workers = self._workers
+        lines = [f"start {w}" for w in self.new(desired)]
+        change = difference(workers.placement, desired.placement)
+        lines += [f"load {len(pairs)} experts on {group}" for group, pairs in sorted(change.loads.items())]
+        if desired.placement != workers.placement:
+            lines.append(f"commit placement version {desired.placement.version}")
+        lines += [f"free {len(pairs)} experts on {group}" for group, pairs in sorted(change.frees.items()) if group in desired.groups]
+        if released := now.pinned - desired.pinned:
+            lines.append(f"leave the copies of {len(released)} experts to the autoscaler")
+        lines += [f"drain and end {s}" for s in workers.shard_names() if s not in desired.shards]
+        return lines + [f"end {g}" for g in workers.group_names() if g not in desired.groups]
+
+    def _names(self, have: list[str], role: str, count: int, reserved: Sequence[str] = ()) -> tuple[str, ...]:
+        """`count` names: the oldest of those there are, then those that have a place, then new ones that were never used."""
+        kept = [*sorted(have, key=_number), *(name for name in reserved if name.startswith(role))][:count]
+        return tuple(kept + [f"{role}-{self.numbers[role] + i}" for i in range(count - len(kept))])
+
+
+def _number(name: str) -> int:
+    """ "expert-12" → 12."""
+    return int(name.rsplit("-", 1)[1])

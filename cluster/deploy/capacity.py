@@ -1,0 +1,111 @@
+"""Whether a manifest's workers fit on the machine where a local Ray is to run them. On a Ray that others have started,
+and that may grow, workers wait for their places instead. Imports no Ray."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.tensors import Part, expected_tensors
+
+# The least that a byte of a stored weight takes in memory: FP8 stays as it is, and the native kernels keep bf16, and
+# what is made bf16, in three quarters (kernels/native/csrc/coded.cpp).
+LEAST = {"F8_E4M3": 1.0, "BF16": 0.74, "F16": 0.74, "F32": 0.37}
+TOLERANCE = 1e-6  # of sums of fractions
+
+
+def check_machine(manifest: Manifest, path: Path, memory: int, cpus: int) -> None:
+    """Before anything is started: whether this machine, with so many bytes of memory and so many CPUs, could hold the
+    workers. Raises ManifestError, CheckpointError."""
+    _check_memory(manifest, Checkpoint.open(path), memory)
+    _check_total(manifest, "cpus", cpus)
+
+
+def check_resources(manifest: Manifest, total: Mapping[str, float], labels: Sequence[Mapping[str, str]]) -> None:
+    """Once Ray is there: whether its resources, as it names and counts them, and the labels of its nodes, can ever
+    place the workers. Raises ManifestError."""
+    for field, resource in (("cpus", "CPU"), ("gpus", "GPU"), ("memory", "memory")):
+        _check_total(manifest, field, total.get(resource, 0.0))
+    for section, wanted in (("attention", manifest.attention.labels), ("experts", manifest.experts.labels)):
+        for name, selector in wanted.items():
+            if not any(selects(selector, node.get(name)) for node in labels):
+                raise ManifestError(
+                    f'{section}.labels has {name}: "{selector}", and no node of a Ray that is started here has such a '
+                    "label; leave it out, or start Ray with labels yourself and give --address"
+                )
+
+
+def _check_total(manifest: Manifest, field: str, there: float) -> None:
+    a, e = manifest.attention, manifest.experts
+    shard, group = getattr(a, field), getattr(e, field)
+    needed = shard * a.shards + group * e.groups
+    if needed <= there + TOLERANCE:
+        return
+
+    def told(amount: float) -> str:
+        return human_bytes(int(amount)) if field == "memory" else f"{amount:g}"
+
+    has = {"cpus": "CPUs", "gpus": "GPUs", "memory": "of memory to reserve"}[field]
+    raise ManifestError(
+        f"attention.{field} is {told(shard)} for each of {a.shards} shard(s), experts.{field} {told(group)} for each "
+        f"of {e.groups} group(s): that is {told(needed)} in all, and a Ray on this machine has {told(there)} {has}; "
+        "reserve less, or give the --address of a larger cluster"
+    )
+
+
+def selects(selector: str, value: str | None) -> bool:
+    """Ray's label selectors: value, !value, in(a,b), !in(a,b). A node without the label has none of the values."""
+    negated, words = selector.startswith("!"), selector.removeprefix("!")
+    listed = re.fullmatch(r"in\((.*)\)", words)
+    allowed = [word.strip() for word in listed[1].split(",")] if listed else [words]
+    return (value in allowed) != negated
+
+
+def _check_memory(manifest: Manifest, checkpoint: Checkpoint, memory: int) -> None:
+    """Refuses what is sure not to fit. The memory of GPUs is not looked at."""
+    shards, kv = (0 if manifest.attention.gpus else manifest.attention.shards), manifest.engine.kv_memory
+    shard = group = 0
+    for spec in expected_tensors(checkpoint.config):
+        found = checkpoint.tensors[spec.name]
+        least = int(found.nbytes * LEAST.get(found.dtype, 0.37))
+        shard, group = (shard, group + least) if spec.part is Part.ROUTED_EXPERTS else (shard + least, group)
+    weights = shards * shard + (0 if manifest.experts.gpus else group)
+    if shards * kv + weights <= memory:
+        return
+    raise ManifestError(
+        f"engine.kv_memory is {human_bytes(kv)} for each of {manifest.attention.shards} attention shard(s); with the "
+        f"weights, {human_bytes(weights)} at the least, that is {human_bytes(shards * kv + weights)}, and this machine "
+        f"has {human_bytes(memory)} of memory; "
+        + ("give less to engine.kv_memory" if weights < memory else "give the --address of a larger cluster")
+    )
+
+
+def machine_memory() -> int:
+    """Bytes that processes here may use together: the machine's, or less where the control group that they are in, or
+    one above it, says so."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder in control_groups():
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                limits.append(int((folder / name).read_text()))
+            except (OSError, ValueError):  # not there; "max"
+                continue
+    return min(limit for limit in limits if limit > 0)
+
+
+def control_groups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[Path]:
+    """The folders of this process's control group and of all above it, in version 2 and in version 1's hierarchy for
+    memory. In a container what is seen may begin at the container's own, which then is the root."""
+    yield from (root, root / "memory")
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if not controllers or "memory" in controllers.split(","):
+            base, within = (root / "memory" if controllers else root), Path(path.lstrip("/"))
+            yield from (base / part for part in (within, *within.parents))

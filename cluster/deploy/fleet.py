@@ -1,0 +1,367 @@
+"""The workers of a cluster: started, linked, given experts and placements, watched, ended. Acts; what is to be done is decided elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from isotherm.actors.attention.shard import AttentionShard
+from isotherm.actors.experts.group import ExpertGroup
+from isotherm.actors.links.process_group import Rendezvous
+from isotherm.cluster.background import Background, first_line
+from isotherm.cluster.control.link_choice import choose_link
+from isotherm.cluster.control.link_repair import REPAIR_SECONDS, LinkRepair
+from isotherm.cluster.control.worker_watch import WorkerWatch
+from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.messages.membership import WorkerGoneError
+from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
+from isotherm.cluster.messages.workers import Meeting, WorkerSpec
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.fingerprint import ClusterNumerics
+from isotherm.cluster.on_ray.workers import RayWorker, Slot, end_worker, find_worker, find_workers, release_slot, reserve, start_worker
+from isotherm.cluster.placement.changes import Pair
+from isotherm.cluster.placement.table import Placement
+
+log = logging.getLogger(__name__)
+MEETING_TIMEOUT = 60.0  # seconds in which both ends of a new link must come together
+PLACE_TIMEOUT = 2.0  # seconds after which a worker that Ray cannot place is reported
+STATUS_TIMEOUT = 5.0  # seconds that a worker has to answer
+DRAIN_GRACE = 60.0  # seconds beyond its time that a shard may take to give its requests back
+SUSPECT_PATIENCE = 2.0  # seconds in which there must be a place on another node than a suspect one
+SUSPECT_SECONDS = 60.0  # for which nothing new is started on a node whose worker hung or could not be reached, if there are others
+
+
+def bundle(cpus: float, gpus: float, memory: int) -> dict[str, float]:
+    """Ray resources of one worker; zero entries are left out, as Ray wants it."""
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if amount}
+
+
+class RayFleet:
+    """`Fleet` of cluster/control/transactions.py over Ray actors. `cluster_id` tells this cluster's placement groups from others. `died` is told a worker's
+    name; `changed` that the shards in service or the waits have changed. Workers refuse the orders of a `generation` older than another's that they
+    have heard of; `standing` is called before workers are started or killed, which cannot refuse it, and returns only for the newest."""
+
+    def __init__(self, cluster_id: str, generation: int, manifest: Manifest, checkpoint: Checkpoint, died: Callable[[str], None],
+                 changed: Callable[[], None], standing: Callable[[], None]):
+        self.manifest, self.checkpoint, self.generation = manifest, checkpoint, generation
+        self._slot_prefix = f"isotherm-{cluster_id}:"
+        self.numerics = ClusterNumerics(manifest.mixed)
+        self.placement = Placement(0, (), ())
+        self.groups: dict[str, RayWorker] = {}
+        self.shards: dict[str, RayWorker] = {}
+        self.dead: dict[str, str] = {}  # worker → what Ray said, or how it was found to hang
+        self.in_service: set[str] = set()
+        self.avoid: frozenset[str] = frozenset()  # nodes on which nothing is started
+        self.load_view: Callable[[], list[list[float]] | None] = lambda: None
+        self.waits: dict[str, str] = {}  # worker → the resources that it waits for, in words
+        self._died, self._changed, self._standing = died, changed, standing
+        self._scheduler_config = manifest.scheduler_config(checkpoint.config)
+        self._places: dict[str, Slot] = {}  # of workers that are to be started
+        self._loading: set[str] = set()  # workers that may be too busy to answer
+        self._suspects: dict[str, float] = {}  # node → until when nothing is started there
+        self._background = Background()
+        self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
+        limits = manifest.liveness.timeout, manifest.link_timeout
+        self._watch = WorkerWatch(limits[0], self._loading.__contains__, self._lost, self.repair.report, limits[1])
+        self._rendezvous = Rendezvous(ray.util.get_node_ip_address())
+
+    def group_names(self) -> list[str]:
+        return list(self.groups)
+
+    def shard_names(self) -> list[str]:
+        return list(self.shards)
+
+    def alive(self, workers: Iterable[str]) -> list[str]:
+        return [w for w in workers if w not in self.dead]
+
+    def node_of(self, worker: str) -> str | None:
+        found = self.groups.get(worker) or self.shards.get(worker)
+        return None if found is None else found.node_id
+
+    def expert_load(self) -> list[list[float]] | None:
+        return self.load_view()
+
+    def _order(self, worker: Any, name: str, *args: Any) -> Any:
+        return worker.order.remote(self.generation, name, *args)
+
+    async def fence(self, workers: Iterable[str]) -> None:
+        """When it returns, none of the named workers takes orders of an older controller; who is gone, or hangs, is left out."""
+
+        async def tell(name: str) -> None:
+            with contextlib.suppress(ValueError, RayError, asyncio.TimeoutError):  # ValueError: Ray knows no such actor
+                await asyncio.wait_for(self._order(find_worker(name), "pid"), STATUS_TIMEOUT)
+
+        await asyncio.gather(*map(tell, workers))
+
+    # --- starting and ending ---------------------------------------------------------------------------------------------------------
+
+    async def start_group(self, name: str) -> None:
+        """Started without experts; there are slot numbers for all of them, and memory is taken as they are loaded."""
+        config, section = self.checkpoint.config, self.manifest.experts
+        resources = bundle(section.cpus, section.gpus, section.memory)
+        slot = await self._take_place(name)
+        others = [self.groups[g].node_id for g in self.alive(self.groups)] + [s.node_id for w, s in self._places.items() if w.startswith("expert")]
+        spec = self._spec(name, section.threads, section.gpus, others.count(slot.node_id) + 1)
+        worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts)
+        self.groups[name] = worker
+        await self._order(worker.actor, "pid")
+        self.numerics.admit(name, await worker.call("fingerprint"))
+        self._watch.add(worker, has_links=False)
+
+    def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
+        """Take over the workers that a controller before this one has left, as they are. Those named that are gone count as dead. Gives the names of
+        workers found that are not named."""
+        found = find_workers(self._slot_prefix)
+        wanted = {**dict.fromkeys(groups, self.groups), **dict.fromkeys(shards, self.shards)}
+        for name, workers in wanted.items():
+            workers[name] = found.get(name) or RayWorker(name, None, None)
+            if name not in found:
+                self.dead[name] = "it was gone when the controller came back"
+        strays = [name for name in found if name not in wanted]
+        for name in strays:
+            (self.groups if name.startswith("expert") else self.shards)[name] = found[name]
+        for worker in found.values():
+            self._watch.add(worker, has_links=worker.id in self.shards)
+        return strays
+
+    async def start_shard(self, name: str) -> None:
+        section = self.manifest.attention
+        resources = bundle(section.cpus, section.gpus, section.memory)
+        slot = await self._take_place(name)
+        spec = self._spec(name, section.threads, section.gpus)
+        worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self._scheduler_config)
+        self.shards[name] = worker
+        self.numerics.admit(name, await worker.call("fingerprint"))
+        await self._order(worker.actor, "load")
+        self._watch.add(worker, has_links=True)
+
+    async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
+        self._places[worker] = await self._place(worker, avoid)
+
+    def release(self, worker: str) -> None:
+        if (slot := self._places.pop(worker, None)) is not None:
+            release_slot(slot)
+
+    async def _take_place(self, name: str) -> Slot:
+        return self._places.pop(name, None) or await self._place(name, self.avoid)
+
+    async def _place(self, name: str, avoid: frozenset[str]) -> Slot:
+        """Off the nodes in `avoid`, and off suspect ones too where there is room elsewhere; the last one to come under
+        suspicion before the others."""
+        all_of_them = self._suspected(avoid)
+        newest = frozenset(sorted(all_of_them, key=lambda node: self._suspects[node])[-1:])
+        for suspects in filter(None, dict.fromkeys((all_of_them, newest))):
+            try:
+                return await asyncio.wait_for(self._place_off(name, avoid | suspects), SUSPECT_PATIENCE)
+            except asyncio.TimeoutError:
+                log.warning("%s finds no place off the suspect nodes %s", name, ", ".join(sorted(suspects)))
+        return await self._place_off(name, avoid)
+
+    async def _place_off(self, name: str, avoid: frozenset[str]) -> Slot:
+        section = self.manifest.experts if name.startswith("expert") else self.manifest.attention
+        resources, labels = bundle(section.cpus, section.gpus, section.memory), section.labels
+        if avoid:
+            labels = labels | {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
+        self._standing()
+        pending = asyncio.ensure_future(reserve(self._slot_prefix + name, resources, labels))
+        try:
+            done, _ = await asyncio.wait([pending], timeout=PLACE_TIMEOUT)
+            if not done:
+                waits = f"{name} waits for a node with {_amounts(resources)}" + (f" and the labels {labels}" if labels else "")
+                available = ray.available_resources()
+                log.warning("%s; free in the whole cluster: %s", waits, available)
+                self.waits[name] = f"{waits}; free in the whole cluster: {_amounts({r: available.get(r, 0.0) for r in resources})}"
+                self._changed()
+            slot = await pending
+            self._standing()
+            return slot
+        finally:
+            pending.cancel()  # the placement group of a caller that gave up is removed
+            await asyncio.wait([pending])
+            if self.waits.pop(name, None) is not None:
+                self._changed()
+
+    def _suspected(self, avoid: frozenset[str]) -> frozenset[str]:
+        """Nodes on which nothing is to be started for now, as long as others are left."""
+        now = time.monotonic()
+        self._suspects = {node: until for node, until in self._suspects.items() if until > now}
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} if self._suspects else set()
+        return frozenset(self._suspects) if alive - avoid - set(self._suspects) else frozenset()
+
+    def _spec(self, name: str, threads: int | None, gpus: float, sharers: int = 1) -> WorkerSpec:
+        m = self.manifest
+        device, links = m.worker_device(gpus), m.links
+        return WorkerSpec(name, self.checkpoint.path, device, m.dtype, m.head, m.kernels, threads, m.link_timeout, links.gather_window, sharers)
+
+    async def end(self, name: str) -> None:
+        self._standing()
+        self.in_service.discard(name)
+        self._watch.remove(name)
+        self.repair.forget(name)
+        worker = self.groups.pop(name, None) or self.shards.pop(name, None)
+        self.dead.pop(name, None)
+        if worker is not None:
+            end_worker(worker)
+
+    async def end_all(self) -> None:
+        for name in [*self.shards, *self.groups]:
+            await self.end(name)
+        for name in list(self._places):
+            self.release(name)
+
+    # --- links, experts, placements --------------------------------------------------------------------------------------------------
+
+    async def link(self, shard: str, group: str, timeout: float = MEETING_TIMEOUT) -> None:
+        ends = self.shards[shard].actor, self.groups[group].actor
+        localities = await asyncio.gather(*(end.locality.remote() for end in ends))
+        kind, reason = choose_link(self.manifest.links.kind, *localities)
+        log.info("link %s to %s: %s (%s)", shard, group, kind, reason)
+        meeting = Meeting(self._rendezvous.host, self._rendezvous.port, f"{shard}/{group}/{uuid.uuid4().hex}", timeout, kind)
+        await asyncio.gather(self._order(ends[0], "connect", group, meeting), self._order(ends[1], "connect", shard, meeting))
+
+    async def disconnect(self, shard: str, group: str) -> None:
+        if shard not in self.dead:
+            await self._order(self.shards[shard].actor, "disconnect", group)
+
+    async def load(self, group: str, pairs: list[Pair]) -> None:
+        self._loading.add(group)
+        try:
+            await self._order(self.groups[group].actor, "load", pairs)
+        finally:
+            self._loading.discard(group)
+
+    async def held(self, group: str) -> list[Pair]:
+        return await self.groups[group].actor.held.remote()
+
+    async def free(self, group: str, pairs: list[Pair]) -> None:
+        if group not in self.dead:
+            await self._order(self.groups[group].actor, "drop", pairs)
+
+    async def adopt(self, shard: str, placement: Placement) -> None:
+        if shard not in self.dead:
+            await self._order(self.shards[shard].actor, "adopt", placement)
+
+    def committed(self, placement: Placement) -> None:
+        self.placement = placement
+        self.in_service = set(self.alive(self.shards))
+        self._changed()
+
+    async def leave_service(self, shard: str, seconds: float) -> None:
+        self.in_service.discard(shard)
+        self._changed()
+        if shard in self.dead:
+            return
+        # Ingress replicas learn of it within milliseconds; what they sent before that is drained like the rest.
+        await asyncio.sleep(0.2)
+        moved = await asyncio.wait_for(self._order(self.shards[shard].actor, "drain", seconds), seconds + DRAIN_GRACE)
+        log.info("%s is drained, %d requests went elsewhere", shard, moved)
+
+    # --- watching ----------------------------------------------------------------------------------------------------
+
+    def _lost(self, name: str, reason: str, unreachable: bool) -> None:
+        """Take a worker for dead; `unreachable`: it may live, and its node may be the reason."""
+        worker = self.groups.get(name) or self.shards.get(name)
+        if worker is None or name in self.dead:
+            return
+        self.dead[name] = reason
+        self.in_service.discard(name)
+        self._watch.remove(name)
+        self.repair.forget(name)
+        if unreachable and worker.node_id is not None:
+            self._suspects[worker.node_id] = time.monotonic() + SUSPECT_SECONDS
+        log.error("%s is lost: %s", name, reason)
+        # Its resources are needed for whoever takes its place. Again and again where Ray's head is away.
+        self._background.keep(f"the end of {name}", lambda: self._finish(worker))
+        self._changed()
+        self._died(name)
+
+    async def _finish(self, worker: RayWorker) -> None:
+        await asyncio.to_thread(self._standing)
+        await asyncio.to_thread(end_worker, worker)
+
+    def reachable(self) -> tuple[list[str], str | None]:
+        """The shards in service that reach every expert, and why the others do not."""
+        out, why = [], None
+        for shard in sorted(self.in_service):
+            failed = {group: reason for (of, group), reason in self.repair.failed.items() if of == shard}
+            without = {group: reason for group, reason in self.dead.items() if group in self.groups} | failed
+            if count := self.placement.orphans(without):
+                words = "; ".join(f"{group}: {reason}" for group, reason in without.items())
+                why = f"{count} experts cannot be reached from {shard} and are being restored ({words})"
+            else:
+                out.append(shard)
+        return out, why
+
+    # What link_repair asks.
+
+    def is_there(self, worker: str) -> bool:
+        return worker not in self.dead and (worker in self.groups or worker in self.shards)
+
+    def groups_of(self, shard: str) -> list[str]:
+        return self.group_names()
+
+    async def answers(self, worker: str) -> None:
+        await (self.groups.get(worker) or self.shards[worker]).call("sign_of_life")
+
+    async def relink(self, shard: str, group: str) -> None:
+        await self.link(shard, group, REPAIR_SECONDS)
+
+    async def rows_routed(self) -> dict[str, Any]:
+        """Each live shard's counts of rows per (layer, expert), int64 [layers, experts]."""
+        return await self._ask("rows_routed", self.shards, [s for s in self.alive(self.shards) if s in self.in_service])
+
+    async def _ask(self, what: str, workers: Mapping[str, RayWorker], names: Iterable[str]) -> dict[str, Any]:
+        """What those of the workers say that answer in time; about the others there is a line in the log."""
+        calls = {name: asyncio.wait_for(workers[name].call(what), STATUS_TIMEOUT) for name in names}
+        answers = await asyncio.gather(*calls.values(), return_exceptions=True)
+        out = {}
+        for name, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, BaseException):
+                log.warning("%s does not say its %s: %s", name, what, first_line(answer))
+            else:
+                out[name] = answer
+        return out
+
+    def nodes(self) -> tuple[dict[str, str], dict[str, str]]:
+        """As MeteredFleet of cluster/autoscale/loop.py says."""
+        groups, shards = ({n: workers[n].node_id or "" for n in self.alive(workers)} for workers in (self.groups, self.shards))
+        return groups, {name: node for name, node in shards.items() if name in self.in_service}
+
+    def all_alive(self) -> bool:
+        return not self.dead
+
+    async def meters(self) -> tuple[dict[str, ShardMeter], dict[str, GroupMeter]]:
+        groups, shards = self.nodes()
+        asked = self._ask("meter", self.shards, shards), self._ask("meter", self.groups, groups)
+        of_shards, of_groups = await asyncio.gather(*asked)
+        return of_shards, of_groups
+
+    async def statuses(self) -> list[dict[str, Any]]:
+        """Every worker's own words, shards first."""
+        return list(await asyncio.gather(*(self._status("attention", w) for w in list(self.shards.values())),
+                                         *(self._status("expert", w) for w in list(self.groups.values()))))
+
+    async def _status(self, role: str, worker: RayWorker) -> dict[str, Any]:
+        out = {"id": worker.id, "role": role, "pid": None, "node": worker.node_id, "placement_group": worker.placement_group_id}
+        if worker.id in self.dead:
+            return out | {"state": "dead", "reason": self.dead[worker.id]}
+        try:
+            detail = await asyncio.wait_for(worker.call("status"), STATUS_TIMEOUT)
+        except asyncio.TimeoutError:
+            return out | {"state": "silent", "reason": f"no answer for {STATUS_TIMEOUT:g} s"}
+        except WorkerGoneError as error:
+            return out | {"state": "dead", "reason": first_line(error)}
+        return out | {"state": "loaded" if detail["loaded"] else "loading"} | detail
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    """{"CPU": 2.0, "memory": 1e9} → "2 CPU, 1e+09 memory"."""
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items()) or "any resources"

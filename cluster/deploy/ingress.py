@@ -1,0 +1,70 @@
+"""The Ray Serve deployment in front: builds the HTTP application in each replica, over the shards that the controller names. Stateless."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+
+from isotherm.cluster.api.access import Access
+from isotherm.cluster.api.app import AppSettings, build_app
+from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
+from isotherm.cluster.control.liveness import watch_controller
+from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.on_ray.controller_client import ControllerClient
+from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess
+from isotherm.cluster.routing.shard_client import ShardClient
+from isotherm.cluster.text.tokenizer import Tokenizer
+
+KILL_SECONDS = 5.0  # after which a replica that has ended its requests is killed
+
+
+def ingress_application(manifest: Manifest, model_path: Path) -> Application:
+    """The Serve application; the model's path must be readable where replicas run."""
+
+    def build():  # runs in each replica, on the event loop that will serve its requests
+        config = ModelConfig.load(model_path)
+        controller = ControllerClient()
+        shard_capacity = manifest.engine.max_sequences + manifest.engine.max_waiting
+        max_model_len = manifest.scheduler_config(config).max_model_len
+        engine = ShardClient(controller, config.vocab_size, max_model_len, shard_capacity)
+        engine.start()
+        if limit := manifest.liveness.timeout:
+            engine.background.keep("the watch over the controller", lambda: watch_controller(ControllerProcess(), limit))
+        endable = EndableEngine(engine)
+        stops, seconds = _replica_stops(), manifest.http.drain_seconds
+        engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
+        settings = AppSettings(access=Access(manifest.http.admin, manifest.http.metrics))
+        tokenizer = Tokenizer.load(model_path)
+        return build_app(endable, tokenizer, manifest.model_id, settings=settings, admin=controller)
+
+    deployment: Any = serve.deployment(
+        serve.ingress(build)(),
+        name="ingress",
+        num_replicas=manifest.http.replicas,
+        max_ongoing_requests=manifest.http.max_ongoing_requests,
+        max_queued_requests=manifest.http.max_queued_requests,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
+        # Several replicas are spread, so that the loss of a node is not the loss of all.
+        ray_actor_options={"num_cpus": 0} | ({"resources": ON_HEAD} if manifest.http.replicas == 1 else {}),
+        # What Serve does to a replica that is updated or deleted; the replica itself ends its requests a little
+        # earlier, with words.
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=manifest.http.drain_seconds + KILL_SECONDS,
+        max_surge_percent=100,  # an update begins with the new replicas: there is always one that takes requests
+        health_check_period_s=1,  # a replica that has died is missed that soon; one that is silent has Serve's 30 s
+    )
+    return deployment.bind()
+
+
+def _replica_stops() -> Callable[[], bool]:
+    """Whether Serve has told this process's replica to stop. Serve has no hook for that moment: it calls the
+    application only when all requests have ended (ray/serve/_private/replica.py, `_perform_graceful_shutdown`)."""
+    worker = ray._private.worker.global_worker
+    replica = worker.actors[worker.actor_id]._replica_impl
+    return lambda: replica._shutting_down

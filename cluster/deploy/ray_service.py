@@ -1,0 +1,48 @@
+"""Isotherm as KubeRay starts it: a RayService's serveConfigV2 names `application` here, Serve builds the ingress with it, and the controller and its
+workers stay outside Serve, where no replica update can drop their weights."""
+
+# No `from __future__ import annotations`: Serve looks at the class in the builder's signature.
+from pathlib import Path
+
+import ray
+from pydantic import BaseModel, ConfigDict
+from ray.serve import Application
+
+from isotherm.cluster.deploy.ingress import ingress_application
+from isotherm.cluster.deploy.preflight import check_servable
+from isotherm.cluster.deploy.serve import ServeError, start_controller
+from isotherm.cluster.manifest import Manifest, load_manifest
+from isotherm.cluster.model.path import resolve_model
+from isotherm.cluster.on_ray.workers import find_controller
+
+
+class Arguments(BaseModel):
+    """`args` of the application in serveConfigV2."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    manifest: str  # path of the cluster manifest, mounted in every pod
+
+
+def application(args: Arguments) -> Application:
+    """Find the controller of this Ray cluster, or start it, and bind the ingress. Serve runs this in a task of its own, again at every change of
+    serveConfigV2. Raises ServeError where the workers that run were started from another manifest, and what `check_servable` raises; Serve
+    shows the message and keeps the ingress that it has."""
+    manifest = load_manifest(Path(args.manifest))
+    path = resolve_model(manifest.model)
+    check_servable(manifest, path)
+    try:
+        controller = find_controller()
+    except ValueError:
+        controller = start_controller(manifest, path, owner=None)
+    running: Manifest = ray.get(controller.served.remote())
+    if _workers_of(running) != _workers_of(manifest):
+        raise ServeError(f"{args.manifest} has changed since the workers were started; a new RayCluster takes it up (upgradeStrategy NewCluster), or "
+                         "delete the RayService and apply it again")
+    ray.get(controller.begin.remote())
+    return ingress_application(manifest, path)
+
+
+def _workers_of(manifest: Manifest) -> dict[str, object]:
+    """What the workers depend on; the front door may change under them."""
+    return manifest.model_dump(exclude={"http", "served_name"})

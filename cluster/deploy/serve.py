@@ -1,0 +1,317 @@
+"""The driver: the process below `isotherm serve` (cluster/supervise/supervisor.py) that holds Ray. Controller, workers and
+ingress up, wait, everything down again."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from isotherm.cluster.background import spawn_thread
+from isotherm.cluster.deploy.capacity import check_resources
+from isotherm.cluster.deploy.controller import Controller, Owner
+from isotherm.cluster.deploy.first_answer import wait_for_answer
+from isotherm.cluster.deploy.ingress import ingress_application
+from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
+from isotherm.cluster.on_ray.session import attach, local_processes, running_controller, start_local
+from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller
+from isotherm.cluster.supervise.shutdown import Step, carry_out
+from isotherm.cluster.supervise.supervisor import ServeError
+from isotherm.cluster.supervise.terminal import outlast_terminal
+
+APPLICATION = "isotherm"
+POLL = 0.3  # seconds between looks at loading progress
+ABSENT_SECONDS = 15.0  # after which `isotherm stop` takes the process that served for gone, and does its work
+STOP_TIMEOUT = 120.0  # seconds beyond the drain that `isotherm stop` waits for everything to be gone
+DRAIN_SLACK = 10.0  # seconds beyond the drain in which an ingress replica ends by itself; then Serve ends it
+
+
+def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) -> Any:
+    """The detached controller actor; its workers are not started yet. `owner` is the process that waits for `wait_stopped`; None where there is
+    none. Raises ServeError where a controller runs already."""
+    try:
+        find_controller()
+    except ValueError:
+        pass
+    else:
+        raise ServeError("an Isotherm cluster runs on this Ray already; end it with: isotherm stop")
+    address = ray._private.worker.get_dashboard_url()
+    # Ray starts it again when it dies, and makes the calls once more that it has not answered.
+    options = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0, "resources": ON_HEAD}
+    return ray.remote(Controller).options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached", **options).remote(
+        uuid.uuid4().hex[:12], manifest, str(model_path), owner, f"http://{address}" if address else None
+    )
+
+
+def start_ingress(manifest: Manifest, model_path: Path) -> None:
+    serve.start(http_options={"host": manifest.http.host, "port": manifest.http.port})
+    serve.run(ingress_application(manifest, model_path), name=APPLICATION, route_prefix="/")
+
+
+def stop_everything() -> list[str]:
+    """Ingress, workers and controller, in this order. Ray itself stays. Gives what went wrong, a line each."""
+    with redirect_stdout(io.StringIO()):  # Ray prints there that Serve's controller is gone, as if that were an error
+        return carry_out([
+            Step("ending the ingress", 12.0, serve.shutdown),
+            Step("ending the workers", 15.0, _stop_controller),
+        ])
+
+
+def _stop_controller() -> None:
+    try:
+        controller = find_controller()
+    except ValueError:
+        return
+    try:
+        ray.get(controller.stop.remote(), timeout=12)
+    finally:
+        ray.kill(controller)
+
+
+def drain_ingress(seconds: float, stop: _Stop) -> None:
+    """Take the routes away, so that new requests get 503, and wait until the replicas have finished the requests that
+    they have, or ended them when `seconds` were over (cluster/api/draining.py)."""
+    deadline = time.monotonic() + seconds + DRAIN_SLACK
+    serve.delete(APPLICATION, _blocking=False)
+    while APPLICATION in serve.status().applications and time.monotonic() < deadline and not stop.at_once:
+        time.sleep(0.1)
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The process that cluster/supervise/supervisor.py starts: a job and then words on standard input, messages to the file
+    descriptor that is its argument."""
+    outlast_terminal()
+    words = os.fdopen(os.dup(0), encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # Ray's processes shall not hold the other end
+    messages = int(sys.argv[1])
+    os.set_inheritable(messages, False)
+
+    def tell(event: str, **rest: Any) -> None:
+        with contextlib.suppress(OSError):  # the supervisor has gone
+            os.write(messages, json.dumps({"event": event, **rest}).encode() + b"\n")
+
+    job = json.loads(words.readline())
+    for name in ("ray", "ray.serve"):  # Serve's logger has a level of its own
+        logging.getLogger(name).setLevel(logging.WARNING)
+    stop = _Stop()
+    signal.signal(signal.SIGINT, stop.on_signal)
+    spawn_thread("words of the supervisor", lambda: stop.listen(words), vital=False)
+    try:
+        _run(job, stop, tell)
+    except Exception as error:
+        if not stop.at_once:
+            if type(error) in (ValueError, RuntimeError, TypeError, KeyError, AttributeError):
+                logging.exception("a bug")  # ours are subclasses
+            remote = isinstance(error, RayActorError | RayTaskError)
+            known = isinstance(error, ManifestError)  # Ray's logs say no more about it
+            tell("failed", reason=_cause(error) if remote else str(error) or repr(error), logs=not known)
+    # Python's own way out would end Ray once more, and wait for threads that hang.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+class _Stop:
+    """Asked to stop: by a word of the supervisor, or because it has gone. Also ends what runs in `until_set`."""
+
+    def __init__(self) -> None:
+        self.asked = self.at_once = False
+        self._blocking = False
+
+    def listen(self, words: Any) -> None:
+        for word in words:
+            self._ask(at_once=word.strip() != "drain")
+        self._ask(at_once=True)
+
+    def _ask(self, at_once: bool) -> None:
+        self.at_once |= at_once
+        self.asked = True
+        os.kill(os.getpid(), signal.SIGINT)  # the main thread may be blocked
+
+    def on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.asked and self._blocking:
+            self._blocking = False
+            raise _Interrupted
+
+    def until_set(self, work: Callable[[], None]) -> None:
+        """Run `work` on the main thread; it is left half done when it is time to stop, and not begun when it was
+        before."""
+        try:
+            self._blocking = True
+            if not self.asked:
+                work()
+        except Exception:
+            if not self.asked:  # Ray's compiled parts turn the interruption into errors of their own
+                raise
+        finally:
+            self._blocking = False
+
+
+class _Interrupted(Exception):
+    """It is time to stop, and something blocked."""
+
+
+def _run(job: dict[str, Any], stop: _Stop, tell: Callable[..., None]) -> None:
+    manifest, path, address = parse_manifest(job["manifest"]), Path(job["path"]), job["address"]
+    try:
+        if address is None:
+            start_local(job["folder"])
+            # Ray's own handler would leave by way of a stack trace. The supervisor says when to end.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            gcs = ray.get_runtime_context().gcs_address
+            tell("ray", address=gcs, dashboard=ray._private.worker.get_dashboard_url(), processes=local_processes())
+            check_resources(manifest, ray.cluster_resources(), [node["Labels"] for node in ray.nodes()])
+        else:
+            attach(address)
+        _serve(manifest, path, Owner(socket.gethostname(), job["pid"]), stop, tell, address is None)
+    finally:
+        tell("stopping")
+        carry_out([Step("leaving Ray", 12.0, ray.shutdown)])
+
+
+def _serve(manifest: Manifest, path: Path, owner: Owner, stop: _Stop, tell: Callable[..., None], own_ray: bool) -> None:
+    console = Console()
+    controller = start_controller(manifest, path, owner)
+    served = False
+    try:
+        starting = controller.start.remote()
+        stop.until_set(lambda: start_ingress(manifest, path))
+        _show_loading(controller, starting, stop, console)
+        url = ray.get(controller.url.remote(), timeout=30)
+        wait = wait_for_answer if own_ray else _wait_on_head
+        stop.until_set(lambda: wait(url, manifest.model_id))
+        if not stop.asked:
+            served = True
+            tell("serving", probe=own_ray)
+            _announce(manifest, console)
+        stopped = controller.wait_stopped.remote()
+        while not stop.asked and not ray.wait([stopped], timeout=0.5)[0]:
+            pass
+        if not stop.asked:
+            ray.get(stopped)
+            tell("draining")
+            ray.get(controller.take_up_end.remote(), timeout=30)
+    finally:
+        if served and not stop.at_once:
+            seconds = manifest.http.drain_seconds
+            carry_out([Step("draining the ingress", seconds + 1.5 * DRAIN_SLACK, lambda: drain_ingress(seconds, stop))])
+        tell("stopping")
+        stop_everything()
+
+
+def _wait_on_head(url: str, model: str) -> None:
+    """On the node that has the ingress, where `url` holds: it may be another machine than this one."""
+    ray.get(ray.remote(wait_for_answer).options(num_cpus=0, resources=ON_HEAD, max_retries=0).remote(url, model))
+
+
+def _cause(error: Exception) -> str:
+    """The last line of a remote traceback that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else repr(error))
+
+
+def stop_running(address: str | None) -> None:
+    """End the cluster at a Ray address, as `isotherm stop` does: its open requests finish, for as long as its manifest
+    lets them. Waits until it is gone. Raises NoClusterError, and ServeError where it takes too long."""
+    attach(address)
+    try:
+        controller = running_controller()
+        owner = ray.get(controller.owner.remote(), timeout=30)
+        if owner is None:
+            raise ServeError("this cluster belongs to a RayService, which would start it again; end it with: kubectl delete rayservice NAME")
+        manifest: Manifest = ray.get(controller.served.remote(), timeout=30)
+        ray.get(controller.ask_to_end.remote(), timeout=30)
+        # The process that serves sees this and ends the ingress, the controller, and Ray where it started it.
+        if not _taken_up(controller):
+            stop_everything()
+        deadline = time.monotonic() + manifest.http.drain_seconds + STOP_TIMEOUT
+        while time.monotonic() < deadline and _runs(controller):
+            time.sleep(0.2)
+    finally:
+        ray.shutdown()
+    while time.monotonic() < deadline and owner.host == socket.gethostname() and psutil.pid_exists(owner.pid):
+        time.sleep(0.1)
+    if time.monotonic() >= deadline:
+        seconds = manifest.http.drain_seconds + STOP_TIMEOUT
+        raise ServeError(f"the cluster is not gone after {seconds:g} s; it is process {owner.pid} on {owner.host}")
+
+
+def _taken_up(controller: Any) -> bool:
+    """Whether the process that serves does what it was asked to. It may be gone, on a cluster that others have started."""
+    deadline = time.monotonic() + ABSENT_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if ray.get(controller.ending.remote(), timeout=5):
+                return True
+        except RayError:
+            return True  # it is gone already
+        time.sleep(0.2)
+    return False
+
+
+def _runs(controller: Any) -> bool:
+    try:
+        ray.get(controller.owner.remote(), timeout=5)
+    except RayError:
+        return False
+    return True
+
+
+def _show_loading(controller: Any, starting: Any, stop: _Stop, console: Console) -> None:
+    """Progress of every worker until all have loaded. Raises what `Controller.start` raised."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+        phase = ""
+        while not stop.asked:
+            done = bool(ray.wait([starting], timeout=POLL)[0])
+            if done:
+                ray.get(starting)
+            status = ray.get(controller.status.remote())
+            if status["controller"]["phase"] != phase:
+                phase = status["controller"]["phase"]
+                console.print(phase, markup=False, highlight=False)
+            for worker in status["workers"]:
+                if worker["id"] not in tasks:
+                    tasks[worker["id"]] = progress.add_task(f"loading {worker['id']}", total=1.0)
+                progress.update(tasks[worker["id"]], completed=worker.get("progress", 0.0))
+            if done:
+                return
+
+
+def _announce(manifest: Manifest, console: Console) -> None:
+    """Lines that a terminal may not break: they are there to be copied."""
+    url = f"http://{manifest.http.host}:{manifest.http.port}"
+    ready = f"[bold green]ready[/]  {escape(manifest.model_id)} at {url}/v1   (Ctrl-C ends it)"
+    console.print(ready, highlight=False, soft_wrap=True)
+    console.print(
+        f"""  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+       -d '{{"model": "{manifest.model_id}", "messages": [{{"role": "user", "content": "What is 3 + 4?"}}]}}'""",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,48 @@
+"""What workers are told when they are started, and what they say of where they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What every worker is told when it is started."""
+
+    id: str
+    model_path: Path
+    device: str  # cpu | cuda
+    dtype: str
+    head: str  # stored | fp8
+    kernels: str
+    threads: int | None  # compute threads; None: its share of the node's cores
+    link_timeout: float  # seconds
+    gather_window: float  # in layer times; see LinkSection
+    sharers: int = 1  # workers that share the node's cores, itself among them
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where the two ends of a new link meet, and of what kind it is. `prefix` is fresh for every attempt."""
+
+    store_host: str
+    store_port: int
+    prefix: str
+    timeout: float  # seconds
+    kind: LinkKind
+
+
+LinkKind = Literal["process-group", "process-group-nccl", "shared-memory"]
+
+
+@dataclass(frozen=True)
+class Locality:
+    """What a worker says of its place: equal `machine`s share memory. `unable` says why this worker can have no link in shared memory. `device`: cpu
+    or cuda, where its rows are; `gpu`: which one that is, by a name that no other has."""
+
+    machine: str
+    unable: str | None
+    device: str = "cpu"
+    gpu: str | None = None

@@ -1,0 +1,64 @@
+"""Turns the MODEL argument into a directory: a path, `tiny`, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from isotherm.cluster.model.config import ModelConfig
+
+DESCRIPTION = ["*.json", "*.jinja"]  # a few megabytes that say what the model is
+WEIGHTS = ["*.safetensors"]
+
+
+class ModelNotFoundError(ValueError):
+    """MODEL names nothing that can be had; the message says what to do."""
+
+
+def bundled_model() -> Path:
+    """The small trained model that comes with Isotherm."""
+    import isotherm.manifests
+
+    return Path(next(iter(isotherm.manifests.__path__))) / "tiny"
+
+
+def resolve_model(model: str) -> Path:
+    """An absolute directory. A hub id is downloaded (or taken from the cache) by huggingface_hub, which shows its progress; pickles and code
+    are never fetched, and weights only where the rest can be served. Raises ModelNotFoundError, ModelConfigError or
+    TokenizerError."""
+    if model == "tiny":  # a directory of that name is ./tiny
+        return bundled_model()
+    refused = ModelNotFoundError(f'MODEL is {model!r}; it must be a directory, "tiny", or a hub id such as deepseek-ai/DeepSeek-V3')
+    try:
+        path = Path(model).expanduser()
+        if model and path.is_dir():
+            return path.resolve()
+        if path.exists():
+            raise refused
+    except (OSError, ValueError, RuntimeError):  # too long, a null character, ~ of nobody
+        raise refused from None
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    from isotherm.cluster.text.tokenizer import tokenizer_file
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        raise refused from None
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model, re.ASCII):
+        raise refused
+
+    try:
+        description = Path(snapshot_download(model, allow_patterns=DESCRIPTION))
+        ModelConfig.load(description)
+        tokenizer_file(description)
+        return Path(snapshot_download(model, allow_patterns=DESCRIPTION + WEIGHTS))
+    except RepositoryNotFoundError:
+        raise ModelNotFoundError(f'the hub has no model "{model}" that you may read; log in with `hf auth login` if it is private') from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelNotFoundError(f'"{model}" is not a directory here, and the hub cannot be reached ({reason}). Download it where there is a '
+                                 f"network (`hf download {model}`) and give the directory, or try the bundled model: isotherm serve tiny") from None

@@ -1,0 +1,83 @@
+"""What ingress replicas ask of the controller and of shards, over Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+
+from isotherm.cluster.background import first_line
+from isotherm.cluster.messages.membership import Membership, WorkerGoneError
+from isotherm.cluster.messages.requests import Delta, GenerationRequest
+from isotherm.cluster.on_ray.workers import find_controller, find_worker
+
+
+class RayShard:
+    """`Shard` of cluster/routing/shard_client.py."""
+
+    def __init__(self, actor: Any):
+        self._actor = actor
+
+    async def stream(self, connection: str) -> AsyncGenerator[list[Delta], None]:
+        try:
+            async for item in self._actor.stream.options(num_returns="streaming").remote(connection):
+                yield await item
+        except RayTaskError as error:  # it lives, and says no
+            raise error.cause from None
+        except RayError as error:
+            raise WorkerGoneError(first_line(error)) from None
+
+    async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None:
+        try:
+            await self._actor.submit.remote(connection, requests, aborts)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayError as error:
+            raise WorkerGoneError(first_line(error)) from None
+
+
+class ControllerClient:
+    """`Cluster` of cluster/routing/shard_client.py, and AdminClient of cluster/api/admin.py. Actors are looked up in a thread:
+    that call blocks."""
+
+    async def watch(self, known_version: int) -> Membership:
+        try:
+            return await self._ask("watch", known_version)
+        except (RayError, ValueError) as error:  # ValueError: Ray knows no such actor
+            raise WorkerGoneError(first_line(error)) from None
+
+    async def shard(self, name: str) -> RayShard:
+        try:
+            return RayShard(await asyncio.to_thread(find_worker, name))
+        except (RayError, ValueError) as error:
+            raise WorkerGoneError(first_line(error)) from None
+
+    async def status(self) -> dict[str, Any]:
+        return await self._ask("status")
+
+    async def operate(self, body: Any) -> dict[str, Any]:
+        try:
+            return await self._ask("operate", body)
+        except RayTaskError as error:
+            raise error.cause from None  # OperationError or PlacementChangeError, as the controller raised it
+
+    async def operation(self, operation_id: str) -> dict[str, Any] | None:
+        return await self._ask("operation", operation_id)
+
+    async def operation_history(self) -> list[dict[str, Any]]:
+        return await self._ask("operation_history")
+
+    async def experts(self) -> dict[str, Any]:
+        return await self._ask("experts")
+
+    async def autoscaler(self) -> dict[str, Any]:
+        return await self._ask("autoscaler")
+
+    async def metrics(self) -> str:
+        return await self._ask("metrics")
+
+    async def _ask(self, name: str, *args: Any) -> Any:
+        controller = await asyncio.to_thread(find_controller)
+        return await getattr(controller, name).remote(*args)

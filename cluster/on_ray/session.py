@@ -1,0 +1,103 @@
+"""Starts a local Ray or attaches to a running one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from isotherm.cluster.on_ray.workers import find_controller
+
+CONNECT_TIMEOUT = 5.0  # seconds
+OBJECT_STORE_BYTES = 200 << 20  # tokens and control messages only: tensors never go through the object store
+
+
+class NoClusterError(RuntimeError):
+    """There is no Ray cluster to attach to, or no Isotherm on it; the message says what to do."""
+
+
+@contextlib.contextmanager
+def neutral_directory() -> Iterator[None]:
+    """Ray puts the driver's current directory on its workers' sys.path, where a stray `kernels` or `cluster` folder would hide an installed
+    package, and starts them in it. So drivers start Ray from the file system's root, which stays and holds no packages."""
+    before = os.getcwd()
+    os.chdir(os.path.abspath(os.sep))
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def start_local(folder: str, num_cpus: int | None = None, dashboard: bool = True) -> None:
+    """A Ray of our own on this machine, loopback only; it ends with this process or with `ray.shutdown()`. Its environment is
+    `prepare_local_ray`'s. `folder` takes its logs and sockets; a short path, for Unix sockets allow 107 characters in all."""
+    with neutral_directory():
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=folder,
+        )
+
+
+def local_processes() -> dict[str, int]:
+    """Pids of the processes of the Ray that `start_local` has started, by Ray's names of them: gcs_server, raylet,
+    dashboard, log_monitor, monitor."""
+    node: Any = ray._private.worker._global_node
+    started = node.all_processes
+    return {kind: infos[0].process.pid for kind, infos in started.items() if infos}
+
+
+def attach(address: str | None) -> None:
+    """Join a running cluster as a driver; `address` as `prepare_attach` gave it. Raises NoClusterError, also without an address: Ray itself would
+    take any cluster that it finds on this machine, whoever's it is."""
+    if address is None:
+        raise NoClusterError("no `isotherm serve` of this user runs on this machine; start one, or give --address or RAY_ADDRESS")
+    with neutral_directory():
+        try:
+            _check_reachable(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        except (OSError, ValueError) as error:  # ConnectionError is Ray's; ValueError: not an address
+            raise NoClusterError(f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one with: isotherm serve") from None
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for a minute. Raises OSError."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+
+
+def running_controller() -> Any:
+    """The controller of the cluster that this driver has attached to. Raises NoClusterError."""
+    try:
+        return find_controller()
+    except ValueError:
+        raise NoClusterError("this Ray cluster runs no Isotherm; start it with: isotherm serve --address RAY_ADDRESS") from None
+
+
+def cluster_status(address: str | None) -> dict[str, Any]:
+    """What the controller of a running cluster says of itself and the workers. Raises NoClusterError."""
+    attach(address)
+    try:
+        return ray.get(running_controller().status.remote(), timeout=30)
+    finally:
+        ray.shutdown()
+
+
+def cluster_url(address: str | None) -> str:
+    """The HTTP endpoint of a running cluster. Raises NoClusterError."""
+    attach(address)
+    try:
+        return ray.get(running_controller().url.remote(), timeout=30)
+    finally:
+        ray.shutdown()

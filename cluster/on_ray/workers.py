@@ -1,0 +1,169 @@
+"""Every Ray call that starts, finds or ends a worker: a detached placement group of one bundle with one detached actor in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import PlacementGroupID
+from ray._private.state import actors
+from ray.exceptions import RayActorError
+from ray.experimental.internal_kv import _internal_kv_put
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from isotherm.cluster.background import first_line
+from isotherm.cluster.messages.membership import WorkerGoneError
+
+NAMESPACE = "isotherm"
+CONTROLLER = "isotherm-controller"
+HANGS = "controller-hangs/"  # begins the keys, in Ray's key-value store, of those who have a controller killed that hangs
+# What Ray's head node has alone. Controller and ingress are put there: when it is lost so is the Ray cluster, and every other node can be drained.
+ON_HEAD = {"node:__internal_head__": 0.001}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A placement group that Ray has placed."""
+
+    group: PlacementGroup
+    node_id: str
+    host: str  # IP address of the node
+
+
+@dataclass(frozen=True)
+class RayWorker:
+    """A started worker actor. Of one that was gone when it was looked for there is no actor, and maybe no slot."""
+
+    id: str
+    slot: Slot | None
+    actor: Any
+
+    async def call(self, name: str, *args: Any) -> Any:
+        """What one of the actor's methods gives. Raises WorkerGoneError."""
+        if self.actor is None:
+            raise WorkerGoneError(f"{self.id} is gone")
+        try:
+            return await getattr(self.actor, name).remote(*args)
+        except RayActorError as error:
+            raise WorkerGoneError(first_line(error)) from None
+
+    @property
+    def node_id(self) -> str | None:
+        return None if self.slot is None else self.slot.node_id
+
+    @property
+    def placement_group_id(self) -> str | None:
+        return None if self.slot is None else self.slot.group.id.hex()
+
+
+def _slot(group: PlacementGroup, entry: dict[str, Any]) -> Slot:
+    node_id = entry["bundles_to_node_id"][0]
+    return Slot(group, node_id, next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id))
+
+
+async def reserve(name: str, bundle: dict[str, float], labels: dict[str, str] | None = None) -> Slot:
+    """Wait until Ray has placed a bundle of resources, on a node whose labels match the selectors in `labels`. A bundle of nothing still gets a
+    node."""
+    # Ray refuses a bundle without any resource.
+    resources = [bundle or {"CPU": 0.001}]
+    group = placement_group(resources, strategy="PACK", name=name, lifetime="detached", bundle_label_selector=[labels] if labels else None)
+    try:
+        await group.ready()
+    except asyncio.CancelledError:
+        remove_placement_group(group)
+        raise
+    return _slot(group, placement_group_table(group))
+
+
+def release_slot(slot: Slot) -> None:
+    """Give back one that no worker was started in."""
+    remove_placement_group(slot.group)
+
+
+def start_worker(worker_id: str, slot: Slot, bundle: dict[str, float], cls: type, *args: Any) -> RayWorker:
+    """Start `cls(*args)` as a named detached actor that takes the whole slot. It is never restarted: it would come back empty."""
+    actor: Any = (
+        ray.remote(cls)
+        .options(
+            name=worker_id,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            max_restarts=0,
+            num_cpus=bundle.get("CPU", 0),
+            num_gpus=bundle.get("GPU", 0),
+            memory=bundle.get("memory") or None,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=0),
+        )
+        .remote(*args)
+    )
+    return RayWorker(worker_id, slot, actor)
+
+
+def end_worker(worker: RayWorker) -> None:
+    """Kill the actor and give its resources back."""
+    if worker.actor is not None:
+        ray.kill(worker.actor)
+    if worker.slot is not None:
+        remove_placement_group(worker.slot.group)
+
+
+def find_workers(prefix: str) -> dict[str, RayWorker]:
+    """The live workers by name; `prefix` is what their placement groups' names begin with. Placement groups without an actor, which somebody left,
+    are removed."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    names = [a["name"] for a in actors if a["namespace"] == NAMESPACE and re.fullmatch(r"(attention|expert)-\d+", a["name"])]
+    slots = {}
+    for group_id, entry in placement_group_table().items():
+        if entry["name"].startswith(prefix) and entry["state"] != "REMOVED":
+            group = PlacementGroup(PlacementGroupID(bytes.fromhex(group_id)))
+            name = entry["name"].removeprefix(prefix)
+            if name in names and entry["state"] == "CREATED":
+                slots[name] = _slot(group, entry)
+            else:
+                remove_placement_group(group)
+    found = {}
+    for name in names:
+        with contextlib.suppress(ValueError):  # it has ended meanwhile
+            found[name] = RayWorker(name, slots.get(name), find_worker(name))
+    return found
+
+
+def find_worker(worker_id: str) -> Any:
+    """The actor of a worker, from any process of the cluster."""
+    return ray.get_actor(worker_id, namespace=NAMESPACE)
+
+
+def find_controller() -> Any:
+    """Raises ValueError when no controller runs on this Ray cluster."""
+    return ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+
+
+class ControllerProcess:
+    """`Watched` of cluster/control/liveness.py. What asks Ray's head does so in a thread: where the head is away, such a call blocks."""
+
+    async def incarnation(self) -> str | None:
+        return await asyncio.to_thread(self._incarnation)
+
+    def _incarnation(self) -> str | None:
+        try:
+            actor_id = find_controller()._actor_id.hex()
+        except ValueError:
+            return None
+        entry = actors(actor_id)
+        return f"{actor_id}/{entry['NumRestarts']}" if entry.get("State") == "ALIVE" else None
+
+    async def answer(self) -> None:
+        await find_controller().answer.remote()
+
+    async def claim(self, incarnation: str, attempt: int) -> bool:
+        key = f"{HANGS}{incarnation}/{attempt}".encode()
+        existed = await asyncio.to_thread(_internal_kv_put, key, b"", overwrite=False, namespace=NAMESPACE.encode())
+        return not existed
+
+    async def kill(self) -> None:
+        await asyncio.to_thread(lambda: ray.kill(find_controller(), no_restart=False))

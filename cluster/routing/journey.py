@@ -1,0 +1,61 @@
+"""One request on its way over attention shards: what was given out, and what was lost under it. Pure."""
+
+from __future__ import annotations
+
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+
+MOST_LOSSES = 2  # shards that may be lost under one request before it counts as the cause
+
+
+class Journey:
+    """Takes the deltas of one shard after the other. A request under which a shard was lost is suspect until it has a
+    new token."""
+
+    def __init__(self, request: GenerationRequest):
+        self._request = request
+        self._given = list(request.generated)
+        self._moved = False  # a shard had it before
+        self.losses = 0  # in succession, without a token in between
+
+    @property
+    def has_begun(self) -> bool:
+        """The client has had a token of it."""
+        return len(self._given) > len(self._request.generated)
+
+    @property
+    def tokens(self) -> int:
+        return len(self._given)
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.losses > 0
+
+    def resumed(self) -> GenerationRequest:
+        """What the next shard is to be sent."""
+        return self._request.resumed(tuple(self._given)) if self._moved else self._request
+
+    def take(self, delta: Delta) -> bool:
+        """Whether the delta is the client's; where it is not, the request goes on at another shard. Raises RuntimeError
+        on a gap or a repeat."""
+        if delta.finish_reason is FinishReason.LOST:
+            self.losses += 1
+        if delta.finish_reason in (FinishReason.LOST, FinishReason.MOVED):
+            self._moved = True
+            return False
+        if delta.token_ids:
+            if delta.start != len(self._given):
+                request_id = self._request.id
+                raise RuntimeError(f"token {delta.start} of request {request_id} came where {len(self._given)} was due")
+            self._given += delta.token_ids
+            self.losses = 0
+        return True
+
+    def failure(self, why: str) -> Delta:
+        """The end of a request that cannot go on."""
+        return Delta(self._request.id, len(self._given), finish_reason=FinishReason.ERROR, error=why)
+
+    def verdict(self) -> Delta | None:
+        """The end of a request that takes its shards with it; None where it may go on."""
+        if self.losses < MOST_LOSSES:
+            return None
+        return self.failure(f"{self.losses} attention shards in succession were lost while they computed this request; it is not tried again")

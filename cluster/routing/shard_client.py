@@ -1,0 +1,310 @@
+"""The engine as an ingress replica sees it: the attention shards that the controller names, one connection to each.
+Knows nothing about Ray: `Cluster` is what it needs of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.background import Background, first_line
+from isotherm.cluster.messages.membership import Membership, WorkerGoneError
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+from isotherm.cluster.routing.journey import Journey
+
+log = logging.getLogger(__name__)
+ADMISSION_SECONDS = 60.0  # how long a request without a token waits while every shard is lost
+RESUBMIT_SECONDS = 120.0  # how long a stream that has begun waits for a shard to go on at
+# Deltas that are handed out in one turn of the event loop. Each costs it a quarter of a millisecond further on, and
+# gRPC takes in one new request a turn: with all of them at once new requests would wait for seconds.
+HANDED_OUT = 8
+PING_PERIOD = 5.0  # seconds between signs of life; shards give up on a replica that is silent for several of these
+RECONNECT = 0.25, 5.0  # seconds before a connection that was lost is made again: at first, and at most
+OPEN_SECONDS = 30.0  # in which a shard must have opened a stream
+
+
+class Shard(Protocol):
+    """One attention shard, from afar. Raises WorkerGoneError where it is not there any more."""
+
+    def stream(self, connection: str) -> AsyncGenerator[list[Delta], None]: ...
+
+    async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None: ...
+
+
+class Cluster(Protocol):
+    """Where shards are found."""
+
+    async def watch(self, known_version: int) -> Membership:
+        """The membership as soon as it is newer; after a while without a change, the same again."""
+
+    async def shard(self, name: str) -> Shard:
+        """Raises WorkerGoneError."""
+
+    async def status(self) -> dict[str, Any]:
+        """What the controller says of itself and the workers."""
+
+
+class ShardClient:
+    """EngineClient over the shards that the controller names. Start it with `start` on the event loop that uses it."""
+
+    def __init__(
+        self, cluster: Cluster, vocab_size: int, max_model_len: int, shard_capacity: int = sys.maxsize
+    ):
+        """`shard_capacity`: requests that one shard takes, running and waiting."""
+        self._shard_capacity = shard_capacity
+        self.vocab_size, self.max_model_len = vocab_size, max_model_len
+        self._cluster = cluster
+        self._connections: dict[str, Connection] = {}  # by shard
+        self._membership: Membership | None = None
+        self._trial = asyncio.Lock()  # held by a request under which a shard was lost, until it has a token again
+        self.background = Background()
+        self.system_fingerprint = ""
+
+    def start(self) -> None:
+        self.background.keep("the watch over the membership", self._follow_membership)
+
+    # --- EngineClient ------------------------------------------------------------------------------------------------
+
+    def not_ready(self) -> str | None:
+        if self._membership is None:
+            return "the controller has not been found yet"
+        if self._membership.not_ready is not None:
+            return self._membership.not_ready
+        return None if self._serving() else "no attention shard can be reached"
+
+    def capacity(self) -> int:
+        return self._shard_capacity * max(1, len(self._serving()))
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """As EngineClient says. A request whose shard is lost or drained goes on at another, from the tokens that were
+        already given out."""
+        journey = Journey(request)
+        connection = await self._choose_within(ADMISSION_SECONDS) if self._will_serve() else self._choose()
+        while True:
+            async with self._alone(journey) as cleared, aclosing(connection.attempt(journey.resumed())) as deltas:
+                async for delta in deltas:
+                    if not journey.take(delta):
+                        break
+                    if delta.finish_reason is FinishReason.REFUSED:
+                        raise EngineOverloadedError(delta.error)
+                    if delta.token_ids:
+                        cleared()
+                    yield delta
+                    if delta.finish_reason is not None:
+                        return
+            log.info("request %s goes on elsewhere after %d tokens", request.id, journey.tokens)
+            if (end := journey.verdict()) is not None:
+                log.error("request %s: %s", request.id, end.error)
+                yield end
+                return
+            if not journey.has_begun:
+                connection = await self._choose_within(ADMISSION_SECONDS)
+                continue
+            try:
+                connection = await self._choose_within(RESUBMIT_SECONDS)
+            except EngineUnavailableError as error:
+                yield journey.failure(f"its attention shard was lost, and {error}")
+                return
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, journey: Journey) -> AsyncIterator[Callable[[], None]]:
+        """Suspects are tried one at a time: if a shard is lost again, only the one that it then had counts as the
+        cause. Gives what is called when the request is cleared."""
+        held = journey.is_suspect
+        if held:
+            await self._trial.acquire()
+
+        def cleared() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._trial.release()
+
+        try:
+            yield cleared
+        finally:
+            cleared()
+
+    async def status(self) -> dict[str, Any]:
+        return await self._cluster.status()
+
+    # --- shards ------------------------------------------------------------------------------------------------------
+
+    def _serving(self) -> list[Connection]:
+        """Those that take new requests."""
+        named = () if self._membership is None else self._membership.shards
+        return [c for name in named if (c := self._connections.get(name)) is not None and c.is_open]
+
+    def _choose(self) -> Connection:
+        if (reason := self.not_ready()) is not None:
+            raise EngineUnavailableError(reason)
+        return min(self._serving(), key=lambda c: c.load)
+
+    def _will_serve(self) -> bool:
+        """Whether waiting for a shard is worth it: the cluster serves, or has lost every shard and replaces them. Where
+        it serves there may be none either, for a moment: a shard can be gone before the controller has said so."""
+        return self._membership is not None and (self._membership.recovering or self._membership.not_ready is None)
+
+    async def _choose_within(self, seconds: float) -> Connection:
+        """Like `_choose`, but waits for a shard. Raises EngineUnavailableError when the time is over."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            try:
+                return self._choose()
+            except EngineUnavailableError:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(0.05)
+
+    async def _follow_membership(self) -> None:
+        while True:
+            known = -1 if self._membership is None else self._membership.version
+            try:
+                membership = await self._cluster.watch(known)
+            except WorkerGoneError as error:
+                log.warning("no controller: %s", first_line(error))
+                await asyncio.sleep(0.5)
+                continue
+            if membership.version > known:
+                self._adopt(membership)
+
+    def _adopt(self, membership: Membership) -> None:
+        self._membership = membership
+        self.max_model_len, self.system_fingerprint = membership.max_model_len, membership.system_fingerprint
+        for name in membership.shards:
+            if name not in self._connections:
+                self._connections[name] = Connection(name)
+                self.background.spawn(f"the connection to {name}", self._keep_connected(self._connections[name]))
+
+    async def _keep_connected(self, connection: Connection) -> None:
+        """Connect again and again, as long as the controller names the shard. One that is named no more takes no new
+        requests; those that it has, it finishes, or gives back when its time is over."""
+        name, (pause, longest) = connection.name, RECONNECT
+        try:
+            while True:
+                begin = asyncio.get_running_loop().time()
+                try:
+                    reason = await connection.run(await self._cluster.shard(name))
+                except WorkerGoneError as error:
+                    reason = first_line(error)
+                except Exception as error:
+                    log.exception("the connection to %s failed", name)
+                    reason = first_line(error)
+                log.warning("the connection to attention shard %s has ended: %s", name, reason)
+                if self._membership is None or name not in self._membership.shards:
+                    return
+                pause = RECONNECT[0] if asyncio.get_running_loop().time() > begin + longest else min(2 * pause, longest)
+                await asyncio.sleep(pause)
+        finally:
+            del self._connections[name]
+
+
+class Connection:
+    """This replica's requests at one shard. Each time that it is connected it has a new id there."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.is_open = False
+        self._streams: dict[str, asyncio.Queue[Delta]] = {}  # open requests
+        self._sent: set[str] = set()  # those of them that the shard has been sent
+        self._requests: list[GenerationRequest] = []  # to be sent
+        self._aborts: list[str] = []  # to be sent
+        self._wake = asyncio.Event()
+
+    @property
+    def load(self) -> int:
+        return len(self._streams)
+
+    async def attempt(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """The request's deltas from this shard. Left early, it is aborted there."""
+        queue: asyncio.Queue[Delta] = asyncio.Queue()
+        self._streams[request.id] = queue
+        self._requests.append(request)
+        self._wake.set()
+        if not self.is_open:  # closed since it was chosen
+            self._end(WorkerGoneError(), {request.id})
+        finished = False
+        try:
+            while not finished:
+                delta = await queue.get()
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            if self._streams.get(request.id) is queue:
+                del self._streams[request.id]
+                if request.id in self._sent:
+                    self._sent.discard(request.id)
+                    if not finished:
+                        self._aborts.append(request.id)
+                        self._wake.set()
+                else:
+                    self._requests = [r for r in self._requests if r is not request]
+
+    async def run(self, shard: Shard) -> str:
+        """Open a stream and carry requests and deltas until it ends → why. Every request that is left then goes
+        elsewhere. Raises what the shard raises."""
+        connection = uuid.uuid4().hex
+        ending: BaseException | None = None
+        try:
+            async with aclosing(shard.stream(connection)) as lists:
+                await asyncio.wait_for(anext(lists), OPEN_SECONDS)  # the first one is the greeting
+                self.is_open = True
+                receiving = asyncio.ensure_future(self._receive(lists))
+                sending = asyncio.ensure_future(self._send(shard, connection))
+                try:
+                    await asyncio.wait({receiving, sending}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    self.is_open = False
+                    for task in (receiving, sending):
+                        task.cancel()
+                    results = await asyncio.gather(receiving, sending, return_exceptions=True)
+            errors = [r for r in results if isinstance(r, Exception)]
+            for error in sorted(errors, key=lambda e: not isinstance(e, WorkerGoneError)):
+                raise error
+            return "the shard has closed it"
+        except StopAsyncIteration:
+            return "the shard has closed it"
+        except BaseException as error:
+            ending = error
+            raise
+        finally:
+            self._end(ending, set(self._streams))
+
+    def _end(self, ending: BaseException | None, requests: set[str]) -> None:
+        """Have requests go elsewhere. The loss of a shard counts against those that it had."""
+        gone = isinstance(ending, WorkerGoneError)
+        for request_id in requests:
+            reason = FinishReason.LOST if gone and request_id in self._sent else FinishReason.MOVED
+            self._streams.pop(request_id).put_nowait(Delta(request_id, 0, finish_reason=reason))
+            self._sent.discard(request_id)
+        self._requests = [r for r in self._requests if r.id not in requests]
+        self._aborts.clear()
+
+    async def _receive(self, lists: AsyncGenerator[list[Delta], None]) -> None:
+        async for deltas in lists:
+            for i, delta in enumerate(deltas, 1):
+                if i % HANDED_OUT == 0:
+                    await asyncio.sleep(0)
+                if (queue := self._streams.get(delta.request_id)) is not None and delta.request_id in self._sent:
+                    queue.put_nowait(delta)
+
+    async def _send(self, shard: Shard, connection: str) -> None:
+        """Send new requests and aborts, in one call all that came since the last, and a sign of life now and then.
+
+        Never from the task of an HTTP request: when a client goes away Serve cancels that task together with the Ray
+        calls it has made, so an abort sent from there would be lost.
+        """
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), PING_PERIOD)
+            self._wake.clear()
+            requests, self._requests = self._requests, []
+            aborts, self._aborts = self._aborts, []
+            self._sent |= {request.id for request in requests}
+            await shard.submit(connection, requests, aborts)

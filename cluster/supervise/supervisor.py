@@ -1,0 +1,213 @@
+"""`isotherm serve` as its user sees it: starts the driver (cluster/deploy/serve.py), which holds Ray, watches it, Ray's
+processes and the front door, takes the signals, and leaves nothing behind. What to do when is cluster/supervise/watchdog.py's;
+this module does it. Imports no Ray: it works when Ray does not."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from isotherm.cluster.background import spawn_thread
+from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.on_ray.run_file import run_file
+from isotherm.cluster.supervise.processes import adopt_orphans, end_all_below, reap, runs, titled
+from isotherm.cluster.supervise.terminal import outlast_terminal
+from isotherm.cluster.supervise.watchdog import Answer, End, Instruction, Say, Tell, Watchdog
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOOK_SECONDS = 0.2  # from one look at the processes to the next
+PROBE_SECONDS, PROBE_TIMEOUT = 1.0, 5.0
+END_SECONDS = 5.0  # for processes that have been killed to be gone
+AGENTS = {
+    "ray::DashboardAgent": "dashboard agent",
+    "ray::RuntimeEnvAgent": "runtime env agent",
+}  # children of the raylet, by their titles
+DRIVER = "from isotherm.cluster.deploy.serve import main; main()"
+
+
+class ServeError(RuntimeError):
+    """The cluster could not be started, or has ended by itself."""
+
+
+def serve_until_stopped(manifest: Manifest, model_path: Path, address: str | None, console: Console) -> None:
+    """Blocks until a signal or `isotherm stop`. With an address, joins that Ray; else starts a local one and ends it.
+    Raises ServeError, and SystemExit where a second signal has ended it at once."""
+    outlast_terminal()
+    console.print(
+        "starting Ray" if address is None else f"joining Ray at {address}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    # A short path: Unix sockets have room for 107 characters in all.
+    folder = tempfile.mkdtemp(prefix="isotherm-") if address is None else None
+    job = {
+        "manifest": manifest.model_dump(mode="json"),
+        "path": str(model_path),
+        "address": address,
+        "folder": folder,
+        "pid": os.getpid(),
+    }
+    end = _Supervisor(
+        Watchdog(manifest.http.drain_seconds, own_ray=address is None), job, _probe_address(manifest), console
+    ).run()
+    keep = folder is not None and end.status == 1 and end.logs
+    if folder is not None and not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    if end.status == 1:
+        raise ServeError(end.reason + (f"\nRay's logs are in {folder}/session_latest/logs" if keep else ""))
+    if end.status:
+        console.print(end.reason, markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(end.status)
+
+
+def _probe_address(manifest: Manifest) -> tuple[str, int]:
+    host = manifest.http.host
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), manifest.http.port
+
+
+class _Supervisor:
+    """Puts everything that happens into one queue and does what the watchdog says."""
+
+    def __init__(self, watchdog: Watchdog, job: Mapping[str, Any], front_door: tuple[str, int], console: Console):
+        self._watchdog, self._job, self._console = watchdog, job, console
+        self._host, self._port = front_door
+        self._events: queue.SimpleQueue[Callable[[], Any]] = (
+            queue.SimpleQueue()
+        )  # whose `put` may be called in a signal handler
+        self._watched: dict[str, psutil.Process] = {}
+        self._gone: list[str] = []  # of the watched, at the last look
+        self._end: End | None = None
+        self._files = contextlib.ExitStack()
+
+    def run(self) -> End:
+        """Until it is over, one way or another."""
+        adopt_orphans()
+        for number in SIGNALS:
+            # One that this process was started to ignore stays ignored: SIGHUP under nohup, SIGINT for a background job
+            # of a script.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+        with self._files:
+            self._start_driver()
+            while self._end is None:
+                with contextlib.suppress(queue.Empty):
+                    self._do(self._events.get(timeout=LOOK_SECONDS)())
+                self._do(self._look())
+            left, statuses = end_all_below(os.getpid(), self._end.patience, END_SECONDS)
+            self._driver.returncode = statuses.get(self._driver.pid, self._driver.returncode)
+        if left:
+            return End(1, f"{self._end.reason or 'stopped'}; these processes could not be ended: {', '.join(left)}")
+        return self._end
+
+    def _start_driver(self) -> None:
+        """In a session of its own, where a terminal's signals do not reach it: what they mean is decided here. From the
+        root, as Ray's driver must be (cluster/on_ray/session.py)."""
+        reader, writer = os.pipe()
+        command = [sys.executable, "-c", DRIVER, str(writer)]
+        self._driver = subprocess.Popen(
+            command, stdin=subprocess.PIPE, pass_fds=[writer], start_new_session=True, cwd=os.path.abspath(os.sep)
+        )
+        os.close(writer)
+        self._tell(json.dumps(self._job))
+        self._reader = spawn_thread("driver's messages", lambda: self._read(reader))
+
+    def _read(self, reader: int) -> None:
+        with open(reader, encoding="utf-8") as lines:
+            for line in lines:
+                message = json.loads(line)
+                self._events.put(partial(self._on_message, message))
+
+    def _tell(self, line: str) -> None:
+        assert self._driver.stdin is not None
+        with contextlib.suppress(OSError):  # it has just ended, which is seen elsewhere
+            self._driver.stdin.write(line.encode() + b"\n")
+            self._driver.stdin.flush()
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        now = time.monotonic()
+        self._events.put(lambda: self._watchdog.on_signal(now, number))
+
+    def _on_message(self, message: Mapping[str, Any]) -> Any:
+        if message["event"] == "ray":
+            for name, pid in message["processes"].items():
+                self._watch(name, pid)
+            self._files.enter_context(run_file(message["address"], message["dashboard"]))
+        elif message["event"] == "serving" and message["probe"]:
+            spawn_thread("front door probe", self._probe)
+        return self._watchdog.on_message(time.monotonic(), message)
+
+    def _watch(self, name: str, pid: int) -> None:
+        try:
+            self._watched[name] = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            self._events.put(lambda: self._watchdog.on_process_end(name, pid))
+
+    def _look(self) -> list[Instruction]:
+        """At the clock and at every process."""
+        said: list[Instruction] = []
+        for pid, status in reap().items():
+            if pid == self._driver.pid:
+                self._driver.returncode = status  # nobody else can ask for it now
+                self._reader.join(1.0)  # what it has said last comes first
+                self._events.put(partial(self._watchdog.on_driver_end, status))
+        if (raylet := self._watched.get("raylet")) is not None and (missing := AGENTS.keys() - self._watched.keys()):
+            self._watched |= titled(raylet.pid, missing)
+        # A look later: what the driver has said before may say why.
+        for name in self._gone:
+            said += self._watchdog.on_process_end(AGENTS.get(name, name), self._watched.pop(name).pid)
+        self._gone = [name for name, process in self._watched.items() if not runs(process)]
+        return [*said, *self._watchdog.on_time(time.monotonic())]
+
+    def _probe(self) -> None:
+        """Ask the front door's port, again and again, as long as this process lives."""
+        url = f"http://{self._host}:{self._port}"
+        while True:
+            time.sleep(PROBE_SECONDS)
+            answer = probe(self._host, self._port)
+            self._events.put(partial(self._watchdog.on_answer, time.monotonic(), answer, url))
+
+    # --- what is done -------------------------------------------------------------------------------------------------
+
+    def _do(self, instructions: Any) -> None:
+        for instruction in instructions:
+            if isinstance(instruction, Say):
+                self._console.print(instruction.line, markup=False, highlight=False, soft_wrap=True)
+            elif isinstance(instruction, Tell):
+                self._tell(instruction.word)
+            elif self._end is None:
+                self._end = instruction
+
+
+def probe(host: str, port: int) -> Answer:
+    """Whether a server answers GET /health there, with whatever status: only a process that lives can answer. No proxy
+    is asked."""
+    connection = http.client.HTTPConnection(host, port, timeout=PROBE_TIMEOUT)
+    try:
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+    except ConnectionRefusedError:
+        return Answer.REFUSED
+    except (OSError, http.client.HTTPException):
+        return Answer.SILENT
+    finally:
+        connection.close()
+    return Answer.GIVEN

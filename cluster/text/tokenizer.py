@@ -1,0 +1,231 @@
+"""Text to token ids and back: a checkpoint's tokenizer, its special tokens and chat template, and the incremental detokeniser.
+
+Knows nothing about HTTP, requests or engines."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from isotherm.cluster.text.chat_template import ChatTemplate
+from isotherm.cluster.text.detokenizer import TextStream
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class TokenizerError(ValueError):
+    """The checkpoint's tokenizer files are missing or can't be used. Names the file."""
+
+
+class NoChatTemplateError(ValueError):
+    """The checkpoint has no chat template, so it can only complete text."""
+
+
+class Tokenizer:
+    """One checkpoint's tokenizer. Thread-safe: nothing changes after loading but a cache.
+
+    `eos_token_ids` is the union of what tokenizer_config.json, generation_config.json and config.json name: checkpoints are known to put an
+    end-of-turn token in only one of the three."""
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        special_tokens: Mapping[str, str],
+        eos_token_ids: Iterable[int] = (),
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
+        self._backend = backend
+        self._special_tokens = dict(special_tokens)
+        self.chat_template = chat_template
+        special_ids = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
+        named_ids = {name: backend.token_to_id(token) for name, token in special_tokens.items()}
+        special_ids.update(id_ for id_ in named_ids.values() if id_ is not None)
+        eos = named_ids.get("eos_token")
+        self.eos_token_ids = frozenset(eos_token_ids) | (frozenset() if eos is None else {eos})
+        self.special_ids = frozenset(special_ids)
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        self._to_bytes = _bytes_rule(backend)
+        self._bytes: dict[int, bytes] = {}
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """Reads tokenizer.json, tokenizer_config.json, generation_config.json, config.json and chat_template.jinja or .json. Only tokenizer.json must
+        be there. Raises TokenizerError."""
+        path = tokenizer_file(directory)
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises plain Exception
+            raise TokenizerError(f"{path}: {error}") from error
+        backend.no_truncation()
+        backend.no_padding()
+        config = _read_json(directory / "tokenizer_config.json")
+        special = {name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None}
+        _set_post_processor(backend, config, special)
+        eos: set[int] = set()
+        for name in ("generation_config.json", "config.json"):
+            eos.update(_eos_ids(_read_json(directory / name).get("eos_token_id"), directory / name))
+        templates = _read_templates(directory, config)
+        return cls(backend, special_tokens=special, eos_token_ids=eos, chat_template=ChatTemplate(templates) if templates else None)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids. `add_special_tokens` lets the post-processor add a BOS (and EOS) as transformers' tokenizer would."""
+        # encode() holds the GIL; the batch call lets it go, so that an event loop in another thread goes on.
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        to_bytes = self.visible_bytes if skip_special_tokens else self.token_bytes
+        return b"".join(map(to_bytes, token_ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that the token stands for. Nothing for an id that has no token: models pad their vocabulary."""
+        found = self._bytes.get(token_id)
+        if found is None:
+            token = self._backend.id_to_token(token_id)
+            found = self._bytes[token_id] = b"" if token is None else self._to_bytes(token)
+        return found
+
+    def visible_bytes(self, token_id: int) -> bytes:
+        """As `token_bytes`, but nothing for a special token."""
+        return b"" if token_id in self.special_ids else self.token_bytes(token_id)
+
+    def stream(self, stop: Sequence[str] = (), skip_special_tokens: bool = True) -> TextStream:
+        """A detokeniser for one reply."""
+        return TextStream(self.visible_bytes if skip_special_tokens else self.token_bytes, stop)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **chat_template_kwargs: Any,
+    ) -> str:
+        """The prompt text of a chat; encode it with `add_special_tokens=False`, since templates write their own BOS. Blocks for at most the
+        template's time limit. Raises NoChatTemplateError, ChatTemplateError."""
+        if self.chat_template is None:
+            raise NoChatTemplateError("this model has no chat template; use /v1/completions")
+        context = {
+            **self._special_tokens,
+            **chat_template_kwargs,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return self.chat_template.render(context)
+
+
+def _bytes_rule(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
+    """How a token's string becomes bytes, by the tokenizer's decoder: byte-level BPE (DeepSeek), or sentencepiece with byte fallback."""
+    decoder = json.loads(backend.to_str()).get("decoder") or {}
+    kinds = {decoder.get("type"), *(step.get("type") for step in decoder.get("decoders", ()))}
+    if "ByteLevel" in kinds:
+        alphabet = _byte_level_alphabet()
+
+        def byte_level(token: str) -> bytes:
+            # As tokenizers does it: a token with any character outside the alphabet (an added token) stands for its own text.
+            try:
+                return bytes(alphabet[char] for char in token)
+            except KeyError:
+                return token.encode()
+
+        return byte_level
+    if "ByteFallback" in kinds:
+
+        def byte_fallback(token: str) -> bytes:
+            match = _BYTE_TOKEN.fullmatch(token)
+            return bytes([int(match[1], 16)]) if match else token.replace("▁", " ").encode()
+
+        return byte_fallback
+    raise TokenizerError(f"tokenizer.json: decoder {decoder.get('type')!r} is not supported; expected ByteLevel, or a Sequence with ByteFallback")
+
+
+def tokenizer_file(directory: Path) -> Path:
+    """tokenizer.json. Raises TokenizerError where it is not there."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(
+            f"{path}: not found. Isotherm reads the `tokenizers` format alone; a model that comes with tiktoken.model "
+            "(Moonlight) or tokenizer.model is not supported, unless its vocabulary is converted first"
+        )
+    return path
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _set_post_processor(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
+    """What transformers' fast tokenizers do: an explicit add_bos_token or add_eos_token replaces tokenizer.json's post-processor; the classes of
+    LlamaTokenizer add a BOS unless told otherwise; else tokenizer.json's own decides."""
+    llama = config.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast")
+    if not (llama or "add_bos_token" in config or "add_eos_token" in config):
+        return
+    wanted = {"bos_token": config.get("add_bos_token", llama), "eos_token": config.get("add_eos_token", False)}
+    ids = {name: backend.token_to_id(special[name]) for name, on in wanted.items() if on and name in special}
+    if missing := [name for name, id_ in ids.items() if id_ is None]:
+        raise TokenizerError(f"tokenizer_config.json: {missing[0]} {special[missing[0]]!r} is not in tokenizer.json's vocabulary")
+    bos = [special["bos_token"]] if "bos_token" in ids else []
+    eos = [special["eos_token"]] if "eos_token" in ids else []
+    backend.post_processor = TemplateProcessing(  # type: ignore[assignment]
+        single=[*bos, "$A", *eos], pair=[*bos, "$A", *eos, *bos, "$B:1", *eos], special_tokens=[(special[name], id_) for name, id_ in ids.items()]
+    )
+
+
+def _read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Chat templates by name. As in transformers chat_template.jinja wins over tokenizer_config.json; the older chat_template.json comes last."""
+    jinja = directory / "chat_template.jinja"
+    if jinja.is_file():
+        return {"default": jinja.read_text(encoding="utf-8")}
+    path, found = directory / "tokenizer_config.json", config.get("chat_template")
+    if found is None:
+        path = directory / "chat_template.json"
+        found = _read_json(path).get("chat_template")
+    if found is None:
+        return {}
+    if isinstance(found, str):
+        return {"default": found}
+    try:
+        named = {entry["name"]: entry["template"] for entry in found}
+    except (TypeError, KeyError):
+        named = {}
+    if not named or not all(isinstance(part, str) for pair in named.items() for part in pair):
+        raise TokenizerError(f"{path}: chat_template must be a string or a list of {{name, template}}, got {str(found)[:80]!r}")
+    return named
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The file's object, or an empty one when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _token_text(value: Any) -> str | None:
+    """A token written as a string or as an AddedToken's dict."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _eos_ids(value: Any, path: Path) -> list[int]:
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(id_) is int for id_ in ids):
+        raise TokenizerError(f"{path}: eos_token_id must be an int or a list of ints, got {value!r}")
+    return ids

@@ -1,0 +1,323 @@
+"""The engine's sampling and log-probabilities, and the tensors that a step is made of. That its tokens are right is test_parity.py's subject."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from deepseek_checkpoints import make_checkpoint
+
+from isotherm.actors.attention.engine import Engine, token_logprobs
+from isotherm.actors.attention.exchange import ExpertsLostError
+from isotherm.actors.local import LocalExperts, local_engine, run
+from isotherm.actors.models.step_batch import build_batch
+from isotherm.cluster.engine.scheduler import Chunk, Form, ScheduledSequence, SchedulerConfig
+from isotherm.cluster.messages.requests import FinishReason, GenerationRequest, SamplingParams
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.kernels.reference import ReferenceKernels
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return Checkpoint.open(make_checkpoint(tmp_path_factory.mktemp("checkpoint"), seed=3))
+
+
+@pytest.fixture
+def engine(checkpoint: Checkpoint) -> Engine:
+    config = SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128)
+    return local_engine(checkpoint, ReferenceKernels(torch.float32), config)
+
+
+PROMPT = (5, 250, 17, 99, 4, 123)
+
+
+def request(name: str, max_tokens: int = 12, prompt: tuple[int, ...] = PROMPT, generated: tuple[int, ...] = (), **params: Any) -> GenerationRequest:
+    return GenerationRequest(name, prompt, SamplingParams(max_tokens, **params), generated)
+
+
+def generate(engine: Engine, *requests: GenerationRequest) -> dict[str, list[int]]:
+    out: dict[str, list[int]] = {}
+    for delta in run(engine, requests):
+        out.setdefault(delta.request_id, []).extend(delta.token_ids)
+    return out
+
+
+def test_an_idle_engine_does_nothing(engine: Engine):
+    assert engine.step() == [] and engine.steps == 0
+
+
+def test_sampled_tokens_depend_on_the_seed_and_not_on_the_batch(engine: Engine):
+    requests = [request(f"seed-{s}", temperature=3.0, seed=s) for s in range(6)]
+    alone = {name: tokens for r in requests for name, tokens in generate(engine, r).items()}
+    assert len({tuple(t) for t in alone.values()}) == 6
+    assert generate(engine, *requests) == alone
+    assert generate(engine, *reversed(requests)) == alone
+
+
+def test_a_resumed_sampled_request_goes_on_with_the_same_noise(engine: Engine):
+    asked = request("a", temperature=3.0, seed=11)
+    tokens = generate(engine, asked)["a"]
+    for done in (1, 5, 11):
+        assert generate(engine, asked.resumed(tuple(tokens[:done])))["a"] == tokens[done:]
+
+
+def test_noise_is_drawn_by_seed_and_index_among_the_output_tokens(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    """Whatever was found in the prefix cache, cut into chunks, preempted or resumed."""
+    drawn: list[tuple[int, int]] = []
+    original = ReferenceKernels.sample
+
+    def record(self: ReferenceKernels, *args: torch.Tensor) -> torch.Tensor:
+        drawn.extend(zip(args[4].tolist(), args[5].tolist(), strict=True))
+        return original(self, *args)
+
+    monkeypatch.setattr(ReferenceKernels, "sample", record)
+    long = tuple(range(40))  # longer than the budget of a step
+    for asked in (request("a", 6, long, seed=8), request("b", 6, long, seed=8), request("c", 6, long, generated=(1, 2, 3), seed=8)):
+        drawn.clear()
+        engine.scheduler.add(asked)
+        while len(engine.scheduler):
+            engine.step()
+            if len(drawn) == 2 and not engine.scheduler.preemptions:
+                engine.scheduler.preempt(asked.id)
+        assert drawn == [(8, i) for i in range(len(asked.generated), 6)]
+    assert engine.scheduler.preemptions == 1
+
+
+def test_every_row_gets_its_own_parameters(engine: Engine):
+    """In one step: greedy beside top-k 1 beside a hot one."""
+    greedy = generate(engine, request("g", temperature=0.0))["g"]
+    hot = {"temperature": 5.0, "seed": 1}
+    out = generate(
+        engine,
+        request("hot", **hot),
+        request("greedy", temperature=0.0),
+        request("top-k", **hot, top_k=1),
+        request("top-p", **hot, top_p=0.0),
+        request("other-seed", temperature=5.0, seed=2),
+    )
+    assert out["greedy"] == out["top-k"] == out["top-p"] == greedy
+    assert out["hot"] != greedy and out["hot"] != out["other-seed"]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-6])
+def test_a_temperature_too_small_to_divide_by_is_greedy(engine: Engine, temperature: float):
+    greedy = generate(engine, request("g", temperature=0.0))["g"]
+    assert generate(engine, request("a", temperature=temperature, seed=5))["a"] == greedy
+
+
+def test_a_stop_token_ends_one_request_and_no_other(engine: Engine):
+    tokens = generate(engine, request("g", temperature=0.0))["g"]
+    stop = tokens[3]
+    deltas = list(run(engine, [request("stops", temperature=0.0, stop_token_ids=(stop,)), request("goes-on", temperature=0.0)]))
+    stopped = [d for d in deltas if d.request_id == "stops"]
+    assert [t for d in stopped for t in d.token_ids] == tokens[: tokens.index(stop) + 1]
+    assert stopped[-1].finish_reason is FinishReason.STOP
+    assert [t for d in deltas if d.request_id == "goes-on" for t in d.token_ids] == tokens
+    assert engine.scheduler.blocks.used == 0
+
+
+@pytest.mark.parametrize("top", [None, 0, 3])
+def test_log_probabilities_are_given_as_many_as_asked(engine: Engine, top: int | None):
+    deltas = list(run(engine, [request("a", 3, temperature=2.0, seed=4, logprobs=top), request("b", 3, temperature=0.0)]))
+    for delta in deltas:
+        if delta.request_id == "b" or top is None:
+            assert delta.logprobs == ()
+        else:
+            (logprobs,) = delta.logprobs
+            assert len(logprobs.top) == top and logprobs.chosen < 0
+
+
+def test_token_logprobs_are_of_the_whole_distribution():
+    logits = torch.tensor([0.0, 2.0, 1.0, -1.0])
+    result = token_logprobs(logits, 0, 2)
+    total = logits.exp().sum().log().item()
+    assert result.chosen == pytest.approx(0.0 - total, abs=1e-6)
+    assert [i for i, _ in result.top] == [1, 2]
+    assert [v for _, v in result.top] == pytest.approx([2.0 - total, 1.0 - total], abs=1e-6)
+
+
+# --- the tensors of a step -----------------------------------------------------------------------------------------------------------------
+
+
+def sequence(name: str, prompt: int, generated: int, blocks: list[int]) -> ScheduledSequence:
+    """Tokens are numbered from 100 × the letter's place on."""
+    tokens = [100 * (ord(name) - ord("a")) + i for i in range(prompt + generated)]
+    return ScheduledSequence(GenerationRequest(name, tuple(tokens[:prompt]), SamplingParams(9)), 0, tokens, blocks=blocks)
+
+
+# Tables that say which position was read.
+COS, SIN = torch.arange(16.0)[:, None], 100 + torch.arange(16.0)[:, None]
+
+
+def test_a_step_written_out():
+    a, b, c = sequence("a", 5, 4, [7, 3, 9]), sequence("b", 1, 1, [2]), sequence("c", 7, 0, [5, 1])
+    batch = build_batch(
+        [Chunk(a, 6, 3, Form.DECODE, True), Chunk(b, 1, 1, Form.DECODE, True), Chunk(c, 2, 3, Form.PREFILL, False)], 4, COS, SIN
+    )
+    rows = batch.attention
+    assert batch.token_ids.tolist() == [6, 7, 8, 101, 202, 203, 204]
+    assert rows.cos_TR2[:, 0].tolist() == [6, 7, 8, 1, 2, 3, 4]
+    assert rows.sin_TR2[:, 0].tolist() == [106, 107, 108, 101, 102, 103, 104]
+    assert rows.cache_slots.tolist() == [3 * 4 + 2, 3 * 4 + 3, 9 * 4, 2 * 4 + 1, 5 * 4 + 2, 5 * 4 + 3, 1 * 4]
+    assert rows.decodes == 4
+    assert rows.decode_tables.tolist() == [[7, 3, 9], [2, 0, 0]]
+    assert rows.decode_sequence.tolist() == [0, 0, 0, 1]
+    assert rows.decode_lengths.tolist() == [7, 8, 9, 2]
+    (prefill,) = rows.prefills
+    assert (prefill.first, prefill.count, prefill.start, prefill.block_table.tolist()) == (4, 3, 2, [5, 1])
+    assert batch.sample_rows.tolist() == [2, 3]
+    tensors = {name: t for part in (batch, rows) for name, t in vars(part).items() if isinstance(t, torch.Tensor)}
+    assert {name: t.dtype for name, t in tensors.items()} == {
+        "token_ids": torch.int64, "cos_TR2": torch.float32, "sin_TR2": torch.float32, "cache_slots": torch.int64, "decode_tables": torch.int32,
+        "decode_sequence": torch.int32, "decode_lengths": torch.int32, "sample_rows": torch.int64,
+    }  # fmt: skip
+
+
+def test_a_step_of_prompts_only_has_no_decode_tables():
+    batch = build_batch([Chunk(sequence("a", 3, 0, [0]), 0, 3, Form.PREFILL, True)], 4, COS, SIN)
+    assert (batch.attention.decodes, batch.attention.decode_tables.numel(), batch.sample_rows.tolist()) == (0, 0, [2])
+
+
+# --- weights -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_loaded_model_does_not_need_its_files(tmp_path: Path, heads: int):
+    """Overwritten after loading: a weight that is still a view of the mapped file would change."""
+    make_checkpoint(tmp_path, {"num_attention_heads": heads, "num_key_value_heads": heads, "attention_bias": True}, dtype="float32", shards=2)
+    config = SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128)
+    engine = local_engine(Checkpoint.open(tmp_path), ReferenceKernels(torch.float32), config)
+    expected = generate(engine, request("before", 20, temperature=0.0))["before"]
+    for file in tmp_path.glob("*.safetensors"):
+        size = file.stat().st_size
+        with open(file, "r+b") as stream:
+            stream.write(b"\x3f" * size)
+    engine.scheduler.blocks.forget_prefixes()
+    assert generate(engine, request("after", 20, temperature=0.0))["after"] == expected
+
+
+def test_biases_that_the_config_does_not_ask_for_are_not_used(tmp_path: Path):
+    """As transformers: `attention_bias` false leaves them out, and q_b_proj never has one."""
+    overrides = {"attention_bias": False}
+    names = [f"model.layers.1.self_attn.{n}.bias" for n in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj")]
+    make_checkpoint(tmp_path / "plain", overrides)
+    make_checkpoint(tmp_path / "stray", overrides, change=lambda t: t.update({n: torch.full((7,), 3.0) for n in names}))
+    config = SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128)
+    plain, stray = (local_engine(Checkpoint.open(tmp_path / n), ReferenceKernels(torch.float32), config) for n in ("plain", "stray"))
+    asked = request("a", temperature=0.0)
+    assert generate(plain, asked) == generate(stray, asked)
+
+
+def test_an_expert_group_reads_no_attention_weight_and_a_shard_no_expert(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    from isotherm.actors.models.deepseek_v3 import AttentionModel
+    from isotherm.actors.models.weights import WeightReader
+
+    names: list[str] = []
+    original = WeightReader.tensor
+    monkeypatch.setattr(WeightReader, "tensor", lambda self, name: names.append(name) or original(self, name))
+    with WeightReader(checkpoint) as reader:
+        AttentionModel(checkpoint.config, ReferenceKernels(torch.float32), reader, 128)
+        assert reader.bytes_read == sum(checkpoint.tensors[n].nbytes for n in names)
+    assert sorted(names) == sorted(n for n in checkpoint.tensors if ".experts." not in n)
+
+
+def test_loading_tells_its_progress(checkpoint: Checkpoint):
+    from isotherm.actors.models.deepseek_v3 import AttentionModel
+    from isotherm.actors.models.weights import WeightReader
+
+    seen: list[float] = []
+    with WeightReader(checkpoint) as reader:
+        AttentionModel(checkpoint.config, ReferenceKernels(torch.float32), reader, 128, seen.append)
+    assert seen == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_dtypes_of_a_manifest():
+    from isotherm.actors.models.weights import parse_dtype
+
+    assert (parse_dtype("bfloat16"), parse_dtype("float32")) == (torch.bfloat16, torch.float32)
+    with pytest.raises(ValueError, match='dtype is "float16"; it must be "bfloat16" or "float32"'):
+        parse_dtype("float16")
+
+
+def test_an_8_bit_head_gives_nearly_the_same_logits(tmp_path: Path):
+    make_checkpoint(tmp_path, {}, dtype="float32")
+    checkpoint, config = Checkpoint.open(tmp_path), SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128)
+    logits = []
+    for head in ("stored", "fp8"):
+        engine = local_engine(checkpoint, ReferenceKernels(torch.float32), config, head=head)
+        batch = build_batch([Chunk(sequence("a", 9, 0, [0, 1, 2]), 0, 9, Form.PREFILL, True)], 4, engine.model.cos, engine.model.sin)
+        logits.append(engine.model.forward(batch, engine.cache, engine.experts))
+    difference = (logits[1] - logits[0]).std() / logits[0].std()
+    assert 0.001 < difference < 0.06  # e4m3 rounds each weight by up to a sixteenth, about a fortieth on average
+
+
+# --- a request that makes the step fail ----------------------------------------------------------------------------------------------------
+
+
+def fail_with(engine: Engine, poison: str) -> list[int]:
+    """Each batch that holds the request `poison` fails from now on. Gives the sizes of those that did."""
+    failed: list[int] = []
+    compute = engine._compute
+
+    def failing(chunks: Any) -> Any:
+        if any(c.sequence.request.id == poison for c in chunks):
+            failed.append(len(chunks))
+            raise RuntimeError("out of memory\nand more")
+        return compute(chunks)
+
+    engine._compute = failing  # type: ignore[method-assign]
+    return failed
+
+
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_the_request_that_makes_a_step_fail_ends_alone(engine: Engine, place: int):
+    requests = [request(f"r{i}", prompt=(5 + i, 250, 17), temperature=1.0, seed=i) for i in range(11)]
+    alone = {name: tokens for r in requests for name, tokens in generate(engine, r).items()}
+    failed = fail_with(engine, "poison")
+    requests.insert(place, request("poison"))
+    ends = {}
+    out: dict[str, list[int]] = {}
+    for delta in run(engine, requests):
+        out.setdefault(delta.request_id, []).extend(delta.token_ids)
+        if delta.finish_reason is not None:
+            ends[delta.request_id] = delta.finish_reason, delta.error
+    assert ends.pop("poison") == (FinishReason.ERROR, "RuntimeError: out of memory")
+    assert {name: tokens for name, tokens in out.items() if name != "poison"} == alone
+    assert set(ends.values()) == {(FinishReason.LENGTH, "")}
+    assert failed[0] >= 8 and failed[-1] == 1 and len(failed) <= 5, "by halves"
+    assert engine.scheduler.blocks.used == 0 and not engine.experts.finding_fault
+
+
+def test_a_failure_that_does_not_come_again_ends_nobody(engine: Engine):
+    compute, failed = engine._compute, []
+
+    def once(chunks: Any) -> Any:
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("a passing one")
+        return compute(chunks)
+
+    expected = generate(engine, request("a"), request("b", prompt=(9, 8, 7)))
+    engine._compute = once  # type: ignore[method-assign]
+    assert generate(engine, request("a"), request("b", prompt=(9, 8, 7))) == expected
+
+
+def test_lost_experts_are_nobodys_fault(engine: Engine):
+    class Lost(LocalExperts):
+        abandoned = 0
+
+        def moe(self, *args: Any) -> torch.Tensor:
+            raise ExpertsLostError("layer 1: nobody holds expert 3")
+
+        def abandon(self) -> None:
+            self.abandoned += 1
+
+    assert isinstance(engine.experts, LocalExperts)
+    engine.experts = experts = Lost(engine.experts._worker)
+    engine.scheduler.add(request("a"))
+    engine.scheduler.add(request("b"))
+    with pytest.raises(ExpertsLostError):
+        engine.step()
+    assert experts.abandoned == 1 and len(engine.scheduler) == 2

@@ -1,0 +1,108 @@
+"""The engine on Triton kernels, interpreted: run by test_triton_engine.py in a process with TRITON_INTERPRET=1.
+
+Everything is as between two GPUs, but that tensors are on the CPU: the shard's and the group's kernels, weights, caches and batches, and a link whose
+rows go over a process group of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from deepseek_checkpoints import make_checkpoint
+
+from isotherm.actors.attention.engine import Engine
+from isotherm.actors.attention.exchange import ExpertExchange
+from isotherm.actors.experts.python_loop import ExpertServer
+from isotherm.actors.experts.worker import ExpertWorker
+from isotherm.actors.links.process_group import CPU, DataLane, ProcessGroupLink, ProcessGroupServerLink, Rendezvous, open_process_group
+from isotherm.actors.local import local_engine, run
+from isotherm.actors.models.deepseek_v3 import AttentionModel
+from isotherm.actors.models.weights import WeightReader
+from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.placement.table import contiguous_placement
+from isotherm.kernels.ops import Kernels
+from isotherm.kernels.reference import ReferenceKernels
+from isotherm.kernels.select import select_kernels
+from isotherm.kernels.triton.backend import TritonKernels
+from isotherm.kernels.triton.launch import launch
+
+HOST = "127.0.0.1"
+CONFIG = SchedulerConfig(block_size=16, blocks=16, max_batch_tokens=48, max_sequences=4, max_model_len=64)
+# Greedy, sampled, and a prompt that is cut into chunks beside the others.
+REQUESTS = [
+    GenerationRequest(f"request-{i}", tuple(range(3 + i, 3 + i + length)), SamplingParams(5, temperature, top_p=0.9, seed=i, logprobs=3))
+    for i, (length, temperature) in enumerate([(20, 0.0), (5, 1.0), (33, 0.7)])
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    path = make_checkpoint(tmp_path_factory.mktemp("checkpoint"), {"num_hidden_layers": 2}, 3, fp8=True)
+    return Checkpoint.open(path)
+
+
+_one_at_a_time = threading.Lock()
+
+
+def take_turns(*arguments: Any) -> None:
+    """The interpreter knows one program at a time; a shard and a group have threads of their own."""
+    with _one_at_a_time:
+        launch(*arguments)
+
+
+def generated(engine: Engine) -> tuple[dict[str, list[int]], torch.Tensor]:
+    """Tokens by request, and the log-probabilities of all, in order."""
+    tokens: dict[str, list[int]] = {}
+    logprobs: dict[str, list[float]] = {}
+    for delta in run(engine, REQUESTS):
+        tokens.setdefault(delta.request_id, []).extend(delta.token_ids)
+        logprobs.setdefault(delta.request_id, []).extend(p.chosen for p in delta.logprobs)
+    return tokens, torch.tensor([p for name in sorted(logprobs) for p in logprobs[name]])
+
+
+@contextmanager
+def linked_engine(checkpoint: Checkpoint, kernels: Kernels) -> Iterator[Engine]:
+    """A shard and a group of threads of this process."""
+    config, prefix, rendezvous = checkpoint.config, uuid.uuid4().hex, Rendezvous(HOST)
+    placement = contiguous_placement(config.moe_layers, config.n_routed_experts, ["group"])
+
+    def lanes(rank: int):
+        group, rows = (open_process_group(HOST, rendezvous.port, f"{prefix}/{name}", rank, HOST, 20.0) for name in ("host", "rows"))
+        lane = DataLane(rows, 1 - rank, CPU, 60.0)
+        lane.greet(first=rank == 0)
+        return group, lane
+
+    with WeightReader(checkpoint) as reader:
+        worker = ExpertWorker(config, kernels, len(placement.held_by("group")))
+        worker.load(reader, placement.held_by("group"))
+        model = AttentionModel(config, kernels, reader, CONFIG.max_model_len)
+
+    def serve() -> None:
+        group, lane = lanes(1)
+        ExpertServer(worker).attach("shard", ProcessGroupServerLink(group, config.hidden_size, CPU, lane))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    group, lane = lanes(0)
+    thread.join()
+    link = ProcessGroupLink(group, 60.0, CPU, lane)
+    yield Engine(model, ExpertExchange(kernels, placement, {"group": link}, patience=1.0), CONFIG)
+    link.close()
+
+
+def test_the_engine_says_what_it_says_on_the_reference(checkpoint: Checkpoint):
+    assert isinstance(select_kernels("triton", torch.float32).kernels, TritonKernels)
+    expected_tokens, expected = generated(local_engine(checkpoint, ReferenceKernels(torch.float32), CONFIG))
+    assert {len(tokens) for tokens in expected_tokens.values()} == {5}
+    with linked_engine(checkpoint, TritonKernels(torch.float32, "cpu", take_turns)) as engine:
+        tokens, logprobs = generated(engine)
+    assert tokens == expected_tokens
+    torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)

@@ -1,0 +1,102 @@
+"""A worker on a GPU: what it says where there is none, and which lanes its links get."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import uuid
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from isotherm.actors import worker as worker_base
+from isotherm.actors.links.process_group import Rendezvous
+from isotherm.actors.worker import WorkerBase, own_locality
+from isotherm.cluster.messages.membership import SupersededError
+from isotherm.cluster.messages.workers import Meeting, WorkerSpec
+from isotherm.cluster.model.path import bundled_model
+
+HOST = "127.0.0.1"
+SPEC = WorkerSpec("attention-0", bundled_model(), "cpu", "bfloat16", "stored", "reference", 1, link_timeout=5.0, gather_window=1.0)
+
+
+@pytest.fixture(autouse=True)
+def environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker is its process's only one, and sets its environment."""
+    monkeypatch.setattr(os, "environ", {name: v for name, v in os.environ.items() if name not in worker_base.ENVIRONMENT})
+
+
+def test_a_worker_sets_what_libraries_read_unless_it_is_set(monkeypatch: pytest.MonkeyPatch):
+    WorkerBase(SPEC, HOST)
+    assert worker_base.ENVIRONMENT and worker_base.ENVIRONMENT.items() <= os.environ.items()
+    name = next(iter(worker_base.ENVIRONMENT))
+    os.environ[name] = "as the user says"
+    WorkerBase(SPEC, HOST)
+    assert os.environ[name] == "as the user says"
+
+
+def test_a_worker_says_by_what_it_computes():
+    worker = WorkerBase(SPEC, HOST)
+    assert worker._common_status()["fingerprint"] is None
+    found = asyncio.run(worker.fingerprint())
+    assert (found.dtype, found.head, found.device, found.kernels) == ("bfloat16", "stored", "cpu", "reference")
+    assert found.weights == worker.checkpoint.digest() and f"torch {torch.__version__}" in found.instructions
+    assert worker._common_status()["fingerprint"] == found.digest
+    other = asyncio.run(WorkerBase(replace(SPEC, dtype="float32", head="fp8"), HOST).fingerprint())
+    assert (other.dtype, other.head, other.weights) == ("float32", "fp8", found.weights)
+
+
+def test_without_a_gpu_a_worker_that_needs_one_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="torch sees no CUDA device"):
+        WorkerBase(replace(SPEC, device="cuda", kernels="auto"), HOST)
+
+
+@pytest.mark.parametrize(("threads", "sharers", "expected"), [(None, 1, 12), (None, 2, 6), (None, 5, 2), (None, 64, 1), (3, 2, 3)])
+def test_threads_are_those_asked_for_or_a_share_of_the_nodes_cores(monkeypatch: pytest.MonkeyPatch, threads, sharers, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    worker = WorkerBase(replace(SPEC, threads=threads, sharers=sharers), HOST)
+    assert worker.threads == worker._common_status()["threads"] == expected
+
+
+def test_a_worker_says_where_its_rows_are(monkeypatch: pytest.MonkeyPatch):
+    worker = WorkerBase(SPEC, HOST)
+    assert asyncio.run(worker.locality()) == own_locality() and own_locality().device == "cpu"
+    worker.spec = replace(SPEC, device="cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a-b-c"))
+    assert asyncio.run(worker.locality()) == replace(own_locality(), device="cuda", gpu="a-b-c")
+
+
+@pytest.mark.parametrize("kind", ["process-group", "process-group-nccl"])
+def test_a_lane_for_rows_is_opened_between_gpus_alone(kind, monkeypatch: pytest.MonkeyPatch):
+    rendezvous, opened = Rendezvous(HOST), {}
+    monkeypatch.setattr(worker_base, "open_data_lane", lambda *arguments: arguments)
+    meeting = Meeting(HOST, rendezvous.port, uuid.uuid4().hex, 20.0, kind)
+
+    def meet(rank: int) -> None:
+        opened[rank] = WorkerBase(SPEC, HOST)._meet(meeting, rank)
+
+    other = threading.Thread(target=meet, args=(1,))
+    other.start()
+    meet(0)
+    other.join()
+    assert [opened[rank][0].rank() for rank in (0, 1)] == [0, 1]
+    if kind == "process-group":
+        assert opened[0][1] is opened[1][1] is None
+    else:
+        assert [opened[rank][1] for rank in (0, 1)] == [(HOST, rendezvous.port, meeting.prefix, r, torch.device("cpu"), 20.0, 5.0) for r in (0, 1)]
+
+
+def test_orders_of_a_controller_that_has_been_superseded_are_refused():
+    async def orders() -> None:
+        worker = WorkerBase(SPEC, HOST)
+        assert await worker.order(1, "pid") == os.getpid()
+        assert await worker.order(1, "pid") == await worker.order(2, "pid") == os.getpid()
+        with pytest.raises(SupersededError, match="attention-0 obeys controller 2, not 1: locality is refused"):
+            await worker.order(1, "locality")
+        assert await worker.order(2, "locality") == await worker.locality()
+
+    asyncio.run(orders())

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from fake_engine import write_tokenizer
+
+from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.prepare import Limits, choice_seed, prepare_chat, prepare_completion
+from isotherm.cluster.api.schemas import ChatBody, CompletionBody, parse_body
+from isotherm.cluster.text.tokenizer import Tokenizer
+
+LIMITS = Limits(max_model_len=64, vocab_size=1000, max_prompt_chars=500)
+USER = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    loaded = Tokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    yield loaded
+    loaded.chat_template.close()
+
+
+def raw(**fields):
+    return json.dumps({"model": "m", **fields}).encode()
+
+
+def chat(tokenizer, **fields):
+    return prepare_chat(raw(**{"messages": USER, **fields}), "id", {"m"}, tokenizer, LIMITS)
+
+
+def complete(tokenizer, **fields):
+    return prepare_completion(raw(**{"prompt": "hi", **fields}), "id", {"m"}, tokenizer, LIMITS)
+
+
+def test_chat_defaults(tokenizer):
+    prepared = chat(tokenizer)
+    (request,) = prepared.requests
+    assert tokenizer.decode(request.prompt, skip_special_tokens=False).endswith("<User>hi<Assistant>")
+    assert request.prompt.count(0) == 1
+    assert request.params.max_tokens == 64 - len(request.prompt) == 64 - prepared.prompt_tokens
+    assert (request.params.temperature, request.params.top_p, request.params.top_k, request.params.logprobs) == (1.0, 1.0, 0, None)
+    assert request.params.stop_token_ids == (1,)
+    assert 0 <= request.params.seed < 2**63 and request.params.seed != chat(tokenizer).requests[0].params.seed
+
+
+def test_chat_parameters_arrive(tokenizer):
+    prepared = chat(
+        tokenizer,
+        max_completion_tokens=5,
+        temperature=0,
+        top_p=0.5,
+        top_k=-1,
+        seed=7,
+        stop="x",
+        stop_token_ids=[9, 3],
+        ignore_eos=True,
+        logprobs=True,
+        top_logprobs=2,
+        n=3,
+        user="me",
+        metadata={},
+        some_new_field=1,
+        chat_template_kwargs={"thinking": True},
+    )
+    assert prepared.body.stops == ("x",)
+    params = [request.params for request in prepared.requests]
+    assert (params[0].max_tokens, params[0].temperature, params[0].top_p, params[0].top_k, params[0].logprobs) == (5, 0.0, 0.5, 0, 2)
+    assert params[0].stop_token_ids == (3, 9)
+    assert [one.seed for one in params] == [choice_seed(7, i) for i in range(3)] and params[0].seed == 7 and len({one.seed for one in params}) == 3
+    assert tokenizer.decode(prepared.requests[0].prompt).endswith("<think>")
+    assert prepared.prompt_tokens == len(prepared.requests[0].prompt)
+    assert len({request.id for request in prepared.requests}) == 3
+
+
+def test_messages_for_the_template():
+    body = parse_body(
+        ChatBody,
+        raw(
+            messages=[
+                {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+                {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+                {"role": "tool", "content": "7", "tool_call_id": "1", "weight": 1},
+            ]
+        ),
+    )
+    assert [message.for_template() for message in body.messages] == [
+        {"role": "system", "content": "ab"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "content": "7", "tool_call_id": "1"},
+    ]
+
+
+def test_tools_are_refused_until_calls_are_served():
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for more in ({}, {"tool_choice": "auto"}, {"tool_choice": None}):
+        with pytest.raises(APIError) as info:
+            parse_body(ChatBody, raw(messages=USER, tools=tools, **more))
+        assert info.value.param == "tools" and info.value.status == 400 and "not served yet" in info.value.message
+    named = {"type": "function", "function": {"name": "f"}}
+    for field, value in (
+        ("tool_choice", "required"),
+        ("tool_choice", named),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+    ):
+        with pytest.raises(APIError) as info:
+            parse_body(ChatBody, raw(messages=USER, **{field: value}))
+        assert info.value.param == field
+
+
+def test_what_asks_for_no_call_is_taken():
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for fields in (
+        {"tools": tools, "tool_choice": "none"},
+        {"tools": []},
+        {"tools": None, "tool_choice": "auto"},
+        {"functions": [], "function_call": "none"},
+    ):
+        parse_body(ChatBody, raw(messages=USER, **fields))
+
+
+def test_completion_prompts(tokenizer):
+    ids = tokenizer.encode("hi")
+    assert ids[0] == 0
+    assert complete(tokenizer).requests[0].prompt == tuple(ids)
+    assert complete(tokenizer).requests[0].params.max_tokens == 16
+    assert [one.prompt for one in complete(tokenizer, prompt=["hi", "ho"]).requests] == [tuple(ids), tuple(tokenizer.encode("ho"))]
+    assert complete(tokenizer, prompt=[4, 5]).requests[0].prompt == (4, 5)
+    several = complete(tokenizer, prompt=[[4], [5, 6]], n=2, seed=-1)
+    assert [one.prompt for one in several.requests] == [(4,), (4,), (5, 6), (5, 6)]
+    assert several.prompt_tokens == 3
+    assert several.requests[0].params.seed == several.requests[2].params.seed == 2**63 - 1
+    assert complete(tokenizer, prompt=ids, echo=True).echo == ("hi",)
+    assert complete(tokenizer, prompt=["x"] * 3, best_of=1, logprobs=0).requests[2].params.logprobs == 0
+    long = complete(tokenizer, prompt=[4] * 60)
+    assert long.requests[0].params.max_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+        ({"stop": 5}, "stop"),
+        ({"top_p": 0}, "top_p"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"top_k": -2}, "top_k"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"presence_penalty": True}, "presence_penalty"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "a"}, 5]}, "messages[1]"),
+        ({"messages": [{"role": "user", "content": "x" * 501}]}, "messages"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages"),  # the template refuses it
+        ({"tools": [1]}, "tools[0]"),
+        ({"stop_token_ids": [5000]}, "stop_token_ids[0]"),
+    ],
+)
+def test_chat_errors_name_the_field(tokenizer, fields, param):
+    with pytest.raises(APIError) as info:
+        chat(tokenizer, **fields)
+    assert (info.value.status, info.value.param) == (400, param)
+    assert param.rsplit(".", 1)[-1] in info.value.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": [4, "a"]}, "prompt[1]"),
+        ({"prompt": [[4], []]}, "prompt[1]"),
+        ({"prompt": [[4], [5000]]}, "prompt[1][0]"),
+        ({"prompt": [4, 5000]}, "prompt[1]"),
+        ({"prompt": ["a", "b" * 501]}, "prompt[1]"),
+        ({"prompt": ["a"] * 50, "n": 3}, "n"),
+        ({"prompt": {}}, "prompt"),
+        ({"suffix": "x"}, "suffix"),
+        ({"best_of": 2}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"logprobs": 21}, "logprobs"),
+    ],
+)
+def test_completion_errors_name_the_field(tokenizer, fields, param):
+    with pytest.raises(APIError) as info:
+        complete(tokenizer, **fields)
+    assert (info.value.status, info.value.param) == (400, param)
+
+
+def test_neutral_values_pass(tokenizer):
+    chat(
+        tokenizer,
+        logit_bias={},
+        response_format={"type": "text"},
+        presence_penalty=0.0,
+        n=None,
+        tool_choice="auto",
+        parallel_tool_calls=True,
+        audio=None,
+    )
+    complete(tokenizer, suffix="", frequency_penalty=0, stop=[])
+
+
+def test_context_length_names_the_numbers(tokenizer):
+    for fields, numbers in (({"prompt": [4] * 64}, ("64", "at least 1")), ({"prompt": [4] * 10, "max_tokens": 55}, ("64", "10", "55"))):
+        with pytest.raises(APIError) as info:
+            complete(tokenizer, **fields)
+        assert info.value.code == "context_length_exceeded"
+        assert all(number in info.value.message for number in numbers)
+
+
+def test_bodies_that_are_not_json():
+    cases = [b"{", b"[]", b"\xff", b"5", b'{"a": ' + b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}", b'{"model": "m", "prompt": "\\ud800"}']
+    for body in cases:
+        with pytest.raises(APIError) as info:
+            parse_body(CompletionBody, body)
+        assert info.value.status == 400
+    assert info.value.param == "prompt"
+    assert parse_body(CompletionBody, b'{"model": "m", "prompt": "\\ud83d\\ude00"}').prompt == "\U0001f600"
+
+
+def test_broken_template_is_the_servers_fault(tmp_path):
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, chat_template="{% if %}"))
+    with pytest.raises(APIError) as info:
+        chat(tokenizer)
+    tokenizer.chat_template.close()
+    assert info.value.status == 500

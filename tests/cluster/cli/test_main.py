@@ -1,0 +1,360 @@
+"""The command line: what it prints, and that an error which a user can do something about is one message and exit status 1, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deepseek_checkpoints import make_checkpoint
+from fake_admin import FakeAdmin
+from fake_engine import FakeEngine, http_server
+from typer.testing import CliRunner, Result
+
+from isotherm.cluster.api.app import build_app
+from isotherm.cluster.cli import main as cli
+from isotherm.cluster.client import ConnectionFailedError
+from isotherm.cluster.client.batch import BatchSummary
+from isotherm.cluster.model.path import bundled_model
+from isotherm.cluster.on_ray import environment as ray_environment
+
+ISOTHERM = str(Path(sys.executable).with_name("isotherm"))
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub, no cluster of this machine, and a current directory with nothing in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(ray_environment, "local_address", lambda *_: None)
+    # Consoles that were made at import write to the stream of that time.
+    monkeypatch.setattr(cli, "console", _Console())
+    monkeypatch.setattr(cli, "errors", _Console(stderr=True))
+
+
+class _Console:
+    def __init__(self, **options: Any):
+        self._options = options
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        from rich.console import Console
+
+        Console(**self._options, width=200).print(*args, **kwargs)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def one_error(result: Result) -> str:
+    """The message of a failed command."""
+    assert result.exit_code == 1, (result.exit_code, result.output, result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("isotherm: ") and "Traceback" not in result.output, result.output
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without a tokenizer."""
+    return make_checkpoint(tmp_path_factory.mktemp("random"))
+
+
+# --- MODEL -------------------------------------------------------------------------------------------------------------------------------
+
+COMMANDS = (("serve",), ("inspect",), ("generate", "--prompt", "x"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+@pytest.mark.parametrize("model", ["", " ", "nothing", "a/b/c", "../x", "~nobody-of-that-name/x", "[red]x[/]", "$(id)", "a\nb", "/dev/null"])
+def test_a_model_that_is_none_is_one_message(command: tuple[str, ...], model: str):
+    assert "MODEL" in one_error(invoke(command[0], *command[1:], "--", model)).replace("model is ''", "MODEL")
+
+
+def test_bench_of_a_model_that_is_none_is_one_message():
+    assert "nothing" in one_error(invoke("bench", "decode", "nothing"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+def test_a_hub_id_without_a_network_says_what_to_do(command: tuple[str, ...]):
+    assert "hf download deepseek-ai/DeepSeek-V3" in one_error(invoke(command[0], "deepseek-ai/DeepSeek-V3", *command[1:]))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+def test_a_manifest_that_is_none_is_one_message(command: tuple[str, ...], tmp_path: Path):
+    assert "cannot be read" in one_error(invoke(command[0], "none.yaml", *command[1:]))
+    (tmp_path / "bad.yaml").write_text("attention: {shards: 0}")
+    assert "attention.shards is 0" in one_error(invoke(command[0], "bad.yaml", *command[1:]))
+    (tmp_path / "bad.yml").write_text("model: [")
+    assert "not valid YAML" in one_error_of_many(invoke(command[0], "bad.yml", *command[1:]))
+
+
+def one_error_of_many(result: Result) -> str:
+    """A YAML error shows the place in several lines."""
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    return result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
+def test_a_broken_checkpoint_is_one_message(command: tuple[str, ...], tmp_path: Path):
+    make_checkpoint(tmp_path / "m", change=lambda tensors: tensors.pop("model.layers.1.mlp.experts.7.up_proj.weight"))
+    message = one_error(invoke(command[0], str(tmp_path / "m"), *command[1:]))
+    assert "model.layers.1.mlp.experts.7.up_proj.weight is missing" in message and "[36, 56]" in message
+
+
+# --- serve -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """`serve` stops before Ray; what it would have served."""
+    calls: list[Any] = []
+    monkeypatch.setattr("isotherm.cluster.on_ray.environment.os.environ", dict(os.environ))
+    monkeypatch.setattr("isotherm.cluster.supervise.supervisor.serve_until_stopped", lambda *args: calls.append(args))
+    return calls
+
+
+def test_serve_takes_the_manifest_and_the_options(served: list[Any], tmp_path: Path):
+    assert invoke("serve", "--port", "18765").exit_code == 0
+    (tmp_path / "m.yaml").write_text("experts: {groups: 3}\nhttp: {port: 18764, replicas: 2}")
+    assert invoke("serve", "m.yaml", "--host", "127.0.0.2").exit_code == 0
+    (first, path, address, _), (second, *_) = served
+    assert (first.http.port, first.model_id, path, address) == (18765, "tiny", bundled_model(), None)
+    assert (second.experts.groups, second.http.port, second.http.replicas, second.http.host) == (3, 18764, 2, "127.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [("engine: {kv_memory: 900TiB}", "engine.kv_memory is 900.0 TiB"), ("attention: {cpus: 4096}", "attention.cpus is 4096")],
+)
+def test_serve_refuses_what_no_machine_holds(served: list[Any], tmp_path: Path, fields: str, words: str):
+    (tmp_path / "m.yaml").write_text(fields)
+    assert words in one_error(invoke("serve", "m.yaml", "--port", "18765"))
+    assert invoke("serve", "m.yaml", "--address", "10.0.0.5:6379").exit_code == 0, "a cluster of others may grow"
+    assert len(served) == 1
+
+
+def test_a_model_in_the_current_directory_has_a_name(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    for file in bundled_model().iterdir():
+        if file.is_file():
+            (folder / file.name).symlink_to(file)
+    monkeypatch.chdir(folder)
+    assert invoke("serve", ".", "--port", "18765").exit_code == 0
+    assert served[0][0].model_id == "my-model"
+
+
+def test_serve_refuses_cuda_without_a_gpu_and_a_bad_port(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gpu.yaml").write_text("device: cuda\nattention: {gpus: 1}")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "device is cuda, but torch" in one_error(invoke("serve", "gpu.yaml"))
+    assert served == []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert invoke("serve", "gpu.yaml", "--port", "18766").exit_code == 0
+    served.clear()
+    assert "http.port is 0" in one_error(invoke("serve", "--port", "0"))
+    assert "http.port is 99999" in one_error(invoke("serve", "--port", "99999"))
+    assert served == []
+
+
+def test_serve_refuses_a_taken_port(served: list[Any]):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"nothing can listen on 127.0.0.1 port {port}" in one_error(invoke("serve", "--port", str(port)))
+    assert served == []
+
+
+def test_serve_needs_a_tokenizer(served: list[Any], random_model: Path):
+    assert "tokenizer.json: not found" in one_error(invoke("serve", str(random_model)))
+    assert served == []
+
+
+# --- inspect -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_prints_json(random_model: Path):
+    result = invoke("inspect", str(random_model), "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert {"architecture", "parameters", "parameters_by_part", "bytes_by_part", "bytes_from", "kv_bytes_per_token", "placement"} <= set(report)
+    assert report["kv_bytes_per_token"] == 240 and [row["worker"] for row in report["placement"]] == ["attention-0", "expert-0", "expert-1"]
+
+
+def test_inspect_prints_tables():
+    result = invoke("inspect")
+    assert result.exit_code == 0 and "KV cache" in result.stdout and "expert-1" in result.stdout
+
+
+# --- generate ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give one of --prompt TEXT, --prompt-ids 1,2,3 and --chat TEXT"),
+        (["--prompt", "x", "--chat", "y"], "give one of"),
+        (["--prompt", "x", "--prompt-ids", "1"], "give one of"),
+        (["--prompt-ids", "1,two"], "--prompt-ids is"),
+        (["--prompt-ids", ""], "--prompt-ids is"),
+        (["--prompt-ids", "1,,2"], "--prompt-ids is"),
+        (["--prompt-ids", "1280"], "ids 0 to 1279"),
+        (["--prompt-ids", "1,-1"], "--prompt-ids has -1"),
+        (["--prompt", "x", "--dtype", "float8"], '--dtype is "float8"'),
+        (["--prompt", "x", "--kernels", "gpu"], '--kernels is "gpu"'),
+        (["--prompt", "x", "--max-tokens", "5000"], "exceed the model's 4096"),
+        (["--prompt", "x", "--logprobs", "1281"], "the vocabulary has 1280"),
+    ],
+    ids=lambda v: " ".join(v)[:40] if isinstance(v, list) else "",
+)
+def test_generate_refuses_what_does_not_fit(arguments: list[str], words: str):
+    assert words in one_error(invoke("generate", "tiny", *arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--max-tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"], ["--temperature", "inf"], ["--top-p", "2"], ["--top-p", "nan"],
+        ["--top-k", "-1"], ["--top-k", str(1 << 64)], ["--logprobs", "-1"], ["--seed", "x"], ["--seed", str(1 << 63)],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_generate_names_an_option_out_of_range(arguments: list[str]):
+    result = invoke("generate", "tiny", "--prompt", "x", *arguments)
+    assert result.exit_code == 2 and arguments[0] in result.stderr and "Traceback" not in result.output
+
+
+def test_generate_needs_a_tokenizer_for_text_alone(random_model: Path):
+    assert "tokenizer.json: not found" in one_error(invoke("generate", str(random_model), "--prompt", "x"))
+    result = invoke("generate", str(random_model), "--prompt-ids", "1,2", "--max-tokens", "2", "--kernels", "reference")
+    assert result.exit_code == 0 and len(result.stdout.strip().split(",")) == 2, "without text the token ids are shown"
+
+
+def test_generate_prints_json(random_model: Path):
+    arguments = ["--prompt-ids", "5,250,17", "--max-tokens", "4", "--ignore-eos", "--logprobs", "2", "--dtype", "float32"]
+    arguments += ["--kernels", "reference", "--json"]
+    result = invoke("generate", str(random_model), *arguments)
+    assert result.exit_code == 0, result.output
+    out = json.loads(result.stdout)
+    assert set(out) == {"token_ids", "text", "logprobs", "finish_reason", "prompt_tokens", "system_fingerprint"}
+    assert len(out["token_ids"]) == 4 and all(0 <= t < 300 for t in out["token_ids"])
+    assert (out["text"], out["finish_reason"], out["prompt_tokens"]) == (None, "length", 3)
+    assert [entry["token_id"] for entry in out["logprobs"]] == out["token_ids"]
+    for entry in out["logprobs"]:
+        assert set(entry) == {"token_id", "logprob", "top"} and len(entry["top"]) == 2
+        assert entry["top"][0] == [entry["token_id"], entry["logprob"]]  # greedy
+    assert json.loads(invoke("generate", str(random_model), *arguments).stdout) == out
+
+
+def test_generate_streams_text():
+    result = invoke("generate", "tiny", "--chat", "What is 3 + 4?")
+    assert result.exit_code == 0 and "7" in result.stdout and result.stdout.endswith("\n")
+
+
+# --- a cluster that is not there -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["status", "stop"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "localhost:1"])
+def test_without_a_cluster_it_says_what_to_do(command: str, address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    message = one_error(invoke(command, "--address", address))
+    assert f"no Ray cluster at {address}" in message and "isotherm serve" in message
+
+
+@pytest.mark.parametrize("command", ["status", "stop", "top"])
+def test_without_an_address_it_says_what_to_do(command: str, monkeypatch: pytest.MonkeyPatch):
+    """Ray is not asked: it would find any cluster of this machine."""
+
+    def init(**_: Any) -> None:
+        raise AssertionError("Ray was asked")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("isotherm.cluster.on_ray.environment.local_address", lambda: None)
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
+    message = one_error(invoke(command))
+    assert "no `isotherm serve` of this user runs on this machine" in message and "--address" in message
+
+
+def test_serve_on_a_cluster_that_is_not_there_says_so():
+    """In a process of its own, since it takes over signals."""
+    done = subprocess.run([ISOTHERM, "serve", "--address", "127.0.0.1:1"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == "joining Ray at 127.0.0.1:1\n"
+    assert len(done.stderr.splitlines()) == 1 and "no Ray cluster at 127.0.0.1:1" in done.stderr
+
+
+def test_chat_without_a_server_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    def models(_self: Any) -> list[str]:
+        raise ConnectionFailedError("http://127.0.0.1:9: refused")
+
+    monkeypatch.setattr("isotherm.cluster.client.client.Client.models", models)
+    message = one_error(invoke("chat", "--url", "http://127.0.0.1:9"))
+    assert "no server answers at http://127.0.0.1:9" in message and "isotherm serve" in message
+
+
+def test_batch_names_a_missing_file():
+    message = one_error(invoke("batch", "--input", "none.jsonl", "--output", "out.jsonl", "--url", "http://127.0.0.1:9"))
+    assert "none.jsonl" in message
+
+
+@pytest.mark.parametrize(
+    ("summary", "status"),
+    [
+        (BatchSummary(total=3, completed=3), 0),
+        (BatchSummary(total=14, completed=14, failed=13), 3),
+        (BatchSummary(total=3, completed=1, failed=1, unfinished=2, reason="refused"), 4),
+    ],
+)
+def test_batch_says_by_its_status_what_became_of_the_rows(monkeypatch, summary, status):
+    monkeypatch.setattr("isotherm.cluster.client.batch.run", lambda *_: summary)
+    result = invoke("batch", "--input", "in", "--output", "out", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == status and "rows done" in result.output and "isotherm:" not in result.output
+
+
+# --- as a process --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_help_needs_neither_torch_nor_ray():
+    code = "import sys; from isotherm.cluster import cli; sys.argv = ['isotherm', '--help']\ntry: cli.main()\nexcept SystemExit: pass\n" \
+           "assert not {'torch', 'ray'} & set(sys.modules)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("serve", "generate", "chat", "status", "inspect", "stop", "batch"))
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def broken() -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        cli.user_errors(broken)()
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "nonsense", "ftp://127.0.0.1", ""])
+def test_a_url_that_is_none_is_one_message(url: str):
+    assert one_error(invoke("chat", "--url", url))
+
+
+def test_scale_says_which_copies_there_are_to_be():
+    app = build_app(FakeEngine(100), None, "m", admin=FakeAdmin())  # type: ignore[arg-type]
+    with http_server(app) as url:
+        done = invoke("scale", "--url", url, "--copies", "2:5=3", "--copies", "2:6=auto", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["target"]["copies"] == [{"layer": 2, "expert": 5, "count": 3}, {"layer": 2, "expert": 6, "count": None}]
+
+
+@pytest.mark.parametrize("word", ["2:5", "2:5=", "5=3", "2:5=-1", "2:5=many", "2:5=3,"])
+def test_scale_refuses_copies_that_say_nothing(word):
+    done = invoke("scale", "--copies", word)
+    assert done.exit_code == 2 and "must be LAYER:EXPERT=N" in " ".join(done.stderr.split())

@@ -1,0 +1,230 @@
+"""`isotherm inspect`: the figures of a 671B checkpoint from its config, of small ones from their headers, and no weight read for either."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deepseek_checkpoints import make_checkpoint, make_config, make_tensors, write_checkpoint
+from published import DEEPSEEK_V3
+
+from isotherm.cluster.deploy.inspect import Report, inspect_model
+from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
+from isotherm.cluster.model.checkpoint import INDEX, CheckpointError
+from isotherm.cluster.model.config import ModelConfigError, parse
+from isotherm.cluster.model.tensors import expected_tensors
+
+
+@pytest.fixture(scope="module")
+def v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """config.json and index alone. The index names a tensor of each layer; layer 61 is the MTP layer."""
+    path = tmp_path_factory.mktemp("DeepSeek-V3")
+    (path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    files = {f"model.layers.{i}.input_layernorm.weight": f"model-{i + 1:05d}-of-000163.safetensors" for i in range(62)}
+    (path / INDEX).write_text(json.dumps({"metadata": {"total_size": 688586727753}, "weight_map": files}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def v3_report(v3: Path) -> Report:
+    return inspect_model(v3, Manifest())
+
+
+def without_mtp_layer(path: Path, v3: Path) -> Path:
+    index = json.loads((v3 / INDEX).read_text())
+    index["weight_map"] = {name: file for name, file in index["weight_map"].items() if ".61." not in name}
+    (path / "config.json").write_text((v3 / "config.json").read_text())
+    (path / INDEX).write_text(json.dumps(index))
+    return path
+
+
+def test_deepseek_v3s_parameters(v3_report: Report):
+    """Total and active: 671B and 37B by DeepSeek's own count (arXiv:2412.19437)."""
+    assert v3_report.parameters["total"] == 671_026_419_200
+    assert v3_report.parameters["active"] == 37_552_297_472
+    # The MTP layer is a MoE layer, with two norms of its inputs, one before the head, and a projection from 2 × 7168.
+    moe_layer = 256 * 3 * 7168 * 2048 + 3 * 7168 * 2048 + 256 * 7168 + 256
+    attention = 2 * 7168 + 7168 * 1536 + 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 + 512 * 128 * 256 + 128 * 128 * 7168
+    assert v3_report.parameters["multi_token_prediction"] == moe_layer + attention + 3 * 7168 + 2 * 7168**2
+    assert sum(v3_report.parameters_by_part.values()) == v3_report.parameters["total"] + v3_report.parameters["multi_token_prediction"]
+
+
+def test_deepseek_v3s_cache(v3_report: Report, v3: Path):
+    assert v3_report.kv_bytes_per_token == 576 * 61 * 2
+    assert inspect_model(v3, parse_manifest({"dtype": "float32"})).kv_bytes_per_token == 576 * 61 * 4
+
+
+def test_deepseek_v3s_experts_by_hand(v3_report: Report):
+    experts = 58 * 256
+    assert v3_report.parameters_by_part["routed experts"] == experts * 3 * 7168 * 2048
+    # FP8, and a float32 scale for each of 16 × 56 blocks.
+    assert v3_report.bytes_by_part["routed experts"] == experts * 3 * (7168 * 2048 + 4 * 16 * 56)
+    assert "estimate" in v3_report.bytes_from and v3_report.files == 62
+    assert 680e9 < sum(v3_report.bytes_by_part.values()) < 690e9  # the published files have 688.6 GB
+
+
+def test_the_architecture_is_told(v3_report: Report):
+    a = v3_report.architecture
+    assert (a["layers"], a["dense_layers"], a["moe_layers"]) == (61, 3, 58)
+    assert a["routed_experts"] == "8 of 256, 4 of 8 groups" and a["rope"] == "YaRN ×40 from 4096" and a["weights"].startswith("FP8")
+    assert json.loads(json.dumps(v3_report.as_dict())) == v3_report.as_dict()
+
+
+def test_the_index_decides_whether_there_is_an_mtp_layer(tmp_path: Path, v3: Path):
+    """V3.1 and others keep num_nextn_predict_layers in config.json and leave the layer out, or the other way round."""
+    report = inspect_model(without_mtp_layer(tmp_path, v3), Manifest())
+    assert report.parameters["multi_token_prediction"] == 0 and report.parameters["total"] == 671_026_419_200
+    assert "multi-token prediction" not in report.bytes_by_part
+
+
+@pytest.mark.parametrize(("scales", "words"), [(True, "FP8 e4m3, 128×128 blocks"), (False, "bfloat16")])
+@pytest.mark.parametrize("claimed", [True, False])
+def test_the_index_decides_whether_weights_are_fp8(tmp_path: Path, v3: Path, scales: bool, words: str, claimed: bool):
+    """Without the files: a config.json from before a conversion, or from after one, that the index contradicts."""
+    raw = DEEPSEEK_V3 if claimed else {name: value for name, value in DEEPSEEK_V3.items() if name != "quantization_config"}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    names = [spec.name for spec in expected_tensors(parse(raw))]
+    names += [f"{name}_scale_inv" for name in names if scales and name.endswith("_proj.weight")]
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}))
+    report = inspect_model(tmp_path, Manifest())
+    assert report.architecture["weights"] == words and report.architecture["multi_token_prediction"] == "none"
+    assert report.bytes_by_part["routed experts"] == 58 * 256 * 3 * (7168 * 2048 + 4 * 16 * 56 if scales else 2 * 7168 * 2048)
+
+
+def test_what_goes_where(v3: Path):
+    manifest = parse_manifest({"attention": {"shards": 2}, "experts": {"groups": 12}, "engine": {"block_size": 64, "kv_memory": "36GiB"}})
+    rows = inspect_model(v3, manifest).placement
+    assert [row["worker"] for row in rows] == ["attention-0", "attention-1", *(f"expert-{i}" for i in range(12))]
+    assert rows[0]["kv_tokens"] == (36 << 30) // (64 * 576 * 61 * 2) * 64 and rows[0]["kv_bytes"] == 36 << 30
+    assert sum(row.get("experts", 0) for row in rows) == 58 * 256
+    held = [row["experts"] for row in rows[2:]]
+    assert max(held) - min(held) <= 58  # 256 experts in 12 parts: 21 or 22 of each layer
+    each = 3 * (7168 * 2048 + 4 * 16 * 56)
+    assert all(row["weight_bytes"] == row["experts"] * each for row in rows[2:])
+    assert 17e9 < rows[0]["weight_bytes"] < 20e9
+
+
+def test_a_cache_that_is_too_small_is_refused(v3: Path):
+    with pytest.raises(ManifestError, match=r"engine\.kv_memory is 1000 bytes"):
+        inspect_model(v3, parse_manifest({"engine": {"kv_memory": 1000}}))
+
+
+# --- real files ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_bytes_and_parameters_are_those_of_the_files(tmp_path: Path, fp8: bool, shards: int):
+    make_checkpoint(tmp_path, {"hidden_size": 130}, fp8=fp8, shards=shards, mtp=True)
+    report = inspect_model(tmp_path, Manifest())
+    tensors = make_tensors(make_config({"hidden_size": 130}, fp8=fp8, mtp=True), fp8=fp8)
+    assert report.bytes_from == "safetensors headers" and report.files == shards
+    assert sum(report.bytes_by_part.values()) == sum(t.nbytes for t in tensors.values())
+    main = {name: t for name, t in tensors.items() if not name.startswith("model.layers.3.") and not name.endswith("_scale_inv")}
+    assert report.parameters["total"] == sum(t.numel() for t in main.values())
+    experts = [t.numel() for name, t in main.items() if ".experts." in name]
+    assert report.parameters["active"] == report.parameters["total"] - sum(experts) * 9 // 12  # 3 of 12 experts
+
+
+@pytest.mark.parametrize(("stored", "words"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32")])
+def test_a_quantization_config_that_was_left_over_does_not_count(tmp_path: Path, stored: str, words: str):
+    make_checkpoint(tmp_path, make_config(fp8=True, dtype="bfloat16"), dtype=stored)
+    report, plain = inspect_model(tmp_path, Manifest()), make_tensors(make_config(), dtype=stored)
+    assert report.architecture["weights"] == words
+    assert sum(report.bytes_by_part.values()) == sum(t.nbytes for t in plain.values())
+
+
+def test_fp8_weights_need_no_quantization_config(tmp_path: Path):
+    make_checkpoint(tmp_path, {"quantization_config": None}, fp8=True)
+    assert inspect_model(tmp_path, Manifest()).architecture["weights"] == "FP8 e4m3, 128×128 blocks"
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+@pytest.mark.parametrize("in_config", [1, 0])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_files_decide_whether_there_is_an_mtp_layer(tmp_path: Path, in_files: bool, in_config: int, shards: int):
+    config = make_config({"num_nextn_predict_layers": int(in_files)})
+    tensors = make_tensors(config)
+    write_checkpoint(tmp_path, config | {"num_nextn_predict_layers": in_config}, tensors, shards)
+    report = inspect_model(tmp_path, Manifest())
+    again = (".embed_tokens.weight", ".shared_head.head.weight")
+    mtp = sum(t.numel() for name, t in tensors.items() if name.startswith("model.layers.3.") and not name.endswith(again))
+    assert report.parameters["multi_token_prediction"] == mtp and (mtp > 0) == in_files
+    assert report.architecture["multi_token_prediction"] == ("recognised, not used yet" if in_files else "none")
+
+
+def test_headers_alone_are_enough_and_weights_are_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The files are cut off behind their headers and stretched to their length by a hole; and nothing is read past the header."""
+    make_checkpoint(tmp_path, shards=2)
+    headers = {}
+    for file in tmp_path.glob("*.safetensors"):
+        size, head = file.stat().st_size, 8 + struct.unpack("<Q", file.read_bytes()[:8])[0]
+        os.truncate(file, head)
+        os.truncate(file, size)
+        headers[file] = head
+    read: dict[Path, int] = {}
+    original = builtins.open
+
+    def counting(path: Any, *args: Any, **kwargs: Any) -> Any:
+        stream = original(path, *args, **kwargs)
+        if Path(str(path)) in headers:
+            inner = stream.read
+            stream = _Counted(stream, lambda n: read.update({Path(path): read.get(Path(path), 0) + n}), inner)
+        return stream
+
+    monkeypatch.setattr(builtins, "open", counting)
+    assert inspect_model(tmp_path, Manifest()).bytes_from == "safetensors headers"
+    assert read == headers
+
+
+class _Counted:
+    def __init__(self, stream: Any, count: Any, read: Any):
+        self._stream, self._count, self._read = stream, count, read
+
+    def __enter__(self) -> _Counted:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+
+    def read(self, n: int = -1) -> bytes:
+        data = self._read(n)
+        self._count(len(data))
+        return data
+
+
+def test_a_checkpoint_that_is_half_there_is_refused(tmp_path: Path):
+    make_checkpoint(tmp_path, shards=2)
+    next(iter(tmp_path.glob("*-00002-*"))).unlink()
+    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors: is named by"):
+        inspect_model(tmp_path, Manifest())
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        (None, ModelConfigError, "not found"),
+        ("{", ModelConfigError, "not valid JSON"),
+        ('{"model_type": "llama"}', ModelConfigError, "model_type"),
+        (json.dumps(DEEPSEEK_V3), CheckpointError, "has no *.safetensors file"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: str | None, error: type[Exception], words: str):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(error) as caught:
+        inspect_model(tmp_path, Manifest())
+    assert words in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../x"}}', "\x00"])
+def test_a_broken_index_is_refused(tmp_path: Path, index: str):
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    (tmp_path / INDEX).write_text(index)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
+        inspect_model(tmp_path, Manifest())

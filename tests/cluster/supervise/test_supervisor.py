@@ -1,0 +1,208 @@
+"""The process that a user starts, over a driver that is no Ray: signals, a terminal that goes, what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from isotherm.cluster.supervise import supervisor
+from isotherm.cluster.supervise.supervisor import probe
+from isotherm.cluster.supervise.watchdog import Answer
+
+SUPERVISOR = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from isotherm.cluster.supervise import supervisor
+from isotherm.cluster.manifest import parse_manifest
+supervisor.DRIVER = sys.argv[1]
+manifest = parse_manifest({"http": {"port": 1, "drain_seconds": 5}})
+try:
+    supervisor.serve_until_stopped(manifest, Path("/nowhere"), None, Console())
+except supervisor.ServeError as error:
+    print("isotherm:", error, file=sys.stderr)
+    sys.exit(1)
+"""
+# A driver, its "raylet", and a worker below that in a session of its own. It is told what to do by the words between.
+DRIVER = """
+import json, os, subprocess, sys, threading, time
+job = json.loads(sys.stdin.readline())
+open(job["folder"] + "/log", "w").close()
+def tell(event, **rest):
+    os.write(int(sys.argv[1]), json.dumps({"event": event, **rest}).encode() + b"\\n")
+worker = "import time; time.sleep(600)"
+code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', %r], start_new_session=True); " + worker
+raylet = subprocess.Popen([sys.executable, "-c", code % worker])
+tell("ray", address="127.0.0.1:7", dashboard="127.0.0.1:8", processes={"raylet": raylet.pid})
+tell("serving", probe=False)
+print("up", raylet.pid, flush=True)
+BODY
+"""
+OBEDIENT = 'word = sys.stdin.readline(); print("told", word.strip(), flush=True); tell("stopping"); raylet.kill()'
+
+
+class Run:
+    """A supervisor with that driver. `pids`: all below it, once it serves."""
+
+    def __init__(self, body: str, **options: Any):
+        command = [sys.executable, "-c", SUPERVISOR, DRIVER.replace("BODY", body)]
+        self.process = subprocess.Popen(
+            command, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        )
+
+    def wait_up(self) -> psutil.Process:
+        """The raylet."""
+        line = ""
+        while not line.startswith("up "):
+            line = self.process.stdout.readline()
+            assert line, self.process.stderr.read()
+        raylet = psutil.Process(int(line.split()[1]))
+        deadline = time.monotonic() + 10
+        while not raylet.children() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
+        assert len(self.family) == 3
+        return raylet
+
+    def end(self, timeout: float = 15.0) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=timeout)
+        assert [p.pid for p in self.family if p.is_running()] == []
+        return self.process.returncode, out, err
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Temporary files go to a folder of the test's own, for the processes that it starts too."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+
+
+@pytest.mark.parametrize("number", supervisor.SIGNALS, ids=lambda s: s.name)
+def test_a_signal_is_passed_on_and_the_status_is_zero(number: signal.Signals, nothing_stays: Path):
+    run = Run(OBEDIENT)
+    run.wait_up()
+    noted = nothing_stays / f"isotherm-{os.getuid()}" / f"{run.process.pid}.json"
+    assert json.loads(noted.read_text()) == {"address": "127.0.0.1:7", "dashboard": "127.0.0.1:8"}
+    run.process.send_signal(number)
+    assert run.end() == (
+        0,
+        "stopping; open requests have 5 s to finish, a second signal ends them at once\ntold drain\n",
+        "",
+    )
+    assert list(nothing_stays.iterdir()) == []
+
+
+def test_a_second_signal_ends_a_driver_that_hangs(nothing_stays: Path):
+    run = Run("time.sleep(600)")
+    run.wait_up()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.stdout.readline().startswith("stopping; ")
+    time.sleep(1.2)
+    assert run.process.poll() is None
+    run.process.send_signal(signal.SIGTERM)
+    status, out, _ = run.end(5)
+    assert status == 143 and "by a second signal (SIGTERM)" in out
+    assert list(nothing_stays.iterdir()) == []
+
+
+def test_a_raylet_that_dies_ends_it_and_its_orphans(nothing_stays: Path):
+    run = Run("time.sleep(600)")
+    run.wait_up().kill()
+    status, _, err = run.end(5)
+    assert status == 1 and "Ray's raylet (process" in err and "has ended" in err
+    (kept,) = nothing_stays.iterdir()
+    assert f"Ray's logs are in {kept}" in err and (kept / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("os.abort()", "the process that drives Ray was ended by signal 6"),
+        ("sys.exit(3)", "the process that drives Ray has ended with status 3"),
+        ('tell("failed", reason="there is no room")', "isotherm: there is no room"),
+    ],
+)
+def test_a_driver_that_ends_ends_it(body: str, words: str):
+    run = Run(f"time.sleep(1); {body}")
+    run.wait_up()
+    status, _, err = run.end(8)
+    assert status == 1 and words in err
+
+
+def test_signals_that_it_was_started_to_ignore_stay_ignored():
+    """SIGHUP under nohup, SIGINT for a background job of a script."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    run = Run(OBEDIENT, preexec_fn=ignore)
+    run.wait_up()
+    run.process.send_signal(signal.SIGHUP)
+    run.process.send_signal(signal.SIGINT)
+    time.sleep(1.0)
+    assert run.process.poll() is None
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end()[0] == 0
+
+
+def test_a_terminal_that_is_gone_is_no_error(tmp_path: Path, nothing_stays: Path):
+    ours, theirs = pty.openpty()
+    up = tmp_path / "up"
+    told = tmp_path / "told"
+    body = f"open({str(up)!r}, 'w').close(); open({str(told)!r}, 'w').write(sys.stdin.readline()); "
+    body += "tell('stopping'); raylet.kill()"
+    run = Run(body, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    while not up.exists():
+        time.sleep(0.05)
+    os.close(ours)  # from now on to write is an error
+    run.process.send_signal(signal.SIGHUP)
+    assert run.process.wait(15) == 0
+    assert told.read_text() == "drain\n"
+    assert list(nothing_stays.iterdir()) == []
+
+
+# --- the front door ---------------------------------------------------------------------------------------------------
+
+
+class _Busy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_a_probe_finds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(supervisor, "PROBE_TIMEOUT", 0.3)
+    with HTTPServer(("127.0.0.1", 0), _Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert probe("127.0.0.1", server.server_port) is Answer.GIVEN
+        server.shutdown()
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+        assert probe("127.0.0.1", port) is Answer.REFUSED
+        silent.listen()
+        assert probe("127.0.0.1", port) is Answer.SILENT
