@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -33,6 +32,7 @@ from isotherm.cluster.controller import Controller, Owner
 from isotherm.cluster.first_answer import wait_for_answer
 from isotherm.cluster.ingress import ingress_application
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
+from isotherm.cluster.processes import runs_as
 from isotherm.cluster.ray_session import attach, local_processes, running_controller, start_local
 from isotherm.cluster.ray_workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller
 from isotherm.cluster.shutdown import Step, carry_out
@@ -253,7 +253,7 @@ def stop_running(address: str | None) -> None:
             time.sleep(0.2)
     finally:
         ray.shutdown()
-    while time.monotonic() < deadline and owner.host == socket.gethostname() and psutil.pid_exists(owner.pid):
+    while time.monotonic() < deadline and owner.host == socket.gethostname() and runs_as(owner.pid):
         time.sleep(0.1)
     if time.monotonic() >= deadline:
         seconds = manifest.http.drain_seconds + STOP_TIMEOUT
