@@ -5,15 +5,16 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*)
 
-.PHONY: serve test exactness chaos bench bench-elastic check clean help
+.PHONY: serve test exactness chaos bench bench-elastic bench-overload check clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
 	@echo "make test                 all tests"
 	@echo "make exactness            10,000 random cases of the exactness test"
-	@echo "make chaos                scale and kill under load, 20 times"
+	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
+	@echo "make bench-overload       600 clients at once: refusals, /health, goodput"
 	@echo "make check                linter and type checker"
 	@echo "make clean                remove the virtual environment and caches"
 
@@ -40,6 +41,8 @@ exactness: $(VENV)/.installed-dev
 
 chaos: $(VENV)/.installed-dev
 	ISOTHERM_CHAOS_ROUNDS=20 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_elastic.py
+	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_pauses.py
+	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_hosts.py
 
 # make bench-elastic [SKEWED=DIR] [STEADY=300] [ROUNDS=20]: criteria 1 to 6 of elasticity. SKEWED: a checkpoint whose router prefers some experts
 STEADY ?= 300
@@ -51,10 +54,14 @@ bench-elastic: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench_elastic/shift.py --steady $(STEADY)
 	$(BIN)/pytest -s tests/e2e/test_nodes.py
 
+# tests/bench/make_checkpoint.py writes the model of README's figures.
 # make bench BF16=DIR [FP8=DIR] [PEERS='--vllm PYTHON --llama-cpp DIR …']
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/compare.py --bf16 $(BF16) $(if $(FP8),--fp8 $(FP8)) $(PEERS)
 	$(BIN)/isotherm bench served $(or $(FP8),$(BF16))
+
+bench-overload: $(VENV)/.installed-dev
+	$(BIN)/python tests/bench/overload.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

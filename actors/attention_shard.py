@@ -173,8 +173,8 @@ class AttentionShard(WorkerBase):
         if self._steps is not None:
             await self._steps.pulse.felt()
 
-    async def waits_for(self) -> str:
-        return "" if self._steps is None else self._steps.pulse.waits_for
+    async def waits_for(self) -> tuple[str, float]:
+        return ("", 0.0) if self._steps is None else self._steps.pulse.waited()
 
     async def rows_routed(self) -> np.ndarray:
         """Rows sent to each (layer, expert) since the start, int64 [layers, experts]."""

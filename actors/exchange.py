@@ -220,10 +220,13 @@ class ExpertExchange:
         version = self.placement.version
         message = Dispatch(self._layer, version, x_UD, share.rows_P, share.experts_A, share.offsets_A1)
         try:
+            self.pulse.wait(group)  # until what was sent before has gone
             link.send(message)
             self._under_way[group] = link
         except LinkError as error:
             self._fail(group, link, error)
+        finally:
+            self.pulse.go_on()
 
     def combine(self, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
         answered, outputs = self._receive(self._shares)
@@ -248,11 +251,13 @@ class ExpertExchange:
                 continue  # it could not be sent
             begin = time.perf_counter()
             try:
-                with self.pulse.waiting(group):
-                    outputs.append(link.receive())
+                self.pulse.wait(group)
+                outputs.append(link.receive())
                 answered.append(share)
             except (LinkError, ExpertNotHeldError) as error:
                 self._fail(group, link, error)
+            finally:
+                self.pulse.go_on()
             self.waited[group] = self.waited.get(group, 0.0) + time.perf_counter() - begin
         return answered, outputs
 

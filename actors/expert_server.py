@@ -82,11 +82,15 @@ class ExpertServer:
 
     def _compute(self) -> None:
         while True:
-            work = self._inbox.get()
-            self.pulse.begin()
-            if work is not None:
-                self._serve(*work)
-                self.pulse.beat()
+            self._take()
+
+    def _take(self) -> None:
+        # A function of its own: a name in the loop would keep the link, and its memory, until the next message.
+        work = self._inbox.get()
+        self.pulse.begin()
+        if work is not None:
+            self._serve(*work)
+            self.pulse.beat()
 
     def _serve(self, shard: str, link: ServerLink, sequence: int, message: Dispatch) -> None:
         begin = time.perf_counter()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isotherm.actors.local import local_engine, run
-from isotherm.actors.weights import parse_dtype
+from isotherm.actors.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.requests import GenerationRequest, SamplingParams
@@ -43,7 +43,8 @@ class OfflineOptions:
 
 
 def generate_offline(manifest: Manifest, path: Path, options: OfflineOptions, show: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """token_ids, text, logprobs (per token: token_id, logprob, top) and finish_reason. `show` is given the text as it grows."""
+    """token_ids, text, logprobs (per token: token_id, logprob, top), finish_reason and system_fingerprint, which
+    replies of a cluster that computes the same bits have too. `show` is given the text as it grows."""
     if sum(o is not None for o in (options.prompt, options.prompt_ids, options.chat)) != 1:
         raise OfflineError("give one of --prompt TEXT, --prompt-ids 1,2,3 and --chat TEXT")
     if options.dtype not in ("float32", "bfloat16"):
@@ -86,6 +87,7 @@ def generate_offline(manifest: Manifest, path: Path, options: OfflineOptions, sh
         "logprobs": logprobs if options.logprobs is not None else None,
         "finish_reason": None if reason is None else reason.value,
         "prompt_tokens": len(prompt),
+        "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, "stored").digest,
     }
 
 

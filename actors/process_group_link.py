@@ -11,7 +11,6 @@ that announces them. Where one end is on a GPU and the other is not, bodies pass
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -133,8 +132,6 @@ def open_data_lane(store_host: str, store_port: int, prefix: str, rank: int, dev
         from torch.distributed import ProcessGroupNCCL
     except ImportError:
         raise LinkError(f"no link could be made: torch {torch.__version__} has no NCCL, over which rows go between two GPUs") from None
-    # Read when the group is made. A lost peer is handled here; torch would end this process.
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     try:
         store = TCPStore(store_host, store_port, is_master=False, timeout=timedelta(seconds=meeting))
         options: Any = ProcessGroupNCCL.Options()

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 LOOK = 0.05  # seconds between two looks at the thread
 ALLOWED = 4.0  # work in hand may take so many times the longest piece of late
@@ -33,15 +32,18 @@ class Pulse:
         """A piece of work begins after a rest, which was none."""
         self.beats, self._began = self.beats + 1, time.monotonic()
 
-    @contextmanager
-    def waiting(self, whom: str) -> Iterator[None]:
-        """Inside, the thread waits for somebody else; that is no piece of work either."""
-        self.waits_for = whom
-        try:
-            yield
-        finally:
-            self.waits_for = ""
-            self._began = time.monotonic()
+    def wait(self, whom: str) -> None:
+        """The thread waits for somebody else from now on; that is no piece of work either."""
+        self.waits_for, self._began = whom, time.monotonic()
+
+    def go_on(self) -> None:
+        """It waits no more."""
+        self.waits_for, self._began = "", time.monotonic()
+
+    def waited(self) -> tuple[str, float]:
+        """Whom the thread waits for, and for how many seconds already; nobody, and 0."""
+        whom, began = self.waits_for, self._began
+        return (whom, time.monotonic() - began) if whom else ("", 0.0)
 
     async def felt(self) -> None:
         """As `felt` below says."""

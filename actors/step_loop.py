@@ -11,6 +11,7 @@ from isotherm.actors.engine import Engine
 from isotherm.actors.pulse import Pulse
 from isotherm.cluster.background import first_line, spawn_thread
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest
+from isotherm.cluster.scheduler import QueueFullError
 
 log = logging.getLogger(__name__)
 Command = Callable[[], list[Delta]]
@@ -58,6 +59,8 @@ class StepLoop:
     def _add(self, request: GenerationRequest) -> list[Delta]:
         try:
             self.engine.scheduler.add(request)
+        except QueueFullError as error:
+            return [Delta(request.id, 0, finish_reason=FinishReason.REFUSED, error=str(error))]
         except Exception as error:  # also what nobody has thought of: it is this request's alone
             if not isinstance(error, ValueError):
                 log.exception("request %s could not be queued", request.id)

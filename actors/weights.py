@@ -11,7 +11,8 @@ from torch import Tensor
 
 from isotherm.cluster.architecture import expert_prefix
 from isotherm.cluster.checkpoint import SCALE_SUFFIX, Checkpoint
-from isotherm.kernels.ops import StoredWeight
+from isotherm.cluster.fingerprint import Fingerprint
+from isotherm.kernels.ops import Kernels, StoredWeight
 
 MAPPED_BYTES = 256 << 20  # read, before the files are mapped anew
 
@@ -61,6 +62,20 @@ class WeightReader:
 
     def expert(self, layer: int, expert: int) -> tuple[StoredWeight, StoredWeight, StoredWeight]:
         return self.mlp(expert_prefix(layer, expert))
+
+
+def own_fingerprint(checkpoint: Checkpoint, kernels: Kernels, head: str) -> Fingerprint:
+    """What decides the bits that this process computes. Reads a sample of the weights: tenths of a second, for a large
+    checkpoint seconds."""
+    return Fingerprint(
+        weights=checkpoint.digest(),
+        dtype=str(kernels.dtype).removeprefix("torch."),
+        head=head,
+        device=kernels.device.type,
+        kernels=kernels.name,
+        summation=kernels.summation,
+        instructions=kernels.instructions,
+    )
 
 
 def parse_dtype(name: str) -> torch.dtype:

@@ -13,13 +13,18 @@ import torch
 from torch.distributed import ProcessGroupGloo
 
 from isotherm.actors.process_group_link import DataLane, open_data_lane, open_process_group
-from isotherm.actors.weights import parse_dtype
+from isotherm.actors.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.checkpoint import Checkpoint
+from isotherm.cluster.fingerprint import Fingerprint
 from isotherm.cluster.link_choice import LinkKind, Locality
 from isotherm.cluster.membership import SupersededError
 from isotherm.kernels import native_ring
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.select import select_kernels
+
+# What a worker sets in its environment before anything else, where it is not set: libraries read it. With NCCL's
+# default torch ends a process whose peer is lost; here the link handles that (actors/process_group_link.py).
+ENVIRONMENT = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,14 @@ class WorkerBase:
     while it loads. What changes the worker is called through `order`."""
 
     def __init__(self, spec: WorkerSpec, host: str):
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         # Ray leaves the root logger to the process; one line per event, on stderr, goes into the worker's log file.
         logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {spec.id} %(name)s: %(message)s")
         self.spec, self.host = spec, host
         self.progress = 0.0
         self.loaded = False
+        self._fingerprint: Fingerprint | None = None
         self._obeys = 0  # generation of the newest controller that has given an order
         self.checkpoint = Checkpoint.open(spec.model_path)
         self.threads = spec.threads or max(1, len(os.sched_getaffinity(0)) // spec.sharers)
@@ -76,9 +84,10 @@ class WorkerBase:
     async def sign_of_life(self) -> None:
         """Return when every thread that does this worker's work has shown that it goes on; never where one hangs."""
 
-    async def waits_for(self) -> str:
-        """The worker that the one who is asked waits for at this moment; empty: for nobody."""
-        return ""
+    async def waits_for(self) -> tuple[str, float]:
+        """The worker that the one who is asked waits for at this moment, and for how many seconds already; empty: for
+        nobody."""
+        return "", 0.0
 
     async def order(self, generation: int, name: str, *args: Any) -> Any:
         """Do `name(*args)` for the controller of this generation. Raises SupersededError for a controller that was taken for dead and is not, once a
@@ -91,6 +100,12 @@ class WorkerBase:
     async def sentinel(self) -> None:
         """Never returns: the caller learns of this process's death at once."""
         await asyncio.Event().wait()
+
+    async def fingerprint(self) -> Fingerprint:
+        """What decides the bits that it computes."""
+        if self._fingerprint is None:
+            self._fingerprint = await asyncio.to_thread(own_fingerprint, self.checkpoint, self.kernels, self.spec.head)
+        return self._fingerprint
 
     async def locality(self) -> Locality:
         """Where this process is, for choosing its links."""
@@ -114,6 +129,7 @@ class WorkerBase:
             "progress": round(self.progress, 4),
             "kernels": self.kernels.name,
             "kernels_reason": self.kernels_reason,
+            "fingerprint": None if self._fingerprint is None else self._fingerprint.digest,
             "threads": self.threads,
         }
 

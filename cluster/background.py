@@ -4,10 +4,12 @@ run."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -92,10 +94,11 @@ class Background:
 
 
 def spawn_thread(name: str, work: Callable[[], None], vital: bool = True) -> threading.Thread:
-    """Run `work` in a daemon thread. An error is logged with its traceback; where the thread is vital the process ends
-    then, so that whoever watches it learns of it and replaces it."""
+    """Run `work` in a daemon thread, which the system too knows by its name. An error is logged with its traceback;
+    where the thread is vital the process ends then, so that whoever watches it learns of it and replaces it."""
 
     def run() -> None:
+        _tell_system(name)
         try:
             work()
         except BaseException:
@@ -107,3 +110,9 @@ def spawn_thread(name: str, work: Callable[[], None], vital: bool = True) -> thr
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def _tell_system(name: str) -> None:
+    """Name the calling thread as `top -H`, debuggers and tests see it, by up to 15 bytes; Python tells the system only from 3.14 on."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_bytes(name.encode()[:15])

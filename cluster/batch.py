@@ -1,8 +1,10 @@
-"""Runs a file of requests in OpenAI's batch format against a server: rows in, one result line per row, resumed from its own output.
+"""Runs a file of requests in OpenAI's batch format against a server: rows in, one result line per row, resumed from its
+own output.
 
-The output is the only state. A result line is written with one append, so a kill leaves at most a torn last line, which the next run cuts off. A row
-is in the output once: when the server has answered it, be it with an error status. A row that the server could not be asked stays out, for the next
-run."""
+The output is the only state. A result line is written with one append, so a kill leaves at most a torn last line, which
+the next run cuts off. A row is in the output once: when the server has answered it, be it with an error that is about
+the row. A row that the server could not be asked stays out, for the next run; so does one that was answered by
+something else than the API (a wrong path, a proxy's page), which ends the run."""
 
 from __future__ import annotations
 
@@ -11,22 +13,29 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
+import stat
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from isotherm.cluster.client import AsyncClient, ConnectionFailedError, RawResponse
+from isotherm.cluster.client_answers import said_in
 
 _URLS = ("/v1/chat/completions", "/v1/completions")
-_TRANSIENT_STATUS = (429, 503)
+_TRANSIENT_STATUS = (429, 502, 503, 504)
+_FOR_ALL_ROWS = (401, 403, 404, 405, 407)  # a row is not to blame, whatever it asks; but for a model that is not served
+# Exit statuses of `isotherm batch`; 1 is an error that kept it from running, 2 a wrong command line.
+ROWS_FAILED, ROWS_LEFT = 3, 4
 _SYNC_INTERVAL_S = 5.0  # results a power cut may cost; a killed process costs none
 _PLAIN_INTERVAL_S = 5.0
 
@@ -37,8 +46,8 @@ class BatchError(Exception):
 
 @dataclass
 class BatchSummary:
-    """Rows: all of the input; of those the ones found done; answered in this run; answered with an error; and not answered, which a further run
-    will ask again."""
+    """Rows: all of the input; of those the ones found done; answered in this run; answered with an error, in this run
+    or before; and not answered, which a further run will ask again."""
 
     total: int = 0
     resumed: int = 0
@@ -46,6 +55,12 @@ class BatchSummary:
     failed: int = 0
     unfinished: int = 0
     reason: str = ""  # why rows are unfinished
+
+
+    @property
+    def exit_status(self) -> int:
+        """0: every row has an answer and none is an error; ROWS_LEFT, else ROWS_FAILED."""
+        return ROWS_LEFT if self.unfinished else ROWS_FAILED if self.failed else 0
 
 
 ProgressCallback = Callable[[BatchSummary], None]
@@ -80,16 +95,20 @@ async def run_batch(
     attempts: int = 5,
     backoff_s: float = 1.0,
 ) -> BatchSummary:
-    """Asks every row of the input that the output doesn't have, at most `concurrency` at a time. A row that can't be asked (no connection, 429,
-    503; the client's own retries included) is tried `attempts` times with growing waits from `backoff_s` seconds; when one is given up, no new
-    rows are begun. Reads the input twice: once to check it, so that a mistake in its last line shows before any work. Raises BatchError, OSError."""
+    """Asks every row of the input that the output doesn't have, at most `concurrency` at a time.
+
+    A row that can't be asked (no connection, 429, 503; the client's own retries included) is tried `attempts` times
+    with growing waits from `backoff_s` seconds, counted anew whenever another row was answered meanwhile; when one is
+    given up, no new rows are begun. Reads the input twice: once to check it, so that a mistake in its last line shows
+    before any work; what cannot be read twice (a pipe, or `-`: standard input) is put into a temporary file. Raises
+    BatchError, OSError."""
     if concurrency < 1:
         raise BatchError(f"concurrency must be at least 1, got {concurrency}")
-    wanted = _check_input(input_path)
-    with _Output(output_path) as output:
-        done = output.done & wanted
-        summary = BatchSummary(total=len(wanted), resumed=len(done))
-        rows = (row for _, row in _rows(input_path) if _digest(row["custom_id"]) not in done)
+    with _opened(input_path) as source, _Output(output_path) as output:
+        wanted = _check_input(source, input_path)
+        done = output.done.keys() & wanted
+        summary = BatchSummary(total=len(wanted), resumed=len(done), failed=sum(output.done[digest] for digest in done))
+        rows = (row for _, row in _rows(source, input_path) if _digest(row["custom_id"]) not in done)
         if progress is not None:
             progress(summary)
 
@@ -97,13 +116,13 @@ async def run_batch(
             for row in rows:  # shared by all workers; no await between taking a row and owning it
                 if summary.reason:
                     return
-                response = await _ask(client, row, attempts, backoff_s)
+                response = await _ask(client, row, attempts, backoff_s, lambda: summary.completed)
                 if isinstance(response, str):
                     summary.reason = summary.reason or response
                     return
                 output.write(response)
                 summary.completed += 1
-                summary.failed += response["error"] is not None or response["response"]["status_code"] != 200
+                summary.failed += _failed(response)
                 if progress is not None:
                     progress(summary)
 
@@ -118,23 +137,52 @@ async def run_batch(
     return summary
 
 
-async def _ask(client: AsyncClient, row: dict[str, Any], attempts: int, backoff_s: float) -> dict[str, Any] | str:
-    """The row's result line, or why it could not be asked."""
+async def _ask(
+    client: AsyncClient, row: dict[str, Any], attempts: int, backoff_s: float, answered: Callable[[], int]
+) -> dict[str, Any] | str:
+    """The row's result line, or why it could not be asked. `answered`: how many rows have been; as long as that grows,
+    the server is only busy."""
     if (problem := _problem(row)) is not None:
         return _result(row, None, {"code": "invalid_row", "message": problem})
-    reason = ""
-    for attempt in range(attempts):
-        if attempt:
-            await asyncio.sleep(min(backoff_s * 2 ** (attempt - 1), 30.0))
+    attempt, before = 0, answered()
+    while True:
         try:
             response = await client.request("POST", row["url"], row["body"])
         except ConnectionFailedError as error:
             reason = str(error)
-            continue
-        if response.status not in _TRANSIENT_STATUS:
-            return _result(row, response, None)
-        reason = f"the server answered {response.status}"
-    return f"{row['custom_id']}: {reason}, {attempts} times"
+        else:
+            if response.status not in _TRANSIENT_STATUS:
+                if (no_answer := _no_answer(response)) is not None:
+                    return f"{row['custom_id']}: {client.base_url}{row['url']} {no_answer}"
+                return _result(row, response, None)
+            reason = f"the server answered {response.status}"
+        attempt, before = (attempt + 1 if answered() == before else 1), answered()
+        if attempt >= attempts:
+            return f"{row['custom_id']}: {reason}, {attempts} times"
+        await asyncio.sleep(min(backoff_s * 2 ** (attempt - 1), 30.0))
+
+
+def _no_answer(response: RawResponse) -> str | None:
+    """Why what came is no answer to the row: nothing of the API answers there, or it answers nobody. None where it is
+    one."""
+    body = response.body if isinstance(response.body, dict) else {}
+    if response.status == 200:
+        if isinstance(body.get("choices"), list):
+            return None
+        return "answered 200 with something else than a reply; is it the API's address?"
+    error = body.get("error")
+    if not isinstance(error, dict) or response.status < 400:
+        said = said_in(body) or "no error object"
+        return f"answered {response.status}, and not as the API does: {said}; is it the API's address?"
+    unknown_model = response.status == 404 and (error.get("code") == "model_not_found" or error.get("param") == "model")
+    if response.status in _FOR_ALL_ROWS and not unknown_model:
+        return f"answered {response.status}: {said_in(body)}"
+    return None
+
+
+def _failed(result: dict[str, Any]) -> bool:
+    """Whether a result line is one of an error."""
+    return result["error"] is not None or result["response"]["status_code"] != 200
 
 
 def _problem(row: dict[str, Any]) -> str | None:
@@ -158,7 +206,9 @@ def _result(row: dict[str, Any], response: RawResponse | None, error: dict[str, 
 
 
 class _Output:
-    """The output file, open for appending and locked against a second run. `done` has the digests of the custom_ids in it."""
+    """The output file, open for appending and locked against a second run. `done` has the digests of the custom_ids in
+    it, and which are of errors.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -192,15 +242,16 @@ class _Output:
             os.fsync(self._file)
             self._synced = time.monotonic()
 
-    def _recover(self) -> set[bytes]:
-        done: set[bytes] = set()
+    def _recover(self) -> dict[bytes, bool]:
+        done: dict[bytes, bool] = {}
         end = 0  # bytes of whole lines
         with open(self._path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
                     if not line.endswith(b"\n"):
                         break
-                    done.add(_digest(json.loads(line)["custom_id"]))
+                    result = json.loads(line)
+                    done[_digest(result["custom_id"])] = _failed(result)
                 except (ValueError, KeyError, TypeError, AttributeError):
                     if file.peek(1):
                         raise BatchError(f"{self._path}: line {number} is not a batch result; give another output file") from None
@@ -210,10 +261,22 @@ class _Output:
         return done
 
 
-def _check_input(path: Path) -> set[bytes]:
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The input, to be read more than once."""
+    with ExitStack() as stack:
+        file: IO[bytes] = sys.stdin.buffer if str(path) == "-" else stack.enter_context(open(path, "rb"))
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            copy = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(file, copy)
+            file = copy
+        yield file
+
+
+def _check_input(file: IO[bytes], path: Path) -> set[bytes]:
     """The digests of all custom_ids. Raises BatchError on a line that has none or repeats one."""
     seen: set[bytes] = set()
-    for number, row in _rows(path):
+    for number, row in _rows(file, path):
         digest = _digest(row["custom_id"])
         if digest in seen:
             raise BatchError(f"{path}: line {number}: custom_id {row['custom_id']!r} appears twice")
@@ -221,18 +284,18 @@ def _check_input(path: Path) -> set[bytes]:
     return seen
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row), read as they are asked for. Blank lines are skipped."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                row["custom_id"].encode()
-            except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-                raise BatchError(f"{path}: line {number}: expected a JSON object with a custom_id string") from None
-            yield number, row
+def _rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, row), read as they are asked for, from the beginning. Blank lines are skipped."""
+    file.seek(0)
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            row["custom_id"].encode()
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            raise BatchError(f"{path}: line {number}: expected a JSON object with a custom_id string") from None
+        yield number, row
 
 
 def _digest(custom_id: str) -> bytes:

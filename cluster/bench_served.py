@@ -64,7 +64,7 @@ class Endpoint:
             if self._process.poll() is not None:
                 raise ServedError(f"isotherm serve ended with status {self._process.returncode}:\n{self._log.read_text()}")
             try:
-                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}/ready", timeout=5, trust_env=False).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -111,7 +111,7 @@ def bench_served(
     figures = []
     for kind in kinds:
         with Endpoint({**manifest, "links": {"kind": kind}}) as endpoint:
-            model = httpx.get(f"{endpoint.url}/v1/models", timeout=10).json()["data"][0]
+            model = httpx.get(f"{endpoint.url}/v1/models", timeout=10, trust_env=False).json()["data"][0]
 
             def load(shape: LoadShape, url: str = endpoint.url, model: Mapping[str, Any] = model) -> LoadReport:
                 report = asyncio.run(run_load(url, model["id"], model["vocab_size"], shape))

@@ -1,12 +1,15 @@
-"""A hub-layout checkpoint seen through its config, index and safetensors headers. Reads no weights and needs no torch."""
+"""A hub-layout checkpoint seen through its config, index and safetensors headers. Reads no weights, but for a sample
+of them, and needs no torch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import struct
-from dataclasses import dataclass
+import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from isotherm.cluster.architecture import Part, TensorSpec, expected_tensors
@@ -16,8 +19,12 @@ INDEX = "model.safetensors.index.json"
 FP8 = "F8_E4M3"
 SCALE_SUFFIX = "_scale_inv"
 BLOCK = 128
+FP8_WORDS = f"FP8 e4m3, {BLOCK}×{BLOCK} blocks"
+SAMPLE_BYTES, SAMPLED_TENSORS = 4096, 4096
+# Of ModelConfig: what no logit depends on.
+NO_NUMERICS = {"num_nextn_predict_layers", "fp8", "stored_dtype", "eos_token_ids"}
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
-WEIGHT_DTYPES = ("F32", "F16", "BF16")
+WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # in safetensors' words and in torch's
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
               FP8: 1, "F8_E5M2": 1, "F8_E8M0": 1}
 
@@ -34,6 +41,7 @@ class TensorInfo:
     dtype: str  # safetensors' name: BF16, F8_E4M3, …
     shape: tuple[int, ...]
     nbytes: int
+    offset: int = 0  # in the file
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,56 @@ class Checkpoint:
         totals[Part.MTP] = sum(self.tensors[name].nbytes for name in self.mtp_tensors())
         return {part: n for part, n in totals.items() if n}
 
+    def digest(self) -> str:
+        """A hash of what the weights are: of config.json as far as it says how to compute, of every tensor's name,
+        dtype and shape, and of a sample of the bytes, since reading 700 GB would take minutes: SAMPLE_BYTES each of
+        at most SAMPLED_TENSORS tensors, at a place that depends on the name; first of all that are no routed
+        expert's, then of experts spread over the model. So another training step, quantisation or model is seen, and
+        one altered byte is not. Paths, times, and how tensors are dealt out to files do not matter. Raises
+        CheckpointError."""
+        kept = {name: value for name, value in asdict(self.config).items() if name not in NO_NUMERICS}
+        digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+        pairs = [(spec.name, spec.name + SCALE_SUFFIX) for spec in expected_tensors(self.config)]
+        names = [name for pair in pairs for name in pair if name in self.tensors]
+        for name in names:
+            digest.update(f"{name} {self.tensors[name].dtype} {self.tensors[name].shape}\n".encode())
+        for name in sampled(names):
+            digest.update(_sample(name, self.tensors[name]))
+        return digest.hexdigest()[:16]
+
+    def weight_format(self) -> str:
+        """How the weights are stored, in words: what the headers say, which need not be what config.json says."""
+        projections = [self.tensors[spec.name] for spec in expected_tensors(self.config) if spec.quantisable]
+        if any(info.dtype == FP8 for info in projections):
+            return FP8_WORDS
+        stored = {dtype: sum(info.nbytes for info in projections if info.dtype == dtype) for dtype in WEIGHT_DTYPES}
+        return WEIGHT_DTYPES[max(stored, key=lambda dtype: stored[dtype])]
+
     def mtp_tensors(self) -> list[str]:
         """Names of the tensors of multi-token-prediction layers; recognised, and not used to serve yet."""
         first = self.config.num_hidden_layers
         return [name for name in self.tensors if (layer := layer_of(name)) is not None and layer >= first]
+
+
+def sampled(names: list[str]) -> list[str]:
+    """Those of which `Checkpoint.digest` reads a part."""
+    experts = [name for name in names if ".mlp.experts." in name]
+    others = [name for name in names if ".mlp.experts." not in name]
+    step = max(1, -(-len(experts) // max(1, SAMPLED_TENSORS - len(others))))
+    # An expert has three projections, with their scales six tensors: none of them is to be passed over always.
+    while step > 1 and (step % 2 == 0 or step % 3 == 0):
+        step += 1
+    return others + experts[::step]
+
+
+def _sample(name: str, info: TensorInfo) -> bytes:
+    begin = zlib.crc32(name.encode()) % (info.nbytes - SAMPLE_BYTES) if info.nbytes > SAMPLE_BYTES else 0
+    try:
+        with open(info.file, "rb", buffering=0) as stream:
+            stream.seek(info.offset + begin)
+            return stream.read(min(SAMPLE_BYTES, info.nbytes))
+    except OSError as error:
+        raise CheckpointError(f"{info.file}: tensor {name} cannot be read ({error})") from None
 
 
 def layer_of(name: str) -> int | None:
@@ -170,7 +224,7 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             raise CheckpointError(f"{file}: tensor {name}: {dtype} {list(shape)} expected {expected} bytes, found offsets [{begin}, {end}]")
         if 8 + length + end > size:
             raise CheckpointError(f"{file}: tensor {name}: is truncated: expected {8 + length + end} bytes of file, found {size}")
-        tensors[name] = TensorInfo(file, dtype, shape, end - begin)
+        tensors[name] = TensorInfo(file, dtype, shape, end - begin, 8 + length + begin)
         spans.append((begin, end, name))
     covered, previous = 0, ""
     for begin, end, name in sorted(spans):

@@ -25,6 +25,7 @@ errors = Console(stderr=True)
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL|MANIFEST", help='a directory, a hub id, "tiny", or a manifest (*.yaml)')]
 AddressOption = Annotated[Optional[str], typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster")]  # noqa: UP045
 DEFAULT_URL = "http://127.0.0.1:8000"
+INPUT_HELP = "requests in OpenAI's batch format, a JSON object a line; -: standard input"
 COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
 
 
@@ -40,6 +41,8 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
         try:
             return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise  # a RuntimeError to Python, but it only says the exit status
         except (ValueError, RuntimeError, ConnectionError, OSError, InvalidURL, ClientError, BatchError) as error:
             if type(error) in (ValueError, RuntimeError):
                 raise  # ours are subclasses: a bare one is a bug
@@ -258,12 +261,16 @@ def chat(
 @app.command()
 @user_errors
 def batch(
-    input_path: Annotated[Path, typer.Option("--input", help="requests in OpenAI's batch format, a JSON object a line")],
+    input_path: Annotated[Path, typer.Option("--input", help=INPUT_HELP)],
     output_path: Annotated[Path, typer.Option("--output", help="results; a file that is there already is completed")],
     url: Annotated[Optional[str], typer.Option(help="endpoint; default: the one of the cluster that this job runs on")] = None,  # noqa: UP045
     concurrency: Annotated[int, typer.Option(min=1, max=4096)] = 32,
 ) -> None:
-    """Run a file of requests against the running cluster; run it again to complete a half-done output."""
+    """Run a file of requests against the running cluster; run it again to complete a half-done output.
+
+    Exit status: 0 when every row was answered; 3 when rows were answered with an error; 4 when rows are left for
+    another run; 1 when it could not run.
+    """
     from isotherm.cluster.batch import run
     from isotherm.cluster.views import show_batch_summary
 
@@ -273,8 +280,8 @@ def batch(
         url = cluster_url(prepare_attach(None))
     summary = run(input_path, output_path, url, concurrency)
     show_batch_summary(summary, console)
-    if summary.unfinished:
-        raise typer.Exit(1)
+    if summary.exit_status:
+        raise typer.Exit(summary.exit_status)
 
 
 def main() -> None:

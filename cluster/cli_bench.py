@@ -203,11 +203,13 @@ def bench_serve(
     as_json: JsonOption = False,
 ) -> None:
     """Open-loop load on an endpoint: throughput, time to first token, time between tokens."""
-    import httpx
-
     from isotherm.cluster.bench_serve import LoadShape, run_load
+    from isotherm.cluster.client import Client
+    from isotherm.cluster.client_answers import checked
 
-    model = httpx.get(f"{url}/v1/models", timeout=10).json()["data"][0]
+    with Client(url) as client:
+        url = client.base_url
+        model = checked(client.request("GET", "/v1/models"))["data"][0]
     shape = LoadShape(requests, rate or math.inf, prompt_tokens, output_tokens, seed, stream)
     report = asyncio.run(run_load(url, model["id"], model["vocab_size"], shape))
     if as_json:

@@ -9,15 +9,31 @@ for chunk in client.chat("Count to ten.", stream=True):
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import httpx
+
+from isotherm.cluster.client_answers import (
+    APIError,
+    Choice,
+    Chunk,
+    ClientError,
+    Completion,
+    ConnectionFailedError,
+    Events,
+    RawResponse,
+    StreamBrokenError,
+    Usage,
+    checked,
+    completion,
+    model_ids,
+    raw,
+)
+from isotherm.cluster.loopback import reaches_this_machine
 
 _DEFAULT_URL = "http://127.0.0.1:8000"
 _MAX_BACKOFF_S = 30.0
@@ -26,82 +42,19 @@ _POLL_S = 0.1  # between looks at an operation
 # Before the first token nothing has reached the caller, and a generation changes nothing on the server: asking again is safe.
 _RETRIED_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _RETRIED_STATUS = (429, 503)
-
-
-class ClientError(Exception):
-    """What every error of this module is."""
-
-
-class APIError(ClientError):
-    """The server answered with an error. `param` names the field it is about, if any."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(f"HTTP {status}: {message}")
-        self.status = status
-        self.message = message
-        self.param = param
-        self.code = code
-
-
-class ConnectionFailedError(ClientError):
-    """The server could not be reached, or broke the connection, also after the retries."""
-
-
-class StreamBrokenError(ClientError):
-    """A stream ended early: by an error event, or without [DONE]. What was received before it is incomplete."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-
-
-@dataclass(frozen=True)
-class Choice:
-    index: int
-    text: str
-    finish_reason: str | None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A reply in one piece. `text` and `finish_reason` are those of the first choice."""
-
-    id: str
-    model: str
-    choices: tuple[Choice, ...]
-    usage: Usage | None
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].text
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self.choices[0].finish_reason
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of a streamed reply. `usage` is in the last one."""
-
-    text: str
-    index: int = 0
-    finish_reason: str | None = None
-    usage: Usage | None = None
-
-
-@dataclass(frozen=True)
-class RawResponse:
-    """An answer as it came: any status, JSON body (None when it was none)."""
-
-    status: int
-    request_id: str
-    body: Any
+__all__ = [
+    "APIError",
+    "AsyncClient",
+    "Choice",
+    "Chunk",
+    "Client",
+    "ClientError",
+    "Completion",
+    "ConnectionFailedError",
+    "RawResponse",
+    "StreamBrokenError",
+    "Usage",
+]
 
 
 Messages = str | Sequence[Mapping[str, Any]]
@@ -122,6 +75,11 @@ class Client:
         self._http = httpx.Client(**_http_options(base_url, api_key, timeout), transport=transport)
         self._max_retries = max_retries
         self._model: str | None = None
+
+    @property
+    def base_url(self) -> str:
+        """Without /v1 and without a slash at its end."""
+        return str(self._http.base_url).rstrip("/")
 
     def __enter__(self) -> Client:
         return self
@@ -150,7 +108,7 @@ class Client:
         return self._generate("/v1/completions", {"prompt": prompt, **params}, stream)
 
     def models(self) -> list[str]:
-        return _model_ids(_checked(self.request("GET", "/v1/models")))
+        return model_ids(checked(self.request("GET", "/v1/models")))
 
     def ready(self) -> bool:
         """Whether requests can be served now."""
@@ -158,17 +116,17 @@ class Client:
 
     def status(self) -> dict[str, Any]:
         """What `isotherm status --json` prints."""
-        return _checked(self.request("GET", "/status"))
+        return checked(self.request("GET", "/status"))
 
     def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> dict[str, Any]:
         """Begin an operation (POST /admin/operations): `expert_groups`, `attention_shards`, `copies`, `drain_nodes`, each what there is to be. Of
         `copies`, each is {"layer", "expert", "count"}; a count of None leaves it to the autoscaler, as it was before a number was set. A key is made
         where none is given, so that a retry cannot scale twice. Raises APIError."""
-        return _checked(self.request("POST", _OPERATIONS, _operation_body(dry_run, idempotency_key, target)))
+        return checked(self.request("POST", _OPERATIONS, _operation_body(dry_run, idempotency_key, target)))
 
     def operation(self, operation_id: str) -> dict[str, Any]:
         """What has become of an operation."""
-        return _checked(self.request("GET", f"{_OPERATIONS}/{operation_id}"))
+        return checked(self.request("GET", f"{_OPERATIONS}/{operation_id}"))
 
     def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> dict[str, Any]:
         """The operation when it has ended. Raises TimeoutError after `timeout` seconds."""
@@ -179,11 +137,11 @@ class Client:
 
     def experts(self) -> dict[str, Any]:
         """Rows, holders and group heat of every expert (GET /admin/experts)."""
-        return _checked(self.request("GET", "/admin/experts"))
+        return checked(self.request("GET", "/admin/experts"))
 
     def autoscaler(self) -> dict[str, Any]:
         """What the autoscaler sees and has decided (GET /admin/autoscaler)."""
-        return _checked(self.request("GET", "/admin/autoscaler"))
+        return checked(self.request("GET", "/admin/autoscaler"))
 
     def request(self, method: str, path: str, body: Any = None, *, retry: bool = True) -> RawResponse:
         """Any request of the API, with retries. Raises ConnectionFailedError; an error status is not an exception."""
@@ -198,7 +156,7 @@ class Client:
             else:
                 wait = _wait_after(None, response, attempt, self._max_retries * retry)
                 if wait is None:
-                    return _raw(response)
+                    return raw(response)
             time.sleep(wait)
             attempt += 1
 
@@ -209,19 +167,19 @@ class Client:
             body["model"] = self._model
         if stream:
             return self._stream(path, _streaming(body))
-        return _completion(_checked(self.request("POST", path, body)))
+        return completion(checked(self.request("POST", path, body)))
 
     def _stream(self, path: str, body: dict[str, Any]) -> Iterator[Chunk]:
         attempt = 0
         while True:
-            events = _Events()
+            events = Events()
             try:
                 with self._http.stream("POST", path, json=body) as response:
                     wait = _wait_after(None, response, attempt, self._max_retries)
                     if wait is None:
                         if response.status_code != 200:
                             response.read()
-                            _checked(_raw(response))
+                            checked(raw(response))
                         for data in response.iter_bytes():
                             yield from events.feed(data)
                         events.end()
@@ -250,6 +208,11 @@ class AsyncClient:
         self._max_retries = max_retries
         self._model: str | None = None
 
+    @property
+    def base_url(self) -> str:
+        """As Client.base_url."""
+        return str(self._http.base_url).rstrip("/")
+
     async def __aenter__(self) -> AsyncClient:
         return self
 
@@ -276,7 +239,7 @@ class AsyncClient:
         return await self._generate("/v1/completions", {"prompt": prompt, **params}, stream)
 
     async def models(self) -> list[str]:
-        return _model_ids(_checked(await self.request("GET", "/v1/models")))
+        return model_ids(checked(await self.request("GET", "/v1/models")))
 
     async def ready(self) -> bool:
         """Whether requests can be served now."""
@@ -284,15 +247,15 @@ class AsyncClient:
 
     async def status(self) -> dict[str, Any]:
         """What `isotherm status --json` prints."""
-        return _checked(await self.request("GET", "/status"))
+        return checked(await self.request("GET", "/status"))
 
     async def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> dict[str, Any]:
         """As Client.scale."""
-        return _checked(await self.request("POST", _OPERATIONS, _operation_body(dry_run, idempotency_key, target)))
+        return checked(await self.request("POST", _OPERATIONS, _operation_body(dry_run, idempotency_key, target)))
 
     async def operation(self, operation_id: str) -> dict[str, Any]:
         """What has become of an operation."""
-        return _checked(await self.request("GET", f"{_OPERATIONS}/{operation_id}"))
+        return checked(await self.request("GET", f"{_OPERATIONS}/{operation_id}"))
 
     async def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> dict[str, Any]:
         """As Client.wait_for_operation."""
@@ -303,11 +266,11 @@ class AsyncClient:
 
     async def experts(self) -> dict[str, Any]:
         """As Client.experts."""
-        return _checked(await self.request("GET", "/admin/experts"))
+        return checked(await self.request("GET", "/admin/experts"))
 
     async def autoscaler(self) -> dict[str, Any]:
         """As Client.autoscaler."""
-        return _checked(await self.request("GET", "/admin/autoscaler"))
+        return checked(await self.request("GET", "/admin/autoscaler"))
 
     async def request(self, method: str, path: str, body: Any = None, *, retry: bool = True) -> RawResponse:
         """As Client.request."""
@@ -322,7 +285,7 @@ class AsyncClient:
             else:
                 wait = _wait_after(None, response, attempt, self._max_retries * retry)
                 if wait is None:
-                    return _raw(response)
+                    return raw(response)
             await asyncio.sleep(wait)
             attempt += 1
 
@@ -333,19 +296,19 @@ class AsyncClient:
             body["model"] = self._model
         if stream:
             return self._stream(path, _streaming(body))
-        return _completion(_checked(await self.request("POST", path, body)))
+        return completion(checked(await self.request("POST", path, body)))
 
     async def _stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[Chunk]:
         attempt = 0
         while True:
-            events = _Events()
+            events = Events()
             try:
                 async with self._http.stream("POST", path, json=body) as response:
                     wait = _wait_after(None, response, attempt, self._max_retries)
                     if wait is None:
                         if response.status_code != 200:
                             await response.aread()
-                            _checked(_raw(response))
+                            checked(raw(response))
                         async for data in response.aiter_bytes():
                             for chunk in events.feed(data):
                                 yield chunk
@@ -359,43 +322,17 @@ class AsyncClient:
             attempt += 1
 
 
-class _Events:
-    """Server-sent events from bytes, as they come in. Splits at line feeds only: text may hold other line separators."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._done = False
-        self._rest = b""
-
-    def feed(self, data: bytes) -> Iterator[Chunk]:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            payload = line[5:].strip()
-            if payload == b"[DONE]":
-                self._done = True
-                continue
-            try:
-                event = json.loads(payload)
-            except ValueError as error:
-                raise StreamBrokenError(f"an event is not JSON: {payload[:80]!r}") from error
-            if "error" in event:
-                raise StreamBrokenError(event["error"].get("message", "the server reported an error"))
-            self.received = True
-            yield from _chunks(event)
-
-    def end(self) -> None:
-        """Raises StreamBrokenError unless the stream was complete."""
-        if not self._done:
-            raise StreamBrokenError("the stream ended without [DONE]")
-
-
 def _http_options(base_url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     # Bounded by the callers' own concurrency, not by a pool that would make them wait for a connection.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-    return {"base_url": base_url, "headers": headers, "timeout": httpx.Timeout(timeout, connect=min(timeout, 10.0)), "limits": limits}
+    # OpenAI's clients are given it with /v1, which every path here has already.
+    base = httpx.URL(base_url.rstrip("/").removesuffix("/v1"))
+    # The environment's proxies are for other machines.
+    host = f"[{base.host}]" if ":" in base.host else base.host
+    mounts = {f"all://{host}": None} if reaches_this_machine(base.host) else {}
+    timeouts = httpx.Timeout(timeout, connect=min(timeout, 10.0))
+    return {"base_url": base, "headers": headers, "timeout": timeouts, "limits": limits, "mounts": mounts}
 
 
 def _messages(messages: Messages) -> list[Mapping[str, Any]]:
@@ -430,54 +367,11 @@ def _wait_after(error: httpx.TransportError | None, response: httpx.Response | N
     return min(0.25 * 2**attempt, _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
 
 
-def _raw(response: httpx.Response) -> RawResponse:
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    return RawResponse(response.status_code, response.headers.get("x-request-id", ""), body)
-
-
-def _checked(response: RawResponse) -> Any:
-    """The body of a 200 or 202. Raises APIError for anything else."""
-    if response.status in (200, 202) and response.body is not None:
-        return response.body
-    error = response.body.get("error") if isinstance(response.body, dict) else None
-    if not isinstance(error, dict):
-        error = {"message": "the answer is not in OpenAI's form"}
-    raise APIError(response.status, str(error.get("message")), error.get("param"), error.get("code"))
-
-
 def _said(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _stream_error(error: httpx.TransportError, events: _Events, base_url: str) -> ClientError:
+def _stream_error(error: httpx.TransportError, events: Events, base_url: str) -> ClientError:
     if events.received:
         return StreamBrokenError(f"the connection broke: {_said(error)}")
     return ConnectionFailedError(f"{base_url}: {_said(error)}")
-
-
-def _model_ids(body: Any) -> list[str]:
-    return [model["id"] for model in body["data"]]
-
-
-def _usage(body: Any) -> Usage | None:
-    if not body:
-        return None
-    return Usage(body["prompt_tokens"], body["completion_tokens"], (body.get("prompt_tokens_details") or {}).get("cached_tokens", 0))
-
-
-def _completion(body: Any) -> Completion:
-    texts = [one["message"]["content"] if "message" in one else one["text"] for one in body["choices"]]
-    choices = tuple(Choice(one["index"], text, one["finish_reason"]) for one, text in zip(body["choices"], texts, strict=True))
-    return Completion(body["id"], body["model"], choices, _usage(body.get("usage")))
-
-
-def _chunks(event: Any) -> Iterator[Chunk]:
-    for one in event["choices"]:
-        text = (one["delta"].get("content") if "delta" in one else one["text"]) or ""
-        if text or one["finish_reason"]:
-            yield Chunk(text, one["index"], one["finish_reason"])
-    if event.get("usage"):
-        yield Chunk("", usage=_usage(event["usage"]))

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from isotherm.cluster.autoscale_loop import AutoscaleLoop
-from isotherm.cluster.background import Background, last_line, pauses
+from isotherm.cluster.background import Background
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.desired import Desired
 from isotherm.cluster.expert_report import experts_report, group_rows
@@ -30,11 +30,10 @@ from isotherm.cluster.operations import Operation, OperationError, OperationLog,
 from isotherm.cluster.placement import Placement, contiguous_placement
 from isotherm.cluster.reconfigure import Reconfigurer
 from isotherm.cluster.saved_state import SavedState, decode
+from isotherm.cluster.startup import start_again_and_again, start_fleet
 from isotherm.cluster.state_store import StateStore
 
 log = logging.getLogger(__name__)
-PLACES_SECONDS = 3.0  # in which workers find places where there are any
-START_PAUSE, LONGEST_START_PAUSE = 5.0, 60.0  # seconds before a start that failed is tried again: at first, and at most
 STANDING_PERIOD = 5.0  # seconds between looks whether this is still the newest controller
 
 
@@ -98,55 +97,18 @@ class Controller:
             self._starting = self._background.spawn("the start of the cluster", self._start())
 
     async def _start(self) -> None:
-        for pause in pauses(START_PAUSE, LONGEST_START_PAUSE):
-            if self._phase == "serving":  # as the controller before this one has left it
-                return
-            try:
-                await self._start_fleet()
-                return
-            except Exception as error:
-                log.exception("start failed")
-                why = f"start failed: {type(error).__name__}: {last_line(error)}"
-                await self._clean_up()
-                if self._owner is not None:
-                    self._set_phase(why)
-                    raise
-                self._set_phase(f"{why}; tried again in {pause:g} s")
-            await asyncio.sleep(pause)
-            self._set_phase("starting workers")
-
-    async def _clean_up(self) -> None:
-        """Leave no worker of a start that failed."""
-        try:
-            await self.fleet.end_all()
-        except Exception:
-            log.exception("could not end the workers of a start that failed")
+        if self._phase != "serving":  # as the controller before this one has left it
+            await start_again_and_again(self._start_fleet, self._set_phase, retry=self._owner is None)
 
     async def _start_fleet(self) -> None:
-        """Start every worker, load weights in parallel, wire the links and publish placement version 1."""
-        m, fleet = self.manifest, self.fleet
-        shards = self.reconfigurer.planner.new_names("attention", m.attention.shards)
-        groups = self.reconfigurer.planner.new_names("expert", m.experts.groups) if self.config.moe_layers else ()
+        """Start what the manifest says, and publish placement version 1."""
+        m, fleet, planner = self.manifest, self.fleet, self.reconfigurer.planner
+        shards = planner.new_names("attention", m.attention.shards)
+        groups = planner.new_names("expert", m.experts.groups) if self.config.moe_layers else ()
         self._save()
-        placement = contiguous_placement(self.config.moe_layers, self.config.n_routed_experts, groups) if groups else Placement(1, (), ())
-
-        places = {name: asyncio.ensure_future(fleet.reserve(name, frozenset())) for name in (*shards, *groups)}
-        # Groups that know of one another share their node's cores; one that has no place yet need not keep the others waiting.
-        await asyncio.wait(places.values(), timeout=PLACES_SECONDS)
-
-        async def start_shard(name: str) -> None:
-            await places[name]
-            await fleet.start_shard(name)
-
-        async def start_group(name: str) -> None:
-            await places[name]
-            await fleet.start_group(name)
-            await fleet.load(name, placement.held_by(name))
-
-        await asyncio.gather(*map(start_shard, shards), *map(start_group, groups))
-        self._set_phase("linking workers")
-        await asyncio.gather(*(fleet.link(s, g) for s in shards for g in groups))
-        await asyncio.gather(*(fleet.adopt(s, placement) for s in shards))
+        layers, experts = self.config.moe_layers, self.config.n_routed_experts
+        placement = contiguous_placement(layers, experts, groups) if groups else Placement(1, (), ())
+        await start_fleet(fleet, shards, groups, placement, self._set_phase)
         self.reconfigurer.desired = Desired(groups, shards, placement)
         self._save()
         fleet.committed(placement)
@@ -166,6 +128,7 @@ class Controller:
             await self.begin()
             return
         fleet.placement = saved.placement
+        fleet.numerics.restore(saved.numerics)
         fleet.in_service = set(fleet.alive(saved.shards))
         desired = Desired(saved.groups, saved.shards, saved.placement, frozenset(saved.drained_nodes), frozenset(saved.pinned))
         self._background.spawn("taking over the workers", self.reconfigurer.take_over(desired))
@@ -201,7 +164,7 @@ class Controller:
             raise RuntimeError("the cluster is being ended")
         desired, numbers = self.reconfigurer.desired, self.reconfigurer.planner.numbers
         drained, pinned = tuple(sorted(desired.drained)), tuple(sorted(desired.pinned))
-        logs = self.operations.dump(), self.autoscale.dump()
+        logs = self.operations.dump(), self.autoscale.dump(), self.fleet.numerics.dump()
         state = SavedState(desired.groups, desired.shards, desired.placement, drained, pinned, numbers, *logs)
         self._store.write(state.encode())
 
@@ -238,7 +201,8 @@ class Controller:
         before = self._membership
         shards = tuple(self.fleet.reachable()[0])
         recovering = self._phase == "serving" and not shards
-        self._membership = Membership(before.version + 1, shards, self._not_ready(), before.max_model_len, recovering)
+        self._membership = Membership(before.version + 1, shards, self._not_ready(), before.max_model_len, recovering,
+                                      self.fleet.numerics.system_fingerprint)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -272,6 +236,7 @@ class Controller:
             "url": await self.url(),
             "dashboard": self._dashboard,
             "placement_version": self.fleet.placement.version or None,
+            "numerics": self.fleet.numerics.as_dict(),
             "operation": None if running is None else self._told(running),
             "autoscaler": self.autoscale.summary(),
             "workers": await self.fleet.statuses(),

@@ -22,9 +22,8 @@ class EndableEngine:
 
     def __init__(self, engine: EngineClient):
         self._engine = engine
-        self._waiting: set[asyncio.Task[Any]] = (
-            set()
-        )  # readers that wait for a delta; others look at `_reason` before they do
+        # Readers that wait for a delta; others look at `_reason` before they do.
+        self._waiting: set[asyncio.Task[Any]] = set()
         self._interrupted: set[asyncio.Task[Any]] = set()
         self._reason: str | None = None
 
@@ -35,6 +34,13 @@ class EndableEngine:
     @property
     def vocab_size(self) -> int:
         return self._engine.vocab_size
+
+    @property
+    def system_fingerprint(self) -> str:
+        return self._engine.system_fingerprint
+
+    def capacity(self) -> int:
+        return self._engine.capacity()
 
     def not_ready(self) -> str | None:
         return self._reason or self._engine.not_ready()

@@ -19,6 +19,7 @@ from isotherm.actors.process_group_link import Rendezvous
 from isotherm.actors.worker_base import Meeting, WorkerSpec
 from isotherm.cluster.background import Background, first_line
 from isotherm.cluster.checkpoint import Checkpoint
+from isotherm.cluster.fingerprint import ClusterNumerics
 from isotherm.cluster.link_choice import choose_link
 from isotherm.cluster.link_repair import REPAIR_SECONDS, LinkRepair
 from isotherm.cluster.manifest import Manifest
@@ -34,7 +35,7 @@ MEETING_TIMEOUT = 60.0  # seconds in which both ends of a new link must come tog
 PLACE_TIMEOUT = 2.0  # seconds after which a worker that Ray cannot place is reported
 STATUS_TIMEOUT = 5.0  # seconds that a worker has to answer
 DRAIN_GRACE = 60.0  # seconds beyond its time that a shard may take to give its requests back
-SUSPECT_PATIENCE = 5.0  # seconds in which there must be a place on another node than a suspect one
+SUSPECT_PATIENCE = 2.0  # seconds in which there must be a place on another node than a suspect one
 SUSPECT_SECONDS = 60.0  # for which nothing new is started on a node whose worker hung or could not be reached, if there are others
 
 
@@ -52,6 +53,7 @@ class RayFleet:
                  changed: Callable[[], None], standing: Callable[[], None]):
         self.manifest, self.checkpoint, self.generation = manifest, checkpoint, generation
         self._slot_prefix = f"isotherm-{cluster_id}:"
+        self.numerics = ClusterNumerics(manifest.mixed)
         self.placement = Placement(0, (), ())
         self.groups: dict[str, RayWorker] = {}
         self.shards: dict[str, RayWorker] = {}
@@ -67,7 +69,8 @@ class RayFleet:
         self._suspects: dict[str, float] = {}  # node → until when nothing is started there
         self._background = Background()
         self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
-        self._watch = WorkerWatch(manifest.liveness.timeout, self._loading.__contains__, self._lost, self.repair.report)
+        limits = manifest.liveness.timeout, manifest.link_timeout
+        self._watch = WorkerWatch(limits[0], self._loading.__contains__, self._lost, self.repair.report, limits[1])
         self._rendezvous = Rendezvous(ray.util.get_node_ip_address())
 
     def group_names(self) -> list[str]:
@@ -110,6 +113,7 @@ class RayFleet:
         worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts)
         self.groups[name] = worker
         await self._order(worker.actor, "pid")
+        self.numerics.admit(name, await worker.call("fingerprint"))
         self._watch.add(worker, has_links=False)
 
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
@@ -135,6 +139,7 @@ class RayFleet:
         spec = self._spec(name, section.threads, section.gpus)
         worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self._scheduler_config)
         self.shards[name] = worker
+        self.numerics.admit(name, await worker.call("fingerprint"))
         await self._order(worker.actor, "load")
         self._watch.add(worker, has_links=True)
 
@@ -149,8 +154,11 @@ class RayFleet:
         return self._places.pop(name, None) or await self._place(name, self.avoid)
 
     async def _place(self, name: str, avoid: frozenset[str]) -> Slot:
-        """Off the nodes in `avoid`, and off suspect ones too where there is room elsewhere."""
-        if suspects := self._suspected(avoid):
+        """Off the nodes in `avoid`, and off suspect ones too where there is room elsewhere; the last one to come under
+        suspicion before the others."""
+        all_of_them = self._suspected(avoid)
+        newest = frozenset(sorted(all_of_them, key=lambda node: self._suspects[node])[-1:])
+        for suspects in filter(None, dict.fromkeys((all_of_them, newest))):
             try:
                 return await asyncio.wait_for(self._place_off(name, avoid | suspects), SUSPECT_PATIENCE)
             except asyncio.TimeoutError:
@@ -191,7 +199,7 @@ class RayFleet:
     def _spec(self, name: str, threads: int | None, gpus: float, sharers: int = 1) -> WorkerSpec:
         m = self.manifest
         device, links = m.worker_device(gpus), m.links
-        return WorkerSpec(name, self.checkpoint.path, device, m.dtype, m.head, m.kernels, threads, links.timeout, links.gather_window, sharers)
+        return WorkerSpec(name, self.checkpoint.path, device, m.dtype, m.head, m.kernels, threads, m.link_timeout, links.gather_window, sharers)
 
     async def end(self, name: str) -> None:
         self._standing()

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from isotherm.cluster.http_body import read_body
 from isotherm.cluster.openai_schemas import APIError
 from isotherm.cluster.openai_stream import to_json
 from isotherm.cluster.operations import OperationError
@@ -41,11 +42,7 @@ def admin_routes(admin: AdminClient) -> list[Route]:
     async def operations(request: Request) -> Response:
         if request.method == "GET":
             return _json({"operations": await admin.operation_history()})
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY:
-                raise APIError(f"the body is larger than {MAX_BODY} bytes", status=413)
+        body = await read_body(request, MAX_BODY, json_only=False)
         try:
             decoded = json.loads(body)
         except (ValueError, RecursionError):

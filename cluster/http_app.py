@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,11 +20,15 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from isotherm.cluster.engine_client import EngineClient, EngineUnavailableError
+from isotherm.cluster.admission import Admission
+from isotherm.cluster.engine_client import EngineClient, EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.http_access import Access, AccessMiddleware
 from isotherm.cluster.http_admin import AdminClient, admin_routes
-from isotherm.cluster.http_middleware import RequestIdMiddleware
+from isotherm.cluster.http_body import read_body
+from isotherm.cluster.http_gate import CAPACITY_HEADER, overloaded
+from isotherm.cluster.http_middleware import PathMiddleware, RequestIdMiddleware
+from isotherm.cluster.http_stream import EventStream, cancelled, until_disconnect
 from isotherm.cluster.openai_prepare import Limits, Prepared, prepare_chat, prepare_completion
 from isotherm.cluster.openai_schemas import APIError
 from isotherm.cluster.openai_stream import SSE_DONE, Choice, GenerationError, Reply, Update, merged, sse, to_json, usage
@@ -32,7 +37,6 @@ from isotherm.cluster.text import Tokenizer
 
 logger = logging.getLogger(__name__)
 _INLINE_BYTES = 16 * 1024  # a completions body up to this size is tokenised in well under a millisecond: no thread
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class AppSettings:
     max_body_bytes: int = 8 << 20
     max_prompt_chars_per_token: int = 16  # × max_model_len: more characters than that are refused before tokenising
     retry_after_s: int = 1  # with a 503
+    first_event_s: float = 0.2  # a stream's status line waits so long for its first event: a refusal is still a status
+    access: Access = field(default_factory=Access)
+    silence_s: float = 5.0  # after so long without an event a stream has a comment
 
 
 def build_app(
@@ -53,7 +60,8 @@ def build_app(
     admin: AdminClient | None = None,
 ) -> Starlette:
     """The ASGI application that serves one model under `model_id` and its aliases; with `admin`, the operator's routes too."""
-    door = FrontDoor(engine, tokenizer, model_id, aliases, settings or AppSettings())
+    settings = settings or AppSettings()
+    door = FrontDoor(engine, tokenizer, model_id, aliases, settings)
     return Starlette(
         routes=[
             Route("/v1/models", door.models),
@@ -67,19 +75,24 @@ def build_app(
             *(admin_routes(admin) if admin is not None else []),
         ],
         # Outermost first. API keys go right after the request id.
-        middleware=[Middleware(RequestIdMiddleware)],
+        middleware=[
+            Middleware(RequestIdMiddleware),
+            Middleware(PathMiddleware),
+            Middleware(AccessMiddleware, access=settings.access),
+        ],
         exception_handlers={APIError: _on_api_error, HTTPException: _on_http_exception, ClientDisconnect: _on_disconnect, Exception: _on_exception},
     )
 
 
 class FrontDoor:
-    """The endpoints. Holds what every request needs; nothing here changes after construction."""
+    """The endpoints. Holds what every request needs, and counts those that are open."""
 
     def __init__(self, engine: EngineClient, tokenizer: Tokenizer, model_id: str, aliases: Sequence[str], settings: AppSettings) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._models = tuple(dict.fromkeys([model_id, *aliases]))
         self._settings = settings
+        self._admission = Admission(random.random)
         self._created = int(time.time())
         self._version = importlib.metadata.version("isotherm")
 
@@ -127,14 +140,40 @@ class FrontDoor:
         }
 
     async def _reply(self, request: Request, prepare: Callable[..., Prepared], prefix: str) -> Response:
-        raw = await _read_body(request, self._settings.max_body_bytes)
+        with ExitStack() as places:
+            self._admit(1, places)  # before the body costs anything
+            prepared = await self._prepared(request, prepare, prefix)
+            if (count := len(prepared.requests)) > (capacity := self._engine.capacity()):
+                message = f"n: {count} choices are more than the {capacity} that this server takes at once"
+                raise APIError(message, param="n")
+            if count > 1:
+                self._admit(count - 1, places)
+            reply = await self._answer(request, prepared, prefix == "chatcmpl")
+            if isinstance(reply, EventStream):
+                reply.on_close(places.pop_all().close)
+            reply.headers[CAPACITY_HEADER.decode()] = str(self._engine.capacity())
+            return reply
+
+    def _admit(self, count: int, places: ExitStack) -> None:
+        """Takes places for so many of the engine's streams. Raises APIError 429."""
+        capacity, clock = self._engine.capacity(), time.monotonic
+        if not self._admission.enter(count, capacity, clock()):
+            raise self._overloaded(f"{self._admission.open} requests are running or waiting, and {capacity} may")
+        places.callback(lambda: self._admission.leave(count, clock()))
+
+    def _overloaded(self, reason: str) -> APIError:
+        return overloaded(reason, self._admission.retry_after(time.monotonic()))
+
+    async def _prepared(self, request: Request, prepare: Callable[..., Prepared], prefix: str) -> Prepared:
+        raw = await read_body(request, self._settings.max_body_bytes)
         reply_id = f"{prefix}-{uuid.uuid4().hex}"
         max_model_len = self._engine.max_model_len
         limits = Limits(max_model_len, self._engine.vocab_size, max_model_len * self._settings.max_prompt_chars_per_token)
         prepare = partial(prepare, raw, reply_id, self._models, self._tokenizer, limits)
         inline = prefix == "cmpl" and len(raw) <= _INLINE_BYTES
-        prepared = prepare() if inline else await asyncio.to_thread(prepare)
-        chat = prefix == "chatcmpl"
+        return prepare() if inline else await asyncio.to_thread(prepare)
+
+    async def _answer(self, request: Request, prepared: Prepared, chat: bool) -> Response:
         body = prepared.body
         choices = [
             Choice(
@@ -149,20 +188,37 @@ class FrontDoor:
             for i, generation in enumerate(prepared.requests)
         ]
         reply = Reply(
-            reply_id, body.model, int(time.time()), f"isotherm-{self._version}", chat=chat, include_usage=bool(body.stream and body.include_usage)
+            prepared.id,
+            body.model,
+            int(time.time()),
+            self._engine.system_fingerprint or None,
+            chat=chat,
+            include_usage=bool(body.stream and body.include_usage),
         )
         try:
             if not body.stream:
-                return _json(await _until_disconnect(request.receive, self._collect(prepared, choices, reply)))
-            # The status line waits for the first event, so that a refusal is still an HTTP status.
+                return _json(await until_disconnect(request.receive, self._collect(prepared, choices, reply)))
             events = self._events(prepared, choices, reply)
-            first = await _until_disconnect(request.receive, _next(events))
-            return EventStream(first, events)
-        except EngineUnavailableError as error:
+            stream = EventStream(events, partial(self._error_event, reply.id), self._settings.silence_s)
+            await stream.first_event(request.receive, self._settings.first_event_s)
+            return stream
+        except (EngineUnavailableError, GenerationError) as error:
+            raise self._engine_error(error) from error
+
+    def _engine_error(self, error: EngineUnavailableError | GenerationError) -> APIError:
+        if isinstance(error, EngineOverloadedError):
+            return self._overloaded(str(error))
+        if isinstance(error, EngineUnavailableError):
             message = str(error) or "the model can't be served right now"
-            raise APIError(message, status=503, kind="server_error", code="unavailable", headers=self._retry_after) from error
-        except GenerationError as error:
-            raise APIError(str(error), status=500, kind="server_error", code="generation_failed") from error
+            return APIError(message, status=503, kind="server_error", code="unavailable", headers=self._retry_after)
+        return APIError(str(error), status=500, kind="server_error", code="generation_failed")
+
+    def _error_event(self, reply_id: str, error: Exception) -> bytes:
+        """What a stream that has begun ends with."""
+        if isinstance(error, GenerationError | EngineUnavailableError):
+            return sse(self._engine_error(error).body())
+        logger.error("reply %s broke off", reply_id, exc_info=error)
+        return sse(APIError("internal error", kind="server_error", code="internal_error").body())
 
     async def _collect(self, prepared: Prepared, choices: Sequence[Choice], reply: Reply) -> dict[str, Any]:
         updates: list[list[Update]] = [[] for _ in choices]
@@ -172,25 +228,16 @@ class FrontDoor:
         return reply.whole([merged(part) for part in updates], usage(prepared.prompt_tokens, choices, prepared.body.n or 1))
 
     async def _events(self, prepared: Prepared, choices: Sequence[Choice], reply: Reply) -> AsyncGenerator[bytes, None]:
-        """The server-sent events, one bytes object per update. Before the first event errors are raised, after it they are an event, and the stream
-        ends without [DONE]."""
+        """The server-sent events, one bytes object per update."""
         begun = False
-        try:
-            async with aclosing(self._updates(prepared, choices)) as updates:
-                async for update in updates:
-                    if not update.is_empty or not begun:
-                        begun = True
-                        yield b"".join(map(sse, reply.chunks(update)))
-            if reply.include_usage:
-                yield sse(reply.usage_chunk(usage(prepared.prompt_tokens, choices, prepared.body.n or 1)))
-            yield SSE_DONE
-        except Exception as error:
-            if not begun:
-                raise
-            if not isinstance(error, GenerationError | EngineUnavailableError):
-                logger.exception("reply %s broke off", reply.id)
-            message = str(error) if isinstance(error, GenerationError | EngineUnavailableError) else "internal error"
-            yield sse(APIError(message, kind="server_error", code="generation_failed").body())
+        async with aclosing(self._updates(prepared, choices)) as updates:
+            async for update in updates:
+                if not update.is_empty or not begun:
+                    begun = True
+                    yield b"".join(map(sse, reply.chunks(update)))
+        if reply.include_usage:
+            yield sse(reply.usage_chunk(usage(prepared.prompt_tokens, choices, prepared.body.n or 1)))
+        yield SSE_DONE
 
     async def _updates(self, prepared: Prepared, choices: Sequence[Choice]) -> AsyncGenerator[Update, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop string ends its engine stream."""
@@ -226,10 +273,10 @@ class DeltaStreams:
 
     async def close(self, index: int) -> None:
         """Ends one stream, and has aborted its request when it returns."""
-        await _cancelled(self._tasks[index])
+        await cancelled(self._tasks[index])
 
     async def aclose(self) -> None:
-        await _cancelled(*self._tasks)
+        await cancelled(*self._tasks)
 
     async def _pump(self, engine: EngineClient, index: int, request: GenerationRequest) -> None:
         try:
@@ -243,83 +290,6 @@ class DeltaStreams:
             await self._queue.put((index, error))
 
 
-class EventStream(Response):
-    """A server-sent event stream. Watches for the client's going away while it sends, and closes the events whatever happens."""
-
-    def __init__(self, first: bytes, events: AsyncGenerator[bytes, None]) -> None:
-        self.status_code = 200
-        self.background = None
-        self.body = b""
-        self._first = first
-        self._events = events
-        self.init_headers({"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"})
-        del self.headers["content-length"]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await _until_disconnect(receive, self._send(send))
-        except (ClientDisconnect, OSError):
-            logger.info("request %s: the client went away in mid-stream", scope.get("state", {}).get("request_id"))
-        finally:
-            await self._events.aclose()
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
-        async for event in self._events:
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    """The body, counted while it comes in. Raises APIError 413 above `limit` bytes, 415 for a wrong content type."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
-        raise APIError(f"content-type: expected application/json, got {kind[:100]!r}", status=415, param="content-type")
-    too_large = APIError(f"the body is larger than {limit} bytes", status=413, code="request_too_large", headers={"connection": "close"})
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > limit:
-        raise too_large
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise too_large
-        parts.append(part)
-    return b"".join(parts)
-
-
-async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
-    """The work's result. Raises ClientDisconnect, with the work cancelled and cleaned up, when the client goes away first. The request's body must
-    have been read."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        await _cancelled(task, watcher)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
-    """Cancels the tasks and returns when they have cleaned up. What they raise is of no interest any more."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _next(events: AsyncGenerator[bytes, None]) -> bytes:
-    return await events.__anext__()
-
-
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(to_json(value), status, headers, "application/json")
 
@@ -331,10 +301,13 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    allowed = dict(error.headers or {})
+    if error.status_code == 405 and request.method == "OPTIONS":
+        return Response(status_code=204, headers=allowed)
     path = request.url.path[:200]
     known = {404: (f"no such path: {path}", "not_found"), 405: (f"{request.method} is not allowed for {path}", "method_not_allowed")}
     message, code = known.get(error.status_code, (str(error.detail), None))
-    return _json(APIError(message, code=code).body(), error.status_code, dict(error.headers or {}))
+    return _json(APIError(message, code=code).body(), error.status_code, allowed)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

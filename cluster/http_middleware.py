@@ -9,10 +9,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isotherm.cluster.http_gate import GateMiddleware
+from isotherm.cluster.http_health import HealthMiddleware
+from isotherm.cluster.http_protocol import use_front_door_protocol
 from isotherm.cluster.http_unrouted import UnroutedMiddleware
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_SERVE_HEADERS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
+_SLASHES = re.compile(r"/{2,}")
+_REPLACED_HEADERS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-request-id")
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's X-Request-Id where it is short and safe to log, else a new one."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 class RequestIdMiddleware:
@@ -27,8 +37,7 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
@@ -39,19 +48,50 @@ class RequestIdMiddleware:
         await self.app(scope, receive, send_with_id)
 
 
-class StripServeHeadersMiddleware:
-    """Removes the inbound headers by which any client could switch off Ray Serve's timeout and disconnect handling."""
+class PathMiddleware:
+    """A path with slashes too many or one at its end means the path without them: base URLs are often given with one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name.lower() not in _SERVE_HEADERS]}
+        if scope["type"] == "http" and (path := _SLASHES.sub("/", scope["path"]).rstrip("/") or "/") != scope["path"]:
+            scope = {**scope, "path": path}
         await self.app(scope, receive, send)
 
 
+class ServeProxyMiddleware:
+    """Around Serve's own middlewares. Removes the inbound headers by which any client could switch off Ray Serve's
+    timeout and disconnect handling. Gives the request its id before Serve does, which would take any text for one, and
+    leaves one id in the response, where Serve adds its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        named = [(name, value) for name, value in scope["headers"] if name.lower() not in _REPLACED_HEADERS]
+        named.append((b"x-request-id", request_id.encode()))
+
+        async def send_with_one_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                others = [header for header in message.get("headers", ()) if header[0].lower() != b"x-request-id"]
+                message = {**message, "headers": [*others, (b"x-request-id", request_id.encode())]}
+            await send(message)
+
+        await self.app({**scope, "headers": named}, receive, send_with_one_id)
+
+
 def serve_proxy_middlewares() -> list[Middleware]:
-    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=isotherm.cluster.http_middleware:serve_proxy_middlewares. Serve reads those headers in its proxy,
-    before an application's own middlewares run (ray/serve/_private/proxy.py), so they can only be stripped there."""
-    return [Middleware(UnroutedMiddleware), Middleware(StripServeHeadersMiddleware)]
+    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=isotherm.cluster.http_middleware:serve_proxy_middlewares. Serve
+    reads those headers in its proxy, before an application's own middlewares run (ray/serve/_private/proxy.py), so they
+    can only be stripped there. Serve calls this in each proxy before it starts the HTTP server, so the protocol is
+    chosen here too."""
+    use_front_door_protocol()
+    # The last is the outermost.
+    inner = Middleware(UnroutedMiddleware), Middleware(HealthMiddleware), Middleware(GateMiddleware)
+    return [*inner, Middleware(ServeProxyMiddleware)]

@@ -12,7 +12,8 @@ from ray.serve import Application
 
 from isotherm.cluster.controller_client import ControllerClient
 from isotherm.cluster.draining import EndableEngine, end_when_stopping
-from isotherm.cluster.http_app import build_app
+from isotherm.cluster.http_access import Access
+from isotherm.cluster.http_app import AppSettings, build_app
 from isotherm.cluster.liveness import watch_controller
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model_config import ModelConfig
@@ -29,20 +30,26 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
     def build():  # runs in each replica, on the event loop that will serve its requests
         config = ModelConfig.load(model_path)
         controller = ControllerClient()
-        engine = ShardClient(controller, config.vocab_size, manifest.scheduler_config(config).max_model_len)
+        shard_capacity = manifest.engine.max_sequences + manifest.engine.max_waiting
+        max_model_len = manifest.scheduler_config(config).max_model_len
+        engine = ShardClient(controller, config.vocab_size, max_model_len, shard_capacity)
         engine.start()
         if limit := manifest.liveness.timeout:
             engine.background.keep("the watch over the controller", lambda: watch_controller(ControllerProcess(), limit))
-        endable: Any = EndableEngine(engine)
+        endable = EndableEngine(engine)
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
-        return build_app(endable, Tokenizer.load(model_path), manifest.model_id, admin=controller)
+        settings = AppSettings(access=Access(manifest.http.admin, manifest.http.metrics))
+        tokenizer = Tokenizer.load(model_path)
+        return build_app(endable, tokenizer, manifest.model_id, settings=settings, admin=controller)
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),
         name="ingress",
         num_replicas=manifest.http.replicas,
         max_ongoing_requests=manifest.http.max_ongoing_requests,
+        max_queued_requests=manifest.http.max_queued_requests,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
         # Several replicas are spread, so that the loss of a node is not the loss of all.
         ray_actor_options={"num_cpus": 0} | ({"resources": ON_HEAD} if manifest.http.replicas == 1 else {}),
         # What Serve does to a replica that is updated or deleted; the replica itself ends its requests a little

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from isotherm.cluster.architecture import Part, TensorSpec, expected_tensors, layer_tensors
-from isotherm.cluster.checkpoint import BLOCK, Checkpoint, layer_of, shard_files
+from isotherm.cluster.checkpoint import BLOCK, FP8_WORDS, SCALE_SUFFIX, Checkpoint, layer_of, shard_files
 from isotherm.cluster.manifest import Manifest, kv_bytes_per_token
 from isotherm.cluster.model_config import ModelConfig
 from isotherm.cluster.placement import contiguous_placement
@@ -40,18 +41,24 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
     for spec in expected_tensors(config):
         parameters[spec.part] += math.prod(spec.shape)
     files, weight_map = shard_files(path)
-    for layer in _mtp_layers(weight_map, config):
-        # An MTP layer also has enorm, hnorm, shared_head.norm, and eh_proj from twice the hidden size; embedding and head are the model's.
-        parameters[Part.MTP] += sum(math.prod(s.shape) for s in layer_tensors(config, layer)) + 3 * config.hidden_size + 2 * config.hidden_size**2
     if any(file.exists() for file in files):
-        bytes_by_part, source = Checkpoint.open(path).nbytes_by_part(), "safetensors headers"
+        checkpoint = Checkpoint.open(path)
+        mtp = [checkpoint.tensors[name] for name in checkpoint.mtp_tensors() if _counts(name)]
+        parameters[Part.MTP] = sum(math.prod(info.shape) for info in mtp)
+        bytes_by_part, source, weights = checkpoint.nbytes_by_part(), "safetensors headers", checkpoint.weight_format()
     else:
-        bytes_by_part, source = _estimate(config, parameters), "estimate from config.json: the weight files are not here"
+        names = weight_map or {}  # where no file is there, the index has named them
+        for layer in _mtp_layers(names, config):
+            # It has enorm, hnorm, shared_head.norm, and eh_proj from twice the hidden size too.
+            extra = 3 * config.hidden_size + 2 * config.hidden_size**2
+            parameters[Part.MTP] += sum(math.prod(s.shape) for s in layer_tensors(config, layer)) + extra
+        bytes_by_part, weights = _estimate(config, parameters, names)
+        source = "estimate from config.json and the index: the weight files are not here"
     main = sum(n for part, n in parameters.items() if part is not Part.MTP)
     unused = parameters[Part.ROUTED_EXPERTS] * (config.n_routed_experts - config.num_experts_per_tok) // config.n_routed_experts
     return Report(
         path=str(path),
-        architecture=_architecture(config),
+        architecture=_architecture(config, weights, parameters[Part.MTP] > 0),
         parameters={"total": main, "active": main - unused, "multi_token_prediction": parameters[Part.MTP]},
         parameters_by_part={part.value: n for part, n in parameters.items() if n},
         bytes_by_part={part.value: n for part, n in bytes_by_part.items()},
@@ -62,16 +69,19 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
     )
 
 
-def _mtp_layers(weight_map: dict[str, str] | None, config: ModelConfig) -> list[int]:
-    """Indices of multi-token-prediction layers that the index names, or that config.json promises where there is no index."""
-    first = config.num_hidden_layers
-    if weight_map is None:
-        return list(range(first, first + config.num_nextn_predict_layers))
-    layers = {layer_of(name) for name in weight_map}
-    return sorted(layer for layer in layers if layer is not None and layer >= first)
+def _counts(name: str) -> bool:
+    """Whether a tensor of an MTP layer counts as parameters of it: block scales do not, nor do the model's own
+    embedding and head, stored again."""
+    return not name.endswith((SCALE_SUFFIX, ".embed_tokens.weight", ".shared_head.head.weight"))
 
 
-def _architecture(c: ModelConfig) -> dict[str, Any]:
+def _mtp_layers(names: Iterable[str], config: ModelConfig) -> list[int]:
+    """Indices of the multi-token-prediction layers that the index names."""
+    layers = {layer_of(name) for name in names}
+    return sorted(layer for layer in layers if layer is not None and layer >= config.num_hidden_layers)
+
+
+def _architecture(c: ModelConfig, weights: str, mtp: bool) -> dict[str, Any]:
     return {
         "layers": c.num_hidden_layers,
         "dense_layers": c.num_hidden_layers - len(c.moe_layers),
@@ -86,19 +96,31 @@ def _architecture(c: ModelConfig) -> dict[str, Any]:
         "vocabulary": c.vocab_size,
         "context": c.max_position_embeddings,
         "rope": "plain" if c.rope.yarn_factor is None else f"YaRN ×{c.rope.yarn_factor:g} from {c.rope.original_max_position}",
-        "weights": "FP8 e4m3, 128×128 blocks" if c.fp8 else c.stored_dtype,
-        "multi_token_prediction": "recognised, not used yet" if c.num_nextn_predict_layers else "none",
+        "weights": weights,
+        "multi_token_prediction": "recognised, not used yet" if mtp else "none",
     }
 
 
-def _estimate(c: ModelConfig, parameters: dict[Part, int]) -> dict[Part, int]:
+def _estimate(c: ModelConfig, parameters: dict[Part, int], names: Mapping[str, str]) -> tuple[dict[Part, int], str]:
+    """Bytes by part, and how the weights are stored. A projection that the index names is FP8 where it names its
+    scales; of one that it does not name, and of the width of all others, config.json is believed."""
     width = STORED_BYTES.get(c.stored_dtype, 2)
     sizes = {part: 0 for part in Part}
+    quantised = 0
+
+    def is_fp8(spec: TensorSpec) -> bool:
+        if spec.name in names:
+            return spec.name + SCALE_SUFFIX in names
+        return c.fp8 and spec.part is not Part.HEAD  # the published checkpoints leave the head in bf16
 
     def add(spec: TensorSpec, part: Part) -> None:
-        quantised = c.fp8 and spec.quantisable and spec.part is not Part.HEAD  # the published checkpoints leave the head in bf16
+        nonlocal quantised
         count = math.prod(spec.shape)
-        sizes[part] += count + 4 * math.prod(-(-n // BLOCK) for n in spec.shape) if quantised else width * count
+        if spec.quantisable and is_fp8(spec):
+            quantised += 1
+            sizes[part] += count + 4 * math.prod(-(-n // BLOCK) for n in spec.shape)
+        else:
+            sizes[part] += width * count
 
     for spec in expected_tensors(c):
         add(spec, spec.part)
@@ -106,7 +128,7 @@ def _estimate(c: ModelConfig, parameters: dict[Part, int]) -> dict[Part, int]:
         for spec in layer_tensors(c, c.num_hidden_layers):
             add(spec, Part.MTP)
         sizes[Part.MTP] += width * 2 * c.hidden_size**2
-    return {part: n for part, n in sizes.items() if n}
+    return {part: n for part, n in sizes.items() if n}, FP8_WORDS if quantised else c.stored_dtype
 
 
 def _placement(c: ModelConfig, sizes: dict[Part, int], manifest: Manifest) -> list[dict[str, Any]]:

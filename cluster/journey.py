@@ -14,6 +14,7 @@ class Journey:
     def __init__(self, request: GenerationRequest):
         self._request = request
         self._given = list(request.generated)
+        self._moved = False  # a shard had it before
         self.losses = 0  # in succession, without a token in between
 
     @property
@@ -31,7 +32,7 @@ class Journey:
 
     def resumed(self) -> GenerationRequest:
         """What the next shard is to be sent."""
-        return self._request.resumed(tuple(self._given))
+        return self._request.resumed(tuple(self._given)) if self._moved else self._request
 
     def take(self, delta: Delta) -> bool:
         """Whether the delta is the client's; where it is not, the request goes on at another shard. Raises RuntimeError
@@ -39,6 +40,7 @@ class Journey:
         if delta.finish_reason is FinishReason.LOST:
             self.losses += 1
         if delta.finish_reason in (FinishReason.LOST, FinishReason.MOVED):
+            self._moved = True
             return False
         if delta.token_ids:
             if delta.start != len(self._given):

@@ -77,6 +77,7 @@ class EngineSection(_Section):
     kv_memory: Bytes = Field(256 << 20, description="KV cache per shard")
     max_batch_tokens: int = Field(512, ge=1)
     max_sequences: int = Field(128, ge=1)
+    max_waiting: int = Field(128, ge=0, description="requests per shard beyond max_sequences; more are refused")
     max_model_len: int | None = Field(None, ge=2, description="prompt and output of one request; default: what model and cache allow")
     prefix_cache: bool = True
 
@@ -163,6 +164,9 @@ class HttpSection(_Section):
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(1, ge=1, description="ingress replicas")
     max_ongoing_requests: int = Field(1024, ge=1, description="per replica")
+    max_queued_requests: int = Field(256, ge=1, description="beyond those, per proxy; more are refused")
+    admin: Literal["loopback", "open"] = Field("loopback", description="who may use /admin/* and /status")
+    metrics: Literal["loopback", "open"] = Field("loopback", description="who may read /metrics")
     drain_seconds: float = Field(
         600.0, ge=0, le=86400, description="for open requests to finish when the ingress is updated or the service ends"
     )
@@ -175,6 +179,7 @@ class Manifest(_Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     head: Literal["stored", "fp8"] = Field("stored", description="how the output projection is kept")
     kernels: Literal["auto", "native", "reference", "triton"] = "auto"
+    mixed: Literal["refuse", "allow"] = Field("refuse", description="what becomes of workers that would compute other bits")
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()
@@ -186,6 +191,12 @@ class Manifest(_Section):
     @property
     def model_id(self) -> str:
         return self.served_name or Path(self.model.rstrip("/")).name
+
+    @property
+    def link_timeout(self) -> float:
+        """Seconds after which a group that does not answer a shard counts as lost. Not more than after which a worker
+        hangs: till then a shard that waits for an answer could not be told from one that does."""
+        return min(self.links.timeout, self.liveness.timeout or self.links.timeout)
 
     def worker_device(self, gpus: float) -> Literal["cpu", "cuda"]:
         """Where a worker that reserves so many GPUs computes."""
@@ -208,7 +219,15 @@ class Manifest(_Section):
         if wished > room:
             raise ManifestError(f"engine.max_model_len is {wished}; the model allows {model.max_position_embeddings} and engine.kv_memory "
                                 f"{blocks * engine.block_size} tokens")
-        return SchedulerConfig(engine.block_size, blocks, engine.max_batch_tokens, engine.max_sequences, wished, engine.prefix_cache)
+        return SchedulerConfig(
+            engine.block_size,
+            blocks,
+            engine.max_batch_tokens,
+            engine.max_sequences,
+            wished,
+            engine.prefix_cache,
+            engine.max_waiting,
+        )
 
 
 def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:

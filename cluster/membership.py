@@ -23,3 +23,4 @@ class Membership:
     not_ready: str | None  # None: serving; else why not
     max_model_len: int
     recovering: bool = False  # not ready because every shard was lost; others are on their way
+    system_fingerprint: str = ""  # as ClusterNumerics says; empty before the first worker has come

@@ -79,9 +79,9 @@ class ModelConfig:
     topk_group: int
     norm_topk_prob: bool
     routed_scaling_factor: float
-    num_nextn_predict_layers: int
-    fp8: bool
-    stored_dtype: str
+    num_nextn_predict_layers: int  # what config.json says; the files may lack them
+    fp8: bool  # what config.json says; how a tensor is stored stands in its header
+    stored_dtype: str  # likewise
     eos_token_ids: tuple[int, ...]
 
     @property
@@ -123,74 +123,78 @@ class ModelConfig:
 
 
 class _Fields:
-    """Typed access to config.json that says what is wrong and where."""
+    """Typed access to config.json that says what is wrong and where. A default is for a field that is absent: where
+    it stands as null, it would be None in the reference implementation too, which cannot compute with it.
+    `null_is_absent`: for fields where it can."""
 
-    def __init__(self, raw: dict[str, Any], where: str):
-        self.raw, self.where = raw, where
+    def __init__(self, raw: dict[str, Any], where: str, null_is_absent: bool = False):
+        self.raw, self.where, self.null_is_absent = raw, where, null_is_absent
+
+    def value(self, name: str, default: Any) -> Any:
+        found = self.raw.get(name, default)
+        return default if found is None and self.null_is_absent else found
 
     def fail(self, name: str, found: Any, allowed: str) -> ModelConfigError:
-        return ModelConfigError(f"{self.where}: {name} is {json.dumps(found, default=str)}; it must be {allowed}")
+        value = json.dumps(found, default=str)
+        missing = "is missing" if found is None else f"is missing, which means {value}"
+        stands = f"is {value}" if name in self.raw else missing
+        return ModelConfigError(f"{self.where}: {name} {stands}; it must be {allowed}")
 
     def integer(self, name: str, default: int | None = None, minimum: int = 1) -> int:
-        value = self.raw.get(name)
-        value = default if value is None else value
+        value = self.value(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self.fail(name, value, f"an integer of at least {minimum}")
         return value
 
     def number(self, name: str, default: float | None = None, minimum: float = 0.0) -> float:
-        value = self.raw.get(name)
-        value = default if value is None else value
+        value = self.value(name, default)
         # The upper limit keeps integers out that no float can hold.
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not minimum <= value <= 1e300:
             raise self.fail(name, value, f"a number of at least {minimum:g}")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:
-        value = self.raw.get(name)
-        value = default if value is None else value
+        value = self.value(name, default)
         if not isinstance(value, bool):
             raise self.fail(name, value, "true or false")
         return value
 
     def exactly(self, name: str, allowed: tuple[Any, ...], default: Any) -> None:
-        value = self.raw.get(name)
-        value = default if value is None else value
+        value = self.value(name, default)
         if value not in allowed:
             raise self.fail(name, value, " or ".join(json.dumps(a) for a in allowed))
 
 
+NOT_YET = {
+    "kimi_k2": "Kimi K2 is not supported yet",
+    "deepseek_v32": "DeepSeek-V3.2's sparse attention is not supported yet",
+}
+
+
 def parse(raw: dict[str, Any], file: Path | str = "config.json") -> ModelConfig:
-    """Check a decoded config.json. Defaults are those of DeepSeek-V3's own configuration class. Raises ModelConfigError."""
+    """Check a decoded config.json. Sizes must be there; every other field that is absent has the value that
+    transformers' DeepseekV3Config and DeepSeek's own configuration class give it. Raises ModelConfigError."""
     if not isinstance(raw, dict):
         raise ModelConfigError(f"{file}: must hold a JSON object, found {type(raw).__name__}")
-    f = _Fields(raw, str(file))
+    f, lenient = _Fields(raw, str(file)), _Fields(raw, str(file), null_is_absent=True)
+    if isinstance(kind := raw.get("model_type"), str) and kind in NOT_YET:
+        raise ModelConfigError(f'{file}: model_type is "{kind}": {NOT_YET[kind]}; it must be "deepseek_v3"')
     f.exactly("model_type", ("deepseek_v3",), None)
     f.exactly("hidden_act", ("silu",), "silu")
     f.exactly("scoring_func", ("sigmoid",), "sigmoid")
     f.exactly("topk_method", ("noaux_tc",), "noaux_tc")
     f.exactly("rope_interleave", (True,), True)
-    experts, groups = f.integer("n_routed_experts"), f.integer("n_group", 1)
-    if experts % groups:
-        raise f.fail("n_group", groups, f"a divisor of n_routed_experts ({experts})")
-    topk_group = f.integer("topk_group", 1)
-    if topk_group > groups:
-        raise f.fail("topk_group", topk_group, f"at most n_group ({groups})")
-    top_k = f.integer("num_experts_per_tok")
-    if top_k > experts // groups * topk_group:
-        raise f.fail("num_experts_per_tok", top_k, f"at most the experts in topk_group groups ({experts // groups * topk_group})")
     rope_dim = f.integer("qk_rope_head_dim")
     if rope_dim % 2:
         raise f.fail("qk_rope_head_dim", rope_dim, "even")
-    layers = f.integer("num_hidden_layers")
     max_position = f.integer("max_position_embeddings", 4096)
     return ModelConfig(
         vocab_size=f.integer("vocab_size"),
         hidden_size=f.integer("hidden_size"),
         intermediate_size=f.integer("intermediate_size"),
-        num_hidden_layers=layers,
+        num_hidden_layers=f.integer("num_hidden_layers"),
         num_attention_heads=f.integer("num_attention_heads"),
-        q_lora_rank=None if raw.get("q_lora_rank") is None else f.integer("q_lora_rank"),
+        q_lora_rank=None if f.value("q_lora_rank", 1536) is None else f.integer("q_lora_rank", 1536),
         kv_lora_rank=f.integer("kv_lora_rank"),
         qk_nope_head_dim=f.integer("qk_nope_head_dim"),
         qk_rope_head_dim=rope_dim,
@@ -199,22 +203,33 @@ def parse(raw: dict[str, Any], file: Path | str = "config.json") -> ModelConfig:
         rms_norm_eps=f.number("rms_norm_eps", 1e-6),
         max_position_embeddings=max_position,
         tie_word_embeddings=f.boolean("tie_word_embeddings", False),
-        rope=_parse_rope(raw, f, max_position),
-        first_k_dense_replace=f.integer("first_k_dense_replace", 0, minimum=0),
+        rope=_parse_rope(raw, lenient, max_position),
+        first_k_dense_replace=f.integer("first_k_dense_replace", 3, minimum=0),
         moe_layer_freq=f.integer("moe_layer_freq", 1),
         moe_intermediate_size=f.integer("moe_intermediate_size"),
-        n_routed_experts=experts,
-        n_shared_experts=f.integer("n_shared_experts", 0, minimum=0),
-        num_experts_per_tok=top_k,
-        n_group=groups,
-        topk_group=topk_group,
+        n_shared_experts=f.integer("n_shared_experts", 1, minimum=0),
         norm_topk_prob=f.boolean("norm_topk_prob", True),
-        routed_scaling_factor=f.number("routed_scaling_factor", 1.0),
-        num_nextn_predict_layers=f.integer("num_nextn_predict_layers", 0, minimum=0),
+        routed_scaling_factor=f.number("routed_scaling_factor", 2.5),
+        num_nextn_predict_layers=lenient.integer("num_nextn_predict_layers", 1, minimum=0),
         fp8=_parse_quantisation(raw, f),
         stored_dtype=str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16").removeprefix("torch."),
-        eos_token_ids=token_ids(raw, "eos_token_id", f.where),
+        eos_token_ids=token_ids({"eos_token_id": 1} | raw, "eos_token_id", f.where),
+        **_parse_routing(f),
     )
+
+
+def _parse_routing(f: _Fields) -> dict[str, int]:
+    """How many experts there are, in how many groups, and how many of each a token goes to."""
+    experts, groups = f.integer("n_routed_experts"), f.integer("n_group", 8)
+    if experts % groups:
+        raise f.fail("n_group", groups, f"a divisor of n_routed_experts ({experts})")
+    topk_group = f.integer("topk_group", 4)
+    if topk_group > groups:
+        raise f.fail("topk_group", topk_group, f"at most n_group ({groups})")
+    top_k = f.integer("num_experts_per_tok")
+    if top_k > experts // groups * topk_group:
+        raise f.fail("num_experts_per_tok", top_k, f"at most the experts in topk_group groups ({experts // groups * topk_group})")
+    return {"n_routed_experts": experts, "n_group": groups, "topk_group": topk_group, "num_experts_per_tok": top_k}
 
 
 def token_ids(raw: dict[str, Any], name: str, where: str) -> tuple[int, ...]:
@@ -245,7 +260,7 @@ def _parse_rope(raw: dict[str, Any], f: _Fields, max_position: int) -> RopeConfi
     scaling = raw.get(name) or {}
     if not isinstance(scaling, dict):
         raise f.fail(name, scaling, "null or an object")
-    r = _Fields(scaling, f"{f.where}: {name}")
+    r = _Fields(scaling, f"{f.where}: {name}", null_is_absent=True)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     theta = r.number("rope_theta", f.number("rope_theta", 10000.0))
     if theta <= 1:

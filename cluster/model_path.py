@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+from isotherm.cluster.model_config import ModelConfig
+
+DESCRIPTION = ["*.json", "*.jinja"]  # a few megabytes that say what the model is
+WEIGHTS = ["*.safetensors"]
 
 
 class ModelNotFoundError(ValueError):
@@ -21,7 +24,8 @@ def bundled_model() -> Path:
 
 def resolve_model(model: str) -> Path:
     """An absolute directory. A hub id is downloaded (or taken from the cache) by huggingface_hub, which shows its progress; pickles and code
-    are never fetched. Raises ModelNotFoundError."""
+    are never fetched, and weights only where the rest can be served. Raises ModelNotFoundError, ModelConfigError or
+    TokenizerError."""
     if model == "tiny":  # a directory of that name is ./tiny
         return bundled_model()
     refused = ModelNotFoundError(f'MODEL is {model!r}; it must be a directory, "tiny", or a hub id such as deepseek-ai/DeepSeek-V3')
@@ -38,6 +42,8 @@ def resolve_model(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
+    from isotherm.cluster.text import tokenizer_file
+
     try:
         validate_repo_id(model)
     except HFValidationError:
@@ -46,7 +52,10 @@ def resolve_model(model: str) -> Path:
         raise refused
 
     try:
-        return Path(snapshot_download(model, allow_patterns=HUB_FILES))
+        description = Path(snapshot_download(model, allow_patterns=DESCRIPTION))
+        ModelConfig.load(description)
+        tokenizer_file(description)
+        return Path(snapshot_download(model, allow_patterns=DESCRIPTION + WEIGHTS))
     except RepositoryNotFoundError:
         raise ModelNotFoundError(f'the hub has no model "{model}" that you may read; log in with `hf auth login` if it is private') from None
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:

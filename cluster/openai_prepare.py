@@ -29,6 +29,7 @@ class Limits:
 class Prepared:
     """One HTTP request, ready for the engine. `requests[i]` is choice i: `n` of them for each prompt, prompt by prompt."""
 
+    id: str  # of the reply
     body: ChatBody | CompletionBody
     requests: tuple[GenerationRequest, ...]
     echo: tuple[str, ...]  # for each choice the text to put before it
@@ -46,7 +47,7 @@ def prepare_chat(raw: bytes, reply_id: str, models: Collection[str], tokenizer: 
     messages = [message.for_template() for message in body.messages]
     _check_chars(sum(len(message["content"] or "") for message in messages), limits, "messages")
     try:
-        prompt = tokenizer.render_chat(messages, body.template_tools, True, **(body.chat_template_kwargs or {}))
+        prompt = tokenizer.render_chat(messages, None, True, **(body.chat_template_kwargs or {}))
     except NoChatTemplateError as error:
         raise APIError(str(error), param="messages") from None
     except ChatTemplateBrokenError as error:
@@ -55,7 +56,8 @@ def prepare_chat(raw: bytes, reply_id: str, models: Collection[str], tokenizer: 
         raise APIError(f"messages: the model's chat template refused them: {error}", param="messages") from None
     _check_chars(len(prompt), limits, "messages")
     ids = tokenizer.encode(prompt, add_special_tokens=False)
-    return Prepared(body, _requests(body, [ids], ["messages"], reply_id, tokenizer, limits), ("",) * (body.n or 1))
+    requests = _requests(body, [ids], ["messages"], reply_id, tokenizer, limits)
+    return Prepared(reply_id, body, requests, ("",) * (body.n or 1))
 
 
 def prepare_completion(raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: Limits) -> Prepared:
@@ -72,7 +74,7 @@ def prepare_completion(raw: bytes, reply_id: str, models: Collection[str], token
             ids.append(list(prompt))
     requests = _requests(body, ids, params, reply_id, tokenizer, limits)
     texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts] if body.echo else [""] * len(prompts)
-    return Prepared(body, requests, tuple(text for text in texts for _ in range(body.n or 1)))
+    return Prepared(reply_id, body, requests, tuple(text for text in texts for _ in range(body.n or 1)))
 
 
 def choice_seed(seed: int, sample: int) -> int:

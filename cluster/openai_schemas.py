@@ -198,6 +198,11 @@ class ChatBody(GenerationBody):
     def _consistent(self) -> ChatBody:
         if self.chat_template is not None:
             raise PydanticCustomError("field:chat_template", "chat_template is refused: only the model's own template is used")
+        if self.tools and self.tool_choice != "none":
+            # Calls would come back as raw text. Those of earlier turns, in `messages`, are the template's business.
+            raise PydanticCustomError(
+                "field:tools", 'tools are not served yet: leave them out, or give tool_choice "none"'
+            )
         if self.max_tokens is not None and self.max_completion_tokens is not None and self.max_tokens != self.max_completion_tokens:
             raise PydanticCustomError("field:max_tokens", "max_tokens and max_completion_tokens differ; give one of them")
         if self.top_logprobs is not None and not self.logprobs:
@@ -214,11 +219,6 @@ class ChatBody(GenerationBody):
     def logprob_count(self) -> int | None:
         """As SamplingParams.logprobs."""
         return (self.top_logprobs or 0) if self.logprobs else None
-
-    @property
-    def template_tools(self) -> list[dict[str, Any]] | None:
-        """The tools that the template is told of. `tool_choice: "none"` hides them."""
-        return self.tools if self.tools and self.tool_choice != "none" else None
 
 
 class CompletionBody(GenerationBody):

@@ -144,7 +144,7 @@ class Reply:
     id: str
     model: str
     created: int  # seconds since the epoch
-    system_fingerprint: str
+    system_fingerprint: str | None
     chat: bool
     include_usage: bool = False
     _begun: set[int] = field(default_factory=set)

@@ -12,6 +12,7 @@ class FinishReason(str, Enum):
     LENGTH = "length"  # max_tokens, or the model's or the cache's context length
     ABORT = "abort"  # the client went away
     ERROR = "error"  # the request alone failed; Delta.error says why
+    REFUSED = "refused"  # the shard's queue is full; nothing was begun, and a later try may be taken
     LOST = "lost"  # its shard was lost; said by the ingress replica to itself, which resubmits the request
     MOVED = "moved"  # the shard gave the request back; the ingress resubmits it elsewhere and the client never sees this
 
@@ -32,17 +33,19 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One stream. `generated` is what was already sent before the request came to this shard (a resubmission after a loss): those tokens
-    are recomputed in decode form, count towards max_tokens, and are not sent again."""
+    """One stream. `generated` is what was already sent before the request came to this shard (a resubmission after a
+    loss): those tokens are recomputed in decode form, count towards max_tokens, and are not sent again. `accepted`: a
+    shard had it before, so that a full queue is no reason to refuse it."""
 
     id: str
     prompt: tuple[int, ...]
     params: SamplingParams
     generated: tuple[int, ...] = ()
+    accepted: bool = False
 
     def resumed(self, generated: tuple[int, ...]) -> GenerationRequest:
-        """The same request after `generated` tokens reached the client."""
-        return replace(self, generated=generated)
+        """The same request after `generated` tokens reached the client, for another shard."""
+        return replace(self, generated=generated, accepted=True)
 
 
 @dataclass(frozen=True)

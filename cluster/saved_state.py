@@ -10,7 +10,7 @@ from typing import Any
 
 from isotherm.cluster.placement import Placement
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class SavedState:
     numbers: Mapping[str, int]  # role → the next worker's number
     operations: str  # OperationLog.dump()
     autoscaler: str  # AutoscaleLoop.dump()
+    numerics: str = ""  # ClusterNumerics.dump()
 
     def encode(self) -> bytes:
         """58 layers of 256 experts take some 20 KB."""
@@ -41,6 +42,7 @@ class SavedState:
             "numbers": dict(self.numbers),
             "operations": self.operations,
             "autoscaler": self.autoscaler,
+            "numerics": self.numerics,
         }
         return zlib.compress(json.dumps(rest | {"placement": placement}, separators=(",", ":")).encode(), 3)
 
@@ -57,5 +59,5 @@ def decode(data: bytes) -> SavedState:
     holders = tuple(tuple(tuple(p["groups"][i] for i in held) for held in experts) for experts in p["holders"])
     placement = Placement(p["version"], tuple(p["layers"]), holders)
     fields: dict[str, Any] = {name: tuple(saved[name]) for name in ("groups", "shards", "drained_nodes")}
-    fields |= {name: saved[name] for name in ("numbers", "operations", "autoscaler")}
+    fields |= {name: saved[name] for name in ("numbers", "operations", "autoscaler", "numerics")}
     return SavedState(**fields, placement=placement, pinned=tuple((layer, expert) for layer, expert in saved["pinned"]))

@@ -15,6 +15,10 @@ from isotherm.cluster.kv_blocks import ROOT_KEY, BlockManager, block_key
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest, TokenLogprobs
 
 
+class QueueFullError(ValueError):
+    """There are as many requests as there may be; a later try may be taken."""
+
+
 class Form(Enum):
     """How attention is computed. Prompt tokens always in prefill form and generated tokens always in decode form, also when they are
     recomputed, so that a token's bits do not depend on what happened to its request."""
@@ -31,6 +35,7 @@ class SchedulerConfig:
     max_sequences: int  # requests that hold KV blocks at once
     max_model_len: int  # prompt and output of one request
     prefix_cache: bool = True
+    max_waiting: int | None = None  # requests beyond max_sequences; None: any number
 
     def __post_init__(self) -> None:
         for name in ("block_size", "blocks", "max_batch_tokens", "max_sequences", "max_model_len"):
@@ -110,7 +115,9 @@ class Scheduler:
         return len(self._by_id)
 
     def add(self, request: GenerationRequest) -> None:
-        """Queue a request. Raises ValueError where it can never be served."""
+        """Queue a request. Raises ValueError where it can never be served, and QueueFullError where there is no room
+        for a new one. One that was accepted before, here or elsewhere, always has room: what is in flight is not lost.
+        """
         if not request.prompt:
             raise ValueError("prompt is empty")
         if request.id in self._by_id:
@@ -120,6 +127,9 @@ class Scheduler:
         room = min(request.params.max_tokens, self.config.max_model_len - len(request.prompt))
         if len(request.generated) >= room:
             raise ValueError(f"request {request.id} resumes after {len(request.generated)} output tokens, of which it may have only {room}")
+        most = None if self.config.max_waiting is None else self.config.max_sequences + self.config.max_waiting
+        if most is not None and len(self._by_id) >= most and not (request.accepted or request.generated):
+            raise QueueFullError(f"{len(self._by_id)} requests are running or waiting here, and {most} may")
         sequence = ScheduledSequence(request, self._arrivals, [*request.prompt, *request.generated])
         self._arrivals += 1
         self._by_id[request.id] = sequence

@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from isotherm.cluster.background import Background, first_line
-from isotherm.cluster.engine_client import EngineUnavailableError
+from isotherm.cluster.engine_client import EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.journey import Journey
 from isotherm.cluster.membership import Membership, WorkerGoneError
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest
@@ -20,6 +21,9 @@ from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest
 log = logging.getLogger(__name__)
 ADMISSION_SECONDS = 60.0  # how long a request without a token waits while every shard is lost
 RESUBMIT_SECONDS = 120.0  # how long a stream that has begun waits for a shard to go on at
+# Deltas that are handed out in one turn of the event loop. Each costs it a quarter of a millisecond further on, and
+# gRPC takes in one new request a turn: with all of them at once new requests would wait for seconds.
+HANDED_OUT = 8
 PING_PERIOD = 5.0  # seconds between signs of life; shards give up on a replica that is silent for several of these
 RECONNECT = 0.25, 5.0  # seconds before a connection that was lost is made again: at first, and at most
 OPEN_SECONDS = 30.0  # in which a shard must have opened a stream
@@ -49,13 +53,18 @@ class Cluster(Protocol):
 class ShardClient:
     """EngineClient over the shards that the controller names. Start it with `start` on the event loop that uses it."""
 
-    def __init__(self, cluster: Cluster, vocab_size: int, max_model_len: int):
+    def __init__(
+        self, cluster: Cluster, vocab_size: int, max_model_len: int, shard_capacity: int = sys.maxsize
+    ):
+        """`shard_capacity`: requests that one shard takes, running and waiting."""
+        self._shard_capacity = shard_capacity
         self.vocab_size, self.max_model_len = vocab_size, max_model_len
         self._cluster = cluster
         self._connections: dict[str, Connection] = {}  # by shard
         self._membership: Membership | None = None
         self._trial = asyncio.Lock()  # held by a request under which a shard was lost, until it has a token again
         self.background = Background()
+        self.system_fingerprint = ""
 
     def start(self) -> None:
         self.background.keep("the watch over the membership", self._follow_membership)
@@ -69,6 +78,9 @@ class ShardClient:
             return self._membership.not_ready
         return None if self._serving() else "no attention shard can be reached"
 
+    def capacity(self) -> int:
+        return self._shard_capacity * max(1, len(self._serving()))
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """As EngineClient says. A request whose shard is lost or drained goes on at another, from the tokens that were
         already given out."""
@@ -79,6 +91,8 @@ class ShardClient:
                 async for delta in deltas:
                     if not journey.take(delta):
                         break
+                    if delta.finish_reason is FinishReason.REFUSED:
+                        raise EngineOverloadedError(delta.error)
                     if delta.token_ids:
                         cleared()
                     yield delta
@@ -162,7 +176,7 @@ class ShardClient:
 
     def _adopt(self, membership: Membership) -> None:
         self._membership = membership
-        self.max_model_len = membership.max_model_len
+        self.max_model_len, self.system_fingerprint = membership.max_model_len, membership.system_fingerprint
         for name in membership.shards:
             if name not in self._connections:
                 self._connections[name] = Connection(name)
@@ -274,7 +288,9 @@ class Connection:
 
     async def _receive(self, lists: AsyncGenerator[list[Delta], None]) -> None:
         async for deltas in lists:
-            for delta in deltas:
+            for i, delta in enumerate(deltas, 1):
+                if i % HANDED_OUT == 0:
+                    await asyncio.sleep(0)
                 if (queue := self._streams.get(delta.request_id)) is not None and delta.request_id in self._sent:
                     queue.put_nowait(delta)
 

@@ -60,9 +60,7 @@ class Tokenizer:
     def load(cls, directory: Path) -> Tokenizer:
         """Reads tokenizer.json, tokenizer_config.json, generation_config.json, config.json and chat_template.jinja or .json. Only tokenizer.json must
         be there. Raises TokenizerError."""
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise TokenizerError(f"{path}: not found. Isotherm reads the `tokenizers` format; convert a tiktoken or sentencepiece vocabulary first")
+        path = tokenizer_file(directory)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust side raises plain Exception
@@ -234,6 +232,17 @@ def _bytes_rule(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
 
         return byte_fallback
     raise TokenizerError(f"tokenizer.json: decoder {decoder.get('type')!r} is not supported; expected ByteLevel, or a Sequence with ByteFallback")
+
+
+def tokenizer_file(directory: Path) -> Path:
+    """tokenizer.json. Raises TokenizerError where it is not there."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(
+            f"{path}: not found. Isotherm reads the `tokenizers` format alone; a model that comes with tiktoken.model "
+            "(Moonlight) or tokenizer.model is not supported, unless its vocabulary is converted first"
+        )
+    return path
 
 
 def _byte_level_alphabet() -> dict[str, int]:

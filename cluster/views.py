@@ -55,6 +55,10 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     version = "no placement yet" if status["placement_version"] is None else f"placement version {status['placement_version']}"
     phase, pid = escape(controller["phase"]), controller["pid"]
     console.print(f"[bold]{escape(model['id'])}[/]  {phase}  {version}  controller pid {pid}", highlight=False, soft_wrap=True)
+    if fingerprint := status.get("numerics", {}).get("system_fingerprint"):
+        known = status["numerics"]["numerics"]
+        words = "; ".join(f"{n['dtype']}, {n['kernels']} {n['instructions']}, weights {n['weights']}" for n in known)
+        console.print(f"numerics {fingerprint}  {words}", highlight=False, markup=False, soft_wrap=True)
     table = Table("worker", "state", "pid", "host", "kernels", "links", "load")
     for w in status["workers"]:
         links = ", ".join(sorted(set(w.get("links", {}).values())))

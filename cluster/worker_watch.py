@@ -28,7 +28,8 @@ class Worker(Protocol):
 class WorkerWatch:
     """`lost` is told a worker and how it was lost, and whether it hangs; `links_failed` a shard and its failed links,
     each time that they change. `limit`: seconds without a sign of life after which a worker hangs; 0: never. One that
-    is `busy` need give none."""
+    is `busy` need give none. `patience`: seconds that one may wait for another before it takes their link for failed.
+    """
 
     def __init__(
         self,
@@ -36,7 +37,9 @@ class WorkerWatch:
         busy: Callable[[str], bool],
         lost: Callable[[str, str, bool], None],
         links_failed: Callable[[str, Mapping[str, str]], None],
+        patience: float = 0.0,
     ):
+        self._patience = patience
         self._limit, self._busy, self._lost, self._links_failed = limit, busy, lost, links_failed
         self._workers: dict[str, Worker] = {}
         self._tasks: dict[str, Background] = {}
@@ -78,18 +81,22 @@ class WorkerWatch:
                 return
 
     async def _is_held_up(self, worker: Worker) -> bool:
-        """Whether a worker that does not go on waits for another one that does not answer: then that one is to blame.
-        """
+        """Whether a worker that does not go on waits for another one that does not answer: then that one is to blame;
+        or for one that is well, but no longer yet than it may: then their link is."""
         asked = asyncio.ensure_future(worker.call("waits_for"))
-        if not await answers_within(asked, self._limit / SLICES) or asked.exception() is not None or not asked.result():
+        if not await answers_within(asked, self._limit / SLICES) or asked.exception() is not None:
             return False
-        whom = self._workers.get(asked.result())
+        name, seconds = asked.result()
+        if not name:
+            return False
+        whom = self._workers.get(name)
         if whom is None:
             return True  # it has been found dead meanwhile
         answer = asyncio.ensure_future(whom.call("sign_of_life"))
         well = await answers_within(answer, self._limit) and answer.exception() is None
-        log.warning("%s waits for %s, which %s", worker.id, whom.id, "is well" if well else "does not answer")
-        return not well
+        says = "is well" if well else "does not answer"
+        log.warning("%s has waited for %s for %.1f s, which %s", worker.id, whom.id, seconds, says)
+        return not well or seconds < self._patience
 
     async def _follow_links(self, shard: Worker) -> None:
         known = -1

@@ -109,6 +109,7 @@ class NativeKernels(Kernels):
         self._context: int = handle
         _free_with(self, self._lib.iso_context_destroy, handle)
         self.isa: str = self._lib.iso_context_isa(handle).decode()
+        self.instructions = self.isa
         self._attention_weights: weakref.WeakKeyDictionary[AttentionWeights, Bound] = weakref.WeakKeyDictionary()
         self._attention_rows: tuple[AttentionRows, Bound] | None = None  # of the step that was seen last
 

@@ -42,16 +42,21 @@ class NativeKernelsUnavailable(RuntimeError):
     """The native library isn't there or can't run here; the message says why and what to do."""
 
 
+def built_library() -> Path | None:
+    """The library that was built into this package, whether or not it can be loaded."""
+    built = [p for suffix in EXTENSION_SUFFIXES if (p := Path(__file__).with_name(f"_native{suffix}")).exists()]
+    return built[0] if built else None
+
+
 @cache
 def load(path: Path | None = None) -> ctypes.CDLL:
     """The native library with its signatures set: the one built into this package, or the one at `path`."""
     if path is None:
-        built = [p for suffix in EXTENSION_SUFFIXES if (p := Path(__file__).with_name(f"_native{suffix}")).exists()]
-        if not built:
+        path = built_library()
+        if path is None:
             raise NativeKernelsUnavailable(
                 "the native CPU kernels were not built when isotherm was installed (no C++ compiler?); install g++ and reinstall isotherm"
             )
-        path = built[0]
     try:
         library = ctypes.CDLL(str(path))
         for name, (result, arguments) in _SIGNATURES.items():

@@ -23,7 +23,7 @@ ALIGNMENT = 64  # kAlign
 LEAST_REPLY = 4096  # kLeastReply
 MOST_TEXT = 4096
 
-_P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
+_P, _L, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "segment_begin": (None, [_P, _L]),
@@ -33,17 +33,16 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "end_move": (None, [_P, _P, _L, _I]),
     "end_bytes": (_L, [_P]),
     "end_send": (_L, [_P, _L, _L, _P, _L, _P, _P, _L, _P, _L, _L, _L, _I]),
-    "end_receive": (_I, [_P, _F, _P]),
+    "end_receive": (_I, [_P, _D, _P]),
     "end_step": (None, [_P, _I]),
-    "end_peer": (_I, [_P]),
-    "end_await_request": (_I, [_P, _F]),
+    "end_await_request": (_I, [_P, _D]),
     "end_read": (ctypes.c_char_p, [_P, _L, _P]),
     "end_reply": (_I, [_P, _L, _I, _P, _L]),
     "gate_create": (_P, []),
     "gate_destroy": (None, [_P]),
     "gate_enter": (None, [_P]),
     "gate_leave": (None, [_P]),
-    "loop_create": (_P, [_P, _P, _P, _P, _P, _L, _L, _L, _L, _I, _F]),
+    "loop_create": (_P, [_P, _P, _P, _P, _P, _L, _L, _L, _L, _I, _D]),
     "loop_stop": (None, [_P]),
     "loop_destroy": (None, [_P]),
     "loop_prod": (None, [_P]),

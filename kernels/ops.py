@@ -160,6 +160,12 @@ class Kernels(ABC):
     name: str
     dtype: torch.dtype
     device: torch.device = torch.device("cpu")
+    # Version of the order in which this backend adds up. Raise it with whatever changes a bit of a result: it is part
+    # of the fingerprint that keeps workers of different versions out of one cluster (tests/kernels/test_summation.py
+    # tells when it was forgotten).
+    summation: int = 1
+    # What else decides a result's last bit: the instruction set, and the library where the order is a library's.
+    instructions: str
 
     # --- weights ---------------------------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ class ReferenceKernels(Kernels):
 
     def __init__(self, dtype: torch.dtype):
         self.dtype = dtype
+        self.instructions = f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
     def pack_linear(self, weights: list[StoredWeight], bias: Tensor | None = None) -> LinearWeight:
         # Always a copy: the stored tensors may be views of a mapped file that is about to be closed.

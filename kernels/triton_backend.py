@@ -37,6 +37,12 @@ class TritonKernelsUnavailable(RuntimeError):
     """There is no GPU for the Triton kernels, and no interpreter to stand in for it."""
 
 
+def _architecture(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "interpreted" if device.type == "cpu" else device.type
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
 class TritonKernels(Kernels):
     """`dtype`: bfloat16, or float32 (exact, slow). `device`: "cuda", or "cpu" under TRITON_INTERPRET=1, or "meta" with a `launcher` that records."""
 
@@ -52,6 +58,7 @@ class TritonKernels(Kernels):
             if not triton.knobs.runtime.interpret:
                 raise TritonKernelsUnavailable("Triton runs on CPU tensors only in its interpreter: set TRITON_INTERPRET=1 before starting Python")
             interpreter.install()
+        self.instructions = f"{_architecture(self.device)}, Triton {triton.__version__}"
         self._launch = launcher
         self._upload = Uploader(self.device)
         self.prefill_segment = 4096  # positions whose keys and values are expanded at once; a multiple of PREFILL_KEYS

@@ -1,11 +1,21 @@
-"""Makes tests/helpers importable by its modules' bare names, and hypothesis repeatable.
+"""Makes tests/helpers importable by its modules' bare names, hypothesis repeatable, and modules independent of one
+another.
 
 Not `pythonpath = ["tests"]`: that would make tests/kernels importable as `kernels`, the name of a distribution that transformers looks for.
 """
 
-import sys
-from pathlib import Path
+from __future__ import annotations
 
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
@@ -13,3 +23,41 @@ sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 # No deadline: a busy machine is no failure. The same examples every time: a new failure is due to a change.
 settings.register_profile("isotherm", deadline=None, derandomize=True)
 settings.load_profile("isotherm")
+
+# Modules run in an order of their own each time, so that none comes to need what another left. ISOTHERM_ORDER_SEED
+# repeats it.
+ORDER_SEED = int(os.environ.get("ISOTHERM_ORDER_SEED", random.randrange(1_000_000)))
+
+
+def pytest_report_header() -> str:
+    return f"order of the modules: ISOTHERM_ORDER_SEED={ORDER_SEED}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one module stay together, in its own order."""
+    modules = [list(group) for _, group in groupby(items, key=lambda item: item.nodeid.split("::")[0])]
+    random.Random(ORDER_SEED).shuffle(modules)
+    items[:] = [item for module in modules for item in module]
+
+
+SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}  # when they are first imported, or for each test
+
+
+def _process_state() -> dict[str, Any]:
+    """What one module may change under the others."""
+    environment = {name: value for name, value in os.environ.items() if name not in SET_BY_LIBRARIES}
+    handlers = {name.name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    return environment | handlers | {"directory": os.getcwd()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def leaves_the_process_as_it_was() -> Iterator[None]:
+    before = _process_state()
+    torch = sys.modules.get("torch")
+    threads = None if torch is None else torch.get_num_threads()
+    yield
+    if torch is not None:
+        torch.set_num_threads(threads)  # what each kernel backend sets for itself
+    after = _process_state()
+    assert {name: after.get(name) for name in before | after if after.get(name) != before.get(name)} == {}

@@ -61,6 +61,7 @@ class ExpertLoop {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     thread_ = std::thread([this] { run(); });
+    pthread_setname_np(thread_.native_handle(), "expert loop");
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 

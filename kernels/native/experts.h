@@ -3,13 +3,6 @@
 // Pairs are packed once, per expert, in groups. The first round leaves the rounded intermediate in that same packed order, so the second
 // round reads it as it lies.
 
-struct ExpertGroups {
-  Group* in;         // x
-  Group* hidden;     // intermediate, in `hidden_words`
-  int64_t* begin;    // [active + 1] first group of each expert
-  uint32_t* hidden_words;
-};
-
 // SiLU(gate) × up of one tile for one group → words of the packed intermediate. `rows` apart, word by word.
 template <class M>
 ISO_INLINE void store_hidden(const Linear& gate_up, int64_t gate_tile, int64_t up_tile, const float* gate, const float* up, const Group& group,

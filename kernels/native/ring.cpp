@@ -252,7 +252,6 @@ ISO_EXPORT int iso_end_receive(End* end, double seconds, int64_t* out) {
   return outcome;
 }
 ISO_EXPORT void iso_end_step(End* end, int inside) { end->step(inside != 0); }
-ISO_EXPORT int iso_end_peer(const End* end) { return end->peer(); }
 
 ISO_EXPORT int iso_end_await_request(End* end, double seconds) { return end->await_request(deadline(seconds)); }
 

@@ -10,7 +10,8 @@ import torch
 from deepseek_checkpoints import make_checkpoint
 
 from isotherm.actors.engine import Engine, token_logprobs
-from isotherm.actors.local import local_engine, run
+from isotherm.actors.exchange import ExpertsLostError
+from isotherm.actors.local import LocalExperts, local_engine, run
 from isotherm.actors.step_batch import build_batch
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.requests import FinishReason, GenerationRequest, SamplingParams
@@ -250,3 +251,73 @@ def test_an_8_bit_head_gives_nearly_the_same_logits(tmp_path: Path):
         logits.append(engine.model.forward(batch, engine.cache, engine.experts))
     difference = (logits[1] - logits[0]).std() / logits[0].std()
     assert 0.001 < difference < 0.06  # e4m3 rounds each weight by up to a sixteenth, about a fortieth on average
+
+
+# --- a request that makes the step fail ----------------------------------------------------------------------------------------------------
+
+
+def fail_with(engine: Engine, poison: str) -> list[int]:
+    """Each batch that holds the request `poison` fails from now on. Gives the sizes of those that did."""
+    failed: list[int] = []
+    compute = engine._compute
+
+    def failing(chunks: Any) -> Any:
+        if any(c.sequence.request.id == poison for c in chunks):
+            failed.append(len(chunks))
+            raise RuntimeError("out of memory\nand more")
+        return compute(chunks)
+
+    engine._compute = failing  # type: ignore[method-assign]
+    return failed
+
+
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_the_request_that_makes_a_step_fail_ends_alone(engine: Engine, place: int):
+    requests = [request(f"r{i}", prompt=(5 + i, 250, 17), temperature=1.0, seed=i) for i in range(11)]
+    alone = {name: tokens for r in requests for name, tokens in generate(engine, r).items()}
+    failed = fail_with(engine, "poison")
+    requests.insert(place, request("poison"))
+    ends = {}
+    out: dict[str, list[int]] = {}
+    for delta in run(engine, requests):
+        out.setdefault(delta.request_id, []).extend(delta.token_ids)
+        if delta.finish_reason is not None:
+            ends[delta.request_id] = delta.finish_reason, delta.error
+    assert ends.pop("poison") == (FinishReason.ERROR, "RuntimeError: out of memory")
+    assert {name: tokens for name, tokens in out.items() if name != "poison"} == alone
+    assert set(ends.values()) == {(FinishReason.LENGTH, "")}
+    assert failed[0] >= 8 and failed[-1] == 1 and len(failed) <= 5, "by halves"
+    assert engine.scheduler.blocks.used == 0 and not engine.experts.finding_fault
+
+
+def test_a_failure_that_does_not_come_again_ends_nobody(engine: Engine):
+    compute, failed = engine._compute, []
+
+    def once(chunks: Any) -> Any:
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("a passing one")
+        return compute(chunks)
+
+    expected = generate(engine, request("a"), request("b", prompt=(9, 8, 7)))
+    engine._compute = once  # type: ignore[method-assign]
+    assert generate(engine, request("a"), request("b", prompt=(9, 8, 7))) == expected
+
+
+def test_lost_experts_are_nobodys_fault(engine: Engine):
+    class Lost(LocalExperts):
+        abandoned = 0
+
+        def moe(self, *args: Any) -> torch.Tensor:
+            raise ExpertsLostError("layer 1: nobody holds expert 3")
+
+        def abandon(self) -> None:
+            self.abandoned += 1
+
+    assert isinstance(engine.experts, LocalExperts)
+    engine.experts = experts = Lost(engine.experts._worker)
+    engine.scheduler.add(request("a"))
+    engine.scheduler.add(request("b"))
+    with pytest.raises(ExpertsLostError):
+        engine.step()
+    assert experts.abandoned == 1 and len(engine.scheduler) == 2

@@ -3,8 +3,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isotherm.actors.exchange import ExpertExchange, InProcessLink
+from isotherm.actors.exchange import ExpertExchange, ExpertsFailedError, ExpertsLostError, GroupFailedError, InProcessLink, LinkError
 from isotherm.actors.expert_worker import Dispatch, ExpertNotHeldError, ExpertWorker
 from isotherm.actors.row_split import LayerTable, layer_tables, split_rows
 from isotherm.actors.weights import WeightReader
@@ -375,6 +376,163 @@ def test_a_worker_with_another_placement_says_so(reader: WeightReader):
     with pytest.raises(ExpertNotHeldError, match=r"layer 2 experts \[4, 6\] are not held \(placement version 8\)"):
         exchange.dispatch(2, x, ids, weights)
         exchange.combine()
+
+
+# --- links that fail -----------------------------------------------------------------------------------------------------------------------
+
+
+class FragileLink(RecordingLink):
+    """Fails as it is told to. An answer that was not taken when the next message is sent is an error, as over a real link."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.send_error: Exception | None = None
+        self.receive_error: Exception | None = None
+        self.open = False  # an answer is under way
+
+    def send(self, message: Dispatch) -> None:
+        assert not self.open, "an answer is still under way"
+        if self.send_error is not None:
+            raise self.send_error
+        self.open = True
+        super().send(message)
+
+    def receive(self) -> Tensor:
+        assert self.open, "nothing was sent"
+        self.open = False
+        if self.receive_error is not None:
+            raise self.receive_error
+        return super().receive()
+
+
+class Broken:
+    """An exchange over fragile links, and what it tells of them."""
+
+    def __init__(self, placement: Placement, patience: float = 5.0):
+        self.links = {group: FragileLink() for group in placement.groups()}
+        self.told: list[tuple[str, str]] = []
+        self.on_failure: Callable[[str], None] = lambda group: None
+        self.exchange = ExpertExchange(KERNELS, placement, self.links, patience, link_failed=self._tell)
+
+    def _tell(self, group: str, link: Any, reason: str) -> None:
+        self.told.append((group, reason))
+        self.on_failure(group)
+
+    def layer(self, layer: int = 1) -> Tensor:
+        x = torch.arange(1, 3, dtype=torch.float32)[:, None].expand(2, 56).contiguous()
+        ids = torch.tensor([[0, 11], [1, 10]], dtype=torch.int32)
+        self.exchange.dispatch(layer, x, ids, torch.ones(2, 2))
+        return self.exchange.combine()[:, 0]
+
+    def relink(self, group: str) -> FragileLink:
+        link = FragileLink()
+        self.exchange.relink(group, link)
+        return link
+
+
+TWO = contiguous_placement(LAYERS, EXPERTS, ["a", "b"])
+RIGHT = torch.tensor([1.0 * (1 + 12) + 2, 2.0 * (2 + 11) + 2])
+
+
+@pytest.mark.parametrize("when", ["send_error", "receive_error"])
+def test_a_link_that_fails_is_told_once_and_the_layer_waits_for_another(when: str):
+    broken = Broken(TWO)
+    setattr(broken.links["b"], when, LinkError("connection reset"))
+    fresh = []
+    broken.on_failure = lambda group: threading.Timer(0.1, lambda: fresh.append(broken.relink(group))).start()
+    assert torch.equal(broken.layer(), RIGHT)
+    assert torch.equal(broken.layer(), RIGHT)
+    assert broken.told == [("b", "connection reset")] and len(fresh[0].messages) == 2
+    assert len(broken.links["a"].messages) == 2, "what was answered is not computed again"
+
+
+def test_rows_go_to_another_copy_while_a_link_is_made_anew():
+    everywhere = tuple(("a", "b") for _ in range(EXPERTS))
+    broken = Broken(Placement(1, LAYERS, (everywhere, everywhere)))
+    broken.links["b"].receive_error = LinkError("timed out")
+    for _ in range(3):
+        assert torch.equal(broken.layer(), RIGHT)
+    assert broken.told == [("b", "timed out")]
+    fresh = broken.relink("b")
+    for _ in range(2):
+        assert torch.equal(broken.layer(), RIGHT)
+    assert fresh.messages, "the new link is used"
+
+
+def test_a_new_placement_does_not_make_a_failed_link_whole():
+    broken = Broken(TWO, patience=0.2)
+    broken.links["b"].receive_error = LinkError("timed out")
+    with pytest.raises(ExpertsLostError):
+        broken.layer()
+    broken.exchange.adopt(contiguous_placement(LAYERS, EXPERTS, ["a", "b"], version=2), broken.links)
+    with pytest.raises(ExpertsLostError):
+        broken.layer()
+    assert broken.told == [("b", "timed out")]
+
+
+def test_a_link_that_comes_with_an_offered_placement_is_the_newer_one():
+    broken = Broken(TWO)
+    adopted = []
+    broken.exchange.offer(contiguous_placement(LAYERS, EXPERTS, ["a", "b"], version=2), broken.links, lambda: adopted.append(True))
+    fresh = broken.relink("b")
+    assert torch.equal(broken.layer(), RIGHT)
+    assert adopted == [True] and len(fresh.messages) == 1 and not broken.links["b"].messages
+
+
+def test_answers_under_way_are_taken_when_a_layer_is_given_up():
+    broken = Broken(TWO)
+    x, ids = torch.ones(1, 56), torch.tensor([[0, 11]], dtype=torch.int32)
+    broken.exchange.dispatch(1, x, ids, torch.ones(1, 2))
+    broken.exchange.abandon()  # the shared experts could not be computed, say
+    assert torch.equal(broken.layer(2), RIGHT + 2)
+    broken.exchange.abandon()  # nothing is under way
+    assert broken.told == []
+
+
+def test_a_link_that_fails_while_a_layer_is_given_up_is_told():
+    broken = Broken(TWO)
+    broken.exchange.dispatch(1, torch.ones(1, 56), torch.tensor([[0, 11]], dtype=torch.int32), torch.ones(1, 2))
+    broken.links["a"].receive_error, broken.links["b"].receive_error = ExpertNotHeldError("no"), LinkError("reset")
+    broken.exchange.abandon()
+    assert broken.told == [("b", "reset")]
+
+
+def test_a_group_that_fails_is_mended_and_asked_again():
+    broken = Broken(TWO)
+    broken.links["b"].receive_error = GroupFailedError("the group failed: RuntimeError: device lost")
+    broken.on_failure = lambda group: broken.relink(group) and None
+    assert torch.equal(broken.layer(), RIGHT)
+    assert broken.told == [("b", "the group failed: RuntimeError: device lost")]
+
+
+def test_rows_at_which_every_group_fails_are_to_blame():
+    broken = Broken(TWO)
+    broken.links["b"].receive_error = GroupFailedError("the group failed: ValueError")
+
+    def relink(group: str) -> None:
+        broken.relink(group).receive_error = GroupFailedError("the group failed: ValueError")
+
+    broken.on_failure = relink
+    with pytest.raises(ExpertsFailedError, match="layer 1: b failed: the group failed: ValueError"):
+        broken.layer()
+    assert len(broken.told) == 2
+
+
+def test_nobody_is_mended_while_a_faulty_request_is_looked_for():
+    broken = Broken(TWO)
+    broken.links["b"].receive_error = GroupFailedError("the group failed: ValueError")
+    broken.exchange.finding_fault = True
+    with pytest.raises(ExpertsFailedError):
+        broken.layer()
+    broken.exchange.abandon()
+    broken.links["b"].receive_error = None
+    assert torch.equal(broken.layer(), RIGHT) and broken.told == []
+
+
+def test_only_groups_of_the_placement_have_their_waiting_remembered():
+    exchange = ExpertExchange(KERNELS, TWO, {g: RecordingLink() for g in "abcd"})
+    exchange.adopt(contiguous_placement(LAYERS, EXPERTS, ["c", "d"], version=2), {g: RecordingLink() for g in "abcd"})
+    assert set(exchange.waited) == {"c", "d"}
 
 
 def test_fp8_experts_are_dequantised_block_by_block(tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from deepseek_checkpoints import make_checkpoint
+from deepseek_checkpoints import make_checkpoint, make_config, make_tensors, write_checkpoint
 
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.offline import OfflineError, OfflineOptions, generate_offline
@@ -48,6 +48,17 @@ def test_tokens_are_the_engines(model: Path, params: dict[str, Any]):
     out = generate(model, **IDS, **params)
     assert out["token_ids"] == engine_tokens(model, **params)
     assert (out["text"], out["logprobs"], out["finish_reason"], out["prompt_tokens"]) == (None, None, "length", 6)
+
+
+@pytest.mark.parametrize("fp8", [True, False])
+def test_the_headers_decide_how_weights_are_read(tmp_path: Path, fp8: bool):
+    """Whatever config.json says of quantisation, and whether or not it promises an MTP layer that is not there."""
+    stored = make_tensors(make_config(fp8=fp8), 3, fp8=fp8)
+    outs = []
+    for claimed, mtp in ((True, 1), (False, 0)):
+        config = make_config({"num_nextn_predict_layers": mtp}, fp8=claimed)
+        outs.append(generate(write_checkpoint(tmp_path / str(claimed), config, stored), **IDS, logprobs=2))
+    assert outs[0] == outs[1] and outs[0]["system_fingerprint"]
 
 
 def test_the_manifests_chunking_changes_no_token(model: Path):

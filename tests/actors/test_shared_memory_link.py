@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import threading
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
+from link_peers import Group, ask, connect, make_worker, random_message, until
+from native_there import require_native
+from shared_memory import segments
 from torch import Tensor
 
 from isotherm.actors.exchange import ExpertExchange, InProcessLink, LinkError
@@ -22,12 +26,8 @@ from isotherm.actors.shared_memory_link import SharedMemoryLink, segment_bytes
 from isotherm.actors.weights import WeightReader
 from isotherm.cluster.checkpoint import Checkpoint
 from isotherm.cluster.placement import contiguous_placement
-from isotherm.kernels.native_ring import unavailable_reason
 
-if reason := unavailable_reason():
-    pytest.skip(reason, allow_module_level=True)
-
-from link_peers import Group, ask, connect, make_worker, random_message, until
+require_native(ring=True)
 
 SEED = int(os.environ.get("ISOTHERM_TEST_SEED", "20261122"))
 
@@ -51,10 +51,13 @@ def group(request: pytest.FixtureRequest, path: Path) -> Iterator[Group]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_in_dev_shm() -> Iterator[None]:
-    before = set(os.listdir("/dev/shm"))
+def no_segment_is_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    before = segments()
     yield
-    assert {name for name in set(os.listdir("/dev/shm")) - before if "isotherm" in name} == set()
+    for record in caplog.get_records("call"):
+        record.exc_info = record.args = None  # the frames of an error's traceback keep their links
+    gc.collect()
+    until(lambda: len(segments()) <= len(before), 30.0)
 
 
 # --- what goes through -----------------------------------------------------------------------------------------------------------------

@@ -97,6 +97,21 @@ def test_a_request_is_served_to_its_end(running: Running):
     assert len(running.engine.scheduler) == 0 and running.engine.scheduler.blocks.used == 0
 
 
+def test_a_full_queue_refuses_new_requests_only():
+    running = Running(max_sequences=1, max_waiting=1)
+    running.engine.gate.clear()
+    running.loop.submit(request("a"))
+    running.in_a_step()
+    for one in (request("b"), request("c"), request("d").resumed(()), request("e", generated=(100,))):
+        running.loop.submit(one)
+    running.engine.gate.set()
+    deltas = running.until_finished("a", "b", "c", "d", "e")
+    [refused] = of(deltas, "c")
+    assert (refused.finish_reason, refused.token_ids) == (FinishReason.REFUSED, ()) and "2 may" in refused.error
+    for name, tokens in (("b", (100, 101, 102)), ("d", (100, 101, 102)), ("e", (101, 102))):
+        assert tuple(t for d in of(deltas, name) for t in d.token_ids) == tokens
+
+
 def test_a_list_is_published_for_each_step(running: Running):
     running.engine.gate.clear()
     running.loop.submit(request("first", 1))

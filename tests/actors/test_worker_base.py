@@ -22,6 +22,32 @@ HOST = "127.0.0.1"
 SPEC = WorkerSpec("attention-0", bundled_model(), "cpu", "bfloat16", "stored", "reference", 1, link_timeout=5.0, gather_window=1.0)
 
 
+@pytest.fixture(autouse=True)
+def environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker is its process's only one, and sets its environment."""
+    monkeypatch.setattr(os, "environ", {name: v for name, v in os.environ.items() if name not in worker_base.ENVIRONMENT})
+
+
+def test_a_worker_sets_what_libraries_read_unless_it_is_set(monkeypatch: pytest.MonkeyPatch):
+    WorkerBase(SPEC, HOST)
+    assert worker_base.ENVIRONMENT and worker_base.ENVIRONMENT.items() <= os.environ.items()
+    name = next(iter(worker_base.ENVIRONMENT))
+    os.environ[name] = "as the user says"
+    WorkerBase(SPEC, HOST)
+    assert os.environ[name] == "as the user says"
+
+
+def test_a_worker_says_by_what_it_computes():
+    worker = WorkerBase(SPEC, HOST)
+    assert worker._common_status()["fingerprint"] is None
+    found = asyncio.run(worker.fingerprint())
+    assert (found.dtype, found.head, found.device, found.kernels) == ("bfloat16", "stored", "cpu", "reference")
+    assert found.weights == worker.checkpoint.digest() and f"torch {torch.__version__}" in found.instructions
+    assert worker._common_status()["fingerprint"] == found.digest
+    other = asyncio.run(WorkerBase(replace(SPEC, dtype="float32", head="fp8"), HOST).fingerprint())
+    assert (other.dtype, other.head, other.weights) == ("float32", "fp8", found.weights)
+
+
 def test_without_a_gpu_a_worker_that_needs_one_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="torch sees no CUDA device"):

@@ -3,11 +3,13 @@
 A trace is rows per (window, layer, expert). Hotness is log-normal over experts and drifts: each window, log-loads take one AR(1) step, and about one
 expert in a hundred jumps, as when the traffic changes subject.
 
-Protocol, the same for every case and seed: the copies begin as the contiguous placement (one copy each). At the end of each of windows 0..10 the
-policy sees the rows up to and including that window and places for the next, which comes and is scored. Imbalance is the mean over layers of
-(hottest group / mean group), and of that over the 11 placements. Moves are copies newly loaded as a fraction of all copies; the mean over the 10
-placements after the first, as in the reference figures, and over all 11, the first one being out of the contiguous placement. EPLB, run on the same
-trace, sees the last window. `plan` is the time of the slowest of the 11 plans, on one core.
+Protocol, the same for every case and seed: the copies begin as the contiguous placement (one copy each). At the end
+of each of windows 0..10 the policy sees the rows up to and including that window and places for the next, which comes
+and is scored. Imbalance is the mean over layers of (hottest group / mean group), and of that over the 11 placements.
+Moves are copies newly loaded as a fraction of all copies; the mean over the 10 placements after the first, as in the
+reference figures, and over all 11, the first one being out of the contiguous placement. EPLB, as
+tests/helpers/eplb.py writes it anew from its description, is run on the same trace, and sees the last window. `plan`
+is the time of the slowest of the 11 plans, on one core.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from isotherm.cluster.engine_client import EngineUnavailableError
+from isotherm.cluster.engine_client import EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest, TokenLogprobs
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
@@ -63,6 +63,9 @@ class FakeEngine:
         self.delay_s = delay_s
         self.fail_after: int | None = None  # tokens; then a Delta with an error
         self.unavailable = ""
+        self.full = ""  # every request is refused by the shard
+        self.places = 10_000
+        self.system_fingerprint = "isotherm-0123456789ab"
         self.reason: str | None = None
         self.open: set[str] = set()
         self.closed_early = 0
@@ -70,6 +73,9 @@ class FakeEngine:
 
     def not_ready(self) -> str | None:
         return self.reason
+
+    def capacity(self) -> int:
+        return self.places
 
     async def status(self) -> dict[str, Any]:
         return {"workers": [], "placement_version": 1}
@@ -83,6 +89,8 @@ class FakeEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         if self.unavailable:
             raise EngineUnavailableError(self.unavailable)
+        if self.full:
+            raise EngineOverloadedError(self.full)
         self.seen.append(request)
         self.open.add(request.id)
         finished = False
@@ -113,11 +121,11 @@ class FakeEngine:
 
 
 @contextmanager
-def http_server(app: Any) -> Iterator[str]:
+def http_server(app: Any, protocol: Any = "auto") -> Iterator[str]:
     """The app under uvicorn on a free loopback port: its base URL."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", http=protocol))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 10

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +83,14 @@ time.sleep(30)
 @pytest.mark.parametrize(("error", "line"), [(ValueError("a\nb"), "a"), (TimeoutError(), "TimeoutError"), (OSError("\n x"), "x")])
 def test_an_error_in_one_line(error, line):
     assert first_line(error) == line
+
+
+def test_the_system_knows_a_thread_by_its_name():
+    names = []
+
+    def look() -> None:
+        names.append(Path(f"/proc/self/task/{threading.get_native_id()}/comm").read_text())
+
+    thread = spawn_thread("a name of more than fifteen bytes", look)
+    thread.join()
+    assert names == ["a name of more \n"]

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
-from isotherm.cluster.batch import BatchError, run, run_batch
+from isotherm.cluster.batch import ROWS_FAILED, ROWS_LEFT, BatchError, run, run_batch
 from isotherm.cluster.client import AsyncClient, Client
 from isotherm.cluster.http_app import build_app
 from isotherm.cluster.text import Tokenizer
@@ -59,7 +62,10 @@ class Server:
         answer = self.answer(prompt, self.tries[prompt])
         if isinstance(answer, Exception):
             raise answer
-        return httpx.Response(answer, json={"echo": prompt}, headers={"x-request-id": "r", "retry-after": "0"})
+        if isinstance(answer, httpx.Response):
+            return answer
+        body = {"choices": [], "echo": prompt} if answer == 200 else {"error": {"message": "no", "param": None}}
+        return httpx.Response(answer, json=body, headers={"x-request-id": "r", "retry-after": "0"})
 
 
 def batch(source, output, server, concurrency=4, **options):
@@ -79,7 +85,9 @@ def test_rows_once_each_with_bounded_concurrency(tmp_path):
     found = results(tmp_path / "out")
     assert sorted(one["custom_id"] for one in found) == sorted(f"row-{i}" for i in range(50))
     one = next(one for one in found if one["custom_id"] == "row-7")
-    assert one["response"] == {"status_code": 200, "request_id": "r", "body": {"echo": "row 7"}} and one["error"] is None and one["id"]
+    body = {"choices": [], "echo": "row 7"}
+    assert one["response"] == {"status_code": 200, "request_id": "r", "body": body}
+    assert one["error"] is None and one["id"]
     again = batch(source, tmp_path / "out", server)
     assert (again.resumed, again.completed) == (50, 0) and results(tmp_path / "out") == found
 
@@ -121,6 +129,92 @@ def test_a_row_that_cannot_be_asked_is_left_for_the_next_run(tmp_path):
     summary = batch(source, tmp_path / "out", Server(lambda prompt, _: 200))
     assert (summary.unfinished, summary.reason) == (0, "")
     assert len(results(tmp_path / "out")) == len({one["custom_id"] for one in results(tmp_path / "out")}) == 20
+
+
+NO_ANSWERS = {
+    "a wrong path": httpx.Response(404, json={"error": {"message": "no such path", "code": "not_found"}}),
+    "another server": httpx.Response(404, json={"detail": "Not Found"}),
+    "a page": httpx.Response(200, text="<html>Welcome</html>"),
+    "JSON of something else": httpx.Response(200, json={"status": "ok"}),
+    "a page that says no": httpx.Response(403, text="<html>Forbidden</html>"),
+    "a wrong key": httpx.Response(401, json={"error": {"message": "invalid key"}}),
+    "a redirect": httpx.Response(302, headers={"location": "https://login.example"}),
+    "a proxy's error": httpx.Response(500, text="Internal Server Error"),
+}
+
+
+@pytest.mark.parametrize("name", NO_ANSWERS)
+def test_an_answer_that_is_none_is_not_written_and_ends_the_run(tmp_path, name):
+    source = write(tmp_path / "in", [row(i) for i in range(9)])
+    server = Server(lambda prompt, _: NO_ANSWERS[name] if prompt == "row 4" else 200)
+    summary = batch(source, tmp_path / "out", server, concurrency=1)
+    assert (summary.completed, summary.unfinished, summary.exit_status) == (4, 5, ROWS_LEFT)
+    assert summary.reason.startswith("row-4: http")
+    assert [one["custom_id"] for one in results(tmp_path / "out")] == [f"row-{i}" for i in range(4)]
+    again = batch(source, tmp_path / "out", Server(lambda *_: 200))
+    assert (again.completed, again.exit_status) == (5, 0)
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_a_gateway_without_a_server_is_asked_again(tmp_path, status):
+    server = Server(lambda prompt, tries: httpx.Response(status, text="<html>Bad Gateway</html>") if tries < 3 else 200)
+    summary = batch(write(tmp_path / "in", [row(0)]), tmp_path / "out", server)
+    assert (summary.completed, summary.failed, server.tries) == (1, 0, {"row 0": 3})
+    never = Server(lambda *_: httpx.Response(status, text=""))
+    summary = batch(write(tmp_path / "in", [row(1)]), tmp_path / "out", never, attempts=2)
+    assert summary.unfinished == 1 and str(status) in summary.reason
+
+
+def test_a_model_that_is_not_served_is_the_rows_own_error(tmp_path):
+    error = {"message": "model: 'x' is not served here", "param": "model", "code": "model_not_found"}
+    server = Server(lambda prompt, _: httpx.Response(404, json={"error": error}) if prompt == "row 0" else 200)
+    summary = batch(write(tmp_path / "in", [row(0), row(1)]), tmp_path / "out", server)
+    assert (summary.completed, summary.failed, summary.exit_status) == (2, 1, ROWS_FAILED)
+
+
+def test_a_busy_server_is_waited_for_as_long_as_it_answers_others(tmp_path):
+    """One row is refused until 20 others were answered: more than `attempts` times, and no reason to give up."""
+    source = write(tmp_path / "in", [row(i) for i in range(40)])
+    server = Server(lambda prompt, _: 429 if prompt == "row 0" and len(server.tries) < 21 else 200)
+    summary = batch(source, tmp_path / "out", server, concurrency=2, attempts=3)
+    assert (summary.completed, summary.unfinished) == (40, 0) and server.tries["row 0"] > 3
+
+
+def test_errors_of_an_earlier_run_still_count(tmp_path):
+    source = write(tmp_path / "in", [row(i) for i in range(14)])
+    first = batch(source, tmp_path / "out", Server(lambda prompt, _: 200 if prompt == "row 3" else 400))
+    assert (first.failed, first.exit_status) == (13, ROWS_FAILED)
+    again = batch(source, tmp_path / "out", Server(lambda *_: 200))
+    assert (again.resumed, again.failed, again.exit_status) == (14, 13, ROWS_FAILED)
+
+
+def test_a_pipe_is_read(tmp_path):
+    reader, writer = os.pipe()
+    data = "".join(json.dumps(row(i)) + "\n" for i in range(500)).encode()
+
+    def write_slowly():
+        with open(writer, "wb") as file:
+            file.write(data[:9000])
+            file.flush()
+            file.write(data[9000:])
+
+    thread = threading.Thread(target=write_slowly)
+    thread.start()
+    try:
+        summary = batch(Path(f"/dev/fd/{reader}"), tmp_path / "out", Server(lambda *_: 200), concurrency=32)
+    finally:
+        thread.join()
+        os.close(reader)
+    assert (summary.total, summary.completed) == (500, 500)
+
+
+def test_standard_input_is_read(tmp_path, served):
+    code = "import sys, pathlib; from isotherm.cluster.batch import run; path = pathlib.Path"
+    code += "; print(run(path('-'), path(sys.argv[1]), sys.argv[2]).completed)"
+    command = [sys.executable, "-c", code, str(tmp_path / "out"), served[1] + "/v1"]
+    rows = "".join(json.dumps(row(i)) + "\n" for i in range(5))
+    done = subprocess.run(command, input=rows, capture_output=True, text=True)
+    assert done.stdout.strip() == "5", done.stderr
 
 
 @pytest.mark.parametrize("torn", [b'{"id": "x", "custom_id": "row-9", "resp', b"\x00\x00\n", b'{"custom_id": 5}\n'])

@@ -14,6 +14,7 @@ from deepseek_checkpoints import make_checkpoint
 from typer.testing import CliRunner, Result
 
 from isotherm.cluster import cli, ray_environment
+from isotherm.cluster.batch import BatchSummary
 from isotherm.cluster.client import ConnectionFailedError
 from isotherm.cluster.http_app import build_app
 from isotherm.cluster.model_path import bundled_model
@@ -245,7 +246,7 @@ def test_generate_prints_json(random_model: Path):
     result = invoke("generate", str(random_model), *arguments)
     assert result.exit_code == 0, result.output
     out = json.loads(result.stdout)
-    assert set(out) == {"token_ids", "text", "logprobs", "finish_reason", "prompt_tokens"}
+    assert set(out) == {"token_ids", "text", "logprobs", "finish_reason", "prompt_tokens", "system_fingerprint"}
     assert len(out["token_ids"]) == 4 and all(0 <= t < 300 for t in out["token_ids"])
     assert (out["text"], out["finish_reason"], out["prompt_tokens"]) == (None, "length", 3)
     assert [entry["token_id"] for entry in out["logprobs"]] == out["token_ids"]
@@ -304,6 +305,20 @@ def test_chat_without_a_server_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
 def test_batch_names_a_missing_file():
     message = one_error(invoke("batch", "--input", "none.jsonl", "--output", "out.jsonl", "--url", "http://127.0.0.1:9"))
     assert "none.jsonl" in message
+
+
+@pytest.mark.parametrize(
+    ("summary", "status"),
+    [
+        (BatchSummary(total=3, completed=3), 0),
+        (BatchSummary(total=14, completed=14, failed=13), 3),
+        (BatchSummary(total=3, completed=1, failed=1, unfinished=2, reason="refused"), 4),
+    ],
+)
+def test_batch_says_by_its_status_what_became_of_the_rows(monkeypatch, summary, status):
+    monkeypatch.setattr("isotherm.cluster.batch.run", lambda *_: summary)
+    result = invoke("batch", "--input", "in", "--output", "out", "--url", "http://127.0.0.1:9")
+    assert result.exit_code == status and "rows done" in result.output and "isotherm:" not in result.output
 
 
 # --- as a process --------------------------------------------------------------------------------------------------------------------------

@@ -188,6 +188,161 @@ def test_a_break_after_the_first_token_is_not_retried():
         next(stream)
 
 
+@pytest.mark.parametrize(
+    ("base", "asked"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000/v1/models"),
+        ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/v1/models"),
+        ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1/models"),
+        ("http://127.0.0.1:8000/v1/", "http://127.0.0.1:8000/v1/models"),
+        ("https://gateway.example/tiny/v1", "https://gateway.example/tiny/v1/models"),
+    ],
+)
+def test_a_base_url_may_end_in_v1_as_openais_does(base, asked):
+    seen = []
+
+    def answer(request):
+        seen.append(str(request.url))
+        return httpx.Response(200, json=MODELS)
+
+    assert Client(base, transport=httpx.MockTransport(answer)).models() == ["m"] and seen == [asked]
+
+
+PROXIED = """
+import sys
+from isotherm.cluster.client import AsyncClient, Client
+url = sys.argv[1]
+for client in (Client(url), AsyncClient(url)):
+    http = client._http
+    print(http._transport_for_url(http.base_url) is http._transport)
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "direct"),
+    [
+        ("http://127.0.0.1:8000/v1", True),
+        ("http://localhost:8000", True),
+        ("http://[::1]:8000", True),
+        ("http://0.0.0.0:8000", True),
+        ("http://10.1.2.3:8000", False),
+        ("http://server.example", False),
+    ],
+)
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_proxy_is_for_other_machines(url, direct, variable):
+    environment = {"PATH": "/usr/bin:/bin", variable: "http://127.0.0.1:9"}
+    command = [sys.executable, "-c", PROXIED, url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == [str(direct)] * 2
+
+
+def test_a_server_of_this_machine_is_reached_beside_a_proxy(served):
+    code = "import sys; from isotherm.cluster.client import Client; print(Client(sys.argv[1]).models())"
+    environment = {"PATH": "/usr/bin:/bin", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", code, served[1]], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "['m']", done.stderr
+
+
+def line(**fields):
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        line(choices=None),
+        line(choices=[]),
+        line(),
+        line(choices=[None]),
+        line(choices=[{"index": 0, "delta": None, "finish_reason": None}]),
+        line(choices=[{"index": 0, "delta": {"content": None, "role": "assistant"}}]),
+        line(choices=[{"delta": {}}], usage=None, error=None),
+        line(choices=[{"index": None, "text": None, "finish_reason": None}]),
+        line(choices=None, usage={}),
+        b": a comment\n\n",
+    ],
+)
+def test_fields_that_are_null_or_missing_in_a_stream_are_passed_over(odd):
+    chunks, error, _ = stream_both((200, {}, odd + GOOD))
+    assert error is None and [chunk.text for chunk in chunks] == ["a", "b\u2028c"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        (b"data: null\n\n", "no object"),
+        (b"data: []\n\n", "no object"),
+        (line(choices="x"), "OpenAI's form"),
+        (line(choices=[{"delta": "x"}]), "OpenAI's form"),
+        (line(choices=[{"delta": {"content": 5}}]), "OpenAI's form"),
+        (line(choices=[], usage={"prompt_tokens": "many"}), "OpenAI's form"),
+        (line(error="overloaded"), "overloaded"),
+        (line(error={"message": None}), "reported an error"),
+        (line(error={"message": "broke"}), "broke"),
+    ],
+)
+def test_what_is_no_event_is_an_error_of_ours(odd, says):
+    _, error, _ = stream_both((200, {}, event("a") + odd + GOOD))
+    assert isinstance(error, StreamBrokenError) and says in str(error)
+
+
+def test_usage_with_nulls_counts_what_is_there():
+    usage = line(choices=[], usage={"prompt_tokens": 3, "completion_tokens": None, "prompt_tokens_details": None})
+    chunks, error, _ = stream_both((200, {}, usage + GOOD))
+    assert error is None and chunks[0].usage == Usage(3, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"choices": [{"message": {"content": None, "tool_calls": []}}]}, ""),
+        ({"choices": [{"message": None}], "usage": None, "id": None}, ""),
+        ({"choices": [{"text": None}, None]}, ""),
+        ({"choices": [{"index": 0, "message": {"content": "hi"}}], "usage": {"prompt_tokens": 1}}, "hi"),
+    ],
+)
+def test_whole_replies_with_nulls(body, text):
+    assert whole_reply(body).text == text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"choices": None}, {"choices": []}, {}, [], "x", {"choices": [5]}, {"choices": [{"message": {"content": 5}}]}],
+)
+def test_what_is_no_reply_is_an_error_of_ours(body):
+    with pytest.raises(APIError):
+        whole_reply(body)
+
+
+def whole_reply(body):
+    def answer(request):
+        return httpx.Response(200, json=MODELS if request.method == "GET" else body)
+
+    return Client(transport=httpx.MockTransport(answer)).chat("hi")
+
+
+@pytest.mark.parametrize("body", [{"data": None}, {}, [], {"data": [{}]}])
+def test_what_is_no_list_of_models_is_an_error_of_ours(body):
+    with pytest.raises(APIError, match="list of models"):
+        Client(transport=httpx.MockTransport(lambda request: httpx.Response(200, json=body))).models()
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"error": "no such model"}, "no such model"),
+        ({"detail": "Not Found"}, "Not Found"),
+        ({"message": "busy"}, "busy"),
+        ([], "OpenAI's form"),
+    ],
+)
+def test_errors_of_other_servers_are_told(body, says):
+    with pytest.raises(APIError, match=says) as info:
+        Client(transport=httpx.MockTransport(lambda request: httpx.Response(404, json=body))).models()
+    assert info.value.status == 404
+
+
 def test_api_key_model_and_request():
     seen = []
 

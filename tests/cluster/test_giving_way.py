@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from table_fleet import TableFleet, ended, idle, reconfigurer
 
 from isotherm.cluster.operations import AUTOSCALER, Operation, OperationError, Phase, parse_operation
 from isotherm.cluster.placement import Placement
 from isotherm.cluster.reconfigure import Reconfigurer
-from tests.cluster.test_reconfigure import TableFleet, ended, idle, reconfigurer
 
 
 @pytest.fixture(autouse=True)

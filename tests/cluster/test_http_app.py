@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 
@@ -9,7 +10,6 @@ import openai
 import pytest
 
 from isotherm.cluster.http_app import AppSettings, build_app
-from isotherm.cluster.http_middleware import StripServeHeadersMiddleware, serve_proxy_middlewares
 from isotherm.cluster.text import Tokenizer
 from tests.cluster.fake_engine import FakeEngine, http_server, write_tokenizer
 
@@ -78,6 +78,54 @@ def test_unknown_paths_and_methods_in_openai_form(app):
         response = call(app, method, path)
         assert response.status_code == status
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "//v1/models", "/v1//models//"])
+def test_slashes_too_many_mean_nothing(app, path):
+    answer = call(app, "GET", "http://test" + path)  # else httpx takes the first part for a host
+    assert answer.status_code == 200 and [model["id"] for model in answer.json()["data"]] == [MODEL, "alias"]
+    assert call(app, "GET", f"/v1/models/{MODEL}/").json()["id"] == MODEL
+    body = {"model": MODEL, "prompt": "hello", "max_tokens": 2}
+    assert call(app, "POST", "/v1/completions/", json=body).status_code == 200
+
+
+def test_methods(app):
+    post, get = {"POST"}, {"GET", "HEAD"}
+    ask = "/v1/completions"
+    for method, path, allow in (("GET", ask, post), ("PATCH", "/v1/models", get), ("HEAD", ask, post)):
+        answer = call(app, method, path)
+        assert answer.status_code == 405 and set(answer.headers["allow"].split(", ")) == allow
+    head = call(app, "HEAD", "/v1/models")
+    assert (head.status_code, head.headers["content-type"]) == (200, "application/json")
+    options = call(app, "OPTIONS", "/v1/completions")
+    assert (options.status_code, options.headers["allow"], options.content) == (204, "POST", b"")
+    assert call(app, "OPTIONS", "/nope").status_code == 404
+
+
+def test_no_header_stands_twice(app):
+    others = (call(app, "GET", "/nope"), call(app, "OPTIONS", "/v1/completions"))
+    for answer in (chat(app), chat(app, stream=True), *others):
+        names = [name.lower() for name, _ in answer.headers.raw]
+        assert len(names) == len(set(names)), names
+
+
+def test_coded_bodies(app, engine):
+    body = json.dumps({"model": MODEL, "prompt": "hello", "max_tokens": 8, "temperature": 0}).encode()
+    headers = {"content-type": "application/json; charset=utf-8", "content-encoding": "gzip"}
+    coded = call(app, "POST", "/v1/completions", content=gzip.compress(b"\xef\xbb\xbf" + body), headers=headers)
+    assert coded.json()["choices"] == complete(app).json()["choices"]
+    answer = call(app, "POST", "/v1/completions", content=body, headers={**headers, "content-encoding": "br"})
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, deflate, identity")
+
+
+def test_a_stream_that_waits_has_its_status_line_and_then_an_error_event(engine, tokenizer):
+    engine.delay_s, engine.fail_after = 0.2, 0
+    settings = AppSettings(first_event_s=0.02, silence_s=0.05)
+    answer = complete(build_app(engine, tokenizer, MODEL, settings=settings), stream=True)
+    assert answer.status_code == 200
+    parts = answer.text.split("\n\n")
+    assert parts[0] == ": waiting" and "the forward pass failed" in parts[-2] and "[DONE]" not in answer.text
+    assert complete(build_app(engine, tokenizer, MODEL), stream=False).status_code == 500
 
 
 def test_request_id(app):
@@ -170,6 +218,49 @@ def test_engine_refuses_or_fails(app, engine):
     *chunks, last = events(chat(app, stream=True))
     assert last["error"]["message"] == "the forward pass failed" and "data: [DONE]" not in chunks
     assert chat(app, n=3).status_code == 500 and not engine.open
+
+
+def test_more_than_there_is_room_for_is_refused_before_it_costs_anything(engine, tokenizer):
+    engine.places, engine.delay_s = 2, 0.05
+    app = build_app(engine, tokenizer, MODEL)
+
+    async def go():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            body = {"model": MODEL, "prompt": "hello", "max_tokens": 4}
+            bodies = [{**body, "stream": i % 2 > 0} for i in range(6)]
+            answers = await asyncio.gather(*(client.post("/v1/completions", json=one) for one in bodies))
+            whole = await client.post("/v1/completions", json={**body, "n": 2})  # all places are free again
+            return answers, whole, await client.post("/v1/completions", json={**body, "n": 3})
+
+    answers, whole, never = asyncio.run(go())
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["code"] == "overloaded"
+    assert whole.status_code == 200 and len(engine.seen) == 4
+    assert (never.status_code, never.json()["error"]["param"]) == (400, "n")
+
+
+def test_places_are_given_back_however_a_request_ends(engine, tokenizer):
+    engine.places = 1
+    app = build_app(engine, tokenizer, MODEL, settings=AppSettings(first_event_s=0.01))
+    for spoil in ({"max_tokens": -1}, {"stream": True, "prompt": ""}, {}, {"stream": True}):
+        complete(app, **spoil)
+    engine.fail_after = 2
+    assert complete(app).status_code == 500 and "forward pass" in complete(app, stream=True).text
+    engine.fail_after, engine.delay_s = 0, 0.05
+    assert "forward pass" in complete(app, stream=True).text
+    engine.fail_after, engine.delay_s, engine.unavailable = None, 0.0, "loading"
+    assert [complete(app, stream=stream).status_code for stream in (False, True)] == [503, 503]
+    engine.unavailable = ""
+    assert complete(app).status_code == 200
+
+
+def test_a_shard_that_refuses_is_a_429(app, engine):
+    engine.full = "256 requests are running or waiting here, and 256 may"
+    for stream in (False, True):
+        answer = chat(app, stream=stream)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert engine.full in answer.json()["error"]["message"]
 
 
 def test_unexpected_exception_is_a_500_that_says_nothing(app, engine, monkeypatch):
@@ -265,18 +356,6 @@ def test_malformed_requests_name_the_field_and_change_nothing(app, engine):
         assert response.status_code == 400 and "body" in response.json()["error"]["message"]
     assert len(engine.seen) == reached
     assert chat(app).json()["choices"] == canary
-
-
-def test_strip_serve_headers():
-    seen = []
-
-    async def inner(scope, receive, send):
-        seen.extend(scope["headers"])
-
-    headers = [(b"X-Request-Timeout-Seconds", b"0"), (b"x-request-disconnect-disabled", b"?1"), (b"accept", b"*/*")]
-    asyncio.run(StripServeHeadersMiddleware(inner)({"type": "http", "headers": headers}, None, None))  # type: ignore[arg-type]
-    assert seen == [(b"accept", b"*/*")]
-    assert [middleware.cls for middleware in serve_proxy_middlewares()] == [StripServeHeadersMiddleware]
 
 
 def wait_until(condition, seconds=5.0):

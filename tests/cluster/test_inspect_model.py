@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deepseek_checkpoints import make_checkpoint, make_config, make_tensors
+from deepseek_checkpoints import make_checkpoint, make_config, make_tensors, write_checkpoint
 from published import DEEPSEEK_V3
 
+from isotherm.cluster.architecture import expected_tensors
 from isotherm.cluster.checkpoint import INDEX, CheckpointError
 from isotherm.cluster.inspect_model import Report, inspect_model
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
-from isotherm.cluster.model_config import ModelConfigError
+from isotherm.cluster.model_config import ModelConfigError, parse
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,20 @@ def test_the_index_decides_whether_there_is_an_mtp_layer(tmp_path: Path, v3: Pat
     assert "multi-token prediction" not in report.bytes_by_part
 
 
+@pytest.mark.parametrize(("scales", "words"), [(True, "FP8 e4m3, 128×128 blocks"), (False, "bfloat16")])
+@pytest.mark.parametrize("claimed", [True, False])
+def test_the_index_decides_whether_weights_are_fp8(tmp_path: Path, v3: Path, scales: bool, words: str, claimed: bool):
+    """Without the files: a config.json from before a conversion, or from after one, that the index contradicts."""
+    raw = DEEPSEEK_V3 if claimed else {name: value for name, value in DEEPSEEK_V3.items() if name != "quantization_config"}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    names = [spec.name for spec in expected_tensors(parse(raw))]
+    names += [f"{name}_scale_inv" for name in names if scales and name.endswith("_proj.weight")]
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}))
+    report = inspect_model(tmp_path, Manifest())
+    assert report.architecture["weights"] == words and report.architecture["multi_token_prediction"] == "none"
+    assert report.bytes_by_part["routed experts"] == 58 * 256 * 3 * (7168 * 2048 + 4 * 16 * 56 if scales else 2 * 7168 * 2048)
+
+
 def test_what_goes_where(v3: Path):
     manifest = parse_manifest({"attention": {"shards": 2}, "experts": {"groups": 12}, "engine": {"block_size": 64, "kv_memory": "36GiB"}})
     rows = inspect_model(v3, manifest).placement
@@ -114,6 +129,33 @@ def test_bytes_and_parameters_are_those_of_the_files(tmp_path: Path, fp8: bool, 
     assert report.parameters["total"] == sum(t.numel() for t in main.values())
     experts = [t.numel() for name, t in main.items() if ".experts." in name]
     assert report.parameters["active"] == report.parameters["total"] - sum(experts) * 9 // 12  # 3 of 12 experts
+
+
+@pytest.mark.parametrize(("stored", "words"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32")])
+def test_a_quantization_config_that_was_left_over_does_not_count(tmp_path: Path, stored: str, words: str):
+    make_checkpoint(tmp_path, make_config(fp8=True, dtype="bfloat16"), dtype=stored)
+    report, plain = inspect_model(tmp_path, Manifest()), make_tensors(make_config(), dtype=stored)
+    assert report.architecture["weights"] == words
+    assert sum(report.bytes_by_part.values()) == sum(t.nbytes for t in plain.values())
+
+
+def test_fp8_weights_need_no_quantization_config(tmp_path: Path):
+    make_checkpoint(tmp_path, {"quantization_config": None}, fp8=True)
+    assert inspect_model(tmp_path, Manifest()).architecture["weights"] == "FP8 e4m3, 128×128 blocks"
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+@pytest.mark.parametrize("in_config", [1, 0])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_files_decide_whether_there_is_an_mtp_layer(tmp_path: Path, in_files: bool, in_config: int, shards: int):
+    config = make_config({"num_nextn_predict_layers": int(in_files)})
+    tensors = make_tensors(config)
+    write_checkpoint(tmp_path, config | {"num_nextn_predict_layers": in_config}, tensors, shards)
+    report = inspect_model(tmp_path, Manifest())
+    again = (".embed_tokens.weight", ".shared_head.head.weight")
+    mtp = sum(t.numel() for name, t in tensors.items() if name.startswith("model.layers.3.") and not name.endswith(again))
+    assert report.parameters["multi_token_prediction"] == mtp and (mtp > 0) == in_files
+    assert report.architecture["multi_token_prediction"] == ("recognised, not used yet" if in_files else "none")
 
 
 def test_headers_alone_are_enough_and_weights_are_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -151,7 +151,7 @@ def test_every_bad_field_is_named_at_once():
 @pytest.mark.parametrize(
     ("data", "field", "known"),
     [
-        ({"modle": "tiny"}, "modle", "model, served_name, device, dtype, head, kernels, attention, experts, engine, links, liveness, autoscaling"),
+        ({"modle": "tiny"}, "modle", "model, served_name, device, dtype, head, kernels, mixed, attention, experts, engine"),
         ({"attention": {"shard": 1}}, "attention.shard", "shards, cpus, gpus, memory, threads, labels"),
         ({"http": {"prot": 1}}, "http.prot", "host, port, replicas, max_ongoing_requests"),
     ],
@@ -274,3 +274,9 @@ def test_an_error_inside_a_file_names_the_file(tmp_path: Path):
     with pytest.raises(ManifestError, match="http.port is 0") as caught:
         load_manifest(file)
     assert str(caught.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize(("links", "liveness", "expected"), [(30.0, 15.0, 15.0), (2.0, 15.0, 2.0), (30.0, 0, 30.0)])
+def test_a_silent_group_is_found_no_later_than_a_worker_that_hangs(links, liveness, expected):
+    manifest = parse_manifest({"links": {"timeout": links}, "liveness": {"timeout": float(liveness)}})
+    assert manifest.link_timeout == expected

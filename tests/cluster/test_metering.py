@@ -74,3 +74,11 @@ def test_who_is_silent_or_gone_drops_out():
     assert [g.name for g in meters.groups({"expert-0": "", "expert-1": ""}, [])] == ["expert-0"]
     assert meters.shards({"attention-0": ""}) == []
     assert meters.groups({"expert-2": ""}, []) == []
+
+
+def test_groups_that_are_gone_are_forgotten():
+    meters = Meters(10.0, 30.0)
+    for second in range(200):
+        meters.observe({"attention-0": replace(SHARD, group_wait={f"expert-{second}": 1.0})}, {f"expert-{second}": GROUP}, float(second))
+    (track,) = meters._shards.values()
+    assert len(track._rates) <= 3 and len(meters._groups) <= 31

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from deepseek_checkpoints import make_config
 from hypothesis import given
 from hypothesis import strategies as st
+from published import DEEPSEEK_V3
 
 from isotherm.cluster.model_config import ModelConfig, ModelConfigError, RopeConfig, parse, token_ids
 
@@ -37,18 +39,63 @@ def test_every_field_is_read_from_its_own_name():
     assert (config.qk_head_dim, config.cache_width) == (22, 40)
 
 
-def test_fields_that_may_be_absent_have_deepseeks_own_defaults():
-    optional = {
-        "hidden_act", "scoring_func", "topk_method", "n_group", "topk_group", "q_lora_rank", "attention_bias", "rms_norm_eps", "tie_word_embeddings",
-        "first_k_dense_replace", "moe_layer_freq", "n_shared_experts", "norm_topk_prob", "routed_scaling_factor", "num_nextn_predict_layers",
-        "eos_token_id", "rope_theta", "rope_scaling", "torch_dtype", "max_position_embeddings",
-    }  # fmt: skip
-    for config in (parse(without(*optional)), parse(changed(**dict.fromkeys(optional)))):
-        assert (config.q_lora_rank, config.n_group, config.topk_group, config.attention_bias, config.rms_norm_eps) == (None, 1, 1, False, 1e-6)
-        assert (config.tie_word_embeddings, config.first_k_dense_replace, config.moe_layer_freq, config.n_shared_experts) == (False, 0, 1, 0)
-        assert (config.norm_topk_prob, config.routed_scaling_factor, config.num_nextn_predict_layers) == (True, 1.0, 0)
-        assert (config.rope, config.eos_token_ids, config.max_position_embeddings) == (RopeConfig(10000.0), (), 4096)
-        assert config.stored_dtype == "bfloat16"
+SIZES = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "kv_lora_rank",
+    "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "moe_intermediate_size", "n_routed_experts",
+    "num_experts_per_tok",
+}  # fmt: skip
+# Fields that transformers' class has not, or under another name.
+OWN_NAMES = {"rope", "fp8", "stored_dtype", "eos_token_ids", "moe_layer_freq"}
+
+
+def test_fields_that_may_be_absent_have_the_defaults_of_transformers():
+    """Every field of ModelConfig: it is a size that must be there, or its default is that of the reference
+    implementation."""
+    from transformers import DeepseekV3Config
+
+    sizes = {name: DEEPSEEK_V3[name] for name in SIZES}
+    ours, theirs = parse({"model_type": "deepseek_v3", **sizes}), DeepseekV3Config(**sizes)
+    compared = {field.name for field in fields(ModelConfig)} - OWN_NAMES
+    assert {name: getattr(ours, name) for name in compared} == {name: getattr(theirs, name) for name in compared}
+    deciding = {"n_group", "topk_group", "routed_scaling_factor", "first_k_dense_replace", "n_shared_experts"}
+    assert compared - SIZES >= deciding | {"q_lora_rank", "norm_topk_prob", "rms_norm_eps"}
+    assert ours.eos_token_ids == (theirs.eos_token_id,) and ours.rope == RopeConfig(theirs.rope_parameters["rope_theta"])
+    assert theirs.rope_parameters["rope_type"] == "default" and theirs.rope_interleave and theirs.hidden_act == "silu"
+    # What only DeepSeek's own class has; transformers computes as if each had this value.
+    assert ours.moe_layer_freq == 1 and not ours.fp8 and ours.stored_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_a_size_that_is_missing_is_named(name: str):
+    with pytest.raises(ModelConfigError, match=rf"^c\.json: {name} is missing; it must be an integer of at least 1$"):
+        parse(without(name), "c.json")
+
+
+def test_a_default_that_does_not_fit_says_that_it_is_one():
+    words = r"n_group is missing, which means 8; it must be a divisor of n_routed_experts \(12\)$"
+    with pytest.raises(ModelConfigError, match=words):
+        parse(without("n_group"), "c.json")
+
+
+def test_null_is_no_value_but_where_the_reference_computes_with_it():
+    allowed = ("q_lora_rank", "num_nextn_predict_layers", "eos_token_id", "rope_theta", "rope_scaling", "torch_dtype",
+               "quantization_config")  # fmt: skip
+    config = parse(changed(**dict.fromkeys(allowed)))
+    assert (config.q_lora_rank, config.eos_token_ids, config.rope, config.fp8) == (None, (), RopeConfig(10000.0), False)
+    for name in [n for n in make_config() if n not in (*allowed, "architectures", "num_key_value_heads", "bos_token_id")]:
+        with pytest.raises(ModelConfigError, match=rf"{name} is null; it must be "):
+            parse(changed(**{name: None}))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"), [("kimi_k2", "Kimi K2 is not supported yet"), ("deepseek_v32", "sparse attention")]
+)
+def test_a_relative_that_is_not_supported_is_named(model_type: str, words: str):
+    with pytest.raises(ModelConfigError) as caught:
+        parse(changed(model_type=model_type), "c.json")
+    message = str(caught.value)
+    assert message.startswith(f'c.json: model_type is "{model_type}": ') and words in message
+    assert message.endswith('it must be "deepseek_v3"')
 
 
 def test_unknown_fields_and_remote_code_are_ignored():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from published import DEEPSEEK_V3
 
+from isotherm.cluster.model_config import ModelConfigError
 from isotherm.cluster.model_path import ModelNotFoundError, bundled_model, resolve_model
+from isotherm.cluster.text import TokenizerError
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Records downloads; each gives tmp_path."""
+    """Records downloads; each gives tmp_path, with a config.json and a tokenizer.json that can be served."""
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    (tmp_path / "tokenizer.json").write_text("{}")
     calls: list[tuple[str, dict[str, Any]]] = []
 
     def snapshot_download(repo: str, **options: Any) -> str:
@@ -59,18 +65,36 @@ def test_a_directory_becomes_absolute(hub: list, tmp_path: Path, monkeypatch: py
 
 def test_a_hub_id_is_fetched_without_pickles_or_code(hub: list, tmp_path: Path):
     assert resolve_model("deepseek-ai/DeepSeek-V3") == tmp_path
-    ((repo, options),) = hub
-    assert repo == "deepseek-ai/DeepSeek-V3"
-    patterns = options["allow_patterns"]
+    assert [repo for repo, _ in hub] == ["deepseek-ai/DeepSeek-V3"] * 2
 
     def fetched(name: str) -> bool:
-        return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+        return any(fnmatch.fnmatch(name, pattern) for _, options in hub for pattern in options["allow_patterns"])
 
     wanted = ["config.json", "generation_config.json", "model.safetensors.index.json", "model-00001-of-000163.safetensors", "tokenizer.json",
               "tokenizer_config.json", "chat_template.jinja"]  # fmt: skip
     refused = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.pth", "model.ckpt", "weights.pkl", "modeling_deepseek.py",
                "configuration_deepseek.py", "model.gguf", "tf_model.h5", "evil.so", "x.pickle", "inference/convert.py"]  # fmt: skip
     assert [n for n in wanted if not fetched(n)] == [] and [n for n in refused if fetched(n)] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "error", "words"),
+    [({"model_type": "kimi_k2"}, True, ModelConfigError, "Kimi K2 is not supported yet"),
+     ({}, False, TokenizerError, "tiktoken.model (Moonlight)"),
+     ({"scoring_func": "softmax"}, True, ModelConfigError, "scoring_func")],
+)  # fmt: skip
+def test_what_cannot_be_served_is_refused_before_its_weights_are_fetched(
+    hub: list, tmp_path: Path, config: dict[str, Any], tokenizer: bool, error: type[Exception], words: str
+):
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3 | config))
+    if not tokenizer:
+        (tmp_path / "tokenizer.json").unlink()
+        (tmp_path / "tiktoken.model").write_text("")
+    with pytest.raises(error) as caught:
+        resolve_model("org/model")
+    assert words in str(caught.value)
+    ((_, options),) = hub
+    assert not any(fnmatch.fnmatch("model-00001-of-00002.safetensors", pattern) for pattern in options["allow_patterns"])
 
 
 @pytest.mark.parametrize(

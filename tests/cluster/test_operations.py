@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from isotherm.cluster.operations import HISTORY, Operation, OperationError, OperationLog, Phase, parse_operation
+from isotherm.cluster.operations import AUTOSCALER, HISTORY, Operation, OperationError, OperationLog, Phase, parse_operation
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,17 @@ def test_history_survives_a_restart_and_is_bounded():
     assert back.get(running.id).phase is Phase.ROLLED_BACK and "restarted" in back.get(running.id).reasons[-1]
     assert back.get(committed.id).phase is Phase.DONE
     assert opened(back)[0].id not in {o.id for o in log.all()}
+
+
+def test_the_autoscalers_operations_push_no_others_out():
+    log = OperationLog()
+    mine, _ = log.open(parse_operation({"expert_groups": 3, "idempotency_key": "mine"}), 0.0)
+    mine.enter(Phase.DONE, 1.0)
+    for i in range(3 * HISTORY):
+        operation, _ = log.open(parse_operation({"expert_groups": 3}), float(i), AUTOSCALER)
+        operation.enter(Phase.DONE, float(i))
+        recovery = Operation(f"recovery-{i}", {}, "recovery", float(i), phase=Phase.DONE)
+        log.record(recovery)
+    assert log.get(mine.id) is mine
+    assert log.open(parse_operation({"expert_groups": 3, "idempotency_key": "mine"}), 9.0) == (mine, False)
+    assert len(log.all()) <= 2 * HISTORY + 3

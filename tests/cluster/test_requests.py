@@ -7,12 +7,12 @@ import pytest
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs, merged_deltas
 
 
-def test_a_resumed_request_differs_in_what_was_generated_only():
+def test_a_resumed_request_differs_in_what_was_generated_and_was_accepted():
     request = GenerationRequest("a", (1, 2), SamplingParams(9, temperature=0.5, seed=3))
     resumed = request.resumed((7, 8))
-    assert resumed == GenerationRequest("a", (1, 2), SamplingParams(9, temperature=0.5, seed=3), (7, 8))
-    assert request.generated == ()
-    assert resumed.resumed(()) == request
+    assert resumed == GenerationRequest("a", (1, 2), SamplingParams(9, temperature=0.5, seed=3), (7, 8), accepted=True)
+    assert (request.generated, request.accepted) == ((), False)
+    assert resumed.resumed(()) == dataclasses.replace(request, accepted=True)
 
 
 @pytest.mark.parametrize("value", [SamplingParams(1), GenerationRequest("a", (1,), SamplingParams(1)), Delta("a", 0)])

@@ -14,7 +14,7 @@ from isotherm.cluster.saved_state import SavedState, decode
 
 def state(placement: Placement) -> SavedState:
     numbers, pinned = {"expert": 9, "attention": 8}, ((3, 1), (4, 255))
-    logs = OperationLog().dump(), '{"decisions": []}'
+    logs = OperationLog().dump(), '{"decisions": []}', '[{"weights": "0123"}]'
     return SavedState(placement.groups(), ("attention-0", "attention-7"), placement, ("a1b2",), pinned, numbers, *logs)
 
 

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs
-from isotherm.cluster.scheduler import Chunk, Form, Sampled, ScheduledSequence, Scheduler, SchedulerConfig
+from isotherm.cluster.scheduler import (
+    Chunk,
+    Form,
+    QueueFullError,
+    Sampled,
+    ScheduledSequence,
+    Scheduler,
+    SchedulerConfig,
+)
 
 
 def make(**changes: Any) -> Scheduler:
@@ -47,6 +55,37 @@ def plans(scheduler: Scheduler, limit: int = 50) -> list[list[str]]:
         out.append(step(scheduler)[0])
         assert len(out) <= limit, out
     return out
+
+
+# --- room ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_request_beyond_the_bound_is_refused():
+    scheduler = make(max_sequences=2, max_waiting=1)
+    for name in "abc":
+        scheduler.add(request(name, 2))
+    with pytest.raises(QueueFullError, match="3 requests are running or waiting here, and 3 may"):
+        scheduler.add(request("d", 2))
+    assert scheduler.request_ids() == ["a", "b", "c"]
+    scheduler.abort("b")
+    scheduler.add(request("d", 2))
+
+
+def test_a_request_that_was_accepted_before_always_has_room():
+    scheduler = make(max_sequences=1, max_waiting=0)
+    scheduler.add(request("a", 2))
+    scheduler.add(request("b", 2).resumed(()))
+    scheduler.add(request("c", 2, generated=(5,)))
+    with pytest.raises(QueueFullError):
+        scheduler.add(request("d", 2))
+    assert len(plans(scheduler)) > 0 and len(scheduler) == 0
+
+
+def test_without_a_bound_any_number_waits():
+    scheduler = make(max_sequences=1)
+    for i in range(300):
+        scheduler.add(request(f"{i}", [i, 1]))
+    assert len(scheduler) == 300
 
 
 # --- one request ---------------------------------------------------------------------------------------------------------------------------

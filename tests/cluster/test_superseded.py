@@ -6,13 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from table_fleet import TableFleet, idle
 
 from isotherm.cluster.desired import Desired
 from isotherm.cluster.membership import SupersededError
 from isotherm.cluster.operations import OperationLog, Phase, parse_operation
 from isotherm.cluster.placement_changes import Pair
 from isotherm.cluster.reconfigure import Reconfigurer
-from tests.cluster.test_reconfigure import TableFleet, idle
 
 ORDERS = ("link", "load", "free", "adopt", "drain", "disconnect")
 

@@ -62,7 +62,8 @@ def test_batch_survives_its_driver(served, tmp_path_factory):
 
     second = submit(served, folder)
     output = second.communicate(timeout=180)[0]
-    assert second.returncode == 0, output
+    # Every row is answered, one with an error: the job says so by its status.
+    assert second.returncode != 0 and f"{ROWS} of {ROWS} rows done" in output and "1 with an error" in output, output
     results = rows_of(folder / "out.jsonl")
     assert sorted(r["custom_id"] for r in results) == sorted(r["custom_id"] for r in requests)
     by_id = {r["custom_id"]: r for r in results}

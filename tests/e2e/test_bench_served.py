@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import subprocess
+import threading
+import time
 
+import psutil
+import shared_memory
 from served import ISOTHERM
 
 
 def test_the_bundled_model_is_measured_through_http_and_offline():
-    shared_memory = set(os.listdir("/dev/shm"))
     command = ["bench", "served", "tiny", "--streams", "2", "--output-tokens", "16", "--rounds", "1", "--links", "auto", "--json"]
-    done = subprocess.run([ISOTHERM, *command], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    (figure,) = json.loads(done.stdout)["figures"]
+    process = subprocess.Popen([ISOTHERM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    family: dict[int, psutil.Process] = {}
+    files: set[str] = set()
+
+    def look() -> None:
+        while process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family.update((p.pid, p) for p in psutil.Process(process.pid).children(recursive=True))
+            files.update(shared_memory.files(family))
+            time.sleep(0.2)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    out, errors = process.communicate(timeout=200)
+    looking.join()
+    assert process.returncode == 0, errors
+    (figure,) = json.loads(out)["figures"]
     assert (figure["links"], figure["streams"]) == ("auto", 2)
     assert all(len(figure[side]) == 1 and figure[side][0] > 0 for side in ("offline", "streamed", "whole"))
     assert figure["streamed_ratio"] == figure["streamed_median"] / figure["offline_median"]
     assert min(figure["first_token_ms"], figure["token_ms"]) > 0
-    assert set(os.listdir("/dev/shm")) <= shared_memory
+    _, alive = psutil.wait_procs(list(family.values()), timeout=10)
+    assert len(family) > 5 and alive == [] and shared_memory.still_there(files) == []

@@ -10,13 +10,14 @@ import tempfile
 from pathlib import Path
 
 import psutil
+import shared_memory
 import yaml
 from served import free_port
 
 KUBERAY = Path(__file__).parents[2] / "manifests" / "kuberay" / "cpu-dev.yaml"
 DRIVER = """
 import asyncio, functools, json, sys, time
-import httpx, psutil, yaml
+import httpx, psutil, shared_memory, yaml
 from isotherm.cluster.ray_environment import prepare_local_ray
 prepare_local_ray()
 import ray
@@ -29,10 +30,11 @@ from isotherm.cluster.serving import stop_everything
 folder, url, config, other = sys.argv[1:3] + [yaml.safe_load(a) for a in sys.argv[3:5]]
 ray.init = functools.partial(ray.init, labels={"role": "both"})
 start_local(folder, num_cpus=2)
-family = set()
+family, shared = set(), set()
 
 def look():
     family.update(p.pid for p in psutil.Process().children(recursive=True))
+    shared.update(shared_memory.files(family))
 
 def wait(what, seconds=150):
     end = time.monotonic() + seconds
@@ -85,7 +87,7 @@ try:
 finally:
     stop_everything()
     ray.shutdown()
-print(json.dumps(out | {"family": sorted(family)}))
+print(json.dumps(out | {"family": sorted(family), "shared": sorted(shared)}))
 """
 
 
@@ -109,8 +111,8 @@ def test_serve_starts_the_controller_once_and_binds_the_ingress(tmp_path: Path):
     }
     (tmp_path / "isotherm.yaml").write_text(yaml.safe_dump(manifest))
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(manifest | {"experts": {"groups": 3}}))
-    shared = set(os.listdir("/dev/shm"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["PYTHONPATH"] = str(Path(shared_memory.__file__).parent)
     with tempfile.TemporaryDirectory(prefix="kube-", ignore_cleanup_errors=True) as folder:
         arguments = [folder, f"http://127.0.0.1:{port}", config(port, tmp_path / "isotherm.yaml"), config(port, tmp_path / "other.yaml")]
         command = [sys.executable, "-c", DRIVER, *arguments]
@@ -125,4 +127,4 @@ def test_serve_starts_the_controller_once_and_binds_the_ingress(tmp_path: Path):
     assert out["elsewhere"] == "waits" and out["somewhere"], "label selectors reach the placement groups"
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in out["family"] if psutil.pid_exists(pid)], timeout=15)
     assert [p.cmdline()[:2] for p in alive if p.is_running()] == []
-    assert set(os.listdir("/dev/shm")) - shared == set()
+    assert shared_memory.still_there(out["shared"]) == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import socket
 import time
 
 import httpx
@@ -80,13 +82,59 @@ def test_openai_client(served):
         client.chat.completions.create(model="tiny", messages=SUM, max_tokens=-1)
 
 
+def raw_exchange(port: int, *parts: bytes) -> bytes:
+    """What comes back until the server closes the connection, or says no more for a while."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.1)
+        got = b""
+        while data := connection.recv(65536):
+            got += data
+        return got
+
+
+def chat_head(version: str, length: int, *more: str) -> bytes:
+    lines = [f"POST /v1/chat/completions HTTP/{version}", "Host: h", "Content-Type: application/json", *more]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
+
+
+def test_clients_that_offer_h2c_or_speak_http_1_0(served):
+    """As Java's HttpClient sends it, whole and in two parts, and as old proxies do."""
+    body = json.dumps({"model": "tiny", "messages": SUM, "temperature": 0}).encode()
+    offer = ("Connection: Upgrade, HTTP2-Settings, close", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB")
+    for parts in ([chat_head("1.1", len(body), *offer) + body], [chat_head("1.1", len(body), *offer), body]):
+        answer = raw_exchange(served.port, *parts)
+        assert answer.startswith(b"HTTP/1.1 200 OK") and b"7" in answer and answer.lower().count(b"x-request-id:") == 1
+    streamed = json.dumps({"model": "tiny", "messages": SUM, "temperature": 0, "stream": True}).encode()
+    answer = raw_exchange(served.port, chat_head("1.0", len(streamed)) + streamed)
+    head, _, events = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower() and events.startswith(b"data: {")
+    assert events.endswith(b"data: [DONE]\n\n")
+
+
+def test_what_the_front_door_takes(served):
+    body = json.dumps({"model": "tiny", "messages": SUM, "temperature": 0}).encode()
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        headers = {"content-type": "application/json", "content-encoding": "gzip", "x-request-id": "mine"}
+        answer = client.post("/v1/chat/completions", content=gzip.compress(body), headers=headers)
+        assert answer.status_code == 200 and answer.headers.get_list("x-request-id") == ["mine"]
+        assert "x-isotherm-capacity" not in answer.headers
+        for path in ("/v1/models/", "//v1/models"):
+            assert client.get(served.url + path).json()["data"][0]["id"] == "tiny"
+        assert client.get("/health").json() == {"status": "alive"} and client.get("/ready").status_code == 200
+        for path in ("/admin/experts", "/status", "/metrics"):
+            assert client.get(path).status_code == 200
+            assert client.get(path, headers={"x-forwarded-for": "10.0.0.7"}).status_code == 403
+
+
 def test_generate_prints_what_the_endpoint_gives(served):
-    if served.status()["workers"][1]["role"] == "attention":
-        pytest.skip("the offline command does not depend on the layout; one is enough")
     prompt = list(Workload(1, [24]).requests[0].prompt)
     offline = generate("tiny", "--prompt-ids", ",".join(map(str, prompt)), "--max-tokens", "24", "--ignore-eos", "--logprobs", "2")
     body = {"model": "tiny", "prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": True, "logprobs": 2}
-    choice = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()["choices"][0]
+    reply = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()
+    assert reply["system_fingerprint"] == offline["system_fingerprint"]
+    choice = reply["choices"][0]
     assert choice["text"] == offline["text"]
     assert choice["logprobs"]["token_logprobs"] == [entry["logprob"] for entry in offline["logprobs"]]
 

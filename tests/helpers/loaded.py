@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,8 @@ from served import Served
 from streams import Stream, Workload
 
 
-def under_load(served: Served, work: Workload, act: Callable[[], None]) -> list[Stream]:
-    """The streams of as many rounds as it takes until `act`, begun in the first, is done."""
+def under_load(served: Served, work: Workload, act: Callable[[], None], silence: float = 200) -> list[Stream]:
+    """The streams of as many rounds as it takes until `act`, begun in the first, is done. `silence`: as in `Workload.serve`."""
     failure: list[BaseException] = []
 
     def run() -> None:
@@ -27,11 +28,12 @@ def under_load(served: Served, work: Workload, act: Callable[[], None]) -> list[
     streams = []
     actor.start()
     while True:
-        streams += asyncio.run(work.serve(served.url))
+        streams += asyncio.run(work.serve(served.url, silence))
         if not actor.is_alive():
             break
     actor.join()
     if failure:
+        print(f"{len(streams)} streams, of them failed: {Counter(s.error or s.cut for s in streams if s.error or s.cut) or 0}")
         raise failure[0]
     served.remember_processes()
     return streams
@@ -42,7 +44,8 @@ def check(streams: list[Stream], expected: list[str], record_property, what: str
     record_property("longest_pause_seconds", round(pause, 3))
     record_property("longest_first_seconds", round(first, 3))
     print(f"{what}: {len(streams)} streams, longest pause between tokens {pause:.3f} s, to a first one {first:.3f} s")
-    assert [s.error for s in streams if s.error] == []
+    assert [s.error or s.cut for s in streams if s.error or s.cut] == []
+    assert all(s.done for s in streams)
     assert [s.text for s in streams] == expected * (len(streams) // len(expected))
 
 

@@ -26,7 +26,12 @@ class RayNodes:
         self._folder = tempfile.mkdtemp(prefix="nodes-")
         self._log = open(os.path.join(self._folder, "nodes.log"), "w")
         command = [sys.executable, __file__, self._folder]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd="/")
+        # Ray's Cluster writes down its address where any Ray of this machine would look for one, in a folder that it
+        # does not make; here that is not for others to find, nor over what they wrote.
+        environment = os.environ | {"RAY_TMPDIR": self._folder, "RAY_raylet_start_wait_time_s": "120"}
+        os.mkdir(os.path.join(self._folder, "ray"))
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}
+        self._process = subprocess.Popen(command, cwd="/", env=environment, **pipes)
         self.address: str = self._answer()["address"]
         return self
 
@@ -42,9 +47,9 @@ class RayNodes:
             self._log.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def add(self, cpus: float, **labels: str) -> str:
-        """Start a node; gives Ray's id of it."""
-        answer = self._ask({"add": {"num_cpus": cpus, "labels": labels}})
+    def add(self, cpus: float, environment: dict[str, str] | None = None, **labels: str) -> str:
+        """Start a node; gives Ray's id of it. `environment` is added to that of its workers."""
+        answer = self._ask({"add": {"num_cpus": cpus, "labels": labels, "env_vars": environment or {}}})
         self._raylets[answer["node"]] = psutil.Process(answer["raylet"])
         return answer["node"]
 
@@ -85,7 +90,9 @@ def main(folder: str) -> None:
         print(json.dumps(answer), file=out, flush=True)
 
     common = {"object_store_memory": 100 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, **common})
+    # No dashboard is wanted, but Ray would want its usual port all the same, which another Ray may have.
+    head = {"num_cpus": 0, "temp_dir": folder, "dashboard_port": None, **common}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     say(address=cluster.address)
     nodes = {}
     try:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import shared_memory
 import yaml
 
 ISOTHERM = str(Path(sys.executable).with_name("isotherm"))
@@ -41,10 +44,11 @@ class Served:
         self.manifest = folder / "manifest.yaml"
         self.manifest.write_text(yaml.safe_dump(manifest | {"http": manifest.get("http", {}) | {"port": self.port}}))
         self.log = folder / "serve.log"
+        self.ray_folders: list[Path] = []  # of a Ray that it joins
         self.start_as: dict[str, Any] = {}  # options of Popen
 
     def __enter__(self) -> Served:
-        self._shared_memory = set(os.listdir("/dev/shm"))
+        self._shared_files: set[str] = set()
         begin = time.monotonic()
         with open(self.log, "w") as log:
             command = [ISOTHERM, "serve", str(self.manifest), *self.arguments]
@@ -69,6 +73,7 @@ class Served:
         """Ray's workers are children of its raylet, which is our grandchild; remembered while the tree still hangs together."""
         for process in psutil.Process(self.process.pid).children(recursive=True) if psutil.pid_exists(self.process.pid) else []:
             self._family[process.pid] = process
+        self._shared_files |= shared_memory.files(self._family)
 
     def __exit__(self, *_: object) -> None:
         self.remember_processes()
@@ -115,13 +120,25 @@ class Served:
                 raise
 
     def left_over(self, patience: float = 10.0) -> dict[str, list[str]]:
-        """What the stopped cluster left: processes of its tree (a moment is given to them) and files in shared memory."""
+        """What the stopped cluster left: processes of its tree (a moment is given to them), and with them the memory of
+        links; and files in /dev/shm that these processes had."""
         _, alive = psutil.wait_procs(list(self._family.values()), timeout=patience)
-        return {"processes": [f"{p.pid} {p.name()}" for p in alive], "shared memory": sorted(set(os.listdir("/dev/shm")) - self._shared_memory)}
+        files = shared_memory.still_there(self._shared_files)
+        return {"processes": [f"{p.pid} {p.name()}" for p in alive], "shared memory": files}
 
     def ray_address(self) -> str:
         """Of the local Ray that it has started."""
         return json.loads((Path(tempfile.gettempdir()) / f"isotherm-{os.getuid()}" / f"{self.process.pid}.json").read_text())["address"]
+
+    def logged(self, since: float) -> list[str]:
+        """What controller, workers and ingress have logged since a moment (of time.time), in order, also those that are gone."""
+        self.remember_processes()
+        begin = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+        lines = []
+        for folder in self.ray_folders or _ray_folders(self._family.values()):
+            for path in folder.glob("session_2*/logs/**/*.err"):
+                lines += [line for line in path.read_text(errors="replace").splitlines() if _LOGGED.match(line) and line >= begin]
+        return sorted(lines)
 
     def command(self, *arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [ISOTHERM, *arguments]
@@ -133,6 +150,18 @@ class Served:
 
     def kv_blocks_used(self) -> int:
         return sum(w["kv_blocks_used"] for w in self.status()["workers"] if w["role"] == "attention")
+
+
+_LOGGED = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ \S+ isotherm")
+
+
+def _ray_folders(processes: Iterable[psutil.Process]) -> list[Path]:
+    """Those in which the raylets among these processes keep their sessions."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.update(word.partition("=")[2] for word in process.cmdline() if word.startswith("--temp_dir="))
+    return [Path(folder) for folder in sorted(found)]
 
 
 def generate(model: str, *arguments: str) -> dict[str, Any]:

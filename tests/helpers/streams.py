@@ -24,10 +24,13 @@ SUBJECTS = ["Count from 3 to {n}.", "What is {n} + 5?", "Spell the word house.",
 
 @dataclass
 class Stream:
-    """What a client saw. `first`: seconds to the first chunk; `gaps`: seconds between chunks."""
+    """What a client saw. `error`: HTTP's status, or an error event's words; `cut`: how the connection failed, or fell silent; `done`: the stream
+    ended with [DONE]. `first`: seconds to the first chunk; `gaps`: seconds between chunks."""
 
     text: str = ""
     error: str = ""
+    cut: str = ""
+    done: bool = False
     first: float = 0.0
     gaps: list[float] = field(default_factory=list)
 
@@ -59,19 +62,28 @@ class Workload:
             texts.append(stream.push(tokens).text + stream.flush())
         return texts
 
-    async def serve(self, url: str) -> list[Stream]:
-        """All requests at once."""
+    async def serve(self, url: str, silence: float = 200) -> list[Stream]:
+        """All requests at once. `silence`: seconds without a word after which a stream is given up."""
         limits = httpx.Limits(max_connections=len(self.requests))
-        async with httpx.AsyncClient(base_url=url, timeout=200, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=silence, limits=limits) as client:
             return await asyncio.gather(*(self._ask(client, request) for request in self.requests))
 
     async def _ask(self, client: httpx.AsyncClient, request: GenerationRequest) -> Stream:
+        stream = Stream()
+        try:
+            await self._read(client, request, stream)
+        except httpx.TransportError as error:
+            stream.cut = repr(error)
+        return stream
+
+    async def _read(self, client: httpx.AsyncClient, request: GenerationRequest, stream: Stream) -> None:
         params = request.params
         body = {"model": "tiny", "prompt": request.prompt, "max_tokens": params.max_tokens, "temperature": params.temperature, "seed": params.seed}
-        stream, begin, last = Stream(), time.perf_counter(), 0.0
+        begin, last = time.perf_counter(), 0.0
         async with client.stream("POST", "/v1/completions", json=body | {"ignore_eos": True, "stream": True}) as response:
             if response.status_code != 200:
-                return Stream(error=f"HTTP {response.status_code}")
+                stream.error = f"HTTP {response.status_code}"
+                return
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     now, chunk = time.perf_counter(), json.loads(line[6:])
@@ -84,4 +96,5 @@ class Workload:
                         stream.error = str(chunk["error"])
                     else:
                         stream.text += chunk["choices"][0]["text"]
-        return stream
+                elif line == "data: [DONE]":
+                    stream.done = True

@@ -17,16 +17,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from native_there import require_native
 
 from isotherm.kernels.native_backend import ISAS, NativeKernels
 from isotherm.kernels.native_library import NativeKernelsUnavailable, load
 from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, PrefillRows, Router, StoredWeight
 from isotherm.kernels.reference import ReferenceKernels, candidates, gumbel_noise
 
-try:
-    load()
-except NativeKernelsUnavailable as unavailable:
-    pytest.skip(str(unavailable), allow_module_level=True)
+require_native()
 
 BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

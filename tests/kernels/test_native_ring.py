@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from native_there import require_native
 
 from isotherm.kernels.native_backend import NativeKernels
 from isotherm.kernels.native_library import NativeKernelsUnavailable
-from isotherm.kernels.native_ring import NativeExpertLoop, NativeGate, gather_choose, load, unavailable_reason
+from isotherm.kernels.native_ring import NativeExpertLoop, NativeGate, gather_choose, load
 
-if reason := unavailable_reason():
-    pytest.skip(reason, allow_module_level=True)
+require_native(ring=True)
 
 FIRST, END, NOW, NEVER = 3, 19, 10_000, 2**63 - 1
 

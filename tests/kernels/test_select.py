@@ -38,8 +38,10 @@ def test_cpu_kernels_are_refused_on_a_gpu(name: str):
 def test_a_gpu_gets_triton(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU of this test")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     chosen = select_kernels(name, torch.bfloat16, device="cuda")
     assert (chosen.kernels.name, chosen.kernels.device.type) == ("triton", "cuda")
+    assert chosen.kernels.instructions.startswith("sm_90, Triton 3.")
     assert "a GPU of this test" in chosen.reason and cuda_unavailable_reason() is None
 
 

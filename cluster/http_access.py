@@ -1,0 +1,77 @@
+"""Who may use the operator's routes while there are no API keys: processes of the machine that serves, unless the
+manifest opens the routes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from isotherm.cluster.loopback import is_loopback
+from isotherm.cluster.openai_schemas import APIError
+from isotherm.cluster.openai_stream import to_json
+
+Reach = Literal["loopback", "open"]
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+
+@dataclass(frozen=True)
+class Access:
+    """`admin`: /admin/* and /status; `metrics`: /metrics. Each is the name of a field of the manifest's `http` too."""
+
+    admin: Reach = "loopback"
+    metrics: Reach = "loopback"
+
+
+class AccessMiddleware:
+    """Answers 403 to whoever may not use an operator's route. Stands behind PathMiddleware, so that there is one way to
+    write a path."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self.app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
+        if (field := operators_field(path)) is not None and getattr(self._access, field) == "loopback":
+            client = scope.get("client")
+            reason = why_not_local(client[0] if client else None, Headers(scope=scope))
+            if reason is not None:
+                message = (
+                    f"{path[:100]} answers only processes of the machine that serves, and {reason}; "
+                    f"`http.{field}: open` in the manifest "
+                    "opens it to everyone who reaches the port"
+                )
+                error = APIError(message, status=403, param=f"http.{field}", code="forbidden", kind="permission_error")
+                await Response(to_json(error.body()), 403, media_type="application/json")(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def operators_field(path: str) -> str | None:
+    """The field of Access that a path falls under; None for one that everyone may use."""
+    if path == "/metrics":
+        return "metrics"
+    return "admin" if path in ("/admin", "/status") or path.startswith("/admin/") else None
+
+
+def why_not_local(peer: str | None, headers: Mapping[str, str]) -> str | None:
+    """Why a request does not come from this machine's own processes; None where it does. What a header says is never a
+    reason to let somebody in. But a proxy on this machine says in one that it speaks for another, and a browser that it
+    does so for a page of another site."""
+    if not is_loopback(peer):
+        return f"this request comes from {peer or 'an unknown address'}"
+    if any(name in headers for name in _FORWARDED):
+        return "this request came through a proxy"
+    origin = headers.get("origin")
+    if origin is not None or headers.get("sec-fetch-site", "none") != "none":
+        host = headers.get("host", "")
+        if not is_loopback(urlsplit(f"//{host}").hostname) or origin not in (None, f"http://{host}", f"https://{host}"):
+            return "this request was made by a page of another site"
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return "this request was made by a page of another site"
+    return None

@@ -1,0 +1,109 @@
+"""The body of a request: what it may be coded in, and how large it may be, counted while it comes in and while it is
+decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from email.message import Message as MailMessage
+
+from starlette.requests import Request
+
+from isotherm.cluster.openai_schemas import APIError
+
+_CODINGS = {
+    "gzip": zlib.MAX_WBITS | 32,
+    "x-gzip": zlib.MAX_WBITS | 32,
+    "deflate": zlib.MAX_WBITS | 32,
+}  # 32: by its header, gzip or zlib
+_ALLOWED = "gzip, deflate, identity"
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
+_BOM = b"\xef\xbb\xbf"
+_INLINE_BYTES = (
+    16 * 1024
+)  # a coded body up to this size is decoded in well under a millisecond, unless it is a bomb: no thread
+
+
+async def read_body(request: Request, limit: int, json_only: bool = True) -> bytes:
+    """The decoded body, without a byte order mark. Raises APIError 413 above `limit` bytes, as sent or decoded, 415 for
+    a coding, a charset or (with `json_only`) a content type that is not taken, 400 for a coded body that is damaged."""
+    if json_only:
+        _check_content_type(request.headers.get("content-type", "application/json"))
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity", *_CODINGS):
+        message = (
+            f"content-encoding: {coding[:100]!r} is not taken; send {_ALLOWED.replace(', identity', ' or identity')}"
+        )
+        raise APIError(message, status=415, param="content-encoding", headers={"accept-encoding": _ALLOWED})
+    body = await _received(request, limit)
+    if (window := _CODINGS.get(coding)) is not None:
+        body = (
+            decoded(body, window, limit)
+            if len(body) <= _INLINE_BYTES
+            else await asyncio.to_thread(decoded, body, window, limit)
+        )
+    return body.removeprefix(_BOM)
+
+
+def decoded(body: bytes, window: int, limit: int) -> bytes:
+    """A gzip or zlib stream, or several in a row; never more than `limit` bytes are made of it. Raises APIError 413 and
+    400."""
+    parts: list[bytes] = []
+    room = limit
+    try:
+        while body:
+            stream = zlib.decompressobj(window)
+            try:
+                part = stream.decompress(body, room + 1)
+            except zlib.error:
+                if parts or window < 0:
+                    raise
+                window = -zlib.MAX_WBITS  # "deflate" without zlib's header, as some clients send it
+                continue
+            room -= len(part)
+            if room < 0:
+                raise too_large(limit, "decoded, ")
+            if not stream.eof:
+                raise zlib.error("it is cut off")
+            parts.append(part)
+            body = stream.unused_data
+    except zlib.error as error:
+        raise APIError(f"the body cannot be decoded: {error}", param="content-encoding") from None
+    return b"".join(parts)
+
+
+def too_large(limit: int, how: str = "") -> APIError:
+    # The rest of the body will not be read, so the connection cannot be used again.
+    return APIError(
+        f"{how}the body is larger than {limit} bytes",
+        status=413,
+        code="request_too_large",
+        headers={"connection": "close"},
+    )
+
+
+def _check_content_type(value: str) -> None:
+    header = MailMessage()
+    header["content-type"] = value
+    kind = value.partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise APIError(f"content-type: expected application/json, got {kind[:100]!r}", status=415, param="content-type")
+    charset = str(header.get_param("charset", "utf-8")).lower()
+    if charset not in _CHARSETS:
+        raise APIError(
+            f"content-type: JSON is taken in UTF-8, not in charset {charset[:100]!r}", status=415, param="content-type"
+        )
+
+
+async def _received(request: Request, limit: int) -> bytes:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > limit:
+        raise too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise too_large(limit)
+        parts.append(part)
+    return b"".join(parts)

@@ -1,0 +1,105 @@
+"""How Serve's proxy reads HTTP/1 from a connection: uvicorn's protocol, mended for clients that offer an upgrade and
+for those that speak HTTP/1.0.
+
+Ray Serve offers no way to choose the protocol, so it is put in the place of the one that uvicorn finds by itself
+(`use_front_door_protocol`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import httptools
+import uvicorn.config
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+_UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+
+
+def use_front_door_protocol() -> None:
+    """Every uvicorn server that this process makes from now on, and that does not ask for another protocol, uses
+    FrontDoorProtocol."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{FrontDoorProtocol.__name__}"
+
+
+def without_upgrade(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of a request as they would be, had its client not offered to change the protocol. Names are in lower
+    case."""
+    kept = []
+    for name, value in headers:
+        if name == b"connection":
+            tokens = [token.strip() for token in value.split(b",")]
+            value = b", ".join(token for token in tokens if token.lower() not in _UPGRADE_HEADERS)
+        if name not in _UPGRADE_HEADERS and (value or name != b"connection"):
+            kept.append((name, value))
+    return kept
+
+
+class FrontDoorProtocol(HttpToolsProtocol):
+    """uvicorn's protocol over httptools, with two differences.
+
+    An offer to upgrade that nobody here can take (h2c, which Java's HttpClient sends with every first request) is
+    declined by reading the request's head once more without it. The parser takes whatever follows such a head for the
+    other protocol, so the request's body would be lost.
+
+    A client that speaks HTTP/1.0 knows no chunks: a body of unknown length ends with the connection."""
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._should_upgrade():
+                    self.handle_websocket_upgrade()
+                    return
+                data = self._head_without_upgrade() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            except httptools.HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+                return
+
+    def on_headers_complete(self) -> None:
+        if not self._declines():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self._declines():
+            super().on_message_complete()
+
+    def _declines(self) -> bool:
+        """Whether the head that was just read will be read again. CONNECT looks like an upgrade to the parser, and
+        would be one again."""
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT" and not self._should_upgrade()
+
+    def _head_without_upgrade(self) -> bytes:
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        return b"\r\n".join([line, *(b"%s: %s" % header for header in without_upgrade(self.headers)), b"", b""])
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        if cycle.scope["http_version"] == "1.0":
+            app = _unframed(app, cycle)
+        super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
+
+
+def _unframed(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+    """The application, with replies of unknown length sent as they are. The cycle closes the connection after each
+    reply to HTTP/1.0."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        unframed = False
+
+        async def send_unframed(message: Message) -> None:
+            nonlocal unframed
+            if message["type"] == "http.response.start":
+                unframed = all(name.lower() != b"content-length" for name, _ in message.get("headers", []))
+                cycle.chunked_encoding = False if unframed else None
+            elif unframed:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_unframed)
+
+    return call

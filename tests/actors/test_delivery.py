@@ -1,0 +1,114 @@
+"""Deltas on their way to ingress replicas, and replicas that fall silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from isotherm.actors.delivery import LOOK, SILENCE, Delivery, UnknownConnectionError
+from isotherm.cluster.requests import Delta, FinishReason
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Replica:
+    """Reads its stream as it comes."""
+
+    def __init__(self, delivery: Delivery, name: str):
+        self.got: list[Delta] = []
+        self.lists = 0
+        self.task = asyncio.ensure_future(self._read(delivery, name))
+
+    async def _read(self, delivery: Delivery, name: str) -> None:
+        async for deltas in delivery.stream(name):
+            self.got += deltas
+            self.lists += 1
+
+
+def play(act: Callable[[Delivery, Clock, list[str]], Awaitable[None]]) -> None:
+    async def go() -> None:
+        clock, aborted = Clock(), []
+        await act(Delivery(aborted.append, clock), clock, aborted)
+
+    asyncio.run(go())
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0.005)
+
+
+def test_each_replica_gets_its_own_deltas():
+    async def act(delivery: Delivery, clock: Clock, aborted: list[str]) -> None:
+        a, b = Replica(delivery, "a"), Replica(delivery, "b")
+        await settle()
+        assert (a.lists, a.got) == (1, [])  # the greeting
+        delivery.expect("a", "r1")
+        delivery.expect("b", "r2")
+        delivery.publish([Delta("r1", 0, (7,)), Delta("r2", 0, (8,), FinishReason.LENGTH)])
+        await settle()
+        assert [d.token_ids for d in a.got] == [(7,)] and [d.token_ids for d in b.got] == [(8,)]
+        assert delivery.open_requests() == ["r1"] and not delivery.is_empty and delivery.tokens == 2
+        assert delivery.owns("a", "r1") and not delivery.owns("b", "r1")
+        delivery.publish([Delta("r1", 1, (), FinishReason.ABORT)])
+        clock.now += 1
+        await settle()
+        assert delivery.is_empty
+
+    play(act)
+
+
+def test_a_silent_replicas_stream_ends_and_its_requests_are_aborted():
+    """It may only have been stopped: a stream that never ends would be waited for for ever."""
+
+    async def act(delivery: Delivery, clock: Clock, aborted: list[str]) -> None:
+        silent, other = Replica(delivery, "silent"), Replica(delivery, "other")
+        await settle()
+        for connection, request in ("silent", "r1"), ("silent", "r2"), ("other", "r3"):
+            delivery.expect(connection, request)
+        for _ in range(int(SILENCE / LOOK) + 1):
+            clock.now += LOOK
+            delivery.hear("other")
+            delivery.close_silent()
+        await settle()
+        assert aborted == ["r1", "r2"] and silent.task.done() and not other.task.done()
+        with pytest.raises(UnknownConnectionError):
+            delivery.hear("silent")
+        again = Replica(delivery, "again")
+        await settle()
+        delivery.expect("again", "r1")
+        delivery.publish([Delta("r1", 3, (9,))])
+        await settle()
+        assert [d.start for d in again.got] == [3]
+
+    play(act)
+
+
+def test_nobody_is_to_blame_where_this_process_stood_still():
+    async def act(delivery: Delivery, clock: Clock, aborted: list[str]) -> None:
+        replica = Replica(delivery, "a")
+        await settle()
+        delivery.expect("a", "r1")
+        clock.now += 10 * SILENCE
+        assert delivery.close_silent() == []
+        clock.now += LOOK
+        delivery.hear("a")
+        assert delivery.close_silent() == [] and not replica.task.done()
+
+    play(act)
+
+
+def test_a_connection_must_be_open_before_requests_are_sent():
+    async def act(delivery: Delivery, clock: Clock, aborted: list[str]) -> None:
+        with pytest.raises(UnknownConnectionError, match="connection x is not open at this shard"):
+            delivery.hear("x")
+
+    play(act)

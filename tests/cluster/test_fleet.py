@@ -1,0 +1,147 @@
+"""The fleet's own part in a loss, over Ray calls that are only written down."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from isotherm.cluster import background, fleet
+from isotherm.cluster.checkpoint import Checkpoint
+from isotherm.cluster.fleet import RayFleet
+from isotherm.cluster.manifest import parse_manifest
+from isotherm.cluster.model_path import bundled_model
+from isotherm.cluster.placement import contiguous_placement
+from isotherm.cluster.ray_workers import RayWorker, Slot
+
+
+class Ray:
+    """What the fleet did, and a head that may be away."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.ended: list[str] = []
+        self.died: list[str] = []
+        self.asked: list[dict[str, str]] = []  # labels of the places that were asked for
+        self.full: set[str] = set()  # label selectors for which there is no place
+        self.away = 0
+        self.nodes = ["aa", "bb"]
+        monkeypatch.setattr(background, "FIRST_PAUSE", 0.005)
+        monkeypatch.setattr(fleet, "SUSPECT_PATIENCE", 0.05)
+        monkeypatch.setattr(fleet, "end_worker", lambda worker: self.ended.append(worker.id))
+        monkeypatch.setattr(fleet, "reserve", self.reserve)
+        monkeypatch.setattr(fleet.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+        monkeypatch.setattr(fleet.ray, "nodes", lambda: [{"NodeID": node, "Alive": True} for node in self.nodes])
+
+    def standing(self) -> None:
+        if self.away:
+            self.away -= 1
+            raise ConnectionError("Ray's head is away")
+
+    async def reserve(self, name: str, resources: dict[str, float], labels: dict[str, str]) -> Slot:
+        self.asked.append(labels)
+        if labels.get("ray.io/node-id", "anywhere") in self.full:
+            await asyncio.Event().wait()
+        return Slot(None, "bb" if labels else "aa", "127.0.0.1")  # type: ignore[arg-type]
+
+    def fleet(self) -> RayFleet:
+        manifest, checkpoint = parse_manifest({}), Checkpoint.open(bundled_model())
+        made = RayFleet("c", 0, manifest, checkpoint, self.died.append, lambda: None, self.standing)
+        for name, workers, node in (
+            ("attention-0", made.shards, "aa"),
+            ("attention-1", made.shards, "aa"),
+            ("expert-0", made.groups, "aa"),
+            ("expert-1", made.groups, "bb"),
+        ):
+            workers[name] = RayWorker(name, Slot(None, node, "127.0.0.1"), None)  # type: ignore[arg-type]
+        config = checkpoint.config
+        made.placement = contiguous_placement(config.moe_layers, config.n_routed_experts, ["expert-0", "expert-1"])
+        made.in_service = {"attention-0", "attention-1"}
+        return made
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ray]:
+    def go(act: Callable[[Ray, RayFleet], Awaitable[Any]]) -> Ray:
+        async def run() -> Ray:
+            ray = Ray(monkeypatch)
+            await act(ray, ray.fleet())
+            return ray
+
+        return asyncio.run(run())
+
+    return go
+
+
+def test_a_loss_is_told_and_carried_out_though_rays_head_is_away(play):
+    """The watcher died with the first error, and the loss was never seen."""
+
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        ray.away = 3
+        fleet._lost("expert-0", "killed", False)
+        fleet._lost("expert-0", "killed again", False)
+        assert ray.died == ["expert-0"] and fleet.dead == {"expert-0": "killed"}
+        while not ray.ended:
+            await asyncio.sleep(0.005)
+
+    assert play(act).ended == ["expert-0"]
+
+
+def test_shards_that_cannot_reach_every_expert_take_no_requests(play):
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        assert fleet.reachable() == (["attention-0", "attention-1"], None)
+        fleet.repair.failed["attention-0", "expert-1"] = "connection reset"
+        shards, why = fleet.reachable()
+        assert shards == ["attention-1"] and why is not None and "expert-1: connection reset" in why and "from attention-0" in why
+        fleet._lost("expert-0", "killed", False)
+        shards, why = fleet.reachable()
+        assert shards == [] and why is not None and "expert-0: killed" in why
+        both = contiguous_placement(fleet.placement.layers, 16, ["expert-0"], 2)
+        fleet.placement = type(both)(2, both.layers, tuple(tuple(("expert-0", "expert-1") for _ in layer) for layer in both.holders))
+        assert fleet.reachable()[0] == ["attention-1"], "there is another copy"
+
+    play(act)
+
+
+def test_nothing_is_started_on_a_node_whose_worker_could_not_be_reached(play):
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        fleet._lost("expert-0", "killed", False)
+        await fleet.reserve("expert-2", frozenset())
+        assert ray.asked[-1] == {}
+        fleet._lost("expert-1", "it hangs", True)
+        await fleet.reserve("expert-3", frozenset())
+        assert ray.asked[-1] == {"ray.io/node-id": "!in(bb)"}
+        ray.full.add("!in(bb)")  # there is no room elsewhere
+        await fleet.reserve("expert-4", frozenset())
+        assert ray.asked[-2:] == [{"ray.io/node-id": "!in(bb)"}, {}]
+        ray.nodes = ["bb"]
+        await fleet.reserve("expert-5", frozenset())
+        assert ray.asked[-1] == {}, "there is no other node"
+
+    play(act)
+
+
+def test_where_only_suspect_nodes_have_room_it_is_not_the_newest(play):
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        ray.nodes = ["aa", "bb", "cc"]
+        fleet._lost("expert-1", "it hangs", True)
+        await asyncio.sleep(0.01)
+        fleet._lost("expert-0", "it hangs", True)
+        ray.full.add("!in(aa,bb)")
+        await fleet.reserve("expert-2", frozenset())
+        assert [asked["ray.io/node-id"] for asked in ray.asked] == ["!in(aa,bb)", "!in(aa)"]
+
+    play(act)
+
+
+def test_a_node_is_suspect_for_a_while_only(play, monkeypatch):
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        fleet._lost("expert-1", "it hangs", True)
+        assert fleet._suspected(frozenset()) == {"bb"}
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
+        assert fleet._suspected(frozenset()) == frozenset()
+
+    play(act)

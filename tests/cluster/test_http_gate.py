@@ -1,0 +1,151 @@
+"""The bound in Serve's proxy: learnt from what replicas say, kept without asking them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from isotherm.cluster.http_gate import CAPACITY_HEADER, GateMiddleware
+
+
+class Replicas:
+    """Answer when told to, and tell a capacity."""
+
+    def __init__(self, capacity: int | None = 2):
+        self.capacity, self.reached, self.go = capacity, 0, asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        self.reached += 1
+        await self.go.wait()
+        told = [] if self.capacity is None else [(CAPACITY_HEADER, str(self.capacity).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"1"), *told]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def ask(gate, method="POST", path="/v1/completions"):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await gate({"type": "http", "method": method, "path": path, "headers": []}, None, send)
+    return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
+
+
+def play(act, **options):
+    async def go():
+        replicas = Replicas(**options)
+        await asyncio.wait_for(act(replicas, GateMiddleware(replicas)), 20)
+
+    asyncio.run(go())
+
+
+async def opened(gate, count, **request):
+    tasks = [asyncio.ensure_future(ask(gate, **request)) for _ in range(count)]
+    await asyncio.sleep(0.01)
+    return tasks
+
+
+def test_any_number_is_let_in_before_a_replica_has_told_its_capacity():
+    async def act(replicas, gate):
+        tasks = await opened(gate, 9)
+        assert replicas.reached == 9
+        replicas.go.set()
+        assert [(await task)[0] for task in tasks] == [200] * 9
+
+    play(act)
+
+
+def test_what_is_beyond_the_capacity_is_refused_without_a_replica():
+    async def act(replicas, gate):
+        replicas.go.set()
+        status, headers, _ = await ask(gate)
+        assert status == 200 and headers == {b"a": b"1"}, "the header is the proxy's"
+        replicas.go.clear()
+        tasks = await opened(gate, 2)
+        status, headers, body = await ask(gate)
+        assert (status, replicas.reached) == (429, 3) and int(headers[b"retry-after"]) >= 1
+        assert json.loads(body)["error"]["code"] == "overloaded"
+        replicas.capacity = 5
+        replicas.go.set()
+        await asyncio.gather(*tasks)
+        replicas.go.clear()
+        more = await opened(gate, 5)
+        assert replicas.reached == 8
+        for task in more:
+            task.cancel()
+        await asyncio.gather(*more, return_exceptions=True)
+        assert len(await opened(gate, 5)) == 5 and replicas.reached == 13, "places of requests that end otherwise are free"
+
+    play(act)
+
+
+def test_a_place_is_free_when_the_client_has_its_answer():
+    """As many clients as there are places, each of which asks again at once: none is refused."""
+
+    async def act(replicas, gate):
+        replicas.go.set()
+        assert (await ask(gate))[0] == 200
+        asked = []
+
+        async def send(message):
+            if message["type"] == "http.response.body":
+                asked.append((await ask(gate))[0])
+
+        replicas.capacity = 1
+        await ask(gate)
+        await gate({"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}, None, send)
+        assert asked == [200]
+
+    play(act)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("GET", "/health"), ("POST", "/admin/operations")])
+def test_only_requests_for_the_engine_are_counted(method, path):
+    async def act(replicas, gate):
+        replicas.go.set()
+        await ask(gate)
+        replicas.go.clear()
+        await opened(gate, 2)
+        await opened(gate, 1, method=method, path=path)
+        assert replicas.reached == 4
+
+    play(act)
+
+
+def test_a_storm_of_refusals_is_slowed_down():
+    """Clients that come again at once: after a while each refusal takes a second, and costs nothing meanwhile."""
+
+    async def act(replicas, gate):
+        replicas.go.set()
+        await ask(gate)
+        replicas.go.clear()
+        await opened(gate, 2)
+        loop = asyncio.get_running_loop()
+        begin, answered = loop.time(), 0
+
+        async def hammer():
+            nonlocal answered
+            while loop.time() < begin + 1.5:
+                assert (await ask(gate))[0] == 429
+                answered += 1
+
+        await asyncio.gather(*(hammer() for _ in range(300)))
+        assert answered < 1000
+
+    play(act)
+
+
+def test_a_single_refusal_comes_at_once():
+    async def act(replicas, gate):
+        replicas.go.set()
+        await ask(gate)
+        replicas.go.clear()
+        await opened(gate, 2)
+        begin = asyncio.get_running_loop().time()
+        await ask(gate)
+        assert asyncio.get_running_loop().time() - begin < 0.1
+
+    play(act)

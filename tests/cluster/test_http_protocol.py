@@ -1,0 +1,199 @@
+"""HTTP/1 as Serve's proxy reads it, over real sockets: offers to upgrade, HTTP/1.0, and what is left as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+
+import pytest
+import uvicorn
+
+from isotherm.cluster.http_gate import GateMiddleware
+from isotherm.cluster.http_health import HealthMiddleware
+from isotherm.cluster.http_middleware import ServeProxyMiddleware, serve_proxy_middlewares
+from isotherm.cluster.http_protocol import FrontDoorProtocol, without_upgrade
+from isotherm.cluster.http_unrouted import UnroutedMiddleware
+from tests.cluster.fake_engine import http_server
+
+# As Java's HttpClient and `curl --http2` send it.
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+
+
+async def echo(scope, receive, send):
+    """Says what it got; at /stream in two parts of no stated length."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    names = sorted({name.decode() for name, _ in scope["headers"]})
+    said = json.dumps(
+        {"method": scope["method"], "path": scope["path"], "headers": names, "body": body.decode()}
+    ).encode()
+    if scope["path"] == "/stream":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": said[:9], "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        await send({"type": "http.response.body", "body": said[9:]})
+        return
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(said)).encode())]}
+    )
+    await send({"type": "http.response.body", "body": said})
+
+
+@pytest.fixture(scope="module")
+def port():
+    with http_server(echo, FrontDoorProtocol) as url:
+        yield int(url.rsplit(":", 1)[1])
+
+
+def post(path=b"/echo", body=b'{"a": 1}', extra=b"", version=b"1.1"):
+    head = b"POST %s HTTP/%s\r\nHost: h\r\n%sContent-Length: %d\r\n\r\n" % (path, version, extra, len(body))
+    return head, body
+
+
+def exchange(connection, *parts):
+    """Send the parts one by one; the answer's status line, headers and body, which has a stated length."""
+    for part in parts:
+        connection.sendall(part)
+        time.sleep(0.05)
+    got = b""
+    while b"\r\n\r\n" not in got:
+        got += received(connection)
+    head, _, body = got.partition(b"\r\n\r\n")
+    headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    while len(body) < int(headers[b"content-length"]):
+        body += received(connection)
+    return head.split(b"\r\n")[0], headers, json.loads(body)
+
+
+def received(connection):
+    data = connection.recv(65536)
+    assert data, "the server closed the connection"
+    return data
+
+
+@pytest.fixture
+def connection(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as made:
+        yield made
+
+
+@pytest.mark.parametrize("writes", [1, 2, 7])
+def test_the_body_after_an_offer_to_upgrade_is_read(connection, writes):
+    data = b"".join(post(extra=OFFER))
+    step = -(-len(data) // writes)
+    parts = list(post(extra=OFFER)) if writes == 2 else [data[i : i + step] for i in range(0, len(data), step)]
+    status, headers, said = exchange(connection, *parts)
+    assert status == b"HTTP/1.1 200 OK" and b"upgrade" not in headers
+    assert said == {"method": "POST", "path": "/echo", "headers": ["content-length", "host"], "body": '{"a": 1}'}
+
+
+def test_later_requests_of_the_connection_are_read_too(connection):
+    """Plain, with an offer, chunked with an offer, and one in the same write as its predecessor."""
+    assert exchange(connection, b"".join(post()))[2]["body"] == '{"a": 1}'
+    assert exchange(connection, b"".join(post(body=b"[2]", extra=OFFER)))[2]["body"] == "[2]"
+    chunked = b"POST /c HTTP/1.1\r\nHost: h\r\n" + OFFER + b"Transfer-Encoding: chunked\r\n\r\n3\r\n[3]\r\n0\r\n\r\n"
+    assert exchange(connection, chunked)[2]["body"] == "[3]"
+    first, second = b"".join(post(body=b"[4]", extra=OFFER)), b"".join(post(path=b"/b?x=%20", body=b"[5]", extra=OFFER))
+    connection.sendall(first + second)
+    got = b""
+    while b'"[5]"}' not in got:
+        got += received(connection)
+    assert got.index(b'"body": "[4]"') < got.index(b'"path": "/b"')
+    assert exchange(connection, b"GET /last HTTP/1.1\r\nHost: h\r\n" + OFFER + b"\r\n")[2]["path"] == "/last"
+
+
+def test_an_expected_100_is_sent_after_an_offer(connection):
+    head, body = post(extra=OFFER + b"Expect: 100-continue\r\n")
+    connection.sendall(head)
+    assert received(connection) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert exchange(connection, body)[2]["body"] == '{"a": 1}'
+
+
+def test_what_is_no_offer_that_anyone_takes(port):
+    for request, status in (
+        (b"CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", b"400"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
+    ):
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(request)
+            assert received(connection).split()[1] == status
+
+
+@pytest.mark.parametrize("path", [b"/stream", b"/echo"])
+def test_http_1_0_gets_no_chunks(port, path):
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(b"".join(post(path=path, version=b"1.0")))
+        got = b""
+        while data := connection.recv(65536):
+            got += data
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower() and b"connection: close" in head.lower()
+    assert json.loads(body)["body"] == '{"a": 1}'
+
+
+def test_http_1_1_gets_chunks(connection):
+    connection.sendall(b"".join(post(path=b"/stream")))
+    got = b""
+    while not got.endswith(b"0\r\n\r\n"):
+        got += received(connection)
+    assert b"transfer-encoding: chunked" in got.lower()
+
+
+def test_only_the_offer_is_taken_out_of_a_head():
+    headers = [
+        (b"connection", b"Keep-Alive, Upgrade,HTTP2-Settings"),
+        (b"upgrade", b"h2c"),
+        (b"http2-settings", b"x"),
+        (b"te", b"trailers"),
+    ]
+    assert without_upgrade(headers) == [(b"connection", b"Keep-Alive"), (b"te", b"trailers")]
+    assert without_upgrade([(b"connection", b"upgrade"), (b"connection", b"close")]) == [(b"connection", b"close")]
+
+
+def through_proxy(headers):
+    """Headers that the application sees, and those of the response, where Serve and the application set an id each."""
+    seen, sent = [], []
+
+    async def inner(scope, receive, send):
+        seen.extend(scope["headers"])
+        given = dict(scope["headers"])[b"x-request-id"]
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"x-request-id", given), (b"a", b"1"), (b"X-Request-ID", given)],
+            }
+        )
+
+    async def send(message):
+        sent.extend(message["headers"])
+
+    asyncio.run(ServeProxyMiddleware(inner)({"type": "http", "headers": headers}, None, send))  # type: ignore[arg-type]
+    return seen, sent
+
+
+def test_the_proxy_strips_headers_that_steer_serve():
+    headers = [(b"X-Request-Timeout-Seconds", b"0"), (b"x-request-disconnect-disabled", b"?1"), (b"accept", b"*/*")]
+    seen, _ = through_proxy(headers)
+    assert [name for name, _ in seen] == [b"accept", b"x-request-id"]
+
+
+def test_one_request_id_comes_back():
+    for given, kept in ((b"my-id.1", True), (b"a b", False), (b"\xff", False)):
+        seen, sent = through_proxy([(b"x-request-id", given)])
+        [one] = [value for name, value in sent if name.lower() == b"x-request-id"]
+        assert [value for name, value in seen if name == b"x-request-id"] == [one] and (one == given) is kept
+        assert (b"a", b"1") in sent
+
+
+def test_servers_of_a_proxy_use_the_protocol(monkeypatch):
+    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
+    inside_out = [UnroutedMiddleware, HealthMiddleware, GateMiddleware, ServeProxyMiddleware]
+    assert [middleware.cls for middleware in serve_proxy_middlewares()] == inside_out
+    config = uvicorn.Config(echo, log_level="warning")
+    config.load()
+    assert config.http_protocol_class is FrontDoorProtocol

@@ -1,0 +1,368 @@
+"""An ingress replica and its shards, without Ray: shards that die, close their streams, are not there any more, or are killed by a request."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from isotherm.cluster import shard_client
+from isotherm.cluster.engine_client import EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.membership import Membership, WorkerGoneError
+from isotherm.cluster.requests import Delta, FinishReason, GenerationRequest, SamplingParams
+from isotherm.cluster.shard_client import ShardClient
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(shard_client, "RECONNECT", (0.001, 0.01))
+    monkeypatch.setattr(shard_client, "ADMISSION_SECONDS", 5.0)
+    monkeypatch.setattr(shard_client, "RESUBMIT_SECONDS", 5.0)
+
+
+class UnknownConnection(ConnectionError):
+    pass
+
+
+class FakeShard:
+    """Gives request r the tokens 100, 101, …, one at each `tick`; the one named "poison" kills it when it is computed."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.lists: dict[str, asyncio.Queue[Any]] = {}  # by connection; None ends the stream, an exception is raised
+        self.running: dict[str, tuple[str, GenerationRequest, int]] = {}  # by id: connection, request, tokens so far
+        self.submitted: list[tuple[str, ...]] = []
+        self.aborted: list[str] = []
+        self.dead = False
+        self.room: int | None = None  # new requests beyond it are refused
+
+    async def stream(self, connection: str) -> AsyncGenerator[list[Delta], None]:
+        lists = self.lists[connection] = asyncio.Queue()
+        yield []
+        while (item := await lists.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None:
+        if self.dead:
+            raise WorkerGoneError(f"{self.name} is dead")
+        if connection not in self.lists:
+            raise UnknownConnection(connection)
+        if requests:
+            self.submitted.append(tuple(r.id for r in requests))
+        for request in requests:
+            if self.room is not None and len(self.running) >= self.room and not request.accepted:
+                refused = Delta(request.id, 0, finish_reason=FinishReason.REFUSED, error="full")
+                self.lists[connection].put_nowait([refused])
+                continue
+            self.running[request.id] = connection, request, len(request.generated)
+        for request_id in aborts:
+            self.aborted.append(request_id)
+            self.running.pop(request_id, None)
+
+    def tick(self) -> None:
+        """One step."""
+        if "poison" in self.running:
+            self.die()
+            return
+        deltas: dict[str, list[Delta]] = {}
+        for request_id, (connection, request, at) in list(self.running.items()):
+            last = at + 1 >= request.params.max_tokens
+            delta = Delta(request_id, at, (100 + at,), FinishReason.LENGTH if last else None)
+            deltas.setdefault(connection, []).append(delta)
+            self.running[request_id] = connection, request, at + 1
+            if last:
+                del self.running[request_id]
+        for connection, mine in deltas.items():
+            if connection in self.lists:
+                self.lists[connection].put_nowait(mine)
+
+    def die(self) -> None:
+        self.dead = True
+        self.running.clear()
+        for lists in self.lists.values():
+            lists.put_nowait(WorkerGoneError(f"{self.name} was killed"))
+
+    def close_streams(self) -> None:
+        """As where the replica was silent for too long."""
+        self.running.clear()
+        for lists in self.lists.values():
+            lists.put_nowait(None)
+        self.lists.clear()
+
+
+class FakeCluster:
+    """Replaces a dead shard by a new one, as the controller does; `replacing` False: never."""
+
+    def __init__(self, shards: int, replacing: bool = True):
+        self.shards = {f"attention-{i}": FakeShard(f"attention-{i}") for i in range(shards)}
+        self.replacing = replacing
+        self.lost = 0
+        self.named = tuple(self.shards)
+        self.version = 1
+        self.changed = asyncio.Event()
+
+    def publish(self, *named: str) -> None:
+        self.named, self.version = named, self.version + 1
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    async def watch(self, known_version: int) -> Membership:
+        if self.version <= known_version:
+            await self.changed.wait()
+        return Membership(self.version, self.named, None if self.named else "none is left", 4096, recovering=not self.named)
+
+    async def shard(self, name: str) -> FakeShard:
+        if name not in self.shards or self.shards[name].dead:
+            raise WorkerGoneError(f"Ray knows no {name}")
+        return self.shards[name]
+
+    async def status(self) -> dict[str, Any]:
+        return {}
+
+    def replace_the_dead(self) -> None:
+        dead = [s for s in self.shards.values() if s.dead]
+        self.lost += len(dead)
+        for shard in dead if self.replacing else []:
+            del self.shards[shard.name]
+            name = f"attention-{uuid.uuid4().hex[:6]}"
+            self.shards[name] = FakeShard(name)
+        if dead:
+            self.publish(*(name for name, shard in self.shards.items() if not shard.dead))
+
+
+def request(name: str, tokens: int = 6) -> GenerationRequest:
+    return GenerationRequest(name, (1, 2, 3), SamplingParams(tokens))
+
+
+async def collect(client: ShardClient, asked: GenerationRequest) -> list[Delta]:
+    return [delta async for delta in client.generate(asked)]
+
+
+def tokens(deltas: list[Delta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+def play(cluster: Callable[[], FakeCluster], act: Callable[[FakeCluster, ShardClient], Awaitable[Any]]) -> Any:
+    async def go() -> Any:
+        made = cluster()
+        client = ShardClient(made, 300, 4096)
+        client.start()
+        while client.not_ready():
+            await asyncio.sleep(0.001)
+        try:
+            return await asyncio.wait_for(act(made, client), 20)
+        finally:
+            await client.background.close()
+
+    return asyncio.run(go())
+
+
+async def run_until(cluster: FakeCluster, work: list[asyncio.Task[Any]], event: Callable[[int], None] = lambda step: None) -> None:
+    """Steps of every shard until the work is done."""
+    step = 0
+    while not all(task.done() for task in work):
+        for shard in list(cluster.shards.values()):
+            if not shard.dead:
+                shard.tick()
+        event(step)
+        cluster.replace_the_dead()
+        step += 1
+        await asyncio.sleep(0.005)
+
+
+def ask(client: ShardClient, *requests: GenerationRequest) -> list[asyncio.Task[list[Delta]]]:
+    return [asyncio.ensure_future(collect(client, asked)) for asked in requests]
+
+
+EXPECTED = [100, 101, 102, 103, 104, 105]
+
+
+def test_a_request_gets_its_tokens():
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        work = ask(client, request("a"), request("b"))
+        await run_until(cluster, work)
+        assert [tokens(task.result()) for task in work] == [EXPECTED, EXPECTED]
+
+    play(lambda: FakeCluster(2), act)
+
+
+def test_a_replica_that_was_silent_opens_another_stream_and_resubmits():
+    """The shard has given up on this replica, which was stopped: every request goes on, from the tokens that it has."""
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        (shard,) = cluster.shards.values()
+        work = ask(client, *(request(f"r{i}") for i in range(8)))
+        await run_until(cluster, work, lambda step: shard.close_streams() if step == 3 else None)
+        assert all(tokens(task.result()) == EXPECTED for task in work)
+        assert client.not_ready() is None
+
+    play(lambda: FakeCluster(1), act)
+
+
+def test_a_connection_that_the_shard_does_not_know_is_made_anew():
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        (shard,) = cluster.shards.values()
+        shard.lists.clear()  # the shard forgot it, and its stream stays silent
+        work = ask(client, request("a"))
+        await run_until(cluster, work)
+        assert tokens(work[0].result()) == EXPECTED
+
+    play(lambda: FakeCluster(1), act)
+
+
+def test_a_shard_that_is_named_and_gone_does_not_end_the_watch_over_the_membership():
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        cluster.publish("attention-gone", *cluster.shards)
+        await asyncio.sleep(0.02)
+        cluster.shards["attention-9"] = FakeShard("attention-9")
+        cluster.publish("attention-9")
+        await asyncio.sleep(0.05)
+        work = ask(client, request("a"))
+        await run_until(cluster, work)
+        assert tokens(work[0].result()) == EXPECTED and cluster.shards["attention-9"].submitted == [("a",)]
+
+    play(lambda: FakeCluster(1), act)
+
+
+def test_streams_go_on_where_a_shard_is_lost():
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        work = ask(client, *(request(f"r{i}") for i in range(8)))
+        await run_until(cluster, work, lambda step: next(iter(cluster.shards.values())).die() if step in (2, 30) else None)
+        assert all(tokens(task.result()) == EXPECTED for task in work)
+
+    play(lambda: FakeCluster(2), act)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_a_request_that_takes_its_shards_with_it_ends_alone(shards: int):
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        others = ask(client, *(request(f"r{i}") for i in range(12)))
+        poison = ask(client, request("poison"))
+        await run_until(cluster, others + poison)
+        assert all(tokens(task.result()) == EXPECTED for task in others)
+        (end,) = poison[0].result()
+        assert end.finish_reason is FinishReason.ERROR and "2 attention shards in succession were lost" in end.error
+        assert cluster.lost == 2
+
+    play(lambda: FakeCluster(shards), act)
+
+
+def test_a_loss_counts_no_more_once_there_is_a_token():
+    """Ten losses, with progress in between: the machines are to blame."""
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        work = ask(client, request("long", tokens=40))
+        killed: set[int] = set()
+
+        def kill(step: int) -> None:
+            (shard,) = cluster.shards.values()
+            (at,) = [at for _, _, at in shard.running.values()] or [0]
+            if at and at % 4 == 0 and at not in killed:
+                killed.add(at)
+                shard.die()
+
+        await run_until(cluster, work, kill)
+        assert tokens(work[0].result()) == [100 + i for i in range(40)] and cluster.lost >= 8
+
+    play(lambda: FakeCluster(1), act)
+
+
+def test_a_shard_that_leaves_the_membership_finishes_what_it_has_and_may_come_back():
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        first = ask(client, request("a"))
+        await asyncio.sleep(0.01)
+        cluster.publish()
+        await asyncio.sleep(0.01)
+        assert client.not_ready() == "none is left"
+        await run_until(cluster, first)
+        assert tokens(first[0].result()) == EXPECTED
+        second = ask(client, request("b"))
+        await asyncio.sleep(0.05)
+        assert not second[0].done()
+        cluster.publish(*cluster.shards)
+        await run_until(cluster, second)
+        assert tokens(second[0].result()) == EXPECTED
+        assert len(next(iter(cluster.shards.values())).lists) == 1  # still the same connection
+
+    play(lambda: FakeCluster(1), act)
+
+
+def test_a_stream_ends_with_an_error_where_no_shard_comes_back(monkeypatch):
+    monkeypatch.setattr(shard_client, "RESUBMIT_SECONDS", 0.1)
+    monkeypatch.setattr(shard_client, "ADMISSION_SECONDS", 0.1)
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        begun = ask(client, request("a"))
+        await asyncio.sleep(0.01)
+        (shard,) = cluster.shards.values()
+        shard.tick()
+        await asyncio.sleep(0.01)
+        waiting = ask(client, request("b"))
+        await asyncio.sleep(0.01)
+        shard.die()
+        await run_until(cluster, begun)
+        assert tokens(begun[0].result()) == [100]
+        assert begun[0].result()[-1].finish_reason is FinishReason.ERROR
+        with pytest.raises(EngineUnavailableError):
+            await waiting[0]
+
+    play(lambda: FakeCluster(1, replacing=False), act)
+
+
+def test_a_client_that_goes_away_has_its_request_aborted():
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        (shard,) = cluster.shards.values()
+        work = ask(client, request("a", tokens=1000))
+        await asyncio.sleep(0.01)
+        assert "a" in shard.running
+        work[0].cancel()
+        while shard.running:
+            await asyncio.sleep(0.002)
+        assert shard.aborted == ["a"]
+
+    play(lambda: FakeCluster(1), act)
+
+
+def test_a_full_shard_refuses_what_is_new_and_nothing_else():
+    """Of ten requests four are let in; when one of the two shards is lost, the other takes its requests too."""
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        for shard in cluster.shards.values():
+            shard.room = 2
+        work = ask(client, *(request(f"r{i}") for i in range(10)))
+        await asyncio.sleep(0.05)
+        refused = [task for task in work if task.done()]
+        assert len(refused) == 6 and all(isinstance(task.exception(), EngineOverloadedError) for task in refused)
+        cluster.replacing = False
+        next(iter(cluster.shards.values())).die()  # before any token: they are waiting
+        cluster.replace_the_dead()
+        left = [task for task in work if not task.done()]
+        await run_until(cluster, left)
+        assert [tokens(task.result()) for task in left] == [EXPECTED] * 4
+
+    play(lambda: FakeCluster(2), act)
+
+
+def test_there_is_room_for_as_many_as_the_shards_take():
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        while client.capacity() == 256:
+            await asyncio.sleep(0.001)
+        assert client.capacity() == 512
+        cluster.publish()
+        while client.capacity() == 512:
+            await asyncio.sleep(0.001)
+        assert client.capacity() == 256, "as for one that is on its way"
+
+    async def go() -> None:
+        cluster = FakeCluster(2)
+        client = ShardClient(cluster, 300, 4096, 256)
+        client.start()
+        await asyncio.wait_for(act(cluster, client), 20)
+        await client.background.close()
+
+    asyncio.run(go())

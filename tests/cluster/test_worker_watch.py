@@ -1,0 +1,187 @@
+"""Who has died, who hangs and who only waits for another, told from what workers say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+
+from isotherm.cluster import background
+from isotherm.cluster.membership import WorkerGoneError
+from isotherm.cluster.worker_watch import WorkerWatch
+
+LIMIT = 0.2
+PATIENCE = 0.15
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(background, "FIRST_PAUSE", 0.01)
+
+
+class FakeWorker:
+    def __init__(self, name: str):
+        self.id = name
+        self.dead = asyncio.Event()
+        self.well = asyncio.Event()
+        self.well.set()
+        self.waiting_for, self.waits_since = "", time.monotonic()
+        self.links: tuple[int, dict[str, str]] = (0, {})
+        self.changed = asyncio.Event()
+        self.away = 0  # calls that fail because Ray's head cannot be reached
+
+    async def call(self, name: str, *args: Any) -> Any:
+        if self.away:
+            self.away -= 1
+            raise RuntimeError("Ray's head is away")
+        work = asyncio.ensure_future(getattr(self, name)(*args))
+        dead = asyncio.ensure_future(self.dead.wait())
+        await asyncio.wait([work, dead], return_when=asyncio.FIRST_COMPLETED)
+        dead.cancel()
+        if self.dead.is_set():
+            work.cancel()
+            raise WorkerGoneError(f"{self.id} was killed")
+        return work.result()
+
+    async def sentinel(self) -> None:
+        await asyncio.Event().wait()
+
+    async def sign_of_life(self) -> None:
+        await self.well.wait()
+
+    async def waits_for(self) -> tuple[str, float]:
+        return self.waiting_for, time.monotonic() - self.waits_since
+
+    async def failed_links(self, known: int) -> tuple[int, dict[str, str]]:
+        while self.links[0] == known:
+            await self.changed.wait()
+        return self.links
+
+    def fail(self, version: int, **links: str) -> None:
+        self.links = version, links
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Told:
+    def __init__(self) -> None:
+        self.busy: set[str] = set()
+        self.lost: dict[str, tuple[str, bool]] = {}
+        self.links: list[tuple[str, dict[str, str]]] = []
+        self.watch = WorkerWatch(LIMIT, self.busy.__contains__, self._lost, self._links, PATIENCE)
+
+    def _lost(self, name: str, reason: str, unreachable: bool) -> None:
+        assert name not in self.lost
+        self.lost[name] = reason, unreachable
+        self.watch.remove(name)
+
+    def _links(self, name: str, failed: Mapping[str, str]) -> None:
+        self.links.append((name, dict(failed)))
+
+
+def play(act: Callable[[Told, FakeWorker, FakeWorker], Awaitable[None]]) -> Told:
+    async def go() -> Told:
+        told, shard, group = Told(), FakeWorker("attention-0"), FakeWorker("expert-0")
+        told.watch.add(shard, has_links=True)
+        told.watch.add(group, has_links=False)
+        await act(told, shard, group)
+        for name in ("attention-0", "expert-0"):
+            told.watch.remove(name)
+        return told
+
+    return asyncio.run(go())
+
+
+def test_nobody_is_lost_who_answers():
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        await asyncio.sleep(4 * LIMIT)
+
+    told = play(act)
+    assert told.lost == {} and told.links == [("attention-0", {})]
+
+
+def test_a_death_is_told_at_once():
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        group.dead.set()
+        await asyncio.sleep(LIMIT / 10)
+
+    assert play(act).lost == {"expert-0": ("expert-0 was killed", False)}
+
+
+def test_a_death_is_seen_though_rays_head_was_away_before():
+    """The task that waited for it must not end with the first error."""
+
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        group.away = 4
+        told.watch.add(group, has_links=False)
+        await asyncio.sleep(0.3)
+        group.dead.set()
+        await asyncio.sleep(0.3)
+
+    assert play(act).lost["expert-0"] == ("expert-0 was killed", False)
+
+
+def test_a_thread_that_does_not_go_on_is_found_though_its_process_answers():
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        shard.well.clear()
+        await asyncio.sleep(3 * LIMIT)
+
+    assert play(act).lost == {"attention-0": (f"it hangs: no sign of life in {LIMIT:g} s", True)}
+
+
+def test_a_shard_that_waits_for_a_group_that_hangs_is_not_to_blame():
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        shard.waiting_for = "expert-0"
+        shard.well.clear()
+        group.well.clear()
+        await asyncio.sleep(2.5 * LIMIT)
+        assert list(told.lost) == ["expert-0"]
+        shard.well.set()  # its rows are sent to another
+        await asyncio.sleep(3 * LIMIT)
+
+    assert list(play(act).lost) == ["expert-0"]
+
+
+def test_a_shard_that_waits_for_a_group_that_is_well_hangs_itself():
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        shard.waiting_for = "expert-0"
+        shard.well.clear()
+        await asyncio.sleep(4 * LIMIT)
+
+    assert list(play(act).lost) == ["attention-0"]
+
+
+def test_a_shard_whose_links_fall_silent_one_after_another_does_not_hang():
+    """It reads them in turn, and each may take its time: together that is longer than a sign of life may."""
+
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        shard.waiting_for = "expert-0"
+        shard.well.clear()
+        for _ in range(10):
+            shard.waits_since = time.monotonic()
+            await asyncio.sleep(0.8 * PATIENCE)
+
+    assert play(act).lost == {}
+
+
+def test_who_is_busy_need_give_no_sign():
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        told.busy.add("expert-0")
+        group.well.clear()
+        await asyncio.sleep(4 * LIMIT)
+
+    assert play(act).lost == {}
+
+
+def test_links_are_told_when_they_change():
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        await asyncio.sleep(0.01)
+        shard.fail(1, **{"expert-0": "reset"})
+        await asyncio.sleep(0.01)
+        shard.fail(2)
+        await asyncio.sleep(0.01)
+
+    assert play(act).links == [("attention-0", {}), ("attention-0", {"expert-0": "reset"}), ("attention-0", {})]

@@ -1,0 +1,59 @@
+"""What Python says of the native library's functions against the C++ that defines them: ctypes itself checks
+nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from pathlib import Path
+
+import pytest
+
+from isotherm.kernels import native_library, native_ring
+
+NATIVE = Path(__file__).resolve().parents[2] / "kernels" / "native"
+SCALARS = {
+    "int": ctypes.c_int,
+    "int64_t": ctypes.c_int64,
+    "float": ctypes.c_float,
+    "double": ctypes.c_double,
+    "void": None,
+}
+DEFINITION = re.compile(r'^(?:ISO_EXPORT|extern "C") ([\w:<> ]+?[ *]+)iso_(\w+)\(([^)]*)\)\s*[{;]', re.M)
+
+
+def ctype(declared: str) -> type | None:
+    """Of "const float* weights" or "int64_t rows"."""
+    if "*" in declared:
+        return ctypes.c_char_p if declared.split("*")[0].strip() == "const char" else ctypes.c_void_p
+    return SCALARS[declared.split()[0]]
+
+
+def defined() -> dict[str, set[tuple[type | None, tuple[type | None, ...]]]]:
+    """Function → what it is declared as, wherever it is."""
+    out: dict[str, set[tuple[type | None, tuple[type | None, ...]]]] = {}
+    for file in sorted(NATIVE.glob("*.cpp")):
+        for result, name, arguments in DEFINITION.findall(file.read_text()):
+            types = tuple(ctype(a.strip()) for a in arguments.split(",") if a.strip())
+            out.setdefault(name, set()).add((ctype(result), types))
+    return out
+
+
+def test_every_function_has_one_type_in_python_and_in_cpp():
+    signatures = [native_library._SIGNATURES, native_ring._SIGNATURES]
+    assert not set(signatures[0]) & set(signatures[1])
+    said = {name: {(result, tuple(types))} for table in signatures for name, (result, types) in table.items()}
+    assert len(said) > 40 and said == defined()
+
+
+@pytest.mark.parametrize("module", [native_library, native_ring])
+def test_a_short_name_means_one_type_everywhere(module: object):
+    """`_F` was float in one module and double in the other."""
+    types = {
+        "_P": ctypes.c_void_p,
+        "_L": ctypes.c_int64,
+        "_I": ctypes.c_int,
+        "_F": ctypes.c_float,
+        "_D": ctypes.c_double,
+    }
+    assert {name: kind for name, kind in types.items() if getattr(module, name, kind) is not kind} == {}
