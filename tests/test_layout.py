@@ -1,7 +1,7 @@
 """Which room may import which, and that everything is importable by its isotherm name only.
 
-A room is a folder of `cluster` or `actors`, a module that stands in one of them itself, or `kernels` as a whole. The table is the rule: it holds
-no circle, so whatever is needed by two rooms lies in a third one below both.
+A room is a folder of `cluster` or `actors`, a module that stands in one of them itself, or `kernels` as a whole. The
+table is the rule: it holds no circle, so whatever is needed by two rooms lies in a third one below both.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def imported(path: Path) -> frozenset[str]:
 
 
 def test_there_is_something_to_check():
-    assert {"cluster/engine/scheduler.py", "actors/models/deepseek_v3.py", "kernels/reference.py", "manifests/__init__.py"} <= {label(p) for p in SOURCES}
+    some = {"cluster/engine/scheduler.py", "actors/models/deepseek_v3.py", "kernels/reference.py", "manifests/__init__.py"}
+    assert some <= {label(p) for p in SOURCES}
     assert not (ROOT / "__init__.py").exists() and not (ROOT / "isotherm" / "__init__.py").exists(), "isotherm is a namespace"
     assert {p.name: p.readlink() for p in (ROOT / "isotherm").iterdir()} == {name: Path("..") / name for name in PACKAGES}
 
@@ -147,7 +148,8 @@ def test_decisions_need_no_tensors(path: Path):
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if p.name == "__init__.py"], ids=label)
 def test_packages_are_inert(path: Path):
-    """A docstring at most: an import here would run for every module of the package. The client's names are what users import."""
+    """A docstring at most: an import here would run for every module of the package. The client's names are what users
+    import."""
     body = ast.parse(path.read_text()).body
     inert = all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
     assert inert or label(path) == "cluster/client/__init__.py"
@@ -163,11 +165,13 @@ def test_imports_are_absolute_and_by_the_isotherm_names(path: Path):
             assert name.split(".")[0] not in PACKAGES, f"line {node.lineno}: {name} must be isotherm.{name}"
 
 
-# --- in processes --------------------------------------------------------------------------------------------------------------------------
+# --- in processes
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 def is_ours(name: str) -> bool:
-    """Whether a bare top-level import would find a folder of this repository (its virtual environment, which may lie in it, is not)."""
+    """Whether a bare top-level import would find a folder of this repository (its virtual environment, which may lie in
+    it, is not)."""
     spec = importlib.util.find_spec(name)
     places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
     found = [Path(p).resolve() for p in places if p]
@@ -187,8 +191,8 @@ def run(*command: str, cwd: Path = ROOT) -> str:
 
 
 def test_transformers_works_from_the_repository_root(tmp_path: Path):
-    """transformers asks find_spec("kernels") for the distribution of that name, and imports what it finds. As `make test` runs it: the pytest command
-    (which, unlike `python -m pytest`, leaves the working directory off sys.path)."""
+    """transformers asks find_spec("kernels") for the distribution of that name, and imports what it finds. As `make
+    test` runs it: the pytest command (which, unlike `python -m pytest`, leaves the working directory off sys.path)."""
     inner = tmp_path / "test_inner.py"
     inner.write_text(
         "import importlib.util, pathlib, sys\n"
@@ -205,7 +209,8 @@ def test_transformers_works_from_the_repository_root(tmp_path: Path):
 
 
 def modules_after(code: str) -> set[str]:
-    """Top-level modules that are loaded after `code` ran in a fresh process (outside the repository, so that nothing is found by accident)."""
+    """Top-level modules that are loaded after `code` ran in a fresh process (outside the repository, so that nothing is
+    found by accident)."""
     report = "import sys; print(chr(10).join(sorted({m.split('.')[0] for m in sys.modules})))"
     return set(run(sys.executable, "-c", f"{code}\n{report}", cwd=ROOT.parent).split())
 

@@ -1,0 +1,1 @@
+"""An expert group: its experts, and the loops that serve them."""

@@ -1,0 +1,1 @@
+"""What joins a shard and a group: one protocol, and its carriers."""

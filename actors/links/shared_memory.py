@@ -1,10 +1,10 @@
-"""A link in shared memory, for a shard and an expert group on one host: rows are written once, where the group computes from them, and outputs
-where the shard adds them up.
+"""A link in shared memory, for a shard and an expert group on one host: rows are written once, where the group computes
+from them, and outputs where the shard adds them up.
 
-The shard makes an anonymous file (memfd) for the messages, the group one with the bell on which it sleeps; each gets the other's over a Unix
-socket in the abstract namespace. So nothing has a name in a file system, and nothing is left when both are killed. The socket stays open: the
-system closes it when a process ends, and a thread of the native library then wakes the survivor. `kernels/native/csrc/ring.h` says how messages lie in
-the memory.
+The shard makes an anonymous file (memfd) for the messages, the group one with the bell on which it sleeps; each gets
+the other's over a Unix socket in the abstract namespace. So nothing has a name in a file system, and nothing is left
+when both are killed. The socket stays open: the system closes it when a process ends, and a thread of the native
+library then wakes the survivor. `kernels/native/csrc/ring.h` says how messages lie in the memory.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ RETRY = 0.005  # seconds between attempts to reach a group that does not listen 
 REQUEST_FIELDS = 9  # of iso_end_read
 
 
-# --- the meeting ---------------------------------------------------------------------------------------------------------------------------
+# --- the meeting
+# ---------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def new_bell() -> int:
 
 
 def meet_shard(name: str, bell: int, timeout: float) -> Met:
-    """The group's part: wait for the shard, give it the file of the bell that it shall ring, and get the segment. `name` must be fresh.
-    Raises LinkError after `timeout` seconds."""
+    """The group's part: wait for the shard, give it the file of the bell that it shall ring, and get the segment.
+    `name` must be fresh. Raises LinkError after `timeout` seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
             listener.bind(_address(name))
@@ -126,7 +127,8 @@ def _exchange(peer: socket.socket, own: int, timeout: float) -> Met:
         return Met(files[0], peer.detach())
 
 
-# --- the two ends --------------------------------------------------------------------------------------------------------------------------
+# --- the two ends
+# --------------------------------------------------------------------------------------------------------------------------
 
 
 class _End:
@@ -207,7 +209,8 @@ class SharedMemoryLink:
 
     @classmethod
     def open(cls, name: str, nbytes: int, timeout: float, meeting_timeout: float) -> SharedMemoryLink:
-        """Meet the group at `name`, with a segment of `nbytes` (it grows where a message needs more). Raises LinkError."""
+        """Meet the group at `name`, with a segment of `nbytes` (it grows where a message needs more). Raises LinkError.
+        """
         segment = new_segment(nbytes)
         try:
             met = meet_group(name, segment, meeting_timeout)
@@ -272,8 +275,8 @@ class SharedMemoryLink:
 
 
 class SharedMemoryServerLink:
-    """The group's end, for a loop in Python (`ExpertServer`). `receive` may be called by one thread while another calls `reply`. Freed, and the
-    shard told, when nobody refers to it any more."""
+    """The group's end, for a loop in Python (`ExpertServer`). `receive` may be called by one thread while another calls
+    `reply`. Freed, and the shard told, when nobody refers to it any more."""
 
     kind = KIND
 
@@ -285,8 +288,9 @@ class SharedMemoryServerLink:
             os.close(bell)
 
     def receive(self) -> tuple[int, Dispatch] | None:
-        """Wait for the next dispatch, as long as it takes → (sequence number, message), or None when the shard has closed the link. The message
-        lies in shared memory: it stays as it is until it is answered. Raises LinkError when the shard is gone."""
+        """Wait for the next dispatch, as long as it takes → (sequence number, message), or None when the shard has
+        closed the link. The message lies in shared memory: it stays as it is until it is answered. Raises LinkError
+        when the shard is gone."""
         end, lib = self._end, self._end.lib
         outcome = lib.iso_end_await_request(end.handle, -1.0)
         if outcome == Outcome.CLOSED:

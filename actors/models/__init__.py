@@ -1,0 +1,1 @@
+"""The forward pass of each model family, and its weights."""

@@ -1,4 +1,5 @@
-"""What the front door needs of an engine, wherever it runs: behind Ray actors (cluster/routing/shard_client.py) or in this process (actors/local.py)."""
+"""What the front door needs of an engine, wherever it runs: behind Ray actors (cluster/routing/shard_client.py) or in
+this process (actors/local.py)."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ class EngineClient(Protocol):
         """Requests that may be open at once, running or waiting; one more would be refused."""
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """The request's deltas, the last with a finish reason. Closing the iterator early (`aclose`) aborts the request and frees its KV
-        cache. Raises EngineUnavailableError, or EngineOverloadedError, before the first delta."""
+        """The request's deltas, the last with a finish reason. Closing the iterator early (`aclose`) aborts the request
+        and frees its KV cache. Raises EngineUnavailableError, or EngineOverloadedError, before the first delta."""
 
     async def status(self) -> dict[str, Any]:
         """What `isotherm status --json` prints."""

@@ -1,4 +1,5 @@
-"""The workers of a cluster: started, linked, given experts and placements, watched, ended. Acts; what is to be done is decided elsewhere."""
+"""The workers of a cluster: started, linked, given experts and placements, watched, ended. Acts; what is to be done is
+decided elsewhere."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ PLACE_TIMEOUT = 2.0  # seconds after which a worker that Ray cannot place is rep
 STATUS_TIMEOUT = 5.0  # seconds that a worker has to answer
 DRAIN_GRACE = 60.0  # seconds beyond its time that a shard may take to give its requests back
 SUSPECT_PATIENCE = 2.0  # seconds in which there must be a place on another node than a suspect one
-SUSPECT_SECONDS = 60.0  # for which nothing new is started on a node whose worker hung or could not be reached, if there are others
+# For which nothing new is started on a node whose worker hung or could not be reached, if there are others
+SUSPECT_SECONDS = 60.0
 
 
 def bundle(cpus: float, gpus: float, memory: int) -> dict[str, float]:
@@ -45,9 +47,10 @@ def bundle(cpus: float, gpus: float, memory: int) -> dict[str, float]:
 
 
 class RayFleet:
-    """`Fleet` of cluster/control/transactions.py over Ray actors. `cluster_id` tells this cluster's placement groups from others. `died` is told a worker's
-    name; `changed` that the shards in service or the waits have changed. Workers refuse the orders of a `generation` older than another's that they
-    have heard of; `standing` is called before workers are started or killed, which cannot refuse it, and returns only for the newest."""
+    """`Fleet` of cluster/control/transactions.py over Ray actors. `cluster_id` tells this cluster's placement groups
+    from others. `died` is told a worker's name; `changed` that the shards in service or the waits have changed. Workers
+    refuse the orders of a `generation` older than another's that they have heard of; `standing` is called before
+    workers are started or killed, which cannot refuse it, and returns only for the newest."""
 
     def __init__(self, cluster_id: str, generation: int, manifest: Manifest, checkpoint: Checkpoint, died: Callable[[str], None],
                  changed: Callable[[], None], standing: Callable[[], None]):
@@ -93,7 +96,8 @@ class RayFleet:
         return worker.order.remote(self.generation, name, *args)
 
     async def fence(self, workers: Iterable[str]) -> None:
-        """When it returns, none of the named workers takes orders of an older controller; who is gone, or hangs, is left out."""
+        """When it returns, none of the named workers takes orders of an older controller; who is gone, or hangs, is
+        left out."""
 
         async def tell(name: str) -> None:
             with contextlib.suppress(ValueError, RayError, asyncio.TimeoutError):  # ValueError: Ray knows no such actor
@@ -101,7 +105,8 @@ class RayFleet:
 
         await asyncio.gather(*map(tell, workers))
 
-    # --- starting and ending ---------------------------------------------------------------------------------------------------------
+    # --- starting and ending
+    # ---------------------------------------------------------------------------------------------------------
 
     async def start_group(self, name: str) -> None:
         """Started without experts; there are slot numbers for all of them, and memory is taken as they are loaded."""
@@ -117,8 +122,8 @@ class RayFleet:
         self._watch.add(worker, has_links=False)
 
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
-        """Take over the workers that a controller before this one has left, as they are. Those named that are gone count as dead. Gives the names of
-        workers found that are not named."""
+        """Take over the workers that a controller before this one has left, as they are. Those named that are gone
+        count as dead. Gives the names of workers found that are not named."""
         found = find_workers(self._slot_prefix)
         wanted = {**dict.fromkeys(groups, self.groups), **dict.fromkeys(shards, self.shards)}
         for name, workers in wanted.items():
@@ -217,7 +222,8 @@ class RayFleet:
         for name in list(self._places):
             self.release(name)
 
-    # --- links, experts, placements --------------------------------------------------------------------------------------------------
+    # --- links, experts, placements
+    # --------------------------------------------------------------------------------------------------
 
     async def link(self, shard: str, group: str, timeout: float = MEETING_TIMEOUT) -> None:
         ends = self.shards[shard].actor, self.groups[group].actor

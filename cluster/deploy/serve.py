@@ -19,7 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -35,6 +34,7 @@ from isotherm.cluster.deploy.ingress import ingress_application
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
 from isotherm.cluster.on_ray.session import attach, local_processes, running_controller, start_local
 from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller
+from isotherm.cluster.supervise.processes import runs_as
 from isotherm.cluster.supervise.shutdown import Step, carry_out
 from isotherm.cluster.supervise.supervisor import ServeError
 from isotherm.cluster.supervise.terminal import outlast_terminal
@@ -253,7 +253,7 @@ def stop_running(address: str | None) -> None:
             time.sleep(0.2)
     finally:
         ray.shutdown()
-    while time.monotonic() < deadline and owner.host == socket.gethostname() and psutil.pid_exists(owner.pid):
+    while time.monotonic() < deadline and owner.host == socket.gethostname() and runs_as(owner.pid):
         time.sleep(0.1)
     if time.monotonic() >= deadline:
         seconds = manifest.http.drain_seconds + STOP_TIMEOUT
@@ -315,3 +315,6 @@ def _announce(manifest: Manifest, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+    who = {"loopback": "answer this machine alone", "open": "answer whoever reaches the port: there are no keys yet"}
+    for routes, opened in ("/admin and /status", manifest.http.admin), ("/metrics", manifest.http.metrics):
+        console.print(f"  {routes} {who[opened]}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The pure half of an engine step: the scheduler and the KV blocks."""

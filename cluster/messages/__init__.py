@@ -1,0 +1,1 @@
+"""What processes tell each other: requests, operations, membership, meters. Frozen data, hardly any logic."""

@@ -1,0 +1,1 @@
+"""Every Ray call of which the rooms above are free: workers, sessions, environment, state."""

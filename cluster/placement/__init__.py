@@ -1,0 +1,1 @@
+"""Which expert group holds which expert: the table, its changes, and the policy."""

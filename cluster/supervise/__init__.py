@@ -1,0 +1,1 @@
+"""Watches over `isotherm serve` from a process without Ray, and ends all of it."""

@@ -42,10 +42,19 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def below(pid: int) -> list[psutil.Process]:
-    """Every process below this one that runs: children, their children, and so on."""
+def runs_as(pid: int) -> bool:
+    """Whether a process with this pid runs; one that has ended, and waits for its parent to ask how, does not."""
     try:
-        return [process for process in psutil.Process(pid).children(recursive=True) if runs(process)]
+        return runs(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False
+
+
+def below(pid: int, ended: bool = False) -> list[psutil.Process]:
+    """Every process below this one that runs: children, their children, and so on. With `ended`, those too that have
+    ended and were not asked how (`reap`)."""
+    try:
+        return [process for process in psutil.Process(pid).children(recursive=True) if ended or runs(process)]
     except psutil.NoSuchProcess:
         return []
 
@@ -69,7 +78,7 @@ def end_all_below(pid: int, patience: float, limit: float) -> tuple[list[str], d
     # One look is not enough to see that nothing is left: a process whose parent dies while the table is being read has,
     # in what was read, a parent that is not there.
     while empty < 2 and (waited := time.monotonic() - begin) <= patience + limit:
-        left = below(pid)
+        left = below(pid, ended=True)
         empty = 0 if left else empty + 1
         if waited >= patience:
             for process in left:

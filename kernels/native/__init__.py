@@ -1,0 +1,1 @@
+"""The native CPU kernels: C++ in csrc/, reached through ctypes."""

@@ -1,5 +1,5 @@
-"""Peers of a link in processes of their own, to be killed and stopped. Forked from a server that has imported torch, since a fresh Python takes
-seconds for that."""
+"""Peers of a link in processes of their own, to be killed and stopped. Forked from a server that has imported torch,
+since a fresh Python takes seconds for that."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ MEETING = 20.0  # seconds
 
 _context = multiprocessing.get_context("forkserver")
 # Not this module, which the server would not find: it imports what this one does.
-_context.set_forkserver_preload(["pytest", "isotherm.actors.experts.native_loop", "isotherm.actors.links.process_group", "isotherm.kernels.reference"])
+_context.set_forkserver_preload(
+    ["pytest", "isotherm.actors.experts.native_loop", "isotherm.actors.links.process_group", "isotherm.kernels.reference"]
+)
 
 
 def make_worker(path: Path, native: bool, gate: bool = True, held: list[tuple[int, int]] | None = None, slots: int | None = None) -> ExpertWorker:

@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from isotherm.cluster.api.admin import MAX_BODY, admin_routes
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.operations import OperationError, PlacementChangeError
 
 
@@ -78,3 +79,10 @@ def test_without_a_cluster_there_are_no_such_routes():
     paths = {route.path for route in admin_routes(FakeAdmin())}
     app = build_app(FakeEngine(100), None, "m")  # type: ignore[arg-type]
     assert isinstance(app, Starlette) and not paths & {getattr(route, "path", "") for route in app.routes}
+
+
+def test_a_controller_that_is_away_is_a_503_to_come_back_for(call, admin):
+    admin.fails = WorkerGoneError("the controller cannot be reached: it is being restarted")
+    answer = call("POST", "/admin/operations", json={"expert_groups": 2})
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    assert "being restarted" in answer.json()["error"]["message"]

@@ -17,7 +17,8 @@ NAMES = {*LOCAL_RAY, "RAY_AUTH_TOKEN", "RAY_ADDRESS"}
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An environment without Ray's variables, a home without a token, no cluster on this machine; put back afterwards."""
+    """An environment without Ray's variables, a home without a token, no cluster on this machine; put back afterwards.
+    """
     monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)})
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
@@ -108,5 +109,6 @@ def test_a_mode_that_is_set_stays():
 
 
 def test_it_comes_before_ray():
-    code = "import sys, isotherm.cluster.on_ray.environment, isotherm.cluster.deploy.preflight, isotherm.cluster.cli.main; assert 'ray' not in sys.modules"
+    early = "isotherm.cluster.on_ray.environment, isotherm.cluster.deploy.preflight, isotherm.cluster.cli.main"
+    code = f"import sys, {early}; assert 'ray' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from isotherm.cluster.supervise.processes import runs_as
+
 RUN = """
 import json, os, subprocess, sys, time
 from isotherm.cluster.supervise.processes import adopt_orphans, below, end_all_below, titled
@@ -42,14 +44,26 @@ nest = ("import os, sys, time\\nfor _ in range(int(sys.argv[1])):\\n    if os.fo
 chains = [subprocess.Popen([sys.executable, "-c", nest, "12"], stdout=subprocess.PIPE, text=True) for _ in range(4)]
 pids = [int(chain.stdout.readline()) for chain in chains for _ in range(13)]
 left, _ = end_all_below(os.getpid(), 0.0, 10.0)
-print(left, [pid for pid in pids if os.path.exists(f"/proc/{pid}")])
+print(left, [pid for pid in pids if os.path.exists(f"/proc/{pid}")], below(os.getpid(), ended=True))
 for chain in chains: chain.returncode = 0
 """
 
 
 def test_parents_that_die_hide_no_children():
     done = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, timeout=60, cwd=Path("/"))
-    assert (done.returncode, done.stdout) == (0, "[] []\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "[] [] []\n"), done.stderr
+
+
+def test_one_that_has_ended_and_was_not_asked_how_does_not_run():
+    process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    assert runs_as(process.pid)
+    process.stdin.close()
+    deadline = time.monotonic() + 20
+    while runs_as(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not runs_as(process.pid) and psutil.pid_exists(process.pid), "a zombie"
+    process.wait()
+    assert not runs_as(process.pid)
 
 
 def test_orphans_are_adopted_and_ended():
