@@ -139,8 +139,8 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
         time.sleep(1.5)
         served.process.send_signal(signal.SIGTERM)
         assert end_within(served, 5) == 128 + signal.SIGTERM
-        with pytest.raises(httpx.TransportError):
-            load.result()
+        streams = load.result()
+    assert any(s.cut for s in streams) and all(s.cut or s.done for s in streams), streams
     assert served.left_over(patience=1) == {"processes": [], "shared memory": []}
 
 
@@ -213,21 +213,24 @@ def redeploy(served: Served) -> None:
 
 @pytest.mark.timeout(600)
 def test_an_update_of_the_ingress_drains_and_then_says_that_it_ends_a_stream(tmp_path, workload):
-    short, long = workload[0], Workload(8, [3900])
-    served = Served(SMALL | {"http": {"drain_seconds": 4}}, tmp_path)
+    short, long = workload[0], Workload(48, [3900])  # more than is done while a replica starts
+    served = Served(SMALL | {"http": {"drain_seconds": 2}}, tmp_path)
     with served, ThreadPoolExecutor() as pool:
         served.wait_ready()
         before = served.find("ray::ServeReplica").pid
         loads = [pool.submit(lambda work=work: asyncio.run(work.serve(served.url))) for work in (long, short)]
         time.sleep(1.0)
-        served.manifest.write_text(served.manifest.read_text().replace("drain_seconds: 4", "drain_seconds: 120"))
+        served.manifest.write_text(served.manifest.read_text().replace("drain_seconds: 2", "drain_seconds: 120"))
         update = pool.submit(redeploy, served)
         while not update.done():  # no moment without a replica that answers
             answer_within(served, LIMIT)
         update.result()
         cut, whole = (load.result() for load in loads)
+        assert [s.cut for s in [*cut, *whole] if s.cut] == [], "a stream has ended without a word"
         assert all("is being stopped or updated" in s.error for s in cut if s.error) and any(s.error for s in cut), cut
-        for stream, alone in zip(cut, long.alone(), strict=True):
+        first = Workload(4, [3900])  # the first of the long ones
+        assert first.requests == long.requests[:4]
+        for stream, alone in zip(cut, first.alone(), strict=False):
             assert alone.startswith(stream.text) and (stream.error or stream.text == alone)
         for stream, alone in zip(whole, workload[1], strict=True):
             assert alone.startswith(stream.text) and (stream.error or stream.text == alone)
