@@ -43,10 +43,7 @@ class ControllerClient:
     that call blocks."""
 
     async def watch(self, known_version: int) -> Membership:
-        try:
-            return await self._ask("watch", known_version)
-        except (RayError, ValueError) as error:  # ValueError: Ray knows no such actor
-            raise WorkerGoneError(first_line(error)) from None
+        return await self._ask("watch", known_version)
 
     async def shard(self, name: str) -> RayShard:
         try:
@@ -58,10 +55,7 @@ class ControllerClient:
         return await self._ask("status")
 
     async def operate(self, body: Any) -> dict[str, Any]:
-        try:
-            return await self._ask("operate", body)
-        except RayTaskError as error:
-            raise error.cause from None  # OperationError or PlacementChangeError, as the controller raised it
+        return await self._ask("operate", body)
 
     async def operation(self, operation_id: str) -> dict[str, Any] | None:
         return await self._ask("operation", operation_id)
@@ -79,5 +73,11 @@ class ControllerClient:
         return await self._ask("metrics")
 
     async def _ask(self, name: str, *args: Any) -> Any:
-        controller = await asyncio.to_thread(find_controller)
-        return await getattr(controller, name).remote(*args)
+        """Raises WorkerGoneError while there is no controller, and what the controller raises."""
+        try:
+            controller = await asyncio.to_thread(find_controller)
+            return await getattr(controller, name).remote(*args)
+        except RayTaskError as error:
+            raise error.cause from None  # for instance OperationError or PlacementChangeError
+        except (RayError, ValueError) as error:  # ValueError: Ray knows no such actor
+            raise WorkerGoneError(f"the controller cannot be reached: {first_line(error)}") from None

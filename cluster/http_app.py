@@ -29,6 +29,7 @@ from isotherm.cluster.http_body import read_body
 from isotherm.cluster.http_gate import CAPACITY_HEADER, overloaded
 from isotherm.cluster.http_middleware import PathMiddleware, RequestIdMiddleware
 from isotherm.cluster.http_stream import EventStream, cancelled, until_disconnect
+from isotherm.cluster.membership import WorkerGoneError
 from isotherm.cluster.openai_prepare import Limits, Prepared, prepare_chat, prepare_completion
 from isotherm.cluster.openai_schemas import APIError
 from isotherm.cluster.openai_stream import SSE_DONE, Choice, GenerationError, Reply, Update, merged, sse, to_json, usage
@@ -80,7 +81,13 @@ def build_app(
             Middleware(PathMiddleware),
             Middleware(AccessMiddleware, access=settings.access),
         ],
-        exception_handlers={APIError: _on_api_error, HTTPException: _on_http_exception, ClientDisconnect: _on_disconnect, Exception: _on_exception},
+        exception_handlers={
+            APIError: _on_api_error,
+            HTTPException: _on_http_exception,
+            ClientDisconnect: _on_disconnect,
+            WorkerGoneError: _on_gone,
+            Exception: _on_exception,
+        },
     )
 
 
@@ -297,6 +304,12 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, APIError)
     return _json(error.body(), error.status, error.headers)
+
+
+async def _on_gone(request: Request, error: Exception) -> Response:
+    """The controller is being replaced: an operator's request finds the next one."""
+    away = APIError(str(error), status=503, kind="server_error", code="unavailable", headers={"retry-after": "1"})
+    return _json(away.body(), away.status, away.headers)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -315,3 +315,6 @@ def _announce(manifest: Manifest, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+    who = {"loopback": "answer this machine alone", "open": "answer whoever reaches the port: there are no keys yet"}
+    for routes, opened in ("/admin and /status", manifest.http.admin), ("/metrics", manifest.http.metrics):
+        console.print(f"  {routes} {who[opened]}", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from isotherm.cluster.http_admin import MAX_BODY, admin_routes
 from isotherm.cluster.http_app import build_app
+from isotherm.cluster.membership import WorkerGoneError
 from isotherm.cluster.openai_schemas import APIError
 from isotherm.cluster.operations import OperationError
 from isotherm.cluster.placement_changes import PlacementChangeError
@@ -103,3 +104,10 @@ def test_without_a_cluster_there_are_no_such_routes():
     paths = {route.path for route in admin_routes(FakeAdmin())}
     app = build_app(FakeEngine(100), None, "m")  # type: ignore[arg-type]
     assert isinstance(app, Starlette) and not paths & {getattr(route, "path", "") for route in app.routes}
+
+
+def test_a_controller_that_is_away_is_a_503_to_come_back_for(call, admin):
+    admin.fails = WorkerGoneError("the controller cannot be reached: it is being restarted")
+    answer = call("POST", "/admin/operations", json={"expert_groups": 2})
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    assert "being restarted" in answer.json()["error"]["message"]
