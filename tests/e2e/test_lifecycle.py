@@ -125,8 +125,9 @@ def test_asked_to_end_under_load_it_finishes_what_it_has_begun(tmp_path, workloa
         assert [s.error for s in streams if s.error] == []
         assert [s.text for s in streams] == expected
         assert served.left_over(patience=1) == {"processes": [], "shared memory": []}
-        after = served.log.read_text().partition('"What is 3 + 4?"}]}\'\n')[2]
-        assert after == "stopping; open requests have 60 s to finish, a second signal ends them at once\n", after
+        after = served.log.read_text().partition("(Ctrl-C ends it)\n")[2].splitlines()
+        said = [line for line in after if not line.startswith("  ")]  # what is indented belongs to "ready"
+        assert said == ["stopping; open requests have 60 s to finish, a second signal ends them at once"], after
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
@@ -139,8 +140,8 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
         time.sleep(1.5)
         served.process.send_signal(signal.SIGTERM)
         assert end_within(served, 5) == 128 + signal.SIGTERM
-        with pytest.raises(httpx.TransportError):
-            load.result()
+        streams = load.result()
+    assert any(s.cut for s in streams) and all(s.cut or s.done for s in streams), streams
     assert served.left_over(patience=1) == {"processes": [], "shared memory": []}
 
 
@@ -213,21 +214,24 @@ def redeploy(served: Served) -> None:
 
 @pytest.mark.timeout(600)
 def test_an_update_of_the_ingress_drains_and_then_says_that_it_ends_a_stream(tmp_path, workload):
-    short, long = workload[0], Workload(8, [3900])
-    served = Served(SMALL | {"http": {"drain_seconds": 4}}, tmp_path)
+    short, long = workload[0], Workload(48, [3900])  # more than is done while a replica starts
+    served = Served(SMALL | {"http": {"drain_seconds": 2}}, tmp_path)
     with served, ThreadPoolExecutor() as pool:
         served.wait_ready()
         before = served.find("ray::ServeReplica").pid
         loads = [pool.submit(lambda work=work: asyncio.run(work.serve(served.url))) for work in (long, short)]
         time.sleep(1.0)
-        served.manifest.write_text(served.manifest.read_text().replace("drain_seconds: 4", "drain_seconds: 120"))
+        served.manifest.write_text(served.manifest.read_text().replace("drain_seconds: 2", "drain_seconds: 120"))
         update = pool.submit(redeploy, served)
         while not update.done():  # no moment without a replica that answers
             answer_within(served, LIMIT)
         update.result()
         cut, whole = (load.result() for load in loads)
+        assert [s.cut for s in [*cut, *whole] if s.cut] == [], "a stream has ended without a word"
         assert all("is being stopped or updated" in s.error for s in cut if s.error) and any(s.error for s in cut), cut
-        for stream, alone in zip(cut, long.alone(), strict=True):
+        first = Workload(4, [3900])  # the first of the long ones
+        assert first.requests == long.requests[:4]
+        for stream, alone in zip(cut, first.alone(), strict=False):
             assert alone.startswith(stream.text) and (stream.error or stream.text == alone)
         for stream, alone in zip(whole, workload[1], strict=True):
             assert alone.startswith(stream.text) and (stream.error or stream.text == alone)
@@ -255,8 +259,9 @@ def test_an_http_proxy_is_for_others_and_what_is_to_be_copied_stays_whole(tmp_pa
     served = Served(SMALL, tmp_path, environment=environment | {"no_proxy": "", "NO_PROXY": ""})
     with served:
         served.wait_ready()
-        command = served.log.read_text().partition("(Ctrl-C ends it)\n")[2]
-        assert command.startswith("  curl http://"), command
+        lines = served.log.read_text().partition("(Ctrl-C ends it)\n")[2].splitlines()
+        assert lines[0].startswith("  curl http://") and lines[0].endswith("\\") and lines[1].endswith("'"), lines
+        command = "\n".join(lines[:2])
         done = subprocess.run(
             ["bash", "-c", command], capture_output=True, text=True, timeout=30, env=os.environ | {"no_proxy": "*"}
         )
