@@ -7,9 +7,12 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import ray
+from ray._private import parameter
+from ray._private.utils import write_ray_address
 
 from isotherm.cluster.on_ray.workers import find_controller
 
@@ -33,10 +36,22 @@ def neutral_directory() -> Iterator[None]:
         os.chdir(before)
 
 
+@contextlib.contextmanager
+def _agent_at_any_port() -> Iterator[None]:
+    """The agent that takes jobs wants one certain port, and takes none where another Ray of this machine has it. Ray's
+    own command line can choose another, `ray.init` cannot."""
+    params = parameter.RayParams
+    parameter.RayParams = partial(params, dashboard_agent_listen_port=0)  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        parameter.RayParams = params  # type: ignore[misc]
+
+
 def start_local(folder: str, num_cpus: int | None = None, dashboard: bool = True) -> None:
     """A Ray of our own on this machine, loopback only; it ends with this process or with `ray.shutdown()`. Its environment is
     `prepare_local_ray`'s. `folder` takes its logs and sockets; a short path, for Unix sockets allow 107 characters in all."""
-    with neutral_directory():
+    with neutral_directory(), _agent_at_any_port():
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -47,6 +62,8 @@ def start_local(folder: str, num_cpus: int | None = None, dashboard: bool = True
             logging_level=logging.WARNING,
             _temp_dir=folder,
         )
+    # Where a job of this Ray looks for its address; with none there it would take that of any Ray of this machine.
+    write_ray_address(ray.get_runtime_context().gcs_address, folder)
 
 
 def local_processes() -> dict[str, int]:

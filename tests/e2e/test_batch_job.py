@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from served import ISOTHERM, Served
 
 ROWS = 500
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def another_ray() -> Iterator[None]:
+    """What any other Ray of this machine has: the port of its agent, at which jobs come in."""
+    with socket.socket() as taken:
+        with suppress(OSError):  # there is one
+            taken.bind(("127.0.0.1", DEFAULT_DASHBOARD_AGENT_LISTEN_PORT))
+            taken.listen()
+        yield
+
+
+@pytest.fixture(scope="module")
+def served(another_ray, tmp_path_factory):
     cluster = Served({}, tmp_path_factory.mktemp("batch"))
     with cluster:
         yield cluster

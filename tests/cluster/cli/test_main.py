@@ -326,7 +326,7 @@ def test_batch_says_by_its_status_what_became_of_the_rows(monkeypatch, summary, 
 
 
 def test_help_needs_neither_torch_nor_ray():
-    code = "import sys; from isotherm.cluster import cli; sys.argv = ['isotherm', '--help']\ntry: cli.main()\nexcept SystemExit: pass\n" \
+    code = "import sys; from isotherm.cluster.cli import main as cli; sys.argv = ['isotherm', '--help']\ntry: cli.main()\nexcept SystemExit: pass\n" \
            "assert not {'torch', 'ray'} & set(sys.modules)"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -703,6 +703,7 @@ def test_address_sanitizer(tmp_path: Path) -> None:
     library = tmp_path / "native_asan.so"
     subprocess.run([compiler, "-shared", "-fsanitize=address", "-pthread", *objects, "-o", library], check=True)
     environment = {"LD_PRELOAD": str(Path(runtime).resolve()), "ASAN_OPTIONS": "detect_leaks=0", "PATH": "/usr/bin:/bin"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2] / "helpers")
     run = subprocess.run([sys.executable, __file__, str(library)], capture_output=True, text=True, env=environment, timeout=200)
     assert run.returncode == 0, run.stderr[-4000:]
 
