@@ -14,7 +14,7 @@ from served import ISOTHERM
 
 
 def test_the_bundled_model_is_measured_through_http_and_offline():
-    command = ["bench", "served", "tiny", "--streams", "2", "--output-tokens", "16", "--rounds", "1", "--links", "auto", "--json"]
+    command = ["bench", "served", "tiny", "--streams", "2", "--output-tokens", "256", "--rounds", "1", "--links", "auto", "--json"]
     process = subprocess.Popen([ISOTHERM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     family: dict[int, psutil.Process] = {}
     files: set[str] = set()
