@@ -23,7 +23,7 @@ def test_the_bundled_model_is_measured_through_http_and_offline():
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 family.update((p.pid, p) for p in psutil.Process(process.pid).children(recursive=True))
-            files.update(shared_memory.files(family))
+            files.update(shared_memory.files(family.values()))
             time.sleep(0.2)
 
     looking = threading.Thread(target=look)

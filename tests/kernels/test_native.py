@@ -702,7 +702,9 @@ def test_address_sanitizer(tmp_path: Path) -> None:
     assert [build.wait() for build in builds] == [0] * len(builds)
     library = tmp_path / "native_asan.so"
     subprocess.run([compiler, "-shared", "-fsanitize=address", "-pthread", *objects, "-o", library], check=True)
+    helpers = str(Path(__file__).parents[1] / "helpers")
     environment = {"LD_PRELOAD": str(Path(runtime).resolve()), "ASAN_OPTIONS": "detect_leaks=0", "PATH": "/usr/bin:/bin"}
+    environment["PYTHONPATH"] = helpers
     run = subprocess.run([sys.executable, __file__, str(library)], capture_output=True, text=True, env=environment, timeout=200)
     assert run.returncode == 0, run.stderr[-4000:]
 
