@@ -14,7 +14,7 @@ from served import ISOTHERM
 
 
 def test_the_bundled_model_is_measured_through_http_and_offline():
-    command = ["bench", "served", "tiny", "--streams", "2", "--output-tokens", "16", "--rounds", "1", "--links", "auto", "--json"]
+    command = ["bench", "served", "tiny", "--streams", "2", "--output-tokens", "256", "--rounds", "1", "--links", "auto", "--json"]
     process = subprocess.Popen([ISOTHERM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     family: dict[int, psutil.Process] = {}
     files: set[str] = set()
@@ -23,7 +23,7 @@ def test_the_bundled_model_is_measured_through_http_and_offline():
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 family.update((p.pid, p) for p in psutil.Process(process.pid).children(recursive=True))
-            files.update(shared_memory.files(family))
+            files.update(shared_memory.files(family.values()))
             time.sleep(0.2)
 
     looking = threading.Thread(target=look)

@@ -33,8 +33,9 @@ start_local(folder, num_cpus=2)
 family, shared = set(), set()
 
 def look():
-    family.update(p.pid for p in psutil.Process().children(recursive=True))
-    shared.update(shared_memory.files(family))
+    children = psutil.Process().children(recursive=True)
+    family.update(p.pid for p in children)
+    shared.update(shared_memory.files(children))
 
 def wait(what, seconds=150):
     end = time.monotonic() + seconds

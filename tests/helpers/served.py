@@ -73,7 +73,7 @@ class Served:
         """Ray's workers are children of its raylet, which is our grandchild; remembered while the tree still hangs together."""
         for process in psutil.Process(self.process.pid).children(recursive=True) if psutil.pid_exists(self.process.pid) else []:
             self._family[process.pid] = process
-        self._shared_files |= shared_memory.files(self._family)
+        self._shared_files |= shared_memory.files(self._family.values())
 
     def __exit__(self, *_: object) -> None:
         self.remember_processes()
@@ -115,8 +115,8 @@ class Served:
                 self.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 for process in [*self._family.values(), self.process]:
-                    if psutil.pid_exists(process.pid):
-                        os.kill(process.pid, signal.SIGKILL)
+                    with contextlib.suppress(psutil.NoSuchProcess):  # by now its pid may be another's: psutil looks
+                        process.kill()
                 raise
 
     def left_over(self, patience: float = 10.0) -> dict[str, list[str]]:

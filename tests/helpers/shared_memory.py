@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 FOLDER = "/dev/shm/"
 
 
@@ -32,9 +34,10 @@ def segments(pid: int | str = "self") -> list[str]:
     return sorted(_mentioned(pid, "/memfd:isotherm"))
 
 
-def files(pids: Iterable[int]) -> set[str]:
-    """Files in /dev/shm that these processes have open or mapped: those are theirs."""
-    return {name for pid in pids for name in _mentioned(pid, FOLDER)}
+def files(processes: Iterable[psutil.Process]) -> set[str]:
+    """Files in /dev/shm that these processes have open or mapped: those are theirs. Of one that is gone, none: its pid may
+    be another's by now."""
+    return {name for process in processes if process.is_running() for name in _mentioned(process.pid, FOLDER)}
 
 
 def still_there(names: Iterable[str]) -> list[str]:
