@@ -165,8 +165,7 @@ def test_imports_are_absolute_and_by_the_isotherm_names(path: Path):
             assert name.split(".")[0] not in PACKAGES, f"line {node.lineno}: {name} must be isotherm.{name}"
 
 
-# --- in processes
-# --------------------------------------------------------------------------------------------------------------------------
+# --- in processes -----------------------------------------------------------------------------------------------------
 
 
 def is_ours(name: str) -> bool:

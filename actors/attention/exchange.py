@@ -240,8 +240,8 @@ class ExpertExchange:
             group, link = self._under_way.popitem()
             try:
                 link.receive()
-            except ExpertNotHeldError:
-                pass
+            except (ExpertNotHeldError, GroupFailedError):
+                pass  # an answer as well: the link is whole
             except Exception as error:
                 self._mark_failed(group, link, error)
 

@@ -61,7 +61,8 @@ class LinkRepair:
         for group in set(failed) - before:
             self.failed[shard, group] = failed[group]
             log.warning("the link from %s to %s has failed: %s", shard, group, failed[group])
-            self._tasks.spawn(f"the repair of the link from {shard} to {group}", self._repair(shard, group))
+            work = self._repair(shard, group, failed[group])
+            self._tasks.spawn(f"the repair of the link from {shard} to {group}", work)
         if before != set(failed):
             self._changed()
 
@@ -82,8 +83,7 @@ class LinkRepair:
         self.failed.pop(pair, None)
         self._hopeless.discard(pair)
 
-    async def _repair(self, shard: str, group: str) -> None:
-        reason = self.failed[shard, group]
+    async def _repair(self, shard: str, group: str, reason: str) -> None:
         if self._fails_often(group):
             self._replace(group, f"links to it have failed {OFTEN} times in {SPAN:g} s, the last one with: {reason}")
             return
@@ -95,9 +95,8 @@ class LinkRepair:
         if at_fault is not None:
             self._replace(*at_fault)
             return
+        # That it is whole, the shard reports; and it knows of what has failed since.
         log.info("the link from %s to %s has been made anew", shard, group)
-        self._forget((shard, group))
-        self._changed()
 
     async def _make_anew(self, shard: str, group: str) -> tuple[str, str] | None:
         """None, or who is at fault and why."""

@@ -105,8 +105,7 @@ class RayFleet:
 
         await asyncio.gather(*map(tell, workers))
 
-    # --- starting and ending
-    # ---------------------------------------------------------------------------------------------------------
+    # --- starting and ending ------------------------------------------------------------------------------------------
 
     async def start_group(self, name: str) -> None:
         """Started without experts; there are slot numbers for all of them, and memory is taken as they are loaded."""
@@ -222,8 +221,7 @@ class RayFleet:
         for name in list(self._places):
             self.release(name)
 
-    # --- links, experts, placements
-    # --------------------------------------------------------------------------------------------------
+    # --- links, experts, placements -----------------------------------------------------------------------------------
 
     async def link(self, shard: str, group: str, timeout: float = MEETING_TIMEOUT) -> None:
         ends = self.shards[shard].actor, self.groups[group].actor

@@ -531,6 +531,20 @@ def test_nobody_is_mended_while_a_faulty_request_is_looked_for():
     assert torch.equal(broken.layer(), RIGHT) and broken.told == []
 
 
+def test_groups_that_answer_that_they_failed_keep_their_links_while_a_faulty_request_is_looked_for():
+    """Both fail at its rows: else each halving of the batch would count against a group that is well."""
+    broken = Broken(TWO)
+    for link in broken.links.values():
+        link.receive_error = GroupFailedError("the group failed: ValueError")
+    broken.exchange.finding_fault = True
+    with pytest.raises(ExpertsFailedError):
+        broken.layer()
+    broken.exchange.abandon()
+    for link in broken.links.values():
+        link.receive_error = None
+    assert torch.equal(broken.layer(), RIGHT) and broken.told == []
+
+
 def test_only_groups_of_the_placement_have_their_waiting_remembered():
     exchange = ExpertExchange(KERNELS, TWO, {g: RecordingLink() for g in "abcd"})
     exchange.adopt(contiguous_placement(LAYERS, EXPERTS, ["c", "d"], version=2), {g: RecordingLink() for g in "abcd"})

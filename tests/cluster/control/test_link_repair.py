@@ -51,6 +51,7 @@ class FakeFleet:
         if (shard, group) in self.cut:
             raise ConnectionError("no link could be made: no route")
         self.made.append((shard, group))
+        self.repair.report(shard, {g: why for (of, g), why in self.repair.failed.items() if of == shard and g != group})
 
 
 def play(act: Callable[[FakeFleet, LinkRepair], Awaitable[None]]) -> FakeFleet:
@@ -129,6 +130,33 @@ def test_a_group_whose_links_fail_now_and_then_stays():
 
     fleet = play(act)
     assert not fleet.lost and len(fleet.made) == 3 * OFTEN
+
+
+def test_a_link_that_fails_again_while_its_repair_ends_is_not_forgotten():
+    async def act(fleet: FakeFleet, repair: LinkRepair) -> None:
+        relink = fleet.relink
+
+        async def fails_again(shard: str, group: str) -> None:
+            if fleet.made:
+                await asyncio.Event().wait()  # the second repair goes on
+            await relink(shard, group)
+            repair.report(shard, {group: "reset again"})  # before the group has answered
+
+        fleet.relink = fails_again  # type: ignore[method-assign]
+        repair.report("attention-0", {"expert-0": "connection reset"})
+        await asyncio.sleep(0.05)
+        assert repair.failed == {("attention-0", "expert-0"): "reset again"}
+
+    play(act)
+
+
+def test_a_failure_that_is_over_before_its_repair_begins_is_no_error(caplog):
+    async def act(fleet: FakeFleet, repair: LinkRepair) -> None:
+        repair.report("attention-0", {"expert-0": "connection reset"})
+        repair.report("attention-0", {})
+
+    fleet = play(act)
+    assert not fleet.lost and "Traceback" not in caplog.text
 
 
 def test_a_worker_that_is_gone_has_no_links():

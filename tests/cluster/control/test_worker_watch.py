@@ -167,6 +167,18 @@ def test_a_shard_whose_links_fall_silent_one_after_another_does_not_hang():
     assert play(act).lost == {}
 
 
+def test_a_shard_that_goes_on_waiting_for_a_group_that_is_gone_hangs_itself():
+    """Its thread stands still, and not for the group's sake: the link's loss would have woken it."""
+
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        shard.waiting_for = "expert-0"
+        shard.well.clear()
+        group.dead.set()
+        await asyncio.sleep(5 * LIMIT)
+
+    assert list(play(act).lost) == ["expert-0", "attention-0"]
+
+
 def test_who_is_busy_need_give_no_sign():
     async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
         told.busy.add("expert-0")
