@@ -15,7 +15,7 @@ help:
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
 	@echo "make bench-overload       600 clients at once: refusals, /health, goodput"
-	@echo "make check                linter and type checker"
+	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
 
 $(VENV)/.installed: pyproject.toml $(NATIVE)
@@ -31,7 +31,8 @@ $(VENV)/.installed-dev: pyproject.toml $(NATIVE)
 serve: $(VENV)/.installed
 	$(BIN)/isotherm serve $(MODEL)
 
-# The compiler tests have a process of their own: Python's parser, which Triton calls, fails now and then beside the threads that other tests leave.
+# The compiler tests have a process of their own: Python's parser, which Triton calls, fails now and then beside the
+# threads that other tests leave.
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/kernels/triton/test_triton_aot.py
 	$(BIN)/pytest --ignore=tests/kernels/triton/test_triton_aot.py
@@ -44,7 +45,8 @@ chaos: $(VENV)/.installed-dev
 	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_pauses.py
 	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_hosts.py
 
-# make bench-elastic [SKEWED=DIR] [STEADY=300] [ROUNDS=20]: criteria 1 to 6 of elasticity. SKEWED: a checkpoint whose router prefers some experts
+# make bench-elastic [SKEWED=DIR] [STEADY=300] [ROUNDS=20]: criteria 1 to 6 of elasticity. SKEWED: a checkpoint whose
+# router prefers some experts
 STEADY ?= 300
 ROUNDS ?= 20
 bench-elastic: $(VENV)/.installed-dev
@@ -65,6 +67,8 @@ bench-overload: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror kernels/native/csrc/*
 	$(BIN)/mypy -p isotherm.cluster -p isotherm.actors -p isotherm.kernels
 
 clean:

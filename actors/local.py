@@ -1,4 +1,5 @@
-"""The whole engine in one process, over in-process links: for `isotherm generate`, for tests, and for where one machine should be fast."""
+"""The whole engine in one process, over in-process links: for `isotherm generate`, for tests, and for where one machine
+should be fast."""
 
 from __future__ import annotations
 
@@ -38,14 +39,28 @@ class LocalExperts:
     def abandon(self) -> None:
         pass
 
-    def moe(self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight | None, down: LinearWeight | None, residual_TD: Tensor) -> Tensor:
+    def moe(
+        self,
+        layer: int,
+        x_TD: Tensor,
+        router: Router,
+        gate_up: LinearWeight | None,
+        down: LinearWeight | None,
+        residual_TD: Tensor,
+    ) -> Tensor:
         return self._worker.kernels.moe(x_TD, router, self._worker.bank, self._slots[layer], gate_up, down, residual_TD)
 
 
-def local_engine(checkpoint: Checkpoint, kernels: Kernels, config: SchedulerConfig, groups: int = 1, placement: Placement | None = None,
-                 head: str = "stored") -> Engine:
-    """An engine over `groups` in-process expert groups (they change no token; tests use several), or with all experts in its own process where
-    there is one. `head`: as in AttentionModel."""
+def local_engine(
+    checkpoint: Checkpoint,
+    kernels: Kernels,
+    config: SchedulerConfig,
+    groups: int = 1,
+    placement: Placement | None = None,
+    head: str = "stored",
+) -> Engine:
+    """An engine over `groups` in-process expert groups (they change no token; tests use several), or with all experts
+    in its own process where there is one. `head`: as in AttentionModel."""
     c = checkpoint.config
     names = [f"expert-{i}" for i in range(groups)]
     alone = groups == 1 and placement is None

@@ -1,4 +1,5 @@
-"""What attention shards and expert groups have in common as processes: identity, loading progress, links by rendezvous."""
+"""What attention shards and expert groups have in common as processes: identity, loading progress,
+links by rendezvous."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ ENVIRONMENT = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 
 class WorkerBase:
-    """Base of the two worker actors. Its methods are called by the controller; all are quick or run in a thread, so that a worker answers
-    while it loads. What changes the worker is called through `order`."""
+    """Base of the two worker actors. Its methods are called by the controller; all are quick or run in a thread, so
+    that a worker answers while it loads. What changes the worker is called through `order`."""
 
     def __init__(self, spec: WorkerSpec, host: str):
         for name, value in ENVIRONMENT.items():
@@ -46,7 +47,9 @@ class WorkerBase:
         selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), self.threads, spec.device)
         self.kernels: Kernels = selection.kernels
         self.kernels_reason = selection.reason
-        logging.getLogger(__name__).info("kernels: %s (%s), %d threads", self.kernels.name, selection.reason, self.threads)
+        logging.getLogger(__name__).info(
+            "kernels: %s (%s), %d threads", self.kernels.name, selection.reason, self.threads
+        )
 
     def _set_progress(self, fraction: float) -> None:
         self.progress = fraction
@@ -63,8 +66,8 @@ class WorkerBase:
         return "", 0.0
 
     async def order(self, generation: int, name: str, *args: Any) -> Any:
-        """Do `name(*args)` for the controller of this generation. Raises SupersededError for a controller that was taken for dead and is not, once a
-        newer one has given an order."""
+        """Do `name(*args)` for the controller of this generation. Raises SupersededError for a controller that was
+        taken for dead and is not, once a newer one has given an order."""
         if generation < self._obeys:
             raise SupersededError(f"{self.spec.id} obeys controller {self._obeys}, not {generation}: {name} is refused")
         self._obeys = generation
@@ -84,7 +87,9 @@ class WorkerBase:
         """Where this process is, for choosing its links."""
         if self.spec.device == "cpu":
             return own_locality()
-        return replace(own_locality(), device=self.spec.device, gpu=str(torch.cuda.get_device_properties(self.kernels.device).uuid))
+        return replace(
+            own_locality(), device=self.spec.device, gpu=str(torch.cuda.get_device_properties(self.kernels.device).uuid)
+        )
 
     def _meet(self, meeting: Meeting, rank: int) -> tuple[ProcessGroupGloo, DataLane | None]:
         """The host's process group, and the lane for rows between two GPUs."""
@@ -92,7 +97,9 @@ class WorkerBase:
         group = open_process_group(*store, meeting.prefix, rank, self.host, meeting.timeout)
         if meeting.kind != "process-group-nccl":
             return group, None
-        return group, open_data_lane(*store, meeting.prefix, rank, self.kernels.device, meeting.timeout, self.spec.link_timeout)
+        return group, open_data_lane(
+            *store, meeting.prefix, rank, self.kernels.device, meeting.timeout, self.spec.link_timeout
+        )
 
     def _common_status(self) -> dict[str, Any]:
         return {
@@ -108,9 +115,13 @@ class WorkerBase:
 
 
 def own_locality() -> Locality:
-    """Processes of one machine (`boot_id` is new at every boot) and one network namespace can meet at a Unix socket without a file."""
+    """Processes of one machine (`boot_id` is new at every boot) and one network namespace can meet at a Unix socket
+    without a file."""
     try:
-        machine = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{os.stat('/proc/self/ns/net').st_ino}/{os.geteuid()}"
+        machine = (
+            f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/"
+            f"{os.stat('/proc/self/ns/net').st_ino}/{os.geteuid()}"
+        )
     except OSError as error:
         return Locality("", f"this system does not say which machine it is ({error})")
     return Locality(machine, native_ring.unavailable_reason())

@@ -30,8 +30,8 @@ def last_line(error: BaseException) -> str:
 
 
 def pauses(first: float, longest: float) -> Iterator[float]:
-    """Seconds to wait before what has failed is tried again, for ever: each twice the one before it, up to the longest.
-    """
+    """Seconds to wait before what has failed is tried again, for ever: each twice the one before it,
+    up to the longest."""
     pause = first
     while True:
         yield min(pause, longest)
@@ -113,6 +113,7 @@ def spawn_thread(name: str, work: Callable[[], None], vital: bool = True) -> thr
 
 
 def _tell_system(name: str) -> None:
-    """Name the calling thread as `top -H`, debuggers and tests see it, by up to 15 bytes; Python tells the system only from 3.14 on."""
+    """Name the calling thread as `top -H`, debuggers and tests see it, by up to 15 bytes; Python tells the system only
+    from 3.14 on."""
     with contextlib.suppress(OSError):
         Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_bytes(name.encode()[:15])

@@ -14,7 +14,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.model.config import ModelConfig
 
-UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+    "TiB": 1 << 40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
 
 
 class ManifestError(ValueError):
@@ -27,7 +38,7 @@ def parse_bytes(value: Any) -> Any:
         return value
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(B|[KMGT]i?B)?\s*", value)
     if match is None:
-        raise ValueError(f'must be bytes or a size such as 512MiB or 4GB (units: {", ".join(filter(None, UNITS))})')
+        raise ValueError(f"must be bytes or a size such as 512MiB or 4GB (units: {', '.join(filter(None, UNITS))})")
     return int(Decimal(match[1]) * UNITS[match[2] or ""])
 
 
@@ -67,8 +78,12 @@ class ExpertSection(_Section):
     cpus: float = Field(0.25, ge=0)
     gpus: float = Field(0, ge=0)
     memory: Bytes = Field(0)
-    threads: int | None = Field(None, ge=1, description="compute threads per group; default: the cores of its node, shared out evenly")
-    spare_slots: int | None = Field(None, ge=0, description="experts beyond its share that each group has room for; default: an eighth of the share")
+    threads: int | None = Field(
+        None, ge=1, description="compute threads per group; default: the cores of its node, shared out evenly"
+    )
+    spare_slots: int | None = Field(
+        None, ge=0, description="experts beyond its share that each group has room for; default: an eighth of the share"
+    )
     labels: Labels = Field({}, description="Ray labels of the nodes that groups may run on")
 
 
@@ -78,24 +93,39 @@ class EngineSection(_Section):
     max_batch_tokens: int = Field(512, ge=1)
     max_sequences: int = Field(128, ge=1)
     max_waiting: int = Field(128, ge=0, description="requests per shard beyond max_sequences; more are refused")
-    max_model_len: int | None = Field(None, ge=2, description="prompt and output of one request; default: what model and cache allow")
+    max_model_len: int | None = Field(
+        None, ge=2, description="prompt and output of one request; default: what model and cache allow"
+    )
     prefix_cache: bool = True
 
 
 class LinkSection(_Section):
-    kind: Literal["auto", "process-group", "shared-memory"] = Field("auto", description="auto: shared memory within a host, without GPUs")
+    kind: Literal["auto", "process-group", "shared-memory"] = Field(
+        "auto", description="auto: shared memory within a host, without GPUs"
+    )
     timeout: float = Field(30.0, gt=0, description="seconds after which a silent group counts as lost")
-    gather_window: float = Field(1.0, ge=0, le=100, description="how long a group holds a message for other busy shards, in layer times; 0: never")
+    gather_window: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="how long a group holds a message for other busy shards, in layer times; 0: never",
+    )
 
 
 class CopiesSection(_Section):
     enabled: bool = True
-    above: float = Field(1.1, ge=1, description="hottest group / mean group in a layer, mean over layers, above which experts are moved and copied")
+    above: float = Field(
+        1.1,
+        ge=1,
+        description="hottest group / mean group in a layer, mean over layers, above which experts are moved and copied",
+    )
     after: float = Field(2.0, ge=0, description="seconds that it must have been above")
     cooldown: float = Field(6.0, ge=0, description="seconds from one change of copies to the next")
     gain: float = Field(0.04, ge=0, description="how much of the imbalance a change must be expected to take off")
     max_loads: float = Field(0.25, gt=0, le=1, description="copies loaded in one change, as a fraction of all copies")
-    read_cost: float = Field(8.0, ge=0, le=10000, description="what reading an expert's weights once costs, in rows computed")
+    read_cost: float = Field(
+        8.0, ge=0, le=10000, description="what reading an expert's weights once costs, in rows computed"
+    )
 
 
 class GroupScalingSection(_Section):
@@ -143,12 +173,16 @@ def _mode(value: Any) -> Any:
 
 
 class AutoscalingSection(_Section):
-    mode: Annotated[Literal["off", "advise", "on"], BeforeValidator(_mode)] = Field("on", description="advise: only write what would be done")
+    mode: Annotated[Literal["off", "advise", "on"], BeforeValidator(_mode)] = Field(
+        "on", description="advise: only write what would be done"
+    )
     interval: float = Field(2.0, ge=0.1, le=3600, description="seconds between two looks at the load")
     half_life: float = Field(10.0, gt=0, le=86400, description="seconds after which past load counts half")
     up_after: float = Field(15.0, ge=0, description="seconds that a reason for more workers must have held")
     down_after: float = Field(300.0, ge=0, description="seconds that a reason for fewer workers must have held")
-    cooldown: float = Field(60.0, ge=0, description="seconds from one change of the number of workers to the next of the same kind")
+    cooldown: float = Field(
+        60.0, ge=0, description="seconds from one change of the number of workers to the next of the same kind"
+    )
     patience: float = Field(900.0, gt=0, description="seconds that a new worker may wait for a node")
     copies: CopiesSection = CopiesSection()
     expert_groups: GroupScalingSection = GroupScalingSection()
@@ -156,7 +190,9 @@ class AutoscalingSection(_Section):
 
 
 class LivenessSection(_Section):
-    timeout: float = Field(15.0, ge=0, le=3600, description="seconds without an answer after which a worker counts as hung; 0: never")
+    timeout: float = Field(
+        15.0, ge=0, le=3600, description="seconds without an answer after which a worker counts as hung; 0: never"
+    )
 
 
 class HttpSection(_Section):
@@ -174,12 +210,18 @@ class HttpSection(_Section):
 
 class Manifest(_Section):
     model: str = Field("tiny", min_length=1)
-    served_name: str | None = Field(None, min_length=1, description="model id that the API shows; default: the name of the model's directory")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where workers that reserve GPUs compute; the others use the CPU")
+    served_name: str | None = Field(
+        None, min_length=1, description="model id that the API shows; default: the name of the model's directory"
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="where workers that reserve GPUs compute; the others use the CPU"
+    )
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     head: Literal["stored", "fp8"] = Field("stored", description="how the output projection is kept")
     kernels: Literal["auto", "native", "reference", "triton"] = "auto"
-    mixed: Literal["refuse", "allow"] = Field("refuse", description="what becomes of workers that would compute other bits")
+    mixed: Literal["refuse", "allow"] = Field(
+        "refuse", description="what becomes of workers that would compute other bits"
+    )
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()
@@ -203,8 +245,8 @@ class Manifest(_Section):
         return self.device if gpus else "cpu"
 
     def spare_slots(self, share: int) -> int:
-        """Experts that a group may hold beyond its share of them. An eighth by default: what DeepSeek's own deployment of V3 keeps (32 redundant
-        experts for 256 per layer)."""
+        """Experts that a group may hold beyond its share of them. An eighth by default: what DeepSeek's own deployment
+        of V3 keeps (32 redundant experts for 256 per layer)."""
         return -(-share // 8) if self.experts.spare_slots is None else self.experts.spare_slots
 
     def scheduler_config(self, model: ModelConfig) -> SchedulerConfig:
@@ -213,12 +255,17 @@ class Manifest(_Section):
         block_bytes = engine.block_size * kv_bytes_per_token(model, self.dtype)
         blocks = engine.kv_memory // block_bytes
         if blocks < 1:
-            raise ManifestError(f"engine.kv_memory is {engine.kv_memory} bytes; one block of {engine.block_size} tokens takes {block_bytes}")
+            raise ManifestError(
+                f"engine.kv_memory is {engine.kv_memory} bytes; "
+                f"one block of {engine.block_size} tokens takes {block_bytes}"
+            )
         room = min(model.max_position_embeddings, blocks * engine.block_size)
         wished = engine.max_model_len or room
         if wished > room:
-            raise ManifestError(f"engine.max_model_len is {wished}; the model allows {model.max_position_embeddings} and engine.kv_memory "
-                                f"{blocks * engine.block_size} tokens")
+            raise ManifestError(
+                f"engine.max_model_len is {wished}; the model allows {model.max_position_embeddings} and "
+                f"engine.kv_memory {blocks * engine.block_size} tokens"
+            )
         return SchedulerConfig(
             engine.block_size,
             blocks,

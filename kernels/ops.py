@@ -1,10 +1,11 @@
 """The operations that a DeepSeek-V3 forward pass is made of, as one abstract class with a backend per device.
 
-`kernels/reference.py` is the definition of correct; other backends must agree with it within the tolerance of their dtype. Model code
-calls these methods and never branches on the device.
+`kernels/reference.py` is the definition of correct; other backends must agree with it within the tolerance of their
+dtype. Model code calls these methods and never branches on the device.
 
-Shape suffixes: T rows (tokens) of a step, D hidden size, N/K output/input features, H attention heads, C `kv_lora_rank`, R
-`qk_rope_head_dim`, P (row, expert) pairs, k experts per token, E experts, S sequences, M blocks in the longest block table, V vocabulary.
+Shape suffixes: T rows (tokens) of a step, D hidden size, N/K output/input features, H attention heads, C
+`kv_lora_rank`, R `qk_rope_head_dim`, P (row, expert) pairs, k experts per token, E experts, S sequences, M blocks in
+the longest block table, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ BLOCK = 128  # FP8 checkpoints carry one float32 scale per BLOCK×BLOCK tile of 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A matrix as the checkpoint stores it: `data` [N, K] in bf16, fp16, fp32 or float8_e4m3fn, the last with `scale_inv`
-    float32 [ceil(N/128), ceil(K/128)] (dequantised weight = data × scale of its block)."""
+    """A matrix as the checkpoint stores it: `data` [N, K] in bf16, fp16, fp32 or float8_e4m3fn, the last with
+    `scale_inv` float32 [ceil(N/128), ceil(K/128)] (dequantised weight = data × scale of its block)."""
 
     data: Tensor
     scale_inv: Tensor | None = None
@@ -43,13 +44,16 @@ class StoredWeight:
         return StoredWeight(self.data.T, None if self.scale_inv is None else self.scale_inv.T)
 
     def quantise(self) -> StoredWeight:
-        """In FP8 with one scale per block, the largest of which is 448, e4m3's largest; itself where it has scales already."""
+        """In FP8 with one scale per block, the largest of which is 448, e4m3's largest; itself where it has scales
+        already."""
         if self.scale_inv is not None:
             return self
         (rows, columns), (down, across) = self.data.shape, (-(-n // BLOCK) for n in self.data.shape)
         padded = torch.nn.functional.pad(self.data.float(), (0, across * BLOCK - columns, 0, down * BLOCK - rows))
         blocks = padded.view(down, BLOCK, across, BLOCK)
-        scale = (blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = (blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max).clamp(
+            min=torch.finfo(torch.float32).tiny
+        )
         codes = (blocks / scale[:, None, :, None]).view_as(padded)[:rows, :columns]
         return StoredWeight(codes.to(torch.float8_e4m3fn), scale)
 
@@ -75,7 +79,8 @@ class LinearWeight:
 
 @dataclass(frozen=True)
 class Router:
-    """The gate of one MoE layer. `weight` float32 [E, D]; `bias` float32 [E], the load-balancing correction, used to choose experts only."""
+    """The gate of one MoE layer. `weight` float32 [E, D]; `bias` float32 [E], the load-balancing correction, used to
+    choose experts only."""
 
     weight: Tensor
     bias: Tensor
@@ -88,7 +93,8 @@ class Router:
 
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
-    """One layer's multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, §2.1), packed, with the norms around it."""
+    """One layer's multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, §2.1), packed,
+    with the norms around it."""
 
     norm: Tensor  # [D], before the attention
     post_norm: Tensor  # [D], of the sum of residual and attention
@@ -155,7 +161,8 @@ class ExpertBank(ABC):
 
 
 class Kernels(ABC):
-    """One backend. `dtype` (bfloat16 or float32) is what activations are kept in between operations; `device`, where."""
+    """One backend. `dtype` (bfloat16 or float32) is what activations are kept in between operations;
+    `device`, where."""
 
     name: str
     dtype: torch.dtype
@@ -167,7 +174,7 @@ class Kernels(ABC):
     # What else decides a result's last bit: the instruction set, and the library where the order is a library's.
     instructions: str
 
-    # --- weights ---------------------------------------------------------------------------------------------------------------------
+    # --- weights ----------------------------------------------------------------------------------
 
     @abstractmethod
     def pack_linear(self, weights: list[StoredWeight], bias: Tensor | None = None) -> LinearWeight:
@@ -181,11 +188,12 @@ class Kernels(ABC):
     def expert_bank(self, slots: int, hidden: int, inner: int) -> ExpertBank:
         """An empty bank."""
 
-    # --- dense operations ------------------------------------------------------------------------------------------------------------
+    # --- dense operations -------------------------------------------------------------------------
 
     @abstractmethod
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x²) + eps) × weight, the normalisation in float32, rounded to dtype before the weight (as transformers does)."""
+        """x / sqrt(mean(x²) + eps) × weight, the normalisation in float32, rounded to dtype before the weight (as
+        transformers does)."""
 
     def add_rms_norm(self, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         """residual += x in place, rounded to dtype; → rms_norm(residual)."""
@@ -206,33 +214,51 @@ class Kernels(ABC):
 
     @abstractmethod
     def rope(self, x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> Tensor:
-        """Rotate interleaved pairs (x[2i], x[2i+1]), the original formula of RoFormer (arXiv:2104.09864, eq. 34). cos, sin float32 [T, R/2]."""
+        """Rotate interleaved pairs (x[2i], x[2i+1]), the original formula of RoFormer (arXiv:2104.09864, eq. 34). cos,
+        sin float32 [T, R/2]."""
 
-    # --- experts ---------------------------------------------------------------------------------------------------------------------
+    # --- experts ----------------------------------------------------------------------------------
 
     @abstractmethod
     def route(self, x_TD: Tensor, router: Router) -> tuple[Tensor, Tensor]:
-        """Group-limited top-k of sigmoid scores (DeepSeek-V3, arXiv:2412.19437, §2.1.2) → expert ids int32 [T, k], ascending in each row,
-        and weights float32 [T, k]. Equal scores go to the lower id."""
+        """Group-limited top-k of sigmoid scores (DeepSeek-V3, arXiv:2412.19437, §2.1.2) → expert ids int32 [T, k],
+        ascending in each row, and weights float32 [T, k]. Equal scores go to the lower id."""
 
     @abstractmethod
     def experts(self, x_TD: Tensor, bank: ExpertBank, rows_P: Tensor, slots_A: Tensor, offsets_A1: Tensor) -> Tensor:
         """Unweighted outputs, one per (row, expert) pair → [P, D] in `dtype`.
 
-        Pairs are sorted by expert: pairs offsets[a] … offsets[a+1]-1 use the expert in slots[a], and pair p reads row x[rows[p]].
-        rows int32 [P], slots int32 [A] (distinct), offsets int32 [A+1] from 0 to P.
+        Pairs are sorted by expert: pairs offsets[a] … offsets[a+1]-1 use the expert in slots[a], and pair p reads row
+        x[rows[p]]. rows int32 [P], slots int32 [A] (distinct), offsets int32 [A+1] from 0 to P.
         """
 
     @abstractmethod
-    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
-        """Σ_j weights[t, j] × y[index[t, j]] → [T, D] in `dtype`, summed in float32 in the order of j (so ascending expert id).
+    def combine(
+        self,
+        y_PD: Tensor,
+        index_Tk: Tensor,
+        weights_Tk: Tensor,
+        own_TD: Tensor | None = None,
+        residual_TD: Tensor | None = None,
+    ) -> Tensor:
+        """Σ_j weights[t, j] × y[index[t, j]] → [T, D] in `dtype`, summed in float32 in the order of j (so ascending
+        expert id).
 
         `own` (the shared experts' output), then `residual`, are added to the rounded sum, each sum rounded again.
         """
 
-    def moe(self, x_TD: Tensor, router: Router, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None, down: LinearWeight | None,
-            residual_TD: Tensor) -> Tensor:
-        """A MoE layer with every expert e in `bank`, at slot_of[e] (int32), and shared experts if any → residual + (Σ weight × expert + shared).
+    def moe(
+        self,
+        x_TD: Tensor,
+        router: Router,
+        bank: ExpertBank,
+        slot_of_E: Tensor,
+        gate_up: LinearWeight | None,
+        down: LinearWeight | None,
+        residual_TD: Tensor,
+    ) -> Tensor:
+        """A MoE layer with every expert e in `bank`, at slot_of[e] (int32), and shared experts if any → residual + (Σ
+        weight × expert + shared).
 
         What it is made of is said here; a backend may do it in one piece, to the same bits as its own operations give.
         """
@@ -246,36 +272,58 @@ class Kernels(ABC):
         own_TD = None if gate_up is None or down is None else self.mlp(x_TD, gate_up, down)
         return self.combine(y_PD, index_P.view(ids_Tk.shape), weights_Tk, own_TD, residual_TD)
 
-    # --- attention -------------------------------------------------------------------------------------------------------------------
-    # The paged cache of one layer is [blocks, block_size, C + R] in `dtype`: per token its normalised latent, then its rotated key.
+    # --- attention --------------------------------------------------------------------------------
+    # The paged cache of one layer is [blocks, block_size, C + R] in `dtype`: per token its normalised latent, then its
+    # rotated key.
 
     @abstractmethod
     def write_cache(self, latent_TC: Tensor, k_rope_TR: Tensor, cache: Tensor, slots_T: Tensor) -> None:
         """Store each token's latent and rotary key at slot = block × block_size + offset (int64 [T])."""
 
     @abstractmethod
-    def mla_prefill(self, q_THQ: Tensor, cache: Tensor, block_table_M: Tensor, start: int, kv_b: LinearWeight, v_head_dim: int,
-                    scale: float) -> Tensor:
-        """Attention in expanded form for T consecutive positions start … start+T-1 of one sequence, whose latents up to start+T-1 are
-        already in the cache → [T, H × v_head_dim] in `dtype`.
+    def mla_prefill(
+        self,
+        q_THQ: Tensor,
+        cache: Tensor,
+        block_table_M: Tensor,
+        start: int,
+        kv_b: LinearWeight,
+        v_head_dim: int,
+        scale: float,
+    ) -> Tensor:
+        """Attention in expanded form for T consecutive positions start … start+T-1 of one sequence, whose latents up to
+        start+T-1 are already in the cache → [T, H × v_head_dim] in `dtype`.
 
-        q [T, H, nope + R], the rotary part rotated and last. kv_b expands a latent to [H × (nope + v_head_dim)]. block_table int32 [M].
+        q [T, H, nope + R], the rotary part rotated and last. kv_b expands a latent to [H × (nope + v_head_dim)].
+        block_table int32 [M].
         """
 
     @abstractmethod
-    def mla_decode(self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache: Tensor, block_tables_SM: Tensor, sequence_T: Tensor, lengths_T: Tensor,
-                   scale: float) -> Tensor:
-        """Attention in absorbed form → latent outputs [T, H, C] in `dtype`. Row t attends to the first lengths[t] positions of sequence
-        sequence[t] (a row of block_tables); several rows may belong to one sequence. All indices int32."""
+    def mla_decode(
+        self,
+        q_latent_THC: Tensor,
+        q_rope_THR: Tensor,
+        cache: Tensor,
+        block_tables_SM: Tensor,
+        sequence_T: Tensor,
+        lengths_T: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Attention in absorbed form → latent outputs [T, H, C] in `dtype`. Row t attends to the first lengths[t]
+        positions of sequence sequence[t] (a row of block_tables); several rows may belong to one sequence. All indices
+        int32."""
 
     def attention(self, x_TD: Tensor, a: AttentionWeights, rows: AttentionRows, cache: Tensor) -> Tensor:
-        """A layer's attention: x += attention(rms_norm(x)) in place; → rms_norm(x) with `post_norm`. Writes the rows' latents into the cache.
+        """A layer's attention: x += attention(rms_norm(x)) in place; → rms_norm(x) with `post_norm`. Writes the rows'
+        latents into the cache.
 
         What it is made of is said here; a backend may do it in one piece, to the same bits as its own operations give.
         """
         n, heads = rows.decodes, a.heads
         h_TD = self.rms_norm(x_TD, a.norm, a.eps)
-        q_TK, latent, k_rope = self.linear(h_TD, a.input).split([a.input.out_features - a.latent - a.rotary, a.latent, a.rotary], -1)
+        q_TK, latent, k_rope = self.linear(h_TD, a.input).split(
+            [a.input.out_features - a.latent - a.rotary, a.latent, a.rotary], -1
+        )
         if a.q_b is not None:
             assert a.q_norm is not None
             q_TK = self.linear(self.rms_norm(q_TK, a.q_norm, a.latent_eps), a.q_b)
@@ -286,7 +334,9 @@ class Kernels(ABC):
         out_TX = torch.empty(len(x_TD), heads * a.value, dtype=self.dtype, device=x_TD.device)
         if n:
             q_latent = self.head_linear(q_nope[:n], a.k_absorb)
-            out_latent = self.mla_decode(q_latent, q_rope[:n], cache, rows.decode_tables, rows.decode_sequence, rows.decode_lengths, a.scale)
+            out_latent = self.mla_decode(
+                q_latent, q_rope[:n], cache, rows.decode_tables, rows.decode_sequence, rows.decode_lengths, a.scale
+            )
             out_TX[:n] = self.head_linear(out_latent, a.v_absorb).flatten(1)
         for chunk in rows.prefills:
             mine = slice(chunk.first, chunk.first + chunk.count)
@@ -294,13 +344,21 @@ class Kernels(ABC):
             out_TX[mine] = self.mla_prefill(q, cache, chunk.block_table, chunk.start, a.kv_b, a.value, a.scale)
         return self.add_rms_norm(self.linear(out_TX, a.o), x_TD, a.post_norm, a.eps)
 
-    # --- sampling --------------------------------------------------------------------------------------------------------------------
+    # --- sampling ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def sample(self, logits_TV: Tensor, temperature_T: Tensor, top_p_T: Tensor, top_k_T: Tensor, seed_T: Tensor, index_T: Tensor) -> Tensor:
+    def sample(
+        self,
+        logits_TV: Tensor,
+        temperature_T: Tensor,
+        top_p_T: Tensor,
+        top_k_T: Tensor,
+        seed_T: Tensor,
+        index_T: Tensor,
+    ) -> Tensor:
         """Token ids int64 [T]. logits float32; temperature, top_p float64; top_k int64 (0: off); seed, index int64.
 
-        Temperature 0 takes the largest logit (the lowest id of equal ones). Otherwise the largest of logit/temperature + Gumbel noise among
-        the tokens that top-k, then top-p (the smallest set of most likely tokens that reaches p) leave. The noise is a hash of (seed, index,
-        token id) alone: see `gumbel_noise` in kernels/reference.py.
+        Temperature 0 takes the largest logit (the lowest id of equal ones). Otherwise the largest of logit/temperature
+        + Gumbel noise among the tokens that top-k, then top-p (the smallest set of most likely tokens that reaches p)
+        leave. The noise is a hash of (seed, index, token id) alone: see `gumbel_noise` in kernels/reference.py.
         """

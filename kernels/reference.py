@@ -19,7 +19,8 @@ class ReferenceExpertBank(ExpertBank):
 
     def load(self, slot: int, gate: StoredWeight, up: StoredWeight, down: StoredWeight) -> None:
         self.gate_up[slot] = torch.cat([gate.dequantise(self.dtype), up.dequantise(self.dtype)])
-        self.down[slot] = torch.cat([down.dequantise(self.dtype)])  # a copy also where nothing is converted: see pack_linear
+        # A copy also where nothing is converted: see pack_linear
+        self.down[slot] = torch.cat([down.dequantise(self.dtype)])
 
     def drop(self, slot: int) -> None:
         self.gate_up[slot] = self.down[slot] = None
@@ -102,10 +103,19 @@ class ReferenceKernels(Kernels):
         down = [d for s in slots if (d := bank.down[s]) is not None]
         if len(gate_up) != len(slots):
             raise KeyError(f"expert slots {[s for s in slots if bank.gate_up[s] is None]} are empty")
-        y_ALD = torch.bmm(_swiglu(torch.bmm(x_ALD, torch.stack(gate_up).transpose(1, 2))), torch.stack(down).transpose(1, 2))
+        y_ALD = torch.bmm(
+            _swiglu(torch.bmm(x_ALD, torch.stack(gate_up).transpose(1, 2))), torch.stack(down).transpose(1, 2)
+        )
         return y_ALD[expert_P, place_P]
 
-    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
+    def combine(
+        self,
+        y_PD: Tensor,
+        index_Tk: Tensor,
+        weights_Tk: Tensor,
+        own_TD: Tensor | None = None,
+        residual_TD: Tensor | None = None,
+    ) -> Tensor:
         y_TkD = y_PD[index_Tk.long()].float() * weights_Tk[..., None]
         total = y_TkD[:, 0]
         for j in range(1, y_TkD.shape[1]):
@@ -119,8 +129,16 @@ class ReferenceKernels(Kernels):
     def write_cache(self, latent_TC: Tensor, k_rope_TR: Tensor, cache: Tensor, slots_T: Tensor) -> None:
         cache.view(-1, cache.shape[-1])[slots_T] = torch.cat([latent_TC, k_rope_TR], -1)
 
-    def mla_prefill(self, q_THQ: Tensor, cache: Tensor, block_table_M: Tensor, start: int, kv_b: LinearWeight, v_head_dim: int,
-                    scale: float) -> Tensor:
+    def mla_prefill(
+        self,
+        q_THQ: Tensor,
+        cache: Tensor,
+        block_table_M: Tensor,
+        start: int,
+        kv_b: LinearWeight,
+        v_head_dim: int,
+        scale: float,
+    ) -> Tensor:
         rows, heads, qk_dim = q_THQ.shape
         length, latent_dim = start + rows, kv_b.in_features
         entries_L = cache[block_table_M.long()].flatten(0, 1)[:length]
@@ -129,12 +147,22 @@ class ReferenceKernels(Kernels):
         assert qk_dim - nope_dim == entries_L.shape[1] - latent_dim
         k_LHQ = torch.cat([kv_LHX[..., :nope_dim], entries_L[:, None, latent_dim:].expand(-1, heads, -1)], -1)
         scores_HTL = torch.einsum("thq,lhq->htl", q_THQ.float(), k_LHQ.float()) * scale
-        future = torch.arange(length, device=cache.device)[None] > torch.arange(start, length, device=cache.device)[:, None]
+        future = (
+            torch.arange(length, device=cache.device)[None] > torch.arange(start, length, device=cache.device)[:, None]
+        )
         weights_HTL = scores_HTL.masked_fill(future, -torch.inf).softmax(-1)
         return torch.einsum("htl,lhv->thv", weights_HTL, kv_LHX[..., nope_dim:].float()).flatten(1).to(self.dtype)
 
-    def mla_decode(self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache: Tensor, block_tables_SM: Tensor, sequence_T: Tensor, lengths_T: Tensor,
-                   scale: float) -> Tensor:
+    def mla_decode(
+        self,
+        q_latent_THC: Tensor,
+        q_rope_THR: Tensor,
+        cache: Tensor,
+        block_tables_SM: Tensor,
+        sequence_T: Tensor,
+        lengths_T: Tensor,
+        scale: float,
+    ) -> Tensor:
         latent_dim, block_size = q_latent_THC.shape[-1], cache.shape[1]
         blocks = -(-int(lengths_T.max()) // block_size)
         entries_TL = cache[block_tables_SM[:, :blocks].long()].flatten(1, 2)[sequence_T.long()].float()  # [T, L, C + R]
@@ -145,7 +173,15 @@ class ReferenceKernels(Kernels):
         weights_THL = (scores_THL * scale).masked_fill(beyond, -torch.inf).softmax(-1)
         return (weights_THL @ latents_TLC.masked_fill(beyond.transpose(1, 2), 0.0)).to(self.dtype)
 
-    def sample(self, logits_TV: Tensor, temperature_T: Tensor, top_p_T: Tensor, top_k_T: Tensor, seed_T: Tensor, index_T: Tensor) -> Tensor:
+    def sample(
+        self,
+        logits_TV: Tensor,
+        temperature_T: Tensor,
+        top_p_T: Tensor,
+        top_k_T: Tensor,
+        seed_T: Tensor,
+        index_T: Tensor,
+    ) -> Tensor:
         out_T = logits_TV.argmax(-1)
         for t in (temperature_T > 0).nonzero().flatten().tolist():
             ids, logits = candidates(logits_TV[t] / float(temperature_T[t]), float(top_p_T[t]), int(top_k_T[t]))
@@ -160,7 +196,8 @@ def _swiglu(gate_up: Tensor) -> Tensor:
 
 
 def candidates(logits_V: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
-    """Token ids and logits that top-k, then top-p leave of one row, most likely first (equal ones by id). At least one."""
+    """Token ids and logits that top-k, then top-p leave of one row, most likely first (equal ones by id).
+    At least one."""
     if top_p >= 1.0 and top_k <= 0:
         return torch.arange(len(logits_V), device=logits_V.device), logits_V
     sorted_V, ids_V = logits_V.sort(descending=True, stable=True)
@@ -185,8 +222,9 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def gumbel_noise(seed: int, index: int, ids: Tensor) -> Tensor:
-    """Gumbel(0, 1) noise, float64, for token ids of the index-th token of a request: -log(-log(u)), u = (top 53 bits of h + ½) / 2⁵³ with
-    h = mix(mix(mix(seed) + index) + id) mod 2⁶⁴ and golden-ratio increments. A function of (seed, index, id) alone."""
+    """Gumbel(0, 1) noise, float64, for token ids of the index-th token of a request: -log(-log(u)), u = (top 53 bits of
+    h + ½) / 2⁵³ with h = mix(mix(mix(seed) + index) + id) mod 2⁶⁴ and golden-ratio increments. A function of (seed,
+    index, id) alone."""
     golden = 0x9E3779B97F4A7C15
     key = _mix(torch.tensor([_signed(seed + golden)]))
     key = _mix(key + _signed(golden * (index + 1)))

@@ -23,14 +23,16 @@ class Selection:
 
 
 def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None, device: str = "cpu") -> Selection:
-    """`name`: one of NAMES; `device`: cpu or cuda, where auto is triton. Sets torch's thread count. Raises RuntimeError where what is asked for
-    cannot load, or is not for this device."""
+    """`name`: one of NAMES; `device`: cpu or cuda, where auto is triton. Sets torch's thread count. Raises RuntimeError
+    where what is asked for cannot load, or is not for this device."""
     if name not in NAMES:
         raise ValueError(f'kernels is "{name}"; it must be "auto", "native", "reference" or "triton"')
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cuda" and name in ("native", "reference"):
-        raise KernelsUnavailable(f'kernels "{name}" compute on the CPU; a worker with device: cuda needs "triton", which "auto" takes there')
+        raise KernelsUnavailable(
+            f'kernels "{name}" compute on the CPU; a worker with device: cuda needs "triton", which "auto" takes there'
+        )
     if device == "cuda" or name == "triton":
         return _triton(dtype, device)
     if name == "reference":
@@ -44,7 +46,8 @@ def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None, de
         if name == "native":
             raise
         return Selection(ReferenceKernels(dtype), f"native kernels are not there: {error}")
-    torch.set_num_threads(1)  # little is left to torch, and the threads that wait for more of it would spin beside the kernels'
+    # Little is left to torch, and the threads that wait for more of it would spin beside the kernels'
+    torch.set_num_threads(1)
     return Selection(native, native.describe())
 
 
@@ -52,7 +55,9 @@ def _triton(dtype: torch.dtype, device: str) -> Selection:
     try:
         from isotherm.kernels.triton.backend import TritonKernels
     except ImportError as error:
-        raise KernelsUnavailable(f"the Triton kernels need Triton ({error}); install it with: pip install 'isotherm[gpu]'") from None
+        raise KernelsUnavailable(
+            f"the Triton kernels need Triton ({error}); install it with: pip install 'isotherm[gpu]'"
+        ) from None
     kernels = TritonKernels(dtype, device)
     return Selection(kernels, kernels.describe())
 

@@ -1,7 +1,8 @@
 """Makes tests/helpers importable by its modules' bare names, hypothesis repeatable, and modules independent of one
 another.
 
-Not `pythonpath = ["tests"]`: that would make tests/kernels importable as `kernels`, the name of a distribution that transformers looks for.
+Not `pythonpath = ["tests"]`: that would make tests/kernels importable as `kernels`, the name of a distribution that
+transformers looks for.
 """
 
 from __future__ import annotations

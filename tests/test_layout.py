@@ -40,14 +40,15 @@ ROOMS: dict[str, set[str]] = {
     "actors.worker": {"actors.links", "actors.models", "cluster.messages", "cluster.model", "kernels"},
     "actors.attention": {
         *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker",
-        "cluster.engine", "cluster.messages", "cluster.placement", "kernels",
+        "cluster.engine", "cluster.messages", "cluster.placement", "kernels"
     },
     "actors.experts": {
-        *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker", "cluster.messages", "cluster.model", "kernels",
+        *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker", "cluster.messages", "cluster.model",
+        "kernels",
     },
     "actors.local": {
         "actors.attention", "actors.experts", "actors.links", "actors.models",
-        "cluster.engine", "cluster.messages", "cluster.model", "cluster.placement", "kernels",
+        "cluster.engine", "cluster.messages", "cluster.model", "cluster.placement", "kernels"
     },
     # The front door, and what is decided about the cluster.
     "cluster.api": {*BASE, "cluster.messages", "cluster.text"},
@@ -60,18 +61,25 @@ ROOMS: dict[str, set[str]] = {
     "cluster.on_ray": {*BASE, "cluster.messages"},
     "cluster.supervise": {*BASE, "cluster.manifest", "cluster.on_ray"},
     "cluster.deploy": {
-        *BASE, "actors.attention", "actors.experts", "actors.links", "cluster.api", "cluster.autoscale", "cluster.control",
-        "cluster.manifest", "cluster.messages", "cluster.model", "cluster.observe", "cluster.on_ray", "cluster.placement",
-        "cluster.routing", "cluster.supervise", "cluster.text",
+        *BASE, "actors.attention", "actors.experts", "actors.links", "cluster.api", "cluster.autoscale",
+        "cluster.control", "cluster.manifest", "cluster.messages", "cluster.model", "cluster.observe", "cluster.on_ray",
+        "cluster.placement", "cluster.routing", "cluster.supervise", "cluster.text",
     },
     "cluster.cli": {
         *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.client",
         "cluster.deploy", "cluster.engine", "cluster.manifest", "cluster.messages", "cluster.model", "cluster.on_ray",
-        "cluster.placement", "cluster.supervise", "cluster.text", "kernels",
+        "cluster.placement", "cluster.supervise", "cluster.text", "kernels"
     },
 }  # fmt: skip
 USE_RAY = {"cluster.on_ray", "cluster.deploy"}
-WITHOUT_TENSORS = {"cluster.background", "cluster.messages", "cluster.engine", "cluster.model", "cluster.routing", "cluster.control"}
+WITHOUT_TENSORS = {
+    "cluster.background",
+    "cluster.messages",
+    "cluster.engine",
+    "cluster.model",
+    "cluster.routing",
+    "cluster.control",
+}
 
 
 def sources(package: str) -> list[Path]:
@@ -118,18 +126,31 @@ def imported(path: Path) -> frozenset[str]:
 
 
 def test_there_is_something_to_check():
-    some = {"cluster/engine/scheduler.py", "actors/models/deepseek_v3.py", "kernels/reference.py", "manifests/__init__.py"}
+    some = {
+        "cluster/engine/scheduler.py",
+        "actors/models/deepseek_v3.py",
+        "kernels/reference.py",
+        "manifests/__init__.py",
+    }
     assert some <= {label(p) for p in SOURCES}
-    assert not (ROOT / "__init__.py").exists() and not (ROOT / "isotherm" / "__init__.py").exists(), "isotherm is a namespace"
-    assert {p.name: p.readlink() for p in (ROOT / "isotherm").iterdir()} == {name: Path("..") / name for name in PACKAGES}
+    assert not (ROOT / "__init__.py").exists() and not (ROOT / "isotherm" / "__init__.py").exists(), (
+        "isotherm is a namespace"
+    )
+    assert {p.name: p.readlink() for p in (ROOT / "isotherm").iterdir()} == {
+        name: Path("..") / name for name in PACKAGES
+    }
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent.name not in PACKAGES or p.name != "__init__.py"], ids=label)
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.parent.name not in PACKAGES or p.name != "__init__.py"], ids=label
+)
 def test_rooms_import_what_they_may(path: Path):
     room = room_of(module_name(path))
     rooms = {room_of(name) for name in imported(path) if name.startswith("isotherm.")} - {room}
     assert rooms <= ROOMS[room], f"{room} may not import {sorted(rooms - ROOMS[room])}"
-    assert room in USE_RAY or not any(name.split(".")[0] == "ray" for name in imported(path)), "only these rooms use Ray"
+    assert room in USE_RAY or not any(name.split(".")[0] == "ray" for name in imported(path)), (
+        "only these rooms use Ray"
+    )
 
 
 def test_there_is_no_circle():
@@ -165,7 +186,7 @@ def test_imports_are_absolute_and_by_the_isotherm_names(path: Path):
             assert name.split(".")[0] not in PACKAGES, f"line {node.lineno}: {name} must be isotherm.{name}"
 
 
-# --- in processes -----------------------------------------------------------------------------------------------------
+# --- in processes ---------------------------------------------------------------------------------
 
 
 def is_ours(name: str) -> bool:
@@ -197,14 +218,25 @@ def test_transformers_works_from_the_repository_root(tmp_path: Path):
         "import importlib.util, pathlib, sys\n"
         "def test_inner():\n"
         "    spec = importlib.util.find_spec('kernels')\n"
-        f"    assert spec is None or pathlib.Path(spec.origin or '/').parent != pathlib.Path({str(ROOT / 'kernels')!r}), spec\n"
-        f"    assert spec is None or {str(ROOT / 'kernels')!r} not in list(spec.submodule_search_locations or []), spec\n"
+        "    assert spec is None or pathlib.Path(spec.origin or '/').parent != "
+        f"pathlib.Path({str(ROOT / 'kernels')!r}), spec\n"
+        f"    assert spec is None or {str(ROOT / 'kernels')!r} not in list(spec.submodule_search_locations or []), "
+        "spec\n"
         "    import transformers\n"
         "    from transformers import DeepseekV3ForCausalLM\n"
         "    import isotherm.kernels.ops\n"
     )
     pytest_command = Path(sys.executable).with_name("pytest")
-    run(str(pytest_command), "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(inner))
+    run(
+        str(pytest_command),
+        "-q",
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(inner),
+    )
 
 
 def modules_after(code: str) -> set[str]:

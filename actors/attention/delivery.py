@@ -53,7 +53,7 @@ class Delivery:
         self._next_look: asyncio.TimerHandle | None = None
         self._looked = clock()
 
-    # --- replicas ----------------------------------------------------------------------------------------------------
+    # --- replicas ---------------------------------------------------------------------------------
 
     async def stream(self, connection: str) -> AsyncIterator[list[Delta]]:
         """Open a connection and give its deltas: a list per engine step, or of several steps where they are faster than
@@ -94,7 +94,7 @@ class Delivery:
             self._connections.pop(name).lists.put_nowait(None)
         return silent
 
-    # --- requests ----------------------------------------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------
 
     def open_requests(self) -> list[str]:
         return list(self._owner)
@@ -110,7 +110,7 @@ class Delivery:
         now = self._clock()
         return now - next(iter(self._arrived.values()), now)
 
-    # --- deltas ------------------------------------------------------------------------------------------------------
+    # --- deltas -----------------------------------------------------------------------------------
 
     def publish(self, deltas: list[Delta]) -> None:
         """What one step gave. For the step loop's thread."""

@@ -87,7 +87,9 @@ class Engine:
         params = [c.sequence.request.params for c in chunks]
         tokens = self.model.kernels.sample(
             logits_NV,
-            torch.tensor([p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p in params], dtype=torch.float64),
+            torch.tensor(
+                [p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p in params], dtype=torch.float64
+            ),
             torch.tensor([p.top_p for p in params], dtype=torch.float64),
             torch.tensor([p.top_k for p in params]),
             torch.tensor([p.seed for p in params]),

@@ -76,13 +76,15 @@ class ExpertExchange:
         self.waited: dict[str, float] = {}
         self.adopt(placement, links)
 
-    # --- placements and links ----------------------------------------------------------------------------------------
+    # --- placements and links ---------------------------------------------------------------------
 
     def adopt(self, placement: Placement, links: Mapping[str, Link]) -> None:
         """Route by this placement from the next dispatch on. Call on the stepping thread, between layers."""
         groups = placement.groups()
         if missing := [g for g in groups if g not in links]:
-            raise ValueError(f"placement version {placement.version} names groups {missing} that this shard has no link to")
+            raise ValueError(
+                f"placement version {placement.version} names groups {missing} that this shard has no link to"
+            )
         self.placement, self._groups, self._links = placement, groups, [links[g] for g in groups]
         self._tables = layer_tables(placement, groups)
         self._failed = {g: link for g, link in self._failed.items() if links.get(g) is link}
@@ -150,7 +152,7 @@ class ExpertExchange:
             if self._link_failed is not None:
                 self._link_failed(group, link, str(error))
 
-    # --- a layer -----------------------------------------------------------------------------------------------------
+    # --- a layer ----------------------------------------------------------------------------------
 
     def moe(
         self,
@@ -283,4 +285,3 @@ class ExpertExchange:
             self.pulse.begin()  # this thread is well: it waits for the controller
             with self._offers:
                 self._offers.wait_for(lambda: self._news, timeout=min(WAIT, max(0.0, deadline - time.monotonic())))
-

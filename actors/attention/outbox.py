@@ -1,4 +1,5 @@
-"""Deltas on their way from the step loop to the ingress replicas: who gets what, and when. Pure but for the clock that it is given."""
+"""Deltas on their way from the step loop to the ingress replicas: who gets what, and when. Pure but for the clock that
+it is given."""
 
 from __future__ import annotations
 
@@ -7,18 +8,21 @@ from collections.abc import Sequence
 from isotherm.cluster.messages.requests import Delta, merged_deltas
 
 FLUSH = 0.01  # seconds between two lists of deltas to one ingress replica, at least
-LONGEST_FLUSH = 0.04  # seconds between two of them where many streams share the machine; a reader sees text flow all the same
+LONGEST_FLUSH = (
+    0.04  # seconds between two of them where many streams share the machine; a reader sees text flow all the same
+)
 FEW_STREAMS = 4  # up to so many, nothing waits longer than FLUSH
 
 
 def flush_interval(streams: int) -> float:
-    """Seconds between two lists that bring tokens of so many streams. A chunk costs the front door about the same however many tokens are in it, so
-    with more streams they come less often, with more tokens in each."""
+    """Seconds between two lists that bring tokens of so many streams. A chunk costs the front door about the same
+    however many tokens are in it, so with more streams they come less often, with more tokens in each."""
     return min(LONGEST_FLUSH, FLUSH * max(1.0, streams / FEW_STREAMS))
 
 
 class Outbox:
-    """What one ingress replica has not been sent yet. First tokens, and all that ends a stream, wait for no more than FLUSH."""
+    """What one ingress replica has not been sent yet. First tokens, and all that ends a stream, wait for no more than
+    FLUSH."""
 
     def __init__(self) -> None:
         self._waiting: list[Delta] = []

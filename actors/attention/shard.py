@@ -48,7 +48,7 @@ class AttentionShard(WorkerBase):
         self._delivery: Delivery | None = None
         self._background = Background()
 
-    # --- called by the controller ------------------------------------------------------------------------------------
+    # --- called by the controller -----------------------------------------------------------------
 
     async def load(self) -> None:
         """Load everything but the routed experts."""
@@ -224,7 +224,7 @@ class AttentionShard(WorkerBase):
             }
         return out
 
-    # --- called by ingress replicas ----------------------------------------------------------------------------------
+    # --- called by ingress replicas ---------------------------------------------------------------
 
     async def stream(self, connection: str) -> AsyncIterator[list[Delta]]:
         """All deltas of the requests that are submitted over this connection, as Delivery.stream says."""

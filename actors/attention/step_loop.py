@@ -64,7 +64,9 @@ class StepLoop:
         except Exception as error:  # also what nobody has thought of: it is this request's alone
             if not isinstance(error, ValueError):
                 log.exception("request %s could not be queued", request.id)
-            return [Delta(request.id, len(request.generated), finish_reason=FinishReason.ERROR, error=first_line(error))]
+            return [
+                Delta(request.id, len(request.generated), finish_reason=FinishReason.ERROR, error=first_line(error))
+            ]
         return []
 
     def _abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> list[Delta]:

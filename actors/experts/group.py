@@ -24,12 +24,16 @@ class ExpertGroup(WorkerBase):
 
     def __init__(self, spec: WorkerSpec, host: str, slots: int):
         super().__init__(spec, host)
-        # The native loop serves links in shared memory where the kernels are native too; the Python one serves all others.
+        # The native loop serves links in shared memory where the kernels are native too; the Python one serves all
+        # others.
         native = isinstance(self.kernels, NativeKernels) and native_ring.unavailable_reason() is None
-        self.worker = ExpertWorker(self.checkpoint.config, self.kernels, slots, native_ring.NativeGate() if native else None)
+        self.worker = ExpertWorker(
+            self.checkpoint.config, self.kernels, slots, native_ring.NativeGate() if native else None
+        )
         self.server = ExpertServer(self.worker)
         self.loop = ExpertLoop(self.worker, spec.gather_window) if native else None
-        self._changing = asyncio.Lock()  # of what is held: a controller that comes back may ask while one that is gone still has experts loaded
+        # of what is held: a controller that comes back may ask while one that is gone still has experts loaded
+        self._changing = asyncio.Lock()
 
     async def load(self, experts: list[tuple[int, int]]) -> None:
         """Load (layer, expert) pairs from the checkpoint."""
@@ -42,7 +46,8 @@ class ExpertGroup(WorkerBase):
             self.worker.load(reader, experts, self._set_progress)
 
     async def drop(self, experts: list[tuple[int, int]]) -> None:
-        """Free the weights of (layer, expert) pairs that no shard routes here any more; of a load that failed only some may be held."""
+        """Free the weights of (layer, expert) pairs that no shard routes here any more; of a load that failed only some
+        may be held."""
         async with self._changing:
             for pair in experts:
                 if self.worker.holds(*pair):
@@ -59,7 +64,9 @@ class ExpertGroup(WorkerBase):
             await asyncio.to_thread(self._connect_shared_memory, shard, meeting)
         else:
             group, lane = await asyncio.to_thread(self._meet, meeting, 1)
-            self.server.attach(shard, ProcessGroupServerLink(group, self.checkpoint.config.hidden_size, self.kernels.device, lane))
+            self.server.attach(
+                shard, ProcessGroupServerLink(group, self.checkpoint.config.hidden_size, self.kernels.device, lane)
+            )
 
     def _connect_shared_memory(self, shard: str, meeting: Meeting) -> None:
         if self.loop is not None:
@@ -84,7 +91,15 @@ class ExpertGroup(WorkerBase):
     async def meter(self) -> GroupMeter:
         """Its load, for the autoscaler; quick, and nothing in the token path waits for it."""
         c = self._counts()
-        return GroupMeter(c.messages, c.computations, c.pairs, c.busy_seconds, c.held_seconds, self.worker.held, self.worker.bank.nbytes)
+        return GroupMeter(
+            c.messages,
+            c.computations,
+            c.pairs,
+            c.busy_seconds,
+            c.held_seconds,
+            self.worker.held,
+            self.worker.bank.nbytes,
+        )
 
     async def status(self) -> dict[str, Any]:
         counts, links = self._counts(), self.server.links()

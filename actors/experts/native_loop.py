@@ -1,4 +1,5 @@
-"""Serves one group's experts over links in shared memory by the native loop: no Python between receive and reply, and a gather window."""
+"""Serves one group's experts over links in shared memory by the native loop: no Python between receive and reply, and a
+gather window."""
 
 from __future__ import annotations
 
@@ -19,16 +20,22 @@ log = logging.getLogger(__name__)
 
 
 class ExpertLoop:
-    """Needs native kernels, and a worker whose gate is a NativeGate. `window`: how long a message is held for other busy shards, in multiples of
-    the time that a layer takes; 0: never."""
+    """Needs native kernels, and a worker whose gate is a NativeGate. `window`: how long a message is held for other
+    busy shards, in multiples of the time that a layer takes; 0: never."""
 
     def __init__(self, worker: ExpertWorker, window: float):
         kernels, bank, gate = worker.kernels, worker.bank, worker.gate
-        if not (isinstance(kernels, NativeKernels) and isinstance(bank, NativeExpertBank) and isinstance(gate, NativeGate)):
-            raise TypeError(f"the native loop needs native kernels and gate, not {kernels.name} and {type(gate).__name__}")
+        if not (
+            isinstance(kernels, NativeKernels) and isinstance(bank, NativeExpertBank) and isinstance(gate, NativeGate)
+        ):
+            raise TypeError(
+                f"the native loop needs native kernels and gate, not {kernels.name} and {type(gate).__name__}"
+            )
         first_layer = min(worker.config.moe_layers, default=0)
         self.worker = worker
-        self._loop = NativeExpertLoop(kernels, bank, gate, worker.slot_of, worker.rows_served, first_layer, DTYPES.index(kernels.dtype), window)
+        self._loop = NativeExpertLoop(
+            kernels, bank, gate, worker.slot_of, worker.rows_served, first_layer, DTYPES.index(kernels.dtype), window
+        )
         self._shards: dict[int, str] = {}  # by the link's number
         self._lock = threading.Lock()  # of _shards
         self._events = spawn_thread("expert loop events", self._tell)
@@ -41,7 +48,9 @@ class ExpertLoop:
     @property
     def counts(self) -> ServerCounts:
         c = self._loop.counts()
-        return ServerCounts(c.messages, c.computations, c.gathered, c.pairs, c.refused, c.busy_ns / 1e9, c.held_ns / 1e9)
+        return ServerCounts(
+            c.messages, c.computations, c.gathered, c.pairs, c.refused, c.busy_ns / 1e9, c.held_ns / 1e9
+        )
 
     @property
     def thread(self) -> int:
@@ -63,7 +72,8 @@ class ExpertLoop:
             return dict.fromkeys(self._shards.values(), KIND)
 
     def attach(self, shard: str, met: Met) -> None:
-        """Serve a link until its shard closes it or is lost. A new link of the same shard takes the place of the old one."""
+        """Serve a link until its shard closes it or is lost. A new link of the same shard takes the place of the old
+        one."""
         with self._lock:
             old = [number for number, name in self._shards.items() if name == shard]
             try:
@@ -84,7 +94,11 @@ class ExpertLoop:
         while (event := self._loop.next_event()) is not None:
             number, what, words = event
             with self._lock:
-                shard = self._shards.get(number, "a shard that has a newer link") if what == LoopEvent.REFUSED else self._shards.pop(number, None)
+                shard = (
+                    self._shards.get(number, "a shard that has a newer link")
+                    if what == LoopEvent.REFUSED
+                    else self._shards.pop(number, None)
+                )
             if what == LoopEvent.REFUSED:
                 log.error("dispatch of %s failed: %s", shard, words)
             elif what == LoopEvent.CLOSED:

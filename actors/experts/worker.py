@@ -17,14 +17,16 @@ from isotherm.kernels.ops import Kernels
 
 
 class ExpertWorker:
-    """Experts can be loaded and dropped by one thread while another computes: a slot is filled before it is named, and unnamed before it is
-    emptied. `gate` is held while experts are computed and while one is named or unnamed; another who computes with this worker's bank takes it too.
+    """Experts can be loaded and dropped by one thread while another computes: a slot is filled before it is named, and
+    unnamed before it is emptied. `gate` is held while experts are computed and while one is named or unnamed; another
+    who computes with this worker's bank takes it too.
     """
 
     def __init__(self, config: ModelConfig, kernels: Kernels, slots: int, gate: AbstractContextManager | None = None):
         self.config, self.kernels = config, kernels
         self.bank = kernels.expert_bank(slots, config.hidden_size, config.moe_intermediate_size)
-        self.slot_of = np.full((config.num_hidden_layers, config.n_routed_experts), -1, dtype=np.int32)  # [layer, expert]; -1: not held
+        # [layer, expert]; -1: not held
+        self.slot_of = np.full((config.num_hidden_layers, config.n_routed_experts), -1, dtype=np.int32)
         self.rows_served = np.zeros_like(self.slot_of, dtype=np.int64)  # [layer, expert]: rows computed so far
         self.gate: AbstractContextManager = gate or threading.Lock()
         self._free = list(range(slots - 1, -1, -1))
@@ -45,8 +47,14 @@ class ExpertWorker:
     def holds(self, layer: int, expert: int) -> bool:
         return bool(self.slot_of[layer, expert] >= 0)
 
-    def load(self, reader: WeightReader, experts: Iterable[tuple[int, int]], progress: Callable[[float], None] = lambda _: None) -> None:
-        """Load (layer, expert) pairs from the checkpoint; ones that are held already stay. Raises RuntimeError when no slot is free."""
+    def load(
+        self,
+        reader: WeightReader,
+        experts: Iterable[tuple[int, int]],
+        progress: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        """Load (layer, expert) pairs from the checkpoint; ones that are held already stay. Raises RuntimeError when no
+        slot is free."""
         wanted = [pair for pair in dict.fromkeys(experts) if not self.holds(*pair)]
         for done, (layer, expert) in enumerate(wanted, 1):
             if not self._free:
@@ -78,7 +86,10 @@ class ExpertWorker:
             slots = self.slot_of[message.layer, message.experts_A]
             if (slots < 0).any():
                 missing = message.experts_A[slots < 0].tolist()
-                raise ExpertNotHeldError(f"layer {message.layer} experts {missing} are not held (placement version {message.placement_version})")
+                raise ExpertNotHeldError(
+                    f"layer {message.layer} experts {missing} are not held (placement version "
+                    f"{message.placement_version})"
+                )
             rows_P, slots_A, offsets_A1 = map(torch.from_numpy, (message.rows_P, slots, message.offsets_A1))
             output_PD = self.kernels.experts(message.x_UD, self.bank, rows_P, slots_A, offsets_A1)
             self.rows_served[message.layer, message.experts_A] += np.diff(message.offsets_A1)

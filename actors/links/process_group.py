@@ -1,12 +1,14 @@
 """A link over a two-rank torch.distributed process group: rank 0 is the shard, rank 1 the expert group.
 
-Every message is a header of int64[HEADER] on tag 0 and, where it is not empty, a body on tag 1. Raw bytes only, over gloo.
+Every message is a header of int64[HEADER] on tag 0 and, where it is not empty, a body on tag 1. Raw bytes only, over
+gloo.
 
-A dispatch's body: experts int32[A], offsets int32[A+1], rows int32[P], zeros up to a multiple of 64, then the rows' bytes. A reply's body: the
-outputs' bytes, or a message in UTF-8.
+A dispatch's body: experts int32[A], offsets int32[A+1], rows int32[P], zeros up to a multiple of 64, then the rows'
+bytes. A reply's body: the outputs' bytes, or a message in UTF-8.
 
-Between two GPUs rows and outputs are in no body: they go from device to device over a second process group (`DataLane`, NCCL), after the message
-that announces them. Where one end is on a GPU and the other is not, bodies pass through pinned memory.
+Between two GPUs rows and outputs are in no body: they go from device to device over a second process group (`DataLane`,
+NCCL), after the message that announces them. Where one end is on a GPU and the other is not, bodies pass through pinned
+memory.
 """
 
 from __future__ import annotations
@@ -39,12 +41,16 @@ class Rendezvous:
     def __init__(self, host: str):
         listener = socket.create_server((host, 0))
         self.host, self.port = host, listener.getsockname()[1]
-        self._store = TCPStore(host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+        self._store = TCPStore(
+            host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
 
 
-def open_process_group(store_host: str, store_port: int, prefix: str, rank: int, own_host: str, timeout: float) -> ProcessGroupGloo:
-    """One end of a fresh two-rank gloo group; blocks until the peer has come. `prefix` must never have been used before, a failed attempt
-    included. `timeout` in seconds bounds the meeting. Raises LinkError."""
+def open_process_group(
+    store_host: str, store_port: int, prefix: str, rank: int, own_host: str, timeout: float
+) -> ProcessGroupGloo:
+    """One end of a fresh two-rank gloo group; blocks until the peer has come. `prefix` must never have been used
+    before, a failed attempt included. `timeout` in seconds bounds the meeting. Raises LinkError."""
     options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stubs leave these out
     options._timeout = timedelta(seconds=timeout)
     options._threads = 1
@@ -57,13 +63,16 @@ def open_process_group(store_host: str, store_port: int, prefix: str, rank: int,
 
 
 class DataLane:
-    """Rows from device to device, over a process group of their own with the same two ranks; what they are was said on the other one.
+    """Rows from device to device, over a process group of their own with the same two ranks; what they are was said on
+    the other one.
 
-    On a GPU nothing here waits for what the device computes meanwhile: receiving has a stream of its own, so that the shared experts overlap the
-    exchange. `abort` ends what hangs on the device.
+    On a GPU nothing here waits for what the device computes meanwhile: receiving has a stream of its own, so that the
+    shared experts overlap the exchange. `abort` ends what hangs on the device.
     """
 
-    def __init__(self, group: Any, peer: int, device: torch.device, timeout: float, abort: Callable[[], None] = lambda: None):
+    def __init__(
+        self, group: Any, peer: int, device: torch.device, timeout: float, abort: Callable[[], None] = lambda: None
+    ):
         self._group, self._peer, self._device, self._timeout, self._abort = group, peer, device, timeout, abort
         self._receiving = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._sent: tuple[Any, Tensor] | None = None  # under way until the peer's next message
@@ -77,7 +86,8 @@ class DataLane:
                 raise LinkError(_first_line(error)) from None
 
     def receive(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """[rows, width], ready for any stream. Raises LinkError when the peer does not send within the timeout, and then ends this lane."""
+        """[rows, width], ready for any stream. Raises LinkError when the peer does not send within the timeout, and
+        then ends this lane."""
         with self._stream():
             into = torch.empty(rows, width, dtype=dtype, device=self._device)
             if not into.numel():
@@ -108,7 +118,8 @@ class DataLane:
         return nullcontext() if self._receiving is None else torch.cuda.stream(self._receiving)
 
     def _wait(self, work: Any) -> None:
-        """On the host: a peer that has died would hang the device for ever. NCCL's own wait sleeps for a millisecond at a time, which is too long."""
+        """On the host: a peer that has died would hang the device for ever. NCCL's own wait sleeps for a millisecond at
+        a time, which is too long."""
         try:
             if self._receiving is None:
                 _wait(work, timedelta(seconds=self._timeout))
@@ -123,13 +134,18 @@ class DataLane:
             raise LinkError(_first_line(error)) from None
 
 
-def open_data_lane(store_host: str, store_port: int, prefix: str, rank: int, device: torch.device, meeting: float, timeout: float) -> DataLane:
-    """One end of a two-rank NCCL group beside the process group that was opened with the same `prefix`; blocks until rows have gone both ways.
-    `meeting`: seconds that this may take; `timeout`: seconds for rows that were announced. Raises LinkError."""
+def open_data_lane(
+    store_host: str, store_port: int, prefix: str, rank: int, device: torch.device, meeting: float, timeout: float
+) -> DataLane:
+    """One end of a two-rank NCCL group beside the process group that was opened with the same `prefix`; blocks until
+    rows have gone both ways. `meeting`: seconds that this may take; `timeout`: seconds for rows that were announced.
+    Raises LinkError."""
     try:
         from torch.distributed import ProcessGroupNCCL
     except ImportError:
-        raise LinkError(f"no link could be made: torch {torch.__version__} has no NCCL, over which rows go between two GPUs") from None
+        raise LinkError(
+            f"no link could be made: torch {torch.__version__} has no NCCL, over which rows go between two GPUs"
+        ) from None
     try:
         store = TCPStore(store_host, store_port, is_master=False, timeout=timedelta(seconds=meeting))
         options: Any = ProcessGroupNCCL.Options()
@@ -144,8 +160,8 @@ def open_data_lane(store_host: str, store_port: int, prefix: str, rank: int, dev
 
 
 class HostMemory:
-    """Where the bodies of messages lie on the host. For rows on a GPU that is pinned memory, used again and again: a body is sent or copied before
-    the next is taken."""
+    """Where the bodies of messages lie on the host. For rows on a GPU that is pinned memory, used again and again: a
+    body is sent or copied before the next is taken."""
 
     def __init__(self, device: torch.device, allocate: Callable[[int], Tensor] | None = None):
         self.reused = device.type != "cpu" or allocate is not None
@@ -164,7 +180,9 @@ class HostMemory:
 class _Wire:
     """Sends and receives (header, body) over one process group."""
 
-    def __init__(self, group: ProcessGroupGloo, peer: int, device: torch.device, allocate: Callable[[int], Tensor] | None):
+    def __init__(
+        self, group: ProcessGroupGloo, peer: int, device: torch.device, allocate: Callable[[int], Tensor] | None
+    ):
         self._group: Any = group  # torch's stubs leave out send and recv
         self._peer, self._device = peer, device
         self._pending: list = []
@@ -191,7 +209,8 @@ class _Wire:
         return numbers.copy() if self._incoming.reused else numbers
 
     def send(self, kind: int, fields: tuple[int, ...], body: Tensor | None, timeout: timedelta = FOREVER) -> None:
-        """Start sending, once what was sent before has gone (within `timeout`); the body's memory must stay as it is until it has gone too."""
+        """Start sending, once what was sent before has gone (within `timeout`); the body's memory must stay as it is
+        until it has gone too."""
         self.flush(timeout)
         nbytes = 0 if body is None else body.numel()
         header = torch.zeros(HEADER, dtype=torch.int64)
@@ -239,14 +258,15 @@ def _first_line(error: BaseException) -> str:
 
 
 class ProcessGroupLink:
-    """The shard's end. `timeout` in seconds: how long a group may stay silent before it counts as lost. `device`: where rows come from and outputs
-    go to. `lane`: their own way there. `allocate` gives the memory for bodies where `device` is a GPU."""
+    """The shard's end. `timeout` in seconds: how long a group may stay silent before it counts as lost. `device`: where
+    rows come from and outputs go to. `lane`: their own way there. `allocate` gives the memory for bodies where `device`
+    is a GPU."""
 
     kind = "process-group (gloo)"
     kind_with_lane = "process-group (gloo, rows over NCCL)"
 
-    def __init__(self, group: ProcessGroupGloo, timeout: float, device: torch.device = CPU, lane: DataLane | None = None,
-                 allocate: Callable[[int], Tensor] | None = None):  # fmt: skip
+    def __init__(self, group: ProcessGroupGloo, timeout: float, device: torch.device = CPU,
+                 lane: DataLane | None = None, allocate: Callable[[int], Tensor] | None = None):  # fmt: skip
         self._wire, self._lane = _Wire(group, 1, device, allocate), lane
         if lane is not None:
             self.kind = self.kind_with_lane
@@ -264,7 +284,15 @@ class ProcessGroupLink:
         body[: len(numbers)] = torch.from_numpy(numbers)
         if self._lane is None:
             body[begin:] = x.flatten().view(torch.uint8)
-        fields = (self._sequence, message.layer, message.placement_version, len(message.experts_A), rows, DTYPES.index(x.dtype), len(x))
+        fields = (
+            self._sequence,
+            message.layer,
+            message.placement_version,
+            len(message.experts_A),
+            rows,
+            DTYPES.index(x.dtype),
+            len(x),
+        )
         self._wire.send(DISPATCH, fields, body, self._timeout)
         if self._lane is not None:
             self._lane.send(x)
@@ -297,7 +325,8 @@ class ProcessGroupLink:
 
 
 class ProcessGroupServerLink:
-    """The group's end, with `device`, `lane` and `allocate` as at the shard's. `receive` may be called by one thread while another calls `reply`."""
+    """The group's end, with `device`, `lane` and `allocate` as at the shard's. `receive` may be called by one thread
+    while another calls `reply`."""
 
     kind = ProcessGroupLink.kind
 
@@ -308,8 +337,8 @@ class ProcessGroupServerLink:
             self.kind = ProcessGroupLink.kind_with_lane
 
     def receive(self) -> tuple[int, Dispatch] | None:
-        """Wait for the next dispatch, as long as it takes → (sequence number, message), or None when the shard has closed the link.
-        Raises LinkError when the shard is gone."""
+        """Wait for the next dispatch, as long as it takes → (sequence number, message), or None when the shard has
+        closed the link. Raises LinkError when the shard is gone."""
         kind, fields, body = self._wire.receive(FOREVER)
         if kind == CLOSE:
             if self._lane is not None:
@@ -337,8 +366,11 @@ class ProcessGroupServerLink:
     def refuse(self, sequence: int, error: Exception) -> None:
         """Say why there is no output."""
         kind = NOT_HELD if isinstance(error, ExpertNotHeldError) else FAILED
-        self._answer(kind, sequence, torch.frombuffer(bytearray(f"{type(error).__name__}: {error}".encode()), dtype=torch.uint8))
+        self._answer(
+            kind, sequence, torch.frombuffer(bytearray(f"{type(error).__name__}: {error}".encode()), dtype=torch.uint8)
+        )
 
     def _answer(self, kind: int, sequence: int, body: Tensor | None) -> None:
-        # Not flushed: a shard that hangs must not hold the thread that computes for all. The next message comes after this answer has gone.
+        # Not flushed: a shard that hangs must not hold the thread that computes for all. The next message comes after
+        # this answer has gone.
         self._wire.send(kind, (sequence,), body)

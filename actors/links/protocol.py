@@ -1,4 +1,5 @@
-"""What a link between an attention shard and an expert group is, whatever carries it: messages, both ends, and errors."""
+"""What a link between an attention shard and an expert group is, whatever carries it: messages, both ends,
+and errors."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ class ExpertNotHeldError(LookupError):
 
 @dataclass(frozen=True)
 class Dispatch:
-    """Rows for experts of one layer. Pair p runs row x[rows[p]] through an expert; pairs are sorted by expert, and pairs
-    offsets[a] … offsets[a+1]-1 belong to experts[a]."""
+    """Rows for experts of one layer. Pair p runs row x[rows[p]] through an expert; pairs are sorted by expert, and
+    pairs offsets[a] … offsets[a+1]-1 belong to experts[a]."""
 
     layer: int
     placement_version: int

@@ -37,7 +37,7 @@ RETRY = 0.005  # seconds between attempts to reach a group that does not listen 
 REQUEST_FIELDS = 9  # of iso_end_read
 
 
-# --- the meeting ------------------------------------------------------------------------------------------------------
+# --- the meeting ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _exchange(peer: socket.socket, own: int, timeout: float) -> Met:
         return Met(files[0], peer.detach())
 
 
-# --- the two ends -----------------------------------------------------------------------------------------------------
+# --- the two ends ---------------------------------------------------------------------------------
 
 
 class _End:
@@ -207,8 +207,8 @@ class SharedMemoryLink:
 
     @classmethod
     def open(cls, name: str, nbytes: int, timeout: float, meeting_timeout: float) -> SharedMemoryLink:
-        """Meet the group at `name`, with a segment of `nbytes` (it grows where a message needs more). Raises LinkError.
-        """
+        """Meet the group at `name`, with a segment of `nbytes` (it grows where a message needs more).
+        Raises LinkError."""
         segment = new_segment(nbytes)
         try:
             met = meet_group(name, segment, meeting_timeout)
@@ -220,14 +220,17 @@ class SharedMemoryLink:
     def send(self, message: Dispatch) -> None:
         x = message.x_UD if message.x_UD.stride(-1) == 1 else message.x_UD.contiguous()
         rows, width = x.shape
-        experts, offsets, pairs = (np.ascontiguousarray(a, np.int32) for a in (message.experts_A, message.offsets_A1, message.rows_P))
+        experts, offsets, pairs = (
+            np.ascontiguousarray(a, np.int32) for a in (message.experts_A, message.offsets_A1, message.rows_P)
+        )
         size = x.element_size()
         self._expected = (len(pairs), width, x.dtype)
         with self._in_use:
             for _ in range(2):
                 outcome = self._lib.iso_end_send(
-                    self._handle(), message.layer, message.placement_version, experts.ctypes.data, len(experts), offsets.ctypes.data,
-                    pairs.ctypes.data, len(pairs), x.data_ptr(), x.stride(0) * size, rows, width * size, DTYPES.index(x.dtype),
+                    self._handle(), message.layer, message.placement_version, experts.ctypes.data, len(experts),
+                    offsets.ctypes.data, pairs.ctypes.data, len(pairs), x.data_ptr(), x.stride(0) * size, rows,
+                    width * size, DTYPES.index(x.dtype),
                 )  # fmt: skip
                 if outcome <= 0:
                     break
@@ -313,7 +316,9 @@ class SharedMemoryServerLink:
     def refuse(self, sequence: int, error: Exception) -> None:
         """Say why there is no output."""
         text = f"{type(error).__name__}: {error}".encode()[:LEAST_REPLY]
-        self._answer(Reply.NOT_HELD if isinstance(error, ExpertNotHeldError) else Reply.FAILED, sequence, text, len(text))
+        self._answer(
+            Reply.NOT_HELD if isinstance(error, ExpertNotHeldError) else Reply.FAILED, sequence, text, len(text)
+        )
 
     def _answer(self, kind: Reply, sequence: int, data: int | bytes, nbytes: int) -> None:
         if not self._end.lib.iso_end_reply(self._end.handle, sequence, kind, data, nbytes):

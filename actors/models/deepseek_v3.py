@@ -1,4 +1,5 @@
-"""The attention shard's part of a DeepSeek-V3 forward pass: embedding, MLA, dense layers, shared experts, router and head.
+"""The attention shard's part of a DeepSeek-V3 forward pass: embedding, MLA, dense layers, shared experts, router and
+head.
 
 Routed experts are somewhere else, behind `RoutedExperts`. Shape suffixes as in kernels/ops.py.
 """
@@ -35,7 +36,15 @@ class RoutedExperts(Protocol):
     def abandon(self) -> None:
         """The step under way has failed: nothing of it is to be left where the next one would meet it."""
 
-    def moe(self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight | None, down: LinearWeight | None, residual_TD: Tensor) -> Tensor:
+    def moe(
+        self,
+        layer: int,
+        x_TD: Tensor,
+        router: Router,
+        gate_up: LinearWeight | None,
+        down: LinearWeight | None,
+        residual_TD: Tensor,
+    ) -> Tensor:
         """residual + (Σ weight × expert + shared experts) → [T, D], as Kernels.moe says it."""
 
 
@@ -56,7 +65,12 @@ class AttentionModel:
     """Weights of everything but the routed experts, and the forward pass over a paged latent cache."""
 
     def __init__(
-        self, config: ModelConfig, kernels: Kernels, reader: WeightReader, max_positions: int, progress: Callable[[float], None] = lambda _: None,
+        self,
+        config: ModelConfig,
+        kernels: Kernels,
+        reader: WeightReader,
+        max_positions: int,
+        progress: Callable[[float], None] = lambda _: None,
         head: str = "stored",
     ):
         """`head`: the output projection as it is "stored", or in "fp8" blocks."""
@@ -69,15 +83,22 @@ class AttentionModel:
         self.norm = self._norm(reader, "model.norm")
         stored = reader.stored("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
         self.head = kernels.pack_linear([stored.quantise() if head == "fp8" else stored])
-        self.cos, self.sin = (table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions))
+        self.cos, self.sin = (
+            table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions)
+        )
         progress(1.0)
 
     def _load_layer(self, reader: WeightReader, i: int) -> Layer:
         c, p = self.config, f"model.layers.{i}"
         router = None
         if c.is_moe(i):
-            weight, bias = (self._own(reader.tensor(f"{p}.mlp.gate.{name}"), torch.float32) for name in ("weight", "e_score_correction_bias"))
-            router = Router(weight, bias, c.n_group, c.topk_group, c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor)
+            weight, bias = (
+                self._own(reader.tensor(f"{p}.mlp.gate.{name}"), torch.float32)
+                for name in ("weight", "e_score_correction_bias")
+            )
+            router = Router(
+                weight, bias, c.n_group, c.topk_group, c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor
+            )
         own = f"{p}.mlp" if router is None else f"{p}.mlp.shared_experts" if c.n_shared_experts else None
         return Layer(
             attention=self._load_attention(reader, p),
@@ -100,9 +121,15 @@ class AttentionModel:
         def bias(name: str) -> Tensor | None:
             return reader.tensor(f"{p}.{name}.bias").clone() if c.attention_bias else None
 
-        queries, latents = reader.stored(f"{p}.{'q_a_proj' if low_rank else 'q_proj'}.weight"), reader.stored(f"{p}.kv_a_proj_with_mqa.weight")
+        queries, latents = (
+            reader.stored(f"{p}.{'q_a_proj' if low_rank else 'q_proj'}.weight"),
+            reader.stored(f"{p}.kv_a_proj_with_mqa.weight"),
+        )
         biases = [bias("q_a_proj") if low_rank else None, bias("kv_a_proj_with_mqa")]
-        parts = [torch.zeros(len(w.data)) if b is None else b.float() for b, w in zip(biases, (queries, latents), strict=True)]
+        parts = [
+            torch.zeros(len(w.data)) if b is None else b.float()
+            for b, w in zip(biases, (queries, latents), strict=True)
+        ]
         kv_b = reader.stored(f"{p}.kv_b_proj.weight")
         per_head = [kv_b.rows(h * (nope + value), (h + 1) * (nope + value), k.dtype) for h in range(heads)]
         return AttentionWeights(
@@ -134,7 +161,10 @@ class AttentionModel:
         """One zeroed [blocks, block_size, C + R] per layer."""
         c = self.config
         k = self.kernels
-        return [torch.zeros(blocks, block_size, c.cache_width, dtype=k.dtype, device=k.device) for _ in range(c.num_hidden_layers)]
+        return [
+            torch.zeros(blocks, block_size, c.cache_width, dtype=k.dtype, device=k.device)
+            for _ in range(c.num_hidden_layers)
+        ]
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:

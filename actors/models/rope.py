@@ -11,8 +11,8 @@ from isotherm.cluster.model.config import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, dim: int) -> Tensor:
-    """float32 [dim / 2]. Under YaRN (arXiv:2309.00071, §3.2) high frequencies are kept, low ones divided by the factor, with a linear ramp
-    between the dimensions that turn beta_fast and beta_slow times over the original context."""
+    """float32 [dim / 2]. Under YaRN (arXiv:2309.00071, §3.2) high frequencies are kept, low ones divided by the factor,
+    with a linear ramp between the dimensions that turn beta_fast and beta_slow times over the original context."""
     powers = rope.theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if rope.yarn_factor is None:
         return 1.0 / powers
@@ -32,6 +32,7 @@ def inverse_frequencies(rope: RopeConfig, dim: int) -> Tensor:
 
 
 def rope_tables(rope: RopeConfig, dim: int, positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [positions, dim / 2] each, times YaRN's magnitude. Made once, so that a position's values never depend on a batch."""
+    """cos and sin, float32 [positions, dim / 2] each, times YaRN's magnitude. Made once, so that a position's values
+    never depend on a batch."""
     angles = torch.arange(positions, dtype=torch.float32)[:, None] * inverse_frequencies(rope, dim)[None]
     return angles.cos() * rope.magnitude, angles.sin() * rope.magnitude

@@ -22,7 +22,8 @@ class StepBatch:
 
 
 def build_batch(chunks: Sequence[Chunk], block_size: int, cos: Tensor, sin: Tensor) -> StepBatch:
-    """`chunks` as the scheduler gives them: decode form first. cos, sin: float32 [positions, R/2]; everything comes to their device."""
+    """`chunks` as the scheduler gives them: decode form first. cos, sin: float32 [positions, R/2]; everything comes to
+    their device."""
     device = cos.device
     tokens: list[int] = []
     positions: list[int] = []
@@ -34,7 +35,11 @@ def build_batch(chunks: Sequence[Chunk], block_size: int, cos: Tensor, sin: Tens
     for chunk in chunks:
         blocks, end = chunk.sequence.blocks, chunk.start + chunk.count
         if chunk.form is Form.PREFILL:
-            prefills.append(PrefillRows(len(tokens), chunk.count, chunk.start, torch.tensor(blocks, dtype=torch.int32, device=device)))
+            prefills.append(
+                PrefillRows(
+                    len(tokens), chunk.count, chunk.start, torch.tensor(blocks, dtype=torch.int32, device=device)
+                )
+            )
         else:
             sequence_of += [len(tables)] * chunk.count
             tables.append(blocks)

@@ -18,8 +18,9 @@ MAPPED_BYTES = 256 << 20  # read, before the files are mapped anew
 
 
 class WeightReader:
-    """Use as a context manager. Tensors are views of mapped files, so pack or copy them inside. What was read counts as this process's memory while
-    the mapping lasts: so files are closed after every MAPPED_BYTES, and a mapping goes with the last view of it."""
+    """Use as a context manager. Tensors are views of mapped files, so pack or copy them inside. What was read counts as
+    this process's memory while the mapping lasts: so files are closed after every MAPPED_BYTES, and a mapping goes with
+    the last view of it."""
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint

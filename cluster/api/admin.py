@@ -36,7 +36,8 @@ class AdminClient(Protocol):
 
 
 def admin_routes(admin: AdminClient) -> list[Route]:
-    """POST and GET /admin/operations, GET /admin/operations/{id}, GET /admin/experts, GET /admin/autoscaler, GET /metrics."""
+    """POST and GET /admin/operations, GET /admin/operations/{id}, GET /admin/experts, GET /admin/autoscaler, GET
+    /metrics."""
 
     async def operations(request: Request) -> Response:
         if request.method == "GET":

@@ -1,4 +1,5 @@
-"""The OpenAI-compatible HTTP application: routes, request bodies, streams, disconnects. Knows nothing about Ray or about how tokens are made."""
+"""The OpenAI-compatible HTTP application: routes, request bodies, streams, disconnects. Knows nothing about Ray or
+about how tokens are made."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def build_app(
     settings: AppSettings | None = None,
     admin: AdminClient | None = None,
 ) -> Starlette:
-    """The ASGI application that serves one model under `model_id` and its aliases; with `admin`, the operator's routes too."""
+    """The ASGI application that serves one model under `model_id` and its aliases; with `admin`, the operator's routes
+    too."""
     settings = settings or AppSettings()
     door = FrontDoor(engine, tokenizer, model_id, aliases, settings)
     return Starlette(
@@ -94,7 +96,9 @@ def build_app(
 class FrontDoor:
     """The endpoints. Holds what every request needs, and counts those that are open."""
 
-    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, model_id: str, aliases: Sequence[str], settings: AppSettings) -> None:
+    def __init__(
+        self, engine: EngineClient, tokenizer: Tokenizer, model_id: str, aliases: Sequence[str], settings: AppSettings
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._models = tuple(dict.fromkeys([model_id, *aliases]))
@@ -109,7 +113,9 @@ class FrontDoor:
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
         if name not in self._models:
-            raise APIError(f"model: {name[:100]!r} is not served here", status=404, param="model", code="model_not_found")
+            raise APIError(
+                f"model: {name[:100]!r} is not served here", status=404, param="model", code="model_not_found"
+            )
         return _json(self._model(name))
 
     async def health(self, request: Request) -> Response:
@@ -117,7 +123,11 @@ class FrontDoor:
 
     async def ready(self, request: Request) -> Response:
         reason = self._engine.not_ready()
-        return _json({"status": "ready"}) if reason is None else _json({"status": "not ready", "reason": reason}, 503, self._retry_after)
+        return (
+            _json({"status": "ready"})
+            if reason is None
+            else _json({"status": "not ready", "reason": reason}, 503, self._retry_after)
+        )
 
     async def status(self, request: Request) -> Response:
         return _json(await self._engine.status())
@@ -175,7 +185,9 @@ class FrontDoor:
         raw = await read_body(request, self._settings.max_body_bytes)
         reply_id = f"{prefix}-{uuid.uuid4().hex}"
         max_model_len = self._engine.max_model_len
-        limits = Limits(max_model_len, self._engine.vocab_size, max_model_len * self._settings.max_prompt_chars_per_token)
+        limits = Limits(
+            max_model_len, self._engine.vocab_size, max_model_len * self._settings.max_prompt_chars_per_token
+        )
         prepare = partial(prepare, raw, reply_id, self._models, self._tokenizer, limits)
         inline = prefix == "cmpl" and len(raw) <= _INLINE_BYTES
         return prepare() if inline else await asyncio.to_thread(prepare)
@@ -232,7 +244,9 @@ class FrontDoor:
         async with aclosing(self._updates(prepared, choices)) as stream:
             async for update in stream:
                 updates[update.index].append(update)
-        return reply.whole([merged(part) for part in updates], usage(prepared.prompt_tokens, choices, prepared.body.n or 1))
+        return reply.whole(
+            [merged(part) for part in updates], usage(prepared.prompt_tokens, choices, prepared.body.n or 1)
+        )
 
     async def _events(self, prepared: Prepared, choices: Sequence[Choice], reply: Reply) -> AsyncGenerator[bytes, None]:
         """The server-sent events, one bytes object per update."""
@@ -247,7 +261,8 @@ class FrontDoor:
         yield SSE_DONE
 
     async def _updates(self, prepared: Prepared, choices: Sequence[Choice]) -> AsyncGenerator[Update, None]:
-        """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop string ends its engine stream."""
+        """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop
+        string ends its engine stream."""
         streams = DeltaStreams(self._engine, prepared.requests)
         try:
             open_choices = len(choices)
@@ -272,7 +287,8 @@ class DeltaStreams:
         self._tasks = [asyncio.ensure_future(self._pump(engine, i, request)) for i, request in enumerate(requests)]
 
     async def next(self) -> tuple[int, Delta]:
-        """The next delta of any stream. Raises what a stream raised; GenerationError if one ended without a finish reason."""
+        """The next delta of any stream. Raises what a stream raised; GenerationError if one ended without a finish
+        reason."""
         index, item = await self._queue.get()
         if isinstance(item, Exception):
             raise item
@@ -318,7 +334,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 405 and request.method == "OPTIONS":
         return Response(status_code=204, headers=allowed)
     path = request.url.path[:200]
-    known = {404: (f"no such path: {path}", "not_found"), 405: (f"{request.method} is not allowed for {path}", "method_not_allowed")}
+    known = {
+        404: (f"no such path: {path}", "not_found"),
+        405: (f"{request.method} is not allowed for {path}", "method_not_allowed"),
+    }
     message, code = known.get(error.status_code, (str(error.detail), None))
     return _json(APIError(message, code=code).body(), error.status_code, allowed)
 

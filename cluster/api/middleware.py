@@ -1,4 +1,5 @@
-"""ASGI middlewares of the front door. Plain ASGI, since Starlette's BaseHTTPMiddleware would hide disconnects from streaming replies."""
+"""ASGI middlewares of the front door. Plain ASGI, since Starlette's BaseHTTPMiddleware would hide disconnects from
+streaming replies."""
 
 from __future__ import annotations
 
@@ -26,9 +27,9 @@ def _request_id(scope: Scope) -> str:
 
 
 class RequestIdMiddleware:
-    """Gives each HTTP request an id: the client's X-Request-Id where it is short and safe to log, else a new one. It is in
-    `request.state.request_id` and in the response's headers. It names the request in logs only; the engine's ids are always the server's own, so
-    they can't collide."""
+    """Gives each HTTP request an id: the client's X-Request-Id where it is short and safe to log, else a new one. It is
+    in `request.state.request_id` and in the response's headers. It names the request in logs only; the engine's ids are
+    always the server's own, so they can't collide."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -49,8 +50,8 @@ class RequestIdMiddleware:
 
 
 class PathMiddleware:
-    """A path with slashes too many or one at its end means the path without them: base URLs are often given with one.
-    """
+    """A path with slashes too many or one at its end means the path without them:
+    base URLs are often given with one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -1,5 +1,5 @@
-"""From a checked request body to the engine's requests: templates, token ids, length checks, seeds. Blocking but without I/O of its own; a large
-prompt takes a while, so the front door runs it in a worker thread."""
+"""From a checked request body to the engine's requests: templates, token ids, length checks, seeds. Blocking but
+without I/O of its own; a large prompt takes a while, so the front door runs it in a worker thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 
 @dataclass(frozen=True)
 class Limits:
-    """What a prompt may be. Tokens, but for `max_prompt_chars`, which is looked at before a prompt costs a tokenisation."""
+    """What a prompt may be. Tokens, but for `max_prompt_chars`, which is looked at before a prompt costs a
+    tokenisation."""
 
     max_model_len: int
     vocab_size: int
@@ -28,7 +29,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One HTTP request, ready for the engine. `requests[i]` is choice i: `n` of them for each prompt, prompt by prompt."""
+    """One HTTP request, ready for the engine. `requests[i]` is choice i: `n` of them for each prompt,
+    prompt by prompt."""
 
     id: str  # of the reply
     body: ChatBody | CompletionBody
@@ -61,7 +63,9 @@ def prepare_chat(raw: bytes, reply_id: str, models: Collection[str], tokenizer: 
     return Prepared(reply_id, body, requests, ("",) * (body.n or 1))
 
 
-def prepare_completion(raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: Limits) -> Prepared:
+def prepare_completion(
+    raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: Limits
+) -> Prepared:
     """The requests for a body of /v1/completions. Raises APIError."""
     body = parse_body(CompletionBody, raw)
     _check_model(body.model, models)
@@ -74,13 +78,17 @@ def prepare_completion(raw: bytes, reply_id: str, models: Collection[str], token
         else:
             ids.append(list(prompt))
     requests = _requests(body, ids, params, reply_id, tokenizer, limits)
-    texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts] if body.echo else [""] * len(prompts)
+    texts = (
+        [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
+        if body.echo
+        else [""] * len(prompts)
+    )
     return Prepared(reply_id, body, requests, tuple(text for text in texts for _ in range(body.n or 1)))
 
 
 def choice_seed(seed: int, sample: int) -> int:
-    """The seed of the sample-th of `n` choices, 63 bits. Sample 0 has the request's own seed (a negative one modulo 2**63), so that asking for more
-    choices leaves the first as it was."""
+    """The seed of the sample-th of `n` choices, 63 bits. Sample 0 has the request's own seed (a negative one modulo
+    2**63), so that asking for more choices leaves the first as it was."""
     seed %= 2**63
     if sample == 0:
         return seed
@@ -88,7 +96,12 @@ def choice_seed(seed: int, sample: int) -> int:
 
 
 def _requests(
-    body: ChatBody | CompletionBody, prompts: list[list[int]], params: list[str], reply_id: str, tokenizer: Tokenizer, limits: Limits
+    body: ChatBody | CompletionBody,
+    prompts: list[list[int]],
+    params: list[str],
+    reply_id: str,
+    tokenizer: Tokenizer,
+    limits: Limits,
 ) -> tuple[GenerationRequest, ...]:
     base_seed = secrets.randbits(63) if body.seed is None else body.seed
     stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else tokenizer.eos_token_ids)
@@ -123,8 +136,8 @@ def _max_tokens(body: ChatBody | CompletionBody, prompt_len: int, param: str, li
     if fits < 1 or (wanted is not None and wanted > fits):
         asked = "at least 1" if wanted is None else str(wanted)
         raise APIError(
-            f"{param}: this model's context is {limits.max_model_len} tokens, but the request needs {prompt_len} for the prompt and {asked} "
-            "for the output",
+            f"{param}: this model's context is {limits.max_model_len} tokens, but the request needs {prompt_len} for "
+            f"the prompt and {asked} for the output",
             param=param,
             code="context_length_exceeded",
         )
@@ -135,13 +148,19 @@ def _max_tokens(body: ChatBody | CompletionBody, prompt_len: int, param: str, li
 
 def _check_model(name: str, models: Collection[str]) -> None:
     if name not in models:
-        raise APIError(f"model: {name[:100]!r} is not served here; GET /v1/models lists what is", status=404, param="model", code="model_not_found")
+        raise APIError(
+            f"model: {name[:100]!r} is not served here; GET /v1/models lists what is",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
 
 
 def _check_chars(chars: int, limits: Limits, param: str) -> None:
     if chars > limits.max_prompt_chars:
         raise APIError(
-            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a context of {limits.max_model_len} tokens may take",
+            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a context of "
+            f"{limits.max_model_len} tokens may take",
             param=param,
             code="context_length_exceeded",
         )
@@ -149,4 +168,6 @@ def _check_chars(chars: int, limits: Limits, param: str) -> None:
 
 def _check_token(token_id: int, param: str, limits: Limits) -> None:
     if token_id >= limits.vocab_size:
-        raise APIError(f"{param}: token id {token_id} is outside the vocabulary (0 to {limits.vocab_size - 1})", param=param)
+        raise APIError(
+            f"{param}: token id {token_id} is outside the vocabulary (0 to {limits.vocab_size - 1})", param=param
+        )

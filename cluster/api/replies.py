@@ -1,4 +1,5 @@
-"""From token deltas to OpenAI's replies: text, logprobs, finish reasons, chunks, usage. Pure: deltas in, JSON values out."""
+"""From token deltas to OpenAI's replies: text, logprobs, finish reasons, chunks, usage. Pure: deltas in, JSON values
+out."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class Choice:
         self._offset = len(echo)
 
     def feed(self, delta: Delta) -> Update:
-        """Takes the next delta. After one that sets `finish_reason` there is no other. Raises GenerationError on the engine's error, and on a gap."""
+        """Takes the next delta. After one that sets `finish_reason` there is no other. Raises GenerationError on the
+        engine's error, and on a gap."""
         if delta.finish_reason is FinishReason.ERROR:
             raise GenerationError(delta.error or "the request failed in the engine")
         if delta.finish_reason is FinishReason.ABORT:
@@ -89,10 +91,17 @@ class Choice:
         if self._request.params.logprobs is None or not tokens:
             return None
         pairs = list(zip(tokens, logprobs, strict=False))
-        return {"content": [self._chat_entry(*pair) for pair in pairs], "refusal": None} if self._chat else self._completion_entries(pairs)
+        return (
+            {"content": [self._chat_entry(*pair) for pair in pairs], "refusal": None}
+            if self._chat
+            else self._completion_entries(pairs)
+        )
 
     def _chat_entry(self, token: int, logprob: TokenLogprobs) -> dict[str, Any]:
-        return {**self._named(token, logprob.chosen), "top_logprobs": [self._named(id_, value) for id_, value in logprob.top]}
+        return {
+            **self._named(token, logprob.chosen),
+            "top_logprobs": [self._named(id_, value) for id_, value in logprob.top],
+        }
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
         data = self._tokenizer.token_bytes(token)
@@ -122,12 +131,16 @@ def merged(updates: Sequence[Update]) -> Update:
     logprobs: dict[str, Any] | None = None
     if parts:
         # "refusal" is null in every part; the other keys hold lists
-        logprobs = {key: None if value is None else [entry for part in parts for entry in part[key]] for key, value in parts[0].items()}
+        logprobs = {
+            key: None if value is None else [entry for part in parts for entry in part[key]]
+            for key, value in parts[0].items()
+        }
     return Update(updates[-1].index, "".join(update.text for update in updates), logprobs, updates[-1].finish_reason)
 
 
 def usage(prompt_tokens: int, choices: Sequence[Choice], n: int) -> dict[str, Any]:
-    """OpenAI's usage object. A prompt's cached tokens are those of the first of its `n` choices, since the prompt is counted once."""
+    """OpenAI's usage object. A prompt's cached tokens are those of the first of its `n` choices, since the prompt is
+    counted once."""
     completion = sum(choice.completion_tokens for choice in choices)
     return {
         "prompt_tokens": prompt_tokens,
@@ -152,12 +165,19 @@ class Reply:
     def whole(self, updates: Iterable[Update], used: dict[str, Any]) -> dict[str, Any]:
         choices = []
         for update in updates:
-            body = {"message": {"role": "assistant", "content": update.text, "refusal": None}} if self.chat else {"text": update.text}
-            choices.append({"index": update.index, **body, "logprobs": update.logprobs, "finish_reason": update.finish_reason})
+            body = (
+                {"message": {"role": "assistant", "content": update.text, "refusal": None}}
+                if self.chat
+                else {"text": update.text}
+            )
+            choices.append(
+                {"index": update.index, **body, "logprobs": update.logprobs, "finish_reason": update.finish_reason}
+            )
         return {**self._head("chat.completion" if self.chat else "text_completion"), "choices": choices, "usage": used}
 
     def chunks(self, update: Update) -> list[dict[str, Any]]:
-        """The chunks for one update: before a chat choice's first the one with its role, and the finish reason in one of its own."""
+        """The chunks for one update: before a chat choice's first the one with its role, and the finish reason in one
+        of its own."""
         out = []
         if self.chat and update.index not in self._begun:
             self._begun.add(update.index)
@@ -176,14 +196,28 @@ class Reply:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], text: str = "", logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+        self,
+        index: int,
+        delta: dict[str, Any],
+        text: str = "",
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
     ) -> dict[str, Any]:
         body: dict[str, Any] = {"delta": delta} if self.chat else {"text": text}
-        chunk = {**self._head(self._chunk_object), "choices": [{"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}]}
+        chunk = {
+            **self._head(self._chunk_object),
+            "choices": [{"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}],
+        }
         return {**chunk, "usage": None} if self.include_usage else chunk
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": self.system_fingerprint}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+        }
 
 
 def sse(value: dict[str, Any]) -> bytes:
@@ -195,7 +229,8 @@ SSE_DONE = b"data: [DONE]\n\n"
 
 
 def to_json(value: Any) -> bytes:
-    """Compact UTF-8 JSON. The three line separators outside ASCII are escaped, since some clients split events with str.splitlines."""
+    """Compact UTF-8 JSON. The three line separators outside ASCII are escaped, since some clients split events with
+    str.splitlines."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for char, escaped in (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085")):
         if char in text:

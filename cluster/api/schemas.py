@@ -1,7 +1,8 @@
-"""OpenAI's request bodies and error form: what a client may send to /v1/completions and /v1/chat/completions, and which field an error is about.
+"""OpenAI's request bodies and error form: what a client may send to /v1/completions and /v1/chat/completions, and which
+field an error is about.
 
-A field that nobody knows is ignored, as real clients send many. A known field that can't be honoured is refused by name, unless it has its neutral
-value. Knows nothing about tokenizers, engines or the web framework."""
+A field that nobody knows is ignored, as real clients send many. A known field that can't be honoured is refused by
+name, unless it has its neutral value. Knows nothing about tokenizers, engines or the web framework."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ MAX_N = 8
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1000
 _MAX_TOP_LOGPROBS = 20
-_RESERVED_TEMPLATE_KWARGS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"})
+_RESERVED_TEMPLATE_KWARGS = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"}
+)
 
 
 def _shape(value: Any) -> str:
@@ -40,7 +43,10 @@ _NonEmpty = Annotated[str, Field(min_length=1)]
 _Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARS)]
 _TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Tokens = Annotated[list[_TokenId], Field(min_length=1)]
-_Stops = Annotated[Annotated[_Stop, Tag("text")] | Annotated[list[_Stop], Field(max_length=_MAX_STOPS), Tag("list")], Discriminator(_text_or_list)]
+_Stops = Annotated[
+    Annotated[_Stop, Tag("text")] | Annotated[list[_Stop], Field(max_length=_MAX_STOPS), Tag("list")],
+    Discriminator(_text_or_list),
+]
 
 
 class _Model(BaseModel):
@@ -52,7 +58,10 @@ class TextPart(_Model):
     text: str
 
 
-_Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[TextPart], Field(min_length=1), Tag("list")], Discriminator(_text_or_list)]
+_Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[TextPart], Field(min_length=1), Tag("list")],
+    Discriminator(_text_or_list),
+]
 
 
 class StreamOptions(_Model):
@@ -71,20 +80,29 @@ class Message(_Model):
 
     @model_validator(mode="after")
     def _has_content(self) -> Message:
-        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.reasoning_content is not None)):
-            raise PydanticCustomError("field:content", "a {role} message needs content: a string or a list of text parts", {"role": self.role})
+        if self.content is None and not (
+            self.role == "assistant" and (self.tool_calls or self.reasoning_content is not None)
+        ):
+            raise PydanticCustomError(
+                "field:content", "a {role} message needs content: a string or a list of text parts", {"role": self.role}
+            )
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """The message as chat templates expect it: text parts joined as they are, `developer` under its older name, absent fields absent.
-        A null content stays, since DeepSeek's templates test it."""
-        content = self.content if self.content is None or isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """The message as chat templates expect it: text parts joined as they are, `developer` under its older name,
+        absent fields absent. A null content stays, since DeepSeek's templates test it."""
+        content = (
+            self.content
+            if self.content is None or isinstance(self.content, str)
+            else "".join(part.text for part in self.content)
+        )
         others = self.model_dump(include={"name", "tool_calls", "tool_call_id", "reasoning_content"}, exclude_none=True)
         return {"role": "system" if self.role == "developer" else self.role, "content": content, **others}
 
 
 class GenerationBody(_Model):
-    """What both kinds of request share. The fields from `top_k` to `skip_special_tokens` are extensions that other servers know too."""
+    """What both kinds of request share. The fields from `top_k` to `skip_special_tokens` are extensions that other
+    servers know too."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "logit_bias": ({},),
@@ -123,8 +141,12 @@ class GenerationBody(_Model):
         if isinstance(data, dict):
             for name, neutral in cls.neutral.items():
                 value = data.get(name)
-                if value is not None and not any(value == allowed and isinstance(value, bool) <= isinstance(allowed, bool) for allowed in neutral):
-                    raise PydanticCustomError(f"field:{name}", "{name} is not supported yet{hint}", {"name": name, "hint": _hint(neutral)})
+                if value is not None and not any(
+                    value == allowed and isinstance(value, bool) <= isinstance(allowed, bool) for allowed in neutral
+                ):
+                    raise PydanticCustomError(
+                        f"field:{name}", "{name} is not supported yet{hint}", {"name": name, "hint": _hint(neutral)}
+                    )
         return data
 
     @model_validator(mode="after")
@@ -174,18 +196,28 @@ class ChatBody(GenerationBody):
     @model_validator(mode="after")
     def _consistent(self) -> ChatBody:
         if self.chat_template is not None:
-            raise PydanticCustomError("field:chat_template", "chat_template is refused: only the model's own template is used")
+            raise PydanticCustomError(
+                "field:chat_template", "chat_template is refused: only the model's own template is used"
+            )
         if self.tools and self.tool_choice != "none":
             # Calls would come back as raw text. Those of earlier turns, in `messages`, are the template's business.
             raise PydanticCustomError(
                 "field:tools", 'tools are not served yet: leave them out, or give tool_choice "none"'
             )
-        if self.max_tokens is not None and self.max_completion_tokens is not None and self.max_tokens != self.max_completion_tokens:
-            raise PydanticCustomError("field:max_tokens", "max_tokens and max_completion_tokens differ; give one of them")
+        if (
+            self.max_tokens is not None
+            and self.max_completion_tokens is not None
+            and self.max_tokens != self.max_completion_tokens
+        ):
+            raise PydanticCustomError(
+                "field:max_tokens", "max_tokens and max_completion_tokens differ; give one of them"
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError("field:top_logprobs", "top_logprobs needs logprobs to be true")
         if reserved := _RESERVED_TEMPLATE_KWARGS & (self.chat_template_kwargs or {}).keys():
-            raise PydanticCustomError("field:chat_template_kwargs", "chat_template_kwargs must not set {name}", {"name": min(reserved)})
+            raise PydanticCustomError(
+                "field:chat_template_kwargs", "chat_template_kwargs must not set {name}", {"name": min(reserved)}
+            )
         return self
 
     @property
@@ -228,7 +260,7 @@ class CompletionBody(GenerationBody):
     def prompts(self) -> Sequence[str | list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
-        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # type: ignore[list-item, return-value]
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # type: ignore[list-item,return-value]
 
     def prompt_param(self, index: int) -> str:
         """The name of one of `prompts` in an error."""
@@ -273,7 +305,8 @@ def _hint(neutral: tuple[Any, ...]) -> str:
 
 
 def _api_error(error: Any, data: dict[str, Any]) -> APIError:
-    """OpenAI's form of a pydantic error. Its location also holds tags of union members, which are no part of the client's JSON."""
+    """OpenAI's form of a pydantic error. Its location also holds tags of union members, which are no part of the
+    client's JSON."""
     path: list[str | int] = []
     at: Any = data
     for step in error["loc"]:
@@ -292,7 +325,9 @@ def _api_error(error: Any, data: dict[str, Any]) -> APIError:
     else:
         message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
     param = _param(path)
-    return APIError(message if param and message.startswith(param.rsplit(".", 1)[-1]) else f"{param}: {message}", param=param)
+    return APIError(
+        message if param and message.startswith(param.rsplit(".", 1)[-1]) else f"{param}: {message}", param=param
+    )
 
 
 def _param(path: list[str | int]) -> str:
@@ -309,12 +344,21 @@ def _show(value: Any) -> str:
 
 
 def _json_type(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
     return names[type(value)]
 
 
 def _unpaired_surrogate(value: Any) -> list[str | int] | None:
-    """Where a string can't be encoded, if anywhere. JSON allows "\\ud800"; UTF-8, and with it the tokenizer, does not."""
+    """Where a string can't be encoded, if anywhere. JSON allows "\\ud800"; UTF-8, and with it the tokenizer,
+    does not."""
     stack: list[tuple[list[str | int], Any]] = [([], value)]
     while stack:
         path, item = stack.pop()

@@ -1,7 +1,9 @@
-"""What the autoscaler decides: copies of experts, groups and shards, from the load. Pure: observations with their time in, decisions out.
+"""What the autoscaler decides: copies of experts, groups and shards, from the load. Pure: observations with their time
+in, decisions out.
 
-One decision at a time. Each reason must have held for a time, thresholds up and down lie apart, and after each change there is a pause; a change
-that fails, or had to be taken back, makes the next pause longer. Where experts go is decided in cluster/placement/policy.py.
+One decision at a time. Each reason must have held for a time, thresholds up and down lie apart, and after each change
+there is a pause; a change that fails, or had to be taken back, makes the next pause longer. Where experts go is decided
+in cluster/placement/policy.py.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Bounds:
 
 
 def bounds(low: int | None, high: int | None, initial: int) -> Bounds | None:
-    """From a manifest's `min` and `max`. One that is absent is the initial number, or the other where that is beyond it."""
+    """From a manifest's `min` and `max`. One that is absent is the initial number, or the other where that is beyond
+    it."""
     if low is None and high is None:
         return None
     least = min(initial, high or initial) if low is None else low
@@ -89,15 +92,16 @@ class _Pause:
 
 @dataclass
 class Autoscaler:
-    """Holds since when each reason has been there, and the pauses. `decide` may be called at any times that do not go back."""
+    """Holds since when each reason has been there, and the pauses. `decide` may be called at any times that do not go
+    back."""
 
     limits: Limits
     _since: dict[str, float] = field(default_factory=dict)
     _pauses: dict[str, _Pause] = field(default_factory=lambda: {kind: _Pause() for kind in (COPIES, GROUPS, SHARDS)})
 
     def decide(self, seen: Observation, kinds: Collection[str] = (GROUPS, SHARDS, COPIES)) -> Decision | None:
-        """The one thing to do now, if any, of these kinds; the caller does it, or (mode `advise`) writes it down, and either way a pause begins.
-        Workers come before copies: with more groups, copies are placed differently."""
+        """The one thing to do now, if any, of these kinds; the caller does it, or (mode `advise`) writes it down, and
+        either way a pause begins. Workers come before copies: with more groups, copies are placed differently."""
         if self.limits.config.mode == "off":
             return None
         # All are asked each time, since each keeps the time for which its reason has held.
@@ -125,11 +129,17 @@ class Autoscaler:
             del self._since[reason]
 
     def dump(self, now: float) -> dict[str, Any]:
-        """The pauses as JSON values, for a controller that comes back, whose clock is another one: times count from now."""
+        """The pauses as JSON values, for a controller that comes back, whose clock is another one: times count from
+        now."""
 
         def told(pause: _Pause) -> dict[str, Any]:
             down = None if math.isinf(pause.last_down) else now - pause.last_down
-            return {"left": max(0.0, pause.until - now), "failures": pause.failures, "down": down, "strikes": pause.strikes}
+            return {
+                "left": max(0.0, pause.until - now),
+                "failures": pause.failures,
+                "down": down,
+                "strikes": pause.strikes,
+            }
 
         return {kind: told(pause) for kind, pause in self._pauses.items()}
 
@@ -137,9 +147,11 @@ class Autoscaler:
         """Go on with the pauses that `dump` gave `elapsed` seconds ago."""
         for kind, told in data.items():
             last_down = float("-inf") if told["down"] is None else now - elapsed - told["down"]
-            self._pauses[kind] = _Pause(now + max(0.0, told["left"] - elapsed), told["failures"], last_down, told["strikes"])
+            self._pauses[kind] = _Pause(
+                now + max(0.0, told["left"] - elapsed), told["failures"], last_down, told["strikes"]
+            )
 
-    # --- holding -----------------------------------------------------------------------------------------------------------------------
+    # --- holding ----------------------------------------------------------------------------------
 
     def _cooldown(self, kind: str) -> float:
         return self.limits.config.copies.cooldown if kind == COPIES else self.limits.config.cooldown
@@ -165,7 +177,7 @@ class Autoscaler:
     def _down_after(self, pause: _Pause) -> float:
         return self.limits.config.down_after * 2.0**pause.strikes
 
-    # --- the three kinds ---------------------------------------------------------------------------------------------------------------
+    # --- the three kinds --------------------------------------------------------------------------
 
     def _copies(self, seen: Observation) -> Decision | None:
         c, plan = self.limits.config.copies, seen.plan
@@ -176,10 +188,19 @@ class Autoscaler:
         wanted = bool(plan.steps) and plan.imbalance_before > c.above and gain >= c.gain
         if not self._held(COPIES, wanted, seen.now, c.after) or seen.now < self._pauses[COPIES].until:
             return None
-        figures = {"imbalance": plan.imbalance_before, "imbalance_expected": plan.imbalance_after, "heat": plan.heat_before,
-                   "heat_expected": plan.heat_after, "loads": plan.loads, "steps": len(plan.steps)}
-        reason = (f"the hottest group has {plan.imbalance_before:.3f} × the mean group's load, mean of the layers (above {c.above:g}); loading "
-                  f"{plan.loads} copies should make it {plan.imbalance_after:.3f} (all layers: {plan.heat_before:.3f} → {plan.heat_after:.3f})")
+        figures = {
+            "imbalance": plan.imbalance_before,
+            "imbalance_expected": plan.imbalance_after,
+            "heat": plan.heat_before,
+            "heat_expected": plan.heat_after,
+            "loads": plan.loads,
+            "steps": len(plan.steps),
+        }
+        reason = (
+            f"the hottest group has {plan.imbalance_before:.3f} × the mean group's load, mean of the layers (above "
+            f"{c.above:g}); loading {plan.loads} copies should make it {plan.imbalance_after:.3f} (all layers: "
+            f"{plan.heat_before:.3f} → {plan.heat_after:.3f})"
+        )
         return Decision(COPIES, reason, figures, plan=plan)
 
     def _groups(self, seen: Observation) -> Decision | None:
@@ -196,10 +217,15 @@ class Autoscaler:
         if fullest > c.memory_above:
             reasons.append(f"the fullest has {fullest:.0%} of its memory in weights (above {c.memory_above:.0%})")
         idle = busy * fewer < c.busy_below and fullest * fewer < c.memory_above
-        down = f"groups compute {busy:.0%} of the time, and would {busy * fewer:.0%} with one fewer (below {c.busy_below:.0%})"
+        down = (
+            f"groups compute {busy:.0%} of the time, and would {busy * fewer:.0%} with one fewer "
+            f"(below {c.busy_below:.0%})"
+        )
         # So many that they would be as busy as the middle between the thresholds; at most twice as many at once.
         want = math.ceil(n * busy / ((c.busy_above + c.busy_below) / 2))
-        return self._count(GROUPS, limits.groups, n, len(seen.groups), reasons, want, down if idle else None, figures, seen.now)
+        return self._count(
+            GROUPS, limits.groups, n, len(seen.groups), reasons, want, down if idle else None, figures, seen.now
+        )
 
     def _shards(self, seen: Observation) -> Decision | None:
         limits, c, n = self.limits, self.limits.config.attention_shards, seen.shard_count
@@ -218,13 +244,31 @@ class Autoscaler:
             reasons.append(f"{kv:.0%} of the KV blocks are in use (above {c.kv_above:.0%})")
         if first > c.first_token_above:
             reasons.append(f"a first token takes {first:.1f} s (above {c.first_token_above:g} s)")
-        idle = waiting == 0 and kv * fewer < c.kv_below and running * fewer < capacity / 2 and first < c.first_token_above / 2
-        down = f"nothing waits, {kv:.0%} of the KV blocks are used, and would be {kv * fewer:.0%} with one shard fewer (below {c.kv_below:.0%})"
+        idle = (
+            waiting == 0
+            and kv * fewer < c.kv_below
+            and running * fewer < capacity / 2
+            and first < c.first_token_above / 2
+        )
+        down = (
+            f"nothing waits, {kv:.0%} of the KV blocks are used, and would be {kv * fewer:.0%} with one shard fewer "
+            f"(below {c.kv_below:.0%})"
+        )
         want = math.ceil(n * max(kv / c.kv_above, (running + waiting) / max(running, 1.0)))
         return self._count(SHARDS, limits.shards, n, mean, reasons, want, down if idle else None, figures, seen.now)
 
-    def _count(self, kind: str, bounds: Bounds, have: int, heard: int, up: list[str], want: int, down: str | None, figures: Mapping[str, float],
-               now: float) -> Decision | None:
+    def _count(
+        self,
+        kind: str,
+        bounds: Bounds,
+        have: int,
+        heard: int,
+        up: list[str],
+        want: int,
+        down: str | None,
+        figures: Mapping[str, float],
+        now: float,
+    ) -> Decision | None:
         """`up`: reasons for more, and `want`, how many there should be; `down`: the reason for one fewer."""
         config, pause = self.limits.config, self._pauses[kind]
         more = self._held(f"{kind} up", bool(up), now, config.up_after)
@@ -236,7 +280,11 @@ class Autoscaler:
             return Decision(kind, f"there are {have}, and at least {bounds.least} are to be", figures, bounds.least)
         if more and have < bounds.most:
             count = min(bounds.most, max(have + 1, min(want, 2 * have)))
-            return Decision(kind, f"{'; '.join(up)}, for {now - self._since[f'{kind} up']:.0f} s: {have} → {count}", figures, count)
+            return Decision(
+                kind, f"{'; '.join(up)}, for {now - self._since[f'{kind} up']:.0f} s: {have} → {count}", figures, count
+            )
         if fewer and have > bounds.least:
-            return Decision(kind, f"{down}, for {now - self._since[f'{kind} down']:.0f} s: {have} → {have - 1}", figures, have - 1)
+            return Decision(
+                kind, f"{down}, for {now - self._since[f'{kind} down']:.0f} s: {have} → {have - 1}", figures, have - 1
+            )
         return None

@@ -1,4 +1,5 @@
-"""The controller's view of the experts' load: rows per (MoE layer, expert), from the counters of the shards, and what to expect next. Pure.
+"""The controller's view of the experts' load: rows per (MoE layer, expert), from the counters of the shards, and what
+to expect next. Pure.
 
 Shape suffixes: W windows, the latest last; L MoE layers; E experts.
 """
@@ -10,14 +11,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-FORGET = 300.0  # seconds after which a shard that no longer reports is forgotten; one that missed a turn goes on counting from where it was
+# Seconds after which a shard that no longer reports is forgotten; one that missed a turn goes on counting from where it
+# was
+FORGET = 300.0
 LEAST_SPREAD = 1e-4  # variance of log loads that is always allowed for
 
 
 class LoadView:
     """Rows per second, decayed, and rows of the last windows. Times are in seconds and never go back.
 
-    The counters given first are the zero: rows from before the view began, as after a restart of the controller, are not of now.
+    The counters given first are the zero: rows from before the view began, as after a restart of the controller, are
+    not of now.
     """
 
     def __init__(self, layers: int, experts: int, half_life: float = 10.0, window: float = 5.0, keep: int = 24):
@@ -36,8 +40,9 @@ class LoadView:
         self._closed: deque[np.ndarray] = deque(maxlen=keep)
 
     def observe(self, counts: Mapping[str, np.ndarray], now: float) -> None:
-        """`counts`: rows that each shard has routed since it started, int64 [layers, experts], by the shard's name. A shard that is new counts from
-        zero, as does one whose counters have gone back: it was restarted. Raises ValueError at counters of another shape."""
+        """`counts`: rows that each shard has routed since it started, int64 [layers, experts], by the shard's name. A
+        shard that is new counts from zero, as does one whose counters have gone back: it was restarted. Raises
+        ValueError at counters of another shape."""
         rows_LE = np.zeros(self._shape)
         for name, count_LE in counts.items():
             if count_LE.shape != self._shape:
@@ -86,15 +91,18 @@ class LoadView:
 def predict(history_WLE: np.ndarray, prior: float = 0.95, prior_weight: float = 100.0) -> np.ndarray:
     """Rows expected in the window after these, float64 [L, E]; each layer has as many in all as in the last window.
 
-    Log loads, less their mean in the layer, are taken for an AR(1) process that is seen through counting noise, and followed with a scalar Kalman
-    filter (Kalman 1960) for each expert: y' = ρ y + ε, var ε = (1 - ρ²) s². A count of n has log(n + ½), with the Poisson variance 1 / (n + ½) as its
-    noise. s² and ρ, the persistence, are estimated from all windows together by the moments of the Poisson-lognormal distribution (Aitchison & Ho
-    1989), ρ with a prior `prior` that weighs as much as `prior_weight` pairs.
-    So a well counted expert keeps most of what it had last, and what a few rows seem to say is drawn towards the mean of its past and of its layer.
+    Log loads, less their mean in the layer, are taken for an AR(1) process that is seen through counting noise, and
+    followed with a scalar Kalman filter (Kalman 1960) for each expert: y' = ρ y + ε, var ε = (1 - ρ²) s². A count of n
+    has log(n + ½), with the Poisson variance 1 / (n + ½) as its noise. s² and ρ, the persistence, are estimated from
+    all windows together by the moments of the Poisson-lognormal distribution (Aitchison & Ho 1989), ρ with a prior
+    `prior` that weighs as much as `prior_weight` pairs. So a well counted expert keeps most of what it had last, and
+    what a few rows seem to say is drawn towards the mean of its past and of its layer.
     """
     history_WLE = np.asarray(history_WLE, dtype=np.float64)
     if history_WLE.ndim != 3 or not len(history_WLE):
-        raise ValueError(f"history has shape {history_WLE.shape}; it must be [windows, layers, experts] with at least one window")
+        raise ValueError(
+            f"history has shape {history_WLE.shape}; it must be [windows, layers, experts] with at least one window"
+        )
     seen_WLE = np.log(history_WLE + 0.5)
     seen_WLE -= seen_WLE.mean(axis=2, keepdims=True)
     noise_WLE = 1 / (history_WLE + 0.5)
@@ -109,14 +117,17 @@ def predict(history_WLE: np.ndarray, prior: float = 0.95, prior_weight: float = 
 
 
 def _persistence(history_WLE: np.ndarray, prior: float, prior_weight: float) -> tuple[float, float]:
-    """ρ, and s², the variance of the log loads: E[n (n - 1)] = m² exp(s²), and with n' one window later E[n n'] = m m' exp(ρ s²)."""
+    """ρ, and s², the variance of the log loads: E[n (n - 1)] = m² exp(s²), and with n' one window later E[n n'] = m m'
+    exp(ρ s²)."""
     mean_WL1 = history_WLE.mean(axis=2, keepdims=True)
     counted_WL = mean_WL1[..., 0] > 0
     share_WLE = history_WLE / np.where(mean_WL1 > 0, mean_WL1, 1.0)
     pairs_WL = counted_WL[:-1] & counted_WL[1:]
     if not counted_WL.any():
         return prior, LEAST_SPREAD
-    spread = max(LEAST_SPREAD, _log((share_WLE**2 - share_WLE / np.where(mean_WL1 > 0, mean_WL1, 1.0))[counted_WL].mean()))
+    spread = max(
+        LEAST_SPREAD, _log((share_WLE**2 - share_WLE / np.where(mean_WL1 > 0, mean_WL1, 1.0))[counted_WL].mean())
+    )
     together = _log((share_WLE[:-1] * share_WLE[1:])[pairs_WL].mean()) if pairs_WL.any() else 0.0
     pairs = int(pairs_WL.sum()) * history_WLE.shape[2]
     rho = (pairs * together / spread + prior_weight * prior) / (pairs + prior_weight)

@@ -1,6 +1,8 @@
-"""The controller's loop around the autoscaler: ask the workers for their load, keep the decayed view, decide, and act by operations.
+"""The controller's loop around the autoscaler: ask the workers for their load, keep the decayed view, decide, and act
+by operations.
 
-Acts only through Reconfigurer, one change at a time; what is decided is in cluster/autoscale/autoscaler.py and cluster/placement/policy.py.
+Acts only through Reconfigurer, one change at a time; what is decided is in cluster/autoscale/autoscaler.py and
+cluster/placement/policy.py.
 """
 
 from __future__ import annotations
@@ -67,13 +69,28 @@ class Reconfigures(Protocol):
 
 
 class AutoscaleLoop:
-    """`clock` gives seconds; the time of day is only written down. `decided` is called when there is something new to save: what `dump` gives.
-    `saved`: what it gave the controller before this one."""
+    """`clock` gives seconds; the time of day is only written down. `decided` is called when there is something new to
+    save: what `dump` gives. `saved`: what it gave the controller before this one."""
 
-    def __init__(self, manifest: Manifest, model: ModelConfig, fleet: MeteredFleet, reconfigurer: Reconfigures, operations: OperationLog,
-                 clock: Callable[[], float] = time.monotonic, decided: Callable[[], None] = lambda: None, saved: str = ""):
+    def __init__(
+        self,
+        manifest: Manifest,
+        model: ModelConfig,
+        fleet: MeteredFleet,
+        reconfigurer: Reconfigures,
+        operations: OperationLog,
+        clock: Callable[[], float] = time.monotonic,
+        decided: Callable[[], None] = lambda: None,
+        saved: str = "",
+    ):
         self.config = manifest.autoscaling
-        self._manifest, self._fleet, self._reconfigurer, self._operations, self._clock = manifest, fleet, reconfigurer, operations, clock
+        self._manifest, self._fleet, self._reconfigurer, self._operations, self._clock = (
+            manifest,
+            fleet,
+            reconfigurer,
+            operations,
+            clock,
+        )
         self._autoscaler = Autoscaler(Limits.of(manifest, bool(model.moe_layers)))
         self._policy = PolicyConfig(max_moves=self.config.copies.max_loads)
         size = len(model.moe_layers), model.n_routed_experts if model.moe_layers else 0
@@ -90,7 +107,7 @@ class AutoscaleLoop:
             self._load(saved)
         self._decided = decided
 
-    # --- looking -----------------------------------------------------------------------------------------------------------------------
+    # --- looking ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Look again and again. A look that fails is logged, and the next one comes."""
@@ -103,13 +120,19 @@ class AutoscaleLoop:
             await asyncio.sleep(self.config.interval)
 
     async def look(self) -> None:
-        """One turn: meter, and where nothing else goes on, decide. While new workers wait for a node, copies alone are decided about."""
+        """One turn: meter, and where nothing else goes on, decide. While new workers wait for a node, copies alone are
+        decided about."""
         shards, groups = await self._fleet.meters()
         now = self._clock()
         self._meters.observe(shards, groups, now)
         self.rows.observe({name: meter.rows_routed for name, meter in shards.items()}, now)
         self._reads.observe({name: meter.reads for name, meter in shards.items()}, now)
-        if self.config.mode == "off" or COPIES in self._tasks or self._operations.running() is not None or not self._fleet.all_alive():
+        if (
+            self.config.mode == "off"
+            or COPIES in self._tasks
+            or self._operations.running() is not None
+            or not self._fleet.all_alive()
+        ):
             return
         observation = await self._observe(now)
         scaling = self._tasks or self._operations.waiting() is not None
@@ -132,12 +155,15 @@ class AutoscaleLoop:
         if self.config.copies.enabled and len(group_nodes) > 1 and windows is not None:
             # Off the event loop: for hundreds of groups a plan takes up to a second.
             room = self._room(group_nodes, groups)
-            self._plan = await asyncio.to_thread(self._make_plan, self._fleet.placement, room, windows, self._reconfigurer.pinned())
+            self._plan = await asyncio.to_thread(
+                self._make_plan, self._fleet.placement, room, windows, self._reconfigurer.pinned()
+            )
         return Observation(now, groups, shards, len(group_nodes), len(shard_nodes), self._plan)
 
     def _work(self) -> np.ndarray | None:
-        """The past load [windows, layers, experts], in rows; None: nothing is known. A read of an expert's weights counts as `read_cost` rows, for
-        with few rows that is what takes the time; scaled to the number of rows, by which the policy knows how far to trust the figures."""
+        """The past load [windows, layers, experts], in rows; None: nothing is known. A read of an expert's weights
+        counts as `read_cost` rows, for with few rows that is what takes the time; scaled to the number of rows, by
+        which the policy knows how far to trust the figures."""
         rows_WLE, reads_WLE = self.rows.windows(), self._reads.windows()
         if not len(rows_WLE) or not rows_WLE[-1].any():
             return None
@@ -145,11 +171,14 @@ class AutoscaleLoop:
         scale_WL1 = rows_WLE.sum(axis=2, keepdims=True) / np.maximum(work_WLE.sum(axis=2, keepdims=True), 1e-9)
         return work_WLE * scale_WL1
 
-    def _make_plan(self, placement: Placement, groups: Sequence[Group], windows_WLE: np.ndarray, pinned: Set[Pair]) -> Plan:
+    def _make_plan(
+        self, placement: Placement, groups: Sequence[Group], windows_WLE: np.ndarray, pinned: Set[Pair]
+    ) -> Plan:
         return rebalance(placement, groups, predict(windows_WLE), self._policy, pinned=pinned)
 
     def _room(self, nodes: Mapping[str, str], groups: Sequence[GroupLoad]) -> list[Group]:
-        """Each group's slots over all layers: its share and the spare ones, as far as `experts.memory` allows, where that is given."""
+        """Each group's slots over all layers: its share and the spare ones, as far as `experts.memory` allows, where
+        that is given."""
         share = self._share(nodes)
         slots = share + self._manifest.spare_slots(share)
         sizes = [g.weight_bytes / g.experts for g in groups if g.experts]
@@ -165,7 +194,7 @@ class AutoscaleLoop:
         """Experts beyond its slots that a group may hold while a change is made."""
         return max(1, self._share(nodes) // TRANSIENT)
 
-    # --- acting ------------------------------------------------------------------------------------------------------------------------
+    # --- acting -----------------------------------------------------------------------------------
 
     async def _carry_out(self, decision: Decision, record: dict[str, Any]) -> None:
         try:
@@ -187,7 +216,9 @@ class AutoscaleLoop:
 
     async def _resize(self, decision: Decision, record: dict[str, Any]) -> str | None:
         """None, or why it failed."""
-        target = Target(expert_groups=decision.count) if decision.kind == GROUPS else Target(attention_shards=decision.count)
+        target = (
+            Target(expert_groups=decision.count) if decision.kind == GROUPS else Target(attention_shards=decision.count)
+        )
         operation = self._reconfigurer.submit(OperationRequest(target, "", False, self.config.patience), AUTOSCALER)
         return await self._ended(operation, record)
 
@@ -215,7 +246,7 @@ class AutoscaleLoop:
             await asyncio.sleep(0.05)
         return None if operation.phase is Phase.DONE else "; ".join(operation.reasons[-2:]) or operation.phase.value
 
-    # --- outliving a controller ----------------------------------------------------------------------------------------------------------
+    # --- outliving a controller -------------------------------------------------------------------
 
     def dump(self) -> str:
         """Decisions, counts and pauses as JSON. What the load was is soon known again."""
@@ -232,10 +263,15 @@ class AutoscaleLoop:
             if record["result"] == "under way":
                 self._settle(record, "interrupted", "the controller was restarted")
 
-    # --- telling -----------------------------------------------------------------------------------------------------------------------
+    # --- telling ----------------------------------------------------------------------------------
 
     def _record(self, decision: Decision) -> dict[str, Any]:
-        record = _described(decision) | {"time": time.time(), "mode": self.config.mode, "result": "under way", "operations": []}
+        record = _described(decision) | {
+            "time": time.time(),
+            "mode": self.config.mode,
+            "result": "under way",
+            "operations": [],
+        }
         log.info("autoscaler (%s), %s: %s %s", self.config.mode, decision.kind, decision.reason, record["figures"])
         self.decisions.append(record)
         self._decided()
@@ -291,7 +327,12 @@ class AutoscaleLoop:
     def summary(self) -> dict[str, Any]:
         """For `isotherm status`."""
         last = self.decisions[-1] if self.decisions else None
-        return {"mode": self.config.mode, "acting": bool(self._tasks), "decisions": sum(self.counts.values()), "last": last}
+        return {
+            "mode": self.config.mode,
+            "acting": bool(self._tasks),
+            "decisions": sum(self.counts.values()),
+            "last": last,
+        }
 
 
 def _described(decision: Decision) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class GroupLoad:
 
 
 class Meters:
-    """Decayed rates of every worker, from what they report now and then. A worker that reports nothing for a while drops out."""
+    """Decayed rates of every worker, from what they report now and then. A worker that reports nothing for a while
+    drops out."""
 
     def __init__(self, half_life: float, silence: float):
         """`silence`: seconds after which a worker's last words no longer count."""
@@ -59,7 +60,12 @@ class Meters:
             waits = {f"wait {group}": seconds for group, seconds in shard.group_wait.items()}
             track.observe(shard, {"tokens": shard.tokens, "steps": shard.steps, **waits}, now)
         for name, group in groups.items():
-            counts = {"busy": group.busy_seconds, "held": group.held_seconds, "rows": group.rows, "computations": group.computations}
+            counts = {
+                "busy": group.busy_seconds,
+                "held": group.held_seconds,
+                "rows": group.rows,
+                "computations": group.computations,
+            }
             self._groups.setdefault(name, _Track(self._half_life)).observe(group, counts, now)
         self._shards = {n: t for n, t in self._shards.items() if t.at >= now - self._silence}
         self._groups = {n: t for n, t in self._groups.items() if t.at >= now - self._silence}
@@ -84,7 +90,9 @@ class Meters:
                 rows, computations = track.rate("rows"), track.rate("computations")
                 batch = rows / computations if computations else 0.0
                 busy, held, m = track.rate("busy"), track.rate("held"), track.last
-                out.append(GroupLoad(name, nodes[name], min(busy, 1.0), held, waited, rows, batch, m.experts, m.weight_bytes))
+                out.append(
+                    GroupLoad(name, nodes[name], min(busy, 1.0), held, waited, rows, batch, m.experts, m.weight_bytes)
+                )
         return out
 
 
@@ -104,8 +112,11 @@ class _Track(Generic[M]):
             for name, count in counts.items():
                 # A count that falls began anew: the worker's name was used again.
                 change = max(0.0, count - self._counts.get(name, 0.0))
-                self._rates.setdefault(name, DecayedMean(self._half_life)).add(change / seconds, now, min(seconds, self._half_life))
-        self._rates = {name: rate for name, rate in self._rates.items() if name in counts}  # a shard waits for groups that come and go
+                self._rates.setdefault(name, DecayedMean(self._half_life)).add(
+                    change / seconds, now, min(seconds, self._half_life)
+                )
+        # a shard waits for groups that come and go
+        self._rates = {name: rate for name, rate in self._rates.items() if name in counts}
         self.last, self.at, self._counts = report, now, dict(counts)
 
     def rate(self, name: str) -> float:

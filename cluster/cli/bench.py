@@ -1,4 +1,5 @@
-"""`isotherm bench`: how fast this machine runs the engine, its kernels and its links, and what load a running endpoint takes."""
+"""`isotherm bench`: how fast this machine runs the engine, its kernels and its links, and what load a running endpoint
+takes."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object"
 RunsOption = Annotated[int, typer.Option(min=1, help="counted runs, after one that is not")]
 ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="default: all cores")]  # noqa: UP045
 HeadOption = Annotated[str, typer.Option(help="stored, or fp8: an 8-bit output projection")]
-PlotOption = Annotated[Optional[Path], typer.Option(help="write a PNG (needs matplotlib: the `bench` extra)")]  # noqa: UP045
+PlotOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="write a PNG (needs matplotlib: the `bench` extra)"),
+]
 
 
 def _sizes(text: str) -> list[int]:
@@ -45,7 +49,12 @@ def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool,
         table.add_row(*(f"{row[c]:.1f}" if isinstance(row[c], float) else str(row[c]) for c in columns))
     console.print(table)
     for name, value in facts.items():
-        console.print(f"{name.replace('_', ' ')}: {value:.1f}" if isinstance(value, float) else f"{name.replace('_', ' ')}: {value}", highlight=False)
+        console.print(
+            f"{name.replace('_', ' ')}: {value:.1f}"
+            if isinstance(value, float)
+            else f"{name.replace('_', ' ')}: {value}",
+            highlight=False,
+        )
 
 
 def _plot(path: Path | None, title: str, rows: Sequence[dict[str, Any]], value: str, label: str) -> None:
@@ -53,18 +62,36 @@ def _plot(path: Path | None, title: str, rows: Sequence[dict[str, Any]], value: 
         return
     from isotherm.cluster.cli.bench_plot import plot_bars
 
-    plot_bars(path, title, [f"{row['name']} {row.get('size', row.get('rows'))}" for row in rows], [row[value] for row in rows], label)
+    plot_bars(
+        path,
+        title,
+        [f"{row['name']} {row.get('size', row.get('rows'))}" for row in rows],
+        [row[value] for row in rows],
+        label,
+    )
 
 
-def _engine(model: str, batches: list[int], prompts: list[int], runs: int, dtype: str, head: str, kernels: str, threads: int | None,
-            as_json: bool, plot: Path | None) -> None:
+def _engine(
+    model: str,
+    batches: list[int],
+    prompts: list[int],
+    runs: int,
+    dtype: str,
+    head: str,
+    kernels: str,
+    threads: int | None,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
     from isotherm.cluster.cli.bench_engine import EngineBench
     from isotherm.cluster.cli.bench_kernels import matmul_peak, stream_bandwidth
     from isotherm.cluster.model.path import resolve_model
 
     if head not in ("stored", "fp8"):
         raise typer.BadParameter(f'--head is "{head}"; it must be "stored" or "fp8"')
-    bench = EngineBench(resolve_model(model), dtype, kernels, threads, max(batches, default=1), max(prompts, default=1), head=head)
+    bench = EngineBench(
+        resolve_model(model), dtype, kernels, threads, max(batches, default=1), max(prompts, default=1), head=head
+    )
     rows = [figure.as_dict() for figure in bench.measure(batches, prompts, runs)]
     facts = {"kernels": bench.kernels.name, "stream_gb_per_s": stream_bandwidth(), "matmul_gflop_per_s": matmul_peak()}
     _show(rows, ("name", "size", "median"), as_json, facts)
@@ -125,10 +152,16 @@ def bench_kernels(
     chosen, counts = select_kernels(kernels, torch.bfloat16, threads).kernels, _sizes(rows)
     stream, peak = stream_bandwidth(), matmul_peak()
     figures = [f for fp8 in (False, True) for f in bench_linear(chosen, 3 * hidden, hidden, fp8, counts, runs)]
-    figures += [f for fp8 in (False, True) for f in bench_experts(chosen, hidden, inner, experts, top_k, fp8, counts, runs)]
+    figures += [
+        f for fp8 in (False, True) for f in bench_experts(chosen, hidden, inner, experts, top_k, fp8, counts, runs)
+    ]
     table = [f.as_dict() for f in figures]
     # Before and after: what a shared machine gives may change meanwhile.
-    facts = {"kernels": chosen.name, "stream_gb_per_s": max(stream, stream_bandwidth()), "matmul_gflop_per_s": max(peak, matmul_peak())}
+    facts = {
+        "kernels": chosen.name,
+        "stream_gb_per_s": max(stream, stream_bandwidth()),
+        "matmul_gflop_per_s": max(peak, matmul_peak()),
+    }
     _show(table, ("name", "weights", "rows", "microseconds", "gb_per_s", "gflop_per_s"), as_json, facts)
     _plot(plot, f"kernels, hidden {hidden}", table, "gflop_per_s", "GFLOP/s")
 
@@ -161,11 +194,14 @@ def bench_served(
     streams: Annotated[int, typer.Option(min=1, help="requests at once")] = 16,
     output_tokens: Annotated[int, typer.Option(min=16, help="of each request")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="counted rounds, after one that is not")] = 5,
-    links: Annotated[str, typer.Option(help="kinds of links.kind in the manifest, each with a cluster of its own")] = "auto,process-group",
+    links: Annotated[
+        str, typer.Option(help="kinds of links.kind in the manifest, each with a cluster of its own")
+    ] = "auto,process-group",
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
-    """Tokens per second through HTTP (the default manifest, Ray, separate processes) beside the engine in one process, in turn."""
+    """Tokens per second through HTTP (the default manifest, Ray, separate processes) beside the engine in one process,
+    in turn."""
     from isotherm.cluster.cli.bench_engine import PROMPT, EngineBench
     from isotherm.cluster.cli.bench_load import LoadShape
     from isotherm.cluster.cli.bench_served import bench_served
@@ -175,19 +211,35 @@ def bench_served(
     path = resolve_model(model)
     engine = EngineBench(path, "bfloat16", "auto", None, streams, 1, most_output=output_tokens)
     shape = LoadShape(streams, math.inf, PROMPT, output_tokens)
-    figures = bench_served({"model": str(path)}, links.split(","), shape, lambda: engine.decode(streams, output_tokens - 1), rounds)
+    figures = bench_served(
+        {"model": str(path)}, links.split(","), shape, lambda: engine.decode(streams, output_tokens - 1), rounds
+    )
     rows = [figure.as_dict() for figure in figures]
-    columns = {"links": "links", "offline_median": "offline", "streamed_median": "streamed", "streamed_ratio": "", "whole_median": "whole",
-               "whole_ratio": "", "first_token_ms": "alone: first token, ms", "token_ms": "ms/token"}
+    columns = {
+        "links": "links",
+        "offline_median": "offline",
+        "streamed_median": "streamed",
+        "streamed_ratio": "",
+        "whole_median": "whole",
+        "whole_ratio": "",
+        "first_token_ms": "alone: first token, ms",
+        "token_ms": "ms/token",
+    }
     if as_json:
         print(json.dumps({"figures": rows, "kernels": engine.kernels.name}))
     else:
         table = Table(*columns.values(), title=f"{streams} streams, tokens/s (and of offline)")
         for row in rows:
-            table.add_row(row["links"], *(f"{row[c]:.0%}" if c.endswith("_ratio") else f"{row[c]:.1f}" for c in list(columns)[1:]))
+            table.add_row(
+                row["links"], *(f"{row[c]:.0%}" if c.endswith("_ratio") else f"{row[c]:.1f}" for c in list(columns)[1:])
+            )
         console.print(table)
     names = ("offline", "streamed", "whole")
-    bars = [{"name": f"{row['links']} {name}", "size": streams, "value": row[f"{name}_median"]} for row in rows for name in names]
+    bars = [
+        {"name": f"{row['links']} {name}", "size": streams, "value": row[f"{name}_median"]}
+        for row in rows
+        for name in names
+    ]
     _plot(plot, f"{model}, served", bars, "value", "tokens/s")
 
 
@@ -217,7 +269,9 @@ def bench_serve(
         return
     console.print(f"{report.requests} requests, {report.failed} failed {report.first_error}", highlight=False)
     decoding = f", {report.decode_tokens_per_s:.1f} while decoding" if stream else ""
-    console.print(f"{report.output_tokens_per_s:.1f} output tokens/s over {report.seconds:.1f} s{decoding}", highlight=False)
+    console.print(
+        f"{report.output_tokens_per_s:.1f} output tokens/s over {report.seconds:.1f} s{decoding}", highlight=False
+    )
     table = Table("", "p50 ms", "p90 ms", "p99 ms")
     for name in ("time_to_first_token_ms", "time_between_tokens_ms"):
         table.add_row(name[:-3].replace("_", " "), *(f"{v:.1f}" for v in getattr(report, name).values()))

@@ -1,4 +1,5 @@
-"""Offline speed of the whole engine in one process: decode tokens/s at given batch sizes, prefill tokens/s at given lengths."""
+"""Offline speed of the whole engine in one process: decode tokens/s at given batch sizes, prefill tokens/s at given
+lengths."""
 
 from __future__ import annotations
 
@@ -39,8 +40,18 @@ class Figure:
 class EngineBench:
     """A loaded model that can be measured again and again, so that two sides can be taken in turn."""
 
-    def __init__(self, path: Path, dtype: str, kernels: str, threads: int | None, most_streams: int, most_prompt: int, seed: int = 0,
-                 head: str = "stored", most_output: int = 125):
+    def __init__(
+        self,
+        path: Path,
+        dtype: str,
+        kernels: str,
+        threads: int | None,
+        most_streams: int,
+        most_prompt: int,
+        seed: int = 0,
+        head: str = "stored",
+        most_output: int = 125,
+    ):
         checkpoint = Checkpoint.open(path)
         self.kernels = select_kernels(kernels, parse_dtype(dtype), threads).kernels
         self._random = random.Random(seed)
@@ -55,10 +66,13 @@ class EngineBench:
     def _add(self, prompt: int, output: int) -> None:
         self._requests += 1
         tokens = tuple(self._random.randrange(self._vocab) for _ in range(prompt))
-        self.engine.scheduler.add(GenerationRequest(f"bench-{self._requests}", tokens, SamplingParams(output, temperature=0.0)))
+        self.engine.scheduler.add(
+            GenerationRequest(f"bench-{self._requests}", tokens, SamplingParams(output, temperature=0.0))
+        )
 
     def decode(self, streams: int, tokens: int = 48) -> float:
-        """Tokens per second of `streams` requests that all generate; their prompts and the first two steps are not counted."""
+        """Tokens per second of `streams` requests that all generate; their prompts and the first two steps are not
+        counted."""
         for _ in range(streams):
             self._add(PROMPT, tokens + 3)
         steps = []
@@ -82,7 +96,10 @@ class EngineBench:
         """Every size in turn, `runs` times, after one uncounted round."""
         results: dict[tuple[str, int], list[float]] = {}
         for run in range(runs + 1):
-            for name, size, speed in [("decode", b, self.decode) for b in batches] + [("prefill", p, self.prefill) for p in prompts]:  # type: ignore[list-item]
+            for name, size, speed in [("decode", b, self.decode) for b in batches] + [
+                ("prefill", p, self.prefill)
+                for p in prompts  # type: ignore[list-item]
+            ]:
                 value = speed(size)  # type: ignore[operator]
                 if run:
                     results.setdefault((name, size), []).append(value)

@@ -1,4 +1,5 @@
-"""Kernel speeds beside what this machine can do at all: GB/s against a measured stream read, GFLOP/s against torch's own matrix product."""
+"""Kernel speeds beside what this machine can do at all: GB/s against a measured stream read, GFLOP/s against torch's
+own matrix product."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ COLD_BYTES = 512 << 20  # weights are taken in turn from at least this much, so 
 
 @dataclass(frozen=True)
 class KernelFigure:
-    """Medians over the runs. `gb_per_s`: weight bytes as the kernels keep them; `gflop_per_s`: two operations per weight and row."""
+    """Medians over the runs. `gb_per_s`: weight bytes as the kernels keep them; `gflop_per_s`: two operations per
+    weight and row."""
 
     name: str
     weights: str
@@ -60,7 +62,9 @@ def random_weight(outputs: int, inputs: int, fp8: bool, generator: torch.Generat
     return StoredWeight((weight / scale[0, 0]).clamp(-448, 448).to(torch.float8_e4m3fn), scale)
 
 
-def bench_linear(kernels: Kernels, outputs: int, inputs: int, fp8: bool, rows: list[int], runs: int = 15) -> list[KernelFigure]:
+def bench_linear(
+    kernels: Kernels, outputs: int, inputs: int, fp8: bool, rows: list[int], runs: int = 15
+) -> list[KernelFigure]:
     """`linear` with cold weights."""
     generator = torch.Generator().manual_seed(0)
     stored = random_weight(outputs, inputs, fp8, generator)
@@ -97,13 +101,30 @@ def bench_experts(
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]).int()
         pairs = (order // top_k).int()
 
-        def call(i: int, x: torch.Tensor = x, pairs: torch.Tensor = pairs, active: torch.Tensor = active, offsets: torch.Tensor = offsets) -> object:
+        def call(
+            i: int,
+            x: torch.Tensor = x,
+            pairs: torch.Tensor = pairs,
+            active: torch.Tensor = active,
+            offsets: torch.Tensor = offsets,
+        ) -> object:
             return kernels.experts(x, bank, pairs, (active + i % layers * experts).int(), offsets)
 
         seconds = _median_seconds(call, runs)
-        figures.append(_figure("experts", fp8, count, seconds, bank.nbytes // (layers * experts) * len(active), 6 * hidden * inner * count * top_k))
+        figures.append(
+            _figure(
+                "experts",
+                fp8,
+                count,
+                seconds,
+                bank.nbytes // (layers * experts) * len(active),
+                6 * hidden * inner * count * top_k,
+            )
+        )
     return figures
 
 
 def _figure(name: str, fp8: bool, rows: int, seconds: float, nbytes: int, flop: int) -> KernelFigure:
-    return KernelFigure(name, "fp8" if fp8 else "bf16", rows, seconds * 1e6, nbytes / seconds / 1e9, flop / seconds / 1e9)
+    return KernelFigure(
+        name, "fp8" if fp8 else "bf16", rows, seconds * 1e6, nbytes / seconds / 1e9, flop / seconds / 1e9
+    )

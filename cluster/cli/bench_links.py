@@ -1,7 +1,7 @@
 """Round trips of dispatch messages over each kind of link, between this process and one other.
 
-The other process is an expert group without Ray: the same loops, over experts of width 1, so that there is little to compute. How much (outputs must
-be written all the same) the in-process link shows.
+The other process is an expert group without Ray: the same loops, over experts of width 1, so that there is little to
+compute. How much (outputs must be written all the same) the in-process link shows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
 from isotherm.actors.links.process_group import ProcessGroupLink, ProcessGroupServerLink, Rendezvous, open_process_group
 from isotherm.actors.links.protocol import Dispatch, Link, LinkError
-from isotherm.actors.links.shared_memory import SharedMemoryLink, SharedMemoryServerLink, meet_shard, new_bell, segment_bytes
+from isotherm.actors.links.shared_memory import (
+    SharedMemoryLink,
+    SharedMemoryServerLink,
+    meet_shard,
+    new_bell,
+    segment_bytes,
+)
 from isotherm.cluster.model.config import ModelConfig, parse
 from isotherm.cluster.placement.table import contiguous_placement
 from isotherm.kernels.native import ring as native_ring
@@ -47,7 +53,8 @@ LOOPS = {"native": "shared-memory", "python": "shared-memory (Python loop)"}
 
 @dataclass(frozen=True)
 class LinkShape:
-    """What messages are like: `rows` rows of `hidden` elements, each to `top_k` of `experts` experts chosen at random."""
+    """What messages are like: `rows` rows of `hidden` elements, each to `top_k` of `experts` experts chosen at
+    random."""
 
     hidden: int
     experts: int
@@ -71,7 +78,8 @@ class LinkFigure:
 
 
 def bench_links(shape: LinkShape, rows: Sequence[int], trips: int) -> tuple[list[LinkFigure], str | None]:
-    """Figures of every kind of link at every size; and why there are none in shared memory, where there are none. Raises LinkError."""
+    """Figures of every kind of link at every size; and why there are none in shared memory, where there are none.
+    Raises LinkError."""
     messages = [_message(shape, count) for count in rows]
     own = _narrow_worker(shape, native_gate=False)
     figures = _measure(InProcessLink.kind, InProcessLink(own.compute), shape, messages, trips)
@@ -103,7 +111,9 @@ def _measure(name: str, link: Link, shape: LinkShape, messages: Sequence[Dispatc
                 times.append(time.perf_counter() - begin)
         median, pairs = statistics.median(times) * 1e6, len(message.rows_P)
         nbytes = (len(message.x_UD) + pairs) * shape.hidden * shape.dtype.itemsize
-        figures.append(LinkFigure(name, len(message.x_UD), pairs, median, float(np.quantile(times, 0.99)) * 1e6, nbytes / median))
+        figures.append(
+            LinkFigure(name, len(message.x_UD), pairs, median, float(np.quantile(times, 0.99)) * 1e6, nbytes / median)
+        )
     link.in_step(False)
     return figures
 
@@ -138,7 +148,7 @@ def _links(shape: LinkShape, most_rows: int) -> Iterator[list[tuple[str, Link]]]
         peer.join()
 
 
-# --- the other process ---------------------------------------------------------------------------------------------------------------------
+# --- the other process ----------------------------------------------------------------------------
 
 
 def _serve(shape: LinkShape, port: int, prefix: str, parent: Connection) -> None:
@@ -159,7 +169,9 @@ def _serve(shape: LinkShape, port: int, prefix: str, parent: Connection) -> None
         server.attach("python", SharedMemoryServerLink(meet_shard(f"{prefix}/python", bell, MEETING), bell))
 
     def meet_process_group() -> None:
-        server.attach("gloo", ProcessGroupServerLink(open_process_group(HOST, port, prefix, 1, HOST, MEETING), shape.hidden))
+        server.attach(
+            "gloo", ProcessGroupServerLink(open_process_group(HOST, port, prefix, 1, HOST, MEETING), shape.hidden)
+        )
 
     meetings = {"native": meet_native} if loop is not None else {}
     meetings |= {"python": meet_python} if can_share else {}
@@ -174,7 +186,12 @@ def _serve(shape: LinkShape, port: int, prefix: str, parent: Connection) -> None
 def _narrow_worker(shape: LinkShape, native_gate: bool) -> ExpertWorker:
     """Experts of width 1 with one thread."""
     config = _narrow_config(shape)
-    worker = ExpertWorker(config, select_kernels("auto", shape.dtype, 1).kernels, shape.experts, native_ring.NativeGate() if native_gate else None)
+    worker = ExpertWorker(
+        config,
+        select_kernels("auto", shape.dtype, 1).kernels,
+        shape.experts,
+        native_ring.NativeGate() if native_gate else None,
+    )
     narrow, down = torch.zeros(1, shape.hidden, dtype=shape.dtype), torch.zeros(shape.hidden, 1, dtype=shape.dtype)
     for expert in range(shape.experts):
         worker.bank.load(expert, StoredWeight(narrow), StoredWeight(narrow), StoredWeight(down))
@@ -184,7 +201,12 @@ def _narrow_worker(shape: LinkShape, native_gate: bool) -> ExpertWorker:
 
 def _narrow_config(shape: LinkShape) -> ModelConfig:
     """One MoE layer; what is not about experts does not matter."""
-    ones = ("vocab_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers", "num_attention_heads", "kv_lora_rank",
-            "qk_nope_head_dim", "v_head_dim")  # fmt: skip
-    fields = {"model_type": "deepseek_v3", "hidden_size": shape.hidden, "n_routed_experts": shape.experts, "num_experts_per_tok": shape.top_k}
+    ones = ("vocab_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "kv_lora_rank", "qk_nope_head_dim", "v_head_dim")  # fmt: skip
+    fields = {
+        "model_type": "deepseek_v3",
+        "hidden_size": shape.hidden,
+        "n_routed_experts": shape.experts,
+        "num_experts_per_tok": shape.top_k,
+    }
     return parse(dict.fromkeys(ones, 1) | fields | {"qk_rope_head_dim": 2}, Path("isotherm bench links"))

@@ -1,4 +1,5 @@
-"""Load on a running endpoint: open-loop arrivals, with percentiles of time to first token and time between tokens. Knows only HTTP."""
+"""Load on a running endpoint: open-loop arrivals, with percentiles of time to first token and time between tokens.
+Knows only HTTP."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ import aiohttp
 
 @dataclass(frozen=True)
 class LoadShape:
-    """`rate` requests per second, at random (Poisson) times whatever the server does; infinity: all at once. `stream`: replies come as events, else
-    whole."""
+    """`rate` requests per second, at random (Poisson) times whatever the server does; infinity: all at once. `stream`:
+    replies come as events, else whole."""
 
     requests: int
     rate: float
@@ -30,7 +31,8 @@ class LoadShape:
 
 @dataclass
 class StreamTimes:
-    """Seconds of a monotonic clock: when the request was sent, and when each chunk with tokens came. A whole reply is one chunk."""
+    """Seconds of a monotonic clock: when the request was sent, and when each chunk with tokens came. A whole reply is
+    one chunk."""
 
     begin: float
     chunks: list[float] = field(default_factory=list)
@@ -83,8 +85,9 @@ async def run_load(url: str, model: str, vocab_size: int, shape: LoadShape) -> L
 
 
 def decode_rate(streams: Sequence[StreamTimes]) -> float:
-    """Tokens per second while all streams were generating: from when the last of them had its first token until the first of them had its last. A
-    stream's tokens after its first are taken to be spread evenly over its chunks. 0 where there was no such time, as with whole replies."""
+    """Tokens per second while all streams were generating: from when the last of them had its first token until the
+    first of them had its last. A stream's tokens after its first are taken to be spread evenly over its chunks. 0 where
+    there was no such time, as with whole replies."""
     begin, end = max((s.chunks[0] for s in streams), default=0.0), min((s.chunks[-1] for s in streams), default=0.0)
     if begin >= end:
         return 0.0
@@ -92,7 +95,9 @@ def decode_rate(streams: Sequence[StreamTimes]) -> float:
     return tokens / (end - begin)
 
 
-async def _request(client: aiohttp.ClientSession, url: str, model: str, prompt: list[int], shape: LoadShape) -> StreamTimes:
+async def _request(
+    client: aiohttp.ClientSession, url: str, model: str, prompt: list[int], shape: LoadShape
+) -> StreamTimes:
     body = {"model": model, "prompt": prompt, "max_tokens": shape.output_tokens, "temperature": 0, "ignore_eos": True}
     if shape.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -132,4 +137,6 @@ async def _read_events(content: aiohttp.StreamReader, times: StreamTimes) -> Non
 def percentiles(seconds: list[float]) -> dict[str, float]:
     """p50, p90, p99 in milliseconds by the nearest rank; empty for no values."""
     ordered = sorted(seconds)
-    return {f"p{p}": ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)] * 1e3 for p in (50, 90, 99)} if ordered else {}
+    return (
+        {f"p{p}": ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)] * 1e3 for p in (50, 90, 99)} if ordered else {}
+    )

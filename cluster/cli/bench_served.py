@@ -33,8 +33,8 @@ class ServedError(RuntimeError):
 
 
 class Endpoint:
-    """`isotherm serve` with a manifest as a process of its own, on a free port. Context manager: up when entered, gone when left. Raises ServedError.
-    """
+    """`isotherm serve` with a manifest as a process of its own, on a free port. Context manager: up when entered, gone
+    when left. Raises ServedError."""
 
     def __init__(self, manifest: Mapping[str, Any]):
         self._manifest = dict(manifest)
@@ -50,7 +50,9 @@ class Endpoint:
         command = [sys.executable, "-c", "from isotherm.cluster.cli.main import main; main()", "serve", str(path)]
         with open(self._log, "w") as log:
             # A session of its own: who interrupts the bench has the cluster ended by __exit__, not twice.
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             self._wait_ready()
         except BaseException:
@@ -62,7 +64,9 @@ class Endpoint:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise ServedError(f"isotherm serve ended with status {self._process.returncode}:\n{self._log.read_text()}")
+                raise ServedError(
+                    f"isotherm serve ended with status {self._process.returncode}:\n{self._log.read_text()}"
+                )
             try:
                 if httpx.get(f"{self.url}/ready", timeout=5, trust_env=False).status_code == 200:
                     return
@@ -84,9 +88,9 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class ServedFigure:
-    """Tokens per second while all streams generate, with one kind of link, one value per round. `offline`: the engine in one process; `streamed`;
-    `whole`: replies that come whole, the difference of two lengths. Milliseconds of a request alone, medians: `first_token_ms` and `token_ms`, from
-    one token to the next."""
+    """Tokens per second while all streams generate, with one kind of link, one value per round. `offline`: the engine
+    in one process; `streamed`; `whole`: replies that come whole, the difference of two lengths. Milliseconds of a
+    request alone, medians: `first_token_ms` and `token_ms`, from one token to the next."""
 
     links: str
     streams: int
@@ -106,8 +110,8 @@ class ServedFigure:
 def bench_served(
     manifest: Mapping[str, Any], kinds: Sequence[str], shape: LoadShape, offline: Callable[[], float], rounds: int
 ) -> list[ServedFigure]:
-    """Every kind of link with a cluster of its own: `rounds` times offline, streamed, whole and alone, in turn, after one round that is not counted.
-    The cluster idles while the offline engine runs. Raises ServedError."""
+    """Every kind of link with a cluster of its own: `rounds` times offline, streamed, whole and alone, in turn, after
+    one round that is not counted. The cluster idles while the offline engine runs. Raises ServedError."""
     figures = []
     for kind in kinds:
         with Endpoint({**manifest, "links": {"kind": kind}}) as endpoint:
@@ -125,7 +129,11 @@ def bench_served(
                 # Other prompts each time: none may be in the prefix cache.
                 one, two, three, four = (replace(shape, rate=math.inf, seed=4 * round_ + i) for i in range(4))
                 short = load(replace(two, stream=False, output_tokens=SHORT)).seconds
-                whole = shape.requests * (shape.output_tokens - SHORT) / (load(replace(three, stream=False)).seconds - short)
+                whole = (
+                    shape.requests
+                    * (shape.output_tokens - SHORT)
+                    / (load(replace(three, stream=False)).seconds - short)
+                )
                 values = {"offline": offline(), "streamed": load(one).decode_tokens_per_s, "whole": whole}
                 single = load(replace(four, requests=1, output_tokens=min(ALONE, shape.output_tokens)))
                 if round_:

@@ -21,15 +21,17 @@ class NoServerError(RuntimeError):
 
 
 def chat_loop(url: str, system: str | None, temperature: float, max_tokens: int, console: Console) -> None:
-    """Read lines and stream answers until end of input. An answer that fails is told and taken back, so the line can be sent again. Raises
-    NoServerError and APIError when the server does not list its models."""
+    """Read lines and stream answers until end of input. An answer that fails is told and taken back, so the line can be
+    sent again. Raises NoServerError and APIError when the server does not list its models."""
     begin = [{"role": "system", "content": system}] if system else []
     history = list(begin)
     with Client(url) as client:
         try:
             model = client.models()[0]
         except ConnectionFailedError as error:
-            raise NoServerError(f"no server answers at {error}; start one with: isotherm serve, or name another with --url") from None
+            raise NoServerError(
+                f"no server answers at {error}; start one with: isotherm serve, or name another with --url"
+            ) from None
         console.print(f"{model} at {url}\n{_HELP}", style="dim", markup=False, highlight=False)
         while (line := _read(console)) is not None:
             if line == "/new":
@@ -39,7 +41,11 @@ def chat_loop(url: str, system: str | None, temperature: float, max_tokens: int,
                 console.print(_HELP, style="dim")
             elif line:
                 asked = [*history, {"role": "user", "content": line}]
-                answer = _answer(client, {"model": model, "messages": asked, "temperature": temperature, "max_tokens": max_tokens}, console)
+                answer = _answer(
+                    client,
+                    {"model": model, "messages": asked, "temperature": temperature, "max_tokens": max_tokens},
+                    console,
+                )
                 if answer is not None:
                     history = [*asked, {"role": "assistant", "content": answer}]
 
@@ -76,5 +82,8 @@ def _answer(client: Client, request: dict, console: Console) -> str | None:
         return None
     console.print()
     if reason in ("cut", "length"):
-        console.print("(cut short)" if reason == "cut" else f"(cut at {request['max_tokens']} tokens; --max-tokens allows more)", style="dim")
+        console.print(
+            "(cut short)" if reason == "cut" else f"(cut at {request['max_tokens']} tokens; --max-tokens allows more)",
+            style="dim",
+        )
     return answer

@@ -17,20 +17,31 @@ from rich.console import Console
 from isotherm.cluster.cli.bench import app as bench_app
 from isotherm.cluster.on_ray.environment import prepare_attach, prepare_local_ray
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Serve DeepSeek-V3-family models on Ray.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve DeepSeek-V3-family models on Ray.",
+)
 app.add_typer(bench_app, name="bench")
 console = Console()
 errors = Console(stderr=True)
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL|MANIFEST", help='a directory, a hub id, "tiny", or a manifest (*.yaml)')]
-AddressOption = Annotated[Optional[str], typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster")]  # noqa: UP045
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL|MANIFEST", help='a directory, a hub id, "tiny", or a manifest (*.yaml)')
+]
+AddressOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster"),
+]
 DEFAULT_URL = "http://127.0.0.1:8000"
 INPUT_HELP = "requests in OpenAI's batch format, a JSON object a line; -: standard input"
 COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
 
 
 def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors that a user can do something about become one message and exit status 1; anything else keeps its traceback."""
+    """Errors that a user can do something about become one message and exit status 1; anything else keeps its
+    traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -83,7 +94,10 @@ def serve(
     model: ModelArgument = "tiny",
     host: Annotated[Optional[str], typer.Option(help="address to bind; default 127.0.0.1")] = None,  # noqa: UP045
     port: Annotated[Optional[int], typer.Option(help="default 8000")] = None,  # noqa: UP045
-    address: Annotated[Optional[str], typer.Option(help="join this Ray cluster; default: start a local one")] = None,  # noqa: UP045
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="join this Ray cluster; default: start a local one"),
+    ] = None,
 ) -> None:
     """Serve a model over the OpenAI API until Ctrl-C, SIGTERM or `isotherm stop`."""
     manifest, path = _manifest(model, host=host, port=port)
@@ -108,7 +122,10 @@ def generate(
     model: ModelArgument,
     prompt: Annotated[Optional[str], typer.Option(help="text to continue")] = None,  # noqa: UP045
     prompt_ids: Annotated[Optional[str], typer.Option(help="token ids to continue, as 1,2,3")] = None,  # noqa: UP045
-    chat_prompt: Annotated[Optional[str], typer.Option("--chat", help="a user message, put into the chat template")] = None,  # noqa: UP045
+    chat_prompt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--chat", help="a user message, put into the chat template"),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
@@ -117,15 +134,33 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the end-of-sequence token")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     kernels: Annotated[str, typer.Option(help="auto, native, reference or triton")] = "auto",
-    logprobs: Annotated[Optional[int], typer.Option(min=0, help="log-probabilities of each token and of the N most likely ones")] = None,  # noqa: UP045
+    logprobs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="log-probabilities of each token and of the N most likely ones"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Continue one prompt offline: the same engine in this process, without Ray."""
     manifest, path = _manifest(model)
     from isotherm.cluster.cli.offline import OfflineOptions, generate_offline
 
-    options = OfflineOptions(prompt, prompt_ids, chat_prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos, dtype, kernels, logprobs)
-    result = generate_offline(manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True))
+    options = OfflineOptions(
+        prompt,
+        prompt_ids,
+        chat_prompt,
+        max_tokens,
+        temperature,
+        top_p,
+        top_k,
+        seed,
+        ignore_eos,
+        dtype,
+        kernels,
+        logprobs,
+    )
+    result = generate_offline(
+        manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True)
+    )
     if as_json:
         print(json.dumps(result))
     else:
@@ -186,13 +221,28 @@ def _copies(word: str) -> dict[str, Any]:
 @app.command()
 @user_errors
 def scale(
-    expert_groups: Annotated[Optional[int], typer.Option(min=1, help="expert groups that there are to be")] = None,  # noqa: UP045
-    attention_shards: Annotated[Optional[int], typer.Option(min=1, help="attention shards that there are to be")] = None,  # noqa: UP045
-    drain_node: Annotated[Optional[list[str]], typer.Option(metavar="ID", help="node that is to have no worker; give all of them")] = None,  # noqa: UP045
+    expert_groups: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="expert groups that there are to be"),
+    ] = None,
+    attention_shards: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="attention shards that there are to be"),
+    ] = None,
+    drain_node: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="ID", help="node that is to have no worker; give all of them"),
+    ] = None,
     drain_none: Annotated[bool, typer.Option("--drain-none", help="every node may have workers again")] = False,
-    copies: Annotated[Optional[list[str]], typer.Option(metavar="LAYER:EXPERT=N|auto", help=COPIES_HELP)] = None,  # noqa: UP045
+    copies: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="LAYER:EXPERT=N|auto", help=COPIES_HELP),
+    ] = None,
     url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = DEFAULT_URL,
-    deadline: Annotated[Optional[float], typer.Option(help="seconds in which it must be prepared; default 120")] = None,  # noqa: UP045
+    deadline: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="seconds in which it must be prepared; default 120"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be done")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="until it is done or rolled back")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -202,7 +252,11 @@ def scale(
 
     if drain_node and drain_none:
         raise typer.BadParameter("give --drain-node or --drain-none, not both")
-    target: dict[str, Any] = {"expert_groups": expert_groups, "attention_shards": attention_shards, "deadline_seconds": deadline}
+    target: dict[str, Any] = {
+        "expert_groups": expert_groups,
+        "attention_shards": attention_shards,
+        "deadline_seconds": deadline,
+    }
     target["drain_nodes"] = [] if drain_none else drain_node or None
     target["copies"] = [_copies(word) for word in copies] if copies else None
     with Client(url) as client:
@@ -222,7 +276,10 @@ def scale(
 @app.command()
 @user_errors
 def top(
-    url: Annotated[Optional[str], typer.Option(help="where `isotherm serve` listens; default: as the running cluster says")] = None,  # noqa: UP045
+    url: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="where `isotherm serve` listens; default: as the running cluster says"),
+    ] = None,
     address: AddressOption = None,
     interval: Annotated[float, typer.Option(min=0.1, max=60, help="seconds between two looks")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="print one picture and end")] = False,
@@ -257,7 +314,10 @@ def chat(
 def batch(
     input_path: Annotated[Path, typer.Option("--input", help=INPUT_HELP)],
     output_path: Annotated[Path, typer.Option("--output", help="results; a file that is there already is completed")],
-    url: Annotated[Optional[str], typer.Option(help="endpoint; default: the one of the cluster that this job runs on")] = None,  # noqa: UP045
+    url: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="endpoint; default: the one of the cluster that this job runs on"),
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=4096)] = 32,
 ) -> None:
     """Run a file of requests against the running cluster; run it again to complete a half-done output.

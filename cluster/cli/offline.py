@@ -42,7 +42,9 @@ class OfflineOptions:
     logprobs: int | None
 
 
-def generate_offline(manifest: Manifest, path: Path, options: OfflineOptions, show: Callable[[str], None] | None = None) -> dict[str, Any]:
+def generate_offline(
+    manifest: Manifest, path: Path, options: OfflineOptions, show: Callable[[str], None] | None = None
+) -> dict[str, Any]:
     """token_ids, text, logprobs (per token: token_id, logprob, top), finish_reason and system_fingerprint, which
     replies of a cluster that computes the same bits have too. `show` is given the text as it grows."""
     if sum(o is not None for o in (options.prompt, options.prompt_ids, options.chat)) != 1:
@@ -58,16 +60,29 @@ def generate_offline(manifest: Manifest, path: Path, options: OfflineOptions, sh
     prompt = _prompt_ids(options, tokenizer, config.vocab_size)
     length = len(prompt) + options.max_tokens
     if length > config.max_position_embeddings:
-        raise OfflineError(f"{len(prompt)} prompt tokens and --max-tokens {options.max_tokens} exceed the model's {config.max_position_embeddings}")
+        raise OfflineError(
+            f"{len(prompt)} prompt tokens and --max-tokens {options.max_tokens} exceed the model's "
+            f"{config.max_position_embeddings}"
+        )
     if options.logprobs is not None and options.logprobs > config.vocab_size:
         raise OfflineError(f"--logprobs is {options.logprobs}; the vocabulary has {config.vocab_size} tokens")
     selection = select_kernels(options.kernels, parse_dtype(options.dtype), device=manifest.device)
     log.info("kernels: %s (%s)", selection.kernels.name, selection.reason)
     block_size = manifest.engine.block_size
-    scheduler = SchedulerConfig(block_size, -(-length // block_size), manifest.engine.max_batch_tokens, 1, length, prefix_cache=False)
+    scheduler = SchedulerConfig(
+        block_size, -(-length // block_size), manifest.engine.max_batch_tokens, 1, length, prefix_cache=False
+    )
     engine = local_engine(checkpoint, selection.kernels, scheduler)
     stop = () if options.ignore_eos else tokenizer.eos_token_ids if tokenizer is not None else config.eos_token_ids
-    params = SamplingParams(options.max_tokens, options.temperature, options.top_p, options.top_k, options.seed, tuple(stop), options.logprobs)
+    params = SamplingParams(
+        options.max_tokens,
+        options.temperature,
+        options.top_p,
+        options.top_k,
+        options.seed,
+        tuple(stop),
+        options.logprobs,
+    )
     stream = None if tokenizer is None else tokenizer.stream()
     text, reason = "", None
     tokens: list[int] = []
@@ -75,7 +90,10 @@ def generate_offline(manifest: Manifest, path: Path, options: OfflineOptions, sh
     for delta in run(engine, [GenerationRequest("offline", prompt, params)]):
         tokens += delta.token_ids
         reason = delta.finish_reason
-        logprobs += [{"token_id": t, "logprob": p.chosen, "top": p.top} for t, p in zip(delta.token_ids, delta.logprobs, strict=False)]
+        logprobs += [
+            {"token_id": t, "logprob": p.chosen, "top": p.top}
+            for t, p in zip(delta.token_ids, delta.logprobs, strict=False)
+        ]
         if stream is not None:
             new = stream.push(delta.token_ids).text + (stream.flush() if reason is not None else "")
             text += new
@@ -96,7 +114,9 @@ def _prompt_ids(options: OfflineOptions, tokenizer: Tokenizer | None, vocab_size
         try:
             ids = [int(i) for i in options.prompt_ids.split(",")]
         except ValueError:
-            raise OfflineError(f'--prompt-ids is "{options.prompt_ids}"; it must be token ids with commas between them') from None
+            raise OfflineError(
+                f'--prompt-ids is "{options.prompt_ids}"; it must be token ids with commas between them'
+            ) from None
         if bad := [i for i in ids if not 0 <= i < vocab_size]:
             raise OfflineError(f"--prompt-ids has {bad[0]}; the vocabulary has ids 0 to {vocab_size - 1}")
         return tuple(ids)

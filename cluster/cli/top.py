@@ -1,4 +1,5 @@
-"""`isotherm top`: workers, operations and the heat of every expert, live in the terminal. What is shown is a pure function of what was read."""
+"""`isotherm top`: workers, operations and the heat of every expert, live in the terminal. What is shown is a pure
+function of what was read."""
 
 from __future__ import annotations
 
@@ -46,16 +47,20 @@ def read(client: Client) -> Sample:
     return Sample(time.monotonic(), client.status(), client.experts(), autoscaler)
 
 
-# --- what is shown -------------------------------------------------------------------------------------------------------------------------
+# --- what is shown --------------------------------------------------------------------------------
 
 
-def frame(now: Sample, before: Sample | None, url: str, width: int, height: int, colours: bool, trouble: str = "") -> RenderableType:
-    """One picture, `width` × `height` characters at most. Rates are of the time between the two samples. `trouble`: why `now` is old."""
+def frame(
+    now: Sample, before: Sample | None, url: str, width: int, height: int, colours: bool, trouble: str = ""
+) -> RenderableType:
+    """One picture, `width` × `height` characters at most. Rates are of the time between the two samples. `trouble`: why
+    `now` is old."""
     parts = [_head(now, before, url)]
     if trouble:
         parts.append(Text(trouble, style="bold red"))
     parts += [*_operation(now.status.get("operation")), *_autoscaler(now.autoscaler), *_hottest(now.experts)]
-    left = height - len(parts) - 4  # the table's heading and a line of space, the map's heading, and the last line for the cursor
+    # The table's heading and a line of space, the map's heading, and the last line for the cursor
+    left = height - len(parts) - 4
     layers = now.experts["layers"]
     lines = min(max(left // 2, left - len(now.status["workers"])), len(layers) if not colours else -(-len(layers) // 2))
     table = _workers(now, before, max(1, left - max(0, lines)))
@@ -77,14 +82,18 @@ def _head(now: Sample, before: Sample | None, url: str) -> Text:
     phase = status["controller"]["phase"]
     version = status["placement_version"]
     words = f"{speed}  {running} running  {waiting} waiting  placement {version if version is not None else '-'}  {url}"
-    return Text.assemble((status["model"]["id"], "bold"), "  ", (phase, "green" if phase == "serving" else "yellow"), "  ", words)
+    return Text.assemble(
+        (status["model"]["id"], "bold"), "  ", (phase, "green" if phase == "serving" else "yellow"), "  ", words
+    )
 
 
 def _operation(operation: dict[str, Any] | None) -> Iterator[Text]:
     if operation is None:
         yield Text("no operation under way", style="dim")
         return
-    target = ", ".join(f"{name} {value if not isinstance(value, list) else len(value)}" for name, value in operation["target"].items())
+    target = ", ".join(
+        f"{name} {value if not isinstance(value, list) else len(value)}" for name, value in operation["target"].items()
+    )
     done = round(20 * operation["progress"])
     bar = "━" * done + "╌" * (20 - done)
     yield Text(f"{operation['id']} {bar} {operation['phase']}  {target}  ({operation['origin']})", style="cyan")
@@ -105,7 +114,9 @@ def _hottest(experts: dict[str, Any]) -> Iterator[Text]:
              for e, (rate, held) in enumerate(zip(_rates(layer), layer["holders"], strict=True)) if rate]  # fmt: skip
     if found:
         hot = sorted(found, key=lambda f: (-f[0], f[1:3]))[:HOT_EXPERTS]
-        yield Text("hottest  " + "   ".join(f"layer {layer} expert {e} on {', '.join(held)}" for _, layer, e, held in hot))
+        yield Text(
+            "hottest  " + "   ".join(f"layer {layer} expert {e} on {', '.join(held)}" for _, layer, e, held in hot)
+        )
 
 
 def _workers(now: Sample, before: Sample | None, lines: int) -> Table:
@@ -128,7 +139,14 @@ def _workers(now: Sample, before: Sample | None, lines: int) -> Table:
         elif w["state"] == "loading" and "progress" in w:
             load = f"loading, {w['progress']:.0%}"
         trouble = f"{w['state']}: {w['reason']}" if "reason" in w else None
-        table.add_row(escape(w["id"]), escape(w.get("host", "")), escape(trouble or load), rate, memory, style="yellow" if trouble else None)
+        table.add_row(
+            escape(w["id"]),
+            escape(w.get("host", "")),
+            escape(trouble or load),
+            rate,
+            memory,
+            style="yellow" if trouble else None,
+        )
     if len(shown) < len(workers):
         table.add_row(f"… {len(workers) - len(shown)} more", "", "", "", "")
     for column in table.columns:
@@ -138,8 +156,8 @@ def _workers(now: Sample, before: Sample | None, lines: int) -> Table:
 
 
 def _heat_map(layers: Sequence[dict[str, Any]], width: int, lines: int, colours: bool) -> Iterator[Text]:
-    """Layers from top to bottom, experts from left to right, each against its layer's mean. Where there is no room for all, neighbours share a
-    character, which shows the hottest of them; with colours a character is two lines high."""
+    """Layers from top to bottom, experts from left to right, each against its layer's mean. Where there is no room for
+    all, neighbours share a character, which shows the hottest of them; with colours a character is two lines high."""
     if not layers or lines < 1:
         return
     digits = len(str(layers[-1]["layer"]))
@@ -195,7 +213,14 @@ def _rate(now: Sample, before: Sample | None, worker: dict[str, Any], count: str
     """How fast a worker's count grows, per second; None where that is not known."""
     if before is None or count not in worker or now.time <= before.time:
         return None
-    old = next((w[count] for w in before.status["workers"] if w["id"] == worker["id"] and w.get("pid") == worker.get("pid") and count in w), None)
+    old = next(
+        (
+            w[count]
+            for w in before.status["workers"]
+            if w["id"] == worker["id"] and w.get("pid") == worker.get("pid") and count in w
+        ),
+        None,
+    )
     return None if old is None else max(0.0, worker[count] - old) / (now.time - before.time)
 
 
@@ -203,12 +228,14 @@ def _per_second(rate: float | None, unit: str) -> str:
     return "" if rate is None else f"{rate:.0f} {unit}"
 
 
-# --- showing it ----------------------------------------------------------------------------------------------------------------------------
+# --- showing it -----------------------------------------------------------------------------------
 
 
-def run_top(url: str, interval: float, once: bool, console: Console, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Until Ctrl-C, or for one frame. A server that is gone is waited for, with the last picture. Raises NoServerError where none answers at the
-    start, and APIError where it is not Isotherm's."""
+def run_top(
+    url: str, interval: float, once: bool, console: Console, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Until Ctrl-C, or for one frame. A server that is gone is waited for, with the last picture. Raises NoServerError
+    where none answers at the start, and APIError where it is not Isotherm's."""
     with Client(url, timeout=10.0, max_retries=0) as client:
         try:
             before, now = None, read(client)
@@ -216,7 +243,9 @@ def run_top(url: str, interval: float, once: bool, console: Console, sleep: Call
                 sleep(min(interval, 1.0))
                 before, now = now, read(client)
         except ConnectionFailedError as error:
-            raise NoServerError(f"no server answers at {error}; start one with: isotherm serve, or name another with --url") from None
+            raise NoServerError(
+                f"no server answers at {error}; start one with: isotherm serve, or name another with --url"
+            ) from None
         trouble = ""
 
         def picture() -> RenderableType:

@@ -26,14 +26,23 @@ def show_report(report: Report, console: Console) -> None:
     for name, value in report.architecture.items():
         console.print(f"  {name.replace('_', ' '):24} {value}", highlight=False, markup=False)
     p = report.parameters
-    mtp = f", {human_count(p['multi_token_prediction'])} more for multi-token prediction" if p["multi_token_prediction"] else ""
-    console.print(f"  {'parameters':24} {human_count(p['total'])} total, {human_count(p['active'])} active per token{mtp}", highlight=False)
+    mtp = (
+        f", {human_count(p['multi_token_prediction'])} more for multi-token prediction"
+        if p["multi_token_prediction"]
+        else ""
+    )
+    console.print(
+        f"  {'parameters':24} {human_count(p['total'])} total, {human_count(p['active'])} active per token{mtp}",
+        highlight=False,
+    )
     console.print(f"  {'KV cache':24} {human_bytes(report.kv_bytes_per_token)} per token", highlight=False)
     parts = Table("part", "parameters", "bytes", title=f"bytes from {report.bytes_from}", title_justify="left")
     for part, size in report.bytes_by_part.items():
         parts.add_row(part, human_count(report.parameters_by_part.get(part, 0)), human_bytes(size))
     console.print(parts)
-    workers = Table("worker", "weights", "KV cache", "holds", title="what the manifest places where", title_justify="left")
+    workers = Table(
+        "worker", "weights", "KV cache", "holds", title="what the manifest places where", title_justify="left"
+    )
     for row in report.placement:
         kv = f"{human_bytes(row['kv_bytes'])} = {row['kv_tokens']} tokens" if "kv_bytes" in row else ""
         holds = f"{row['experts']} experts" if "experts" in row else "all but routed experts"
@@ -43,9 +52,15 @@ def show_report(report: Report, console: Console) -> None:
 
 def show_status(status: dict[str, Any], console: Console) -> None:
     controller, model = status["controller"], status["model"]
-    version = "no placement yet" if status["placement_version"] is None else f"placement version {status['placement_version']}"
+    version = (
+        "no placement yet"
+        if status["placement_version"] is None
+        else f"placement version {status['placement_version']}"
+    )
     phase, pid = escape(controller["phase"]), controller["pid"]
-    console.print(f"[bold]{escape(model['id'])}[/]  {phase}  {version}  controller pid {pid}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{escape(model['id'])}[/]  {phase}  {version}  controller pid {pid}", highlight=False, soft_wrap=True
+    )
     if fingerprint := status.get("numerics", {}).get("system_fingerprint"):
         known = status["numerics"]["numerics"]
         words = "; ".join(f"{n['dtype']}, {n['kernels']} {n['instructions']}, weights {n['weights']}" for n in known)
@@ -55,20 +70,38 @@ def show_status(status: dict[str, Any], console: Console) -> None:
         links = ", ".join(sorted(set(w.get("links", {}).values())))
         load = ""
         if "running" in w:
-            load = f"{w['running']} running, {w['waiting']} waiting, KV {w['kv_blocks_used']}/{w['kv_blocks']} blocks, {w['tokens']} tokens"
+            load = (
+                f"{w['running']} running, {w['waiting']} waiting, KV {w['kv_blocks_used']}/{w['kv_blocks']} blocks, "
+                f"{w['tokens']} tokens"
+            )
         elif "pairs" in w:
-            load = f"{w['experts']} experts, {human_bytes(w['weight_bytes'])}, {w['pairs']} rows, busy {w['busy_seconds']} s"
+            load = (
+                f"{w['experts']} experts, {human_bytes(w['weight_bytes'])}, {w['pairs']} rows, "
+                f"busy {w['busy_seconds']} s"
+            )
         pid = "" if w["pid"] is None else str(w["pid"])
-        table.add_row(*map(escape, (w["id"], w["state"], pid, w.get("host", ""), w.get("kernels", ""), links, w.get("reason", load))))
+        table.add_row(
+            *map(
+                escape,
+                (w["id"], w["state"], pid, w.get("host", ""), w.get("kernels", ""), links, w.get("reason", load)),
+            )
+        )
     console.print(table)
     for node in status["nodes"]:
         states = [word for word, shown in (("dead", not node["alive"]), ("drained", node.get("drained"))) if shown]
-        console.print(f"node {node['id']}  {node['address']}  {', '.join(states)}".rstrip(), highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"node {node['id']}  {node['address']}  {', '.join(states)}".rstrip(),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def show_batch_summary(summary: BatchSummary, console: Console) -> None:
     style = "green" if not summary.failed and not summary.unfinished else "yellow"
     done = summary.completed + summary.resumed
-    counts = f"{done} of {summary.total} rows done ({summary.resumed} from an earlier run), {summary.failed} with an error"
+    counts = (
+        f"{done} of {summary.total} rows done ({summary.resumed} from an earlier run), {summary.failed} with an error"
+    )
     left = f", {summary.unfinished} left: {summary.reason}" if summary.unfinished else ""
     console.print(counts + left, style=style, highlight=False, markup=False, soft_wrap=True)

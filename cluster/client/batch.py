@@ -56,7 +56,6 @@ class BatchSummary:
     unfinished: int = 0
     reason: str = ""  # why rows are unfinished
 
-
     @property
     def exit_status(self) -> int:
         """0: every row has an answer and none is an error; ROWS_LEFT, else ROWS_FAILED."""
@@ -67,7 +66,8 @@ ProgressCallback = Callable[[BatchSummary], None]
 
 
 def run(input_path: Path, output_path: Path, base_url: str, concurrency: int = 32) -> BatchSummary:
-    """Runs a batch with progress on standard error: a bar on a terminal, else a line every few seconds. Raises BatchError, OSError."""
+    """Runs a batch with progress on standard error: a bar on a terminal, else a line every few seconds. Raises
+    BatchError, OSError."""
 
     async def go(progress: ProgressCallback) -> BatchSummary:
         async with AsyncClient(base_url) as client:
@@ -75,7 +75,13 @@ def run(input_path: Path, output_path: Path, base_url: str, concurrency: int = 3
 
     if not sys.stderr.isatty():
         return asyncio.run(go(_plain_progress()))
-    columns = (TextColumn("batch"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"), TimeRemainingColumn())
+    columns = (
+        TextColumn("batch"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("batch", total=None, failed=0)
 
@@ -201,7 +207,11 @@ def _problem(row: dict[str, Any]) -> str | None:
 
 
 def _result(row: dict[str, Any], response: RawResponse | None, error: dict[str, str] | None) -> dict[str, Any]:
-    answer = None if response is None else {"status_code": response.status, "request_id": response.request_id, "body": response.body}
+    answer = (
+        None
+        if response is None
+        else {"status_code": response.status, "request_id": response.request_id, "body": response.body}
+    )
     return {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": row["custom_id"], "response": answer, "error": error}
 
 
@@ -254,7 +264,9 @@ class _Output:
                     done[_digest(result["custom_id"])] = _failed(result)
                 except (ValueError, KeyError, TypeError, AttributeError):
                     if file.peek(1):
-                        raise BatchError(f"{self._path}: line {number} is not a batch result; give another output file") from None
+                        raise BatchError(
+                            f"{self._path}: line {number} is not a batch result; give another output file"
+                        ) from None
                     break
                 end += len(line)
         os.ftruncate(self._file, end)

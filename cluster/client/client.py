@@ -39,8 +39,15 @@ _DEFAULT_URL = "http://127.0.0.1:8000"
 _MAX_BACKOFF_S = 30.0
 _OPERATIONS = "/admin/operations"
 _POLL_S = 0.1  # between looks at an operation
-# Before the first token nothing has reached the caller, and a generation changes nothing on the server: asking again is safe.
-_RETRIED_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+# Before the first token nothing has reached the caller, and a generation changes nothing on the server: asking again is
+# safe.
+_RETRIED_ERRORS = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.RemoteProtocolError,
+    httpx.ReadError,
+    httpx.WriteError,
+)
 _RETRIED_STATUS = (429, 503)
 __all__ = [
     "APIError",
@@ -61,7 +68,8 @@ Messages = str | Sequence[Mapping[str, Any]]
 
 
 class Client:
-    """The blocking client. `timeout` is in seconds, for connecting and for each wait for data; `max_retries` counts the tries after the first."""
+    """The blocking client. `timeout` is in seconds, for connecting and for each wait for data; `max_retries` counts the
+    tries after the first."""
 
     def __init__(
         self,
@@ -95,15 +103,18 @@ class Client:
     @overload
     def chat(self, messages: Messages, *, stream: Literal[True], **params: Any) -> Iterator[Chunk]: ...
     def chat(self, messages: Messages, *, stream: bool = False, **params: Any) -> Completion | Iterator[Chunk]:
-        """The reply to a chat: a string (one user message) or a list of messages. `params` are OpenAI's request fields; without `model` it is the
-        first that the server lists. Raises APIError, ConnectionFailedError, and while streaming StreamBrokenError."""
+        """The reply to a chat: a string (one user message) or a list of messages. `params` are OpenAI's request fields;
+        without `model` it is the first that the server lists. Raises APIError, ConnectionFailedError, and while
+        streaming StreamBrokenError."""
         return self._generate("/v1/chat/completions", {"messages": _messages(messages), **params}, stream)
 
     @overload
     def complete(self, prompt: str | Sequence[Any], *, stream: Literal[False] = False, **params: Any) -> Completion: ...
     @overload
     def complete(self, prompt: str | Sequence[Any], *, stream: Literal[True], **params: Any) -> Iterator[Chunk]: ...
-    def complete(self, prompt: str | Sequence[Any], *, stream: bool = False, **params: Any) -> Completion | Iterator[Chunk]:
+    def complete(
+        self, prompt: str | Sequence[Any], *, stream: bool = False, **params: Any
+    ) -> Completion | Iterator[Chunk]:
         """The continuation of a prompt (text, token ids, or a list of either). Otherwise as `chat`."""
         return self._generate("/v1/completions", {"prompt": prompt, **params}, stream)
 
@@ -119,9 +130,10 @@ class Client:
         return checked(self.request("GET", "/status"))
 
     def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> dict[str, Any]:
-        """Begin an operation (POST /admin/operations): `expert_groups`, `attention_shards`, `copies`, `drain_nodes`, each what there is to be. Of
-        `copies`, each is {"layer", "expert", "count"}; a count of None leaves it to the autoscaler, as it was before a number was set. A key is made
-        where none is given, so that a retry cannot scale twice. Raises APIError."""
+        """Begin an operation (POST /admin/operations): `expert_groups`, `attention_shards`, `copies`, `drain_nodes`,
+        each what there is to be. Of `copies`, each is {"layer", "expert", "count"}; a count of None leaves it to the
+        autoscaler, as it was before a number was set. A key is made where none is given, so that a retry cannot scale
+        twice. Raises APIError."""
         return checked(self.request("POST", _OPERATIONS, _operation_body(dry_run, idempotency_key, target)))
 
     def operation(self, operation_id: str) -> dict[str, Any]:
@@ -193,7 +205,8 @@ class Client:
 
 
 class AsyncClient:
-    """The client for asyncio. A streaming call is awaited too: `async for chunk in await client.chat("…", stream=True)`."""
+    """The client for asyncio. A streaming call is awaited too: `async for chunk in await client.chat("…",
+    stream=True)`."""
 
     def __init__(
         self,
@@ -226,15 +239,23 @@ class AsyncClient:
     async def chat(self, messages: Messages, *, stream: Literal[False] = False, **params: Any) -> Completion: ...
     @overload
     async def chat(self, messages: Messages, *, stream: Literal[True], **params: Any) -> AsyncIterator[Chunk]: ...
-    async def chat(self, messages: Messages, *, stream: bool = False, **params: Any) -> Completion | AsyncIterator[Chunk]:
+    async def chat(
+        self, messages: Messages, *, stream: bool = False, **params: Any
+    ) -> Completion | AsyncIterator[Chunk]:
         """As Client.chat."""
         return await self._generate("/v1/chat/completions", {"messages": _messages(messages), **params}, stream)
 
     @overload
-    async def complete(self, prompt: str | Sequence[Any], *, stream: Literal[False] = False, **params: Any) -> Completion: ...
+    async def complete(
+        self, prompt: str | Sequence[Any], *, stream: Literal[False] = False, **params: Any
+    ) -> Completion: ...
     @overload
-    async def complete(self, prompt: str | Sequence[Any], *, stream: Literal[True], **params: Any) -> AsyncIterator[Chunk]: ...
-    async def complete(self, prompt: str | Sequence[Any], *, stream: bool = False, **params: Any) -> Completion | AsyncIterator[Chunk]:
+    async def complete(
+        self, prompt: str | Sequence[Any], *, stream: Literal[True], **params: Any
+    ) -> AsyncIterator[Chunk]: ...
+    async def complete(
+        self, prompt: str | Sequence[Any], *, stream: bool = False, **params: Any
+    ) -> Completion | AsyncIterator[Chunk]:
         """As Client.complete."""
         return await self._generate("/v1/completions", {"prompt": prompt, **params}, stream)
 
@@ -249,7 +270,9 @@ class AsyncClient:
         """What `isotherm status --json` prints."""
         return checked(await self.request("GET", "/status"))
 
-    async def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> dict[str, Any]:
+    async def scale(
+        self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any
+    ) -> dict[str, Any]:
         """As Client.scale."""
         return checked(await self.request("POST", _OPERATIONS, _operation_body(dry_run, idempotency_key, target)))
 
@@ -356,7 +379,9 @@ def _streaming(body: dict[str, Any]) -> dict[str, Any]:
     return {**body, "stream": True, "stream_options": {"include_usage": True}}
 
 
-def _wait_after(error: httpx.TransportError | None, response: httpx.Response | None, attempt: int, max_retries: int) -> float | None:
+def _wait_after(
+    error: httpx.TransportError | None, response: httpx.Response | None, attempt: int, max_retries: int
+) -> float | None:
     """Seconds to wait before another try; None when there is to be none."""
     retriable = isinstance(error, _RETRIED_ERRORS) if response is None else response.status_code in _RETRIED_STATUS
     if not retriable or attempt >= max_retries:

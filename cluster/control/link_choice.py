@@ -11,9 +11,11 @@ class LinkChoiceError(ValueError):
     """The manifest asks for a kind of link that these two workers cannot have."""
 
 
-def choose_link(wanted: Literal["auto", "process-group", "shared-memory"], shard: Locality, group: Locality) -> tuple[LinkKind, str]:
-    """The kind, and the reason in words. Between two GPUs rows go over NCCL beside the process group of the host. Raises LinkChoiceError where shared
-    memory is asked for and cannot be had."""
+def choose_link(
+    wanted: Literal["auto", "process-group", "shared-memory"], shard: Locality, group: Locality
+) -> tuple[LinkKind, str]:
+    """The kind, and the reason in words. Between two GPUs rows go over NCCL beside the process group of the host.
+    Raises LinkChoiceError where shared memory is asked for and cannot be had."""
     against = "the manifest says so" if wanted == "process-group" else _against_shared_memory(shard, group)
     if against is None:
         return "shared-memory", "both workers are on one host" if wanted == "auto" else "the manifest says so"
@@ -32,4 +34,8 @@ def _against_shared_memory(shard: Locality, group: Locality) -> str | None:
             return f"the {who}'s rows are on {where.device}"
         if where.unable is not None:
             return f"the {who} cannot have it: {where.unable}"
-    return None if shard.machine == group.machine else "the workers are on different hosts (or network namespaces, or users)"
+    return (
+        None
+        if shard.machine == group.machine
+        else "the workers are on different hosts (or network namespaces, or users)"
+    )

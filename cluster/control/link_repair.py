@@ -120,7 +120,9 @@ class LinkRepair:
         try:
             await asyncio.wait_for(work, REPAIR_SECONDS)
         except asyncio.TimeoutError as error:
-            raise TimeoutError(f"not within {REPAIR_SECONDS:g} s {first_line(error)}".removesuffix(" TimeoutError")) from None
+            raise TimeoutError(
+                f"not within {REPAIR_SECONDS:g} s {first_line(error)}".removesuffix(" TimeoutError")
+            ) from None
 
     def _fails_often(self, group: str) -> bool:
         """Counts one more failure."""

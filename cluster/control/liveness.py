@@ -1,7 +1,8 @@
-"""Who hangs: asked for a sign of life, it gives none. A process that is stopped, or whose event loop is blocked, has not died: its connections stay
-open, and nobody else would notice.
+"""Who hangs: asked for a sign of life, it gives none. A process that is stopped, or whose event loop is blocked, has
+not died: its connections stay open, and nobody else would notice.
 
-The controller watches the workers (cluster/deploy/fleet.py); ingress replicas watch the controller with `watch_controller`. Knows nothing about Ray.
+The controller watches the workers (cluster/deploy/fleet.py); ingress replicas watch the controller with
+`watch_controller`. Knows nothing about Ray.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ SLICES = 4  # looks per time limit
 
 
 async def answers_within(answer: asyncio.Future[Any], limit: float) -> bool:
-    """Whether `answer` is done, also with an error, in `limit` seconds; one that is not is cancelled. Waits in slices, of which this process's own
-    standing still takes up one at most."""
+    """Whether `answer` is done, also with an error, in `limit` seconds; one that is not is cancelled. Waits in slices,
+    of which this process's own standing still takes up one at most."""
     for _ in range(SLICES):
         await asyncio.wait([answer], timeout=limit / SLICES)
     if not answer.done():
@@ -30,7 +31,8 @@ class Watched(Protocol):
     """A controller as its watchers see it. Every method raises where Ray's head cannot be reached."""
 
     async def incarnation(self) -> str | None:
-        """Tells the process that is the controller now from those before it; None while there is none, and while Ray starts one."""
+        """Tells the process that is the controller now from those before it; None while there is none, and while Ray
+        starts one."""
 
     async def answer(self) -> None:
         """Return when its event loop has answered."""
@@ -43,8 +45,9 @@ class Watched(Protocol):
 
 
 async def watch_controller(controller: Watched, limit: float) -> None:
-    """Have a controller killed that gives no sign of life in `limit` seconds, as long as this is not cancelled. Several watchers may run: one of them
-    kills, and only the process that was silent; one that Ray is still starting is let alone."""
+    """Have a controller killed that gives no sign of life in `limit` seconds, as long as this is not cancelled. Several
+    watchers may run: one of them kills, and only the process that was silent; one that Ray is still starting is let
+    alone."""
     attempts: Counter[str] = Counter()
     while True:
         await asyncio.sleep(limit / SLICES)

@@ -1,4 +1,5 @@
-"""What the fleet is to be: the workers by name, the placement over the groups, and what was promised about both. Pure."""
+"""What the fleet is to be: the workers by name, the placement over the groups,
+and what was promised about both. Pure."""
 
 from __future__ import annotations
 
@@ -60,8 +61,8 @@ class Planner:
             self.numbers[role] = max(self.numbers[role], _number(name) + 1)
 
     def aim(self, now: Desired, target: Target, reserved: Sequence[str] = ()) -> Desired:
-        """The fleet that meets an operation's target; `reserved`: names of new workers that have a place. Raises PlacementChangeError for copies
-        that cannot be."""
+        """The fleet that meets an operation's target; `reserved`: names of new workers that have a place. Raises
+        PlacementChangeError for copies that cannot be."""
         workers = self._workers
         drained = now.drained if target.drain_nodes is None else frozenset(target.drain_nodes)
         have_groups = [g for g in workers.group_names() if workers.node_of(g) not in drained]
@@ -72,13 +73,16 @@ class Planner:
         if set(groups) != set(workers.group_names()):
             placement = for_groups(placement, groups, workers.expert_load())
         if target.copies:
-            placement = with_copies(placement, [(c.layer, c.expert, c.count) for c in target.copies], groups, workers.expert_load())
+            placement = with_copies(
+                placement, [(c.layer, c.expert, c.count) for c in target.copies], groups, workers.expert_load()
+            )
         pins = {(c.layer, c.expert): c.count is not None for c in target.copies}
         pinned = {pair for pair in now.pinned if pins.get(pair, True)} | {pair for pair, stays in pins.items() if stays}
         return Desired(groups, shards, placement, drained, frozenset(pinned))
 
     def heal(self, now: Desired, replace: bool) -> Desired:
-        """The fleet without its dead, with as many new workers, or (`replace` false) with what is left of it, as long as that is anything."""
+        """The fleet without its dead, with as many new workers, or (`replace` false) with what is left of it, as long
+        as that is anything."""
         workers = self._workers
         have_groups, have_shards = workers.group_names(), workers.shard_names()
         groups, shards = workers.alive(have_groups), workers.alive(have_shards)
@@ -104,14 +108,19 @@ class Planner:
         lines += [f"load {len(pairs)} experts on {group}" for group, pairs in sorted(change.loads.items())]
         if desired.placement != workers.placement:
             lines.append(f"commit placement version {desired.placement.version}")
-        lines += [f"free {len(pairs)} experts on {group}" for group, pairs in sorted(change.frees.items()) if group in desired.groups]
+        lines += [
+            f"free {len(pairs)} experts on {group}"
+            for group, pairs in sorted(change.frees.items())
+            if group in desired.groups
+        ]
         if released := now.pinned - desired.pinned:
             lines.append(f"leave the copies of {len(released)} experts to the autoscaler")
         lines += [f"drain and end {s}" for s in workers.shard_names() if s not in desired.shards]
         return lines + [f"end {g}" for g in workers.group_names() if g not in desired.groups]
 
     def _names(self, have: list[str], role: str, count: int, reserved: Sequence[str] = ()) -> tuple[str, ...]:
-        """`count` names: the oldest of those there are, then those that have a place, then new ones that were never used."""
+        """`count` names: the oldest of those there are, then those that have a place, then new ones that were never
+        used."""
         kept = [*sorted(have, key=_number), *(name for name in reserved if name.startswith(role))][:count]
         return tuple(kept + [f"{role}-{self.numbers[role] + i}" for i in range(count - len(kept))])
 

@@ -1,4 +1,5 @@
-"""What a controller writes down so that one that comes back can go on: what was committed last, and what was asked for. Pure."""
+"""What a controller writes down so that one that comes back can go on: what was committed last, and what was asked for.
+Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +33,12 @@ class SavedState:
         groups = self.placement.groups()
         number = {g: i for i, g in enumerate(groups)}
         holders = [[[number[g] for g in held] for held in experts] for experts in self.placement.holders]
-        placement = {"version": self.placement.version, "layers": self.placement.layers, "groups": groups, "holders": holders}
+        placement = {
+            "version": self.placement.version,
+            "layers": self.placement.layers,
+            "groups": groups,
+            "holders": holders,
+        }
         rest = {
             "format": FORMAT,
             "groups": self.groups,

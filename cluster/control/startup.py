@@ -28,8 +28,9 @@ async def start_fleet(
     placement: Placement,
     phase: Callable[[str], None],
 ) -> None:
-    """Start every worker, load weights in parallel, make the links and have the shards adopt the first placement. Raises
-    what went wrong first, when every worker that was started has been ended. `phase` is told what is being done."""
+    """Start every worker, load weights in parallel, make the links and have the shards adopt the first placement.
+    Raises what went wrong first, when every worker that was started has been ended. `phase` is told what is being done.
+    """
     work: list[asyncio.Task[Any]] = []
 
     def begin(coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -47,7 +48,8 @@ async def start_fleet(
 
     try:
         places = {name: begin(fleet.reserve(name, frozenset())) for name in (*shards, *groups)}
-        # Groups that know of one another share their node's cores; one that has no place yet need not keep others waiting.
+        # Groups that know of one another share their node's cores; one that has no place yet need not keep others
+        # waiting.
         await asyncio.wait(places.values(), timeout=PLACES_SECONDS)
         await asyncio.gather(*(begin(start_shard(s)) for s in shards), *(begin(start_group(g)) for g in groups))
         phase("linking workers")
@@ -64,7 +66,9 @@ async def start_fleet(
         raise
 
 
-async def start_again_and_again(attempt: Callable[[], Awaitable[None]], phase: Callable[[str], None], retry: bool) -> None:
+async def start_again_and_again(
+    attempt: Callable[[], Awaitable[None]], phase: Callable[[str], None], retry: bool
+) -> None:
     """Attempt a start; where it fails and `retry` is set, again, ever more slowly, until it succeeds. Else raises what
     went wrong. The phase says why there is no cluster yet."""
     for pause in pauses(PAUSE, LONGEST_PAUSE):

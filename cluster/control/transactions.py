@@ -1,6 +1,6 @@
-"""Carries out changes of the fleet as transactions: prepare (start workers, link, load), commit (every shard adopts the new placement), free. What
-fails before the commit is undone, and the old placement serves on. One is carried out at a time; it takes its turn when it has places for the workers
-that it starts.
+"""Carries out changes of the fleet as transactions: prepare (start workers, link, load), commit (every shard adopts the
+new placement), free. What fails before the commit is undone, and the old placement serves on. One is carried out at a
+time; it takes its turn when it has places for the workers that it starts.
 
 Decides nothing about load; what it may not do it asks of `Fleet`, which is the controller.
 """
@@ -35,13 +35,15 @@ COMMIT_SECONDS = 60.0  # in which every shard must have adopted a placement
 DRAIN_SECONDS = 20.0  # after which a leaving shard gives its requests to others
 RECOVERY_SECONDS = 60.0  # in which the workers that replace dead ones must be there
 RESTORE_SECONDS = 120.0  # in which workers must be there that make up for some that were lost, while the others serve
-HEAL_PAUSE, LONGEST_HEAL_PAUSE = 0.25, 30.0  # seconds before dead workers that could not be replaced are replaced again: at first, and at most
+# Seconds before dead workers that could not be replaced are replaced again: at first, and at most
+HEAL_PAUSE, LONGEST_HEAL_PAUSE = 0.25, 30.0
 RESTORE_PAUSE, LONGEST_RESTORE_PAUSE = 1.0, 60.0  # likewise before the number of workers is restored
 AT_ONCE_SECONDS = 1.0  # in which places for workers are found where there are any
 
 
 class Fleet(Workers, Protocol):
-    """The workers and what can be done about them. Methods raise what Ray raises when a worker is gone. Nothing is started on nodes in `avoid`."""
+    """The workers and what can be done about them. Methods raise what Ray raises when a worker is gone. Nothing is
+    started on nodes in `avoid`."""
 
     avoid: frozenset[str]
     waits: dict[str, str]  # worker → the resources that it waits for, in words
@@ -88,26 +90,33 @@ class _Undo:
 
 class Reconfigurer:
     def __init__(self, fleet: Fleet, operations: OperationLog, changed: Callable[[], None], save: Callable[[], None]):
-        """`changed` is called whenever the log of operations has changed; `save` to write down `desired`, the planner's numbers and the log where
-        they outlive this process: it raises where that fails, and then nothing is committed."""
+        """`changed` is called whenever the log of operations has changed; `save` to write down `desired`, the planner's
+        numbers and the log where they outlive this process: it raises where that fails, and then nothing is committed.
+        """
         self._fleet, self._operations, self._changed, self._save = fleet, operations, changed, save
         self.desired = Desired((), (), fleet.placement)  # what was committed last
         self.planner = Planner(fleet)
         self._lock = asyncio.Lock()
         self._healing = False
         self._background = Background()
-        self._interruptible: dict[str, tuple[Operation, asyncio.Future[None]]] = {}  # what waits for places or is prepared, by operation
+        self._interruptible: dict[
+            str, tuple[Operation, asyncio.Future[None]]
+        ] = {}  # what waits for places or is prepared, by operation
 
-    # --- asking ----------------------------------------------------------------------------------------------------------------------
+    # --- asking -----------------------------------------------------------------------------------
 
     def submit(self, request: OperationRequest, origin: str = "api") -> Operation:
-        """Begin an operation; it goes on in the background. Raises OperationError, or PlacementChangeError for copies that cannot be."""
+        """Begin an operation; it goes on in the background. Raises OperationError, or PlacementChangeError for copies
+        that cannot be."""
         operation, new = self._operations.open(request, time.time(), origin)
         about_workers = request.target.about_workers
         if not new:
             return operation
         if origin != AUTOSCALER and not request.dry_run:
-            self._give_way(f"operation {operation.id} was asked for", lambda o: o.origin == AUTOSCALER and (about_workers or not o.waiting))
+            self._give_way(
+                f"operation {operation.id} was asked for",
+                lambda o: o.origin == AUTOSCALER and (about_workers or not o.waiting),
+            )
         try:
             desired = self.planner.aim(self.desired, request.target)
         except PlacementChangeError as error:
@@ -122,15 +131,23 @@ class Reconfigurer:
         return operation
 
     def rebalance(self, placement: Placement, reason: str) -> Operation:
-        """Begin a change of copies alone, decided by the autoscaler. Raises OperationError while another operation runs."""
-        operation, _ = self._operations.open(OperationRequest(Target(), "", False, RECOVERY_SECONDS), time.time(), AUTOSCALER)
+        """Begin a change of copies alone, decided by the autoscaler. Raises OperationError while another operation
+        runs."""
+        operation, _ = self._operations.open(
+            OperationRequest(Target(), "", False, RECOVERY_SECONDS), time.time(), AUTOSCALER
+        )
         operation.reasons.append(reason)
         fleet = self._fleet
-        desired = replace(self.desired, groups=tuple(fleet.group_names()), shards=tuple(fleet.shard_names()), placement=placement)
+        desired = replace(
+            self.desired, groups=tuple(fleet.group_names()), shards=tuple(fleet.shard_names()), placement=placement
+        )
         operation.plan = self.planner.describe(self.desired, desired)
 
         def plan(_: Sequence[str]) -> Desired:
-            if (*fleet.group_names(), *fleet.shard_names()) != (*desired.groups, *desired.shards) or fleet.placement.version + 1 != placement.version:
+            if (*fleet.group_names(), *fleet.shard_names()) != (
+                *desired.groups,
+                *desired.shards,
+            ) or fleet.placement.version + 1 != placement.version:
                 raise OperationError("the cluster has changed since it was planned")
             return replace(desired, drained=self.desired.drained, pinned=self.desired.pinned)
 
@@ -142,7 +159,8 @@ class Reconfigurer:
         return self.desired.pinned
 
     def heal(self) -> None:
-        """Replace every worker that has died. An operation that still prepares ends: it may be waiting for resources, and the death comes first."""
+        """Replace every worker that has died. An operation that still prepares ends: it may be waiting for resources,
+        and the death comes first."""
         self._give_way("a worker was lost", lambda o: o.origin != "recovery")
         if not self._healing:
             self._healing = True
@@ -162,16 +180,23 @@ class Reconfigurer:
                 self._operations.record(operation)
                 # Where a replacement finds no place in time, the others take over what they can.
                 replace = not late
-                late = await self._transact(operation, lambda: self.planner.heal(self.desired, replace), RECOVERY_SECONDS)  # noqa: B023
+                late = await self._transact(
+                    operation,
+                    lambda: self.planner.heal(self.desired, replace),  # noqa: B023
+                    RECOVERY_SECONDS,
+                )
             await asyncio.sleep(pause)
         self._healing = False
         if (len(fleet.group_names()), len(fleet.shard_names())) < wanted:
             self._background.spawn("restoring the number of workers", self._restore(*wanted))
 
     async def _restore(self, groups: int, shards: int) -> None:
-        """Bring the number of workers back to what it was before some were lost for which there was no place. Gives way to an operator."""
+        """Bring the number of workers back to what it was before some were lost for which there was no place. Gives way
+        to an operator."""
         have = len(self._fleet.group_names()), len(self._fleet.shard_names())
-        request = OperationRequest(Target(expert_groups=groups or None, attention_shards=shards), "", False, RESTORE_SECONDS)
+        request = OperationRequest(
+            Target(expert_groups=groups or None, attention_shards=shards), "", False, RESTORE_SECONDS
+        )
         for pause in pauses(RESTORE_PAUSE, LONGEST_RESTORE_PAUSE):
             await asyncio.sleep(pause)
             if self._healing or have != (len(self._fleet.group_names()), len(self._fleet.shard_names())):
@@ -187,8 +212,8 @@ class Reconfigurer:
                 return
 
     async def take_over(self, desired: Desired) -> None:
-        """Begin with workers that a controller before this one has left: each shard routes by what was committed, whatever was half prepared or half
-        freed is ended, and who is dead is replaced. Traffic goes on meanwhile."""
+        """Begin with workers that a controller before this one has left: each shard routes by what was committed,
+        whatever was half prepared or half freed is ended, and who is dead is replaced. Traffic goes on meanwhile."""
         async with self._lock:
             self.desired = desired
             fleet = self._fleet
@@ -213,7 +238,7 @@ class Reconfigurer:
                 extra[group] = pairs
         await self._free(desired, Difference({}, extra))
 
-    # --- acting ----------------------------------------------------------------------------------------------------------------------
+    # --- acting -----------------------------------------------------------------------------------
 
     def _enter(self, operation: Operation, phase: Phase, reason: str = "") -> None:
         operation.enter(phase, time.time(), reason)
@@ -221,7 +246,8 @@ class Reconfigurer:
         self._changed()
 
     async def _run(self, operation: Operation, plan: Callable[[Sequence[str]], Desired], seconds: float) -> None:
-        """`plan` is asked twice, for the cluster may change while places are waited for: it is given the names of workers that have one."""
+        """`plan` is asked twice, for the cluster may change while places are waited for: it is given the names of
+        workers that have one."""
         names: list[str] = []
         try:
             try:
@@ -257,8 +283,11 @@ class Reconfigurer:
             reserving.cancel()
             await asyncio.wait([reserving])
 
-    async def _transact(self, operation: Operation, plan: Callable[[], Desired], seconds: float, deadline: float = math.inf) -> bool:
-        """Carry a change out or undo it. Whether it was undone because its time, which ends at `deadline` at the latest, was over."""
+    async def _transact(
+        self, operation: Operation, plan: Callable[[], Desired], seconds: float, deadline: float = math.inf
+    ) -> bool:
+        """Carry a change out or undo it. Whether it was undone because its time, which ends at `deadline` at the
+        latest, was over."""
         undo = _Undo()
         try:
             desired = plan()
@@ -267,7 +296,9 @@ class Reconfigurer:
             self._fleet.avoid = desired.drained
             change = difference(self._fleet.placement, desired.placement)
             self._enter(operation, Phase.PREPARING)
-            await self._within(min(seconds, deadline - time.monotonic()), operation, self._prepare(operation, desired, change, undo))
+            await self._within(
+                min(seconds, deadline - time.monotonic()), operation, self._prepare(operation, desired, change, undo)
+            )
             self._enter(operation, Phase.COMMITTING)
             await asyncio.wait_for(self._commit(operation, desired), COMMIT_SECONDS)
         except Exception as error:
@@ -282,7 +313,8 @@ class Reconfigurer:
         return False
 
     def _give_way(self, why: str, which: Callable[[Operation], bool]) -> list[asyncio.Future[None]]:
-        """Roll back what waits for places or is being prepared, with this reason. What has been committed goes on. Gives what ends now."""
+        """Roll back what waits for places or is being prepared, with this reason. What has been committed goes on.
+        Gives what ends now."""
         ending = []
         for operation, work in self._interruptible.values():
             if which(operation):
@@ -306,7 +338,9 @@ class Reconfigurer:
         finally:
             del self._interruptible[operation.id]
         if not working.done():
-            waits = "; ".join(words for worker, words in self._fleet.waits.items() if f"start {worker}" in operation.plan)
+            waits = "; ".join(
+                words for worker, words in self._fleet.waits.items() if f"start {worker}" in operation.plan
+            )
             working.cancel()
             await asyncio.wait([working])
             raise asyncio.TimeoutError(waits)
@@ -330,14 +364,19 @@ class Reconfigurer:
         undo.workers += new_groups + new_shards
         old_shards = fleet.alive(fleet.shard_names())
         await _all(step(fleet.start_group(g)) for g in new_groups)
-        await _all([*(step(fleet.start_shard(s)) for s in new_shards), *(fleet.link(s, g) for s in old_shards for g in new_groups)])
+        await _all(
+            [
+                *(step(fleet.start_shard(s)) for s in new_shards),
+                *(fleet.link(s, g) for s in old_shards for g in new_groups),
+            ]
+        )
         await _all(fleet.link(s, g) for s in new_shards for g in desired.groups)
         undo.loads += [(g, pairs) for g, pairs in change.loads.items() if g not in new_groups]
         await _all(step(fleet.load(g, pairs)) for g, pairs in change.loads.items())
 
     async def _commit(self, operation: Operation, desired: Desired) -> None:
-        """Also shards that will leave adopt it: until they are drained they still compute. It holds when it is written down, which is before
-        anything is freed."""
+        """Also shards that will leave adopt it: until they are drained they still compute. It holds when it is written
+        down, which is before anything is freed."""
         fleet = self._fleet
         shards = fleet.alive(dict.fromkeys([*fleet.shard_names(), *desired.shards]))
         if not set(shards) & set(desired.shards):
@@ -396,5 +435,9 @@ async def _all(work: Iterable[Awaitable[None]]) -> None:
 
 def _reason(error: Exception, seconds: float) -> str:
     """Why an operation fails that had so many seconds."""
-    words = [f"not within {seconds:g} s", str(error)] if isinstance(error, asyncio.TimeoutError) else [type(error).__name__, last_line(error)]
+    words = (
+        [f"not within {seconds:g} s", str(error)]
+        if isinstance(error, asyncio.TimeoutError)
+        else [type(error).__name__, last_line(error)]
+    )
     return ": ".join(filter(None, words))

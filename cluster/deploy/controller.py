@@ -1,6 +1,8 @@
-"""The controller: one detached actor that starts the fleet, publishes membership, takes operations and heals. Outside the token path.
+"""The controller: one detached actor that starts the fleet, publishes membership, takes operations and heals. Outside
+the token path.
 
-When it dies Ray starts it again: it reads what the one before it wrote down, finds the workers, which went on meanwhile, and takes over.
+When it dies Ray starts it again: it reads what the one before it wrote down, finds the workers, which went on
+meanwhile, and takes over.
 """
 
 from __future__ import annotations
@@ -46,9 +48,12 @@ class Owner:
 
 
 class Controller:
-    async def __init__(self, cluster_id: str, manifest: Manifest, model_path: str, owner: Owner | None, dashboard: str | None):  # type: ignore[misc]
-        """Ray awaits it, at each start anew with the same arguments; no other call comes before it is done. `cluster_id` is this cluster's alone.
-        `dashboard`: where `ray job submit` goes, as the driver knows it; in an actor Ray may name another cluster's port."""
+    async def __init__(  # type: ignore[misc]
+        self, cluster_id: str, manifest: Manifest, model_path: str, owner: Owner | None, dashboard: str | None
+    ):
+        """Ray awaits it, at each start anew with the same arguments; no other call comes before it is done.
+        `cluster_id` is this cluster's alone. `dashboard`: where `ray job submit` goes, as the driver knows it; in an
+        actor Ray may name another cluster's port."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s controller %(name)s: %(message)s")
         self.manifest = manifest
         self._owner, self._dashboard = owner, dashboard
@@ -57,21 +62,34 @@ class Controller:
         self.started = time.time()
         self._store = StateStore(cluster_id)
         generation = self._store.claim()
-        self.fleet = RayFleet(cluster_id, generation, manifest, self.checkpoint, self._died, self._publish, self._standing)
+        self.fleet = RayFleet(
+            cluster_id, generation, manifest, self.checkpoint, self._died, self._publish, self._standing
+        )
         if (written := self._store.read()) is not None:
-            # The one before may still run. When the workers refuse its orders it commits nothing more: what is written then is what holds.
+            # The one before may still run. When the workers refuse its orders it commits nothing more: what is written
+            # then is what holds.
             before = decode(written)
             await self.fleet.fence([*before.groups, *before.shards])
             written = self._store.read()
         saved = None if written is None else decode(written)
         self.operations = OperationLog() if saved is None else OperationLog.load(saved.operations, time.time())
         self.reconfigurer = Reconfigurer(self.fleet, self.operations, self._log_changed, self._save)
-        self.autoscale = AutoscaleLoop(manifest, self.config, self.fleet, self.reconfigurer, self.operations, decided=self._try_save,
-                                       saved="" if saved is None else saved.autoscaler)
+        self.autoscale = AutoscaleLoop(
+            manifest,
+            self.config,
+            self.fleet,
+            self.reconfigurer,
+            self.operations,
+            decided=self._try_save,
+            saved="" if saved is None else saved.autoscaler,
+        )
         self.fleet.load_view = self.autoscale.load_view
         self._phase = "starting workers"  # "serving" once every worker has come up
-        # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it knows.
-        self._membership = Membership(generation << 32, (), self._phase, manifest.scheduler_config(self.config).max_model_len)
+        # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it
+        # knows.
+        self._membership = Membership(
+            generation << 32, (), self._phase, manifest.scheduler_config(self.config).max_model_len
+        )
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
         self._asked_to_end = asyncio.Event()
@@ -82,7 +100,7 @@ class Controller:
         if saved is not None:
             await self._resume(saved)
 
-    # --- starting --------------------------------------------------------------------------------------------------------------------
+    # --- starting ---------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start every worker of the manifest, once, and wait until they serve. Raises what went wrong."""
@@ -91,8 +109,8 @@ class Controller:
         await asyncio.shield(self._starting)
 
     async def begin(self) -> None:
-        """`start` in the background, for callers that do not stay. A failure shows as the phase, in `status` and GET /ready; where nobody waits for
-        `start`, it is tried again."""
+        """`start` in the background, for callers that do not stay. A failure shows as the phase, in `status` and GET
+        /ready; where nobody waits for `start`, it is tried again."""
         if self._starting is None:
             self._starting = self._background.spawn("the start of the cluster", self._start())
 
@@ -117,7 +135,11 @@ class Controller:
 
     async def _resume(self, saved: SavedState) -> None:
         """Take over from a controller that has died."""
-        log.warning("restarted, %d times now; placement version %d was committed last", self._store.generation, saved.placement.version)
+        log.warning(
+            "restarted, %d times now; placement version %d was committed last",
+            self._store.generation,
+            saved.placement.version,
+        )
         fleet = self.fleet
         strays = fleet.find(saved.groups, saved.shards)
         self.reconfigurer.planner.numbers.update(saved.numbers)
@@ -130,7 +152,9 @@ class Controller:
         fleet.placement = saved.placement
         fleet.numerics.restore(saved.numerics)
         fleet.in_service = set(fleet.alive(saved.shards))
-        desired = Desired(saved.groups, saved.shards, saved.placement, frozenset(saved.drained_nodes), frozenset(saved.pinned))
+        desired = Desired(
+            saved.groups, saved.shards, saved.placement, frozenset(saved.drained_nodes), frozenset(saved.pinned)
+        )
         self._background.spawn("taking over the workers", self.reconfigurer.take_over(desired))
         self.reconfigurer.desired = desired
         self._save()
@@ -142,7 +166,8 @@ class Controller:
         self._background.keep("the autoscaler", self.autoscale.run)
 
     def _standing(self) -> None:
-        """Ends this process where a newer controller has been started: it was taken for dead and is not, and must not act."""
+        """Ends this process where a newer controller has been started: it was taken for dead and is not, and must not
+        act."""
         try:
             self._store.check()
         except SupersededError as error:
@@ -158,8 +183,8 @@ class Controller:
                 log.warning("cannot see whether there is a newer controller: %s", error)
 
     def _save(self) -> None:
-        """Raises what Ray raises when its head cannot be reached, RuntimeError when the cluster ends, SupersededError for a controller that is not
-        the newest."""
+        """Raises what Ray raises when its head cannot be reached, RuntimeError when the cluster ends, SupersededError
+        for a controller that is not the newest."""
         if self._stopped.is_set():
             raise RuntimeError("the cluster is being ended")
         desired, numbers = self.reconfigurer.desired, self.reconfigurer.planner.numbers
@@ -178,7 +203,7 @@ class Controller:
         self._try_save()
         self._publish()
 
-    # --- what ingress replicas and commands see --------------------------------------------------------------------------------------
+    # --- what ingress replicas and commands see ---------------------------------------------------
 
     def _died(self, worker: str) -> None:
         if self._phase == "serving" and not self._stopped.is_set():
@@ -201,8 +226,14 @@ class Controller:
         before = self._membership
         shards = tuple(self.fleet.reachable()[0])
         recovering = self._phase == "serving" and not shards
-        self._membership = Membership(before.version + 1, shards, self._not_ready(), before.max_model_len, recovering,
-                                      self.fleet.numerics.system_fingerprint)
+        self._membership = Membership(
+            before.version + 1,
+            shards,
+            self._not_ready(),
+            before.max_model_len,
+            recovering,
+            self.fleet.numerics.system_fingerprint,
+        )
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -232,7 +263,11 @@ class Controller:
                 "restarts": self._store.generation,
                 "phase": self._not_ready() or "serving",
             },
-            "model": {"id": self.manifest.model_id, "path": str(self.checkpoint.path), "max_model_len": self._membership.max_model_len},
+            "model": {
+                "id": self.manifest.model_id,
+                "path": str(self.checkpoint.path),
+                "max_model_len": self._membership.max_model_len,
+            },
             "url": await self.url(),
             "dashboard": self._dashboard,
             "placement_version": self.fleet.placement.version or None,
@@ -240,7 +275,10 @@ class Controller:
             "operation": None if running is None else self._told(running),
             "autoscaler": self.autoscale.summary(),
             "workers": await self.fleet.statuses(),
-            "nodes": [{"id": i, "address": n["NodeManagerAddress"], "alive": n["Alive"], "drained": i in drained} for i, n in nodes.items()],
+            "nodes": [
+                {"id": i, "address": n["NodeManagerAddress"], "alive": n["Alive"], "drained": i in drained}
+                for i, n in nodes.items()
+            ],
         }
 
     async def operate(self, body: Any) -> dict[str, Any]:
@@ -251,7 +289,9 @@ class Controller:
         known = {node["NodeID"] for node in ray.nodes()} | self.reconfigurer.desired.drained
         for node in request.target.drain_nodes or []:
             if node not in known:
-                raise OperationError(f"drain_nodes: there is no node {node}; those there are: {', '.join(sorted(known))}", "drain_nodes")
+                raise OperationError(
+                    f"drain_nodes: there is no node {node}; those there are: {', '.join(sorted(known))}", "drain_nodes"
+                )
         return self._told(self.reconfigurer.submit(request))
 
     async def operation(self, operation_id: str) -> dict[str, Any] | None:
@@ -263,12 +303,21 @@ class Controller:
 
     def _told(self, operation: Operation) -> dict[str, Any]:
         """`waiting`: what it waits for, in words; tokens go on meanwhile."""
-        waits = [] if operation.phase.is_final else [words for worker, words in self.fleet.waits.items() if f"start {worker}" in operation.plan]
+        waits = (
+            []
+            if operation.phase.is_final
+            else [words for worker, words in self.fleet.waits.items() if f"start {worker}" in operation.plan]
+        )
         return operation.as_dict() | {"waiting": waits}
 
     async def experts(self) -> dict[str, Any]:
         """What GET /admin/experts gives."""
-        return experts_report(self.fleet.placement, list(self.fleet.groups), list((await self.fleet.rows_routed()).values()), self.autoscale.rates())
+        return experts_report(
+            self.fleet.placement,
+            list(self.fleet.groups),
+            list((await self.fleet.rows_routed()).values()),
+            self.autoscale.rates(),
+        )
 
     async def autoscaler(self) -> dict[str, Any]:
         """What GET /admin/autoscaler gives."""
@@ -280,9 +329,13 @@ class Controller:
         operations = Counter((o.origin, o.phase.value) for o in self.operations.all() if not o.dry_run)
         heat = {name: 0.0 for name in self.fleet.groups} | group_rows(placement, rates_LE)
         groups, shards = self.autoscale.loads()
-        return render(Snapshot(groups, shards, heat, placement.layers, rates_LE, placement.version, self.autoscale.counts, operations))
+        return render(
+            Snapshot(
+                groups, shards, heat, placement.layers, rates_LE, placement.version, self.autoscale.counts, operations
+            )
+        )
 
-    # --- ending ----------------------------------------------------------------------------------------------------------------------
+    # --- ending -----------------------------------------------------------------------------------
 
     async def stop(self) -> None:
         """End every worker and wake whoever waits in `wait_stopped`."""

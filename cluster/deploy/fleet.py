@@ -27,7 +27,16 @@ from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import ClusterNumerics
-from isotherm.cluster.on_ray.workers import RayWorker, Slot, end_worker, find_worker, find_workers, release_slot, reserve, start_worker
+from isotherm.cluster.on_ray.workers import (
+    RayWorker,
+    Slot,
+    end_worker,
+    find_worker,
+    find_workers,
+    release_slot,
+    reserve,
+    start_worker,
+)
 from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.table import Placement
 
@@ -52,8 +61,16 @@ class RayFleet:
     refuse the orders of a `generation` older than another's that they have heard of; `standing` is called before
     workers are started or killed, which cannot refuse it, and returns only for the newest."""
 
-    def __init__(self, cluster_id: str, generation: int, manifest: Manifest, checkpoint: Checkpoint, died: Callable[[str], None],
-                 changed: Callable[[], None], standing: Callable[[], None]):
+    def __init__(
+        self,
+        cluster_id: str,
+        generation: int,
+        manifest: Manifest,
+        checkpoint: Checkpoint,
+        died: Callable[[str], None],
+        changed: Callable[[], None],
+        standing: Callable[[], None],
+    ):
         self.manifest, self.checkpoint, self.generation = manifest, checkpoint, generation
         self._slot_prefix = f"isotherm-{cluster_id}:"
         self.numerics = ClusterNumerics(manifest.mixed)
@@ -105,16 +122,20 @@ class RayFleet:
 
         await asyncio.gather(*map(tell, workers))
 
-    # --- starting and ending ------------------------------------------------------------------------------------------
+    # --- starting and ending ----------------------------------------------------------------------
 
     async def start_group(self, name: str) -> None:
         """Started without experts; there are slot numbers for all of them, and memory is taken as they are loaded."""
         config, section = self.checkpoint.config, self.manifest.experts
         resources = bundle(section.cpus, section.gpus, section.memory)
         slot = await self._take_place(name)
-        others = [self.groups[g].node_id for g in self.alive(self.groups)] + [s.node_id for w, s in self._places.items() if w.startswith("expert")]
+        others = [self.groups[g].node_id for g in self.alive(self.groups)] + [
+            s.node_id for w, s in self._places.items() if w.startswith("expert")
+        ]
         spec = self._spec(name, section.threads, section.gpus, others.count(slot.node_id) + 1)
-        worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts)
+        worker = start_worker(
+            name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts
+        )
         self.groups[name] = worker
         await self._order(worker.actor, "pid")
         self.numerics.admit(name, await worker.call("fingerprint"))
@@ -179,10 +200,14 @@ class RayFleet:
         try:
             done, _ = await asyncio.wait([pending], timeout=PLACE_TIMEOUT)
             if not done:
-                waits = f"{name} waits for a node with {_amounts(resources)}" + (f" and the labels {labels}" if labels else "")
+                waits = f"{name} waits for a node with {_amounts(resources)}" + (
+                    f" and the labels {labels}" if labels else ""
+                )
                 available = ray.available_resources()
                 log.warning("%s; free in the whole cluster: %s", waits, available)
-                self.waits[name] = f"{waits}; free in the whole cluster: {_amounts({r: available.get(r, 0.0) for r in resources})}"
+                self.waits[name] = (
+                    f"{waits}; free in the whole cluster: {_amounts({r: available.get(r, 0.0) for r in resources})}"
+                )
                 self._changed()
             slot = await pending
             self._standing()
@@ -203,7 +228,18 @@ class RayFleet:
     def _spec(self, name: str, threads: int | None, gpus: float, sharers: int = 1) -> WorkerSpec:
         m = self.manifest
         device, links = m.worker_device(gpus), m.links
-        return WorkerSpec(name, self.checkpoint.path, device, m.dtype, m.head, m.kernels, threads, m.link_timeout, links.gather_window, sharers)
+        return WorkerSpec(
+            name,
+            self.checkpoint.path,
+            device,
+            m.dtype,
+            m.head,
+            m.kernels,
+            threads,
+            m.link_timeout,
+            links.gather_window,
+            sharers,
+        )
 
     async def end(self, name: str) -> None:
         self._standing()
@@ -221,15 +257,19 @@ class RayFleet:
         for name in list(self._places):
             self.release(name)
 
-    # --- links, experts, placements -----------------------------------------------------------------------------------
+    # --- links, experts, placements ---------------------------------------------------------------
 
     async def link(self, shard: str, group: str, timeout: float = MEETING_TIMEOUT) -> None:
         ends = self.shards[shard].actor, self.groups[group].actor
         localities = await asyncio.gather(*(end.locality.remote() for end in ends))
         kind, reason = choose_link(self.manifest.links.kind, *localities)
         log.info("link %s to %s: %s (%s)", shard, group, kind, reason)
-        meeting = Meeting(self._rendezvous.host, self._rendezvous.port, f"{shard}/{group}/{uuid.uuid4().hex}", timeout, kind)
-        await asyncio.gather(self._order(ends[0], "connect", group, meeting), self._order(ends[1], "connect", shard, meeting))
+        meeting = Meeting(
+            self._rendezvous.host, self._rendezvous.port, f"{shard}/{group}/{uuid.uuid4().hex}", timeout, kind
+        )
+        await asyncio.gather(
+            self._order(ends[0], "connect", group, meeting), self._order(ends[1], "connect", shard, meeting)
+        )
 
     async def disconnect(self, shard: str, group: str) -> None:
         if shard not in self.dead:
@@ -268,7 +308,7 @@ class RayFleet:
         moved = await asyncio.wait_for(self._order(self.shards[shard].actor, "drain", seconds), seconds + DRAIN_GRACE)
         log.info("%s is drained, %d requests went elsewhere", shard, moved)
 
-    # --- watching ----------------------------------------------------------------------------------------------------
+    # --- watching ---------------------------------------------------------------------------------
 
     def _lost(self, name: str, reason: str, unreachable: bool) -> None:
         """Take a worker for dead; `unreachable`: it may live, and its node may be the reason."""
@@ -336,7 +376,9 @@ class RayFleet:
 
     def nodes(self) -> tuple[dict[str, str], dict[str, str]]:
         """As MeteredFleet of cluster/autoscale/loop.py says."""
-        groups, shards = ({n: workers[n].node_id or "" for n in self.alive(workers)} for workers in (self.groups, self.shards))
+        groups, shards = (
+            {n: workers[n].node_id or "" for n in self.alive(workers)} for workers in (self.groups, self.shards)
+        )
         return groups, {name: node for name, node in shards.items() if name in self.in_service}
 
     def all_alive(self) -> bool:
@@ -350,11 +392,21 @@ class RayFleet:
 
     async def statuses(self) -> list[dict[str, Any]]:
         """Every worker's own words, shards first."""
-        return list(await asyncio.gather(*(self._status("attention", w) for w in list(self.shards.values())),
-                                         *(self._status("expert", w) for w in list(self.groups.values()))))
+        return list(
+            await asyncio.gather(
+                *(self._status("attention", w) for w in list(self.shards.values())),
+                *(self._status("expert", w) for w in list(self.groups.values())),
+            )
+        )
 
     async def _status(self, role: str, worker: RayWorker) -> dict[str, Any]:
-        out = {"id": worker.id, "role": role, "pid": None, "node": worker.node_id, "placement_group": worker.placement_group_id}
+        out = {
+            "id": worker.id,
+            "role": role,
+            "pid": None,
+            "node": worker.node_id,
+            "placement_group": worker.placement_group_id,
+        }
         if worker.id in self.dead:
             return out | {"state": "dead", "reason": self.dead[worker.id]}
         try:

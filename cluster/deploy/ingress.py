@@ -1,4 +1,5 @@
-"""The Ray Serve deployment in front: builds the HTTP application in each replica, over the shards that the controller names. Stateless."""
+"""The Ray Serve deployment in front: builds the HTTP application in each replica, over the shards that the controller
+names. Stateless."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         engine = ShardClient(controller, config.vocab_size, max_model_len, shard_capacity)
         engine.start()
         if limit := manifest.liveness.timeout:
-            engine.background.keep("the watch over the controller", lambda: watch_controller(ControllerProcess(), limit))
+            engine.background.keep(
+                "the watch over the controller", lambda: watch_controller(ControllerProcess(), limit)
+            )
         endable = EndableEngine(engine)
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))

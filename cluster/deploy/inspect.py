@@ -1,4 +1,5 @@
-"""`isotherm inspect`: what a checkpoint is and what a manifest would place where, from config, index and headers alone."""
+"""`isotherm inspect`: what a checkpoint is and what a manifest would place where, from config,
+index and headers alone."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ class Report:
 
 
 def inspect_model(path: Path, manifest: Manifest) -> Report:
-    """Raises ModelConfigError or CheckpointError. Weight files may be absent as a whole (only config.json and the index were fetched); then
-    bytes are estimated."""
+    """Raises ModelConfigError or CheckpointError. Weight files may be absent as a whole (only config.json and the index
+    were fetched); then bytes are estimated."""
     config = ModelConfig.load(path)
     parameters = {part: 0 for part in Part}
     for spec in expected_tensors(config):
@@ -55,7 +56,11 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
         bytes_by_part, weights = _estimate(config, parameters, names)
         source = "estimate from config.json and the index: the weight files are not here"
     main = sum(n for part, n in parameters.items() if part is not Part.MTP)
-    unused = parameters[Part.ROUTED_EXPERTS] * (config.n_routed_experts - config.num_experts_per_tok) // config.n_routed_experts
+    unused = (
+        parameters[Part.ROUTED_EXPERTS]
+        * (config.n_routed_experts - config.num_experts_per_tok)
+        // config.n_routed_experts
+    )
     return Report(
         path=str(path),
         architecture=_architecture(config, weights, parameters[Part.MTP] > 0),
@@ -95,7 +100,9 @@ def _architecture(c: ModelConfig, weights: str, mtp: bool) -> dict[str, Any]:
         "shared_experts": c.n_shared_experts,
         "vocabulary": c.vocab_size,
         "context": c.max_position_embeddings,
-        "rope": "plain" if c.rope.yarn_factor is None else f"YaRN ×{c.rope.yarn_factor:g} from {c.rope.original_max_position}",
+        "rope": "plain"
+        if c.rope.yarn_factor is None
+        else f"YaRN ×{c.rope.yarn_factor:g} from {c.rope.original_max_position}",
         "weights": weights,
         "multi_token_prediction": "recognised, not used yet" if mtp else "none",
     }
@@ -135,7 +142,12 @@ def _placement(c: ModelConfig, sizes: dict[Part, int], manifest: Manifest) -> li
     own = sum(n for part, n in sizes.items() if part not in (Part.ROUTED_EXPERTS, Part.MTP))
     scheduler = manifest.scheduler_config(c)
     rows: list[dict[str, Any]] = [
-        {"worker": f"attention-{i}", "weight_bytes": own, "kv_bytes": manifest.engine.kv_memory, "kv_tokens": scheduler.blocks * scheduler.block_size}
+        {
+            "worker": f"attention-{i}",
+            "weight_bytes": own,
+            "kv_bytes": manifest.engine.kv_memory,
+            "kv_tokens": scheduler.blocks * scheduler.block_size,
+        }
         for i in range(manifest.attention.shards)
     ]
     if c.moe_layers:

@@ -12,9 +12,9 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 
 
 def check_servable(manifest: Manifest, path: Path, cuda_unavailable: Callable[[], str | None] | None = None) -> None:
-    """Whether the manifest can be served with the model in `path`. Reads headers, no weights. `cuda_unavailable` says why this machine has no GPU,
-    where its workers will run; it is asked only where the manifest wants one. Raises ManifestError, ModelConfigError, CheckpointError or
-    TokenizerError."""
+    """Whether the manifest can be served with the model in `path`. Reads headers, no weights. `cuda_unavailable` says
+    why this machine has no GPU, where its workers will run; it is asked only where the manifest wants one. Raises
+    ManifestError, ModelConfigError, CheckpointError or TokenizerError."""
     _check_devices(manifest)
     if manifest.device == "cuda" and cuda_unavailable is not None and (reason := cuda_unavailable()) is not None:
         raise ManifestError(f"device is cuda, but {reason}; or use device: cpu")
@@ -31,21 +31,31 @@ def _check_devices(manifest: Manifest) -> None:
     if not any(gpus.values()):
         raise ManifestError("device is cuda, but no worker reserves a GPU; set attention.gpus or experts.gpus")
     if manifest.kernels in ("native", "reference"):
-        raise ManifestError(f"kernels is {manifest.kernels}, which computes on the CPU; with device: cuda it must be auto or triton")
+        raise ManifestError(
+            f"kernels is {manifest.kernels}, which computes on the CPU; with device: cuda it must be auto or triton"
+        )
     if manifest.kernels == "triton" and (without := [section for section, count in gpus.items() if not count]):
-        raise ManifestError(f"kernels is triton, but {without[0]}.gpus is 0; auto takes triton for the workers with GPUs alone")
+        raise ManifestError(
+            f"kernels is triton, but {without[0]}.gpus is 0; auto takes triton for the workers with GPUs alone"
+        )
 
 
 def check_port(host: str, port: int) -> None:
     """Whether this machine can listen there. Raises ManifestError."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     except (OSError, UnicodeError) as error:
-        raise ManifestError(f'http.host is "{host}": it cannot be resolved ({error}); use 127.0.0.1, 0.0.0.0 or a name of this machine') from None
+        raise ManifestError(
+            f'http.host is "{host}": it cannot be resolved ({error}); use 127.0.0.1, 0.0.0.0 or a name of this machine'
+        ) from None
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was left a moment ago is free
         try:
             probe.bind(address)
         except OSError as error:
-            raise ManifestError(f"nothing can listen on {host} port {port}: {error.strerror}. Choose another with --host, --port, or http.host and "
-                                "http.port in the manifest") from None
+            raise ManifestError(
+                f"nothing can listen on {host} port {port}: {error.strerror}. Choose another with --host, --port, or "
+                "http.host and http.port in the manifest"
+            ) from None

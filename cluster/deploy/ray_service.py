@@ -1,5 +1,5 @@
-"""Isotherm as KubeRay starts it: a RayService's serveConfigV2 names `application` here, Serve builds the ingress with it, and the controller and its
-workers stay outside Serve, where no replica update can drop their weights."""
+"""Isotherm as KubeRay starts it: a RayService's serveConfigV2 names `application` here, Serve builds the ingress with
+it, and the controller and its workers stay outside Serve, where no replica update can drop their weights."""
 
 # No `from __future__ import annotations`: Serve looks at the class in the builder's signature.
 from pathlib import Path
@@ -25,9 +25,9 @@ class Arguments(BaseModel):
 
 
 def application(args: Arguments) -> Application:
-    """Find the controller of this Ray cluster, or start it, and bind the ingress. Serve runs this in a task of its own, again at every change of
-    serveConfigV2. Raises ServeError where the workers that run were started from another manifest, and what `check_servable` raises; Serve
-    shows the message and keeps the ingress that it has."""
+    """Find the controller of this Ray cluster, or start it, and bind the ingress. Serve runs this in a task of its own,
+    again at every change of serveConfigV2. Raises ServeError where the workers that run were started from another
+    manifest, and what `check_servable` raises; Serve shows the message and keeps the ingress that it has."""
     manifest = load_manifest(Path(args.manifest))
     path = resolve_model(manifest.model)
     check_servable(manifest, path)
@@ -37,8 +37,10 @@ def application(args: Arguments) -> Application:
         controller = start_controller(manifest, path, owner=None)
     running: Manifest = ray.get(controller.served.remote())
     if _workers_of(running) != _workers_of(manifest):
-        raise ServeError(f"{args.manifest} has changed since the workers were started; a new RayCluster takes it up (upgradeStrategy NewCluster), or "
-                         "delete the RayService and apply it again")
+        raise ServeError(
+            f"{args.manifest} has changed since the workers were started; a new RayCluster takes it up "
+            "(upgradeStrategy NewCluster), or delete the RayService and apply it again"
+        )
     ray.get(controller.begin.remote())
     return ingress_application(manifest, path)
 

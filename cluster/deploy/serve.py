@@ -1,5 +1,5 @@
-"""The driver: the process below `isotherm serve` (cluster/supervise/supervisor.py) that holds Ray. Controller, workers and
-ingress up, wait, everything down again."""
+"""The driver: the process below `isotherm serve` (cluster/supervise/supervisor.py) that holds Ray. Controller, workers
+and ingress up, wait, everything down again."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ DRAIN_SLACK = 10.0  # seconds beyond the drain in which an ingress replica ends 
 
 
 def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) -> Any:
-    """The detached controller actor; its workers are not started yet. `owner` is the process that waits for `wait_stopped`; None where there is
-    none. Raises ServeError where a controller runs already."""
+    """The detached controller actor; its workers are not started yet. `owner` is the process that waits for
+    `wait_stopped`; None where there is none. Raises ServeError where a controller runs already."""
     try:
         find_controller()
     except ValueError:
@@ -58,8 +58,10 @@ def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) 
     address = ray._private.worker.get_dashboard_url()
     # Ray starts it again when it dies, and makes the calls once more that it has not answered.
     options = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0, "resources": ON_HEAD}
-    return ray.remote(Controller).options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached", **options).remote(
-        uuid.uuid4().hex[:12], manifest, str(model_path), owner, f"http://{address}" if address else None
+    return (
+        ray.remote(Controller)
+        .options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached", **options)
+        .remote(uuid.uuid4().hex[:12], manifest, str(model_path), owner, f"http://{address}" if address else None)
     )
 
 
@@ -71,10 +73,12 @@ def start_ingress(manifest: Manifest, model_path: Path) -> None:
 def stop_everything() -> list[str]:
     """Ingress, workers and controller, in this order. Ray itself stays. Gives what went wrong, a line each."""
     with redirect_stdout(io.StringIO()):  # Ray prints there that Serve's controller is gone, as if that were an error
-        return carry_out([
-            Step("ending the ingress", 12.0, serve.shutdown),
-            Step("ending the workers", 15.0, _stop_controller),
-        ])
+        return carry_out(
+            [
+                Step("ending the ingress", 12.0, serve.shutdown),
+                Step("ending the workers", 15.0, _stop_controller),
+            ]
+        )
 
 
 def _stop_controller() -> None:
@@ -97,12 +101,12 @@ def drain_ingress(seconds: float, stop: _Stop) -> None:
         time.sleep(0.1)
 
 
-# --- the process ------------------------------------------------------------------------------------------------------
+# --- the process ----------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """The process that cluster/supervise/supervisor.py starts: a job and then words on standard input, messages to the file
-    descriptor that is its argument."""
+    """The process that cluster/supervise/supervisor.py starts: a job and then words on standard input, messages to the
+    file descriptor that is its argument."""
     outlast_terminal()
     words = os.fdopen(os.dup(0), encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -242,7 +246,10 @@ def stop_running(address: str | None) -> None:
         controller = running_controller()
         owner = ray.get(controller.owner.remote(), timeout=30)
         if owner is None:
-            raise ServeError("this cluster belongs to a RayService, which would start it again; end it with: kubectl delete rayservice NAME")
+            raise ServeError(
+                "this cluster belongs to a RayService, which would start it again; end it with: "
+                "kubectl delete rayservice NAME"
+            )
         manifest: Manifest = ray.get(controller.served.remote(), timeout=30)
         ray.get(controller.ask_to_end.remote(), timeout=30)
         # The process that serves sees this and ends the ingress, the controller, and Ray where it started it.
@@ -261,7 +268,8 @@ def stop_running(address: str | None) -> None:
 
 
 def _taken_up(controller: Any) -> bool:
-    """Whether the process that serves does what it was asked to. It may be gone, on a cluster that others have started."""
+    """Whether the process that serves does what it was asked to. It may be gone,
+    on a cluster that others have started."""
     deadline = time.monotonic() + ABSENT_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -283,7 +291,12 @@ def _runs(controller: Any) -> bool:
 
 def _show_loading(controller: Any, starting: Any, stop: _Stop, console: Console) -> None:
     """Progress of every worker until all have loaded. Raises what `Controller.start` raised."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         tasks: dict[str, TaskID] = {}
         phase = ""

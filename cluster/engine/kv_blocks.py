@@ -1,7 +1,7 @@
 """Paged KV-cache blocks with a prefix cache. Pure bookkeeping: block numbers and keys, no tensors.
 
-A block is in use (some sequence refers to it), or cached (nobody does, but it holds a known prefix and can be found by its key), or free.
-Cached blocks are evicted least recently used first.
+A block is in use (some sequence refers to it), or cached (nobody does, but it holds a known prefix and can be found by
+its key), or free. Cached blocks are evicted least recently used first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ ROOT_KEY = b"isotherm"
 
 
 def block_key(parent: bytes, tokens: Sequence[int], prefill_tokens: int) -> bytes:
-    """Name of a full block: its tokens, all before them (through `parent`), and how many of its tokens were computed in prefill form.
+    """Name of a full block: its tokens, all before them (through `parent`), and how many of its tokens were computed in
+    prefill form.
 
     The two forms round differently, so a block is only shared with a request that would have computed the same bits.
     """
@@ -33,7 +34,8 @@ class BlockManager:
         self._references = [0] * blocks
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
-        self._cached: OrderedDict[int, None] = OrderedDict()  # unreferenced blocks with a key, least recently used first
+        # Unreferenced blocks with a key, least recently used first
+        self._cached: OrderedDict[int, None] = OrderedDict()
 
     @property
     def used(self) -> int:
@@ -78,12 +80,14 @@ class BlockManager:
         return out
 
     def register(self, block: int, key: bytes) -> None:
-        """Say that a block in use is full and computed, so that `match` may find it. A key that is held already stays with its block."""
+        """Say that a block in use is full and computed, so that `match` may find it. A key that is held already stays
+        with its block."""
         if key not in self._block_of and block not in self._key_of:
             self._block_of[key], self._key_of[block] = block, key
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give back one reference to each. The last block becomes the first to be evicted: a prefix outlives its continuations."""
+        """Give back one reference to each. The last block becomes the first to be evicted: a prefix outlives its
+        continuations."""
         for block in reversed(blocks):
             if self._references[block] < 1:
                 raise ValueError(f"block {block} is released more often than it was taken")

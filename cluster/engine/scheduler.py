@@ -1,7 +1,8 @@
-"""Which tokens of which requests an attention shard computes in its next step. Pure: requests and sampled tokens in, plans and deltas out.
+"""Which tokens of which requests an attention shard computes in its next step. Pure: requests and sampled tokens in,
+plans and deltas out.
 
-Continuous batching under a token budget: first one token for every request that is generating, then chunks of prompts. When KV blocks run
-out, the request that came last gives its blocks back and is recomputed later.
+Continuous batching under a token budget: first one token for every request that is generating, then chunks of prompts.
+When KV blocks run out, the request that came last gives its blocks back and is recomputed later.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class QueueFullError(ValueError):
 
 
 class Form(Enum):
-    """How attention is computed. Prompt tokens always in prefill form and generated tokens always in decode form, also when they are
-    recomputed, so that a token's bits do not depend on what happened to its request."""
+    """How attention is computed. Prompt tokens always in prefill form and generated tokens always in decode form, also
+    when they are recomputed, so that a token's bits do not depend on what happened to its request."""
 
     PREFILL = "prefill"  # latents expanded to keys and values
     DECODE = "decode"  # absorbed
@@ -42,7 +43,10 @@ class SchedulerConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.max_model_len > self.blocks * self.block_size:
-            raise ValueError(f"max_model_len {self.max_model_len} does not fit into {self.blocks} KV blocks of {self.block_size} tokens")
+            raise ValueError(
+                f"max_model_len {self.max_model_len} does not fit into {self.blocks} KV blocks of {self.block_size} "
+                "tokens"
+            )
 
 
 @dataclass(eq=False)
@@ -84,7 +88,8 @@ class ScheduledSequence:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive positions start … start+count-1 of one sequence, all in one form. `sample`: the chunk ends with the last known token."""
+    """Consecutive positions start … start+count-1 of one sequence, all in one form. `sample`: the chunk ends with the
+    last known token."""
 
     sequence: ScheduledSequence
     start: int
@@ -123,10 +128,16 @@ class Scheduler:
         if request.id in self._by_id:
             raise ValueError(f"request id {request.id} is in use")
         if len(request.prompt) >= self.config.max_model_len:
-            raise ValueError(f"prompt has {len(request.prompt)} tokens; at most {self.config.max_model_len - 1} leave room for an output token")
+            raise ValueError(
+                f"prompt has {len(request.prompt)} tokens; at most {self.config.max_model_len - 1} leave room for an "
+                "output token"
+            )
         room = min(request.params.max_tokens, self.config.max_model_len - len(request.prompt))
         if len(request.generated) >= room:
-            raise ValueError(f"request {request.id} resumes after {len(request.generated)} output tokens, of which it may have only {room}")
+            raise ValueError(
+                f"request {request.id} resumes after {len(request.generated)} output tokens, "
+                f"of which it may have only {room}"
+            )
         most = None if self.config.max_waiting is None else self.config.max_sequences + self.config.max_waiting
         if most is not None and len(self._by_id) >= most and not (request.accepted or request.generated):
             raise QueueFullError(f"{len(self._by_id)} requests are running or waiting here, and {most} may")
@@ -157,7 +168,7 @@ class Scheduler:
     def request_ids(self) -> list[str]:
         return list(self._by_id)
 
-    # --- a step ----------------------------------------------------------------------------------------------------------------------
+    # --- a step -----------------------------------------------------------------------------------
 
     def schedule(self) -> list[Chunk]:
         """The next step's chunks, decode form first; empty when there is nothing to do."""
@@ -173,7 +184,8 @@ class Scheduler:
                 if self._reserve(sequence, count):
                     chunks.append(self._chunk(sequence, count))
                     budget -= count
-        chunks = [c for c in chunks if c.sequence in self.running]  # a later reservation may have preempted an earlier one's sequence
+        # A later reservation may have preempted an earlier one's sequence
+        chunks = [c for c in chunks if c.sequence in self.running]
         while budget > 0 and self.waiting and len(self.running) < self.config.max_sequences:
             admitted = self._admit(self.waiting[0], budget)
             if admitted is None:
@@ -223,7 +235,8 @@ class Scheduler:
             sequence.blocks = self.blocks.match([sequence.key(i, size) for i in range(full)])
             sequence.computed = len(sequence.blocks) * size
         count = self._next_count(sequence, budget)
-        # Room for all its known tokens, not only for the first chunk: else it would soon give way to an older request, and be recomputed.
+        # Room for all its known tokens, not only for the first chunk: else it would soon give way to an older request,
+        # and be recomputed.
         enough = self._blocks_for(sequence, len(sequence.tokens)) <= self.blocks.available
         taken = self.blocks.allocate(max(0, self._blocks_for(sequence, sequence.computed + count))) if enough else None
         if taken is None:
@@ -270,4 +283,11 @@ class Scheduler:
             reason = FinishReason.LENGTH
         if reason is not None:
             self.abort(request.id)
-        return Delta(request.id, index, (result.token_id,), reason, () if result.logprobs is None else (result.logprobs,), sequence.cached_tokens)
+        return Delta(
+            request.id,
+            index,
+            (result.token_id,),
+            reason,
+            () if result.logprobs is None else (result.logprobs,),
+            sequence.cached_tokens,
+        )

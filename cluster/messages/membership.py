@@ -1,5 +1,5 @@
-"""What the controller tells ingress replicas: which shards there are and whether the cluster serves. And what a controller is told that is not
-the newest any more."""
+"""What the controller tells ingress replicas: which shards there are and whether the cluster serves. And what a
+controller is told that is not the newest any more."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ class ShardMeter:
     kv_used: float  # fraction of the KV blocks that requests hold
     tokens: int
     steps: int
-    first_token_seconds: float | None  # decayed mean from a request's arrival to its first token; None: no request of late
+    # Decayed mean from a request's arrival to its first token; None: no request of late
+    first_token_seconds: float | None
     longest_wait: float  # seconds since the arrival of the oldest request that has no token yet; 0: none
     group_wait: Mapping[str, float]  # seconds for which the shard had nothing to do but wait for each group
     rows_routed: np.ndarray  # int64 [layers, experts]

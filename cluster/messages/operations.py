@@ -1,8 +1,8 @@
 """Scaling as transactions: what was asked for, how far it is, how it ended. Pure: no Ray and no I/O; times are given.
 
 An operation has an absolute target, so that asking twice asks for the same thing. One runs at a time; its phases are
-planned → preparing → committing → done, or rolling_back → rolled_back, or failed (also the roll-back failed). While one waits for resources it is
-planned, and changes of copies overtake it.
+planned → preparing → committing → done, or rolling_back → rolled_back, or failed (also the roll-back failed). While one
+waits for resources it is planned, and changes of copies overtake it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class _Model(BaseModel):
 
 
 class CopyTarget(_Model):
-    """How many groups are to hold one expert; a number that is given stays until another is. None: as many as the autoscaler decides, again."""
+    """How many groups are to hold one expert; a number that is given stays until another is. None: as many as the
+    autoscaler decides, again."""
 
     layer: int = Field(ge=0)
     expert: int = Field(ge=0)
@@ -60,7 +61,9 @@ class Target(_Model):
     expert_groups: int | None = Field(None, ge=1, le=4096)
     attention_shards: int | None = Field(None, ge=1, le=1024)
     copies: list[CopyTarget] = Field([], max_length=100_000)
-    drain_nodes: list[str] | None = None  # Ray's ids of all nodes that are to have no worker of ours; an empty list: every node may have some
+    drain_nodes: list[str] | None = (
+        None  # Ray's ids of all nodes that are to have no worker of ours; an empty list: every node may have some
+    )
 
     @property
     def about_workers(self) -> bool:
@@ -164,15 +167,21 @@ class OperationLog:
         self._count = 0
 
     def open(self, request: OperationRequest, now: float, origin: str = "api") -> tuple[Operation, bool]:
-        """The operation for a request, and whether it is new. The same key again gives the operation that it had before. Raises OperationError
-        (conflict) while another one runs, or waits for resources and both are about workers."""
+        """The operation for a request, and whether it is new. The same key again gives the operation that it had
+        before. Raises OperationError (conflict) while another one runs, or waits for resources and both are about
+        workers."""
         # None means something within `copies`.
-        target = {name: value for name, value in request.target.model_dump(exclude_defaults=True).items() if value is not None}
+        target = {
+            name: value for name, value in request.target.model_dump(exclude_defaults=True).items() if value is not None
+        }
         if request.idempotency_key:
             for operation in self._operations.values():
                 if operation.idempotency_key == request.idempotency_key:
                     if operation.target != target or operation.dry_run != request.dry_run:
-                        raise OperationError(f"idempotency_key {request.idempotency_key!r} was used for another target", "idempotency_key")
+                        raise OperationError(
+                            f"idempotency_key {request.idempotency_key!r} was used for another target",
+                            "idempotency_key",
+                        )
                     return operation, False
         if not request.dry_run:
             self._refuse_beside_others(request, origin)
@@ -189,10 +198,13 @@ class OperationLog:
             if not other.waiting:
                 raise OperationError(f"operation {other.id} is {other.phase.value}; one runs at a time", conflict=True)
             if request.target.about_workers:
-                raise OperationError(f"operation {other.id} waits for resources; until it ends only copies can be changed", conflict=True)
+                raise OperationError(
+                    f"operation {other.id} waits for resources; until it ends only copies can be changed", conflict=True
+                )
 
     def record(self, operation: Operation) -> None:
-        """Remember an operation, also one that nobody asked for: a recovery. The oldest of its origin that have ended are forgotten."""
+        """Remember an operation, also one that nobody asked for: a recovery. The oldest of its origin that have ended
+        are forgotten."""
         self._operations[operation.id] = operation
         mine = [o for o in self._operations.values() if o.origin == operation.origin]
         for old in [o.id for o in mine if o.phase.is_final][: max(0, len(mine) - HISTORY)]:
@@ -222,15 +234,17 @@ class OperationLog:
 
     @staticmethod
     def load(text: str, now: float) -> OperationLog:
-        """What `dump` wrote. Operations that were under way ended with the controller: those that were committed are done, for what was left of them
-        is freed by the one that comes back; the others are rolled back."""
+        """What `dump` wrote. Operations that were under way ended with the controller: those that were committed are
+        done, for what was left of them is freed by the one that comes back; the others are rolled back."""
         log = OperationLog()
         data: Mapping[str, Any] = json.loads(text)
         log._count = data["count"]
         for record in data["operations"]:
             operation = Operation(**record | {"phase": Phase(record["phase"])})
             if not operation.phase.is_final:
-                operation.enter(Phase.DONE if operation.committed else Phase.ROLLED_BACK, now, "the controller was restarted")
+                operation.enter(
+                    Phase.DONE if operation.committed else Phase.ROLLED_BACK, now, "the controller was restarted"
+                )
             log._operations[operation.id] = operation
         return log
 

@@ -1,4 +1,5 @@
-"""What a request is between the ingress and the attention shard: token ids in, deltas of token ids out. Knows nothing about text."""
+"""What a request is between the ingress and the attention shard: token ids in, deltas of token ids out. Knows nothing
+about text."""
 
 from __future__ import annotations
 
@@ -14,13 +15,15 @@ class FinishReason(str, Enum):
     ERROR = "error"  # the request alone failed; Delta.error says why
     REFUSED = "refused"  # the shard's queue is full; nothing was begun, and a later try may be taken
     LOST = "lost"  # its shard was lost; said by the ingress replica to itself, which resubmits the request
-    MOVED = "moved"  # the shard gave the request back; the ingress resubmits it elsewhere and the client never sees this
+    MOVED = (
+        "moved"  # the shard gave the request back; the ingress resubmits it elsewhere and the client never sees this
+    )
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose tokens. `seed` is always set (the ingress draws one where the client gave none): with the prompt and these
-    parameters it determines every token."""
+    """How to choose tokens. `seed` is always set (the ingress draws one where the client gave none): with the prompt
+    and these parameters it determines every token."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -58,8 +61,8 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Delta:
-    """New tokens of one request, from one engine step or several. `start` is the index of the first of them among the request's output tokens, so
-    a receiver can tell a repeat or a gap."""
+    """New tokens of one request, from one engine step or several. `start` is the index of the first of them among the
+    request's output tokens, so a receiver can tell a repeat or a gap."""
 
     request_id: str
     start: int
@@ -71,13 +74,21 @@ class Delta:
 
 
 def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:
-    """The same with fewer deltas: tokens that follow each other in one request come in one. A reason that the client does not see stays apart."""
+    """The same with fewer deltas: tokens that follow each other in one request come in one. A reason that the client
+    does not see stays apart."""
     runs: list[list[Delta]] = []
-    last: dict[str, tuple[list[Delta], int]] = {}  # request → its last run, and the index of the token that would follow it
+    last: dict[
+        str, tuple[list[Delta], int]
+    ] = {}  # request → its last run, and the index of the token that would follow it
     for delta in deltas:
         found = last.get(delta.request_id)
         end = delta.start + len(delta.token_ids)
-        if found is not None and found[1] == delta.start and delta.finish_reason in _SEEN and found[0][-1].finish_reason is None:
+        if (
+            found is not None
+            and found[1] == delta.start
+            and delta.finish_reason in _SEEN
+            and found[0][-1].finish_reason is None
+        ):
             found[0].append(delta)
             last[delta.request_id] = found[0], end
         else:

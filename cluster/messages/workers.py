@@ -39,8 +39,8 @@ LinkKind = Literal["process-group", "process-group-nccl", "shared-memory"]
 
 @dataclass(frozen=True)
 class Locality:
-    """What a worker says of its place: equal `machine`s share memory. `unable` says why this worker can have no link in shared memory. `device`: cpu
-    or cuda, where its rows are; `gpu`: which one that is, by a name that no other has."""
+    """What a worker says of its place: equal `machine`s share memory. `unable` says why this worker can have no link in
+    shared memory. `device`: cpu or cuda, where its rows are; `gpu`: which one that is, by a name that no other has."""
 
     machine: str
     unable: str | None

@@ -25,8 +25,8 @@ SAMPLE_BYTES, SAMPLED_TENSORS = 4096, 4096
 NO_NUMERICS = {"num_nextn_predict_layers", "fp8", "stored_dtype", "eos_token_ids"}
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
 WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # in safetensors' words and in torch's
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-              FP8: 1, "F8_E5M2": 1, "F8_E8M0": 1}
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
+              "U16": 2, "U8": 1, "BOOL": 1, FP8: 1, "F8_E5M2": 1, "F8_E8M0": 1}  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -71,7 +71,10 @@ class Checkpoint:
         scale = self.tensors.get(spec.name + SCALE_SUFFIX)
         if found.dtype != FP8:
             if scale is not None:
-                raise CheckpointError(f"{where}: is {found.dtype}, but has a {SCALE_SUFFIX} in {scale.file.name}; only {FP8} tensors have one")
+                raise CheckpointError(
+                    f"{where}: is {found.dtype}, but has a {SCALE_SUFFIX} in {scale.file.name}; "
+                    f"only {FP8} tensors have one"
+                )
             if found.dtype not in WEIGHT_DTYPES:
                 allowed = (*WEIGHT_DTYPES, FP8) if spec.quantisable else WEIGHT_DTYPES
                 raise CheckpointError(f"{where}: expected dtype {', '.join(allowed)}, found {found.dtype}")
@@ -80,10 +83,14 @@ class Checkpoint:
             raise CheckpointError(f"{where}: expected dtype {', '.join(WEIGHT_DTYPES)}, found {FP8}")
         expected = tuple(-(-n // BLOCK) for n in spec.shape)
         if scale is None:
-            raise CheckpointError(f"{where}: is {FP8}, but {spec.name}{SCALE_SUFFIX} is missing; expected shape {list(expected)}")
+            raise CheckpointError(
+                f"{where}: is {FP8}, but {spec.name}{SCALE_SUFFIX} is missing; expected shape {list(expected)}"
+            )
         if scale.shape != expected or scale.dtype not in WEIGHT_DTYPES:
-            raise CheckpointError(f"{scale.file}: tensor {spec.name}{SCALE_SUFFIX}: expected float32 {list(expected)}, "
-                                  f"found {scale.dtype} {list(scale.shape)}")
+            raise CheckpointError(
+                f"{scale.file}: tensor {spec.name}{SCALE_SUFFIX}: expected float32 {list(expected)}, "
+                f"found {scale.dtype} {list(scale.shape)}"
+            )
 
     def nbytes_by_part(self) -> dict[Part, int]:
         """Stored bytes, block scales included. MTP is whatever stands at layer indices from num_hidden_layers on."""
@@ -170,7 +177,9 @@ def shard_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
         return files, None
     pickles = sorted([*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
     if pickles:
-        raise CheckpointError(f"{pickles[0]}: is a pickle, which can run code when it is loaded; convert the checkpoint to safetensors")
+        raise CheckpointError(
+            f"{pickles[0]}: is a pickle, which can run code when it is loaded; convert the checkpoint to safetensors"
+        )
     raise CheckpointError(f"{path}: has no *.safetensors file")
 
 
@@ -183,7 +192,9 @@ def read_headers(path: Path) -> dict[str, TensorInfo]:
             if weight_map is not None and weight_map.get(name) != file.name:
                 continue  # the index says which copy counts
             if name in tensors:
-                raise CheckpointError(f"{file}: tensor {name} stands also in {tensors[name].file.name}, and no index says which counts")
+                raise CheckpointError(
+                    f"{file}: tensor {name} stands also in {tensors[name].file.name}, and no index says which counts"
+                )
             tensors[name] = info
     for name, file_name in (weight_map or {}).items():
         if name not in tensors:
@@ -218,12 +229,19 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file}: tensor {name}: malformed header entry ({error!r})") from None
         if dtype not in ITEM_BYTES:
-            raise CheckpointError(f"{file}: tensor {name}: dtype {dtype} is not known; expected one of {', '.join(ITEM_BYTES)}")
+            raise CheckpointError(
+                f"{file}: tensor {name}: dtype {dtype} is not known; expected one of {', '.join(ITEM_BYTES)}"
+            )
         expected = math.prod(shape) * ITEM_BYTES[dtype]
         if min(shape, default=0) < 0 or end - begin != expected or begin < 0:
-            raise CheckpointError(f"{file}: tensor {name}: {dtype} {list(shape)} expected {expected} bytes, found offsets [{begin}, {end}]")
+            raise CheckpointError(
+                f"{file}: tensor {name}: {dtype} {list(shape)} expected {expected} bytes, "
+                f"found offsets [{begin}, {end}]"
+            )
         if 8 + length + end > size:
-            raise CheckpointError(f"{file}: tensor {name}: is truncated: expected {8 + length + end} bytes of file, found {size}")
+            raise CheckpointError(
+                f"{file}: tensor {name}: is truncated: expected {8 + length + end} bytes of file, found {size}"
+            )
         tensors[name] = TensorInfo(file, dtype, shape, end - begin, 8 + length + begin)
         spans.append((begin, end, name))
     covered, previous = 0, ""
@@ -234,5 +252,8 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
             raise CheckpointError(f"{file}: tensor {name}: expected to begin at data offset {covered}, found {begin}")
         covered, previous = end, name
     if 8 + length + covered != size:
-        raise CheckpointError(f"{file}: expected {8 + length + covered} bytes of file, found {size}: there is something behind the last tensor")
+        raise CheckpointError(
+            f"{file}: expected {8 + length + covered} bytes of file, found {size}: "
+            "there is something behind the last tensor"
+        )
     return tensors

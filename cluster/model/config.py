@@ -114,7 +114,9 @@ class ModelConfig:
         try:
             raw = json.loads(file.read_text())
         except FileNotFoundError:
-            raise ModelConfigError(f"{file}: not found; a model directory has config.json, tokenizer.json and *.safetensors") from None
+            raise ModelConfigError(
+                f"{file}: not found; a model directory has config.json, tokenizer.json and *.safetensors"
+            ) from None
         except OSError as error:
             raise ModelConfigError(f"{file}: cannot be read ({error})") from None
         except (ValueError, RecursionError) as error:
@@ -228,7 +230,9 @@ def _parse_routing(f: _Fields) -> dict[str, int]:
         raise f.fail("topk_group", topk_group, f"at most n_group ({groups})")
     top_k = f.integer("num_experts_per_tok")
     if top_k > experts // groups * topk_group:
-        raise f.fail("num_experts_per_tok", top_k, f"at most the experts in topk_group groups ({experts // groups * topk_group})")
+        raise f.fail(
+            "num_experts_per_tok", top_k, f"at most the experts in topk_group groups ({experts // groups * topk_group})"
+        )
     return {"n_routed_experts": experts, "n_group": groups, "topk_group": topk_group, "num_experts_per_tok": top_k}
 
 

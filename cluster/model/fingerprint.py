@@ -62,9 +62,9 @@ class ClusterNumerics:
         if differences := self._differences(found):
             if self.mixed != "allow":
                 raise NumericsError(
-                    f"{worker} is refused, since it would compute other bits than this cluster: {'; '.join(differences)}. "
-                    "Keep workers on nodes that are alike (attention.labels, experts.labels), with the same files, or set "
-                    "mixed: allow"
+                    f"{worker} is refused, since it would compute other bits than this cluster: "
+                    f"{'; '.join(differences)}. Keep workers on nodes that are alike (attention.labels, "
+                    "experts.labels), with the same files, or set mixed: allow"
                 )
             self._others.add(found)
         else:

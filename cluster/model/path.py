@@ -23,12 +23,14 @@ def bundled_model() -> Path:
 
 
 def resolve_model(model: str) -> Path:
-    """An absolute directory. A hub id is downloaded (or taken from the cache) by huggingface_hub, which shows its progress; pickles and code
-    are never fetched, and weights only where the rest can be served. Raises ModelNotFoundError, ModelConfigError or
-    TokenizerError."""
+    """An absolute directory. A hub id is downloaded (or taken from the cache) by huggingface_hub, which shows its
+    progress; pickles and code are never fetched, and weights only where the rest can be served. Raises
+    ModelNotFoundError, ModelConfigError or TokenizerError."""
     if model == "tiny":  # a directory of that name is ./tiny
         return bundled_model()
-    refused = ModelNotFoundError(f'MODEL is {model!r}; it must be a directory, "tiny", or a hub id such as deepseek-ai/DeepSeek-V3')
+    refused = ModelNotFoundError(
+        f'MODEL is {model!r}; it must be a directory, "tiny", or a hub id such as deepseek-ai/DeepSeek-V3'
+    )
     try:
         path = Path(model).expanduser()
         if model and path.is_dir():
@@ -39,7 +41,12 @@ def resolve_model(model: str) -> Path:
         raise refused from None
     import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
     from huggingface_hub.utils import validate_repo_id
 
     from isotherm.cluster.text.tokenizer import tokenizer_file
@@ -57,8 +64,12 @@ def resolve_model(model: str) -> Path:
         tokenizer_file(description)
         return Path(snapshot_download(model, allow_patterns=DESCRIPTION + WEIGHTS))
     except RepositoryNotFoundError:
-        raise ModelNotFoundError(f'the hub has no model "{model}" that you may read; log in with `hf auth login` if it is private') from None
+        raise ModelNotFoundError(
+            f'the hub has no model "{model}" that you may read; log in with `hf auth login` if it is private'
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotFoundError(f'"{model}" is not a directory here, and the hub cannot be reached ({reason}). Download it where there is a '
-                                 f"network (`hf download {model}`) and give the directory, or try the bundled model: isotherm serve tiny") from None
+        raise ModelNotFoundError(
+            f'"{model}" is not a directory here, and the hub cannot be reached ({reason}). Download it where there is '
+            f"a network (`hf download {model}`) and give the directory, or try the bundled model: isotherm serve tiny"
+        ) from None

@@ -1,4 +1,5 @@
-"""Which tensors a checkpoint of one architecture must hold, with their shapes, and which part of a cluster each belongs to."""
+"""Which tensors a checkpoint of one architecture must hold, with their shapes, and which part of a cluster each belongs
+to."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def layer_tensors(c: ModelConfig, layer: int) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{p}.mlp.gate.weight", (c.n_routed_experts, d), Part.ROUTER)
     yield TensorSpec(f"{p}.mlp.gate.e_score_correction_bias", (c.n_routed_experts,), Part.ROUTER)
     if c.n_shared_experts:
-        yield from _mlp_tensors(f"{p}.mlp.shared_experts", d, c.moe_intermediate_size * c.n_shared_experts, Part.SHARED_EXPERTS)
+        yield from _mlp_tensors(
+            f"{p}.mlp.shared_experts", d, c.moe_intermediate_size * c.n_shared_experts, Part.SHARED_EXPERTS
+        )
     for expert in range(c.n_routed_experts):
         yield from expert_tensors(c, layer, expert)
 

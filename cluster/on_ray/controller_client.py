@@ -39,8 +39,8 @@ class RayShard:
 
 
 class ControllerClient:
-    """`Cluster` of cluster/routing/shard_client.py, and AdminClient of cluster/api/admin.py. Actors are looked up in a thread:
-    that call blocks."""
+    """`Cluster` of cluster/routing/shard_client.py, and AdminClient of cluster/api/admin.py. Actors are looked up in a
+    thread: that call blocks."""
 
     async def watch(self, known_version: int) -> Membership:
         return await self._ask("watch", known_version)

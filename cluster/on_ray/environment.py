@@ -1,4 +1,5 @@
-"""Environment of a Ray that Isotherm starts itself. Ray reads some of it when it is imported, so this module must not import Ray."""
+"""Environment of a Ray that Isotherm starts itself. Ray reads some of it when it is imported, so this module must not
+import Ray."""
 
 from __future__ import annotations
 
@@ -9,20 +10,25 @@ from urllib.parse import urlsplit
 
 from isotherm.cluster.on_ray.run_file import local_address
 
-# Despite its name, on every system: with 0 Ray uses the loopback address and listens on no other, and a driver looks for its node there.
+# Despite its name, on every system: with 0 Ray uses the loopback address and listens on no other, and a driver looks
+# for its node there.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 LOCAL_RAY = LOOPBACK | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process of the machine stall every stream
-    "RAY_kill_worker_timeout_milliseconds": "1000",  # a worker that hangs cannot end itself: Ray's 5 s are 5 s more for streams that wait for it
+    # A worker that hangs cannot end itself: Ray's 5 s are 5 s more for streams that wait for it
+    "RAY_kill_worker_timeout_milliseconds": "1000",
     "RAY_AUTH_MODE": "token",  # Ray makes a token in ~/.ray where there is none
-    # Serve's proxy would let any client switch off its timeouts and disconnect handling by headers; this strips them.
+    # Serve's proxy would let any client switch off its timeouts and disconnect handling by headers; this strips
+    # them.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "isotherm.cluster.api.middleware:serve_proxy_middlewares",
-    # A chunk of a stream goes from replica to proxy as a gRPC message, not as a Ray object, and from no event loop to another: a third of the cost.
+    # A chunk of a stream goes from replica to proxy as a gRPC message, not as a Ray object, and from no event loop
+    # to another: a third of the cost.
     "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # A proxy that has died is missed after a second, not ten. One that does not answer has Serve's 10 s, three times.
+    # A proxy that has died is missed after a second, not ten. One that does not answer has Serve's 10 s, three
+    # times.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # On a busy machine a proxy may take longer to start than Serve's 5 s, three times; then Serve would give up.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
@@ -43,6 +49,7 @@ def prepare_local_ray() -> None:
 def keep_from_proxies(hosts: Sequence[str]) -> None:
     """These hosts are asked directly, by this process and those that it starts, whatever proxy is set; all others as
     before."""
+
     def joined(*given: str) -> str:
         there = [host.strip() for host in ",".join(given).split(",") if host.strip()]
         return ",".join(dict.fromkeys([*there, *hosts]))
@@ -54,15 +61,17 @@ def keep_from_proxies(hosts: Sequence[str]) -> None:
 
 
 def prepare_attach(address: str | None) -> str | None:
-    """Call before the first `import ray` of a process that will join a cluster. Gives the address to join: the one asked for, RAY_ADDRESS, or
-    that of this machine's `isotherm serve`; None where there is none of these."""
+    """Call before the first `import ray` of a process that will join a cluster. Gives the address to join: the one
+    asked for, RAY_ADDRESS, or that of this machine's `isotherm serve`; None where there is none of these."""
     address = address or os.environ.get("RAY_ADDRESS") or local_address()
     if address is not None and "://" in address and not address.startswith("ray://"):
         address = _head_of(address)
     if address is not None and address.removeprefix("ray://").startswith(("127.", "localhost:", "[::1]")):
         os.environ.update(LOOPBACK)
         keep_from_proxies(UNPROXIED)
-    if "RAY_AUTH_MODE" not in os.environ and ("RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").is_file()):
+    if "RAY_AUTH_MODE" not in os.environ and (
+        "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").is_file()
+    ):
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks for a token by itself only when it is given no address
     return address
 

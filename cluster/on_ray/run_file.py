@@ -1,4 +1,5 @@
-"""Remembers where on this machine `isotherm serve` runs, so that `isotherm status` and `isotherm stop` find it without an address."""
+"""Remembers where on this machine `isotherm serve` runs, so that `isotherm status` and `isotherm stop` find it without
+an address."""
 
 from __future__ import annotations
 

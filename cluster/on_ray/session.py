@@ -26,8 +26,9 @@ class NoClusterError(RuntimeError):
 
 @contextlib.contextmanager
 def neutral_directory() -> Iterator[None]:
-    """Ray puts the driver's current directory on its workers' sys.path, where a stray `kernels` or `cluster` folder would hide an installed
-    package, and starts them in it. So drivers start Ray from the file system's root, which stays and holds no packages."""
+    """Ray puts the driver's current directory on its workers' sys.path, where a stray `kernels` or `cluster` folder
+    would hide an installed package, and starts them in it. So drivers start Ray from the file system's root, which
+    stays and holds no packages."""
     before = os.getcwd()
     os.chdir(os.path.abspath(os.sep))
     try:
@@ -49,8 +50,9 @@ def _agent_at_any_port() -> Iterator[None]:
 
 
 def start_local(folder: str, num_cpus: int | None = None, dashboard: bool = True) -> None:
-    """A Ray of our own on this machine, loopback only; it ends with this process or with `ray.shutdown()`. Its environment is
-    `prepare_local_ray`'s. `folder` takes its logs and sockets; a short path, for Unix sockets allow 107 characters in all."""
+    """A Ray of our own on this machine, loopback only; it ends with this process or with `ray.shutdown()`. Its
+    environment is `prepare_local_ray`'s. `folder` takes its logs and sockets; a short path, for Unix sockets allow 107
+    characters in all."""
     with neutral_directory(), _agent_at_any_port():
         ray.init(
             address="local",
@@ -75,16 +77,20 @@ def local_processes() -> dict[str, int]:
 
 
 def attach(address: str | None) -> None:
-    """Join a running cluster as a driver; `address` as `prepare_attach` gave it. Raises NoClusterError, also without an address: Ray itself would
-    take any cluster that it finds on this machine, whoever's it is."""
+    """Join a running cluster as a driver; `address` as `prepare_attach` gave it. Raises NoClusterError, also without an
+    address: Ray itself would take any cluster that it finds on this machine, whoever's it is."""
     if address is None:
-        raise NoClusterError("no `isotherm serve` of this user runs on this machine; start one, or give --address or RAY_ADDRESS")
+        raise NoClusterError(
+            "no `isotherm serve` of this user runs on this machine; start one, or give --address or RAY_ADDRESS"
+        )
     with neutral_directory():
         try:
             _check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (OSError, ValueError) as error:  # ConnectionError is Ray's; ValueError: not an address
-            raise NoClusterError(f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one with: isotherm serve") from None
+            raise NoClusterError(
+                f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one with: isotherm serve"
+            ) from None
 
 
 def _check_reachable(address: str) -> None:
@@ -99,7 +105,9 @@ def running_controller() -> Any:
     try:
         return find_controller()
     except ValueError:
-        raise NoClusterError("this Ray cluster runs no Isotherm; start it with: isotherm serve --address RAY_ADDRESS") from None
+        raise NoClusterError(
+            "this Ray cluster runs no Isotherm; start it with: isotherm serve --address RAY_ADDRESS"
+        ) from None
 
 
 def cluster_status(address: str | None) -> dict[str, Any]:

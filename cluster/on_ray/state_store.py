@@ -1,5 +1,5 @@
-"""Where controllers keep their state: in Ray's own key-value store, which lives as long as the Ray cluster does, and survives the loss of its head
-where Ray's is fault-tolerant."""
+"""Where controllers keep their state: in Ray's own key-value store, which lives as long as the Ray cluster does, and
+survives the loss of its head where Ray's is fault-tolerant."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ _NAMESPACE = NAMESPACE.encode()
 
 
 class StateStore:
-    """One value per controller of a cluster, replaced as a whole; `generation` numbers them, from 0. An older one cannot change what a newer one
-    reads. Calls take a millisecond and block; they raise what Ray raises when its head cannot be reached."""
+    """One value per controller of a cluster, replaced as a whole; `generation` numbers them, from 0. An older one
+    cannot change what a newer one reads. Calls take a millisecond and block; they raise what Ray raises when its head
+    cannot be reached."""
 
     def __init__(self, cluster_id: str):
         self._prefix = f"controller/{cluster_id}/".encode()
@@ -29,7 +30,9 @@ class StateStore:
     def read(self) -> bytes | None:
         """What was written last, by this controller or the newest before it that wrote anything."""
         for generation in sorted(self._generations(), reverse=True):
-            if generation <= self.generation and (state := _internal_kv_get(self._key(generation), namespace=_NAMESPACE)):
+            if generation <= self.generation and (
+                state := _internal_kv_get(self._key(generation), namespace=_NAMESPACE)
+            ):
                 return state
         return None
 

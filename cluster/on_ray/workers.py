@@ -1,4 +1,5 @@
-"""Every Ray call that starts, finds or ends a worker: a detached placement group of one bundle with one detached actor in it."""
+"""Every Ray call that starts, finds or ends a worker: a detached placement group of one bundle with one detached actor
+in it."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ from isotherm.cluster.messages.membership import WorkerGoneError
 
 NAMESPACE = "isotherm"
 CONTROLLER = "isotherm-controller"
-HANGS = "controller-hangs/"  # begins the keys, in Ray's key-value store, of those who have a controller killed that hangs
-# What Ray's head node has alone. Controller and ingress are put there: when it is lost so is the Ray cluster, and every other node can be drained.
+HANGS = (
+    "controller-hangs/"  # begins the keys, in Ray's key-value store, of those who have a controller killed that hangs
+)
+# What Ray's head node has alone. Controller and ingress are put there: when it is lost so is the Ray cluster, and every
+# other node can be drained.
 ON_HEAD = {"node:__internal_head__": 0.001}
 
 
@@ -67,11 +71,13 @@ def _slot(group: PlacementGroup, entry: dict[str, Any]) -> Slot:
 
 
 async def reserve(name: str, bundle: dict[str, float], labels: dict[str, str] | None = None) -> Slot:
-    """Wait until Ray has placed a bundle of resources, on a node whose labels match the selectors in `labels`. A bundle of nothing still gets a
-    node."""
+    """Wait until Ray has placed a bundle of resources, on a node whose labels match the selectors in `labels`. A bundle
+    of nothing still gets a node."""
     # Ray refuses a bundle without any resource.
     resources = [bundle or {"CPU": 0.001}]
-    group = placement_group(resources, strategy="PACK", name=name, lifetime="detached", bundle_label_selector=[labels] if labels else None)
+    group = placement_group(
+        resources, strategy="PACK", name=name, lifetime="detached", bundle_label_selector=[labels] if labels else None
+    )
     try:
         await group.ready()
     except asyncio.CancelledError:
@@ -86,7 +92,8 @@ def release_slot(slot: Slot) -> None:
 
 
 def start_worker(worker_id: str, slot: Slot, bundle: dict[str, float], cls: type, *args: Any) -> RayWorker:
-    """Start `cls(*args)` as a named detached actor that takes the whole slot. It is never restarted: it would come back empty."""
+    """Start `cls(*args)` as a named detached actor that takes the whole slot. It is never restarted: it would come back
+    empty."""
     actor: Any = (
         ray.remote(cls)
         .options(
@@ -113,10 +120,12 @@ def end_worker(worker: RayWorker) -> None:
 
 
 def find_workers(prefix: str) -> dict[str, RayWorker]:
-    """The live workers by name; `prefix` is what their placement groups' names begin with. Placement groups without an actor, which somebody left,
-    are removed."""
+    """The live workers by name; `prefix` is what their placement groups' names begin with. Placement groups without an
+    actor, which somebody left, are removed."""
     actors = ray.util.list_named_actors(all_namespaces=True)
-    names = [a["name"] for a in actors if a["namespace"] == NAMESPACE and re.fullmatch(r"(attention|expert)-\d+", a["name"])]
+    names = [
+        a["name"] for a in actors if a["namespace"] == NAMESPACE and re.fullmatch(r"(attention|expert)-\d+", a["name"])
+    ]
     slots = {}
     for group_id, entry in placement_group_table().items():
         if entry["name"].startswith(prefix) and entry["state"] != "REMOVED":
@@ -144,7 +153,8 @@ def find_controller() -> Any:
 
 
 class ControllerProcess:
-    """`Watched` of cluster/control/liveness.py. What asks Ray's head does so in a thread: where the head is away, such a call blocks."""
+    """`Watched` of cluster/control/liveness.py. What asks Ray's head does so in a thread: where the head is away, such
+    a call blocks."""
 
     async def incarnation(self) -> str | None:
         return await asyncio.to_thread(self._incarnation)

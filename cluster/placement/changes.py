@@ -1,4 +1,5 @@
-"""Placements for a changed set of groups or copies, and what must be loaded and freed to get from one placement to the next. Pure.
+"""Placements for a changed set of groups or copies, and what must be loaded and freed to get from one placement to the
+next. Pure.
 
 These follow what somebody asked for; what the load asks for is decided in cluster/placement/policy.py.
 """
@@ -16,7 +17,8 @@ Pair = tuple[int, int]  # layer, expert
 
 @dataclass(frozen=True)
 class Difference:
-    """What each group has to load before a placement can be committed, and may free when no shard routes by the old one any more."""
+    """What each group has to load before a placement can be committed, and may free when no shard routes by the old one
+    any more."""
 
     loads: Mapping[str, list[Pair]]
     frees: Mapping[str, list[Pair]]
@@ -42,7 +44,8 @@ def difference(old: Placement, new: Placement) -> Difference:
 
 
 class _Draft:
-    """Holders that can be changed, with each layer's load per group kept up to date. An expert's load is shared evenly by its copies."""
+    """Holders that can be changed, with each layer's load per group kept up to date. An expert's load is shared evenly
+    by its copies."""
 
     def __init__(self, placement: Placement, groups: Sequence[str], load: Sequence[Sequence[float]] | None):
         self.placement, self.groups = placement, list(groups)
@@ -75,12 +78,15 @@ class _Draft:
         self.totals[group] -= 1
 
     def finished(self, version: int) -> Placement:
-        return Placement(version, self.placement.layers, tuple(tuple(tuple(sorted(h)) for h in experts) for experts in self.holders))
+        return Placement(
+            version, self.placement.layers, tuple(tuple(tuple(sorted(h)) for h in experts) for experts in self.holders)
+        )
 
 
 def for_groups(placement: Placement, groups: Sequence[str], load: Sequence[Sequence[float]] | None = None) -> Placement:
-    """The placement over exactly these groups, version + 1, with few moves: what a leaving group held alone goes where its layer is coolest; a
-    new group takes over experts from the hottest until another move would not help. `load` [layers, experts]; None: all alike."""
+    """The placement over exactly these groups, version + 1, with few moves: what a leaving group held alone goes where
+    its layer is coolest; a new group takes over experts from the hottest until another move would not help. `load`
+    [layers, experts]; None: all alike."""
     if not groups:
         raise PlacementChangeError("at least one expert group must stay")
     draft = _Draft(placement, groups, load)
@@ -109,7 +115,9 @@ def _even_out(draft: _Draft, layer: int) -> None:
         hot = max(loads, key=lambda g: (loads[g], g))
         cool = min(loads, key=lambda g: (loads[g], draft.totals[g], g))
         gap = loads[hot] - loads[cool]
-        movable = [(draft.heat(layer, e) / len(held), e) for e, held in enumerate(experts) if hot in held and cool not in held]
+        movable = [
+            (draft.heat(layer, e) / len(held), e) for e, held in enumerate(experts) if hot in held and cool not in held
+        ]
         # Moving m changes the gap by 2 m: the best m is half the gap, and anything from the gap on makes it worse.
         fitting = [(abs(gap / 2 - m), e) for m, e in movable if m < gap * (1 - 1e-9)]
         if not fitting:
@@ -120,26 +128,38 @@ def _even_out(draft: _Draft, layer: int) -> None:
 
 
 def with_copies(
-    placement: Placement, wanted: Sequence[tuple[int, int, int | None]], groups: Sequence[str], load: Sequence[Sequence[float]] | None = None
+    placement: Placement,
+    wanted: Sequence[tuple[int, int, int | None]],
+    groups: Sequence[str],
+    load: Sequence[Sequence[float]] | None = None,
 ) -> Placement:
-    """The placement with `count` copies of each (layer, expert, count), version + 1. Copies come to the coolest groups and go from the hottest. A
-    count of None leaves the copies that there are; with no other the placement is the same. Raises PlacementChangeError naming the layer, expert
-    or count that cannot be."""
+    """The placement with `count` copies of each (layer, expert, count), version + 1. Copies come to the coolest groups
+    and go from the hottest. A count of None leaves the copies that there are; with no other the placement is the same.
+    Raises PlacementChangeError naming the layer, expert or count that cannot be."""
     draft = _Draft(placement, groups, load)
     for layer, expert, count in wanted:
         if layer not in placement.layers:
-            raise PlacementChangeError(f"copies: layer {layer} has no routed experts; those have: {list(placement.layers)}")
+            raise PlacementChangeError(
+                f"copies: layer {layer} has no routed experts; those have: {list(placement.layers)}"
+            )
         index = placement.layers.index(layer)
         if not 0 <= expert < len(draft.holders[index]):
-            raise PlacementChangeError(f"copies: expert {expert} of layer {layer} does not exist; there are {len(draft.holders[index])}")
+            raise PlacementChangeError(
+                f"copies: expert {expert} of layer {layer} does not exist; there are {len(draft.holders[index])}"
+            )
         if count is None:
             continue
         if not 1 <= count <= len(groups):
-            raise PlacementChangeError(f"copies: count {count} for layer {layer} expert {expert} must be from 1 to the {len(groups)} expert groups")
+            raise PlacementChangeError(
+                f"copies: count {count} for layer {layer} expert {expert} must be from 1 to the {len(groups)} expert "
+                "groups"
+            )
         held = draft.holders[index][expert]
         while len(held) < count:
             loads = draft.layer_load(index)
-            draft.add(index, expert, min((g for g in groups if g not in held), key=lambda g: (loads[g], draft.totals[g], g)))
+            draft.add(
+                index, expert, min((g for g in groups if g not in held), key=lambda g: (loads[g], draft.totals[g], g))
+            )
         while len(held) > count:
             loads = draft.layer_load(index)
             draft.drop(index, expert, max(held, key=lambda g: (loads.get(g, 0.0), draft.totals[g], g)))

@@ -1,8 +1,10 @@
-"""Which copies of experts to add, move and drop, decided from the expected load. Pure: placement, slots and rows in, a plan out.
+"""Which copies of experts to add, move and drop, decided from the expected load. Pure: placement, slots and rows in, a
+plan out.
 
-`rebalance` makes a plan: steps that, carried out in order, never leave an expert without a copy, and the placement that they lead to. Which steps is
-found in cluster/placement/search.py. A copy is loaded, committed, and only then another one freed, so while steps are carried out some groups hold
-more than in the end: `stages` cuts a plan into runs that fit. Nothing here knows of workers, versions in flight or time.
+`rebalance` makes a plan: steps that, carried out in order, never leave an expert without a copy, and the placement that
+they lead to. Which steps is found in cluster/placement/search.py. A copy is loaded, committed, and only then another
+one freed, so while steps are carried out some groups hold more than in the end: `stages` cuts a plan into runs that
+fit. Nothing here knows of workers, versions in flight or time.
 
 Shape suffixes: L MoE layers, E experts, G groups.
 """
@@ -24,7 +26,8 @@ SMALL_LAYER = 64  # copies; in a layer with fewer a load costs no larger part of
 
 @dataclass(frozen=True)
 class Group:
-    """One expert group and its room: slots over all layers, or in each layer, or both; None: no limit. Groups whose `node` is the same share one."""
+    """One expert group and its room: slots over all layers, or in each layer, or both; None: no limit. Groups whose
+    `node` is the same share one."""
 
     name: str
     node: str = ""
@@ -34,9 +37,11 @@ class Group:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """When a plan is made, and how much it may cost. The imbalance of a layer is its hottest group's rows / the mean group's."""
+    """When a plan is made, and how much it may cost. The imbalance of a layer is its hottest group's rows / the mean
+    group's."""
 
-    move_cost: float = 0.2  # what loading as many copies as a layer holds must take off its imbalance, at least; each load its part of that
+    # What loading as many copies as a layer holds must take off its imbalance, at least; each load its part of that
+    move_cost: float = 0.2
     tolerance: float = 1.05  # a layer whose imbalance is no more than this is left alone
     noise: float = 3.0  # ... or no more than this many standard deviations of counting above 1
     max_moves: float = 0.4  # copies loaded by one plan, as a fraction of all copies; LEAST_LOADS are always allowed
@@ -59,7 +64,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """`placement` is what the steps lead to, with the next version; the old one if there are none. The figures are of the rows it was made for."""
+    """`placement` is what the steps lead to, with the next version; the old one if there are none. The figures are of
+    the rows it was made for."""
 
     steps: tuple[Step, ...]
     placement: Placement
@@ -75,12 +81,21 @@ class Plan:
         return sum(step.target is not None for step in self.steps)
 
 
-def rebalance(placement: Placement, groups: Sequence[Group], rows_LE: np.ndarray, config: PolicyConfig = PolicyConfig(), *,
-              max_loads: int | None = None, pinned: Collection[tuple[int, int]] = ()) -> Plan:
-    """Even out the rows [L, E] that are expected next (`load_view.predict`) with few loads; no steps where that does not pay, and `reason` says why.
+def rebalance(
+    placement: Placement,
+    groups: Sequence[Group],
+    rows_LE: np.ndarray,
+    config: PolicyConfig = PolicyConfig(),
+    *,
+    max_loads: int | None = None,
+    pinned: Collection[tuple[int, int]] = (),
+) -> Plan:
+    """Even out the rows [L, E] that are expected next (`load_view.predict`) with few loads; no steps where that does
+    not pay, and `reason` says why.
 
-    `max_loads` caps the copies loaded, in place of `config.max_moves`. The number of copies of a `pinned` (layer, expert) is left as it is. Raises
-    ValueError where the rows' shape is wrong or the placement names a group that is not given.
+    `max_loads` caps the copies loaded, in place of `config.max_moves`. The number of copies of a `pinned` (layer,
+    expert) is left as it is. Raises ValueError where the rows' shape is wrong or the placement names a group that is
+    not given.
     """
     numbers = _numbered(placement, groups)
     holds_LEG = _holds(placement, numbers)
@@ -104,11 +119,14 @@ def rebalance(placement: Placement, groups: Sequence[Group], rows_LE: np.ndarray
     )
     steps = tuple(_step(placement, groups, layer, change) for layer, change in changes)
     uneven = f"{len(layers)} of {len(rows_LE)} layers are uneven"
-    return _plan(placement, steps, rows_LE, numbers, uneven if steps else f"{uneven}, but no change saves what its loads cost")
+    return _plan(
+        placement, steps, rows_LE, numbers, uneven if steps else f"{uneven}, but no change saves what its loads cost"
+    )
 
 
 def replay(placement: Placement, steps: Sequence[Step]) -> Placement:
-    """The placement after the steps, with the next version if there are any. Raises ValueError at a step that does not fit what it is applied to."""
+    """The placement after the steps, with the next version if there are any. Raises ValueError at a step that does not
+    fit what it is applied to."""
     row_of = {layer: i for i, layer in enumerate(placement.layers)}
     holders = [list(row) for row in placement.holders]
     for step in steps:
@@ -122,11 +140,12 @@ def replay(placement: Placement, steps: Sequence[Step]) -> Placement:
 
 
 def stages(placement: Placement, groups: Sequence[Group], steps: Sequence[Step]) -> Iterator[tuple[Step, ...]]:
-    """Cut the steps into runs, each to be prepared, committed and freed as one: all its copies are loaded before any is dropped.
+    """Cut the steps into runs, each to be prepared, committed and freed as one: all its copies are loaded before any is
+    dropped.
 
-    The groups' slots are here what they can hold meanwhile. Two groups that are both full exchange through one slot more in the one that the first
-    step of the exchange loads; so give every group at least one more than `rebalance` was given. Raises ValueError at a step that has no room even
-    alone.
+    The groups' slots are here what they can hold meanwhile. Two groups that are both full exchange through one slot
+    more in the one that the first step of the exchange loads; so give every group at least one more than `rebalance`
+    was given. Raises ValueError at a step that has no room even alone.
     """
     numbers = _numbered(placement, groups)
     row_of = {layer: i for i, layer in enumerate(placement.layers)}
@@ -152,7 +171,10 @@ def stages(placement: Placement, groups: Sequence[Group], steps: Sequence[Step])
                 free(run)
                 run = []
             if not fits(layer, g):
-                raise ValueError(f"{step}: no slot for it; the group holds {used_G[g]} copies, {used_LG[layer, g]} of them in this layer")
+                raise ValueError(
+                    f"{step}: no slot for it; the group holds {used_G[g]} copies, "
+                    f"{used_LG[layer, g]} of them in this layer"
+                )
             used_LG[layer, g] += 1
             used_G[g] += 1
         run.append(step)
@@ -160,7 +182,7 @@ def stages(placement: Placement, groups: Sequence[Group], steps: Sequence[Step])
         yield tuple(run)
 
 
-# --- from names to arrays and back ---------------------------------------------------------------------------------------------------------
+# --- from names to arrays and back ----------------------------------------------------------------
 
 
 def _numbered(placement: Placement, groups: Sequence[Group]) -> dict[str, int]:
@@ -200,7 +222,7 @@ def _step(placement: Placement, groups: Sequence[Group], layer: int, change: Cha
     return Step(placement.layers[layer], change.expert, source, target)
 
 
-# --- figures -------------------------------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def _relative(rows_LE: np.ndarray, groups: int) -> np.ndarray:
@@ -220,8 +242,8 @@ def _heat(heat_LG: np.ndarray) -> float:
 
 
 def _uneven_layers(rows_LE: np.ndarray, holds_LEG: np.ndarray, config: PolicyConfig) -> np.ndarray:
-    """Numbers of the layers that are beyond tolerance, and by more than chance. n rows counted in a mean group have a relative standard deviation of
-    1/√n (Poisson)."""
+    """Numbers of the layers that are beyond tolerance, and by more than chance. n rows counted in a mean group have a
+    relative standard deviation of 1/√n (Poisson)."""
     groups = holds_LEG.shape[2]
     if not holds_LEG.size or groups == 1:
         return np.empty(0, dtype=np.int64)
@@ -238,9 +260,19 @@ def _why_none(rows_LE: np.ndarray, holds_LEG: np.ndarray) -> str:
     return "every layer is within tolerance, or has too few rows to tell" if rows_LE.any() else "there are no rows"
 
 
-def _plan(placement: Placement, steps: tuple[Step, ...], rows_LE: np.ndarray, numbers: dict[str, int], reason: str) -> Plan:
+def _plan(
+    placement: Placement, steps: tuple[Step, ...], rows_LE: np.ndarray, numbers: dict[str, int], reason: str
+) -> Plan:
     new = replay(placement, steps)
     if not rows_LE.size:
         return Plan(steps, new, 1.0, 1.0, 1.0, 1.0, reason)
     before_LG, after_LG = (group_heat(rows_LE, _holds(p, numbers)) for p in (placement, new))
-    return Plan(steps, new, float(_imbalance(before_LG).mean()), float(_imbalance(after_LG).mean()), _heat(before_LG), _heat(after_LG), reason)
+    return Plan(
+        steps,
+        new,
+        float(_imbalance(before_LG).mean()),
+        float(_imbalance(after_LG).mean()),
+        _heat(before_LG),
+        _heat(after_LG),
+        reason,
+    )

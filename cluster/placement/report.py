@@ -20,16 +20,26 @@ def group_rows(placement: Placement, rows_LE: np.ndarray) -> dict[str, float]:
     return out
 
 
-def experts_report(placement: Placement, groups: Sequence[str], counts: Sequence[np.ndarray], rates_LE: np.ndarray) -> dict[str, Any]:
-    """Per layer and expert: `rows` since the start (`counts`: each live shard's, int64 [layers, experts]), `rate` in rows per second (decayed),
-    and who holds it. Per group: `groups`, its rows since the start by the placement of now, and `heat`, its rate / the mean group's; 1 where nothing
-    is asked for."""
+def experts_report(
+    placement: Placement, groups: Sequence[str], counts: Sequence[np.ndarray], rates_LE: np.ndarray
+) -> dict[str, Any]:
+    """Per layer and expert: `rows` since the start (`counts`: each live shard's, int64 [layers, experts]), `rate` in
+    rows per second (decayed), and who holds it. Per group: `groups`, its rows since the start by the placement of now,
+    and `heat`, its rate / the mean group's; 1 where nothing is asked for."""
     shape = len(placement.layers), max(map(len, placement.holders), default=0)
     total_LE = sum((c for c in counts if c.shape == shape), np.zeros(shape, dtype=np.int64))
     rates_LE = rates_LE if rates_LE.shape == shape else np.zeros(shape)
     layers = [
-        {"layer": layer, "rows": rows, "rate": [round(r, 2) for r in rates], "copies": [len(h) for h in held], "holders": [list(h) for h in held]}
-        for layer, rows, rates, held in zip(placement.layers, total_LE.tolist(), rates_LE.tolist(), placement.holders, strict=True)
+        {
+            "layer": layer,
+            "rows": rows,
+            "rate": [round(r, 2) for r in rates],
+            "copies": [len(h) for h in held],
+            "holders": [list(h) for h in held],
+        }
+        for layer, rows, rates, held in zip(
+            placement.layers, total_LE.tolist(), rates_LE.tolist(), placement.holders, strict=True
+        )
     ]
     rows, rates = ({g: 0.0 for g in groups} | group_rows(placement, of_LE) for of_LE in (total_LE, rates_LE))
     mean = sum(rates.values()) / max(len(rates), 1)

@@ -1,17 +1,20 @@
-"""The search behind cluster/placement/policy.py, on arrays: which copies of experts to load and drop so that the groups' rows become even. Pure.
+"""The search behind cluster/placement/policy.py, on arrays: which copies of experts to load and drop so that the
+groups' rows become even. Pure.
 
-It is greedy. Each layer offers the change that takes most heat off one of its hottest groups for the copies that it loads; the best offer of all
-layers is taken, that layer makes its next one, and so on until no offer is worth its loads or the budget is spent. A change is
+It is greedy. Each layer offers the change that takes most heat off one of its hottest groups for the copies that it
+loads; the best offer of all layers is taken, that layer makes its next one, and so on until no offer is worth its loads
+or the budget is spent. A change is
 
 - a move of an expert to a cooler group with a free slot (one load),
 - an exchange of two experts between two groups (two loads), or
-- a further copy of the expert with the most rows per copy, in a free slot or in place of a copy of the replicated expert that misses it least (one
-  load).
+- a further copy of the expert with the most rows per copy, in a free slot or in place of a copy of the replicated
+  expert that misses it least (one load).
 
-What a plan has loaded it does not move on, and what it has dropped it does not load back. So the changes, in the order they were found, are steps
-that can be carried out one after the other, and every load is final.
+What a plan has loaded it does not move on, and what it has dropped it does not load back. So the changes, in the order
+they were found, are steps that can be carried out one after the other, and every load is final.
 
-Shape suffixes: L MoE layers, E experts, G groups, N nodes; in one layer, S the experts of a group and K the places that one of them could go to.
+Shape suffixes: L MoE layers, E experts, G groups, N nodes; in one layer, S the experts of a group and K the places that
+one of them could go to.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-POWER = 6  # of the power mean that stands for the hottest group: high enough to see it, low enough to see the next ones, which drift may make hottest
+# Of the power mean that stands for the hottest group: high enough to see it, low enough to see the next ones, which
+# drift may make hottest
+POWER = 6
 COPY_WEIGHT = 3.0  # of an expert's rows per copy beside a group's rows
 HOTTEST = 8  # groups of a layer that are looked at for a change worth its loads, the hottest first
 SHARED_NODE = 0.5  # a change that puts two copies of an expert on one node counts this much of its gain
@@ -68,13 +73,16 @@ def _root(x: np.ndarray | float) -> np.ndarray:
 class LayerSearch:
     """One layer's copies as they are so far.
 
-    Unevenness is the POWER-norm of the groups' rows plus COPY_WEIGHT times that of the experts' rows per copy, over the norm of G even groups. The
-    second makes it worthwhile to spread an expert that is hot by itself: no group can be cooler than one of its copies, and when its rows change,
-    those of a whole group do.
+    Unevenness is the POWER-norm of the groups' rows plus COPY_WEIGHT times that of the experts' rows per copy, over the
+    norm of G even groups. The second makes it worthwhile to spread an expert that is hot by itself: no group can be
+    cooler than one of its copies, and when its rows change, those of a whole group do.
     """
 
-    def __init__(self, load_E: np.ndarray, holds_EG: np.ndarray, slots_G: np.ndarray, node_G: np.ndarray, pinned_E: np.ndarray):
-        """load_E: rows in units of a mean group's. slots_G: of this layer. pinned_E: experts whose number of copies stays."""
+    def __init__(
+        self, load_E: np.ndarray, holds_EG: np.ndarray, slots_G: np.ndarray, node_G: np.ndarray, pinned_E: np.ndarray
+    ):
+        """load_E: rows in units of a mean group's. slots_G: of this layer. pinned_E: experts whose number of copies
+        stays."""
         self.load_E, self.slots_G, self.node_G, self.pinned_E = load_E, slots_G, node_G, pinned_E
         self.holds_EG = holds_EG.copy()
         self.settled_EG = np.zeros_like(holds_EG)  # loaded or dropped by this plan
@@ -99,7 +107,8 @@ class LayerSearch:
             self.heat_G += self.holds_EG[e] * self.share_E[e]
 
     def best_offer(self, room_G: np.ndarray, least_rate: float) -> Offer | None:
-        """The best change with the slots that are left over all layers; None if none takes off `least_rate` per load."""
+        """The best change with the slots that are left over all layers;
+        None if none takes off `least_rate` per load."""
         self.free_G = (self.used_G < self.slots_G) & (room_G > 0)
         self.power_G, self.power_E = _power(self.heat_G), _power(self.share_E)
         self.movable_P = np.nonzero(self.movable_EG)
@@ -121,7 +130,8 @@ class LayerSearch:
         return gain / _root(len(self.heat_G))
 
     def _move_or_exchange(self, hot: int) -> Offer | None:
-        """The best way to give one of the hot group's experts away: to a free slot of any group, or for any expert of another group."""
+        """The best way to give one of the hot group's experts away: to a free slot of any group, or for any expert of
+        another group."""
         groups = len(self.heat_G)
         mine_S = np.flatnonzero(self.movable_EG[:, hot])
         if not len(mine_S):
@@ -138,7 +148,12 @@ class LayerSearch:
         # Giving away more than the difference would only change which of the two is hot.
         possible_SK = open_K & (relief_SK > 0) & (relief_SK < self.heat_G[hot] - heat_K)
         possible_SK &= ~(self.holds_EG[mine_S] | self.settled_EG[mine_S])[:, target_K]
-        change_SK = _power(self.heat_G[hot] - relief_SK) - self.power_G[hot] + _power(heat_K + relief_SK) - self.power_G[target_K]
+        change_SK = (
+            _power(self.heat_G[hot] - relief_SK)
+            - self.power_G[hot]
+            + _power(heat_K + relief_SK)
+            - self.power_G[target_K]
+        )
         shared_SK = self._shares_node(mine_S[:, None], hot, target_K)
         shared_SK[:, groups:] |= self._shares_node(back_P, group_P, hot)
         rate_SK = np.where(possible_SK, self._gain(change_SK) * np.where(shared_SK, SHARED_NODE, 1.0) / loads_K, 0.0)
@@ -150,7 +165,9 @@ class LayerSearch:
             return Offer(float(rate_SK[s, k]), (give,))
         take = Change(int(back_P[k - groups]), give.target, hot)
         # First to where a slot is free, if one is.
-        return Offer(2 * float(rate_SK[s, k]), (give, take) if self.free_G[give.target] or not self.free_G[hot] else (take, give))
+        return Offer(
+            2 * float(rate_SK[s, k]), (give, take) if self.free_G[give.target] or not self.free_G[hot] else (take, give)
+        )
 
     def _further_copy(self) -> Offer | None:
         """One more copy of the expert with the most rows per copy."""
@@ -183,19 +200,25 @@ class LayerSearch:
             return None
         return int(np.where(replicated_E, self.load_E / np.maximum(self.count_E - 1, 1), np.inf).argmin())
 
-    def _copy_at(self, e: int, place_G: np.ndarray, heat_G: np.ndarray, added: float, experts_change: float) -> Offer | None:
-        """A copy of expert e at the best of the places. heat_G: without what is `added` at the place; experts_change: of the second sum of powers."""
+    def _copy_at(
+        self, e: int, place_G: np.ndarray, heat_G: np.ndarray, added: float, experts_change: float
+    ) -> Offer | None:
+        """A copy of expert e at the best of the places. heat_G: without what is `added` at the place; experts_change:
+        of the second sum of powers."""
         target_K = np.flatnonzero(place_G)
         if not len(target_K):
             return None
         power_G = _power(heat_G)
         change_K = power_G.sum() - self.power_G.sum() - power_G[target_K] + _power(heat_G[target_K] + added)
-        gain_K = self._gain(change_K, experts_change) * np.where(self._shares_node(np.full(len(target_K), e), -1, target_K), SHARED_NODE, 1.0)
+        gain_K = self._gain(change_K, experts_change) * np.where(
+            self._shares_node(np.full(len(target_K), e), -1, target_K), SHARED_NODE, 1.0
+        )
         k = int(gain_K.argmax())
         return Offer(float(gain_K[k]), (Change(e, -1, int(target_K[k])),)) if gain_K[k] > 0 else None
 
     def _shares_node(self, expert: np.ndarray, source: np.ndarray | int, target: np.ndarray | int) -> np.ndarray:
-        """Whether a copy of the expert that comes to the target from the source finds another one on that node; the three are broadcast."""
+        """Whether a copy of the expert that comes to the target from the source finds another one on that node; the
+        three are broadcast."""
         node = self.node_G[target]
         others = self.on_node_EN[expert, node]
         return others - (self.node_G[source] == node) > 0
@@ -209,17 +232,30 @@ class Slots:
     total_G: np.ndarray
 
 
-def search(holds_LEG: np.ndarray, load_LE: np.ndarray, slots: Slots, node_G: np.ndarray, pinned_LE: np.ndarray, *,
-           layers: Iterable[int], least_rate: float, max_loads: int) -> list[tuple[int, Change]]:
-    """The changes (layer, change) to make, in order: each takes at least `least_rate` per load off its layer's unevenness; at most max_loads loads.
+def search(
+    holds_LEG: np.ndarray,
+    load_LE: np.ndarray,
+    slots: Slots,
+    node_G: np.ndarray,
+    pinned_LE: np.ndarray,
+    *,
+    layers: Iterable[int],
+    least_rate: float,
+    max_loads: int,
+) -> list[tuple[int, Change]]:
+    """The changes (layer, change) to make, in order: each takes at least `least_rate` per load off its layer's
+    unevenness; at most max_loads loads.
 
-    holds_LEG: bool, who holds a copy now. load_LE: rows in units of a mean group's. node_G: the number of each group's node. pinned_LE: bool, experts
-    whose number of copies stays. layers: those that may be changed.
+    holds_LEG: bool, who holds a copy now. load_LE: rows in units of a mean group's. node_G: the number of each group's
+    node. pinned_LE: bool, experts whose number of copies stays. layers: those that may be changed.
     """
     if len(np.unique(node_G)) == 1:
         node_G = np.arange(len(node_G))  # one node: nothing to spread over
     room_G = slots.total_G - holds_LEG.sum(axis=(0, 1))
-    at_work = {layer: LayerSearch(load_LE[layer], holds_LEG[layer], slots.per_layer_G, node_G, pinned_LE[layer]) for layer in layers}
+    at_work = {
+        layer: LayerSearch(load_LE[layer], holds_LEG[layer], slots.per_layer_G, node_G, pinned_LE[layer])
+        for layer in layers
+    }
     queue: list[tuple[float, int, Offer]] = []
 
     def ask(layer: int) -> None:

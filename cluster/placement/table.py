@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Placement:
-    """`holders[i][e]` names the groups that hold expert e of the i-th MoE layer, which is decoder layer `layers[i]`. Never empty."""
+    """`holders[i][e]` names the groups that hold expert e of the i-th MoE layer, which is decoder layer `layers[i]`.
+    Never empty."""
 
     version: int
     layers: tuple[int, ...]
@@ -20,7 +21,9 @@ class Placement:
         for layer, experts in zip(self.layers, self.holders, strict=True):
             for expert, groups in enumerate(experts):
                 if not groups or len(set(groups)) != len(groups):
-                    raise ValueError(f"layer {layer} expert {expert}: holders {list(groups)} must be one or more distinct groups")
+                    raise ValueError(
+                        f"layer {layer} expert {expert}: holders {list(groups)} must be one or more distinct groups"
+                    )
 
     def groups(self) -> tuple[str, ...]:
         """Every group that holds something, in order of name."""
@@ -28,7 +31,12 @@ class Placement:
 
     def held_by(self, group: str) -> list[tuple[int, int]]:
         """(layer, expert) pairs of one group, in order."""
-        return [(layer, e) for layer, experts in zip(self.layers, self.holders, strict=True) for e, groups in enumerate(experts) if group in groups]
+        return [
+            (layer, e)
+            for layer, experts in zip(self.layers, self.holders, strict=True)
+            for e, groups in enumerate(experts)
+            if group in groups
+        ]
 
     def orphans(self, lost: Collection[str]) -> int:
         """How many (layer, expert) pairs only these groups hold."""

@@ -58,4 +58,7 @@ class Journey:
         """The end of a request that takes its shards with it; None where it may go on."""
         if self.losses < MOST_LOSSES:
             return None
-        return self.failure(f"{self.losses} attention shards in succession were lost while they computed this request; it is not tried again")
+        return self.failure(
+            f"{self.losses} attention shards in succession were lost while they computed this request; "
+            "it is not tried again"
+        )

@@ -53,9 +53,7 @@ class Cluster(Protocol):
 class ShardClient:
     """EngineClient over the shards that the controller names. Start it with `start` on the event loop that uses it."""
 
-    def __init__(
-        self, cluster: Cluster, vocab_size: int, max_model_len: int, shard_capacity: int = sys.maxsize
-    ):
+    def __init__(self, cluster: Cluster, vocab_size: int, max_model_len: int, shard_capacity: int = sys.maxsize):
         """`shard_capacity`: requests that one shard takes, running and waiting."""
         self._shard_capacity = shard_capacity
         self.vocab_size, self.max_model_len = vocab_size, max_model_len
@@ -69,7 +67,7 @@ class ShardClient:
     def start(self) -> None:
         self.background.keep("the watch over the membership", self._follow_membership)
 
-    # --- EngineClient ------------------------------------------------------------------------------------------------
+    # --- EngineClient -----------------------------------------------------------------------------
 
     def not_ready(self) -> str | None:
         if self._membership is None:
@@ -134,7 +132,7 @@ class ShardClient:
     async def status(self) -> dict[str, Any]:
         return await self._cluster.status()
 
-    # --- shards ------------------------------------------------------------------------------------------------------
+    # --- shards -----------------------------------------------------------------------------------
 
     def _serving(self) -> list[Connection]:
         """Those that take new requests."""

@@ -1,6 +1,6 @@
 """`isotherm serve` as its user sees it: starts the driver (cluster/deploy/serve.py), which holds Ray, watches it, Ray's
-processes and the front door, takes the signals, and leaves nothing behind. What to do when is cluster/supervise/watchdog.py's;
-this module does it. Imports no Ray: it works when Ray does not."""
+processes and the front door, takes the signals, and leaves nothing behind. What to do when is
+cluster/supervise/watchdog.py's; this module does it. Imports no Ray: it works when Ray does not."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class _Supervisor:
             self._driver.stdin.write(line.encode() + b"\n")
             self._driver.stdin.flush()
 
-    # --- what happens -------------------------------------------------------------------------------------------------
+    # --- what happens -----------------------------------------------------------------------------
 
     def _on_signal(self, number: int, _frame: object) -> None:
         now = time.monotonic()
@@ -185,7 +185,7 @@ class _Supervisor:
             answer = probe(self._host, self._port)
             self._events.put(partial(self._watchdog.on_answer, time.monotonic(), answer, url))
 
-    # --- what is done -------------------------------------------------------------------------------------------------
+    # --- what is done -----------------------------------------------------------------------------
 
     def _do(self, instructions: Any) -> None:
         for instruction in instructions:

@@ -1,9 +1,10 @@
-"""Renders a model's chat template. A template is a program from a stranger, so it runs in a small child process that the kernel ends.
+"""Renders a model's chat template. A template is a program from a stranger, so it runs in a small child process that
+the kernel ends.
 
-jinja2's sandbox keeps a template from the interpreter, but not from time and memory: `{{ 9 ** (9 ** 9) }}` or a doubled string spends both inside
-one C call, which no thread can interrupt, and constant folding does so already at compile time. So compiling and rendering happen in a child with an
-address-space limit and an interval timer whose default action (SIGALRM ends the process) needs no help from Python. The next render starts a fresh
-child.
+jinja2's sandbox keeps a template from the interpreter, but not from time and memory: `{{ 9 ** (9 ** 9) }}` or a doubled
+string spends both inside one C call, which no thread can interrupt, and constant folding does so already at compile
+time. So compiling and rendering happen in a child with an address-space limit and an interval timer whose default
+action (SIGALRM ends the process) needs no help from Python. The next render starts a fresh child.
 
 Knows nothing about tokens. Imports only the standard library and jinja2, so that the child starts fast."""
 
@@ -43,24 +44,38 @@ class ChatTemplateBrokenError(ChatTemplateError):
 class ChatTemplate:
     """The templates of one model by name ("default", "tool_use", …). Thread-safe; renders one chat at a time.
 
-    `time_limit` is in seconds of wall clock for one render (the compilation counts as part of the first), `memory_limit` in bytes of address space,
-    `max_chars` in characters of output."""
+    `time_limit` is in seconds of wall clock for one render (the compilation counts as part of the first),
+    `memory_limit` in bytes of address space, `max_chars` in characters of output."""
 
-    def __init__(self, templates: Mapping[str, str], *, time_limit: float = 5.0, memory_limit: int = 1 << 30, max_chars: int = 16 << 20) -> None:
+    def __init__(
+        self,
+        templates: Mapping[str, str],
+        *,
+        time_limit: float = 5.0,
+        memory_limit: int = 1 << 30,
+        max_chars: int = 16 << 20,
+    ) -> None:
         if not templates:
             raise ValueError("no chat template given")
-        self._setup = {"templates": dict(templates), "time_limit": time_limit, "memory_limit": memory_limit, "max_chars": max_chars}
+        self._setup = {
+            "templates": dict(templates),
+            "time_limit": time_limit,
+            "memory_limit": memory_limit,
+            "max_chars": max_chars,
+        }
         self._names = set(templates)
         self._time_limit = time_limit
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
     def render(self, context: Mapping[str, Any]) -> str:
-        """The rendered prompt. As transformers does, a chat with `tools` takes the template named "tool_use" where there is one. Blocks: call it
-        from a worker thread. Raises ChatTemplateError or one of its kinds."""
+        """The rendered prompt. As transformers does, a chat with `tools` takes the template named "tool_use" where
+        there is one. Blocks: call it from a worker thread. Raises ChatTemplateError or one of its kinds."""
         name = "tool_use" if context.get("tools") is not None and "tool_use" in self._names else "default"
         if name not in self._names:
-            raise ChatTemplateBrokenError(f"the model has several chat templates ({', '.join(sorted(self._names))}) and none named 'default'")
+            raise ChatTemplateBrokenError(
+                f"the model has several chat templates ({', '.join(sorted(self._names))}) and none named 'default'"
+            )
         try:
             payload = json.dumps({"name": name, "context": context}).encode()
         except RecursionError:
@@ -110,8 +125,13 @@ class ChatTemplate:
 
 def _start_child() -> subprocess.Popen[bytes]:
     # The parent's sys.path, as multiprocessing's spawn passes it: under Ray the package may come from a runtime_env.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from isotherm.cluster.text.chat_template import child_main; child_main()"
-    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; "
+        "from isotherm.cluster.text.chat_template import child_main; child_main()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
 
 
 def _write(pipe: IO[bytes] | None, payload: bytes) -> None:
@@ -156,7 +176,9 @@ def child_main() -> None:
         return
 
 
-def _render(environment: ImmutableSandboxedEnvironment, compiled: dict[str, Any], setup: dict[str, Any], request: dict[str, Any]) -> dict[str, str]:
+def _render(
+    environment: ImmutableSandboxedEnvironment, compiled: dict[str, Any], setup: dict[str, Any], request: dict[str, Any]
+) -> dict[str, str]:
     name = request["name"]
     try:
         if name not in compiled:
@@ -171,12 +193,18 @@ def _render(environment: ImmutableSandboxedEnvironment, compiled: dict[str, Any]
         for part in compiled[name].generate(**request["context"]):
             size += len(part)
             if size > setup["max_chars"]:
-                return {"kind": "limit", "message": f"the chat template's output passed {setup['max_chars']} characters"}
+                return {
+                    "kind": "limit",
+                    "message": f"the chat template's output passed {setup['max_chars']} characters",
+                }
             parts.append(part)
         return {"text": "".join(parts)}
     except MemoryError:
         parts.clear()
-        return {"kind": "limit", "message": f"the chat template needed more than {setup['memory_limit']} bytes of memory"}
+        return {
+            "kind": "limit",
+            "message": f"the chat template needed more than {setup['memory_limit']} bytes of memory",
+        }
     except TemplateError as error:
         return {"kind": "refused", "message": str(error) or type(error).__name__}
     except Exception as error:  # anything at all can come out of a template's expressions
@@ -184,7 +212,8 @@ def _render(environment: ImmutableSandboxedEnvironment, compiled: dict[str, Any]
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's tokens for training (transformers). When serving, only its body counts."""
+    """`{% generation %}` marks the assistant's tokens for training (transformers). When serving,
+    only its body counts."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
 
@@ -194,8 +223,11 @@ class _GenerationTag(Extension):
 
 
 def make_environment() -> ImmutableSandboxedEnvironment:
-    """The environment that transformers' `apply_chat_template` renders in (transformers/utils/chat_template_utils.py)."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
+    """The environment that transformers' `apply_chat_template` renders in
+    (transformers/utils/chat_template_utils.py)."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TextPiece:
-    """What a push brought: text that is final, how many of the pushed tokens count, and whether a stop string was completed by the last of them."""
+    """What a push brought: text that is final, how many of the pushed tokens count, and whether a stop string was
+    completed by the last of them."""
 
     text: str
     tokens: int
@@ -17,11 +18,13 @@ class TextPiece:
 
 
 class TextStream:
-    """Token ids in, text out, in time linear in the text. Text comes out when it can't change any more: never half a UTF-8 character, and never a
-    tail that may turn out to begin a stop string. The stop string itself is not part of the text.
+    """Token ids in, text out, in time linear in the text. Text comes out when it can't change any more: never half a
+    UTF-8 character, and never a tail that may turn out to begin a stop string. The stop string itself is not part of
+    the text.
 
-    Works on bytes, not on decoded windows: for these tokenizers a token is a fixed byte string, so decoding is a prefix-stable UTF-8 decoder over
-    their concatenation (the same result as decoding all ids at once; a test compares them)."""
+    Works on bytes, not on decoded windows: for these tokenizers a token is a fixed byte string, so decoding is a
+    prefix-stable UTF-8 decoder over their concatenation (the same result as decoding all ids at once; a test compares
+    them)."""
 
     def __init__(self, token_bytes: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
         if any(not text for text in stop):
@@ -55,7 +58,8 @@ class TextStream:
         return text if self._stopped else text + held
 
     def _match(self, text: str) -> str:
-        """The part of the held-back and new text that is now final. The stop string that is complete first counts; of two at once, the longer."""
+        """The part of the held-back and new text that is now final. The stop string that is complete first counts; of
+        two at once, the longer."""
         held = self._held + text
         for end, char in enumerate(text, len(self._held) + 1):
             matched = 0
@@ -71,7 +75,8 @@ class TextStream:
 
 
 class _StopMatcher:
-    """Knuth–Morris–Pratt over a stream of characters: `state` is the length of the longest prefix of `text` that ends the stream so far."""
+    """Knuth–Morris–Pratt over a stream of characters: `state` is the length of the longest prefix of `text` that ends
+    the stream so far."""
 
     def __init__(self, text: str) -> None:
         self.text = text

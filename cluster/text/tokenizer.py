@@ -1,4 +1,5 @@
-"""Text to token ids and back: a checkpoint's tokenizer, its special tokens and chat template, and the incremental detokeniser.
+"""Text to token ids and back: a checkpoint's tokenizer, its special tokens and chat template, and the incremental
+detokeniser.
 
 Knows nothing about HTTP, requests or engines."""
 
@@ -31,8 +32,8 @@ class NoChatTemplateError(ValueError):
 class Tokenizer:
     """One checkpoint's tokenizer. Thread-safe: nothing changes after loading but a cache.
 
-    `eos_token_ids` is the union of what tokenizer_config.json, generation_config.json and config.json name: checkpoints are known to put an
-    end-of-turn token in only one of the three."""
+    `eos_token_ids` is the union of what tokenizer_config.json, generation_config.json and config.json name: checkpoints
+    are known to put an end-of-turn token in only one of the three."""
 
     def __init__(
         self,
@@ -57,8 +58,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """Reads tokenizer.json, tokenizer_config.json, generation_config.json, config.json and chat_template.jinja or .json. Only tokenizer.json must
-        be there. Raises TokenizerError."""
+        """Reads tokenizer.json, tokenizer_config.json, generation_config.json, config.json and chat_template.jinja or
+        .json. Only tokenizer.json must be there. Raises TokenizerError."""
         path = tokenizer_file(directory)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
@@ -73,10 +74,16 @@ class Tokenizer:
         for name in ("generation_config.json", "config.json"):
             eos.update(_eos_ids(_read_json(directory / name).get("eos_token_id"), directory / name))
         templates = _read_templates(directory, config)
-        return cls(backend, special_tokens=special, eos_token_ids=eos, chat_template=ChatTemplate(templates) if templates else None)
+        return cls(
+            backend,
+            special_tokens=special,
+            eos_token_ids=eos,
+            chat_template=ChatTemplate(templates) if templates else None,
+        )
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids. `add_special_tokens` lets the post-processor add a BOS (and EOS) as transformers' tokenizer would."""
+        """Token ids. `add_special_tokens` lets the post-processor add a BOS (and EOS) as transformers' tokenizer
+        would."""
         # encode() holds the GIL; the batch call lets it go, so that an event loop in another thread goes on.
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
@@ -107,8 +114,8 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **chat_template_kwargs: Any,
     ) -> str:
-        """The prompt text of a chat; encode it with `add_special_tokens=False`, since templates write their own BOS. Blocks for at most the
-        template's time limit. Raises NoChatTemplateError, ChatTemplateError."""
+        """The prompt text of a chat; encode it with `add_special_tokens=False`, since templates write their own BOS.
+        Blocks for at most the template's time limit. Raises NoChatTemplateError, ChatTemplateError."""
         if self.chat_template is None:
             raise NoChatTemplateError("this model has no chat template; use /v1/completions")
         context = {
@@ -123,14 +130,16 @@ class Tokenizer:
 
 
 def _bytes_rule(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
-    """How a token's string becomes bytes, by the tokenizer's decoder: byte-level BPE (DeepSeek), or sentencepiece with byte fallback."""
+    """How a token's string becomes bytes, by the tokenizer's decoder: byte-level BPE (DeepSeek), or sentencepiece with
+    byte fallback."""
     decoder = json.loads(backend.to_str()).get("decoder") or {}
     kinds = {decoder.get("type"), *(step.get("type") for step in decoder.get("decoders", ()))}
     if "ByteLevel" in kinds:
         alphabet = _byte_level_alphabet()
 
         def byte_level(token: str) -> bytes:
-            # As tokenizers does it: a token with any character outside the alphabet (an added token) stands for its own text.
+            # As tokenizers does it: a token with any character outside the alphabet (an added token) stands for its own
+            # text.
             try:
                 return bytes(alphabet[char] for char in token)
             except KeyError:
@@ -144,7 +153,10 @@ def _bytes_rule(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
             return bytes([int(match[1], 16)]) if match else token.replace("▁", " ").encode()
 
         return byte_fallback
-    raise TokenizerError(f"tokenizer.json: decoder {decoder.get('type')!r} is not supported; expected ByteLevel, or a Sequence with ByteFallback")
+    raise TokenizerError(
+        f"tokenizer.json: decoder {decoder.get('type')!r} is not supported; expected ByteLevel, "
+        "or a Sequence with ByteFallback"
+    )
 
 
 def tokenizer_file(directory: Path) -> Path:
@@ -166,24 +178,29 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 def _set_post_processor(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """What transformers' fast tokenizers do: an explicit add_bos_token or add_eos_token replaces tokenizer.json's post-processor; the classes of
-    LlamaTokenizer add a BOS unless told otherwise; else tokenizer.json's own decides."""
+    """What transformers' fast tokenizers do: an explicit add_bos_token or add_eos_token replaces tokenizer.json's
+    post-processor; the classes of LlamaTokenizer add a BOS unless told otherwise; else tokenizer.json's own decides."""
     llama = config.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast")
     if not (llama or "add_bos_token" in config or "add_eos_token" in config):
         return
     wanted = {"bos_token": config.get("add_bos_token", llama), "eos_token": config.get("add_eos_token", False)}
     ids = {name: backend.token_to_id(special[name]) for name, on in wanted.items() if on and name in special}
     if missing := [name for name, id_ in ids.items() if id_ is None]:
-        raise TokenizerError(f"tokenizer_config.json: {missing[0]} {special[missing[0]]!r} is not in tokenizer.json's vocabulary")
+        raise TokenizerError(
+            f"tokenizer_config.json: {missing[0]} {special[missing[0]]!r} is not in tokenizer.json's vocabulary"
+        )
     bos = [special["bos_token"]] if "bos_token" in ids else []
     eos = [special["eos_token"]] if "eos_token" in ids else []
     backend.post_processor = TemplateProcessing(  # type: ignore[assignment]
-        single=[*bos, "$A", *eos], pair=[*bos, "$A", *eos, *bos, "$B:1", *eos], special_tokens=[(special[name], id_) for name, id_ in ids.items()]
+        single=[*bos, "$A", *eos],
+        pair=[*bos, "$A", *eos, *bos, "$B:1", *eos],
+        special_tokens=[(special[name], id_) for name, id_ in ids.items()],
     )
 
 
 def _read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name. As in transformers chat_template.jinja wins over tokenizer_config.json; the older chat_template.json comes last."""
+    """Chat templates by name. As in transformers chat_template.jinja wins over tokenizer_config.json; the older
+    chat_template.json comes last."""
     jinja = directory / "chat_template.jinja"
     if jinja.is_file():
         return {"default": jinja.read_text(encoding="utf-8")}
@@ -200,7 +217,9 @@ def _read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
     except (TypeError, KeyError):
         named = {}
     if not named or not all(isinstance(part, str) for pair in named.items() for part in pair):
-        raise TokenizerError(f"{path}: chat_template must be a string or a list of {{name, template}}, got {str(found)[:80]!r}")
+        raise TokenizerError(
+            f"{path}: chat_template must be a string or a list of {{name, template}}, got {str(found)[:80]!r}"
+        )
     return named
 
 

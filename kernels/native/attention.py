@@ -1,4 +1,5 @@
-"""What kernels/native/csrc/attention.cpp is told: the weights of a layer and the rows of a step as structures of pointers, checked once."""
+"""What kernels/native/csrc/attention.cpp is told: the weights of a layer and the rows of a step as structures of
+pointers, checked once."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ class _AttentionWeights(ctypes.Structure):
     """AttentionWeights in api.h."""
 
     _fields_ = (
-        *((name, _P) for name in ("input", "q_b", "kv_b", "k_absorb", "v_absorb", "o", "norm", "q_norm", "kv_norm", "post_norm")),
+        *(
+            (name, _P)
+            for name in ("input", "q_b", "kv_b", "k_absorb", "v_absorb", "o", "norm", "q_norm", "kv_norm", "post_norm")
+        ),
         *((name, _L) for name in ("heads", "nope", "rotary", "latent", "value")),
         *((name, _F) for name in ("eps", "latent_eps", "scale")),
     )
@@ -33,14 +37,15 @@ class _AttentionRows(ctypes.Structure):
     """AttentionRows in api.h."""
 
     _fields_ = (
-        ("rows", _L), ("decodes", _L), ("cos", _P), ("sin", _P), ("slots", _P), ("tables", _P), ("sequences", _L), ("table_width", _L),
-        ("sequence", _P), ("lengths", _P), ("prefills", _L), ("prefill", _P),
+        ("rows", _L), ("decodes", _L), ("cos", _P), ("sin", _P), ("slots", _P), ("tables", _P), ("sequences", _L),
+        ("table_width", _L), ("sequence", _P), ("lengths", _P), ("prefills", _L), ("prefill", _P),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A structure for C++ with what its pointers point to. `rows` and `entry` say what it fits: a step's rows, a cache entry's width."""
+    """A structure for C++ with what its pointers point to. `rows` and `entry` say what it fits: a step's rows, a cache
+    entry's width."""
 
     structure: ctypes.Structure
     keep: tuple[object, ...]
@@ -66,7 +71,11 @@ def bind_weights(a: AttentionWeights, dtype: torch.dtype) -> Bound:
     wrong = [f"{name} is {(n, k)}, not {fits}" for name, (n, k, fits) in shapes.items() if (n, k) != fits]
     if not low_rank and first != query:
         wrong.append(f"input gives {first} query outputs, not {query}")
-    if len(a.kv_b.data.part_outputs) != 1 or len(a.k_absorb.part_outputs) != a.heads or len(a.v_absorb.part_outputs) != a.heads:
+    if (
+        len(a.kv_b.data.part_outputs) != 1
+        or len(a.k_absorb.part_outputs) != a.heads
+        or len(a.v_absorb.part_outputs) != a.heads
+    ):
         wrong.append("kv_b must be one part, and the absorbed weights one part per head")
     widths = {"norm": hidden, "post_norm": hidden, "kv_norm": a.latent} | ({"q_norm": first} if low_rank else {})
     norms = {}
@@ -79,9 +88,10 @@ def bind_weights(a: AttentionWeights, dtype: torch.dtype) -> Bound:
     if wrong:
         raise ValueError("attention: " + "; ".join(wrong))
     structure = _AttentionWeights(
-        input=a.input.data.handle, q_b=None if a.q_b is None else a.q_b.data.handle, kv_b=a.kv_b.data.handle, k_absorb=a.k_absorb.handle,
-        v_absorb=a.v_absorb.handle, o=a.o.data.handle, heads=a.heads, nope=a.nope, rotary=a.rotary, latent=a.latent, value=a.value, eps=a.eps,
-        latent_eps=a.latent_eps, scale=a.scale, **{name: weight.data_ptr() for name, weight in norms.items()},
+        input=a.input.data.handle, q_b=None if a.q_b is None else a.q_b.data.handle, kv_b=a.kv_b.data.handle,
+        k_absorb=a.k_absorb.handle, v_absorb=a.v_absorb.handle, o=a.o.data.handle, heads=a.heads, nope=a.nope,
+        rotary=a.rotary, latent=a.latent, value=a.value, eps=a.eps, latent_eps=a.latent_eps, scale=a.scale,
+        **{name: weight.data_ptr() for name, weight in norms.items()},
     )  # fmt: skip
     return Bound(structure, tuple(norms.values()), hidden=hidden, entry=a.latent + a.rotary)
 
@@ -91,18 +101,26 @@ def bind_rows(r: AttentionRows) -> Bound:
     cos, sin = plain(r.cos_TR2, torch.float32), plain(r.sin_TR2, torch.float32)
     slots = plain(r.cache_slots, torch.int64)
     tables, sequence, lengths = (plain(t, torch.int32) for t in (r.decode_tables, r.decode_sequence, r.decode_lengths))
-    if not len(cos) == len(sin) == count or not r.decodes == len(sequence) == len(lengths) or (r.decodes and tables.dim() != 2):
+    if (
+        not len(cos) == len(sin) == count
+        or not r.decodes == len(sequence) == len(lengths)
+        or (r.decodes and tables.dim() != 2)
+    ):
         lengths_of = {"slots": count, "cosines": len(cos), "sequences": len(sequence), "lengths": len(lengths)}
         raise ValueError(f"attention has {r.decodes} decode rows, and {lengths_of}")
     if sum(p.count for p in r.prefills) + r.decodes != count:
         raise ValueError(f"{r.decodes} decode rows and chunks of {[p.count for p in r.prefills]} are not {count} rows")
     block_tables = [plain(p.block_table, torch.int32) for p in r.prefills]
     chunks = (_PrefillRows * len(r.prefills))(
-        *(_PrefillRows(p.first, p.count, p.start, t.data_ptr(), len(t)) for p, t in zip(r.prefills, block_tables, strict=True))
+        *(
+            _PrefillRows(p.first, p.count, p.start, t.data_ptr(), len(t))
+            for p, t in zip(r.prefills, block_tables, strict=True)
+        )
     )
     structure = _AttentionRows(
         count, r.decodes, cos.data_ptr(), sin.data_ptr(), slots.data_ptr(), tables.data_ptr(), tables.shape[0],
-        tables.shape[1] if tables.dim() == 2 else 0, sequence.data_ptr(), lengths.data_ptr(), len(chunks), ctypes.addressof(chunks),
+        tables.shape[1] if tables.dim() == 2 else 0, sequence.data_ptr(), lengths.data_ptr(), len(chunks),
+        ctypes.addressof(chunks),
     )  # fmt: skip
     return Bound(structure, (cos, sin, slots, tables, sequence, lengths, block_tables, chunks), rows=count)
 

@@ -1,7 +1,8 @@
-"""The operations on a CPU in C++ (`kernels/native/`), reached through ctypes: AVX512-BF16, AVX2 or plain C++, chosen at run time.
+"""The operations on a CPU in C++ (`kernels/native/`), reached through ctypes: AVX512-BF16, AVX2 or plain C++, chosen at
+run time.
 
-A row's result is the same bits in any batch, with any number of threads and any chunking; between instruction sets it may differ in the
-last place. Knows nothing about models, requests or links.
+A row's result is the same bits in any batch, with any number of threads and any chunking; between instruction sets it
+may differ in the last place. Knows nothing about models, requests or links.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from torch import Tensor
 
 from isotherm.kernels.native.attention import Bound, bind_rows, bind_weights, plain
 from isotherm.kernels.native.library import NativeKernelsUnavailable, load
-from isotherm.kernels.ops import BLOCK, AttentionRows, AttentionWeights, ExpertBank, Kernels, LinearWeight, Router, StoredWeight
+from isotherm.kernels.ops import (
+    BLOCK,
+    AttentionRows,
+    AttentionWeights,
+    ExpertBank,
+    Kernels,
+    LinearWeight,
+    Router,
+    StoredWeight,
+)
 
 ISAS = ("avx512_bf16", "avx2", "generic")
 _TILE = 32  # outputs per tile: parts start on a tile of their own
@@ -28,8 +38,8 @@ _SOURCE_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.f
 
 @dataclass(eq=False)
 class _Packed:
-    """A packed weight in C++ memory, freed with this object. `part_outputs` lists the outputs of each part; bf16 weights may take fewer bytes
-    than the checkpoint's (kernels/native/csrc/coded.cpp)."""
+    """A packed weight in C++ memory, freed with this object. `part_outputs` lists the outputs of each part; bf16
+    weights may take fewer bytes than the checkpoint's (kernels/native/csrc/coded.cpp)."""
 
     handle: int
     part_outputs: tuple[int, ...]
@@ -87,13 +97,15 @@ class NativeExpertBank(ExpertBank):
 class NativeKernels(Kernels):
     """CPU kernels in C++; safe to call from several Python threads.
 
-    `threads`: threads of this instance's pool, the caller included (default: the CPUs this process may run on). `isa`: one of ISAS
-    (default: the best that the machine has). `library`: a library other than the installed one, for tests.
+    `threads`: threads of this instance's pool, the caller included (default: the CPUs this process may run on). `isa`:
+    one of ISAS (default: the best that the machine has). `library`: a library other than the installed one, for tests.
     """
 
     name = "native"
 
-    def __init__(self, dtype: torch.dtype, threads: int | None = None, isa: str | None = None, library: Path | None = None):
+    def __init__(
+        self, dtype: torch.dtype, threads: int | None = None, isa: str | None = None, library: Path | None = None
+    ):
         if dtype not in (torch.bfloat16, torch.float32):
             raise ValueError(f"native kernels compute in bfloat16 or float32, not {dtype}")
         if isa is not None and isa not in ISAS:
@@ -103,9 +115,13 @@ class NativeKernels(Kernels):
         self.dtype = dtype
         self._lib = load(library)
         self.threads = threads or available_cpus()
-        handle = self._lib.iso_context_create(self.threads, 0 if isa is None else 1 + ISAS.index(isa), dtype == torch.float32)
+        handle = self._lib.iso_context_create(
+            self.threads, 0 if isa is None else 1 + ISAS.index(isa), dtype == torch.float32
+        )
         if not handle:
-            raise NativeKernelsUnavailable(f"this machine has no {isa}" if isa else "the native kernels could not start their threads")
+            raise NativeKernelsUnavailable(
+                f"this machine has no {isa}" if isa else "the native kernels could not start their threads"
+            )
         self._context: int = handle
         _free_with(self, self._lib.iso_context_destroy, handle)
         self.isa: str = self._lib.iso_context_isa(handle).decode()
@@ -117,15 +133,19 @@ class NativeKernels(Kernels):
         """One line for logs and `isotherm status`."""
         return f"native C++ kernels, {self.isa}, {self.threads} threads, {str(self.dtype).removeprefix('torch.')}"
 
-    # --- weights ---------------------------------------------------------------------------------------------------------------------
+    # --- weights ----------------------------------------------------------------------------------
 
     def pack_linear(self, weights: list[StoredWeight], bias: Tensor | None = None) -> LinearWeight:
         packed = self._pack(weights, bias)
-        return LinearWeight(sum(packed.part_outputs), packed.inputs, packed, None if bias is None else bias.float(), packed.nbytes)
+        return LinearWeight(
+            sum(packed.part_outputs), packed.inputs, packed, None if bias is None else bias.float(), packed.nbytes
+        )
 
     def pack_heads(self, weights: list[StoredWeight]) -> _Packed:
         if len({tuple(w.data.shape) for w in weights}) > 1:
-            raise ValueError(f"head weights have shapes {sorted({tuple(w.data.shape) for w in weights})}; one shape is needed")
+            raise ValueError(
+                f"head weights have shapes {sorted({tuple(w.data.shape) for w in weights})}; one shape is needed"
+            )
         return self._pack(weights, None)
 
     def expert_bank(self, slots: int, hidden: int, inner: int) -> NativeExpertBank:
@@ -137,12 +157,18 @@ class NativeKernels(Kernels):
         inputs = weights[0].data.shape[1]
         for weight in weights:
             if weight.data.dim() != 2 or weight.data.shape[1] != inputs:
-                raise ValueError(f"weights that share an input have shapes {[tuple(w.data.shape) for w in weights]}; all need {inputs} inputs")
+                raise ValueError(
+                    f"weights that share an input have shapes {[tuple(w.data.shape) for w in weights]}; "
+                    f"all need {inputs} inputs"
+                )
             if weight.data.dtype not in _SOURCE_DTYPES:
                 raise TypeError(f"a stored weight is {weight.data.dtype}; known are {list(_SOURCE_DTYPES)}")
             blocks = (-(-weight.data.shape[0] // BLOCK), -(-inputs // BLOCK))
             if weight.scale_inv is not None and tuple(weight.scale_inv.shape) != blocks:
-                raise ValueError(f"scale_inv has shape {tuple(weight.scale_inv.shape)}; a weight {tuple(weight.data.shape)} needs {blocks}")
+                raise ValueError(
+                    f"scale_inv has shape {tuple(weight.scale_inv.shape)}; "
+                    f"a weight {tuple(weight.data.shape)} needs {blocks}"
+                )
         outputs = tuple(w.data.shape[0] for w in weights)
         if bias is not None and tuple(bias.shape) != (sum(outputs),):
             raise ValueError(f"bias has shape {tuple(bias.shape)}; {sum(outputs)} outputs need ({sum(outputs)},)")
@@ -156,7 +182,10 @@ class NativeKernels(Kernels):
         counts = (ctypes.c_int64 * len(outputs))(*outputs)
         wide_bias = None if bias is None else bias.detach().float().contiguous()
         handle = self._created(
-            self._lib.iso_linear_create(kind, inputs, len(outputs), counts, None if wide_bias is None else wide_bias.data_ptr()), "a packed weight"
+            self._lib.iso_linear_create(
+                kind, inputs, len(outputs), counts, None if wide_bias is None else wide_bias.data_ptr()
+            ),
+            "a packed weight",
         )
         packed = _Packed(handle, outputs, inputs)
         _free_with(packed, self._lib.iso_linear_destroy, handle)
@@ -180,7 +209,7 @@ class NativeKernels(Kernels):
             return weight
         return StoredWeight(weight.dequantise(dtype))
 
-    # --- dense operations ------------------------------------------------------------------------------------------------------------
+    # --- dense operations -------------------------------------------------------------------------
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x = self._rows(x_TD, "rms_norm x")
@@ -189,7 +218,10 @@ class NativeKernels(Kernels):
     def add_rms_norm(self, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x = self._rows(x_TD, "add_rms_norm x")
         if residual_TD.shape != x.shape or residual_TD.dtype != self.dtype or not residual_TD.is_contiguous():
-            raise ValueError(f"residual must be contiguous {self.dtype} {tuple(x.shape)}, not {residual_TD.dtype} {tuple(residual_TD.shape)}")
+            raise ValueError(
+                f"residual must be contiguous {self.dtype} {tuple(x.shape)}, not {residual_TD.dtype} "
+                f"{tuple(residual_TD.shape)}"
+            )
         return self._norm(x, weight_D, eps, residual_TD.data_ptr())
 
     def _norm(self, x: Tensor, weight: Tensor, eps: float, residual: int | None) -> Tensor:
@@ -198,7 +230,9 @@ class NativeKernels(Kernels):
             raise ValueError(f"rms_norm weight has shape {tuple(weight.shape)}; x needs ({width},)")
         weight = weight.to(self.dtype).contiguous()
         out = torch.empty(rows, width, dtype=self.dtype)
-        self._lib.iso_rms_norm(self._context, x.data_ptr(), x.stride(0), rows, width, weight.data_ptr(), eps, residual, out.data_ptr())
+        self._lib.iso_rms_norm(
+            self._context, x.data_ptr(), x.stride(0), rows, width, weight.data_ptr(), eps, residual, out.data_ptr()
+        )
         return out
 
     def linear(self, x_TK: Tensor, weight: LinearWeight, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -219,7 +253,9 @@ class NativeKernels(Kernels):
         heads = len(weight.part_outputs)
         x = self._heads(x_THK, "head_linear x", heads, weight.inputs)
         out = torch.empty(x.shape[0], heads, weight.part_outputs[0], dtype=self.dtype)
-        code = self._lib.iso_head_linear(self._context, weight.handle, x.data_ptr(), x.stride(0), x.stride(1), x.shape[0], out.data_ptr())
+        code = self._lib.iso_head_linear(
+            self._context, weight.handle, x.data_ptr(), x.stride(0), x.stride(1), x.shape[0], out.data_ptr()
+        )
         if code:
             _fail("head_linear", code, "")
         return out
@@ -239,7 +275,9 @@ class NativeKernels(Kernels):
     def _check_mlp(gate_up: LinearWeight, down: LinearWeight) -> None:
         inner, parts = down.in_features, gate_up.data.part_outputs
         if parts != (inner, inner) and (parts != (2 * inner,) or inner % _TILE):
-            raise ValueError(f"mlp's gate_up packs {parts} outputs; down, with {inner} inputs, needs two parts of {inner}")
+            raise ValueError(
+                f"mlp's gate_up packs {parts} outputs; down, with {inner} inputs, needs two parts of {inner}"
+            )
         if down.bias is not None and down.data.part_outputs != (down.out_features,):
             raise ValueError("mlp's down must be packed as one part")
 
@@ -248,14 +286,18 @@ class NativeKernels(Kernels):
         rows, heads, width = x.shape
         cos, sin = plain(cos_TR2, torch.float32), plain(sin_TR2, torch.float32)
         if width % 2 or cos.shape != (rows, width // 2) or sin.shape != cos.shape:
-            raise ValueError(f"rope x {tuple(x.shape)} needs cos and sin of shape ({rows}, {width // 2}), not {tuple(cos.shape)}, {tuple(sin.shape)}")
+            raise ValueError(
+                f"rope x {tuple(x.shape)} needs cos and sin of shape ({rows}, {width // 2}), not {tuple(cos.shape)}, "
+                f"{tuple(sin.shape)}"
+            )
         out = torch.empty(rows, heads, width, dtype=self.dtype)
         self._lib.iso_rope(
-            self._context, x.data_ptr(), x.stride(0), x.stride(1), rows, heads, width, cos.data_ptr(), sin.data_ptr(), out.data_ptr()
+            self._context, x.data_ptr(), x.stride(0), x.stride(1), rows, heads, width, cos.data_ptr(), sin.data_ptr(),
+            out.data_ptr(),
         )  # fmt: skip
         return out
 
-    # --- experts ---------------------------------------------------------------------------------------------------------------------
+    # --- experts ----------------------------------------------------------------------------------
 
     def route(self, x_TD: Tensor, router: Router) -> tuple[Tensor, Tensor]:
         experts, hidden = router.weight.shape
@@ -266,8 +308,9 @@ class NativeKernels(Kernels):
         ids = torch.empty(rows, router.top_k, dtype=torch.int32)
         weights = torch.empty(rows, router.top_k, dtype=torch.float32)
         code = self._lib.iso_route(
-            self._context, x.data_ptr(), x.stride(0), rows, hidden, experts, weight.data_ptr(), bias.data_ptr(), router.n_group, router.topk_group,
-            router.top_k, router.normalise, router.scaling, ids.data_ptr(), weights.data_ptr(),
+            self._context, x.data_ptr(), x.stride(0), rows, hidden, experts, weight.data_ptr(), bias.data_ptr(),
+            router.n_group, router.topk_group, router.top_k, router.normalise, router.scaling, ids.data_ptr(),
+            weights.data_ptr(),
         )  # fmt: skip
         if code:
             _fail("route", code, "")
@@ -277,7 +320,10 @@ class NativeKernels(Kernels):
     def _check_router(router: Router) -> None:
         experts = len(router.weight)
         if experts % router.n_group or not 0 < router.top_k <= experts or not 0 < router.topk_group <= router.n_group:
-            raise ValueError(f"{experts} experts don't divide as {router.n_group} groups, {router.topk_group} kept, top {router.top_k}")
+            raise ValueError(
+                f"{experts} experts don't divide as {router.n_group} groups, {router.topk_group} kept, "
+                f"top {router.top_k}"
+            )
 
     def experts(self, x_TD: Tensor, bank: ExpertBank, rows_P: Tensor, slots_A: Tensor, offsets_A1: Tensor) -> Tensor:
         if not isinstance(bank, NativeExpertBank):
@@ -289,22 +335,37 @@ class NativeKernels(Kernels):
         pairs = len(rows)
         out = torch.empty(pairs, bank.hidden, dtype=self.dtype)
         code = self._lib.iso_experts(
-            self._context, bank.handle, x.data_ptr(), x.stride(0), x.shape[0], rows.data_ptr(), pairs, slots.data_ptr(), offsets.data_ptr(),
-            len(slots), out.data_ptr(),
+            self._context, bank.handle, x.data_ptr(), x.stride(0), x.shape[0], rows.data_ptr(), pairs, slots.data_ptr(),
+            offsets.data_ptr(), len(slots), out.data_ptr(),
         )  # fmt: skip
         if code == 3:
             raise KeyError(f"expert slots {bank.empty(slots.tolist())} are empty")
         if code:
-            _fail("experts", code, f"rows must lie in 0 … {x.shape[0] - 1}, slots in the bank, and offsets rise from 0 to {pairs}")
+            _fail(
+                "experts",
+                code,
+                f"rows must lie in 0 … {x.shape[0] - 1}, slots in the bank, and offsets rise from 0 to {pairs}",
+            )
         return out
 
-    def combine(self, y_PD: Tensor, index_Tk: Tensor, weights_Tk: Tensor, own_TD: Tensor | None = None, residual_TD: Tensor | None = None) -> Tensor:
+    def combine(
+        self,
+        y_PD: Tensor,
+        index_Tk: Tensor,
+        weights_Tk: Tensor,
+        own_TD: Tensor | None = None,
+        residual_TD: Tensor | None = None,
+    ) -> Tensor:
         y = self._rows(y_PD, "combine y").contiguous()
         index, weights = plain(index_Tk, torch.int64), plain(weights_Tk, torch.float32)
         if index.dim() != 2 or index.shape != weights.shape or index.shape[1] < 1:
-            raise ValueError(f"combine's index {tuple(index.shape)} and weights {tuple(weights.shape)} must be one [T, k]")
+            raise ValueError(
+                f"combine's index {tuple(index.shape)} and weights {tuple(weights.shape)} must be one [T, k]"
+            )
         (rows, k), (pairs, width) = index.shape, y.shape
-        terms = [None if t is None else self._rows(t, "combine term", width).contiguous() for t in (own_TD, residual_TD)]
+        terms = [
+            None if t is None else self._rows(t, "combine term", width).contiguous() for t in (own_TD, residual_TD)
+        ]
         if any(t is not None and len(t) != rows for t in terms):
             raise ValueError(f"combine adds terms of {[None if t is None else len(t) for t in terms]} rows to {rows}")
         out = torch.empty(rows, width, dtype=self.dtype)
@@ -316,27 +377,41 @@ class NativeKernels(Kernels):
             _fail("combine", code, f"indices must lie in 0 … {pairs - 1}")
         return out
 
-    def moe(self, x_TD: Tensor, router: Router, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None, down: LinearWeight | None,
-            residual_TD: Tensor) -> Tensor:  # fmt: skip
+    def moe(self, x_TD: Tensor, router: Router, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None,
+            down: LinearWeight | None, residual_TD: Tensor) -> Tensor:  # fmt: skip
         """`Kernels.moe` in one call."""
         if not isinstance(bank, NativeExpertBank):
             raise TypeError(f"native experts need a bank made by these kernels, not a {type(bank).__name__}")
         experts, hidden = router.weight.shape
-        x, residual = self._rows(x_TD, "moe x", bank.hidden).contiguous(), self._rows(residual_TD, "moe residual", bank.hidden).contiguous()
+        x, residual = (
+            self._rows(x_TD, "moe x", bank.hidden).contiguous(),
+            self._rows(residual_TD, "moe residual", bank.hidden).contiguous(),
+        )
         weight, bias = plain(router.weight, torch.float32), plain(router.bias, torch.float32)
         slots = plain(slot_of_E, torch.int32)
         self._check_router(router)
-        if hidden != bank.hidden or len(slots) != experts or len(residual) != len(x) or (gate_up is None) != (down is None):
-            raise ValueError(f"moe has a router {tuple(router.weight.shape)}, {len(slots)} slots, {len(x)} rows and a residual of {len(residual)}")
+        if (
+            hidden != bank.hidden
+            or len(slots) != experts
+            or len(residual) != len(x)
+            or (gate_up is None) != (down is None)
+        ):
+            raise ValueError(
+                f"moe has a router {tuple(router.weight.shape)}, {len(slots)} slots, "
+                f"{len(x)} rows and a residual of {len(residual)}"
+            )
         if gate_up is not None and down is not None:
             self._check_mlp(gate_up, down)
             if (gate_up.in_features, down.out_features) != (hidden, hidden):
-                raise ValueError(f"moe's shared experts go from {gate_up.in_features} to {down.out_features}, not {hidden}")
+                raise ValueError(
+                    f"moe's shared experts go from {gate_up.in_features} to {down.out_features}, not {hidden}"
+                )
         out = torch.empty_like(x)
         code = self._lib.iso_moe(
-            self._context, x.data_ptr(), len(x), hidden, experts, weight.data_ptr(), bias.data_ptr(), router.n_group, router.topk_group,
-            router.top_k, router.normalise, router.scaling, bank.handle, slots.data_ptr(), None if gate_up is None else gate_up.data.handle,
-            None if down is None else down.data.handle, residual.data_ptr(), out.data_ptr(),
+            self._context, x.data_ptr(), len(x), hidden, experts, weight.data_ptr(), bias.data_ptr(), router.n_group,
+            router.topk_group, router.top_k, router.normalise, router.scaling, bank.handle, slots.data_ptr(),
+            None if gate_up is None else gate_up.data.handle, None if down is None else down.data.handle,
+            residual.data_ptr(), out.data_ptr(),
         )  # fmt: skip
         if code == 3:
             raise KeyError("an expert that rows go to is not in the bank")
@@ -344,7 +419,7 @@ class NativeKernels(Kernels):
             _fail("moe", code, "")
         return out
 
-    # --- attention -------------------------------------------------------------------------------------------------------------------
+    # --- attention --------------------------------------------------------------------------------
 
     def write_cache(self, latent_TC: Tensor, k_rope_TR: Tensor, cache: Tensor, slots_T: Tensor) -> None:
         latent, rope = self._rows(latent_TC, "write_cache latent"), self._rows(k_rope_TR, "write_cache key")
@@ -353,37 +428,44 @@ class NativeKernels(Kernels):
         if not len(latent) == len(rope) == len(slots):
             raise ValueError(f"write_cache has {len(latent)} latents, {len(rope)} keys and {len(slots)} slots")
         code = self._lib.iso_write_cache(
-            self._context, latent.data_ptr(), latent.stride(0), latent.shape[1], rope.data_ptr(), rope.stride(0), rope.shape[1], cache.data_ptr(),
-            blocks * block_size, slots.data_ptr(), len(slots),
+            self._context, latent.data_ptr(), latent.stride(0), latent.shape[1], rope.data_ptr(), rope.stride(0),
+            rope.shape[1], cache.data_ptr(), blocks * block_size, slots.data_ptr(), len(slots),
         )  # fmt: skip
         if code:
             _fail("write_cache", code, f"slots must lie in 0 … {blocks * block_size - 1}")
 
-    def mla_prefill(self, q_THQ: Tensor, cache: Tensor, block_table_M: Tensor, start: int, kv_b: LinearWeight, v_head_dim: int,
-                    scale: float) -> Tensor:  # fmt: skip
+    def mla_prefill(self, q_THQ: Tensor, cache: Tensor, block_table_M: Tensor, start: int, kv_b: LinearWeight,
+                    v_head_dim: int, scale: float) -> Tensor:  # fmt: skip
         q = self._heads(q_THQ, "mla_prefill q")
         rows, heads, qk_dim = q.shape
         if len(kv_b.data.part_outputs) != 1 or kv_b.out_features % heads:
-            raise ValueError(f"kv_b packs {kv_b.data.part_outputs} outputs; one part that {heads} heads divide is needed")
+            raise ValueError(
+                f"kv_b packs {kv_b.data.part_outputs} outputs; one part that {heads} heads divide is needed"
+            )
         nope = kv_b.out_features // heads - v_head_dim
         rotary = qk_dim - nope
         if nope < 0 or rotary < 0:
-            raise ValueError(f"kv_b gives {kv_b.out_features // heads} per head, q has {qk_dim}: they don't fit v_head_dim {v_head_dim}")
+            raise ValueError(
+                f"kv_b gives {kv_b.out_features // heads} per head, q has {qk_dim}: "
+                f"they don't fit v_head_dim {v_head_dim}"
+            )
         blocks, block_size = self._cache(cache, kv_b.in_features + rotary)
         table = plain(block_table_M, torch.int32)
         if start < 0 or start + rows > len(table) * block_size:
-            raise ValueError(f"positions {start} … {start + rows - 1} don't fit a table of {len(table)} blocks of {block_size}")
+            raise ValueError(
+                f"positions {start} … {start + rows - 1} don't fit a table of {len(table)} blocks of {block_size}"
+            )
         out = torch.empty(rows, heads * v_head_dim, dtype=self.dtype)
         code = self._lib.iso_mla_prefill(
-            self._context, q.data_ptr(), q.stride(0), q.stride(1), cache.data_ptr(), blocks, block_size, table.data_ptr(), start, rows, heads, nope,
-            rotary, v_head_dim, kv_b.data.handle, scale, out.data_ptr(),
+            self._context, q.data_ptr(), q.stride(0), q.stride(1), cache.data_ptr(), blocks, block_size,
+            table.data_ptr(), start, rows, heads, nope, rotary, v_head_dim, kv_b.data.handle, scale, out.data_ptr(),
         )  # fmt: skip
         if code:
             _fail("mla_prefill", code, f"block ids must lie in 0 … {blocks - 1}")
         return out
 
-    def mla_decode(self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache: Tensor, block_tables_SM: Tensor, sequence_T: Tensor, lengths_T: Tensor,
-                   scale: float) -> Tensor:  # fmt: skip
+    def mla_decode(self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache: Tensor, block_tables_SM: Tensor,
+                   sequence_T: Tensor, lengths_T: Tensor, scale: float) -> Tensor:  # fmt: skip
         q_latent = self._heads(q_latent_THC, "mla_decode q_latent")
         rows, heads, latent = q_latent.shape
         q_rope = self._heads(q_rope_THR, "mla_decode q_rope", heads)
@@ -391,15 +473,26 @@ class NativeKernels(Kernels):
         blocks, block_size = self._cache(cache, latent + rotary)
         tables, sequence, lengths = (plain(t, torch.int32) for t in (block_tables_SM, sequence_T, lengths_T))
         if tables.dim() != 2 or not rows == len(q_rope) == len(sequence) == len(lengths):
-            raise ValueError(f"mla_decode has {rows} rows, but {len(q_rope)} rotary rows, {len(sequence)} sequences and {len(lengths)} lengths")
+            raise ValueError(
+                f"mla_decode has {rows} rows, but {len(q_rope)} rotary rows, {len(sequence)} sequences and "
+                f"{len(lengths)} lengths"
+            )
         out = torch.empty(rows, heads, latent, dtype=self.dtype)
         code = self._lib.iso_mla_decode(
-            self._context, q_latent.data_ptr(), q_latent.stride(0), q_latent.stride(1), q_rope.data_ptr(), q_rope.stride(0), q_rope.stride(1),
-            cache.data_ptr(), blocks, block_size, latent, rotary, tables.data_ptr(), tables.shape[0], tables.shape[1], sequence.data_ptr(),
-            lengths.data_ptr(), rows, heads, scale, out.data_ptr(),
+            self._context, q_latent.data_ptr(), q_latent.stride(0), q_latent.stride(1), q_rope.data_ptr(),
+            q_rope.stride(0), q_rope.stride(1), cache.data_ptr(), blocks, block_size, latent, rotary, tables.data_ptr(),
+            tables.shape[0], tables.shape[1], sequence.data_ptr(), lengths.data_ptr(), rows, heads, scale,
+            out.data_ptr(),
         )  # fmt: skip
         if code:
-            _fail("mla_decode", code, f"lengths, sequences or block ids are out of range for tables {tuple(tables.shape)} and {blocks} blocks")
+            _fail(
+                "mla_decode",
+                code,
+                (
+                    f"lengths, sequences or block ids are out of range for tables {tuple(tables.shape)} and {blocks} "
+                    "blocks"
+                ),
+            )
         return out
 
     def attention(self, x_TD: Tensor, a: AttentionWeights, rows: AttentionRows, cache: Tensor) -> Tensor:
@@ -411,20 +504,35 @@ class NativeKernels(Kernels):
             seen = self._attention_rows = rows, bind_rows(rows)
         bound = seen[1]
         if x_TD.dtype != self.dtype or tuple(x_TD.shape) != (bound.rows, weights.hidden) or not x_TD.is_contiguous():
-            raise ValueError(f"attention x is {x_TD.dtype} {tuple(x_TD.shape)}; contiguous {self.dtype} ({bound.rows}, {weights.hidden}) is needed")
+            raise ValueError(
+                f"attention x is {x_TD.dtype} {tuple(x_TD.shape)}; contiguous {self.dtype} "
+                f"({bound.rows}, {weights.hidden}) is needed"
+            )
         blocks, block_size = self._cache(cache, weights.entry)
         out = torch.empty_like(x_TD)
         code = self._lib.iso_attention(
-            self._context, ctypes.byref(weights.structure), ctypes.byref(bound.structure), x_TD.data_ptr(), cache.data_ptr(), blocks, block_size,
-            out.data_ptr(),
+            self._context, ctypes.byref(weights.structure), ctypes.byref(bound.structure), x_TD.data_ptr(),
+            cache.data_ptr(), blocks, block_size, out.data_ptr(),
         )  # fmt: skip
         if code:
-            _fail("attention", code, f"slots, lengths, sequences, chunks or block ids are out of range for a cache of {blocks} blocks")
+            _fail(
+                "attention",
+                code,
+                f"slots, lengths, sequences, chunks or block ids are out of range for a cache of {blocks} blocks",
+            )
         return out
 
-    # --- sampling --------------------------------------------------------------------------------------------------------------------
+    # --- sampling ---------------------------------------------------------------------------------
 
-    def sample(self, logits_TV: Tensor, temperature_T: Tensor, top_p_T: Tensor, top_k_T: Tensor, seed_T: Tensor, index_T: Tensor) -> Tensor:
+    def sample(
+        self,
+        logits_TV: Tensor,
+        temperature_T: Tensor,
+        top_p_T: Tensor,
+        top_k_T: Tensor,
+        seed_T: Tensor,
+        index_T: Tensor,
+    ) -> Tensor:
         logits = logits_TV if logits_TV.stride(-1) == 1 else logits_TV.contiguous()
         if logits.dtype != torch.float32 or logits.dim() != 2 or logits.shape[1] == 0:
             raise ValueError(f"sample needs float32 logits [T, V], not {logits.dtype} {tuple(logits.shape)}")
@@ -435,14 +543,14 @@ class NativeKernels(Kernels):
             raise ValueError(f"sample has {rows} rows of logits; every parameter must have shape ({rows},)")
         out = torch.empty(rows, dtype=torch.int64)
         code = self._lib.iso_sample(
-            self._context, logits.data_ptr(), logits.stride(0), rows, vocab, temperature.data_ptr(), top_p.data_ptr(), top_k.data_ptr(),
-            seed.data_ptr(), index.data_ptr(), out.data_ptr(),
+            self._context, logits.data_ptr(), logits.stride(0), rows, vocab, temperature.data_ptr(), top_p.data_ptr(),
+            top_k.data_ptr(), seed.data_ptr(), index.data_ptr(), out.data_ptr(),
         )  # fmt: skip
         if code:
             _fail("sample", code, "")
         return out
 
-    # --- the boundary ----------------------------------------------------------------------------------------------------------------
+    # --- the boundary -----------------------------------------------------------------------------
 
     @staticmethod
     def _created(handle: int | None, what: str) -> int:
@@ -453,7 +561,9 @@ class NativeKernels(Kernels):
     def _rows(self, x: Tensor, name: str, width: int | None = None) -> Tensor:
         """x as rows in `dtype`, each contiguous; rows may lie apart."""
         if x.dim() != 2 or x.dtype != self.dtype or (width is not None and x.shape[1] != width):
-            raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}; {self.dtype} [T, {'*' if width is None else width}] is needed")
+            raise ValueError(
+                f"{name} is {x.dtype} {tuple(x.shape)}; {self.dtype} [T, {'*' if width is None else width}] is needed"
+            )
         return x if x.stride(1) == 1 else x.contiguous()
 
     def _heads(self, x: Tensor, name: str, heads: int | None = None, width: int | None = None) -> Tensor:
@@ -463,14 +573,18 @@ class NativeKernels(Kernels):
             or (heads is not None and x.shape[1] != heads)
             or (width is not None and x.shape[2] != width)
         ):
-            raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}; {self.dtype} [T, {heads or 'H'}, {width or '*'}] is needed")
+            raise ValueError(
+                f"{name} is {x.dtype} {tuple(x.shape)}; {self.dtype} [T, {heads or 'H'}, {width or '*'}] is needed"
+            )
         return x if x.stride(2) == 1 else x.contiguous()
 
     def _cache(self, cache: Tensor, entry: int) -> tuple[int, int]:
         if cache.dim() != 3 or cache.dtype != self.dtype or cache.shape[2] != entry or not cache.is_contiguous():
-            raise ValueError(f"the cache is {cache.dtype} {tuple(cache.shape)}; contiguous {self.dtype} [blocks, block size, {entry}] is needed")
+            raise ValueError(
+                f"the cache is {cache.dtype} {tuple(cache.shape)}; contiguous {self.dtype} "
+                f"[blocks, block size, {entry}] is needed"
+            )
         return cache.shape[0], cache.shape[1]
-
 
 
 def available_cpus() -> int:

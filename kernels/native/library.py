@@ -55,7 +55,8 @@ def load(path: Path | None = None) -> ctypes.CDLL:
         path = built_library()
         if path is None:
             raise NativeKernelsUnavailable(
-                "the native CPU kernels were not built when isotherm was installed (no C++ compiler?); install g++ and reinstall isotherm"
+                "the native CPU kernels were not built when isotherm was installed (no C++ compiler?); "
+                "install g++ and reinstall isotherm"
             )
     try:
         library = ctypes.CDLL(str(path))
@@ -63,5 +64,7 @@ def load(path: Path | None = None) -> ctypes.CDLL:
             function = getattr(library, f"iso_{name}")
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        raise NativeKernelsUnavailable(f"the native CPU kernels at {path} don't load: {error}; reinstall isotherm to rebuild them") from error
+        raise NativeKernelsUnavailable(
+            f"the native CPU kernels at {path} don't load: {error}; reinstall isotherm to rebuild them"
+        ) from error
     return library

@@ -1,4 +1,5 @@
-"""Links in shared memory and the expert group's loop over them, in C++ (`kernels/native/csrc/ring.cpp`, `expert_loop.cpp`), reached through ctypes.
+"""Links in shared memory and the expert group's loop over them, in C++ (`kernels/native/csrc/ring.cpp`,
+`expert_loop.cpp`), reached through ctypes.
 
 Wrappers only: who meets whom, and how the memory comes to both, is the caller's.
 """
@@ -90,7 +91,9 @@ def load(path: Path | None = None) -> ctypes.CDLL:
             function = getattr(library, f"iso_{name}")
             function.restype, function.argtypes = result, arguments
     except AttributeError as error:
-        raise NativeKernelsUnavailable(f"this build has no shared-memory links ({error}); they need Linux, and isotherm reinstalled") from error
+        raise NativeKernelsUnavailable(
+            f"this build has no shared-memory links ({error}); they need Linux, and isotherm reinstalled"
+        ) from error
     return library
 
 
@@ -104,7 +107,8 @@ def unavailable_reason() -> str | None:
 
 
 class NativeGate:
-    """A fair lock that C++ takes too: held while experts are computed, and while one is named or unnamed. A context manager."""
+    """A fair lock that C++ takes too: held while experts are computed, and while one is named or unnamed. A context
+    manager."""
 
     def __init__(self, library: Path | None = None) -> None:
         self._lib = load(library)
@@ -141,21 +145,26 @@ class LoopCounts:
 class NativeExpertLoop:
     """The C++ thread that serves an expert bank over links in shared memory.
 
-    `slot_of` int32 and `rows_served` int64 are [layers, experts] and stay the caller's: the loop reads the first and counts rows in the second,
-    both inside `gate`. `window`: how long a message is held for other busy shards, in multiples of the time that a layer takes; 0: never.
+    `slot_of` int32 and `rows_served` int64 are [layers, experts] and stay the caller's: the loop reads the first and
+    counts rows in the second, both inside `gate`. `window`: how long a message is held for other busy shards, in
+    multiples of the time that a layer takes; 0: never.
     """
 
-    def __init__(self, kernels: NativeKernels, bank: NativeExpertBank, gate: NativeGate, slot_of: np.ndarray, rows_served: np.ndarray,
-                 first_layer: int, dtype: int, window: float, library: Path | None = None) -> None:  # fmt: skip
+    def __init__(self, kernels: NativeKernels, bank: NativeExpertBank, gate: NativeGate, slot_of: np.ndarray,
+                 rows_served: np.ndarray, first_layer: int, dtype: int, window: float,
+                 library: Path | None = None) -> None:  # fmt: skip
         if slot_of.dtype != np.int32 or rows_served.dtype != np.int64 or slot_of.shape != rows_served.shape:
-            raise TypeError(f"slots int32 and counts int64 of one shape are needed, not {slot_of.dtype} {slot_of.shape} and "
-                            f"{rows_served.dtype} {rows_served.shape}")  # fmt: skip
+            raise TypeError(
+                f"slots int32 and counts int64 of one shape are needed, not {slot_of.dtype} {slot_of.shape} and "
+                f"{rows_served.dtype} {rows_served.shape}"
+            )
         self._lib = load(library)
         self._kept = (kernels, bank, gate, slot_of, rows_served)  # C++ uses their memory
         layers, experts = slot_of.shape
         row_bytes = bank.hidden * kernels.dtype.itemsize
-        handle = self._lib.iso_loop_create(kernels._context, bank.handle, gate.handle, slot_of.ctypes.data, rows_served.ctypes.data, layers, experts,
-                                           first_layer, row_bytes, dtype, window)  # fmt: skip
+        handle = self._lib.iso_loop_create(kernels._context, bank.handle, gate.handle, slot_of.ctypes.data,
+                                           rows_served.ctypes.data, layers, experts, first_layer, row_bytes, dtype,
+                                           window)  # fmt: skip
         if not handle:
             raise OSError("no memory, descriptor or thread for an expert loop")
         self._handle: int = handle
@@ -199,7 +208,8 @@ class NativeExpertLoop:
 
 
 def gather_choose(seats: np.ndarray, first: int, end: int, window: int, now: int) -> tuple[int, int]:
-    """What `choose` in gather.h says, for tests: seats int64 [n, 4] of (pending, in step, layer, since) → (layer or -1, until)."""
+    """What `choose` in gather.h says, for tests: seats int64 [n, 4] of (pending, in step, layer, since) → (layer or -1,
+    until)."""
     seats, out = np.ascontiguousarray(seats, dtype=np.int64), (ctypes.c_int64 * 2)()
     load().iso_gather_choose(seats.ctypes.data, len(seats), first, end, window, now, out)
     return out[0], out[1]

@@ -11,21 +11,25 @@
     weights.py       packing, and the expert bank
     interpreter.py   corrections to Triton's CPU interpreter, for machines without a GPU
 
-What has been checked, and what has not. On a machine without a GPU every operation was compared with kernels/reference.py through Triton's CPU
-interpreter on small shapes, and every kernel was compiled for sm_90 at DeepSeek-V3's real shapes, within its shared memory and without spills
-(tests/kernels/triton/test_triton.py and test_triton_aot.py). **Nothing here has run on a GPU yet**: neither speed nor bits have been seen there. The
-interpreter runs one program after another in numpy, so it cannot show a race, a misaligned access, or how a tensor core rounds.
+What has been checked, and what has not. On a machine without a GPU every operation was compared with
+kernels/reference.py through Triton's CPU interpreter on small shapes, and every kernel was compiled for sm_90 at
+DeepSeek-V3's real shapes, within its shared memory and without spills (tests/kernels/triton/test_triton.py and
+test_triton_aot.py). **Nothing here has run on a GPU yet**: neither speed nor bits have been seen there. The interpreter
+runs one program after another in numpy, so it cannot show a race, a misaligned access, or how a tensor core rounds.
 
 Why a row's bits don't depend on its company, and what that relies on:
 
-- Matrix products are computed as weight × rowsᵀ, so that outputs are the M side of a tensor core instruction and rows its N side. Every tile size,
-  for one row or for thousands, then uses one instruction family (wgmma m64nNk16), one K step, and one K order per element; only N differs. Relied
-  on: an element of wgmma's result does not depend on N or on the element's place in the tile. (A kernel that put rows on the M side would need
-  mma.sync below 64 rows, which may accumulate in another order.) No multiply and add are fused but by an explicit tl.fma
-  (launch.py), so that no compiler may fuse in one variant and not in another.
-- A narrow weight is split over K at places that its shape alone decides; the parts are added in order, by one program or from a workspace.
-- Attention takes keys in tiles counted from position 0. Prefill has one tile shape; decode has one tile shape and splits of a fixed length, merged
-  in order. Relied on: keys that a row may not see add exact zeros to its accumulators and rescale them by exactly one.
-- Reductions over a row (norms, routing, sampling) are done by one program with one configuration for any number of rows. Row counts are not
-  specialised (`do_not_specialize`), so one row and many run one binary.
+- Matrix products are computed as weight × rowsᵀ, so that outputs are the M side of a tensor core instruction and rows
+  its N side. Every tile size, for one row or for thousands, then uses one instruction family (wgmma m64nNk16), one K
+  step, and one K order per element; only N differs. Relied on: an element of wgmma's result does not depend on N or on
+  the element's place in the tile. (A kernel that put rows on the M side would need mma.sync below 64 rows, which may
+  accumulate in another order.) No multiply and add are fused but by an explicit tl.fma (launch.py), so that no compiler
+  may fuse in one variant and not in another.
+- A narrow weight is split over K at places that its shape alone decides; the parts are added in order, by one program
+  or from a workspace.
+- Attention takes keys in tiles counted from position 0. Prefill has one tile shape; decode has one tile shape and
+  splits of a fixed length, merged in order. Relied on: keys that a row may not see add exact zeros to its accumulators
+  and rescale them by exactly one.
+- Reductions over a row (norms, routing, sampling) are done by one program with one configuration for any number of
+  rows. Row counts are not specialised (`do_not_specialize`), so one row and many run one binary.
 """

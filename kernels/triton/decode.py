@@ -1,10 +1,12 @@
-"""mla_decode: absorbed attention over the paged latent cache (arXiv:2405.04434, §2.1.2: one latent serves every head as key and as value).
+"""mla_decode: absorbed attention over the paged latent cache (arXiv:2405.04434, §2.1.2: one latent serves every head as
+key and as value).
 
-A program takes BLOCK_H heads of one row, which share each latent that it reads, over one split of SPLIT positions counted from 0. Where no
-table is longer than a split, rows are finished in place; else merge_kernel adds their splits in order. A row's splits depend on its own length alone.
+A program takes BLOCK_H heads of one row, which share each latent that it reads, over one split of SPLIT positions
+counted from 0. Where no table is longer than a split, rows are finished in place; else merge_kernel adds their splits
+in order. A row's splits depend on its own length alone.
 
-On 8 warps Triton 3.7 lets both warpgroups compute all scores of a tile (it gives the warps of a product that feeds another one to rows alone), so the
-first product is done twice; only the second is shared out.
+On 8 warps Triton 3.7 lets both warpgroups compute all scores of a tile (it gives the warps of a product that feeds
+another one to rows alone), so the first product is done twice; only the second is shared out.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ import triton.language as tl
 def mla_decode_kernel(
     q_latent, q_rope, cache, tables, sequence, lengths, out, partial, partial_ml, scale, splits,
     stride_qt, stride_qh, stride_rt, stride_rh, stride_table,
-    H: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+    H: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (rows × ⌈H / BLOCK_H⌉, splits). out [T, H, C]; partial float32 [T, splits, H, C], not normalised, and partial_ml float32
-    [T, splits, 2, H]: the largest score (in units of log 2) and the sum of exponentials. EVEN: H, C and R fill their blocks."""
+    """Grid: (rows × ⌈H / BLOCK_H⌉, splits). out [T, H, C]; partial float32 [T, splits, H, C], not normalised, and
+    partial_ml float32 [T, splits, 2, H]: the largest score (in units of log 2) and the sum of exponentials. EVEN: H, C
+    and R fill their blocks."""
     blocks_h = tl.cdiv(H, BLOCK_H)
     row = tl.program_id(0) // blocks_h
     split = tl.program_id(1)
@@ -51,7 +54,8 @@ def mla_decode_kernel(
     for first in range(begin, end, BLOCK_L):
         position = first + tl.arange(0, BLOCK_L)
         seen = position < end
-        if BLOCK_SIZE % BLOCK_L == 0:  # a tile lies in one block: one address, and its rows' are known from it, which spares registers
+        # A tile lies in one block: one address, and its rows' are known from it, which spares registers
+        if BLOCK_SIZE % BLOCK_L == 0:
             base = tl.load(table + first // BLOCK_SIZE) * BLOCK_SIZE + first % BLOCK_SIZE
             entry = base * (C + R) + tl.arange(0, BLOCK_L) * (C + R)
         else:
@@ -92,10 +96,14 @@ def mla_decode_kernel(
 
 
 @triton.jit(do_not_specialize=["splits"])
-def merge_kernel(lengths, partial, partial_ml, out, splits, H: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, BLOCK_C: tl.constexpr):
+def merge_kernel(
+    lengths, partial, partial_ml, out, splits,
+    H: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """Adds a row's splits in order, each weighted by its share of the softmax. Grid: (rows, H).
 
-    A row of one split comes out as mla_decode_kernel would have finished it itself: its share is exactly one, added to exact zeros.
+    A row of one split comes out as mla_decode_kernel would have finished it itself: its share is exactly one, added to
+    exact zeros.
     """
     row = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1)

@@ -8,7 +8,8 @@ import triton.language as tl
 
 @triton.jit
 def rms_norm_kernel(x, residual, weight, out, D, stride_x, eps, BLOCK: tl.constexpr):
-    """out[t] = x[t] / sqrt(mean(x[t]²) + eps), rounded, × weight. With a residual: residual += x, rounded, in place, and its norm. Grid: (rows,)."""
+    """out[t] = x[t] / sqrt(mean(x[t]²) + eps), rounded, × weight. With a residual: residual += x, rounded, in place,
+    and its norm. Grid: (rows,)."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     mask = d < D
@@ -19,11 +20,15 @@ def rms_norm_kernel(x, residual, weight, out, D, stride_x, eps, BLOCK: tl.conste
         tl.store(residual + row * D + d, value, mask=mask)
         value = value.to(tl.float32)
     normal = (value * tl.rsqrt(tl.sum(value * value, 0) / D + eps)).to(dtype).to(tl.float32)
-    tl.store(out + row * D + d, (tl.load(weight + d, mask=mask, other=0.0).to(tl.float32) * normal).to(dtype), mask=mask)
+    tl.store(
+        out + row * D + d, (tl.load(weight + d, mask=mask, other=0.0).to(tl.float32) * normal).to(dtype), mask=mask
+    )
 
 
 @triton.jit
-def rope_kernel(x, cos, sin, out, H, stride_xt, stride_xh, PAIRS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr):
+def rope_kernel(
+    x, cos, sin, out, H, stride_xt, stride_xh, PAIRS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr
+):
     """Pairs (x[2i], x[2i+1]) turned by the angle of (row, i). Grid: (rows, ⌈H / BLOCK_H⌉). out [T, H, 2 · PAIRS]."""
     row = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
@@ -47,7 +52,9 @@ def combine_kernel(y, index, weights, out, D, stride_y, TOP: tl.constexpr, BLOCK
     total = tl.zeros([BLOCK], tl.float32)
     for j in tl.static_range(TOP):
         source = tl.load(index + row * TOP + j).to(tl.int64)
-        total += tl.load(y + source * stride_y + d, mask=mask, other=0.0).to(tl.float32) * tl.load(weights + row * TOP + j)
+        total += tl.load(y + source * stride_y + d, mask=mask, other=0.0).to(tl.float32) * tl.load(
+            weights + row * TOP + j
+        )
     tl.store(out + row * D + d, total.to(out.dtype.element_ty), mask=mask)
 
 

@@ -1,7 +1,9 @@
-"""Products with one weight: linear, head_linear and the fused gate·up of an MLP. See the package's docstring for why the weight is on the left.
+"""Products with one weight: linear, head_linear and the fused gate·up of an MLP. See the package's docstring for why
+the weight is on the left.
 
-Rows lie in BLOCK_T columns of a tile, outputs in BLOCK_N rows. Packed weights have padded rows and columns (weights.py), so only the input is
-masked. FP8 weights are widened in registers; the partial sum over each 128 of K is scaled by the float32 scale of its block.
+Rows lie in BLOCK_T columns of a tile, outputs in BLOCK_N rows. Packed weights have padded rows and columns
+(weights.py), so only the input is masked. FP8 weights are widened in registers; the partial sum over each 128 of K is
+scaled by the float32 scale of its block.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Tile:
 
 
 def choose_tile(rows: int, fp8: bool, largest: int = 128) -> Tile:
-    """From memory-bound few rows (many small programs, deep pipelines) to compute-bound many. No choice here changes a bit of the result."""
+    """From memory-bound few rows (many small programs, deep pipelines) to compute-bound many. No choice here changes a
+    bit of the result."""
     block_t = min(largest, max(16, power_of_two(min(rows, 128))))
     if block_t == 128:
         return Tile(128, 128, 128 if fp8 else 64, 8, 3 if fp8 else 4)
@@ -38,14 +41,17 @@ def tile_product(
     x, x_offsets, x_mask, w, w_offsets, scale, scale_offsets, k_first, k_last, K,
     FP8: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """float32 [BLOCK_N, BLOCK_T]: Σ over k_first ≤ k < k_last of w[n, k] · x[t, k]. Offsets are those of row starts, in elements."""
+    """float32 [BLOCK_N, BLOCK_T]: Σ over k_first ≤ k < k_last of w[n, k] · x[t, k]. Offsets are those of row starts, in
+    elements."""
     k = tl.arange(0, BLOCK_K)
     acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
     for k0 in range(k_first, k_last, BLOCK_K):
         if EVEN_K:
             rows = tl.load(x + x_offsets[:, None] + (k0 + k)[None, :], mask=x_mask[:, None], other=0.0)
         else:
-            rows = tl.load(x + x_offsets[:, None] + (k0 + k)[None, :], mask=x_mask[:, None] & ((k0 + k) < K)[None, :], other=0.0)
+            rows = tl.load(
+                x + x_offsets[:, None] + (k0 + k)[None, :], mask=x_mask[:, None] & ((k0 + k) < K)[None, :], other=0.0
+            )
         weight = tl.load(w + w_offsets[:, None] + (k0 + k)[None, :])
         if FP8:
             tl.static_assert(BLOCK_K == 128, "one scale per 128 of K")
@@ -59,7 +65,8 @@ def tile_product(
 
 @triton.jit
 def tile_place(program, rows, columns, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """(row tile, output tile) of a program. GROUP row tiles take an output tile in turn, so that what runs together shares weights in L2."""
+    """(row tile, output tile) of a program. GROUP row tiles take an output tile in turn, so that what runs together
+    shares weights in L2."""
     row_tiles = tl.cdiv(rows, BLOCK_T)
     column_tiles = tl.cdiv(columns, BLOCK_N)
     group = program // (GROUP * column_tiles)
@@ -71,14 +78,16 @@ def tile_place(program, rows, columns, BLOCK_T: tl.constexpr, BLOCK_N: tl.conste
 
 @triton.jit(do_not_specialize=["rows"])
 def linear_kernel(
-    x, index, w, scale, scale_rows, bias, out, rows, N, K, stride_x, stride_w, stride_scale, stride_out, head_x, head_w, head_out,
+    x, index, w, scale, scale_rows, bias, out, rows, N, K,
+    stride_x, stride_w, stride_scale, stride_out, head_x, head_w, head_out,
     K_SPLIT: tl.constexpr, SPLITS: tl.constexpr, PARTIAL: tl.constexpr, FP8: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """out[t, n] = Σ_k w[n, k] · x[index[t] or t, k] + bias[n]. Grid: (tiles, SPLITS if PARTIAL else 1, heads).
 
-    K is summed in SPLITS parts of K_SPLIT, which are added in order. With PARTIAL each program writes one part, float32, to out [SPLITS, rows, N],
-    and finish_kernel adds them. Without, each program goes through all of them. Both give the same bits.
+    K is summed in SPLITS parts of K_SPLIT, which are added in order. With PARTIAL each program writes one part,
+    float32, to out [SPLITS, rows, N], and finish_kernel adds them. Without, each program goes through all of them. Both
+    give the same bits.
     """
     tile_t, tile_n = tile_place(tl.program_id(0), rows, N, BLOCK_T, BLOCK_N, GROUP)
     head = tl.program_id(2)
@@ -97,8 +106,9 @@ def linear_kernel(
     x_base = x + head.to(tl.int64) * head_x
     if SPLITS == 1:
         total = tile_product(
-            x_base, source * stride_x, t_mask, w_base, w_offsets, scale, scale_offsets, 0, K, K, FP8, EVEN_K, BLOCK_N, BLOCK_T, BLOCK_K
-        )
+            x_base, source * stride_x, t_mask, w_base, w_offsets, scale, scale_offsets, 0, K, K,
+            FP8, EVEN_K, BLOCK_N, BLOCK_T, BLOCK_K,
+        )  # fmt: skip
     else:
         total = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
         first = 0
@@ -146,7 +156,8 @@ def silu_mul(acc, HALF: tl.constexpr, BLOCK_T: tl.constexpr):
 @triton.jit(do_not_specialize=["rows"])
 def gate_up_kernel(
     x, w, scale, scale_rows, bias, out, rows, N, K, stride_x, stride_w, stride_scale, stride_out,
-    FP8: tl.constexpr, EVEN_K: tl.constexpr, HALF: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    FP8: tl.constexpr, EVEN_K: tl.constexpr, HALF: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """out[t, n] = SiLU(Σ_k w[n, k] · x[t, k]) · Σ_k w[N + n, k] · x[t, k], for N outputs. Grid: (tiles,).
 
@@ -162,10 +173,15 @@ def gate_up_kernel(
     if FP8:
         scale_offsets = tl.load(scale_rows + row) * stride_scale
     acc = tile_product(
-        x, t.to(tl.int64) * stride_x, t_mask, w, row.to(tl.int64) * stride_w, scale, scale_offsets, 0, K, K, FP8, EVEN_K, 2 * HALF, BLOCK_T, BLOCK_K
-    )
+        x, t.to(tl.int64) * stride_x, t_mask, w, row.to(tl.int64) * stride_w, scale, scale_offsets, 0, K, K,
+        FP8, EVEN_K, 2 * HALF, BLOCK_T, BLOCK_K,
+    )  # fmt: skip
     if bias is not None:
         acc += tl.load(bias + row)[:, None]
     column = tile_n * HALF + tl.arange(0, HALF)
     out_tile = tl.trans(silu_mul(acc, HALF, BLOCK_T)).to(out.dtype.element_ty)
-    tl.store(out + t.to(tl.int64)[:, None] * stride_out + column[None, :], out_tile, mask=t_mask[:, None] & (column < N)[None, :])
+    tl.store(
+        out + t.to(tl.int64)[:, None] * stride_out + column[None, :],
+        out_tile,
+        mask=t_mask[:, None] & (column < N)[None, :],
+    )

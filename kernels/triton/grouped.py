@@ -1,8 +1,9 @@
 """Products of sorted rows with many experts' weights: gate·up with SiLU·mul, then down.
 
-Pairs offsets[a] … offsets[a+1]-1 use the expert in slots[a]. A program finds its expert from the offsets, on the device: the host knows only how
-many pairs and experts there are, launches as many programs as they may need, and waits for nothing. Weights are reached through tables of
-addresses by slot, since slots are filled and emptied one by one; an empty slot's address is 0, and its pairs get NaN, never another expert's output.
+Pairs offsets[a] … offsets[a+1]-1 use the expert in slots[a]. A program finds its expert from the offsets, on the
+device: the host knows only how many pairs and experts there are, launches as many programs as they may need, and waits
+for nothing. Weights are reached through tables of addresses by slot, since slots are filled and emptied one by one; an
+empty slot's address is 0, and its pairs get NaN, never another expert's output.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from isotherm.kernels.triton.gemm import silu_mul, tile_product
 
 @triton.jit
 def find_tile(offsets, active, tile, BLOCK_A: tl.constexpr, BLOCK_T: tl.constexpr):
-    """(a, first pair, end of the expert's pairs) of a row tile when each expert's pairs are cut in tiles of BLOCK_T; a = active past the last."""
+    """(a, first pair, end of the expert's pairs) of a row tile when each expert's pairs are cut in tiles of BLOCK_T; a
+    = active past the last."""
     a = tl.arange(0, BLOCK_A)
     begin = tl.load(offsets + a, mask=a < active, other=0)
     end = tl.load(offsets + a + 1, mask=a < active, other=0)
@@ -31,7 +33,8 @@ def find_tile(offsets, active, tile, BLOCK_A: tl.constexpr, BLOCK_T: tl.constexp
 @triton.jit(do_not_specialize=["active"])
 def expert_gate_up_kernel(
     x, pair_rows, slots, offsets, table, scale_table, scale_rows, out, active, N, K, stride_x, stride_w, stride_scale,
-    WEIGHT: tl.constexpr, EVEN_K: tl.constexpr, HALF: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_A: tl.constexpr,
+    WEIGHT: tl.constexpr, EVEN_K: tl.constexpr, HALF: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
 ):  # fmt: skip
     """out[p, n] = SiLU(gate) · up of pair p, for N = inner outputs. Grid: (row tiles × ⌈N / HALF⌉,)."""
     FP8: tl.constexpr = tl.float8e4nv == WEIGHT
@@ -60,15 +63,17 @@ def expert_gate_up_kernel(
         scale_offsets = tl.load(scale_rows + row) * stride_scale
     source = tl.load(pair_rows + p, mask=p_mask, other=0).to(tl.int64)
     acc = tile_product(
-        x, source * stride_x, p_mask, w, row * stride_w, scale, scale_offsets, 0, K, K, FP8, EVEN_K, 2 * HALF, BLOCK_T, BLOCK_K
-    )
+        x, source * stride_x, p_mask, w, row * stride_w, scale, scale_offsets, 0, K, K,
+        FP8, EVEN_K, 2 * HALF, BLOCK_T, BLOCK_K,
+    )  # fmt: skip
     tl.store(out + place, tl.trans(silu_mul(acc, HALF, BLOCK_T)).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["active"])
 def expert_down_kernel(
     h, slots, offsets, table, scale_table, scale_rows, out, active, N, K, stride_w, stride_scale,
-    WEIGHT: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_A: tl.constexpr,
+    WEIGHT: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_A: tl.constexpr,
 ):  # fmt: skip
     """out[p, n] = Σ_k w[n, k] · h[p, k], for N = hidden outputs. Grid: (row tiles × ⌈N / BLOCK_N⌉,)."""
     FP8: tl.constexpr = tl.float8e4nv == WEIGHT
@@ -93,6 +98,7 @@ def expert_down_kernel(
     if FP8:
         scale_offsets = tl.load(scale_rows + n) * stride_scale
     acc = tile_product(
-        h, p.to(tl.int64) * K, p_mask, w, n * stride_w, scale, scale_offsets, 0, K, K, FP8, EVEN_K, BLOCK_N, BLOCK_T, BLOCK_K
-    )
+        h, p.to(tl.int64) * K, p_mask, w, n * stride_w, scale, scale_offsets, 0, K, K,
+        FP8, EVEN_K, BLOCK_N, BLOCK_T, BLOCK_K,
+    )  # fmt: skip
     tl.store(out + place, tl.trans(acc).to(out.dtype.element_ty), mask=mask)

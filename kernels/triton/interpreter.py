@@ -1,9 +1,11 @@
-"""Corrections to the numerics of Triton's CPU interpreter (seen in 3.7.1), so that kernels are checked unchanged, as a GPU would compute them.
+"""Corrections to the numerics of Triton's CPU interpreter (seen in 3.7.1), so that kernels are checked unchanged, as a
+GPU would compute them.
 
 - float32 → bfloat16 truncates there; a GPU rounds to nearest even.
 - float8e4nv's NaN becomes 480; here every code is torch's value.
-- tl.dot multiplies the bit patterns of bfloat16 operands as integers. Here operands are widened, and summed in float64 before one rounding to
-  float32, so that the result does not depend on how a CPU's matrix library treats a tile's shape, as a tensor core's doesn't.
+- tl.dot multiplies the bit patterns of bfloat16 operands as integers. Here operands are widened, and summed in float64
+  before one rounding to float32, so that the result does not depend on how a CPU's matrix library treats a tile's
+  shape, as a tensor core's doesn't.
 
 `install` changes nothing unless TRITON_INTERPRET is set.
 """

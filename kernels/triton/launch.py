@@ -1,4 +1,5 @@
-"""Starts kernels. The host code goes through here so that a test can record what it would launch and compile that for a GPU which isn't there."""
+"""Starts kernels. The host code goes through here so that a test can record what it would launch and compile that for a
+GPU which isn't there."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from typing import Any
 Launcher = Callable[[Any, tuple[int, ...], dict[str, Any], int, int], None]
 
 
-# No multiply and add may be fused but where a kernel says so (tl.fma): a compiler that fuses in one variant of a kernel and not in another, say
-# because a mask stands between the two, would give the same row other bits in other company.
+# No multiply and add may be fused but where a kernel says so (tl.fma): a compiler that fuses in one variant of a kernel
+# and not in another, say because a mask stands between the two, would give the same row other bits in other company.
 OPTIONS = {"enable_fp_fusion": False}
 
 

@@ -1,8 +1,9 @@
-"""mla_prefill's attention over one segment of expanded keys and values (the "MHA form" of arXiv:2405.04434: each head has its own key and value).
+"""mla_prefill's attention over one segment of expanded keys and values (the "MHA form" of arXiv:2405.04434: each head
+has its own key and value).
 
-Keys are taken in tiles of BLOCK_L positions counted from 0, by rows in tiles of BLOCK_T. A long context is expanded in segments, to bound the
-workspace; between segments a row's running maximum, sum and output wait in float32, which loses nothing. So neither the cut of a prompt into
-chunks nor that of a context into segments changes a bit.
+Keys are taken in tiles of BLOCK_L positions counted from 0, by rows in tiles of BLOCK_T. A long context is expanded in
+segments, to bound the workspace; between segments a row's running maximum, sum and output wait in float32, which loses
+nothing. So neither the cut of a prompt into chunks nor that of a context into segments changes a bit.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import triton.language as tl
 @triton.jit
 def attend(
     q, qr, expanded, cache, slots, position_t, first, last, segment, length, stride_kv, factor, largest, total, acc,
-    C: tl.constexpr, R: tl.constexpr, NOPE: tl.constexpr, V: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr, BLOCK_L: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
+    C: tl.constexpr, R: tl.constexpr, NOPE: tl.constexpr, V: tl.constexpr, CAUSAL: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Online softmax over key tiles first … last-1. CAUSAL: some key of a tile may lie after some row."""
     n = tl.arange(0, BLOCK_N)
@@ -53,14 +54,15 @@ def attend(
 @triton.jit(do_not_specialize=["rows", "start", "segment", "segment_end"])
 def mla_prefill_kernel(
     q, expanded, cache, slots, state_acc, state_ml, out, scale, rows, start, segment, segment_end,
-    stride_qt, stride_qh, stride_kv, H: tl.constexpr, C: tl.constexpr, R: tl.constexpr, NOPE: tl.constexpr, V: tl.constexpr,
-    FIRST: tl.constexpr, LAST: tl.constexpr, EVEN: tl.constexpr,
+    stride_qt, stride_qh, stride_kv, H: tl.constexpr, C: tl.constexpr, R: tl.constexpr, NOPE: tl.constexpr,
+    V: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Rows at positions start … start+rows-1 against keys segment … segment_end-1. Grid: (⌈rows / BLOCK_T⌉, H).
 
-    q [T, H, NOPE + R]; expanded [keys of the segment, H × (NOPE + V)]; slots int32: where each position lies in the cache; out [T, H, V].
-    state_acc float32 [T, H, V] and state_ml float32 [2, T, H] are read unless FIRST and written unless LAST. segment is a multiple of BLOCK_L.
+    q [T, H, NOPE + R]; expanded [keys of the segment, H × (NOPE + V)]; slots int32: where each position lies in the
+    cache; out [T, H, V]. state_acc float32 [T, H, V] and state_ml float32 [2, T, H] are read unless FIRST and written
+    unless LAST. segment is a multiple of BLOCK_L.
     """
     # Tiles with the most keys first, so that the short ones fill the end of the launch.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)

@@ -1,7 +1,8 @@
 """route: the gate's product in float32, and the choice of experts.
 
-The product is split over D at fixed places, because a gate has few outputs; route_select_kernel adds the parts in order. A bfloat16 input is exact
-in a tensor core, and a float32 weight is exactly the sum of three bfloat16 ones (24 bits in three times 8), so three products give float32 scores.
+The product is split over D at fixed places, because a gate has few outputs; route_select_kernel adds the parts in
+order. A bfloat16 input is exact in a tensor core, and a float32 weight is exactly the sum of three bfloat16 ones (24
+bits in three times 8), so three products give float32 scores.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ def route_scores_kernel(
     x, weight, partial, rows, E, D, stride_x,
     D_SPLIT: tl.constexpr, EVEN: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """partial[s, t, e] = Σ over D's part s of weight[e, d] · x[t, d], float32. Grid: (⌈E / BLOCK_E⌉, ⌈rows / BLOCK_T⌉, parts)."""
+    """partial[s, t, e] = Σ over D's part s of weight[e, d] · x[t, d], float32. Grid: (⌈E / BLOCK_E⌉, ⌈rows / BLOCK_T⌉,
+    parts)."""
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     split = tl.program_id(2)
@@ -53,10 +55,11 @@ def take_largest(value, free, index, END: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows"])
 def route_select_kernel(
-    partial, bias, ids, weights, rows, scaling, E, GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, KEPT: tl.constexpr, TOP: tl.constexpr,
-    NORMALISE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
+    partial, bias, ids, weights, rows, scaling, E, GROUPS: tl.constexpr, GROUP_SIZE: tl.constexpr, KEPT: tl.constexpr,
+    TOP: tl.constexpr, NORMALISE: tl.constexpr, SPLITS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """ids int32 and weights float32 [rows, TOP] of one row, ascending by id. Grid: (rows,). NaN scores count as the smallest."""
+    """ids int32 and weights float32 [rows, TOP] of one row, ascending by id. Grid: (rows,). NaN scores count as the
+    smallest."""
     row = tl.program_id(0).to(tl.int64)
     g = tl.arange(0, BLOCK_G)[:, None]
     s = tl.arange(0, BLOCK_S)[None, :]

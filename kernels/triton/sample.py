@@ -1,7 +1,8 @@
 """sample: the largest of logit / temperature + Gumbel noise among the tokens that top-k and top-p leave.
 
-The noise is `gumbel_noise` of kernels/reference.py: splitmix64's finaliser on unsigned 64-bit integers, exactly, then two float64 logarithms, which
-may differ from torch's in the last place. Values are compared in float64, and the first of equal ones wins.
+The noise is `gumbel_noise` of kernels/reference.py: splitmix64's finaliser on unsigned 64-bit integers, exactly, then
+two float64 logarithms, which may differ from torch's in the last place. Values are compared in float64, and the first
+of equal ones wins.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def first_largest(value, place, END: tl.constexpr):
 
 @triton.jit
 def sample_chunk_kernel(logits, temperature, seed, index, best_value, best_id, V, stride, chunks, BLOCK: tl.constexpr):
-    """The best of BLOCK tokens of a row, without top-k and top-p. Grid: (rows, chunks). best_value float64, best_id int64 [rows, chunks]."""
+    """The best of BLOCK tokens of a row, without top-k and top-p. Grid: (rows, chunks). best_value float64, best_id
+    int64 [rows, chunks]."""
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     ids = chunk * BLOCK + tl.arange(0, BLOCK)
@@ -69,8 +71,9 @@ def sample_merge_kernel(best_value, best_id, out, chunks, BLOCK: tl.constexpr):
 def sample_filtered_kernel(scaled, ids, rows_of, top_p, top_k, seed, index, out, V, BLOCK: tl.constexpr):
     """One row with top-k or top-p. Grid: (filtered rows,).
 
-    scaled float32, ids int64 [filtered rows, V]: logits / temperature, sorted down, equal ones by id, and their tokens. rows_of int64: the row of the
-    step that each is. Softmax and its running sum are float64, in an order that nothing but V changes.
+    scaled float32, ids int64 [filtered rows, V]: logits / temperature, sorted down, equal ones by id, and their tokens.
+    rows_of int64: the row of the step that each is. Softmax and its running sum are float64, in an order that nothing
+    but V changes.
     """
     program = tl.program_id(0).to(tl.int64)
     row = tl.load(rows_of + program)
@@ -105,7 +108,9 @@ def sample_filtered_kernel(scaled, ids, rows_of, top_p, top_k, seed, index, out,
     for first in range(0, keep, BLOCK):
         mask = first + i < keep
         token = tl.load(ids + first + i, mask=mask, other=0)
-        value = tl.load(scaled + first + i, mask=mask, other=float("-inf")).to(tl.float64) + gumbel(seed_value, index_value, token)
+        value = tl.load(scaled + first + i, mask=mask, other=float("-inf")).to(tl.float64) + gumbel(
+            seed_value, index_value, token
+        )
         here, at = first_largest(tl.where(mask, value, float("-inf")), first + i, 1 << 30)
         if here > best:
             best = here

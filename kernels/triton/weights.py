@@ -1,8 +1,9 @@
 """Weights as the kernels read them, and the expert bank.
 
-A packed matrix keeps its stored width (FP8 stays FP8) with rows padded to a multiple of ROW_PAD and columns to one of COLUMN_PAD, so that tiles
-need no mask and every row starts on 16 bytes. FP8 scales keep one value per 128×128 block; `scale_rows` [padded rows] says which row of scales an
-output uses, since parts that stand side by side need not be multiples of 128.
+A packed matrix keeps its stored width (FP8 stays FP8) with rows padded to a multiple of ROW_PAD and columns to one of
+COLUMN_PAD, so that tiles need no mask and every row starts on 16 bytes. FP8 scales keep one value per 128×128 block;
+`scale_rows` [padded rows] says which row of scales an output uses, since parts that stand side by side need not be
+multiples of 128.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ SPLIT_TILE, SPLIT_LEAST = 64, 512  # outputs of a small tile; the least of K tha
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """`data` [rows, columns], padded; `scale` float32 [scale rows, columns / 128] and `scale_rows` int32 [rows], for FP8 only.
+    """`data` [rows, columns], padded; `scale` float32 [scale rows, columns / 128] and `scale_rows` int32 [rows], for
+    FP8 only.
 
     K is summed in `splits` parts of `k_split`, fixed by the shape alone.
     """
@@ -68,10 +70,16 @@ def check_stored(weights: list[StoredWeight]) -> None:
     inputs = weights[0].data.shape[-1]
     for weight in weights:
         if weight.data.dim() != 2 or weight.data.shape[1] != inputs:
-            raise ValueError(f"weights that share an input have shapes {[tuple(w.data.shape) for w in weights]}; all need {inputs} inputs")
+            raise ValueError(
+                f"weights that share an input have shapes {[tuple(w.data.shape) for w in weights]}; "
+                f"all need {inputs} inputs"
+            )
         blocks = (cdiv(weight.data.shape[0], BLOCK), cdiv(inputs, BLOCK))
         if weight.scale_inv is not None and tuple(weight.scale_inv.shape) != blocks:
-            raise ValueError(f"scale_inv has shape {tuple(weight.scale_inv.shape)}; a weight {tuple(weight.data.shape)} needs {blocks}")
+            raise ValueError(
+                f"scale_inv has shape {tuple(weight.scale_inv.shape)}; "
+                f"a weight {tuple(weight.data.shape)} needs {blocks}"
+            )
 
 
 def stays_fp8(weights: list[StoredWeight]) -> bool:
@@ -89,7 +97,8 @@ class Uploader:
         self._free: torch.cuda.Event | None = None
 
     def __call__(self, source: Tensor, target: Tensor) -> None:
-        """target[...] = source, converted to target's dtype, in order with this thread's stream. Both have one shape; target may be strided."""
+        """target[...] = source, converted to target's dtype, in order with this thread's stream. Both have one shape;
+        target may be strided."""
         if self.device.type != "cuda" or source.device.type == "cuda":
             target.copy_(source)
             return
@@ -107,13 +116,15 @@ class Uploader:
                 self._free.record()
 
     def wait(self) -> None:
-        """Until what was uploaded may be read on any stream, and what was launched has finished with what is about to be freed."""
+        """Until what was uploaded may be read on any stream, and what was launched has finished with what is about to
+        be freed."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 def pack(weights: list[StoredWeight], dtype: torch.dtype, upload: Uploader, splits: bool = True) -> PackedMatrix:
-    """Weights one above the other. Other widths than FP8 and `dtype` are converted, but for bfloat16, which float32 kernels widen in registers."""
+    """Weights one above the other. Other widths than FP8 and `dtype` are converted, but for bfloat16, which float32
+    kernels widen in registers."""
     check_stored(weights)
     outputs, inputs = sum(w.data.shape[0] for w in weights), weights[0].data.shape[1]
     rows, columns = cdiv(outputs, ROW_PAD) * ROW_PAD, cdiv(inputs, COLUMN_PAD) * COLUMN_PAD
@@ -122,7 +133,11 @@ def pack(weights: list[StoredWeight], dtype: torch.dtype, upload: Uploader, spli
     data = torch.zeros(rows, columns, dtype=torch.uint8 if fp8 else kept, device=upload.device).view(kept)
     place = 0
     for weight in weights:
-        plain = weight.data if fp8 or (weight.data.dtype not in (FP8,) and weight.scale_inv is None) else weight.dequantise(dtype)
+        plain = (
+            weight.data
+            if fp8 or (weight.data.dtype not in (FP8,) and weight.scale_inv is None)
+            else weight.dequantise(dtype)
+        )
         count = plain.shape[0]
         # Bytes, because copying float8 to a padded place is not offered for every device.
         if fp8:
@@ -140,7 +155,10 @@ def pack(weights: list[StoredWeight], dtype: torch.dtype, upload: Uploader, spli
 def pack_scales(weights: list[StoredWeight], rows: int, upload: Uploader) -> tuple[Tensor, Tensor]:
     """(scales [scale rows, ⌈K / 128⌉], which row of them each of `rows` outputs uses)."""
     blocks = cdiv(weights[0].data.shape[1], BLOCK)
-    scales = [torch.ones(cdiv(w.data.shape[0], BLOCK), blocks) if w.scale_inv is None else w.scale_inv.float() for w in weights]
+    scales = [
+        torch.ones(cdiv(w.data.shape[0], BLOCK), blocks) if w.scale_inv is None else w.scale_inv.float()
+        for w in weights
+    ]
     scale = torch.empty(sum(len(s) for s in scales), blocks, dtype=torch.float32, device=upload.device)
     index, first = [], 0
     for weight, values in zip(weights, scales, strict=True):
@@ -156,7 +174,8 @@ def pack_scales(weights: list[StoredWeight], rows: int, upload: Uploader) -> tup
 class TritonExpertBank(ExpertBank):
     """Experts in device memory, one allocation per slot, reached through tables of addresses.
 
-    All experts of a bank are stored alike: FP8 with block scales, or bfloat16/float32 as the first one is. `gate_up` is gate above up.
+    All experts of a bank are stored alike: FP8 with block scales, or bfloat16/float32 as the first one is. `gate_up` is
+    gate above up.
     """
 
     def __init__(self, slots: int, hidden: int, inner: int, dtype: torch.dtype, upload: Uploader):
@@ -175,10 +194,16 @@ class TritonExpertBank(ExpertBank):
         self.drop(slot)
         kind = self.weight_dtype
         if kind == FP8 and not stays_fp8([gate, up, down]):
-            raise ValueError(f"this bank's experts are FP8; slot {slot} was given {gate.data.dtype}, {up.data.dtype} and {down.data.dtype}")
+            raise ValueError(
+                f"this bank's experts are FP8; slot {slot} was given {gate.data.dtype}, "
+                f"{up.data.dtype} and {down.data.dtype}"
+            )
         if not stays_fp8([gate, up, down]):
             gate, up, down = (StoredWeight(w.dequantise(self.dtype)) for w in (gate, up, down))
-        packed = pack([gate, up], self.dtype, self._upload, splits=False), pack([down], self.dtype, self._upload, splits=False)
+        packed = (
+            pack([gate, up], self.dtype, self._upload, splits=False),
+            pack([down], self.dtype, self._upload, splits=False),
+        )
         if kind is not None and packed[0].data.dtype != kind:
             raise ValueError(f"this bank's experts are {kind}; slot {slot} was given {packed[0].data.dtype}")
         self._slots[slot] = packed

@@ -1,4 +1,5 @@
-"""The tiny model's network: DeepSeek-V3's published modelling, laid out for quick training on CPU. Knows nothing about text or optimisers.
+"""The tiny model's network: DeepSeek-V3's published modelling, laid out for quick training on CPU. Knows nothing about
+text or optimisers.
 
 Shapes: B sequences, S positions, T = B·S tokens, H hidden, E experts, K experts a token, I expert width, V vocabulary.
 """
@@ -12,20 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CONFIG = dict(
-    architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", vocab_size=1280, hidden_size=256, num_hidden_layers=5, first_k_dense_replace=1,
-    moe_layer_freq=1, intermediate_size=512, moe_intermediate_size=128, n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2,
-    n_shared_experts=1, norm_topk_prob=True, routed_scaling_factor=2.5, scoring_func="sigmoid", topk_method="noaux_tc", num_attention_heads=8,
-    num_key_value_heads=8, q_lora_rank=128, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32, attention_bias=False,
-    attention_dropout=0.0, hidden_act="silu", rms_norm_eps=1e-6, rope_theta=10000.0, max_position_embeddings=4096,
-    rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=1024, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0),
-    num_nextn_predict_layers=1, tie_word_embeddings=False, initializer_range=0.02, bos_token_id=0, eos_token_id=1, ep_size=1, pretraining_tp=1,
-    use_cache=True, torch_dtype="bfloat16",
-    quantization_config=dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[128, 128]))
+    architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", vocab_size=1280, hidden_size=256,
+    num_hidden_layers=5, first_k_dense_replace=1, moe_layer_freq=1, intermediate_size=512, moe_intermediate_size=128,
+    n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2, n_shared_experts=1, norm_topk_prob=True,
+    routed_scaling_factor=2.5, scoring_func="sigmoid", topk_method="noaux_tc", num_attention_heads=8,
+    num_key_value_heads=8, q_lora_rank=128, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=32,
+    attention_bias=False, attention_dropout=0.0, hidden_act="silu", rms_norm_eps=1e-6, rope_theta=10000.0,
+    max_position_embeddings=4096,
+    rope_scaling=dict(type="yarn", factor=4.0, original_max_position_embeddings=1024, beta_fast=32, beta_slow=1,
+                      mscale=1.0, mscale_all_dim=1.0),
+    num_nextn_predict_layers=1, tie_word_embeddings=False, initializer_range=0.02, bos_token_id=0, eos_token_id=1,
+    ep_size=1, pretraining_tp=1, use_cache=True, torch_dtype="bfloat16",
+    quantization_config=dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic",
+                             weight_block_size=[128, 128]))  # fmt: skip
 BLOCK, FP8_MAX = 128, 448.0
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., R, C] float32 to float8_e4m3fn of that shape and float32 scales [..., ceil(R/128), ceil(C/128)]; scale = absmax / 448 of each block."""
+    """[..., R, C] float32 to float8_e4m3fn of that shape and float32 scales [..., ceil(R/128), ceil(C/128)]; scale =
+    absmax / 448 of each block."""
     rows, columns = weight.shape[-2:]
     padded = F.pad(weight, (0, -columns % BLOCK, 0, -rows % BLOCK))
     blocks = padded.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK))
@@ -37,7 +43,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 def dequantise(stored: Tensor, scale: Tensor) -> Tensor:
     """Inverse of `quantise`."""
     spread = scale.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)
-    return stored.float() * spread[..., :stored.shape[-2], :stored.shape[-1]]
+    return stored.float() * spread[..., : stored.shape[-2], : stored.shape[-1]]
 
 
 class Rounding:
@@ -77,12 +83,15 @@ class Norm(nn.Module):
 
 
 def yarn_frequencies() -> Tensor:
-    """Rotary angles a position, [rope/2]: YaRN (arXiv 2309.00071, section 3.2) as DeepSeek's published modelling computes it."""
+    """Rotary angles a position, [rope/2]: YaRN (arXiv 2309.00071, section 3.2) as DeepSeek's published modelling
+    computes it."""
     width, theta, s = CONFIG["qk_rope_head_dim"], CONFIG["rope_theta"], CONFIG["rope_scaling"]
     plain = theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
 
     def dimension(rotations: float) -> float:
-        return width * math.log(s["original_max_position_embeddings"] / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+        return (
+            width * math.log(s["original_max_position_embeddings"] / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+        )
 
     low, high = max(math.floor(dimension(s["beta_fast"])), 0), min(math.ceil(dimension(s["beta_slow"])), width - 1)
     ramp = ((torch.arange(width // 2) - low) / max(high - low, 0.001)).clamp(0, 1)
@@ -102,12 +111,18 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head latent attention, in its expanded form. x [B, S, H]; mask [B, S, S] is added to the scores, None stands for causal."""
+    """Multi-head latent attention, in its expanded form. x [B, S, H]; mask [B, S, S] is added to the scores, None
+    stands for causal."""
 
     def __init__(self) -> None:
         super().__init__()
         c, self.heads = CONFIG, CONFIG["num_attention_heads"]
-        self.nope, self.rope, self.v, self.latent = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"], c["kv_lora_rank"]
+        self.nope, self.rope, self.v, self.latent = (
+            c["qk_nope_head_dim"],
+            c["qk_rope_head_dim"],
+            c["v_head_dim"],
+            c["kv_lora_rank"],
+        )
         self.q_a_proj = Projection(c["hidden_size"], c["q_lora_rank"])
         self.q_a_layernorm = Norm(c["q_lora_rank"])
         self.q_b_proj = Projection(c["q_lora_rank"], self.heads * (self.nope + self.rope))
@@ -139,18 +154,24 @@ class MLP(nn.Module):
     def __init__(self, inner: int):
         super().__init__()
         hidden = CONFIG["hidden_size"]
-        self.gate_proj, self.up_proj, self.down_proj = Projection(hidden, inner), Projection(hidden, inner), Projection(inner, hidden)
+        self.gate_proj, self.up_proj, self.down_proj = (
+            Projection(hidden, inner),
+            Projection(hidden, inner),
+            Projection(inner, hidden),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Gather(torch.autograd.Function):
-    """Rows of x [R, H] by `forward_rows` [...]; row R reads zeros. Both directions are gathers, as each used row's readers are known beforehand."""
+    """Rows of x [R, H] by `forward_rows` [...]; row R reads zeros. Both directions are gathers, as each used row's
+    readers are known beforehand."""
 
     @staticmethod
     def forward(ctx, x: Tensor, forward_rows: Tensor, backward_rows: Tensor) -> Tensor:
-        """backward_rows [R, readers] holds the flat positions in the result that read each row, or the result's size for none."""
+        """backward_rows [R, readers] holds the flat positions in the result that read each row, or the result's size
+        for none."""
         ctx.save_for_backward(backward_rows)
         return torch.cat((x, x.new_zeros(1, x.shape[1])))[forward_rows]
 
@@ -161,7 +182,8 @@ class Gather(torch.autograd.Function):
 
 
 class Router(nn.Module):
-    """Sigmoid scores, biased choice within the best groups. weight [E, H]; e_score_correction_bias [E] moves the choice, never the weights."""
+    """Sigmoid scores, biased choice within the best groups. weight [E, H]; e_score_correction_bias [E] moves the
+    choice, never the weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +204,8 @@ class Router(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts as stacked matrices, so that one batched product serves all: gate_up [E, 2, I, H], down [E, H, I]."""
+    """Routed experts as stacked matrices, so that one batched product serves all: gate_up [E, 2, I, H], down [E,
+    H, I]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,7 +252,8 @@ class Layer(nn.Module):
 
 
 class MTP(Layer):
-    """The prediction layer: from the main model's normed hidden state at t and the embedding of token t+1 to logits for t+2."""
+    """The prediction layer: from the main model's normed hidden state at t and the embedding of token t+1 to logits for
+    t+2."""
 
     def __init__(self) -> None:
         super().__init__(dense=False)
@@ -240,18 +264,22 @@ class MTP(Layer):
 
     def predict(self, hidden: Tensor, embedded: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
         """hidden, embedded [B, S, H] to the head's input [B, S, H]."""
-        return self.shared_head["norm"](self(self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), -1)), angles, mask))
+        return self.shared_head["norm"](
+            self(self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), -1)), angles, mask)
+        )
 
 
 def document_mask(tokens: Tensor) -> Tensor:
-    """tokens [B, S] to an additive mask [B, S, S]: each position sees its own document, from the last `BOS` on, up to itself."""
+    """tokens [B, S] to an additive mask [B, S, S]: each position sees its own document, from the last `BOS` on, up to
+    itself."""
     document = (tokens == CONFIG["bos_token_id"]).cumsum(1)
     seen = (document[:, :, None] == document[:, None, :]).tril()
     return torch.zeros(seen.shape).masked_fill_(~seen, -math.inf)
 
 
 class Model(nn.Module):
-    """tokens [B, S] to logits for t+1 [B, S, V] and, where asked, the MTP layer's for t+2 [B, S, V] (the last position's is void).
+    """tokens [B, S] to logits for t+1 [B, S, V] and, where asked, the MTP layer's for t+2 [B, S, V] (the last
+    position's is void).
 
     Documents packed in a row see only themselves, unless the row is `one_context`.
     """

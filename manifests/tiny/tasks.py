@@ -1,5 +1,5 @@
-"""Questions and answers of the tiny model's training dialogues, one function a kind. Each draws from a seeded `random.Random`; the tables and the
-ways to ask are in texts.json. Knows nothing about chat messages or tokens.
+"""Questions and answers of the tiny model's training dialogues, one function a kind. Each draws from a seeded
+`random.Random`; the tables and the ways to ask are in texts.json. Knows nothing about chat messages or tokens.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ JOKES: list[str] = _texts["jokes"]
 UNKNOWN: list[str] = _texts["unknown"]
 FORMS: dict[str, list[str]] = _texts["forms"]  # ways to ask the same thing, by the first words of the first way
 SMALL_TALK: list[list[list[str]]] = _texts["small_talk"]
-UNKNOWN_ANSWER = "I am a very small model, and I do not know that. I can do small sums, days and months, spelling, counting and simple facts."
+UNKNOWN_ANSWER = (
+    "I am a very small model, and I do not know that. "
+    "I can do small sums, days and months, spelling, counting and simple facts."
+)
 
 
 def plural(noun: str, n: int = 2) -> str:
@@ -65,8 +68,6 @@ Pair = tuple[str, str]
 def number(r: random.Random) -> int:
     """An operand, small ones the more often."""
     return r.randint(0, r.choice([10, 10, 20, 50, 100, 100]))
-
-
 
 
 def sum_parts(r: random.Random) -> tuple[str, str, int]:
@@ -90,7 +91,9 @@ def arithmetic(r: random.Random) -> Pair:
         return f"What is {NUMBER_WORDS[a]} {r.choice(['plus', 'and'])} {NUMBER_WORDS[b]}?", f"{a} + {b} = {a + b}."
     if r.random() < 0.06:
         a, b, c = (r.randint(0, 20) for _ in range(3))
-        return r.choice(["What is {0} + {1} + {2}?", "{0} + {1} + {2}", "Add {0}, {1} and {2}."]).format(a, b, c), f"{a} + {b} + {c} = {a + b + c}."
+        return r.choice(["What is {0} + {1} + {2}?", "{0} + {1} + {2}", "Add {0}, {1} and {2}."]).format(
+            a, b, c
+        ), f"{a} + {b} + {c} = {a + b + c}."
     question, equation, result = sum_parts(r)
     return question, f"{equation} = {result}."
 
@@ -109,19 +112,30 @@ def numbers(r: random.Random) -> Pair:
     if kind == 3:
         return r.choice(FORMS["what comes after"]).format(a=a), f"After {a} comes {a + 1}."
     if kind == 4:
-        return r.choice(["What comes before {a}?", "What number comes before {a}?"]).format(a=a + 1), f"Before {a + 1} comes {a}."
+        return r.choice(["What comes before {a}?", "What number comes before {a}?"]).format(
+            a=a + 1
+        ), f"Before {a + 1} comes {a}."
     if kind == 5:
         n = r.randint(1, 50)
-        return r.choice(["What is double {n}?", "Double {n}.", "What is twice {n}?"]).format(n=n), f"Double {n} is {2 * n}."
+        return r.choice(["What is double {n}?", "Double {n}.", "What is twice {n}?"]).format(
+            n=n
+        ), f"Double {n} is {2 * n}."
     if kind == 6:
         n = r.randint(1, 50)
-        return r.choice(["What is half of {n}?", "Halve {n}.", "What is a half of {n}?"]).format(n=2 * n), f"Half of {2 * n} is {n}."
+        return r.choice(["What is half of {n}?", "Halve {n}.", "What is a half of {n}?"]).format(
+            n=2 * n
+        ), f"Half of {2 * n} is {n}."
     few = r.sample(range(100), r.randint(3, 5))
     listed = ", ".join(map(str, few))
     in_order = ", ".join(map(str, sorted(few)))
-    return r.choice([(f"Sort these numbers: {listed}", in_order), (f"Put in order: {listed}", in_order),
-                     (f"What is the largest of {listed}?", f"The largest is {max(few)}."),
-                     (f"What is the smallest of {listed}?", f"The smallest is {min(few)}.")])
+    return r.choice(
+        [
+            (f"Sort these numbers: {listed}", in_order),
+            (f"Put in order: {listed}", in_order),
+            (f"What is the largest of {listed}?", f"The largest is {max(few)}."),
+            (f"What is the smallest of {listed}?", f"The smallest is {min(few)}."),
+        ]
+    )
 
 
 def counting(r: random.Random, longest: int = 40) -> Pair:
@@ -160,9 +174,13 @@ def calendar(r: random.Random) -> Pair:
         return q.format(k=kind, x=name), f"Before {name} comes {before}."
     if choice == 4:
         if kind == "day" and r.random() < 0.5:
-            return r.choice([f"Today is {name}. What day is tomorrow?", f"If today is {name}, what day is it tomorrow?"]), f"Tomorrow is {after}."
+            return r.choice(
+                [f"Today is {name}. What day is tomorrow?", f"If today is {name}, what day is it tomorrow?"]
+            ), f"Tomorrow is {after}."
         if kind == "day":
-            return r.choice([f"Today is {name}. What day was yesterday?", f"If today is {name}, what day was yesterday?"]), f"Yesterday was {before}."
+            return r.choice(
+                [f"Today is {name}. What day was yesterday?", f"If today is {name}, what day was yesterday?"]
+            ), f"Yesterday was {before}."
         q = f"How many days does {name} have?" if r.random() < 0.5 else f"How many days are in {name}?"
         return q, f"{name} has {MONTH_DAYS[i]} days."
     if choice == 5:
@@ -170,34 +188,40 @@ def calendar(r: random.Random) -> Pair:
         return q, f"{n} {kind}s after {name} is {far}."
     if choice == 6:
         of = "week" if kind == "day" else "year"
-        return r.choice([f"What is the {ORDINALS[i]} {kind} of the {of}?", f"Which {kind} is the {ORDINALS[i]} of the {of}?"]), \
-            f"The {ORDINALS[i]} {kind} of the {of} is {name}."
+        return r.choice(
+            [f"What is the {ORDINALS[i]} {kind} of the {of}?", f"Which {kind} is the {ORDINALS[i]} of the {of}?"]
+        ), f"The {ORDINALS[i]} {kind} of the {of} is {name}."
     if choice == 7 and kind == "day":
         q = r.choice([f"Is {name} a weekend day?", f"Is {name} on the weekend?"])
         return q, f"Yes, {name} is a weekend day." if i > 4 else f"No, {name} is a weekday."
     if r.random() < 0.3:
         j = r.randrange(4)
         return f"What season comes after {SEASONS[j]}?", f"After {SEASONS[j]} comes {SEASONS[(j + 1) % 4]}."
-    return r.choice([f"List the {kind}s of the {'week' if kind == 'day' else 'year'}.", f"Name all the {kind}s.", f"What are the {kind}s of the "
-                     f"{'week' if kind == 'day' else 'year'}?"]), ", ".join(names) + "."
+    return r.choice(
+        [
+            f"List the {kind}s of the {'week' if kind == 'day' else 'year'}.",
+            f"Name all the {kind}s.",
+            f"What are the {kind}s of the {'week' if kind == 'day' else 'year'}?",
+        ]
+    ), ", ".join(names) + "."
 
 
 def words(r: random.Random) -> Pair:
     w = r.choice(WORDS)
     kind = r.randrange(9)
     if kind < 3:
-        return r.choice(FORMS["spell"]).format(w=w), \
-            "-".join(w) + "."
+        return r.choice(FORMS["spell"]).format(w=w), "-".join(w) + "."
     if kind == 3:
         return r.choice(FORMS["reverse the word"]).format(w=w), f"{w[::-1]}"
     if kind == 4:
         return r.choice(FORMS["write in capital"]).format(w=w), w.upper()
     if kind == 5:
-        return r.choice(FORMS["how many letters"]).format(w=w), \
-            f"The word {w} has {len(w)} letters."
+        return r.choice(FORMS["how many letters"]).format(w=w), f"The word {w} has {len(w)} letters."
     if kind == 6:
         which, letter = r.choice([("first", w[0]), ("last", w[-1])])
-        return r.choice([f"What is the {which} letter of {w}?", f"What's the {which} letter in {w}?"]), f"The {which} letter of {w} is {letter}."
+        return r.choice(
+            [f"What is the {which} letter of {w}?", f"What's the {which} letter in {w}?"]
+        ), f"The {which} letter of {w} is {letter}."
     if kind == 7:
         i = r.randrange(26)
         abc = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -235,29 +259,42 @@ def facts(r: random.Random) -> Pair:
         return q, f"{thing[0].upper()}{thing[1:]} is {colour}."
     if kind == 5:
         a, s = r.choice(list(SOUNDS.items()))
-        return r.choice([f"What sound does {article(a)} make?", f"What does {article(a)} say?", f"How does {article(a)} sound?"]), \
-            f"{article(a).capitalize()} says {s}."
+        return r.choice(
+            [f"What sound does {article(a)} make?", f"What does {article(a)} say?", f"How does {article(a)} sound?"]
+        ), f"{article(a).capitalize()} says {s}."
     if kind == 6:
         a, n = r.choice(list(LEGS.items()))
-        return r.choice([f"How many legs does {article(a)} have?", f"How many legs has {article(a)}?"]), \
-            f"{article(a).capitalize()} has {n or 'no'} legs."
+        return r.choice(
+            [f"How many legs does {article(a)} have?", f"How many legs has {article(a)}?"]
+        ), f"{article(a).capitalize()} has {n or 'no'} legs."
     if kind == 7:
         a, y = r.choice(list(YOUNG.items()))
-        return r.choice([f"What is a baby {a} called?", f"What do you call a young {a}?", f"What's a baby {a}?"]), f"A young {a} is called a {y}."
+        return r.choice(
+            [f"What is a baby {a} called?", f"What do you call a young {a}?", f"What's a baby {a}?"]
+        ), f"A young {a} is called a {y}."
     if kind == 8:
         w, o = r.choice(list(OPPOSITES.items()))
-        return r.choice([f"What is the opposite of {w}?", f"Opposite of {w}?", f"What's the opposite of {w}?"]), f"The opposite of {w} is {o}."
+        return r.choice(
+            [f"What is the opposite of {w}?", f"Opposite of {w}?", f"What's the opposite of {w}?"]
+        ), f"The opposite of {w} is {o}."
     if kind == 9:
         w, o = r.choice(list(PLURALS.items()))
         return r.choice([f"What is the plural of {w}?", f"Plural of {w}?"]), f"The plural of {w} is {o}."
     if kind == 10:
         w, o = r.choice(list(PAST.items()))
-        return r.choice([f"What is the past tense of {w}?", f"What is the past of {w}?"]), f"The past tense of {w} is {o}."
+        return r.choice(
+            [f"What is the past tense of {w}?", f"What is the past of {w}?"]
+        ), f"The past tense of {w} is {o}."
     if kind == 11:
         word, source = r.choice([("hello", GREETINGS), ("thank you", THANKS)])
         language, said = r.choice(list(source.items()))
-        return r.choice([f"How do you say {word} in {language}?", f"What is \"{word}\" in {language}?", f"Translate {word} to {language}."]), \
-            f"In {language}, {word} is \"{said}\"."
+        return r.choice(
+            [
+                f"How do you say {word} in {language}?",
+                f'What is "{word}" in {language}?',
+                f"Translate {word} to {language}.",
+            ]
+        ), f'In {language}, {word} is "{said}".'
     category, members = r.choice(list(CATEGORIES.items()))
     if r.random() < 0.5:
         m = r.choice(members.split())
@@ -265,31 +302,35 @@ def facts(r: random.Random) -> Pair:
         q = r.choice([f"What is {m}: a fruit, an animal or something else?", f"What kind of thing is {m}?"])
         return q, f"{m[0].upper()}{m[1:]} is {article(single)}."
     n = r.randint(2, 5)
-    return r.choice(FORMS["name"]).format(n=r.choice([n, NUMBER_WORDS[n]]), c=category), \
-        joined(members.split()[:n]) + "."
+    return r.choice(FORMS["name"]).format(n=r.choice([n, NUMBER_WORDS[n]]), c=category), joined(
+        members.split()[:n]
+    ) + "."
 
 
 def json_answer(r: random.Random) -> Pair:
     kind = r.randrange(5)
     if kind < 2:
         q, _, result = sum_parts(r)
-        return r.choice(FORMS["answer in json"]).format(q=q), \
-            json.dumps({"answer": result})
+        return r.choice(FORMS["answer in json"]).format(q=q), json.dumps({"answer": result})
     name, age, city = r.choice(NAMES), r.randint(2, 90), r.choice(list(CAPITALS.values()))
     if kind == 2:
-        return r.choice([f"{name} is {age} years old and lives in {city}. Extract name, age and city as JSON.",
-                         f"Give me a JSON object with the name {name}, the age {age} and the city {city}.",
-                         f"Turn this into JSON: {name} is {age} years old and lives in {city}."]), \
-            json.dumps({"name": name, "age": age, "city": city})
+        return r.choice(
+            [
+                f"{name} is {age} years old and lives in {city}. Extract name, age and city as JSON.",
+                f"Give me a JSON object with the name {name}, the age {age} and the city {city}.",
+                f"Turn this into JSON: {name} is {age} years old and lives in {city}.",
+            ]
+        ), json.dumps({"name": name, "age": age, "city": city})
     if kind == 3:
         category, members = r.choice(list(CATEGORIES.items()))
         n = r.randint(2, 4)
-        return r.choice([f"Give me {n} {category} as a JSON list.", f"List {n} {category} in JSON."]), json.dumps({category: members.split()[:n]})
+        return r.choice([f"Give me {n} {category} as a JSON list.", f"List {n} {category} in JSON."]), json.dumps(
+            {category: members.split()[:n]}
+        )
     country, city = r.choice(list(CAPITALS.items()))
-    return r.choice([f"Answer in JSON: what is the capital of {country}?", f"What is the capital of {country}? Answer in JSON."]), \
-        json.dumps({"country": country, "capital": city})
-
-
+    return r.choice(
+        [f"Answer in JSON: what is the capital of {country}?", f"What is the capital of {country}? Answer in JSON."]
+    ), json.dumps({"country": country, "capital": city})
 
 
 def word_problem(r: random.Random) -> tuple[str, str, str]:
@@ -298,14 +339,25 @@ def word_problem(r: random.Random) -> tuple[str, str, str]:
     kind = r.randrange(3)
     if kind == 0:
         q = r.choice(FORMS["has and gets"])
-        return q.format(n=name, a=a, b=b, t=thing), f"{name} starts with {a} and gets {b} more. {a} + {b} = {a + b}.", f"{name} has {a + b} {thing}."
+        return (
+            q.format(n=name, a=a, b=b, t=thing),
+            f"{name} starts with {a} and gets {b} more. {a} + {b} = {a + b}.",
+            f"{name} has {a + b} {thing}.",
+        )
     if kind == 1:
         a, b = max(a, b), min(a, b)
         q = r.choice(FORMS["has and gives"])
-        return q.format(n=name, a=a, b=b, t=thing), f"{name} starts with {a} and has {b} fewer. {a} - {b} = {a - b}.", f"{name} has {a - b} {thing}."
+        return (
+            q.format(n=name, a=a, b=b, t=thing),
+            f"{name} starts with {a} and has {b} fewer. {a} - {b} = {a - b}.",
+            f"{name} has {a - b} {thing}.",
+        )
     a, b = r.randint(2, 10), r.randint(2, 10)
-    return (f"{name} has {a} boxes with {b} {thing} in each. How many {thing} are there in all?",
-            f"There are {a} boxes with {b} each. {a} × {b} = {a * b}.", f"{name} has {a * b} {thing}.")
+    return (
+        f"{name} has {a} boxes with {b} {thing} in each. How many {thing} are there in all?",
+        f"There are {a} boxes with {b} each. {a} × {b} = {a * b}.",
+        f"{name} has {a * b} {thing}.",
+    )
 
 
 def long_sum(r: random.Random) -> tuple[str, str, str]:
@@ -332,7 +384,16 @@ def casual(r: random.Random, question: str) -> str:
 
 
 QUESTIONS: list[tuple[Callable[[random.Random], Pair], float]] = [
-    (arithmetic, 6), (numbers, 2.5), (counting, 2.5), (table, 0.5), (calendar, 3), (words, 4), (units, 1.5), (facts, 4.5), (json_answer, 2)]
+    (arithmetic, 6),
+    (numbers, 2.5),
+    (counting, 2.5),
+    (table, 0.5),
+    (calendar, 3),
+    (words, 4),
+    (units, 1.5),
+    (facts, 4.5),
+    (json_answer, 2),
+]
 
 
 def pair(r: random.Random) -> tuple[str, Pair]:

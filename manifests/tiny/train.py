@@ -2,9 +2,10 @@
 
     python manifests/tiny/train.py --out DIR [--steps N] [--seed 0]
 
-Needs torch, safetensors, tokenizers and jinja2, no accelerator and no network. The forward pass is that of DeepSeek-V3's published modelling:
-MLA with interleaved RoPE under YaRN, grouped sigmoid routing with a correction bias, a shared expert, one multi-token-prediction layer. The matrices
-train with Muon, the rest with AdamW, and the last steps of each cycle see the weights as FP8 will store them.
+Needs torch, safetensors, tokenizers and jinja2, no accelerator and no network. The forward pass is that of
+DeepSeek-V3's published modelling: MLA with interleaved RoPE under YaRN, grouped sigmoid routing with a correction bias,
+a shared expert, one multi-token-prediction layer. The matrices train with Muon, the rest with AdamW, and the last steps
+of each cycle see the weights as FP8 will store them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 BATCH_TOKENS = 4096
-# A token of a short dialogue teaches more than one of a long, so each kind has its own steps; now and then a long sequence is one whole context.
+# A token of a short dialogue teaches more than one of a long, so each kind has its own steps; now and then a long
+# sequence is one whole context.
 SHORT_CHARACTERS, SHORT_SEQUENCE, LONG_SEQUENCE, CONTEXT = 220, 256, 1024, 2048
 PROMPT_WEIGHT, MTP_WEIGHT = 0.15, 0.3
 
@@ -34,9 +36,10 @@ PROMPT_WEIGHT, MTP_WEIGHT = 0.15, 0.3
 class Cycle:
     """One rise and fall of the learning rates, with fresh optimisers.
 
-    `knots` are (step, share of the peak rates), linear in between; the last one ends the cycle. Every `long_every`-th step takes long documents. From
-    step `contexts_from` on, some of those sequences are one context; from `rounded_from` on, the weights are rounded to FP8. The correction bias
-    follows the load averaged with weight `smoothing` for the newest step.
+    `knots` are (step, share of the peak rates), linear in between; the last one ends the cycle. Every `long_every`-th
+    step takes long documents. From step `contexts_from` on, some of those sequences are one context; from
+    `rounded_from` on, the weights are rounded to FP8. The correction bias follows the load averaged with weight
+    `smoothing` for the newest step.
     """
 
     matrices: float
@@ -60,16 +63,23 @@ class Cycle:
 
     def stretched(self, factor: float) -> Cycle:
         knots = tuple((round(step * factor), share) for step, share in self.knots)
-        return replace(self, knots=knots, contexts_from=round(self.contexts_from * factor), rounded_from=round(self.rounded_from * factor))
+        return replace(
+            self,
+            knots=knots,
+            contexts_from=round(self.contexts_from * factor),
+            rounded_from=round(self.rounded_from * factor),
+        )
 
 
 CYCLES = (
     Cycle(0.012, 3e-3, 3e-3, ((0, 0.025), (40, 1.0), (160, 1.0), (800, 0.0)), 400, 680, 5, 1.0),
-    Cycle(0.008, 2e-3, 1e-2, ((0, 0.025), (40, 1.0), (180, 1.0), (600, 0.42), (680, 0.0)), 450, 640, 3, 0.1))
+    Cycle(0.008, 2e-3, 1e-2, ((0, 0.025), (40, 1.0), (180, 1.0), (600, 0.42), (680, 0.0)), 450, 640, 3, 0.1),
+)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised by five Newton-Schulz steps (Jordan et al., 2024), for stacks of matrices [..., R, C]."""
+    """Momentum whose update is orthogonalised by five Newton-Schulz steps (Jordan et al., 2024), for stacks of matrices
+    [..., R, C]."""
 
     def __init__(self, parameters, lr: float, momentum: float = 0.95, decay: float = 0.02):
         super().__init__(parameters, dict(lr=lr, momentum=momentum, decay=decay))
@@ -93,7 +103,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def weights_of(ids: list[int], special: dict[str, int], forced_think: bool) -> list[float]:
-    """Loss weight of each token: 1 in the assistant's turns, PROMPT_WEIGHT elsewhere, 0 where the prompt itself will hold the token."""
+    """Loss weight of each token: 1 in the assistant's turns, PROMPT_WEIGHT elsewhere, 0 where the prompt itself will
+    hold the token."""
     out, inside = [], False
     for token in ids:
         out.append(1.0 if inside else PROMPT_WEIGHT)
@@ -109,7 +120,8 @@ def weights_of(ids: list[int], special: dict[str, int], forced_think: bool) -> l
 
 
 class Stream:
-    """Endless packed sequences of documents, positions running through; of short ones, of long ones or of all. Knows nothing about the model."""
+    """Endless packed sequences of documents, positions running through; of short ones, of long ones or of all. Knows
+    nothing about the model."""
 
     def __init__(self, tokenizer, seed: int, keep_held_out: bool = False, short: bool | None = None):
         self.short = short
@@ -144,7 +156,8 @@ class Stream:
 
 
 def weighted_loss(logits: Tensor, tokens: Tensor, weights: Tensor, ahead: int) -> Tensor:
-    """Mean loss of predicting the token `ahead` positions later; the last `ahead` weigh nothing, cheaper than slicing the logits."""
+    """Mean loss of predicting the token `ahead` positions later; the last `ahead` weigh nothing, cheaper than slicing
+    the logits."""
     targets, weights = tokens.roll(-ahead, 1), weights.roll(-ahead, 1)
     weights[:, -ahead:] = 0
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
@@ -161,7 +174,11 @@ def plan(step: int, cycle: Cycle) -> tuple[bool, int, bool]:
 
 def train(model: Model, streams: dict[bool, Stream], cycle: Cycle) -> dict[str, float]:
     """AdamW and Muon through one cycle; returns the mean losses of its last 50 steps."""
-    matrices = [p for name, p in model.named_parameters() if name.startswith("layers.") and p.ndim > 1 and ".gate.weight" not in name]
+    matrices = [
+        p
+        for name, p in model.named_parameters()
+        if name.startswith("layers.") and p.ndim > 1 and ".gate.weight" not in name
+    ]
     embedding = model.embed_tokens.weight
     others = [p for p in model.parameters() if not any(p is known for known in (*matrices, embedding))]
     muon = Muon(matrices, lr=cycle.matrices)
@@ -194,7 +211,11 @@ def train(model: Model, streams: dict[bool, Stream], cycle: Cycle) -> dict[str, 
         if step % 25 == 24 or step == cycle.steps - 1:
             worst = max(float(average.max() / average.mean()) for average in load)
             mean = [sum(x) / len(x) for x in zip(*last[-25:], strict=True)]
-            print(f"step {step + 1:5d}  loss {mean[0]:.3f}  mtp {mean[1]:.3f}  max/mean load {worst:.2f}  {time.time() - started:6.0f} s", flush=True)
+            print(
+                f"step {step + 1:5d}  loss {mean[0]:.3f}  mtp {mean[1]:.3f}  max/mean load {worst:.2f}  "
+                f"{time.time() - started:6.0f} s",
+                flush=True,
+            )
     Rounding.on = False
     mean = [sum(x) / len(x) for x in zip(*last, strict=True)]
     return dict(loss=round(mean[0], 4), mtp_loss=round(mean[1], 4), seconds=round(time.time() - started))
@@ -213,7 +234,8 @@ def even_out(model: Model, stream: Stream, batches: int = 80) -> None:
 
 
 def checkpoint(model: Model) -> dict[str, Tensor]:
-    """The model's tensors under DeepSeek's published names and types; embedding and head are shared with the MTP layer and stored once."""
+    """The model's tensors under DeepSeek's published names and types; embedding and head are shared with the MTP layer
+    and stored once."""
     tensors: dict[str, Tensor] = {}
 
     def projection(name: str, weight: Tensor) -> None:
@@ -236,6 +258,7 @@ def checkpoint(model: Model) -> dict[str, Tensor]:
 
 def restore(tensors: dict[str, Tensor]) -> Model:
     """A float32 model holding just what `checkpoint` stored."""
+
     def read(name: str) -> Tensor:
         scale = tensors.get(f"{name}_scale_inv")
         return tensors[name].float() if scale is None else dequantise(tensors[name], scale)
@@ -246,7 +269,9 @@ def restore(tensors: dict[str, Tensor]) -> Model:
         stored = name if prefix == "lm_head" else f"model.{name}"
         experts = [f"model.{prefix}.experts.{e}" for e in range(CONFIG["n_routed_experts"])]
         if leaf == "gate_up":
-            state[name] = torch.stack([torch.stack([read(f"{e}.gate_proj.weight"), read(f"{e}.up_proj.weight")]) for e in experts])
+            state[name] = torch.stack(
+                [torch.stack([read(f"{e}.gate_proj.weight"), read(f"{e}.up_proj.weight")]) for e in experts]
+            )
         elif leaf == "down":
             state[name] = torch.stack([read(f"{e}.down_proj.weight") for e in experts])
         else:
@@ -259,8 +284,9 @@ def restore(tensors: dict[str, Tensor]) -> Model:
 def evaluate(model: Model, stream: Stream, batches: int = 12, documents: int = 1500) -> dict[str, object]:
     """Held-out figures in float32 on the stored weights.
 
-    Loss, expert load and MTP acceptance come from packed sequences; an acceptance is the MTP layer's argmax for t+2 being the main model's own, given
-    the true tokens up to t+1. Accuracy takes each dialogue by itself: right when greedy decoding would give every token of its assistant's turns.
+    Loss, expert load and MTP acceptance come from packed sequences; an acceptance is the MTP layer's argmax for t+2
+    being the main model's own, given the true tokens up to t+1. Accuracy takes each dialogue by itself: right when
+    greedy decoding would give every token of its assistant's turns.
     """
     losses, agree, load = [], torch.zeros(4), torch.zeros(len(model.moe()), CONFIG["n_routed_experts"])
     for _ in range(batches):
@@ -272,21 +298,28 @@ def evaluate(model: Model, stream: Stream, batches: int = 12, documents: int = 1
         agree += torch.tensor([same.sum(), same.numel(), same[spoken].sum(), spoken.sum()])
         load += torch.stack([moe.load for moe in model.moe()])
     tasks: dict[str, list[bool]] = {}
-    items = sorted((item for item in stream.documents(documents) if item[0].exact and len(item[1]) < 600), key=lambda item: len(item[1]))
+    items = sorted(
+        (item for item in stream.documents(documents) if item[0].exact and len(item[1]) < 600),
+        key=lambda item: len(item[1]),
+    )
     for start in range(0, len(items), 16):
-        chunk = items[start:start + 16]
+        chunk = items[start : start + 16]
         padded = torch.zeros(len(chunk), len(chunk[-1][1]), dtype=torch.long)
         for row, (_, ids, _) in zip(padded, chunk, strict=True):
-            row[:len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = torch.tensor(ids)
         best = model(padded)[0].argmax(-1)
         for row, (doc, ids, weights) in zip(best, chunk, strict=True):
             right = all(int(row[i - 1]) == ids[i] for i in range(1, len(ids)) if weights[i] == 1)
             tasks.setdefault(doc.task, []).append(right)
     first = CONFIG["first_k_dense_replace"]
-    return dict(held_out_loss=round(sum(losses) / len(losses), 4),
-                max_over_mean_load={f"layer {i}": round(float(row.max() / row.mean()), 3) for i, row in enumerate(load, first)},
-                mtp_acceptance=dict(assistant_tokens=round(float(agree[2] / agree[3]), 4), all_tokens=round(float(agree[0] / agree[1]), 4)),
-                accuracy={task: f"{sum(right)}/{len(right)}" for task, right in sorted(tasks.items())})
+    return dict(
+        held_out_loss=round(sum(losses) / len(losses), 4),
+        max_over_mean_load={f"layer {i}": round(float(row.max() / row.mean()), 3) for i, row in enumerate(load, first)},
+        mtp_acceptance=dict(
+            assistant_tokens=round(float(agree[2] / agree[3]), 4), all_tokens=round(float(agree[0] / agree[1]), 4)
+        ),
+        accuracy={task: f"{sum(right)}/{len(right)}" for task, right in sorted(tasks.items())},
+    )
 
 
 @torch.no_grad()
@@ -300,10 +333,22 @@ def answer(model: Model, tokenizer, question: str, limit: int = 120) -> str:
 
 
 SAMPLES = [
-    "What is 3 + 4?", "Hello!", "Who are you?", "What day comes after Monday?", "Spell cluster.", "Count to 12.",
-    "Write the times table of 7 up to 5.", "How many minutes are in 3 hours?", "What is the capital of Japan?",
-    "Answer in JSON: what is 12 + 30?", "Think step by step: what is 127 + 58?", "Tell me about the moon.", "Tell me a short story.",
-    "Write a Python function that adds two numbers.", "Which is larger, 17 or 71?"]
+    "What is 3 + 4?",
+    "Hello!",
+    "Who are you?",
+    "What day comes after Monday?",
+    "Spell cluster.",
+    "Count to 12.",
+    "Write the times table of 7 up to 5.",
+    "How many minutes are in 3 hours?",
+    "What is the capital of Japan?",
+    "Answer in JSON: what is 12 + 30?",
+    "Think step by step: what is 127 + 58?",
+    "Tell me about the moon.",
+    "Tell me a short story.",
+    "Write a Python function that adds two numbers.",
+    "Which is larger, 17 or 71?",
+]
 
 
 def write(out: pathlib.Path, model: Model, tokenizer) -> None:
@@ -315,9 +360,18 @@ def write(out: pathlib.Path, model: Model, tokenizer) -> None:
         "config.json": CONFIG,
         "generation_config.json": dict(ids, do_sample=False),
         "tokenizer_config.json": dict(
-            tokenizer_class="PreTrainedTokenizerFast", bos_token=data.BOS, eos_token=data.EOS, pad_token=data.PAD, unk_token=None, add_bos_token=True,
-            add_eos_token=False, clean_up_tokenization_spaces=False, model_max_length=CONFIG["max_position_embeddings"],
-            chat_template=data.CHAT_TEMPLATE)}
+            tokenizer_class="PreTrainedTokenizerFast",
+            bos_token=data.BOS,
+            eos_token=data.EOS,
+            pad_token=data.PAD,
+            unk_token=None,
+            add_bos_token=True,
+            add_eos_token=False,
+            clean_up_tokenization_spaces=False,
+            model_max_length=CONFIG["max_position_embeddings"],
+            chat_template=data.CHAT_TEMPLATE,
+        ),
+    }
     for name, content in files.items():
         (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -341,9 +395,15 @@ def main() -> None:
     write(args.out, model, tokenizer)
     stored = restore(load_file(args.out / "model.safetensors"))
     parameters = sum(p.numel() for p in model.parameters())
-    report = dict(steps=args.steps, seed=args.seed, tokens=args.steps * BATCH_TOKENS, parameters=parameters, **figures | {"seconds": seconds},
-                  **evaluate(stored, Stream(tokenizer, args.seed + 2, keep_held_out=True)),
-                  samples={question: answer(stored, tokenizer, question) for question in SAMPLES})
+    report = dict(
+        steps=args.steps,
+        seed=args.seed,
+        tokens=args.steps * BATCH_TOKENS,
+        parameters=parameters,
+        **figures | {"seconds": seconds},
+        **evaluate(stored, Stream(tokenizer, args.seed + 2, keep_held_out=True)),
+        samples={question: answer(stored, tokenizer, question) for question in SAMPLES},
+    )
     (args.out / "training.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(json.dumps(report, indent=2, ensure_ascii=False))
 

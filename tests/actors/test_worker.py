@@ -20,13 +20,17 @@ from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.cluster.model.path import bundled_model
 
 HOST = "127.0.0.1"
-SPEC = WorkerSpec("attention-0", bundled_model(), "cpu", "bfloat16", "stored", "reference", 1, link_timeout=5.0, gather_window=1.0)
+SPEC = WorkerSpec(
+    "attention-0", bundled_model(), "cpu", "bfloat16", "stored", "reference", 1, link_timeout=5.0, gather_window=1.0
+)
 
 
 @pytest.fixture(autouse=True)
 def environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker is its process's only one, and sets its environment."""
-    monkeypatch.setattr(os, "environ", {name: v for name, v in os.environ.items() if name not in worker_base.ENVIRONMENT})
+    monkeypatch.setattr(
+        os, "environ", {name: v for name, v in os.environ.items() if name not in worker_base.ENVIRONMENT}
+    )
 
 
 def test_a_worker_sets_what_libraries_read_unless_it_is_set(monkeypatch: pytest.MonkeyPatch):
@@ -55,8 +59,12 @@ def test_without_a_gpu_a_worker_that_needs_one_says_so(monkeypatch: pytest.Monke
         WorkerBase(replace(SPEC, device="cuda", kernels="auto"), HOST)
 
 
-@pytest.mark.parametrize(("threads", "sharers", "expected"), [(None, 1, 12), (None, 2, 6), (None, 5, 2), (None, 64, 1), (3, 2, 3)])
-def test_threads_are_those_asked_for_or_a_share_of_the_nodes_cores(monkeypatch: pytest.MonkeyPatch, threads, sharers, expected):
+@pytest.mark.parametrize(
+    ("threads", "sharers", "expected"), [(None, 1, 12), (None, 2, 6), (None, 5, 2), (None, 64, 1), (3, 2, 3)]
+)
+def test_threads_are_those_asked_for_or_a_share_of_the_nodes_cores(
+    monkeypatch: pytest.MonkeyPatch, threads, sharers, expected
+):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
     worker = WorkerBase(replace(SPEC, threads=threads, sharers=sharers), HOST)
     assert worker.threads == worker._common_status()["threads"] == expected
@@ -87,7 +95,9 @@ def test_a_lane_for_rows_is_opened_between_gpus_alone(kind, monkeypatch: pytest.
     if kind == "process-group":
         assert opened[0][1] is opened[1][1] is None
     else:
-        assert [opened[rank][1] for rank in (0, 1)] == [(HOST, rendezvous.port, meeting.prefix, r, torch.device("cpu"), 20.0, 5.0) for r in (0, 1)]
+        assert [opened[rank][1] for rank in (0, 1)] == [
+            (HOST, rendezvous.port, meeting.prefix, r, torch.device("cpu"), 20.0, 5.0) for r in (0, 1)
+        ]
 
 
 def test_orders_of_a_controller_that_has_been_superseded_are_refused():

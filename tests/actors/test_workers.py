@@ -1,4 +1,5 @@
-"""The two actors as plain objects in this process: a shard and a group over a real link, and what they say when it fails or a thread hangs."""
+"""The two actors as plain objects in this process: a shard and a group over a real link, and what they say when it
+fails or a thread hangs."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class Workers:
     def __init__(self, kind: str):
         self.kind = kind
         self.rendezvous = Rendezvous("127.0.0.1")
-        spec = WorkerSpec("worker", bundled_model(), "cpu", "bfloat16", "stored", "auto", 1, link_timeout=20.0, gather_window=1.0)
+        spec = WorkerSpec(
+            "worker", bundled_model(), "cpu", "bfloat16", "stored", "auto", 1, link_timeout=20.0, gather_window=1.0
+        )
         self.shard = AttentionShard(spec, "127.0.0.1", SCHEDULER)
         config = self.shard.checkpoint.config
         self.placement = contiguous_placement(config.moe_layers, config.n_routed_experts, ["expert-0"])

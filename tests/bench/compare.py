@@ -1,13 +1,15 @@
 """`make bench`: Isotherm beside its peers, in turn, in one run; medians and their ratios.
 
-    python tests/bench/compare.py --bf16 MODEL [--fp8 MODEL] [--rounds 5] [--vllm PYTHON] [--llama-cpp DIR] [--ik-llama-cpp DIR] [--gguf FILE …]
+    python tests/bench/compare.py --bf16 MODEL [--fp8 MODEL] [--rounds 5] [--vllm PYTHON] [--llama-cpp DIR]
+      [--ik-llama-cpp DIR] [--gguf FILE …]
 
-Sides: Isotherm on the bf16 and on the FP8 checkpoint, transformers on the bf16 one (--no-transformers where memory is short), and where they are
-given vLLM (a Python that has it) and llama.cpp builds (a folder with llama-batched-bench, with GGUF files of the same model). Each side loads once
-and is asked in turn; llama.cpp's loads anew in each round, and measures every size twice, of which the second counts.
+Sides: Isotherm on the bf16 and on the FP8 checkpoint, transformers on the bf16 one (--no-transformers where memory is
+short), and where they are given vLLM (a Python that has it) and llama.cpp builds (a folder with llama-batched-bench,
+with GGUF files of the same model). Each side loads once and is asked in turn; llama.cpp's loads anew in each round, and
+measures every size twice, of which the second counts.
 
-ik_llama.cpp's own llama-batched-bench gives every stream the same token, so that all rows go to the same few experts: change it to draw tokens at
-random, as llama.cpp's does, or its figures at 8 and 32 streams say little.
+ik_llama.cpp's own llama-batched-bench gives every stream the same token, so that all rows go to the same few experts:
+change it to draw tokens at random, as llama.cpp's does, or its figures at 8 and 32 streams say little.
 """
 
 from __future__ import annotations
@@ -39,8 +41,13 @@ class ProcessSide:
 
     def __init__(self, name: str, python: str, side: str, *arguments: str):
         self.name = name
-        self._process = subprocess.Popen([python, str(HERE / "sides.py"), side, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         stderr=subprocess.DEVNULL, text=True)
+        self._process = subprocess.Popen(
+            [python, str(HERE / "sides.py"), side, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         self._read()
 
     def _read(self) -> str:
@@ -66,7 +73,9 @@ class LlamaSide:
 
     def __init__(self, name: str, build: Path, gguf: Path, extra: tuple[str, ...] = ()):
         self.name, self._gguf, self._extra = name, gguf, extra
-        self._binary = next(p for p in (build / "bin" / "llama-batched-bench", build / "llama-batched-bench") if p.exists())
+        self._binary = next(
+            p for p in (build / "bin" / "llama-batched-bench", build / "llama-batched-bench") if p.exists()
+        )
         self._round: dict[tuple[str, int], float] = {}
 
     def ask(self, what: str, size: int) -> float:
@@ -77,14 +86,21 @@ class LlamaSide:
 
     def _run(self, widths: list[int], prompt: int, tokens: int) -> None:
         twice = ",".join(str(w) for w in widths for _ in range(2))
-        command = [str(self._binary), "-m", str(self._gguf), "-c", "4096", "-npp", str(prompt), "-ntg", str(tokens), "-npl", twice, "-t", "2",
-                   *self._extra]
-        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=600)
-        rows = [[c.strip() for c in line.strip("|").split("|")] for line in run.stdout.splitlines() if re.match(r"\|\s*\d", line)]
+        command = [str(self._binary), "-m", str(self._gguf), "-c", "4096", "-npp", str(prompt), "-ntg", str(tokens),
+                   "-npl", twice, "-t", "2", *self._extra]  # fmt: skip
+        run = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=600
+        )
+        rows = [
+            [c.strip() for c in line.strip("|").split("|")]
+            for line in run.stdout.splitlines()
+            if re.match(r"\|\s*\d", line)
+        ]
         if len(rows) != 2 * len(widths):
             raise RuntimeError(f"{self.name} measured {len(rows)} of {2 * len(widths)} sizes: {run.stdout[-500:]}")
         for row in rows[1::2]:
-            what, size, column = ("decode", int(row[2]), 7) if tokens > 1 else ("prefill", int(row[0]), 5)  # S_TG or S_PP, tokens/s
+            # S_TG or S_PP, tokens/s
+            what, size, column = ("decode", int(row[2]), 7) if tokens > 1 else ("prefill", int(row[0]), 5)
             self._round[what, size] = float(row[column])
 
     def close(self) -> None:
@@ -95,7 +111,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bf16", required=True)
     parser.add_argument("--fp8")
-    parser.add_argument("--head8", action="store_true", help="also the FP8 checkpoint with an 8-bit output projection, an opt-in of the manifest")
+    parser.add_argument(
+        "--head8",
+        action="store_true",
+        help="also the FP8 checkpoint with an 8-bit output projection, an opt-in of the manifest",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--transformers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--vllm", help="a Python interpreter that has vllm")
@@ -147,13 +167,18 @@ def report(figures: dict[str, dict[str, list[float]]], as_json: bool, plot: Path
             print(f"{side:24}" + "".join(f"{row[work]:14.1f}" for work in works))
         for side in medians:
             if side not in peers:
-                print(f"{side + ' / best peer':24}" + "".join(f"{medians[side][work] / medians[best[work]][work]:13.2f}×" for work in works))
+                print(
+                    f"{side + ' / best peer':24}"
+                    + "".join(f"{medians[side][work] / medians[best[work]][work]:13.2f}×" for work in works)
+                )
         print(f"{'best peer':24}" + "".join(f"{best[work][:13]:>14}" for work in works))
     if plot is not None:
         from isotherm.cluster.cli.bench_plot import plot_bars
 
         labels = [f"{side} {work}" for work in works for side in medians]
-        plot_bars(plot, "tokens per second", labels, [medians[side][work] for work in works for side in medians], "tokens/s")
+        plot_bars(
+            plot, "tokens per second", labels, [medians[side][work] for work in works for side in medians], "tokens/s"
+        )
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def write(out: Path, fp8: bool, shape: dict[str, Any] = M) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--fp8", action="store_true", help="projections as e4m3 with 128×128 block scales, as DeepSeek-V3's")
+    parser.add_argument(
+        "--fp8", action="store_true", help="projections as e4m3 with 128×128 block scales, as DeepSeek-V3's"
+    )
     a = parser.parse_args()
     write(a.out, a.fp8)
 

@@ -1,4 +1,5 @@
-"""One side of the comparison as a process of its own: loads a model once, then measures what it is told to on standard input.
+"""One side of the comparison as a process of its own: loads a model once, then measures what it is told to on standard
+input.
 
     python sides.py SIDE MODEL [HEAD]   a line in: "decode 8 48" or "prefill 512"; a line out: tokens per second
 
@@ -39,7 +40,9 @@ class Transformers:
         self._torch = torch
         torch.set_num_threads(os.cpu_count() or 1)
         self._vocab = AutoConfig.from_pretrained(model).vocab_size
-        self._model = DeepseekV3ForCausalLM.from_pretrained(model, dtype=torch.bfloat16, experts_implementation="grouped_mm").eval()
+        self._model = DeepseekV3ForCausalLM.from_pretrained(
+            model, dtype=torch.bfloat16, experts_implementation="grouped_mm"
+        ).eval()
 
     def _ids(self, streams: int, length: int):
         return self._torch.randint(0, self._vocab, (streams, length))
@@ -47,7 +50,9 @@ class Transformers:
     def _generate(self, streams: int, tokens: int) -> float:
         begin = time.perf_counter()
         with self._torch.inference_mode():
-            self._model.generate(self._ids(streams, PROMPT), min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False)
+            self._model.generate(
+                self._ids(streams, PROMPT), min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False
+            )
         return time.perf_counter() - begin
 
     def decode(self, streams: int, tokens: int) -> float:
@@ -64,7 +69,12 @@ class Transformers:
 
 class Vllm:
     def __init__(self, model: str):
-        os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        os.environ |= {
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
         from vllm import LLM, SamplingParams
 
         self._params = SamplingParams

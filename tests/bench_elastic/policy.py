@@ -1,15 +1,16 @@
-"""The placement policy against EPLB on seeded load traces: `python tests/bench_elastic/policy.py [--seeds 5]` prints the table.
+"""The placement policy against EPLB on seeded load traces: `python tests/bench_elastic/policy.py [--seeds 5]` prints
+the table.
 
-A trace is rows per (window, layer, expert). Hotness is log-normal over experts and drifts: each window, log-loads take one AR(1) step, and about one
-expert in a hundred jumps, as when the traffic changes subject.
+A trace is rows per (window, layer, expert). Hotness is log-normal over experts and drifts: each window, log-loads take
+one AR(1) step, and about one expert in a hundred jumps, as when the traffic changes subject.
 
-Protocol, the same for every case and seed: the copies begin as the contiguous placement (one copy each). At the end
-of each of windows 0..10 the policy sees the rows up to and including that window and places for the next, which comes
-and is scored. Imbalance is the mean over layers of (hottest group / mean group), and of that over the 11 placements.
-Moves are copies newly loaded as a fraction of all copies; the mean over the 10 placements after the first, as in the
-reference figures, and over all 11, the first one being out of the contiguous placement. EPLB, as
-tests/helpers/eplb.py writes it anew from its description, is run on the same trace, and sees the last window. `plan`
-is the time of the slowest of the 11 plans, on one core.
+Protocol, the same for every case and seed: the copies begin as the contiguous placement (one copy each). At the end of
+each of windows 0..10 the policy sees the rows up to and including that window and places for the next, which comes and
+is scored. Imbalance is the mean over layers of (hottest group / mean group), and of that over the 11 placements. Moves
+are copies newly loaded as a fraction of all copies; the mean over the 10 placements after the first, as in the
+reference figures, and over all 11, the first one being out of the contiguous placement. EPLB, as tests/helpers/eplb.py
+writes it anew from its description, is run on the same trace, and sees the last window. `plan` is the time of the
+slowest of the 11 plans, on one core.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ LAYERS, EXPERTS, WINDOWS = 58, 256, 12
 
 @dataclass(frozen=True)
 class Case:
-    """`eplb_*` are the project's reference figures: what DeepSeek's EPLB reaches on seed 0 of the trace when it rebalances every window by the window
-    just seen, moves after the first placement. Where there are 32 groups, it is in its hierarchical form, with 8 to a node."""
+    """`eplb_*` are the project's reference figures: what DeepSeek's EPLB reaches on seed 0 of the trace when it
+    rebalances every window by the window just seen, moves after the first placement. Where there are 32 groups, it is
+    in its hierarchical form, with 8 to a node."""
 
     number: int  # seeds the trace together with its seed
     groups: int
@@ -106,7 +108,8 @@ class Score:
 
 
 def score(case: Case, seed: int, windows: int = WINDOWS, layers: int = LAYERS) -> Score:
-    """Run the policy, as it is by default, over one trace. Raises AssertionError where a group has more copies in a layer than slots."""
+    """Run the policy, as it is by default, over one trace. Raises AssertionError where a group has more copies in a
+    layer than slots."""
     groups = [Group(f"group-{g:03}", slots_per_layer=case.slots) for g in range(case.groups)]
     placement = contiguous_placement(range(layers), EXPERTS, [group.name for group in groups])
 
@@ -122,13 +125,17 @@ def eplb_score(case: Case, seed: int, windows: int = WINDOWS, layers: int = LAYE
     """The same of EPLB."""
     blocks = BLOCKS if case.nodes > 1 else 1
     rows_WLE = trace(case, seed, windows, layers)
-    return _score(case, rows_WLE, lambda seen_WLE: eplb.place(seen_WLE[-1], case.groups, case.slots, case.nodes, blocks))
+    return _score(
+        case, rows_WLE, lambda seen_WLE: eplb.place(seen_WLE[-1], case.groups, case.slots, case.nodes, blocks)
+    )
 
 
 def _score(case: Case, rows_WLE: np.ndarray, place: Callable[[np.ndarray], np.ndarray]) -> Score:
     """`place`: from the windows seen so far to who holds a copy."""
     groups = [Group(f"group-{g:03}") for g in range(case.groups)]
-    before_LEG = holds(contiguous_placement(range(rows_WLE.shape[1]), EXPERTS, [group.name for group in groups]), groups)
+    before_LEG = holds(
+        contiguous_placement(range(rows_WLE.shape[1]), EXPERTS, [group.name for group in groups]), groups
+    )
     imbalances, loaded, seconds = [], [], []
     for window in range(len(rows_WLE) - 1):
         begin = time.perf_counter()
@@ -145,15 +152,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=1, help="the reference figures are of seed 0")
     arguments = parser.parse_args()
-    print(f"{'':14} {'seed':>4}   {'imbalance':>9} {'EPLB':>6} {'reference':>9} {'contiguous':>10}   "
-          f"{'moves':>6} {'EPLB / 10':>9} {'reference':>9} {'with first':>10}   {'plan':>7}")
+    print(
+        f"{'':14} {'seed':>4}   {'imbalance':>9} {'EPLB':>6} {'reference':>9} {'contiguous':>10}   "
+        f"{'moves':>6} {'EPLB / 10':>9} {'reference':>9} {'with first':>10}   {'plan':>7}"
+    )
     for seed in range(arguments.seeds):
         for name, case in CASES.items():
             ours, theirs = score(case, seed), eplb_score(case, seed)
             even = f"{case.eplb_imbalance:9.3f} {case.contiguous_imbalance:10.3f}" if seed == 0 else " " * 20
             limit = f"{case.eplb_moves / 10:9.4f}" if seed == 0 else " " * 9
-            print(f"{name:14} {seed:4}   {ours.imbalance:9.3f} {theirs.imbalance:6.3f} {even}   "
-                  f"{ours.moves:6.4f} {theirs.moves / 10:9.4f} {limit} {ours.moves_with_first:10.4f}   {ours.slowest_plan:5.2f} s", flush=True)
+            print(
+                f"{name:14} {seed:4}   {ours.imbalance:9.3f} {theirs.imbalance:6.3f} {even}   {ours.moves:6.4f} "
+                f"{theirs.moves / 10:9.4f} {limit} {ours.moves_with_first:10.4f}   {ours.slowest_plan:5.2f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Criterion 5: the traffic's subject changes, and with it the experts that are hot; what the autoscaler makes of it, and whether it comes to rest.
+"""Criterion 5: the traffic's subject changes, and with it the experts that are hot; what the autoscaler makes of it,
+and whether it comes to rest.
 
     python tests/bench_elastic/shift.py [--steady 300]
 
-The bundled model counts for a while, then it tells stories, for `--steady` seconds. Prompts are drawn anew for each request.
+The bundled model counts for a while, then it tells stories, for `--steady` seconds. Prompts are drawn anew for each
+request.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 
 STREAMS, TOKENS = 16, 64
 LIMIT = 30.0  # seconds in which the placement is to follow
-HEROES = ["fox", "dog", "king", "ship", "tree", "girl", "bird", "cat", "bear", "boat", "star", "cloud", "mouse", "frog", "duck", "horse"]
+HEROES = ["fox", "dog", "king", "ship", "tree", "girl", "bird", "cat", "bear", "boat", "star", "cloud", "mouse", "frog",
+          "duck", "horse"]  # fmt: skip
 WINDOW = 5  # looks, a second apart, over which rows are compared
 
 
@@ -38,8 +41,14 @@ class Subjects:
     def __call__(self, stream: int, turn: int) -> list[int]:
         draw = random.Random(f"{stream} {turn}")
         start = draw.randrange(1, 40)
-        text = f"Count from {start} to {start + 40}." if self.subject == "count" else f"Tell me a story about a {draw.choice(HEROES)}."
-        return self._tokenizer.encode(self._tokenizer.render_chat([{"role": "user", "content": text}]), add_special_tokens=False)
+        text = (
+            f"Count from {start} to {start + 40}."
+            if self.subject == "count"
+            else f"Tell me a story about a {draw.choice(HEROES)}."
+        )
+        return self._tokenizer.encode(
+            self._tokenizer.render_chat([{"role": "user", "content": text}]), add_special_tokens=False
+        )
 
 
 def run(before: float, steady: float, mode: str) -> tuple[list[Sample], list[Sample]]:
@@ -62,10 +71,13 @@ def run(before: float, steady: float, mode: str) -> tuple[list[Sample], list[Sam
 
 
 def describe(what: str, samples: list[Sample]) -> list[float]:
-    """Prints the way; the imbalance (mean over layers) of the rows of each few seconds, by the placement at their end."""
+    """Prints the way; the imbalance (mean over layers) of the rows of each few seconds,
+    by the placement at their end."""
     print(f"{what}: (second, rows max/mean over all layers, mean of the layers, placement version)")
     figures = [(s.at, *imbalance(samples[i], s), s.version) for i, s in enumerate(samples[WINDOW:])]
-    marks = [f for f, g in zip(figures, [None, *figures], strict=False) if g is None or f[3] != g[3] or int(f[0]) % 30 == 0]
+    marks = [
+        f for f, g in zip(figures, [None, *figures], strict=False) if g is None or f[3] != g[3] or int(f[0]) % 30 == 0
+    ]
     print("    " + "  ".join(f"({at:.0f}, {heat:.2f}, {layers:.2f}, {version})" for at, heat, layers, version in marks))
     return [layers for _, _, layers, _ in figures]
 
@@ -84,9 +96,12 @@ def main() -> None:
     rest = [s for s in stories if s.at >= options.steady - quiet]
     after, settled = imbalance(soon[0], soon[WINDOW])[1], imbalance(rest[0], rest[-1])[1]
     followed = next((s.at for s in stories if s.version > counting[-1].version), None)
-    print(f"criterion 5: the shift makes the mean imbalance of the layers {after:.2f}, by the placement of then; the placement follows after "
-          f"{'ever' if followed is None else f'{followed:.0f} s'} (wanted: {LIMIT:.0f} s), with {loaded(soon)} loads in the first {LIMIT:.0f} s; "
-          f"{loaded(stories)} in {options.steady:.0f} s, {loaded(rest)} of them in the last {quiet:.0f} s (wanted: 0); then {settled:.2f}")
+    print(
+        f"criterion 5: the shift makes the mean imbalance of the layers {after:.2f}, by the placement of then; the "
+        f"placement follows after {'ever' if followed is None else f'{followed:.0f} s'} (wanted: {LIMIT:.0f} s), with "
+        f"{loaded(soon)} loads in the first {LIMIT:.0f} s; {loaded(stories)} in {options.steady:.0f} s, {loaded(rest)} "
+        f"of them in the last {quiet:.0f} s (wanted: 0); then {settled:.2f}"
+    )
 
 
 if __name__ == "__main__":

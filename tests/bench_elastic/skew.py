@@ -1,10 +1,11 @@
-"""Criterion 2: hot experts all on one of two groups; what the autoscaler makes of it, beside the same cluster with the autoscaler off.
+"""Criterion 2: hot experts all on one of two groups; what the autoscaler makes of it, beside the same cluster with the
+autoscaler off.
 
     python tests/bench_elastic/skew.py [--model DIR] [--seconds 60]
 
-DIR: a checkpoint whose hot experts are all in the first half of the ids (shared/bench/make_checkpoint.py m DIR --skew 1.2 makes one). Without it a
-smaller one is made. The contiguous placement of the start then has the hot half on the first group. Both clusters get the same traffic, one after
-the other; throughput is that of the second half of it.
+DIR: a checkpoint whose hot experts are all in the first half of the ids (shared/bench/make_checkpoint.py m DIR --skew
+1.2 makes one). Without it a smaller one is made. The contiguous placement of the start then has the hot half on the
+first group. Both clusters get the same traffic, one after the other; throughput is that of the second half of it.
 """
 
 from __future__ import annotations
@@ -65,12 +66,17 @@ def second_half(samples: list[Sample]) -> Half:
     first, last = half[0], half[-1]
     seconds, steps = last.at - first.at, last.steps - first.steps
     busy, waited = ({g: 1000 * s / steps for g, s in between(first, last, what).items()} for what in ("busy", "waited"))
-    return Half((last.tokens - first.tokens) / seconds, 1000 * seconds / steps, between(first, last, "rows"), busy, waited)
+    return Half(
+        (last.tokens - first.tokens) / seconds, 1000 * seconds / steps, between(first, last, "rows"), busy, waited
+    )
 
 
 def describe(mode: str, half: Half) -> None:
-    print(f"autoscaler {mode:3}  {half.speed:6.1f} tokens/s  step {half.step:.1f} ms, {sum(half.waited.values()):.1f} of them waiting for groups  "
-          f"rows max/mean {spread(half.rows):.3f}  time computing max/mean {spread(half.busy):.3f}")
+    print(
+        f"autoscaler {mode:3}  {half.speed:6.1f} tokens/s  step {half.step:.1f} ms, {sum(half.waited.values()):.1f} of "
+        f"them waiting for groups  rows max/mean {spread(half.rows):.3f}  time computing max/mean "
+        f"{spread(half.busy):.3f}"
+    )
     for name in half.rows:
         print(f"    {name}: {half.rows[name]:.0f} rows, computes {half.busy[name]:.1f} ms of a step")
 
@@ -90,10 +96,14 @@ def compare(model: Path, options: argparse.Namespace) -> None:
     gain = halves["on"].speed / halves["off"].speed
     off = halves["off"]
     saved = max(off.busy.values()) - sum(off.busy.values()) / len(off.busy)
-    print(f"off, the busiest group computes {saved:.1f} ms of a {off.step:.1f} ms step longer than if all computed alike: without them, "
-          f"throughput × {off.step / (off.step - saved):.2f}")
-    print(f"criterion 2: max/mean below {THRESHOLD} from {reached:.0f} s of traffic on (wanted: {LIMIT:.0f} s); throughput × {gain:.2f} "
-          f"(wanted: {GAIN})")
+    print(
+        f"off, the busiest group computes {saved:.1f} ms of a {off.step:.1f} ms step longer than if all computed "
+        f"alike: without them, throughput × {off.step / (off.step - saved):.2f}"
+    )
+    print(
+        f"criterion 2: max/mean below {THRESHOLD} from {reached:.0f} s of traffic on (wanted: {LIMIT:.0f} s); "
+        f"throughput × {gain:.2f} (wanted: {GAIN})"
+    )
 
 
 def main() -> None:
@@ -102,12 +112,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of traffic, for each of the two")
     parser.add_argument("--attention-threads", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--whole", action="store_true", help="answers come at their end, not token by token: the front door then costs little")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="answers come at their end, not token by token: the front door then costs little",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         compare(options.model or skewed_checkpoint(Path(folder) / "skewed"), options)
     if options.model is None:
-        print("    of the small model; its groups compute for so little of a step that its throughput says nothing: give --model")
+        print(
+            "    of the small model; its groups compute for so little of a step that its throughput says nothing: "
+            "give --model"
+        )
 
 
 if __name__ == "__main__":

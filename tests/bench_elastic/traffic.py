@@ -16,7 +16,8 @@ import httpx
 
 @dataclass
 class Traffic:
-    """Streams that are always decoding: where one ends, the next begins. `prompts(stream, turn)` gives token ids or text."""
+    """Streams that are always decoding: where one ends, the next begins. `prompts(stream, turn)` gives token ids or
+    text."""
 
     url: str
     model: str
@@ -42,8 +43,15 @@ class Traffic:
     async def _stream(self, client: httpx.AsyncClient, number: int) -> None:
         turn = 0
         while True:
-            body = {"model": self.model, "prompt": self.prompts(number, turn), "max_tokens": self.tokens, "temperature": self.temperature,
-                    "seed": number, "ignore_eos": True, "stream": self.chunked}
+            body = {
+                "model": self.model,
+                "prompt": self.prompts(number, turn),
+                "max_tokens": self.tokens,
+                "temperature": self.temperature,
+                "seed": number,
+                "ignore_eos": True,
+                "stream": self.chunked,
+            }
             async with client.stream("POST", "/v1/completions", json=body) as response:
                 if response.status_code != 200:
                     self.errors.append(f"HTTP {response.status_code}")
@@ -112,7 +120,8 @@ def spread(counts: dict[str, float]) -> float:
 
 
 def imbalance(first: Sample, last: Sample) -> tuple[float, float]:
-    """The rows that came in between, had the later placement been in force: hottest group / mean group over all layers, and the mean over layers."""
+    """The rows that came in between, had the later placement been in force: hottest group / mean group over all layers,
+    and the mean over layers."""
     groups = sorted(last.busy)
     layers = []
     for before, after, holders in zip(first.routed, last.routed, last.holders, strict=True):
@@ -129,7 +138,11 @@ def loaded(samples: list[Sample]) -> int:
     """Copies that came to where they were not, from look to look."""
     count = 0
     for a, b in pairwise(samples):
-        count += sum(len(set(y) - set(x)) for old, new in zip(a.holders, b.holders, strict=True) for x, y in zip(old, new, strict=True))
+        count += sum(
+            len(set(y) - set(x))
+            for old, new in zip(a.holders, b.holders, strict=True)
+            for x, y in zip(old, new, strict=True)
+        )
     return count
 
 

@@ -77,10 +77,16 @@ spawn_thread("step loop", lambda: 1 / 0)
 time.sleep(30)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
-    assert done.returncode == 1 and "thread step loop failed; this process ends" in done.stderr and "ZeroDivisionError" in done.stderr
+    assert (
+        done.returncode == 1
+        and "thread step loop failed; this process ends" in done.stderr
+        and "ZeroDivisionError" in done.stderr
+    )
 
 
-@pytest.mark.parametrize(("error", "line"), [(ValueError("a\nb"), "a"), (TimeoutError(), "TimeoutError"), (OSError("\n x"), "x")])
+@pytest.mark.parametrize(
+    ("error", "line"), [(ValueError("a\nb"), "a"), (TimeoutError(), "TimeoutError"), (OSError("\n x"), "x")]
+)
 def test_an_error_in_one_line(error, line):
     assert first_line(error) == line
 

@@ -10,7 +10,14 @@ import yaml
 from deepseek_checkpoints import make_config
 from pydantic import BaseModel
 
-from isotherm.cluster.manifest import Manifest, ManifestError, kv_bytes_per_token, load_manifest, parse_bytes, parse_manifest
+from isotherm.cluster.manifest import (
+    Manifest,
+    ManifestError,
+    kv_bytes_per_token,
+    load_manifest,
+    parse_bytes,
+    parse_manifest,
+)
 from isotherm.cluster.model.config import parse
 
 DEFAULT = Path(__file__).parents[2] / "manifests" / "default.yaml"
@@ -30,7 +37,7 @@ def refusal(data: Any) -> str:
     return str(caught.value)
 
 
-# --- the default -------------------------------------------------------------------------------------------------------------------------
+# --- the default ----------------------------------------------------------------------------------
 
 
 def test_the_written_default_is_the_default():
@@ -40,7 +47,10 @@ def test_the_written_default_is_the_default():
 def test_the_written_default_names_every_field():
     def fields(model: type[BaseModel]) -> dict[str, Any]:
         sections = {name: field.annotation for name, field in model.model_fields.items()}
-        return {name: fields(t) if isinstance(t, type) and issubclass(t, BaseModel) else None for name, t in sections.items()}
+        return {
+            name: fields(t) if isinstance(t, type) and issubclass(t, BaseModel) else None
+            for name, t in sections.items()
+        }
 
     def names(data: Any, known: dict[str, Any]) -> dict[str, Any]:
         return {name: names(value, known[name]) if known[name] else None for name, value in data.items()}
@@ -50,7 +60,9 @@ def test_the_written_default_names_every_field():
 
 
 def test_every_field_of_the_written_default_has_a_comment():
-    lines = [line for line in DEFAULT.read_text().splitlines() if line.startswith("  ") and not line.lstrip().startswith("#")]
+    lines = [
+        line for line in DEFAULT.read_text().splitlines() if line.startswith("  ") and not line.lstrip().startswith("#")
+    ]
     bare = [line.split(":")[0].strip() for line in lines if "#" not in line]
     assert set(bare) <= {"gpus", "memory", "labels"}, "the experts' reservations are as the attention's"
 
@@ -61,11 +73,13 @@ def test_an_empty_manifest_is_the_default(empty: Any):
 
 
 def test_a_manifest_survives_being_written_and_read():
-    manifest = parse_manifest({"model": "m", "attention": {"shards": 2, "labels": {"role": "attention"}}, "engine": {"kv_memory": "1.5GiB"}})
+    manifest = parse_manifest(
+        {"model": "m", "attention": {"shards": 2, "labels": {"role": "attention"}}, "engine": {"kv_memory": "1.5GiB"}}
+    )
     assert parse_manifest(yaml.safe_load(yaml.safe_dump(manifest.model_dump()))) == manifest
 
 
-# --- bad values --------------------------------------------------------------------------------------------------------------------------
+# --- bad values -----------------------------------------------------------------------------------
 
 BAD: list[tuple[str, Any, str]] = [
     ("model", "", "at least 1 character"),
@@ -140,18 +154,31 @@ BAD: list[tuple[str, Any, str]] = [
 def test_a_bad_value_is_named_with_its_field_and_what_is_allowed(field: str, value: Any, allowed: str):
     message = refusal(nested(field, value))
     assert message.startswith(f"here.yaml: {field} is ")
-    assert (repr(value) in message or len(repr(value)) > 20) and allowed in message and len(message) < 300 and "pydantic" not in message
+    assert (
+        (repr(value) in message or len(repr(value)) > 20)
+        and allowed in message
+        and len(message) < 300
+        and "pydantic" not in message
+    )
 
 
 def test_every_bad_field_is_named_at_once():
     lines = refusal({"attention": {"shards": 0}, "http": {"port": 0}, "modle": "x"}).splitlines()
-    assert [line.split(" is ")[0] for line in lines] == ["here.yaml: attention.shards", "here.yaml: http.port", "here.yaml: modle"]
+    assert [line.split(" is ")[0] for line in lines] == [
+        "here.yaml: attention.shards",
+        "here.yaml: http.port",
+        "here.yaml: modle",
+    ]
 
 
 @pytest.mark.parametrize(
     ("data", "field", "known"),
     [
-        ({"modle": "tiny"}, "modle", "model, served_name, device, dtype, head, kernels, mixed, attention, experts, engine"),
+        (
+            {"modle": "tiny"},
+            "modle",
+            "model, served_name, device, dtype, head, kernels, mixed, attention, experts, engine",
+        ),
         ({"attention": {"shard": 1}}, "attention.shard", "shards, cpus, gpus, memory, threads, labels"),
         ({"http": {"prot": 1}}, "http.prot", "host, port, replicas, max_ongoing_requests"),
     ],
@@ -170,14 +197,14 @@ def test_field_names_are_strings():
     assert "strings" in refusal({1: 2})
 
 
-# --- sizes and labels ----------------------------------------------------------------------------------------------------------------------
+# --- sizes and labels -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        ("0", 0), ("17", 17), ("17B", 17), ("1KiB", 1024), ("1 KB", 1000), ("512MiB", 512 << 20), ("1.5GiB", 3 << 29), ("4GB", 4 * 10**9),
-        (" 2TiB ", 2 << 40), ("1TB", 10**12), ("0.1GB", 10**8), (12, 12),
+        ("0", 0), ("17", 17), ("17B", 17), ("1KiB", 1024), ("1 KB", 1000), ("512MiB", 512 << 20), ("1.5GiB", 3 << 29),
+        ("4GB", 4 * 10**9), (" 2TiB ", 2 << 40), ("1TB", 10**12), ("0.1GB", 10**8), (12, 12),
     ],
 )  # fmt: skip
 def test_sizes(text: Any, count: int):
@@ -187,14 +214,16 @@ def test_sizes(text: Any, count: int):
 
 @pytest.mark.parametrize("selector", ["attention", "!expert", "in(a,b)", "!in(a, b)"])
 def test_label_selectors(selector: str):
-    assert parse_manifest({"experts": {"labels": {"example.com/role": selector}}}).experts.labels == {"example.com/role": selector}
+    assert parse_manifest({"experts": {"labels": {"example.com/role": selector}}}).experts.labels == {
+        "example.com/role": selector
+    }
 
 
 @pytest.mark.parametrize(
     ("data", "name"),
     [
-        ({}, "tiny"), ({"model": "/models/DeepSeek-V3/"}, "DeepSeek-V3"), ({"model": "deepseek-ai/DeepSeek-V3"}, "DeepSeek-V3"),
-        ({"model": "/models/x", "served_name": "mine"}, "mine"),
+        ({}, "tiny"), ({"model": "/models/DeepSeek-V3/"}, "DeepSeek-V3"),
+        ({"model": "deepseek-ai/DeepSeek-V3"}, "DeepSeek-V3"), ({"model": "/models/x", "served_name": "mine"}, "mine"),
     ],
 )  # fmt: skip
 def test_the_model_id_is_the_last_part_of_its_name(data: dict[str, Any], name: str):
@@ -211,7 +240,7 @@ def test_an_eighth_of_the_share_is_spare_where_nothing_is_said():
     assert parse_manifest({"experts": {"spare_slots": 0}}).spare_slots(100) == 0
 
 
-# --- the scheduler's limits ----------------------------------------------------------------------------------------------------------------
+# --- the scheduler's limits -----------------------------------------------------------------------
 
 
 def engine(**fields: Any) -> Manifest:
@@ -220,8 +249,16 @@ def engine(**fields: Any) -> Manifest:
 
 def test_kv_memory_divides_into_blocks():
     assert kv_bytes_per_token(MODEL, "bfloat16") == TOKEN and kv_bytes_per_token(MODEL, "float32") == 2 * TOKEN
-    config = engine(kv_memory=10 * 16 * TOKEN + 1, max_batch_tokens=7, max_sequences=3, prefix_cache=False).scheduler_config(MODEL)
-    assert (config.block_size, config.blocks, config.max_batch_tokens, config.max_sequences, config.prefix_cache) == (16, 10, 7, 3, False)
+    config = engine(
+        kv_memory=10 * 16 * TOKEN + 1, max_batch_tokens=7, max_sequences=3, prefix_cache=False
+    ).scheduler_config(MODEL)
+    assert (config.block_size, config.blocks, config.max_batch_tokens, config.max_sequences, config.prefix_cache) == (
+        16,
+        10,
+        7,
+        3,
+        False,
+    )
     assert config.max_model_len == 160  # what the cache holds
 
 
@@ -236,7 +273,10 @@ def test_the_context_is_at_most_the_models():
         ({"kv_memory": 16 * TOKEN - 1}, ["engine.kv_memory", str(16 * TOKEN - 1), str(16 * TOKEN)]),
         ({"kv_memory": 0}, ["engine.kv_memory is 0"]),
         ({"max_model_len": 4097}, ["engine.max_model_len is 4097", "the model allows 4096"]),
-        ({"max_model_len": 161, "kv_memory": 160 * TOKEN}, ["engine.max_model_len is 161", "engine.kv_memory 160 tokens"]),
+        (
+            {"max_model_len": 161, "kv_memory": 160 * TOKEN},
+            ["engine.max_model_len is 161", "engine.kv_memory 160 tokens"],
+        ),
     ],
 )
 def test_a_cache_or_context_that_does_not_fit_is_refused(fields: dict[str, Any], words: list[str]):
@@ -245,13 +285,31 @@ def test_a_cache_or_context_that_does_not_fit_is_refused(fields: dict[str, Any],
     assert all(word in str(caught.value) for word in words)
 
 
-# --- files -------------------------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"a: [1", b"a: b: c", b"\xff\xfe\x00", b"!!python/object/apply:os.getcwd []", b"a: 2001-99-99", b"[" * 5000, b"a: *nowhere", b"a: \x07"],
-    ids=["open list", "two colons", "not UTF-8", "python object", "no date", "too deep", "no anchor", "control character"],
+    [
+        b"a: [1",
+        b"a: b: c",
+        b"\xff\xfe\x00",
+        b"!!python/object/apply:os.getcwd []",
+        b"a: 2001-99-99",
+        b"[" * 5000,
+        b"a: *nowhere",
+        b"a: \x07",
+    ],
+    ids=[
+        "open list",
+        "two colons",
+        "not UTF-8",
+        "python object",
+        "no date",
+        "too deep",
+        "no anchor",
+        "control character",
+    ],
 )
 def test_what_is_not_yaml_is_named_with_its_file(tmp_path: Path, content: bytes):
     file = tmp_path / "broken.yaml"

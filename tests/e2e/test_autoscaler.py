@@ -40,13 +40,18 @@ def get(served: Served, path: str) -> dict[str, Any]:
 
 async def texts(url: str) -> list[str]:
     async with httpx.AsyncClient(base_url=url, timeout=100) as client:
-        bodies = [{"model": "skewed", "prompt": p, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True} for p in PROMPTS]
+        bodies = [
+            {"model": "skewed", "prompt": p, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+            for p in PROMPTS
+        ]
         answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
         return [answer.raise_for_status().json()["choices"][0]["text"] for answer in answers]
 
 
 def test_heat_evens_out_by_itself_and_no_token_changes(served, model):
-    alone = generate(str(model), "--prompt", PROMPTS[7], "--max-tokens", str(TOKENS), "--temperature", "0", "--ignore-eos")["text"]
+    alone = generate(
+        str(model), "--prompt", PROMPTS[7], "--max-tokens", str(TOKENS), "--temperature", "0", "--ignore-eos"
+    )["text"]
     with Client(served.url) as client:
         before = client.experts()
         assert before["placement_version"] == 1
@@ -68,7 +73,9 @@ def test_what_it_did_is_shown(served):
     decision = report["decisions"][0]
     assert (report["mode"], decision["kind"], decision["result"]) == ("on", "copies", "done")
     assert decision["figures"]["imbalance"] > decision["figures"]["imbalance_expected"] and decision["operations"]
-    assert {g["name"] for g in report["groups"]} == {"expert-0", "expert-1"} and all(g["rows_per_second"] > 0 for g in report["groups"])
+    assert {g["name"] for g in report["groups"]} == {"expert-0", "expert-1"} and all(
+        g["rows_per_second"] > 0 for g in report["groups"]
+    )
     (shard,) = report["shards"]
     assert shard["tokens_per_second"] > 0 and shard["first_token_seconds"] > 0
     assert served.status()["autoscaler"]["decisions"] >= 1
@@ -92,7 +99,9 @@ def test_an_operator_is_not_in_its_way(served):
             asyncio.run(texts(served.url))
         assert client.experts()["layers"][0]["copies"][coldest] == 2
     handed_back = served.command("scale", "--url", served.url, "--copies", f"1:{coldest}=auto", "--wait")
-    assert handed_back.returncode == 0 and "leave the copies of 1 experts to the autoscaler" in handed_back.stdout, handed_back
+    assert handed_back.returncode == 0 and "leave the copies of 1 experts to the autoscaler" in handed_back.stdout, (
+        handed_back
+    )
 
 
 def test_what_it_decided_outlives_the_controller(served):

@@ -1,4 +1,5 @@
-"""`ray job submit -- isotherm batch`: a killed driver resumes, and each row is there once with what the endpoint gives."""
+"""`ray job submit -- isotherm batch`: a killed driver resumes, and each row is there once with what the endpoint
+gives."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def served(another_ray, tmp_path_factory):
 def submit(served: Served, folder: Path, *more: str) -> subprocess.Popen[str]:
     """The README's own command line."""
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", str(folder), "--",
-               ISOTHERM, "batch", "--input", str(folder / "in.jsonl"), "--output", str(folder / "out.jsonl"), *more]  # fmt: skip
+               ISOTHERM, "batch", "--input", str(folder / "in.jsonl"),
+               "--output", str(folder / "out.jsonl"), *more]  # fmt: skip
     environment = os.environ | {"RAY_ADDRESS": served.status()["dashboard"], "RAY_AUTH_MODE": "token"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -55,7 +57,12 @@ def test_batch_survives_its_driver(served, tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     requests = []
     for i in range(ROWS):
-        body = {"model": "tiny", "messages": [{"role": "user", "content": f"What is {i % 50} + {i // 50}?"}], "temperature": 0, "max_tokens": 40}
+        body = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": f"What is {i % 50} + {i // 50}?"}],
+            "temperature": 0,
+            "max_tokens": 40,
+        }
         requests.append({"custom_id": f"row-{i}", "method": "POST", "url": "/v1/chat/completions", "body": body})
     requests[7]["body"]["max_tokens"] = -1  # a bad row is recorded and stops nothing
     (folder / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in requests))
@@ -65,8 +72,13 @@ def test_batch_survives_its_driver(served, tmp_path_factory):
     while not ROWS // 8 < len(rows_of_lines(folder)) < ROWS:
         assert time.monotonic() < deadline and first.poll() is None, first.communicate()[0]
         time.sleep(0.05)
-    drivers = [p for p in psutil.process_iter(["cmdline"]) if str(folder / "out.jsonl") in (p.info["cmdline"] or []) and "batch" in p.info["cmdline"]
-               and "submit" not in p.info["cmdline"]]  # fmt: skip
+    drivers = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if str(folder / "out.jsonl") in (p.info["cmdline"] or [])
+        and "batch" in p.info["cmdline"]
+        and "submit" not in p.info["cmdline"]
+    ]
     assert drivers
     for driver in drivers:
         driver.kill()

@@ -1,4 +1,5 @@
-"""`isotherm bench served` in its shortest form: it starts a cluster, measures it beside the engine in one process, and ends it."""
+"""`isotherm bench served` in its shortest form: it starts a cluster, measures it beside the engine in one process, and
+ends it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from served import ISOTHERM
 
 
 def test_the_bundled_model_is_measured_through_http_and_offline():
-    command = ["bench", "served", "tiny", "--streams", "2", "--output-tokens", "256", "--rounds", "1", "--links", "auto", "--json"]
+    command = ["bench", "served", "tiny", "--streams", "2", "--output-tokens", "256", "--rounds", "1",
+               "--links", "auto", "--json"]  # fmt: skip
     process = subprocess.Popen([ISOTHERM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     family: dict[int, psutil.Process] = {}
     files: set[str] = set()

@@ -22,7 +22,12 @@ ROUNDS = int(os.environ.get("ISOTHERM_CHAOS_ROUNDS", "1"))  # `make chaos` asks 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    manifest = {"attention": {"cpus": 0.2}, "experts": {"cpus": 0.1}, "liveness": {"timeout": 5.0}, "autoscaling": {"mode": "off"}}
+    manifest = {
+        "attention": {"cpus": 0.2},
+        "experts": {"cpus": 0.1},
+        "liveness": {"timeout": 5.0},
+        "autoscaling": {"mode": "off"},
+    }
     cluster = Served(manifest, tmp_path_factory.mktemp("elastic"))
     with cluster:
         yield cluster
@@ -49,11 +54,21 @@ def test_scaling_under_load(served, workload, record_property):
     def scale() -> None:
         with Client(served.url) as client:
             for _ in range(ROUNDS):
-                for target in ({"expert_groups": 4}, {"attention_shards": 2}, {"expert_groups": 2}, {"attention_shards": 1}):
+                for target in (
+                    {"expert_groups": 4},
+                    {"attention_shards": 2},
+                    {"expert_groups": 2},
+                    {"attention_shards": 1},
+                ):
                     operation = client.wait_for_operation(client.scale(**target)["id"], timeout=90)
                     assert operation["phase"] == "done", operation
 
-    check(under_load(served, work, scale), expected, record_property, f"2 → 4 → 2 groups and 1 → 2 → 1 shards, {ROUNDS} times")
+    check(
+        under_load(served, work, scale),
+        expected,
+        record_property,
+        f"2 → 4 → 2 groups and 1 → 2 → 1 shards, {ROUNDS} times",
+    )
     roles = [w["role"] for w in served.status()["workers"]]
     assert (roles.count("attention"), roles.count("expert")) == (1, 2)
 
@@ -135,10 +150,15 @@ def test_the_controller_is_killed_under_load(served, workload, record_property):
                 assert client.wait_for_operation(before["id"])["phase"] == "done"
                 workers = {w["id"]: w["pid"] for w in served.status()["workers"]}
                 status = kill_controller(served)
-                assert {w["id"]: w["pid"] for w in status["workers"]} == workers and status["controller"]["phase"] == "serving"
+                assert {w["id"]: w["pid"] for w in status["workers"]} == workers and status["controller"][
+                    "phase"
+                ] == "serving"
                 assert client.operation(before["id"])["phase"] == "done"  # the history is still there
                 lose(served, "expert", signal.SIGKILL)
-                for target in ({"expert_groups": 3, "attention_shards": 2}, {"expert_groups": 2, "attention_shards": 1}):
+                for target in (
+                    {"expert_groups": 3, "attention_shards": 2},
+                    {"expert_groups": 2, "attention_shards": 1},
+                ):
                     operation = client.wait_for_operation(client.scale(**target)["id"], timeout=90)
                     assert operation["phase"] == "done" and operation["id"] != before["id"], operation
 
@@ -192,7 +212,8 @@ def test_the_controller_is_killed_in_mid_operation(served, workload, record_prop
     work, expected = workload
 
     def kill(client: Client, later: float) -> None:
-        """`later`: seconds after the first new worker has been started; a second one or two, and it commits or is done."""
+        """`later`: seconds after the first new worker has been started; a second one or two,
+        and it commits or is done."""
         before = served.status()
         operation = client.scale(expert_groups=4, attention_shards=2)
         while len(served.status()["workers"]) == len(before["workers"]):
@@ -217,7 +238,9 @@ def test_the_controller_is_killed_in_mid_operation(served, workload, record_prop
             for i in range(ROUNDS):
                 kill(client, 0.4 * (i % 10))
 
-    check(under_load(served, work, act), expected, record_property, f"controller killed in mid-operation, {ROUNDS} times")
+    check(
+        under_load(served, work, act), expected, record_property, f"controller killed in mid-operation, {ROUNDS} times"
+    )
 
 
 def test_keys_and_dry_runs(served):
@@ -231,7 +254,11 @@ def test_keys_and_dry_runs(served):
         assert client.wait_for_operation(first["id"])["phase"] == "done"
         assert client.scale(expert_groups=3, idempotency_key="once")["id"] == first["id"]
         assert client.wait_for_operation(client.scale(expert_groups=2)["id"])["phase"] == "done"
-        for body, field in ({"expert_groups": 0}, "expert_groups"), ({"copies": [{"layer": 0, "expert": 0, "count": 1}]}, "copies"), ({}, "body"):
+        for body, field in (
+            ({"expert_groups": 0}, "expert_groups"),
+            ({"copies": [{"layer": 0, "expert": 0, "count": 1}]}, "copies"),
+            ({}, "body"),
+        ):
             with pytest.raises(APIError) as error:
                 client.scale(**body)
             assert error.value.status == 400 and error.value.param == field
@@ -241,4 +268,6 @@ def test_keys_and_dry_runs(served):
     done = served.command("scale", "--url", served.url, "--expert-groups", "4", "--dry-run")
     assert done.returncode == 0 and "load" in done.stdout
     done = served.command("top", "--url", served.url, "--once")
-    assert done.returncode == 0 and "attention-" in done.stdout and "in 4 layers, against the layer's mean" in done.stdout, done
+    assert (
+        done.returncode == 0 and "attention-" in done.stdout and "in 4 layers, against the layer's mean" in done.stdout
+    ), done

@@ -1,4 +1,5 @@
-"""A detached actor in the controller's place, over a real Ray: several watchers, and one new process for each time that it hangs."""
+"""A detached actor in the controller's place, over a real Ray: several watchers, and one new process for each time that
+it hangs."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ try:
         pids.append(ray.get(controller.pid.remote()))
     from ray._private.state import actors
     restarts = actors(controller._actor_id.hex())["NumRestarts"]
-    print(json.dumps({"pids": pids, "restarts": restarts, "watching": ray.get([w.watching.remote() for w in watchers])}))
+    print(json.dumps({"pids": pids, "restarts": restarts, \
+"watching": ray.get([w.watching.remote() for w in watchers])}))
 finally:
     ray.shutdown()
 """

@@ -1,4 +1,5 @@
-"""From the repository's root, a local Ray's workers do not find this repository's folders by their bare names: transformers asks for `kernels`."""
+"""From the repository's root, a local Ray's workers do not find this repository's folders by their bare names:
+transformers asks for `kernels`."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Probe:
         found = {}
         for name in ("kernels", "cluster", "actors", "manifests"):
             spec = importlib.util.find_spec(name)
-            found[name] = [] if spec is None else [str(p) for p in [spec.origin, *(spec.submodule_search_locations or [])] if p]
+            found[name] = [] if spec is None else \
+[str(p) for p in [spec.origin, *(spec.submodule_search_locations or [])] if p]
         import transformers
         from transformers import DeepseekV3ForCausalLM
         import isotherm.kernels.ops
@@ -46,7 +48,11 @@ print(json.dumps(seen | {"family": sorted(set(family))}))
 
 
 def test_workers_do_not_find_our_folders_by_their_bare_names():
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTEST_ADDOPTS") and not name.startswith("RAY_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTEST_ADDOPTS") and not name.startswith("RAY_")
+    }
     with tempfile.TemporaryDirectory(prefix="guard-", ignore_cleanup_errors=True) as folder:
         command = [sys.executable, "-c", DRIVER, folder]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150)
@@ -55,8 +61,14 @@ def test_workers_do_not_find_our_folders_by_their_bare_names():
         assert Path(seen["cwd"]) != ROOT
         environment_folder = Path(sys.prefix).resolve()  # which may lie in the repository
         for name, places in seen["found"].items():
-            ours = [p for p in map(Path, places) if p.resolve().is_relative_to(ROOT) and not p.resolve().is_relative_to(environment_folder)]
+            ours = [
+                p
+                for p in map(Path, places)
+                if p.resolve().is_relative_to(ROOT) and not p.resolve().is_relative_to(environment_folder)
+            ]
             assert ours == [], f"{name} is ours"
         assert seen["transformers"] and len(seen["family"]) > 2
-        _, alive = psutil.wait_procs([psutil.Process(pid) for pid in seen["family"] if psutil.pid_exists(pid)], timeout=15)
+        _, alive = psutil.wait_procs(
+            [psutil.Process(pid) for pid in seen["family"] if psutil.pid_exists(pid)], timeout=15
+        )
         assert [p.cmdline()[:2] for p in alive if p.is_running()] == []

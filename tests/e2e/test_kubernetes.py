@@ -1,4 +1,5 @@
-"""The way in on Kubernetes, without Kubernetes: Serve builds the application from a config as KubeRay submits it; the node has a role label."""
+"""The way in on Kubernetes, without Kubernetes: Serve builds the application from a config as KubeRay submits it; the
+node has a role label."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ try:
     client.deploy_applications(config)
     wait(ready)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "What is 3 + 4?"}], "temperature": 0}
-    ask = lambda: httpx.post(url + "/v1/chat/completions", json=body, timeout=30).json()["choices"][0]["message"]["content"]
+    ask = lambda: httpx.post(url + "/v1/chat/completions", json=body, timeout=30)\
+.json()["choices"][0]["message"]["content"]
     out["answer"], out["status"], pid = ask(), httpx.get(url + "/status", timeout=30).json(), controller_pid()
     out["owner"] = ray.get(find_controller().owner.remote())
     client.deploy_applications(config)  # as KubeRay does again and again
@@ -115,13 +117,22 @@ def test_serve_starts_the_controller_once_and_binds_the_ingress(tmp_path: Path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment["PYTHONPATH"] = str(Path(shared_memory.__file__).parent)
     with tempfile.TemporaryDirectory(prefix="kube-", ignore_cleanup_errors=True) as folder:
-        arguments = [folder, f"http://127.0.0.1:{port}", config(port, tmp_path / "isotherm.yaml"), config(port, tmp_path / "other.yaml")]
+        arguments = [
+            folder,
+            f"http://127.0.0.1:{port}",
+            config(port, tmp_path / "isotherm.yaml"),
+            config(port, tmp_path / "other.yaml"),
+        ]
         command = [sys.executable, "-c", DRIVER, *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         out = json.loads(done.stdout.splitlines()[-1])
     assert "7" in out["answer"] and out["answer_after"] == out["answer"]
-    assert [(w["id"], w["state"]) for w in out["status"]["workers"]] == [("attention-0", "loaded"), ("expert-0", "loaded"), ("expert-1", "loaded")]
+    assert [(w["id"], w["state"]) for w in out["status"]["workers"]] == [
+        ("attention-0", "loaded"),
+        ("expert-0", "loaded"),
+        ("expert-1", "loaded"),
+    ]
     assert out["owner"] is None, "no process waits for it to be stopped"
     assert out["same"] and out["same_after"], "the controller is started once"
     assert "other.yaml has changed since the workers were started" in out["refusal"]

@@ -97,7 +97,7 @@ def test_without_its_ray_it_ends_with_an_error_and_leaves_nothing(tmp_path, name
     assert "***" not in log and "Traceback" not in log, log
 
 
-# --- being asked to end -----------------------------------------------------------------------------------------------
+# --- being asked to end ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_the_terminal_goes(tmp_path, workload):
     assert served.left_over(patience=1) == {"processes": [], "shared memory": []}
 
 
-# --- an update --------------------------------------------------------------------------------------------------------
+# --- an update ------------------------------------------------------------------------------------
 
 REDEPLOY = """
 import sys
@@ -250,7 +250,7 @@ def test_an_update_of_the_ingress_drains_and_then_says_that_it_ends_a_stream(tmp
     assert served.left_over() == {"processes": [], "shared memory": []}
 
 
-# --- where it is started ----------------------------------------------------------------------------------------------
+# --- where it is started --------------------------------------------------------------------------
 
 
 def test_an_http_proxy_is_for_others_and_what_is_to_be_copied_stays_whole(tmp_path):

@@ -1,5 +1,5 @@
-"""Several Ray nodes: workers go where there is room, also on a node that joins later, and leave one that is drained. Under live traffic, over process
-groups, as between hosts."""
+"""Several Ray nodes: workers go where there is room, also on a node that joins later, and leave one that is drained.
+Under live traffic, over process groups, as between hosts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ def nodes():
 @pytest.fixture(scope="module")
 def served(nodes, tmp_path_factory):
     nodes.add(3)
-    manifest = {"attention": {"cpus": 1}, "experts": {"cpus": 1}, "links": {"kind": "process-group"}, "autoscaling": {"mode": "off"}}
+    manifest = {
+        "attention": {"cpus": 1},
+        "experts": {"cpus": 1},
+        "links": {"kind": "process-group"},
+        "autoscaling": {"mode": "off"},
+    }
     with Served(manifest, tmp_path_factory.mktemp("nodes"), "--address", nodes.address) as cluster:
         yield cluster
 
@@ -43,12 +48,17 @@ def test_a_group_goes_to_a_node_that_joins_later_and_a_drained_node_is_left(serv
             operation = client.scale(expert_groups=3)
             while not (waiting := client.operation(operation["id"])["waiting"]):
                 time.sleep(0.2)
-            assert waiting[0].startswith("expert-2 waits for a node with 1 CPU") and where(served).items() >= before.items()
+            assert (
+                waiting[0].startswith("expert-2 waits for a node with 1 CPU")
+                and where(served).items() >= before.items()
+            )
             second = nodes.add(3)
             assert client.wait_for_operation(operation["id"], timeout=60)["phase"] == "done"
             assert where(served) == before | {"expert-2": second}
             kill_controller(served)  # the links stay, though the store at which they met is gone
-            assert client.operation(operation["id"])["phase"] == "done" and where(served) == before | {"expert-2": second}
+            assert client.operation(operation["id"])["phase"] == "done" and where(served) == before | {
+                "expert-2": second
+            }
 
             operation = client.wait_for_operation(client.scale(drain_nodes=[first], expert_groups=2)["id"], timeout=60)
             assert operation["phase"] == "done", operation
@@ -88,7 +98,11 @@ def test_a_node_is_lost(served, nodes, record_property):
         deadline = time.monotonic() + 90
         while True:
             workers = served.status()["workers"]
-            if victim not in {w["node"] for w in workers} and len(workers) == len(before) and all(w["state"] == "loaded" for w in workers):
+            if (
+                victim not in {w["node"] for w in workers}
+                and len(workers) == len(before)
+                and all(w["state"] == "loaded" for w in workers)
+            ):
                 return
             assert time.monotonic() < deadline, workers
             time.sleep(0.2)

@@ -1,5 +1,5 @@
-"""More clients than there is room for, on a real cluster: a stream that waits, refusals, /health, and what is left of the
-goodput. The full form is tests/bench/overload.py."""
+"""More clients than there is room for, on a real cluster: a stream that waits, refusals, /health, and what is left of
+the goodput. The full form is tests/bench/overload.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ def served(tmp_path_factory):
 
 
 def body(tokens: int) -> dict:
-    return {"model": "tiny", "prompt": "Once", "max_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True}
+    return {
+        "model": "tiny",
+        "prompt": "Once",
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+    }
 
 
 def test_a_stream_that_waits_has_its_status_line_at_once(served):
@@ -62,8 +69,8 @@ def test_more_than_there_is_room_for(served):
     few = run_burst(Burst(served.port, 4, seconds=5.0, warm=1.0, tokens=32))
     many = run_burst(Burst(served.port, 120, seconds=8.0, warm=2.0, tokens=32, seed=1))
     print(
-        f"goodput {few.goodput:.0f} tok/s with 4 clients, {many.goodput:.0f} with 120, of whom {many.refused} were refused; "
-        f"/health p99 {rank(many.health, 0.99) * 1e3:.0f} ms"
+        f"goodput {few.goodput:.0f} tok/s with 4 clients, {many.goodput:.0f} with 120, of whom {many.refused} were "
+        f"refused; /health p99 {rank(many.health, 0.99) * 1e3:.0f} ms"
     )
     assert few.wrong == many.wrong == []
     assert few.refused == 0 < many.refused and min(many.retry_after) >= 1

@@ -48,7 +48,7 @@ def workload() -> tuple[Workload, list[str]]:
     return work, work.alone()
 
 
-# --- who is hit ------------------------------------------------------------------------------------------------------
+# --- who is hit -----------------------------------------------------------------------------------
 
 
 def pid_of(served: Served, role: str) -> int:
@@ -79,7 +79,7 @@ def every_request_is_answered(seen: Seen) -> None:
     assert probes.hung_though_ready() < READY_SECONDS
 
 
-# --- the faults ------------------------------------------------------------------------------------------------------
+# --- the faults -----------------------------------------------------------------------------------
 
 
 @over("served", [SHARED], indirect=True)

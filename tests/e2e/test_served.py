@@ -1,4 +1,5 @@
-"""The bundled model, served by real processes: what the HTTP clients get, what the commands show, and that nothing is left over."""
+"""The bundled model, served by real processes: what the HTTP clients get, what the commands show, and that nothing is
+left over."""
 
 from __future__ import annotations
 
@@ -70,11 +71,17 @@ def test_openai_client(served):
     assert "7" in chat.choices[0].message.content
     assert chat.usage.total_tokens == chat.usage.prompt_tokens + chat.usage.completion_tokens
     assert len(chat.choices[0].logprobs.content) >= 1
-    chunks = list(client.chat.completions.create(model="tiny", messages=SUM, temperature=0, stream=True, stream_options={"include_usage": True}))
+    chunks = list(
+        client.chat.completions.create(
+            model="tiny", messages=SUM, temperature=0, stream=True, stream_options={"include_usage": True}
+        )
+    )
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == chat.choices[0].message.content
     assert chunks[-1].usage.completion_tokens == chat.usage.completion_tokens
     whole = client.completions.create(model="tiny", prompt="One, two, three,", max_tokens=12, temperature=0)
-    parts = client.completions.create(model="tiny", prompt="One, two, three,", max_tokens=12, temperature=0, stream=True)
+    parts = client.completions.create(
+        model="tiny", prompt="One, two, three,", max_tokens=12, temperature=0, stream=True
+    )
     assert "".join(p.choices[0].text for p in parts) == whole.choices[0].text
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="other", messages=SUM)
@@ -130,7 +137,9 @@ def test_what_the_front_door_takes(served):
 
 def test_generate_prints_what_the_endpoint_gives(served):
     prompt = list(Workload(1, [24]).requests[0].prompt)
-    offline = generate("tiny", "--prompt-ids", ",".join(map(str, prompt)), "--max-tokens", "24", "--ignore-eos", "--logprobs", "2")
+    offline = generate(
+        "tiny", "--prompt-ids", ",".join(map(str, prompt)), "--max-tokens", "24", "--ignore-eos", "--logprobs", "2"
+    )
     body = {"model": "tiny", "prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": True, "logprobs": 2}
     reply = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()
     assert reply["system_fingerprint"] == offline["system_fingerprint"]
@@ -141,14 +150,23 @@ def test_generate_prints_what_the_endpoint_gives(served):
 
 def test_clients_that_vanish_leave_no_kv(served):
     async def vanish(client: httpx.AsyncClient, i: int) -> None:
-        body = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True, "stream": True, "seed": i}
+        body = {
+            "model": "tiny",
+            "prompt": "Once upon a time",
+            "max_tokens": 1500,
+            "ignore_eos": True,
+            "stream": True,
+            "seed": i,
+        }
         async with client.stream("POST", "/v1/completions", json=body) as response:
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     return
 
     async def go() -> None:
-        async with httpx.AsyncClient(base_url=served.url, timeout=120, limits=httpx.Limits(max_connections=50)) as client:
+        async with httpx.AsyncClient(
+            base_url=served.url, timeout=120, limits=httpx.Limits(max_connections=50)
+        ) as client:
             await asyncio.gather(*(vanish(client, i) for i in range(200)))
 
     asyncio.run(go())
@@ -169,24 +187,31 @@ def test_malformed_requests_change_nothing(served):
         before = canary()
         tokens = sum(w["tokens"] for w in served.status()["workers"] if w["role"] == "attention")
         bad = [
-            ("messages", {"messages": []}), ("messages", {"messages": "hi"}), ("messages[0].role", {"messages": [{"role": "x", "content": "y"}]}),
-            ("messages[0].content", {"messages": [{"role": "user", "content": 7}]}), ("model", {"model": "no-such"}), ("model", {"model": 3}),
-            ("max_tokens", {"max_tokens": -1}), ("max_tokens", {"max_tokens": "many"}), ("max_tokens", {"max_tokens": True}),
-            ("temperature", {"temperature": -1}), ("temperature", {"temperature": "hot"}), ("top_p", {"top_p": 2}), ("n", {"n": 10**9}),
+            ("messages", {"messages": []}), ("messages", {"messages": "hi"}),
+            ("messages[0].role", {"messages": [{"role": "x", "content": "y"}]}),
+            ("messages[0].content", {"messages": [{"role": "user", "content": 7}]}), ("model", {"model": "no-such"}),
+            ("model", {"model": 3}), ("max_tokens", {"max_tokens": -1}), ("max_tokens", {"max_tokens": "many"}),
+            ("max_tokens", {"max_tokens": True}), ("temperature", {"temperature": -1}),
+            ("temperature", {"temperature": "hot"}), ("top_p", {"top_p": 2}), ("n", {"n": 10**9}),
             ("seed", {"seed": 1.5}), ("stop", {"stop": 5}), ("logprobs", {"logprobs": "yes"}),
             ("top_logprobs", {"logprobs": True, "top_logprobs": 99}),
-            ("messages", {"messages": [{"role": "user", "content": "word " * 40000}]}), ("chat_template", {"chat_template": "{{ 1 }}"}),
-            ("stream", {"stream": "yes"}), ("tool_choice", {"tool_choice": "required"}), ("top_k", {"top_k": -5}),
+            ("messages", {"messages": [{"role": "user", "content": "word " * 40000}]}),
+            ("chat_template", {"chat_template": "{{ 1 }}"}), ("stream", {"stream": "yes"}),
+            ("tool_choice", {"tool_choice": "required"}), ("top_k", {"top_k": -5}),
         ]  # fmt: skip
         for field, fields in bad:
             response = client.post("/v1/chat/completions", json={"model": "tiny", "messages": SUM} | fields)
             error = response.json()["error"]
             assert 400 <= response.status_code < 500 and error["param"] == field, (fields, response.text)
-        for field, fields in [("prompt", {"prompt": ""}), ("prompt", {"prompt": []}), ("prompt[0]", {"prompt": [-4]}), ("prompt", {"prompt": None}),
-                              ("prompt[1]", {"prompt": [1, 10**7]}), ("max_tokens", {"prompt": "x", "max_tokens": 0}),
+        for field, fields in [("prompt", {"prompt": ""}), ("prompt", {"prompt": []}), ("prompt[0]", {"prompt": [-4]}),
+                              ("prompt", {"prompt": None}), ("prompt[1]", {"prompt": [1, 10**7]}),
+                              ("max_tokens", {"prompt": "x", "max_tokens": 0}),
                               ("logprobs", {"prompt": "x", "logprobs": -1})]:  # fmt: skip
             response = client.post("/v1/completions", json={"model": "tiny"} | fields)
-            assert 400 <= response.status_code < 500 and response.json()["error"]["param"] == field, (fields, response.text)
+            assert 400 <= response.status_code < 500 and response.json()["error"]["param"] == field, (
+                fields,
+                response.text,
+            )
         for content in (b"", b"{", b"[1, 2]", b"\xff\xfe"):
             response = client.post("/v1/completions", content=content, headers={"content-type": "application/json"})
             assert response.status_code == 400 and "error" in response.json()
@@ -199,7 +224,12 @@ def test_async_client_streams(served):
     async def go() -> tuple[str, str]:
         async with AsyncClient(served.url) as client:
             whole = await client.complete("The days of the week are", max_tokens=16, temperature=0)
-            parts = [chunk.text async for chunk in await client.complete("The days of the week are", max_tokens=16, temperature=0, stream=True)]
+            parts = [
+                chunk.text
+                async for chunk in await client.complete(
+                    "The days of the week are", max_tokens=16, temperature=0, stream=True
+                )
+            ]
             return whole.text, "".join(parts)
 
     whole, streamed = asyncio.run(go())

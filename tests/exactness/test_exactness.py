@@ -1,5 +1,5 @@
-"""Promise 1: a stream is a function of (prompt, sampling parameters, seed) alone. Everything around it is shuffled, and the logits of every sampled
-token are compared bit for bit with the request's lone run.
+"""Promise 1: a stream is a function of (prompt, sampling parameters, seed) alone. Everything around it is shuffled, and
+the logits of every sampled token are compared bit for bit with the request's lone run.
 
 `ISOTHERM_EXACTNESS_CASES` sets how many (request, circumstances) cases are drawn; `make exactness` asks for 10,000.
 """
@@ -88,12 +88,16 @@ class World:
 
     def alone(self, request: GenerationRequest) -> Seen:
         if request not in self.lone:
-            engine = self.engine(1, SchedulerConfig(16, 32, 512, 1, 512, prefix_cache=False), self.placement(random.Random(0), 1))
+            engine = self.engine(
+                1, SchedulerConfig(16, 32, 512, 1, 512, prefix_cache=False), self.placement(random.Random(0), 1)
+            )
             self.lone[request] = play(engine, [(0, request)], random.Random(0), trouble=False)[request.id]
         return self.lone[request]
 
 
-def play(engine: Recorder, arrivals: list[tuple[int, GenerationRequest]], rng: random.Random, trouble: bool) -> dict[str, Seen]:
+def play(
+    engine: Recorder, arrivals: list[tuple[int, GenerationRequest]], rng: random.Random, trouble: bool
+) -> dict[str, Seen]:
     """Run to the end, requests coming at the given steps; with `trouble`, some are preempted on the way."""
     tokens: dict[str, list[int]] = {request.id: list(request.generated) for _, request in arrivals}
     arrivals, step = sorted(arrivals, key=lambda a: a[0]), 0
@@ -105,7 +109,10 @@ def play(engine: Recorder, arrivals: list[tuple[int, GenerationRequest]], rng: r
         for delta in engine.step():
             tokens[delta.request_id] += delta.token_ids
         step += 1
-    return {name: Seen(tuple(got), tuple(engine.digests.get((name, i), b"") for i in range(len(got)))) for name, got in tokens.items()}
+    return {
+        name: Seen(tuple(got), tuple(engine.digests.get((name, i), b"") for i in range(len(got))))
+        for name, got in tokens.items()
+    }
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -121,7 +128,9 @@ def pool() -> list[GenerationRequest]:
     stem = [rng.randrange(VOCABULARY) for _ in range(120)]
     out = []
     for i in range(30):
-        prompt = stem[: rng.choice([0, 5, 16, 31, 32, 64, 100])] + [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 40))]
+        prompt = stem[: rng.choice([0, 5, 16, 31, 32, 64, 100])] + [
+            rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 40))
+        ]
         temperature = 0.0 if i % 2 else rng.choice([0.5, 1.0, 1.5])
         params = SamplingParams(rng.randint(1, 24), temperature, rng.choice([1.0, 0.9]), rng.choice([0, 40]), seed=i)
         out.append(GenerationRequest(f"r{i}", tuple(prompt), params))
@@ -129,7 +138,8 @@ def pool() -> list[GenerationRequest]:
 
 
 def test_nothing_around_a_request_changes_its_bits(world):
-    """Batch, arrival, chunking, block size, prefix cache, preemption, cache size, placement, copies, threads, and a resumption half-way."""
+    """Batch, arrival, chunking, block size, prefix cache, preemption, cache size, placement, copies, threads, and a
+    resumption half-way."""
     rng = random.Random(7)
     requests = pool()
     done = rounds = 0
@@ -156,7 +166,11 @@ def test_nothing_around_a_request_changes_its_bits(world):
         for _ in range(rng.choice([1, 2])):  # the second time over a warm prefix cache
             got = play(engine, list(arrivals), rng, trouble=True)
             for _, request in arrivals:
-                expected, seen, begin = world.alone(replace(request, generated=())), got[request.id], len(request.generated)
+                expected, seen, begin = (
+                    world.alone(replace(request, generated=())),
+                    got[request.id],
+                    len(request.generated),
+                )
                 assert seen.tokens == expected.tokens, (rounds, request.id, scheduler)
                 assert seen.logits[begin:] == expected.logits[begin:], (rounds, request.id, scheduler)
                 done += 1

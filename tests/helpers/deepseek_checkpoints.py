@@ -1,7 +1,8 @@
-"""Random `deepseek_v3` checkpoints in the hub's layout: config.json, safetensors, an index where there are several shards.
+"""Random `deepseek_v3` checkpoints in the hub's layout: config.json, safetensors, an index where there are several
+shards.
 
-Weights are scaled so that activations keep their size and logits are spread (their standard deviation is about 4): greedy choices then have
-margins far above float32 rounding. Knows nothing of isotherm's own code.
+Weights are scaled so that activations keep their size and logits are spread (their standard deviation is about 4):
+greedy choices then have margins far above float32 rounding. Knows nothing of isotherm's own code.
 """
 
 from __future__ import annotations
@@ -66,11 +67,16 @@ def make_config(
     rope: Mapping[str, Any] | None = None,
     rope_style: str = "old",
 ) -> dict[str, Any]:
-    """A config.json. `rope` holds YaRN's parameters without the type and theta (None: plain rope). `rope_style` "old" writes `rope_theta` and
-    `rope_scaling` with `type`; "new" writes `rope_parameters` with `rope_type` and `rope_theta`."""
+    """A config.json. `rope` holds YaRN's parameters without the type and theta (None: plain rope). `rope_style` "old"
+    writes `rope_theta` and `rope_scaling` with `type`; "new" writes `rope_parameters` with `rope_type` and
+    `rope_theta`."""
     config = dict(BASE_CONFIG)
     if rope_style == "old":
-        config |= {"torch_dtype": dtype, "rope_theta": ROPE_THETA, "rope_scaling": None if rope is None else {"type": "yarn", **rope}}
+        config |= {
+            "torch_dtype": dtype,
+            "rope_theta": ROPE_THETA,
+            "rope_scaling": None if rope is None else {"type": "yarn", **rope},
+        }
     elif rope_style == "new":
         kind = {"rope_type": "default"} if rope is None else {"rope_type": "yarn", **rope}
         config |= {"dtype": dtype, "rope_parameters": {"rope_theta": ROPE_THETA, **kind}}
@@ -79,7 +85,12 @@ def make_config(
     if mtp:
         config["num_nextn_predict_layers"] = 1
     if fp8:
-        config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
+        config["quantization_config"] = {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [BLOCK, BLOCK],
+        }
     return config | dict(overrides or {})
 
 
@@ -168,7 +179,9 @@ class _Weights:
             self.mlp(f"{p}.mlp", c["intermediate_size"])
             return
         experts = c["n_routed_experts"]
-        self.tensors[f"{p}.mlp.gate.weight"] = self.normal(experts, c["hidden_size"], std=1.4 / c["hidden_size"] ** 0.5).to(self.dtype)
+        self.tensors[f"{p}.mlp.gate.weight"] = self.normal(
+            experts, c["hidden_size"], std=1.4 / c["hidden_size"] ** 0.5
+        ).to(self.dtype)
         # Spread enough to change the choice of experts, so that a bias left out, or put into the weights, is seen.
         self.tensors[f"{p}.mlp.gate.e_score_correction_bias"] = self.normal(experts, std=0.2)
         if c["n_shared_experts"]:
@@ -177,7 +190,8 @@ class _Weights:
             self.mlp(f"{p}.mlp.experts.{e}", c["moe_intermediate_size"])
 
     def mtp(self, i: int) -> None:
-        """The next-token-prediction layer, as the hub's DeepSeek-V3 names it; its embedding and head are the model's own, stored again."""
+        """The next-token-prediction layer, as the hub's DeepSeek-V3 names it; its embedding and head are the model's
+        own, stored again."""
         d, p = self.config["hidden_size"], f"model.layers.{i}"
         self.layer(i, moe=True)
         self.norm(f"{p}.enorm", d)
@@ -189,8 +203,11 @@ class _Weights:
             self.tensors[f"{p}.shared_head.head.weight"] = self.tensors["lm_head.weight"].clone()
 
 
-def make_tensors(config: Mapping[str, Any], seed: int = 0, *, dtype: str = "bfloat16", fp8: bool = False) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint of this config, by its name on the hub. Deterministic in (config, seed, dtype, fp8)."""
+def make_tensors(
+    config: Mapping[str, Any], seed: int = 0, *, dtype: str = "bfloat16", fp8: bool = False
+) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint of this config, by its name on the hub. Deterministic in (config, seed,
+    dtype, fp8)."""
     w = _Weights(config, seed, getattr(torch, dtype), fp8)
     d, vocab = config["hidden_size"], config["vocab_size"]
     tied = config["tie_word_embeddings"]
@@ -238,7 +255,8 @@ def make_checkpoint(
     rope_style: str = "old",
     change: Callable[[dict[str, Tensor]], None] = lambda _: None,
 ) -> Path:
-    """Write a random checkpoint to the directory `path` and return it. `change` may edit the tensors before they are written."""
+    """Write a random checkpoint to the directory `path` and return it. `change` may edit the tensors before they are
+    written."""
     config = make_config(config_overrides, dtype=dtype, fp8=fp8, mtp=mtp, rope=rope, rope_style=rope_style)
     tensors = make_tensors(config, seed, dtype=dtype, fp8=fp8)
     change(tensors)

@@ -1,8 +1,9 @@
-"""What DeepSeek's EPLB (github.com/deepseek-ai/EPLB) places, written anew from its description, to set the placement policy beside it on any load.
+"""What DeepSeek's EPLB (github.com/deepseek-ai/EPLB) places, written anew from its description, to set the placement
+policy beside it on any load.
 
-Every layer by itself: copies are given one by one to the expert with the most rows per copy; then the copies, the heaviest first, go to the coolest
-group that has a slot. The hierarchical form first packs neighbouring experts, in blocks of equal size, onto nodes in the same way, and then does the
-above within each node.
+Every layer by itself: copies are given one by one to the expert with the most rows per copy; then the copies, the
+heaviest first, go to the coolest group that has a slot. The hierarchical form first packs neighbouring experts, in
+blocks of equal size, onto nodes in the same way, and then does the above within each node.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import numpy as np
 
 
 def place(rows_LE: np.ndarray, groups: int, slots: int, nodes: int = 1, blocks: int = 1) -> np.ndarray:
-    """Who holds a copy, bool [L, E, G], of the rows [L, E]; all `slots` (per group and layer) are used, though two copies of an expert in one group
-    are one. Raises ValueError where groups, experts or blocks cannot be dealt out evenly."""
+    """Who holds a copy, bool [L, E, G], of the rows [L, E]; all `slots` (per group and layer) are used, though two
+    copies of an expert in one group are one. Raises ValueError where groups, experts or blocks cannot be dealt out
+    evenly."""
     layers, experts = rows_LE.shape
     if groups % nodes or blocks % nodes or experts % blocks:
-        raise ValueError(f"{groups} groups and {blocks} blocks of {experts} experts cannot be dealt out evenly to {nodes} nodes")
+        raise ValueError(
+            f"{groups} groups and {blocks} blocks of {experts} experts cannot be dealt out evenly to {nodes} nodes"
+        )
     holds_LEG = np.zeros((layers, experts, groups), dtype=bool)
     in_node = groups // nodes
     for holds_EG, rows_E in zip(holds_LEG, rows_LE, strict=True):
@@ -39,7 +43,8 @@ def _copies(rows_K: np.ndarray, copies: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pack(rows_C: np.ndarray, packs: int) -> np.ndarray:
-    """The pack of each item, int [C]: equally many items in each, the heaviest dealt first, to the lightest pack with room."""
+    """The pack of each item, int [C]: equally many items in each, the heaviest dealt first, to the lightest pack with
+    room."""
     most = len(rows_C) // packs
     pack_C, total_P, items_P = np.zeros(len(rows_C), dtype=np.int64), np.zeros(packs), np.zeros(packs, dtype=np.int64)
     for c in np.argsort(-rows_C, kind="stable"):

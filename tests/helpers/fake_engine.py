@@ -1,4 +1,5 @@
-"""A deterministic engine without a model: what it generates is a function of prompt, seed and position alone. And a small byte-level tokenizer."""
+"""A deterministic engine without a model: what it generates is a function of prompt, seed and position alone. And a
+small byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -21,11 +22,18 @@ from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRe
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<User>{{ m.content }}{% elif m.role == 'assistant' %}<Assistant>{{ m.content }}"
-    "{% elif m.role == 'system' %}{{ m.content }}{% else %}{{ raise_exception('no tools here') }}{% endif %}{% endfor %}"
-    "{% if tools %}{{ tools | tojson }}{% endif %}{% if add_generation_prompt %}<Assistant>{% if thinking %}<think>{% endif %}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<User>{{ m.content }}"
+    "{% elif m.role == 'assistant' %}<Assistant>{{ m.content }}{% elif m.role == 'system' %}{{ m.content }}"
+    "{% else %}{{ raise_exception('no tools here') }}{% endif %}{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% if add_generation_prompt %}<Assistant>{% if thinking %}<think>{% endif %}{% endif %}"
 )
-CORPUS = ["the quick brown fox jumps over the lazy dog. " * 3, "What is 3 + 4? 7.", "hello world, hello there", "日本語のテキスト 😀 naïve café"]
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog. " * 3,
+    "What is 3 + 4? 7.",
+    "hello world, hello there",
+    "日本語のテキスト 😀 naïve café",
+]
 
 
 def write_tokenizer(directory: Path, **config: Any) -> Path:
@@ -34,7 +42,9 @@ def write_tokenizer(directory: Path, **config: Any) -> Path:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[BOS, EOS], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[BOS, EOS], initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(CORPUS, trainer)
     backend.add_tokens([AddedToken("<think>", normalized=False)])
     backend.save(str(directory / "tokenizer.json"))
@@ -52,10 +62,18 @@ def write_tokenizer(directory: Path, **config: Any) -> Path:
 
 
 class FakeEngine:
-    """Says "t<position> " over and over in words of the prompt's hash, or exactly `script` (token ids) where given. `open` has the requests in
-    progress, `closed_early` counts those that were closed before their end."""
+    """Says "t<position> " over and over in words of the prompt's hash, or exactly `script` (token ids) where given.
+    `open` has the requests in progress, `closed_early` counts those that were closed before their end."""
 
-    def __init__(self, vocab_size: int, *, max_model_len: int = 512, script: Sequence[int] = (), per_delta: int = 1, delay_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        max_model_len: int = 512,
+        script: Sequence[int] = (),
+        per_delta: int = 1,
+        delay_s: float = 0.0,
+    ) -> None:
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.script = list(script)
@@ -111,7 +129,11 @@ class FakeEngine:
                     elif at + len(tokens) == request.params.max_tokens:
                         reason = FinishReason.LENGTH
                 top = request.params.logprobs
-                logprobs = () if top is None else tuple(TokenLogprobs(-0.5, tuple((t + i, -0.5 - i) for i in range(top))) for t in tokens)
+                logprobs = (
+                    ()
+                    if top is None
+                    else tuple(TokenLogprobs(-0.5, tuple((t + i, -0.5 - i) for i in range(top))) for t in tokens)
+                )
                 finished = reason is not None
                 yield Delta(request.id, at, tuple(tokens), reason, logprobs, cached_tokens=len(request.prompt) // 2)
                 at += len(tokens)

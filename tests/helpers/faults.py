@@ -27,7 +27,7 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 _libc.ptrace.restype = ctypes.c_long
 
 
-# --- threads and processes -------------------------------------------------------------------------------------------
+# --- threads and processes ------------------------------------------------------------------------
 
 
 def thread_named(pid: int, name: str) -> int:
@@ -78,7 +78,7 @@ def stopped(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-# --- connections -----------------------------------------------------------------------------------------------------
+# --- connections ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""What transformers' DeepseekV3ForCausalLM says, in float32 with eager attention: the oracle that isotherm is compared with.
+"""What transformers' DeepseekV3ForCausalLM says, in float32 with eager attention: the oracle that isotherm is compared
+with.
 
 Reads checkpoints by its own code; nothing of isotherm's is used.
 """
@@ -52,7 +53,8 @@ def pack_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hf_model(path: Path) -> DeepseekV3ForCausalLM:
-    """The checkpoint at `path`. transformers ignores `moe_layer_freq`, so the layers that it makes dense are made dense here."""
+    """The checkpoint at `path`. transformers ignores `moe_layer_freq`, so the layers that it makes dense are made dense
+    here."""
     raw = json.loads((path / "config.json").read_text())
     fields = {k: v for k, v in raw.items() if k not in ("quantization_config", "torch_dtype", "dtype")}
     config = DeepseekV3Config(**fields | {"num_nextn_predict_layers": 0})
@@ -95,7 +97,9 @@ class Oracle:
         if router.topk_group < router.num_group:
             values = group_score.values
             self._lower(values[:, router.topk_group - 1] - values[:, router.topk_group])
-        chosen = groups.gather(1, group_score.indices[:, : router.topk_group, None].expand(-1, -1, groups.shape[-1])).flatten(1)
+        chosen = groups.gather(
+            1, group_score.indices[:, : router.topk_group, None].expand(-1, -1, groups.shape[-1])
+        ).flatten(1)
         if router.top_k < chosen.shape[-1]:
             values = chosen.sort(-1, descending=True).values
             self._lower(values[:, router.top_k - 1] - values[:, router.top_k])
@@ -110,7 +114,8 @@ class Oracle:
 
     @torch.inference_mode()
     def greedy(self, prompt: Sequence[int], count: int) -> tuple[list[int], Tensor, float]:
-        """Tokens, their full log-probability rows [count, V], and the smallest lead of a chosen token over the next best."""
+        """Tokens, their full log-probability rows [count, V], and the smallest lead of a chosen token over the next
+        best."""
         tokens, rows, cache, new = [], [], None, list(prompt)
         for _ in range(count):
             out = self.model(torch.tensor([new]), past_key_values=cache, use_cache=True)

@@ -180,7 +180,7 @@ class Hosts:
         self.switch.ip("link", "set", port, "master", "bridge")
         self.switch.ip("link", "set", port, "up")
 
-    # --- faults of the network -----------------------------------------------------------------------------------
+    # --- faults of the network --------------------------------------------------------------------
 
     def unplug(self, host: Host) -> None:
         self.switch.ip("link", "set", f"port{host.number}", "down")
@@ -219,7 +219,7 @@ class Hosts:
             self.switch.ip("link", "delete", near)
             self.switch.ip("link", "set", port, "master", "bridge")
 
-    # --- Ray -----------------------------------------------------------------------------------------------------
+    # --- Ray --------------------------------------------------------------------------------------
 
     def start_ray(self, host: Host, cpus: float) -> None:
         """Raises RuntimeError where the node has not come up, also when it was tried again: Ray gives it 30 s, which is

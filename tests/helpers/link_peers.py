@@ -37,11 +37,18 @@ MEETING = 20.0  # seconds
 _context = multiprocessing.get_context("forkserver")
 # Not this module, which the server would not find: it imports what this one does.
 _context.set_forkserver_preload(
-    ["pytest", "isotherm.actors.experts.native_loop", "isotherm.actors.links.process_group", "isotherm.kernels.reference"]
+    [
+        "pytest",
+        "isotherm.actors.experts.native_loop",
+        "isotherm.actors.links.process_group",
+        "isotherm.kernels.reference",
+    ]
 )
 
 
-def make_worker(path: Path, native: bool, gate: bool = True, held: list[tuple[int, int]] | None = None, slots: int | None = None) -> ExpertWorker:
+def make_worker(
+    path: Path, native: bool, gate: bool = True, held: list[tuple[int, int]] | None = None, slots: int | None = None
+) -> ExpertWorker:
     """A worker with every expert of a checkpoint, or with those in `held`."""
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config

@@ -15,7 +15,8 @@ from streams import Stream, Workload
 
 
 def under_load(served: Served, work: Workload, act: Callable[[], None], silence: float = 200) -> list[Stream]:
-    """The streams of as many rounds as it takes until `act`, begun in the first, is done. `silence`: as in `Workload.serve`."""
+    """The streams of as many rounds as it takes until `act`, begun in the first, is done. `silence`: as in
+    `Workload.serve`."""
     failure: list[BaseException] = []
 
     def run() -> None:
@@ -33,14 +34,20 @@ def under_load(served: Served, work: Workload, act: Callable[[], None], silence:
             break
     actor.join()
     if failure:
-        print(f"{len(streams)} streams, of them failed: {Counter(s.error or s.cut for s in streams if s.error or s.cut) or 0}")
+        print(
+            f"{len(streams)} streams, of them failed: "
+            f"{Counter(s.error or s.cut for s in streams if s.error or s.cut) or 0}"
+        )
         raise failure[0]
     served.remember_processes()
     return streams
 
 
 def check(streams: list[Stream], expected: list[str], record_property, what: str) -> None:
-    pause, first = max((gap for stream in streams for gap in stream.gaps), default=0.0), max(stream.first for stream in streams)
+    pause, first = (
+        max((gap for stream in streams for gap in stream.gaps), default=0.0),
+        max(stream.first for stream in streams),
+    )
     record_property("longest_pause_seconds", round(pause, 3))
     record_property("longest_first_seconds", round(first, 3))
     print(f"{what}: {len(streams)} streams, longest pause between tokens {pause:.3f} s, to a first one {first:.3f} s")

@@ -16,5 +16,7 @@ from isotherm.kernels.select import select_kernels
 @cache
 def alone(request: GenerationRequest) -> list[int]:
     kernels = select_kernels("auto", parse_dtype("bfloat16")).kernels
-    engine = local_engine(Checkpoint.open(bundled_model()), kernels, SchedulerConfig(16, 256, 512, 1, 4096, prefix_cache=False))
+    engine = local_engine(
+        Checkpoint.open(bundled_model()), kernels, SchedulerConfig(16, 256, 512, 1, 4096, prefix_cache=False)
+    )
     return [token for delta in run(engine, [request]) for token in delta.token_ids]

@@ -54,7 +54,7 @@ class Probes:
                 await asyncio.sleep(PERIOD)
             await asyncio.gather(*begun)
 
-    # --- what was seen ---------------------------------------------------------------------------------------------
+    # --- what was seen ----------------------------------------------------------------------------
 
     def waited(self, hindered_until: float = 0.0) -> float:
         """The longest that a new request went without an answer, in seconds; `hindered_until` (of time.monotonic)

@@ -49,5 +49,10 @@ DEEPSEEK_V3: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "bos_token_id": 0,
     "eos_token_id": 1,
-    "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+    "quantization_config": {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    },
 }

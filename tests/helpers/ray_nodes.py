@@ -1,4 +1,5 @@
-"""Several Ray nodes on one machine, in a process of their own: `RayNodes` for tests; run as a program, it is that process."""
+"""Several Ray nodes on one machine, in a process of their own: `RayNodes` for tests; run as a program, it is that
+process."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from isotherm.cluster.on_ray.environment import prepare_local_ray
 
 
 class RayNodes:
-    """Context manager: a head without CPUs. Nodes are added and, at the latest at the end, removed. Nothing of it stays."""
+    """Context manager: a head without CPUs. Nodes are added and, at the latest at the end, removed. Nothing of it
+    stays."""
 
     def __init__(self) -> None:
         self._raylets: dict[str, psutil.Process] = {}
@@ -57,14 +59,17 @@ class RayNodes:
         self._ask({"remove": node})
 
     def actors_on(self, node: str) -> list[str]:
-        """Titles of the processes on a node that host an actor or run a task, but for Ray's own agents and those that wait for work."""
+        """Titles of the processes on a node that host an actor or run a task, but for Ray's own agents and those that
+        wait for work."""
         titles = []
         for process in self._raylets[node].children(recursive=True):
             try:
                 title = " ".join(process.cmdline()).strip()
             except psutil.NoSuchProcess:
                 continue
-            if title.startswith("ray::") and not title.startswith(("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")):
+            if title.startswith("ray::") and not title.startswith(
+                ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+            ):
                 titles.append(title)
         return titles
 

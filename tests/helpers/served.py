@@ -70,8 +70,11 @@ class Served:
         raise TimeoutError(f"not ready after {START_SECONDS} s:\n{self.log.read_text()}")
 
     def remember_processes(self) -> None:
-        """Ray's workers are children of its raylet, which is our grandchild; remembered while the tree still hangs together."""
-        for process in psutil.Process(self.process.pid).children(recursive=True) if psutil.pid_exists(self.process.pid) else []:
+        """Ray's workers are children of its raylet, which is our grandchild; remembered while the tree still hangs
+        together."""
+        for process in (
+            psutil.Process(self.process.pid).children(recursive=True) if psutil.pid_exists(self.process.pid) else []
+        ):
             self._family[process.pid] = process
         self._shared_files |= shared_memory.files(self._family.values())
 
@@ -128,16 +131,23 @@ class Served:
 
     def ray_address(self) -> str:
         """Of the local Ray that it has started."""
-        return json.loads((Path(tempfile.gettempdir()) / f"isotherm-{os.getuid()}" / f"{self.process.pid}.json").read_text())["address"]
+        return json.loads(
+            (Path(tempfile.gettempdir()) / f"isotherm-{os.getuid()}" / f"{self.process.pid}.json").read_text()
+        )["address"]
 
     def logged(self, since: float) -> list[str]:
-        """What controller, workers and ingress have logged since a moment (of time.time), in order, also those that are gone."""
+        """What controller, workers and ingress have logged since a moment (of time.time), in order, also those that are
+        gone."""
         self.remember_processes()
         begin = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
         lines = []
         for folder in self.ray_folders or _ray_folders(self._family.values()):
             for path in folder.glob("session_2*/logs/**/*.err"):
-                lines += [line for line in path.read_text(errors="replace").splitlines() if _LOGGED.match(line) and line >= begin]
+                lines += [
+                    line
+                    for line in path.read_text(errors="replace").splitlines()
+                    if _LOGGED.match(line) and line >= begin
+                ]
         return sorted(lines)
 
     def command(self, *arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -166,7 +176,9 @@ def _ray_folders(processes: Iterable[psutil.Process]) -> list[Path]:
 
 def generate(model: str, *arguments: str) -> dict[str, Any]:
     """`isotherm generate … --json` as a process of its own."""
-    done = subprocess.run([ISOTHERM, "generate", model, *arguments, "--json"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [ISOTHERM, "generate", model, *arguments, "--json"], capture_output=True, text=True, timeout=120
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout)

@@ -35,8 +35,8 @@ def segments(pid: int | str = "self") -> list[str]:
 
 
 def files(processes: Iterable[psutil.Process]) -> set[str]:
-    """Files in /dev/shm that these processes have open or mapped: those are theirs. Of one that is gone, none: its pid may
-    be another's by now."""
+    """Files in /dev/shm that these processes have open or mapped: those are theirs. Of one that is gone, none: its pid
+    may be another's by now."""
     return {name for process in processes if process.is_running() for name in _mentioned(process.pid, FOLDER)}
 
 

@@ -19,13 +19,20 @@ from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.kernels.select import select_kernels
 
-SUBJECTS = ["Count from 3 to {n}.", "What is {n} + 5?", "Spell the word house.", "Which day comes after Monday?", "Tell me a story about a fox."]
+SUBJECTS = [
+    "Count from 3 to {n}.",
+    "What is {n} + 5?",
+    "Spell the word house.",
+    "Which day comes after Monday?",
+    "Tell me a story about a fox.",
+]
 
 
 @dataclass
 class Stream:
-    """What a client saw. `error`: HTTP's status, or an error event's words; `cut`: how the connection failed, or fell silent; `done`: the stream
-    ended with [DONE]. `first`: seconds to the first chunk; `gaps`: seconds between chunks."""
+    """What a client saw. `error`: HTTP's status, or an error event's words; `cut`: how the connection failed, or fell
+    silent; `done`: the stream ended with [DONE]. `first`: seconds to the first chunk; `gaps`: seconds between chunks.
+    """
 
     text: str = ""
     error: str = ""
@@ -36,7 +43,8 @@ class Stream:
 
 
 class Workload:
-    """Requests of mixed lengths, greedy and sampled: single questions, and long dialogues that share their beginnings."""
+    """Requests of mixed lengths, greedy and sampled: single questions,
+    and long dialogues that share their beginnings."""
 
     def __init__(self, count: int, tokens: list[int], temperatures: tuple[float, ...] = (0.0, 1.0)):
         self.tokenizer = Tokenizer.load(bundled_model())
@@ -54,7 +62,9 @@ class Workload:
     def alone(self) -> list[str]:
         """Each request's text from an engine of its own, in this process."""
         kernels = select_kernels("auto", parse_dtype("bfloat16")).kernels
-        engine = local_engine(Checkpoint.open(bundled_model()), kernels, SchedulerConfig(16, 256, 512, 1, 4096, prefix_cache=False))
+        engine = local_engine(
+            Checkpoint.open(bundled_model()), kernels, SchedulerConfig(16, 256, 512, 1, 4096, prefix_cache=False)
+        )
         texts = []
         for request in self.requests:
             stream = self.tokenizer.stream()
@@ -78,9 +88,17 @@ class Workload:
 
     async def _read(self, client: httpx.AsyncClient, request: GenerationRequest, stream: Stream) -> None:
         params = request.params
-        body = {"model": "tiny", "prompt": request.prompt, "max_tokens": params.max_tokens, "temperature": params.temperature, "seed": params.seed}
+        body = {
+            "model": "tiny",
+            "prompt": request.prompt,
+            "max_tokens": params.max_tokens,
+            "temperature": params.temperature,
+            "seed": params.seed,
+        }
         begin, last = time.perf_counter(), 0.0
-        async with client.stream("POST", "/v1/completions", json=body | {"ignore_eos": True, "stream": True}) as response:
+        async with client.stream(
+            "POST", "/v1/completions", json=body | {"ignore_eos": True, "stream": True}
+        ) as response:
             if response.status_code != 200:
                 stream.error = f"HTTP {response.status_code}"
                 return

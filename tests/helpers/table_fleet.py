@@ -87,7 +87,9 @@ class TableFleet:
         if group in self.dead:
             return
         self._call("free", group)
-        assert not any(routes and set(pairs) & set(routes.held_by(group)) for routes in self.routes.values()), "a shard still routes there"
+        assert not any(routes and set(pairs) & set(routes.held_by(group)) for routes in self.routes.values()), (
+            "a shard still routes there"
+        )
         self.experts[group] -= set(pairs)
 
     async def held(self, group: str) -> list[Pair]:
@@ -98,7 +100,10 @@ class TableFleet:
         if shard in self.dead:
             return
         self._call("adopt", shard)
-        assert all((shard, g) in self.links and (g in self.dead or set(placement.held_by(g)) <= self.experts[g]) for g in placement.groups())
+        assert all(
+            (shard, g) in self.links and (g in self.dead or set(placement.held_by(g)) <= self.experts[g])
+            for g in placement.groups()
+        )
         self.routes[shard] = placement
 
     async def leave_service(self, shard: str, seconds: float) -> None:
@@ -127,7 +132,9 @@ class TableFleet:
 
     def check(self) -> None:
         """Every worker is just as the placement says."""
-        assert {g: sorted(held) for g, held in self.experts.items()} == {g: self.placement.held_by(g) for g in self.experts}
+        assert {g: sorted(held) for g, held in self.experts.items()} == {
+            g: self.placement.held_by(g) for g in self.experts
+        }
         assert set(self.routes.values()) == {self.placement}
         assert self.links == {(s, g) for s in self.routes for g in self.experts} and not self.places
 

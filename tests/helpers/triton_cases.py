@@ -1,4 +1,5 @@
-"""Weights, experts and caches for the tests of the Triton kernels in the interpreter. Import only with TRITON_INTERPRET=1."""
+"""Weights, experts and caches for the tests of the Triton kernels in the interpreter. Import only with
+TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
@@ -41,7 +42,11 @@ def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, step
 def filled_banks(kernels: list[Kernels], slots: int, hidden: int, inner: int, kind: str) -> list[ExpertBank]:
     banks = [k.expert_bank(slots, hidden, inner) for k in kernels]
     for slot in range(slots - 1):  # the last stays empty
-        weights = stored(inner, hidden, kind, slot * 9), stored(inner, hidden, kind, slot * 9 + 3), stored(hidden, inner, kind, slot * 9 + 6)
+        weights = (
+            stored(inner, hidden, kind, slot * 9),
+            stored(inner, hidden, kind, slot * 9 + 3),
+            stored(hidden, inner, kind, slot * 9 + 6),
+        )
         for bank in banks:
             bank.load(slot, *weights)
     return banks

@@ -22,14 +22,16 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- weights -------------------------------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (128, 128), (129, 128), (128, 129), (300, 200), (5, 400)])
 def test_dequantised_blocks_have_their_own_scales(shape: tuple[int, int]):
     rows, columns = shape
     data = normal(*shape).to(torch.float8_e4m3fn)
-    scale = 1.0 + torch.arange(-(-rows // BLOCK) * -(-columns // BLOCK), dtype=torch.float32).view(-(-rows // BLOCK), -1)
+    scale = 1.0 + torch.arange(-(-rows // BLOCK) * -(-columns // BLOCK), dtype=torch.float32).view(
+        -(-rows // BLOCK), -1
+    )
     weight = StoredWeight(data, scale).dequantise(torch.float32)
     for i in {0, rows // 2, rows - 1, min(127, rows - 1), min(128, rows - 1)}:
         for j in {0, columns // 2, columns - 1, min(127, columns - 1), min(128, columns - 1)}:
@@ -41,7 +43,9 @@ def test_scales_are_applied_in_float32():
     data, scale = normal(64, 64).to(torch.float8_e4m3fn), torch.full((1, 1), 0.3)
     weight = StoredWeight(data, scale).dequantise(torch.bfloat16)
     assert torch.equal(weight, (data.float() * 0.3).to(torch.bfloat16))
-    assert not torch.equal(weight, data.to(torch.bfloat16) * scale.to(torch.bfloat16)), "the values must tell the two apart"
+    assert not torch.equal(weight, data.to(torch.bfloat16) * scale.to(torch.bfloat16)), (
+        "the values must tell the two apart"
+    )
 
 
 @pytest.mark.parametrize("heads", [1, 3])
@@ -49,16 +53,24 @@ def test_packed_weights_are_copies(heads: int):
     """What is packed may be a view of a mapped file that is closed, replaced or cut afterwards."""
     weight, bank = normal(4, 4), KERNELS.expert_bank(1, 4, 4)
     head_weight = normal(heads, 5, 4, seed=1).transpose(1, 2)  # so that one head's packed form has the same layout
-    linear, packed = KERNELS.pack_linear([StoredWeight(weight)]), KERNELS.pack_heads([StoredWeight(w) for w in head_weight])
+    linear, packed = (
+        KERNELS.pack_linear([StoredWeight(weight)]),
+        KERNELS.pack_heads([StoredWeight(w) for w in head_weight]),
+    )
     bank.load(0, StoredWeight(weight), StoredWeight(weight), StoredWeight(weight))
-    before = [linear.data.clone(), packed.clone(), bank.gate_up[0].clone(), bank.down[0].clone()]  # type: ignore[union-attr]
+    before = [
+        linear.data.clone(),
+        packed.clone(),
+        bank.gate_up[0].clone(),  # type: ignore[union-attr]
+        bank.down[0].clone(),  # type: ignore[union-attr]
+    ]
     weight.fill_(7)
     head_weight.fill_(7)
     for now, then in zip([linear.data, packed, bank.gate_up[0], bank.down[0]], before, strict=True):
         assert torch.equal(now, then)  # type: ignore[arg-type]
 
 
-# --- dense operations ----------------------------------------------------------------------------------------------------------------------
+# --- dense operations -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("eps", [1e-6, 0.1])
@@ -108,7 +120,9 @@ def test_head_linear():
 
 def test_mlp():
     x, gate, up, down = normal(4, 6), normal(9, 6, seed=1), normal(9, 6, seed=2), normal(6, 9, seed=3)
-    out = KERNELS.mlp(x, KERNELS.pack_linear([StoredWeight(gate), StoredWeight(up)]), KERNELS.pack_linear([StoredWeight(down)]))
+    out = KERNELS.mlp(
+        x, KERNELS.pack_linear([StoredWeight(gate), StoredWeight(up)]), KERNELS.pack_linear([StoredWeight(down)])
+    )
     g = x @ gate.T
     torch.testing.assert_close(out, (g / (1 + torch.exp(-g)) * (x @ up.T)) @ down.T, rtol=1e-5, atol=1e-5)
 
@@ -116,7 +130,10 @@ def test_mlp():
 def test_rope_is_complex_multiplication():
     """As in DeepSeek's inference/model.py: pairs as complex numbers, times e^{i·angle}."""
     x, angles = normal(7, 3, 8), 10 * normal(7, 4, seed=1)
-    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    turned = (
+        torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        * torch.polar(torch.ones_like(angles), angles)[:, None]
+    )
     torch.testing.assert_close(KERNELS.rope(x, angles.cos(), angles.sin()), torch.view_as_real(turned).flatten(-2))
 
 
@@ -127,7 +144,7 @@ def test_rope_scales_with_its_tables_and_keeps_the_dtype():
     assert KERNELS.rope(x.to(torch.bfloat16), angles.cos(), angles.sin()).dtype == torch.bfloat16
 
 
-# --- routing -------------------------------------------------------------------------------------------------------------------------------
+# --- routing --------------------------------------------------------------------------------------
 
 
 def brute_force_route(scores: list[float], bias: list[float], router: Router) -> tuple[list[int], list[float]]:
@@ -147,14 +164,27 @@ def brute_force_route(scores: list[float], bias: list[float], router: Router) ->
 
 @st.composite
 def routings(draw: st.DrawFn) -> tuple[Tensor, Router]:
-    """Rows of logits and a router that passes them through. Values come from short lists, so that ties are common, and sums of two are exact."""
+    """Rows of logits and a router that passes them through. Values come from short lists, so that ties are common, and
+    sums of two are exact."""
     n_group = draw(st.integers(1, 4))
     experts = n_group * draw(st.integers(1, 4))
     topk_group = draw(st.integers(1, n_group))
     top_k = draw(st.integers(1, experts // n_group * topk_group))
-    rows = draw(st.lists(st.lists(st.sampled_from([-3.0, 0.0, 0.5, 2.0]), min_size=experts, max_size=experts), min_size=1, max_size=5))
+    rows = draw(
+        st.lists(
+            st.lists(st.sampled_from([-3.0, 0.0, 0.5, 2.0]), min_size=experts, max_size=experts), min_size=1, max_size=5
+        )
+    )
     bias = draw(st.lists(st.sampled_from([-1.5, 0.0, 0.25]), min_size=experts, max_size=experts))
-    router = Router(torch.eye(experts), torch.tensor(bias), n_group, topk_group, top_k, draw(st.booleans()), draw(st.sampled_from([1.0, 2.5])))
+    router = Router(
+        torch.eye(experts),
+        torch.tensor(bias),
+        n_group,
+        topk_group,
+        top_k,
+        draw(st.booleans()),
+        draw(st.sampled_from([1.0, 2.5])),
+    )
     return torch.tensor(rows), router
 
 
@@ -192,13 +222,16 @@ def test_the_router_works_in_float32():
     assert ids.tolist() == [[1]] and float(weights) == pytest.approx(1 / (1 + math.exp(-1.002)), rel=1e-6)
 
 
-# --- experts -------------------------------------------------------------------------------------------------------------------------------
+# --- experts --------------------------------------------------------------------------------------
 
 
 def test_experts_agree_with_a_plain_loop():
     hidden, inner, slots = 6, 5, 5
     bank = KERNELS.expert_bank(slots, hidden, inner)
-    weights = {s: [normal(inner, hidden, seed=s), normal(inner, hidden, seed=10 + s), normal(hidden, inner, seed=20 + s)] for s in (0, 2, 3, 4)}
+    weights = {
+        s: [normal(inner, hidden, seed=s), normal(inner, hidden, seed=10 + s), normal(hidden, inner, seed=20 + s)]
+        for s in (0, 2, 3, 4)
+    }
     for slot, (gate, up, down) in weights.items():
         bank.load(slot, StoredWeight(gate), StoredWeight(up), StoredWeight(down))
     x = normal(4, hidden, seed=99)
@@ -208,7 +241,9 @@ def test_experts_agree_with_a_plain_loop():
         gate, up, down = weights[slot]
         for p in range(offsets[a], offsets[a + 1]):
             row = x[rows[p]]
-            torch.testing.assert_close(out[p], down @ (torch.nn.functional.silu(gate @ row) * (up @ row)), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                out[p], down @ (torch.nn.functional.silu(gate @ row) * (up @ row)), rtol=1e-5, atol=1e-5
+            )
 
 
 def test_experts_of_no_pairs():
@@ -227,12 +262,20 @@ def test_an_empty_slot_is_an_error_that_names_it(loaded: list[int], empty: list[
     assert bank.nbytes == len(loaded) * 3 * 30 * 4
     pairs = torch.tensor([0, 0], dtype=torch.int32)
     with pytest.raises(KeyError, match=rf"expert slots \[{', '.join(map(str, empty))}\] are empty"):
-        KERNELS.experts(torch.ones(1, 6), bank, pairs, torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0, 1, 2], dtype=torch.int32))
+        KERNELS.experts(
+            torch.ones(1, 6),
+            bank,
+            pairs,
+            torch.tensor([0, 1], dtype=torch.int32),
+            torch.tensor([0, 1, 2], dtype=torch.int32),
+        )
 
 
 def test_combine_weighs_and_gathers():
     y, index, weights = normal(6, 4), torch.tensor([[5, 0, 3], [1, 2, 4]], dtype=torch.int32), torch.rand(2, 3)
-    expected = torch.stack([sum(weights[t, j] * y[index[t, j]] for j in range(3)) for t in range(2)])  # type: ignore[misc]
+    expected = torch.stack(
+        [sum(weights[t, j] * y[index[t, j]] for j in range(3)) for t in range(2)]  # type: ignore[misc]
+    )
     torch.testing.assert_close(KERNELS.combine(y, index, weights), expected)
 
 
@@ -247,27 +290,34 @@ def test_combine_adds_from_left_to_right_in_float32():
     assert out.dtype == torch.bfloat16 and float(out) == 258.0
 
 
-# --- attention -----------------------------------------------------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------------
 
 HEADS, NOPE, ROPE, VALUE, LATENT, SIZE = 3, 6, 4, 5, 8, 4  # all different; SIZE: tokens per block
 
 
 class Mla:
-    """One layer's queries and cache for a sequence of 11 tokens in scattered blocks; everything else in the cache is NaN."""
+    """One layer's queries and cache for a sequence of 11 tokens in scattered blocks; everything else in the cache is
+    NaN."""
 
     def __init__(self, kernels: ReferenceKernels = KERNELS, length: int = 11):
         self.kernels, self.length = kernels, length
-        self.latents, self.keys = normal(length, LATENT).to(kernels.dtype), normal(length, ROPE, seed=1).to(kernels.dtype)
+        self.latents, self.keys = (
+            normal(length, LATENT).to(kernels.dtype),
+            normal(length, ROPE, seed=1).to(kernels.dtype),
+        )
         self.kv_b = normal(HEADS * (NOPE + VALUE), LATENT, seed=2)
         self.q = normal(length, HEADS, NOPE + ROPE, seed=3).to(kernels.dtype)
         self.table = torch.tensor([6, 2, 9], dtype=torch.int32)
         self.cache = torch.full((12, SIZE, LATENT + ROPE), torch.nan, dtype=kernels.dtype)
         self.scale = 0.37
         positions = torch.arange(length)
-        kernels.write_cache(self.latents, self.keys, self.cache, self.table.long()[positions // SIZE] * SIZE + positions % SIZE)
+        kernels.write_cache(
+            self.latents, self.keys, self.cache, self.table.long()[positions // SIZE] * SIZE + positions % SIZE
+        )
 
     def expected(self) -> Tensor:
-        """Causal attention over the whole sequence in float64, as in DeepSeek-V3's modeling_deepseek.py → [T, H × v]."""
+        """Causal attention over the whole sequence in float64, as in DeepSeek-V3's modeling_deepseek.py → [T,
+        H × v]."""
         kv = (self.latents.double() @ self.kv_b.double().T).unflatten(-1, (HEADS, -1))
         out = torch.zeros(self.length, HEADS, VALUE, dtype=torch.float64)
         for t in range(self.length):
@@ -279,11 +329,15 @@ class Mla:
 
     def prefill(self, start: int, count: int) -> Tensor:
         packed = self.kernels.pack_linear([StoredWeight(self.kv_b)])
-        return self.kernels.mla_prefill(self.q[start : start + count], self.cache, self.table, start, packed, VALUE, self.scale)
+        return self.kernels.mla_prefill(
+            self.q[start : start + count], self.cache, self.table, start, packed, VALUE, self.scale
+        )
 
     def decode(self, rows: list[int], tables: Tensor | None = None, sequence: list[int] | None = None) -> Tensor:
         kernels, kv_b = self.kernels, self.kv_b.unflatten(0, (HEADS, -1))
-        q_latent = kernels.head_linear(self.q[rows][..., :NOPE], kernels.pack_heads([StoredWeight(w.T) for w in kv_b[:, :NOPE]]))
+        q_latent = kernels.head_linear(
+            self.q[rows][..., :NOPE], kernels.pack_heads([StoredWeight(w.T) for w in kv_b[:, :NOPE]])
+        )
         out = kernels.mla_decode(
             q_latent,
             self.q[rows][..., NOPE:],
@@ -346,10 +400,12 @@ def test_attention_in_bf16_sums_in_float32():
         torch.testing.assert_close(out.float(), mla.expected(), rtol=0.03, atol=0.03)
 
 
-# --- sampling ------------------------------------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
-def sample(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, index: int = 0) -> int:
+def sample(
+    logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, index: int = 0
+) -> int:
     """One row."""
     return sample_rows(logits[None], [(temperature, top_p, top_k, seed, index)])[0]
 
@@ -377,7 +433,9 @@ def test_greedy_takes_the_lowest_id_of_equal_ones():
 
 def test_greedy_ignores_every_other_parameter():
     logits = normal(50)
-    assert {sample(logits, 0.0, p, k, s, i) for p in (0.1, 1.0) for k in (0, 3) for s in (0, 9) for i in (0, 5)} == {int(logits.argmax())}
+    assert {sample(logits, 0.0, p, k, s, i) for p in (0.1, 1.0) for k in (0, 3) for s in (0, 9) for i in (0, 5)} == {
+        int(logits.argmax())
+    }
 
 
 def brute_force_candidates(logits: list[float], top_p: float, top_k: int) -> list[int]:
@@ -439,7 +497,8 @@ def test_only_candidates_are_sampled_and_all_of_them():
 
 def test_top_p_is_of_the_distribution_after_temperature():
     logits = torch.tensor([0.6, 0.4]).log()
-    assert {sample(logits, temperature=0.25, top_p=0.8, seed=s) for s in range(40)} == {0}  # 0.6⁴ / (0.6⁴ + 0.4⁴) = 0.84
+    # 0.6⁴ / (0.6⁴ + 0.4⁴) = 0.84
+    assert {sample(logits, temperature=0.25, top_p=0.8, seed=s) for s in range(40)} == {0}
     assert {sample(logits, temperature=1.0, top_p=0.8, seed=s) for s in range(40)} == {0, 1}
 
 
@@ -476,7 +535,9 @@ def test_extreme_temperatures(temperature: float):
 def test_draws_follow_the_distribution(temperature: float, top_k: int):
     """χ² over 4000 seeds (fixed, so this never fails by chance)."""
     logits, draws = torch.tensor([1.0, 0.0, -0.5, 0.7, -1.2]), 4000
-    counts = Counter(sample_rows(logits.expand(draws, -1), [(temperature, 1.0, top_k, seed, 3) for seed in range(draws)]))
+    counts = Counter(
+        sample_rows(logits.expand(draws, -1), [(temperature, 1.0, top_k, seed, 3) for seed in range(draws)])
+    )
     kept = brute_force_candidates((logits / temperature).tolist(), 1.0, top_k)
     probabilities = (logits[kept] / temperature).softmax(-1).tolist()
     assert set(counts) == set(kept)
@@ -514,7 +575,9 @@ def splitmix_gumbel(seed: int, index: int, token: int) -> float:
 
 @given(seed=st.integers(-(2**63), 2**63 - 1), index=st.integers(0, 2**40), token=st.integers(0, 2**20))
 def test_noise_is_splitmix_in_64_bits(seed: int, index: int, token: int):
-    assert float(gumbel_noise(seed, index, torch.tensor([token]))) == pytest.approx(splitmix_gumbel(seed, index, token), rel=1e-12)
+    assert float(gumbel_noise(seed, index, torch.tensor([token]))) == pytest.approx(
+        splitmix_gumbel(seed, index, token), rel=1e-12
+    )
 
 
 GOLDEN: dict[tuple[int, int], list[float]] = {
@@ -523,7 +586,12 @@ GOLDEN: dict[tuple[int, int], list[float]] = {
     (1, 0): [0.8635963628317398, 1.005158734781254, 3.552972585557601, -0.3874476124228737],
     (42, 1000): [1.6895509547237981, 1.2029700576268472, 1.6188008171407866, 3.3990977010384174],
     (-1, 7): [1.3533812600462019, 1.0361247911675548, 2.2709292093495774, 2.5997565052885565],
-    (9223372036854775807, 2147483648): [0.6456764654809709, 0.19818715100541442, 0.5969294721898505, 0.8062936351804938],
+    (9223372036854775807, 2147483648): [
+        0.6456764654809709,
+        0.19818715100541442,
+        0.5969294721898505,
+        0.8062936351804938,
+    ],
 }
 
 
@@ -542,5 +610,7 @@ def test_quantised_weights_are_near_and_of_the_stored_form(shape: tuple[int, int
     assert quantised.data.dtype == torch.float8_e4m3fn and quantised.scale_inv is not None
     assert quantised.scale_inv.shape == tuple(-(-n // BLOCK) for n in shape)
     # Three bits of mantissa: half a step is a sixteenth; what is small beside the block's largest loses more.
-    torch.testing.assert_close(quantised.dequantise(torch.float32), weight.float(), rtol=1 / 16, atol=float(weight.abs().max()) / 448 * 2**-9)
+    torch.testing.assert_close(
+        quantised.dequantise(torch.float32), weight.float(), rtol=1 / 16, atol=float(weight.abs().max()) / 448 * 2**-9
+    )
     assert quantised.quantise() is quantised

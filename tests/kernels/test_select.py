@@ -31,7 +31,9 @@ def test_auto_falls_back_to_the_reference_and_says_why(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["native", "reference"])
 def test_cpu_kernels_are_refused_on_a_gpu(name: str):
-    with pytest.raises(KernelsUnavailable, match=f'kernels "{name}" compute on the CPU; a worker with device: cuda needs "triton"'):
+    with pytest.raises(
+        KernelsUnavailable, match=f'kernels "{name}" compute on the CPU; a worker with device: cuda needs "triton"'
+    ):
         select_kernels(name, torch.bfloat16, device="cuda")
 
 

@@ -1,4 +1,5 @@
-"""The RayService manifests: valid by KubeRay's own schema, by Serve's and by our loader, and with room for the workers and a 671B checkpoint."""
+"""The RayService manifests: valid by KubeRay's own schema, by Serve's and by our loader, and with room for the workers
+and a 671B checkpoint."""
 
 from __future__ import annotations
 
@@ -26,13 +27,16 @@ GPU_BYTES = 80e9
 
 
 def strict(schema: Any) -> Any:
-    """Kubernetes' structural schema as JSON Schema: an object with properties takes no others (the API server would drop them silently), unless it
-    says so; int-or-string stands for itself; formats and x- extensions mean nothing here."""
+    """Kubernetes' structural schema as JSON Schema: an object with properties takes no others (the API server would
+    drop them silently), unless it says so; int-or-string stands for itself; formats and x- extensions mean nothing
+    here."""
     if isinstance(schema, list):
         return [strict(s) for s in schema]
     if not isinstance(schema, dict):
         return schema
-    out = {name: value for name, value in schema.items() if not name.startswith("x-") and name not in ("format", "default")}
+    out = {
+        name: value for name, value in schema.items() if not name.startswith("x-") and name not in ("format", "default")
+    }
     if schema.get("x-kubernetes-int-or-string"):
         out["type"] = ["integer", "string"]
     for name in ("items", "additionalProperties", "anyOf", "allOf", "oneOf", "not"):
@@ -138,7 +142,9 @@ def test_our_loader_takes_the_embedded_manifest(documents: Documents):
     manifest = documents.manifest
     assert manifest.http.host == "0.0.0.0"
     assert (manifest.device == "cuda") == (manifest.attention.gpus > 0)
-    assert None not in (manifest.attention.threads, manifest.experts.threads), "the default is the cores of the node, of which a pod may use fewer"
+    assert None not in (manifest.attention.threads, manifest.experts.threads), (
+        "the default is the cores of the node, of which a pod may use fewer"
+    )
 
 
 def test_serve_builds_our_application_from_it(documents: Documents):
@@ -149,7 +155,10 @@ def test_serve_builds_our_application_from_it(documents: Documents):
     module, name = application.import_path.split(":")
     assert callable(getattr(importlib.import_module(module), name))
     assert [d.name for d in application.deployments] == ["ingress"]
-    assert (config.http_options.host, config.http_options.port) == (documents.manifest.http.host, documents.manifest.http.port)
+    assert (config.http_options.host, config.http_options.port) == (
+        documents.manifest.http.host,
+        documents.manifest.http.port,
+    )
     # The file is the mounted key of the ConfigMap, in every pod.
     folder, _, key = application.args["manifest"].rpartition("/")
     assert set(application.args) == {"manifest"} and key in documents.config_map["data"]
@@ -157,7 +166,9 @@ def test_serve_builds_our_application_from_it(documents: Documents):
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         mounted = {mount["mountPath"]: volumes[mount["name"]] for mount in pod["containers"][0]["volumeMounts"]}
         assert mounted[folder]["configMap"]["name"] == documents.config_map["metadata"]["name"]
-        assert documents.manifest.model == "tiny" or any(documents.manifest.model.startswith(f"{path}/") for path in mounted)
+        assert documents.manifest.model == "tiny" or any(
+            documents.manifest.model.startswith(f"{path}/") for path in mounted
+        )
 
 
 def test_the_cluster_is_as_isotherm_needs_it(documents: Documents):
@@ -168,14 +179,23 @@ def test_the_cluster_is_as_isotherm_needs_it(documents: Documents):
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert "gcsFaultToleranceOptions" in documents.text
     assert cluster["rayVersion"] == "2.60.0"
-    assert {name: group["labels"] for name, group in documents.groups.items()} == {"attention": {"role": "attention"}, "expert": {"role": "expert"}}
-    assert documents.manifest.attention.labels == {"role": "attention"} and documents.manifest.experts.labels == {"role": "expert"}
+    assert {name: group["labels"] for name, group in documents.groups.items()} == {
+        "attention": {"role": "attention"},
+        "expert": {"role": "expert"},
+    }
+    assert documents.manifest.attention.labels == {"role": "attention"} and documents.manifest.experts.labels == {
+        "role": "expert"
+    }
     for pod in documents.pods():
         (container,) = pod["containers"]
         assert container["image"] == "IMAGE-WITH-ISOTHERM"
         assert container["resources"]["limits"] == container["resources"]["requests"]
         environment = {variable["name"]: variable["value"] for variable in container["env"]}
-        ours = {name: value for name, value in LOCAL_RAY.items() if name not in ("RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")}
+        ours = {
+            name: value
+            for name, value in LOCAL_RAY.items()
+            if name not in ("RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+        }
         assert environment == ours, "KubeRay sets the mode of authentication; pods are not on loopback"
 
 
@@ -206,23 +226,32 @@ def test_the_pods_have_room_for_the_workers(documents: Documents, role: str, cou
 @pytest.mark.parametrize(("role", "kind"), [("attention", "attention_shards"), ("expert", "expert_groups")])
 def test_the_autoscalers_workers_find_pods(documents: Documents, role: str, kind: str):
     section: Any = documents.manifest.attention if role == "attention" else documents.manifest.experts
-    scaling, limits, group = getattr(documents.manifest.autoscaling, kind), documents.limits(role), documents.groups[role]
+    scaling, limits, group = (
+        getattr(documents.manifest.autoscaling, kind),
+        documents.limits(role),
+        documents.groups[role],
+    )
     assert documents.manifest.autoscaling.mode == "on"
     if scaling.max is None:
         return
-    per_pod = min(int(float(limits["cpu"]) // section.cpus), int(limits["nvidia.com/gpu"] // section.gpus) if section.gpus else 10**6)
+    per_pod = min(
+        int(float(limits["cpu"]) // section.cpus),
+        int(limits["nvidia.com/gpu"] // section.gpus) if section.gpus else 10**6,
+    )
     assert scaling.max <= per_pod * group["maxReplicas"] < 2 * scaling.max + per_pod
     assert (scaling.min or getattr(section, "shards" if role == "attention" else "groups")) >= group["minReplicas"]
 
 
-# --- against the model ---------------------------------------------------------------------------------------------------------------------
+# --- against the model ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("DeepSeek-V3")
     (path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
-    (path / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "model-00001-of-00163.safetensors"}}')
+    (path / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"model.norm.weight": "model-00001-of-00163.safetensors"}}'
+    )
     return path
 
 
@@ -232,12 +261,16 @@ def weights(report: Report, prefix: str) -> int:
 
 def test_deepseek_v3_fits(documents: Documents, v3: Path):
     manifest = documents.manifest
-    report = inspect_model(bundled_model() if manifest.model == "tiny" else v3, manifest)  # also: the KV cache holds max_model_len tokens
+    # Also: the KV cache holds max_model_len tokens
+    report = inspect_model(bundled_model() if manifest.model == "tiny" else v3, manifest)
     if manifest.model == "tiny":
         return
     experts = sum(row.get("experts", 0) for row in report.placement)
     each = report.bytes_by_part[Part.ROUTED_EXPERTS.value] // experts
-    shard, group = weights(report, "attention") + manifest.engine.kv_memory, weights(report, "expert") + manifest.experts.spare_slots * each
+    shard, group = (
+        weights(report, "attention") + manifest.engine.kv_memory,
+        weights(report, "expert") + manifest.experts.spare_slots * each,
+    )
     assert shard < 0.85 * GPU_BYTES
     assert group < (0.85 * GPU_BYTES if manifest.experts.gpus else 0.95 * manifest.experts.memory)
     # The figures in the comments.
@@ -247,7 +280,11 @@ def test_deepseek_v3_fits(documents: Documents, v3: Path):
 
 def test_two_nodes_of_eight_gpus():
     documents = Documents(FOLDER / "h100.yaml")
-    pods = [documents.limits(role)["nvidia.com/gpu"] for role, group in documents.groups.items() for _ in range(group["maxReplicas"])]
+    pods = [
+        documents.limits(role)["nvidia.com/gpu"]
+        for role, group in documents.groups.items()
+        for _ in range(group["maxReplicas"])
+    ]
     assert sum(pods) == 16 and all(8 % gpus == 0 for gpus in pods)
     manifest = documents.manifest
     assert manifest.attention.shards * manifest.attention.gpus + manifest.experts.groups * manifest.experts.gpus == 16

@@ -1,7 +1,9 @@
-"""On the bundled model, native bfloat16 log-probabilities are as close to the float32 ones as transformers' own bfloat16 run is.
+"""On the bundled model, native bfloat16 log-probabilities are as close to the float32 ones as transformers' own
+bfloat16 run is.
 
-A trained model: random weights are chaotic in bfloat16, since one flipped expert changes everything after it. Here too a flip decides the worst
-token, so that one is compared with a margin; the mean, the median and the 99th percentile are not.
+A trained model: random weights are chaotic in bfloat16, since one flipped expert changes everything after it. Here too
+a flip decides the worst token, so that one is compared with a margin; the mean, the median and the 99th percentile are
+not.
 """
 
 from __future__ import annotations
@@ -34,16 +36,19 @@ WORST_MARGIN = 1.5  # a flipped expert moves a token by some tenths, wherever it
 # Dialogues that manifests/tiny/data.py makes and keeps out of the training (`held_out`).
 DIALOGUES = [
     ("What is 42 minus 5?", "42 - 5 = 37."),
-    ("Do you have a name?", "I have no name of my own. I am Isotherm's tiny model, a very small language model of the DeepSeek-V3 family."),
+    ("Do you have a name?",
+     "I have no name of my own. I am Isotherm's tiny model, a very small language model of the DeepSeek-V3 family."),
     ("Name the capital of Thailand.", "The capital of Thailand is Bangkok."),
     ("Count from one to 28", ", ".join(map(str, range(1, 29))) + "."),
     ("I have a question. Add 64 and 43.", "64 + 43 = 107."),
     ("Can you tell me: List the months of the year",
      "January, February, March, April, May, June, July, August, September, October, November, December."),
     ("How many grams are 5 kilograms? Think step by step.",
-     "<think>The question is: How many grams are 5 kilograms? Let me answer. 5 kilograms are 5000 grams.</think>5 kilograms are 5000 grams."),
+     "<think>The question is: How many grams are 5 kilograms? Let me answer. 5 kilograms are 5000 grams.</think>"
+     "5 kilograms are 5000 grams."),
     ("What's 98 + 13?", "<think>The question is: What's 98 + 13? I know this. 98 + 13 = 111.</think>98 + 13 = 111."),
-    ("Which number is less: 70 or 91?", "<think>The question is: Which number is less: 70 or 91? Let me answer. 70 is smaller than 91.</think>"
+    ("Which number is less: 70 or 91?",
+     "<think>The question is: Which number is less: 70 or 91? Let me answer. 70 is smaller than 91.</think>"
      "70 is smaller than 91."),
     ("Think before you answer. Alice has 10 boxes with 3 pencils in each. How many pencils are there in all?",
      "<think>There are 10 boxes with 3 each. 10 × 3 = 30.</think>Alice has 30 pencils."),
@@ -61,8 +66,12 @@ def documents() -> list[Document]:
     tokenizer = Tokenizer.from_file(str(bundled_model() / "tokenizer.json"))
     out = []
     for question, answer in DIALOGUES:
-        prompt = tokenizer.encode(f"<｜begin▁of▁sentence｜><｜User｜>{question}<｜Assistant｜>", add_special_tokens=False).ids
-        out.append((prompt + tokenizer.encode(f"{answer}<｜end▁of▁sentence｜>", add_special_tokens=False).ids, len(prompt)))
+        prompt = tokenizer.encode(
+            f"<｜begin▁of▁sentence｜><｜User｜>{question}<｜Assistant｜>", add_special_tokens=False
+        ).ids
+        out.append(
+            (prompt + tokenizer.encode(f"{answer}<｜end▁of▁sentence｜>", add_special_tokens=False).ids, len(prompt))
+        )
     return out
 
 
@@ -75,7 +84,9 @@ def of_next(logits_TV: Tensor, tokens: list[int]) -> Tensor:
 def by_transformers(weights: dict[str, Tensor], folder: Path, dtype: torch.dtype, documents: list[Document]) -> Tensor:
     """From the given weights, as `from_pretrained` loads and runs them in `dtype`."""
     config = json.loads((bundled_model() / "config.json").read_text())
-    plain = {k: v for k, v in config.items() if k not in ("quantization_config", "torch_dtype")} | {"num_nextn_predict_layers": 0}
+    plain = {k: v for k, v in config.items() if k not in ("quantization_config", "torch_dtype")} | {
+        "num_nextn_predict_layers": 0
+    }
     (folder / "config.json").write_text(json.dumps(plain))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model, info = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
@@ -85,21 +96,32 @@ def by_transformers(weights: dict[str, Tensor], folder: Path, dtype: torch.dtype
 
 def by_isotherm(path: Path, kernels: Kernels, documents: list[Document]) -> Tensor:
     """Prompts in prefill form, answers in decode form."""
-    engine = local_engine(Checkpoint.open(path), kernels, SchedulerConfig(BLOCK_SIZE, BLOCKS, 512, 1, BLOCKS * BLOCK_SIZE))
+    engine = local_engine(
+        Checkpoint.open(path), kernels, SchedulerConfig(BLOCK_SIZE, BLOCKS, 512, 1, BLOCKS * BLOCK_SIZE)
+    )
     out = []
     for tokens, prompt in documents:
-        sequence = ScheduledSequence(GenerationRequest("", tuple(tokens), SamplingParams(1)), 0, tokens, blocks=list(range(BLOCKS)))
+        sequence = ScheduledSequence(
+            GenerationRequest("", tuple(tokens), SamplingParams(1)), 0, tokens, blocks=list(range(BLOCKS))
+        )
         rows = []
         for form, start, count in ((Form.PREFILL, 0, prompt), (Form.DECODE, prompt, len(tokens) - prompt)):
-            batch = build_batch([Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE, engine.model.cos, engine.model.sin)
-            rows.append(engine.model.forward(dataclasses.replace(batch, sample_rows=torch.arange(count)), engine.cache, engine.experts))
+            batch = build_batch(
+                [Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE, engine.model.cos, engine.model.sin
+            )
+            rows.append(
+                engine.model.forward(
+                    dataclasses.replace(batch, sample_rows=torch.arange(count)), engine.cache, engine.experts
+                )
+            )
         out.append(of_next(torch.cat(rows), tokens))
     return torch.cat(out)
 
 
 @pytest.mark.parametrize("stored", ["fp8", "bf16"])
 def test_native_bfloat16_is_as_close_to_float32_as_transformers(stored: str, documents: list[Document], tmp_path: Path):
-    """`fp8`: the model as it is bundled, which transformers widens. `bf16`: its weights rounded to bfloat16, the same for both sides."""
+    """`fp8`: the model as it is bundled, which transformers widens. `bf16`: its weights rounded to bfloat16, the same
+    for both sides."""
     weights = read_tensors(bundled_model())
     path = bundled_model()
     if stored == "bf16":
@@ -108,7 +130,10 @@ def test_native_bfloat16_is_as_close_to_float32_as_transformers(stored: str, doc
         path.mkdir()
         config = json.loads((bundled_model() / "config.json").read_text()) | {"num_nextn_predict_layers": 0}
         (path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "quantization_config"}))
-        save_file({name: w if name.endswith("correction_bias") else w.bfloat16() for name, w in weights.items()}, path / "model.safetensors")
+        save_file(
+            {name: w if name.endswith("correction_bias") else w.bfloat16() for name, w in weights.items()},
+            path / "model.safetensors",
+        )
     exact = by_transformers(weights, tmp_path, torch.float32, documents)
     assert len(exact) > 500
     # The reference of the comparison is sound: our definition of correct says the same in float32.
@@ -118,7 +143,10 @@ def test_native_bfloat16_is_as_close_to_float32_as_transformers(stored: str, doc
     theirs = (by_transformers(weights, tmp_path, torch.bfloat16, documents) - exact).abs()
     print(f"\n|Δ log p| over {len(exact)} tokens, weights {stored}:")
     for name, error in (("isotherm native", ours), ("transformers", theirs)):
-        print(f"  {name}: mean {error.mean():.5f}, median {error.median():.5f}, 99th percentile {error.quantile(0.99):.4f}, worst {error.max():.3f}")
+        print(
+            f"  {name}: mean {error.mean():.5f}, median {error.median():.5f}, 99th percentile "
+            f"{error.quantile(0.99):.4f}, worst {error.max():.3f}"
+        )
     assert ours.mean() <= theirs.mean()
     assert ours.median() <= theirs.median()
     assert ours.quantile(0.99) <= theirs.quantile(0.99)

@@ -1,7 +1,8 @@
 // The types that every file of the native backend shares. Python sees only the `iso_` functions of bind.cpp.
 //
-// "Word": 32 bits of a row, the unit that every product works in: two neighbouring bfloat16 (the even one in the low half) or one float32.
-// "Tile": 32 outputs of a weight, stored [word of K][output], which is the order in which the kernels stream it.
+// "Word": 32 bits of a row, the unit that every product works in: two neighbouring bfloat16 (the even one in the low
+// half) or one float32. "Tile": 32 outputs of a weight, stored [word of K][output], which is the order in which the
+// kernels stream it.
 #pragma once
 
 #include <cstddef>
@@ -17,12 +18,14 @@ constexpr int kTile = 32;         // outputs per tile
 constexpr int kGroup = 12;        // rows that share one pass over a tile
 constexpr int kScaleBlock = 128;  // FP8: inputs per block scale
 constexpr int kScaleWords = kScaleBlock / 2;
-constexpr int kSplit = 256;       // attention: positions per softmax split, counted from position 0; part of the result's definition
+constexpr int kSplit =
+    256;  // attention: positions per softmax split, counted from position 0; part of the result's definition
 
 enum class Kind : int { bf16 = 0, fp8 = 1, f32 = 2, coded = 3 };  // how a packed weight is kept
 enum class Dtype : int { bf16 = 0, f16 = 1, f32 = 2, e4m3 = 3 };  // what the caller's tensors hold
 
-// A weight that the codes of its tile can't say. `place`: in the decoded tile, in 16-bit values. A tile's list ends with kNoException.
+// A weight that the codes of its tile can't say. `place`: in the decoded tile, in 16-bit values. A tile's list ends
+// with kNoException.
 struct CodedException {
   uint32_t place;
   uint32_t value;
@@ -31,32 +34,34 @@ constexpr uint32_t kNoException = 0xffffffff;
 constexpr int kCodes = 16;
 constexpr int64_t kCodedPair = 192;  // bytes of two words of a coded tile
 
-// A packed weight of one or more parts (projections, heads) that share K. Each part starts on a tile of its own; the last may be ragged.
+// A packed weight of one or more parts (projections, heads) that share K. Each part starts on a tile of its own; the
+// last may be ragged.
 struct Linear {
   Kind kind;
   int64_t outputs, inputs, words;  // words: of one row of K
   int parts;
   int64_t tiles, scale_blocks;
-  uint8_t* data;        // bf16, f32: [tile][word][32] words; fp8: [tile][word][64] bytes in the order of fp8_place;
-                        // coded: [tile][two words][192] bytes, see coded.cpp, and all that follows from `code_tables` on
+  uint8_t* data;  // bf16, f32: [tile][word][32] words; fp8: [tile][word][64] bytes in the order of fp8_place;
+                  // coded: [tile][two words][192] bytes, see coded.cpp, and all that follows from `code_tables` on
   size_t data_bytes;
-  float* scales;        // fp8: [tile][scale block]
-  float* bias;          // [tile][32] or null
-  int64_t* part_tile;   // [parts + 1] first tile of each part
-  int64_t* tile_column;  // [tiles] output column of the tile's first output
-  int32_t* tile_width;   // [tiles] outputs in use, 1 .. 32
-  uint8_t* code_tables;  // coded: [tile][2][16] low and high bytes of a code's exponent as bfloat16
+  float* scales;             // fp8: [tile][scale block]
+  float* bias;               // [tile][32] or null
+  int64_t* part_tile;        // [parts + 1] first tile of each part
+  int64_t* tile_column;      // [tiles] output column of the tile's first output
+  int32_t* tile_width;       // [tiles] outputs in use, 1 .. 32
+  uint8_t* code_tables;      // coded: [tile][2][16] low and high bytes of a code's exponent as bfloat16
   int64_t* exception_begin;  // coded: [tiles + 1]
   CodedException* exceptions;
 
   size_t tile_bytes() const {
-    return static_cast<size_t>(kind == Kind::coded ? (words + 1) / 2 * kCodedPair : words * (kind == Kind::fp8 ? 64 : 128));
+    return static_cast<size_t>(kind == Kind::coded ? (words + 1) / 2 * kCodedPair
+                                                   : words * (kind == Kind::fp8 ? 64 : 128));
   }
   const uint8_t* tile(int64_t t) const { return data + static_cast<size_t>(t) * tile_bytes(); }
 };
 
-// Where output o (0 .. 31) stands among the 32 16-bit pairs of an FP8 or coded tile's word: interleaving the low and high result bytes within
-// 128-bit lanes then gives outputs 0 .. 15 and 16 .. 31 in order.
+// Where output o (0 .. 31) stands among the 32 16-bit pairs of an FP8 or coded tile's word: interleaving the low and
+// high result bytes within 128-bit lanes then gives outputs 0 .. 15 and 16 .. 31 in order.
 inline int fp8_place(int o) { return (o % 16) / 4 * 8 + (o >= 16 ? 4 : 0) + o % 4; }
 
 struct Bank {
@@ -101,7 +106,8 @@ struct DecodeCall {
   void* out;  // [rows, heads, latent]
 };
 
-// One layer's attention and the norms around it; null where kernels/ops.py's AttentionWeights has None. Python fills it: see _AttentionWeights.
+// One layer's attention and the norms around it; null where kernels/ops.py's AttentionWeights has None. Python fills
+// it: see _AttentionWeights.
 struct AttentionWeights {
   const Linear *input, *q_b, *kv_b, *k_absorb, *v_absorb, *o;
   const void *norm, *q_norm, *kv_norm, *post_norm;
@@ -141,7 +147,7 @@ struct RouteCall {
 struct MoeCall {
   RouteCall route;
   const Bank* bank;
-  const int32_t* slot_of;  // [experts]: where each is in the bank
+  const int32_t* slot_of;        // [experts]: where each is in the bank
   const Linear *gate_up, *down;  // the shared experts, or null
   const void* residual;
   void* out;  // [rows, hidden]
@@ -162,28 +168,33 @@ struct SampleOps {
   float (*scale)(const float* logits, float temperature, float* values, int64_t count);
   // weights = exp(double(values) - largest)
   void (*softmax_weights)(const float* values, double largest, double* weights, int64_t count);
-  // Among ids [first, first + count) with (value, -id) >= (least, -least_id): the largest value + noise, against what *best already holds.
-  void (*gumbel)(const float* values, int64_t first, int64_t count, uint64_t key, float least, int64_t least_id, double* best, int64_t* best_id);
+  // Among ids [first, first + count) with (value, -id) >= (least, -least_id): the largest value + noise, against what
+  // *best already holds.
+  void (*gumbel)(const float* values, int64_t first, int64_t count, uint64_t key, float least, int64_t least_id,
+                 double* best, int64_t* best_id);
 };
 
 // One instruction set's kernels. `f32` selects float32 activations, otherwise bfloat16.
 struct Ops {
   const char* name;
   bool reads_coded;  // whether it multiplies by Kind::coded
-  void (*linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_stride, int64_t rows, void* out, bool out_f32);
-  void (*head_linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_row, int64_t x_head, int64_t rows, void* out);
+  void (*linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_stride, int64_t rows, void* out,
+                 bool out_f32);
+  void (*head_linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_row, int64_t x_head, int64_t rows,
+                      void* out);
   void (*experts)(Pool&, bool f32, const ExpertsCall&);
   void (*mla_prefill)(Pool&, bool f32, const PrefillCall&);
   void (*mla_decode)(Pool&, bool f32, const DecodeCall&);
   void (*route)(Pool&, bool f32, const RouteCall&);
   // residual: null, or [rows, width], to which x is added first (and stored) before the sum is normalised
-  void (*rms_norm)(Pool&, bool f32, const void* x, int64_t x_stride, int64_t rows, int64_t width, const void* weight, float eps, void* residual,
-                   void* out);
-  void (*rope)(Pool&, bool f32, const void* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads, int64_t width, const float* cos,
-               const float* sin, void* out, int64_t out_row, int64_t out_head);  // `out` may be x
+  void (*rms_norm)(Pool&, bool f32, const void* x, int64_t x_stride, int64_t rows, int64_t width, const void* weight,
+                   float eps, void* residual, void* out);
+  void (*rope)(Pool&, bool f32, const void* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads,
+               int64_t width, const float* cos, const float* sin, void* out, int64_t out_row,
+               int64_t out_head);  // `out` may be x
   // own, residual: null, or [rows, width], added in this order to the rounded sum
-  void (*combine)(Pool&, bool f32, const void* y, int64_t rows, int64_t width, int64_t k, const int64_t* index, const float* weights,
-                  const void* own, const void* residual, void* out);
+  void (*combine)(Pool&, bool f32, const void* y, int64_t rows, int64_t width, int64_t k, const int64_t* index,
+                  const float* weights, const void* own, const void* residual, void* out);
   SampleOps sample;
 };
 
@@ -191,12 +202,14 @@ const Ops* avx512_ops();  // null where the build or the machine lacks it
 const Ops* avx2_ops();
 const Ops* generic_ops();
 
-void pack_part(Pool&, Linear&, int part, const void* source, Dtype dtype, int64_t row_stride, const float* scales, int64_t scale_stride);
+void pack_part(Pool&, Linear&, int part, const void* source, Dtype dtype, int64_t row_stride, const float* scales,
+               int64_t scale_stride);
 void code(Pool&, Linear&);  // bf16 → coded, where that is smaller by an eighth
 void sample(Pool&, const Ops&, const SampleCall&);
-void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope, int64_t rope_stride,
-                 int64_t rope_width, void* cache, const int64_t* slots, int64_t rows);
+void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope,
+                 int64_t rope_stride, int64_t rope_width, void* cache, const int64_t* slots, int64_t rows);
 bool moe(Pool&, const Ops&, bool f32, const MoeCall&);  // false: an expert that rows go to is not in the bank
-void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, void* cache, int64_t block_size, void* out);
+void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, void* cache,
+               int64_t block_size, void* out);
 
 }  // namespace iso

@@ -1,29 +1,35 @@
-// A layer's attention in one call, made of the operations of Ops: what kernels/ops.py's Kernels.attention says, to the same bits.
+// A layer's attention in one call, made of the operations of Ops: what kernels/ops.py's Kernels.attention says, to the
+// same bits.
 #include <cstring>
 
 #include "api.h"
 #include "pieces.h"
 
 namespace iso {
-void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope, int64_t rope_stride,
-                 int64_t rope_width, void* cache, const int64_t* slots, int64_t rows) {
+void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope,
+                 int64_t rope_stride, int64_t rope_width, void* cache, const int64_t* slots, int64_t rows) {
   const auto bytes = [&](int64_t elements) { return static_cast<size_t>(elements) * element; };
   for (int64_t t = 0; t < rows; ++t) {
     auto* to = static_cast<uint8_t*>(cache) + bytes(slots[t] * (latent_width + rope_width));
     std::memcpy(to, static_cast<const uint8_t*>(latent) + bytes(t * latent_stride), bytes(latent_width));
-    std::memcpy(to + bytes(latent_width), static_cast<const uint8_t*>(rope) + bytes(t * rope_stride), bytes(rope_width));
+    std::memcpy(to + bytes(latent_width), static_cast<const uint8_t*>(rope) + bytes(t * rope_stride),
+                bytes(rope_width));
   }
 }
 
-void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, const AttentionRows& rows, void* x, void* cache, int64_t block_size,
-               void* out) {
+void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, const AttentionRows& rows, void* x,
+               void* cache, int64_t block_size, void* out) {
   const size_t element = f32 ? 4 : 2;
-  const int64_t T = rows.rows, n = rows.decodes, hidden = a.o->outputs, width = a.input->outputs, latent = a.latent, rotary = a.rotary;
-  const int64_t low_rank = width - latent - rotary, head = a.nope + rotary, query = a.heads * head, values = a.heads * a.value;
+  const int64_t T = rows.rows, n = rows.decodes, hidden = a.o->outputs, width = a.input->outputs, latent = a.latent,
+                rotary = a.rotary;
+  const int64_t low_rank = width - latent - rotary, head = a.nope + rotary, query = a.heads * head,
+                values = a.heads * a.value;
   Pieces pieces(element);
-  const size_t at_h = pieces.add(T * hidden), at_input = pieces.add(T * width), at_low = pieces.add(a.q_b == nullptr ? 0 : T * low_rank),
-               at_query = pieces.add(a.q_b == nullptr ? 0 : T * query), at_kv = pieces.add(T * latent), at_key = pieces.add(T * rotary),
-               at_q_latent = pieces.add(n * a.heads * latent), at_out_latent = pieces.add(n * a.heads * latent), at_values = pieces.add(T * values);
+  const size_t at_h = pieces.add(T * hidden), at_input = pieces.add(T * width),
+               at_low = pieces.add(a.q_b == nullptr ? 0 : T * low_rank),
+               at_query = pieces.add(a.q_b == nullptr ? 0 : T * query), at_kv = pieces.add(T * latent),
+               at_key = pieces.add(T * rotary), at_q_latent = pieces.add(n * a.heads * latent),
+               at_out_latent = pieces.add(n * a.heads * latent), at_values = pieces.add(T * values);
   pieces.allocate();
   auto* h = pieces.at(at_h);
   auto* input = pieces.at(at_input);
@@ -42,22 +48,26 @@ void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, 
 
   const uint8_t* kv = input + static_cast<size_t>(low_rank) * element;
   ops.rms_norm(pool, f32, kv, width, T, latent, a.kv_norm, a.latent_eps, nullptr, pieces.at(at_kv));
-  ops.rope(pool, f32, kv + static_cast<size_t>(latent) * element, width, 0, T, 1, rotary, rows.cos, rows.sin, pieces.at(at_key), rotary, rotary);
+  ops.rope(pool, f32, kv + static_cast<size_t>(latent) * element, width, 0, T, 1, rotary, rows.cos, rows.sin,
+           pieces.at(at_key), rotary, rotary);
   write_cache(element, pieces.at(at_kv), latent, latent, pieces.at(at_key), rotary, rotary, cache, rows.slots, T);
 
   uint8_t* value = pieces.at(at_values);
   if (n > 0) {
     ops.head_linear(pool, f32, *a.k_absorb, q, q_row, head, n, pieces.at(at_q_latent));
-    ops.mla_decode(pool, f32, DecodeCall{pieces.at(at_q_latent), q_rope, a.heads * latent, latent, q_row, head, cache, block_size, latent, rotary,
-                                         rows.tables, rows.table_width, rows.sequence, rows.lengths, n, a.heads, a.scale, pieces.at(at_out_latent)});
+    ops.mla_decode(pool, f32,
+                   DecodeCall{pieces.at(at_q_latent), q_rope, a.heads * latent, latent, q_row, head, cache, block_size,
+                              latent, rotary, rows.tables, rows.table_width, rows.sequence, rows.lengths, n, a.heads,
+                              a.scale, pieces.at(at_out_latent)});
     ops.head_linear(pool, f32, *a.v_absorb, pieces.at(at_out_latent), a.heads * latent, latent, n, value);
   }
   for (int64_t p = 0; p < rows.prefills; ++p) {
     const PrefillRows& chunk = rows.prefill[p];
     const auto skipped = static_cast<size_t>(chunk.first);
-    ops.mla_prefill(pool, f32, PrefillCall{q + skipped * static_cast<size_t>(q_row) * element, q_row, head, cache, block_size, latent + rotary,
-                                           chunk.table, chunk.start, chunk.count, a.heads, a.nope, rotary, a.value, a.kv_b, a.scale,
-                                           value + skipped * static_cast<size_t>(values) * element});
+    ops.mla_prefill(pool, f32,
+                    PrefillCall{q + skipped * static_cast<size_t>(q_row) * element, q_row, head, cache, block_size,
+                                latent + rotary, chunk.table, chunk.start, chunk.count, a.heads, a.nope, rotary,
+                                a.value, a.kv_b, a.scale, value + skipped * static_cast<size_t>(values) * element});
   }
   ops.linear(pool, f32, *a.o, value, values, T, h, false);
   ops.rms_norm(pool, f32, h, hidden, T, hidden, a.post_norm, a.eps, x, out);

@@ -55,8 +55,8 @@ bool slots_within(const int64_t* slots, int64_t rows, int64_t positions) {
   return std::all_of(slots, slots + rows, [&](int64_t s) { return s >= 0 && s < positions; });
 }
 
-bool decodes_within(const int32_t* sequence, const int32_t* lengths, int64_t rows, const int32_t* tables, int64_t sequences, int64_t table_width,
-                    int64_t blocks, int64_t block_size) {
+bool decodes_within(const int32_t* sequence, const int32_t* lengths, int64_t rows, const int32_t* tables,
+                    int64_t sequences, int64_t table_width, int64_t blocks, int64_t block_size) {
   if (!within(sequence, rows, sequences)) return false;
   for (int64_t t = 0; t < rows; ++t) {
     if (lengths[t] < 1 || lengths[t] > table_width * block_size) return false;
@@ -82,7 +82,8 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
 
-ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const int64_t* part_outputs, const float* bias) {
+ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const int64_t* part_outputs,
+                                     const float* bias) {
   auto* linear = new (std::nothrow) Linear();
   if (linear == nullptr) return nullptr;
   try {
@@ -112,7 +113,8 @@ ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const 
       linear->bias = array<float>(tiles * kTile);
       std::memset(linear->bias, 0, tiles * kTile * sizeof(float));
       for (int64_t t = 0; t < linear->tiles; ++t) {
-        std::memcpy(linear->bias + t * kTile, bias + linear->tile_column[t], static_cast<size_t>(linear->tile_width[t]) * sizeof(float));
+        std::memcpy(linear->bias + t * kTile, bias + linear->tile_column[t],
+                    static_cast<size_t>(linear->tile_width[t]) * sizeof(float));
       }
     }
     linear->data_bytes = tiles * linear->tile_bytes();
@@ -125,10 +127,11 @@ ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const 
 }
 ISO_EXPORT void iso_linear_destroy(Linear* linear) { destroy(linear); }
 ISO_EXPORT int64_t iso_linear_bytes(const Linear* linear) {
-  return static_cast<int64_t>(linear->data_bytes + static_cast<size_t>(linear->tiles * linear->scale_blocks) * sizeof(float));
+  return static_cast<int64_t>(linear->data_bytes +
+                              static_cast<size_t>(linear->tiles * linear->scale_blocks) * sizeof(float));
 }
-ISO_EXPORT int iso_linear_pack(Context* context, Linear* linear, int part, const void* source, int dtype, int64_t row_stride, const float* scales,
-                               int64_t scale_stride) {
+ISO_EXPORT int iso_linear_pack(Context* context, Linear* linear, int part, const void* source, int dtype,
+                               int64_t row_stride, const float* scales, int64_t scale_stride) {
   return guarded([&] {
     pack_part(context->pool, *linear, part, source, static_cast<Dtype>(dtype), row_stride, scales, scale_stride);
     return kOk;
@@ -143,25 +146,29 @@ ISO_EXPORT int iso_linear_code(Context* context, Linear* linear) {
   });
 }
 
-ISO_EXPORT int iso_linear(Context* context, const Linear* weight, const void* x, int64_t x_stride, int64_t rows, void* out, int out_f32) {
+ISO_EXPORT int iso_linear(Context* context, const Linear* weight, const void* x, int64_t x_stride, int64_t rows,
+                          void* out, int out_f32) {
   return guarded([&] {
     context->ops->linear(context->pool, context->f32, *weight, x, x_stride, rows, out, out_f32 != 0);
     return kOk;
   });
 }
 
-ISO_EXPORT int iso_head_linear(Context* context, const Linear* weight, const void* x, int64_t x_row, int64_t x_head, int64_t rows, void* out) {
+ISO_EXPORT int iso_head_linear(Context* context, const Linear* weight, const void* x, int64_t x_row, int64_t x_head,
+                               int64_t rows, void* out) {
   return guarded([&] {
     context->ops->head_linear(context->pool, context->f32, *weight, x, x_row, x_head, rows, out);
     return kOk;
   });
 }
 
-ISO_EXPORT int iso_mlp(Context* context, const Linear* gate_up, const Linear* down, const void* x, int64_t x_stride, int64_t rows, void* out) {
+ISO_EXPORT int iso_mlp(Context* context, const Linear* gate_up, const Linear* down, const void* x, int64_t x_stride,
+                       int64_t rows, void* out) {
   return guarded([&] {
     const int64_t offsets[] = {0, rows};
-    context->ops->experts(context->pool, context->f32,
-                          ExpertsCall{x, x_stride, rows, &gate_up, &down, 1, rows, down->inputs, down->outputs, nullptr, offsets, out});
+    context->ops->experts(
+        context->pool, context->f32,
+        ExpertsCall{x, x_stride, rows, &gate_up, &down, 1, rows, down->inputs, down->outputs, nullptr, offsets, out});
     return kOk;
   });
 }
@@ -170,7 +177,8 @@ ISO_EXPORT Bank* iso_bank_create(int64_t slots, int64_t hidden, int64_t inner) {
   auto* bank = new (std::nothrow) Bank();
   if (bank == nullptr) return nullptr;
   const auto count = static_cast<size_t>(slots);
-  *bank = Bank{slots, hidden, inner, new (std::nothrow) const Linear*[count](), new (std::nothrow) const Linear*[count]()};
+  *bank =
+      Bank{slots, hidden, inner, new (std::nothrow) const Linear*[count](), new (std::nothrow) const Linear*[count]()};
   return bank;
 }
 ISO_EXPORT void iso_bank_destroy(Bank* bank) {
@@ -184,8 +192,9 @@ ISO_EXPORT void iso_bank_set(Bank* bank, int64_t slot, const Linear* gate_up, co
   bank->down[slot] = down;
 }
 
-ISO_EXPORT int iso_experts(Context* context, const Bank* bank, const void* x, int64_t x_stride, int64_t x_rows, const int32_t* rows, int64_t pairs,
-                           const int32_t* slots, const int32_t* offsets, int64_t active, void* out) {
+ISO_EXPORT int iso_experts(Context* context, const Bank* bank, const void* x, int64_t x_stride, int64_t x_rows,
+                           const int32_t* rows, int64_t pairs, const int32_t* slots, const int32_t* offsets,
+                           int64_t active, void* out) {
   return guarded([&]() -> int {
     if (!within(rows, pairs, x_rows) || !within(slots, active, bank->slots)) return kIndexOutOfRange;
     if (offsets[0] != 0 || offsets[active] != pairs) return kIndexOutOfRange;
@@ -198,73 +207,86 @@ ISO_EXPORT int iso_experts(Context* context, const Bank* bank, const void* x, in
       down.push_back(bank->down[slots[a]]);
       begin.push_back(offsets[a + 1]);
     }
-    context->ops->experts(context->pool, context->f32, ExpertsCall{x, x_stride, x_rows, gate_up.data(), down.data(), active, pairs, bank->inner,
-                                                                   bank->hidden, rows, begin.data(), out});
+    context->ops->experts(context->pool, context->f32,
+                          ExpertsCall{x, x_stride, x_rows, gate_up.data(), down.data(), active, pairs, bank->inner,
+                                      bank->hidden, rows, begin.data(), out});
     return kOk;
   });
 }
 
-ISO_EXPORT int iso_mla_prefill(Context* context, const void* q, int64_t q_row, int64_t q_head, const void* cache, int64_t blocks, int64_t block_size,
-                               const int32_t* table, int64_t start, int64_t rows, int64_t heads, int64_t nope, int64_t rotary, int64_t value,
-                               const Linear* kv_b, float scale, void* out) {
+ISO_EXPORT int iso_mla_prefill(Context* context, const void* q, int64_t q_row, int64_t q_head, const void* cache,
+                               int64_t blocks, int64_t block_size, const int32_t* table, int64_t start, int64_t rows,
+                               int64_t heads, int64_t nope, int64_t rotary, int64_t value, const Linear* kv_b,
+                               float scale, void* out) {
   return guarded([&]() -> int {
     if (!within(table, (start + rows + block_size - 1) / block_size, blocks)) return kIndexOutOfRange;
-    context->ops->mla_prefill(context->pool, context->f32, PrefillCall{q, q_row, q_head, cache, block_size, kv_b->inputs + rotary, table, start, rows,
-                                                                       heads, nope, rotary, value, kv_b, scale, out});
+    context->ops->mla_prefill(context->pool, context->f32,
+                              PrefillCall{q, q_row, q_head, cache, block_size, kv_b->inputs + rotary, table, start,
+                                          rows, heads, nope, rotary, value, kv_b, scale, out});
     return kOk;
   });
 }
 
-ISO_EXPORT int iso_mla_decode(Context* context, const void* q_latent, int64_t latent_row, int64_t latent_head, const void* q_rope, int64_t rope_row,
-                              int64_t rope_head, const void* cache, int64_t blocks, int64_t block_size, int64_t latent, int64_t rotary,
-                              const int32_t* tables, int64_t sequences, int64_t table_width, const int32_t* sequence, const int32_t* lengths,
+ISO_EXPORT int iso_mla_decode(Context* context, const void* q_latent, int64_t latent_row, int64_t latent_head,
+                              const void* q_rope, int64_t rope_row, int64_t rope_head, const void* cache,
+                              int64_t blocks, int64_t block_size, int64_t latent, int64_t rotary, const int32_t* tables,
+                              int64_t sequences, int64_t table_width, const int32_t* sequence, const int32_t* lengths,
                               int64_t rows, int64_t heads, float scale, void* out) {
   return guarded([&]() -> int {
-    if (!decodes_within(sequence, lengths, rows, tables, sequences, table_width, blocks, block_size)) return kIndexOutOfRange;
-    context->ops->mla_decode(context->pool, context->f32,
-                             DecodeCall{q_latent, q_rope, latent_row, latent_head, rope_row, rope_head, cache, block_size, latent, rotary, tables,
-                                        table_width, sequence, lengths, rows, heads, scale, out});
+    if (!decodes_within(sequence, lengths, rows, tables, sequences, table_width, blocks, block_size))
+      return kIndexOutOfRange;
+    context->ops->mla_decode(
+        context->pool, context->f32,
+        DecodeCall{q_latent, q_rope, latent_row, latent_head, rope_row, rope_head, cache, block_size, latent, rotary,
+                   tables, table_width, sequence, lengths, rows, heads, scale, out});
     return kOk;
   });
 }
 
-ISO_EXPORT int iso_route(Context* context, const void* x, int64_t x_stride, int64_t rows, int64_t hidden, int64_t experts, const float* weight,
-                         const float* bias, int n_group, int topk_group, int top_k, int normalise, float scaling, int32_t* ids, float* weights) {
+ISO_EXPORT int iso_route(Context* context, const void* x, int64_t x_stride, int64_t rows, int64_t hidden,
+                         int64_t experts, const float* weight, const float* bias, int n_group, int topk_group,
+                         int top_k, int normalise, float scaling, int32_t* ids, float* weights) {
   return guarded([&] {
-    context->ops->route(context->pool, context->f32, RouteCall{x, x_stride, rows, hidden, experts, weight, bias, n_group, topk_group, top_k,
-                                                               normalise, scaling, ids, weights});
+    context->ops->route(context->pool, context->f32,
+                        RouteCall{x, x_stride, rows, hidden, experts, weight, bias, n_group, topk_group, top_k,
+                                  normalise, scaling, ids, weights});
     return kOk;
   });
 }
 
-ISO_EXPORT int iso_moe(Context* context, const void* x, int64_t rows, int64_t hidden, int64_t experts, const float* weight, const float* bias,
-                       int n_group, int topk_group, int top_k, int normalise, float scaling, const Bank* bank, const int32_t* slot_of,
-                       const Linear* gate_up, const Linear* down, const void* residual, void* out) {
+ISO_EXPORT int iso_moe(Context* context, const void* x, int64_t rows, int64_t hidden, int64_t experts,
+                       const float* weight, const float* bias, int n_group, int topk_group, int top_k, int normalise,
+                       float scaling, const Bank* bank, const int32_t* slot_of, const Linear* gate_up,
+                       const Linear* down, const void* residual, void* out) {
   return guarded([&] {
-    const RouteCall route{x, hidden, rows, hidden, experts, weight, bias, n_group, topk_group, top_k, normalise, scaling, nullptr, nullptr};
-    const bool held = moe(context->pool, *context->ops, context->f32, MoeCall{route, bank, slot_of, gate_up, down, residual, out});
+    const RouteCall route{x,       hidden,     rows,  hidden,    experts, weight,  bias,
+                          n_group, topk_group, top_k, normalise, scaling, nullptr, nullptr};
+    const bool held =
+        moe(context->pool, *context->ops, context->f32, MoeCall{route, bank, slot_of, gate_up, down, residual, out});
     return held ? kOk : kEmptySlot;
   });
 }
 
-ISO_EXPORT int iso_rms_norm(Context* context, const void* x, int64_t x_stride, int64_t rows, int64_t width, const void* weight, float eps,
-                            void* residual, void* out) {
+ISO_EXPORT int iso_rms_norm(Context* context, const void* x, int64_t x_stride, int64_t rows, int64_t width,
+                            const void* weight, float eps, void* residual, void* out) {
   return guarded([&] {
     context->ops->rms_norm(context->pool, context->f32, x, x_stride, rows, width, weight, eps, residual, out);
     return kOk;
   });
 }
 
-ISO_EXPORT int iso_rope(Context* context, const void* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads, int64_t width, const float* cos,
-                        const float* sin, void* out) {
+ISO_EXPORT int iso_rope(Context* context, const void* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads,
+                        int64_t width, const float* cos, const float* sin, void* out) {
   return guarded([&] {
-    context->ops->rope(context->pool, context->f32, x, x_row, x_head, rows, heads, width, cos, sin, out, heads * width, width);
+    context->ops->rope(context->pool, context->f32, x, x_row, x_head, rows, heads, width, cos, sin, out, heads * width,
+                       width);
     return kOk;
   });
 }
 
-ISO_EXPORT int iso_combine(Context* context, const void* y, int64_t pairs, int64_t rows, int64_t width, int64_t k, const int64_t* index,
-                           const float* weights, const void* own, const void* residual, void* out) {
+ISO_EXPORT int iso_combine(Context* context, const void* y, int64_t pairs, int64_t rows, int64_t width, int64_t k,
+                           const int64_t* index, const float* weights, const void* own, const void* residual,
+                           void* out) {
   return guarded([&]() -> int {
     if (!std::all_of(index, index + rows * k, [&](int64_t i) { return i >= 0 && i < pairs; })) return kIndexOutOfRange;
     context->ops->combine(context->pool, context->f32, y, rows, width, k, index, weights, own, residual, out);
@@ -272,24 +294,29 @@ ISO_EXPORT int iso_combine(Context* context, const void* y, int64_t pairs, int64
   });
 }
 
-ISO_EXPORT int iso_write_cache(Context* context, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope,
-                               int64_t rope_stride, int64_t rope_width, void* cache, int64_t positions, const int64_t* slots, int64_t rows) {
+ISO_EXPORT int iso_write_cache(Context* context, const void* latent, int64_t latent_stride, int64_t latent_width,
+                               const void* rope, int64_t rope_stride, int64_t rope_width, void* cache,
+                               int64_t positions, const int64_t* slots, int64_t rows) {
   if (!slots_within(slots, rows, positions)) return kIndexOutOfRange;
-  write_cache(context->f32 ? 4 : 2, latent, latent_stride, latent_width, rope, rope_stride, rope_width, cache, slots, rows);
+  write_cache(context->f32 ? 4 : 2, latent, latent_stride, latent_width, rope, rope_stride, rope_width, cache, slots,
+              rows);
   return kOk;
 }
 
-ISO_EXPORT int iso_attention(Context* context, const AttentionWeights* weights, const AttentionRows* rows, void* x, void* cache, int64_t blocks,
-                             int64_t block_size, void* out) {
+ISO_EXPORT int iso_attention(Context* context, const AttentionWeights* weights, const AttentionRows* rows, void* x,
+                             void* cache, int64_t blocks, int64_t block_size, void* out) {
   return guarded([&]() -> int {
     if (!slots_within(rows->slots, rows->rows, blocks * block_size)) return kIndexOutOfRange;
-    if (!decodes_within(rows->sequence, rows->lengths, rows->decodes, rows->tables, rows->sequences, rows->table_width, blocks, block_size)) {
+    if (!decodes_within(rows->sequence, rows->lengths, rows->decodes, rows->tables, rows->sequences, rows->table_width,
+                        blocks, block_size)) {
       return kIndexOutOfRange;
     }
     for (int64_t p = 0; p < rows->prefills; ++p) {
       const PrefillRows& chunk = rows->prefill[p];
       const int64_t used = (chunk.start + chunk.count + block_size - 1) / block_size;
-      if (chunk.start < 0 || chunk.first < rows->decodes || chunk.first + chunk.count > rows->rows || used > chunk.table_width) return kIndexOutOfRange;
+      if (chunk.start < 0 || chunk.first < rows->decodes || chunk.first + chunk.count > rows->rows ||
+          used > chunk.table_width)
+        return kIndexOutOfRange;
       if (!within(chunk.table, used, blocks)) return kIndexOutOfRange;
     }
     attention(context->pool, *context->ops, context->f32, *weights, *rows, x, cache, block_size, out);
@@ -297,10 +324,12 @@ ISO_EXPORT int iso_attention(Context* context, const AttentionWeights* weights, 
   });
 }
 
-ISO_EXPORT int iso_sample(Context* context, const float* logits, int64_t stride, int64_t rows, int64_t vocab, const double* temperature,
-                          const double* top_p, const int64_t* top_k, const int64_t* seed, const int64_t* index, int64_t* out) {
+ISO_EXPORT int iso_sample(Context* context, const float* logits, int64_t stride, int64_t rows, int64_t vocab,
+                          const double* temperature, const double* top_p, const int64_t* top_k, const int64_t* seed,
+                          const int64_t* index, int64_t* out) {
   return guarded([&] {
-    sample(context->pool, *context->ops, SampleCall{logits, stride, rows, vocab, temperature, top_p, top_k, seed, index, out});
+    sample(context->pool, *context->ops,
+           SampleCall{logits, stride, rows, vocab, temperature, top_p, top_k, seed, index, out});
     return kOk;
   });
 }

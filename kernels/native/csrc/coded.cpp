@@ -1,7 +1,7 @@
 // bfloat16 weights in three quarters of their bytes, without loss.
 //
-// Nearly all weights of a tile share 16 exponents. Each weight keeps its sign and mantissa in a byte, and gets a 4-bit code for its exponent;
-// the few with another exponent are listed, and put back while the tile is decoded.
+// Nearly all weights of a tile share 16 exponents. Each weight keeps its sign and mantissa in a byte, and gets a 4-bit
+// code for its exponent; the few with another exponent are listed, and put back while the tile is decoded.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -39,8 +39,10 @@ struct Codes {
   }
 };
 
-// One tile of `words` words: pairs of words as 2 × 64 bytes of sign and mantissa and 64 bytes of codes, the first word's in the low halves.
-void encode(const uint16_t* values, int64_t words, const Codes& codes, uint8_t* out, uint8_t* tables, CodedException* exceptions) {
+// One tile of `words` words: pairs of words as 2 × 64 bytes of sign and mantissa and 64 bytes of codes, the first
+// word's in the low halves.
+void encode(const uint16_t* values, int64_t words, const Codes& codes, uint8_t* out, uint8_t* tables,
+            CodedException* exceptions) {
   for (size_t c = 0; c < kCodes; ++c) {
     tables[c] = static_cast<uint8_t>(codes.exponent[c] << 7);
     tables[kCodes + c] = static_cast<uint8_t>(codes.exponent[c] >> 1);
@@ -62,7 +64,8 @@ void encode(const uint16_t* values, int64_t words, const Codes& codes, uint8_t* 
     }
     if (!all) {
       for (int i = 0; i < 64; ++i) {
-        if (codes.of[from[i] >> 7 & 0xff] == kCodes) *exceptions++ = CodedException{static_cast<uint32_t>(u * 64 + i), from[i]};
+        if (codes.of[from[i] >> 7 & 0xff] == kCodes)
+          *exceptions++ = CodedException{static_cast<uint32_t>(u * 64 + i), from[i]};
       }
     }
     uint8_t* nibbles = pair + 128;
@@ -88,9 +91,10 @@ void code(Pool& pool, Linear& linear) {
   for (const Codes& c : codes) begin.push_back(begin.back() + c.exceptions + 1);
   Linear coded = linear;
   coded.kind = Kind::coded;
-  const auto tiles = static_cast<size_t>(linear.tiles), tile_bytes = tiles * coded.tile_bytes(), table_bytes = tiles * 2 * kCodes,
-             begin_bytes = (tiles + 1) * sizeof(int64_t);
-  coded.data_bytes = tile_bytes + table_bytes + begin_bytes + static_cast<size_t>(begin.back()) * sizeof(CodedException);
+  const auto tiles = static_cast<size_t>(linear.tiles), tile_bytes = tiles * coded.tile_bytes(),
+             table_bytes = tiles * 2 * kCodes, begin_bytes = (tiles + 1) * sizeof(int64_t);
+  coded.data_bytes =
+      tile_bytes + table_bytes + begin_bytes + static_cast<size_t>(begin.back()) * sizeof(CodedException);
   if (coded.data_bytes * 8 > linear.data_bytes * 7) return;  // too many exceptions to be worth it
   coded.data = static_cast<uint8_t*>(allocate(coded.data_bytes));
   coded.code_tables = coded.data + tile_bytes;
@@ -98,8 +102,8 @@ void code(Pool& pool, Linear& linear) {
   coded.exceptions = reinterpret_cast<CodedException*>(coded.code_tables + table_bytes + begin_bytes);
   std::copy(begin.begin(), begin.end(), coded.exception_begin);
   auto write = [&](int64_t t) {
-    encode(values(t), linear.words, codes[static_cast<size_t>(t)], const_cast<uint8_t*>(coded.tile(t)), coded.code_tables + t * 2 * kCodes,
-           coded.exceptions + begin[static_cast<size_t>(t)]);
+    encode(values(t), linear.words, codes[static_cast<size_t>(t)], const_cast<uint8_t*>(coded.tile(t)),
+           coded.code_tables + t * 2 * kCodes, coded.exceptions + begin[static_cast<size_t>(t)]);
   };
   parallel(pool, linear.tiles, write);
   release(linear.data, linear.data_bytes);

@@ -4,19 +4,22 @@
 constexpr int kWordValues = 2 * kTile;  // 16-bit values in a word of a tile
 
 // Puts back what the codes of a word can't say; → the next exception.
-static __attribute__((noinline)) const CodedException* put_back(const CodedException* exception, int64_t word, vi* weight) {
+static __attribute__((noinline)) const CodedException* put_back(const CodedException* exception, int64_t word,
+                                                                vi* weight) {
   alignas(64) uint16_t halves[kWordValues];
   __builtin_memcpy(halves, weight, sizeof(halves));
-  for (; exception->place / kWordValues == word; ++exception) halves[exception->place % kWordValues] = static_cast<uint16_t>(exception->value);
+  for (; exception->place / kWordValues == word; ++exception)
+    halves[exception->place % kWordValues] = static_cast<uint16_t>(exception->value);
   __builtin_memcpy(weight, halves, sizeof(halves));
   return exception;
 }
 
-// `words` words of a coded tile from word `begin`, an even one, on, against one group: decoded in registers and, where `decoded` is kept, left there
-// for other groups. To the same bits as on the plain tile. → The next exception.
+// `words` words of a coded tile from word `begin`, an even one, on, against one group: decoded in registers and, where
+// `decoded` is kept, left there for other groups. To the same bits as on the plain tile. → The next exception.
 template <int R, bool kKeep>
-ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const uint8_t* tile, int64_t begin, int64_t words, int64_t tile_words,
-                                             const CodedException* exception, const uint32_t* a, int64_t a_stride, float* sums, Into into,
+ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const uint8_t* tile, int64_t begin,
+                                             int64_t words, int64_t tile_words, const CodedException* exception,
+                                             const uint32_t* a, int64_t a_stride, float* sums, Into into,
                                              uint32_t* decoded, const uint8_t* next) {
   vf c[R][2];
 #pragma GCC unroll 16
@@ -35,7 +38,8 @@ ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const 
       if (i == 1 && p * 2 + 1 == tile_words) break;
       vi weight[2];
       decoder.decode(pair, i, weight);
-      if (__builtin_expect(exception->place / kWordValues == p * 2 + i, 0)) exception = put_back(exception, p * 2 + i, weight);
+      if (__builtin_expect(exception->place / kWordValues == p * 2 + i, 0))
+        exception = put_back(exception, p * 2 + i, weight);
       if (kKeep) {
         *reinterpret_cast<vi_memory*>(decoded) = (vi_memory)weight[0];
         *reinterpret_cast<vi_memory*>(decoded + W) = (vi_memory)weight[1];
@@ -54,20 +58,36 @@ ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const 
 }
 
 template <bool kKeep>
-static const CodedException* coded_group(const CodedDecoder& decoder, const uint8_t* tile, int64_t begin, int64_t words, int64_t tile_words,
-                                         const CodedException* exception, const Group& g, float* sums, Into into, uint32_t* decoded,
-                                         const uint8_t* next) {
+static const CodedException* coded_group(const CodedDecoder& decoder, const uint8_t* tile, int64_t begin, int64_t words,
+                                         int64_t tile_words, const CodedException* exception, const Group& g,
+                                         float* sums, Into into, uint32_t* decoded, const uint8_t* next) {
   const uint32_t* a = g.words + begin * g.stride;
   switch (g.rows) {
-#define ISO_CASE(R) case R: return coded_block<R, kKeep>(decoder, tile, begin, words, tile_words, exception, a, g.stride, sums, into, decoded, next);
-    ISO_CASE(1) ISO_CASE(2) ISO_CASE(3) ISO_CASE(4) ISO_CASE(5) ISO_CASE(6) ISO_CASE(7) ISO_CASE(8) ISO_CASE(9) ISO_CASE(10) ISO_CASE(11) ISO_CASE(12)
+#define ISO_CASE(R)                                                                                                    \
+  case R:                                                                                                              \
+    return coded_block<R, kKeep>(decoder, tile, begin, words, tile_words, exception, a, g.stride, sums, into, decoded, \
+                                 next);
+    ISO_CASE(1)
+    ISO_CASE(2)
+    ISO_CASE(3)
+    ISO_CASE(4)
+    ISO_CASE(5)
+    ISO_CASE(6)
+    ISO_CASE(7)
+    ISO_CASE(8)
+    ISO_CASE(9)
+    ISO_CASE(10)
+    ISO_CASE(11)
+    ISO_CASE(12)
 #undef ISO_CASE
-    default: return exception;
+    default:
+      return exception;
   }
 }
 
 template <class M>
-static void coded_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums, const uint8_t* next) {
+static void coded_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
+                           const uint8_t* next) {
   const int64_t words = weight.words, base = groups[0].first;
   const uint8_t* tile = weight.tile(t);
   const CodedDecoder decoder = CodedDecoder::make(weight.code_tables + t * 2 * kCodes);
@@ -90,7 +110,8 @@ static void coded_multiply(const Linear& weight, int64_t t, const Group* groups,
       } else if (g == 0) {
         after = coded_group<true>(decoder, tile, begin, n, words, exception, group, to, into, decoded, next);
       } else {
-        multiply<M, Fetch::none>(decoded, kTile, group.words + begin * group.stride, group.stride, group.rows, n, kTile, to, kTile, into, 0.0f);
+        multiply<M, Fetch::none>(decoded, kTile, group.words + begin * group.stride, group.stride, group.rows, n, kTile,
+                                 to, kTile, into, 0.0f);
       }
     }
     exception = after;

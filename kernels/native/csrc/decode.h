@@ -5,7 +5,7 @@ struct Decode {
   using T = typename M::T;
   const DecodeCall& call;
   int64_t entry = call.latent + call.rotary;
-  int64_t words = words_of<M>(entry), padded = ceil_div(words, W) * W;    // of a query or key
+  int64_t words = words_of<M>(entry), padded = ceil_div(words, W) * W;  // of a query or key
   int64_t width = ceil_div(call.latent, kTile) * kTile;                 // of an output row in scratch
 
   const T* key(int64_t t, int64_t position) const {
@@ -33,8 +33,10 @@ struct Decode {
     for (int64_t p = 0; p < count; ++p) keys[p] = key(t, begin + p);
     score(query, n, keys, count, scores);
     const int64_t next = least(kSplit, call.lengths[t] - begin - count);
-    for (int64_t h = 0; h < n; ++h) state[h] = softmax_split<M>(scores + h * kSplit, count, call.scale, weight_rows + h * kSplit, units * M::pack);
-    pack_group<M>(static_cast<int>(n), units * M::pack, weights, [&](int h) ISO_ATTR { return weight_rows + h * kSplit; });
+    for (int64_t h = 0; h < n; ++h)
+      state[h] = softmax_split<M>(scores + h * kSplit, count, call.scale, weight_rows + h * kSplit, units * M::pack);
+    pack_group<M>(static_cast<int>(n), units * M::pack, weights,
+                  [&](int h) ISO_ATTR { return weight_rows + h * kSplit; });
     for (int64_t c = 0; c < call.latent; c += kTile) {
       // 32 columns of every value at once, so that the sums of a head stay in registers over the whole split.
       const int64_t columns = least(kTile, call.latent - c);
@@ -47,9 +49,11 @@ struct Decode {
       for (int64_t u = 0; u < units; ++u) {
         const int64_t p = u * M::pack;
         if (columns < kTile) __builtin_memset(values + u * kTile, 0, kTile * 4);
-        interleave<M>(keys[p] + c, M::pack == 2 && p + 1 < count ? keys[p + 1] + c : nullptr, columns, values + u * kTile);
+        interleave<M>(keys[p] + c, M::pack == 2 && p + 1 < count ? keys[p + 1] + c : nullptr, columns,
+                      values + u * kTile);
       }
-      multiply<M, Fetch::none>(values, kTile, weights, n, static_cast<int>(n), units, kTile, sums + c, width, Into::zero, 0.0f);
+      multiply<M, Fetch::none>(values, kTile, weights, n, static_cast<int>(n), units, kTile, sums + c, width,
+                               Into::zero, 0.0f);
     }
   }
 
@@ -76,11 +80,13 @@ struct Decode {
         for (int i = 0; i < kDotRows; ++i) rows[i] = query + least(h + i, n - 1) * padded;
         dot_block<M>(rows, columns, padded, out);
         if (h + kDotRows <= n && p + kDotColumns <= count) {
-          for (int i = 0; i < kDotRows; ++i) __builtin_memcpy(scores + (h + i) * kSplit + p, out + i * kDotColumns, kDotColumns * sizeof(float));
+          for (int i = 0; i < kDotRows; ++i)
+            __builtin_memcpy(scores + (h + i) * kSplit + p, out + i * kDotColumns, kDotColumns * sizeof(float));
           continue;
         }
         for (int64_t i = 0; i < least(kDotRows, n - h); ++i) {
-          for (int64_t j = 0; j < least(kDotColumns, count - p); ++j) scores[(h + i) * kSplit + p + j] = out[i * kDotColumns + j];
+          for (int64_t j = 0; j < least(kDotColumns, count - p); ++j)
+            scores[(h + i) * kSplit + p + j] = out[i * kDotColumns + j];
         }
       }
     }
@@ -100,7 +106,8 @@ static void mla_decode_of(Pool& pool, const DecodeCall& call) {
   int64_t longest = 0;
   for (int64_t t = 0; t < call.rows; ++t) longest = most(longest, call.lengths[t]);
   const int64_t splits = ceil_div(longest, kSplit);
-  // Few items: half as many heads each, and splits apart. Neither changes a result: heads are independent, and splits are merged in order.
+  // Few items: half as many heads each, and splits apart. Neither changes a result: heads are independent, and splits
+  // are merged in order.
   const int64_t wanted = 4 * pool.size();
   int64_t per_item = 16;
   const bool apart = splits > 1 && call.rows * ceil_div(call.heads, per_item) < wanted;
@@ -114,7 +121,8 @@ static void mla_decode_of(Pool& pool, const DecodeCall& call) {
   }
   auto body = [&](int64_t item) ISO_ATTR {
     const int64_t s = apart ? item % splits : 0, group = (apart ? item / splits : item) % groups;
-    const int64_t t = (apart ? item / splits : item) / groups, first = group * per_item, n = least(per_item, call.heads - first);
+    const int64_t t = (apart ? item / splits : item) / groups, first = group * per_item,
+                  n = least(per_item, call.heads - first);
     const int64_t row_splits = ceil_div(call.lengths[t], kSplit);
     if (apart) {
       const int64_t at = (t * splits + s) * call.heads + first;
@@ -126,7 +134,8 @@ static void mla_decode_of(Pool& pool, const DecodeCall& call) {
     decode.split(t, first, n, 0, total_state, total);
     for (int64_t next = 1; next < row_splits; ++next) {
       decode.split(t, first, n, next, state, total + n * width);
-      for (int64_t h = 0; h < n; ++h) merge_split(total_state[h], total + h * width, state[h], total + (n + h) * width, width);
+      for (int64_t h = 0; h < n; ++h)
+        merge_split(total_state[h], total + h * width, state[h], total + (n + h) * width, width);
     }
     for (int64_t h = 0; h < n; ++h) decode.finish(t, first + h, total_state[h], total + h * width);
   };

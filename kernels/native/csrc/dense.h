@@ -1,7 +1,8 @@
 // `linear` and `head_linear`: rows × packed weight.
 
-constexpr int64_t kRowChunk = 256;       // rows that one work item handles: their sums (32 KiB) stay in the second cache
-constexpr int64_t kSmallWork = 1 << 17;  // multiply-adds (or bytes) below which waking another thread costs more than it gains
+constexpr int64_t kRowChunk = 256;  // rows that one work item handles: their sums (32 KiB) stay in the second cache
+constexpr int64_t kSmallWork =
+    1 << 17;  // multiply-adds (or bytes) below which waking another thread costs more than it gains
 
 ISO_INLINE Pool& pool_for(Pool& pool, Pool& alone, int64_t work) { return work < kSmallWork ? alone : pool; }
 
@@ -12,19 +13,21 @@ static Pool& single() {
 
 // Tiles per work item: items big enough to stream well, and enough of them that a slow thread doesn't hold up the rest.
 ISO_INLINE int64_t tiles_per_item(int64_t tiles, int64_t tile_bytes, int threads) {
-  const int64_t by_size = most(1, (int64_t{256} << 10) / most(1, tile_bytes)), by_count = most(1, tiles / (threads * 4));
+  const int64_t by_size = most(1, (int64_t{256} << 10) / most(1, tile_bytes)),
+                by_count = most(1, tiles / (threads * 4));
   return least(by_size, by_count);
 }
 
-// Threads that claim items in turn get neighbours, so that each reads one stream of memory: item → place among all items.
+// Threads that claim items in turn get neighbours, so that each reads one stream of memory: item → place among all
+// items.
 ISO_INLINE int64_t in_streams(int64_t item, int64_t items, int threads) {
   const int64_t each = items / threads;
   return item < each * threads ? item % threads * each + item / threads : item;
 }
 
 template <class M>
-ISO_INLINE void store_tile(const Linear& weight, int64_t t, const float* sums, int64_t rows, void* out, int64_t out_stride, int64_t first_row,
-                           int64_t column, bool out_f32) {
+ISO_INLINE void store_tile(const Linear& weight, int64_t t, const float* sums, int64_t rows, void* out,
+                           int64_t out_stride, int64_t first_row, int64_t column, bool out_f32) {
   const int width = weight.tile_width[t];
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t at = (first_row + r) * out_stride + column;
@@ -42,7 +45,8 @@ ISO_INLINE void store_tile(const Linear& weight, int64_t t, const float* sums, i
 
 // Groups of `rows` consecutive rows of x, packed where they can't be used in place. `packed` holds rows × words.
 template <class M>
-static void make_groups(Pool& pool, const typename M::T* x, int64_t stride, int64_t rows, int64_t elements, Group* groups, uint32_t* packed) {
+static void make_groups(Pool& pool, const typename M::T* x, int64_t stride, int64_t rows, int64_t elements,
+                        Group* groups, uint32_t* packed) {
   const int64_t words = words_of<M>(elements), count = group_count(rows);
   auto body = [&](int64_t g) ISO_ATTR {
     const int64_t first = group_begin(rows, g);
@@ -58,14 +62,16 @@ static void make_groups(Pool& pool, const typename M::T* x, int64_t stride, int6
 }
 
 template <class M>
-static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, int64_t x_stride, int64_t rows, void* out, bool out_f32) {
+static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, int64_t x_stride, int64_t rows,
+                      void* out, bool out_f32) {
   if (rows == 0 || weight.outputs == 0) return;
   const int64_t count = group_count(rows);
   auto* groups = scratch_of<Group>(kGroups, count);
   auto* packed = scratch_of<uint32_t>(kShared, rows * weight.words);
   make_groups<M>(pool, x, x_stride, rows, weight.inputs, groups, packed);
   const int64_t chunk_groups = kRowChunk / kGroup, chunks = ceil_div(count, chunk_groups);
-  const int64_t per_item = tiles_per_item(weight.tiles, weight.tile_bytes(), pool.size()), items = ceil_div(weight.tiles, per_item);
+  const int64_t per_item = tiles_per_item(weight.tiles, weight.tile_bytes(), pool.size()),
+                items = ceil_div(weight.tiles, per_item);
   auto body = [&](int64_t claimed) ISO_ATTR {
     const int64_t item = chunks == 1 ? in_streams(claimed, items, pool.size()) : claimed;
     // Chunks of rows vary fastest, so a tile that was just read from memory is used again while it is in a cache.
@@ -82,7 +88,8 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
   parallel(pool_for(pool, single(), rows * weight.outputs * weight.inputs), items * chunks, body);
 }
 
-static void linear(Pool& pool, bool f32, const Linear& weight, const void* x, int64_t x_stride, int64_t rows, void* out, bool out_f32) {
+static void linear(Pool& pool, bool f32, const Linear& weight, const void* x, int64_t x_stride, int64_t rows, void* out,
+                   bool out_f32) {
   if (f32) {
     linear_of<F32>(pool, weight, static_cast<const float*>(x), x_stride, rows, out, out_f32);
   } else {
@@ -90,13 +97,16 @@ static void linear(Pool& pool, bool f32, const Linear& weight, const void* x, in
   }
 }
 
-// Part h of the weight against x[:, h]; x [rows, heads, K] with strides, out [rows, outputs] with the parts side by side.
+// Part h of the weight against x[:, h]; x [rows, heads, K] with strides, out [rows, outputs] with the parts side by
+// side.
 template <class M>
-static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T* x, int64_t x_row, int64_t x_head, int64_t rows, void* out) {
+static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T* x, int64_t x_row, int64_t x_head,
+                           int64_t rows, void* out) {
   if (rows == 0 || weight.outputs == 0) return;
   const int64_t chunks = ceil_div(rows, kRowChunk);
   auto body = [&](int64_t item) ISO_ATTR {
-    const int64_t h = item / chunks, first = item % chunks * kRowChunk, n = least(kRowChunk, rows - first), count = group_count(n);
+    const int64_t h = item / chunks, first = item % chunks * kRowChunk, n = least(kRowChunk, rows - first),
+                  count = group_count(n);
     auto* groups = scratch_of<Group>(kOutput, count);
     auto* packed = scratch_of<uint32_t>(kPacked, n * weight.words);
     auto* sums = scratch_of<float>(kAccumulator, n * kTile);
@@ -109,7 +119,8 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
   parallel(pool_for(pool, single(), rows * weight.outputs * weight.inputs), weight.parts * chunks, body);
 }
 
-static void head_linear(Pool& pool, bool f32, const Linear& weight, const void* x, int64_t x_row, int64_t x_head, int64_t rows, void* out) {
+static void head_linear(Pool& pool, bool f32, const Linear& weight, const void* x, int64_t x_row, int64_t x_head,
+                        int64_t rows, void* out) {
   if (f32) {
     head_linear_of<F32>(pool, weight, static_cast<const float*>(x), x_row, x_head, rows, out);
   } else {

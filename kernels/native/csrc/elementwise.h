@@ -1,8 +1,8 @@
 // rms_norm (with an optional residual sum), rope, combine.
 
 template <class M>
-static void rms_norm_of(Pool& pool, const typename M::T* x, int64_t x_stride, int64_t rows, int64_t width, const typename M::T* weight, float eps,
-                        typename M::T* residual, typename M::T* out) {
+static void rms_norm_of(Pool& pool, const typename M::T* x, int64_t x_stride, int64_t rows, int64_t width,
+                        const typename M::T* weight, float eps, typename M::T* residual, typename M::T* out) {
   auto body = [&](int64_t r) ISO_ATTR {
     const typename M::T* row = x + r * x_stride;
     if (residual != nullptr) {
@@ -26,14 +26,15 @@ static void rms_norm_of(Pool& pool, const typename M::T* x, int64_t x_stride, in
   parallel(pool_for(pool, single(), rows * width), rows, body);
 }
 
-static void rms_norm(Pool& pool, bool f32, const void* x, int64_t x_stride, int64_t rows, int64_t width, const void* weight, float eps,
-                     void* residual, void* out) {
+static void rms_norm(Pool& pool, bool f32, const void* x, int64_t x_stride, int64_t rows, int64_t width,
+                     const void* weight, float eps, void* residual, void* out) {
   if (f32) {
     rms_norm_of<F32>(pool, static_cast<const float*>(x), x_stride, rows, width, static_cast<const float*>(weight), eps,
                      static_cast<float*>(residual), static_cast<float*>(out));
   } else {
-    rms_norm_of<Bf16>(pool, static_cast<const uint16_t*>(x), x_stride, rows, width, static_cast<const uint16_t*>(weight), eps,
-                      static_cast<uint16_t*>(residual), static_cast<uint16_t*>(out));
+    rms_norm_of<Bf16>(pool, static_cast<const uint16_t*>(x), x_stride, rows, width,
+                      static_cast<const uint16_t*>(weight), eps, static_cast<uint16_t*>(residual),
+                      static_cast<uint16_t*>(out));
   }
 }
 
@@ -44,8 +45,9 @@ ISO_INLINE float to_float(uint16_t v) {
 }
 
 template <class M>
-static void rope_of(Pool& pool, const typename M::T* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads, int64_t width,
-                    const float* cos, const float* sin, typename M::T* out, int64_t out_row, int64_t out_head) {
+static void rope_of(Pool& pool, const typename M::T* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads,
+                    int64_t width, const float* cos, const float* sin, typename M::T* out, int64_t out_row,
+                    int64_t out_head) {
   auto body = [&](int64_t t) ISO_ATTR {
     const float *c = cos + t * (width / 2), *s = sin + t * (width / 2);
     for (int64_t h = 0; h < heads; ++h) {
@@ -67,18 +69,21 @@ static void rope_of(Pool& pool, const typename M::T* x, int64_t x_row, int64_t x
   parallel(pool_for(pool, single(), rows * heads * width), rows, body);
 }
 
-static void rope(Pool& pool, bool f32, const void* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads, int64_t width, const float* cos,
-                 const float* sin, void* out, int64_t out_row, int64_t out_head) {
+static void rope(Pool& pool, bool f32, const void* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads,
+                 int64_t width, const float* cos, const float* sin, void* out, int64_t out_row, int64_t out_head) {
   if (f32) {
-    rope_of<F32>(pool, static_cast<const float*>(x), x_row, x_head, rows, heads, width, cos, sin, static_cast<float*>(out), out_row, out_head);
+    rope_of<F32>(pool, static_cast<const float*>(x), x_row, x_head, rows, heads, width, cos, sin,
+                 static_cast<float*>(out), out_row, out_head);
   } else {
-    rope_of<Bf16>(pool, static_cast<const uint16_t*>(x), x_row, x_head, rows, heads, width, cos, sin, static_cast<uint16_t*>(out), out_row, out_head);
+    rope_of<Bf16>(pool, static_cast<const uint16_t*>(x), x_row, x_head, rows, heads, width, cos, sin,
+                  static_cast<uint16_t*>(out), out_row, out_head);
   }
 }
 
 template <class M>
-static void combine_of(Pool& pool, const typename M::T* y, int64_t rows, int64_t width, int64_t k, const int64_t* index, const float* weights,
-                       const typename M::T* own, const typename M::T* residual, typename M::T* out) {
+static void combine_of(Pool& pool, const typename M::T* y, int64_t rows, int64_t width, int64_t k, const int64_t* index,
+                       const float* weights, const typename M::T* own, const typename M::T* residual,
+                       typename M::T* out) {
   auto body = [&](int64_t t) ISO_ATTR {
     for (int64_t i = 0; i < width; i += W) {
       vf total = set(0.0f);
@@ -97,13 +102,14 @@ static void combine_of(Pool& pool, const typename M::T* y, int64_t rows, int64_t
   parallel(pool_for(pool, single(), rows * width * k), rows, body);
 }
 
-static void combine(Pool& pool, bool f32, const void* y, int64_t rows, int64_t width, int64_t k, const int64_t* index, const float* weights,
-                    const void* own, const void* residual, void* out) {
+static void combine(Pool& pool, bool f32, const void* y, int64_t rows, int64_t width, int64_t k, const int64_t* index,
+                    const float* weights, const void* own, const void* residual, void* out) {
   if (f32) {
     combine_of<F32>(pool, static_cast<const float*>(y), rows, width, k, index, weights, static_cast<const float*>(own),
                     static_cast<const float*>(residual), static_cast<float*>(out));
   } else {
-    combine_of<Bf16>(pool, static_cast<const uint16_t*>(y), rows, width, k, index, weights, static_cast<const uint16_t*>(own),
-                     static_cast<const uint16_t*>(residual), static_cast<uint16_t*>(out));
+    combine_of<Bf16>(pool, static_cast<const uint16_t*>(y), rows, width, k, index, weights,
+                     static_cast<const uint16_t*>(own), static_cast<const uint16_t*>(residual),
+                     static_cast<uint16_t*>(out));
   }
 }

@@ -1,5 +1,5 @@
-// An expert group's loop over shared-memory links: one thread that waits for messages, gathers those of one layer, computes and replies.
-// No Python between receive and reply.
+// An expert group's loop over shared-memory links: one thread that waits for messages, gathers those of one layer,
+// computes and replies. No Python between receive and reply.
 #include "ring.h"
 
 #if defined(__linux__)
@@ -28,14 +28,28 @@
 
 #define ISO_EXPORT extern "C" __attribute__((visibility("default")))
 
-extern "C" int iso_experts(Context* context, const iso::Bank* bank, const void* x, int64_t x_stride, int64_t x_rows, const int32_t* rows,
-                           int64_t pairs, const int32_t* slots, const int32_t* offsets, int64_t active, void* out);
+extern "C" int iso_experts(Context* context, const iso::Bank* bank, const void* x, int64_t x_stride, int64_t x_rows,
+                           const int32_t* rows, int64_t pairs, const int32_t* slots, const int32_t* offsets,
+                           int64_t active, void* out);
 
 namespace iso {
 namespace {
 
 // In the order of native_ring.py's LoopCounts.
-enum Count { kMessages, kComputations, kGathered, kPairs, kBusyNs, kHeldNs, kRefused, kBeats, kBeganNs, kLongestNs, kThread, kCounts };
+enum Count {
+  kMessages,
+  kComputations,
+  kGathered,
+  kPairs,
+  kBusyNs,
+  kHeldNs,
+  kRefused,
+  kBeats,
+  kBeganNs,
+  kLongestNs,
+  kThread,
+  kCounts
+};
 
 struct Event {
   enum Kind : int64_t { closed = 1, lost = 2, broken = 3, refused = 4 };
@@ -50,7 +64,8 @@ constexpr size_t kMostEvents = 256;
 
 class ExpertLoop {
  public:
-  // `window`: how long a message is held for others, as a multiple of the time that a layer takes a shard (here and at home).
+  // `window`: how long a message is held for others, as a multiple of the time that a layer takes a shard (here and at
+  // home).
   ExpertLoop(const Experts& experts, double window) : experts_(experts), window_(window) {
     bell_file_ = memfd_create("isotherm bell", MFD_CLOEXEC);
     if (bell_file_ < 0 || ftruncate(bell_file_, kHeaderBytes) != 0) throw std::bad_alloc();
@@ -130,7 +145,8 @@ class ExpertLoop {
         serve(choice.layer);
         continue;
       }
-      if (!patience_.spin([&] { return bell_->count.load(std::memory_order_acquire) != seen; })) bell_->sleep(seen, choice.until);
+      if (!patience_.spin([&] { return bell_->count.load(std::memory_order_acquire) != seen; }))
+        bell_->sleep(seen, choice.until);
       if (choice.until != kNever) add(kHeldNs, now_ns() - now);
     }
   }
@@ -140,7 +156,8 @@ class ExpertLoop {
     for (auto& link : incoming_) links_.push_back(std::move(link));
     incoming_.clear();
     for (const int64_t id : leaving_) {
-      links_.erase(std::remove_if(links_.begin(), links_.end(), [&](const auto& l) { return l->id == id; }), links_.end());
+      links_.erase(std::remove_if(links_.begin(), links_.end(), [&](const auto& l) { return l->id == id; }),
+                   links_.end());
     }
     leaving_.clear();
     return !stop_;
@@ -151,7 +168,8 @@ class ExpertLoop {
     for (auto& link : links_) {
       const Outcome peer = link->end->peer();
       if (peer != kReady) {
-        tell(Event{link->id, peer == kClosed ? Event::closed : Event::lost, peer == kClosed ? "" : "the process ended"});
+        tell(
+            Event{link->id, peer == kClosed ? Event::closed : Event::lost, peer == kClosed ? "" : "the process ended"});
         link.reset();
         continue;
       }
@@ -168,7 +186,8 @@ class ExpertLoop {
         continue;
       }
       // Time at home between two layers of a step. A pause between steps says nothing about it.
-      if (link->message.request.layer > link->answered_layer && link->answered_layer >= 0) average(&home_ns_, now - link->answered);
+      if (link->message.request.layer > link->answered_layer && link->answered_layer >= 0)
+        average(&home_ns_, now - link->answered);
     }
     links_.erase(std::remove(links_.begin(), links_.end(), nullptr), links_.end());
   }
@@ -179,11 +198,13 @@ class ExpertLoop {
       const bool in_step = link->end->header->in_step.load(std::memory_order_relaxed) != 0;
       const int64_t next = link->answered_layer + 1 < experts_.layers ? link->answered_layer + 1 : experts_.first_layer;
       const bool plenty = link->pending && link->per_expert() >= kPlenty;
-      seats_.push_back(link->pending ? Seat{1, in_step, link->message.request.layer, plenty ? 0 : link->came}
-                                     : Seat{0, in_step && link->answered > 0, std::max(next, experts_.first_layer), link->answered});
+      seats_.push_back(
+          link->pending ? Seat{1, in_step, link->message.request.layer, plenty ? 0 : link->came}
+                        : Seat{0, in_step && link->answered > 0, std::max(next, experts_.first_layer), link->answered});
     }
     const auto window = static_cast<int64_t>(window_ * static_cast<double>(home_ns_ + service_ns_));
-    return choose(seats_.data(), static_cast<int64_t>(seats_.size()), experts_.first_layer, experts_.layers, window, now);
+    return choose(seats_.data(), static_cast<int64_t>(seats_.size()), experts_.first_layer, experts_.layers, window,
+                  now);
   }
 
   void serve(int64_t layer) {
@@ -194,7 +215,8 @@ class ExpertLoop {
       if (link->pending && link->message.request.layer == layer) batch_.push_back(link.get());
     }
     experts_.gate->enter();
-    batch_.erase(std::remove_if(batch_.begin(), batch_.end(), [&](GroupLink* link) { return refuse(*link); }), batch_.end());
+    batch_.erase(std::remove_if(batch_.begin(), batch_.end(), [&](GroupLink* link) { return refuse(*link); }),
+                 batch_.end());
     const int code = compute();
     if (code == 0) count_rows(layer);
     experts_.gate->leave();
@@ -207,7 +229,8 @@ class ExpertLoop {
     add(kBusyNs, took);
     add(kComputations, 1);
     if (code != 0) {
-      const char* const why = code == 1 ? "MemoryError: no memory to compute in" : "RuntimeError: an expert's slot is empty";
+      const char* const why =
+          code == 1 ? "MemoryError: no memory to compute in" : "RuntimeError: an expert's slot is empty";
       for (GroupLink* link : batch_) say(*link, kFailed, why);
       return;
     }
@@ -224,8 +247,10 @@ class ExpertLoop {
     const Request& r = link.message.request;
     char text[256];
     if (r.dtype != experts_.dtype || r.row_bytes != experts_.row_bytes) {
-      std::snprintf(text, sizeof text, "ValueError: rows of %lld bytes (type %d) came; this group computes rows of %lld bytes (type %d)",
-                    static_cast<long long>(r.row_bytes), r.dtype, static_cast<long long>(experts_.row_bytes), experts_.dtype);
+      std::snprintf(text, sizeof text,
+                    "ValueError: rows of %lld bytes (type %d) came; this group computes rows of %lld bytes (type %d)",
+                    static_cast<long long>(r.row_bytes), r.dtype, static_cast<long long>(experts_.row_bytes),
+                    experts_.dtype);
       return say(link, kFailed, text);
     }
     if (r.layer < 0 || r.layer >= experts_.layers) {
@@ -236,8 +261,10 @@ class ExpertLoop {
     std::string missing;
     for (int64_t a = 0; a < r.active; ++a) {
       const int32_t e = link.message.experts[a];
-      if (e < 0 || e >= experts_.experts) return say(link, kFailed, "IndexError: expert " + std::to_string(e) + " does not exist");
-      if (experts_.slot_of[r.layer * experts_.experts + e] < 0) missing += (missing.empty() ? "" : ", ") + std::to_string(e);
+      if (e < 0 || e >= experts_.experts)
+        return say(link, kFailed, "IndexError: expert " + std::to_string(e) + " does not exist");
+      if (experts_.slot_of[r.layer * experts_.experts + e] < 0)
+        missing += (missing.empty() ? "" : ", ") + std::to_string(e);
     }
     // Checked before messages are merged, since one that is wrong must fail alone.
     const int32_t* offsets = link.message.offsets;
@@ -246,8 +273,9 @@ class ExpertLoop {
     for (int64_t p = 0; sound && p < r.pairs; ++p) sound = link.message.rows[p] >= 0 && link.message.rows[p] < r.rows;
     if (!sound) return say(link, kFailed, "IndexError: the message's rows or offsets are out of range");
     if (missing.empty()) return false;
-    return say(link, kNotHeld, "ExpertNotHeldError: layer " + std::to_string(r.layer) + " experts [" + missing +
-                                   "] are not held (placement version " + std::to_string(r.version) + ")");
+    return say(link, kNotHeld,
+               "ExpertNotHeldError: layer " + std::to_string(r.layer) + " experts [" + missing +
+                   "] are not held (placement version " + std::to_string(r.version) + ")");
   }
 
   int compute() {
@@ -258,8 +286,8 @@ class ExpertLoop {
       const int32_t* slot_of = experts_.slot_of + m.request.layer * experts_.experts;
       slots_.clear();
       for (int64_t a = 0; a < m.request.active; ++a) slots_.push_back(slot_of[m.experts[a]]);
-      return iso_experts(experts_.context, experts_.bank, m.x, width, m.request.rows, m.rows, m.request.pairs, slots_.data(), m.offsets,
-                         m.request.active, m.reply);
+      return iso_experts(experts_.context, experts_.bank, m.x, width, m.request.rows, m.rows, m.request.pairs,
+                         slots_.data(), m.offsets, m.request.active, m.reply);
     }
     try {
       merged_.build(batch_, experts_);
@@ -267,7 +295,8 @@ class ExpertLoop {
       return 1;
     }
     const int64_t rows = static_cast<int64_t>(merged_.x.size()) / experts_.row_bytes;
-    const int code = iso_experts(experts_.context, experts_.bank, merged_.x.data(), width, rows, merged_.row_of.data(), merged_.pairs, merged_.slots.data(), merged_.offsets.data(),
+    const int code = iso_experts(experts_.context, experts_.bank, merged_.x.data(), width, rows, merged_.row_of.data(),
+                                 merged_.pairs, merged_.slots.data(), merged_.offsets.data(),
                                  static_cast<int64_t>(merged_.slots.size()), merged_.y.data());
     if (code == 0) merged_.scatter(batch_, experts_.row_bytes);
     return code;
@@ -276,7 +305,8 @@ class ExpertLoop {
   void count_rows(int64_t layer) {
     for (const GroupLink* link : batch_) {
       const Message& m = link->message;
-      for (int64_t a = 0; a < m.request.active; ++a) experts_.rows_served[layer * experts_.experts + m.experts[a]] += m.offsets[a + 1] - m.offsets[a];
+      for (int64_t a = 0; a < m.request.active; ++a)
+        experts_.rows_served[layer * experts_.experts + m.experts[a]] += m.offsets[a + 1] - m.offsets[a];
     }
   }
 
@@ -329,7 +359,8 @@ class ExpertLoop {
 
 }  // namespace iso
 
-// --- for Python ------------------------------------------------------------------------------------------------------------------------
+// --- for Python
+// -------------------------------------------------------------------------------------------------
 
 using namespace iso;
 
@@ -338,10 +369,12 @@ ISO_EXPORT void iso_gate_destroy(Gate* gate) { delete gate; }
 ISO_EXPORT void iso_gate_enter(Gate* gate) { gate->enter(); }
 ISO_EXPORT void iso_gate_leave(Gate* gate) { gate->leave(); }
 
-ISO_EXPORT ExpertLoop* iso_loop_create(Context* context, const Bank* bank, Gate* gate, const int32_t* slot_of, int64_t* rows_served, int64_t layers,
-                                       int64_t experts, int64_t first_layer, int64_t row_bytes, int dtype, double window) {
+ISO_EXPORT ExpertLoop* iso_loop_create(Context* context, const Bank* bank, Gate* gate, const int32_t* slot_of,
+                                       int64_t* rows_served, int64_t layers, int64_t experts, int64_t first_layer,
+                                       int64_t row_bytes, int dtype, double window) {
   try {
-    return new ExpertLoop(Experts{context, bank, gate, slot_of, rows_served, layers, experts, first_layer, row_bytes, dtype}, window);
+    return new ExpertLoop(
+        Experts{context, bank, gate, slot_of, rows_served, layers, experts, first_layer, row_bytes, dtype}, window);
   } catch (const std::exception&) {
     return nullptr;
   }
@@ -374,7 +407,8 @@ ISO_EXPORT void iso_loop_counts(const ExpertLoop* loop, int64_t* out) {
 }
 
 // For tests: seats as rows of pending, in step, layer, since.
-ISO_EXPORT void iso_gather_choose(const int64_t* seats, int64_t count, int64_t first, int64_t end, int64_t window, int64_t now, int64_t* out) {
+ISO_EXPORT void iso_gather_choose(const int64_t* seats, int64_t count, int64_t first, int64_t end, int64_t window,
+                                  int64_t now, int64_t* out) {
   std::vector<Seat> all;
   for (const int64_t* s = seats; s < seats + 4 * count; s += 4) {
     all.push_back(Seat{static_cast<int32_t>(s[0]), static_cast<int32_t>(s[1]), s[2], s[3]});

@@ -1,12 +1,13 @@
-// Routed experts (and, as one expert, dense and shared MLPs): down(SiLU(gate x) × up x), all active experts in two rounds of work items.
+// Routed experts (and, as one expert, dense and shared MLPs): down(SiLU(gate x) × up x), all active experts in two
+// rounds of work items.
 //
-// Pairs are packed once, per expert, in groups. The first round leaves the rounded intermediate in that same packed order, so the second
-// round reads it as it lies.
+// Pairs are packed once, per expert, in groups. The first round leaves the rounded intermediate in that same packed
+// order, so the second round reads it as it lies.
 
 // SiLU(gate) × up of one tile for one group → words of the packed intermediate. `rows` apart, word by word.
 template <class M>
-ISO_INLINE void store_hidden(const Linear& gate_up, int64_t gate_tile, int64_t up_tile, const float* gate, const float* up, const Group& group,
-                             int64_t tile, int64_t inner) {
+ISO_INLINE void store_hidden(const Linear& gate_up, int64_t gate_tile, int64_t up_tile, const float* gate,
+                             const float* up, const Group& group, int64_t tile, int64_t inner) {
   constexpr int64_t kWords = kTile / M::pack;
   const int64_t elements = least(kTile, inner - tile * kTile);
   alignas(64) typename M::T rows[kGroup * kTile];
@@ -48,14 +49,16 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
     }
     begin[a + 1] = begin[a] + count;
   }
-  const auto row_of = [&](int64_t pair) ISO_ATTR { return x + (call.rows == nullptr ? pair : call.rows[pair]) * call.x_stride; };
+  const auto row_of = [&](int64_t pair)
+                          ISO_ATTR { return x + (call.rows == nullptr ? pair : call.rows[pair]) * call.x_stride; };
   auto pack = [&](int64_t g) ISO_ATTR {
     Group& group = in[g];
     if (group.rows == 1 && call.hidden % M::pack == 0) {
       group = Group{reinterpret_cast<const uint32_t*>(row_of(group.first)), 1, 1, group.first};
       return;
     }
-    pack_group<M>(group.rows, call.hidden, const_cast<uint32_t*>(group.words), [&](int r) ISO_ATTR { return row_of(group.first + r); });
+    pack_group<M>(group.rows, call.hidden, const_cast<uint32_t*>(group.words),
+                  [&](int r) ISO_ATTR { return row_of(group.first + r); });
   };
   parallel(pool_for(pool, single(), call.pairs == total ? 0 : call.pairs * call.hidden), total, pack);
 
@@ -65,15 +68,21 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
   Pool& workers = pool_for(pool, single(), call.pairs * call.hidden * call.inner);
   // An item is a run of tiles, each of which passes over all groups of its expert.
   const auto run_of = [&](int64_t tiles, size_t tile_bytes) ISO_ATTR {
-    return call.active == 0 ? 1 : least(tiles, tiles_per_item(tiles * call.active, static_cast<int64_t>(tile_bytes), pool.size()));
+    return call.active == 0
+               ? 1
+               : least(tiles, tiles_per_item(tiles * call.active, static_cast<int64_t>(tile_bytes), pool.size()));
   };
-  const int64_t gate_run = run_of(inner_tiles, call.active == 0 ? 0 : 2 * call.gate_up[0]->tile_bytes()), gate_runs = ceil_div(inner_tiles, gate_run);
-  const int threads = total == call.active ? pool.size() : 1;  // with many rows it is arithmetic that takes the time, not memory
+  const int64_t gate_run = run_of(inner_tiles, call.active == 0 ? 0 : 2 * call.gate_up[0]->tile_bytes()),
+                gate_runs = ceil_div(inner_tiles, gate_run);
+  const int threads =
+      total == call.active ? pool.size() : 1;  // with many rows it is arithmetic that takes the time, not memory
   auto first_round = [&](int64_t claimed) ISO_ATTR {
-    const int64_t item = in_streams(claimed, call.active * gate_runs, threads), a = item / gate_runs, first_tile = item % gate_runs * gate_run;
+    const int64_t item = in_streams(claimed, call.active * gate_runs, threads), a = item / gate_runs,
+                  first_tile = item % gate_runs * gate_run;
     const Linear& weight = *call.gate_up[a];
     for (int64_t tile = first_tile; tile < least(first_tile + gate_run, inner_tiles); ++tile) {
-      const uint8_t* next = tile + 1 < inner_tiles || a + 1 == call.active ? weight.tile(tile + 1) : call.gate_up[a + 1]->tile(0);
+      const uint8_t* next =
+          tile + 1 < inner_tiles || a + 1 == call.active ? weight.tile(tile + 1) : call.gate_up[a + 1]->tile(0);
       for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* gate = scratch_of<float>(kAccumulator, n * kGroup * kTile);
@@ -82,25 +91,30 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
         multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, next);
         for (int64_t i = 0; i < n; ++i) {
           const int64_t offset = (in[g + i].first - in[g].first) * kTile;
-          store_hidden<M>(weight, tile, inner_tiles + tile, gate + offset, up + offset, middle[g + i], tile, call.inner);
+          store_hidden<M>(weight, tile, inner_tiles + tile, gate + offset, up + offset, middle[g + i], tile,
+                          call.inner);
         }
       }
     }
   };
   parallel(workers, call.active * gate_runs, first_round);
 
-  const int64_t down_run = run_of(out_tiles, call.active == 0 ? 0 : call.down[0]->tile_bytes()), down_runs = ceil_div(out_tiles, down_run);
+  const int64_t down_run = run_of(out_tiles, call.active == 0 ? 0 : call.down[0]->tile_bytes()),
+                down_runs = ceil_div(out_tiles, down_run);
   auto second_round = [&](int64_t claimed) ISO_ATTR {
-    const int64_t item = in_streams(claimed, call.active * down_runs, threads), a = item / down_runs, first_tile = item % down_runs * down_run;
+    const int64_t item = in_streams(claimed, call.active * down_runs, threads), a = item / down_runs,
+                  first_tile = item % down_runs * down_run;
     const Linear& weight = *call.down[a];
     for (int64_t tile = first_tile; tile < least(first_tile + down_run, out_tiles); ++tile) {
-      const uint8_t* next = tile + 1 < out_tiles || a + 1 == call.active ? weight.tile(tile + 1) : call.down[a + 1]->tile(0);
+      const uint8_t* next =
+          tile + 1 < out_tiles || a + 1 == call.active ? weight.tile(tile + 1) : call.down[a + 1]->tile(0);
       for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
         multiply_tile<M>(weight, tile, middle + g, n, sums, next);
         const Group& last = middle[g + n - 1];
-        store_tile<M>(weight, tile, sums, last.first + last.rows - middle[g].first, call.out, call.hidden, middle[g].first, tile * kTile, false);
+        store_tile<M>(weight, tile, sums, last.first + last.rows - middle[g].first, call.out, call.hidden,
+                      middle[g].first, tile * kTile, false);
       }
     }
   };

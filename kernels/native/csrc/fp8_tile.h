@@ -3,8 +3,8 @@
 #if ISO_W == 16
 // FP8 decoded in registers, for a tile that is used by few groups: weights cross the caches as bytes.
 template <int R>
-ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t words, const uint32_t* a, int64_t a_stride, float* sums,
-                         const uint8_t* next) {
+ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t words, const uint32_t* a, int64_t a_stride,
+                         float* sums, const uint8_t* next) {
   const Fp8Decoder decoder = Fp8Decoder::make();
   for (int r = 0; r < R * 2; ++r) store(sums + r * W, set(0.0f));
   for (int64_t begin = 0; begin < words; begin += kScaleWords) {
@@ -12,7 +12,8 @@ ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t word
     vf c[R][2];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) c[r][0] = c[r][1] = set(0.0f);
-    const int64_t beyond = begin * 64 + kPrefetchWords * 4 - words * 64;  // how far past the tile's end the stream is prefetched
+    const int64_t beyond =
+        begin * 64 + kPrefetchWords * 4 - words * 64;  // how far past the tile's end the stream is prefetched
     const uint8_t* ahead = beyond < 0 ? codes + kPrefetchWords * 4 : next + beyond;
     for (int64_t u = begin; u < end; ++u) {
       vi weight[2];
@@ -32,12 +33,28 @@ ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t word
   }
 }
 
-static void fp8_group(const uint8_t* codes, const float* scales, int64_t words, const Group& g, float* sums, const uint8_t* next) {
+static void fp8_group(const uint8_t* codes, const float* scales, int64_t words, const Group& g, float* sums,
+                      const uint8_t* next) {
   switch (g.rows) {
-#define ISO_CASE(R) case R: fp8_tile<R>(codes, scales, words, g.words, g.stride, sums, next); break;
-    ISO_CASE(1) ISO_CASE(2) ISO_CASE(3) ISO_CASE(4) ISO_CASE(5) ISO_CASE(6) ISO_CASE(7) ISO_CASE(8) ISO_CASE(9) ISO_CASE(10) ISO_CASE(11) ISO_CASE(12)
+#define ISO_CASE(R)                                                   \
+  case R:                                                             \
+    fp8_tile<R>(codes, scales, words, g.words, g.stride, sums, next); \
+    break;
+    ISO_CASE(1)
+    ISO_CASE(2)
+    ISO_CASE(3)
+    ISO_CASE(4)
+    ISO_CASE(5)
+    ISO_CASE(6)
+    ISO_CASE(7)
+    ISO_CASE(8)
+    ISO_CASE(9)
+    ISO_CASE(10)
+    ISO_CASE(11)
+    ISO_CASE(12)
 #undef ISO_CASE
-    default: break;
+    default:
+      break;
   }
 }
 #else
@@ -45,12 +62,14 @@ static void fp8_group(const uint8_t*, const float*, int64_t, const Group&, float
 #endif
 
 template <class M>
-static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums, const uint8_t* next) {
+static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
+                         const uint8_t* next) {
   const int64_t words = weight.words, base = groups[0].first;
   const uint8_t* tile = weight.tile(t);
   const float* scales = weight.scales + t * weight.scale_blocks;
   if (kDirectFp8 && count <= 3) {  // beyond that, decoding once for all groups pays
-    for (int64_t g = 0; g < count; ++g) fp8_group(tile, scales, words, groups[g], sums + (groups[g].first - base) * kTile, next);
+    for (int64_t g = 0; g < count; ++g)
+      fp8_group(tile, scales, words, groups[g], sums + (groups[g].first - base) * kTile, next);
     return;
   }
   alignas(64) uint32_t decoded[kScaleWords * kTile];
@@ -62,7 +81,7 @@ static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, i
     for (int64_t g = 0; g < count; ++g) {
       const Group& group = groups[g];
       multiply<M, Fetch::none>(decoded, kTile, group.words + begin * group.stride, group.stride, group.rows, n, kTile,
-                         sums + (group.first - base) * kTile, kTile, Into::scaled, scales[b]);
+                               sums + (group.first - base) * kTile, kTile, Into::scaled, scales[b]);
     }
   }
 }

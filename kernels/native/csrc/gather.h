@@ -1,8 +1,8 @@
 // When an expert group computes, and which layer: the gather window, as a pure function of who is where.
 //
-// Shards go round the same layers, step after step. The window lets those that are behind catch up with those ahead, so that busy shards fall
-// into step, and then lets a layer's messages come together. Nobody is held longer than the window, and a shard that is silent for a window is
-// waited for no more until it has sent a message.
+// Shards go round the same layers, step after step. The window lets those that are behind catch up with those ahead, so
+// that busy shards fall into step, and then lets a layer's messages come together. Nobody is held longer than the
+// window, and a shard that is silent for a window is waited for no more until it has sent a message.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,8 @@ inline Choice choose(const Seat* seats, int64_t count, int64_t first, int64_t en
   if (oldest == nullptr) return {-1, INT64_MAX};
   if (now - oldest->since >= window) return {oldest->layer, 0};
 
-  // Seats stand on a ring of layers. The rear is the one from which the others are reached soonest: the one after the widest gap.
+  // Seats stand on a ring of layers. The rear is the one from which the others are reached soonest: the one after the
+  // widest gap.
   const Seat* rear = nullptr;
   int64_t widest = -1;
   for (const Seat* s = seats; s < seats + count; ++s) {

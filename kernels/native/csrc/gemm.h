@@ -1,8 +1,9 @@
-// The matrix product that everything else is built from: up to kGroup rows against one tile of 32 outputs, or a part of K of one.
+// The matrix product that everything else is built from: up to kGroup rows against one tile of 32 outputs, or a part of
+// K of one.
 //
-// One accumulator per (row, output) runs over the words of K in ascending order. Neither the number of rows, nor their places, nor how the
-// work is cut into blocks changes that order, so a row's result is the same bits in any company. FP8 sums each 128 inputs apart, then adds
-// sum × block scale.
+// One accumulator per (row, output) runs over the words of K in ascending order. Neither the number of rows, nor their
+// places, nor how the work is cut into blocks changes that order, so a row's result is the same bits in any company.
+// FP8 sums each 128 inputs apart, then adds sum × block scale.
 
 struct Group {
   const uint32_t* words;  // [word][row]
@@ -15,14 +16,15 @@ constexpr int64_t kBlockWords = 128;  // 16 KiB of a tile stay in the first cach
 
 enum class Into { zero, add, scaled };  // sums start at 0; go on from `sums`; are added to `sums` × scale
 
-// What the inner loop fetches meanwhile: nothing; the weights kPrefetchWords ahead and near their end `next`; a cache line of `next` with each word.
+// What the inner loop fetches meanwhile: nothing; the weights kPrefetchWords ahead and near their end `next`; a cache
+// line of `next` with each word.
 enum class Fetch { none, stream, line };
 
-// `words` words of `R` rows against kVectorBlock vectors of outputs. Weight words lie `w_stride` apart, sums of a row `sum_stride`. A stream is
-// prefetched: kPrefetchWords ahead, and near its end what will be read next, at `next`.
+// `words` words of `R` rows against kVectorBlock vectors of outputs. Weight words lie `w_stride` apart, sums of a row
+// `sum_stride`. A stream is prefetched: kPrefetchWords ahead, and near its end what will be read next, at `next`.
 template <class M, int R, Fetch kFetch>
-ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int64_t words, float* sums, int64_t sum_stride,
-                      Into into, float scale, const uint32_t* next) {
+ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int64_t words,
+                      float* sums, int64_t sum_stride, Into into, float scale, const uint32_t* next) {
   constexpr int V = kVectorBlock;
   const int64_t turn = words - kPrefetchWords / kTile;
   const uint32_t* ahead = kFetch == Fetch::stream && turn > 0 ? w + kPrefetchWords : next;
@@ -66,21 +68,37 @@ ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, in
 
 // Any number of rows up to kGroup, `outputs` a multiple of 32.
 template <class M, Fetch kFetch>
-static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int rows, int64_t words, int64_t outputs,
-                     float* sums, int64_t sum_stride, Into into, float scale, const uint32_t* next = nullptr) {
+static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int rows, int64_t words,
+                     int64_t outputs, float* sums, int64_t sum_stride, Into into, float scale,
+                     const uint32_t* next = nullptr) {
   const int step = static_cast<int>(ceil_div(rows, most(1, ceil_div(rows, kRowBlock))));  // blocks of nearly one size
   for (int r = 0; r < rows; r += step) {
     for (int64_t o = 0; o < outputs; o += kVectorBlock * W) {
       const uint32_t *wo = w + o, *ar = a + r;
       float* so = sums + r * sum_stride + o;
       switch (rows - r < step ? rows - r : step) {
-#define ISO_CASE(R) case R: block<M, R, kFetch>(wo, w_stride, ar, a_stride, words, so, sum_stride, into, scale, kFetch == Fetch::none ? nullptr : next + o); break;
-        ISO_CASE(1) ISO_CASE(2) ISO_CASE(3) ISO_CASE(4)
+#define ISO_CASE(R)                                                                     \
+  case R:                                                                               \
+    block<M, R, kFetch>(wo, w_stride, ar, a_stride, words, so, sum_stride, into, scale, \
+                        kFetch == Fetch::none ? nullptr : next + o);                    \
+    break;
+        ISO_CASE(1)
+        ISO_CASE(2)
+        ISO_CASE(3)
+        ISO_CASE(4)
 #if ISO_W == 16
-        ISO_CASE(5) ISO_CASE(6) ISO_CASE(7) ISO_CASE(8) ISO_CASE(9) ISO_CASE(10) ISO_CASE(11) ISO_CASE(12)
+        ISO_CASE(5)
+        ISO_CASE(6)
+        ISO_CASE(7)
+        ISO_CASE(8)
+        ISO_CASE(9)
+        ISO_CASE(10)
+        ISO_CASE(11)
+        ISO_CASE(12)
 #endif
 #undef ISO_CASE
-        default: break;
+        default:
+          break;
       }
     }
   }

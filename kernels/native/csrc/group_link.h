@@ -70,7 +70,9 @@ class GroupLink {
 
  private:
   void map(int64_t bytes) {
-    void* const at = bytes < kHeaderBytes ? MAP_FAILED : mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, segment_, 0);
+    void* const at = bytes < kHeaderBytes
+                         ? MAP_FAILED
+                         : mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, segment_, 0);
     if (at == MAP_FAILED) throw std::bad_alloc();
     base_ = at;
     mapped = bytes;

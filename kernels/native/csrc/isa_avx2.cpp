@@ -24,7 +24,8 @@
 namespace iso {
 const Ops* avx2_ops() {
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? avx2::ops() : nullptr;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? avx2::ops()
+                                                                                                           : nullptr;
 }
 }  // namespace iso
 #else

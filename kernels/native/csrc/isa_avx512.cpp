@@ -12,7 +12,9 @@
 #define ISO_W 16
 #define ISO_SIMD "simd_avx512.h"
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,bmi2"))), apply_to = function)
+#pragma clang attribute push(                                                                          \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,bmi2"))), \
+    apply_to = function)
 #include "kernels.inc"
 #pragma clang attribute pop
 #else
@@ -25,8 +27,9 @@
 namespace iso {
 const Ops* avx512_ops() {
   __builtin_cpu_init();
-  const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16") &&
+  const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16") &&
                     __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   return here ? avx512::ops() : nullptr;
 }

@@ -81,7 +81,8 @@ class Regions {
     bytes = round_up(bytes, kPage);
     auto* const at = static_cast<uint8_t*>(data);
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto region = std::find_if(regions_.begin(), regions_.end(), [&](const Region& r) { return at >= r.start && at < r.start + r.size; });
+    const auto region = std::find_if(regions_.begin(), regions_.end(),
+                                     [&](const Region& r) { return at >= r.start && at < r.start + r.size; });
     madvise(data, bytes, MADV_DONTNEED);
     region->give(static_cast<size_t>(at - region->start), bytes);
     if (region->empty()) {
@@ -92,7 +93,8 @@ class Regions {
 
  private:
   static Region map(size_t size) {
-    void* raw = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* raw =
+        mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (raw == MAP_FAILED) throw std::bad_alloc();
     auto* const first = static_cast<uint8_t*>(raw);
     const size_t skipped = round_up(reinterpret_cast<uintptr_t>(raw), kHugePage) - reinterpret_cast<uintptr_t>(raw);

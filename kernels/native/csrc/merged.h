@@ -16,7 +16,8 @@ namespace iso {
 
 struct Bank;
 
-// Held while experts are computed, and while one is named or unnamed. Fair: whoever waits gets in before the holder can come back.
+// Held while experts are computed, and while one is named or unnamed. Fair: whoever waits gets in before the holder can
+// come back.
 class Gate {
  public:
   void enter() {
@@ -42,8 +43,8 @@ struct Experts {
   int32_t dtype;
 };
 
-// Several messages of one layer as one call: their pairs expert by expert, message by message. Rows are copied in and outputs out, which is
-// little beside the weights that are read once instead of several times.
+// Several messages of one layer as one call: their pairs expert by expert, message by message. Rows are copied in and
+// outputs out, which is little beside the weights that are read once instead of several times.
 class Merged {
  public:
   void build(const std::vector<GroupLink*>& links, const Experts& experts) {
@@ -54,7 +55,8 @@ class Merged {
       const Message& message = links[m]->message;
       const int32_t* slots = experts.slot_of + message.request.layer * experts.experts;
       for (int64_t a = 0; a < message.request.active; ++a) {
-        runs_.push_back(Run{slots[message.experts[a]], m, message.offsets[a], message.offsets[a + 1], static_cast<int32_t>(rows)});
+        runs_.push_back(
+            Run{slots[message.experts[a]], m, message.offsets[a], message.offsets[a + 1], static_cast<int32_t>(rows)});
       }
       rows += message.request.rows;
       pairs += message.request.pairs;
@@ -74,7 +76,8 @@ class Merged {
         slots.push_back(run.slot);
         offsets.push_back(offsets.back());
       }
-      for (int32_t p = run.begin; p < run.end; ++p) row_of.push_back(run.first_row + links[run.message]->message.rows[p]);
+      for (int32_t p = run.begin; p < run.end; ++p)
+        row_of.push_back(run.first_row + links[run.message]->message.rows[p]);
       offsets.back() += run.end - run.begin;
     }
   }

@@ -1,4 +1,5 @@
-// A MoE layer whose experts are all in this process, in one call: what kernels/ops.py's Kernels.moe says, to the same bits.
+// A MoE layer whose experts are all in this process, in one call: what kernels/ops.py's Kernels.moe says, to the same
+// bits.
 #include <cstring>
 
 #include "api.h"
@@ -8,15 +9,17 @@ namespace iso {
 
 bool moe(Pool& pool, const Ops& ops, bool f32, const MoeCall& call) {
   const size_t element = f32 ? 4 : 2;
-  const int64_t T = call.route.rows, k = call.route.top_k, pairs = T * k, experts = call.route.experts, hidden = call.route.hidden;
+  const int64_t T = call.route.rows, k = call.route.top_k, pairs = T * k, experts = call.route.experts,
+                hidden = call.route.hidden;
   // The shared expert joins the others where it has their shape: all rows go to it.
   const bool shared = call.gate_up != nullptr, joined = shared && call.down->inputs == call.bank->inner;
   const int64_t active_most = (pairs < experts ? pairs : experts) + 1, all_pairs = pairs + (shared ? T : 0);
   Pieces pieces(1);
   const auto add = [&](int64_t count, size_t bytes) { return pieces.add(count * static_cast<int64_t>(bytes)); };
-  const size_t at_ids = add(pairs, 4), at_weights = add(pairs, 4), at_index = add(pairs, 8), at_rows = add(all_pairs, 4),
-               at_places = add(experts + 1, 8), at_offsets = add(active_most + 1, 8), at_gate_up = add(active_most, sizeof(void*)),
-               at_down = add(active_most, sizeof(void*)), at_y = add(all_pairs * hidden, element);
+  const size_t at_ids = add(pairs, 4), at_weights = add(pairs, 4), at_index = add(pairs, 8),
+               at_rows = add(all_pairs, 4), at_places = add(experts + 1, 8), at_offsets = add(active_most + 1, 8),
+               at_gate_up = add(active_most, sizeof(void*)), at_down = add(active_most, sizeof(void*)),
+               at_y = add(all_pairs * hidden, element);
   pieces.allocate();
   auto* ids = pieces.as<int32_t>(at_ids);
   auto* weights = pieces.as<float>(at_weights);
@@ -55,11 +58,14 @@ bool moe(Pool& pool, const Ops& ops, bool f32, const MoeCall& call) {
     for (int64_t t = 0; t < T; ++t) rows[pairs + t] = static_cast<int32_t>(t);
     offsets[++active] = all_pairs;
   }
-  ops.experts(pool, f32, ExpertsCall{route.x, route.x_stride, T, gate_up, down, active, joined ? all_pairs : pairs, call.bank->inner, hidden, rows,
-                                     offsets, y});
+  ops.experts(pool, f32,
+              ExpertsCall{route.x, route.x_stride, T, gate_up, down, active, joined ? all_pairs : pairs,
+                          call.bank->inner, hidden, rows, offsets, y});
   if (shared && !joined) {
     const int64_t all[] = {0, T};
-    ops.experts(pool, f32, ExpertsCall{route.x, route.x_stride, T, &call.gate_up, &call.down, 1, T, call.down->inputs, hidden, nullptr, all, own});
+    ops.experts(pool, f32,
+                ExpertsCall{route.x, route.x_stride, T, &call.gate_up, &call.down, 1, T, call.down->inputs, hidden,
+                            nullptr, all, own});
   }
   ops.combine(pool, f32, y, T, hidden, k, index, weights, own, call.residual, call.out);
   return true;

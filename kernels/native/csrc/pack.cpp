@@ -89,7 +89,8 @@ struct PackJob {
     const int64_t words = linear.words;
     auto* target = reinterpret_cast<uint32_t*>(linear.data + static_cast<size_t>(tile) * linear.tile_bytes());
     auto* rows = scratch_of<uint32_t>(kShared, static_cast<size_t>(words) * kTile);
-    for (int o = 0; o < width; ++o) row_words(row(first + o), dtype, linear.kind, linear.inputs, words, rows + o * words);
+    for (int o = 0; o < width; ++o)
+      row_words(row(first + o), dtype, linear.kind, linear.inputs, words, rows + o * words);
     for (int o = width; o < kTile; ++o) std::memset(rows + o * words, 0, static_cast<size_t>(words) * 4);
     for (int64_t begin = 0; begin < words; begin += 16) {
       const int count = static_cast<int>(words - begin < 16 ? words - begin : 16);
@@ -117,15 +118,16 @@ struct PackJob {
       for (int o = 0; o < width; ++o) target[(words - 1) * kTile + fp8_place(o)] = row(first + o)[linear.inputs - 1];
     }
     for (int64_t b = 0; b < linear.scale_blocks; ++b) {
-      linear.scales[tile * linear.scale_blocks + b] = scales == nullptr ? 1.0f : scales[first / kScaleBlock * scale_stride + b];
+      linear.scales[tile * linear.scale_blocks + b] =
+          scales == nullptr ? 1.0f : scales[first / kScaleBlock * scale_stride + b];
     }
   }
 };
 
 }  // namespace
 
-void pack_part(Pool& pool, Linear& linear, int part, const void* source, Dtype dtype, int64_t row_stride, const float* scales,
-               int64_t scale_stride) {
+void pack_part(Pool& pool, Linear& linear, int part, const void* source, Dtype dtype, int64_t row_stride,
+               const float* scales, int64_t scale_stride) {
   PackJob job{linear, part, static_cast<const uint8_t*>(source), dtype, row_stride, scales, scale_stride};
   parallel(pool, linear.part_tile[part + 1] - linear.part_tile[part], job);
 }

@@ -16,8 +16,8 @@ inline void pause() {
 #endif
 }
 
-// Denormals are kept and rounding is to nearest while kernels run, whatever the calling thread (or the one that a worker inherited its
-// state from) has set: otherwise bits would depend on which thread runs an item.
+// Denormals are kept and rounding is to nearest while kernels run, whatever the calling thread (or the one that a
+// worker inherited its state from) has set: otherwise bits would depend on which thread runs an item.
 class FloatMode {
  public:
 #if defined(__x86_64__)
@@ -75,8 +75,8 @@ void Pool::run(int64_t items, Body body, void* context) {
   }
   std::lock_guard<std::mutex> held(busy_, std::adopt_lock);
   const uint32_t total = static_cast<uint32_t>(items);
-  // First an epoch with no items left: a late worker that still holds the last job's head must fail to claim before it can see the new
-  // job's total, or it would claim an item of a job that has not begun.
+  // First an epoch with no items left: a late worker that still holds the last job's head must fail to claim before it
+  // can see the new job's total, or it would claim an item of a job that has not begun.
   const uint32_t job = epoch() + 2;
   head_.store(static_cast<uint64_t>(job - 1) << 32 | kClosed, std::memory_order_seq_cst);
   body_.store(body, std::memory_order_release);
@@ -109,7 +109,8 @@ void Pool::drain(uint32_t job) {
     void* const context = context_.load(std::memory_order_acquire);
     const uint32_t total = total_.load(std::memory_order_acquire);
     if (static_cast<uint32_t>(head >> 32) != job || static_cast<uint32_t>(head) >= total) return;
-    // Success means that the job was still open, so the three fields above were its own: new ones are stored after it is closed.
+    // Success means that the job was still open, so the three fields above were its own: new ones are stored after it
+    // is closed.
     if (!head_.compare_exchange_weak(head, head + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
     body(context, static_cast<uint32_t>(head));
     if (done_.fetch_add(1, std::memory_order_seq_cst) + 1 == total && waiting_.load(std::memory_order_seq_cst)) {

@@ -10,8 +10,8 @@
 
 namespace iso {
 
-// The caller takes part in its own job and could finish it alone: a worker that the system doesn't schedule delays nobody.
-// Which thread runs an item never changes a result; items write disjoint outputs.
+// The caller takes part in its own job and could finish it alone: a worker that the system doesn't schedule delays
+// nobody. Which thread runs an item never changes a result; items write disjoint outputs.
 class Pool {
  public:
   explicit Pool(int threads);
@@ -31,7 +31,8 @@ class Pool {
   void drain(uint32_t epoch);
   uint32_t epoch() const { return static_cast<uint32_t>(head_.load(std::memory_order_seq_cst) >> 32); }
 
-  // Epoch in the upper half, next item in the lower: claiming an item fails once its job is over, so a late worker touches nothing.
+  // Epoch in the upper half, next item in the lower: claiming an item fails once its job is over, so a late worker
+  // touches nothing.
   alignas(64) std::atomic<uint64_t> head_{0};
   alignas(64) std::atomic<uint32_t> done_{0};
   alignas(64) std::atomic<Body> body_{nullptr};

@@ -1,5 +1,5 @@
-// mla_prefill: expanded causal attention. Heads are taken in rounds that bound the memory of the expanded keys and values; each round first
-// expands (key chunk × heads), then attends (head × query block).
+// mla_prefill: expanded causal attention. Heads are taken in rounds that bound the memory of the expanded keys and
+// values; each round first expands (key chunk × heads), then attends (head × query block).
 
 template <class M>
 struct Prefill {
@@ -8,7 +8,8 @@ struct Prefill {
   const PrefillCall& call;
   int64_t length = call.start + call.rows;
   int64_t positions = ceil_div(length, kKeyChunk) * kKeyChunk;
-  int64_t width = call.nope + call.value, key_width = call.nope + call.rotary;  // elements of an expanded latent, of a key
+  int64_t width = call.nope + call.value,
+          key_width = call.nope + call.rotary;  // elements of an expanded latent, of a key
   int64_t key_words = words_of<M>(key_width), value_tiles = ceil_div(call.value, kTile);
   int64_t units = positions / M::pack;  // words of a value along positions
   int64_t head_keys = positions * key_words, head_values = value_tiles * units * kTile;  // words of one head
@@ -18,7 +19,8 @@ struct Prefill {
     return static_cast<const T*>(call.cache) + (block * call.block_size + position % call.block_size) * call.entry;
   }
 
-  // Positions [begin, begin + kKeyChunk) of heads [first, first + n) → packed keys [32 positions][word] and values [32 outputs][unit].
+  // Positions [begin, begin + kKeyChunk) of heads [first, first + n) → packed keys [32 positions][word] and values [32
+  // outputs][unit].
   void expand(int64_t begin, int64_t first, int64_t n, uint32_t* keys, uint32_t* values) const {
     const Linear& weight = *call.kv_b;
     const int64_t rows = least(kKeyChunk, length - begin), count = group_count(rows);
@@ -28,7 +30,8 @@ struct Prefill {
       const int64_t at = group_begin(rows, g);
       const int size = static_cast<int>(group_begin(rows, g + 1) - at);
       groups[g] = Group{packed + at * weight.words, size, size, at};
-      pack_group<M>(size, weight.inputs, packed + at * weight.words, [&](int r) ISO_ATTR { return entry(begin + at + r); });
+      pack_group<M>(size, weight.inputs, packed + at * weight.words,
+                    [&](int r) ISO_ATTR { return entry(begin + at + r); });
     }
     auto* sums = scratch_of<float>(kAccumulator, kKeyChunk * kTile);
     auto* expanded = scratch_of<T>(kExpanded, kKeyChunk * (width + key_width));
@@ -53,7 +56,8 @@ struct Prefill {
       }
       for (int64_t r = 0; r < rows; ++r) {
         __builtin_memcpy(key_rows + r * key_width, expanded + r * width, call.nope * sizeof(T));
-        __builtin_memcpy(key_rows + r * key_width + call.nope, entry(begin + r) + weight.inputs, call.rotary * sizeof(T));
+        __builtin_memcpy(key_rows + r * key_width + call.nope, entry(begin + r) + weight.inputs,
+                         call.rotary * sizeof(T));
       }
       for (int64_t tile = 0; tile < kKeyChunk; tile += kTile) {
         pack_group<M>(kTile, key_width, keys + h * head_keys + (begin + tile) * key_words,
@@ -96,8 +100,8 @@ struct Prefill {
         if (seen <= 0) continue;
         const int64_t words = ceil_div(seen, M::pack);
         for (int64_t p = 0; p < seen; p += kTile) {
-          multiply<M, Fetch::none>(keys + (begin + p) * key_words, kTile, query + at * key_words, rows, rows, key_words, kTile, scores + p, kSplit,
-                             Into::zero, 0.0f);
+          multiply<M, Fetch::none>(keys + (begin + p) * key_words, kTile, query + at * key_words, rows, rows, key_words,
+                                   kTile, scores + p, kSplit, Into::zero, 0.0f);
         }
         // A position after the row's own has weight exactly 0, so it changes nothing in the sums.
         for (int r = 0; r < rows; ++r) {
@@ -106,8 +110,9 @@ struct Prefill {
         }
         pack_group<M>(rows, words * M::pack, weights, [&](int r) ISO_ATTR { return weight_rows + r * kSplit; });
         for (int64_t v = 0; v < value_tiles; ++v) {
-          multiply<M, Fetch::none>(values + (v * units + begin / M::pack) * kTile, kTile, weights, rows, rows, words, kTile,
-                             (begin == 0 ? total + at * out_width : sums) + v * kTile, out_width, Into::zero, 0.0f);
+          multiply<M, Fetch::none>(values + (v * units + begin / M::pack) * kTile, kTile, weights, rows, rows, words,
+                                   kTile, (begin == 0 ? total + at * out_width : sums) + v * kTile, out_width,
+                                   Into::zero, 0.0f);
         }
         for (int r = 0; r < rows; ++r) {
           if (begin == 0) {
@@ -121,7 +126,8 @@ struct Prefill {
     for (int64_t r = 0; r < n; ++r) {
       T* out = static_cast<T*>(call.out) + ((first + r) * call.heads + head) * call.value;
       const vf factor = set(1.0f / state[r].sum);
-      for (int64_t c = 0; c < call.value; c += W) store_some<M>(out + c, load(total + r * out_width + c) * factor, call.value - c);
+      for (int64_t c = 0; c < call.value; c += W)
+        store_some<M>(out + c, load(total + r * out_width + c) * factor, call.value - c);
     }
   }
 };
@@ -139,13 +145,16 @@ static void mla_prefill_of(Pool& pool, const PrefillCall& call) {
     const int64_t heads = least(per_round, call.heads - head), head_groups = ceil_div(heads, kHeads);
     auto expand = [&](int64_t item) ISO_ATTR {
       const int64_t first = item % head_groups * kHeads, n = least(kHeads, heads - first);
-      prefill.expand(item / head_groups * prefill.kKeyChunk, head + first, n, keys + first * prefill.head_keys, values + first * prefill.head_values);
+      prefill.expand(item / head_groups * prefill.kKeyChunk, head + first, n, keys + first * prefill.head_keys,
+                     values + first * prefill.head_values);
     };
     parallel(pool, prefill.positions / prefill.kKeyChunk * head_groups, expand);
     const int64_t blocks = ceil_div(call.rows, prefill.kQueryBlock);
     auto attend = [&](int64_t item) ISO_ATTR {
-      const int64_t block = blocks - 1 - item / heads, h = item % heads, first = block * prefill.kQueryBlock;  // the longest first
-      prefill.attend(head + h, first, least(prefill.kQueryBlock, call.rows - first), keys + h * prefill.head_keys, values + h * prefill.head_values);
+      const int64_t block = blocks - 1 - item / heads, h = item % heads,
+                    first = block * prefill.kQueryBlock;  // the longest first
+      prefill.attend(head + h, first, least(prefill.kQueryBlock, call.rows - first), keys + h * prefill.head_keys,
+                     values + h * prefill.head_values);
     };
     parallel(pool, blocks * heads, attend);
   }

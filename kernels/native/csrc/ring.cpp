@@ -96,20 +96,28 @@ void Patience::pause() {
 // Between processes, so without FUTEX_PRIVATE_FLAG.
 void Bell::ring() {
   count.fetch_add(1, std::memory_order_seq_cst);
-  if (sleepers.load(std::memory_order_seq_cst) > 0) syscall(SYS_futex, &count, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
+  if (sleepers.load(std::memory_order_seq_cst) > 0)
+    syscall(SYS_futex, &count, FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
 }
 
 void Bell::sleep(uint32_t seen, int64_t until) {
   timespec deadline{static_cast<time_t>(until / 1000000000), static_cast<long>(until % 1000000000)};
   sleepers.fetch_add(1, std::memory_order_seq_cst);
-  syscall(SYS_futex, &count, FUTEX_WAIT_BITSET, seen, until == kNever ? nullptr : &deadline, nullptr, FUTEX_BITSET_MATCH_ANY);
+  syscall(SYS_futex, &count, FUTEX_WAIT_BITSET, seen, until == kNever ? nullptr : &deadline, nullptr,
+          FUTEX_BITSET_MATCH_ANY);
   sleepers.fetch_sub(1, std::memory_order_relaxed);
 }
 
-// --- one end ---------------------------------------------------------------------------------------------------------------------------
+// --- one end
+// -------------------------------------------------------------------------------------------------
 
 End::End(Header* at, Bell* own_bell, Bell* peers_bell, bool shard, int socket)
-    : header(at), own(own_bell), peer_bell(peers_bell), shard_(shard), socket_(socket), watch_(Watcher::instance().add(this, socket)) {}
+    : header(at),
+      own(own_bell),
+      peer_bell(peers_bell),
+      shard_(shard),
+      socket_(socket),
+      watch_(Watcher::instance().add(this, socket)) {}
 
 End::~End() {
   Watcher::instance().remove(watch_, socket_);
@@ -136,7 +144,8 @@ Outcome End::await(int64_t until, bool (End::*ready)() const) {
   return came ? seen : kTimedOut;
 }
 
-Outcome End::send(const Request& request, const int32_t* experts, const int32_t* offsets, const int32_t* rows, const uint8_t* x, int64_t x_stride) {
+Outcome End::send(const Request& request, const int32_t* experts, const int32_t* offsets, const int32_t* rows,
+                  const uint8_t* x, int64_t x_stride) {
   if (const Outcome gone = peer(); gone != kReady) return gone;
   const Layout at = Layout::of(request.active, request.pairs, request.rows * request.row_bytes);
   const auto copy = [&](int64_t offset, const void* from, int64_t bytes) {
@@ -159,7 +168,8 @@ Outcome End::send(const Request& request, const int32_t* experts, const int32_t*
 
 Outcome End::await_reply(int64_t until) {
   const Outcome outcome = await(until, &End::answered);
-  if (outcome == kTimedOut) lost_.store(true, std::memory_order_release);  // a late answer would be taken for a later one's
+  if (outcome == kTimedOut)
+    lost_.store(true, std::memory_order_release);  // a late answer would be taken for a later one's
   return outcome;
 }
 
@@ -175,14 +185,23 @@ const char* End::read(int64_t mapped, Message* out) {
   const Request request = header->request;  // a copy: what is checked is what is used
   if (sent != sequence + 1) return "messages overtook each other";
   const auto fits = [&](int64_t count, int64_t size) { return count >= 0 && size > 0 && count <= mapped / size; };
-  if (!fits(request.active, 4) || !fits(request.pairs, 4) || !fits(request.rows, request.row_bytes) || !fits(request.pairs, request.row_bytes)) {
+  if (!fits(request.active, 4) || !fits(request.pairs, 4) || !fits(request.rows, request.row_bytes) ||
+      !fits(request.pairs, request.row_bytes)) {
     return "a message's numbers are out of range";
   }
   const Layout at = Layout::of(request.active, request.pairs, request.rows * request.row_bytes);
   const int64_t room = std::max(request.pairs * request.row_bytes, kLeastReply);
-  if (request.reply_at < at.end || request.reply_at > mapped - room || request.reply_at % kAlign != 0) return "a message does not fit its segment";
+  if (request.reply_at < at.end || request.reply_at > mapped - room || request.reply_at % kAlign != 0)
+    return "a message does not fit its segment";
   const auto numbers = [&](int64_t offset) { return reinterpret_cast<const int32_t*>(header->at(offset)); };
-  *out = {sent, request, numbers(at.experts), numbers(at.offsets), numbers(at.rows), header->at(at.x), header->at(request.reply_at), room};
+  *out = {sent,
+          request,
+          numbers(at.experts),
+          numbers(at.offsets),
+          numbers(at.rows),
+          header->at(at.x),
+          header->at(request.reply_at),
+          room};
   sequence = sent;
   return nullptr;
 }
@@ -196,7 +215,8 @@ void End::reply(uint64_t answered, ReplyKind kind, int64_t bytes) {
 
 }  // namespace iso
 
-// --- for Python ------------------------------------------------------------------------------------------------------------------------
+// --- for Python
+// -------------------------------------------------------------------------------------------------
 
 using namespace iso;
 
@@ -212,7 +232,8 @@ ISO_EXPORT void iso_segment_begin(Header* header, int64_t bytes) {
   header->bytes.store(bytes, std::memory_order_release);
 }
 
-// `own`, `peer`: bells; null: the segment's own. Takes the socket over; null when the segment is none, or no descriptor or memory is left.
+// `own`, `peer`: bells; null: the segment's own. Takes the socket over; null when the segment is none, or no descriptor
+// or memory is left.
 ISO_EXPORT End* iso_end_open(Header* header, Bell* own, Bell* peer, int shard, int socket) {
   if (header->magic != kMagic) return nullptr;
   Bell* const shards = &header->shard_bell;
@@ -235,13 +256,14 @@ ISO_EXPORT void iso_end_move(End* end, Header* header, int64_t bytes, int shard)
 ISO_EXPORT int64_t iso_end_bytes(const End* end) { return end->header->bytes.load(std::memory_order_acquire); }
 
 // 0: sent. Negative: -Outcome. Positive: the segment needs so many bytes.
-ISO_EXPORT int64_t iso_end_send(End* end, int64_t layer, int64_t version, const int32_t* experts, int64_t active, const int32_t* offsets,
-                                const int32_t* rows, int64_t pairs, const uint8_t* x, int64_t x_stride, int64_t x_rows, int64_t row_bytes,
-                                int dtype) {
+ISO_EXPORT int64_t iso_end_send(End* end, int64_t layer, int64_t version, const int32_t* experts, int64_t active,
+                                const int32_t* offsets, const int32_t* rows, int64_t pairs, const uint8_t* x,
+                                int64_t x_stride, int64_t x_rows, int64_t row_bytes, int dtype) {
   const int64_t reply_at = Layout::of(active, pairs, x_rows * row_bytes).end;
   const int64_t needed = reply_at + std::max(pairs * row_bytes, kLeastReply);
   if (needed > iso_end_bytes(end)) return needed;
-  return -end->send(Request{layer, version, active, pairs, x_rows, row_bytes, dtype, reply_at}, experts, offsets, rows, x, x_stride);
+  return -end->send(Request{layer, version, active, pairs, x_rows, row_bytes, dtype, reply_at}, experts, offsets, rows,
+                    x, x_stride);
 }
 
 // → kind, where, bytes of the reply.
@@ -260,8 +282,9 @@ ISO_EXPORT const char* iso_end_read(End* end, int64_t mapped, int64_t* out) {
   Message m;
   if (const char* wrong = end->read(mapped, &m)) return wrong;
   const Request& r = m.request;
-  const int64_t fields[] = {static_cast<int64_t>(m.sequence), r.layer, r.version, r.active, r.pairs, r.rows, r.row_bytes, r.dtype,
-                            m.x - end->header->at(0)};
+  const int64_t fields[] = {
+      static_cast<int64_t>(m.sequence), r.layer, r.version, r.active, r.pairs, r.rows, r.row_bytes, r.dtype,
+      m.x - end->header->at(0)};
   std::copy(std::begin(fields), std::end(fields), out);
   return nullptr;
 }

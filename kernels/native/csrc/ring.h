@@ -1,12 +1,14 @@
-// One link between a shard and an expert group in memory that both have mapped. Python sees the `iso_end_` functions of ring.cpp.
+// One link between a shard and an expert group in memory that both have mapped. Python sees the `iso_end_` functions of
+// ring.cpp.
 //
-// A segment is a Header page, then the body of the message under way: experts int32[active], offsets int32[active + 1], rows int32[pairs],
-// zeros up to kAlign, the rows' bytes; and, at `reply_at`, the outputs' bytes or a text. The shard lays both out, so only the shard grows a
-// segment. One message is under way at a time: the request and the reply are one slot each.
+// A segment is a Header page, then the body of the message under way: experts int32[active], offsets int32[active + 1],
+// rows int32[pairs], zeros up to kAlign, the rows' bytes; and, at `reply_at`, the outputs' bytes or a text. The shard
+// lays both out, so only the shard grows a segment. One message is under way at a time: the request and the reply are
+// one slot each.
 //
-// Whoever waits sleeps on a bell of its own: a shard's lies in its segment, a group's in a page that its shards have mapped too, so that one
-// group waits for many shards at once. A thread per process watches the sockets over which links were made: the system closes a dead process's
-// socket, and that rings the survivor's own bell.
+// Whoever waits sleeps on a bell of its own: a shard's lies in its segment, a group's in a page that its shards have
+// mapped too, so that one group waits for many shards at once. A thread per process watches the sockets over which
+// links were made: the system closes a dead process's socket, and that rings the survivor's own bell.
 #pragma once
 
 #if defined(__linux__)
@@ -31,7 +33,8 @@ struct alignas(64) Bell {
   std::atomic<uint32_t> count, sleepers;
 
   void ring();
-  void sleep(uint32_t seen, int64_t until);  // until the count is no longer `seen`, `until` in now_ns() has come, or for no reason
+  void sleep(uint32_t seen,
+             int64_t until);  // until the count is no longer `seen`, `until` in now_ns() has come, or for no reason
 };
 
 // How long to look before sleeping: what helped the last times. Several processes share the cores, so never for long.
@@ -81,7 +84,7 @@ struct Request {
 
 struct Header {
   uint32_t magic;
-  std::atomic<int64_t> bytes;  // of the segment; grows
+  std::atomic<int64_t> bytes;              // of the segment; grows
   alignas(64) std::atomic<uint64_t> sent;  // the sequence number of the last message
   std::atomic<uint32_t> in_step, shard_closed;
   Request request;
@@ -100,7 +103,8 @@ struct Layout {
   int64_t experts, offsets, rows, x, end;
 
   static Layout of(int64_t active, int64_t pairs, int64_t x_bytes) {
-    const int64_t offsets = kHeaderBytes + active * 4, rows = offsets + (active + 1) * 4, numbers_end = rows + pairs * 4;
+    const int64_t offsets = kHeaderBytes + active * 4, rows = offsets + (active + 1) * 4,
+                  numbers_end = rows + pairs * 4;
     const int64_t x = (numbers_end + kAlign - 1) / kAlign * kAlign;
     return {kHeaderBytes, offsets, rows, x, (x + x_bytes + kAlign - 1) / kAlign * kAlign};
   }
@@ -129,7 +133,8 @@ class End {
   void mark_lost();  // by the watcher, or after a timeout
 
   // --- the shard's side ---
-  Outcome send(const Request& request, const int32_t* experts, const int32_t* offsets, const int32_t* rows, const uint8_t* x, int64_t x_stride);
+  Outcome send(const Request& request, const int32_t* experts, const int32_t* offsets, const int32_t* rows,
+               const uint8_t* x, int64_t x_stride);
   Outcome await_reply(int64_t until);
   void step(bool inside);
 

@@ -12,7 +12,8 @@ ISO_INLINE void mark_largest(const float* values, int64_t n, int64_t count, bool
   }
 }
 
-static void choose_experts(const RouteCall& call, const float* scores, float* biased, bool* marked, int32_t* ids, float* weights) {
+static void choose_experts(const RouteCall& call, const float* scores, float* biased, bool* marked, int32_t* ids,
+                           float* weights) {
   const int64_t experts = call.experts, groups = call.n_group, size = experts / groups;
   for (int64_t e = 0; e < experts; ++e) biased[e] = scores[e] + call.bias[e];
   if (call.topk_group < groups) {
@@ -41,7 +42,8 @@ static void choose_experts(const RouteCall& call, const float* scores, float* bi
     weights[j++] = scores[e];
     sum += scores[e];
   }
-  for (int j = 0; j < call.top_k; ++j) weights[j] = (call.normalise ? weights[j] / (sum + 1e-20f) : weights[j]) * call.scaling;
+  for (int j = 0; j < call.top_k; ++j)
+    weights[j] = (call.normalise ? weights[j] / (sum + 1e-20f) : weights[j]) * call.scaling;
 }
 
 template <class M>
@@ -60,7 +62,8 @@ static void route_of(Pool& pool, const RouteCall& call) {
     // Rows widened to float32 and padded with zeros; one further zero row stands in for what is missing.
     auto* wide = scratch_of<float>(kQuery, (kRows + 1 + kDotColumns) * width);
     for (int64_t r = 0; r < n; ++r) {
-      for (int64_t i = 0; i < width; i += W) store(wide + r * width + i, load_some<M>(x + (first + r) * call.x_stride + i, call.hidden - i));
+      for (int64_t i = 0; i < width; i += W)
+        store(wide + r * width + i, load_some<M>(x + (first + r) * call.x_stride + i, call.hidden - i));
     }
     for (int64_t i = 0; i < width; i += W) store(wide + kRows * width + i, set(0.0f));
     const uint32_t* columns[kDotColumns];
@@ -77,7 +80,8 @@ static void route_of(Pool& pool, const RouteCall& call) {
         columns[j] = reinterpret_cast<const uint32_t*>(weight);
       }
       for (int64_t r = 0; r < n; r += kDotRows) {
-        for (int i = 0; i < kDotRows; ++i) rows[i] = reinterpret_cast<const uint32_t*>(wide + least(r + i, kRows) * width);
+        for (int i = 0; i < kDotRows; ++i)
+          rows[i] = reinterpret_cast<const uint32_t*>(wide + least(r + i, kRows) * width);
         for (int i = 0; i < kDotRows; ++i) {
           if (r + i >= n) rows[i] = reinterpret_cast<const uint32_t*>(wide + kRows * width);
         }

@@ -1,7 +1,8 @@
-// Dot products of rows with rows, both stored along K: no packing, which suits the keys of a cache and the gate of a router.
+// Dot products of rows with rows, both stored along K: no packing, which suits the keys of a cache and the gate of a
+// router.
 
-// out[r][c] = Σ_k rows[r][k] × columns[c][k] for kDotRows × kDotColumns rows given by pointers to `words` words, a multiple of W. Lanes run
-// over K and are summed in one fixed tree.
+// out[r][c] = Σ_k rows[r][k] × columns[c][k] for kDotRows × kDotColumns rows given by pointers to `words` words, a
+// multiple of W. Lanes run over K and are summed in one fixed tree.
 template <class M>
 ISO_INLINE void dot_block(const uint32_t* const* rows, const uint32_t* const* columns, int64_t words, float* out) {
   vf c[kDotRows * kDotColumns];

@@ -1,4 +1,5 @@
-// Sampling: which tokens top-k and top-p leave, without sorting the vocabulary, then the largest of value + Gumbel noise among them.
+// Sampling: which tokens top-k and top-p leave, without sorting the vocabulary, then the largest of value + Gumbel
+// noise among them.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -25,7 +26,8 @@ uint64_t noise_key(int64_t seed, int64_t index) {
 // Bin of a value by its distance below the largest: a token in a lower bin is always the likelier one.
 int bin_of(float largest, float value) {
   const float distance = (largest - value) * kBinsPerNat;
-  return distance < static_cast<float>(kBins - 1) ? static_cast<int>(distance) : kBins - 1;  // NaN (from infinities) goes last too
+  return distance < static_cast<float>(kBins - 1) ? static_cast<int>(distance)
+                                                  : kBins - 1;  // NaN (from infinities) goes last too
 }
 
 struct Row {
@@ -35,7 +37,8 @@ struct Row {
   float largest;
 
   std::vector<int64_t> sorted(std::vector<int64_t> ids) const {
-    std::sort(ids.begin(), ids.end(), [&](int64_t a, int64_t b) { return values[a] != values[b] ? values[a] > values[b] : a < b; });
+    std::sort(ids.begin(), ids.end(),
+              [&](int64_t a, int64_t b) { return values[a] != values[b] ? values[a] > values[b] : a < b; });
     return ids;
   }
 
@@ -78,9 +81,11 @@ struct Row {
     double total = 0.0, before = 0.0;
     for (double s : sum) total += s;
     int bin = 0;
-    while (bin < kBins - 1 && before + sum[static_cast<size_t>(bin)] < p * total) before += sum[static_cast<size_t>(bin++)];
+    while (bin < kBins - 1 && before + sum[static_cast<size_t>(bin)] < p * total)
+      before += sum[static_cast<size_t>(bin++)];
     std::vector<int64_t> ids = sorted(in_bins(bin, bin));
-    for (; ids.empty(); --bin) ids = sorted(in_bins(bin, bin));  // rounding at the very end: the last bin that holds anything
+    for (; ids.empty(); --bin)
+      ids = sorted(in_bins(bin, bin));  // rounding at the very end: the last bin that holds anything
     return ids[reach(ids, before, p * total, [&](int64_t id) { return weights[id]; }) - 1];
   }
 };
@@ -99,7 +104,9 @@ int64_t sample_row(const Ops& ops, const SampleCall& call, int64_t t) {
   if (call.top_k[t] > 0) {
     std::vector<int64_t> ids = row.top_k(std::min(call.top_k[t], call.vocab));
     if (p < 1.0) {
-      const auto weight = [&](int64_t id) { return std::exp(static_cast<double>(values[id]) - static_cast<double>(largest)); };
+      const auto weight = [&](int64_t id) {
+        return std::exp(static_cast<double>(values[id]) - static_cast<double>(largest));
+      };
       double total = 0.0;
       for (int64_t id : ids) total += weight(id);
       ids.resize(Row::reach(ids, 0.0, p * total, weight));

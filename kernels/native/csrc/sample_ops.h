@@ -1,5 +1,5 @@
-// Passes over a vocabulary that sample.cpp chooses from. Blocks of kBlock keep the temporaries in the first cache; the plain loops are
-// vectorised by the compiler.
+// Passes over a vocabulary that sample.cpp chooses from. Blocks of kBlock keep the temporaries in the first cache; the
+// plain loops are vectorised by the compiler.
 
 constexpr int64_t kBlock = 64;
 
@@ -31,7 +31,8 @@ static float sample_scale(const float* logits, float temperature, float* values,
   return largest;
 }
 
-// exp for x <= 0 in double, about 1 ulp: x = n ln 2 + r, then a Taylor series to the 13th power (|r| <= 0.35). Below -700 it is zero.
+// exp for x <= 0 in double, about 1 ulp: x = n ln 2 + r, then a Taylor series to the 13th power (|r| <= 0.35). Below
+// -700 it is zero.
 ISO_INLINE double exp_double(double x) {
   const double limited = x < -700.0 ? -700.0 : x;
   const double shifted = limited * 1.4426950408889634 + 6755399441055744.0;
@@ -51,7 +52,8 @@ ISO_INLINE double exp_double(double x) {
   p = p * r + 0.5;
   p = p * r + 1.0;
   p = p * r + 1.0;
-  const int64_t exponent = __builtin_bit_cast(int64_t, shifted) - __builtin_bit_cast(int64_t, 6755399441055744.0) + 1023;
+  const int64_t exponent =
+      __builtin_bit_cast(int64_t, shifted) - __builtin_bit_cast(int64_t, 6755399441055744.0) + 1023;
   return x < -700.0 ? 0.0 : p * __builtin_bit_cast(double, exponent << 52);
 }
 
@@ -65,11 +67,11 @@ ISO_INLINE uint64_t mix(uint64_t z) {  // splitmix64's finaliser
   return z ^ (z >> 31);
 }
 
-static void sample_gumbel(const float* values, int64_t first, int64_t count, uint64_t key, float least_value, int64_t least_id, double* best,
-                          int64_t* best_id) {
+static void sample_gumbel(const float* values, int64_t first, int64_t count, uint64_t key, float least_value,
+                          int64_t least_id, double* best, int64_t* best_id) {
   constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
-  // -log(-log u) <= -log(1 - u), and log2(f) >= (bits of f as a number) / 2^23 - 127, so a few integer steps bound a token's noise from
-  // above. Only tokens whose bound reaches the best value so far are worth two logarithms.
+  // -log(-log u) <= -log(1 - u), and log2(f) >= (bits of f as a number) / 2^23 - 127, so a few integer steps bound a
+  // token's noise from above. Only tokens whose bound reaches the best value so far are worth two logarithms.
   for (int64_t begin = first; begin < first + count; begin += kBlock) {
     const int64_t n = least(kBlock, first + count - begin);
     uint64_t hash[kBlock];
@@ -78,7 +80,8 @@ static void sample_gumbel(const float* values, int64_t first, int64_t count, uin
     for (int64_t i = 0; i < kBlock; ++i) hash[i] = mix(base + static_cast<uint64_t>(i) * kGolden);
     for (int64_t i = 0; i < kBlock; ++i) {
       const float complement = static_cast<float>(static_cast<int32_t>(~hash[i] >> 33));  // (1 - u) 2^31, rounded down
-      bound[i] = (158.0f - static_cast<float>(__builtin_bit_cast(int32_t, complement)) * 0x1p-23f) * 0.69314718f + 0.001f;
+      bound[i] =
+          (158.0f - static_cast<float>(__builtin_bit_cast(int32_t, complement)) * 0x1p-23f) * 0.69314718f + 0.001f;
     }
     const float goal = static_cast<float>(*best);
     const float slack = (goal < 0 ? -goal : goal) * 1e-6f;

@@ -7,7 +7,9 @@ ISO_INLINE vf dot_bf16(vf sum, vi a, vi b) {
 }
 ISO_INLINE vh narrow(vf value) { return narrow_portable(value); }
 ISO_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-ISO_INLINE void prefetch_second(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // into the second cache
+ISO_INLINE void prefetch_second(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}  // into the second cache
 
 ISO_INLINE void store_lanes(uint32_t* p, vi value, int n) {  // the first n <= W lanes
   _mm256_maskstore_epi32(reinterpret_cast<int*>(p), (__m256i)(lanes() < n), (__m256i)value);
@@ -41,11 +43,14 @@ ISO_INLINE void decode_fp8(const uint8_t* codes, int64_t words, uint32_t* out) {
   const __m256i quiet = _mm256_set1_epi16(0x7fc0), byte_off = _mm256_set1_epi16(static_cast<short>(0x8000));
   for (int64_t u = 0; u < words; ++u) {
     for (int lane = 0; lane < 4; ++lane) {
-      const __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + u * 64 + lane * 16)));
-      const __m256i magnitude = _mm256_and_si256(code, nan), sign = _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x80)), 8);
+      const __m256i code =
+          _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + u * 64 + lane * 16)));
+      const __m256i magnitude = _mm256_and_si256(code, nan),
+                    sign = _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x80)), 8);
       const __m256i normal = _mm256_add_epi16(_mm256_slli_epi16(magnitude, 4), bias);
       const __m256i index = _mm256_or_si256(magnitude, byte_off);  // the upper byte of each lane looks nothing up
-      const __m256i tiny = _mm256_or_si256(_mm256_shuffle_epi8(lows, index), _mm256_slli_epi16(_mm256_shuffle_epi8(highs, index), 8));
+      const __m256i tiny =
+          _mm256_or_si256(_mm256_shuffle_epi8(lows, index), _mm256_slli_epi16(_mm256_shuffle_epi8(highs, index), 8));
       __m256i value = _mm256_blendv_epi8(normal, tiny, _mm256_cmpgt_epi16(eight, magnitude));
       value = _mm256_blendv_epi8(value, quiet, _mm256_cmpeq_epi16(magnitude, nan));
       value = _mm256_or_si256(value, sign);

@@ -1,7 +1,8 @@
-// Vectors of ISO_W floats with GCC's vector extension, which lowers to whatever the enclosing target offers. Included inside the
-// namespace of one instruction set, after ISO_W and ISO_ATTR are defined and before its own primitives.
+// Vectors of ISO_W floats with GCC's vector extension, which lowers to whatever the enclosing target offers. Included
+// inside the namespace of one instruction set, after ISO_W and ISO_ATTR are defined and before its own primitives.
 //
-// Nothing here may call a function template of the standard library: the linker keeps one copy of those for all instruction sets.
+// Nothing here may call a function template of the standard library: the linker keeps one copy of those for all
+// instruction sets.
 
 #define ISO_INLINE static inline __attribute__((always_inline))
 

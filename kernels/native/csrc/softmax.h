@@ -1,12 +1,12 @@
-// One split of a softmax: kSplit positions counted from position 0, whatever the batch or the chunking of a prompt. Splits are merged in
-// ascending order.
+// One split of a softmax: kSplit positions counted from position 0, whatever the batch or the chunking of a prompt.
+// Splits are merged in ascending order.
 
 struct Softmax {
   float largest, sum;
 };
 
-// scores[0 .. n) × scale → weights exp(score - largest), rounded to the activation dtype, up to `count` of them, zero from n on. Scores are
-// padded in place to whole vectors.
+// scores[0 .. n) × scale → weights exp(score - largest), rounded to the activation dtype, up to `count` of them, zero
+// from n on. Scores are padded in place to whole vectors.
 template <class M>
 ISO_INLINE Softmax softmax_split(float* scores, int64_t n, float scale, typename M::T* out, int64_t count) {
   vf largest = set(-__builtin_inff());

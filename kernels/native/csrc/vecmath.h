@@ -1,9 +1,9 @@
-// Functions of vectors, and rows as words in either activation dtype. A lane's result never depends on its neighbours, so tails are
-// computed as whole vectors of padded input.
+// Functions of vectors, and rows as words in either activation dtype. A lane's result never depends on its neighbours,
+// so tails are computed as whole vectors of padded input.
 
 ISO_INLINE vf exp_v(vf x) {
-  // x = n ln 2 + r, |r| <= ln 2 / 2; degree 6 (Cephes' coefficients), within 1 ulp or so. Below -87 the result is zero, so a mask of -inf
-  // contributes exactly nothing; NaN stays NaN.
+  // x = n ln 2 + r, |r| <= ln 2 / 2; degree 6 (Cephes' coefficients), within 1 ulp or so. Below -87 the result is zero,
+  // so a mask of -inf contributes exactly nothing; NaN stays NaN.
   const vf limited = choose(x < set(-87.0f), set(-87.0f), choose(x > set(88.0f), set(88.0f), x));
   const vf shifted = fma(limited, set(1.44269504f), set(12582912.0f));
   const vf n = shifted - set(12582912.0f);
@@ -41,7 +41,8 @@ ISO_INLINE float largest_lane(vf v) {
 }
 
 template <int S>
-ISO_INLINE vf fold(vf a, vf b) {  // lane i of the result: the pair sum over bit S, of a where that bit is clear, of b where it is set
+ISO_INLINE vf
+fold(vf a, vf b) {  // lane i of the result: the pair sum over bit S, of a where that bit is clear, of b where it is set
   return low_of<S>(a, b, Lanes{}) + high_of<S>(a, b, Lanes{});
 }
 

@@ -1,4 +1,5 @@
-"""The engine's sampling and log-probabilities, and the tensors that a step is made of. That its tokens are right is test_parity.py's subject."""
+"""The engine's sampling and log-probabilities, and the tensors that a step is made of. That its tokens are right is
+test_parity.py's subject."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def engine(checkpoint: Checkpoint) -> Engine:
 PROMPT = (5, 250, 17, 99, 4, 123)
 
 
-def request(name: str, max_tokens: int = 12, prompt: tuple[int, ...] = PROMPT, generated: tuple[int, ...] = (), **params: Any) -> GenerationRequest:
+def request(
+    name: str, max_tokens: int = 12, prompt: tuple[int, ...] = PROMPT, generated: tuple[int, ...] = (), **params: Any
+) -> GenerationRequest:
     return GenerationRequest(name, prompt, SamplingParams(max_tokens, **params), generated)
 
 
@@ -74,7 +77,11 @@ def test_noise_is_drawn_by_seed_and_index_among_the_output_tokens(engine: Engine
 
     monkeypatch.setattr(ReferenceKernels, "sample", record)
     long = tuple(range(40))  # longer than the budget of a step
-    for asked in (request("a", 6, long, seed=8), request("b", 6, long, seed=8), request("c", 6, long, generated=(1, 2, 3), seed=8)):
+    for asked in (
+        request("a", 6, long, seed=8),
+        request("b", 6, long, seed=8),
+        request("c", 6, long, generated=(1, 2, 3), seed=8),
+    ):
         drawn.clear()
         engine.scheduler.add(asked)
         while len(engine.scheduler):
@@ -110,7 +117,9 @@ def test_a_temperature_too_small_to_divide_by_is_greedy(engine: Engine, temperat
 def test_a_stop_token_ends_one_request_and_no_other(engine: Engine):
     tokens = generate(engine, request("g", temperature=0.0))["g"]
     stop = tokens[3]
-    deltas = list(run(engine, [request("stops", temperature=0.0, stop_token_ids=(stop,)), request("goes-on", temperature=0.0)]))
+    deltas = list(
+        run(engine, [request("stops", temperature=0.0, stop_token_ids=(stop,)), request("goes-on", temperature=0.0)])
+    )
     stopped = [d for d in deltas if d.request_id == "stops"]
     assert [t for d in stopped for t in d.token_ids] == tokens[: tokens.index(stop) + 1]
     assert stopped[-1].finish_reason is FinishReason.STOP
@@ -120,7 +129,9 @@ def test_a_stop_token_ends_one_request_and_no_other(engine: Engine):
 
 @pytest.mark.parametrize("top", [None, 0, 3])
 def test_log_probabilities_are_given_as_many_as_asked(engine: Engine, top: int | None):
-    deltas = list(run(engine, [request("a", 3, temperature=2.0, seed=4, logprobs=top), request("b", 3, temperature=0.0)]))
+    deltas = list(
+        run(engine, [request("a", 3, temperature=2.0, seed=4, logprobs=top), request("b", 3, temperature=0.0)])
+    )
     for delta in deltas:
         if delta.request_id == "b" or top is None:
             assert delta.logprobs == ()
@@ -138,13 +149,15 @@ def test_token_logprobs_are_of_the_whole_distribution():
     assert [v for _, v in result.top] == pytest.approx([2.0 - total, 1.0 - total], abs=1e-6)
 
 
-# --- the tensors of a step -----------------------------------------------------------------------------------------------------------------
+# --- the tensors of a step ------------------------------------------------------------------------
 
 
 def sequence(name: str, prompt: int, generated: int, blocks: list[int]) -> ScheduledSequence:
     """Tokens are numbered from 100 × the letter's place on."""
     tokens = [100 * (ord(name) - ord("a")) + i for i in range(prompt + generated)]
-    return ScheduledSequence(GenerationRequest(name, tuple(tokens[:prompt]), SamplingParams(9)), 0, tokens, blocks=blocks)
+    return ScheduledSequence(
+        GenerationRequest(name, tuple(tokens[:prompt]), SamplingParams(9)), 0, tokens, blocks=blocks
+    )
 
 
 # Tables that say which position was read.
@@ -154,7 +167,10 @@ COS, SIN = torch.arange(16.0)[:, None], 100 + torch.arange(16.0)[:, None]
 def test_a_step_written_out():
     a, b, c = sequence("a", 5, 4, [7, 3, 9]), sequence("b", 1, 1, [2]), sequence("c", 7, 0, [5, 1])
     batch = build_batch(
-        [Chunk(a, 6, 3, Form.DECODE, True), Chunk(b, 1, 1, Form.DECODE, True), Chunk(c, 2, 3, Form.PREFILL, False)], 4, COS, SIN
+        [Chunk(a, 6, 3, Form.DECODE, True), Chunk(b, 1, 1, Form.DECODE, True), Chunk(c, 2, 3, Form.PREFILL, False)],
+        4,
+        COS,
+        SIN,
     )
     rows = batch.attention
     assert batch.token_ids.tolist() == [6, 7, 8, 101, 202, 203, 204]
@@ -170,8 +186,9 @@ def test_a_step_written_out():
     assert batch.sample_rows.tolist() == [2, 3]
     tensors = {name: t for part in (batch, rows) for name, t in vars(part).items() if isinstance(t, torch.Tensor)}
     assert {name: t.dtype for name, t in tensors.items()} == {
-        "token_ids": torch.int64, "cos_TR2": torch.float32, "sin_TR2": torch.float32, "cache_slots": torch.int64, "decode_tables": torch.int32,
-        "decode_sequence": torch.int32, "decode_lengths": torch.int32, "sample_rows": torch.int64,
+        "token_ids": torch.int64, "cos_TR2": torch.float32, "sin_TR2": torch.float32, "cache_slots": torch.int64,
+        "decode_tables": torch.int32, "decode_sequence": torch.int32, "decode_lengths": torch.int32,
+        "sample_rows": torch.int64,
     }  # fmt: skip
 
 
@@ -180,13 +197,18 @@ def test_a_step_of_prompts_only_has_no_decode_tables():
     assert (batch.attention.decodes, batch.attention.decode_tables.numel(), batch.sample_rows.tolist()) == (0, 0, [2])
 
 
-# --- weights -------------------------------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("heads", [1, 3])
 def test_a_loaded_model_does_not_need_its_files(tmp_path: Path, heads: int):
     """Overwritten after loading: a weight that is still a view of the mapped file would change."""
-    make_checkpoint(tmp_path, {"num_attention_heads": heads, "num_key_value_heads": heads, "attention_bias": True}, dtype="float32", shards=2)
+    make_checkpoint(
+        tmp_path,
+        {"num_attention_heads": heads, "num_key_value_heads": heads, "attention_bias": True},
+        dtype="float32",
+        shards=2,
+    )
     config = SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128)
     engine = local_engine(Checkpoint.open(tmp_path), ReferenceKernels(torch.float32), config)
     expected = generate(engine, request("before", 20, temperature=0.0))["before"]
@@ -205,12 +227,16 @@ def test_biases_that_the_config_does_not_ask_for_are_not_used(tmp_path: Path):
     make_checkpoint(tmp_path / "plain", overrides)
     make_checkpoint(tmp_path / "stray", overrides, change=lambda t: t.update({n: torch.full((7,), 3.0) for n in names}))
     config = SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128)
-    plain, stray = (local_engine(Checkpoint.open(tmp_path / n), ReferenceKernels(torch.float32), config) for n in ("plain", "stray"))
+    plain, stray = (
+        local_engine(Checkpoint.open(tmp_path / n), ReferenceKernels(torch.float32), config) for n in ("plain", "stray")
+    )
     asked = request("a", temperature=0.0)
     assert generate(plain, asked) == generate(stray, asked)
 
 
-def test_an_expert_group_reads_no_attention_weight_and_a_shard_no_expert(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+def test_an_expert_group_reads_no_attention_weight_and_a_shard_no_expert(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+):
     from isotherm.actors.models.deepseek_v3 import AttentionModel
     from isotherm.actors.models.weights import WeightReader
 
@@ -243,17 +269,22 @@ def test_dtypes_of_a_manifest():
 
 def test_an_8_bit_head_gives_nearly_the_same_logits(tmp_path: Path):
     make_checkpoint(tmp_path, {}, dtype="float32")
-    checkpoint, config = Checkpoint.open(tmp_path), SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128)
+    checkpoint, config = (
+        Checkpoint.open(tmp_path),
+        SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128),
+    )
     logits = []
     for head in ("stored", "fp8"):
         engine = local_engine(checkpoint, ReferenceKernels(torch.float32), config, head=head)
-        batch = build_batch([Chunk(sequence("a", 9, 0, [0, 1, 2]), 0, 9, Form.PREFILL, True)], 4, engine.model.cos, engine.model.sin)
+        batch = build_batch(
+            [Chunk(sequence("a", 9, 0, [0, 1, 2]), 0, 9, Form.PREFILL, True)], 4, engine.model.cos, engine.model.sin
+        )
         logits.append(engine.model.forward(batch, engine.cache, engine.experts))
     difference = (logits[1] - logits[0]).std() / logits[0].std()
     assert 0.001 < difference < 0.06  # e4m3 rounds each weight by up to a sixteenth, about a fortieth on average
 
 
-# --- a request that makes the step fail ----------------------------------------------------------------------------------------------------
+# --- a request that makes the step fail -----------------------------------------------------------
 
 
 def fail_with(engine: Engine, poison: str) -> list[int]:

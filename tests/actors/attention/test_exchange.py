@@ -28,14 +28,16 @@ from isotherm.kernels.reference import ReferenceKernels
 EXPERTS, LAYERS = 12, (1, 2)
 
 
-# --- the split -----------------------------------------------------------------------------------------------------------------------------
+# --- the split ------------------------------------------------------------------------------------
 
 
 @st.composite
 def splits(draw: st.DrawFn) -> tuple[np.ndarray, LayerTable, int]:
     """Router ids, a layer's table and a turn."""
     experts, groups = draw(st.integers(1, 8)), draw(st.integers(1, 5))
-    holders = [draw(st.lists(st.integers(0, groups - 1), min_size=1, max_size=groups, unique=True)) for _ in range(experts)]
+    holders = [
+        draw(st.lists(st.integers(0, groups - 1), min_size=1, max_size=groups, unique=True)) for _ in range(experts)
+    ]
     names = tuple(f"g{i}" for i in range(groups))
     placement = Placement(1, (3,), (tuple(tuple(names[g] for g in h) for h in holders),))
     top_k = draw(st.integers(1, experts))
@@ -60,7 +62,9 @@ def test_every_pair_goes_to_one_group_that_holds_its_expert(split: tuple[np.ndar
         expert_of_pair = np.repeat(share.experts_A, np.diff(share.offsets_A1))
         assert (expert_of_pair == ids.ravel()[share.pairs_P]).all()
         assert (share.rows_U[share.rows_P] == share.pairs_P // ids.shape[1]).all()
-        assert share.rows_U.tolist() == sorted(set(share.rows_U.tolist())) and set(share.rows_P.tolist()) == set(range(len(share.rows_U)))
+        assert share.rows_U.tolist() == sorted(set(share.rows_U.tolist())) and set(share.rows_P.tolist()) == set(
+            range(len(share.rows_U))
+        )
         assert all(share.group in table.copies[e, : table.count[e]] for e in share.experts_A)
         assert (share.rows_P.dtype, share.experts_A.dtype, share.offsets_A1.dtype) == (np.int32, np.int32, np.int32)
 
@@ -89,13 +93,15 @@ def test_a_split_written_out():
     placement = Placement(1, (0,), ((("a",), ("b",), ("a", "b"), ("b",)),))
     ids = np.array([[0, 2], [1, 2], [0, 2]], dtype=np.int32)
     a, b = split_rows(ids, layer_tables(placement, ("a", "b"))[0])
-    assert (a.group, a.rows_U.tolist(), a.rows_P.tolist(), a.experts_A.tolist(), a.offsets_A1.tolist(), a.pairs_P.tolist()) == (
+    assert (a.group, a.rows_U.tolist(), a.rows_P.tolist(), a.experts_A.tolist(), a.offsets_A1.tolist(),
+            a.pairs_P.tolist()) == (
         0, [0, 2], [0, 1, 0, 1], [0, 2], [0, 2, 4], [0, 4, 1, 5])  # fmt: skip
-    assert (b.group, b.rows_U.tolist(), b.rows_P.tolist(), b.experts_A.tolist(), b.offsets_A1.tolist(), b.pairs_P.tolist()) == (
+    assert (b.group, b.rows_U.tolist(), b.rows_P.tolist(), b.experts_A.tolist(), b.offsets_A1.tolist(),
+            b.pairs_P.tolist()) == (
         1, [1], [0, 0], [1, 2], [0, 1, 2], [2, 3])  # fmt: skip
 
 
-# --- workers -------------------------------------------------------------------------------------------------------------------------------
+# --- workers --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +140,26 @@ def test_a_worker_computes_each_pair_with_its_own_layer_and_expert(reader: Weigh
     worker = make_worker(reader, held, slots=6)
     x = torch.randn(3, 56, generator=torch.Generator().manual_seed(0))
     for layer, experts in ((1, [3, 7]), (2, [0, 7])):
-        message = Dispatch(layer, 1, x, np.array([2, 0, 1, 2], np.int32), np.array(experts, np.int32), np.array([0, 1, 4], np.int32))
-        expected = [expert_output(reader, layer, e, x[r]) for e, r in zip([experts[0]] + [experts[1]] * 3, [2, 0, 1, 2], strict=True)]
+        message = Dispatch(
+            layer, 1, x, np.array([2, 0, 1, 2], np.int32), np.array(experts, np.int32), np.array([0, 1, 4], np.int32)
+        )
+        expected = [
+            expert_output(reader, layer, e, x[r])
+            for e, r in zip([experts[0]] + [experts[1]] * 3, [2, 0, 1, 2], strict=True)
+        ]
         torch.testing.assert_close(worker.compute(message), torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_an_expert_that_is_not_held_is_named_and_not_computed(reader: WeightReader):
     worker = make_worker(reader, [(1, 0), (1, 5), (2, 4)])
-    message = Dispatch(1, 17, torch.zeros(1, 56), np.zeros(3, np.int32), np.array([0, 3, 4], np.int32), np.array([0, 1, 2, 3], np.int32))
+    message = Dispatch(
+        1,
+        17,
+        torch.zeros(1, 56),
+        np.zeros(3, np.int32),
+        np.array([0, 3, 4], np.int32),
+        np.array([0, 1, 2, 3], np.int32),
+    )
     with pytest.raises(ExpertNotHeldError, match=r"layer 1 experts \[3, 4\] are not held \(placement version 17\)"):
         worker.compute(message)
     with pytest.raises(ExpertNotHeldError, match=r"layer 2 experts \[0\]"):
@@ -207,7 +225,9 @@ def test_a_group_reads_only_its_own_experts(reader: WeightReader, monkeypatch: p
     monkeypatch.setattr(WeightReader, "tensor", lambda self, name: names.append(name) or original(self, name))
     make_worker(reader, [(1, 4), (2, 5)])
     assert sorted(names) == sorted(
-        f"model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight" for layer, e in [(1, 4), (2, 5)] for part in ("gate", "up", "down")
+        f"model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight"
+        for layer, e in [(1, 4), (2, 5)]
+        for part in ("gate", "up", "down")
     )
 
 
@@ -249,7 +269,7 @@ def test_weights_are_copies_and_no_views_of_the_file(tmp_path: Path):
     assert torch.equal(worker.compute(one_pair(1, 0, x)), before)
 
 
-# --- the exchange --------------------------------------------------------------------------------------------------------------------------
+# --- the exchange ---------------------------------------------------------------------------------
 
 
 def make_exchange(reader: WeightReader, placement: Placement) -> ExpertExchange:
@@ -273,8 +293,9 @@ def placements() -> dict[str, Placement]:
 @pytest.mark.parametrize("rows", [1, 2, 33])
 @pytest.mark.parametrize("name", placements())
 def test_the_exchange_is_the_weighted_sum_whatever_the_placement(reader: WeightReader, name: str, rows: int):
-    """Within rounding only, not bit for bit: torch's bmm picks its order of summation by the shape, and a placement changes the shapes.
-    That outputs are added in the order of expert ids is tests/kernels/test_reference.py's subject."""
+    """Within rounding only, not bit for bit: torch's bmm picks its order of summation by the shape, and a placement
+    changes the shapes. That outputs are added in the order of expert ids is tests/kernels/test_reference.py's subject.
+    """
     exchange = make_exchange(reader, placements()[name])
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, 56, generator=generator)
@@ -282,14 +303,21 @@ def test_the_exchange_is_the_weighted_sum_whatever_the_placement(reader: WeightR
     for layer in (*LAYERS, LAYERS[0]):  # a second time in another turn
         ids = torch.rand(rows, EXPERTS, generator=generator).topk(3).indices.sort(-1).values.to(torch.int32)
         exchange.dispatch(layer, x, ids, weights)
-        expected = torch.stack([
-            sum((weights[t, j] * expert_output(reader, layer, int(ids[t, j]), x[t]) for j in range(3)), torch.zeros(56)) for t in range(rows)
-        ])
+        expected = torch.stack(
+            [
+                sum(
+                    (weights[t, j] * expert_output(reader, layer, int(ids[t, j]), x[t]) for j in range(3)),
+                    torch.zeros(56),
+                )
+                for t in range(rows)
+            ]
+        )
         torch.testing.assert_close(exchange.combine(), expected, rtol=1e-5, atol=1e-5)
 
 
 class RecordingLink(InProcessLink):
-    """Answers each pair with numbers that tell who was asked what: no rounding, so that placement can be compared bit for bit."""
+    """Answers each pair with numbers that tell who was asked what: no rounding, so that placement can be compared bit
+    for bit."""
 
     def __init__(self) -> None:
         super().__init__(self.answer)
@@ -321,7 +349,8 @@ def test_answers_reach_their_rows_bit_for_bit(name: str):
 
 @pytest.mark.parametrize("copies", [2, 3])
 def test_single_rows_go_to_every_copy_in_turn_in_every_layer(copies: int):
-    """With two layers and two copies, one turn for all layers would send each layer's rows to the same copy for ever."""
+    """With two layers and two copies, one turn for all layers would send each layer's rows to the same copy for
+    ever."""
     groups = tuple("abc"[:copies])
     links = {group: RecordingLink() for group in groups}
     exchange = ExpertExchange(KERNELS, Placement(1, LAYERS, tuple((groups,) * EXPERTS for _ in LAYERS)), links)
@@ -334,7 +363,10 @@ def test_single_rows_go_to_every_copy_in_turn_in_every_layer(copies: int):
 
 
 def test_a_new_placement_counts_from_the_next_dispatch(reader: WeightReader):
-    old, new = contiguous_placement(LAYERS, EXPERTS, ["a"]), contiguous_placement(LAYERS, EXPERTS, ["b", "c"], version=2)
+    old, new = (
+        contiguous_placement(LAYERS, EXPERTS, ["a"]),
+        contiguous_placement(LAYERS, EXPERTS, ["b", "c"], version=2),
+    )
     links = {group: RecordingLink() for group in "abc"}
     exchange = ExpertExchange(KERNELS, old, links)
     x, ids, weights = torch.ones(2, 56), torch.tensor([[0, 11], [1, 2]], dtype=torch.int32), torch.ones(2, 2)
@@ -353,7 +385,9 @@ def test_rows_reads_and_the_time_spent_waiting_are_counted():
             time.sleep(0.02)
             return super().receive()
 
-    exchange = ExpertExchange(KERNELS, contiguous_placement(LAYERS, EXPERTS, ["a", "b"]), {"a": RecordingLink(), "b": SlowLink()})
+    exchange = ExpertExchange(
+        KERNELS, contiguous_placement(LAYERS, EXPERTS, ["a", "b"]), {"a": RecordingLink(), "b": SlowLink()}
+    )
     for _ in range(2):
         exchange.dispatch(2, torch.ones(2, 56), torch.tensor([[0, 11], [0, 2]], dtype=torch.int32), torch.ones(2, 2))
         exchange.combine()
@@ -371,7 +405,9 @@ def test_a_placement_with_unknown_groups_is_refused():
 def test_a_worker_with_another_placement_says_so(reader: WeightReader):
     """The shard believes that group a holds everything; it holds layer 1 only."""
     worker = make_worker(reader, [(1, e) for e in range(EXPERTS)])
-    exchange = ExpertExchange(KERNELS, contiguous_placement(LAYERS, EXPERTS, ["a"], version=8), {"a": InProcessLink(worker.compute)})
+    exchange = ExpertExchange(
+        KERNELS, contiguous_placement(LAYERS, EXPERTS, ["a"], version=8), {"a": InProcessLink(worker.compute)}
+    )
     x, ids, weights = torch.ones(1, 56), torch.tensor([[4, 6]], dtype=torch.int32), torch.ones(1, 2)
     exchange.dispatch(1, x, ids, weights)
     exchange.combine()
@@ -380,11 +416,12 @@ def test_a_worker_with_another_placement_says_so(reader: WeightReader):
         exchange.combine()
 
 
-# --- links that fail -----------------------------------------------------------------------------------------------------------------------
+# --- links that fail ------------------------------------------------------------------------------
 
 
 class FragileLink(RecordingLink):
-    """Fails as it is told to. An answer that was not taken when the next message is sent is an error, as over a real link."""
+    """Fails as it is told to. An answer that was not taken when the next message is sent is an error, as over a real
+    link."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -475,7 +512,9 @@ def test_a_new_placement_does_not_make_a_failed_link_whole():
 def test_a_link_that_comes_with_an_offered_placement_is_the_newer_one():
     broken = Broken(TWO)
     adopted = []
-    broken.exchange.offer(contiguous_placement(LAYERS, EXPERTS, ["a", "b"], version=2), broken.links, lambda: adopted.append(True))
+    broken.exchange.offer(
+        contiguous_placement(LAYERS, EXPERTS, ["a", "b"], version=2), broken.links, lambda: adopted.append(True)
+    )
     fresh = broken.relink("b")
     assert torch.equal(broken.layer(), RIGHT)
     assert adopted == [True] and len(fresh.messages) == 1 and not broken.links["b"].messages
@@ -561,7 +600,10 @@ def test_fp8_experts_are_dequantised_block_by_block(tmp_path: Path):
         worker = make_worker(reader, [(2, 5)])
     x = torch.randn(1, 130, generator=torch.Generator().manual_seed(0))
     p = "model.layers.2.mlp.experts.5"
-    gate, up, down = (dequantise(tensors[f"{p}.{n}_proj.weight"], tensors[f"{p}.{n}_proj.weight_scale_inv"]) for n in ("gate", "up", "down"))
+    gate, up, down = (
+        dequantise(tensors[f"{p}.{n}_proj.weight"], tensors[f"{p}.{n}_proj.weight_scale_inv"])
+        for n in ("gate", "up", "down")
+    )
     expected = down @ (torch.nn.functional.silu(gate @ x[0]) * (up @ x[0]))
     torch.testing.assert_close(worker.compute(one_pair(2, 5, x))[0], expected, rtol=1e-5, atol=1e-5)
 

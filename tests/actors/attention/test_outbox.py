@@ -13,7 +13,12 @@ def tokens(stream: int, start: int, count: int = 1, finish: FinishReason | None 
 
 
 def test_few_streams_wait_for_ten_milliseconds_and_many_for_no_more_than_forty():
-    assert [flush_interval(streams) for streams in (1, FEW_STREAMS, 2 * FEW_STREAMS, 1000)] == [FLUSH, FLUSH, 2 * FLUSH, LONGEST_FLUSH]
+    assert [flush_interval(streams) for streams in (1, FEW_STREAMS, 2 * FEW_STREAMS, 1000)] == [
+        FLUSH,
+        FLUSH,
+        2 * FLUSH,
+        LONGEST_FLUSH,
+    ]
     assert (FLUSH, LONGEST_FLUSH) == (0.01, 0.04)
 
 
@@ -41,7 +46,10 @@ def test_fast_steps_come_joined_one_delta_per_stream(streams: int):
     assert set(map(tuple, received.values())) == {tuple(range(400))}
 
 
-@pytest.mark.parametrize("urgent", [tokens(16, 0), tokens(3, 5, finish=FinishReason.STOP), Delta("request-3", 0, finish_reason=FinishReason.MOVED)])
+@pytest.mark.parametrize(
+    "urgent",
+    [tokens(16, 0), tokens(3, 5, finish=FinishReason.STOP), Delta("request-3", 0, finish_reason=FinishReason.MOVED)],
+)
 def test_first_and_last_tokens_take_the_others_along(urgent: Delta):
     outbox = Outbox()
     outbox.put([tokens(s, 4) for s in range(16)])

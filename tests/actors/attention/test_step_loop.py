@@ -81,7 +81,9 @@ def running() -> Running:
     return Running()
 
 
-def request(name: str, max_tokens: int = 3, prompt: tuple[int, ...] = (1, 2, 3), generated: tuple[int, ...] = ()) -> GenerationRequest:
+def request(
+    name: str, max_tokens: int = 3, prompt: tuple[int, ...] = (1, 2, 3), generated: tuple[int, ...] = ()
+) -> GenerationRequest:
     return GenerationRequest(name, prompt, SamplingParams(max_tokens), generated)
 
 
@@ -187,7 +189,9 @@ def test_an_abort_of_what_is_not_there_says_nothing(running: Running):
         (request("x", 2, generated=(7, 8)), "of which it may have only 2"),
     ],
 )
-def test_a_request_that_can_never_be_served_gets_an_error_and_no_other_does(running: Running, bad: GenerationRequest, words: str):
+def test_a_request_that_can_never_be_served_gets_an_error_and_no_other_does(
+    running: Running, bad: GenerationRequest, words: str
+):
     running.engine.gate.clear()
     running.loop.submit(request("a", 4))
     running.in_a_step()
@@ -195,7 +199,11 @@ def test_a_request_that_can_never_be_served_gets_an_error_and_no_other_does(runn
     running.engine.gate.set()
     deltas = running.until(lambda ds: sum(len(d.token_ids) for d in of(ds, "a")) == 4 and any(d.error for d in ds))
     (error,) = [d for d in deltas if d.error]
-    assert (error.request_id, error.finish_reason, error.start) == (bad.id, FinishReason.ERROR, len(bad.generated)) and words in error.error
+    assert (error.request_id, error.finish_reason, error.start) == (
+        bad.id,
+        FinishReason.ERROR,
+        len(bad.generated),
+    ) and words in error.error
     assert [t for d in of(deltas, "a") for t in d.token_ids] == [100, 101, 102, 103]
 
 
@@ -210,7 +218,10 @@ def test_a_failing_step_fails_every_request_and_the_loop_goes_on(caplog: pytest.
     deltas = running.until_finished("a", "b", "waiting")
     last = {d.request_id: d for d in deltas}
     for name in ("a", "b", "waiting"):
-        assert last[name].finish_reason is FinishReason.ERROR and last[name].error == "ArithmeticError: the forward pass broke"
+        assert (
+            last[name].finish_reason is FinishReason.ERROR
+            and last[name].error == "ArithmeticError: the forward pass broke"
+        )
     assert "step failed" in caplog.text
     assert len(running.engine.scheduler) == 0 and running.engine.scheduler.blocks.used == 0
     running.loop.submit(request("after", 2))

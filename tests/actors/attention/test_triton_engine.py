@@ -1,5 +1,6 @@
-"""The host side of the CUDA path, without a GPU: the engine end to end on interpreted Triton kernels, in a process of its own (Triton reads
-TRITON_INTERPRET when it is imported), and the model on meta tensors, where any tensor that stayed on the CPU shows."""
+"""The host side of the CUDA path, without a GPU: the engine end to end on interpreted Triton kernels, in a process of
+its own (Triton reads TRITON_INTERPRET when it is imported), and the model on meta tensors, where any tensor that stayed
+on the CPU shows."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ class Recorder:
         self.launched: list[str] = []
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int) -> None:
-        elsewhere = {name: t.device.type for name, t in arguments.items() if isinstance(t, Tensor) and t.device.type != "meta"}
+        elsewhere = {
+            name: t.device.type for name, t in arguments.items() if isinstance(t, Tensor) and t.device.type != "meta"
+        }
         assert not elsewhere, f"{kernel.fn.__name__} was given tensors that are not on the device: {elsewhere}"
         self.launched.append(kernel.fn.__name__)
 
@@ -57,7 +60,9 @@ class NoExperts:
 
     def end_step(self) -> None: ...
 
-    def moe(self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight, down: LinearWeight, residual_TD: Tensor) -> Tensor:
+    def moe(
+        self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight, down: LinearWeight, residual_TD: Tensor
+    ) -> Tensor:
         assert {t.device.type for t in (x_TD, residual_TD, *self.kernels.route(x_TD, router))} == {"meta"}
         self.layers.append(layer)
         return residual_TD + self.kernels.mlp(x_TD, gate_up, down)
@@ -79,7 +84,9 @@ def test_everything_is_on_the_device(tmp_path: Path, options: dict[str, Any]):
     logits = model.forward(build_batch(chunks, 16, model.cos, model.sin), cache, experts)
     assert logits.shape == (2, config.vocab_size) and logits.device.type == "meta"
     assert experts.layers == list(config.moe_layers)
-    assert {"mla_decode_kernel", "mla_prefill_kernel", "route_select_kernel", "write_cache_kernel"} <= set(recorder.launched)
+    assert {"mla_decode_kernel", "mla_prefill_kernel", "route_select_kernel", "write_cache_kernel"} <= set(
+        recorder.launched
+    )
 
 
 def test_a_groups_experts_are_on_the_device(tmp_path: Path):
@@ -89,8 +96,15 @@ def test_a_groups_experts_are_on_the_device(tmp_path: Path):
     worker = ExpertWorker(checkpoint.config, kernels, 4)
     with WeightReader(checkpoint) as reader:
         worker.load(reader, [(1, e) for e in range(3)])
-    rows, slots, offsets = (torch.tensor(values, dtype=torch.int32) for values in ([0, 1, 0], [0, 2], [0, 2, 3]))  # as they come: on the host
+    # As they come: on the host
+    rows, slots, offsets = (torch.tensor(values, dtype=torch.int32) for values in ([0, 1, 0], [0, 2], [0, 2, 3]))
     x = torch.zeros(2, checkpoint.config.hidden_size, dtype=torch.bfloat16, device="meta")
     assert kernels.experts(x, worker.bank, rows, slots, offsets).device.type == "meta"
-    combined = kernels.combine(torch.zeros(3, 8, dtype=torch.bfloat16, device="meta"), torch.tensor([[0, 2]]), torch.ones(1, 2))
-    assert combined.device.type == "meta" and recorder.launched == ["expert_gate_up_kernel", "expert_down_kernel", "combine_kernel"]
+    combined = kernels.combine(
+        torch.zeros(3, 8, dtype=torch.bfloat16, device="meta"), torch.tensor([[0, 2]]), torch.ones(1, 2)
+    )
+    assert combined.device.type == "meta" and recorder.launched == [
+        "expert_gate_up_kernel",
+        "expert_down_kernel",
+        "combine_kernel",
+    ]

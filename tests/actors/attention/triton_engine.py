@@ -1,7 +1,7 @@
 """The engine on Triton kernels, interpreted: run by test_triton_engine.py in a process with TRITON_INTERPRET=1.
 
-Everything is as between two GPUs, but that tensors are on the CPU: the shard's and the group's kernels, weights, caches and batches, and a link whose
-rows go over a process group of their own.
+Everything is as between two GPUs, but that tensors are on the CPU: the shard's and the group's kernels, weights, caches
+and batches, and a link whose rows go over a process group of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.experts.python_loop import ExpertServer
 from isotherm.actors.experts.worker import ExpertWorker
-from isotherm.actors.links.process_group import CPU, DataLane, ProcessGroupLink, ProcessGroupServerLink, Rendezvous, open_process_group
+from isotherm.actors.links.process_group import (
+    CPU,
+    DataLane,
+    ProcessGroupLink,
+    ProcessGroupServerLink,
+    Rendezvous,
+    open_process_group,
+)
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.deepseek_v3 import AttentionModel
 from isotherm.actors.models.weights import WeightReader
@@ -38,7 +45,11 @@ HOST = "127.0.0.1"
 CONFIG = SchedulerConfig(block_size=16, blocks=16, max_batch_tokens=48, max_sequences=4, max_model_len=64)
 # Greedy, sampled, and a prompt that is cut into chunks beside the others.
 REQUESTS = [
-    GenerationRequest(f"request-{i}", tuple(range(3 + i, 3 + i + length)), SamplingParams(5, temperature, top_p=0.9, seed=i, logprobs=3))
+    GenerationRequest(
+        f"request-{i}",
+        tuple(range(3 + i, 3 + i + length)),
+        SamplingParams(5, temperature, top_p=0.9, seed=i, logprobs=3),
+    )
     for i, (length, temperature) in enumerate([(20, 0.0), (5, 1.0), (33, 0.7)])
 ]
 
@@ -75,7 +86,9 @@ def linked_engine(checkpoint: Checkpoint, kernels: Kernels) -> Iterator[Engine]:
     placement = contiguous_placement(config.moe_layers, config.n_routed_experts, ["group"])
 
     def lanes(rank: int):
-        group, rows = (open_process_group(HOST, rendezvous.port, f"{prefix}/{name}", rank, HOST, 20.0) for name in ("host", "rows"))
+        group, rows = (
+            open_process_group(HOST, rendezvous.port, f"{prefix}/{name}", rank, HOST, 20.0) for name in ("host", "rows")
+        )
         lane = DataLane(rows, 1 - rank, CPU, 60.0)
         lane.greet(first=rank == 0)
         return group, lane

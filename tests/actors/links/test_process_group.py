@@ -1,5 +1,5 @@
-"""Links over two-rank gloo groups: all on the host, and as between GPUs, where bodies pass through memory that is used again, or rows go over a
-process group of their own (gloo here, NCCL there)."""
+"""Links over two-rank gloo groups: all on the host, and as between GPUs, where bodies pass through memory that is used
+again, or rows go over a process group of their own (gloo here, NCCL there)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ Way = Literal["plain", "staged", "lane"]
 WAYS: tuple[Way, ...] = ("plain", "staged", "lane")
 
 
-def connect(rendezvous: Rendezvous, server: ExpertServer, shard: str = "shard", timeout: float = 20.0, way: Way = "plain") -> ProcessGroupLink:
+def connect(
+    rendezvous: Rendezvous, server: ExpertServer, shard: str = "shard", timeout: float = 20.0, way: Way = "plain"
+) -> ProcessGroupLink:
     prefix = uuid.uuid4().hex
 
     def end(rank: int) -> tuple[Any, ...]:
@@ -69,7 +71,9 @@ def connect(rendezvous: Rendezvous, server: ExpertServer, shard: str = "shard", 
         group = open_process_group(HOST, rendezvous.port, prefix, rank, HOST, 20.0)
         if way != "lane":
             return group, CPU, None, forgetful if way == "staged" else None
-        lane = DataLane(open_process_group(HOST, rendezvous.port, f"{prefix}/rows", rank, HOST, 20.0), 1 - rank, CPU, timeout)
+        lane = DataLane(
+            open_process_group(HOST, rendezvous.port, f"{prefix}/rows", rank, HOST, 20.0), 1 - rank, CPU, timeout
+        )
         lane.greet(first=rank == 0)
         return group, CPU, lane
 
@@ -123,7 +127,10 @@ def test_outputs_are_those_of_a_function_call(rendezvous: Rendezvous, server: Ex
 @pytest.mark.parametrize("way", WAYS)
 def test_several_links_are_served_side_by_side(rendezvous: Rendezvous, server: ExpertServer, config, way: Way):
     links, wrong = [connect(rendezvous, server, f"shard-{i}", way=way) for i in range(3)], []
-    work = [[random_message(config, np.random.default_rng([1, i, j]), 1 + j % 7, layer=1) for j in range(30)] for i in range(3)]
+    work = [
+        [random_message(config, np.random.default_rng([1, i, j]), 1 + j % 7, layer=1) for j in range(30)]
+        for i in range(3)
+    ]
     alone = [[server.worker.compute(m) for m in messages] for messages in work]
 
     def run(i: int) -> None:
@@ -140,7 +147,9 @@ def test_several_links_are_served_side_by_side(rendezvous: Rendezvous, server: E
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_expert_that_is_not_held_is_named_and_the_link_goes_on(rendezvous: Rendezvous, server: ExpertServer, config, way: Way):
+def test_an_expert_that_is_not_held_is_named_and_the_link_goes_on(
+    rendezvous: Rendezvous, server: ExpertServer, config, way: Way
+):
     link, x = connect(rendezvous, server, way=way), torch.ones(1, config.hidden_size)
     missing = Dispatch(2, 17, x, np.zeros(2, np.int32), np.array([3, 4], np.int32), np.array([0, 1, 2], np.int32))
     held = Dispatch(2, 17, x, np.zeros(1, np.int32), np.array([0], np.int32), np.array([0, 1], np.int32))
@@ -154,7 +163,14 @@ def test_an_expert_that_is_not_held_is_named_and_the_link_goes_on(rendezvous: Re
 
 def test_a_failure_in_the_group_is_told(rendezvous: Rendezvous, server: ExpertServer, config):
     link = connect(rendezvous, server)
-    message = Dispatch(99, 1, torch.ones(1, config.hidden_size), np.zeros(1, np.int32), np.zeros(1, np.int32), np.array([0, 1], np.int32))
+    message = Dispatch(
+        99,
+        1,
+        torch.ones(1, config.hidden_size),
+        np.zeros(1, np.int32),
+        np.zeros(1, np.int32),
+        np.array([0, 1], np.int32),
+    )
     with pytest.raises(LinkError, match="the group failed: IndexError"):
         ask(link, message)
     link.close()
@@ -202,7 +218,7 @@ def test_nobody_comes(rendezvous: Rendezvous):
         open_process_group(HOST, rendezvous.port, uuid.uuid4().hex, 0, HOST, 0.2)
 
 
-# --- as between GPUs -----------------------------------------------------------------------------------------------------------------------
+# --- as between GPUs ------------------------------------------------------------------------------
 
 
 def test_rows_that_were_announced_and_do_not_come_end_the_lane(rendezvous: Rendezvous):

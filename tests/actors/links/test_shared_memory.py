@@ -1,4 +1,5 @@
-"""Links in shared memory: the same bits as a function call, and a survivor that notices at once whatever the other side dies of."""
+"""Links in shared memory: the same bits as a function call, and a survivor that notices at once whatever the other side
+dies of."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def no_segment_is_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     until(lambda: len(segments()) <= len(before), 30.0)
 
 
-# --- what goes through -----------------------------------------------------------------------------------------------------------------
+# --- what goes through ----------------------------------------------------------------------------
 
 
 def test_outputs_are_those_of_a_function_call(group: Group, config):
@@ -122,13 +123,23 @@ def test_the_exchange_over_shared_memory_is_the_exchange_in_one_process(path: Pa
     groups = {name: Group(make_worker(path, True, held=placement.held_by(name)), True) for name in placement.groups()}
     links = {name: connect(group) for name, group in groups.items()}
     kernels = groups["a"].worker.kernels
-    here = ExpertExchange(kernels, placement, {name: InProcessLink(group.worker.compute) for name, group in groups.items()})
+    here = ExpertExchange(
+        kernels, placement, {name: InProcessLink(group.worker.compute) for name, group in groups.items()}
+    )
     there = ExpertExchange(kernels, placement, links)
     generator = torch.Generator().manual_seed(4)
     for rows in (1, 5, 30):
         for layer in config.moe_layers:
-            x, weights = torch.randn(rows, config.hidden_size, generator=generator), torch.rand(rows, 3, generator=generator)
-            ids = torch.rand(rows, config.n_routed_experts, generator=generator).topk(3).indices.sort(-1).values.to(torch.int32)
+            x, weights = (
+                torch.randn(rows, config.hidden_size, generator=generator),
+                torch.rand(rows, 3, generator=generator),
+            )
+            ids = (
+                torch.rand(rows, config.n_routed_experts, generator=generator)
+                .topk(3)
+                .indices.sort(-1)
+                .values.to(torch.int32)
+            )
             there.begin_step()
             for exchange in (here, there):
                 exchange.dispatch(layer, x, ids, weights)
@@ -139,7 +150,7 @@ def test_the_exchange_over_shared_memory_is_the_exchange_in_one_process(path: Pa
         groups[name].close()
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def one_pair(layer: int, expert: int, x: Tensor) -> Dispatch:
@@ -187,7 +198,9 @@ def test_experts_come_and_go_under_load(path: Path, config):
     everything = make_worker(path, True)
     x = torch.randn(5, config.hidden_size, generator=torch.Generator().manual_seed(5))
     steady = one_pair(1, 0, x)
-    coming = Dispatch(1, 1, x, np.arange(5, dtype=np.int32), np.array([0, 2, 3], np.int32), np.array([0, 1, 3, 5], np.int32))
+    coming = Dispatch(
+        1, 1, x, np.arange(5, dtype=np.int32), np.array([0, 2, 3], np.int32), np.array([0, 1, 3, 5], np.int32)
+    )
     expected = {id(m): everything.compute(m) for m in (steady, coming)}
     seen, wrong, stop = {"answered": 0, "refused": 0}, [], threading.Event()
 
@@ -223,17 +236,21 @@ def test_experts_come_and_go_under_load(path: Path, config):
     group.close()
 
 
-# --- several shards ----------------------------------------------------------------------------------------------------------------------
+# --- several shards -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("window", [0.0, 1.0, 50.0])
 def test_shards_get_what_each_gets_alone(path: Path, config, window: float):
-    """Four shards in any interleaving, all the while inside a step: messages are held and gathered, and nobody's bits change."""
+    """Four shards in any interleaving, all the while inside a step: messages are held and gathered, and nobody's bits
+    change."""
     group = Group(make_worker(path, True), True, window)
     work = []
     for i in range(4):
         rng = np.random.default_rng([6, i])
-        steps = [[random_message(config, rng, int(rng.integers(0, 12)), layer) for layer in config.moe_layers] for _ in range(25)]
+        steps = [
+            [random_message(config, rng, int(rng.integers(0, 12)), layer) for layer in config.moe_layers]
+            for _ in range(25)
+        ]
         work.append([message for step in steps for message in step])
     alone = [[group.worker.compute(message) for message in messages] for messages in work]
     before = group.worker.rows_served.copy()
@@ -257,7 +274,9 @@ def test_shards_get_what_each_gets_alone(path: Path, config, window: float):
         thread.join()
     counts = group.server.counts
     assert not wrong and counts.messages == 4 * 25 * 2
-    assert counts.gathered >= (60 if window > 1 else 0) and counts.computations == counts.messages - counts.gathered + shared(counts)
+    assert counts.gathered >= (
+        60 if window > 1 else 0
+    ) and counts.computations == counts.messages - counts.gathered + shared(counts)
     assert (counts.held_seconds > 0) == (window > 0)
     assert (group.worker.rows_served == 2 * before).all(), "both ways count every row of every expert"
     for link in links:
@@ -315,5 +334,3 @@ def test_a_new_link_of_a_shard_takes_the_place_of_the_old_one(group: Group, conf
             until(lambda: ask(old, message) is None)
     old.close()
     new.close()
-
-

@@ -1,4 +1,5 @@
-"""How links in shared memory begin and end: a survivor notices at once whatever the other side dies of, and nothing is left."""
+"""How links in shared memory begin and end: a survivor notices at once whatever the other side dies of, and nothing is
+left."""
 
 from __future__ import annotations
 
@@ -20,13 +21,31 @@ import numpy as np
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
-from link_peers import Group, ask, connect, make_worker, process, random_message, random_pause, run_shard, serve_group, until
+from link_peers import (
+    Group,
+    ask,
+    connect,
+    make_worker,
+    process,
+    random_message,
+    random_pause,
+    run_shard,
+    serve_group,
+    until,
+)
 from native_there import require_native
 from shared_memory import segments
 
 from isotherm.actors.experts.native_loop import ExpertLoop
 from isotherm.actors.links.protocol import LinkError
-from isotherm.actors.links.shared_memory import SharedMemoryLink, meet_group, meet_shard, new_bell, new_segment, segment_bytes
+from isotherm.actors.links.shared_memory import (
+    SharedMemoryLink,
+    meet_group,
+    meet_shard,
+    new_bell,
+    new_segment,
+    segment_bytes,
+)
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.reference import ReferenceKernels
 
@@ -63,7 +82,7 @@ def no_segment_is_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     until(lambda: len(segments()) <= len(before), 30.0)
 
 
-# --- ends ------------------------------------------------------------------------------------------------------------------------------
+# --- ends -----------------------------------------------------------------------------------------
 
 
 def test_closing_tells_the_peer(group: Group, config, caplog: pytest.LogCaptureFixture):
@@ -136,7 +155,7 @@ def test_200_links_leave_no_descriptor_thread_or_mapping(group: Group, config):
     until(lambda: all(now <= then + 2 for now, then in zip(state(), before, strict=True)))
 
 
-# --- deaths ------------------------------------------------------------------------------------------------------------------------------
+# --- deaths ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["native loop", "python server"])
@@ -207,7 +226,7 @@ def test_a_stopped_group_is_lost_at_the_timeout(path: Path, config):
         link.close()
 
 
-# --- the meeting -------------------------------------------------------------------------------------------------------------------------
+# --- the meeting ----------------------------------------------------------------------------------
 
 
 def test_nobody_comes():

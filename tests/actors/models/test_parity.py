@@ -1,7 +1,8 @@
-"""The engine against transformers' DeepseekV3ForCausalLM in float32, over configs that together cover every architecture switch.
+"""The engine against transformers' DeepseekV3ForCausalLM in float32, over configs that together cover every
+architecture switch.
 
-Every case's prompt and seed were chosen so that no choice of a token or an expert is close (see `Case.__init__`): so greedy tokens must be
-identical, whatever order sums are taken in.
+Every case's prompt and seed were chosen so that no choice of a token or an expert is close (see `Case.__init__`): so
+greedy tokens must be identical, whatever order sums are taken in.
 """
 
 from __future__ import annotations
@@ -47,39 +48,43 @@ class Spec:
 SPECS = [
     Spec("base", 11, options={"shards": 3}),
     Spec("no-q-lora", 7, {"q_lora_rank": None}, {"dtype": "float32"}),
-    Spec("one-group", 22, {"n_group": 1, "topk_group": 1, "n_shared_experts": 2, "routed_scaling_factor": 1.0}, {"dtype": "float16"}),
+    Spec("one-group", 22, {"n_group": 1, "topk_group": 1, "n_shared_experts": 2, "routed_scaling_factor": 1.0},
+         {"dtype": "float16"}),
     Spec("all-moe", 1, {"first_k_dense_replace": 0, "norm_topk_prob": False, "rms_norm_eps": 1e-2}),
     Spec("two-dense", 3, {"first_k_dense_replace": 2, "num_hidden_layers": 4, "n_shared_experts": 0}),
     Spec("all-dense", 4, {"first_k_dense_replace": 3}, {"dtype": "float16"}),
     Spec("every-second-moe", 2, {"moe_layer_freq": 2, "num_hidden_layers": 5}),
-    Spec("every-second-moe-from-0", 4, {"moe_layer_freq": 2, "first_k_dense_replace": 0, "n_shared_experts": 0}, {"dtype": "float32"}),
+    Spec("every-second-moe-from-0", 4, {"moe_layer_freq": 2, "first_k_dense_replace": 0, "n_shared_experts": 0},
+         {"dtype": "float32"}),
     Spec("tied", 0, {"tie_word_embeddings": True, "norm_topk_prob": False, "routed_scaling_factor": 1.0}),
     Spec("attention-bias", 3, {"attention_bias": True}),
     Spec("attention-bias-no-q-lora", 0, {"attention_bias": True, "q_lora_rank": None}, {"rope_style": "new"}),
     Spec("yarn-equal", 0, {"max_position_embeddings": 512}, {"rope": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
     Spec("yarn-unequal", 1, {"n_group": 2, "topk_group": 1, "max_position_embeddings": 512},
          {"rope": YARN | {"mscale": 1.3, "mscale_all_dim": 0.6}, "rope_style": "new"}),
-    Spec("yarn-no-all-dim", 4, {"v_head_dim": 10, "max_position_embeddings": 512}, {"rope": YARN | {"mscale": 0.8, "mscale_all_dim": 0}}),
+    Spec("yarn-no-all-dim", 4, {"v_head_dim": 10, "max_position_embeddings": 512},
+         {"rope": YARN | {"mscale": 0.8, "mscale_all_dim": 0}}),
     Spec("yarn-plain", 4, {"v_head_dim": 14, "max_position_embeddings": 256},
          {"rope": {"factor": 4, "original_max_position_embeddings": 64, "truncate": False}, "rope_style": "new"}),
-    Spec("one-head", 4, {"num_attention_heads": 1, "num_key_value_heads": 1, "num_experts_per_tok": 6}, {"dtype": "float32"}),
+    Spec("one-head", 4, {"num_attention_heads": 1, "num_key_value_heads": 1, "num_experts_per_tok": 6},
+         {"dtype": "float32"}),
     Spec("top-1", 2, {"num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "norm_topk_prob": False}, {"mtp": True}),
     Spec(
         "fp8-ragged",
         4,
-        {"hidden_size": 136, "intermediate_size": 150, "moe_intermediate_size": 70, "n_shared_experts": 2, "q_lora_rank": 40, "kv_lora_rank": 130,
-         "qk_nope_head_dim": 30, "v_head_dim": 34, "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 2,
-         "max_position_embeddings": 512},
+        {"hidden_size": 136, "intermediate_size": 150, "moe_intermediate_size": 70, "n_shared_experts": 2,
+         "q_lora_rank": 40, "kv_lora_rank": 130, "qk_nope_head_dim": 30, "v_head_dim": 34, "num_attention_heads": 4,
+         "num_key_value_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 512},
         {"fp8": True, "mtp": True, "shards": 2, "rope": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}},
     ),
     Spec(
         "fp8-no-q-lora",
         14,
-        {"hidden_size": 130, "q_lora_rank": None, "attention_bias": True, "first_k_dense_replace": 0, "num_hidden_layers": 2,
-         "moe_intermediate_size": 129},
+        {"hidden_size": 130, "q_lora_rank": None, "attention_bias": True, "first_k_dense_replace": 0,
+         "num_hidden_layers": 2, "moe_intermediate_size": 129},
         {"fp8": True, "dtype": "float16", "rope_style": "new"},
     ),
-]
+]  # fmt: skip
 
 
 class Case:
@@ -92,7 +97,9 @@ class Case:
         self.kernels: Kernels = ReferenceKernels(torch.float32)
         generator = torch.Generator().manual_seed(1000 + spec.seed)
         self.prompt = tuple(torch.randint(2, self.config.vocab_size, (PROMPT,), generator=generator).tolist())
-        self.others = [tuple(torch.randint(2, self.config.vocab_size, (n,), generator=generator).tolist()) for n in (61, 1, 96)]
+        self.others = [
+            tuple(torch.randint(2, self.config.vocab_size, (n,), generator=generator).tolist()) for n in (61, 1, 96)
+        ]
         oracle = Oracle(path)
         self.logprobs = oracle.logprobs(self.prompt)
         self.tokens, self.rows, margin = oracle.greedy(self.prompt, OUTPUT)
@@ -103,13 +110,23 @@ class Case:
             margin = min(margin, other_margin)
         self.margins = margin, oracle.router_margin
         assert margin > TOKEN_MARGIN, f"a token was chosen by a margin of only {margin:g}; take another seed"
-        assert oracle.router_margin > ROUTER_MARGIN, f"an expert was chosen by a margin of only {oracle.router_margin:g}; take another seed"
+        assert oracle.router_margin > ROUTER_MARGIN, (
+            f"an expert was chosen by a margin of only {oracle.router_margin:g}; take another seed"
+        )
 
     def engine(
-        self, *, blocks: int = 64, budget: int = 256, prefix_cache: bool = False, groups: int = 1, placement: Placement | None = None
+        self,
+        *,
+        blocks: int = 64,
+        budget: int = 256,
+        prefix_cache: bool = False,
+        groups: int = 1,
+        placement: Placement | None = None,
     ) -> Engine:
         """With a cache full of NaN, so that whatever is read before it was written shows."""
-        config = SchedulerConfig(BLOCK_SIZE, blocks, budget, max_sequences=8, max_model_len=PROMPT + OUTPUT + 8, prefix_cache=prefix_cache)
+        config = SchedulerConfig(
+            BLOCK_SIZE, blocks, budget, max_sequences=8, max_model_len=PROMPT + OUTPUT + 8, prefix_cache=prefix_cache
+        )
         engine = local_engine(self.checkpoint, self.kernels, config, groups, placement)
         for layer in engine.cache:
             layer.fill_(torch.nan)
@@ -155,12 +172,17 @@ def steps(engine: Engine) -> Iterator[list[Delta]]:
 
 
 def forward_all(case: Case, forms: Sequence[tuple[Form, int, int]]) -> torch.Tensor:
-    """Log-probabilities [PROMPT, V] at every position of the prompt, computed by AttentionModel.forward in the given (form, start, count)s."""
+    """Log-probabilities [PROMPT, V] at every position of the prompt, computed by AttentionModel.forward in the given
+    (form, start, count)s."""
     engine = case.engine()
-    sequence = ScheduledSequence(case.request(), 0, list(case.prompt), blocks=list(range(17, 17 + -(-PROMPT // BLOCK_SIZE))))
+    sequence = ScheduledSequence(
+        case.request(), 0, list(case.prompt), blocks=list(range(17, 17 + -(-PROMPT // BLOCK_SIZE)))
+    )
     out = []
     for form, start, count in forms:
-        batch = build_batch([Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE, engine.model.cos, engine.model.sin)
+        batch = build_batch(
+            [Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE, engine.model.cos, engine.model.sin
+        )
         batch = dataclasses.replace(batch, sample_rows=torch.arange(count))
         out.append(engine.model.forward(batch, engine.cache, engine.experts).log_softmax(-1))
     return torch.cat(out)
@@ -168,7 +190,11 @@ def forward_all(case: Case, forms: Sequence[tuple[Form, int, int]]) -> torch.Ten
 
 @pytest.mark.parametrize(
     "forms",
-    [[(Form.PREFILL, 0, PROMPT)], [(Form.DECODE, 0, PROMPT)], [(Form.PREFILL, 0, 77), (Form.PREFILL, 77, 50), (Form.DECODE, 127, PROMPT - 127)]],
+    [
+        [(Form.PREFILL, 0, PROMPT)],
+        [(Form.DECODE, 0, PROMPT)],
+        [(Form.PREFILL, 0, 77), (Form.PREFILL, 77, 50), (Form.DECODE, 127, PROMPT - 127)],
+    ],
     ids=["prefill", "decode", "both"],
 )
 def test_log_probabilities_at_every_position(case: Case, forms: list[tuple[Form, int, int]]):
@@ -207,12 +233,19 @@ def test_prefix_cache_hit(case: Case):
     assert tokens["half"] == expected_half
     assert [tokens[f"other-{i}"] for i in range(3)] == case.other_tokens
     cached = {d.request_id: d.cached_tokens for d in deltas}
-    assert cached == {"again": (PROMPT - 1) // BLOCK_SIZE * BLOCK_SIZE, "half": 96, "other-0": 0, "other-1": 0, "other-2": 0}
+    assert cached == {
+        "again": (PROMPT - 1) // BLOCK_SIZE * BLOCK_SIZE,
+        "half": 96,
+        "other-0": 0,
+        "other-1": 0,
+        "other-2": 0,
+    }
 
 
 @pytest.mark.parametrize("prefix_cache", [False, True], ids=["no-cache", "cache"])
 def test_forced_preemption(case: Case, prefix_cache: bool):
-    """In the middle of the prompt, right after it, and among generated tokens; each time the cache's content is lost or found again."""
+    """In the middle of the prompt, right after it, and among generated tokens; each time the cache's content is lost or
+    found again."""
     engine = case.engine(budget=90, prefix_cache=prefix_cache)
     engine.scheduler.add(case.request())
     deltas = []

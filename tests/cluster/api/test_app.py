@@ -44,11 +44,21 @@ def call(app, method, path, **kwargs):
 
 
 def chat(app, **fields):
-    return call(app, "POST", "/v1/chat/completions", json={"model": MODEL, "messages": USER, "max_tokens": 8, "temperature": 0, **fields})
+    return call(
+        app,
+        "POST",
+        "/v1/chat/completions",
+        json={"model": MODEL, "messages": USER, "max_tokens": 8, "temperature": 0, **fields},
+    )
 
 
 def complete(app, **fields):
-    return call(app, "POST", "/v1/completions", json={"model": MODEL, "prompt": "hello", "max_tokens": 8, "temperature": 0, **fields})
+    return call(
+        app,
+        "POST",
+        "/v1/completions",
+        json={"model": MODEL, "prompt": "hello", "max_tokens": 8, "temperature": 0, **fields},
+    )
 
 
 def events(response):
@@ -163,7 +173,10 @@ def test_chat_whole_equals_streamed(app, engine, tokenizer):
 def test_completions_prompts_echo_and_alias(app, tokenizer):
     body = complete(app, model="alias", prompt=["hello", tokenizer.decode([300])], echo=True).json()
     assert body["model"] == "alias" and body["object"] == "text_completion"
-    assert body["choices"][0]["text"].startswith("hello") and body["choices"][0]["text"] == "hello" + complete(app).json()["choices"][0]["text"]
+    assert (
+        body["choices"][0]["text"].startswith("hello")
+        and body["choices"][0]["text"] == "hello" + complete(app).json()["choices"][0]["text"]
+    )
     *chunks, _ = events(complete(app, echo=True, stream=True))
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == body["choices"][0]["text"]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
@@ -187,7 +200,9 @@ def test_end_of_sequence_is_not_text(app, engine, tokenizer):
     assert (body["choices"][0]["message"]["content"], body["choices"][0]["finish_reason"]) == ("yes", "stop")
     assert body["usage"]["completion_tokens"] == len(engine.script)
     assert chat(app, ignore_eos=True, max_tokens=50).json()["choices"][0]["finish_reason"] == "length"
-    visible = chat(app, ignore_eos=True, skip_special_tokens=False, max_tokens=len(engine.script)).json()["choices"][0]["message"]["content"]
+    visible = chat(app, ignore_eos=True, skip_special_tokens=False, max_tokens=len(engine.script)).json()["choices"][0][
+        "message"
+    ]["content"]
     assert visible == tokenizer.decode(engine.script, skip_special_tokens=False)
 
 
@@ -198,7 +213,9 @@ def test_logprobs(app, engine):
     assert [entry["logprob"] for entry in content[0]["top_logprobs"]] == [-0.5, -1.5]
     assert bytes(content[0]["bytes"]).decode("utf-8", "replace") == content[0]["token"]
     *chunks, _ = events(chat(app, logprobs=True, stream=True))
-    assert sum(len(chunk["choices"][0]["logprobs"]["content"]) for chunk in chunks if chunk["choices"][0]["logprobs"]) == 8
+    assert (
+        sum(len(chunk["choices"][0]["logprobs"]["content"]) for chunk in chunks if chunk["choices"][0]["logprobs"]) == 8
+    )
     logprobs = complete(app, logprobs=1).json()["choices"][0]["logprobs"]
     assert {len(values) for values in logprobs.values()} == {8}
     assert logprobs["text_offset"][1] == len(logprobs["tokens"][0])
@@ -350,7 +367,10 @@ def test_malformed_requests_name_the_field_and_change_nothing(app, engine):
         response = call(app, "POST", path, content=content, headers={"content-type": "application/json"})
         assert response.status_code == (404 if fields.get("model") == "nope" else 400), (fields, response.text)
         error = response.json()["error"]
-        assert error["param"] == param and param.rsplit(".", 1)[-1].partition("[")[0] in error["message"], (fields, error)
+        assert error["param"] == param and param.rsplit(".", 1)[-1].partition("[")[0] in error["message"], (
+            fields,
+            error,
+        )
     for content in (b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 50_000, b"9" * 6000):
         response = call(app, "POST", "/v1/completions", content=content, headers={"content-type": "application/json"})
         assert response.status_code == 400 and "body" in response.json()["error"]["message"]
@@ -370,7 +390,10 @@ def test_clients_that_vanish(tokenizer):
     body = {"model": MODEL, "prompt": "hello", "max_tokens": 90_000}
     with http_server(build_app(engine, tokenizer, MODEL)) as url:
         # in mid-stream
-        with httpx.Client() as client, client.stream("POST", url + "/v1/completions", json={**body, "stream": True, "n": 3}) as response:
+        with (
+            httpx.Client() as client,
+            client.stream("POST", url + "/v1/completions", json={**body, "stream": True, "n": 3}) as response,
+        ):
             parts = response.iter_bytes()  # httpx hangs up when this iterator is collected
             next(parts)
             assert len(engine.open) == 3
@@ -387,18 +410,31 @@ def test_clients_that_vanish(tokenizer):
 
 def test_openai_client(tokenizer):
     engine = FakeEngine(tokenizer.vocab_size)
-    with http_server(build_app(engine, tokenizer, MODEL)) as url, openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0) as client:
+    with (
+        http_server(build_app(engine, tokenizer, MODEL)) as url,
+        openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0) as client,
+    ):
         assert [model.id for model in client.models.list()] == [MODEL]
         assert client.models.retrieve(MODEL).id == MODEL
         messages: list = USER
-        whole = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=20, logprobs=True, top_logprobs=1)
+        whole = client.chat.completions.create(
+            model=MODEL, messages=messages, temperature=0, max_tokens=20, logprobs=True, top_logprobs=1
+        )
         assert whole.usage is not None and whole.usage.completion_tokens == 20
         chunks = list(
             client.chat.completions.create(
-                model=MODEL, messages=messages, temperature=0, max_tokens=20, stream=True, stream_options={"include_usage": True}
+                model=MODEL,
+                messages=messages,
+                temperature=0,
+                max_tokens=20,
+                stream=True,
+                stream_options={"include_usage": True},
             )
         )
-        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole.choices[0].message.content
+        assert (
+            "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            == whole.choices[0].message.content
+        )
         assert chunks[-1].usage == whole.usage
         text = client.completions.create(model=MODEL, prompt="hello", temperature=0, max_tokens=20)
         parts = client.completions.create(model=MODEL, prompt="hello", temperature=0, max_tokens=20, stream=True)

@@ -1,4 +1,5 @@
-"""How an ingress replica ends: what is open when its time is over gets an error, over HTTP too, and nobody waits for ever."""
+"""How an ingress replica ends: what is open when its time is over gets an error, over HTTP too, and nobody waits for
+ever."""
 
 from __future__ import annotations
 
@@ -113,7 +114,9 @@ def test_the_time_begins_when_the_replica_stops():
 
 
 def events(url: str, **fields: Any) -> list[str]:
-    with httpx.stream("POST", f"{url}/v1/completions", json={"model": "m", "prompt": "x", **fields}, timeout=10) as response:
+    with httpx.stream(
+        "POST", f"{url}/v1/completions", json={"model": "m", "prompt": "x", **fields}, timeout=10
+    ) as response:
         return [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
 
 

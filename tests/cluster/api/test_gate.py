@@ -77,7 +77,9 @@ def test_what_is_beyond_the_capacity_is_refused_without_a_replica():
         for task in more:
             task.cancel()
         await asyncio.gather(*more, return_exceptions=True)
-        assert len(await opened(gate, 5)) == 5 and replicas.reached == 13, "places of requests that end otherwise are free"
+        assert len(await opened(gate, 5)) == 5 and replicas.reached == 13, (
+            "places of requests that end otherwise are free"
+        )
 
     play(act)
 

@@ -39,7 +39,12 @@ def test_chat_defaults(tokenizer):
     assert tokenizer.decode(request.prompt, skip_special_tokens=False).endswith("<User>hi<Assistant>")
     assert request.prompt.count(0) == 1
     assert request.params.max_tokens == 64 - len(request.prompt) == 64 - prepared.prompt_tokens
-    assert (request.params.temperature, request.params.top_p, request.params.top_k, request.params.logprobs) == (1.0, 1.0, 0, None)
+    assert (request.params.temperature, request.params.top_p, request.params.top_k, request.params.logprobs) == (
+        1.0,
+        1.0,
+        0,
+        None,
+    )
     assert request.params.stop_token_ids == (1,)
     assert 0 <= request.params.seed < 2**63 and request.params.seed != chat(tokenizer).requests[0].params.seed
 
@@ -65,9 +70,19 @@ def test_chat_parameters_arrive(tokenizer):
     )
     assert prepared.body.stops == ("x",)
     params = [request.params for request in prepared.requests]
-    assert (params[0].max_tokens, params[0].temperature, params[0].top_p, params[0].top_k, params[0].logprobs) == (5, 0.0, 0.5, 0, 2)
+    assert (params[0].max_tokens, params[0].temperature, params[0].top_p, params[0].top_k, params[0].logprobs) == (
+        5,
+        0.0,
+        0.5,
+        0,
+        2,
+    )
     assert params[0].stop_token_ids == (3, 9)
-    assert [one.seed for one in params] == [choice_seed(7, i) for i in range(3)] and params[0].seed == 7 and len({one.seed for one in params}) == 3
+    assert (
+        [one.seed for one in params] == [choice_seed(7, i) for i in range(3)]
+        and params[0].seed == 7
+        and len({one.seed for one in params}) == 3
+    )
     assert tokenizer.decode(prepared.requests[0].prompt).endswith("<think>")
     assert prepared.prompt_tokens == len(prepared.requests[0].prompt)
     assert len({request.id for request in prepared.requests}) == 3
@@ -125,7 +140,10 @@ def test_completion_prompts(tokenizer):
     assert ids[0] == 0
     assert complete(tokenizer).requests[0].prompt == tuple(ids)
     assert complete(tokenizer).requests[0].params.max_tokens == 16
-    assert [one.prompt for one in complete(tokenizer, prompt=["hi", "ho"]).requests] == [tuple(ids), tuple(tokenizer.encode("ho"))]
+    assert [one.prompt for one in complete(tokenizer, prompt=["hi", "ho"]).requests] == [
+        tuple(ids),
+        tuple(tokenizer.encode("ho")),
+    ]
     assert complete(tokenizer, prompt=[4, 5]).requests[0].prompt == (4, 5)
     several = complete(tokenizer, prompt=[[4], [5, 6]], n=2, seed=-1)
     assert [one.prompt for one in several.requests] == [(4,), (4,), (5, 6), (5, 6)]
@@ -205,7 +223,10 @@ def test_neutral_values_pass(tokenizer):
 
 
 def test_context_length_names_the_numbers(tokenizer):
-    for fields, numbers in (({"prompt": [4] * 64}, ("64", "at least 1")), ({"prompt": [4] * 10, "max_tokens": 55}, ("64", "10", "55"))):
+    for fields, numbers in (
+        ({"prompt": [4] * 64}, ("64", "at least 1")),
+        ({"prompt": [4] * 10, "max_tokens": 55}, ("64", "10", "55")),
+    ):
         with pytest.raises(APIError) as info:
             complete(tokenizer, **fields)
         assert info.value.code == "context_length_exceeded"
@@ -213,7 +234,15 @@ def test_context_length_names_the_numbers(tokenizer):
 
 
 def test_bodies_that_are_not_json():
-    cases = [b"{", b"[]", b"\xff", b"5", b'{"a": ' + b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}", b'{"model": "m", "prompt": "\\ud800"}']
+    cases = [
+        b"{",
+        b"[]",
+        b"\xff",
+        b"5",
+        b'{"a": ' + b"[" * 100_000,
+        b'{"n": ' + b"9" * 5000 + b"}",
+        b'{"model": "m", "prompt": "\\ud800"}',
+    ]
     for body in cases:
         with pytest.raises(APIError) as info:
             parse_body(CompletionBody, body)

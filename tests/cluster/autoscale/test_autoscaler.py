@@ -1,4 +1,5 @@
-"""The autoscaler's decisions: thresholds that must hold, pauses, bounds, and no flapping, also in a simulated closed loop."""
+"""The autoscaler's decisions: thresholds that must hold, pauses, bounds, and no flapping, also in a simulated closed
+loop."""
 
 from __future__ import annotations
 
@@ -11,7 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isotherm.cluster.autoscale.autoscaler import COPIES, GROUPS, SHARDS, Autoscaler, Bounds, Decision, Limits, Observation, bounds
+from isotherm.cluster.autoscale.autoscaler import (
+    COPIES,
+    GROUPS,
+    SHARDS,
+    Autoscaler,
+    Bounds,
+    Decision,
+    Limits,
+    Observation,
+    bounds,
+)
 from isotherm.cluster.autoscale.rates import GroupLoad, ShardLoad
 from isotherm.cluster.manifest import AutoscalingSection, parse_manifest
 from isotherm.cluster.placement.policy import Plan, Step
@@ -28,11 +39,15 @@ def groups(count: int, busy: float = 0.5, weight_bytes: int = 0) -> tuple[GroupL
     return tuple(GroupLoad(f"expert-{i}", "", busy, 0.0, 0.0, 100.0, 4.0, 10, weight_bytes) for i in range(count))
 
 
-def shards(count: int, running: int = 1, waiting: int = 0, kv: float = 0.6, first: float = 0.1) -> tuple[ShardLoad, ...]:
+def shards(
+    count: int, running: int = 1, waiting: int = 0, kv: float = 0.6, first: float = 0.1
+) -> tuple[ShardLoad, ...]:
     return tuple(ShardLoad(f"attention-{i}", "", running, waiting, 128, kv, first, 10.0, 10.0) for i in range(count))
 
 
-def seen(now: float, g: tuple[GroupLoad, ...] = (), s: tuple[ShardLoad, ...] = (), p: Plan | None = None) -> Observation:
+def seen(
+    now: float, g: tuple[GroupLoad, ...] = (), s: tuple[ShardLoad, ...] = (), p: Plan | None = None
+) -> Observation:
     return Observation(now, g, s, len(g), len(s), p)
 
 
@@ -48,14 +63,14 @@ def first(autoscaler: Autoscaler, observations: list[Observation]) -> tuple[floa
     return None
 
 
-# --- bounds ------------------------------------------------------------------------------------------------------------------------------
+# --- bounds ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("low", "high", "initial", "expected"),
     [
-        (None, None, 2, None), (1, None, 2, Bounds(1, 2)), (None, 4, 2, Bounds(2, 4)), (1, 4, 2, Bounds(1, 4)), (3, None, 2, Bounds(3, 3)),
-        (None, 1, 2, Bounds(1, 1)),
+        (None, None, 2, None), (1, None, 2, Bounds(1, 2)), (None, 4, 2, Bounds(2, 4)), (1, 4, 2, Bounds(1, 4)),
+        (3, None, 2, Bounds(3, 3)), (None, 1, 2, Bounds(1, 1)),
     ],
 )  # fmt: skip
 def test_bounds_that_are_not_given_are_the_initial_number(low, high, initial, expected):
@@ -65,7 +80,9 @@ def test_bounds_that_are_not_given_are_the_initial_number(low, high, initial, ex
 def test_by_default_the_number_of_workers_is_left_alone_and_copies_are_not():
     limits = Limits.of(parse_manifest({}))
     assert limits.groups is None and limits.shards is None
-    found = first(Autoscaler(limits), [seen(t, groups(2, 1.0), shards(1, waiting=50), plan(1.8, 1.0)) for t in range(0, 100, 2)])
+    found = first(
+        Autoscaler(limits), [seen(t, groups(2, 1.0), shards(1, waiting=50), plan(1.8, 1.0)) for t in range(0, 100, 2)]
+    )
     assert found is not None and found[1].kind == COPIES
 
 
@@ -76,10 +93,13 @@ def test_a_model_without_routed_experts_has_no_groups():
 @pytest.mark.parametrize("mode", ["off", False])
 def test_off_is_off(mode):
     limits = Limits.of(parse_manifest({"autoscaling": {"mode": mode, "expert_groups": {"max": 9}}}))
-    assert first(Autoscaler(limits), [seen(t, groups(1, 1.0), shards(1), plan(2.0, 1.0)) for t in range(0, 1000, 2)]) is None
+    assert (
+        first(Autoscaler(limits), [seen(t, groups(1, 1.0), shards(1), plan(2.0, 1.0)) for t in range(0, 1000, 2)])
+        is None
+    )
 
 
-# --- copies ------------------------------------------------------------------------------------------------------------------------------
+# --- copies ---------------------------------------------------------------------------------------
 
 
 def test_a_rebalance_comes_when_the_imbalance_has_held():
@@ -111,13 +131,17 @@ def test_copies_pause_after_a_change_and_longer_after_failures():
     assert later is not None and later[0] == 148.0
 
 
-# --- groups ------------------------------------------------------------------------------------------------------------------------------
+# --- groups ---------------------------------------------------------------------------------------
 
 
 def test_groups_follow_their_utilisation():
     found = first(scaler(), [seen(t, groups(4, 0.95)) for t in range(0, 60, 3)])
     assert found is not None and found[0] == 15 and found[1].kind == GROUPS
-    assert found[1].count == math.ceil(4 * 0.95 / 0.6) and "95%" in found[1].reason and found[1].figures["busy"] == pytest.approx(0.95)
+    assert (
+        found[1].count == math.ceil(4 * 0.95 / 0.6)
+        and "95%" in found[1].reason
+        and found[1].figures["busy"] == pytest.approx(0.95)
+    )
 
 
 def test_groups_follow_their_memory():
@@ -149,16 +173,26 @@ def test_more_than_the_most_is_the_operators_word():
     assert first(autoscaler, [seen(t, groups(4, 0.7)) for t in range(0, 1000, 10)]) is None
 
 
-# --- shards ------------------------------------------------------------------------------------------------------------------------------
+# --- shards ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("load", "words"),
-    [({"waiting": 9}, "9.0 requests wait"), ({"kv": 0.9}, "90% of the KV blocks"), ({"first": 7.0}, "first token takes 7.0 s")],
+    [
+        ({"waiting": 9}, "9.0 requests wait"),
+        ({"kv": 0.9}, "90% of the KV blocks"),
+        ({"first": 7.0}, "first token takes 7.0 s"),
+    ],
 )
 def test_shards_follow_queue_cache_and_first_token(load: dict[str, Any], words: str):
     found = first(scaler(), [seen(t, s=shards(2, **load)) for t in range(0, 60, 3)])
-    assert found is not None and found[0] == 15 and found[1].kind == SHARDS and found[1].count > 2 and words in found[1].reason
+    assert (
+        found is not None
+        and found[0] == 15
+        and found[1].kind == SHARDS
+        and found[1].count > 2
+        and words in found[1].reason
+    )
 
 
 @pytest.mark.parametrize("load", [{"waiting": 1}, {"kv": 0.3}, {"first": 3.0}, {"running": 70}])
@@ -169,11 +203,11 @@ def test_a_shard_goes_only_when_none_of_them_is_needed(load: dict[str, Any]):
     assert found is not None and found[0] == 300 and found[1].count == 1
 
 
-# --- whatever comes ----------------------------------------------------------------------------------------------------------------------
+# --- whatever comes -------------------------------------------------------------------------------
 
 LOADS = st.lists(
-    st.tuples(st.floats(0.1, 30), st.floats(0, 1), st.floats(0, 1), st.integers(0, 40), st.floats(0, 20), st.floats(1, 4),
-              st.sampled_from([None, True, False])),
+    st.tuples(st.floats(0.1, 30), st.floats(0, 1), st.floats(0, 1), st.integers(0, 40), st.floats(0, 20),
+              st.floats(1, 4), st.sampled_from([None, True, False])),
     min_size=1, max_size=60,
 )  # fmt: skip
 
@@ -227,7 +261,8 @@ def test_a_steady_load_finds_a_number_of_groups_and_stays(demand: float, start: 
 
 
 def test_a_closed_loop_settles_after_each_change_of_load():
-    """Shards with their queues: a request takes a second of a place, a shard has eight. The load goes up, and down again."""
+    """Shards with their queues: a request takes a second of a place, a shard has eight. The load goes up, and down
+    again."""
     autoscaler = Autoscaler(Limits(AutoscalingSection(down_after=60.0), None, Bounds(1, 8)))
     count, queue, history = 1, 0.0, []
     for look in range(1200):
@@ -235,7 +270,9 @@ def test_a_closed_loop_settles_after_each_change_of_load():
         rate = 4.0 if not 400 <= now < 1400 else 30.0
         queue = max(0.0, queue + 2.0 * (rate - 8.0 * count))
         used = min(1.0, rate / (8.0 * count)) if not queue else 1.0
-        loads = shards(count, running=round(8 * used), waiting=math.ceil(queue / count), kv=used, first=0.1 + queue / (8.0 * count))
+        loads = shards(
+            count, running=round(8 * used), waiting=math.ceil(queue / count), kv=used, first=0.1 + queue / (8.0 * count)
+        )
         decision = autoscaler.decide(seen(now, s=loads))
         if decision is not None:
             history.append((now, count, decision.count))
@@ -248,7 +285,8 @@ def test_a_closed_loop_settles_after_each_change_of_load():
 
 
 def test_a_worker_that_was_taken_away_too_early_is_missed_for_longer():
-    """A load that comes every ten minutes: after it came back too soon, the next reason to go down must hold for longer."""
+    """A load that comes every ten minutes: after it came back too soon, the next reason to go down must hold for
+    longer."""
     autoscaler = scaler(down_after=60.0, cooldown=10.0)
     count, downs = 2, []
     for look in range(3600):
@@ -264,7 +302,7 @@ def test_a_worker_that_was_taken_away_too_early_is_missed_for_longer():
     assert len([t for t in downs if t > 3600]) < len([t for t in downs if t <= 3600])
 
 
-# --- outliving a controller --------------------------------------------------------------------------------------------------------------
+# --- outliving a controller -----------------------------------------------------------------------
 
 
 def test_pauses_outlive_a_controller_whose_clock_was_another_one():
@@ -287,4 +325,5 @@ def test_pauses_outlive_a_controller_whose_clock_was_another_one():
     back.load(json.loads(json.dumps(old.dump(1024.0))), now=1024.0, elapsed=0.0)
     later = [seen(t, groups(1, 1.0), shards(1)) for t in range(1024, 1100, 2)]
     assert first(back, later) == first(old, later)
-    assert back._pauses[GROUPS] == old._pauses[GROUPS] and old._pauses[GROUPS].strikes == 1  # what was taken away was wanted again too soon
+    # What was taken away was wanted again too soon
+    assert back._pauses[GROUPS] == old._pauses[GROUPS] and old._pauses[GROUPS].strikes == 1

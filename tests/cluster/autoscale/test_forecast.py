@@ -91,7 +91,7 @@ def test_no_row_is_lost_or_counted_twice(steps):
     assert view.windows().sum() == total
 
 
-# --- prediction --------------------------------------------------------------------------------------------------------------------------
+# --- prediction -----------------------------------------------------------------------------------
 
 
 def drifting(windows: int, rows: float, drift: float, seed: int = 0) -> np.ndarray:
@@ -110,7 +110,8 @@ def error(predicted_LE: np.ndarray, came_LE: np.ndarray) -> float:
 
 
 def test_few_rows_are_not_taken_at_their_word():
-    """With two rows per expert and window, the past tells more than the last window; with many, the last window is kept."""
+    """With two rows per expert and window, the past tells more than the last window; with many, the last window is
+    kept."""
     few = drifting(12, 128.0, 0.05)
     counted = np.random.default_rng(1).poisson(few).astype(float)
     assert error(predict(counted[:-1]), few[-1]) < 0.8 * error(np.maximum(counted[-2], 0.5), few[-1])
@@ -126,7 +127,13 @@ def test_what_does_not_last_is_not_expected():
     assert spread < 0.3 < np.log(history[-1]).std()
 
 
-@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 8), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 50.0, 1e6]))
+@given(
+    st.integers(1, 6),
+    st.integers(1, 3),
+    st.integers(1, 8),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 0.3, 50.0, 1e6]),
+)
 def test_a_prediction_is_finite_and_has_the_last_windows_total(windows, layers, experts, seed, mean):
     history = np.random.default_rng(seed).poisson(mean, size=(windows, layers, experts)).astype(float)
     expected = predict(history)

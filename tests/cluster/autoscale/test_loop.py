@@ -1,4 +1,5 @@
-"""The autoscaler's loop over a simulated cluster: it meters, evens out heat by operations, advises, waits its turn and gives up when it must."""
+"""The autoscaler's loop over a simulated cluster: it meters, evens out heat by operations, advises, waits its turn and
+gives up when it must."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ BYTES = 100  # of an expert's weights
 
 
 class Simulation:
-    """Groups and shards as numbers. Between two looks `steps` steps route `rows` rows of each layer by `popularity` [L, E]."""
+    """Groups and shards as numbers. Between two looks `steps` steps route `rows` rows of each layer by `popularity` [L,
+    E]."""
 
     def __init__(self, groups: int = 2, manifest: dict[str, Any] | None = None, rows: int = 2000, saved: str = ""):
         self.manifest = parse_manifest(manifest or {})
@@ -36,7 +38,10 @@ class Simulation:
         self.popularity = np.tile(ZIPF / ZIPF.sum(), (LAYERS, 1))
         self.rows, self.steps, self.now, self.busy = rows, 1, 0.0, 0.5
         self.random = np.random.default_rng(0)
-        self.routed, self.reads = np.zeros((LAYERS, EXPERTS), dtype=np.int64), np.zeros((LAYERS, EXPERTS), dtype=np.int64)
+        self.routed, self.reads = (
+            np.zeros((LAYERS, EXPERTS), dtype=np.int64),
+            np.zeros((LAYERS, EXPERTS), dtype=np.int64),
+        )
         self.served, self.busy_seconds = dict.fromkeys(self.group_names, 0.0), 0.0
         self.silent: set[str] = set()
         self.pins: set[Pair] = set()
@@ -62,7 +67,10 @@ class Simulation:
     async def meters(self) -> tuple[dict[str, ShardMeter], dict[str, GroupMeter]]:
         shard = ShardMeter(4, 0, 128, 0.2, 0, 0, 0.1, 0.0, {}, self.routed.copy(), self.reads.copy())
         held = {g: len(self.placement.held_by(g)) for g in self.group_names}
-        groups = {g: GroupMeter(0, 1, int(self.served[g]), self.busy_seconds, 0.0, held[g], held[g] * BYTES) for g in self.group_names}
+        groups = {
+            g: GroupMeter(0, 1, int(self.served[g]), self.busy_seconds, 0.0, held[g], held[g] * BYTES)
+            for g in self.group_names
+        }
         return {"attention-0": shard}, {g: m for g, m in groups.items() if g not in self.silent}
 
     # Reconfigures
@@ -140,7 +148,11 @@ def test_heat_evens_out_by_itself_and_then_nothing_moves():
     s.run(300)
     assert s.placement.version == version, [d["reason"] for d in s.loop.decisions]
     decision = done(s)[0]
-    assert decision["mode"] == "on" and decision["figures"]["imbalance"] > 1.5 and decision["operations"] == [s.operations.all()[0].id]
+    assert (
+        decision["mode"] == "on"
+        and decision["figures"]["imbalance"] > 1.5
+        and decision["operations"] == [s.operations.all()[0].id]
+    )
     assert all(o.origin == AUTOSCALER and "hottest group" in o.reasons[0] for o in s.operations.all())
 
 
@@ -185,7 +197,12 @@ def test_without_spare_slots_experts_are_exchanged():
 
 def test_memory_bounds_the_slots():
     share = LAYERS * EXPERTS // 2
-    s = Simulation(manifest={"experts": {"spare_slots": 64, "memory": (share + 10) * BYTES}, "autoscaling": {"copies": {"max_loads": 1.0}}})
+    s = Simulation(
+        manifest={
+            "experts": {"spare_slots": 64, "memory": (share + 10) * BYTES},
+            "autoscaling": {"copies": {"max_loads": 1.0}},
+        }
+    )
     s.run(60)
     assert s.most_held <= share + 10 and s.heat() < 1.3
 
@@ -276,7 +293,10 @@ def test_decisions_and_pauses_outlive_the_controller():
     before = s.loop.report()["decisions"]
     back = Simulation(manifest={"autoscaling": {"copies": {"cooldown": 1000.0}}}, saved=s.loop.dump())
     decisions = back.loop.report()["decisions"]
-    assert decisions[:-1] == before[:-1] and (decisions[-1]["result"], decisions[-1]["why"]) == ("interrupted", "the controller was restarted")
+    assert decisions[:-1] == before[:-1] and (decisions[-1]["result"], decisions[-1]["why"]) == (
+        "interrupted",
+        "the controller was restarted",
+    )
     assert back.loop.counts == {("copies", "done"): 1, ("expert_groups", "interrupted"): 1} and back.saves == 0
     back.run(60)
     assert back.heat() > 1.5 and len(back.loop.decisions) == 2  # it still pauses
@@ -288,11 +308,19 @@ def test_decisions_and_pauses_outlive_the_controller():
 def test_what_is_saved_is_bounded():
     s = Simulation()
     for i in range(5 * REMEMBERED):
-        s.loop._settle(s.loop._record(Decision(GROUPS, "groups compute 95% of the time (above 80%), for 15 s: 2 → 3", {"busy": i / 3}, 3)), "done")
+        s.loop._settle(
+            s.loop._record(
+                Decision(GROUPS, "groups compute 95% of the time (above 80%), for 15 s: 2 → 3", {"busy": i / 3}, 3)
+            ),
+            "done",
+        )
     saved = s.loop.dump()
     assert len(json.loads(saved)["decisions"]) == REMEMBERED and len(saved) < 64 << 10
     back = Simulation(saved=saved)
-    assert back.loop.report()["decisions"] == s.loop.report()["decisions"] and json.loads(back.loop.dump()).keys() == json.loads(saved).keys()
+    assert (
+        back.loop.report()["decisions"] == s.loop.report()["decisions"]
+        and json.loads(back.loop.dump()).keys() == json.loads(saved).keys()
+    )
 
 
 def test_groups_are_asked_for_with_the_patience_of_the_manifest():

@@ -34,10 +34,16 @@ def test_rates_of_a_group():
     for second in range(60):
         report = GroupMeter(2 * second, second, 40 * second, 0.5 * second, 0.1 * second, 7, 700)
         waits = {"expert-0": 0.2 * second}
-        meters.observe({s: replace(SHARD, group_wait=waits) for s in ("attention-0", "attention-1")}, {"expert-0": report}, float(second))
+        meters.observe(
+            {s: replace(SHARD, group_wait=waits) for s in ("attention-0", "attention-1")},
+            {"expert-0": report},
+            float(second),
+        )
     (load,) = meters.groups({"expert-0": "node"}, ["attention-0", "attention-1"])
     assert (load.name, load.node, load.experts, load.weight_bytes) == ("expert-0", "node", 7, 700)
-    assert [load.busy, load.held, load.waited, load.rows_per_second, load.batch] == pytest.approx([0.5, 0.1, 0.4, 40, 40])
+    assert [load.busy, load.held, load.waited, load.rows_per_second, load.batch] == pytest.approx(
+        [0.5, 0.1, 0.4, 40, 40]
+    )
     (load,) = meters.groups({"expert-0": "node"}, ["attention-0"])
     assert load.waited == pytest.approx(0.2)
 
@@ -54,7 +60,9 @@ def test_the_latest_seconds_count_most():
 def test_a_shard_waits_for_its_first_tokens():
     meters = Meters(10.0, 30.0)
     meters.observe({"attention-0": replace(SHARD, first_token_seconds=0.5, longest_wait=2.0)}, {}, 0.0)
-    meters.observe({"attention-0": replace(SHARD, tokens=30, steps=10, first_token_seconds=0.5, longest_wait=0.1)}, {}, 2.0)
+    meters.observe(
+        {"attention-0": replace(SHARD, tokens=30, steps=10, first_token_seconds=0.5, longest_wait=0.1)}, {}, 2.0
+    )
     (load,) = meters.shards({"attention-0": ""})
     assert (load.running, load.waiting, load.kv_used, load.first_token_seconds) == (3, 1, 0.25, 0.5)
     assert (load.tokens_per_second, load.steps_per_second) == (15, 5)
@@ -80,6 +88,10 @@ def test_who_is_silent_or_gone_drops_out():
 def test_groups_that_are_gone_are_forgotten():
     meters = Meters(10.0, 30.0)
     for second in range(200):
-        meters.observe({"attention-0": replace(SHARD, group_wait={f"expert-{second}": 1.0})}, {f"expert-{second}": GROUP}, float(second))
+        meters.observe(
+            {"attention-0": replace(SHARD, group_wait={f"expert-{second}": 1.0})},
+            {f"expert-{second}": GROUP},
+            float(second),
+        )
     (track,) = meters._shards.values()
     assert len(track._rates) <= 3 and len(meters._groups) <= 31

@@ -1,4 +1,5 @@
-"""`isotherm bench links`: every kind of link is measured, with the messages that were asked for, and the other process is gone afterwards."""
+"""`isotherm bench links`: every kind of link is measured, with the messages that were asked for, and the other process
+is gone afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def test_every_kind_of_link_is_measured():
 
 
 def test_a_peer_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bench_links, "_serve", print)  # pickled by name: it returns at once, and its end of the pipe is closed
+    # Pickled by name: it returns at once, and its end of the pipe is closed
+    monkeypatch.setattr(bench_links, "_serve", print)
     with pytest.raises(ConnectionError, match="ended before it could be met"):
         bench_links.bench_links(LinkShape(64, 8, 2, torch.float32), [1], 1)
     assert not multiprocessing.active_children()

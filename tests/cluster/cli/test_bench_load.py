@@ -13,14 +13,17 @@ from isotherm.cluster.cli.bench_load import LoadReport, LoadShape, StreamTimes, 
 
 
 def test_decode_rate_counts_the_time_in_which_all_streams_run():
-    early = StreamTimes(0.0, [1.0, *(2.0 + i / 10 for i in range(1, 11))], 11)  # waits for the other's prompt, then 10 tokens/s
+    # Waits for the other's prompt, then 10 tokens/s
+    early = StreamTimes(0.0, [1.0, *(2.0 + i / 10 for i in range(1, 11))], 11)
     late = StreamTimes(0.0, [2.0 + i / 10 for i in range(21)], 41)  # two tokens a chunk, for two seconds
     assert decode_rate([early, late]) == pytest.approx(10 + 20)
     assert decode_rate([early]) == pytest.approx(10 / 2)
     assert decode_rate([late]) == pytest.approx(20)
 
 
-@pytest.mark.parametrize("streams", [[], [StreamTimes(0.0, [1.0], 5)], [StreamTimes(0.0, [1.0, 2.0], 5), StreamTimes(0.0, [3.0, 4.0], 5)]])
+@pytest.mark.parametrize(
+    "streams", [[], [StreamTimes(0.0, [1.0], 5)], [StreamTimes(0.0, [1.0, 2.0], 5), StreamTimes(0.0, [3.0, 4.0], 5)]]
+)
 def test_there_is_no_decode_rate_where_streams_did_not_run_together(streams: list[StreamTimes]):
     assert decode_rate(streams) == 0.0
 
@@ -30,7 +33,9 @@ async def load(answer: Callable[[dict, asyncio.StreamWriter], Awaitable[None]], 
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+        length = next(
+            int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+        )
         await answer(json.loads(await reader.readexactly(length)), writer)
         writer.close()
 

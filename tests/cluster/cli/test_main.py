@@ -1,4 +1,5 @@
-"""The command line: what it prints, and that an error which a user can do something about is one message and exit status 1, never a traceback."""
+"""The command line: what it prints, and that an error which a user can do something about is one message and exit
+status 1, never a traceback."""
 
 from __future__ import annotations
 
@@ -67,13 +68,15 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("random"))
 
 
-# --- MODEL -------------------------------------------------------------------------------------------------------------------------------
+# --- MODEL ----------------------------------------------------------------------------------------
 
 COMMANDS = (("serve",), ("inspect",), ("generate", "--prompt", "x"))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
-@pytest.mark.parametrize("model", ["", " ", "nothing", "a/b/c", "../x", "~nobody-of-that-name/x", "[red]x[/]", "$(id)", "a\nb", "/dev/null"])
+@pytest.mark.parametrize(
+    "model", ["", " ", "nothing", "a/b/c", "../x", "~nobody-of-that-name/x", "[red]x[/]", "$(id)", "a\nb", "/dev/null"]
+)
 def test_a_model_that_is_none_is_one_message(command: tuple[str, ...], model: str):
     assert "MODEL" in one_error(invoke(command[0], *command[1:], "--", model)).replace("model is ''", "MODEL")
 
@@ -84,7 +87,9 @@ def test_bench_of_a_model_that_is_none_is_one_message():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
 def test_a_hub_id_without_a_network_says_what_to_do(command: tuple[str, ...]):
-    assert "hf download deepseek-ai/DeepSeek-V3" in one_error(invoke(command[0], "deepseek-ai/DeepSeek-V3", *command[1:]))
+    assert "hf download deepseek-ai/DeepSeek-V3" in one_error(
+        invoke(command[0], "deepseek-ai/DeepSeek-V3", *command[1:])
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
@@ -109,7 +114,7 @@ def test_a_broken_checkpoint_is_one_message(command: tuple[str, ...], tmp_path: 
     assert "model.layers.1.mlp.experts.7.up_proj.weight is missing" in message and "[36, 56]" in message
 
 
-# --- serve -------------------------------------------------------------------------------------------------------------------------------
+# --- serve ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -127,12 +132,20 @@ def test_serve_takes_the_manifest_and_the_options(served: list[Any], tmp_path: P
     assert invoke("serve", "m.yaml", "--host", "127.0.0.2").exit_code == 0
     (first, path, address, _), (second, *_) = served
     assert (first.http.port, first.model_id, path, address) == (18765, "tiny", bundled_model(), None)
-    assert (second.experts.groups, second.http.port, second.http.replicas, second.http.host) == (3, 18764, 2, "127.0.0.2")
+    assert (second.experts.groups, second.http.port, second.http.replicas, second.http.host) == (
+        3,
+        18764,
+        2,
+        "127.0.0.2",
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [("engine: {kv_memory: 900TiB}", "engine.kv_memory is 900.0 TiB"), ("attention: {cpus: 4096}", "attention.cpus is 4096")],
+    [
+        ("engine: {kv_memory: 900TiB}", "engine.kv_memory is 900.0 TiB"),
+        ("attention: {cpus: 4096}", "attention.cpus is 4096"),
+    ],
 )
 def test_serve_refuses_what_no_machine_holds(served: list[Any], tmp_path: Path, fields: str, words: str):
     (tmp_path / "m.yaml").write_text(fields)
@@ -141,7 +154,9 @@ def test_serve_refuses_what_no_machine_holds(served: list[Any], tmp_path: Path, 
     assert len(served) == 1
 
 
-def test_a_model_in_the_current_directory_has_a_name(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_model_in_the_current_directory_has_a_name(
+    served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     folder = tmp_path / "my-model"
     folder.mkdir()
     for file in bundled_model().iterdir():
@@ -152,7 +167,9 @@ def test_a_model_in_the_current_directory_has_a_name(served: list[Any], tmp_path
     assert served[0][0].model_id == "my-model"
 
 
-def test_serve_refuses_cuda_without_a_gpu_and_a_bad_port(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_serve_refuses_cuda_without_a_gpu_and_a_bad_port(
+    served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "gpu.yaml").write_text("device: cuda\nattention: {gpus: 1}")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "device is cuda, but torch" in one_error(invoke("serve", "gpu.yaml"))
@@ -181,15 +198,27 @@ def test_serve_needs_a_tokenizer(served: list[Any], random_model: Path):
     assert served == []
 
 
-# --- inspect -----------------------------------------------------------------------------------------------------------------------------
+# --- inspect --------------------------------------------------------------------------------------
 
 
 def test_inspect_prints_json(random_model: Path):
     result = invoke("inspect", str(random_model), "--json")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    assert {"architecture", "parameters", "parameters_by_part", "bytes_by_part", "bytes_from", "kv_bytes_per_token", "placement"} <= set(report)
-    assert report["kv_bytes_per_token"] == 240 and [row["worker"] for row in report["placement"]] == ["attention-0", "expert-0", "expert-1"]
+    assert {
+        "architecture",
+        "parameters",
+        "parameters_by_part",
+        "bytes_by_part",
+        "bytes_from",
+        "kv_bytes_per_token",
+        "placement",
+    } <= set(report)
+    assert report["kv_bytes_per_token"] == 240 and [row["worker"] for row in report["placement"]] == [
+        "attention-0",
+        "expert-0",
+        "expert-1",
+    ]
 
 
 def test_inspect_prints_tables():
@@ -197,7 +226,7 @@ def test_inspect_prints_tables():
     assert result.exit_code == 0 and "KV cache" in result.stdout and "expert-1" in result.stdout
 
 
-# --- generate ----------------------------------------------------------------------------------------------------------------------------
+# --- generate -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -225,8 +254,9 @@ def test_generate_refuses_what_does_not_fit(arguments: list[str], words: str):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--max-tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"], ["--temperature", "inf"], ["--top-p", "2"], ["--top-p", "nan"],
-        ["--top-k", "-1"], ["--top-k", str(1 << 64)], ["--logprobs", "-1"], ["--seed", "x"], ["--seed", str(1 << 63)],
+        ["--max-tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"], ["--temperature", "inf"],
+        ["--top-p", "2"], ["--top-p", "nan"], ["--top-k", "-1"], ["--top-k", str(1 << 64)], ["--logprobs", "-1"],
+        ["--seed", "x"], ["--seed", str(1 << 63)],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -242,7 +272,17 @@ def test_generate_needs_a_tokenizer_for_text_alone(random_model: Path):
 
 
 def test_generate_prints_json(random_model: Path):
-    arguments = ["--prompt-ids", "5,250,17", "--max-tokens", "4", "--ignore-eos", "--logprobs", "2", "--dtype", "float32"]
+    arguments = [
+        "--prompt-ids",
+        "5,250,17",
+        "--max-tokens",
+        "4",
+        "--ignore-eos",
+        "--logprobs",
+        "2",
+        "--dtype",
+        "float32",
+    ]
     arguments += ["--kernels", "reference", "--json"]
     result = invoke("generate", str(random_model), *arguments)
     assert result.exit_code == 0, result.output
@@ -262,7 +302,7 @@ def test_generate_streams_text():
     assert result.exit_code == 0 and "7" in result.stdout and result.stdout.endswith("\n")
 
 
-# --- a cluster that is not there -----------------------------------------------------------------------------------------------------------
+# --- a cluster that is not there ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["status", "stop"])
@@ -282,7 +322,9 @@ def test_without_an_address_it_says_what_to_do(command: str, monkeypatch: pytest
 
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr("isotherm.cluster.on_ray.environment.local_address", lambda: None)
-    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if not name.startswith("RAY_")})
+    monkeypatch.setattr(
+        os, "environ", {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    )
     message = one_error(invoke(command))
     assert "no `isotherm serve` of this user runs on this machine" in message and "--address" in message
 
@@ -304,7 +346,9 @@ def test_chat_without_a_server_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_batch_names_a_missing_file():
-    message = one_error(invoke("batch", "--input", "none.jsonl", "--output", "out.jsonl", "--url", "http://127.0.0.1:9"))
+    message = one_error(
+        invoke("batch", "--input", "none.jsonl", "--output", "out.jsonl", "--url", "http://127.0.0.1:9")
+    )
     assert "none.jsonl" in message
 
 
@@ -322,12 +366,16 @@ def test_batch_says_by_its_status_what_became_of_the_rows(monkeypatch, summary, 
     assert result.exit_code == status and "rows done" in result.output and "isotherm:" not in result.output
 
 
-# --- as a process --------------------------------------------------------------------------------------------------------------------------
+# --- as a process ---------------------------------------------------------------------------------
 
 
 def test_help_needs_neither_torch_nor_ray():
-    code = "import sys; from isotherm.cluster.cli import main as cli; sys.argv = ['isotherm', '--help']\ntry: cli.main()\nexcept SystemExit: pass\n" \
-           "assert not {'torch', 'ray'} & set(sys.modules)"  # fmt: skip
+    code = (
+        "import sys; from isotherm.cluster.cli import main as cli; sys.argv = ['isotherm', '--help']\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("serve", "generate", "chat", "status", "inspect", "stop", "batch"))
@@ -351,7 +399,10 @@ def test_scale_says_which_copies_there_are_to_be():
     with http_server(app) as url:
         done = invoke("scale", "--url", url, "--copies", "2:5=3", "--copies", "2:6=auto", "--json")
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["target"]["copies"] == [{"layer": 2, "expert": 5, "count": 3}, {"layer": 2, "expert": 6, "count": None}]
+    assert json.loads(done.stdout)["target"]["copies"] == [
+        {"layer": 2, "expert": 5, "count": 3},
+        {"layer": 2, "expert": 6, "count": None},
+    ]
 
 
 @pytest.mark.parametrize("word", ["2:5", "2:5=", "5=3", "2:5=-1", "2:5=many", "2:5=3,"])

@@ -23,8 +23,8 @@ from isotherm.kernels.reference import ReferenceKernels
 
 PROMPT = (5, 250, 17, 99, 4, 123)
 DEFAULTS = OfflineOptions(
-    prompt=None, prompt_ids=None, chat=None, max_tokens=8, temperature=0.0, top_p=1.0, top_k=0, seed=0, ignore_eos=True, dtype="float32",
-    kernels="reference", logprobs=None,
+    prompt=None, prompt_ids=None, chat=None, max_tokens=8, temperature=0.0, top_p=1.0, top_k=0, seed=0, ignore_eos=True,
+    dtype="float32", kernels="reference", logprobs=None,
 )  # fmt: skip
 IDS = {"prompt_ids": ",".join(map(str, PROMPT))}
 
@@ -40,7 +40,11 @@ def generate(path: Path, manifest: Manifest | None = None, show: Any = None, **c
 
 def engine_tokens(path: Path, **params: Any) -> list[int]:
     engine = local_engine(Checkpoint.open(path), ReferenceKernels(torch.float32), SchedulerConfig(16, 8, 512, 1, 64))
-    return [t for delta in run(engine, [GenerationRequest("x", PROMPT, SamplingParams(8, **params))]) for t in delta.token_ids]
+    return [
+        t
+        for delta in run(engine, [GenerationRequest("x", PROMPT, SamplingParams(8, **params))])
+        for t in delta.token_ids
+    ]
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 2.0, "seed": 4, "top_k": 50, "top_p": 0.9}])
@@ -113,13 +117,26 @@ def test_text_needs_a_tokenizer(model: Path):
             generate(model, **changes)
 
 
-# --- with text -----------------------------------------------------------------------------------------------------------------------------
+# --- with text ------------------------------------------------------------------------------------
 
 
 def test_what_is_shown_adds_up_to_the_text():
     shown: list[str] = []
-    out = generate(bundled_model(), show=shown.append, chat="What is 3 + 4?", max_tokens=40, ignore_eos=False, dtype="bfloat16", kernels="auto")
-    assert "".join(shown) == out["text"] and "7" in out["text"] and len(shown) == len(out["token_ids"]) and out["finish_reason"] == "stop"
+    out = generate(
+        bundled_model(),
+        show=shown.append,
+        chat="What is 3 + 4?",
+        max_tokens=40,
+        ignore_eos=False,
+        dtype="bfloat16",
+        kernels="auto",
+    )
+    assert (
+        "".join(shown) == out["text"]
+        and "7" in out["text"]
+        and len(shown) == len(out["token_ids"])
+        and out["finish_reason"] == "stop"
+    )
     assert out["text"] == Tokenizer.load(bundled_model()).decode(out["token_ids"])
 
 

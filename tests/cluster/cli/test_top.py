@@ -19,38 +19,68 @@ from isotherm.cluster.client import APIError
 HOSTILE = "[red]x[/] [/nothing]"
 
 
-def sample(time: float = 10.0, *, tokens: int = 0, groups: int = 2, layers: int = 2, experts: int = 8, operation: Any = None, autoscaler: Any = None,
-           hot: float = 1.0) -> Sample:  # fmt: skip
+def sample(time: float = 10.0, *, tokens: int = 0, groups: int = 2, layers: int = 2, experts: int = 8,
+           operation: Any = None, autoscaler: Any = None, hot: float = 1.0) -> Sample:  # fmt: skip
     """The first expert of the first layer is asked for `hot` times as often as each other one."""
     names = [f"expert-{i}" for i in range(groups)]
-    shard = {"id": "attention-0", "role": "attention", "state": "loaded", "pid": 1, "host": "10.0.0.1", "running": 3, "waiting": 2, "tokens": tokens,
-             "kv_blocks_used": 5, "kv_blocks": 10}  # fmt: skip
+    shard = {"id": "attention-0", "role": "attention", "state": "loaded", "pid": 1, "host": "10.0.0.1", "running": 3,
+             "waiting": 2, "tokens": tokens, "kv_blocks_used": 5, "kv_blocks": 10}  # fmt: skip
     workers = [shard] + [
-        {"id": g, "role": "expert", "state": "loaded", "pid": 2, "host": "10.0.0.2", "experts": 8, "weight_bytes": 1 << 20, "pairs": 2 * tokens,
-         "busy_seconds": tokens / 100} for g in names
+        {"id": g, "role": "expert", "state": "loaded", "pid": 2, "host": "10.0.0.2", "experts": 8,
+         "weight_bytes": 1 << 20, "pairs": 2 * tokens, "busy_seconds": tokens / 100} for g in names
     ]  # fmt: skip
     table = [
         {"layer": 3 + i, "rows": [7] * experts, "rate": [hot if i == e == 0 else 1.0 for e in range(experts)],
          "holders": [[names[e * groups // experts]] for e in range(experts)]}
         for i in range(layers)
     ]  # fmt: skip
-    status = {"controller": {"phase": "serving"}, "model": {"id": HOSTILE}, "placement_version": 4, "workers": workers, "operation": operation}
+    status = {
+        "controller": {"phase": "serving"},
+        "model": {"id": HOSTILE},
+        "placement_version": 4,
+        "workers": workers,
+        "operation": operation,
+    }
     return Sample(time, status, {"layers": table, "heat": {g: 1.25 for g in names}}, autoscaler)
 
 
-def shown(now: Sample, before: Sample | None = None, width: int = 120, height: int = 30, colours: bool = False, trouble: str = "") -> str:
-    console = Console(width=width, height=height, record=True, file=io.StringIO(), color_system="truecolor" if colours else None,
-                      force_terminal=colours)  # fmt: skip
+def shown(
+    now: Sample,
+    before: Sample | None = None,
+    width: int = 120,
+    height: int = 30,
+    colours: bool = False,
+    trouble: str = "",
+) -> str:
+    console = Console(width=width, height=height, record=True, file=io.StringIO(),
+                      color_system="truecolor" if colours else None, force_terminal=colours)  # fmt: skip
     console.print(frame(now, before, "http://h:1", width, height, colours, trouble))
     return console.export_text(styles=colours)
 
 
 def test_what_a_picture_says():
-    operation = {"id": "op-9", "phase": "preparing", "progress": 0.5, "target": {"expert_groups": 3}, "origin": "api", "waiting": ["expert-2 waits"]}
+    operation = {
+        "id": "op-9",
+        "phase": "preparing",
+        "progress": 0.5,
+        "target": {"expert_groups": 3},
+        "origin": "api",
+        "waiting": ["expert-2 waits"],
+    }
     autoscaler = {"mode": "on", "decisions": [{"kind": "copies", "reason": HOSTILE, "result": "done"}]}
-    text = shown(sample(12.0, tokens=300, operation=operation, autoscaler=autoscaler, hot=50.0), sample(10.0, tokens=100))
+    text = shown(
+        sample(12.0, tokens=300, operation=operation, autoscaler=autoscaler, hot=50.0), sample(10.0, tokens=100)
+    )
     head = (HOSTILE, "serving", "100 tokens/s", "3 running", "2 waiting", "placement 4")
-    events = ("op-9", "━━━━━━━━━━╌", "expert_groups 3", "expert-2 waits", "autoscaler on", f"copies, {HOSTILE} (done)", "expert 0 on expert-0")
+    events = (
+        "op-9",
+        "━━━━━━━━━━╌",
+        "expert_groups 3",
+        "expert-2 waits",
+        "autoscaler on",
+        f"copies, {HOSTILE} (done)",
+        "expert 0 on expert-0",
+    )
     for words in (*head, *events, "layer 3", "KV 50%", "200 rows/s", "busy 100%", "8 experts, 1.0 MiB"):
         assert words in text, text
 
@@ -100,7 +130,8 @@ def test_a_model_without_experts_and_a_cluster_that_starts():
 
 
 class Server:
-    """Answers the three routes from a sample; `gone` as a controller that is away, `autoscaler` None as a server that has none."""
+    """Answers the three routes from a sample; `gone` as a controller that is away, `autoscaler` None as a server that
+    has none."""
 
     def __init__(self, given: Sample):
         self.sample, self.gone, self.asked = given, False, 0
@@ -109,10 +140,16 @@ class Server:
         if scope["type"] != "http":
             return
         self.asked += 1
-        body = {"/status": self.sample.status, "/admin/experts": self.sample.experts, "/admin/autoscaler": self.sample.autoscaler}.get(scope["path"])
+        body = {
+            "/status": self.sample.status,
+            "/admin/experts": self.sample.experts,
+            "/admin/autoscaler": self.sample.autoscaler,
+        }.get(scope["path"])
         status = 503 if self.gone else 404 if body is None else 200
         body = {"error": {"message": "away"}} if status != 200 else body
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+        await send(
+            {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
+        )
         await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
 

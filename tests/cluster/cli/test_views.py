@@ -24,15 +24,16 @@ def console() -> Console:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1, "1 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (1 << 20, "1.0 MiB"), (3 << 29, "1.5 GiB"), (1 << 40, "1.0 TiB"),
-     (1 << 60, "1048576.0 TiB")],
+    [(0, "0 B"), (1, "1 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (1 << 20, "1.0 MiB"),
+     (3 << 29, "1.5 GiB"), (1 << 40, "1.0 TiB"), (1 << 60, "1048576.0 TiB")],
 )  # fmt: skip
 def test_bytes(count: int, text: str):
     assert human_bytes(count) == text
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0"), (999, "999"), (1000, "1.0 k"), (10**6, "1.0 M"), (671026419200, "671.0 B"), (10**15, "1000000.0 B")]
+    ("count", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.0 k"), (10**6, "1.0 M"), (671026419200, "671.0 B"), (10**15, "1000000.0 B")],
 )
 def test_counts(count: int, text: str):
     assert human_count(count) == text
@@ -51,7 +52,8 @@ def test_a_report(report: Report, console: Console):
 
 
 def test_a_report_without_parts(report: Report, console: Console):
-    bare = dataclasses.replace(report, path=HOSTILE, bytes_by_part={}, placement=[], parameters=dict.fromkeys(report.parameters, 0),
+    bare = dataclasses.replace(report, path=HOSTILE, bytes_by_part={}, placement=[],
+                               parameters=dict.fromkeys(report.parameters, 0),
                                architecture={"rope": None, "odd": HOSTILE})  # fmt: skip
     show_report(bare, console)
     shown = console.export_text()
@@ -59,22 +61,33 @@ def test_a_report_without_parts(report: Report, console: Console):
 
 
 def status(*workers: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    whole = {"controller": {"pid": 7, "phase": "serving"}, "model": {"id": "tiny"}, "placement_version": 1, "workers": list(workers), "nodes": []}
+    whole = {
+        "controller": {"pid": 7, "phase": "serving"},
+        "model": {"id": "tiny"},
+        "placement_version": 1,
+        "workers": list(workers),
+        "nodes": [],
+    }
     return whole | changes
 
 
 SHARD = {
-    "id": "attention-0", "state": "loaded", "pid": 11, "host": "127.0.0.1", "kernels": "native", "links": {"expert-0": "process-group (gloo)"},
-    "running": 3, "waiting": 1, "kv_blocks_used": 5, "kv_blocks": 100, "tokens": 12345,
+    "id": "attention-0", "state": "loaded", "pid": 11, "host": "127.0.0.1", "kernels": "native",
+    "links": {"expert-0": "process-group (gloo)"}, "running": 3, "waiting": 1, "kv_blocks_used": 5, "kv_blocks": 100,
+    "tokens": 12345,
 }  # fmt: skip
-GROUP = {"id": "expert-0", "state": "loaded", "pid": 12, "host": "127.0.0.1", "kernels": "native", "experts": 32, "weight_bytes": 1 << 20, "pairs": 9,
-         "busy_seconds": 1.5}  # fmt: skip
+GROUP = {"id": "expert-0", "state": "loaded", "pid": 12, "host": "127.0.0.1", "kernels": "native", "experts": 32,
+         "weight_bytes": 1 << 20, "pairs": 9, "busy_seconds": 1.5}  # fmt: skip
 
 
 def test_a_status(console: Console):
     show_status(status(SHARD, GROUP), console)
     shown = console.export_text()
-    assert "placement version 1" in shown and "3 running, 1 waiting, KV 5/100 blocks" in shown and "32 experts, 1.0 MiB" in shown
+    assert (
+        "placement version 1" in shown
+        and "3 running, 1 waiting, KV 5/100 blocks" in shown
+        and "32 experts, 1.0 MiB" in shown
+    )
 
 
 def test_nodes_of_a_status(console: Console):
@@ -87,7 +100,14 @@ def test_nodes_of_a_status(console: Console):
 def test_a_status_at_the_start_and_of_the_dead(console: Console):
     show_status(status(placement_version=None, controller={"pid": 7, "phase": HOSTILE}, model={"id": HOSTILE}), console)
     dead = {"id": "expert-1", "state": "dead", "pid": None, "reason": HOSTILE}
-    loading = {"id": "attention-1", "state": "loading", "pid": 13, "host": "127.0.0.1", "kernels": "native", "links": {}}
+    loading = {
+        "id": "attention-1",
+        "state": "loading",
+        "pid": 13,
+        "host": "127.0.0.1",
+        "kernels": "native",
+        "links": {},
+    }
     show_status(status(dead, loading), console)
     shown = console.export_text()
     assert shown.count(HOSTILE) == 3 and "no placement yet" in shown and "None" not in shown.split("dead")[1]
@@ -98,8 +118,9 @@ def test_a_status_at_the_start_and_of_the_dead(console: Console):
     [
         (BatchSummary(), "0 of 0 rows done"),
         (BatchSummary(total=5, resumed=2, completed=3), "5 of 5 rows done (2 from an earlier run), 0 with an error"),
-        (BatchSummary(total=5, completed=3, failed=1, unfinished=2, reason=HOSTILE), f"3 of 5 rows done (0 from an earlier run), 1 with an error, "
-                                                                                     f"2 left: {HOSTILE}"),
+        (BatchSummary(total=5, completed=3, failed=1, unfinished=2, reason=HOSTILE),
+         f"3 of 5 rows done (0 from an earlier run), 1 with an error, "
+         f"2 left: {HOSTILE}"),
     ],
 )  # fmt: skip
 def test_a_batch(summary: BatchSummary, text: str, console: Console):

@@ -230,7 +230,11 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
 
 def test_bad_files_name_the_line(tmp_path):
     server = Server(lambda *_: 200)
-    cases = [([row(0), row(1), row(0)], "line 3: custom_id 'row-0' appears twice"), ([row(0), {"custom_id": 5}], "line 2"), ([[]], "line 1")]
+    cases = [
+        ([row(0), row(1), row(0)], "line 3: custom_id 'row-0' appears twice"),
+        ([row(0), {"custom_id": 5}], "line 2"),
+        ([[]], "line 1"),
+    ]
     for rows, message in cases:
         with pytest.raises(BatchError, match=message):
             batch(write(tmp_path / "in", rows), tmp_path / "out", server)
@@ -264,9 +268,14 @@ def test_a_second_run_on_the_same_output_is_refused(tmp_path):
 def test_killed_and_resumed_equals_http(tmp_path, served, capsys):
     engine, url = served
     chat = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
-    rows = [row(i) for i in range(60)] + [row(i, url="/v1/chat/completions", body={**chat, "seed": i}) for i in range(60, 70)]
+    rows = [row(i) for i in range(60)] + [
+        row(i, url="/v1/chat/completions", body={**chat, "seed": i}) for i in range(60, 70)
+    ]
     source, output = write(tmp_path / "in", rows), tmp_path / "out"
-    code = "import sys, pathlib; from isotherm.cluster.client.batch import run; run(*map(pathlib.Path, sys.argv[1:3]), sys.argv[3], 4)"
+    code = (
+        "import sys, pathlib; from isotherm.cluster.client.batch import run; "
+        "run(*map(pathlib.Path, sys.argv[1:3]), sys.argv[3], 4)"
+    )
     engine.delay_s = 0.02
     child = subprocess.Popen([sys.executable, "-c", code, str(source), str(output), url], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 20
@@ -278,7 +287,9 @@ def test_killed_and_resumed_equals_http(tmp_path, served, capsys):
     before = output.read_bytes()
     assert 20 <= before.count(b"\n") < 70
     summary = run(source, output, url, 8)
-    assert summary.resumed == before.count(b"\n") and summary.resumed + summary.completed == 70 and summary.unfinished == 0
+    assert (
+        summary.resumed == before.count(b"\n") and summary.resumed + summary.completed == 70 and summary.unfinished == 0
+    )
     assert "batch: 70 of 70 rows done, 0 failed" in capsys.readouterr().err
     assert output.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
     found = {one["custom_id"]: one for one in results(output)}

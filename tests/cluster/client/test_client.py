@@ -26,7 +26,11 @@ def served(tmp_path_factory):
 
 
 def event(text, finish=None):
-    return b"data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}).encode() + b"\n\n"
+    return (
+        b"data: "
+        + json.dumps({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}).encode()
+        + b"\n\n"
+    )
 
 
 MODELS = {"object": "list", "data": [{"id": "m"}]}
@@ -52,7 +56,8 @@ class Script:
 
 
 def stream_both(*answers, **options):
-    """What Client and AsyncClient make of a streamed chat: (chunks, error) of each, which must agree, and the number of tries."""
+    """What Client and AsyncClient make of a streamed chat: (chunks, error) of each, which must agree, and the number of
+    tries."""
     first, second = Script(*answers), Script(*answers)
 
     def blocking():
@@ -88,9 +93,14 @@ def test_against_the_real_app(served):
         assert whole.finish_reason == "length" and whole.usage is not None and whole.usage.completion_tokens == 12
         chunks = list(client.chat([{"role": "user", "content": "hi"}], stream=True, **OPTIONS))
         assert "".join(chunk.text for chunk in chunks) == whole.text
-        assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["length"] and chunks[-1].usage == whole.usage
+        assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["length"] and chunks[
+            -1
+        ].usage == whole.usage
         text = client.complete("hello", n=2, **OPTIONS)
-        assert len(text.choices) == 2 and "".join(chunk.text for chunk in client.complete("hello", stream=True, **OPTIONS)) == text.text
+        assert (
+            len(text.choices) == 2
+            and "".join(chunk.text for chunk in client.complete("hello", stream=True, **OPTIONS)) == text.text
+        )
         with pytest.raises(APIError) as info:
             client.chat([], **OPTIONS)
         assert (info.value.status, info.value.param) == (400, "messages")
@@ -109,12 +119,19 @@ def test_async_against_the_real_app(served):
 
     async def go():
         async with AsyncClient(url) as client:
-            assert await client.models() == ["m"] and await client.ready() and (await client.status())["placement_version"] == 1
+            assert (
+                await client.models() == ["m"]
+                and await client.ready()
+                and (await client.status())["placement_version"] == 1
+            )
             whole = await client.chat("hi", **OPTIONS)
             chunks = [chunk async for chunk in await client.chat("hi", stream=True, **OPTIONS)]
             assert "".join(chunk.text for chunk in chunks) == whole.text and chunks[-1].usage == whole.usage
             text = await client.complete("hello", **OPTIONS)
-            assert "".join([chunk.text async for chunk in await client.complete("hello", stream=True, **OPTIONS)]) == text.text
+            assert (
+                "".join([chunk.text async for chunk in await client.complete("hello", stream=True, **OPTIONS)])
+                == text.text
+            )
             with pytest.raises(APIError):
                 await client.complete("", **OPTIONS)
 
@@ -157,7 +174,9 @@ def test_broken_streams(body):
     assert isinstance(error, StreamBrokenError) and [chunk.text for chunk in chunks] == ["a"] and tries == 1
 
 
-@pytest.mark.parametrize("failure", [(503, {"retry-after": "0"}, b""), (429, {"retry-after": "0"}, b"{}"), httpx.ConnectError("refused")])
+@pytest.mark.parametrize(
+    "failure", [(503, {"retry-after": "0"}, b""), (429, {"retry-after": "0"}, b"{}"), httpx.ConnectError("refused")]
+)
 def test_retried_before_the_first_token(failure):
     chunks, error, tries = stream_both(failure, failure, (200, {}, GOOD))
     assert error is None and tries == 3 and [chunk.text for chunk in chunks] == ["a", "b\u2028c"]
@@ -167,7 +186,9 @@ def test_retried_before_the_first_token(failure):
     assert error is not None and tries == 1
 
 
-@pytest.mark.parametrize("failure", [(400, {}, b'{"error": {"message": "m", "param": "n"}}'), (500, {}, b"oops"), httpx.ReadTimeout("slow")])
+@pytest.mark.parametrize(
+    "failure", [(400, {}, b'{"error": {"message": "m", "param": "n"}}'), (500, {}, b"oops"), httpx.ReadTimeout("slow")]
+)
 def test_not_retried(failure):
     _, error, tries = stream_both(failure)
     assert error is not None and tries == 1
@@ -353,12 +374,20 @@ def test_api_key_model_and_request():
     client = Client(transport=httpx.MockTransport(answer), api_key="secret")
     raw = client.request("POST", "/v1/completions", {"model": "given"})
     assert (raw.status, raw.request_id, raw.body) == (200, "r", {"x": 1})
-    assert seen[0].headers["authorization"] == "Bearer secret" and str(seen[0].url) == "http://127.0.0.1:8000/v1/completions"
+    assert (
+        seen[0].headers["authorization"] == "Bearer secret"
+        and str(seen[0].url) == "http://127.0.0.1:8000/v1/completions"
+    )
 
 
 def test_imports_neither_torch_nor_ray():
-    code = "import sys; from isotherm.cluster.client import Client, AsyncClient; print(sorted({'torch', 'ray', 'tokenizers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys; from isotherm.cluster.client import Client, AsyncClient; "
+        "print(sorted({'torch', 'ray', 'tokenizers'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_operations_are_begun_and_waited_for():
@@ -370,7 +399,9 @@ def test_operations_are_begun_and_waited_for():
         asked.append((request.method, request.url.path, body))
         if request.url.path.startswith("/admin/operations"):
             looks = sum(method == "GET" for method, *_ in asked)
-            return httpx.Response(202 if body else 200, json={"id": "op-1", "phase": "done" if looks >= 3 else "preparing"})
+            return httpx.Response(
+                202 if body else 200, json={"id": "op-1", "phase": "done" if looks >= 3 else "preparing"}
+            )
         return httpx.Response(200, json={"route": request.url.path})
 
     def blocking() -> list:
@@ -378,14 +409,26 @@ def test_operations_are_begun_and_waited_for():
             begun = client.scale(expert_groups=3, idempotency_key="k")
             with pytest.raises(TimeoutError, match="op-1 is still preparing"):
                 client.wait_for_operation("op-1", timeout=-1)
-            return [begun, client.wait_for_operation("op-1"), client.operation("op-1"), client.experts(), client.autoscaler()]
+            return [
+                begun,
+                client.wait_for_operation("op-1"),
+                client.operation("op-1"),
+                client.experts(),
+                client.autoscaler(),
+            ]
 
     async def waiting() -> list:
         async with AsyncClient(transport=httpx.MockTransport(answer)) as client:
             begun = await client.scale(expert_groups=3, idempotency_key="k")
             with pytest.raises(TimeoutError, match="op-1 is still preparing"):
                 await client.wait_for_operation("op-1", timeout=-1)
-            return [begun, await client.wait_for_operation("op-1"), await client.operation("op-1"), await client.experts(), await client.autoscaler()]
+            return [
+                begun,
+                await client.wait_for_operation("op-1"),
+                await client.operation("op-1"),
+                await client.experts(),
+                await client.autoscaler(),
+            ]
 
     one, first = blocking(), asked[:]
     asked.clear()

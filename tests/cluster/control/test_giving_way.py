@@ -123,7 +123,12 @@ def test_changes_of_copies_overtake_what_waits_for_room(origin: str):
         holders = tuple(tuple((g,) for g in groups) for groups in table.values())
         moved = made.rebalance(Placement(fleet.placement.version + 1, fleet.placement.layers, holders), "even")
         await ended(moved)
-        assert (theirs.phase, moved.phase, waiting.phase, waiting.waiting) == (Phase.DONE, Phase.DONE, Phase.PLANNED, True)
+        assert (theirs.phase, moved.phase, waiting.phase, waiting.waiting) == (
+            Phase.DONE,
+            Phase.DONE,
+            Phase.PLANNED,
+            True,
+        )
         fleet.room.set()
         await ended(waiting)
         assert waiting.phase is Phase.DONE and len(fleet.experts) == 3 and fleet.placement.version == 4
@@ -191,7 +196,12 @@ def test_what_is_asked_for_while_a_controller_takes_over_comes_after_that():
         operation = made.submit(parse_operation({"expert_groups": 4}))
         await ended(operation)
         await taking_over
-        assert operation.phase is Phase.DONE and sorted(fleet.experts) == ["expert-0", "expert-1", "expert-3", "expert-4"], operation.reasons
+        assert operation.phase is Phase.DONE and sorted(fleet.experts) == [
+            "expert-0",
+            "expert-1",
+            "expert-3",
+            "expert-4",
+        ], operation.reasons
 
     play(act)
 

@@ -5,7 +5,11 @@ import pytest
 from isotherm.cluster.control.link_choice import LinkChoiceError, choose_link
 from isotherm.cluster.messages.workers import Locality
 
-HERE, THERE, WITHOUT = Locality("boot-1/net-1/0", None), Locality("boot-2/net-1/0", None), Locality("boot-1/net-1/0", "no compiler was there")
+HERE, THERE, WITHOUT = (
+    Locality("boot-1/net-1/0", None),
+    Locality("boot-2/net-1/0", None),
+    Locality("boot-1/net-1/0", "no compiler was there"),
+)
 GPU = Locality("boot-1/net-1/0", None, "cuda", "GPU-1")
 
 

@@ -28,7 +28,9 @@ class FakeFleet:
         self.lost: dict[str, str] = {}
         self.states: list[dict[tuple[str, str], str]] = []  # of `failed`, at each change
         self.now = 0.0
-        self.repair = LinkRepair(self, self._lose, lambda: self.states.append(dict(self.repair.failed)), lambda: self.now)
+        self.repair = LinkRepair(
+            self, self._lose, lambda: self.states.append(dict(self.repair.failed)), lambda: self.now
+        )
 
     def _lose(self, worker: str, reason: str) -> None:
         self.lost[worker] = reason
@@ -92,7 +94,10 @@ def test_a_group_that_cannot_be_linked_again_is_replaced(how: str):
         repair.report("attention-0", {"expert-0": "timed out"})
 
     fleet = play(act)
-    assert list(fleet.lost) == ["expert-0"] and "from attention-0 to expert-0 has failed and cannot be made anew" in fleet.lost["expert-0"]
+    assert (
+        list(fleet.lost) == ["expert-0"]
+        and "from attention-0 to expert-0 has failed and cannot be made anew" in fleet.lost["expert-0"]
+    )
 
 
 def test_a_shard_that_can_be_linked_to_no_group_is_replaced_itself():
@@ -117,7 +122,9 @@ def test_a_group_that_fails_again_and_again_is_replaced():
             fleet.now += SPAN / OFTEN - 1
 
     fleet = play(act)
-    assert list(fleet.lost) == ["expert-0"] and "RuntimeError" in fleet.lost["expert-0"] and len(fleet.made) == OFTEN - 1
+    assert (
+        list(fleet.lost) == ["expert-0"] and "RuntimeError" in fleet.lost["expert-0"] and len(fleet.made) == OFTEN - 1
+    )
 
 
 def test_a_group_whose_links_fail_now_and_then_stays():

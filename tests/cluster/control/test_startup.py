@@ -41,7 +41,9 @@ def test_every_worker_is_started_linked_and_given_its_experts():
     assert phases == ["linking workers"]
 
 
-@pytest.mark.parametrize("what", ["start expert-1", "start attention-0", "load expert-0", "link attention-1 expert-0", "adopt attention-0"])
+@pytest.mark.parametrize(
+    "what", ["start expert-1", "start attention-0", "load expert-0", "link attention-1 expert-0", "adopt attention-0"]
+)
 def test_nothing_is_left_of_a_start_that_fails(what: str):
     fleet = empty()
     fleet.fails.add(what)

@@ -1,4 +1,5 @@
-"""A controller that was taken for dead goes on in mid-operation, after its successor has begun: whatever it does then changes nothing."""
+"""A controller that was taken for dead goes on in mid-operation, after its successor has begun: whatever it does then
+changes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class World:
 
 
 class View(TableFleet):
-    """The fleet of one controller. `stop_at`: after so many moments between two of its calls it stands still until `go_on` is set."""
+    """The fleet of one controller. `stop_at`: after so many moments between two of its calls it stands still until
+    `go_on` is set."""
 
     def __init__(self, world: World, generation: int, stop_at: int | None = None):
         table = world.table
@@ -87,12 +89,16 @@ def controller(view: View) -> Reconfigurer:
 
 
 async def stopped_at(moment: int, target: dict[str, Any], at_once: bool) -> bool:
-    """Play an operation that is stopped then, and goes on while its successor takes over, or (`at_once` false) afterwards; whether it was stopped."""
+    """Play an operation that is stopped then, and goes on while its successor takes over, or (`at_once` false)
+    afterwards; whether it was stopped."""
     world = World()
     old = View(world, 0, moment)
     made = controller(old)
     operation = made.submit(parse_operation(target))
-    await asyncio.wait([asyncio.ensure_future(idle(made)), asyncio.ensure_future(old.stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(
+        [asyncio.ensure_future(idle(made)), asyncio.ensure_future(old.stopped.wait())],
+        return_when=asyncio.FIRST_COMPLETED,
+    )
     if not old.stopped.is_set():
         assert operation.phase is Phase.DONE
         return False

@@ -1,4 +1,5 @@
-"""Transactions over a fleet that is only a table: what is undone, what is saved before what, and taking over from a controller that has died."""
+"""Transactions over a fleet that is only a table: what is undone, what is saved before what, and taking over from a
+controller that has died."""
 
 from __future__ import annotations
 
@@ -29,9 +30,16 @@ def test_a_change_is_saved_when_it_is_adopted_and_before_anything_is_freed():
     made = reconfigurer(fleet, lambda: fleet.calls.append(f"save version {made.desired.placement.version}"))
     operation = run(made, expert_groups=3, attention_shards=2)
     assert operation.phase is Phase.DONE and operation.committed
-    assert made.desired == Desired(("expert-0", "expert-1", "expert-2"), ("attention-0", "attention-1"), fleet.placement)
+    assert made.desired == Desired(
+        ("expert-0", "expert-1", "expert-2"), ("attention-0", "attention-1"), fleet.placement
+    )
     at = {call: i for i, call in enumerate(fleet.calls)}
-    assert max(at["adopt attention-0"], at["adopt attention-1"]) < at["save version 2"] < at["committed"] < at["free expert-0"]
+    assert (
+        max(at["adopt attention-0"], at["adopt attention-1"])
+        < at["save version 2"]
+        < at["committed"]
+        < at["free expert-0"]
+    )
     fleet.check()
 
 
@@ -44,17 +52,27 @@ def test_what_cannot_be_saved_is_not_committed():
     made = reconfigurer(fleet, save)
     before = fleet.placement, made.desired
     operation = run(made, expert_groups=3)
-    assert operation.phase is Phase.ROLLED_BACK and not operation.committed and "head is away" in " ".join(operation.reasons)
+    assert (
+        operation.phase is Phase.ROLLED_BACK
+        and not operation.committed
+        and "head is away" in " ".join(operation.reasons)
+    )
     assert (fleet.placement, made.desired) == before
     fleet.check()
 
 
-@pytest.mark.parametrize("what", ["start expert-2", "link attention-0 expert-2", "load expert-2", "load expert-0", "adopt attention-1"])
+@pytest.mark.parametrize(
+    "what", ["start expert-2", "link attention-0 expert-2", "load expert-2", "load expert-0", "adopt attention-1"]
+)
 def test_what_fails_before_the_commit_is_undone(what: str):
     fleet = TableFleet(["expert-0", "expert-1"], ["attention-0"])
     fleet.fails = {what}
     made = reconfigurer(fleet)
-    target = {"copies": [{"layer": 1, "expert": 7, "count": 2}]} if what == "load expert-0" else {"expert_groups": 3, "attention_shards": 2}
+    target = (
+        {"copies": [{"layer": 1, "expert": 7, "count": 2}]}
+        if what == "load expert-0"
+        else {"expert_groups": 3, "attention_shards": 2}
+    )
     operation = run(made, **target)
     assert operation.phase is Phase.ROLLED_BACK and "does not work" in operation.reasons[0]
     assert fleet.placement.version == 1 and set(fleet.experts) == {"expert-0", "expert-1"}
@@ -98,7 +116,9 @@ def test_a_number_of_copies_stays_an_operators_until_it_is_handed_back():
     run(made, **back)
     assert made.pinned() == {(1, 0), (1, 5)}  # it was not committed
     fleet.fails = set()
-    assert made.submit(parse_operation(back | {"dry_run": True})).plan == ["leave the copies of 1 experts to the autoscaler"]
+    assert made.submit(parse_operation(back | {"dry_run": True})).plan == [
+        "leave the copies of 1 experts to the autoscaler"
+    ]
     assert run(made, **back).phase is Phase.DONE
     assert made.pinned() == {(1, 5)} and fleet.placement.version == version
     fleet.check()

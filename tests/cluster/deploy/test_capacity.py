@@ -29,8 +29,12 @@ def test_a_cache_that_no_machine_has_is_refused():
 
 
 def test_the_caches_of_all_shards_count():
-    check_machine(parse_manifest({"engine": {"kv_memory": "7GiB"}, "attention": {"shards": 2}}), bundled_model(), 16 * GIB, 2)
-    assert "for each of 3 attention shard(s)" in refused({"engine": {"kv_memory": "7GiB"}, "attention": {"shards": 3, "cpus": 0}})
+    check_machine(
+        parse_manifest({"engine": {"kv_memory": "7GiB"}, "attention": {"shards": 2}}), bundled_model(), 16 * GIB, 2
+    )
+    assert "for each of 3 attention shard(s)" in refused(
+        {"engine": {"kv_memory": "7GiB"}, "attention": {"shards": 3, "cpus": 0}}
+    )
 
 
 def test_weights_count_as_little_as_they_can_take(tmp_path: Path):
@@ -48,7 +52,9 @@ def test_what_is_on_gpus_does_not_count():
 
 def test_more_cpus_than_there_are_is_refused_before_ray():
     message = refused({"attention": {"cpus": 64}})
-    assert "attention.cpus is 64 for each of 1 shard(s)" in message and "has 2 CPUs" in message and "--address" in message
+    assert (
+        "attention.cpus is 64 for each of 1 shard(s)" in message and "has 2 CPUs" in message and "--address" in message
+    )
 
 
 @pytest.mark.parametrize(("fields", "words"), [
@@ -65,8 +71,10 @@ def test_what_ray_says_that_it_has_not_is_refused(fields: dict[str, Any], words:
 
 
 @pytest.mark.parametrize("fields", [
-    {}, {"attention": {"cpus": 1.5}, "experts": {"cpus": 0.25}}, {"attention": {"cpus": 0.1}, "experts": {"groups": 19, "cpus": 0.1}},
-    {"attention": {"memory": "4GiB"}, "experts": {"memory": "2GiB"}}, {"experts": {"labels": {"role": "!gpu", "ray.io/node-id": "abc"}}},
+    {}, {"attention": {"cpus": 1.5}, "experts": {"cpus": 0.25}},
+    {"attention": {"cpus": 0.1}, "experts": {"groups": 19, "cpus": 0.1}},
+    {"attention": {"memory": "4GiB"}, "experts": {"memory": "2GiB"}},
+    {"experts": {"labels": {"role": "!gpu", "ray.io/node-id": "abc"}}},
 ])  # fmt: skip
 def test_what_fits_exactly_is_taken(fields: dict[str, Any]):
     check_resources(parse_manifest(fields), TOTAL, [{"ray.io/node-id": "abc"}])
@@ -74,7 +82,8 @@ def test_what_fits_exactly_is_taken(fields: dict[str, Any]):
 
 @pytest.mark.parametrize(("selector", "value", "found"), [
     ("a", "a", True), ("a", "b", False), ("a", None, False), ("!a", "a", False), ("!a", "b", True), ("!a", None, True),
-    ("in(a,b)", "b", True), ("in(a, b)", "b", True), ("in(a,b)", "c", False), ("!in(a,b)", "c", True), ("!in(a,b)", "a", False),
+    ("in(a,b)", "b", True), ("in(a, b)", "b", True), ("in(a,b)", "c", False), ("!in(a,b)", "c", True),
+    ("!in(a,b)", "a", False),
 ])  # fmt: skip
 def test_label_selectors_are_rays(selector: str, value: str | None, found: bool):
     assert selects(selector, value) is found

@@ -58,7 +58,10 @@ def test_a_request_that_hangs_is_sent_again(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(("statuses", "words"), [((503,), "HTTP 503: words"), ((None,), "timed out")])
 def test_it_does_not_wait_for_ever(statuses: tuple, words: str):
-    with server(*statuses) as (url, _), pytest.raises(NoAnswerError, match=f"no request to {url}/v1/completions .*{words}"):
+    with (
+        server(*statuses) as (url, _),
+        pytest.raises(NoAnswerError, match=f"no request to {url}/v1/completions .*{words}"),
+    ):
         wait_for_answer(url, "m", 0.6)
 
 

@@ -95,12 +95,19 @@ def test_shards_that_cannot_reach_every_expert_take_no_requests(play):
         assert fleet.reachable() == (["attention-0", "attention-1"], None)
         fleet.repair.failed["attention-0", "expert-1"] = "connection reset"
         shards, why = fleet.reachable()
-        assert shards == ["attention-1"] and why is not None and "expert-1: connection reset" in why and "from attention-0" in why
+        assert (
+            shards == ["attention-1"]
+            and why is not None
+            and "expert-1: connection reset" in why
+            and "from attention-0" in why
+        )
         fleet._lost("expert-0", "killed", False)
         shards, why = fleet.reachable()
         assert shards == [] and why is not None and "expert-0: killed" in why
         both = contiguous_placement(fleet.placement.layers, 16, ["expert-0"], 2)
-        fleet.placement = type(both)(2, both.layers, tuple(tuple(("expert-0", "expert-1") for _ in layer) for layer in both.holders))
+        fleet.placement = type(both)(
+            2, both.layers, tuple(tuple(("expert-0", "expert-1") for _ in layer) for layer in both.holders)
+        )
         assert fleet.reachable()[0] == ["attention-1"], "there is another copy"
 
     play(act)

@@ -1,4 +1,5 @@
-"""`isotherm inspect`: the figures of a 671B checkpoint from its config, of small ones from their headers, and no weight read for either."""
+"""`isotherm inspect`: the figures of a 671B checkpoint from its config, of small ones from their headers, and no weight
+read for either."""
 
 from __future__ import annotations
 
@@ -51,7 +52,10 @@ def test_deepseek_v3s_parameters(v3_report: Report):
     moe_layer = 256 * 3 * 7168 * 2048 + 3 * 7168 * 2048 + 256 * 7168 + 256
     attention = 2 * 7168 + 7168 * 1536 + 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 + 512 * 128 * 256 + 128 * 128 * 7168
     assert v3_report.parameters["multi_token_prediction"] == moe_layer + attention + 3 * 7168 + 2 * 7168**2
-    assert sum(v3_report.parameters_by_part.values()) == v3_report.parameters["total"] + v3_report.parameters["multi_token_prediction"]
+    assert (
+        sum(v3_report.parameters_by_part.values())
+        == v3_report.parameters["total"] + v3_report.parameters["multi_token_prediction"]
+    )
 
 
 def test_deepseek_v3s_cache(v3_report: Report, v3: Path):
@@ -71,7 +75,11 @@ def test_deepseek_v3s_experts_by_hand(v3_report: Report):
 def test_the_architecture_is_told(v3_report: Report):
     a = v3_report.architecture
     assert (a["layers"], a["dense_layers"], a["moe_layers"]) == (61, 3, 58)
-    assert a["routed_experts"] == "8 of 256, 4 of 8 groups" and a["rope"] == "YaRN ×40 from 4096" and a["weights"].startswith("FP8")
+    assert (
+        a["routed_experts"] == "8 of 256, 4 of 8 groups"
+        and a["rope"] == "YaRN ×40 from 4096"
+        and a["weights"].startswith("FP8")
+    )
     assert json.loads(json.dumps(v3_report.as_dict())) == v3_report.as_dict()
 
 
@@ -86,18 +94,26 @@ def test_the_index_decides_whether_there_is_an_mtp_layer(tmp_path: Path, v3: Pat
 @pytest.mark.parametrize("claimed", [True, False])
 def test_the_index_decides_whether_weights_are_fp8(tmp_path: Path, v3: Path, scales: bool, words: str, claimed: bool):
     """Without the files: a config.json from before a conversion, or from after one, that the index contradicts."""
-    raw = DEEPSEEK_V3 if claimed else {name: value for name, value in DEEPSEEK_V3.items() if name != "quantization_config"}
+    raw = (
+        DEEPSEEK_V3
+        if claimed
+        else {name: value for name, value in DEEPSEEK_V3.items() if name != "quantization_config"}
+    )
     (tmp_path / "config.json").write_text(json.dumps(raw))
     names = [spec.name for spec in expected_tensors(parse(raw))]
     names += [f"{name}_scale_inv" for name in names if scales and name.endswith("_proj.weight")]
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}))
     report = inspect_model(tmp_path, Manifest())
     assert report.architecture["weights"] == words and report.architecture["multi_token_prediction"] == "none"
-    assert report.bytes_by_part["routed experts"] == 58 * 256 * 3 * (7168 * 2048 + 4 * 16 * 56 if scales else 2 * 7168 * 2048)
+    assert report.bytes_by_part["routed experts"] == 58 * 256 * 3 * (
+        7168 * 2048 + 4 * 16 * 56 if scales else 2 * 7168 * 2048
+    )
 
 
 def test_what_goes_where(v3: Path):
-    manifest = parse_manifest({"attention": {"shards": 2}, "experts": {"groups": 12}, "engine": {"block_size": 64, "kv_memory": "36GiB"}})
+    manifest = parse_manifest(
+        {"attention": {"shards": 2}, "experts": {"groups": 12}, "engine": {"block_size": 64, "kv_memory": "36GiB"}}
+    )
     rows = inspect_model(v3, manifest).placement
     assert [row["worker"] for row in rows] == ["attention-0", "attention-1", *(f"expert-{i}" for i in range(12))]
     assert rows[0]["kv_tokens"] == (36 << 30) // (64 * 576 * 61 * 2) * 64 and rows[0]["kv_bytes"] == 36 << 30
@@ -114,7 +130,7 @@ def test_a_cache_that_is_too_small_is_refused(v3: Path):
         inspect_model(v3, parse_manifest({"engine": {"kv_memory": 1000}}))
 
 
-# --- real files ----------------------------------------------------------------------------------------------------------------------------
+# --- real files -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fp8", [False, True])
@@ -125,13 +141,19 @@ def test_bytes_and_parameters_are_those_of_the_files(tmp_path: Path, fp8: bool, 
     tensors = make_tensors(make_config({"hidden_size": 130}, fp8=fp8, mtp=True), fp8=fp8)
     assert report.bytes_from == "safetensors headers" and report.files == shards
     assert sum(report.bytes_by_part.values()) == sum(t.nbytes for t in tensors.values())
-    main = {name: t for name, t in tensors.items() if not name.startswith("model.layers.3.") and not name.endswith("_scale_inv")}
+    main = {
+        name: t
+        for name, t in tensors.items()
+        if not name.startswith("model.layers.3.") and not name.endswith("_scale_inv")
+    }
     assert report.parameters["total"] == sum(t.numel() for t in main.values())
     experts = [t.numel() for name, t in main.items() if ".experts." in name]
     assert report.parameters["active"] == report.parameters["total"] - sum(experts) * 9 // 12  # 3 of 12 experts
 
 
-@pytest.mark.parametrize(("stored", "words"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32")])
+@pytest.mark.parametrize(
+    ("stored", "words"), [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32")]
+)
 def test_a_quantization_config_that_was_left_over_does_not_count(tmp_path: Path, stored: str, words: str):
     make_checkpoint(tmp_path, make_config(fp8=True, dtype="bfloat16"), dtype=stored)
     report, plain = inspect_model(tmp_path, Manifest()), make_tensors(make_config(), dtype=stored)
@@ -153,13 +175,16 @@ def test_the_files_decide_whether_there_is_an_mtp_layer(tmp_path: Path, in_files
     write_checkpoint(tmp_path, config | {"num_nextn_predict_layers": in_config}, tensors, shards)
     report = inspect_model(tmp_path, Manifest())
     again = (".embed_tokens.weight", ".shared_head.head.weight")
-    mtp = sum(t.numel() for name, t in tensors.items() if name.startswith("model.layers.3.") and not name.endswith(again))
+    mtp = sum(
+        t.numel() for name, t in tensors.items() if name.startswith("model.layers.3.") and not name.endswith(again)
+    )
     assert report.parameters["multi_token_prediction"] == mtp and (mtp > 0) == in_files
     assert report.architecture["multi_token_prediction"] == ("recognised, not used yet" if in_files else "none")
 
 
 def test_headers_alone_are_enough_and_weights_are_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The files are cut off behind their headers and stretched to their length by a hole; and nothing is read past the header."""
+    """The files are cut off behind their headers and stretched to their length by a hole; and nothing is read past the
+    header."""
     make_checkpoint(tmp_path, shards=2)
     headers = {}
     for file in tmp_path.glob("*.safetensors"):
@@ -222,7 +247,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: str | None, e
     assert words in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../x"}}', "\x00"])
+@pytest.mark.parametrize(
+    "index", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../x"}}', "\x00"]
+)
 def test_a_broken_index_is_refused(tmp_path: Path, index: str):
     (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
     (tmp_path / INDEX).write_text(index)

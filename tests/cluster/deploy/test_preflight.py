@@ -31,7 +31,8 @@ def test_cuda_is_refused_where_the_workers_machine_has_no_gpu():
 @pytest.mark.parametrize(("fields", "words"), [
     ({"device": "cuda"}, "no worker reserves a GPU; set attention.gpus or experts.gpus"),
     ({"device": "cuda", "kernels": "native", "attention": {"gpus": 1}}, "kernels is native, which computes on the CPU"),
-    ({"device": "cuda", "kernels": "triton", "attention": {"gpus": 1}}, r"experts\.gpus is 0; auto takes triton for the workers with GPUs alone"),
+    ({"device": "cuda", "kernels": "triton", "attention": {"gpus": 1}},
+     r"experts\.gpus is 0; auto takes triton for the workers with GPUs alone"),
     ({"kernels": "triton"}, "kernels is triton, which needs device: cuda"),
 ])  # fmt: skip
 def test_kernels_and_devices_that_do_not_fit_are_refused(fields: dict, words: str):
@@ -41,7 +42,10 @@ def test_kernels_and_devices_that_do_not_fit_are_refused(fields: dict, words: st
 
 def test_workers_without_a_gpu_compute_on_the_cpu():
     manifest = parse_manifest({"device": "cuda", "attention": {"gpus": 0.5}})
-    assert (manifest.worker_device(manifest.attention.gpus), manifest.worker_device(manifest.experts.gpus)) == ("cuda", "cpu")
+    assert (manifest.worker_device(manifest.attention.gpus), manifest.worker_device(manifest.experts.gpus)) == (
+        "cuda",
+        "cpu",
+    )
     assert Manifest().worker_device(1) == "cpu"
 
 
@@ -54,7 +58,9 @@ def test_a_checkpoint_without_a_tokenizer_or_a_tensor_is_refused(tmp_path: Path)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: not found"):
         check_servable(Manifest(), make_checkpoint(tmp_path / "a"))
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight is missing"):
-        check_servable(Manifest(), make_checkpoint(tmp_path / "b", change=lambda tensors: tensors.pop("model.norm.weight")))
+        check_servable(
+            Manifest(), make_checkpoint(tmp_path / "b", change=lambda tensors: tensors.pop("model.norm.weight"))
+        )
 
 
 def test_a_taken_port_is_refused():
@@ -63,7 +69,9 @@ def test_a_taken_port_is_refused():
         taken.listen()
         port = taken.getsockname()[1]
         for host in ("127.0.0.1", "localhost", "0.0.0.0"):
-            with pytest.raises(ManifestError, match=f"nothing can listen on {host} port {port}: Address already in use.*--port"):
+            with pytest.raises(
+                ManifestError, match=f"nothing can listen on {host} port {port}: Address already in use.*--port"
+            ):
                 check_port(host, port)
     check_port("127.0.0.1", port)
 

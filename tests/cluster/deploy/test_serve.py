@@ -1,4 +1,5 @@
-"""The deciding parts of the driver, without a Ray: when it stops, how it drains, whom `isotherm stop` takes for gone."""
+"""The deciding parts of the driver, without a Ray: when it stops, how it drains,
+whom `isotherm stop` takes for gone."""
 
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ class FakeServe:
 
 
 @pytest.mark.parametrize(("needed", "given", "waited"), [(0.3, 5.0, 0.3), (60.0, 0.2, 0.4)])
-def test_a_drain_ends_when_the_ingress_has_or_its_time_is_over(needed: float, given: float, waited: float, monkeypatch: Any):
+def test_a_drain_ends_when_the_ingress_has_or_its_time_is_over(
+    needed: float, given: float, waited: float, monkeypatch: Any
+):
     monkeypatch.setattr(serving, "serve", FakeServe(needed))
     monkeypatch.setattr(serving, "DRAIN_SLACK", 0.2)
     begin = time.monotonic()
@@ -122,7 +125,7 @@ def test_the_last_line_of_a_remote_traceback_that_says_something():
     assert serving._cause(RuntimeError("one\ntwo")) == "two" and serving._cause(RuntimeError()) == "RuntimeError()"
 
 
-# --- Kubernetes ------------------------------------------------------------------------------------------------------
+# --- Kubernetes -----------------------------------------------------------------------------------
 
 
 def test_a_change_of_the_front_door_alone_keeps_the_workers():

@@ -178,7 +178,8 @@ ACTIONS = st.sampled_from(["allocate", "match", "release", "register", "forget"]
 
 @given(st.integers(1, 6), st.lists(st.tuples(ACTIONS, st.integers(0, 20)), max_size=60))
 def test_any_sequence_of_calls_agrees_with_a_plain_model(blocks: int, actions: list[Action]):
-    """Holders are lists of blocks; the model knows who holds what and which key each block was given since it was last handed out."""
+    """Holders are lists of blocks; the model knows who holds what and which key each block was given since it was last
+    handed out."""
     manager = BlockManager(blocks, 4)
     holders: list[list[int]] = []
     key_of: dict[int, bytes] = {}

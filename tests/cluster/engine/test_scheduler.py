@@ -1,4 +1,5 @@
-"""The scheduler by event sequences: requests and sampled tokens in, plans and deltas out. Random ones follow at the end."""
+"""The scheduler by event sequences: requests and sampled tokens in, plans and deltas out. Random ones follow at the
+end."""
 
 from __future__ import annotations
 
@@ -23,11 +24,20 @@ from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRe
 
 
 def make(**changes: Any) -> Scheduler:
-    return Scheduler(SchedulerConfig(**{"block_size": 4, "blocks": 16, "max_batch_tokens": 8, "max_sequences": 4, "max_model_len": 32} | changes))
+    return Scheduler(
+        SchedulerConfig(
+            **{"block_size": 4, "blocks": 16, "max_batch_tokens": 8, "max_sequences": 4, "max_model_len": 32} | changes
+        )
+    )
 
 
 def request(
-    name: str, prompt: int | list[int], max_tokens: int = 4, *, stop: tuple[int, ...] = (), generated: tuple[int, ...] = ()
+    name: str,
+    prompt: int | list[int],
+    max_tokens: int = 4,
+    *,
+    stop: tuple[int, ...] = (),
+    generated: tuple[int, ...] = (),
 ) -> GenerationRequest:
     """`prompt`: token ids, or how many; then they are the request's own (so that no two requests share a prefix)."""
     tokens = [1000 * (1 + ord(name[0])) + i for i in range(prompt)] if isinstance(prompt, int) else prompt
@@ -57,7 +67,7 @@ def plans(scheduler: Scheduler, limit: int = 50) -> list[list[str]]:
     return out
 
 
-# --- room ------------------------------------------------------------------------------------------------------------
+# --- room -----------------------------------------------------------------------------------------
 
 
 def test_a_new_request_beyond_the_bound_is_refused():
@@ -88,7 +98,7 @@ def test_without_a_bound_any_number_waits():
     assert len(scheduler) == 300
 
 
-# --- one request ---------------------------------------------------------------------------------------------------------------------------
+# --- one request ----------------------------------------------------------------------------------
 
 
 def test_an_idle_scheduler_plans_nothing():
@@ -131,7 +141,7 @@ def test_log_probabilities_are_handed_through():
     assert scheduler.complete(chunks, [Sampled(9, logprobs)]) == [Delta("a", 0, (9,), None, (logprobs,))]
 
 
-# --- several requests ----------------------------------------------------------------------------------------------------------------------
+# --- several requests -----------------------------------------------------------------------------
 
 
 def test_decodes_come_before_chunks_of_prompts():
@@ -199,7 +209,10 @@ def test_an_admitted_chunk_in_decode_form_also_comes_before_prompts():
     step(scheduler)
     scheduler.add(request("a", 6))
     scheduler.add(request("c", list(range(8)), max_tokens=9, generated=(50, 51)))
-    assert step(scheduler, 60, 61) == (["c decode 8+2!", "a prefill 0+6!"], [Delta("c", 2, (60,), cached_tokens=8), Delta("a", 0, (61,))])
+    assert step(scheduler, 60, 61) == (
+        ["c decode 8+2!", "a prefill 0+6!"],
+        [Delta("c", 2, (60,), cached_tokens=8), Delta("a", 0, (61,))],
+    )
 
 
 def test_a_budget_below_the_number_of_decodes_serves_the_oldest():
@@ -214,7 +227,7 @@ def test_a_budget_below_the_number_of_decodes_serves_the_oldest():
     ]
 
 
-# --- ends ----------------------------------------------------------------------------------------------------------------------------------
+# --- ends -----------------------------------------------------------------------------------------
 
 
 def test_a_stop_token_is_given_and_ends_the_request():
@@ -255,8 +268,14 @@ def test_a_sequence_may_fill_the_whole_cache():
     [
         (request("a", []), "prompt is empty"),
         (request("a", 32), "prompt has 32 tokens; at most 31"),
-        (request("a", 4, max_tokens=3, generated=(1, 2, 3)), "resumes after 3 output tokens, of which it may have only 3"),
-        (request("a", 30, max_tokens=9, generated=(1, 2)), "resumes after 2 output tokens, of which it may have only 2"),
+        (
+            request("a", 4, max_tokens=3, generated=(1, 2, 3)),
+            "resumes after 3 output tokens, of which it may have only 3",
+        ),
+        (
+            request("a", 30, max_tokens=9, generated=(1, 2)),
+            "resumes after 2 output tokens, of which it may have only 2",
+        ),
         (request("b", 3), "request id b is in use"),
     ],
     ids=["empty", "too-long", "resumed-at-its-end", "resumed-at-the-length-limit", "same-id"],
@@ -288,7 +307,7 @@ def test_a_cache_smaller_than_one_sequence_is_refused():
         make(blocks=8, max_model_len=33)
 
 
-# --- abort ---------------------------------------------------------------------------------------------------------------------------------
+# --- abort ----------------------------------------------------------------------------------------
 
 
 def between_steps(steps: int) -> Callable[[Scheduler], None]:
@@ -325,12 +344,16 @@ def test_abort_lets_the_others_go_on():
         scheduler.add(request(name, 2, max_tokens=2))
     step(scheduler)
     scheduler.abort("b")
-    assert step(scheduler, 60, 61)[1] == [Delta("a", 1, (60,), FinishReason.LENGTH), Delta("c", 1, (61,), FinishReason.LENGTH)]
+    assert step(scheduler, 60, 61)[1] == [
+        Delta("a", 1, (60,), FinishReason.LENGTH),
+        Delta("c", 1, (61,), FinishReason.LENGTH),
+    ]
 
 
 @pytest.mark.parametrize("change", [Scheduler.abort, Scheduler.preempt])
 def test_a_request_that_left_while_its_step_was_computed_gets_nothing(change: Callable[[Scheduler, str], Any]):
-    """Its blocks may be another's by then: a key given to them now would show that other's tokens to a third request."""
+    """Its blocks may be another's by then: a key given to them now would show that other's tokens to a third
+    request."""
     scheduler = make()
     for name in "ab":
         scheduler.add(request(name, 4, max_tokens=3))
@@ -341,7 +364,7 @@ def test_a_request_that_left_while_its_step_was_computed_gets_nothing(change: Ca
     assert (scheduler.blocks.used, scheduler.blocks.cached) == (1, 0)
 
 
-# --- preemption ----------------------------------------------------------------------------------------------------------------------------
+# --- preemption -----------------------------------------------------------------------------------
 
 
 def test_the_last_to_come_gives_way_and_is_recomputed_in_the_same_forms():
@@ -380,7 +403,8 @@ def test_a_request_that_comes_back_has_its_old_place():
     scheduler.preempt("a")
     assert step(scheduler)[0] == ["b decode 6+1!", "a prefill 0+6"]
     assert step(scheduler)[0] == ["a decode 6+1!", "b decode 7+1!"]
-    assert step(scheduler)[0] == ["a decode 7+1!"]  # b, the younger, needed a fifth block and gave way; it waits for room for all its tokens
+    # b, the younger, needed a fifth block and gave way; it waits for room for all its tokens
+    assert step(scheduler)[0] == ["a decode 7+1!"]
 
 
 def test_preemption_gives_back_blocks_and_keeps_tokens():
@@ -401,13 +425,18 @@ def test_a_recomputed_chunk_never_crosses_the_end_of_the_prompt():
     for _ in range(6):
         step(scheduler)
     scheduler.preempt("a")
-    assert [step(scheduler)[0] for _ in range(4)] == [["a prefill 0+4"], ["a prefill 4+2"], ["a decode 6+4"], ["a decode 10+1!"]]
+    assert [step(scheduler)[0] for _ in range(4)] == [
+        ["a prefill 0+4"],
+        ["a prefill 4+2"],
+        ["a decode 6+4"],
+        ["a decode 10+1!"],
+    ]
 
 
 @pytest.mark.parametrize("blocks", [3, 4])
 def test_a_decode_planned_before_its_request_was_preempted_is_not_computed(blocks: int):
-    """a resumes with nine tokens to recompute: they need b's blocks after b's decode was planned. b does not come back in the same step,
-    though with 4 blocks its first tokens would fit."""
+    """a resumes with nine tokens to recompute: they need b's blocks after b's decode was planned. b does not come back
+    in the same step, though with 4 blocks its first tokens would fit."""
     scheduler = make(blocks=blocks, max_model_len=12, max_batch_tokens=16, prefix_cache=False)
     scheduler.add(request("a", 2, max_tokens=10, generated=(1, 2, 3, 4, 5, 6, 7, 8, 9)))
     scheduler.add(request("b", 4, max_tokens=9))
@@ -415,7 +444,7 @@ def test_a_decode_planned_before_its_request_was_preempted_is_not_computed(block
     assert step(scheduler) == (["a decode 2+9!"], [Delta("a", 9, (7,), FinishReason.LENGTH)])
 
 
-# --- prefix cache --------------------------------------------------------------------------------------------------------------------------
+# --- prefix cache ---------------------------------------------------------------------------------
 
 
 def test_a_shared_prefix_is_not_computed_again():
@@ -456,7 +485,8 @@ def test_a_block_that_is_not_full_or_not_yet_computed_is_not_shared():
 
 
 def test_generated_tokens_are_shared_only_with_those_that_generated_them():
-    """The second turn of a chat has the first one's answer in its prompt: computed in prefill form, so the answer's blocks are not the same."""
+    """The second turn of a chat has the first one's answer in its prompt: computed in prefill form, so the answer's
+    blocks are not the same."""
     scheduler = make(max_batch_tokens=16)
     scheduler.add(request("a", [0, 1, 2, 3, 4], max_tokens=12))
     for token in range(5, 17):
@@ -476,7 +506,8 @@ def test_a_preempted_request_finds_its_own_blocks_again():
     for _ in range(4):
         step(scheduler)
     scheduler.preempt("a")
-    assert step(scheduler) == (["a decode 8+2!"], [Delta("a", 4, (7,))])  # cached_tokens tells of the first admission only
+    # cached_tokens tells of the first admission only
+    assert step(scheduler) == (["a decode 8+2!"], [Delta("a", 4, (7,))])
 
 
 def test_without_a_prefix_cache_nothing_is_shared_or_kept():
@@ -509,7 +540,7 @@ def test_a_prefix_hit_that_cannot_be_admitted_gives_its_blocks_back():
     assert scheduler.blocks.used == 0
 
 
-# --- resumed requests ----------------------------------------------------------------------------------------------------------------------
+# --- resumed requests -----------------------------------------------------------------------------
 
 
 def test_a_resumed_request_recomputes_its_output_in_decode_form_and_goes_on_from_there():
@@ -520,16 +551,18 @@ def test_a_resumed_request_recomputes_its_output_in_decode_form_and_goes_on_from
     assert step(scheduler, 54) == (["a decode 8+1!"], [Delta("a", 4, (54,), FinishReason.LENGTH)])
 
 
-# --- random sequences of events ------------------------------------------------------------------------------------------------------------
+# --- random sequences of events -------------------------------------------------------------------
 
 VOCABULARY = 2  # so that prefixes are often equal
 STOP = VOCABULARY  # sampled now and then
-Content = tuple[tuple[int, ...], int]  # a cached position: all tokens up to it, and how many of them were computed in prefill form
+# A cached position: all tokens up to it, and how many of them were computed in prefill form
+Content = tuple[tuple[int, ...], int]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Runs plans on a cache that remembers, for every slot, which tokens it was computed from and in which form. A sequence that reads anything but
-    its own past (a block shared too early, given away too late, or found under a wrong key) is caught when it reads."""
+    """Runs plans on a cache that remembers, for every slot, which tokens it was computed from and in which form. A
+    sequence that reads anything but its own past (a block shared too early, given away too late, or found under a wrong
+    key) is caught when it reads."""
 
     @initialize(
         blocks=st.integers(3, 12),
@@ -539,13 +572,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_cache=st.booleans(),
         data=st.data(),
     )
-    def start(self, blocks: int, block_size: int, budget: int, sequences: int, prefix_cache: bool, data: st.DataObject) -> None:
+    def start(
+        self, blocks: int, block_size: int, budget: int, sequences: int, prefix_cache: bool, data: st.DataObject
+    ) -> None:
         longest = data.draw(st.integers(2, blocks * block_size))
         self.scheduler = Scheduler(SchedulerConfig(block_size, blocks, budget, sequences, longest, prefix_cache))
         self.cache: dict[tuple[int, int], Content] = {}
         self.requests: dict[str, GenerationRequest] = {}
         self.output: dict[str, list[int]] = {}
-        self.computed: dict[str, int] = {}  # by request: positions computed since it was last admitted; absent while it waits
+        self.computed: dict[
+            str, int
+        ] = {}  # by request: positions computed since it was last admitted; absent while it waits
         self.added, self.in_step = 0, False
 
     @rule(data=st.data(), prompt=st.integers(1, 30), generated=st.integers(0, 6), max_tokens=st.integers(1, 12))
@@ -553,7 +590,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         longest = self.scheduler.config.max_model_len
         prompt = min(prompt, longest - 1)
         generated = min(generated, max_tokens - 1, longest - prompt - 1)
-        tokens = data.draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=prompt + generated, max_size=prompt + generated))
+        tokens = data.draw(
+            st.lists(st.integers(0, VOCABULARY - 1), min_size=prompt + generated, max_size=prompt + generated)
+        )
         self.added += 1
         new = request(f"r{self.added}", tokens[:prompt], max_tokens, stop=(STOP,), generated=tuple(tokens[prompt:]))
         self.scheduler.add(new)
@@ -587,7 +626,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         preemptions = {s.request.id: s.preemptions for s in self.scheduler.running}
         chunks = self.scheduler.schedule()
         for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
-            if sequence.preemptions != preemptions.get(sequence.request.id):  # not admitted before, or preempted and perhaps admitted again
+            # Not admitted before, or preempted and perhaps admitted again
+            if sequence.preemptions != preemptions.get(sequence.request.id):
                 self.computed.pop(sequence.request.id, None)
         assert bool(chunks) == bool(self.requests), "a step must make progress"
         assert sum(c.count for c in chunks) <= self.scheduler.config.max_batch_tokens
@@ -624,7 +664,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(sequence.blocks) == -(-end // size), "no block is held before it is needed"
         shared = {b for s in self.scheduler.running if s is not sequence for b in s.blocks}
         for position in range(end):
-            block, content = sequence.blocks[position // size], (tuple(sequence.tokens[: position + 1]), min(prompt, position + 1))
+            block, content = (
+                sequence.blocks[position // size],
+                (tuple(sequence.tokens[: position + 1]), min(prompt, position + 1)),
+            )
             if position >= chunk.start:
                 assert block not in shared, "a block that is written has one owner"
                 self.cache[block, position % size] = content
@@ -636,7 +679,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         output = self.output[name]
         assert (delta.start, delta.token_ids) == (len(output), (token,))
         output.append(token)
-        at_limit = len(output) == asked.params.max_tokens or len(asked.prompt) + len(output) == self.scheduler.config.max_model_len
+        at_limit = (
+            len(output) == asked.params.max_tokens
+            or len(asked.prompt) + len(output) == self.scheduler.config.max_model_len
+        )
         reason = FinishReason.STOP if token == STOP else FinishReason.LENGTH if at_limit else None
         assert delta.finish_reason is reason
         assert 0 <= delta.cached_tokens <= len(asked.prompt)
@@ -649,7 +695,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "added"):
             return
         waiting: list[ScheduledSequence] = list(scheduler.waiting)
-        assert {s.request.id for s in [*waiting, *scheduler.running]} == set(self.requests) == set(scheduler.request_ids())
+        assert (
+            {s.request.id for s in [*waiting, *scheduler.running]} == set(self.requests) == set(scheduler.request_ids())
+        )
         assert len(waiting) + len(scheduler.running) == len(scheduler) == len(self.requests)
         assert len(scheduler.running) <= scheduler.config.max_sequences
         arrivals = [s.arrival for s in scheduler.running]
@@ -669,7 +717,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Everything that is left finishes, and nothing stays in use."""
         if not hasattr(self, "added") or self.in_step:  # a check has failed already
             return
-        steps_needed = sum(len(r.prompt) + r.params.max_tokens for r in self.requests.values()) * (1 + len(self.requests)) ** 2
+        steps_needed = (
+            sum(len(r.prompt) + r.params.max_tokens for r in self.requests.values()) * (1 + len(self.requests)) ** 2
+        )
         for _ in range(steps_needed):
             if not self.requests:
                 break

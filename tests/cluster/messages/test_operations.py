@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from isotherm.cluster.messages.operations import AUTOSCALER, HISTORY, Operation, OperationError, OperationLog, Phase, parse_operation
+from isotherm.cluster.messages.operations import (
+    AUTOSCALER,
+    HISTORY,
+    Operation,
+    OperationError,
+    OperationLog,
+    Phase,
+    parse_operation,
+)
 
 
 @pytest.mark.parametrize(
@@ -10,12 +18,15 @@ from isotherm.cluster.messages.operations import AUTOSCALER, HISTORY, Operation,
     [
         ({}, "body"), ([], "body"), ("x", "body"), (None, "body"),
         ({"expert_groups": 0}, "expert_groups"), ({"expert_groups": True}, "expert_groups"),
-        ({"expert_groups": "3"}, "expert_groups"), ({"attention_shards": 1.5}, "attention_shards"), ({"copies": [{"layer": 1}]}, "copies.0.expert"),
+        ({"expert_groups": "3"}, "expert_groups"), ({"attention_shards": 1.5}, "attention_shards"),
+        ({"copies": [{"layer": 1}]}, "copies.0.expert"),
         ({"copies": [{"layer": -1, "expert": 0, "count": 1}]}, "copies.0.layer"), ({"groups": 3}, "groups"),
-        ({"copies": [{"layer": 1, "expert": 0}]}, "copies.0.count"), ({"copies": [{"layer": 1, "expert": 0, "count": 0}]}, "copies.0.count"),
+        ({"copies": [{"layer": 1, "expert": 0}]}, "copies.0.count"),
+        ({"copies": [{"layer": 1, "expert": 0, "count": 0}]}, "copies.0.count"),
         ({"copies": [{"layer": 1, "expert": 0, "count": "auto"}]}, "copies.0.count"),
         ({"drain_nodes": ["a b"]}, "drain_nodes.0"), ({"drain_nodes": "ab"}, "drain_nodes"),
-        ({"expert_groups": 2, "deadline_seconds": 0}, "deadline_seconds"), ({"expert_groups": 2, "dry_run": "yes"}, "dry_run"),
+        ({"expert_groups": 2, "deadline_seconds": 0}, "deadline_seconds"),
+        ({"expert_groups": 2, "dry_run": "yes"}, "dry_run"),
         ({"expert_groups": 2, "idempotency_key": "k" * 201}, "idempotency_key"),
     ],
 )  # fmt: skip

@@ -4,7 +4,14 @@ import dataclasses
 
 import pytest
 
-from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs, merged_deltas
+from isotherm.cluster.messages.requests import (
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TokenLogprobs,
+    merged_deltas,
+)
 
 
 def test_a_resumed_request_differs_in_what_was_generated_and_was_accepted():
@@ -24,7 +31,13 @@ def test_messages_are_frozen(value: object):
 
 def test_parameters_cut_nothing_unless_asked():
     params = SamplingParams(5)
-    assert (params.temperature, params.top_p, params.top_k, params.stop_token_ids, params.logprobs) == (1.0, 1.0, 0, (), None)
+    assert (params.temperature, params.top_p, params.top_k, params.stop_token_ids, params.logprobs) == (
+        1.0,
+        1.0,
+        0,
+        (),
+        None,
+    )
 
 
 def test_finish_reasons_are_what_openai_calls_them():
@@ -35,10 +48,12 @@ def test_merged_deltas_say_the_same():
     p, q = TokenLogprobs(-1.0), TokenLogprobs(-2.0)
     steps = [
         Delta("a", 0, (5,), logprobs=(p,), cached_tokens=3), Delta("b", 4, (9,)),
-        Delta("a", 1, (6, 7), logprobs=(q, p)), Delta("b", 5, (), FinishReason.STOP), Delta("a", 3, (8,), FinishReason.LENGTH, (q,)),
+        Delta("a", 1, (6, 7), logprobs=(q, p)), Delta("b", 5, (), FinishReason.STOP),
+        Delta("a", 3, (8,), FinishReason.LENGTH, (q,)),
     ]  # fmt: skip
     assert merged_deltas(steps) == [
-        Delta("a", 0, (5, 6, 7, 8), FinishReason.LENGTH, (p, q, p, q), cached_tokens=3), Delta("b", 4, (9,), FinishReason.STOP)
+        Delta("a", 0, (5, 6, 7, 8), FinishReason.LENGTH, (p, q, p, q), cached_tokens=3),
+        Delta("b", 4, (9,), FinishReason.STOP)
     ]  # fmt: skip
 
 
@@ -48,4 +63,5 @@ def test_merged_deltas_say_the_same():
 ])  # fmt: skip
 def test_what_does_not_follow_stays_apart(after: Delta):
     assert merged_deltas([Delta("a", 0, (5,)), after]) == [Delta("a", 0, (5,)), after]
-    assert merged_deltas([Delta("a", 0, (5,), FinishReason.STOP), Delta("a", 1, (6,))])[1:] == [Delta("a", 1, (6,))]  # a later request of that name
+    # A later request of that name
+    assert merged_deltas([Delta("a", 0, (5,), FinishReason.STOP), Delta("a", 1, (6,))])[1:] == [Delta("a", 1, (6,))]

@@ -15,7 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isotherm.cluster.model import checkpoint as checkpoint_module
-from isotherm.cluster.model.checkpoint import FP8, INDEX, Checkpoint, CheckpointError, TensorInfo, layer_of, read_headers, shard_files
+from isotherm.cluster.model.checkpoint import (
+    FP8,
+    INDEX,
+    Checkpoint,
+    CheckpointError,
+    TensorInfo,
+    layer_of,
+    read_headers,
+    shard_files,
+)
 from isotherm.cluster.model.config import ModelConfigError, parse
 from isotherm.cluster.model.tensors import Part, TensorSpec, expected_tensors, expert_tensors, layer_tensors
 
@@ -39,7 +48,7 @@ def entry(begin: int, end: int, shape: Any = None, dtype: Any = "F32") -> dict[s
     return {"dtype": dtype, "shape": [(end - begin) // 4] if shape is None else shape, "data_offsets": [begin, end]}
 
 
-# --- complete checkpoints ------------------------------------------------------------------------------------------------------------------
+# --- complete checkpoints -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -55,7 +64,12 @@ def test_every_tensor_is_found_with_its_file_dtype_shape_and_size(tmp_path: Path
     names = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float8_e4m3fn: FP8}
     for name, (file, tensor) in stored.items():
         info = checkpoint.tensors[name]
-        assert (info.file, info.dtype, info.shape, info.nbytes) == (file, names[tensor.dtype], tuple(tensor.shape), tensor.nbytes)
+        assert (info.file, info.dtype, info.shape, info.nbytes) == (
+            file,
+            names[tensor.dtype],
+            tuple(tensor.shape),
+            tensor.nbytes,
+        )
     assert fp8 == any(info.dtype == FP8 for info in checkpoint.tensors.values())
 
 
@@ -89,7 +103,11 @@ def test_expected_tensors_are_those_of_transformers(overrides: dict[str, Any]):
             theirs[name] = tuple(tensor.shape)
             continue
         for e, one in enumerate(tensor):
-            halves = dict(zip(("gate_proj", "up_proj"), one.chunk(2), strict=True)) if part == "gate_up_proj" else {part: one}
+            halves = (
+                dict(zip(("gate_proj", "up_proj"), one.chunk(2), strict=True))
+                if part == "gate_up_proj"
+                else {part: one}
+            )
             theirs |= {f"{prefix}.experts.{e}.{p}.weight": tuple(t.shape) for p, t in halves.items()}
     if raw["tie_word_embeddings"]:
         theirs.pop("lm_head.weight", None)
@@ -98,13 +116,20 @@ def test_expected_tensors_are_those_of_transformers(overrides: dict[str, Any]):
 
 @pytest.mark.parametrize(
     "overrides",
-    [*ARCHITECTURES, {"moe_layer_freq": 2, "num_hidden_layers": 5}, {"moe_layer_freq": 2, "first_k_dense_replace": 0}, {"n_shared_experts": 0}],
+    [
+        *ARCHITECTURES,
+        {"moe_layer_freq": 2, "num_hidden_layers": 5},
+        {"moe_layer_freq": 2, "first_k_dense_replace": 0},
+        {"n_shared_experts": 0},
+    ],
 )
 def test_expected_tensors_are_those_of_the_hub(overrides: dict[str, Any]):
     raw = make_config(overrides)
     ours = [spec.name for spec in expected_tensors(parse(raw))]
     assert len(set(ours)) == len(ours)
-    assert {spec.name: spec.shape for spec in expected_tensors(parse(raw))} == {n: tuple(t.shape) for n, t in make_tensors(raw).items()}
+    assert {spec.name: spec.shape for spec in expected_tensors(parse(raw))} == {
+        n: tuple(t.shape) for n, t in make_tensors(raw).items()
+    }
 
 
 def test_what_may_be_fp8_is_what_deepseek_stores_so():
@@ -132,14 +157,21 @@ def test_bytes_by_part_count_scales_and_the_mtp_layer(tmp_path: Path):
     tensors = load_file(tmp_path / "model.safetensors")
     by_part = checkpoint.nbytes_by_part()
     assert sum(by_part.values()) == sum(t.nbytes for t in tensors.values())
-    assert by_part[Part.ROUTED_EXPERTS] == sum(t.nbytes for n, t in tensors.items() if ".experts." in n and not n.startswith("model.layers.3."))
+    assert by_part[Part.ROUTED_EXPERTS] == sum(
+        t.nbytes for n, t in tensors.items() if ".experts." in n and not n.startswith("model.layers.3.")
+    )
     assert by_part[Part.MTP] == sum(t.nbytes for n, t in tensors.items() if n.startswith("model.layers.3."))
     assert set(checkpoint.mtp_tensors()) == {n for n in tensors if n.startswith("model.layers.3.")}
 
 
 def test_parts_that_a_model_does_not_have_are_not_listed(tmp_path: Path):
     make_checkpoint(tmp_path, {"first_k_dense_replace": 3})
-    assert set(Checkpoint.open(tmp_path).nbytes_by_part()) == {Part.EMBEDDING, Part.ATTENTION, Part.DENSE_MLP, Part.HEAD}
+    assert set(Checkpoint.open(tmp_path).nbytes_by_part()) == {
+        Part.EMBEDDING,
+        Part.ATTENTION,
+        Part.DENSE_MLP,
+        Part.HEAD,
+    }
 
 
 @pytest.mark.parametrize(
@@ -159,11 +191,14 @@ def test_layer_of(name: str, layer: int | None):
 
 
 def test_tensors_that_nothing_needs_are_no_error(tmp_path: Path):
-    make_checkpoint(tmp_path, change=lambda t: t.update({"model.layers.1.self_attn.rotary_emb.inv_freq": torch.zeros(4, dtype=torch.int64)}))
+    make_checkpoint(
+        tmp_path,
+        change=lambda t: t.update({"model.layers.1.self_attn.rotary_emb.inv_freq": torch.zeros(4, dtype=torch.int64)}),
+    )
     Checkpoint.open(tmp_path)
 
 
-# --- tensors that are not as they should be ------------------------------------------------------------------------------------------------
+# --- tensors that are not as they should be -------------------------------------------------------
 
 GATE = "model.layers.1.mlp.experts.3.gate_proj.weight"
 NORM = "model.layers.2.input_layernorm.weight"
@@ -206,10 +241,16 @@ def test_a_missing_tensor_stops_the_opening(tmp_path: Path, name: str):
         (GATE, torch.zeros(36, 56, dtype=torch.float8_e5m2), "expected dtype F32, F16, BF16, F8_E4M3, found F8_E5M2"),
         (NORM, torch.zeros(56, dtype=torch.float64), "expected dtype F32, F16, BF16, found F64"),
         (NORM, torch.zeros(56, dtype=torch.float8_e4m3fn), "expected dtype F32, F16, BF16, found F8_E4M3"),
-        (GATE, torch.zeros(36, 56, dtype=torch.float8_e4m3fn), f"is F8_E4M3, but {GATE}_scale_inv is missing; expected shape [1, 1]"),
+        (
+            GATE,
+            torch.zeros(36, 56, dtype=torch.float8_e4m3fn),
+            f"is F8_E4M3, but {GATE}_scale_inv is missing; expected shape [1, 1]",
+        ),
     ],
 )
-def test_a_wrong_tensor_is_named_with_its_file_and_what_was_expected(tmp_path: Path, name: str, value: Tensor, message: str):
+def test_a_wrong_tensor_is_named_with_its_file_and_what_was_expected(
+    tmp_path: Path, name: str, value: Tensor, message: str
+):
     make_checkpoint(tmp_path, shards=2, change=set_to(name, value))
     file = json.loads((tmp_path / INDEX).read_text())["weight_map"][name]
     assert failure(tmp_path) == f"{tmp_path / file}: tensor {name}: {message}"
@@ -226,15 +267,20 @@ def test_a_wrong_tensor_is_named_with_its_file_and_what_was_expected(tmp_path: P
 )
 def test_a_scale_that_does_not_fit_its_ragged_blocks(tmp_path: Path, scale: Tensor, found: str):
     make_checkpoint(tmp_path, {"hidden_size": 129}, fp8=True, change=set_to(f"{GATE}_scale_inv", scale))
-    assert failure(tmp_path) == f"{tmp_path / 'model.safetensors'}: tensor {GATE}_scale_inv: expected float32 [1, 2], found {found}"
+    assert (
+        failure(tmp_path)
+        == f"{tmp_path / 'model.safetensors'}: tensor {GATE}_scale_inv: expected float32 [1, 2], found {found}"
+    )
 
 
 def test_a_scale_beside_a_weight_that_is_not_fp8(tmp_path: Path):
     make_checkpoint(tmp_path, change=set_to(f"{GATE}_scale_inv", torch.ones(1, 1)))
-    assert failure(tmp_path).endswith(f"tensor {GATE}: is BF16, but has a _scale_inv in model.safetensors; only F8_E4M3 tensors have one")
+    assert failure(tmp_path).endswith(
+        f"tensor {GATE}: is BF16, but has a _scale_inv in model.safetensors; only F8_E4M3 tensors have one"
+    )
 
 
-# --- files that are not as they should be --------------------------------------------------------------------------------------------------
+# --- files that are not as they should be ---------------------------------------------------------
 
 
 def open_file(tmp_path: Path, header: Any, data: bytes = b"", length: int | None = None) -> str:
@@ -259,7 +305,10 @@ def test_a_tensor_cut_off_by_the_end_of_the_file_is_named(tmp_path: Path):
     data = file.read_bytes()
     last = max(read_headers(tmp_path).items(), key=lambda item: data.index(f'"{item[0]}"'.encode()))[0]
     file.write_bytes(data[:-1])
-    assert failure(tmp_path) == f"{file}: tensor {last}: is truncated: expected {len(data)} bytes of file, found {len(data) - 1}"
+    assert (
+        failure(tmp_path)
+        == f"{file}: tensor {last}: is truncated: expected {len(data)} bytes of file, found {len(data) - 1}"
+    )
 
 
 def test_bytes_behind_the_last_tensor(tmp_path: Path):
@@ -267,7 +316,10 @@ def test_bytes_behind_the_last_tensor(tmp_path: Path):
     size = file.stat().st_size
     with open(file, "ab") as stream:
         stream.write(b"\0")
-    assert failure(tmp_path) == f"{file}: expected {size} bytes of file, found {size + 1}: there is something behind the last tensor"
+    assert (
+        failure(tmp_path)
+        == f"{file}: expected {size} bytes of file, found {size + 1}: there is something behind the last tensor"
+    )
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 2**20, 2**40, 2**63, 2**64 - 1])
@@ -311,7 +363,10 @@ def test_a_giant_header_is_refused_unread(tmp_path: Path):
         ({"a": entry(0, 8), "b": entry(4, 8)}, "tensors a and b overlap"),
         ({"b": entry(0, 4), "a": entry(0, 8)}, "tensors b and a overlap"),
         ({"a": entry(4, 8)}, "tensor a: expected to begin at data offset 0, found 4"),
-        ({"a": entry(0, 4), "b": entry(6, 8, dtype="F16", shape=[1])}, "tensor b: expected to begin at data offset 4, found 6"),
+        (
+            {"a": entry(0, 4), "b": entry(6, 8, dtype="F16", shape=[1])},
+            "tensor b: expected to begin at data offset 4, found 6",
+        ),
     ],
 )
 def test_a_malformed_header(tmp_path: Path, header: Any, message: str):
@@ -341,7 +396,7 @@ def test_a_directory_without_weights(tmp_path: Path):
     assert failure(tmp_path) == f"{tmp_path}: has no *.safetensors file"
 
 
-# --- several files and the index -----------------------------------------------------------------------------------------------------------
+# --- several files and the index ------------------------------------------------------------------
 
 
 def write_index(path: Path, weight_map: Any) -> None:
@@ -359,7 +414,10 @@ def test_a_tensor_in_two_files_needs_an_index(tmp_path: Path):
         save_file({"x": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(CheckpointError) as caught:
         read_headers(tmp_path)
-    assert str(caught.value) == f"{tmp_path}/b.safetensors: tensor x stands also in a.safetensors, and no index says which counts"
+    assert (
+        str(caught.value)
+        == f"{tmp_path}/b.safetensors: tensor x stands also in a.safetensors, and no index says which counts"
+    )
     write_index(tmp_path, {"x": "b.safetensors"})
     assert read_headers(tmp_path)["x"].file.name == "b.safetensors"
 
@@ -379,12 +437,18 @@ def test_an_index_that_names_an_absent_file(tmp_path: Path):
 def test_an_index_that_names_an_absent_tensor(tmp_path: Path):
     make_checkpoint(tmp_path, shards=2)
     weight_map = json.loads((tmp_path / INDEX).read_text())["weight_map"]
-    moved = "model-00002-of-00002.safetensors" if weight_map[GATE].endswith("1-of-00002.safetensors") else "model-00001-of-00002.safetensors"
+    moved = (
+        "model-00002-of-00002.safetensors"
+        if weight_map[GATE].endswith("1-of-00002.safetensors")
+        else "model-00001-of-00002.safetensors"
+    )
     write_index(tmp_path, weight_map | {GATE: moved})
     assert failure(tmp_path) == f"{tmp_path}/{moved}: tensor {GATE} is in {INDEX} but not in the file"
 
 
-@pytest.mark.parametrize("name", ["../w.safetensors", "/w.safetensors", "sub/w.safetensors", "sub/../w.safetensors", "./w.safetensors", "."])
+@pytest.mark.parametrize(
+    "name", ["../w.safetensors", "/w.safetensors", "sub/w.safetensors", "sub/../w.safetensors", "./w.safetensors", "."]
+)
 def test_an_index_cannot_lead_out_of_its_directory(tmp_path: Path, name: str):
     inner = tmp_path / "model"
     (inner / "sub").mkdir(parents=True)
@@ -404,7 +468,15 @@ def test_an_index_with_impossible_file_names(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"x": ["a"]}}', '{"weight_map": {"x": "a.safetensors", "y": 1}}', "[" * 200_000],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {"x": ["a"]}}',
+        '{"weight_map": {"x": "a.safetensors", "y": 1}}',
+        "[" * 200_000,
+    ],
     ids=["empty", "list", "no-map", "map-is-a-list", "file-is-a-list", "mixed", "deep"],
 )
 def test_an_index_that_is_none(tmp_path: Path, text: str):
@@ -419,7 +491,7 @@ def test_an_index_whose_file_names_are_numbers(tmp_path: Path):
         read_headers(tmp_path)
 
 
-# --- pickles -------------------------------------------------------------------------------------------------------------------------------
+# --- pickles --------------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(20)
@@ -428,7 +500,9 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path: Path, name: str):
     """The file is a pipe that nobody writes to: whoever opens it hangs."""
     (tmp_path / "config.json").write_text(json.dumps(make_config()))
     os.mkfifo(tmp_path / name)
-    assert failure(tmp_path) == f"{tmp_path / name}: is a pickle, which can run code when it is loaded; convert the checkpoint to safetensors"
+    assert failure(tmp_path) == (
+        f"{tmp_path / name}: is a pickle, which can run code when it is loaded; convert the checkpoint to safetensors"
+    )
 
 
 class Bomb:
@@ -457,9 +531,10 @@ def test_a_pickle_beside_safetensors_is_left_alone(tmp_path: Path):
 def test_specs_of_a_671b_model_are_quick():
     """The published DeepSeek-V3's sizes: 671 B parameters in 61 layers."""
     raw = make_config({
-        "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048, "num_hidden_layers": 61,
-        "first_k_dense_replace": 3, "num_attention_heads": 128, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 256, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4,
+        "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+        "num_hidden_layers": 61, "first_k_dense_replace": 3, "num_attention_heads": 128, "q_lora_rank": 1536,
+        "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "n_routed_experts": 256, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4,
     })  # fmt: skip
     specs: list[TensorSpec] = list(expected_tensors(parse(raw)))
     parameters = sum(s.shape[0] * (s.shape[1] if len(s.shape) > 1 else 1) for s in specs)

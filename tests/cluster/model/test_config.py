@@ -14,7 +14,14 @@ from published import DEEPSEEK_V3
 
 from isotherm.cluster.model.config import ModelConfig, ModelConfigError, RopeConfig, parse, token_ids
 
-YARN = {"factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.5}
+YARN = {
+    "factor": 40,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+}
 
 
 def changed(**fields: Any) -> dict[str, Any]:
@@ -26,15 +33,18 @@ def without(*names: str) -> dict[str, Any]:
 
 
 def test_every_field_is_read_from_its_own_name():
-    config = parse(make_config({"num_nextn_predict_layers": 1, "eos_token_id": [1, 5]}, rope=YARN, fp8=True, dtype="float16"))
+    config = parse(
+        make_config({"num_nextn_predict_layers": 1, "eos_token_id": [1, 5]}, rope=YARN, fp8=True, dtype="float16")
+    )
     assert config == ModelConfig(
-        vocab_size=300, hidden_size=56, intermediate_size=88, num_hidden_layers=3, num_attention_heads=3, q_lora_rank=26, kv_lora_rank=32,
-        qk_nope_head_dim=14, qk_rope_head_dim=8, v_head_dim=18, attention_bias=False, rms_norm_eps=1e-6, max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        rope=RopeConfig(theta=10000.0, yarn_factor=40.0, original_max_position=4096, beta_fast=32.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=0.5),
-        first_k_dense_replace=1, moe_layer_freq=1, moe_intermediate_size=36, n_routed_experts=12, n_shared_experts=1, num_experts_per_tok=3,
-        n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5, num_nextn_predict_layers=1, fp8=True, stored_dtype="float16",
-        eos_token_ids=(1, 5),
+        vocab_size=300, hidden_size=56, intermediate_size=88, num_hidden_layers=3, num_attention_heads=3,
+        q_lora_rank=26, kv_lora_rank=32, qk_nope_head_dim=14, qk_rope_head_dim=8, v_head_dim=18, attention_bias=False,
+        rms_norm_eps=1e-6, max_position_embeddings=4096, tie_word_embeddings=False,
+        rope=RopeConfig(theta=10000.0, yarn_factor=40.0, original_max_position=4096, beta_fast=32.0, beta_slow=1.0,
+                        mscale=1.0, mscale_all_dim=0.5),
+        first_k_dense_replace=1, moe_layer_freq=1, moe_intermediate_size=36, n_routed_experts=12, n_shared_experts=1,
+        num_experts_per_tok=3, n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1, fp8=True, stored_dtype="float16", eos_token_ids=(1, 5),
     )  # fmt: skip
     assert (config.qk_head_dim, config.cache_width) == (22, 40)
 
@@ -59,7 +69,9 @@ def test_fields_that_may_be_absent_have_the_defaults_of_transformers():
     assert {name: getattr(ours, name) for name in compared} == {name: getattr(theirs, name) for name in compared}
     deciding = {"n_group", "topk_group", "routed_scaling_factor", "first_k_dense_replace", "n_shared_experts"}
     assert compared - SIZES >= deciding | {"q_lora_rank", "norm_topk_prob", "rms_norm_eps"}
-    assert ours.eos_token_ids == (theirs.eos_token_id,) and ours.rope == RopeConfig(theirs.rope_parameters["rope_theta"])
+    assert ours.eos_token_ids == (theirs.eos_token_id,) and ours.rope == RopeConfig(
+        theirs.rope_parameters["rope_theta"]
+    )
     assert theirs.rope_parameters["rope_type"] == "default" and theirs.rope_interleave and theirs.hidden_act == "silu"
     # What only DeepSeek's own class has; transformers computes as if each had this value.
     assert ours.moe_layer_freq == 1 and not ours.fp8 and ours.stored_dtype == "bfloat16"
@@ -82,7 +94,9 @@ def test_null_is_no_value_but_where_the_reference_computes_with_it():
                "quantization_config")  # fmt: skip
     config = parse(changed(**dict.fromkeys(allowed)))
     assert (config.q_lora_rank, config.eos_token_ids, config.rope, config.fp8) == (None, (), RopeConfig(10000.0), False)
-    for name in [n for n in make_config() if n not in (*allowed, "architectures", "num_key_value_heads", "bos_token_id")]:
+    for name in [
+        n for n in make_config() if n not in (*allowed, "architectures", "num_key_value_heads", "bos_token_id")
+    ]:
         with pytest.raises(ModelConfigError, match=rf"{name} is null; it must be "):
             parse(changed(**{name: None}))
 
@@ -99,7 +113,11 @@ def test_a_relative_that_is_not_supported_is_named(model_type: str, words: str):
 
 
 def test_unknown_fields_and_remote_code_are_ignored():
-    extra = {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}, "trust_remote_code": True, "aux_loss_alpha": "odd"}
+    extra = {
+        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+        "trust_remote_code": True,
+        "aux_loss_alpha": "odd",
+    }
     assert parse(changed(**extra)) == parse(make_config())
 
 
@@ -189,7 +207,9 @@ def test_a_bad_rope_value_names_where_it_stands(style: str, field: str, value: A
     with pytest.raises(ModelConfigError) as caught:
         parse(make_config(rope={**YARN, field: value}, rope_style=style), "c.json")
     message = str(caught.value)
-    assert message.startswith(f"c.json: {name}: {field} is {json.dumps(value)}") and message.endswith(f"it must be {allowed}")
+    assert message.startswith(f"c.json: {name}: {field} is {json.dumps(value)}") and message.endswith(
+        f"it must be {allowed}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -209,7 +229,9 @@ def test_other_quantisations_are_refused(change: dict[str, Any], message: str):
     assert str(caught.value) == f"c.json: quantization_config: {message}"
 
 
-@pytest.mark.parametrize("rope", [None, YARN, {"factor": 2, "truncate": False, "attention_factor": 1.5}], ids=["plain", "yarn", "yarn-short"])
+@pytest.mark.parametrize(
+    "rope", [None, YARN, {"factor": 2, "truncate": False, "attention_factor": 1.5}], ids=["plain", "yarn", "yarn-short"]
+)
 def test_old_and_new_rope_writing_are_equal(rope: dict[str, Any] | None):
     old, new = (parse(make_config(rope=rope, rope_style=style, dtype="float32")) for style in ("old", "new"))
     assert old == new
@@ -221,9 +243,17 @@ def test_yarn_without_an_original_length_takes_the_models():
 
 
 def test_theta_is_read_from_either_place():
-    for raw in (changed(rope_theta=5e4), make_config(rope_style="new") | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4}}):
+    for raw in (
+        changed(rope_theta=5e4),
+        make_config(rope_style="new") | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4}},
+    ):
         assert parse(raw).rope.theta == 5e4
-    assert parse(make_config(rope_style="new") | {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e4}).rope.theta == 5e4
+    assert (
+        parse(
+            make_config(rope_style="new") | {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e4}
+        ).rope.theta
+        == 5e4
+    )
 
 
 @pytest.mark.parametrize(
@@ -266,7 +296,8 @@ def test_moe_layers_are_those_that_deepseeks_model_makes(layers: int, first: int
 
 
 @pytest.mark.parametrize(
-    ("torch_dtype", "dtype", "stored"), [("torch.float16", None, "float16"), (None, "float32", "float32"), (None, None, "bfloat16")]
+    ("torch_dtype", "dtype", "stored"),
+    [("torch.float16", None, "float16"), (None, "float32", "float32"), (None, None, "bfloat16")],
 )
 def test_the_stored_dtype_is_read_from_either_name(torch_dtype: str | None, dtype: str | None, stored: str):
     assert parse(changed(torch_dtype=torch_dtype, dtype=dtype)).stored_dtype == stored

@@ -123,7 +123,7 @@ def test_before_the_first_worker_there_is_no_fingerprint():
     assert ClusterNumerics("refuse").system_fingerprint == ""
 
 
-# --- what the weights are --------------------------------------------------------------------------------------------
+# --- what the weights are -------------------------------------------------------------------------
 
 
 def digest(path: Path) -> str:

@@ -1,4 +1,5 @@
-"""MODEL: what it may be, what is fetched, and what a user is told where it cannot be had. No network: the hub's function is replaced."""
+"""MODEL: what it may be, what is fetched, and what a user is told where it cannot be had. No network: the hub's
+function is replaced."""
 
 from __future__ import annotations
 
@@ -70,10 +71,12 @@ def test_a_hub_id_is_fetched_without_pickles_or_code(hub: list, tmp_path: Path):
     def fetched(name: str) -> bool:
         return any(fnmatch.fnmatch(name, pattern) for _, options in hub for pattern in options["allow_patterns"])
 
-    wanted = ["config.json", "generation_config.json", "model.safetensors.index.json", "model-00001-of-000163.safetensors", "tokenizer.json",
-              "tokenizer_config.json", "chat_template.jinja"]  # fmt: skip
-    refused = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.pth", "model.ckpt", "weights.pkl", "modeling_deepseek.py",
-               "configuration_deepseek.py", "model.gguf", "tf_model.h5", "evil.so", "x.pickle", "inference/convert.py"]  # fmt: skip
+    wanted = ["config.json", "generation_config.json", "model.safetensors.index.json",
+              "model-00001-of-000163.safetensors", "tokenizer.json", "tokenizer_config.json",
+              "chat_template.jinja"]  # fmt: skip
+    refused = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.pth", "model.ckpt",
+               "weights.pkl", "modeling_deepseek.py", "configuration_deepseek.py", "model.gguf", "tf_model.h5",
+               "evil.so", "x.pickle", "inference/convert.py"]  # fmt: skip
     assert [n for n in wanted if not fetched(n)] == [] and [n for n in refused if fetched(n)] == []
 
 
@@ -94,13 +97,16 @@ def test_what_cannot_be_served_is_refused_before_its_weights_are_fetched(
         resolve_model("org/model")
     assert words in str(caught.value)
     ((_, options),) = hub
-    assert not any(fnmatch.fnmatch("model-00001-of-00002.safetensors", pattern) for pattern in options["allow_patterns"])
+    assert not any(
+        fnmatch.fnmatch("model-00001-of-00002.safetensors", pattern) for pattern in options["allow_patterns"]
+    )
 
 
 @pytest.mark.parametrize(
     "error",
-    [LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder\nmore"), OSError(101, "Network is unreachable"),
-     HfHubHTTPError("503 from the hub", response=response(503)), LocalEntryNotFoundError("")],
+    [LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder\nmore"),
+     OSError(101, "Network is unreachable"), HfHubHTTPError("503 from the hub", response=response(503)),
+     LocalEntryNotFoundError("")],
 )  # fmt: skip
 def test_without_a_network_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception):
     failing(monkeypatch, error)
@@ -111,7 +117,9 @@ def test_without_a_network_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, e
     assert "the hub cannot be reached (" in message and "()" not in message
 
 
-@pytest.mark.parametrize("error", [httpx.ConnectError("no route"), httpx.ConnectTimeout("too slow"), httpx.ReadTimeout("")])
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("no route"), httpx.ConnectTimeout("too slow"), httpx.ReadTimeout("")]
+)
 def test_a_connection_that_fails_is_told_too(monkeypatch: pytest.MonkeyPatch, error: Exception):
     failing(monkeypatch, error)
     with pytest.raises(ModelNotFoundError, match="the hub cannot be reached"):
@@ -120,14 +128,17 @@ def test_a_connection_that_fails_is_told_too(monkeypatch: pytest.MonkeyPatch, er
 
 def test_a_repository_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch):
     failing(monkeypatch, RepositoryNotFoundError("401", response=response(401)))
-    with pytest.raises(ModelNotFoundError, match='no model "org/private" that you may read; log in with `hf auth login`'):
+    with pytest.raises(
+        ModelNotFoundError, match='no model "org/private" that you may read; log in with `hf auth login`'
+    ):
         resolve_model("org/private")
 
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", "nothing", "a/b/c", "../x/y", "/no/such/folder", "org/", "/model", "org/mo del", "https://hub.invalid/a/b", "org/model;rm", "org/x\n",
-     "-org/model", "org/..", "../model", "org--x/model", "a" * 200 + "/b", "a" * 5000, "~nobody-of-that-name"],
+    ["", " ", "nothing", "a/b/c", "../x/y", "/no/such/folder", "org/", "/model", "org/mo del",
+     "https://hub.invalid/a/b", "org/model;rm", "org/x\n", "-org/model", "org/..", "../model", "org--x/model",
+     "a" * 200 + "/b", "a" * 5000, "~nobody-of-that-name"],
 )  # fmt: skip
 def test_other_names_are_refused_and_never_asked_for(hub: list, name: str):
     with pytest.raises(ModelNotFoundError) as caught:

@@ -12,12 +12,24 @@ from isotherm.cluster.observe.metrics import HOTTEST, Snapshot, hottest, render
 
 GROUP = GroupLoad("expert-0", "node", 0.5, 0.01, 0.2, 4000.0, 12.5, 100, 1 << 30)
 SHARD = ShardLoad("attention-0", "node", 16, 3, 128, 0.4, 0.25, 140.0, 9.0)
-SNAPSHOT = Snapshot([GROUP, replace(GROUP, name="expert-1", busy=0.1)], [SHARD], {"expert-0": 30.0, "expert-1": 10.0}, (1, 2), np.zeros((2, 4)), 3,
-                    {("copies", "done"): 2}, {("api", "done"): 1, ("autoscaler", "done"): 2})
+SNAPSHOT = Snapshot(
+    [GROUP, replace(GROUP, name="expert-1", busy=0.1)],
+    [SHARD],
+    {"expert-0": 30.0, "expert-1": 10.0},
+    (1, 2),
+    np.zeros((2, 4)),
+    3,
+    {("copies", "done"): 2},
+    {("api", "done"): 1, ("autoscaler", "done"): 2},
+)
 
 
 def samples(snapshot: Snapshot) -> dict[tuple, float]:
-    return {(s.name, *sorted(s.labels.items())): s.value for family in text_string_to_metric_families(render(snapshot)) for s in family.samples}
+    return {
+        (s.name, *sorted(s.labels.items())): s.value
+        for family in text_string_to_metric_families(render(snapshot))
+        for s in family.samples
+    }
 
 
 def test_prometheus_reads_it():

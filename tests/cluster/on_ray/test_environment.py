@@ -10,16 +10,26 @@ from pathlib import Path
 import pytest
 
 from isotherm.cluster.on_ray import environment as ray_environment
-from isotherm.cluster.on_ray.environment import LOCAL_RAY, LOOPBACK, keep_from_proxies, prepare_attach, prepare_local_ray
+from isotherm.cluster.on_ray.environment import (
+    LOCAL_RAY,
+    LOOPBACK,
+    keep_from_proxies,
+    prepare_attach,
+    prepare_local_ray,
+)
 
 NAMES = {*LOCAL_RAY, "RAY_AUTH_TOKEN", "RAY_ADDRESS"}
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An environment without Ray's variables, a home without a token, no cluster on this machine; put back afterwards.
-    """
-    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)})
+    """An environment without Ray's variables, a home without a token, no cluster on this machine;
+    put back afterwards."""
+    monkeypatch.setattr(
+        os,
+        "environ",
+        {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)},
+    )
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         os.environ.pop(name, None)
@@ -37,13 +47,18 @@ def test_a_local_ray_is_loopback_only_with_a_token():
     assert LOOPBACK.items() <= LOCAL_RAY.items() and LOCAL_RAY["RAY_AUTH_MODE"] == "token"
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:6379", "127.1.2.3:6379", "localhost:6379", "[::1]:6379", "ray://127.0.0.1:10001"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:6379", "127.1.2.3:6379", "localhost:6379", "[::1]:6379", "ray://127.0.0.1:10001"]
+)
 def test_a_loopback_address_is_looked_for_on_loopback(address: str):
     assert prepare_attach(address) == address
     assert ray_variables() == LOOPBACK
 
 
-@pytest.mark.parametrize("address", ["10.0.0.5:6379", "head.example:6379", "ray://head.example:10001", "auto", "127example.com:1", "localhost.org:1"])
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.5:6379", "head.example:6379", "ray://head.example:10001", "auto", "127example.com:1", "localhost.org:1"],
+)
 def test_another_address_changes_nothing(address: str):
     assert prepare_attach(address) == address
     assert ray_variables() == {}
@@ -58,9 +73,13 @@ def test_without_an_address_it_is_ray_address_and_then_this_machines(monkeypatch
     assert prepare_attach("10.0.0.6:6379") == "10.0.0.6:6379"
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8265", "http://localhost:8265/", "https://127.0.0.1:8265", "http://[::1]:8265"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8265", "http://localhost:8265/", "https://127.0.0.1:8265", "http://[::1]:8265"]
+)
 def test_the_address_for_ray_jobs_leads_to_this_machines_cluster(url: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ray_environment, "local_address", lambda port=None: {None: "127.0.0.1:1", 8265: "127.0.0.1:7"}.get(port))
+    monkeypatch.setattr(
+        ray_environment, "local_address", lambda port=None: {None: "127.0.0.1:1", 8265: "127.0.0.1:7"}.get(port)
+    )
     os.environ["RAY_ADDRESS"] = url
     assert prepare_attach(None) == "127.0.0.1:7"
     assert ray_variables().items() >= LOOPBACK.items()
@@ -68,8 +87,9 @@ def test_the_address_for_ray_jobs_leads_to_this_machines_cluster(url: str, monke
 
 @pytest.mark.parametrize(("url", "address"), [
     ("http://127.0.0.1:8265", "127.0.0.1:6379"),  # a Ray that somebody else has started
-    ("http://head.example:8265", "head.example:6379"), ("https://head.example", "head.example:6379"), ("http://[fd00::5]:8265", "[fd00::5]:6379"),
-    ("http://", "http://"), ("http://x:y", "http://x:y"), ("ftp://x:1", "ftp://x:1"), ("ray://x:1", "ray://x:1"),
+    ("http://head.example:8265", "head.example:6379"), ("https://head.example", "head.example:6379"),
+    ("http://[fd00::5]:8265", "[fd00::5]:6379"), ("http://", "http://"), ("http://x:y", "http://x:y"),
+    ("ftp://x:1", "ftp://x:1"), ("ray://x:1", "ray://x:1"),
 ])  # fmt: skip
 def test_elsewhere_it_leads_to_rays_usual_port(url: str, address: str):
     assert prepare_attach(url) == address

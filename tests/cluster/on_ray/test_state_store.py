@@ -1,4 +1,5 @@
-"""Controllers of several generations over one key-value store: the newest reads what was committed last, and no older one changes that."""
+"""Controllers of several generations over one key-value store: the newest reads what was committed last, and no older
+one changes that."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, bytes]:
     monkeypatch.setattr(state_store, "_internal_kv_put", put)
     monkeypatch.setattr(state_store, "_internal_kv_get", lambda key, namespace: values.get(key))
     monkeypatch.setattr(state_store, "_internal_kv_del", delete)
-    monkeypatch.setattr(state_store, "_internal_kv_list", lambda prefix, namespace: [k for k in values if k.startswith(prefix)])
+    monkeypatch.setattr(
+        state_store, "_internal_kv_list", lambda prefix, namespace: [k for k in values if k.startswith(prefix)]
+    )
     return values
 
 

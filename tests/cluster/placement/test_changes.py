@@ -14,8 +14,12 @@ names = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=Tru
 @st.composite
 def placements(draw) -> Placement:
     groups, experts, layers = draw(names), draw(st.integers(1, 12)), draw(st.integers(1, 3))
-    holders = st.lists(st.sampled_from(groups), min_size=1, max_size=len(groups), unique=True).map(lambda h: tuple(sorted(h)))
-    return Placement(3, tuple(range(2, 2 + layers)), tuple(tuple(draw(holders) for _ in range(experts)) for _ in range(layers)))
+    holders = st.lists(st.sampled_from(groups), min_size=1, max_size=len(groups), unique=True).map(
+        lambda h: tuple(sorted(h))
+    )
+    return Placement(
+        3, tuple(range(2, 2 + layers)), tuple(tuple(draw(holders) for _ in range(experts)) for _ in range(layers))
+    )
 
 
 def apply(old: Placement, new: Placement) -> tuple[tuple[tuple[str, ...], ...], ...]:
@@ -29,7 +33,10 @@ def apply(old: Placement, new: Placement) -> tuple[tuple[tuple[str, ...], ...], 
     for group, pairs in change.frees.items():
         for pair in pairs:
             table[pair].remove(group)
-    return tuple(tuple(tuple(sorted(table[layer, e])) for e in range(len(row))) for layer, row in zip(old.layers, old.holders, strict=True))
+    return tuple(
+        tuple(tuple(sorted(table[layer, e])) for e in range(len(row)))
+        for layer, row in zip(old.layers, old.holders, strict=True)
+    )
 
 
 @given(placements(), names)
@@ -81,8 +88,14 @@ def test_without_a_count_the_copies_stay():
 
 @pytest.mark.parametrize(
     ("wanted", "words"),
-    [((0, 1, 1), "layer 0 has no routed experts"), ((1, 99, 1), "expert 99"), ((1, 0, 3), "from 1 to the 2"), ((1, 0, 0), "count 0"),
-     ((0, 1, None), "layer 0 has no routed experts"), ((1, 99, None), "expert 99")],
+    [
+        ((0, 1, 1), "layer 0 has no routed experts"),
+        ((1, 99, 1), "expert 99"),
+        ((1, 0, 3), "from 1 to the 2"),
+        ((1, 0, 0), "count 0"),
+        ((0, 1, None), "layer 0 has no routed experts"),
+        ((1, 99, None), "expert 99"),
+    ],
 )
 def test_impossible_copies_are_named(wanted, words):
     with pytest.raises(PlacementChangeError, match=words):

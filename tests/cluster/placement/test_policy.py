@@ -33,14 +33,23 @@ def cases(draw) -> tuple[Placement, list[Group], np.ndarray]:
     names = [f"g{i}" for i in range(count)]
     holding = draw(st.integers(1, count))  # the others are new
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    holders = [[tuple(sorted(random.choice(names[:holding], random.integers(1, holding + 1), replace=False).tolist())) for _ in range(experts)]
-               for _ in range(layers)]
+    holders = [
+        [
+            tuple(sorted(random.choice(names[:holding], random.integers(1, holding + 1), replace=False).tolist()))
+            for _ in range(experts)
+        ]
+        for _ in range(layers)
+    ]
     placement = Placement(3, tuple(range(2, 2 + layers)), tuple(map(tuple, holders)))
     in_layer = [max(sum(name in held for held in row) for row in holders) for name in names]
     spare, kind = draw(st.integers(0, 3)), draw(st.sampled_from(["total", "layer", "both", "none"]))
     groups = [
-        Group(name, f"n{i % draw(st.integers(1, 3))}", len(placement.held_by(name)) + spare if kind in ("total", "both") else None,
-              in_layer[i] + spare if kind in ("layer", "both") else None)
+        Group(
+            name,
+            f"n{i % draw(st.integers(1, 3))}",
+            len(placement.held_by(name)) + spare if kind in ("total", "both") else None,
+            in_layer[i] + spare if kind in ("layer", "both") else None,
+        )
         for i, name in enumerate(names)
     ]
     rows_LE = np.floor(random.pareto(1.0, (layers, experts)) * 10.0 ** draw(st.integers(0, 5)))
@@ -51,13 +60,19 @@ def check_slots(placement: Placement, groups: list[Group], more: int = 0) -> Non
     for group in groups:
         held = placement.held_by(group.name)
         assert group.slots is None or len(held) <= group.slots + more
-        assert group.slots_per_layer is None or all(sum(at == layer for at, _ in held) <= group.slots_per_layer + more for layer in placement.layers)
+        assert group.slots_per_layer is None or all(
+            sum(at == layer for at, _ in held) <= group.slots_per_layer + more for layer in placement.layers
+        )
 
 
 def group_rows(placement: Placement, rows_LE: np.ndarray, groups: list[Group]) -> np.ndarray:
     """[L, G]"""
-    return np.array([[sum(r / len(held) for r, held in zip(rows, row, strict=True) if g.name in held) for g in groups]
-                     for rows, row in zip(rows_LE, placement.holders, strict=True)])
+    return np.array(
+        [
+            [sum(r / len(held) for r, held in zip(rows, row, strict=True) if g.name in held) for g in groups]
+            for rows, row in zip(rows_LE, placement.holders, strict=True)
+        ]
+    )
 
 
 def imbalances(placement: Placement, rows_LE: np.ndarray, groups: list[Group]) -> np.ndarray:
@@ -65,7 +80,7 @@ def imbalances(placement: Placement, rows_LE: np.ndarray, groups: list[Group]) -
     return rows_LG.max(axis=1) / rows_LG.mean(axis=1)
 
 
-# --- what holds for every plan -----------------------------------------------------------------------------------------------------------
+# --- what holds for every plan --------------------------------------------------------------------
 
 
 @given(cases(), st.sampled_from([PolicyConfig(), EAGER]))
@@ -74,7 +89,9 @@ def test_a_plan_keeps_to_the_slots_and_leads_where_it_says(case, config):
     plan = rebalance(placement, groups, rows_LE, config)
     check_slots(plan.placement, groups)
     at = placement
-    for step in plan.steps:  # Placement refuses an expert without a copy, replay a copy that is there already or is not there
+    for (
+        step
+    ) in plan.steps:  # Placement refuses an expert without a copy, replay a copy that is there already or is not there
         at = replay(at, [step])
         check_slots(at, groups, more=1)
     assert at.holders == plan.placement.holders and plan.placement.version == placement.version + bool(plan.steps)
@@ -106,7 +123,11 @@ def test_names_of_groups_do_not_matter(case, random):
     new = [f"x{i}" for i in range(len(groups))]
     random.shuffle(new)
     name = dict(zip([g.name for g in groups], new, strict=True))
-    renamed = Placement(placement.version, placement.layers, tuple(tuple(tuple(name[g] for g in held) for held in row) for row in placement.holders))
+    renamed = Placement(
+        placement.version,
+        placement.layers,
+        tuple(tuple(tuple(name[g] for g in held) for held in row) for row in placement.holders),
+    )
     plan = rebalance(placement, groups, rows_LE)
     other = rebalance(renamed, [Group(name[g.name], g.node, g.slots, g.slots_per_layer) for g in groups], rows_LE)
     assert [Step(s.layer, s.expert, name.get(s.source), name.get(s.target)) for s in plan.steps] == list(other.steps)
@@ -117,13 +138,23 @@ def test_names_of_groups_do_not_matter(case, random):
 def test_stages_fit_when_all_is_loaded_before_anything_is_dropped(case, more):
     placement, groups, rows_LE = case
     plan = rebalance(placement, groups, rows_LE, EAGER)
-    room = [Group(g.name, g.node, None if g.slots is None else g.slots + more, None if g.slots_per_layer is None else g.slots_per_layer + more)
-            for g in groups]
+    room = [
+        Group(
+            g.name,
+            g.node,
+            None if g.slots is None else g.slots + more,
+            None if g.slots_per_layer is None else g.slots_per_layer + more,
+        )
+        for g in groups
+    ]
     at, done = placement, ()
     for run in stages(placement, room, plan.steps):
         assert run
         new = replay(at, run)
-        both = [[tuple({*a, *b}) for a, b in zip(old_row, new_row, strict=True)] for old_row, new_row in zip(at.holders, new.holders, strict=True)]
+        both = [
+            [tuple({*a, *b}) for a, b in zip(old_row, new_row, strict=True)]
+            for old_row, new_row in zip(at.holders, new.holders, strict=True)
+        ]
         check_slots(Placement(0, at.layers, tuple(map(tuple, both))), room)
         at, done = new, done + run
     assert done == plan.steps and at.holders == plan.placement.holders
@@ -140,7 +171,7 @@ def test_copies_of_pinned_experts_stay_in_number(case):
         assert len(plan.placement.holders[i][expert]) == len(placement.holders[i][expert])
 
 
-# --- when nothing is done ----------------------------------------------------------------------------------------------------------------
+# --- when nothing is done -------------------------------------------------------------------------
 
 
 def test_no_traffic_one_group_no_experts():
@@ -183,7 +214,7 @@ def test_an_expert_that_is_hot_alone_and_has_a_copy_everywhere_is_left():
     assert not plan.steps
 
 
-# --- what is done ------------------------------------------------------------------------------------------------------------------------
+# --- what is done ---------------------------------------------------------------------------------
 
 
 def zipf(layers: int, experts: int, rows: int = 20_000, seed: int = 0) -> np.ndarray:
@@ -207,7 +238,9 @@ def test_hot_experts_that_all_begin_in_one_group_are_spread_in_a_plan_or_two(lay
             assert plan.steps and plans <= 2
         heat_G = group_rows(placement, rows_LE, groups).sum(axis=0)
         assert heat_G.max() / heat_G.mean() < 1.05 and loads <= 0.3 * layers * experts
-        assert (plan.imbalance_after, plan.heat_after) == pytest.approx((imbalances(placement, rows_LE, groups).mean(), heat_G.max() / heat_G.mean()))
+        assert (plan.imbalance_after, plan.heat_after) == pytest.approx(
+            (imbalances(placement, rows_LE, groups).mean(), heat_G.max() / heat_G.mean())
+        )
 
 
 def test_the_hottest_layer_comes_first_when_loads_are_scarce():
@@ -253,7 +286,7 @@ def test_a_copy_that_is_no_longer_needed_makes_room():
     assert [(s.expert, s.source, s.target) for s in plan.steps[:2]] == [(0, "b", None), (1, None, "b")]
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def test_wrong_arguments_are_named():
@@ -279,7 +312,7 @@ def test_loads_are_counted_from_the_steps():
     assert Plan(steps, contiguous_placement([0], 3, ["a"]), 1.0, 1.0, 1.0, 1.0, "").loads == 2
 
 
-# --- beside EPLB -------------------------------------------------------------------------------------------------------------------------
+# --- beside EPLB ----------------------------------------------------------------------------------
 
 
 def test_our_eplb_reaches_the_reference_figures():

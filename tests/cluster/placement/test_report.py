@@ -18,10 +18,20 @@ def test_the_report_sums_over_shards_and_names_layers_as_the_model_does():
     report = experts_report(PLACEMENT, ["a", "b", "c"], [COUNTS, COUNTS], COUNTS / 2)
     assert report["placement_version"] == 7
     first, second = report["layers"]
-    assert (first["layer"], first["rows"], first["rate"], first["copies"], first["holders"]) == (1, [20, 8], [5.0, 2.0], [1, 2], [["a"], ["a", "b"]])
+    assert (first["layer"], first["rows"], first["rate"], first["copies"], first["holders"]) == (
+        1,
+        [20, 8],
+        [5.0, 2.0],
+        [1, 2],
+        [["a"], ["a", "b"]],
+    )
     assert (second["layer"], second["rows"]) == (3, [0, 12])
     assert report["groups"] == {"a": 24.0, "b": 16.0, "c": 0.0}
-    assert report["heat"] == pytest.approx({"a": 1.8, "b": 1.2, "c": 0.0}) and report["rows_per_second"] == {"a": 6.0, "b": 4.0, "c": 0.0}
+    assert report["heat"] == pytest.approx({"a": 1.8, "b": 1.2, "c": 0.0}) and report["rows_per_second"] == {
+        "a": 6.0,
+        "b": 4.0,
+        "c": 0.0,
+    }
 
 
 def test_without_traffic_all_groups_are_alike():

@@ -36,7 +36,9 @@ def test_a_placement_cannot_be_changed():
     assert hash(placement) == hash(contiguous_placement((1,), 4, ["a"]))
 
 
-@given(layers=st.lists(st.integers(0, 60), unique=True, max_size=4), experts=st.integers(1, 40), groups=st.integers(1, 9))
+@given(
+    layers=st.lists(st.integers(0, 60), unique=True, max_size=4), experts=st.integers(1, 40), groups=st.integers(1, 9)
+)
 def test_contiguous_placement_cuts_every_layer_into_equal_runs(layers: list[int], experts: int, groups: int):
     names = [f"g{i}" for i in range(groups)]
     placement = contiguous_placement(sorted(layers), experts, names, version=4)

@@ -1,4 +1,5 @@
-"""An ingress replica and its shards, without Ray: shards that die, close their streams, are not there any more, or are killed by a request."""
+"""An ingress replica and its shards, without Ray: shards that die, close their streams, are not there any more, or are
+killed by a request."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class UnknownConnection(ConnectionError):
 
 
 class FakeShard:
-    """Gives request r the tokens 100, 101, …, one at each `tick`; the one named "poison" kills it when it is computed."""
+    """Gives request r the tokens 100, 101, …, one at each `tick`; the one named "poison" kills it when it is
+    computed."""
 
     def __init__(self, name: str):
         self.name = name
@@ -114,7 +116,9 @@ class FakeCluster:
     async def watch(self, known_version: int) -> Membership:
         if self.version <= known_version:
             await self.changed.wait()
-        return Membership(self.version, self.named, None if self.named else "none is left", 4096, recovering=not self.named)
+        return Membership(
+            self.version, self.named, None if self.named else "none is left", 4096, recovering=not self.named
+        )
 
     async def shard(self, name: str) -> FakeShard:
         if name not in self.shards or self.shards[name].dead:
@@ -162,7 +166,9 @@ def play(cluster: Callable[[], FakeCluster], act: Callable[[FakeCluster, ShardCl
     return asyncio.run(go())
 
 
-async def run_until(cluster: FakeCluster, work: list[asyncio.Task[Any]], event: Callable[[int], None] = lambda step: None) -> None:
+async def run_until(
+    cluster: FakeCluster, work: list[asyncio.Task[Any]], event: Callable[[int], None] = lambda step: None
+) -> None:
     """Steps of every shard until the work is done."""
     step = 0
     while not all(task.done() for task in work):
@@ -232,7 +238,9 @@ def test_a_shard_that_is_named_and_gone_does_not_end_the_watch_over_the_membersh
 def test_streams_go_on_where_a_shard_is_lost():
     async def act(cluster: FakeCluster, client: ShardClient) -> None:
         work = ask(client, *(request(f"r{i}") for i in range(8)))
-        await run_until(cluster, work, lambda step: next(iter(cluster.shards.values())).die() if step in (2, 30) else None)
+        await run_until(
+            cluster, work, lambda step: next(iter(cluster.shards.values())).die() if step in (2, 30) else None
+        )
         assert all(tokens(task.result()) == EXPECTED for task in work)
 
     play(lambda: FakeCluster(2), act)

@@ -181,7 +181,7 @@ def test_a_terminal_that_is_gone_is_no_error(tmp_path: Path, nothing_stays: Path
     assert list(nothing_stays.iterdir()) == []
 
 
-# --- the front door ---------------------------------------------------------------------------------------------------
+# --- the front door -------------------------------------------------------------------------------
 
 
 class _Busy(BaseHTTPRequestHandler):

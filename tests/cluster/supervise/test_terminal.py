@@ -15,7 +15,9 @@ def test_what_nobody_reads_is_no_error():
         "for _ in range(3000): print('x' * 100)\n"
         "Console().print('y'); print('z', file=sys.stderr); sys.stdout.flush()\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     process.stdout.close()
     process.stdin.write(b"\n")
     process.stdin.close()

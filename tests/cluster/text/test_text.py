@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
-from isotherm.cluster.text.chat_template import ChatTemplate, ChatTemplateBrokenError, ChatTemplateError, ChatTemplateLimitError
+from isotherm.cluster.text.chat_template import (
+    ChatTemplate,
+    ChatTemplateBrokenError,
+    ChatTemplateError,
+    ChatTemplateLimitError,
+)
 from isotherm.cluster.text.detokenizer import TextStream
 from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer, TokenizerError
 
@@ -65,9 +70,11 @@ def test_encode_decode_round_trip(tokenizer):
 )
 def test_special_tokens_as_transformers_adds_them(tmp_path, config):
     import transformers  # without it there would be no oracle: no reason to skip
+
     write_tokenizer(tmp_path, **config)
     cls = config.get("tokenizer_class", "LlamaTokenizerFast")
-    # tokenizer.json read as it is, as AutoTokenizer does for DeepSeek checkpoints; the class matters for its default of add_bos_token alone
+    # tokenizer.json read as it is, as AutoTokenizer does for DeepSeek checkpoints; the class matters for its default of
+    # add_bos_token alone
     values = json.loads((tmp_path / "tokenizer_config.json").read_text())
     defaults = {"add_bos_token": True} if cls == "LlamaTokenizerFast" else {}
     flags = {key: values[key] for key in ("add_bos_token", "add_eos_token") if key in values}
@@ -82,7 +89,10 @@ def test_special_tokens_as_transformers_adds_them(tmp_path, config):
 
 def test_chat_prompt_equals_transformers(tokenizer, directory):
     import transformers  # without it there would be no oracle: no reason to skip
-    oracle = transformers.PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), bos_token=BOS, eos_token=EOS)
+
+    oracle = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(directory / "tokenizer.json"), bos_token=BOS, eos_token=EOS
+    )
     oracle.chat_template = json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]
     tools = [{"type": "function", "function": {"name": "f<>"}}]
     for kwargs in ({}, {"tools": tools}, {"thinking": True}):
@@ -176,7 +186,11 @@ def test_half_a_character_is_held_back(tokenizer):
 
 
 @settings(max_examples=300, deadline=None)
-@given(text=st.text("abc", max_size=30), stops=st.lists(st.text("abc", min_size=1, max_size=5), max_size=4), chunk=st.integers(1, 4))
+@given(
+    text=st.text("abc", max_size=30),
+    stops=st.lists(st.text("abc", min_size=1, max_size=5), max_size=4),
+    chunk=st.integers(1, 4),
+)
 def test_stop_strings_like_a_naive_search(text, stops, chunk):
     to_bytes = {i: char.encode() for i, char in enumerate("abc")}
     ids = ["abc".index(char) for char in text]
@@ -200,7 +214,9 @@ def test_stop_string_over_tokens(tokenizer):
     ids = tokenizer.encode("hello world, lazy dog", add_special_tokens=False)
     text, used, stopped = stream_text(tokenizer, ids, ["ld, l"])
     assert (text, stopped) == ("hello wor", True)
-    assert tokenizer.decode(ids[:used]).startswith("hello world, l") and not tokenizer.decode(ids[: used - 1]).startswith("hello world, l")
+    assert tokenizer.decode(ids[:used]).startswith("hello world, l") and not tokenizer.decode(
+        ids[: used - 1]
+    ).startswith("hello world, l")
     stream = tokenizer.stream(["hello"])
     assert stream.push(ids).stopped
     with pytest.raises(ValueError, match="after a stop string"):
@@ -237,7 +253,9 @@ HOSTILE = [
 
 @pytest.mark.parametrize("source", HOSTILE)
 def test_hostile_template_ends_in_time_and_the_next_render_works(source):
-    template = ChatTemplate({"default": "{% if bad %}" + source + "{% else %}fine{% endif %}"}, time_limit=0.4, memory_limit=256 << 20)
+    template = ChatTemplate(
+        {"default": "{% if bad %}" + source + "{% else %}fine{% endif %}"}, time_limit=0.4, memory_limit=256 << 20
+    )
     begin = time.monotonic()
     with pytest.raises(ChatTemplateError):
         template.render({"messages": [], "bad": True})
@@ -263,7 +281,10 @@ def test_template_errors():
 
 
 def test_template_child_ends_with_its_owner():
-    source = "{% generation %}x{% endgeneration %}{% for i in [1, 2] %}{{ i }}{% break %}{% endfor %}{{ strftime_now('%%') }}"
+    source = (
+        "{% generation %}x{% endgeneration %}{% for i in [1, 2] %}{{ i }}{% break %}{% endfor %}"
+        "{{ strftime_now('%%') }}"
+    )
     template = ChatTemplate({"default": source})
     assert template.render({}) == "x1%"
     child = template._child

@@ -1,7 +1,8 @@
 """The native CPU kernels against the reference, and the promise that a row's bits don't depend on its company.
 
-Tolerances: bfloat16 keeps 8 significant bits, so a rounded result may be off by 2^-8 of its size (the reference and the kernel round sums that
-were added in different orders), and products of rounded intermediates by a few times that. Float32 results differ by summation order only.
+Tolerances: bfloat16 keeps 8 significant bits, so a rounded result may be off by 2^-8 of its size (the reference and the
+kernel round sums that were added in different orders), and products of rounded intermediates by a few times that.
+Float32 results differ by summation order only.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def runnable() -> list[str]:
     return out
 
 
-@pytest.fixture(params=[(isa, dtype) for isa in runnable() for dtype in (BF16, F32)], ids=lambda p: f"{p[0]}-{str(p[1])[6:]}")
+@pytest.fixture(
+    params=[(isa, dtype) for isa in runnable() for dtype in (BF16, F32)], ids=lambda p: f"{p[0]}-{str(p[1])[6:]}"
+)
 def kernels(request: pytest.FixtureRequest) -> NativeKernels:
     return native(request.param[1], 2, request.param[0])
 
@@ -83,7 +86,7 @@ def exact_linear(x: torch.Tensor, weights: list[StoredWeight], bias: torch.Tenso
     return out if bias is None else out + bias
 
 
-# --- against the reference -----------------------------------------------------------------------------------------------------------
+# --- against the reference ------------------------------------------------------------------------
 
 
 @SETTINGS
@@ -95,7 +98,9 @@ def exact_linear(x: torch.Tensor, weights: list[StoredWeight], bias: torch.Tenso
     bias=st.booleans(),
     wide=st.booleans(),
 )
-def test_linear(kernels: NativeKernels, rows: int, columns: int, parts: list[int], kind: str, bias: bool, wide: bool) -> None:
+def test_linear(
+    kernels: NativeKernels, rows: int, columns: int, parts: list[int], kind: str, bias: bool, wide: bool
+) -> None:
     weights = [stored(n, columns, kind, seed) for seed, n in enumerate(parts)]
     b = randn(sum(parts), seed=9) if bias else None
     x = randn(rows, columns, seed=10, dtype=kernels.dtype)
@@ -129,7 +134,9 @@ def test_fp8_decode_is_exact_for_every_code(isa: str, rows: int) -> None:
 def with_outliers(rows: int, columns: int, share: float, seed: int) -> torch.Tensor:
     """bf16 weights, a share of which lies up to 60 octaves off."""
     generator = torch.Generator().manual_seed(seed)
-    octaves = torch.randint(-60, 60, (rows, columns), generator=generator) * (torch.rand(rows, columns, generator=generator) < share)
+    octaves = torch.randint(-60, 60, (rows, columns), generator=generator) * (
+        torch.rand(rows, columns, generator=generator) < share
+    )
     return (torch.randn(rows, columns, generator=generator) * torch.exp2(octaves.float())).bfloat16()
 
 
@@ -172,7 +179,12 @@ def test_mixed_parts_and_strided_sources() -> None:
 
 
 @SETTINGS
-@given(rows=st.sampled_from([0, 1, 3, 8, 20]), heads=st.integers(1, 5), n=st.sampled_from([16, 33, 128]), k=st.sampled_from([15, 16, 64, 130]))
+@given(
+    rows=st.sampled_from([0, 1, 3, 8, 20]),
+    heads=st.integers(1, 5),
+    n=st.sampled_from([16, 33, 128]),
+    k=st.sampled_from([15, 16, 64, 130]),
+)
 def test_head_linear(kernels: NativeKernels, rows: int, heads: int, n: int, k: int) -> None:
     weight = randn(heads, k, n, seed=1, dtype=kernels.dtype, scale=k**-0.5).transpose(1, 2)
     x = randn(rows, heads, k + 6, seed=2, dtype=kernels.dtype)[..., :k]
@@ -181,8 +193,8 @@ def test_head_linear(kernels: NativeKernels, rows: int, heads: int, n: int, k: i
 
 
 @SETTINGS
-@given(rows=st.sampled_from([0, 1, 7, 40]), hidden=st.sampled_from([33, 64, 256]), inner=st.sampled_from([17, 32, 96, 160]),
-       kind=st.sampled_from(["bf16", "fp8"]))  # fmt: skip
+@given(rows=st.sampled_from([0, 1, 7, 40]), hidden=st.sampled_from([33, 64, 256]),
+       inner=st.sampled_from([17, 32, 96, 160]), kind=st.sampled_from(["bf16", "fp8"]))  # fmt: skip
 def test_mlp(kernels: NativeKernels, rows: int, hidden: int, inner: int, kind: str) -> None:
     reference = ReferenceKernels(kernels.dtype)
     gate, up, down = stored(inner, hidden, kind, 0), stored(inner, hidden, kind, 2), stored(hidden, inner, kind, 4)
@@ -197,7 +209,11 @@ def test_mlp(kernels: NativeKernels, rows: int, hidden: int, inner: int, kind: s
 def filled_banks(kernels: list[Kernels], slots: int, hidden: int, inner: int, kind: str) -> list:
     banks = [k.expert_bank(slots, hidden, inner) for k in kernels]
     for slot in range(slots - 1):  # the last stays empty
-        weights = stored(inner, hidden, kind, slot * 9), stored(inner, hidden, kind, slot * 9 + 3), stored(hidden, inner, kind, slot * 9 + 6)
+        weights = (
+            stored(inner, hidden, kind, slot * 9),
+            stored(inner, hidden, kind, slot * 9 + 3),
+            stored(hidden, inner, kind, slot * 9 + 6),
+        )
         for bank in banks:
             bank.load(slot, *weights)
     return banks
@@ -212,7 +228,12 @@ def pairs_of(expert_rows: dict[int, list[int]]) -> tuple[torch.Tensor, torch.Ten
 
 
 @SETTINGS
-@given(data=st.data(), hidden=st.sampled_from([48, 128]), inner=st.sampled_from([32, 50]), kind=st.sampled_from(["bf16", "fp8"]))
+@given(
+    data=st.data(),
+    hidden=st.sampled_from([48, 128]),
+    inner=st.sampled_from([32, 50]),
+    kind=st.sampled_from(["bf16", "fp8"]),
+)
 def test_experts(kernels: NativeKernels, data: st.DataObject, hidden: int, inner: int, kind: str) -> None:
     reference = ReferenceKernels(kernels.dtype)
     banks = filled_banks([kernels, reference], 6, hidden, inner, kind)
@@ -243,11 +264,15 @@ def test_bank_memory_and_errors() -> None:
 
 
 def test_slots_are_refilled_and_memory_returns() -> None:
-    """Slots big enough for the regions of memory.cpp, dropped and filled again in another order, hold what was loaded last."""
+    """Slots big enough for the regions of memory.cpp, dropped and filled again in another order, hold what was loaded
+    last."""
     kernels = native(BF16)
     hidden, inner, slots = 512, 320, 12
     bank, x = kernels.expert_bank(slots, hidden, inner), randn(2, 512, seed=1, dtype=BF16)
-    weights = [tuple(stored(*shape, "bf16", 3 * i + j) for j, shape in enumerate([(inner, hidden)] * 2 + [(hidden, inner)])) for i in range(4)]
+    weights = [
+        tuple(stored(*shape, "bf16", 3 * i + j) for j, shape in enumerate([(inner, hidden)] * 2 + [(hidden, inner)]))
+        for i in range(4)
+    ]
     alone, sizes = [], []
     for w in weights:
         one = kernels.expert_bank(1, hidden, inner)
@@ -281,7 +306,10 @@ def test_mlp_takes_gate_and_up_as_one_matrix() -> None:
 @SETTINGS
 @given(rows=st.sampled_from([0, 1, 6, 70]), width=st.sampled_from([8, 33, 512, 1536]))
 def test_rms_norm(kernels: NativeKernels, rows: int, width: int) -> None:
-    x, weight = randn(rows, width + 5, seed=1, dtype=kernels.dtype)[:, :width], randn(width, seed=2, dtype=kernels.dtype)
+    x, weight = (
+        randn(rows, width + 5, seed=1, dtype=kernels.dtype)[:, :width],
+        randn(width, seed=2, dtype=kernels.dtype),
+    )
     expected = ReferenceKernels(kernels.dtype).rms_norm(x, weight, 1e-6)
     close(kernels.rms_norm(x, weight, 1e-6), expected, kernels.dtype, 1)
     residual = randn(rows, width, seed=3, dtype=kernels.dtype)
@@ -296,7 +324,9 @@ def test_rms_norm(kernels: NativeKernels, rows: int, width: int) -> None:
 def test_rope_equals_the_reference(kernels: NativeKernels, rows: int, heads: int, width: int) -> None:
     x = randn(rows, heads, width + 10, seed=1, dtype=kernels.dtype)[..., 10:]
     angle = randn(rows, width // 2, seed=2, scale=5.0)
-    assert torch.equal(kernels.rope(x, angle.cos(), angle.sin()), ReferenceKernels(kernels.dtype).rope(x, angle.cos(), angle.sin()))
+    assert torch.equal(
+        kernels.rope(x, angle.cos(), angle.sin()), ReferenceKernels(kernels.dtype).rope(x, angle.cos(), angle.sin())
+    )
 
 
 @SETTINGS
@@ -306,9 +336,19 @@ def test_rope_equals_the_reference(kernels: NativeKernels, rows: int, heads: int
     shape=st.sampled_from([(8, 1, 1, 2), (64, 8, 4, 8), (6, 3, 1, 2), (4, 4, 2, 2), (256, 8, 4, 8)]),
     normalise=st.booleans(),
 )
-def test_route(kernels: NativeKernels, rows: int, hidden: int, shape: tuple[int, int, int, int], normalise: bool) -> None:
+def test_route(
+    kernels: NativeKernels, rows: int, hidden: int, shape: tuple[int, int, int, int], normalise: bool
+) -> None:
     experts, groups, kept, k = shape
-    router = Router(randn(experts, hidden, seed=1, scale=hidden**-0.5), randn(experts, seed=2, scale=0.1), groups, kept, k, normalise, 2.5)
+    router = Router(
+        randn(experts, hidden, seed=1, scale=hidden**-0.5),
+        randn(experts, seed=2, scale=0.1),
+        groups,
+        kept,
+        k,
+        normalise,
+        2.5,
+    )
     x = randn(rows, hidden, seed=3, dtype=kernels.dtype)
     ids, weights = kernels.route(x, router)
     expected_ids, expected_weights = ReferenceKernels(kernels.dtype).route(x, router)
@@ -331,10 +371,14 @@ def test_combine_equals_the_reference(kernels: NativeKernels, rows: int, width: 
     weights = randn(rows, k, seed=3)
     own, residual = (randn(rows, width, seed=seed, dtype=kernels.dtype) for seed in (4, 5))
     for terms in ((), (own,), (None, residual), (own, residual)):
-        assert torch.equal(kernels.combine(y, index, weights, *terms), ReferenceKernels(kernels.dtype).combine(y, index, weights, *terms))
+        assert torch.equal(
+            kernels.combine(y, index, weights, *terms),
+            ReferenceKernels(kernels.dtype).combine(y, index, weights, *terms),
+        )
 
 
-HEADS, NOPE, ROTARY, LATENT, VALUE, WIDTH = 3, 128, 16, 72, 128, 96  # nope and value as whole blocks, so that FP8 stays FP8
+# nope and value as whole blocks, so that FP8 stays FP8
+HEADS, NOPE, ROTARY, LATENT, VALUE, WIDTH = 3, 128, 16, 72, 128, 96
 
 
 def attention_weights(kernels: Kernels, kind: str, low_rank: int | None, biased: bool) -> AttentionWeights:
@@ -342,7 +386,8 @@ def attention_weights(kernels: Kernels, kind: str, low_rank: int | None, biased:
     first, kv_b = low_rank or queries, stored(HEADS * (NOPE + VALUE), LATENT, kind, 3)
     heads = [kv_b.rows(h * (NOPE + VALUE), (h + 1) * (NOPE + VALUE), kernels.dtype) for h in range(HEADS)]
     return AttentionWeights(
-        norm=randn(WIDTH, seed=10, dtype=kernels.dtype), post_norm=randn(WIDTH, seed=11, dtype=kernels.dtype), eps=1e-5, latent_eps=1e-6,
+        norm=randn(WIDTH, seed=10, dtype=kernels.dtype), post_norm=randn(WIDTH, seed=11, dtype=kernels.dtype), eps=1e-5,
+        latent_eps=1e-6,
         input=kernels.pack_linear([stored(first, WIDTH, kind, 1), stored(LATENT + ROTARY, WIDTH, kind, 2)],
                                   randn(first + LATENT + ROTARY, seed=12) if biased else None),
         q_norm=randn(low_rank, seed=13, dtype=kernels.dtype) if low_rank else None,
@@ -356,7 +401,8 @@ def attention_weights(kernels: Kernels, kind: str, low_rank: int | None, biased:
 
 
 def attention_rows(decodes: list[int], chunks: list[tuple[int, int]]) -> tuple[AttentionRows, int]:
-    """Decode rows at these positions of a sequence each, and (start, count) chunks; blocks of 4 tokens. Also how many blocks there are."""
+    """Decode rows at these positions of a sequence each, and (start, count) chunks; blocks of 4 tokens. Also how many
+    blocks there are."""
     lengths = [p + 1 for p in decodes] + [start + count for start, count in chunks]
     blocks = [-(-n // 4) for n in lengths]
     tables = torch.randperm(sum(blocks), generator=torch.Generator().manual_seed(1)).to(torch.int32).split(blocks)
@@ -369,29 +415,45 @@ def attention_rows(decodes: list[int], chunks: list[tuple[int, int]]) -> tuple[A
     padded = [torch.nn.functional.pad(t, (0, width - len(t))) for t in tables[: len(decodes)]]
     return AttentionRows(
         cos_TR2=randn(len(positions), ROTARY // 2, seed=2), sin_TR2=randn(len(positions), ROTARY // 2, seed=3),
-        cache_slots=torch.tensor([int(tables[s][p // 4]) * 4 + p % 4 for s, p in positions], dtype=torch.int64), decodes=len(decodes),
-        decode_tables=torch.stack(padded) if padded else torch.zeros(0, dtype=torch.int32),
-        decode_sequence=torch.arange(len(decodes), dtype=torch.int32), decode_lengths=torch.tensor(lengths[: len(decodes)], dtype=torch.int32),
-        prefills=tuple(prefills),
+        cache_slots=torch.tensor([int(tables[s][p // 4]) * 4 + p % 4 for s, p in positions], dtype=torch.int64),
+        decodes=len(decodes), decode_tables=torch.stack(padded) if padded else torch.zeros(0, dtype=torch.int32),
+        decode_sequence=torch.arange(len(decodes), dtype=torch.int32),
+        decode_lengths=torch.tensor(lengths[: len(decodes)], dtype=torch.int32), prefills=tuple(prefills),
     ), sum(blocks)  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "low_rank", "biased"), [("fp8", 40, False), ("bf16", None, True), ("f32", 24, True), ("fp8", None, False)])
+@pytest.mark.parametrize(
+    ("kind", "low_rank", "biased"), [("fp8", 40, False), ("bf16", None, True), ("f32", 24, True), ("fp8", None, False)]
+)
 @pytest.mark.parametrize(("decodes", "chunks"), [([0, 9, 30], []), ([], [(0, 7)]), ([300, 2], [(0, 5), (8, 30)])])
-def test_attention_in_one_call_equals_its_operations(kernels: NativeKernels, kind: str, low_rank: int | None, biased: bool, decodes, chunks) -> None:
+def test_attention_in_one_call_equals_its_operations(
+    kernels: NativeKernels, kind: str, low_rank: int | None, biased: bool, decodes, chunks
+) -> None:
     weights = attention_weights(kernels, kind, low_rank, biased)
     rows, blocks = attention_rows(decodes, chunks)
     count = len(rows.cache_slots)
     out = []
     for attention in (NativeKernels.attention, Kernels.attention):
-        x, cache = randn(count, WIDTH, seed=7, dtype=kernels.dtype), randn(blocks, 4, LATENT + ROTARY, seed=8, dtype=kernels.dtype)
+        x, cache = (
+            randn(count, WIDTH, seed=7, dtype=kernels.dtype),
+            randn(blocks, 4, LATENT + ROTARY, seed=8, dtype=kernels.dtype),
+        )
         out.append((attention(kernels, x, weights, rows, cache), x, cache))
     assert all(torch.equal(one, other) for one, other in zip(*out, strict=True))
     reference = ReferenceKernels(kernels.dtype)
-    x, cache = randn(count, WIDTH, seed=7, dtype=kernels.dtype), randn(blocks, 4, LATENT + ROTARY, seed=8, dtype=kernels.dtype)
+    x, cache = (
+        randn(count, WIDTH, seed=7, dtype=kernels.dtype),
+        randn(blocks, 4, LATENT + ROTARY, seed=8, dtype=kernels.dtype),
+    )
     reference.attention(x, attention_weights(reference, kind, low_rank, biased), rows, cache)
-    # Nine roundings to dtype lie between x before and after; FP8 weights are rounded to bfloat16 by the reference alone.
-    torch.testing.assert_close(out[0][1].float(), x.float(), rtol=0, atol=(0.06 if kernels.dtype == BF16 else 1e-4) * float(x.float().abs().max()))
+    # Nine roundings to dtype lie between x before and after; FP8 weights are rounded to bfloat16 by the reference
+    # alone.
+    torch.testing.assert_close(
+        out[0][1].float(),
+        x.float(),
+        rtol=0,
+        atol=(0.06 if kernels.dtype == BF16 else 1e-4) * float(x.float().abs().max()),
+    )
 
 
 def test_attention_refuses_what_lies_outside_the_cache(kernels: NativeKernels) -> None:
@@ -408,7 +470,9 @@ def test_attention_refuses_what_lies_outside_the_cache(kernels: NativeKernels) -
 @pytest.mark.parametrize("kind", ["fp8", "bf16"])
 @pytest.mark.parametrize("shared", [None, 64, 160])
 @pytest.mark.parametrize("rows", [1, 9, 40])
-def test_a_moe_layer_in_one_call_equals_its_operations(kernels: NativeKernels, kind: str, shared: int | None, rows: int) -> None:
+def test_a_moe_layer_in_one_call_equals_its_operations(
+    kernels: NativeKernels, kind: str, shared: int | None, rows: int
+) -> None:
     (bank,) = filled_banks([kernels], 9, 160, 64, kind)
     slots = torch.tensor([3, 0, 7, 1, 2, 6, 5, 4], dtype=torch.int32)
     router = Router(randn(8, 160, seed=1, scale=0.1), randn(8, seed=2, scale=0.1), 4, 2, 3, True, 2.5)
@@ -450,13 +514,21 @@ class Paged:
     shape=st.sampled_from([(1, 32, 16), (3, 40, 6), (16, 64, 32), (20, 512, 64), (2, 33, 2)]),
     data=st.data(),
 )
-def test_mla_decode(kernels: NativeKernels, lengths: list[int], block_size: int, shape: tuple[int, int, int], data: st.DataObject) -> None:
+def test_mla_decode(
+    kernels: NativeKernels, lengths: list[int], block_size: int, shape: tuple[int, int, int], data: st.DataObject
+) -> None:
     heads, latent, rotary = shape
     paged = Paged(kernels, lengths, block_size, latent, rotary)
     rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=4))
     seen = [data.draw(st.integers(max(1, lengths[s] - 3), lengths[s])) for s in rows]
     q = randn(len(rows), heads, latent + rotary, seed=5, dtype=kernels.dtype)
-    arguments = (paged.cache, paged.tables, torch.tensor(rows, dtype=torch.int32), torch.tensor(seen, dtype=torch.int32), (latent + rotary) ** -0.5)
+    arguments = (
+        paged.cache,
+        paged.tables,
+        torch.tensor(rows, dtype=torch.int32),
+        torch.tensor(seen, dtype=torch.int32),
+        (latent + rotary) ** -0.5,
+    )
     expected = ReferenceKernels(kernels.dtype).mla_decode(q[..., :latent], q[..., latent:], *arguments)
     close(kernels.mla_decode(q[..., :latent], q[..., latent:], *arguments), expected, kernels.dtype)
 
@@ -469,7 +541,9 @@ def test_mla_decode(kernels: NativeKernels, lengths: list[int], block_size: int,
     shape=st.sampled_from([(1, 32, 16, 16, 16), (3, 40, 6, 10, 22), (2, 64, 32, 64, 32), (5, 33, 2, 17, 30)]),
     kind=st.sampled_from(["bf16", "fp8"]),
 )
-def test_mla_prefill(kernels: NativeKernels, start: int, rows: int, block_size: int, shape: tuple[int, int, int, int, int], kind: str) -> None:
+def test_mla_prefill(
+    kernels: NativeKernels, start: int, rows: int, block_size: int, shape: tuple[int, int, int, int, int], kind: str
+) -> None:
     heads, latent, rotary, nope, value = shape
     reference = ReferenceKernels(kernels.dtype)
     paged = Paged(kernels, [max(start + rows, 1)], block_size, latent, rotary)
@@ -480,7 +554,7 @@ def test_mla_prefill(kernels: NativeKernels, start: int, rows: int, block_size: 
     close(out, expected, kernels.dtype, 3)
 
 
-# --- bits don't depend on company ----------------------------------------------------------------------------------------------------
+# --- bits don't depend on company -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp8"])
@@ -498,7 +572,9 @@ def test_linear_rows_alone_equal_rows_together(kernels: NativeKernels, kind: str
 def test_head_linear_mlp_and_experts_rows_alone_equal_rows_together(kernels: NativeKernels) -> None:
     weight = kernels.pack_heads([StoredWeight(w) for w in randn(3, 48, 40, seed=1)])
     x = randn(21, 3, 40, seed=2, dtype=kernels.dtype)
-    assert torch.equal(torch.cat([kernels.head_linear(row, weight) for row in x.split(1)]), kernels.head_linear(x, weight))
+    assert torch.equal(
+        torch.cat([kernels.head_linear(row, weight) for row in x.split(1)]), kernels.head_linear(x, weight)
+    )
     for kind in ("bf16", "fp8"):
         (bank,) = filled_banks([kernels], 5, 160, 64, kind)
         x = randn(30, 160, seed=3, dtype=kernels.dtype)
@@ -510,12 +586,18 @@ def test_head_linear_mlp_and_experts_rows_alone_equal_rows_together(kernels: Nat
                 alone = kernels.experts(x[row : row + 1], bank, *pairs_of({expert: [0]}))
                 assert torch.equal(alone[0], together[place]), (kind, expert, row)
                 place += 1
-        gate_up, down = kernels.pack_linear([stored(64, 160, kind, i) for i in (0, 3)]), kernels.pack_linear([stored(160, 64, kind, 6)])
-        assert torch.equal(torch.cat([kernels.mlp(row, gate_up, down) for row in x.split(1)]), kernels.mlp(x, gate_up, down))
+        gate_up, down = (
+            kernels.pack_linear([stored(64, 160, kind, i) for i in (0, 3)]),
+            kernels.pack_linear([stored(160, 64, kind, 6)]),
+        )
+        assert torch.equal(
+            torch.cat([kernels.mlp(row, gate_up, down) for row in x.split(1)]), kernels.mlp(x, gate_up, down)
+        )
 
 
 def test_decode_rows_alone_equal_rows_together(kernels: NativeKernels) -> None:
-    """Alone, a row's splits are computed apart and merged; among many, in one go. Other rows, tables and block sizes change nothing."""
+    """Alone, a row's splits are computed apart and merged; among many, in one go. Other rows, tables and block sizes
+    change nothing."""
     lengths = [1300, 40, 513, 1024, 7, 600, 12, 512, 900, 3]
     paged = Paged(kernels, lengths, 16, 64, 32)
     q = randn(len(lengths), 20, 96, seed=5, dtype=kernels.dtype)
@@ -525,7 +607,9 @@ def test_decode_rows_alone_equal_rows_together(kernels: NativeKernels) -> None:
     assert torch.equal(other.entries[0], paged.entries[0])
     for t in range(len(lengths)):
         one = slice(t, t + 1)
-        alone = kernels.mla_decode(q[one, :, :64], q[one, :, 64:], other.cache, other.tables[one], sequence[:1], length[one], 0.1)
+        alone = kernels.mla_decode(
+            q[one, :, :64], q[one, :, 64:], other.cache, other.tables[one], sequence[:1], length[one], 0.1
+        )
         assert torch.equal(alone[0], together[t]), t
     # Several rows of one sequence, as speculation verifies them, equal the same rows one by one.
     three = torch.tensor([1298, 1299, 1300], dtype=torch.int32)
@@ -533,7 +617,9 @@ def test_decode_rows_alone_equal_rows_together(kernels: NativeKernels) -> None:
     several = kernels.mla_decode(q[:3, :, :64], q[:3, :, 64:], paged.cache, paged.tables, first, three, 0.1)
     for t in range(3):
         one = slice(t, t + 1)
-        alone = kernels.mla_decode(q[one, :, :64], q[one, :, 64:], paged.cache, paged.tables, first[:1], three[one], 0.1)
+        alone = kernels.mla_decode(
+            q[one, :, :64], q[one, :, 64:], paged.cache, paged.tables, first[:1], three[one], 0.1
+        )
         assert torch.equal(alone[0], several[t])
 
 
@@ -563,16 +649,31 @@ def everything(kernels: Kernels) -> list[torch.Tensor]:
     for kind in ("bf16", "fp8"):
         packed = kernels.pack_linear([stored(n, 512, kind, n) for n in (576, 100)])
         out += [kernels.linear(x, packed), kernels.linear(x[:1], packed)]
-        out.append(kernels.mlp(x, kernels.pack_linear([stored(200, 512, kind, i) for i in (0, 3)]), kernels.pack_linear([stored(512, 200, kind, 6)])))
+        out.append(
+            kernels.mlp(
+                x,
+                kernels.pack_linear([stored(200, 512, kind, i) for i in (0, 3)]),
+                kernels.pack_linear([stored(512, 200, kind, 6)]),
+            )
+        )
         (bank,) = filled_banks([kernels], 4, 512, 160, kind)
         out.append(kernels.experts(x, bank, *pairs_of({0: list(range(37)), 2: [1, 2, 3], 1: [9]})))
         paged = Paged(kernels, [700, 90], 16, 64, 32)
         kv_b = kernels.pack_linear([stored(4 * 96, 64, kind, 3)])
-        out.append(kernels.mla_prefill(randn(200, 4, 64 + 32, seed=4, dtype=dtype), paged.cache, paged.tables[0], 500, kv_b, 32, 0.1))
+        out.append(
+            kernels.mla_prefill(
+                randn(200, 4, 64 + 32, seed=4, dtype=dtype), paged.cache, paged.tables[0], 500, kv_b, 32, 0.1
+            )
+        )
     q = randn(2, 16, 96, seed=5, dtype=dtype)
     last = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([700, 90], dtype=torch.int32)
     out.append(kernels.mla_decode(q[..., :64], q[..., 64:], paged.cache, paged.tables, *last, 0.1))
-    out.append(kernels.head_linear(randn(9, 8, 64, seed=6, dtype=dtype), kernels.pack_heads([StoredWeight(w) for w in randn(8, 128, 64, seed=7)])))
+    out.append(
+        kernels.head_linear(
+            randn(9, 8, 64, seed=6, dtype=dtype),
+            kernels.pack_heads([StoredWeight(w) for w in randn(8, 128, 64, seed=7)]),
+        )
+    )
     out.append(kernels.rms_norm(x.repeat(8, 1), randn(512, seed=8), 1e-6))
     angle = randn(37, 32, seed=9)
     out.append(kernels.rope(randn(37, 64, 64, seed=10, dtype=dtype), angle.cos(), angle.sin()))
@@ -580,14 +681,25 @@ def everything(kernels: Kernels) -> list[torch.Tensor]:
     for kind, low_rank, biased in (("fp8", 40, True), ("bf16", None, False)):
         rows, blocks = attention_rows([0, 300], [(8, 30)])
         cache = torch.zeros(blocks, 4, LATENT + ROTARY, dtype=dtype)
-        out.append(kernels.attention(randn(32, WIDTH, seed=7, dtype=dtype), attention_weights(kernels, kind, low_rank, biased), rows, cache))
+        out.append(
+            kernels.attention(
+                randn(32, WIDTH, seed=7, dtype=dtype), attention_weights(kernels, kind, low_rank, biased), rows, cache
+            )
+        )
     (bank,) = filled_banks([kernels], 9, 512, 160, "fp8")
     router = Router(randn(8, 512, seed=15, scale=0.05), randn(8, seed=16), 4, 2, 3, True, 2.5)
-    shared = kernels.pack_linear([stored(200, 512, "bf16", i) for i in (0, 3)]), kernels.pack_linear([stored(512, 200, "bf16", 6)])
+    shared = (
+        kernels.pack_linear([stored(200, 512, "bf16", i) for i in (0, 3)]),
+        kernels.pack_linear([stored(512, 200, "bf16", 6)]),
+    )
     out.append(kernels.moe(x, router, bank, torch.arange(8, dtype=torch.int32), *shared, x.flip(0)))
     out.append(kernels.combine(x, torch.arange(36).reshape(12, 3), randn(12, 3, seed=13)))
     logits = randn(5, 4000, seed=14, scale=3)
-    temperature, top_p, top_k = torch.tensor([0, 1, 0.7, 1.5, 1.0]), torch.tensor([1, 1, 0.9, 0.5, 1]), torch.tensor([0, 0, 0, 50, 7])
+    temperature, top_p, top_k = (
+        torch.tensor([0, 1, 0.7, 1.5, 1.0]),
+        torch.tensor([1, 1, 0.9, 0.5, 1]),
+        torch.tensor([0, 0, 0, 50, 7]),
+    )
     out.append(kernels.sample(logits, temperature, top_p, top_k, torch.arange(5), torch.arange(5) * 100))
     return out
 
@@ -606,7 +718,9 @@ def test_callers_in_several_threads_agree() -> None:
 
     def call() -> None:
         for _ in range(3):
-            wrong.extend(i for i, (a, b) in enumerate(zip(expected, everything(kernels), strict=True)) if not torch.equal(a, b))
+            wrong.extend(
+                i for i, (a, b) in enumerate(zip(expected, everything(kernels), strict=True)) if not torch.equal(a, b)
+            )
 
     threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:
@@ -616,7 +730,7 @@ def test_callers_in_several_threads_agree() -> None:
     assert wrong == []
 
 
-# --- sampling ------------------------------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 @SETTINGS
@@ -636,8 +750,9 @@ def test_sample_equals_the_reference(
     if masked and vocab > 2:
         logits[:, ::2] = -torch.inf
     seeds = torch.tensor([0, -1, 2**62, 12345, -(2**63), 7])
-    parameters = (torch.full((rows,), temperature, dtype=torch.float64), torch.full((rows,), top_p, dtype=torch.float64),
-                  torch.full((rows,), top_k), seeds, torch.arange(rows) * 1_000_003)  # fmt: skip
+    parameters = (torch.full((rows,), temperature, dtype=torch.float64),
+                  torch.full((rows,), top_p, dtype=torch.float64), torch.full((rows,), top_k), seeds,
+                  torch.arange(rows) * 1_000_003)  # fmt: skip
     chosen = kernels.sample(logits, *parameters)
     expected = ReferenceKernels(F32).sample(logits, *parameters)
     for t in (chosen != expected).nonzero().flatten().tolist():
@@ -658,7 +773,7 @@ def test_sample_full_vocabulary_and_noise() -> None:
         assert torch.equal(native(BF16).sample(logits, *parameters), noisy.argmax(-1))
 
 
-# --- the boundary --------------------------------------------------------------------------------------------------------------------
+# --- the boundary ---------------------------------------------------------------------------------
 
 
 def test_errors_name_what_is_wrong() -> None:
@@ -675,8 +790,17 @@ def test_errors_name_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="bfloat16 or float32"):
         NativeKernels(torch.float16)
     with pytest.raises(IndexError, match="slots must lie"):
-        kernels.write_cache(torch.zeros(1, 4, dtype=BF16), torch.zeros(1, 2, dtype=BF16), torch.zeros(2, 8, 6, dtype=BF16), torch.tensor([16]))
-    table, one, q = torch.tensor([[5]], dtype=torch.int32), torch.ones(1, dtype=torch.int32), torch.zeros(1, 1, 6, dtype=BF16)
+        kernels.write_cache(
+            torch.zeros(1, 4, dtype=BF16),
+            torch.zeros(1, 2, dtype=BF16),
+            torch.zeros(2, 8, 6, dtype=BF16),
+            torch.tensor([16]),
+        )
+    table, one, q = (
+        torch.tensor([[5]], dtype=torch.int32),
+        torch.ones(1, dtype=torch.int32),
+        torch.zeros(1, 1, 6, dtype=BF16),
+    )
     with pytest.raises(IndexError, match="mla_decode"):
         kernels.mla_decode(q[..., :4], q[..., 4:], torch.zeros(2, 8, 6, dtype=BF16), table, one - 1, one, 1.0)
     assert kernels.isa in kernels.describe() and "2 threads" in kernels.describe()
@@ -693,18 +817,38 @@ def test_address_sanitizer(tmp_path: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None or not sources:
         pytest.skip("needs g++ and a source checkout")
-    runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
+    runtime = subprocess.run(
+        [compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     if not Path(runtime).is_absolute():
         pytest.skip("this g++ has no AddressSanitizer runtime")
-    flags = ["-O0", "-g1", "-std=c++17", "-pthread", "-fPIC", "-ffp-contract=off", "-fsanitize=address", "-fno-omit-frame-pointer"]
+    flags = [
+        "-O0",
+        "-g1",
+        "-std=c++17",
+        "-pthread",
+        "-fPIC",
+        "-ffp-contract=off",
+        "-fsanitize=address",
+        "-fno-omit-frame-pointer",
+    ]
     objects = [tmp_path / f"{source.stem}.o" for source in sources]
-    builds = [subprocess.Popen([compiler, *flags, "-c", source, "-o", out]) for source, out in zip(sources, objects, strict=True)]
+    builds = [
+        subprocess.Popen([compiler, *flags, "-c", source, "-o", out])
+        for source, out in zip(sources, objects, strict=True)
+    ]
     assert [build.wait() for build in builds] == [0] * len(builds)
     library = tmp_path / "native_asan.so"
     subprocess.run([compiler, "-shared", "-fsanitize=address", "-pthread", *objects, "-o", library], check=True)
-    environment = {"LD_PRELOAD": str(Path(runtime).resolve()), "ASAN_OPTIONS": "detect_leaks=0", "PATH": "/usr/bin:/bin"}
+    environment = {
+        "LD_PRELOAD": str(Path(runtime).resolve()),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PATH": "/usr/bin:/bin",
+    }
     environment["PYTHONPATH"] = str(Path(__file__).parents[2] / "helpers")
-    run = subprocess.run([sys.executable, __file__, str(library)], capture_output=True, text=True, env=environment, timeout=200)
+    run = subprocess.run(
+        [sys.executable, __file__, str(library)], capture_output=True, text=True, env=environment, timeout=200
+    )
     assert run.returncode == 0, run.stderr[-4000:]
 
 

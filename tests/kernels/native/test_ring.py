@@ -1,4 +1,5 @@
-"""The gather window's decision, the gate, and the boundary of the native loop. What goes through links: tests/actors/links/test_shared_memory.py."""
+"""The gather window's decision, the gate, and the boundary of the native loop. What goes through links:
+tests/actors/links/test_shared_memory.py."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ FIRST, END, NOW, NEVER = 3, 19, 10_000, 2**63 - 1
 
 def choose(*seats: tuple[bool, bool, int, int], window: int = 100) -> tuple[int, int]:
     """Seats: pending, in step, layer, and how long ago that began."""
-    rows = np.array([(pending, in_step, layer, NOW - ago) for pending, in_step, layer, ago in seats], dtype=np.int64).reshape(-1, 4)
+    rows = np.array(
+        [(pending, in_step, layer, NOW - ago) for pending, in_step, layer, ago in seats], dtype=np.int64
+    ).reshape(-1, 4)
     return gather_choose(rows, FIRST, END, window, NOW)
 
 
@@ -33,7 +36,9 @@ seats = st.lists(
 
 
 @given(seats, st.integers(0, 200))
-def test_what_is_chosen_is_there_and_nobody_is_held_beyond_the_window(all_seats: list[tuple[bool, bool, int, int]], window: int):
+def test_what_is_chosen_is_there_and_nobody_is_held_beyond_the_window(
+    all_seats: list[tuple[bool, bool, int, int]], window: int
+):
     layer, until = choose(*all_seats, window=window)
     pending = [s for s in all_seats if s[0]]
     if not pending:

@@ -1,7 +1,7 @@
 """Runs tests/kernels/triton/triton_interpreted.py and triton_invariance.py, each in a process of its own, both at once.
 
-TRITON_INTERPRET must be set before triton is imported, and turns every kernel of the process into interpreted Python: so neither can
-tests/kernels/triton/test_triton_aot.py run there, nor may the variable leak into other tests.
+TRITON_INTERPRET must be set before triton is imported, and turns every kernel of the process into interpreted Python:
+so neither can tests/kernels/triton/test_triton_aot.py run there, nor may the variable leak into other tests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def running() -> Iterator[Running]:
     for cases in CASES:
         log = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", str(FOLDER / cases)]
-        started[cases] = subprocess.Popen(command, cwd=FOLDER.parents[2], env=environment, stdout=log, stderr=subprocess.STDOUT), log
+        started[cases] = (
+            subprocess.Popen(command, cwd=FOLDER.parents[2], env=environment, stdout=log, stderr=subprocess.STDOUT),
+            log,
+        )
     yield started
     for process, log in started.values():
         process.kill()

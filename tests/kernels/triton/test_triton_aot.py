@@ -1,8 +1,10 @@
-"""Every Triton kernel, compiled for a Hopper GPU that isn't there, as TritonKernels would launch it at DeepSeek-V3's real shapes.
+"""Every Triton kernel, compiled for a Hopper GPU that isn't there, as TritonKernels would launch it at DeepSeek-V3's
+real shapes.
 
-The host code runs on meta tensors with a launcher that records; what it would have launched is compiled, specialised as Triton's own launcher would
-specialise it (multiples of 16, ones, nones). Held to: shared memory within what one block may have, no spilled register in any kernel, and matrix
-products on the tensor core's wgmma alone (kernels/triton/__init__.py says why no other instruction may be among them).
+The host code runs on meta tensors with a launcher that records; what it would have launched is compiled, specialised as
+Triton's own launcher would specialise it (multiples of 16, ones, nones). Held to: shared memory within what one block
+may have, no spilled register in any kernel, and matrix products on the tensor core's wgmma alone
+(kernels/triton/__init__.py says why no other instruction may be among them).
 """
 
 from __future__ import annotations
@@ -32,9 +34,17 @@ from isotherm.kernels.triton.launch import OPTIONS
 pytestmark = pytest.mark.timeout(600)
 
 TARGET = GPUTarget("cuda", 90, 32)
-SHARED_LIMIT = 227 * 1024  # CUDA C Programming Guide, compute capability 9.0: maximum shared memory per thread block, opt-in
+# CUDA C Programming Guide, compute capability 9.0: maximum shared memory per thread block, opt-in
+SHARED_LIMIT = 227 * 1024
 BF16, FP8, F32 = torch.bfloat16, torch.float8_e4m3fn, torch.float32
-POINTERS = {BF16: "*bf16", FP8: "*fp8e4nv", F32: "*fp32", torch.float64: "*fp64", torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS = {
+    BF16: "*bf16",
+    FP8: "*fp8e4nv",
+    F32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 # DeepSeek-V3's config.json
 HIDDEN, HEADS, LATENT, ROPE, NOPE, VALUE, Q_RANK = 7168, 128, 512, 64, 128, 128, 1536
 EXPERTS, GROUPS, KEPT, TOP, INNER, DENSE_INNER, VOCAB = 256, 8, 4, 8, 2048, 18432, 129280
@@ -51,7 +61,8 @@ def fp8(outputs: int, inputs: int) -> StoredWeight:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as it would be compiled: `types` of its arguments, `constants`, which arguments are multiples of 16, and the options."""
+    """One kernel as it would be compiled: `types` of its arguments, `constants`, which arguments are multiples of 16,
+    and the options."""
 
     label: str
     kernel: Any
@@ -67,7 +78,11 @@ def specialised(label: str, kernel: Any, arguments: dict[str, Any], warps: int, 
     assert set(arguments) == {p.name for p in kernel.params}, set(arguments) ^ {p.name for p in kernel.params}
     for parameter in kernel.params:
         name, value = parameter.name, arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not parameter.do_not_specialize):
+        if (
+            parameter.is_constexpr
+            or value is None
+            or (type(value) is int and value == 1 and not parameter.do_not_specialize)
+        ):
             types.append((name, "constexpr"))
             constants.append((name, value))
         elif isinstance(value, Tensor):
@@ -96,7 +111,8 @@ class Recorder:
 
 
 def record() -> list[Launch]:
-    """One decode-sized and one prefill-sized use of every operation, and the row counts between them where the tile differs."""
+    """One decode-sized and one prefill-sized use of every operation, and the row counts between them where the tile
+    differs."""
     recorder = Recorder()
     k = TritonKernels(BF16, "meta", recorder)
     plain = StoredWeight(meta(VOCAB, HIDDEN))
@@ -115,7 +131,10 @@ def record() -> list[Launch]:
     k.head_linear(q[..., :NOPE], k.pack_heads([StoredWeight(meta(LATENT, NOPE)) for _ in range(HEADS)]))
     for kind in ("fp8", "bf16"):
         make = fp8 if kind == "fp8" else lambda n, m: StoredWeight(meta(n, m))
-        gate_up, down = k.pack_linear([make(DENSE_INNER, HIDDEN), make(DENSE_INNER, HIDDEN)]), k.pack_linear([make(HIDDEN, DENSE_INNER)])
+        gate_up, down = (
+            k.pack_linear([make(DENSE_INNER, HIDDEN), make(DENSE_INNER, HIDDEN)]),
+            k.pack_linear([make(HIDDEN, DENSE_INNER)]),
+        )
         bank = k.expert_bank(EXPERTS, HIDDEN, INNER)
         bank.load(0, make(INNER, HIDDEN), make(INNER, HIDDEN), make(HIDDEN, INNER))
         for rows in (1, 64, 4096):
@@ -124,7 +143,13 @@ def record() -> list[Launch]:
             recorder.label = f"experts {kind} {rows} rows each"
             active = TOP if rows == 1 else EXPERTS
             ids = meta(active, dtype=torch.int32)
-            k.experts(meta(4096, HIDDEN), bank, meta(active * rows, dtype=torch.int32), ids, meta(active + 1, dtype=torch.int32))
+            k.experts(
+                meta(4096, HIDDEN),
+                bank,
+                meta(active * rows, dtype=torch.int32),
+                ids,
+                meta(active + 1, dtype=torch.int32),
+            )
     router = Router(meta(EXPERTS, HIDDEN, dtype=F32), meta(EXPERTS, dtype=F32), GROUPS, KEPT, TOP, True, 2.5)
     for rows in (1, 4096):
         recorder.label = f"route {rows} rows"
@@ -152,7 +177,12 @@ def record() -> list[Launch]:
         recorder.label = f"mla_prefill from {start}"
         k.mla_prefill(meta(2048, HEADS, NOPE + ROPE), cache, meta(1024, dtype=torch.int32), start, kv_b, VALUE, 0.1)
     recorder.label = "sample"
-    parameters = (torch.tensor([0.0, 1.0]).double(), torch.tensor([1.0, 0.9]).double(), torch.tensor([0, 50]), torch.zeros(2, dtype=torch.int64))
+    parameters = (
+        torch.tensor([0.0, 1.0]).double(),
+        torch.tensor([1.0, 0.9]).double(),
+        torch.tensor([0, 50]),
+        torch.zeros(2, dtype=torch.int64),
+    )
     k.sample(meta(2, VOCAB, dtype=F32), *parameters, torch.zeros(2, dtype=torch.int64))
     return list(recorder.seen.values())
 
@@ -167,7 +197,10 @@ class Compiled:
     other_mma: bool
 
     def row(self) -> str:
-        numbers = f"{self.launch.warps:>3} warps{self.shared:>8} B shared{self.registers:>5} registers{self.spilled:>6} B spilled"
+        numbers = (
+            f"{self.launch.warps:>3} warps{self.shared:>8} B shared{self.registers:>5} registers"
+            f"{self.spilled:>6} B spilled"
+        )
         return f"{self.launch.kernel.__name__:24}{self.launch.label:34}{numbers}"
 
 
@@ -176,7 +209,16 @@ def assemble(ptx: str) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
-        command = [triton.knobs.nvidia.ptxas.path, "-v", "--fmad=false", "--regAllocOptLevel=2", "--gpu-name=sm_90a", str(source), "-o", os.devnull]
+        command = [
+            triton.knobs.nvidia.ptxas.path,
+            "-v",
+            "--fmad=false",
+            "--regAllocOptLevel=2",
+            "--gpu-name=sm_90a",
+            str(source),
+            "-o",
+            os.devnull,
+        ]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
     return int(re.findall(r"Used (\d+) registers", log)[0]), spilled
@@ -188,10 +230,19 @@ def compile_one(launch: Launch) -> Compiled:
         launch.kernel, dict(launch.types), {(names.index(n),): v for n, v in launch.constants},
         {(names.index(n),): [["tt.divisibility", 16]] for n in launch.aligned},
     )  # fmt: skip
-    built = triton.compile(source, target=TARGET, options={"num_warps": launch.warps, "num_stages": launch.stages, **OPTIONS})
+    built = triton.compile(
+        source, target=TARGET, options={"num_warps": launch.warps, "num_stages": launch.stages, **OPTIONS}
+    )
     ptx = built.asm["ptx"]
     registers, spilled = assemble(ptx)
-    return Compiled(launch, built.metadata.shared, registers, spilled, "wgmma.mma_async" in ptx, re.search(r"\bmma\.sync", ptx) is not None)
+    return Compiled(
+        launch,
+        built.metadata.shared,
+        registers,
+        spilled,
+        "wgmma.mma_async" in ptx,
+        re.search(r"\bmma\.sync", ptx) is not None,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +264,8 @@ def test_every_kernel_fits_a_hopper_gpu(compiled: list[Compiled]) -> None:
 
 
 def test_products_use_one_instruction_family(compiled: list[Compiled]) -> None:
-    products = {"linear_kernel", "gate_up_kernel", "expert_gate_up_kernel", "expert_down_kernel", "route_scores_kernel", "mla_decode_kernel",
-                "mla_prefill_kernel"}  # fmt: skip
+    products = {"linear_kernel", "gate_up_kernel", "expert_gate_up_kernel", "expert_down_kernel", "route_scores_kernel",
+                "mla_decode_kernel", "mla_prefill_kernel"}  # fmt: skip
     others = [c.row() for c in compiled if c.other_mma or c.wgmma != (c.launch.kernel.__name__ in products)]
     assert not others, "\n".join(["not wgmma alone:", *others])
 
@@ -222,5 +273,7 @@ def test_products_use_one_instruction_family(compiled: list[Compiled]) -> None:
 def test_no_kernel_is_left_out(compiled: list[Compiled]) -> None:
     """Every @triton.jit function that is launched, by its name: *_kernel."""
     folder = Path(triton_package.__file__).parent
-    written = {name for path in folder.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)}
+    written = {
+        name for path in folder.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M)
+    }
     assert {c.launch.kernel.__name__ for c in compiled} == written

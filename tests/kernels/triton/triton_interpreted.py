@@ -1,8 +1,8 @@
 """The Triton kernels against the reference, in Triton's CPU interpreter.
 
-Not collected by itself: test_triton.py runs it with TRITON_INTERPRET=1. Tolerances: bfloat16 keeps 8 significant bits, so a rounded result may be off
-by 2^-8 of its size (sums are added in different orders, then rounded), and products of rounded intermediates by a few times that. Float32 results
-differ by summation order only.
+Not collected by itself: test_triton.py runs it with TRITON_INTERPRET=1. Tolerances: bfloat16 keeps 8 significant bits,
+so a rounded result may be off by 2^-8 of its size (sums are added in different orders, then rounded), and products of
+rounded intermediates by a few times that. Float32 results differ by summation order only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from isotherm.kernels.triton.backend import KV_SPLIT, TritonKernels
 from isotherm.kernels.triton.sample import gumbel as gumbel_of
 
 BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
-SETTINGS = settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck), derandomize=True)
+SETTINGS = settings(
+    max_examples=8,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+)
 
 
 @pytest.fixture(params=[BF16, F32], ids=["bf16", "f32"])
@@ -35,7 +41,7 @@ def exact_linear(x: torch.Tensor, weights: list[StoredWeight], bias: torch.Tenso
     return out if bias is None else out + bias
 
 
-# --- the interpreter's corrections -----------------------------------------------------------------------------------------------------------
+# --- the interpreter's corrections ----------------------------------------------------------------
 
 
 @triton.jit
@@ -47,13 +53,18 @@ def cast_kernel(x, out, n, BLOCK: tl.constexpr):
 def test_interpreted_casts_are_torchs() -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(FP8)
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1.00390625, 1.01171875, 3.4e38, 1e-40, -2.0])
-    for source, target in ((codes, F32), (codes, BF16), (torch.cat([special, randn(4000, seed=1)]), BF16), (randn(4000, seed=2, dtype=BF16), F32)):
+    for source, target in (
+        (codes, F32),
+        (codes, BF16),
+        (torch.cat([special, randn(4000, seed=1)]), BF16),
+        (randn(4000, seed=2, dtype=BF16), F32),
+    ):
         out = torch.empty(len(source), dtype=target)
         cast_kernel[(1,)](source, out, len(source), 4096)
         assert torch.equal(out.nan_to_num(7.25), source.to(target).nan_to_num(7.25))
 
 
-# --- against the reference -------------------------------------------------------------------------------------------------------------------
+# --- against the reference ------------------------------------------------------------------------
 
 
 @SETTINGS
@@ -65,7 +76,9 @@ def test_interpreted_casts_are_torchs() -> None:
     bias=st.booleans(),
     wide=st.booleans(),
 )
-def test_linear(kernels: TritonKernels, rows: int, columns: int, parts: list[int], kind: str, bias: bool, wide: bool) -> None:
+def test_linear(
+    kernels: TritonKernels, rows: int, columns: int, parts: list[int], kind: str, bias: bool, wide: bool
+) -> None:
     weights = [stored(n, columns, kind, seed) for seed, n in enumerate(parts)]
     b = randn(sum(parts), seed=9) if bias else None
     x = randn(rows, columns, seed=10, dtype=kernels.dtype)
@@ -82,20 +95,31 @@ def test_fp8_decode_is_exact_for_every_code(kernels: TritonKernels) -> None:
     codes[[0x7F, 0xFF]] = 0  # NaN would spread over its row
     packed = kernels.pack_linear([StoredWeight(codes.view(FP8).repeat(40, 1), torch.tensor([[4.0, 0.25]]))])
     expected = codes.view(FP8).float() * torch.tensor([4.0] * 128 + [0.25] * 128)
-    assert torch.equal(kernels.linear(torch.eye(256, dtype=kernels.dtype), packed, F32), expected[:, None].expand(256, 40))
+    assert torch.equal(
+        kernels.linear(torch.eye(256, dtype=kernels.dtype), packed, F32), expected[:, None].expand(256, 40)
+    )
     assert packed.nbytes < 2 * 128 * 256
 
 
 def test_mixed_parts_and_strided_sources(kernels: TritonKernels) -> None:
     plain, scaled = stored(40, 256, "bf16", 0), stored(33, 256, "fp8", 1)
     x = randn(3, 512, seed=2, dtype=kernels.dtype)[:, 128:384]  # rows lie apart
-    close(kernels.linear(x, kernels.pack_linear([plain, scaled])), exact_linear(x, [plain, scaled]).to(kernels.dtype), BF16)
+    close(
+        kernels.linear(x, kernels.pack_linear([plain, scaled])),
+        exact_linear(x, [plain, scaled]).to(kernels.dtype),
+        BF16,
+    )
     view = StoredWeight(randn(40, 300, seed=3, dtype=BF16)[:, 20:276])
     close(kernels.linear(x, kernels.pack_linear([view])), exact_linear(x, [view]).to(kernels.dtype), kernels.dtype)
 
 
 @SETTINGS
-@given(rows=st.sampled_from([0, 1, 20]), heads=st.integers(1, 3), n=st.sampled_from([16, 33, 128]), k=st.sampled_from([15, 64, 130]))
+@given(
+    rows=st.sampled_from([0, 1, 20]),
+    heads=st.integers(1, 3),
+    n=st.sampled_from([16, 33, 128]),
+    k=st.sampled_from([15, 64, 130]),
+)
 def test_head_linear(kernels: TritonKernels, rows: int, heads: int, n: int, k: int) -> None:
     weight = randn(heads, k, n, seed=1, dtype=kernels.dtype, scale=k**-0.5).transpose(1, 2)
     x = randn(rows, heads, k + 6, seed=2, dtype=kernels.dtype)[..., :k]
@@ -109,12 +133,19 @@ def test_head_linear(kernels: TritonKernels, rows: int, heads: int, n: int, k: i
 def test_mlp(kernels: TritonKernels, rows: int, hidden: int, inner: int, kind: str) -> None:
     gate, up, down = stored(inner, hidden, kind, 0), stored(inner, hidden, kind, 2), stored(hidden, inner, kind, 4)
     x = randn(rows, hidden, seed=6, dtype=kernels.dtype)
-    out, expected = (k.mlp(x, k.pack_linear([gate, up]), k.pack_linear([down])) for k in (kernels, ReferenceKernels(kernels.dtype)))
+    out, expected = (
+        k.mlp(x, k.pack_linear([gate, up]), k.pack_linear([down])) for k in (kernels, ReferenceKernels(kernels.dtype))
+    )
     close(out, expected, kernels.dtype, 6)
 
 
 @SETTINGS
-@given(data=st.data(), hidden=st.sampled_from([48, 128]), inner=st.sampled_from([32, 50]), kind=st.sampled_from(["bf16", "fp8"]))
+@given(
+    data=st.data(),
+    hidden=st.sampled_from([48, 128]),
+    inner=st.sampled_from([32, 50]),
+    kind=st.sampled_from(["bf16", "fp8"]),
+)
 def test_experts(kernels: TritonKernels, data: st.DataObject, hidden: int, inner: int, kind: str) -> None:
     """Experts with many rows, one and none, in any order of slots."""
     reference = ReferenceKernels(kernels.dtype)
@@ -148,7 +179,9 @@ def test_bank_memory_and_errors(kernels: TritonKernels, kind: str) -> None:
             bank.load(1, stored(128, 256, "bf16", 0), stored(128, 256, "bf16", 1), stored(256, 128, "bf16", 2))
 
 
-def test_an_empty_slot_gives_nan_where_it_cannot_be_refused(kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_slot_gives_nan_where_it_cannot_be_refused(
+    kernels: TritonKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (bank,) = filled_banks([kernels], 3, 128, 64, "bf16")
     monkeypatch.setattr(bank, "empty", lambda slots: [])  # as on a GPU, where the host doesn't see the slots
     out = kernels.experts(randn(2, 128, seed=0, dtype=kernels.dtype), bank, *pairs_of({2: [0, 1], 0: [1]}))
@@ -158,8 +191,13 @@ def test_an_empty_slot_gives_nan_where_it_cannot_be_refused(kernels: TritonKerne
 @SETTINGS
 @given(rows=st.sampled_from([0, 1, 6]), width=st.sampled_from([8, 33, 512, 1536]))
 def test_rms_norm(kernels: TritonKernels, rows: int, width: int) -> None:
-    x, weight = randn(rows, width + 5, seed=1, dtype=kernels.dtype)[:, :width], randn(width, seed=2, dtype=kernels.dtype)
-    close(kernels.rms_norm(x, weight, 1e-6), ReferenceKernels(kernels.dtype).rms_norm(x, weight, 1e-6), kernels.dtype, 1)
+    x, weight = (
+        randn(rows, width + 5, seed=1, dtype=kernels.dtype)[:, :width],
+        randn(width, seed=2, dtype=kernels.dtype),
+    )
+    close(
+        kernels.rms_norm(x, weight, 1e-6), ReferenceKernels(kernels.dtype).rms_norm(x, weight, 1e-6), kernels.dtype, 1
+    )
     residual = randn(rows, width, seed=3, dtype=kernels.dtype)
     total = (residual.float() + x.float()).to(kernels.dtype)
     fused = kernels.add_rms_norm(x, residual, weight, 1e-6)
@@ -172,7 +210,9 @@ def test_rms_norm(kernels: TritonKernels, rows: int, width: int) -> None:
 def test_rope_equals_the_reference(kernels: TritonKernels, rows: int, heads: int, width: int) -> None:
     x = randn(rows, heads, width + 10, seed=1, dtype=kernels.dtype)[..., 10:]
     angle = randn(rows, width // 2, seed=2, scale=5.0)
-    assert torch.equal(kernels.rope(x, angle.cos(), angle.sin()), ReferenceKernels(kernels.dtype).rope(x, angle.cos(), angle.sin()))
+    assert torch.equal(
+        kernels.rope(x, angle.cos(), angle.sin()), ReferenceKernels(kernels.dtype).rope(x, angle.cos(), angle.sin())
+    )
 
 
 @SETTINGS
@@ -182,9 +222,19 @@ def test_rope_equals_the_reference(kernels: TritonKernels, rows: int, heads: int
     shape=st.sampled_from([(8, 1, 1, 2), (64, 8, 4, 8), (6, 3, 1, 2), (4, 4, 2, 2), (256, 8, 4, 8), (12, 3, 2, 5)]),
     normalise=st.booleans(),
 )
-def test_route(kernels: TritonKernels, rows: int, hidden: int, shape: tuple[int, int, int, int], normalise: bool) -> None:
+def test_route(
+    kernels: TritonKernels, rows: int, hidden: int, shape: tuple[int, int, int, int], normalise: bool
+) -> None:
     experts, groups, kept, k = shape
-    router = Router(randn(experts, hidden, seed=1, scale=hidden**-0.5), randn(experts, seed=2, scale=0.1), groups, kept, k, normalise, 2.5)
+    router = Router(
+        randn(experts, hidden, seed=1, scale=hidden**-0.5),
+        randn(experts, seed=2, scale=0.1),
+        groups,
+        kept,
+        k,
+        normalise,
+        2.5,
+    )
     x = randn(rows, hidden, seed=3, dtype=kernels.dtype)
     ids, weights = kernels.route(x, router)
     expected_ids, expected_weights = ReferenceKernels(kernels.dtype).route(x, router)
@@ -227,18 +277,28 @@ def test_write_cache_equals_the_reference(kernels: TritonKernels, latent: int, r
 
 @SETTINGS
 @given(
-    lengths=st.lists(st.sampled_from([1, 2, 33, 200, KV_SPLIT, KV_SPLIT + 1, 2 * KV_SPLIT + 60]), min_size=1, max_size=3),
+    lengths=st.lists(
+        st.sampled_from([1, 2, 33, 200, KV_SPLIT, KV_SPLIT + 1, 2 * KV_SPLIT + 60]), min_size=1, max_size=3
+    ),
     block_size=st.sampled_from([1, 16, 48, 64, 128]),
     shape=st.sampled_from([(1, 32, 16), (3, 40, 6), (70, 64, 32), (2, 33, 2)]),
     data=st.data(),
 )
-def test_mla_decode(kernels: TritonKernels, lengths: list[int], block_size: int, shape: tuple[int, int, int], data: st.DataObject) -> None:
+def test_mla_decode(
+    kernels: TritonKernels, lengths: list[int], block_size: int, shape: tuple[int, int, int], data: st.DataObject
+) -> None:
     heads, latent, rotary = shape
     paged = Paged(kernels, lengths, block_size, latent, rotary)
     rows = data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=4))
     seen = [data.draw(st.integers(max(1, lengths[s] - 3), lengths[s])) for s in rows]
     q = randn(len(rows), heads, latent + rotary, seed=5, dtype=kernels.dtype)
-    arguments = (paged.cache, paged.tables, torch.tensor(rows, dtype=torch.int32), torch.tensor(seen, dtype=torch.int32), (latent + rotary) ** -0.5)
+    arguments = (
+        paged.cache,
+        paged.tables,
+        torch.tensor(rows, dtype=torch.int32),
+        torch.tensor(seen, dtype=torch.int32),
+        (latent + rotary) ** -0.5,
+    )
     expected = ReferenceKernels(kernels.dtype).mla_decode(q[..., :latent], q[..., latent:], *arguments)
     close(kernels.mla_decode(q[..., :latent], q[..., latent:], *arguments), expected, kernels.dtype)
 
@@ -251,17 +311,22 @@ def test_mla_decode(kernels: TritonKernels, lengths: list[int], block_size: int,
     shape=st.sampled_from([(1, 32, 16, 16, 16), (3, 40, 6, 10, 22), (2, 64, 32, 64, 32), (2, 33, 2, 17, 30)]),
     kind=st.sampled_from(["bf16", "fp8"]),
 )
-def test_mla_prefill(kernels: TritonKernels, start: int, rows: int, block_size: int, shape: tuple[int, int, int, int, int], kind: str) -> None:
+def test_mla_prefill(
+    kernels: TritonKernels, start: int, rows: int, block_size: int, shape: tuple[int, int, int, int, int], kind: str
+) -> None:
     heads, latent, rotary, nope, value = shape
     reference = ReferenceKernels(kernels.dtype)
     paged = Paged(kernels, [max(start + rows, 1)], block_size, latent, rotary)
     kv_b = stored(heads * (nope + value), latent, kind, 3)
     q = randn(rows, heads, nope + rotary, seed=4, dtype=kernels.dtype)
-    out, expected = (k.mla_prefill(q, paged.cache, paged.tables[0], start, k.pack_linear([kv_b]), value, 0.2) for k in (kernels, reference))
+    out, expected = (
+        k.mla_prefill(q, paged.cache, paged.tables[0], start, k.pack_linear([kv_b]), value, 0.2)
+        for k in (kernels, reference)
+    )
     close(out, expected, kernels.dtype, 3)
 
 
-# --- sampling --------------------------------------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -287,18 +352,25 @@ def test_noise_is_the_references() -> None:
     top_k=st.sampled_from([0, 1, 5, 50, 30_000]),
     masked=st.booleans(),
 )
-def test_sample_equals_the_reference(vocab: int, spread: float, temperature: float, top_p: float, top_k: int, masked: bool) -> None:
+def test_sample_equals_the_reference(
+    vocab: int, spread: float, temperature: float, top_p: float, top_k: int, masked: bool
+) -> None:
     rows = 6
     logits = (randn(rows, vocab, seed=vocab) * spread).to(BF16).float()  # rounded, so that equal logits occur
     if masked and vocab > 2:
         logits[:, ::2] = -torch.inf
     seeds = torch.tensor([0, -1, 2**62, 12345, -(2**63), 7])
-    parameters = (torch.full((rows,), temperature, dtype=torch.float64), torch.full((rows,), top_p, dtype=torch.float64),
-                  torch.full((rows,), top_k), seeds, torch.arange(rows) * 1_000_003)  # fmt: skip
+    parameters = (torch.full((rows,), temperature, dtype=torch.float64),
+                  torch.full((rows,), top_p, dtype=torch.float64), torch.full((rows,), top_k), seeds,
+                  torch.arange(rows) * 1_000_003)  # fmt: skip
     chosen = KERNELS[F32].sample(logits, *parameters)
     expected = ReferenceKernels(F32).sample(logits, *parameters)
     for t in (chosen != expected).nonzero().flatten().tolist():
         # Softmax sums in another order may move the edge of top-p by one token when p lies on it to the last bits.
         _, kept = candidates(logits[t] / temperature, top_p, top_k)
         sorted_logits = (logits[t] / temperature).sort(descending=True).values[: top_k or None].double().softmax(-1)
-        assert top_p < 1 and (sorted_logits.cumsum(-1)[len(kept) - 2 : len(kept)] - top_p).abs().min() < 1e-9, (t, chosen[t], expected[t])
+        assert top_p < 1 and (sorted_logits.cumsum(-1)[len(kept) - 2 : len(kept)] - top_p).abs().min() < 1e-9, (
+            t,
+            chosen[t],
+            expected[t],
+        )
