@@ -6,24 +6,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from isotherm.actors.attention.exchange import ExpertsLostError
+from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.models.deepseek_v3 import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.cluster.background import first_line
-from isotherm.cluster.engine.scheduler import Chunk, Sampled, Scheduler, SchedulerConfig
-from isotherm.cluster.messages.requests import Delta, TokenLogprobs
+from isotherm.cluster.engine.scheduler import Drafter, Scheduler, SchedulerConfig
+from isotherm.cluster.engine.sequence import Chunk
+from isotherm.cluster.messages.requests import Delta
 
 log = logging.getLogger(__name__)
-LEAST_TEMPERATURE = 1e-5  # below it sampling is greedy: logits divided by much less are infinite in float32
 
 
 class Engine:
-    def __init__(self, model: AttentionModel, experts: RoutedExperts, config: SchedulerConfig):
+    def __init__(
+        self,
+        model: AttentionModel,
+        experts: RoutedExperts,
+        config: SchedulerConfig,
+        drafter: Drafter | None = None,
+        sampler: Sampler | None = None,
+    ):
         self.model, self.experts = model, experts
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(config, drafter)
+        self.sampler = sampler or Sampler(model.kernels)
         self.cache = model.new_cache(config.blocks, config.block_size)
         self.steps = 0
 
@@ -79,30 +85,4 @@ class Engine:
             self.experts.abandon()
             raise
         self.steps += 1
-        return self.scheduler.complete(chunks, self._sample([c for c in chunks if c.sample], logits))
-
-    def _sample(self, chunks: Sequence[Chunk], logits_NV: Tensor) -> list[Sampled]:
-        if not chunks:
-            return []
-        params = [c.sequence.request.params for c in chunks]
-        tokens = self.model.kernels.sample(
-            logits_NV,
-            torch.tensor(
-                [p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p in params], dtype=torch.float64
-            ),
-            torch.tensor([p.top_p for p in params], dtype=torch.float64),
-            torch.tensor([p.top_k for p in params]),
-            torch.tensor([p.seed for p in params]),
-            torch.tensor([c.sequence.generated for c in chunks]),
-        ).tolist()
-        return [
-            Sampled(token, None if p.logprobs is None else token_logprobs(logits_NV[row], token, p.logprobs))
-            for row, (token, p) in enumerate(zip(tokens, params, strict=True))
-        ]
-
-
-def token_logprobs(logits_V: Tensor, token: int, top: int) -> TokenLogprobs:
-    """Log-probabilities of one row of logits: the chosen token's and the `top` largest."""
-    logprobs = logits_V.log_softmax(-1)
-    values, ids = logprobs.topk(top)
-    return TokenLogprobs(float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+        return self.scheduler.complete(chunks, self.sampler.sample(chunks, logits))

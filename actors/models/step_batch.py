@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isotherm.cluster.engine.scheduler import Chunk, Form
+from isotherm.cluster.engine.sequence import Chunk, Form
 from isotherm.kernels.ops import AttentionRows, PrefillRows
 
 
@@ -43,11 +43,10 @@ def build_batch(chunks: Sequence[Chunk], block_size: int, cos: Tensor, sin: Tens
         else:
             sequence_of += [len(tables)] * chunk.count
             tables.append(blocks)
-        tokens += chunk.sequence.tokens[chunk.start : end]
+        tokens += chunk.token_ids
         positions += range(chunk.start, end)
         slots += [blocks[p // block_size] * block_size + p % block_size for p in range(chunk.start, end)]
-        if chunk.sample:
-            sample_rows.append(len(tokens) - 1)
+        sample_rows += range(len(tokens) - chunk.samples, len(tokens))
     decodes = len(sequence_of)
     width = max((len(t) for t in tables), default=0)
     where = torch.tensor(positions, device=device)

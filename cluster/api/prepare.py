@@ -6,15 +6,20 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from isotherm.cluster.api.errors import APIError
-from isotherm.cluster.api.schemas import ChatBody, CompletionBody, parse_body
+from isotherm.cluster.api.schemas import ChatBody, CompletionBody, GenerationBody, parse_body
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
 from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
+# What a body says of sampling under the name that it has for the engine too, and nothing has to be made of it.
+_SAMPLING = sorted(
+    {field.name for field in fields(SamplingParams)}.intersection(GenerationBody.model_fields)
+    - {"max_tokens", "seed", "stop_token_ids", "logprobs"}
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ def _requests(
     stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else tokenizer.eos_token_ids)
     for i, id_ in enumerate(body.stop_token_ids or ()):
         _check_token(id_, f"stop_token_ids[{i}]", limits)
+    asked = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
     requests: list[GenerationRequest] = []
     for ids, param in zip(prompts, params, strict=True):
         max_tokens = _max_tokens(body, len(ids), param, limits)
@@ -119,14 +125,20 @@ def _requests(
         for sample in range(body.n or 1):
             sampling = SamplingParams(
                 max_tokens=max_tokens,
-                temperature=1.0 if body.temperature is None else float(body.temperature),
-                top_p=1.0 if body.top_p is None else float(body.top_p),
-                top_k=max(body.top_k or 0, 0),
                 seed=choice_seed(base_seed, sample),
                 stop_token_ids=tuple(sorted(stop_ids)),
                 logprobs=body.logprob_count,
+                **asked,
             )
-            requests.append(GenerationRequest(f"{reply_id}-{len(requests)}", prompt, sampling))
+            requests.append(
+                GenerationRequest(
+                    f"{reply_id}-{len(requests)}",
+                    prompt,
+                    sampling,
+                    priority=body.priority or 0,
+                    user=body.user or "",
+                )
+            )
     return tuple(requests)
 
 

@@ -101,15 +101,11 @@ class Message(_Model):
 
 
 class GenerationBody(_Model):
-    """What both kinds of request share. The fields from `top_k` to `skip_special_tokens` are extensions that other
-    servers know too."""
+    """What both kinds of request share, with extensions that other servers know too. A field of the name that one of
+    SamplingParams has goes to the engine as it is."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "logit_bias": ({},),
-        "presence_penalty": (0,),
-        "frequency_penalty": (0,),
-        "repetition_penalty": (1,),
-        "min_p": (0,),
         "min_tokens": (0,),
         "response_format": ({"type": "text"},),
         "guided_json": (),
@@ -131,6 +127,12 @@ class GenerationBody(_Model):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1)  # 0 and -1: off
+    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, gt=0, le=2, allow_inf_nan=False)
+    priority: int | None = Field(None, ge=-(2**31), le=2**31 - 1)  # lower ones have their turn first
+    user: str | None = Field(None, max_length=512)  # whom it is for: requests are shared out over users
     stop_token_ids: list[_TokenId] | None = Field(None, max_length=128)
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None

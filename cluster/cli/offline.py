@@ -79,9 +79,9 @@ def generate_offline(
         options.temperature,
         options.top_p,
         options.top_k,
-        options.seed,
-        tuple(stop),
-        options.logprobs,
+        seed=options.seed,
+        stop_token_ids=tuple(stop),
+        logprobs=options.logprobs,
     )
     stream = None if tokenizer is None else tokenizer.stream()
     text, reason = "", None

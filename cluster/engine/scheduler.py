@@ -2,30 +2,26 @@
 plans and deltas out.
 
 Continuous batching under a token budget: first one token for every request that is generating, then chunks of prompts.
-When KV blocks run out, the request that came last gives its blocks back and is recomputed later.
+When KV blocks run out, the request that came last gives its blocks back and is recomputed later. Who is next, and who
+gives way, is policy.py's.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol
 
-from isotherm.cluster.engine.kv_blocks import ROOT_KEY, BlockManager, block_key
-from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, TokenLogprobs
+from isotherm.cluster.engine.kv_blocks import BlockManager
+from isotherm.cluster.engine.policy import Waiting, gives_way_to, precedence
+from isotherm.cluster.engine.sequence import Chunk, Form, Sampled, ScheduledSequence, accepted
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 
 
 class QueueFullError(ValueError):
     """There are as many requests as there may be; a later try may be taken."""
-
-
-class Form(Enum):
-    """How attention is computed. Prompt tokens always in prefill form and generated tokens always in decode form, also
-    when they are recomputed, so that a token's bits do not depend on what happened to its request."""
-
-    PREFILL = "prefill"  # latents expanded to keys and values
-    DECODE = "decode"  # absorbed
 
 
 @dataclass(frozen=True)
@@ -49,69 +45,23 @@ class SchedulerConfig:
             )
 
 
-@dataclass(eq=False)
-class ScheduledSequence:
-    """A request in the scheduler. `tokens` = prompt + generated; the first `computed` of them are in the KV cache."""
+class Drafter(Protocol):
+    """Guesses what comes next. Whatever it says, the tokens of a stream are the same: only how many of them a step
+    gives depends on it."""
 
-    request: GenerationRequest
-    arrival: int
-    tokens: list[int]
-    computed: int = 0
-    blocks: list[int] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)  # of the leading full blocks, as far as they were needed
-    cached_tokens: int = 0  # prompt tokens found in the prefix cache when the request was first admitted
-    preemptions: int = 0
-    admitted: bool = False
-
-    @property
-    def prompt_length(self) -> int:
-        return len(self.request.prompt)
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-    @property
-    def remaining(self) -> int:
-        """Tokens to compute before the next one can be sampled."""
-        return len(self.tokens) - self.computed
-
-    def key(self, index: int, block_size: int) -> bytes:
-        """Key of the index-th block, all of whose tokens must be known."""
-        while len(self.keys) <= index:
-            begin = len(self.keys) * block_size
-            prefill = min(max(self.prompt_length - begin, 0), block_size)
-            parent = self.keys[-1] if self.keys else ROOT_KEY
-            self.keys.append(block_key(parent, self.tokens[begin : begin + block_size], prefill))
-        return self.keys[index]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive positions start … start+count-1 of one sequence, all in one form. `sample`: the chunk ends with the
-    last known token."""
-
-    sequence: ScheduledSequence
-    start: int
-    count: int
-    form: Form
-    sample: bool
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What the model gave for one sampling chunk."""
-
-    token_id: int
-    logprobs: TokenLogprobs | None = None
+    def draft(self, sequence: ScheduledSequence, most: int) -> Sequence[int]:
+        """Up to `most` tokens that may follow those of the sequence."""
 
 
 class Scheduler:
-    def __init__(self, config: SchedulerConfig):
+    def __init__(self, config: SchedulerConfig, drafter: Drafter | None = None):
         self.config = config
         self.blocks = BlockManager(config.blocks, config.block_size)
-        self.waiting: deque[ScheduledSequence] = deque()
-        self.running: list[ScheduledSequence] = []  # in order of arrival
+        self.waiting = Waiting()
+        self.running: list[ScheduledSequence] = []  # by precedence: the last one gives way first
+        self._drafter = drafter
+        # The first in the queue, and how many blocks were there when they were too few for it
+        self._blocked: tuple[ScheduledSequence, int] | None = None
         self._by_id: dict[str, ScheduledSequence] = {}
         self._arrivals = 0
         self.preemptions = 0
@@ -144,16 +94,15 @@ class Scheduler:
         sequence = ScheduledSequence(request, self._arrivals, [*request.prompt, *request.generated])
         self._arrivals += 1
         self._by_id[request.id] = sequence
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
 
     def abort(self, request_id: str) -> bool:
         """Forget a request and free its blocks. False where it is not here (any more)."""
         sequence = self._by_id.pop(request_id, None)
         if sequence is None:
             return False
-        if sequence in self.running:
-            self.running.remove(sequence)
-            self.blocks.release(sequence.blocks)
+        if sequence.running:
+            self._leave(sequence)
         else:
             self.waiting.remove(sequence)
         return True
@@ -175,24 +124,48 @@ class Scheduler:
         budget = self.config.max_batch_tokens
         chunks: list[Chunk] = []
         for sequence in [s for s in self.running if s.remaining == 1 and s.computed >= s.prompt_length]:
-            if budget > 0 and sequence in self.running and self._reserve(sequence, 1):
+            if budget > 0 and sequence.running and self._reserve(sequence, 1):
                 chunks.append(self._chunk(sequence, 1))
                 budget -= 1
         for sequence in [s for s in self.running if s.remaining > 1 or s.computed < s.prompt_length]:
-            if budget > 0 and sequence in self.running:
+            if budget > 0 and sequence.running:
                 count = self._next_count(sequence, budget)
                 if self._reserve(sequence, count):
                     chunks.append(self._chunk(sequence, count))
                     budget -= count
-        # A later reservation may have preempted an earlier one's sequence
-        chunks = [c for c in chunks if c.sequence in self.running]
-        while budget > 0 and self.waiting and len(self.running) < self.config.max_sequences:
-            admitted = self._admit(self.waiting[0], budget)
-            if admitted is None:
+        chunks = [c for c in chunks if c.sequence.running]  # a later reservation may have preempted an earlier one's
+        while budget > 0 and (first := self.waiting.first()) is not None:
+            if (admitted := self._admit(first, budget)) is not None:
+                chunks.append(admitted)
+                budget -= admitted.count
+            elif self.running and gives_way_to(victim := self.running[-1], first):
+                self.preempt(victim.request.id)
+                chunks = [c for c in chunks if c.sequence is not victim]
+            else:
                 break
-            chunks.append(admitted)
-            budget -= admitted.count
+        if self._drafter is not None:
+            chunks = self._with_drafts(chunks, self._drafter, budget)
         return sorted(chunks, key=lambda c: c.form is Form.PREFILL)
+
+    def _with_drafts(self, chunks: Iterable[Chunk], drafter: Drafter, budget: int) -> list[Chunk]:
+        """The same with guesses after each last token in decode form, as far as there is room that nobody else needs
+        in this step."""
+        out = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if chunk.form is Form.DECODE and chunk.sample:
+                of_request = sequence.request.params.max_tokens - sequence.generated
+                of_model = self.config.max_model_len - len(sequence.tokens)
+                of_blocks = (len(sequence.blocks) + self.blocks.available) * self.config.block_size
+                most = min(of_request - 1, of_model - 1, of_blocks - len(sequence.tokens), budget)
+                draft = tuple(islice(drafter.draft(sequence, most), most)) if most > 0 else ()
+                taken = self.blocks.allocate(max(0, self._blocks_for(sequence, len(sequence.tokens) + len(draft))))
+                assert taken is not None
+                sequence.blocks += taken
+                budget -= len(draft)
+                chunk = replace(chunk, count=chunk.count + len(draft), draft=draft)
+            out.append(chunk)
+        return out
 
     def _next_count(self, sequence: ScheduledSequence, budget: int) -> int:
         until = sequence.prompt_length if sequence.computed < sequence.prompt_length else len(sequence.tokens)
@@ -206,7 +179,7 @@ class Scheduler:
         return -(-tokens // self.config.block_size) - len(sequence.blocks)
 
     def _reserve(self, sequence: ScheduledSequence, count: int) -> bool:
-        """Blocks for `count` more tokens, preempting what came later; False where `sequence` itself had to give way."""
+        """Blocks for `count` more tokens, preempting who gives way; False where `sequence` itself had to."""
         while True:
             taken = self.blocks.allocate(max(0, self._blocks_for(sequence, sequence.computed + count)))
             if taken is not None:
@@ -218,16 +191,25 @@ class Scheduler:
                 return False
 
     def preempt(self, request_id: str) -> None:
-        """Take a running request's blocks; it waits at the head of the queue to be recomputed."""
+        """Take a running request's blocks; it waits, before those that have had none yet, to be recomputed."""
         sequence = self._by_id[request_id]
-        self.running.remove(sequence)
-        self.blocks.release(sequence.blocks)
+        self._leave(sequence)
         sequence.blocks, sequence.computed = [], 0
         sequence.preemptions += 1
         self.preemptions += 1
-        self.waiting.appendleft(sequence)
+        self.waiting.add(sequence)
+
+    def _leave(self, sequence: ScheduledSequence) -> None:
+        """Of those that run."""
+        self.running.remove(sequence)
+        sequence.running = False
+        self.blocks.release(sequence.blocks)
 
     def _admit(self, sequence: ScheduledSequence, budget: int) -> Chunk | None:
+        if len(self.running) >= self.config.max_sequences:
+            return None
+        if self._blocked == (sequence, self.blocks.available):
+            return None  # nothing has changed for it since the last step
         size = self.config.block_size
         if self.config.prefix_cache:
             # The last token is always computed: its logits are needed.
@@ -242,30 +224,38 @@ class Scheduler:
         if taken is None:
             self.blocks.release(sequence.blocks)
             sequence.blocks, sequence.computed = [], 0
+            self._blocked = sequence, self.blocks.available
             return None
         sequence.blocks += taken
         if not sequence.admitted:
             sequence.admitted = True
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
-        self.waiting.popleft()
-        self.running.append(sequence)
-        self.running.sort(key=lambda s: s.arrival)
+        self._blocked = None
+        self.waiting.remove(sequence, has_turn=True)
+        sequence.running = True
+        insort(self.running, sequence, key=precedence)
         return self._chunk(sequence, count)
 
     def complete(self, chunks: Iterable[Chunk], sampled: Sequence[Sampled]) -> list[Delta]:
-        """Take a step's results, one `Sampled` per sampling chunk in order, and give what is new for each request."""
+        """Take a step's results, one `Sampled` per row that is sampled, in order, and give what is new for each
+        request."""
         results = iter(sampled)
         deltas = []
         for chunk in chunks:
             sequence = chunk.sequence
-            result = next(results) if chunk.sample else None
-            if sequence not in self.running:
+            new = list(islice(results, chunk.samples))
+            if not sequence.running:
                 continue  # aborted or preempted while the step was computed: its blocks are no longer its own
-            sequence.computed += chunk.count
+            if new:
+                new = self._until_end(sequence, accepted(chunk, new))
+            start, before = sequence.generated, chunk.start
+            sequence.tokens += [result.token_id for result in new]
+            # Drafts that were guessed right are computed already; what was computed of others is overwritten.
+            sequence.computed += chunk.known + max(0, len(new) - 1)
             if self.config.prefix_cache:
-                self._register_full_blocks(sequence, chunk.start)
-            if result is not None:
-                deltas.append(self._append(sequence, result))
+                self._register_full_blocks(sequence, before)
+            if new:
+                deltas.append(self._delta(sequence, start, new))
         return deltas
 
     def _register_full_blocks(self, sequence: ScheduledSequence, start: int) -> None:
@@ -273,21 +263,21 @@ class Scheduler:
         for index in range(start // size, sequence.computed // size):
             self.blocks.register(sequence.blocks[index], sequence.key(index, size))
 
-    def _append(self, sequence: ScheduledSequence, result: Sampled) -> Delta:
-        request, index = sequence.request, sequence.generated
-        sequence.tokens.append(result.token_id)
+    def _until_end(self, sequence: ScheduledSequence, new: list[Sampled]) -> list[Sampled]:
+        """Those of several new tokens after which a request does not end."""
+        stops = sequence.request.params.stop_token_ids
+        end = next((i for i, result in enumerate(new) if result.token_id in stops), len(new) - 1)
+        return new[: end + 1]
+
+    def _delta(self, sequence: ScheduledSequence, start: int, new: list[Sampled]) -> Delta:
+        """What a request is given; it ends where these are its last tokens."""
+        request, tokens = sequence.request, tuple(result.token_id for result in new)
         reason = None
-        if result.token_id in request.params.stop_token_ids:
+        if tokens[-1] in request.params.stop_token_ids:
             reason = FinishReason.STOP
         elif sequence.generated >= request.params.max_tokens or len(sequence.tokens) >= self.config.max_model_len:
             reason = FinishReason.LENGTH
         if reason is not None:
             self.abort(request.id)
-        return Delta(
-            request.id,
-            index,
-            (result.token_id,),
-            reason,
-            () if result.logprobs is None else (result.logprobs,),
-            sequence.cached_tokens,
-        )
+        logprobs = tuple(result.logprobs for result in new if result.logprobs is not None)
+        return Delta(request.id, start, tokens, reason, logprobs, sequence.cached_tokens)

@@ -4,7 +4,7 @@ about text."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import Enum
 
 
@@ -28,7 +28,14 @@ class SamplingParams:
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0  # 0: off
+    top_k: int = 0  # below 1: off
+    _: KW_ONLY
+    min_p: float = 0.0  # tokens less likely than this × the most likely one are out of the question; 0: off
+    presence_penalty: float = 0.0  # off the logit of a token that the output has
+    frequency_penalty: float = 0.0  # off it for each time that the output has it
+    repetition_penalty: float = (
+        1.0  # by which the logit of a token of prompt or output is divided, or multiplied below 0
+    )
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()  # end-of-sequence ids included, unless the request ignores them
     logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely ones'
@@ -45,6 +52,8 @@ class GenerationRequest:
     params: SamplingParams
     generated: tuple[int, ...] = ()
     accepted: bool = False
+    priority: int = 0  # lower ones have their turn first
+    user: str = ""  # whom it is for: requests of one priority are shared out over users
 
     def resumed(self, generated: tuple[int, ...]) -> GenerationRequest:
         """The same request after `generated` tokens reached the client, for another shard."""

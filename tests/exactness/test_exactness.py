@@ -17,11 +17,13 @@ from deepseek_checkpoints import make_checkpoint
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
+from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
 from isotherm.actors.models.deepseek_v3 import AttentionModel
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.sequence import ScheduledSequence
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.placement.table import Placement
@@ -40,18 +42,32 @@ class Seen:
     logits: tuple[bytes, ...]
 
 
-class Recorder(Engine):
-    """An engine that keeps digests of the logits it samples from."""
+class Recorder(Sampler):
+    """Keeps digests of the logits it samples from: of a row after a wrong draft only until the right one comes."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, kernels):
+        super().__init__(kernels)
         self.digests: dict[tuple[str, int], bytes] = {}
 
-    def _sample(self, chunks, logits_NV):
-        for chunk, row in zip(chunks, logits_NV, strict=True):
-            key = (chunk.sequence.request.id, chunk.sequence.generated)
-            self.digests[key] = hashlib.blake2b(row.numpy().tobytes(), digest_size=16).digest()
-        return super()._sample(chunks, logits_NV)
+    def sample(self, chunks, logits_NV):
+        rows = iter(logits_NV)
+        for chunk in chunks:
+            for after in range(chunk.samples):
+                key = (chunk.sequence.request.id, chunk.sequence.generated + after)
+                self.digests[key] = hashlib.blake2b(next(rows).numpy().tobytes(), digest_size=16).digest()
+        return super().sample(chunks, logits_NV)
+
+
+class Guesses:
+    """Drafts of what the lone run gave, with mistakes."""
+
+    def __init__(self, world: World, rng: random.Random):
+        self.world, self.rng, self.right, self.wrong = world, rng, rng.random(), 0
+
+    def draft(self, sequence: ScheduledSequence, most: int) -> list[int]:
+        known = self.world.alone(replace(sequence.request, generated=(), accepted=False)).tokens[sequence.generated :]
+        guessed = known[: self.rng.randint(0, 5)]
+        return [t if self.rng.random() < self.right else self.rng.randrange(VOCABULARY) for t in guessed]
 
 
 class World:
@@ -72,10 +88,13 @@ class World:
                     worker.load(reader, every)
         self.lone: dict[GenerationRequest, Seen] = {}
 
-    def engine(self, threads: int, scheduler: SchedulerConfig, placement: Placement) -> Recorder:
+    def engine(
+        self, threads: int, scheduler: SchedulerConfig, placement: Placement, drafter: Guesses | None = None
+    ) -> Engine:
         links = {f"g{i}": InProcessLink(worker.compute) for i, worker in enumerate(self.workers[threads])}
         model = self.models[threads]
-        return Recorder(model, ExpertExchange(model.kernels, placement, links), scheduler)
+        sampler = Recorder(model.kernels)
+        return Engine(model, ExpertExchange(model.kernels, placement, links), scheduler, drafter, sampler)
 
     def placement(self, rng: random.Random, groups: int) -> Placement:
         names = [f"g{i}" for i in range(groups)]
@@ -96,7 +115,7 @@ class World:
 
 
 def play(
-    engine: Recorder, arrivals: list[tuple[int, GenerationRequest]], rng: random.Random, trouble: bool
+    engine: Engine, arrivals: list[tuple[int, GenerationRequest]], rng: random.Random, trouble: bool
 ) -> dict[str, Seen]:
     """Run to the end, requests coming at the given steps; with `trouble`, some are preempted on the way."""
     tokens: dict[str, list[int]] = {request.id: list(request.generated) for _, request in arrivals}
@@ -110,7 +129,7 @@ def play(
             tokens[delta.request_id] += delta.token_ids
         step += 1
     return {
-        name: Seen(tuple(got), tuple(engine.digests.get((name, i), b"") for i in range(len(got))))
+        name: Seen(tuple(got), tuple(engine.sampler.digests.get((name, i), b"") for i in range(len(got))))
         for name, got in tokens.items()
     }
 
@@ -132,14 +151,21 @@ def pool() -> list[GenerationRequest]:
             rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 40))
         ]
         temperature = 0.0 if i % 2 else rng.choice([0.5, 1.0, 1.5])
-        params = SamplingParams(rng.randint(1, 24), temperature, rng.choice([1.0, 0.9]), rng.choice([0, 40]), seed=i)
+        processed = {
+            "min_p": rng.choice([0.0, 0.05]),
+            "presence_penalty": rng.choice([0.0, 0.5]),
+            "frequency_penalty": rng.choice([0.0, 0.3]),
+            "repetition_penalty": rng.choice([1.0, 1.2]),
+        }
+        cuts = rng.choice([1.0, 0.9]), rng.choice([0, 40])
+        params = SamplingParams(rng.randint(1, 24), temperature, *cuts, **(processed if i % 3 else {}), seed=i)
         out.append(GenerationRequest(f"r{i}", tuple(prompt), params))
     return out
 
 
 def test_nothing_around_a_request_changes_its_bits(world):
-    """Batch, arrival, chunking, block size, prefix cache, preemption, cache size, placement, copies, threads, and a
-    resumption half-way."""
+    """Batch, arrival, chunking, block size, prefix cache, preemption, cache size, placement, copies, threads, drafts
+    right and wrong, and a resumption half-way."""
     rng = random.Random(7)
     requests = pool()
     done = rounds = 0
@@ -156,7 +182,8 @@ def test_nothing_around_a_request_changes_its_bits(world):
             max_model_len=longest,
             prefix_cache=rng.random() < 0.7,
         )
-        engine = world.engine(rng.choice([1, 2, 3]), scheduler, world.placement(rng, rng.randint(1, 3)))
+        drafter = Guesses(world, rng) if rng.random() < 0.5 else None
+        engine = world.engine(rng.choice([1, 2, 3]), scheduler, world.placement(rng, rng.randint(1, 3)), drafter)
         arrivals = []
         for request in chosen:
             expected = world.alone(request)
@@ -174,5 +201,5 @@ def test_nothing_around_a_request_changes_its_bits(world):
                 assert seen.tokens == expected.tokens, (rounds, request.id, scheduler)
                 assert seen.logits[begin:] == expected.logits[begin:], (rounds, request.id, scheduler)
                 done += 1
-            engine.digests.clear()
+            engine.sampler.digests.clear()
     print(f"{done} cases in {rounds} rounds, 0 differences")

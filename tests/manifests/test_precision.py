@@ -22,7 +22,8 @@ from transformers import DeepseekV3ForCausalLM
 
 from isotherm.actors.local import local_engine
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import Chunk, Form, ScheduledSequence, SchedulerConfig
+from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model

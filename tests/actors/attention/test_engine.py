@@ -10,11 +10,12 @@ import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
 
-from isotherm.actors.attention.engine import Engine, token_logprobs
+from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.local import LocalExperts, local_engine, run
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import Chunk, Form, ScheduledSequence, SchedulerConfig
+from isotherm.cluster.engine.scheduler import Scheduler, SchedulerConfig
+from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.reference import ReferenceKernels
@@ -140,13 +141,50 @@ def test_log_probabilities_are_given_as_many_as_asked(engine: Engine, top: int |
             assert len(logprobs.top) == top and logprobs.chosen < 0
 
 
-def test_token_logprobs_are_of_the_whole_distribution():
-    logits = torch.tensor([0.0, 2.0, 1.0, -1.0])
-    result = token_logprobs(logits, 0, 2)
-    total = logits.exp().sum().log().item()
-    assert result.chosen == pytest.approx(0.0 - total, abs=1e-6)
-    assert [i for i, _ in result.top] == [1, 2]
-    assert [v for _, v in result.top] == pytest.approx([2.0 - total, 1.0 - total], abs=1e-6)
+# --- several tokens per step ----------------------------------------------------------------------
+
+
+class Guess:
+    """Drafts what is given for a request, by how far it is; wrong in every n-th place."""
+
+    def __init__(self, tokens: dict[str, list[int]], wrong: int):
+        self.tokens, self.wrong = tokens, wrong
+
+    def draft(self, sequence: ScheduledSequence, most: int) -> list[int]:
+        known = self.tokens[sequence.request.id]
+        right = known[sequence.generated : sequence.generated + 3]
+        return [t + 1 if self.wrong and (sequence.generated + i) % self.wrong == 0 else t for i, t in enumerate(right)]
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 3])
+def test_drafts_change_no_token(checkpoint: Checkpoint, wrong: int):
+    """Right ones, wrong ones, and both: tokens, their log-probabilities, stops and lengths are what they were."""
+    config = SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128)
+    asked = [
+        request("greedy", 20, temperature=0.0, logprobs=2),
+        request("hot", 17, temperature=2.0, seed=3, frequency_penalty=0.5),
+        request("resumed", 12, temperature=2.0, seed=4, generated=(3, 4, 5)),
+        request("one", 1, temperature=0.0),
+    ]
+
+    def deltas(drafter: Guess | None) -> tuple[dict[str, list[Any]], dict[str, list[int]], int]:
+        engine = local_engine(checkpoint, ReferenceKernels(torch.float32), config)
+        engine.scheduler = Scheduler(config, drafter)
+        out: dict[str, list[Any]] = {r.id: [] for r in asked}
+        tokens: dict[str, list[int]] = {r.id: list(r.generated) for r in asked}
+        for delta in run(engine, asked):
+            assert delta.start == len(tokens[delta.request_id])
+            tokens[delta.request_id] += delta.token_ids
+            ends = [None] * (len(delta.token_ids) - 1) + [delta.finish_reason]
+            chosen = [round(p.chosen, 4) for p in delta.logprobs] or [None] * len(ends)
+            out[delta.request_id] += zip(delta.token_ids, chosen, ends, strict=True)
+        assert engine.scheduler.blocks.used == 0
+        return out, tokens, engine.steps
+
+    plain, tokens, steps = deltas(None)
+    drafted, _, fewer = deltas(Guess(tokens, wrong))
+    assert drafted == plain
+    assert fewer == steps if wrong == 1 else fewer < steps
 
 
 # --- the tensors of a step ------------------------------------------------------------------------

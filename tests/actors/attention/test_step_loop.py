@@ -14,7 +14,8 @@ import pytest
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.step_loop import StepLoop
-from isotherm.cluster.engine.scheduler import Sampled, Scheduler, SchedulerConfig
+from isotherm.cluster.engine.scheduler import Scheduler, SchedulerConfig
+from isotherm.cluster.engine.sequence import Sampled
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 
 TIMEOUT = 20.0  # seconds; only a failing test waits that long

@@ -19,7 +19,7 @@ from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.models.deepseek_v3 import AttentionModel
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.actors.models.weights import WeightReader
-from isotherm.cluster.engine.scheduler import Chunk, Form, ScheduledSequence
+from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.ops import LinearWeight, Router

@@ -74,7 +74,7 @@ def test_chat_parameters_arrive(tokenizer):
         5,
         0.0,
         0.5,
-        0,
+        -1,
         2,
     )
     assert params[0].stop_token_ids == (3, 9)
@@ -168,6 +168,12 @@ def test_completion_prompts(tokenizer):
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"presence_penalty": True}, "presence_penalty"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"priority": 1.5}, "priority"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
@@ -206,6 +212,15 @@ def test_completion_errors_name_the_field(tokenizer, fields, param):
     with pytest.raises(APIError) as info:
         complete(tokenizer, **fields)
     assert (info.value.status, info.value.param) == (400, param)
+
+
+def test_what_a_body_says_of_sampling_goes_to_the_engine(tokenizer):
+    asked = {"min_p": 0.1, "presence_penalty": -2, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "top_k": 4}
+    (request,) = chat(tokenizer, **asked, priority=-3, user="me").requests
+    assert {name: getattr(request.params, name) for name in asked} == asked
+    assert (request.priority, request.user) == (-3, "me")
+    (request,) = complete(tokenizer).requests
+    assert (request.params.min_p, request.params.repetition_penalty, request.priority) == (0, 1, 0)
 
 
 def test_neutral_values_pass(tokenizer):

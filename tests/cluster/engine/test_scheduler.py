@@ -11,15 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from isotherm.cluster.engine.scheduler import (
-    Chunk,
-    Form,
-    QueueFullError,
-    Sampled,
-    ScheduledSequence,
-    Scheduler,
-    SchedulerConfig,
-)
+from isotherm.cluster.engine.scheduler import QueueFullError, Scheduler, SchedulerConfig
+from isotherm.cluster.engine.sequence import Chunk, Form, Sampled, ScheduledSequence
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs
 
 

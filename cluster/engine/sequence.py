@@ -1,0 +1,102 @@
+"""What a step is about: sequences, the chunks of them that it computes, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from isotherm.cluster.engine.kv_blocks import ROOT_KEY, block_key
+from isotherm.cluster.messages.requests import GenerationRequest, TokenLogprobs
+
+
+class Form(Enum):
+    """How attention is computed. Prompt tokens always in prefill form and generated tokens always in decode form, also
+    when they are recomputed, so that a token's bits do not depend on what happened to its request."""
+
+    PREFILL = "prefill"  # latents expanded to keys and values
+    DECODE = "decode"  # absorbed
+
+
+@dataclass(eq=False)
+class ScheduledSequence:
+    """A request in the scheduler. `tokens` = prompt + generated; the first `computed` of them are in the KV cache."""
+
+    request: GenerationRequest
+    arrival: int
+    tokens: list[int]
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)  # of the leading full blocks, as far as they were needed
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache when the request was first admitted
+    preemptions: int = 0
+    admitted: bool = False  # it has had blocks
+    running: bool = False  # it has blocks now
+    virtual_start: float | None = None  # see policy.py
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next one can be sampled."""
+        return len(self.tokens) - self.computed
+
+    def key(self, index: int, block_size: int) -> bytes:
+        """Key of the index-th block, all of whose tokens must be known."""
+        while len(self.keys) <= index:
+            begin = len(self.keys) * block_size
+            prefill = min(max(self.prompt_length - begin, 0), block_size)
+            parent = self.keys[-1] if self.keys else ROOT_KEY
+            self.keys.append(block_key(parent, self.tokens[begin : begin + block_size], prefill))
+        return self.keys[index]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive positions start … start+count-1 of one sequence, all in one form. `sample`: the known tokens end with
+    it, so that its last row gives the next one. `draft`: tokens that somebody guesses to come then; they are the last
+    of the `count`, each is computed in decode form like any generated token, and each row of them is sampled too."""
+
+    sequence: ScheduledSequence
+    start: int
+    count: int
+    form: Form
+    sample: bool
+    draft: tuple[int, ...] = ()
+
+    @property
+    def known(self) -> int:
+        """How many of its positions hold tokens of the sequence."""
+        return self.count - len(self.draft)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [*self.sequence.tokens[self.start : self.start + self.known], *self.draft]
+
+    @property
+    def samples(self) -> int:
+        """How many of its last rows are sampled."""
+        return 1 + len(self.draft) if self.sample else 0
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the model gave for one row that is sampled."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+def accepted(chunk: Chunk, results: Sequence[Sampled]) -> list[Sampled]:
+    """Those of a chunk's results, one for each sampled row, that hold: the first, and after each draft that was guessed
+    right the next. They are the tokens that would have come one by one."""
+    right = 0
+    while right < len(chunk.draft) and chunk.draft[right] == results[right].token_id:
+        right += 1
+    return list(results[: right + 1])

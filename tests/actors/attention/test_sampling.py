@@ -1,0 +1,155 @@
+"""Logits processors: what each does to a row, and that it does so to its own row alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isotherm.actors.attention import sampling
+from isotherm.actors.attention.sampling import Row, Sampler, TokenCounts, cut_unlikely, penalise, token_logprobs
+from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
+from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.kernels.reference import ReferenceKernels
+
+VOCABULARY = 40
+TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=20)
+PENALTIES = st.fixed_dictionaries(
+    {
+        "repetition_penalty": st.sampled_from([0.5, 1.0, 1.3]),
+        "presence_penalty": st.sampled_from([-1.5, 0.0, 0.7]),
+        "frequency_penalty": st.sampled_from([-0.4, 0.0, 2.0]),
+        "min_p": st.sampled_from([0.0, 0.1, 1.0]),
+        "temperature": st.sampled_from([0.0, 0.5, 2.0]),
+    }
+)
+
+
+def logits_of(seed: int) -> torch.Tensor:
+    return torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def row(params: SamplingParams, prompt: list[int], output: list[int]) -> Row:
+    counts = TokenCounts(prompt)
+    counts.take(output)
+    return Row(params, len(output), lambda: counts)
+
+
+def chunk(name: str, prompt: list[int], output: list[int], draft: tuple[int, ...] = (), **params) -> Chunk:
+    request = GenerationRequest(name, tuple(prompt), SamplingParams(50, **params))
+    sequence = ScheduledSequence(request, 0, [*prompt, *output])
+    start = len(sequence.tokens) - 1
+    return Chunk(sequence, start, 1 + len(draft), Form.DECODE, sample=True, draft=draft)
+
+
+@given(TOKENS, TOKENS, PENALTIES, st.integers(0, 99))
+def test_penalties_are_those_of_the_formula(prompt, output, asked, seed):
+    """Token by token, in doubles."""
+    logits, params = logits_of(seed), SamplingParams(50, **asked)
+    got, times = logits.clone(), Counter(output)
+    penalise(row(params, prompt, output), got)
+    for token in range(VOCABULARY):
+        value = float(logits[token])
+        if token in prompt or token in output:
+            value = value / params.repetition_penalty if value > 0 else value * params.repetition_penalty
+        value -= params.frequency_penalty * times[token] + params.presence_penalty * (token in output)
+        assert float(got[token]) == pytest.approx(value, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("min_p", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_min_p_leaves_what_is_likely_enough_at_the_temperature(min_p, temperature):
+    logits = logits_of(3)
+    got = logits.clone()
+    cut_unlikely(row(SamplingParams(5, temperature=temperature, min_p=min_p), [], []), got)
+    probabilities = (logits.double() / temperature).softmax(-1)
+    left = probabilities >= min_p * probabilities.max() * (1 - 1e-6)
+    assert torch.equal(got.isfinite(), left) and 0 < left.sum() < VOCABULARY
+    assert torch.equal(got[left], logits[left]) and (got[~left] == -math.inf).all()
+
+
+@given(st.lists(st.tuples(TOKENS, TOKENS, PENALTIES, st.integers(0, 9)), min_size=1, max_size=5), st.booleans())
+def test_a_row_does_not_depend_on_the_others(cases, logprobs):
+    chunks = [
+        chunk(str(i), [1, *prompt], output, **asked, seed=seed, logprobs=2 if logprobs else None)
+        for i, (prompt, output, asked, seed) in enumerate(cases)
+    ]
+    logits = torch.stack([logits_of(seed) for *_, seed in cases])
+    kernels = ReferenceKernels(torch.float32)
+    together = Sampler(kernels).sample(chunks, logits.clone())
+    assert together == [
+        sampled
+        for one, row_V in zip(chunks, logits, strict=True)
+        for sampled in Sampler(kernels).sample([one], row_V[None].clone())
+    ]
+    if logprobs:  # of the model's own distribution, whatever the processors make of it
+        assert [s.logprobs for s in together] == [
+            token_logprobs(row_V, s.token_id, 2) for s, row_V in zip(together, logits, strict=True)
+        ]
+
+
+def test_a_row_that_needs_no_processor_pays_for_none(monkeypatch):
+    def fail(*_: object) -> None:
+        raise AssertionError("nobody has asked for it")
+
+    processors = tuple((needs, fail) for needs, _ in sampling.PROCESSORS)
+    monkeypatch.setattr(sampling, "PROCESSORS", processors)
+    plain = chunk("a", [1, 2], [3], temperature=1.0)
+    plain_greedy = chunk("b", [1, 2], [3], temperature=0.0, min_p=0.5)  # the likeliest stays in any case
+    Sampler(ReferenceKernels(torch.float32)).sample([plain, plain_greedy], torch.stack([logits_of(1)] * 2))
+
+
+@given(TOKENS, st.lists(TOKENS, min_size=1, max_size=4), TOKENS)
+def test_counts_grow_with_the_output_and_forget_drafts(prompt, steps, draft):
+    counts, output = TokenCounts(prompt), []
+    for step in steps:
+        counts.with_draft(draft)
+        output += step
+        counts.take(output)
+    drafted = counts.with_draft(draft)
+    for found, expected in ((counts, output), (drafted, [*output, *draft])):
+        times = dict(zip(found.ids.tolist(), found.times.tolist(), strict=True))
+        assert times == {token: expected.count(token) for token in {*prompt, *expected}}
+
+
+def test_counts_have_room_for_any_number_of_tokens():
+    counts = TokenCounts(range(60))
+    counts.take(range(300))
+    assert counts.ids.tolist() == list(range(300)) and counts.times.tolist() == [1] * 300
+
+
+def test_rows_of_drafts_are_sampled_as_the_tokens_would_be_one_by_one():
+    """Penalties count drafts before them; noise is drawn by the index that the token will have."""
+    asked = {"temperature": 2.0, "frequency_penalty": 2.0, "seed": 5}
+    logits = torch.stack([logits_of(i) for i in range(3)])
+    sampler = Sampler(ReferenceKernels(torch.float32))
+    drafted = sampler.sample([chunk("a", [1, 2], [7], draft=(7, 9), **asked)], logits.clone())
+    one_by_one = [
+        sampler.sample([chunk("a", [1, 2], [7, 7, 9][: i + 1], **asked)], logits[i : i + 1].clone())[0]
+        for i in range(3)
+    ]
+    assert drafted == one_by_one
+
+
+def test_every_parameter_is_taken_by_somebody():
+    """A field of SamplingParams that neither this room nor the scheduler reads would be one without effect."""
+    import inspect
+
+    from isotherm.cluster.engine import policy, scheduler
+
+    source = "".join(map(inspect.getsource, (sampling, scheduler, policy)))
+    assert [f.name for f in dataclasses.fields(SamplingParams) if f".{f.name}" not in source] == []
+
+
+def test_token_logprobs_are_of_the_whole_distribution():
+    logits = torch.tensor([0.0, 2.0, 1.0, -1.0])
+    result = token_logprobs(logits, 0, 2)
+    total = logits.exp().sum().log().item()
+    assert result.chosen == pytest.approx(0.0 - total, abs=1e-6)
+    assert [i for i, _ in result.top] == [1, 2]
+    assert [v for _, v in result.top] == pytest.approx([2.0 - total, 1.0 - total], abs=1e-6)

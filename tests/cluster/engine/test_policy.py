@@ -1,0 +1,99 @@
+"""Who has its turn when: classes, fairness between users, and who gives way."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isotherm.cluster.engine.policy import Waiting, gives_way_to, precedence
+from isotherm.cluster.engine.sequence import ScheduledSequence
+from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+
+
+def sequence(arrival: int, priority: int = 0, user: str = "", tokens: int = 10) -> ScheduledSequence:
+    params = SamplingParams(tokens)
+    request = GenerationRequest(f"{user}{arrival}", (1, 2), params, priority=priority, user=user)
+    return ScheduledSequence(request, arrival, [1, 2])
+
+
+def order(waiting: Waiting) -> list[str]:
+    """Of turns, each taken."""
+    out = []
+    while (first := waiting.first()) is not None:
+        out.append(first.request.id)
+        waiting.remove(first, has_turn=True)
+    assert len(waiting) == 0
+    return out
+
+
+def queue(*sequences: ScheduledSequence) -> Waiting:
+    waiting = Waiting()
+    for one in sequences:
+        waiting.add(one)
+    return waiting
+
+
+def test_one_user_is_served_as_it_comes():
+    assert order(queue(*(sequence(i, tokens=100 - i) for i in range(5)))) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_lower_priority_value_comes_first():
+    assert order(queue(sequence(0, 5), sequence(1), sequence(2, -3), sequence(3, 5))) == ["2", "1", "0", "3"]
+
+
+def test_who_asks_for_much_does_not_keep_others_waiting():
+    many = [sequence(i, user="a") for i in range(4)]
+    assert order(queue(*many, sequence(4, user="b"), sequence(5, user="b"))) == ["a0", "b4", "a1", "b5", "a2", "a3"]
+
+
+def test_long_requests_count_for_more():
+    waiting = queue(*(sequence(i, user="a", tokens=98) for i in range(2)))
+    for i in range(2, 8):
+        waiting.add(sequence(i, user="b", tokens=18))
+    assert order(waiting) == ["a0", "b2", "b3", "b4", "b5", "b6", "a1", "b7"]
+
+
+def test_idleness_is_not_saved_up():
+    """A user that comes late has its first turn soon, and then takes turns like everybody."""
+    waiting = queue(*(sequence(i, user="a") for i in range(20)))
+    for _ in range(10):
+        waiting.remove(waiting.first(), has_turn=True)
+    for i in range(20, 30):
+        waiting.add(sequence(i, user="b"))
+    assert order(waiting)[:6] == ["b20", "a10", "b21", "a11", "b22", "a12"]
+
+
+def test_one_that_was_preempted_comes_before_those_that_had_no_turn():
+    late, waiting = sequence(7), queue(sequence(0), sequence(1))
+    late.admitted = True
+    waiting.add(late)
+    assert order(waiting) == ["7", "0", "1"]
+
+
+def test_one_that_leaves_is_not_missed():
+    gone, waiting = sequence(0), queue()
+    for one in (gone, sequence(1), sequence(2)):
+        waiting.add(one)
+    waiting.remove(gone)
+    assert [s.request.id for s in waiting] == ["1", "2"] == order(waiting)
+
+
+def test_only_a_better_class_takes_blocks_away():
+    assert gives_way_to(sequence(0, 1), sequence(1)) and not gives_way_to(sequence(0), sequence(1))
+    assert not gives_way_to(sequence(0), sequence(1, 1))
+    assert precedence(sequence(0, 1)) > precedence(sequence(9)) > precedence(sequence(8))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=2, max_size=30))
+def test_no_user_gets_much_more_than_its_share(asked):
+    """While two users both wait, what either has been given differs by no more than one request of each."""
+    sequences = [sequence(i, user=user, tokens=tokens) for i, (user, tokens) in enumerate(asked)]
+    waiting, given_to, left = queue(*sequences), dict.fromkeys("abc", 0), [s.request.user for s in sequences]
+    largest = 2 * (max(tokens for _, tokens in asked) + 2)
+    while (first := waiting.first()) is not None:
+        user = first.request.user
+        waiting.remove(first, has_turn=True)
+        left.remove(user)
+        given_to[user] += 2 + first.request.params.max_tokens
+        if len(with_more := [given_to[u] for u in set(left)]) > 1:
+            assert max(with_more) - min(with_more) <= largest
