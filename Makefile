@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*)
 
-.PHONY: serve test exactness chaos bench bench-elastic bench-overload check clean help
+.PHONY: serve test test-fast exactness chaos bench bench-elastic bench-overload check clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
 	@echo "make test                 all tests"
+	@echo "make test-fast            those that need neither a cluster nor much time"
 	@echo "make exactness            10,000 random cases of the exactness test"
 	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
@@ -36,6 +37,9 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/kernels/triton/test_triton_aot.py
 	$(BIN)/pytest --ignore=tests/kernels/triton/test_triton_aot.py
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/pytest -m unit
 
 exactness: $(VENV)/.installed-dev
 	ISOTHERM_EXACTNESS_CASES=10000 $(BIN)/pytest -s --timeout 3600 tests/exactness

@@ -34,6 +34,14 @@ def pytest_report_header() -> str:
     return f"order of the modules: ISOTHERM_ORDER_SEED={ORDER_SEED}"
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Every test is one of: `e2e`, by its folder; `slow`, by its own mark; `unit`, all others."""
+    if item.path.is_relative_to(Path(__file__).parent / "e2e"):
+        item.add_marker("e2e")
+    elif item.get_closest_marker("slow") is None:
+        item.add_marker("unit")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one module stay together, in its own order."""

@@ -29,6 +29,8 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.placement.table import Placement
 from isotherm.kernels.native.backend import NativeKernels
 
+pytestmark = pytest.mark.slow
+
 CASES = int(os.environ.get("ISOTHERM_EXACTNESS_CASES", "400"))
 VOCABULARY = 300
 MODELS: dict[str, dict] = {"bf16": {"dtype": "bfloat16"}, "fp8": {"fp8": True}, "float32": {"dtype": "float32"}}

@@ -31,6 +31,8 @@ from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 
+pytestmark = pytest.mark.slow
+
 BLOCKS, BLOCK_SIZE = 16, 16
 WORST_MARGIN = 1.5  # a flipped expert moves a token by some tenths, wherever it happens
 

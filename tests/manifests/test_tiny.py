@@ -10,6 +10,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 TINY = pathlib.Path(__file__).parents[2] / "manifests" / "tiny"
 BLOCK = 128
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"

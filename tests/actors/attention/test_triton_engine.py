@@ -25,6 +25,8 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.ops import LinearWeight, Router
 from isotherm.kernels.triton.backend import TritonKernels
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent
 
 

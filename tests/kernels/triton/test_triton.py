@@ -16,6 +16,8 @@ from typing import IO
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent
 CASES = ("triton_interpreted.py", "triton_invariance.py")
 Running = dict[str, tuple["subprocess.Popen[bytes]", IO[bytes]]]

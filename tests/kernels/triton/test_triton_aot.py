@@ -31,7 +31,7 @@ from isotherm.kernels.ops import Router, StoredWeight
 from isotherm.kernels.triton.backend import TritonKernels
 from isotherm.kernels.triton.launch import OPTIONS
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TARGET = GPUTarget("cuda", 90, 32)
 # CUDA C Programming Guide, compute capability 9.0: maximum shared memory per thread block, opt-in

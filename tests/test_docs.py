@@ -1,0 +1,65 @@
+"""README and docs name only what is there: files, commands, targets of make, pages; and their manifests can be used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from isotherm.cluster.cli.main import app
+from isotherm.cluster.manifest import parse_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("actors", "cluster", "docs", "kernels", "manifests", "tests", ".ci")
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def code(text: str) -> list[str]:
+    """What stands between backticks, and the lines of blocks."""
+    blocks = re.findall(r"^```.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [*re.findall(r"`([^`]+)`", prose), *(line for block in blocks for line in block.splitlines())]
+
+
+@pages
+def test_files_that_are_named_are_there(page):
+    found = re.findall(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/[\w./-]*\w/?)", page.read_text())
+    missing = [name for name in found if "NAME" not in name and not (ROOT / name).exists()]
+    assert missing == []
+
+
+@pages
+def test_pages_that_are_linked_are_there(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
+
+
+@pages
+def test_sections_that_are_linked_are_there(page):
+    for target, section in re.findall(r"\]\(([^)#]*)#([^)]+)\)", page.read_text()):
+        text = (page.parent / target if target else page).read_text()
+        titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        assert section in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+@pages
+def test_commands_that_are_named_are_there(page):
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    commands |= {group.name for group in app.registered_groups}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in code(page.read_text()):
+        for command in re.findall(r"(?:^|[\s$])isotherm ([a-z]+)\b", words):
+            assert command in commands, words
+        for target in re.findall(r"(?:^|[\s$])make ([a-z][\w-]*)", words):
+            assert target in targets, words
+
+
+def test_manifests_of_the_docs_can_be_used():
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs/manifest.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        parse_manifest(yaml.safe_load(block))
