@@ -13,10 +13,14 @@ from typing import Any, Protocol
 from isotherm.cluster.background import Background, first_line
 
 log = logging.getLogger(__name__)
-REPAIR_SECONDS = 4.0  # in which a link must be there again
-OFTEN = 3  # links of one group that fail ...
+ANSWER_SECONDS = 4.0  # in which a group whose link has failed gives a sign of life
+# In which a link must be there again. A meeting takes a dozen round trips: on a line of 200 ms that loses a packet in
+# twenty up to 8 s, and replacing the group would take longer.
+RELINK_SECONDS = 9.0
+# Links of one group that fail in so many seconds, though all could be made anew: the group is at fault. One that
+# answers each message with an error gets there in seconds; a bad line, where each failure is a silence first, does not.
+OFTEN, SPAN = 5, 60.0
 LOOK = 0.05  # seconds between two looks at what becomes of a shard's other links
-SPAN = 60.0  # ... in so many seconds, though all could be made anew: the group is at fault
 Pair = tuple[str, str]  # shard, group
 
 
@@ -101,11 +105,11 @@ class LinkRepair:
     async def _make_anew(self, shard: str, group: str) -> tuple[str, str] | None:
         """None, or who is at fault and why."""
         try:
-            await self._within(self._fleet.answers(group))
+            await self._within(ANSWER_SECONDS, self._fleet.answers(group))
         except Exception as error:
             return group, f"its link to {shard} has failed, and it gives no sign of life: {first_line(error)}"
         try:
-            await self._within(self._fleet.relink(shard, group))
+            await self._within(RELINK_SECONDS, self._fleet.relink(shard, group))
             return None
         except Exception as error:
             reason = f"the link from {shard} to {group} has failed and cannot be made anew: {first_line(error)}"
@@ -116,13 +120,11 @@ class LinkRepair:
         return self._at_fault(shard, group), reason
 
     @staticmethod
-    async def _within(work: Coroutine[Any, Any, None]) -> None:
+    async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await asyncio.wait_for(work, REPAIR_SECONDS)
+            await asyncio.wait_for(work, seconds)
         except asyncio.TimeoutError as error:
-            raise TimeoutError(
-                f"not within {REPAIR_SECONDS:g} s {first_line(error)}".removesuffix(" TimeoutError")
-            ) from None
+            raise TimeoutError(f"not within {seconds:g} s {first_line(error)}".removesuffix(" TimeoutError")) from None
 
     def _fails_often(self, group: str) -> bool:
         """Counts one more failure."""

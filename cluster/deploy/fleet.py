@@ -19,7 +19,7 @@ from isotherm.actors.experts.group import ExpertGroup
 from isotherm.actors.links.process_group import Rendezvous
 from isotherm.cluster.background import Background, first_line
 from isotherm.cluster.control.link_choice import choose_link
-from isotherm.cluster.control.link_repair import REPAIR_SECONDS, LinkRepair
+from isotherm.cluster.control.link_repair import RELINK_SECONDS, LinkRepair
 from isotherm.cluster.control.worker_watch import WorkerWatch
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.membership import WorkerGoneError
@@ -356,7 +356,7 @@ class RayFleet:
         await (self.groups.get(worker) or self.shards[worker]).call("sign_of_life")
 
     async def relink(self, shard: str, group: str) -> None:
-        await self.link(shard, group, REPAIR_SECONDS)
+        await self.link(shard, group, RELINK_SECONDS)
 
     async def rows_routed(self) -> dict[str, Any]:
         """Each live shard's counts of rows per (layer, expert), int64 [layers, experts]."""

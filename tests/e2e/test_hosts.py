@@ -124,7 +124,7 @@ def test_data_connections_are_reset(hosts, served, workload, record_property, by
 def test_a_bad_line_evicts_nobody(hosts, served, record_property):
     """200 ms there and back, and 5 % of all packets lost, on the line of a host with a group."""
     work = Workload(8, [8])
-    before = {w["id"]: w["pid"] for w in served.status()["workers"]}
+    before, begin = {w["id"]: w["pid"] for w in served.status()["workers"]}, time.time()
     suffer(
         served,
         (work, work.alone()),
@@ -133,7 +133,8 @@ def test_a_bad_line_evicts_nobody(hosts, served, record_property):
         lambda: hosts.bad_line(host_of(hosts, served, "expert"), 0.1, 0.05),
         30.0,
     )
-    assert {w["id"]: w["pid"] for w in served.status()["workers"]} == before
+    after = {w["id"]: w["pid"] for w in served.status()["workers"]}
+    assert after == before, "\n".join(served.logged(begin))
 
 
 @pytest.mark.parametrize("direction", ["to the group", "from the group"])
