@@ -9,8 +9,8 @@ import time
 
 from isotherm.actors.experts.python_loop import ServerCounts
 from isotherm.actors.experts.worker import ExpertWorker
-from isotherm.actors.links.protocol import DTYPES
-from isotherm.actors.links.shared_memory import KIND, Met
+from isotherm.actors.links.protocol import DTYPES, Met
+from isotherm.actors.links.shared_memory import KIND
 from isotherm.actors.pulse import ALLOWED, felt
 from isotherm.cluster.background import spawn_thread
 from isotherm.kernels.native.backend import NativeExpertBank, NativeKernels
