@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isotherm.actors.attention.exchange import ExpertsLostError
-from isotherm.actors.models.deepseek_v3 import AttentionModel, RoutedExperts
+from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.cluster.background import first_line
 from isotherm.cluster.engine.scheduler import Chunk, Sampled, Scheduler, SchedulerConfig

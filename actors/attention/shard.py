@@ -17,7 +17,8 @@ from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.attention.step_loop import StepLoop
 from isotherm.actors.links.protocol import Link
 from isotherm.actors.links.registry import carrier
-from isotherm.actors.models.deepseek_v3 import AttentionModel
+from isotherm.actors.models.protocol import AttentionModel
+from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.actors.pulse import Pulse
 from isotherm.actors.worker import WorkerBase
@@ -58,7 +59,7 @@ class AttentionShard(WorkerBase):
         with WeightReader(self.checkpoint) as reader:
             positions = self._scheduler_config.max_model_len
             config, head = self.checkpoint.config, self.spec.head
-            return AttentionModel(config, self.kernels, reader, positions, self._set_progress, head)
+            return load_model(config, self.kernels, reader, positions, progress=self._set_progress, head=head)
 
     async def connect(self, group: str, meeting: Meeting) -> None:
         """Meet an expert group; rows go there once a placement names it. A second link to a group takes the place of

@@ -32,7 +32,8 @@ from isotherm.actors.links.registry import carrier, own_locality
 from isotherm.actors.links.rendezvous import Rendezvous
 from isotherm.cluster.control.link_choice import RULES
 from isotherm.cluster.messages.workers import Meeting
-from isotherm.cluster.model.config import ModelConfig, parse
+from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.registry import parse
 from isotherm.cluster.placement.table import contiguous_placement
 from isotherm.kernels.native import ring as native_ring
 from isotherm.kernels.native.backend import NativeKernels

@@ -24,7 +24,7 @@ from isotherm.actors.links.device_lane import DataLane
 from isotherm.actors.links.process_group import CPU, ProcessGroupLink, ProcessGroupServerLink, open_process_group
 from isotherm.actors.links.rendezvous import Rendezvous
 from isotherm.actors.local import local_engine, run
-from isotherm.actors.models.deepseek_v3 import AttentionModel
+from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
@@ -91,7 +91,7 @@ def linked_engine(checkpoint: Checkpoint, kernels: Kernels) -> Iterator[Engine]:
     with WeightReader(checkpoint) as reader:
         worker = ExpertWorker(config, kernels, len(placement.held_by("group")))
         worker.load(reader, placement.held_by("group"))
-        model = AttentionModel(config, kernels, reader, CONFIG.max_model_len)
+        model = DeepseekV3Model(config, kernels, reader, CONFIG.max_model_len)
 
     def serve() -> None:
         group, lane = lanes(1)
