@@ -72,13 +72,13 @@ class ExpertGroup(WorkerBase):
         """Its load, for the autoscaler; quick, and nothing in the token path waits for it."""
         c = self._counts()
         return GroupMeter(
-            c.messages,
-            c.computations,
-            c.pairs,
-            c.busy_seconds,
-            c.held_seconds,
-            self.worker.held,
-            self.worker.bank.nbytes,
+            messages=c.messages,
+            computations=c.computations,
+            rows=c.pairs,
+            busy_seconds=c.busy_seconds,
+            held_seconds=c.held_seconds,
+            experts=self.worker.held,
+            weight_bytes=self.worker.bank.nbytes,
         )
 
     async def status(self) -> dict[str, Any]:

@@ -79,7 +79,13 @@ class DeepseekV3Model:
             self._own(reader.tensor(f"{p}.{name}"), torch.float32) for name in ("weight", "e_score_correction_bias")
         )
         return Router(
-            weight, bias, c.n_group, c.topk_group, c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor
+            weight=weight,
+            bias=bias,
+            n_group=c.n_group,
+            topk_group=c.topk_group,
+            top_k=c.num_experts_per_tok,
+            normalise=c.norm_topk_prob,
+            scaling=c.routed_scaling_factor,
         )
 
     def _norm(self, reader: WeightReader, name: str) -> Tensor:
