@@ -79,7 +79,8 @@ def test_a_further_kind_serves_a_shard_and_a_group(sockets: None):
         assert list(failed) == ["expert-0"]
         await workers.link()
         assert await workers.finished() == alone(REQUEST)
-        assert group.server.counts.messages > len(REQUEST.prompt) / 512 and group.worker.rows_served.sum() > 0
+        assert group.server.counts.messages >= len(alone(REQUEST))  # by the loop in Python, a message per MoE layer
+        assert group.loop is None or group.loop.counts.messages == 0
 
     play(kind, act)
 
