@@ -12,7 +12,7 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
-from isotherm.actors.models.deepseek_v3 import AttentionModel
+from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
@@ -60,13 +60,13 @@ def local_engine(
     head: str = "stored",
 ) -> Engine:
     """An engine over `groups` in-process expert groups (they change no token; tests use several), or with all experts
-    in its own process where there is one. `head`: as in AttentionModel."""
+    in its own process where there is one. `head`: as in `load_model`."""
     c = checkpoint.config
     names = [f"expert-{i}" for i in range(groups)]
     alone = groups == 1 and placement is None
     placement = placement or contiguous_placement(c.moe_layers, c.n_routed_experts, names)
     with WeightReader(checkpoint) as reader:
-        model = AttentionModel(c, kernels, reader, config.max_model_len, head=head)
+        model = load_model(c, kernels, reader, config.max_model_len, head=head)
         workers = {}
         for name in placement.groups():
             held = placement.held_by(name)

@@ -7,19 +7,17 @@ import asyncio
 import logging
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import ProcessGroupGloo
 
-from isotherm.actors.links.process_group import DataLane, open_data_lane, open_process_group
+from isotherm.actors.links.protocol import LinkEnd
+from isotherm.actors.links.registry import own_locality
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.messages.membership import SupersededError
-from isotherm.cluster.messages.workers import Locality, Meeting, WorkerSpec
+from isotherm.cluster.messages.workers import Locality, WorkerSpec
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import Fingerprint
-from isotherm.kernels.native import ring as native_ring
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.select import select_kernels
 
@@ -91,14 +89,16 @@ class WorkerBase:
             own_locality(), device=self.spec.device, gpu=str(torch.cuda.get_device_properties(self.kernels.device).uuid)
         )
 
-    def _meet(self, meeting: Meeting, rank: int) -> tuple[ProcessGroupGloo, DataLane | None]:
-        """The host's process group, and the lane for rows between two GPUs."""
-        store = meeting.store_host, meeting.store_port
-        group = open_process_group(*store, meeting.prefix, rank, self.host, meeting.timeout)
-        if meeting.kind != "process-group-nccl":
-            return group, None
-        return group, open_data_lane(
-            *store, meeting.prefix, rank, self.kernels.device, meeting.timeout, self.spec.link_timeout
+    def link_end(self) -> LinkEnd:
+        """This worker, as its links need to know it."""
+        config, kernels = self.checkpoint.config, self.kernels
+        return LinkEnd(
+            host=self.host,
+            device=kernels.device,
+            dtype=kernels.dtype,
+            width=config.hidden_size,
+            top_k=config.num_experts_per_tok,
+            timeout=self.spec.link_timeout,
         )
 
     def _common_status(self) -> dict[str, Any]:
@@ -112,16 +112,3 @@ class WorkerBase:
             "fingerprint": None if self._fingerprint is None else self._fingerprint.digest,
             "threads": self.threads,
         }
-
-
-def own_locality() -> Locality:
-    """Processes of one machine (`boot_id` is new at every boot) and one network namespace can meet at a Unix socket
-    without a file."""
-    try:
-        machine = (
-            f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/"
-            f"{os.stat('/proc/self/ns/net').st_ino}/{os.geteuid()}"
-        )
-    except OSError as error:
-        return Locality("", f"this system does not say which machine it is ({error})")
-    return Locality(machine, native_ring.unavailable_reason())

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from isotherm.cluster.control import link_choice
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.model.config import ModelConfig
 
@@ -56,6 +57,14 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
+def check_link_kind(kind: str) -> str:
+    """A choice of cluster/control/link_choice.py."""
+    if kind not in (choices := link_choice.choices()):
+        raise ValueError(f"must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
+    return kind
+
+
+LinkChoice = Annotated[str, AfterValidator(check_link_kind)]
 Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
 
 
@@ -100,9 +109,7 @@ class EngineSection(_Section):
 
 
 class LinkSection(_Section):
-    kind: Literal["auto", "process-group", "shared-memory"] = Field(
-        "auto", description="auto: shared memory within a host, without GPUs"
-    )
+    kind: LinkChoice = Field("auto", description="auto: shared memory within a host, without GPUs")
     timeout: float = Field(30.0, gt=0, description="seconds after which a silent group counts as lost")
     gather_window: float = Field(
         1.0,

@@ -32,10 +32,11 @@ ROOMS: dict[str, set[str]] = {
     "cluster.model": {"cluster.text", "manifests"},
     "cluster.engine": {"cluster.messages"},
     "cluster.placement": {"cluster.messages"},
-    "cluster.manifest": {"cluster.engine", "cluster.model"},
+    "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
+    "cluster.manifest": {"cluster.control", "cluster.engine", "cluster.model"},
     # Where tensors live.
     "actors.pulse": set(),
-    "actors.links": {"kernels"},
+    "actors.links": {*BASE, "cluster.messages", "kernels"},
     "actors.models": {"cluster.engine", "cluster.model", "kernels"},
     "actors.worker": {"actors.links", "actors.models", "cluster.messages", "cluster.model", "kernels"},
     "actors.attention": {
@@ -54,7 +55,6 @@ ROOMS: dict[str, set[str]] = {
     "cluster.api": {*BASE, "cluster.messages", "cluster.text"},
     "cluster.client": {"cluster.loopback"},
     "cluster.routing": {*BASE, "cluster.api", "cluster.messages"},
-    "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
     "cluster.autoscale": {*BASE, "cluster.manifest", "cluster.messages", "cluster.model", "cluster.placement"},
     "cluster.observe": {"cluster.autoscale"},
     # On Ray.
@@ -67,8 +67,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "cluster.cli": {
         *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.client",
-        "cluster.deploy", "cluster.engine", "cluster.manifest", "cluster.messages", "cluster.model", "cluster.on_ray",
-        "cluster.placement", "cluster.supervise", "cluster.text", "kernels"
+        "cluster.control", "cluster.deploy", "cluster.engine", "cluster.manifest", "cluster.messages", "cluster.model",
+        "cluster.on_ray", "cluster.placement", "cluster.supervise", "cluster.text", "kernels"
     },
 }  # fmt: skip
 USE_RAY = {"cluster.on_ray", "cluster.deploy"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.attention.sampling import Sampler
-from isotherm.actors.models.deepseek_v3 import AttentionModel, RoutedExperts
+from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.cluster.background import first_line
 from isotherm.cluster.engine.scheduler import Drafter, Scheduler, SchedulerConfig

@@ -50,6 +50,7 @@ class ExpertExchange:
         kernels: Kernels,
         placement: Placement,
         links: Mapping[str, Link],
+        *,
         patience: float = 120.0,
         link_failed: Callable[[str, Link, str], None] | None = None,
         pulse: Pulse | None = None,

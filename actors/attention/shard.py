@@ -15,10 +15,10 @@ from isotherm.actors.attention.delivery import LOOK, Delivery
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.attention.step_loop import StepLoop
-from isotherm.actors.links.process_group import ProcessGroupLink
 from isotherm.actors.links.protocol import Link
-from isotherm.actors.links.shared_memory import SharedMemoryLink, segment_bytes
-from isotherm.actors.models.deepseek_v3 import AttentionModel
+from isotherm.actors.links.registry import carrier
+from isotherm.actors.models.protocol import AttentionModel
+from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.actors.pulse import Pulse
 from isotherm.actors.worker import WorkerBase
@@ -59,12 +59,13 @@ class AttentionShard(WorkerBase):
         with WeightReader(self.checkpoint) as reader:
             positions = self._scheduler_config.max_model_len
             config, head = self.checkpoint.config, self.spec.head
-            return AttentionModel(config, self.kernels, reader, positions, self._set_progress, head)
+            return load_model(config, self.kernels, reader, positions, progress=self._set_progress, head=head)
 
     async def connect(self, group: str, meeting: Meeting) -> None:
         """Meet an expert group; rows go there once a placement names it. A second link to a group takes the place of
         the first."""
-        link = await asyncio.to_thread(self._connect, meeting)
+        most_rows = self._scheduler_config.max_batch_tokens
+        link = await asyncio.to_thread(carrier(meeting.kind).open, meeting, self.link_end(), most_rows)
         old, self._links[group] = self._links.get(group), link
         self._link_is_whole(group)
         if self._exchange is not None and self._steps is not None:
@@ -72,15 +73,6 @@ class AttentionShard(WorkerBase):
             self._steps.between_steps(self._exchange.adopt_offered)
         if old is not None:
             await asyncio.to_thread(old.close)
-
-    def _connect(self, meeting: Meeting) -> Link:
-        if meeting.kind != "shared-memory":
-            group, lane = self._meet(meeting, 0)
-            return ProcessGroupLink(group, self.spec.link_timeout, self.kernels.device, lane)
-        config, scheduler = self.checkpoint.config, self._scheduler_config
-        itemsize = self.kernels.dtype.itemsize
-        nbytes = segment_bytes(config.hidden_size, itemsize, scheduler.max_batch_tokens, config.num_experts_per_tok)
-        return SharedMemoryLink.open(meeting.prefix, nbytes, self.spec.link_timeout, meeting.timeout)
 
     async def failed_links(self, known: int) -> tuple[int, dict[str, str]]:
         """Which links have failed and wait for others in their place: (version, {group: why}), as soon as the version

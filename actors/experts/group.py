@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Any
 
 from isotherm.actors.experts.native_loop import ExpertLoop
 from isotherm.actors.experts.python_loop import ExpertServer, ServerCounts
 from isotherm.actors.experts.worker import ExpertWorker
-from isotherm.actors.links.process_group import ProcessGroupServerLink
-from isotherm.actors.links.shared_memory import SharedMemoryServerLink, meet_shard, new_bell
+from isotherm.actors.links.protocol import Loops
+from isotherm.actors.links.registry import carrier
 from isotherm.actors.models.weights import WeightReader
 from isotherm.actors.worker import WorkerBase
 from isotherm.cluster.messages.meters import GroupMeter
@@ -24,8 +23,6 @@ class ExpertGroup(WorkerBase):
 
     def __init__(self, spec: WorkerSpec, host: str, slots: int):
         super().__init__(spec, host)
-        # The native loop serves links in shared memory where the kernels are native too; the Python one serves all
-        # others.
         native = isinstance(self.kernels, NativeKernels) and native_ring.unavailable_reason() is None
         self.worker = ExpertWorker(
             self.checkpoint.config, self.kernels, slots, native_ring.NativeGate() if native else None
@@ -60,25 +57,8 @@ class ExpertGroup(WorkerBase):
 
     async def connect(self, shard: str, meeting: Meeting) -> None:
         """Meet a shard and serve it."""
-        if meeting.kind == "shared-memory":
-            await asyncio.to_thread(self._connect_shared_memory, shard, meeting)
-        else:
-            group, lane = await asyncio.to_thread(self._meet, meeting, 1)
-            self.server.attach(
-                shard, ProcessGroupServerLink(group, self.checkpoint.config.hidden_size, self.kernels.device, lane)
-            )
-
-    def _connect_shared_memory(self, shard: str, meeting: Meeting) -> None:
-        if self.loop is not None:
-            self.loop.attach(shard, meet_shard(meeting.prefix, self.loop.bell, meeting.timeout))
-            return
-        bell = new_bell()
-        try:
-            met = meet_shard(meeting.prefix, bell, meeting.timeout)
-        except BaseException:
-            os.close(bell)
-            raise
-        self.server.attach(shard, SharedMemoryServerLink(met, bell))
+        loops = Loops(self.server, self.loop)
+        await asyncio.to_thread(carrier(meeting.kind).accept, meeting, self.link_end(), shard, loops)
 
     async def sign_of_life(self) -> None:
         await self.server.pulse.felt()
@@ -92,13 +72,13 @@ class ExpertGroup(WorkerBase):
         """Its load, for the autoscaler; quick, and nothing in the token path waits for it."""
         c = self._counts()
         return GroupMeter(
-            c.messages,
-            c.computations,
-            c.pairs,
-            c.busy_seconds,
-            c.held_seconds,
-            self.worker.held,
-            self.worker.bank.nbytes,
+            messages=c.messages,
+            computations=c.computations,
+            rows=c.pairs,
+            busy_seconds=c.busy_seconds,
+            held_seconds=c.held_seconds,
+            experts=self.worker.held,
+            weight_bytes=self.worker.bank.nbytes,
         )
 
     async def status(self) -> dict[str, Any]:

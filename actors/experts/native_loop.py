@@ -9,8 +9,8 @@ import time
 
 from isotherm.actors.experts.python_loop import ServerCounts
 from isotherm.actors.experts.worker import ExpertWorker
-from isotherm.actors.links.protocol import DTYPES
-from isotherm.actors.links.shared_memory import KIND, Met
+from isotherm.actors.links.protocol import DTYPES, Met
+from isotherm.actors.links.shared_memory import KIND
 from isotherm.actors.pulse import ALLOWED, felt
 from isotherm.cluster.background import spawn_thread
 from isotherm.kernels.native.backend import NativeExpertBank, NativeKernels
@@ -34,7 +34,14 @@ class ExpertLoop:
         first_layer = min(worker.config.moe_layers, default=0)
         self.worker = worker
         self._loop = NativeExpertLoop(
-            kernels, bank, gate, worker.slot_of, worker.rows_served, first_layer, DTYPES.index(kernels.dtype), window
+            kernels,
+            bank,
+            gate,
+            slot_of=worker.slot_of,
+            rows_served=worker.rows_served,
+            first_layer=first_layer,
+            dtype=DTYPES.index(kernels.dtype),
+            window=window,
         )
         self._shards: dict[int, str] = {}  # by the link's number
         self._lock = threading.Lock()  # of _shards
@@ -49,7 +56,13 @@ class ExpertLoop:
     def counts(self) -> ServerCounts:
         c = self._loop.counts()
         return ServerCounts(
-            c.messages, c.computations, c.gathered, c.pairs, c.refused, c.busy_ns / 1e9, c.held_ns / 1e9
+            messages=c.messages,
+            computations=c.computations,
+            gathered=c.gathered,
+            pairs=c.pairs,
+            refused=c.refused,
+            busy_seconds=c.busy_ns / 1e9,
+            held_seconds=c.held_ns / 1e9,
         )
 
     @property

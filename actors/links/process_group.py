@@ -13,37 +13,34 @@ memory.
 
 from __future__ import annotations
 
-import socket
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 
-from isotherm.actors.links.protocol import DTYPES, Dispatch, ExpertNotHeldError, GroupFailedError, LinkError
+from isotherm.actors.links.device_lane import DataLane, open_data_lane
+from isotherm.actors.links.protocol import (
+    DTYPES,
+    Dispatch,
+    ExpertNotHeldError,
+    GroupFailedError,
+    Link,
+    LinkEnd,
+    LinkError,
+    Loops,
+)
+from isotherm.actors.links.wire import FOREVER, Wire
+from isotherm.cluster.background import first_line
+from isotherm.cluster.messages.workers import Meeting
 
-HEADER = 9
 DISPATCH, OUTPUT, NOT_HELD, FAILED, CLOSE = 1, 2, 3, 4, 5
 ALIGNMENT = 64
-FOREVER = timedelta(days=3650)
 CLOSING = timedelta(seconds=1)  # a peer that hangs need not be told
 CPU = torch.device("cpu")
-
-
-class Rendezvous:
-    """Hosts the key-value store through which new links find each other; on one address only, at a port of its own."""
-
-    def __init__(self, host: str):
-        listener = socket.create_server((host, 0))
-        self.host, self.port = host, listener.getsockname()[1]
-        self._store = TCPStore(
-            host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-        )
 
 
 def open_process_group(
@@ -59,202 +56,7 @@ def open_process_group(
         store = TCPStore(store_host, store_port, is_master=False, timeout=timedelta(seconds=timeout))
         return ProcessGroupGloo(PrefixStore(prefix, store), rank, 2, options)
     except RuntimeError as error:
-        raise LinkError(f"no link could be made: {_first_line(error)}") from None
-
-
-class DataLane:
-    """Rows from device to device, over a process group of their own with the same two ranks; what they are was said on
-    the other one.
-
-    On a GPU nothing here waits for what the device computes meanwhile: receiving has a stream of its own, so that the
-    shared experts overlap the exchange. `abort` ends what hangs on the device.
-    """
-
-    def __init__(
-        self, group: Any, peer: int, device: torch.device, timeout: float, abort: Callable[[], None] = lambda: None
-    ):
-        self._group, self._peer, self._device, self._timeout, self._abort = group, peer, device, timeout, abort
-        self._receiving = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._sent: tuple[Any, Tensor] | None = None  # under way until the peer's next message
-
-    def send(self, rows: Tensor) -> None:
-        """Start sending, after what the current stream has still to compute of `rows`."""
-        if rows.numel():
-            try:
-                self._sent = self._group.send([rows], self._peer, 0), rows
-            except RuntimeError as error:
-                raise LinkError(_first_line(error)) from None
-
-    def receive(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """[rows, width], ready for any stream. Raises LinkError when the peer does not send within the timeout, and
-        then ends this lane."""
-        with self._stream():
-            into = torch.empty(rows, width, dtype=dtype, device=self._device)
-            if not into.numel():
-                return into
-            try:
-                work = self._group.recv([into], self._peer, 0)
-            except RuntimeError as error:
-                raise LinkError(_first_line(error)) from None
-            self._wait(work)
-        if self._receiving is not None:
-            into.record_stream(torch.cuda.current_stream(self._device))
-        return into
-
-    def greet(self, first: bool) -> None:
-        """Exchange one element: a lane that cannot work is found when the link is made."""
-        hello = torch.ones(1, 1, device=self._device)
-        if first:
-            self.send(hello)
-            self.receive(1, 1, hello.dtype)
-        else:
-            self.receive(1, 1, hello.dtype)
-            self.send(hello)
-
-    def close(self) -> None:
-        self._abort()
-
-    def _stream(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._receiving is None else torch.cuda.stream(self._receiving)
-
-    def _wait(self, work: Any) -> None:
-        """On the host: a peer that has died would hang the device for ever. NCCL's own wait sleeps for a millisecond at
-        a time, which is too long."""
-        try:
-            if self._receiving is None:
-                _wait(work, timedelta(seconds=self._timeout))
-                return
-            deadline = time.monotonic() + self._timeout
-            while not work.is_completed():
-                if time.monotonic() > deadline:
-                    raise LinkError(f"the peer announced rows and sent none for {self._timeout:g} s")
-                time.sleep(0)  # lets other threads run
-        except (LinkError, RuntimeError) as error:
-            self._abort()
-            raise LinkError(_first_line(error)) from None
-
-
-def open_data_lane(
-    store_host: str, store_port: int, prefix: str, rank: int, device: torch.device, meeting: float, timeout: float
-) -> DataLane:
-    """One end of a two-rank NCCL group beside the process group that was opened with the same `prefix`; blocks until
-    rows have gone both ways. `meeting`: seconds that this may take; `timeout`: seconds for rows that were announced.
-    Raises LinkError."""
-    try:
-        from torch.distributed import ProcessGroupNCCL
-    except ImportError:
-        raise LinkError(
-            f"no link could be made: torch {torch.__version__} has no NCCL, over which rows go between two GPUs"
-        ) from None
-    try:
-        store = TCPStore(store_host, store_port, is_master=False, timeout=timedelta(seconds=meeting))
-        options: Any = ProcessGroupNCCL.Options()
-        options._timeout = timedelta(seconds=meeting)
-        group: Any = ProcessGroupNCCL(PrefixStore(f"{prefix}/rows", store), rank, 2, options)
-        lane = DataLane(group, 1 - rank, device, meeting, group.abort)
-        lane.greet(first=rank == 0)
-    except (RuntimeError, LinkError) as error:
-        raise LinkError(f"no link could be made over NCCL: {_first_line(error)}") from None
-    lane._timeout = timeout
-    return lane
-
-
-class HostMemory:
-    """Where the bodies of messages lie on the host. For rows on a GPU that is pinned memory, used again and again: a
-    body is sent or copied before the next is taken."""
-
-    def __init__(self, device: torch.device, allocate: Callable[[int], Tensor] | None = None):
-        self.reused = device.type != "cpu" or allocate is not None
-        self._allocate = allocate or (lambda nbytes: torch.empty(nbytes, dtype=torch.uint8, pin_memory=True))
-        self._memory = torch.empty(0, dtype=torch.uint8)
-
-    def take(self, nbytes: int) -> Tensor:
-        """uint8 [nbytes]."""
-        if not self.reused:
-            return torch.empty(nbytes, dtype=torch.uint8)
-        if len(self._memory) < nbytes:
-            self._memory = self._allocate(max(nbytes, 2 * len(self._memory)))
-        return self._memory[:nbytes]
-
-
-class _Wire:
-    """Sends and receives (header, body) over one process group."""
-
-    def __init__(
-        self, group: ProcessGroupGloo, peer: int, device: torch.device, allocate: Callable[[int], Tensor] | None
-    ):
-        self._group: Any = group  # torch's stubs leave out send and recv
-        self._peer, self._device = peer, device
-        self._pending: list = []
-        self._outgoing, self._incoming = HostMemory(device, allocate), HostMemory(device, allocate)
-
-    def body(self, nbytes: int, timeout: timedelta = FOREVER) -> Tensor:
-        """uint8 [nbytes] for what is sent next."""
-        if self._outgoing.reused:
-            self.flush(timeout)
-        return self._outgoing.take(nbytes)
-
-    def bytes_of(self, rows: Tensor) -> Tensor:
-        """uint8, on the host, of rows that are sent next."""
-        flat = rows.contiguous().flatten().view(torch.uint8)
-        return self.body(len(flat)).copy_(flat) if self._outgoing.reused else flat
-
-    def rows(self, body: Tensor, dtype: torch.dtype, width: int) -> Tensor:
-        """The rows in what was received, on this end's device."""
-        return body.view(dtype).view(-1, width).to(self._device, copy=self._incoming.reused)
-
-    def numbers(self, body: Tensor) -> np.ndarray:
-        """The int32s in what was received."""
-        numbers = body.numpy().view(np.int32)
-        return numbers.copy() if self._incoming.reused else numbers
-
-    def send(self, kind: int, fields: tuple[int, ...], body: Tensor | None, timeout: timedelta = FOREVER) -> None:
-        """Start sending, once what was sent before has gone (within `timeout`); the body's memory must stay as it is
-        until it has gone too."""
-        self.flush(timeout)
-        nbytes = 0 if body is None else body.numel()
-        header = torch.zeros(HEADER, dtype=torch.int64)
-        header[: 2 + len(fields)] = torch.tensor([kind, nbytes, *fields])
-        try:
-            self._pending = [(self._group.send([header], self._peer, 0), header)]
-            if body is not None and nbytes:
-                self._pending.append((self._group.send([body], self._peer, 1), body))
-        except RuntimeError as error:
-            raise LinkError(_first_line(error)) from None
-
-    def flush(self, timeout: timedelta) -> None:
-        """Wait until what was sent has gone: a body goes when the peer asks for it, so never to one that hangs."""
-        pending, self._pending = self._pending, []
-        for work, _ in pending:
-            _wait(work, timeout)
-
-    def receive(self, timeout: timedelta) -> tuple[int, list[int], Tensor]:
-        """kind, fields, body uint8. `timeout` holds for the header and for the body apart."""
-        header = torch.empty(HEADER, dtype=torch.int64)
-        self._receive(header, 0, timeout)
-        kind, nbytes, *fields = header.tolist()
-        body = self._incoming.take(nbytes)
-        if nbytes:
-            self._receive(body, 1, timeout)
-        return kind, fields, body
-
-    def _receive(self, into: Tensor, tag: int, timeout: timedelta) -> None:
-        try:
-            work = self._group.recv([into], self._peer, tag)
-        except RuntimeError as error:
-            raise LinkError(_first_line(error)) from None
-        _wait(work, timeout)
-
-
-def _wait(work, timeout: timedelta) -> None:
-    try:
-        work.wait(timeout)
-    except RuntimeError as error:
-        raise LinkError(_first_line(error)) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LinkError(f"no link could be made: {first_line(error)}") from None
 
 
 class ProcessGroupLink:
@@ -265,9 +67,16 @@ class ProcessGroupLink:
     kind = "process-group (gloo)"
     kind_with_lane = "process-group (gloo, rows over NCCL)"
 
-    def __init__(self, group: ProcessGroupGloo, timeout: float, device: torch.device = CPU,
-                 lane: DataLane | None = None, allocate: Callable[[int], Tensor] | None = None):  # fmt: skip
-        self._wire, self._lane = _Wire(group, 1, device, allocate), lane
+    def __init__(
+        self,
+        group: ProcessGroupGloo,
+        timeout: float,
+        *,
+        device: torch.device = CPU,
+        lane: DataLane | None = None,
+        allocate: Callable[[int], Tensor] | None = None,
+    ):
+        self._wire, self._lane = Wire(group, 1, device, allocate), lane
         if lane is not None:
             self.kind = self.kind_with_lane
         self._timeout = timedelta(seconds=timeout)
@@ -330,9 +139,16 @@ class ProcessGroupServerLink:
 
     kind = ProcessGroupLink.kind
 
-    def __init__(self, group: ProcessGroupGloo, hidden: int, device: torch.device = CPU, lane: DataLane | None = None,
-                 allocate: Callable[[int], Tensor] | None = None):  # fmt: skip
-        self._wire, self._lane, self._hidden = _Wire(group, 0, device, allocate), lane, hidden
+    def __init__(
+        self,
+        group: ProcessGroupGloo,
+        hidden: int,
+        *,
+        device: torch.device = CPU,
+        lane: DataLane | None = None,
+        allocate: Callable[[int], Tensor] | None = None,
+    ):
+        self._wire, self._lane, self._hidden = Wire(group, 0, device, allocate), lane, hidden
         if lane is not None:
             self.kind = ProcessGroupLink.kind_with_lane
 
@@ -374,3 +190,30 @@ class ProcessGroupServerLink:
         # Not flushed: a shard that hangs must not hold the thread that computes for all. The next message comes after
         # this answer has gone.
         self._wire.send(kind, (sequence,), body)
+
+
+@dataclass(frozen=True)
+class ProcessGroups:
+    """The carrier. `lane`: rows go from GPU to GPU over NCCL, beside the process group of the hosts."""
+
+    kind: str
+    lane: bool
+
+    def unavailable_reason(self) -> str | None:
+        return None
+
+    def open(self, meeting: Meeting, end: LinkEnd, most_rows: int) -> Link:
+        group, lane = self.meet(meeting, end, rank=0)
+        return ProcessGroupLink(group, end.timeout, device=end.device, lane=lane)
+
+    def accept(self, meeting: Meeting, end: LinkEnd, shard: str, loops: Loops) -> None:
+        group, lane = self.meet(meeting, end, rank=1)
+        loops.python.attach(shard, ProcessGroupServerLink(group, end.width, device=end.device, lane=lane))
+
+    def meet(self, meeting: Meeting, end: LinkEnd, rank: int) -> tuple[ProcessGroupGloo, DataLane | None]:
+        """The hosts' process group, and the lane for rows between two GPUs. Raises LinkError."""
+        store = meeting.store_host, meeting.store_port, meeting.prefix
+        group = open_process_group(*store, rank, end.host, meeting.timeout)
+        if not self.lane:
+            return group, None
+        return group, open_data_lane(*store, rank, device=end.device, meeting=meeting.timeout, timeout=end.timeout)

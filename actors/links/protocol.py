@@ -1,14 +1,17 @@
-"""What a link between an attention shard and an expert group is, whatever carries it: messages, both ends,
-and errors."""
+"""What a link between an attention shard and an expert group is, whatever carries it: messages, both ends, how
+they are made, and errors."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from isotherm.cluster.messages.workers import Meeting
 
 
 class ExpertNotHeldError(LookupError):
@@ -59,12 +62,85 @@ class GroupFailedError(LinkError):
 
 
 class ServerLink(Protocol):
-    """The group's end of a link."""
+    """The group's end of a link that the loop in Python serves: one thread receives while another answers."""
 
     kind: str
 
-    def receive(self) -> tuple[int, Dispatch] | None: ...
+    def receive(self) -> tuple[int, Dispatch] | None:
+        """Wait for the next dispatch, as long as it takes → (sequence number, message), or None when the shard has
+        closed the link. Raises LinkError when the shard is gone."""
 
-    def reply(self, sequence: int, output_PD: Tensor) -> None: ...
+    def reply(self, sequence: int, output_PD: Tensor) -> None:
+        """Outputs of a message. Raises LinkError."""
 
-    def refuse(self, sequence: int, error: Exception) -> None: ...
+    def refuse(self, sequence: int, error: Exception) -> None:
+        """Say why there is no output. Raises LinkError."""
+
+
+# --- how the two ends are made --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LinkEnd:
+    """What a worker says of itself to whatever carries its links."""
+
+    host: str  # its address, for carriers that listen
+    device: torch.device  # where rows come from and outputs go to
+    dtype: torch.dtype  # of both
+    width: int  # elements of a row
+    top_k: int  # experts that a row may go to
+    timeout: float  # seconds that the peer may stay silent before it counts as lost
+
+
+@dataclass(frozen=True)
+class Met:
+    """What one end has after a meeting in shared memory: the peer's file and the socket. Descriptors are owned by
+    whoever holds this."""
+
+    file: int
+    socket: int
+
+    def close(self) -> None:
+        os.close(self.file)
+        os.close(self.socket)
+
+
+class PythonLoop(Protocol):
+    """Serves any kind of link."""
+
+    def attach(self, shard: str, link: ServerLink) -> None: ...
+
+
+class NativeLoop(Protocol):
+    """Serves links in shared memory without Python."""
+
+    @property
+    def bell(self) -> int:
+        """The file that shards are given to ring."""
+
+    def attach(self, shard: str, met: Met) -> None: ...
+
+
+@dataclass(frozen=True)
+class Loops:
+    """What serves a group's experts. Which of the two a link is served by is its carrier's choice."""
+
+    python: PythonLoop
+    native: NativeLoop | None  # None: the kernels are not native, or this system has no shared memory
+
+
+class Carrier(Protocol):
+    """One kind of link: how its ends are made. Both block until the peer has come, at most the meeting's timeout."""
+
+    @property
+    def kind(self) -> str:
+        """As `Meeting.kind` says it, and the rule of cluster/control/link_choice.py."""
+
+    def unavailable_reason(self) -> str | None:
+        """Why this process can have no link of this kind, whoever the peer is."""
+
+    def open(self, meeting: Meeting, end: LinkEnd, most_rows: int) -> Link:
+        """The shard's end, for messages of mostly up to `most_rows` rows. Raises LinkError."""
+
+    def accept(self, meeting: Meeting, end: LinkEnd, shard: str, loops: Loops) -> None:
+        """The group's end: meet the shard and have one of the loops serve it. Raises LinkError."""

@@ -20,13 +20,24 @@ import struct
 import threading
 import time
 import weakref
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from isotherm.actors.links.protocol import DTYPES, Dispatch, ExpertNotHeldError, GroupFailedError, LinkError
+from isotherm.actors.links.protocol import (
+    DTYPES,
+    Dispatch,
+    ExpertNotHeldError,
+    GroupFailedError,
+    Link,
+    LinkEnd,
+    LinkError,
+    Loops,
+    Met,
+)
+from isotherm.cluster.messages.workers import Meeting
 from isotherm.kernels.native import ring as native_ring
 from isotherm.kernels.native.ring import ALIGNMENT, HEADER_BYTES, LEAST_REPLY, Outcome, Reply
 
@@ -38,18 +49,6 @@ REQUEST_FIELDS = 9  # of iso_end_read
 
 
 # --- the meeting ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Met:
-    """What one end has after a meeting: the peer's file and the socket. Descriptors are owned by whoever holds this."""
-
-    file: int
-    socket: int
-
-    def close(self) -> None:
-        os.close(self.file)
-        os.close(self.socket)
 
 
 def new_file(name: str, nbytes: int) -> int:
@@ -102,6 +101,13 @@ def meet_group(name: str, segment: int, timeout: float) -> Met:
         except (OSError, EOFError) as error:
             peer.close()
             raise LinkError(f"no link could be made: {error or type(error).__name__}") from None
+
+
+def this_machine() -> str:
+    """Processes that say the same can meet at a Unix socket without a file: they are on one machine (`boot_id` is new
+    at every boot), in one network namespace and of one user. Raises OSError where the system does not say."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.stat('/proc/self/ns/net').st_ino}/{os.geteuid()}"
 
 
 def _address(name: str) -> bytes:
@@ -323,3 +329,32 @@ class SharedMemoryServerLink:
     def _answer(self, kind: Reply, sequence: int, data: int | bytes, nbytes: int) -> None:
         if not self._end.lib.iso_end_reply(self._end.handle, sequence, kind, data, nbytes):
             raise LinkError("the shard is gone, or the reply does not fit what it asked for")
+
+
+class SharedMemory:
+    """The carrier."""
+
+    kind = KIND
+
+    def unavailable_reason(self) -> str | None:
+        try:
+            this_machine()
+        except OSError as error:
+            return f"this system does not say which machine it is ({error})"
+        return native_ring.unavailable_reason()
+
+    def open(self, meeting: Meeting, end: LinkEnd, most_rows: int) -> Link:
+        nbytes = segment_bytes(end.width, end.dtype.itemsize, most_rows, end.top_k)
+        return SharedMemoryLink.open(meeting.prefix, nbytes, end.timeout, meeting.timeout)
+
+    def accept(self, meeting: Meeting, end: LinkEnd, shard: str, loops: Loops) -> None:
+        if loops.native is not None:
+            loops.native.attach(shard, meet_shard(meeting.prefix, loops.native.bell, meeting.timeout))
+            return
+        bell = new_bell()
+        try:
+            met = meet_shard(meeting.prefix, bell, meeting.timeout)
+        except BaseException:
+            os.close(bell)
+            raise
+        loops.python.attach(shard, SharedMemoryServerLink(met, bell))

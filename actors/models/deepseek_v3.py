@@ -1,51 +1,25 @@
 """The attention shard's part of a DeepSeek-V3 forward pass: embedding, MLA, dense layers, shared experts, router and
 head.
 
-Routed experts are somewhere else, behind `RoutedExperts`. Shape suffixes as in kernels/ops.py.
+Routed experts are somewhere else (protocol.py). Shape suffixes as in kernels/ops.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.rope import rope_tables
 from isotherm.actors.models.step_batch import StepBatch
 from isotherm.actors.models.weights import WeightReader
-from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
 from isotherm.kernels.ops import AttentionWeights, Kernels, LinearWeight, Router
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_eps
-
-
-class RoutedExperts(Protocol):
-    """The routed experts, wherever they are. One layer is under way at a time."""
-
-    finding_fault: bool  # steps are computed to find the request that makes them fail: errors are raised at once
-
-    def begin_step(self) -> None:
-        """A step begins: rows will come for every MoE layer. Said again before each step."""
-
-    def end_step(self) -> None:
-        """No step follows for now."""
-
-    def abandon(self) -> None:
-        """The step under way has failed: nothing of it is to be left where the next one would meet it."""
-
-    def moe(
-        self,
-        layer: int,
-        x_TD: Tensor,
-        router: Router,
-        gate_up: LinearWeight | None,
-        down: LinearWeight | None,
-        residual_TD: Tensor,
-    ) -> Tensor:
-        """residual + (Σ weight × expert + shared experts) → [T, D], as Kernels.moe says it."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +35,16 @@ class Layer:
     router: Router | None  # None: a dense layer
 
 
-class AttentionModel:
+class DeepseekV3Model:
     """Weights of everything but the routed experts, and the forward pass over a paged latent cache."""
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: DeepseekV3Config,
         kernels: Kernels,
         reader: WeightReader,
         max_positions: int,
+        *,
         progress: Callable[[float], None] = lambda _: None,
         head: str = "stored",
     ):
@@ -90,20 +65,27 @@ class AttentionModel:
 
     def _load_layer(self, reader: WeightReader, i: int) -> Layer:
         c, p = self.config, f"model.layers.{i}"
-        router = None
-        if c.is_moe(i):
-            weight, bias = (
-                self._own(reader.tensor(f"{p}.mlp.gate.{name}"), torch.float32)
-                for name in ("weight", "e_score_correction_bias")
-            )
-            router = Router(
-                weight, bias, c.n_group, c.topk_group, c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor
-            )
+        router = self._load_router(reader, f"{p}.mlp.gate") if c.is_moe(i) else None
         own = f"{p}.mlp" if router is None else f"{p}.mlp.shared_experts" if c.n_shared_experts else None
         return Layer(
             attention=self._load_attention(reader, p),
             mlp=None if own is None else self._load_mlp(reader, own),
             router=router,
+        )
+
+    def _load_router(self, reader: WeightReader, p: str) -> Router:
+        c = self.config
+        weight, bias = (
+            self._own(reader.tensor(f"{p}.{name}"), torch.float32) for name in ("weight", "e_score_correction_bias")
+        )
+        return Router(
+            weight=weight,
+            bias=bias,
+            n_group=c.n_group,
+            topk_group=c.topk_group,
+            top_k=c.num_experts_per_tok,
+            normalise=c.norm_topk_prob,
+            scaling=c.routed_scaling_factor,
         )
 
     def _norm(self, reader: WeightReader, name: str) -> Tensor:

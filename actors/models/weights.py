@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isotherm.cluster.model.checkpoint import SCALE_SUFFIX, Checkpoint
 from isotherm.cluster.model.fingerprint import Fingerprint
-from isotherm.cluster.model.tensors import expert_prefix
+from isotherm.cluster.model.tensors import mlp_projections
 from isotherm.kernels.ops import Kernels, StoredWeight
 
 MAPPED_BYTES = 256 << 20  # read, before the files are mapped anew
@@ -58,11 +58,12 @@ class WeightReader:
 
     def mlp(self, prefix: str) -> tuple[StoredWeight, StoredWeight, StoredWeight]:
         """gate, up and down projections."""
-        gate, up, down = (self.stored(f"{prefix}.{part}_proj.weight") for part in ("gate", "up", "down"))
+        gate, up, down = map(self.stored, mlp_projections(prefix))
         return gate, up, down
 
     def expert(self, layer: int, expert: int) -> tuple[StoredWeight, StoredWeight, StoredWeight]:
-        return self.mlp(expert_prefix(layer, expert))
+        gate, up, down = map(self.stored, self.checkpoint.config.expert_projections(layer, expert))
+        return gate, up, down
 
 
 def own_fingerprint(checkpoint: Checkpoint, kernels: Kernels, head: str) -> Fingerprint:

@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import statistics
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -28,16 +27,13 @@ from isotherm.actors.experts.native_loop import ExpertLoop
 from isotherm.actors.experts.python_loop import ExpertServer
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
-from isotherm.actors.links.process_group import ProcessGroupLink, ProcessGroupServerLink, Rendezvous, open_process_group
-from isotherm.actors.links.protocol import Dispatch, Link, LinkError
-from isotherm.actors.links.shared_memory import (
-    SharedMemoryLink,
-    SharedMemoryServerLink,
-    meet_shard,
-    new_bell,
-    segment_bytes,
-)
-from isotherm.cluster.model.config import ModelConfig, parse
+from isotherm.actors.links.protocol import Dispatch, Link, LinkEnd, LinkError, Loops
+from isotherm.actors.links.registry import carrier, own_locality
+from isotherm.actors.links.rendezvous import Rendezvous
+from isotherm.cluster.control.link_choice import RULES
+from isotherm.cluster.messages.workers import Meeting
+from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.registry import parse
 from isotherm.cluster.placement.table import contiguous_placement
 from isotherm.kernels.native import ring as native_ring
 from isotherm.kernels.native.backend import NativeKernels
@@ -48,7 +44,6 @@ HOST = "127.0.0.1"
 MEETING = 60.0  # seconds for the other process to start and to meet
 SILENCE = 30.0  # seconds
 WARM_UP = 10  # round trips that are not counted
-LOOPS = {"native": "shared-memory", "python": "shared-memory (Python loop)"}
 
 
 @dataclass(frozen=True)
@@ -120,24 +115,34 @@ def _measure(name: str, link: Link, shape: LinkShape, messages: Sequence[Dispatc
 
 @contextmanager
 def _links(shape: LinkShape, most_rows: int) -> Iterator[list[tuple[str, Link]]]:
-    """One link of each kind to a process of its own, which ends with this context or with this process."""
-    rendezvous, prefix = Rendezvous(HOST), uuid.uuid4().hex
+    """Links of every kind that two processes of this machine can have to a process of its own, which ends with this
+    context or with this process. One that the native loop serves is there a second time, served by the Python one."""
+    rendezvous, here = Rendezvous(HOST), own_locality()
+    kinds = [rule.kind for rule in RULES if rule.refusal(here, here) is None]
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    peer = context.Process(target=_serve, args=(shape, rendezvous.port, prefix, theirs), daemon=True)
+    peer = context.Process(target=_serve, args=(shape, theirs), daemon=True)
     peer.start()
     theirs.close()
     links: list[tuple[str, Link]] = []
+
+    def open_link(kind: str, native: bool) -> bool:
+        """Whether the native loop serves it."""
+        meeting = Meeting(rendezvous.host, rendezvous.port, uuid.uuid4().hex, MEETING, kind)
+        ours.send((meeting, native))
+        link = carrier(kind).open(meeting, _end(shape), most_rows)
+        served_natively: bool = ours.recv()
+        links.append((link.kind if native else f"{link.kind} (Python loop)", link))
+        return served_natively
+
     try:
         try:
-            loops = ours.recv()  # once it has begun
+            ours.recv()  # once it has begun
         except EOFError:
             raise LinkError("the other process ended before it could be met") from None
-        nbytes = segment_bytes(shape.hidden, shape.dtype.itemsize, most_rows, shape.top_k)
-        for loop in loops:
-            links.append((LOOPS[loop], SharedMemoryLink.open(f"{prefix}/{loop}", nbytes, SILENCE, MEETING)))
-        gloo = ProcessGroupLink(open_process_group(HOST, rendezvous.port, prefix, 0, HOST, MEETING), SILENCE)
-        links.append((gloo.kind, gloo))
+        for kind in kinds:
+            if open_link(kind, native=True):
+                open_link(kind, native=False)
         yield links
     finally:
         for _, link in links:
@@ -148,38 +153,34 @@ def _links(shape: LinkShape, most_rows: int) -> Iterator[list[tuple[str, Link]]]
         peer.join()
 
 
+def _end(shape: LinkShape) -> LinkEnd:
+    return LinkEnd(
+        host=HOST,
+        device=torch.device("cpu"),
+        dtype=shape.dtype,
+        width=shape.hidden,
+        top_k=shape.top_k,
+        timeout=SILENCE,
+    )
+
+
 # --- the other process ----------------------------------------------------------------------------
 
 
-def _serve(shape: LinkShape, port: int, prefix: str, parent: Connection) -> None:
-    """Serve one link of each kind until the parent closes its end of the pipe."""
+def _serve(shape: LinkShape, parent: Connection) -> None:
+    """Serve the links that the parent asks for, until it closes its end of the pipe."""
     logging.disable()  # links that close, and at the end the one that does not
     torch.set_num_threads(1)
     can_share = native_ring.unavailable_reason() is None
     worker = _narrow_worker(shape, native_gate=can_share)
     server = ExpertServer(worker)
     loop = ExpertLoop(worker, window=1.0) if can_share and isinstance(worker.kernels, NativeKernels) else None
-
-    def meet_native() -> None:
-        assert loop is not None
-        loop.attach("native", meet_shard(f"{prefix}/native", loop.bell, MEETING))
-
-    def meet_python() -> None:
-        bell = new_bell()
-        server.attach("python", SharedMemoryServerLink(meet_shard(f"{prefix}/python", bell, MEETING), bell))
-
-    def meet_process_group() -> None:
-        server.attach(
-            "gloo", ProcessGroupServerLink(open_process_group(HOST, port, prefix, 1, HOST, MEETING), shape.hidden)
-        )
-
-    meetings = {"native": meet_native} if loop is not None else {}
-    meetings |= {"python": meet_python} if can_share else {}
-    for meet in (*meetings.values(), meet_process_group):
-        threading.Thread(target=meet, daemon=True).start()
-    parent.send(list(meetings))
+    parent.send(True)
     with suppress(EOFError):
-        parent.recv()
+        while True:
+            meeting, native = parent.recv()
+            carrier(meeting.kind).accept(meeting, _end(shape), meeting.prefix, Loops(server, loop if native else None))
+            parent.send(loop is not None and meeting.prefix in loop.links())
     os._exit(0)  # without waiting for threads that serve links for ever
 
 

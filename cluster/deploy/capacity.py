@@ -10,7 +10,7 @@ from pathlib import Path
 
 from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes
 from isotherm.cluster.model.checkpoint import Checkpoint
-from isotherm.cluster.model.tensors import Part, expected_tensors
+from isotherm.cluster.model.tensors import Part
 
 # The least that a byte of a stored weight takes in memory: FP8 stays as it is, and the native kernels keep bf16, and
 # what is made bf16, in three quarters (kernels/native/csrc/coded.cpp).
@@ -69,7 +69,7 @@ def _check_memory(manifest: Manifest, checkpoint: Checkpoint, memory: int) -> No
     """Refuses what is sure not to fit. The memory of GPUs is not looked at."""
     shards, kv = (0 if manifest.attention.gpus else manifest.attention.shards), manifest.engine.kv_memory
     shard = group = 0
-    for spec in expected_tensors(checkpoint.config):
+    for spec in checkpoint.config.tensors():
         found = checkpoint.tensors[spec.name]
         least = int(found.nbytes * LEAST.get(found.dtype, 0.37))
         shard, group = (shard, group + least) if spec.part is Part.ROUTED_EXPERTS else (shard + least, group)

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from isotherm.actors.attention.shard import AttentionShard
 from isotherm.actors.experts.group import ExpertGroup
-from isotherm.actors.links.process_group import Rendezvous
+from isotherm.actors.links.rendezvous import Rendezvous
 from isotherm.cluster.background import Background, first_line
 from isotherm.cluster.control.link_choice import choose_link
 from isotherm.cluster.control.link_repair import RELINK_SECONDS, LinkRepair
@@ -229,16 +229,16 @@ class RayFleet:
         m = self.manifest
         device, links = m.worker_device(gpus), m.links
         return WorkerSpec(
-            name,
-            self.checkpoint.path,
-            device,
-            m.dtype,
-            m.head,
-            m.kernels,
-            threads,
-            m.link_timeout,
-            links.gather_window,
-            sharers,
+            id=name,
+            model_path=self.checkpoint.path,
+            device=device,
+            dtype=m.dtype,
+            head=m.head,
+            kernels=m.kernels,
+            threads=threads,
+            link_timeout=m.link_timeout,
+            gather_window=links.gather_window,
+            sharers=sharers,
         )
 
     async def end(self, name: str) -> None:

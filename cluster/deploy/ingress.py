@@ -16,7 +16,7 @@ from isotherm.cluster.api.app import AppSettings, build_app
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.control.liveness import watch_controller
 from isotherm.cluster.manifest import Manifest
-from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.on_ray.controller_client import ControllerClient
 from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess
 from isotherm.cluster.routing.shard_client import ShardClient
@@ -29,7 +29,7 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
     """The Serve application; the model's path must be readable where replicas run."""
 
     def build():  # runs in each replica, on the event loop that will serve its requests
-        config = ModelConfig.load(model_path)
+        config = load_config(model_path)
         controller = ControllerClient()
         shard_capacity = manifest.engine.max_sequences + manifest.engine.max_waiting
         max_model_len = manifest.scheduler_config(config).max_model_len

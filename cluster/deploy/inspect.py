@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from isotherm.cluster.manifest import Manifest, kv_bytes_per_token
-from isotherm.cluster.model.checkpoint import BLOCK, FP8_WORDS, SCALE_SUFFIX, Checkpoint, layer_of, shard_files
+from isotherm.cluster.model.checkpoint import BLOCK, FP8_WORDS, SCALE_SUFFIX, Checkpoint, shard_files
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.cluster.model.tensors import Part, TensorSpec, expected_tensors, layer_tensors
+from isotherm.cluster.model.registry import load_config
+from isotherm.cluster.model.tensors import Part, TensorSpec
 from isotherm.cluster.placement.table import contiguous_placement
 
 STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -37,9 +38,9 @@ class Report:
 def inspect_model(path: Path, manifest: Manifest) -> Report:
     """Raises ModelConfigError or CheckpointError. Weight files may be absent as a whole (only config.json and the index
     were fetched); then bytes are estimated."""
-    config = ModelConfig.load(path)
+    config = load_config(path)
     parameters = {part: 0 for part in Part}
-    for spec in expected_tensors(config):
+    for spec in config.tensors():
         parameters[spec.part] += math.prod(spec.shape)
     files, weight_map = shard_files(path)
     if any(file.exists() for file in files):
@@ -50,9 +51,7 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
     else:
         names = weight_map or {}  # where no file is there, the index has named them
         for layer in _mtp_layers(names, config):
-            # It has enorm, hnorm, shared_head.norm, and eh_proj from twice the hidden size too.
-            extra = 3 * config.hidden_size + 2 * config.hidden_size**2
-            parameters[Part.MTP] += sum(math.prod(s.shape) for s in layer_tensors(config, layer)) + extra
+            parameters[Part.MTP] += sum(math.prod(s.shape) for s in config.mtp_tensors(layer))
         bytes_by_part, weights = _estimate(config, parameters, names)
         source = "estimate from config.json and the index: the weight files are not here"
     main = sum(n for part, n in parameters.items() if part is not Part.MTP)
@@ -63,7 +62,11 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
     )
     return Report(
         path=str(path),
-        architecture=_architecture(config, weights, parameters[Part.MTP] > 0),
+        architecture={
+            **config.describe(),
+            "weights": weights,
+            "multi_token_prediction": "recognised, not used yet" if parameters[Part.MTP] else "none",
+        },
         parameters={"total": main, "active": main - unused, "multi_token_prediction": parameters[Part.MTP]},
         parameters_by_part={part.value: n for part, n in parameters.items() if n},
         bytes_by_part={part.value: n for part, n in bytes_by_part.items()},
@@ -82,30 +85,8 @@ def _counts(name: str) -> bool:
 
 def _mtp_layers(names: Iterable[str], config: ModelConfig) -> list[int]:
     """Indices of the multi-token-prediction layers that the index names."""
-    layers = {layer_of(name) for name in names}
-    return sorted(layer for layer in layers if layer is not None and layer >= config.num_hidden_layers)
-
-
-def _architecture(c: ModelConfig, weights: str, mtp: bool) -> dict[str, Any]:
-    return {
-        "layers": c.num_hidden_layers,
-        "dense_layers": c.num_hidden_layers - len(c.moe_layers),
-        "moe_layers": len(c.moe_layers),
-        "hidden_size": c.hidden_size,
-        "attention_heads": c.num_attention_heads,
-        "q_lora_rank": c.q_lora_rank,
-        "kv_lora_rank": c.kv_lora_rank,
-        "head_dims": f"{c.qk_nope_head_dim} nope + {c.qk_rope_head_dim} rope, value {c.v_head_dim}",
-        "routed_experts": f"{c.num_experts_per_tok} of {c.n_routed_experts}, {c.topk_group} of {c.n_group} groups",
-        "shared_experts": c.n_shared_experts,
-        "vocabulary": c.vocab_size,
-        "context": c.max_position_embeddings,
-        "rope": "plain"
-        if c.rope.yarn_factor is None
-        else f"YaRN ×{c.rope.yarn_factor:g} from {c.rope.original_max_position}",
-        "weights": weights,
-        "multi_token_prediction": "recognised, not used yet" if mtp else "none",
-    }
+    layers = {config.mtp_layer(name) for name in names}
+    return sorted(layer for layer in layers if layer is not None)
 
 
 def _estimate(c: ModelConfig, parameters: dict[Part, int], names: Mapping[str, str]) -> tuple[dict[Part, int], str]:
@@ -129,12 +110,11 @@ def _estimate(c: ModelConfig, parameters: dict[Part, int], names: Mapping[str, s
         else:
             sizes[part] += width * count
 
-    for spec in expected_tensors(c):
+    for spec in c.tensors():
         add(spec, spec.part)
     if parameters[Part.MTP]:
-        for spec in layer_tensors(c, c.num_hidden_layers):
+        for spec in c.mtp_tensors(c.num_hidden_layers):
             add(spec, Part.MTP)
-        sizes[Part.MTP] += width * 2 * c.hidden_size**2
     return {part: n for part, n in sizes.items() if n}, FP8_WORDS if quantised else c.stored_dtype
 
 

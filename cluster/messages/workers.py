@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
     """What every worker is told when it is started."""
 
@@ -31,18 +31,16 @@ class Meeting:
     store_port: int
     prefix: str
     timeout: float  # seconds
-    kind: LinkKind
-
-
-LinkKind = Literal["process-group", "process-group-nccl", "shared-memory"]
+    kind: str  # of actors/links/registry.py, as cluster/control/link_choice.py chose it
 
 
 @dataclass(frozen=True)
 class Locality:
-    """What a worker says of its place: equal `machine`s share memory. `unable` says why this worker can have no link in
-    shared memory. `device`: cpu or cuda, where its rows are; `gpu`: which one that is, by a name that no other has."""
+    """What a worker says of its place: equal `machine`s share memory. `unable` says of each kind of link that this
+    worker can have with nobody why that is. `device`: cpu or cuda, where its rows are; `gpu`: which one that is, by a
+    name that no other has."""
 
     machine: str
-    unable: str | None
+    unable: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     gpu: str | None = None

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.cluster.model.tensors import Part, TensorSpec, expected_tensors
+from isotherm.cluster.model.registry import load_config
+from isotherm.cluster.model.tensors import Part, TensorSpec
 
 INDEX = "model.safetensors.index.json"
 FP8 = "F8_E4M3"
@@ -21,6 +22,7 @@ SCALE_SUFFIX = "_scale_inv"
 BLOCK = 128
 FP8_WORDS = f"FP8 e4m3, {BLOCK}×{BLOCK} blocks"
 SAMPLE_BYTES, SAMPLED_TENSORS = 4096, 4096
+UNNAMED_FAMILY = "deepseek_v3"  # was the only one when digests were first made: they do not name it
 # Of ModelConfig: what no logit depends on.
 NO_NUMERICS = {"num_nextn_predict_layers", "fp8", "stored_dtype", "eos_token_ids"}
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
@@ -55,9 +57,9 @@ class Checkpoint:
     @staticmethod
     def open(path: Path) -> Checkpoint:
         """Check config.json, the index and every header. Raises ModelConfigError or CheckpointError."""
-        config = ModelConfig.load(path)
+        config = load_config(path)
         checkpoint = Checkpoint(path, config, read_headers(path))
-        for spec in expected_tensors(config):
+        for spec in config.tensors():
             checkpoint._check(spec)
         return checkpoint
 
@@ -93,9 +95,9 @@ class Checkpoint:
             )
 
     def nbytes_by_part(self) -> dict[Part, int]:
-        """Stored bytes, block scales included. MTP is whatever stands at layer indices from num_hidden_layers on."""
+        """Stored bytes, block scales included. MTP is whatever the family says belongs to it."""
         totals = {part: 0 for part in Part}
-        for spec in expected_tensors(self.config):
+        for spec in self.config.tensors():
             totals[spec.part] += self.tensors[spec.name].nbytes
             if scale := self.tensors.get(spec.name + SCALE_SUFFIX):
                 totals[spec.part] += scale.nbytes
@@ -110,18 +112,22 @@ class Checkpoint:
         one altered byte is not. Paths, times, and how tensors are dealt out to files do not matter. Raises
         CheckpointError."""
         kept = {name: value for name, value in asdict(self.config).items() if name not in NO_NUMERICS}
+        if self.config.model_type == UNNAMED_FAMILY:
+            del kept["model_type"]
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-        pairs = [(spec.name, spec.name + SCALE_SUFFIX) for spec in expected_tensors(self.config)]
-        names = [name for pair in pairs for name in pair if name in self.tensors]
-        for name in names:
-            digest.update(f"{name} {self.tensors[name].dtype} {self.tensors[name].shape}\n".encode())
-        for name in sampled(names):
+        names: dict[bool, list[str]] = {False: [], True: []}  # by whether they are routed experts'
+        for spec in self.config.tensors():
+            for name in (spec.name, spec.name + SCALE_SUFFIX):
+                if (info := self.tensors.get(name)) is not None:
+                    digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
+                    names[spec.part is Part.ROUTED_EXPERTS].append(name)
+        for name in sampled(names[False], names[True]):
             digest.update(_sample(name, self.tensors[name]))
         return digest.hexdigest()[:16]
 
     def weight_format(self) -> str:
         """How the weights are stored, in words: what the headers say, which need not be what config.json says."""
-        projections = [self.tensors[spec.name] for spec in expected_tensors(self.config) if spec.quantisable]
+        projections = [self.tensors[spec.name] for spec in self.config.tensors() if spec.quantisable]
         if any(info.dtype == FP8 for info in projections):
             return FP8_WORDS
         stored = {dtype: sum(info.nbytes for info in projections if info.dtype == dtype) for dtype in WEIGHT_DTYPES}
@@ -129,14 +135,12 @@ class Checkpoint:
 
     def mtp_tensors(self) -> list[str]:
         """Names of the tensors of multi-token-prediction layers; recognised, and not used to serve yet."""
-        first = self.config.num_hidden_layers
-        return [name for name in self.tensors if (layer := layer_of(name)) is not None and layer >= first]
+        return [name for name in self.tensors if self.config.mtp_layer(name) is not None]
 
 
-def sampled(names: list[str]) -> list[str]:
-    """Those of which `Checkpoint.digest` reads a part."""
-    experts = [name for name in names if ".mlp.experts." in name]
-    others = [name for name in names if ".mlp.experts." not in name]
+def sampled(others: list[str], experts: list[str]) -> list[str]:
+    """Those of which `Checkpoint.digest` reads a part: all that are no routed expert's, and experts spread over the
+    model."""
     step = max(1, -(-len(experts) // max(1, SAMPLED_TENSORS - len(others))))
     # An expert has three projections, with their scales six tensors: none of them is to be passed over always.
     while step > 1 and (step % 2 == 0 or step % 3 == 0):
@@ -152,12 +156,6 @@ def _sample(name: str, info: TensorInfo) -> bytes:
             return stream.read(min(SAMPLE_BYTES, info.nbytes))
     except OSError as error:
         raise CheckpointError(f"{info.file}: tensor {name} cannot be read ({error})") from None
-
-
-def layer_of(name: str) -> int | None:
-    """The layer index in a tensor's name, if it has one."""
-    parts = name.split(".")
-    return int(parts[2]) if len(parts) > 3 and parts[:2] == ["model", "layers"] and parts[2].isdecimal() else None
 
 
 def shard_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:

@@ -1,12 +1,15 @@
-"""The architecture of a `deepseek_v3` checkpoint, read from its config.json and checked once."""
+"""What the cluster knows of a model whatever its family, and typed access to config.json."""
 
 from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from isotherm.cluster.model.tensors import TensorSpec
 
 
 class ModelConfigError(ValueError):
@@ -50,81 +53,65 @@ def _yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Field names are the checkpoint's own."""
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ABC):
+    """One architecture: its sizes, the tensors that a checkpoint of it holds, and how its config.json is read. A family
+    is a subclass with the fields that it has beside these; its entry is in `registry.FAMILIES`. Field names are the
+    checkpoint's own."""
 
+    model_type: str
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
     num_hidden_layers: int
-    num_attention_heads: int
-    q_lora_rank: int | None
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-    attention_bias: bool
-    rms_norm_eps: float
     max_position_embeddings: int
     tie_word_embeddings: bool
-    rope: RopeConfig
-    first_k_dense_replace: int
-    moe_layer_freq: int
     moe_intermediate_size: int
     n_routed_experts: int
-    n_shared_experts: int
     num_experts_per_tok: int
-    n_group: int
-    topk_group: int
-    norm_topk_prob: bool
-    routed_scaling_factor: float
-    num_nextn_predict_layers: int  # what config.json says; the files may lack them
     fp8: bool  # what config.json says; how a tensor is stored stands in its header
     stored_dtype: str  # likewise
     eos_token_ids: tuple[int, ...]
 
-    @property
-    def qk_head_dim(self) -> int:
-        return self.qk_nope_head_dim + self.qk_rope_head_dim
+    @classmethod
+    @abstractmethod
+    def read(cls, f: Fields) -> dict[str, Any]:
+        """The values of the fields of this class, checked. Raises ModelConfigError."""
 
     @property
+    @abstractmethod
     def cache_width(self) -> int:
-        """Elements in the KV cache per token and layer: the latent and the rotary key."""
-        return self.kv_lora_rank + self.qk_rope_head_dim
+        """Elements in the KV cache per token and layer."""
 
-    @property
-    def softmax_scale(self) -> float:
-        return self.qk_head_dim**-0.5 * self.rope.softmax_factor
-
+    @abstractmethod
     def is_moe(self, layer: int) -> bool:
-        """Whether decoder layer `layer` has routed experts. The MTP layers, from num_hidden_layers on, all do."""
-        if layer >= self.num_hidden_layers:
-            return True
-        return layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0
+        """Whether decoder layer `layer` has routed experts."""
+
+    @abstractmethod
+    def tensors(self) -> Iterator[TensorSpec]:
+        """Everything that the model without its multi-token-prediction layers needs, in layer order."""
+
+    @abstractmethod
+    def expert_projections(self, layer: int, expert: int) -> tuple[str, str, str]:
+        """Names of the weights of a routed expert: gate, up and down projection."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What `isotherm inspect` says of the architecture."""
+
+    def mtp_layer(self, tensor: str) -> int | None:
+        """The multi-token-prediction layer that the tensor of this name belongs to, if any."""
+        return None
+
+    def mtp_tensors(self, layer: int) -> Iterator[TensorSpec]:
+        """What a multi-token-prediction layer adds to the model's parameters."""
+        yield from ()
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
         return tuple(i for i in range(self.num_hidden_layers) if self.is_moe(i))
 
-    @staticmethod
-    def load(path: Path) -> ModelConfig:
-        """Read `path`/config.json. Raises ModelConfigError."""
-        file = path / "config.json"
-        try:
-            raw = json.loads(file.read_text())
-        except FileNotFoundError:
-            raise ModelConfigError(
-                f"{file}: not found; a model directory has config.json, tokenizer.json and *.safetensors"
-            ) from None
-        except OSError as error:
-            raise ModelConfigError(f"{file}: cannot be read ({error})") from None
-        except (ValueError, RecursionError) as error:
-            raise ModelConfigError(f"{file}: not valid JSON ({error})") from None
-        return parse(raw, file)
 
-
-class _Fields:
+class Fields:
     """Typed access to config.json that says what is wrong and where. A default is for a field that is absent: where
     it stands as null, it would be None in the reference implementation too, which cannot compute with it.
     `null_is_absent`: for fields where it can."""
@@ -167,75 +154,6 @@ class _Fields:
             raise self.fail(name, value, " or ".join(json.dumps(a) for a in allowed))
 
 
-NOT_YET = {
-    "kimi_k2": "Kimi K2 is not supported yet",
-    "deepseek_v32": "DeepSeek-V3.2's sparse attention is not supported yet",
-}
-
-
-def parse(raw: dict[str, Any], file: Path | str = "config.json") -> ModelConfig:
-    """Check a decoded config.json. Sizes must be there; every other field that is absent has the value that
-    transformers' DeepseekV3Config and DeepSeek's own configuration class give it. Raises ModelConfigError."""
-    if not isinstance(raw, dict):
-        raise ModelConfigError(f"{file}: must hold a JSON object, found {type(raw).__name__}")
-    f, lenient = _Fields(raw, str(file)), _Fields(raw, str(file), null_is_absent=True)
-    if isinstance(kind := raw.get("model_type"), str) and kind in NOT_YET:
-        raise ModelConfigError(f'{file}: model_type is "{kind}": {NOT_YET[kind]}; it must be "deepseek_v3"')
-    f.exactly("model_type", ("deepseek_v3",), None)
-    f.exactly("hidden_act", ("silu",), "silu")
-    f.exactly("scoring_func", ("sigmoid",), "sigmoid")
-    f.exactly("topk_method", ("noaux_tc",), "noaux_tc")
-    f.exactly("rope_interleave", (True,), True)
-    rope_dim = f.integer("qk_rope_head_dim")
-    if rope_dim % 2:
-        raise f.fail("qk_rope_head_dim", rope_dim, "even")
-    max_position = f.integer("max_position_embeddings", 4096)
-    return ModelConfig(
-        vocab_size=f.integer("vocab_size"),
-        hidden_size=f.integer("hidden_size"),
-        intermediate_size=f.integer("intermediate_size"),
-        num_hidden_layers=f.integer("num_hidden_layers"),
-        num_attention_heads=f.integer("num_attention_heads"),
-        q_lora_rank=None if f.value("q_lora_rank", 1536) is None else f.integer("q_lora_rank", 1536),
-        kv_lora_rank=f.integer("kv_lora_rank"),
-        qk_nope_head_dim=f.integer("qk_nope_head_dim"),
-        qk_rope_head_dim=rope_dim,
-        v_head_dim=f.integer("v_head_dim"),
-        attention_bias=f.boolean("attention_bias", False),
-        rms_norm_eps=f.number("rms_norm_eps", 1e-6),
-        max_position_embeddings=max_position,
-        tie_word_embeddings=f.boolean("tie_word_embeddings", False),
-        rope=_parse_rope(raw, lenient, max_position),
-        first_k_dense_replace=f.integer("first_k_dense_replace", 3, minimum=0),
-        moe_layer_freq=f.integer("moe_layer_freq", 1),
-        moe_intermediate_size=f.integer("moe_intermediate_size"),
-        n_shared_experts=f.integer("n_shared_experts", 1, minimum=0),
-        norm_topk_prob=f.boolean("norm_topk_prob", True),
-        routed_scaling_factor=f.number("routed_scaling_factor", 2.5),
-        num_nextn_predict_layers=lenient.integer("num_nextn_predict_layers", 1, minimum=0),
-        fp8=_parse_quantisation(raw, f),
-        stored_dtype=str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16").removeprefix("torch."),
-        eos_token_ids=token_ids({"eos_token_id": 1} | raw, "eos_token_id", f.where),
-        **_parse_routing(f),
-    )
-
-
-def _parse_routing(f: _Fields) -> dict[str, int]:
-    """How many experts there are, in how many groups, and how many of each a token goes to."""
-    experts, groups = f.integer("n_routed_experts"), f.integer("n_group", 8)
-    if experts % groups:
-        raise f.fail("n_group", groups, f"a divisor of n_routed_experts ({experts})")
-    topk_group = f.integer("topk_group", 4)
-    if topk_group > groups:
-        raise f.fail("topk_group", topk_group, f"at most n_group ({groups})")
-    top_k = f.integer("num_experts_per_tok")
-    if top_k > experts // groups * topk_group:
-        raise f.fail(
-            "num_experts_per_tok", top_k, f"at most the experts in topk_group groups ({experts // groups * topk_group})"
-        )
-    return {"n_routed_experts": experts, "n_group": groups, "topk_group": topk_group, "num_experts_per_tok": top_k}
-
-
 def token_ids(raw: dict[str, Any], name: str, where: str) -> tuple[int, ...]:
     """A field that is null, one id or a list of ids."""
     value = raw.get(name)
@@ -245,26 +163,27 @@ def token_ids(raw: dict[str, Any], name: str, where: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _parse_quantisation(raw: dict[str, Any], f: _Fields) -> bool:
-    quantisation = raw.get("quantization_config")
+def parse_quantisation(f: Fields) -> bool:
+    """Whether config.json says that weights are stored in FP8 blocks."""
+    quantisation = f.raw.get("quantization_config")
     if quantisation is None:
         return False
     if not isinstance(quantisation, dict):
         raise f.fail("quantization_config", quantisation, "null or an object")
-    q = _Fields(quantisation, f"{f.where}: quantization_config")
+    q = Fields(quantisation, f"{f.where}: quantization_config")
     q.exactly("quant_method", ("fp8",), None)
     q.exactly("fmt", ("e4m3",), "e4m3")
     q.exactly("weight_block_size", ([128, 128],), None)
     return True
 
 
-def _parse_rope(raw: dict[str, Any], f: _Fields, max_position: int) -> RopeConfig:
+def parse_rope(f: Fields, max_position: int) -> RopeConfig:
     """`rope_parameters` (new) or `rope_theta` + `rope_scaling` (old)."""
-    name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    scaling = raw.get(name) or {}
+    name = "rope_scaling" if f.raw.get("rope_scaling") else "rope_parameters"
+    scaling = f.raw.get(name) or {}
     if not isinstance(scaling, dict):
         raise f.fail(name, scaling, "null or an object")
-    r = _Fields(scaling, f"{f.where}: {name}", null_is_absent=True)
+    r = Fields(scaling, f"{f.where}: {name}", null_is_absent=True)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     theta = r.number("rope_theta", f.number("rope_theta", 10000.0))
     if theta <= 1:

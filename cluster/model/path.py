@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.registry import load_config
 
 DESCRIPTION = ["*.json", "*.jinja"]  # a few megabytes that say what the model is
 WEIGHTS = ["*.safetensors"]
@@ -60,7 +60,7 @@ def resolve_model(model: str) -> Path:
 
     try:
         description = Path(snapshot_download(model, allow_patterns=DESCRIPTION))
-        ModelConfig.load(description)
+        load_config(description)
         tokenizer_file(description)
         return Path(snapshot_download(model, allow_patterns=DESCRIPTION + WEIGHTS))
     except RepositoryNotFoundError:

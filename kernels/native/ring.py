@@ -150,9 +150,19 @@ class NativeExpertLoop:
     multiples of the time that a layer takes; 0: never.
     """
 
-    def __init__(self, kernels: NativeKernels, bank: NativeExpertBank, gate: NativeGate, slot_of: np.ndarray,
-                 rows_served: np.ndarray, first_layer: int, dtype: int, window: float,
-                 library: Path | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        kernels: NativeKernels,
+        bank: NativeExpertBank,
+        gate: NativeGate,
+        *,
+        slot_of: np.ndarray,
+        rows_served: np.ndarray,
+        first_layer: int,
+        dtype: int,
+        window: float,
+        library: Path | None = None,
+    ) -> None:
         if slot_of.dtype != np.int32 or rows_served.dtype != np.int64 or slot_of.shape != rows_served.shape:
             raise TypeError(
                 f"slots int32 and counts int64 of one shape are needed, not {slot_of.dtype} {slot_of.shape} and "

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-import uuid
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,15 +11,23 @@ import pytest
 import torch
 
 from isotherm.actors import worker as worker_base
-from isotherm.actors.links.process_group import Rendezvous
-from isotherm.actors.worker import WorkerBase, own_locality
+from isotherm.actors.links.registry import own_locality
+from isotherm.actors.worker import WorkerBase
 from isotherm.cluster.messages.membership import SupersededError
-from isotherm.cluster.messages.workers import Meeting, WorkerSpec
+from isotherm.cluster.messages.workers import WorkerSpec
 from isotherm.cluster.model.path import bundled_model
 
 HOST = "127.0.0.1"
 SPEC = WorkerSpec(
-    "attention-0", bundled_model(), "cpu", "bfloat16", "stored", "reference", 1, link_timeout=5.0, gather_window=1.0
+    id="attention-0",
+    model_path=bundled_model(),
+    device="cpu",
+    dtype="bfloat16",
+    head="stored",
+    kernels="reference",
+    threads=1,
+    link_timeout=5.0,
+    gather_window=1.0,
 )
 
 
@@ -78,26 +84,11 @@ def test_a_worker_says_where_its_rows_are(monkeypatch: pytest.MonkeyPatch):
     assert asyncio.run(worker.locality()) == replace(own_locality(), device="cuda", gpu="a-b-c")
 
 
-@pytest.mark.parametrize("kind", ["process-group", "process-group-nccl"])
-def test_a_lane_for_rows_is_opened_between_gpus_alone(kind, monkeypatch: pytest.MonkeyPatch):
-    rendezvous, opened = Rendezvous(HOST), {}
-    monkeypatch.setattr(worker_base, "open_data_lane", lambda *arguments: arguments)
-    meeting = Meeting(HOST, rendezvous.port, uuid.uuid4().hex, 20.0, kind)
-
-    def meet(rank: int) -> None:
-        opened[rank] = WorkerBase(SPEC, HOST)._meet(meeting, rank)
-
-    other = threading.Thread(target=meet, args=(1,))
-    other.start()
-    meet(0)
-    other.join()
-    assert [opened[rank][0].rank() for rank in (0, 1)] == [0, 1]
-    if kind == "process-group":
-        assert opened[0][1] is opened[1][1] is None
-    else:
-        assert [opened[rank][1] for rank in (0, 1)] == [
-            (HOST, rendezvous.port, meeting.prefix, r, torch.device("cpu"), 20.0, 5.0) for r in (0, 1)
-        ]
+def test_a_worker_says_of_itself_what_its_links_need():
+    end = WorkerBase(SPEC, HOST).link_end()
+    assert (end.host, end.device, end.dtype, end.timeout) == (HOST, torch.device("cpu"), torch.bfloat16, 5.0)
+    config = WorkerBase(SPEC, HOST).checkpoint.config
+    assert (end.width, end.top_k) == (config.hidden_size, config.num_experts_per_tok)
 
 
 def test_orders_of_a_controller_that_has_been_superseded_are_refused():

@@ -23,7 +23,7 @@ from served import Served
 from skewed import skewed_checkpoint
 from traffic import Sample, Traffic, between, random_prompts, spread, watch
 
-from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.registry import load_config
 
 STREAMS, THRESHOLD, GAIN, LIMIT = 16, 1.15, 1.4, 30.0
 
@@ -37,7 +37,7 @@ def run(model: Path, mode: str, options: argparse.Namespace) -> list[Sample]:
         "autoscaling": {"mode": mode},
     }
     with tempfile.TemporaryDirectory() as folder, Served(manifest, Path(folder)) as served:
-        prompts = random_prompts(ModelConfig.load(model).vocab_size, 16)
+        prompts = random_prompts(load_config(model).vocab_size, 16)
         traffic = Traffic(served.url, "skewed", STREAMS, 256, prompts, options.temperature, not options.whole)
 
         async def measure() -> list[Sample]:

@@ -18,7 +18,7 @@ from isotherm.cluster.manifest import (
     parse_bytes,
     parse_manifest,
 )
-from isotherm.cluster.model.config import parse
+from isotherm.cluster.model.registry import parse
 
 DEFAULT = Path(__file__).parents[2] / "manifests" / "default.yaml"
 MODEL = parse(make_config())  # 3 layers × (32 + 8) elements per token, 4096 positions

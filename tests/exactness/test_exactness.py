@@ -20,7 +20,7 @@ from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
-from isotherm.actors.models.deepseek_v3 import AttentionModel
+from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.engine.sequence import ScheduledSequence
@@ -83,7 +83,7 @@ class World:
         for threads in (1, 2, 3):
             kernels = NativeKernels(dtype, threads=threads)
             with WeightReader(self.checkpoint) as reader:
-                self.models[threads] = AttentionModel(self.config, kernels, reader, 512)
+                self.models[threads] = DeepseekV3Model(self.config, kernels, reader, 512)
                 every = [(layer, e) for layer in self.config.moe_layers for e in range(self.config.n_routed_experts)]
                 self.workers[threads] = [ExpertWorker(self.config, kernels, len(every)) for _ in range(3)]
                 for worker in self.workers[threads]:

@@ -275,25 +275,25 @@ def test_biases_that_the_config_does_not_ask_for_are_not_used(tmp_path: Path):
 def test_an_expert_group_reads_no_attention_weight_and_a_shard_no_expert(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ):
-    from isotherm.actors.models.deepseek_v3 import AttentionModel
+    from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
     from isotherm.actors.models.weights import WeightReader
 
     names: list[str] = []
     original = WeightReader.tensor
     monkeypatch.setattr(WeightReader, "tensor", lambda self, name: names.append(name) or original(self, name))
     with WeightReader(checkpoint) as reader:
-        AttentionModel(checkpoint.config, ReferenceKernels(torch.float32), reader, 128)
+        DeepseekV3Model(checkpoint.config, ReferenceKernels(torch.float32), reader, 128)
         assert reader.bytes_read == sum(checkpoint.tensors[n].nbytes for n in names)
     assert sorted(names) == sorted(n for n in checkpoint.tensors if ".experts." not in n)
 
 
 def test_loading_tells_its_progress(checkpoint: Checkpoint):
-    from isotherm.actors.models.deepseek_v3 import AttentionModel
+    from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
     from isotherm.actors.models.weights import WeightReader
 
     seen: list[float] = []
     with WeightReader(checkpoint) as reader:
-        AttentionModel(checkpoint.config, ReferenceKernels(torch.float32), reader, 128, seen.append)
+        DeepseekV3Model(checkpoint.config, ReferenceKernels(torch.float32), reader, 128, progress=seen.append)
     assert seen == [0.25, 0.5, 0.75, 1.0]
 
 

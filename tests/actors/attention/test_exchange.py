@@ -451,7 +451,7 @@ class Broken:
         self.links = {group: FragileLink() for group in placement.groups()}
         self.told: list[tuple[str, str]] = []
         self.on_failure: Callable[[str], None] = lambda group: None
-        self.exchange = ExpertExchange(KERNELS, placement, self.links, patience, link_failed=self._tell)
+        self.exchange = ExpertExchange(KERNELS, placement, self.links, patience=patience, link_failed=self._tell)
 
     def _tell(self, group: str, link: Any, reason: str) -> None:
         self.told.append((group, reason))

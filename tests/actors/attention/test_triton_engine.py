@@ -16,7 +16,7 @@ from deepseek_checkpoints import make_checkpoint
 from torch import Tensor
 
 from isotherm.actors.experts.worker import ExpertWorker
-from isotherm.actors.models.deepseek_v3 import AttentionModel
+from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
@@ -76,7 +76,7 @@ def test_everything_is_on_the_device(tmp_path: Path, options: dict[str, Any]):
     recorder = Recorder()
     kernels = TritonKernels(torch.bfloat16, "meta", recorder)
     with WeightReader(Checkpoint.open(tmp_path)) as reader:
-        model = AttentionModel(config, kernels, reader, 128)
+        model = DeepseekV3Model(config, kernels, reader, 128)
     cache, experts = model.new_cache(16, 16), NoExperts(kernels)
     request = GenerationRequest("r", tuple(range(40)), SamplingParams(8))
     chunks = [

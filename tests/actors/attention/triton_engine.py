@@ -20,16 +20,11 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.experts.python_loop import ExpertServer
 from isotherm.actors.experts.worker import ExpertWorker
-from isotherm.actors.links.process_group import (
-    CPU,
-    DataLane,
-    ProcessGroupLink,
-    ProcessGroupServerLink,
-    Rendezvous,
-    open_process_group,
-)
+from isotherm.actors.links.device_lane import DataLane
+from isotherm.actors.links.process_group import CPU, ProcessGroupLink, ProcessGroupServerLink, open_process_group
+from isotherm.actors.links.rendezvous import Rendezvous
 from isotherm.actors.local import local_engine, run
-from isotherm.actors.models.deepseek_v3 import AttentionModel
+from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
@@ -96,17 +91,17 @@ def linked_engine(checkpoint: Checkpoint, kernels: Kernels) -> Iterator[Engine]:
     with WeightReader(checkpoint) as reader:
         worker = ExpertWorker(config, kernels, len(placement.held_by("group")))
         worker.load(reader, placement.held_by("group"))
-        model = AttentionModel(config, kernels, reader, CONFIG.max_model_len)
+        model = DeepseekV3Model(config, kernels, reader, CONFIG.max_model_len)
 
     def serve() -> None:
         group, lane = lanes(1)
-        ExpertServer(worker).attach("shard", ProcessGroupServerLink(group, config.hidden_size, CPU, lane))
+        ExpertServer(worker).attach("shard", ProcessGroupServerLink(group, config.hidden_size, lane=lane))
 
     thread = threading.Thread(target=serve)
     thread.start()
     group, lane = lanes(0)
     thread.join()
-    link = ProcessGroupLink(group, 60.0, CPU, lane)
+    link = ProcessGroupLink(group, 60.0, lane=lane)
     yield Engine(model, ExpertExchange(kernels, placement, {"group": link}, patience=1.0), CONFIG)
     link.close()
 

@@ -20,17 +20,14 @@ from link_peers import make_worker, process, random_message, random_pause, serve
 from torch import Tensor
 
 from isotherm.actors.experts.python_loop import ExpertServer
-from isotherm.actors.links.process_group import (
-    CPU,
-    DataLane,
-    HostMemory,
-    ProcessGroupLink,
-    ProcessGroupServerLink,
-    Rendezvous,
-    open_data_lane,
-    open_process_group,
-)
-from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError, LinkError
+from isotherm.actors.links import process_group
+from isotherm.actors.links.device_lane import DataLane, open_data_lane
+from isotherm.actors.links.process_group import CPU, ProcessGroupLink, ProcessGroupServerLink, open_process_group
+from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError, LinkEnd, LinkError
+from isotherm.actors.links.registry import CARRIERS
+from isotherm.actors.links.rendezvous import Rendezvous
+from isotherm.actors.links.wire import HostMemory
+from isotherm.cluster.messages.workers import Meeting
 from isotherm.cluster.model.checkpoint import Checkpoint
 
 HOST = "127.0.0.1"
@@ -66,25 +63,25 @@ def connect(
 ) -> ProcessGroupLink:
     prefix = uuid.uuid4().hex
 
-    def end(rank: int) -> tuple[Any, ...]:
-        """Process group, lane and memory of one end."""
+    def end(rank: int) -> tuple[Any, dict[str, Any]]:
+        """Process group of one end, and its lane or memory."""
         group = open_process_group(HOST, rendezvous.port, prefix, rank, HOST, 20.0)
         if way != "lane":
-            return group, CPU, None, forgetful if way == "staged" else None
+            return group, {"allocate": forgetful if way == "staged" else None}
         lane = DataLane(
             open_process_group(HOST, rendezvous.port, f"{prefix}/rows", rank, HOST, 20.0), 1 - rank, CPU, timeout
         )
         lane.greet(first=rank == 0)
-        return group, CPU, lane
+        return group, {"lane": lane}
 
     def serve() -> None:
-        group, *rest = end(1)
-        server.attach(shard, ProcessGroupServerLink(group, server.worker.config.hidden_size, *rest))
+        group, rest = end(1)
+        server.attach(shard, ProcessGroupServerLink(group, server.worker.config.hidden_size, **rest))
 
     thread = threading.Thread(target=serve)
     thread.start()
-    group, *rest = end(0)
-    link = ProcessGroupLink(group, timeout, *rest)
+    group, rest = end(0)
+    link = ProcessGroupLink(group, timeout, **rest)
     thread.join()
     return link
 
@@ -245,7 +242,7 @@ def test_the_shard_of_a_link_with_a_lane_sees_a_killed_group_at_once(rendezvous:
     with process(serve_process_group, path, HOST, rendezvous.port, prefix) as pid:
         group = open_process_group(HOST, rendezvous.port, prefix, 0, HOST, 20.0)
         closed: list[int] = []
-        link = ProcessGroupLink(group, 30.0, CPU, DataLane(_NoRows(), 1, CPU, 30.0, lambda: closed.append(1)))
+        link = ProcessGroupLink(group, 30.0, lane=DataLane(_NoRows(), 1, CPU, 30.0, lambda: closed.append(1)))
         os.kill(pid, signal.SIGKILL)
         begin = time.perf_counter()
         with pytest.raises(LinkError):
@@ -275,7 +272,33 @@ def test_host_memory_is_used_again_and_grows():
 def test_without_nccl_a_link_between_gpus_says_so(rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr("torch.distributed.ProcessGroupNCCL", raising=False)
     with pytest.raises(LinkError, match=r"torch .* has no NCCL"):
-        open_data_lane(HOST, rendezvous.port, uuid.uuid4().hex, 0, torch.device("cuda"), 1.0, 1.0)
+        open_data_lane(HOST, rendezvous.port, uuid.uuid4().hex, 0, device=torch.device("cuda"), meeting=1, timeout=1)
+
+
+@pytest.mark.parametrize("kind", ["process-group", "process-group-nccl"])
+def test_a_lane_for_rows_is_opened_between_gpus_alone(kind, rendezvous: Rendezvous, monkeypatch: pytest.MonkeyPatch):
+    opened: dict[int, tuple[Any, Any]] = {}
+    monkeypatch.setattr(process_group, "open_data_lane", lambda *where, **how: (where, how))
+    meeting = Meeting(HOST, rendezvous.port, uuid.uuid4().hex, 20.0, kind)
+    carrier = CARRIERS[kind]
+    assert isinstance(carrier, process_group.ProcessGroups)
+    end = LinkEnd(host=HOST, device=CPU, dtype=torch.bfloat16, width=8, top_k=2, timeout=5.0)
+
+    def meet(rank: int) -> None:
+        opened[rank] = carrier.meet(meeting, end, rank)
+
+    other = threading.Thread(target=meet, args=(1,))
+    other.start()
+    meet(0)
+    other.join()
+    assert [opened[rank][0].rank() for rank in (0, 1)] == [0, 1]
+    if kind == "process-group":
+        assert opened[0][1] is opened[1][1] is None
+    else:
+        assert [opened[rank][1] for rank in (0, 1)] == [
+            ((HOST, rendezvous.port, meeting.prefix, rank), {"device": CPU, "meeting": 20.0, "timeout": 5.0})
+            for rank in (0, 1)
+        ]
 
 
 def test_a_shard_that_never_takes_its_answer_holds_up_nobody(rendezvous: Rendezvous, server: ExpertServer, config):

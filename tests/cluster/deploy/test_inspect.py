@@ -17,8 +17,8 @@ from published import DEEPSEEK_V3
 from isotherm.cluster.deploy.inspect import Report, inspect_model
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
 from isotherm.cluster.model.checkpoint import INDEX, CheckpointError
-from isotherm.cluster.model.config import ModelConfigError, parse
-from isotherm.cluster.model.tensors import expected_tensors
+from isotherm.cluster.model.config import ModelConfigError
+from isotherm.cluster.model.registry import parse
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_index_decides_whether_weights_are_fp8(tmp_path: Path, v3: Path, sca
         else {name: value for name, value in DEEPSEEK_V3.items() if name != "quantization_config"}
     )
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    names = [spec.name for spec in expected_tensors(parse(raw))]
+    names = [spec.name for spec in parse(raw).tensors()]
     names += [f"{name}_scale_inv" for name in names if scales and name.endswith("_proj.weight")]
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}))
     report = inspect_model(tmp_path, Manifest())

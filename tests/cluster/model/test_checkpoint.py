@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from deepseek_checkpoints import make_checkpoint, make_config, make_tensors
+from deepseek_checkpoints import make_checkpoint, make_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,12 +21,12 @@ from isotherm.cluster.model.checkpoint import (
     Checkpoint,
     CheckpointError,
     TensorInfo,
-    layer_of,
     read_headers,
     shard_files,
 )
-from isotherm.cluster.model.config import ModelConfigError, parse
-from isotherm.cluster.model.tensors import Part, TensorSpec, expected_tensors, expert_tensors, layer_tensors
+from isotherm.cluster.model.config import ModelConfigError
+from isotherm.cluster.model.registry import parse
+from isotherm.cluster.model.tensors import Part, TensorSpec
 
 Tensors = dict[str, Tensor]
 
@@ -78,79 +78,6 @@ def test_weights_may_be_stored_in_any_float(tmp_path: Path, dtype: str):
     assert Checkpoint.open(make_checkpoint(tmp_path, dtype=dtype)).config.stored_dtype == dtype
 
 
-ARCHITECTURES: list[dict[str, Any]] = [
-    {},
-    {"q_lora_rank": None, "attention_bias": True},
-    {"attention_bias": True, "n_shared_experts": 2, "n_group": 1, "topk_group": 1},
-    {"first_k_dense_replace": 0, "tie_word_embeddings": True},
-    {"first_k_dense_replace": 3, "v_head_dim": 10},
-    {"num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 2, "n_routed_experts": 8},
-]
-
-
-@pytest.mark.parametrize("overrides", ARCHITECTURES)
-def test_expected_tensors_are_those_of_transformers(overrides: dict[str, Any]):
-    """transformers stacks a layer's experts; here they are taken apart into the hub's names."""
-    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-
-    raw = make_config(overrides)
-    with torch.device("meta"):
-        state = DeepseekV3ForCausalLM(DeepseekV3Config(**raw)).state_dict()
-    theirs: dict[str, tuple[int, ...]] = {}
-    for name, tensor in state.items():
-        prefix, stacked, part = name.partition(".experts.")
-        if not stacked:
-            theirs[name] = tuple(tensor.shape)
-            continue
-        for e, one in enumerate(tensor):
-            halves = (
-                dict(zip(("gate_proj", "up_proj"), one.chunk(2), strict=True))
-                if part == "gate_up_proj"
-                else {part: one}
-            )
-            theirs |= {f"{prefix}.experts.{e}.{p}.weight": tuple(t.shape) for p, t in halves.items()}
-    if raw["tie_word_embeddings"]:
-        theirs.pop("lm_head.weight", None)
-    assert {spec.name: spec.shape for spec in expected_tensors(parse(raw))} == theirs
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        *ARCHITECTURES,
-        {"moe_layer_freq": 2, "num_hidden_layers": 5},
-        {"moe_layer_freq": 2, "first_k_dense_replace": 0},
-        {"n_shared_experts": 0},
-    ],
-)
-def test_expected_tensors_are_those_of_the_hub(overrides: dict[str, Any]):
-    raw = make_config(overrides)
-    ours = [spec.name for spec in expected_tensors(parse(raw))]
-    assert len(set(ours)) == len(ours)
-    assert {spec.name: spec.shape for spec in expected_tensors(parse(raw))} == {
-        n: tuple(t.shape) for n, t in make_tensors(raw).items()
-    }
-
-
-def test_what_may_be_fp8_is_what_deepseek_stores_so():
-    raw = make_config(fp8=True)
-    stored = {name for name, tensor in make_tensors(raw, fp8=True).items() if tensor.dtype == torch.float8_e4m3fn}
-    assert {spec.name for spec in expected_tensors(parse(raw)) if spec.quantisable} == stored | {"lm_head.weight"}
-
-
-def test_parts_of_the_model():
-    config = parse(make_config())
-    parts = {spec.name.replace("model.layers.", ""): spec.part for spec in expected_tensors(config)}
-    assert parts["model.embed_tokens.weight"] is Part.EMBEDDING
-    assert parts["lm_head.weight"] is parts["model.norm.weight"] is Part.HEAD
-    assert parts["0.mlp.up_proj.weight"] is Part.DENSE_MLP
-    assert parts["1.mlp.gate.weight"] is parts["1.mlp.gate.e_score_correction_bias"] is Part.ROUTER
-    assert parts["1.mlp.shared_experts.down_proj.weight"] is Part.SHARED_EXPERTS
-    assert parts["2.mlp.experts.11.gate_proj.weight"] is Part.ROUTED_EXPERTS
-    assert parts["2.self_attn.o_proj.weight"] is parts["2.input_layernorm.weight"] is Part.ATTENTION
-    assert list(expert_tensors(config, 2, 11)) == [s for s in layer_tensors(config, 2) if ".experts.11." in s.name]
-
-
 def test_bytes_by_part_count_scales_and_the_mtp_layer(tmp_path: Path):
     make_checkpoint(tmp_path, {"hidden_size": 130}, fp8=True, mtp=True)
     checkpoint = Checkpoint.open(tmp_path)
@@ -172,22 +99,6 @@ def test_parts_that_a_model_does_not_have_are_not_listed(tmp_path: Path):
         Part.DENSE_MLP,
         Part.HEAD,
     }
-
-
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("model.layers.12.mlp.gate.weight", 12),
-        ("model.layers.0.enorm.weight", 0),
-        ("model.norm.weight", None),
-        ("lm_head.weight", None),
-        ("model.layers.x.weight", None),
-        ("model.layers.²³.weight", None),
-        ("other.layers.1.weight", None),
-    ],
-)
-def test_layer_of(name: str, layer: int | None):
-    assert layer_of(name) == layer
 
 
 def test_tensors_that_nothing_needs_are_no_error(tmp_path: Path):
@@ -215,7 +126,7 @@ def drop(name: str) -> Callable[[Tensors], None]:
 def test_any_missing_tensor_is_named_with_its_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     raw = make_config({"attention_bias": True})
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    tensors = {s.name: TensorInfo(tmp_path / "a", "F32", s.shape, 0) for s in expected_tensors(parse(raw))}
+    tensors = {s.name: TensorInfo(tmp_path / "a", "F32", s.shape, 0) for s in parse(raw).tensors()}
     monkeypatch.setattr(checkpoint_module, "read_headers", lambda _: tensors)
     Checkpoint.open(tmp_path)
     for name in list(tensors):
@@ -536,7 +447,7 @@ def test_specs_of_a_671b_model_are_quick():
         "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
         "n_routed_experts": 256, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4,
     })  # fmt: skip
-    specs: list[TensorSpec] = list(expected_tensors(parse(raw)))
+    specs: list[TensorSpec] = list(parse(raw).tensors())
     parameters = sum(s.shape[0] * (s.shape[1] if len(s.shape) > 1 else 1) for s in specs)
     assert round(parameters / 1e9) == 671  # as the model card counts it, without the MTP layer
     assert len(specs) == 58 * (256 * 3 + 3 + 2) + 3 * 3 + 61 * 9 + 3

@@ -3,16 +3,19 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
-from deepseek_checkpoints import make_config
+import torch
+from deepseek_checkpoints import make_config, make_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from published import DEEPSEEK_V3
 
-from isotherm.cluster.model.config import ModelConfig, ModelConfigError, RopeConfig, parse, token_ids
+from isotherm.cluster.model.config import ModelConfigError, RopeConfig, token_ids
+from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
+from isotherm.cluster.model.registry import parse
+from isotherm.cluster.model.tensors import Part
 
 YARN = {
     "factor": 40,
@@ -36,8 +39,9 @@ def test_every_field_is_read_from_its_own_name():
     config = parse(
         make_config({"num_nextn_predict_layers": 1, "eos_token_id": [1, 5]}, rope=YARN, fp8=True, dtype="float16")
     )
-    assert config == ModelConfig(
-        vocab_size=300, hidden_size=56, intermediate_size=88, num_hidden_layers=3, num_attention_heads=3,
+    assert config == DeepseekV3Config(
+        model_type="deepseek_v3", vocab_size=300,
+        hidden_size=56, intermediate_size=88, num_hidden_layers=3, num_attention_heads=3,
         q_lora_rank=26, kv_lora_rank=32, qk_nope_head_dim=14, qk_rope_head_dim=8, v_head_dim=18, attention_bias=False,
         rms_norm_eps=1e-6, max_position_embeddings=4096, tie_word_embeddings=False,
         rope=RopeConfig(theta=10000.0, yarn_factor=40.0, original_max_position=4096, beta_fast=32.0, beta_slow=1.0,
@@ -59,13 +63,13 @@ OWN_NAMES = {"rope", "fp8", "stored_dtype", "eos_token_ids", "moe_layer_freq"}
 
 
 def test_fields_that_may_be_absent_have_the_defaults_of_transformers():
-    """Every field of ModelConfig: it is a size that must be there, or its default is that of the reference
+    """Every field of DeepseekV3Config: it is a size that must be there, or its default is that of the reference
     implementation."""
-    from transformers import DeepseekV3Config
+    from transformers import DeepseekV3Config as Theirs
 
     sizes = {name: DEEPSEEK_V3[name] for name in SIZES}
-    ours, theirs = parse({"model_type": "deepseek_v3", **sizes}), DeepseekV3Config(**sizes)
-    compared = {field.name for field in fields(ModelConfig)} - OWN_NAMES
+    ours, theirs = parse({"model_type": "deepseek_v3", **sizes}), Theirs(**sizes)
+    compared = {field.name for field in fields(DeepseekV3Config)} - OWN_NAMES
     assert {name: getattr(ours, name) for name in compared} == {name: getattr(theirs, name) for name in compared}
     deciding = {"n_group", "topk_group", "routed_scaling_factor", "first_k_dense_replace", "n_shared_experts"}
     assert compared - SIZES >= deciding | {"q_lora_rank", "norm_topk_prob", "rms_norm_eps"}
@@ -99,17 +103,6 @@ def test_null_is_no_value_but_where_the_reference_computes_with_it():
     ]:
         with pytest.raises(ModelConfigError, match=rf"{name} is null; it must be "):
             parse(changed(**{name: None}))
-
-
-@pytest.mark.parametrize(
-    ("model_type", "words"), [("kimi_k2", "Kimi K2 is not supported yet"), ("deepseek_v32", "sparse attention")]
-)
-def test_a_relative_that_is_not_supported_is_named(model_type: str, words: str):
-    with pytest.raises(ModelConfigError) as caught:
-        parse(changed(model_type=model_type), "c.json")
-    message = str(caught.value)
-    assert message.startswith(f'c.json: model_type is "{model_type}": ') and words in message
-    assert message.endswith('it must be "deepseek_v3"')
 
 
 def test_unknown_fields_and_remote_code_are_ignored():
@@ -303,31 +296,103 @@ def test_the_stored_dtype_is_read_from_either_name(torch_dtype: str | None, dtyp
     assert parse(changed(torch_dtype=torch_dtype, dtype=dtype)).stored_dtype == stored
 
 
-@pytest.mark.parametrize("raw", [[], "deepseek_v3", 3, None])
-def test_a_config_that_is_no_object_is_refused(raw: Any):
-    with pytest.raises(ModelConfigError, match=r"config\.json: must hold a JSON object"):
-        parse(raw)
+# --- tensors --------------------------------------------------------------------------------------
+
+
+ARCHITECTURES: list[dict[str, Any]] = [
+    {},
+    {"q_lora_rank": None, "attention_bias": True},
+    {"attention_bias": True, "n_shared_experts": 2, "n_group": 1, "topk_group": 1},
+    {"first_k_dense_replace": 0, "tie_word_embeddings": True},
+    {"first_k_dense_replace": 3, "v_head_dim": 10},
+    {"num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 2, "n_routed_experts": 8},
+]
+
+
+@pytest.mark.parametrize("overrides", ARCHITECTURES)
+def test_expected_tensors_are_those_of_transformers(overrides: dict[str, Any]):
+    """transformers stacks a layer's experts; here they are taken apart into the hub's names."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    raw = make_config(overrides)
+    with torch.device("meta"):
+        state = DeepseekV3ForCausalLM(DeepseekV3Config(**raw)).state_dict()
+    theirs: dict[str, tuple[int, ...]] = {}
+    for name, tensor in state.items():
+        prefix, stacked, part = name.partition(".experts.")
+        if not stacked:
+            theirs[name] = tuple(tensor.shape)
+            continue
+        for e, one in enumerate(tensor):
+            halves = (
+                dict(zip(("gate_proj", "up_proj"), one.chunk(2), strict=True))
+                if part == "gate_up_proj"
+                else {part: one}
+            )
+            theirs |= {f"{prefix}.experts.{e}.{p}.weight": tuple(t.shape) for p, t in halves.items()}
+    if raw["tie_word_embeddings"]:
+        theirs.pop("lm_head.weight", None)
+    assert {spec.name: spec.shape for spec in parse(raw).tensors()} == theirs
 
 
 @pytest.mark.parametrize(
-    "text",
-    [b"", b"{", b"\xff\xfe{}", b"{'model_type': 1}", b"[" * 200_000, b'{"vocab_size": ' + b"9" * 5000 + b"}"],
-    ids=["empty", "cut", "not-utf8", "not-json", "deep", "long-number"],
+    "overrides",
+    [
+        *ARCHITECTURES,
+        {"moe_layer_freq": 2, "num_hidden_layers": 5},
+        {"moe_layer_freq": 2, "first_k_dense_replace": 0},
+        {"n_shared_experts": 0},
+    ],
 )
-def test_a_file_that_is_no_json_is_refused(tmp_path: Path, text: bytes):
-    (tmp_path / "config.json").write_bytes(text)
-    with pytest.raises(ModelConfigError, match=r"config\.json: not valid JSON"):
-        ModelConfig.load(tmp_path)
+def test_expected_tensors_are_those_of_the_hub(overrides: dict[str, Any]):
+    raw = make_config(overrides)
+    ours = [spec.name for spec in parse(raw).tensors()]
+    assert len(set(ours)) == len(ours)
+    assert {spec.name: spec.shape for spec in parse(raw).tensors()} == {
+        n: tuple(t.shape) for n, t in make_tensors(raw).items()
+    }
 
 
-def test_an_absent_or_unreadable_file_is_named(tmp_path: Path):
-    with pytest.raises(ModelConfigError, match=rf"{tmp_path}/config\.json: not found; a model directory has"):
-        ModelConfig.load(tmp_path)
-    (tmp_path / "config.json").mkdir()
-    with pytest.raises(ModelConfigError, match=rf"{tmp_path}/config\.json: cannot be read"):
-        ModelConfig.load(tmp_path)
+def test_what_may_be_fp8_is_what_deepseek_stores_so():
+    raw = make_config(fp8=True)
+    stored = {name for name, tensor in make_tensors(raw, fp8=True).items() if tensor.dtype == torch.float8_e4m3fn}
+    assert {spec.name for spec in parse(raw).tensors() if spec.quantisable} == stored | {"lm_head.weight"}
 
 
-def test_a_good_file_is_read(tmp_path: Path):
-    (tmp_path / "config.json").write_text(json.dumps(make_config()))
-    assert ModelConfig.load(tmp_path) == parse(make_config())
+def test_parts_of_the_model():
+    config = parse(make_config())
+    parts = {spec.name.replace("model.layers.", ""): spec.part for spec in config.tensors()}
+    assert parts["model.embed_tokens.weight"] is Part.EMBEDDING
+    assert parts["lm_head.weight"] is parts["model.norm.weight"] is Part.HEAD
+    assert parts["0.mlp.up_proj.weight"] is Part.DENSE_MLP
+    assert parts["1.mlp.gate.weight"] is parts["1.mlp.gate.e_score_correction_bias"] is Part.ROUTER
+    assert parts["1.mlp.shared_experts.down_proj.weight"] is Part.SHARED_EXPERTS
+    assert parts["2.mlp.experts.11.gate_proj.weight"] is Part.ROUTED_EXPERTS
+    assert parts["2.self_attn.o_proj.weight"] is parts["2.input_layernorm.weight"] is Part.ATTENTION
+    assert list(config.expert_tensors(2, 11)) == [s for s in config.layer_tensors(2) if ".experts.11." in s.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.layers.12.mlp.gate.weight", 12),
+        ("model.layers.3.enorm.weight", 3),
+        ("model.layers.2.mlp.gate.weight", None),
+        ("model.layers.0.enorm.weight", None),
+        ("model.norm.weight", None),
+        ("lm_head.weight", None),
+        ("model.layers.x.weight", None),
+        ("model.layers.²³.weight", None),
+        ("other.layers.1.weight", None),
+    ],
+)
+def test_mtp_layers_are_those_behind_the_models_own(name: str, layer: int | None):
+    assert parse(make_config()).mtp_layer(name) == layer
+
+
+def test_what_an_mtp_layer_adds_is_what_the_hub_has():
+    raw = make_config(mtp=True)
+    again = ("embed_tokens.weight", "shared_head.head.weight")  # the model's own, stored again
+    theirs = {n: tuple(t.shape) for n, t in make_tensors(raw).items() if n.startswith("model.layers.3.")}
+    ours = {spec.name: spec.shape for spec in parse(raw).mtp_tensors(3)}
+    assert ours == {name: shape for name, shape in theirs.items() if not name.endswith(again)}

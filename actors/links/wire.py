@@ -1,0 +1,113 @@
+"""Headers and bodies over a two-rank process group, and the host memory that bodies lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroupGloo
+
+from isotherm.actors.links.protocol import LinkError
+from isotherm.cluster.background import first_line
+
+HEADER = 9  # int64s
+FOREVER = timedelta(days=3650)
+
+
+def wait(work: Any, timeout: timedelta) -> None:
+    """Wait on the host for something that a process group has begun. Raises LinkError."""
+    try:
+        work.wait(timeout)
+    except RuntimeError as error:
+        raise LinkError(first_line(error)) from None
+
+
+class HostMemory:
+    """Where the bodies of messages lie on the host. For rows on a GPU that is pinned memory, used again and again: a
+    body is sent or copied before the next is taken."""
+
+    def __init__(self, device: torch.device, allocate: Callable[[int], Tensor] | None = None):
+        self.reused = device.type != "cpu" or allocate is not None
+        self._allocate = allocate or (lambda nbytes: torch.empty(nbytes, dtype=torch.uint8, pin_memory=True))
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, nbytes: int) -> Tensor:
+        """uint8 [nbytes]."""
+        if not self.reused:
+            return torch.empty(nbytes, dtype=torch.uint8)
+        if len(self._memory) < nbytes:
+            self._memory = self._allocate(max(nbytes, 2 * len(self._memory)))
+        return self._memory[:nbytes]
+
+
+class Wire:
+    """Sends and receives (header, body) over one process group."""
+
+    def __init__(
+        self, group: ProcessGroupGloo, peer: int, device: torch.device, allocate: Callable[[int], Tensor] | None
+    ):
+        self._group: Any = group  # torch's stubs leave out send and recv
+        self._peer, self._device = peer, device
+        self._pending: list = []
+        self._outgoing, self._incoming = HostMemory(device, allocate), HostMemory(device, allocate)
+
+    def body(self, nbytes: int, timeout: timedelta = FOREVER) -> Tensor:
+        """uint8 [nbytes] for what is sent next."""
+        if self._outgoing.reused:
+            self.flush(timeout)
+        return self._outgoing.take(nbytes)
+
+    def bytes_of(self, rows: Tensor) -> Tensor:
+        """uint8, on the host, of rows that are sent next."""
+        flat = rows.contiguous().flatten().view(torch.uint8)
+        return self.body(len(flat)).copy_(flat) if self._outgoing.reused else flat
+
+    def rows(self, body: Tensor, dtype: torch.dtype, width: int) -> Tensor:
+        """The rows in what was received, on this end's device."""
+        return body.view(dtype).view(-1, width).to(self._device, copy=self._incoming.reused)
+
+    def numbers(self, body: Tensor) -> np.ndarray:
+        """The int32s in what was received."""
+        numbers = body.numpy().view(np.int32)
+        return numbers.copy() if self._incoming.reused else numbers
+
+    def send(self, kind: int, fields: tuple[int, ...], body: Tensor | None, timeout: timedelta = FOREVER) -> None:
+        """Start sending, once what was sent before has gone (within `timeout`); the body's memory must stay as it is
+        until it has gone too."""
+        self.flush(timeout)
+        nbytes = 0 if body is None else body.numel()
+        header = torch.zeros(HEADER, dtype=torch.int64)
+        header[: 2 + len(fields)] = torch.tensor([kind, nbytes, *fields])
+        try:
+            self._pending = [(self._group.send([header], self._peer, 0), header)]
+            if body is not None and nbytes:
+                self._pending.append((self._group.send([body], self._peer, 1), body))
+        except RuntimeError as error:
+            raise LinkError(first_line(error)) from None
+
+    def flush(self, timeout: timedelta) -> None:
+        """Wait until what was sent has gone: a body goes when the peer asks for it, so never to one that hangs."""
+        pending, self._pending = self._pending, []
+        for work, _ in pending:
+            wait(work, timeout)
+
+    def receive(self, timeout: timedelta) -> tuple[int, list[int], Tensor]:
+        """kind, fields, body uint8. `timeout` holds for the header and for the body apart."""
+        header = torch.empty(HEADER, dtype=torch.int64)
+        self._receive(header, 0, timeout)
+        kind, nbytes, *fields = header.tolist()
+        body = self._incoming.take(nbytes)
+        if nbytes:
+            self._receive(body, 1, timeout)
+        return kind, fields, body
+
+    def _receive(self, into: Tensor, tag: int, timeout: timedelta) -> None:
+        try:
+            work = self._group.recv([into], self._peer, tag)
+        except RuntimeError as error:
+            raise LinkError(first_line(error)) from None
+        wait(work, timeout)

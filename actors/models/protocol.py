@@ -1,0 +1,51 @@
+"""The attention shard's part of a forward pass, whatever the model's family, and the routed experts as it sees them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from isotherm.actors.models.step_batch import StepBatch
+from isotherm.kernels.ops import Kernels, LinearWeight, Router
+
+
+class RoutedExperts(Protocol):
+    """The routed experts, wherever they are. One layer is under way at a time."""
+
+    finding_fault: bool  # steps are computed to find the request that makes them fail: errors are raised at once
+
+    def begin_step(self) -> None:
+        """A step begins: rows will come for every MoE layer. Said again before each step."""
+
+    def end_step(self) -> None:
+        """No step follows for now."""
+
+    def abandon(self) -> None:
+        """The step under way has failed: nothing of it is to be left where the next one would meet it."""
+
+    def moe(
+        self,
+        layer: int,
+        x_TD: Tensor,
+        router: Router,
+        gate_up: LinearWeight | None,
+        down: LinearWeight | None,
+        residual_TD: Tensor,
+    ) -> Tensor:
+        """residual + (Σ weight × expert + shared experts) → [T, D], as Kernels.moe says it."""
+
+
+class AttentionModel(Protocol):
+    """Weights of everything but the routed experts, and the forward pass over a paged cache. Shape suffixes as in
+    kernels/ops.py."""
+
+    kernels: Kernels
+    cos: Tensor  # float32 [positions, R/2], of rotary embedding; and its sine
+    sin: Tensor
+
+    def new_cache(self, blocks: int, block_size: int) -> list[Tensor]:
+        """One zeroed cache per layer."""
+
+    def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
+        """Logits float32 [samples, V] of the batch's sample rows; writes into the cache what later rows need."""

@@ -1,0 +1,71 @@
+"""Reading config.json, and which families of models there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deepseek_checkpoints import make_config
+from toy_family import MODEL_TYPE, ToyConfig
+
+from isotherm.cluster.model.config import ModelConfigError
+from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
+from isotherm.cluster.model.registry import FAMILIES, load_config, parse
+
+
+def test_the_family_is_that_of_the_model_type():
+    assert type(parse(make_config())) is DeepseekV3Config is FAMILIES["deepseek_v3"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"), [("kimi_k2", "Kimi K2 is not supported yet"), ("deepseek_v32", "sparse attention")]
+)
+def test_a_relative_that_is_not_supported_is_named(model_type: str, words: str):
+    with pytest.raises(ModelConfigError) as caught:
+        parse(make_config({"model_type": model_type}), "c.json")
+    message = str(caught.value)
+    assert message.startswith(f'c.json: model_type is "{model_type}": ') and words in message
+    assert message.endswith('it must be "deepseek_v3"')
+
+
+def test_a_family_that_is_not_known_is_refused_with_those_that_are(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ModelConfigError) as caught:
+        parse(make_config({"model_type": "llama"}), "c.json")
+    assert str(caught.value) == 'c.json: model_type is "llama"; it must be "deepseek_v3"'
+    monkeypatch.setitem(FAMILIES, MODEL_TYPE, ToyConfig)
+    assert isinstance(parse(make_config({"model_type": MODEL_TYPE, "logit_scale": 0.5})), ToyConfig)
+    for model_type in ("llama", "kimi_k2"):
+        with pytest.raises(ModelConfigError, match='it must be "deepseek_v3" or "toy_moe"'):
+            parse(make_config({"model_type": model_type}))
+
+
+@pytest.mark.parametrize("raw", [[], "deepseek_v3", 3, None])
+def test_a_config_that_is_no_object_is_refused(raw: Any):
+    with pytest.raises(ModelConfigError, match=r"config\.json: must hold a JSON object"):
+        parse(raw)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"\xff\xfe{}", b"{'model_type': 1}", b"[" * 200_000, b'{"vocab_size": ' + b"9" * 5000 + b"}"],
+    ids=["empty", "cut", "not-utf8", "not-json", "deep", "long-number"],
+)
+def test_a_file_that_is_no_json_is_refused(tmp_path: Path, text: bytes):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ModelConfigError, match=r"config\.json: not valid JSON"):
+        load_config(tmp_path)
+
+
+def test_an_absent_or_unreadable_file_is_named(tmp_path: Path):
+    with pytest.raises(ModelConfigError, match=rf"{tmp_path}/config\.json: not found; a model directory has"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(ModelConfigError, match=rf"{tmp_path}/config\.json: cannot be read"):
+        load_config(tmp_path)
+
+
+def test_a_good_file_is_read(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(make_config()))
+    assert load_config(tmp_path) == parse(make_config())
