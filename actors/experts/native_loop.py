@@ -13,8 +13,9 @@ from isotherm.actors.links.protocol import DTYPES
 from isotherm.actors.links.shared_memory import KIND, Met
 from isotherm.actors.pulse import ALLOWED, felt
 from isotherm.cluster.background import spawn_thread
-from isotherm.kernels.native.backend import NativeExpertBank, NativeKernels
-from isotherm.kernels.native.ring import LoopEvent, NativeExpertLoop, NativeGate
+from isotherm.kernels.native.backend import NativeKernels
+from isotherm.kernels.native.ring import LoopEvent, NativeExpertLoop, NativeGate, ServedExperts
+from isotherm.kernels.native.weights import NativeExpertBank
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,10 @@ class ExpertLoop:
         first_layer = min(worker.config.moe_layers, default=0)
         self.worker = worker
         self._loop = NativeExpertLoop(
-            kernels, bank, gate, worker.slot_of, worker.rows_served, first_layer, DTYPES.index(kernels.dtype), window
+            kernels,
+            ServedExperts(bank, gate, worker.slot_of, worker.rows_served, first_layer),
+            DTYPES.index(kernels.dtype),
+            window,
         )
         self._shards: dict[int, str] = {}  # by the link's number
         self._lock = threading.Lock()  # of _shards

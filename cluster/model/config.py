@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from isotherm.cluster.model.formats.base import WeightFormat
+from isotherm.cluster.model.formats.registry import configured
+
 
 class ModelConfigError(ValueError):
     """config.json cannot be served; the message names the file, the field, the value and what is allowed."""
@@ -80,7 +83,7 @@ class ModelConfig:
     norm_topk_prob: bool
     routed_scaling_factor: float
     num_nextn_predict_layers: int  # what config.json says; the files may lack them
-    fp8: bool  # what config.json says; how a tensor is stored stands in its header
+    quantisation: WeightFormat | None  # what config.json says; how a tensor is stored stands in its header
     stored_dtype: str  # likewise
     eos_token_ids: tuple[int, ...]
 
@@ -124,7 +127,7 @@ class ModelConfig:
         return parse(raw, file)
 
 
-class _Fields:
+class Fields:
     """Typed access to config.json that says what is wrong and where. A default is for a field that is absent: where
     it stands as null, it would be None in the reference implementation too, which cannot compute with it.
     `null_is_absent`: for fields where it can."""
@@ -178,7 +181,7 @@ def parse(raw: dict[str, Any], file: Path | str = "config.json") -> ModelConfig:
     transformers' DeepseekV3Config and DeepSeek's own configuration class give it. Raises ModelConfigError."""
     if not isinstance(raw, dict):
         raise ModelConfigError(f"{file}: must hold a JSON object, found {type(raw).__name__}")
-    f, lenient = _Fields(raw, str(file)), _Fields(raw, str(file), null_is_absent=True)
+    f, lenient = Fields(raw, str(file)), Fields(raw, str(file), null_is_absent=True)
     if isinstance(kind := raw.get("model_type"), str) and kind in NOT_YET:
         raise ModelConfigError(f'{file}: model_type is "{kind}": {NOT_YET[kind]}; it must be "deepseek_v3"')
     f.exactly("model_type", ("deepseek_v3",), None)
@@ -213,14 +216,14 @@ def parse(raw: dict[str, Any], file: Path | str = "config.json") -> ModelConfig:
         norm_topk_prob=f.boolean("norm_topk_prob", True),
         routed_scaling_factor=f.number("routed_scaling_factor", 2.5),
         num_nextn_predict_layers=lenient.integer("num_nextn_predict_layers", 1, minimum=0),
-        fp8=_parse_quantisation(raw, f),
+        quantisation=_parse_quantisation(raw, f),
         stored_dtype=str(raw.get("torch_dtype") or raw.get("dtype") or "bfloat16").removeprefix("torch."),
         eos_token_ids=token_ids({"eos_token_id": 1} | raw, "eos_token_id", f.where),
         **_parse_routing(f),
     )
 
 
-def _parse_routing(f: _Fields) -> dict[str, int]:
+def _parse_routing(f: Fields) -> dict[str, int]:
     """How many experts there are, in how many groups, and how many of each a token goes to."""
     experts, groups = f.integer("n_routed_experts"), f.integer("n_group", 8)
     if experts % groups:
@@ -245,26 +248,22 @@ def token_ids(raw: dict[str, Any], name: str, where: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _parse_quantisation(raw: dict[str, Any], f: _Fields) -> bool:
+def _parse_quantisation(raw: dict[str, Any], f: Fields) -> WeightFormat | None:
     quantisation = raw.get("quantization_config")
     if quantisation is None:
-        return False
+        return None
     if not isinstance(quantisation, dict):
         raise f.fail("quantization_config", quantisation, "null or an object")
-    q = _Fields(quantisation, f"{f.where}: quantization_config")
-    q.exactly("quant_method", ("fp8",), None)
-    q.exactly("fmt", ("e4m3",), "e4m3")
-    q.exactly("weight_block_size", ([128, 128],), None)
-    return True
+    return configured(Fields(quantisation, f"{f.where}: quantization_config"))
 
 
-def _parse_rope(raw: dict[str, Any], f: _Fields, max_position: int) -> RopeConfig:
+def _parse_rope(raw: dict[str, Any], f: Fields, max_position: int) -> RopeConfig:
     """`rope_parameters` (new) or `rope_theta` + `rope_scaling` (old)."""
     name = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
     scaling = raw.get(name) or {}
     if not isinstance(scaling, dict):
         raise f.fail(name, scaling, "null or an object")
-    r = _Fields(scaling, f"{f.where}: {name}", null_is_absent=True)
+    r = Fields(scaling, f"{f.where}: {name}", null_is_absent=True)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     theta = r.number("rope_theta", f.number("rope_theta", 10000.0))
     if theta <= 1:
