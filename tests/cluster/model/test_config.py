@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from published import DEEPSEEK_V3
 
 from isotherm.cluster.model.config import ModelConfig, ModelConfigError, RopeConfig, parse, token_ids
+from isotherm.cluster.model.formats.fp8 import Fp8Blocks
 
 YARN = {
     "factor": 40,
@@ -44,7 +45,7 @@ def test_every_field_is_read_from_its_own_name():
                         mscale=1.0, mscale_all_dim=0.5),
         first_k_dense_replace=1, moe_layer_freq=1, moe_intermediate_size=36, n_routed_experts=12, n_shared_experts=1,
         num_experts_per_tok=3, n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
-        num_nextn_predict_layers=1, fp8=True, stored_dtype="float16", eos_token_ids=(1, 5),
+        num_nextn_predict_layers=1, quantisation=Fp8Blocks(), stored_dtype="float16", eos_token_ids=(1, 5),
     )  # fmt: skip
     assert (config.qk_head_dim, config.cache_width) == (22, 40)
 
