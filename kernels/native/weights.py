@@ -15,8 +15,8 @@ from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.context import NativeContext, created, fail, free_with
 from isotherm.kernels.ops import ExpertBank
 
-_BF16, _FP8, _F32 = 0, 1, 2  # Kind in api.h
-# Formats with tiles of their own (kernels/native/csrc/tile_kind.h). All others are dequantised, and packed as bf16.
+_BF16, _FP8, _F32 = 0, 1, 2  # Kind: the places in ISO_TILE_KINDS of csrc/api.h
+# Formats with tiles of their own. All others are dequantised, and packed as bf16.
 _TILES: dict[type[StoredWeight], int] = {Fp8Weight: _FP8}
 _DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float8_e4m3fn: 3}  # Dtype in api.h
 

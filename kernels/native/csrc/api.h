@@ -21,8 +21,15 @@ constexpr int kScaleWords = kScaleBlock / 2;
 constexpr int kSplit =
     256;  // attention: positions per softmax split, counted from position 0; part of the result's definition
 
-enum class Kind : int { bf16 = 0, fp8 = 1, f32 = 2, coded = 3 };  // how a packed weight is kept: see tile_kind.h
-constexpr int kKinds = 4;
+// The one list of the kinds of tiles: X(how a packed weight is kept, whose multiplication takes it). Each defines its
+// TileKind (tile_kind.h) in a source file, and `<multiplication>_multiply` in a header of kernels.inc. The order is the
+// numbers that Python gives (kernels/native/weights.py).
+#define ISO_TILE_KINDS(X) X(bf16, word) X(fp8, fp8) X(f32, word) X(coded, coded)
+enum class Kind : int {
+#define ISO_KIND(name, multiplication) name,
+  ISO_TILE_KINDS(ISO_KIND)
+#undef ISO_KIND
+};
 enum class Dtype : int { bf16 = 0, f16 = 1, f32 = 2, e4m3 = 3 };  // what the caller's tensors hold
 
 // One tensor of a stored weight, as rows. Python fills it: see Operand in kernels/native/weights.py.
@@ -40,8 +47,7 @@ struct CodedException {
 };
 constexpr uint32_t kNoException = 0xffffffff;
 constexpr int kCodes = 16;
-constexpr int64_t kCodedPair = 192;                // bytes of two words of a coded tile
-constexpr size_t kFp8Word = 64, kPlainWord = 128;  // bytes of a word of a tile of these kinds
+constexpr int64_t kCodedPair = 192;  // bytes of two words of a coded tile
 
 // A packed weight of one or more parts (projections, heads) that share K. Each part starts on a tile of its own; the
 // last may be ragged.
@@ -208,6 +214,7 @@ const Ops* avx2_ops();
 const Ops* generic_ops();
 
 void pack_part(Pool&, Linear&, int part, const Operand* operands);
+void code(Pool&, const Ops&, Linear&);  // bf16 → coded, where that is smaller by an eighth
 void sample(Pool&, const Ops&, const SampleCall&);
 void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope,
                  int64_t rope_stride, int64_t rope_width, void* cache, const int64_t* slots, int64_t rows);

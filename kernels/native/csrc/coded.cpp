@@ -111,4 +111,12 @@ void code(Pool& pool, const Ops& ops, Linear& linear) {
   linear = coded;
 }
 
+const TileKind coded_tiles = {
+    [](int64_t inputs) { return (inputs + 1) / 2; },
+    [](int64_t words) { return static_cast<size_t>((words + 1) / 2 * kCodedPair); },
+    [](int64_t) { return int64_t{0}; },
+    nullptr,
+    nullptr,
+};
+
 }  // namespace iso

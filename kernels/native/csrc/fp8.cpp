@@ -4,9 +4,10 @@
 #include "tile_kind.h"
 
 namespace iso {
+namespace {
 
-// Operands: codes, scales [⌈N / 128⌉, ⌈K / 128⌉].
-void pack_fp8(Linear& linear, int64_t tile, int64_t first, const Operand* operands) {
+// Operands: codes, scales [⌈N / 128⌉, ⌈K / 128⌉]. [word][64] bytes in the order of fp8_place.
+void pack(Linear& linear, int64_t tile, int64_t first, const Operand* operands) {
   const Operand &codes = operands[0], &scales = operands[1];
   const int64_t words = linear.words, pairs = linear.inputs / 2;
   const int width = linear.tile_width[tile];
@@ -27,5 +28,15 @@ void pack_fp8(Linear& linear, int64_t tile, int64_t first, const Operand* operan
   const float* scale = static_cast<const float*>(scales.data) + first / kScaleBlock * scales.row_stride;
   std::memcpy(linear.scales + tile * linear.scale_blocks, scale, static_cast<size_t>(linear.scale_blocks) * 4);
 }
+
+}  // namespace
+
+const TileKind fp8_tiles = {
+    [](int64_t inputs) { return (inputs + 1) / 2; },
+    [](int64_t words) { return static_cast<size_t>(words * 64); },
+    [](int64_t inputs) { return (inputs + kScaleBlock - 1) / kScaleBlock; },
+    pack,
+    nullptr,
+};
 
 }  // namespace iso

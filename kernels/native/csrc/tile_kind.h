@@ -1,5 +1,4 @@
-// What a kind of tile must say of itself, beside how each instruction set multiplies by it (the table in tile.h). Only
-// these two tables and Kind know which kinds there are.
+// What a kind of tile must say of itself, beside how each instruction set multiplies by it (`multiply_tile` in tile.h).
 #pragma once
 
 #include "api.h"
@@ -19,9 +18,8 @@ struct TileKind {
 
 const TileKind& tile_kind(Kind);
 
-// The kinds, each in the file of its name.
-void pack_words(Linear&, int64_t tile, int64_t first, const Operand*);  // bf16, f32: [word][32] words
-void pack_fp8(Linear&, int64_t tile, int64_t first, const Operand*);    // [word][64] bytes in the order of fp8_place
-void code(Pool&, const Ops&, Linear&);  // bf16 → coded ([two words][192] bytes), where that is smaller by an eighth
+#define ISO_KIND(name, multiplication) extern const TileKind name##_tiles;
+ISO_TILE_KINDS(ISO_KIND)
+#undef ISO_KIND
 
 }  // namespace iso

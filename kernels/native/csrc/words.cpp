@@ -61,9 +61,8 @@ void row_words(const void* row, Dtype dtype, Kind kind, int64_t inputs, int64_t 
   }
 }
 
-}  // namespace
-
-void pack_words(Linear& linear, int64_t tile, int64_t first, const Operand* operands) {
+// [word][32] words
+void pack(Linear& linear, int64_t tile, int64_t first, const Operand* operands) {
   // Blocks of 16 words (a cache line) of all 32 rows are read, then written as 16 lines of 32 outputs.
   const Operand& source = operands[0];
   const int64_t words = linear.words, row_bytes = source.row_stride * (source.dtype == Dtype::f32 ? 4 : 2);
@@ -84,5 +83,13 @@ void pack_words(Linear& linear, int64_t tile, int64_t first, const Operand* oper
     }
   }
 }
+
+size_t bytes(int64_t words) { return static_cast<size_t>(words * kTile * 4); }
+int64_t no_scales(int64_t) { return 0; }
+
+}  // namespace
+
+const TileKind bf16_tiles = {[](int64_t inputs) { return (inputs + 1) / 2; }, bytes, no_scales, pack, code};
+const TileKind f32_tiles = {[](int64_t inputs) { return inputs; }, bytes, no_scales, pack, nullptr};
 
 }  // namespace iso
