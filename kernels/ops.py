@@ -17,53 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 128  # FP8 checkpoints carry one float32 scale per BLOCK×BLOCK tile of a weight
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """A matrix as the checkpoint stores it: `data` [N, K] in bf16, fp16, fp32 or float8_e4m3fn, the last with
-    `scale_inv` float32 [ceil(N/128), ceil(K/128)] (dequantised weight = data × scale of its block)."""
-
-    data: Tensor
-    scale_inv: Tensor | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes + (0 if self.scale_inv is None else self.scale_inv.nbytes)
-
-    def rows(self, begin: int, end: int, dtype: torch.dtype) -> StoredWeight:
-        """Rows begin … end-1: as they are stored where no block of scales is cut, else dequantised to `dtype`."""
-        if self.scale_inv is None:
-            return StoredWeight(self.data[begin:end])
-        if begin % BLOCK or (end % BLOCK and end < len(self.data)):
-            return StoredWeight(self.dequantise(dtype)[begin:end])
-        return StoredWeight(self.data[begin:end], self.scale_inv[begin // BLOCK : -(-end // BLOCK)])
-
-    def transpose(self) -> StoredWeight:
-        return StoredWeight(self.data.T, None if self.scale_inv is None else self.scale_inv.T)
-
-    def quantise(self) -> StoredWeight:
-        """In FP8 with one scale per block, the largest of which is 448, e4m3's largest; itself where it has scales
-        already."""
-        if self.scale_inv is not None:
-            return self
-        (rows, columns), (down, across) = self.data.shape, (-(-n // BLOCK) for n in self.data.shape)
-        padded = torch.nn.functional.pad(self.data.float(), (0, across * BLOCK - columns, 0, down * BLOCK - rows))
-        blocks = padded.view(down, BLOCK, across, BLOCK)
-        scale = (blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max).clamp(
-            min=torch.finfo(torch.float32).tiny
-        )
-        codes = (blocks / scale[:, None, :, None]).view_as(padded)[:rows, :columns]
-        return StoredWeight(codes.to(torch.float8_e4m3fn), scale)
-
-    def dequantise(self, dtype: torch.dtype) -> Tensor:
-        """The weight [N, K] in `dtype`; block scales are applied in float32."""
-        if self.scale_inv is None:
-            return self.data.to(dtype)
-        rows, columns = self.data.shape
-        scale = self.scale_inv.float().repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
-        return (self.data.float() * scale).to(dtype)
+from isotherm.kernels.formats.stored import StoredWeight
 
 
 @dataclass(frozen=True)

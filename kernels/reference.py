@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isotherm.kernels.ops import ExpertBank, Kernels, LinearWeight, Router, StoredWeight
+from isotherm.kernels.formats.stored import StoredWeight
+from isotherm.kernels.ops import ExpertBank, Kernels, LinearWeight, Router
 
 
 class ReferenceExpertBank(ExpertBank):
@@ -31,7 +32,7 @@ class ReferenceExpertBank(ExpertBank):
 
 
 class ReferenceKernels(Kernels):
-    """Plain torch on any device, float32 or bfloat16. FP8 weights are dequantised when they are packed."""
+    """Plain torch on any device, float32 or bfloat16. Weights are dequantised when they are packed."""
 
     name = "reference"
 

@@ -13,8 +13,9 @@ from isotherm.actors.links.protocol import DTYPES, Met
 from isotherm.actors.links.shared_memory import KIND
 from isotherm.actors.pulse import ALLOWED, felt
 from isotherm.cluster.background import spawn_thread
-from isotherm.kernels.native.backend import NativeExpertBank, NativeKernels
-from isotherm.kernels.native.ring import LoopEvent, NativeExpertLoop, NativeGate
+from isotherm.kernels.native.backend import NativeKernels
+from isotherm.kernels.native.ring import LoopEvent, NativeExpertLoop, NativeGate, ServedExperts
+from isotherm.kernels.native.weights import NativeExpertBank
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,7 @@ class ExpertLoop:
         self.worker = worker
         self._loop = NativeExpertLoop(
             kernels,
-            bank,
-            gate,
-            slot_of=worker.slot_of,
-            rows_served=worker.rows_served,
-            first_layer=first_layer,
+            ServedExperts(bank, gate, worker.slot_of, worker.rows_served, first_layer),
             dtype=DTYPES.index(kernels.dtype),
             window=window,
         )

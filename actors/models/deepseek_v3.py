@@ -17,6 +17,7 @@ from isotherm.actors.models.rope import rope_tables
 from isotherm.actors.models.step_batch import StepBatch
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
+from isotherm.kernels.formats.registry import quantised
 from isotherm.kernels.ops import AttentionWeights, Kernels, LinearWeight, Router
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_eps
@@ -48,7 +49,7 @@ class DeepseekV3Model:
         progress: Callable[[float], None] = lambda _: None,
         head: str = "stored",
     ):
-        """`head`: the output projection as it is "stored", or in "fp8" blocks."""
+        """`head`: the output projection as it is "stored", or quantised to the named weight format."""
         self.config, self.kernels = config, kernels
         self.embedding = self._own(reader.tensor("model.embed_tokens.weight"))
         self.layers = []
@@ -57,7 +58,7 @@ class DeepseekV3Model:
             progress((i + 1) / (config.num_hidden_layers + 1))
         self.norm = self._norm(reader, "model.norm")
         stored = reader.stored("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
-        self.head = kernels.pack_linear([stored.quantise() if head == "fp8" else stored])
+        self.head = kernels.pack_linear([stored if head == "stored" else quantised(head, stored)])
         self.cos, self.sin = (
             table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions)
         )
@@ -109,8 +110,7 @@ class DeepseekV3Model:
         )
         biases = [bias("q_a_proj") if low_rank else None, bias("kv_a_proj_with_mqa")]
         parts = [
-            torch.zeros(len(w.data)) if b is None else b.float()
-            for b, w in zip(biases, (queries, latents), strict=True)
+            torch.zeros(w.shape[0]) if b is None else b.float() for b, w in zip(biases, (queries, latents), strict=True)
         ]
         kv_b = reader.stored(f"{p}.kv_b_proj.weight")
         per_head = [kv_b.rows(h * (nope + value), (h + 1) * (nope + value), k.dtype) for h in range(heads)]
@@ -124,7 +124,7 @@ class DeepseekV3Model:
             q_b=k.pack_linear([reader.stored(f"{p}.q_b_proj.weight")]) if low_rank else None,
             kv_norm=self._norm(reader, f"{p}.kv_a_layernorm"),
             kv_b=k.pack_linear([kv_b]),
-            k_absorb=k.pack_heads([w.rows(0, nope, k.dtype).transpose() for w in per_head]),
+            k_absorb=k.pack_heads([w.rows(0, nope, k.dtype).transpose(k.dtype) for w in per_head]),
             v_absorb=k.pack_heads([w.rows(nope, nope + value, k.dtype) for w in per_head]),
             o=k.pack_linear([reader.stored(f"{p}.o_proj.weight")], bias("o_proj")),
             heads=heads,

@@ -9,10 +9,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from isotherm.cluster.model.checkpoint import SCALE_SUFFIX, Checkpoint
+from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import Fingerprint
 from isotherm.cluster.model.tensors import mlp_projections
-from isotherm.kernels.ops import Kernels, StoredWeight
+from isotherm.kernels.formats.registry import stored_weight
+from isotherm.kernels.formats.stored import StoredWeight
+from isotherm.kernels.ops import Kernels
 
 MAPPED_BYTES = 256 << 20  # read, before the files are mapped anew
 
@@ -52,9 +54,11 @@ class WeightReader:
         return handle.get_tensor(name)
 
     def stored(self, name: str) -> StoredWeight:
-        """A projection as it is stored, with its block scales where it has them."""
-        scale = name + SCALE_SUFFIX
-        return StoredWeight(self.tensor(name), self.tensor(scale).float() if scale in self.checkpoint.tensors else None)
+        """A projection as it is stored, in whatever format."""
+        stored_as = self.checkpoint.format_of(name)
+        names = {role: stored_as.tensor_name(name, role) for role in stored_as.leaves}
+        tensors = {role: self.tensor(leaf) for role, leaf in names.items() if leaf in self.checkpoint.tensors}
+        return stored_weight(stored_as.name, tensors, stored_as.parameters)
 
     def mlp(self, prefix: str) -> tuple[StoredWeight, StoredWeight, StoredWeight]:
         """gate, up and down projections."""

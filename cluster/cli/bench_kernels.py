@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from isotherm.kernels.ops import BLOCK, Kernels, StoredWeight
+from isotherm.kernels.formats.fp8 import BLOCK, E4M3, Fp8Weight
+from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
+from isotherm.kernels.ops import Kernels
 
 COLD_BYTES = 512 << 20  # weights are taken in turn from at least this much, so that none stays in a cache
 
@@ -57,9 +59,9 @@ def matmul_peak(runs: int = 5, size: int = 2048) -> float:
 def random_weight(outputs: int, inputs: int, fp8: bool, generator: torch.Generator) -> StoredWeight:
     weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
     if not fp8:
-        return StoredWeight(weight.bfloat16())
+        return PlainWeight(weight.bfloat16())
     scale = torch.full((-(-outputs // BLOCK), -(-inputs // BLOCK)), 4.0 / inputs**0.5 / 448)
-    return StoredWeight((weight / scale[0, 0]).clamp(-448, 448).to(torch.float8_e4m3fn), scale)
+    return Fp8Weight((weight / scale[0, 0]).clamp(-448, 448).to(E4M3), scale)
 
 
 def bench_linear(

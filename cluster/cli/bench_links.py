@@ -35,9 +35,9 @@ from isotherm.cluster.messages.workers import Meeting
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.registry import parse
 from isotherm.cluster.placement.table import contiguous_placement
+from isotherm.kernels.formats.stored import PlainWeight
 from isotherm.kernels.native import ring as native_ring
 from isotherm.kernels.native.backend import NativeKernels
-from isotherm.kernels.ops import StoredWeight
 from isotherm.kernels.select import select_kernels
 
 HOST = "127.0.0.1"
@@ -195,7 +195,7 @@ def _narrow_worker(shape: LinkShape, native_gate: bool) -> ExpertWorker:
     )
     narrow, down = torch.zeros(1, shape.hidden, dtype=shape.dtype), torch.zeros(shape.hidden, 1, dtype=shape.dtype)
     for expert in range(shape.experts):
-        worker.bank.load(expert, StoredWeight(narrow), StoredWeight(narrow), StoredWeight(down))
+        worker.bank.load(expert, PlainWeight(narrow), PlainWeight(narrow), PlainWeight(down))
     worker.slot_of[0] = np.arange(shape.experts)
     return worker
 

@@ -3,6 +3,7 @@ and that may grow, workers wait for their places instead. Imports no Ray."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +11,9 @@ from pathlib import Path
 
 from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.formats.registry import PLAIN
 from isotherm.cluster.model.tensors import Part
 
-# The least that a byte of a stored weight takes in memory: FP8 stays as it is, and the native kernels keep bf16, and
-# what is made bf16, in three quarters (kernels/native/csrc/coded.cpp).
-LEAST = {"F8_E4M3": 1.0, "BF16": 0.74, "F16": 0.74, "F32": 0.37}
 TOLERANCE = 1e-6  # of sums of fractions
 
 
@@ -70,8 +69,8 @@ def _check_memory(manifest: Manifest, checkpoint: Checkpoint, memory: int) -> No
     shards, kv = (0 if manifest.attention.gpus else manifest.attention.shards), manifest.engine.kv_memory
     shard = group = 0
     for spec in checkpoint.config.tensors():
-        found = checkpoint.tensors[spec.name]
-        least = int(found.nbytes * LEAST.get(found.dtype, 0.37))
+        stored_as = checkpoint.format_of(spec.name) if spec.quantisable else PLAIN
+        least = int(math.prod(spec.shape) * stored_as.least_bytes)
         shard, group = (shard, group + least) if spec.part is Part.ROUTED_EXPERTS else (shard + least, group)
     weights = shards * shard + (0 if manifest.experts.gpus else group)
     if shards * kv + weights <= memory:

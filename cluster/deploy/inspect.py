@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from isotherm.cluster.manifest import Manifest, kv_bytes_per_token
-from isotherm.cluster.model.checkpoint import BLOCK, FP8_WORDS, SCALE_SUFFIX, Checkpoint, shard_files
+from isotherm.cluster.model.checkpoint import Checkpoint, shard_files
 from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.formats.base import WeightFormat
+from isotherm.cluster.model.formats.registry import PLAIN, format_of, scale_suffixes
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.model.tensors import Part, TensorSpec
 from isotherm.cluster.placement.table import contiguous_placement
@@ -78,9 +80,9 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
 
 
 def _counts(name: str) -> bool:
-    """Whether a tensor of an MTP layer counts as parameters of it: block scales do not, nor do the model's own
+    """Whether a tensor of an MTP layer counts as parameters of it: scales do not, nor do the model's own
     embedding and head, stored again."""
-    return not name.endswith((SCALE_SUFFIX, ".embed_tokens.weight", ".shared_head.head.weight"))
+    return not name.endswith((*scale_suffixes(), ".embed_tokens.weight", ".shared_head.head.weight"))
 
 
 def _mtp_layers(names: Iterable[str], config: ModelConfig) -> list[int]:
@@ -90,32 +92,33 @@ def _mtp_layers(names: Iterable[str], config: ModelConfig) -> list[int]:
 
 
 def _estimate(c: ModelConfig, parameters: dict[Part, int], names: Mapping[str, str]) -> tuple[dict[Part, int], str]:
-    """Bytes by part, and how the weights are stored. A projection that the index names is FP8 where it names its
-    scales; of one that it does not name, and of the width of all others, config.json is believed."""
+    """Bytes by part, and how the weights are stored. A projection that the index names is in the format of which it
+    names the tensors; of one that it does not name, and of the width of all others, config.json is believed."""
     width = STORED_BYTES.get(c.stored_dtype, 2)
     sizes = {part: 0 for part in Part}
-    quantised = 0
+    words = c.stored_dtype
 
-    def is_fp8(spec: TensorSpec) -> bool:
-        if spec.name in names:
-            return spec.name + SCALE_SUFFIX in names
-        return c.fp8 and spec.part is not Part.HEAD  # the published checkpoints leave the head in bf16
+    def stored_form(spec: TensorSpec) -> WeightFormat:
+        stored_as = format_of(spec.name, lambda name: "" if name in names else None, c.quantisation)
+        if stored_as is PLAIN and spec.name not in names and spec.part is not Part.HEAD:
+            return c.quantisation or PLAIN  # the published checkpoints leave the head in bf16
+        return stored_as
 
     def add(spec: TensorSpec, part: Part) -> None:
-        nonlocal quantised
-        count = math.prod(spec.shape)
-        if spec.quantisable and is_fp8(spec):
-            quantised += 1
-            sizes[part] += count + 4 * math.prod(-(-n // BLOCK) for n in spec.shape)
+        nonlocal words
+        stored_as = stored_form(spec) if spec.quantisable else PLAIN
+        if stored_as is PLAIN:
+            sizes[part] += width * math.prod(spec.shape)
         else:
-            sizes[part] += width * count
+            words = stored_as.words()
+            sizes[part] += stored_as.nbytes(spec.shape)
 
     for spec in c.tensors():
         add(spec, spec.part)
     if parameters[Part.MTP]:
         for spec in c.mtp_tensors(c.num_hidden_layers):
             add(spec, Part.MTP)
-    return {part: n for part, n in sizes.items() if n}, FP8_WORDS if quantised else c.stored_dtype
+    return {part: n for part, n in sizes.items() if n}, words
 
 
 def _placement(c: ModelConfig, sizes: dict[Part, int], manifest: Manifest) -> list[dict[str, Any]]:

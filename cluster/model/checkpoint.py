@@ -9,26 +9,22 @@ import math
 import os
 import struct
 import zlib
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.formats.base import FLOATS, ITEM_BYTES, WeightFormat
+from isotherm.cluster.model.formats.registry import PLAIN, foreign_tensors, format_of, weight_dtypes
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.model.tensors import Part, TensorSpec
 
 INDEX = "model.safetensors.index.json"
-FP8 = "F8_E4M3"
-SCALE_SUFFIX = "_scale_inv"
-BLOCK = 128
-FP8_WORDS = f"FP8 e4m3, {BLOCK}×{BLOCK} blocks"
 SAMPLE_BYTES, SAMPLED_TENSORS = 4096, 4096
 UNNAMED_FAMILY = "deepseek_v3"  # was the only one when digests were first made: they do not name it
 # Of ModelConfig: what no logit depends on.
-NO_NUMERICS = {"num_nextn_predict_layers", "fp8", "stored_dtype", "eos_token_ids"}
+NO_NUMERICS = {"num_nextn_predict_layers", "quantisation", "stored_dtype", "eos_token_ids"}
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
-WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # in safetensors' words and in torch's
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4,
-              "U16": 2, "U8": 1, "BOOL": 1, FP8: 1, "F8_E5M2": 1, "F8_E8M0": 1}  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -64,43 +60,49 @@ class Checkpoint:
         return checkpoint
 
     def _check(self, spec: TensorSpec) -> None:
-        found = self.tensors.get(spec.name)
-        if found is None:
-            raise CheckpointError(f"{self.path}: tensor {spec.name} is missing; expected shape {list(spec.shape)}")
-        where = f"{found.file}: tensor {spec.name}"
-        if found.shape != spec.shape:
-            raise CheckpointError(f"{where}: expected shape {list(spec.shape)}, found {list(found.shape)}")
-        scale = self.tensors.get(spec.name + SCALE_SUFFIX)
-        if found.dtype != FP8:
-            if scale is not None:
+        stored_as = self.format_of(spec.name) if spec.quantisable else PLAIN
+        first = stored_as.tensor_name(spec.name, next(iter(stored_as.leaves)))
+        main = self.tensors.get(first)
+        for role, wanted in stored_as.wants(spec.shape).items():
+            name = stored_as.tensor_name(spec.name, role)
+            found = self.tensors.get(name)
+            if main is None:
+                raise CheckpointError(f"{self.path}: tensor {name} is missing; expected shape {list(wanted.shape)}")
+            if found is None:
                 raise CheckpointError(
-                    f"{where}: is {found.dtype}, but has a {SCALE_SUFFIX} in {scale.file.name}; "
-                    f"only {FP8} tensors have one"
+                    f"{main.file}: tensor {first}: is {main.dtype}, but {name} is missing; "
+                    f"expected shape {list(wanted.shape)}"
                 )
-            if found.dtype not in WEIGHT_DTYPES:
-                allowed = (*WEIGHT_DTYPES, FP8) if spec.quantisable else WEIGHT_DTYPES
+            where = f"{found.file}: tensor {name}"
+            if found.shape != wanted.shape:
+                raise CheckpointError(f"{where}: expected shape {list(wanted.shape)}, found {list(found.shape)}")
+            if found.dtype not in wanted.dtypes:
+                allowed = weight_dtypes() if stored_as is PLAIN and spec.quantisable else wanted.dtypes
                 raise CheckpointError(f"{where}: expected dtype {', '.join(allowed)}, found {found.dtype}")
-            return
-        if not spec.quantisable:
-            raise CheckpointError(f"{where}: expected dtype {', '.join(WEIGHT_DTYPES)}, found {FP8}")
-        expected = tuple(-(-n // BLOCK) for n in spec.shape)
-        if scale is None:
-            raise CheckpointError(
-                f"{where}: is {FP8}, but {spec.name}{SCALE_SUFFIX} is missing; expected shape {list(expected)}"
-            )
-        if scale.shape != expected or scale.dtype not in WEIGHT_DTYPES:
-            raise CheckpointError(
-                f"{scale.file}: tensor {spec.name}{SCALE_SUFFIX}: expected float32 {list(expected)}, "
-                f"found {scale.dtype} {list(scale.shape)}"
-            )
+        for name in foreign_tensors(spec.name, stored_as):
+            if main is not None and (other := self.tensors.get(name)) is not None:
+                raise CheckpointError(
+                    f"{main.file}: tensor {first}: is {main.dtype}, but {name} stands in {other.file.name}; "
+                    f"a {stored_as.name} weight has none"
+                )
+
+    def format_of(self, weight: str) -> WeightFormat:
+        """How a projection is stored: what the headers say, which need not be what config.json says."""
+        return format_of(
+            weight, lambda name: info.dtype if (info := self.tensors.get(name)) else None, self.config.quantisation
+        )
+
+    def tensors_of(self, weight: str, quantisable: bool = True) -> dict[str, TensorInfo]:
+        """The tensors that a weight is stored as, by name."""
+        stored_as = self.format_of(weight) if quantisable else PLAIN
+        names = (stored_as.tensor_name(weight, role) for role in stored_as.leaves)
+        return {name: self.tensors[name] for name in names if name in self.tensors}
 
     def nbytes_by_part(self) -> dict[Part, int]:
-        """Stored bytes, block scales included. MTP is whatever the family says belongs to it."""
+        """Stored bytes, scales included. MTP is whatever the family says belongs to it."""
         totals = {part: 0 for part in Part}
         for spec in self.config.tensors():
-            totals[spec.part] += self.tensors[spec.name].nbytes
-            if scale := self.tensors.get(spec.name + SCALE_SUFFIX):
-                totals[spec.part] += scale.nbytes
+            totals[spec.part] += sum(info.nbytes for info in self.tensors_of(spec.name, spec.quantisable).values())
         totals[Part.MTP] = sum(self.tensors[name].nbytes for name in self.mtp_tensors())
         return {part: n for part, n in totals.items() if n}
 
@@ -115,23 +117,27 @@ class Checkpoint:
         if self.config.model_type == UNNAMED_FAMILY:
             del kept["model_type"]
         digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+        if self.config.quantisation is not None and (parameters := self.config.quantisation.parameters):
+            digest.update(json.dumps(parameters, sort_keys=True).encode())
         names: dict[bool, list[str]] = {False: [], True: []}  # by whether they are routed experts'
         for spec in self.config.tensors():
-            for name in (spec.name, spec.name + SCALE_SUFFIX):
-                if (info := self.tensors.get(name)) is not None:
-                    digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
-                    names[spec.part is Part.ROUTED_EXPERTS].append(name)
+            for name, info in self.tensors_of(spec.name, spec.quantisable).items():
+                digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
+                names[spec.part is Part.ROUTED_EXPERTS].append(name)
         for name in sampled(names[False], names[True]):
             digest.update(_sample(name, self.tensors[name]))
         return digest.hexdigest()[:16]
 
     def weight_format(self) -> str:
         """How the weights are stored, in words: what the headers say, which need not be what config.json says."""
-        projections = [self.tensors[spec.name] for spec in self.config.tensors() if spec.quantisable]
-        if any(info.dtype == FP8 for info in projections):
-            return FP8_WORDS
-        stored = {dtype: sum(info.nbytes for info in projections if info.dtype == dtype) for dtype in WEIGHT_DTYPES}
-        return WEIGHT_DTYPES[max(stored, key=lambda dtype: stored[dtype])]
+        stored: Counter[str] = Counter()
+        for spec in self.config.tensors():
+            if spec.quantisable:
+                stored_as, tensors = self.format_of(spec.name), self.tensors_of(spec.name)
+                words = FLOATS[self.tensors[spec.name].dtype] if stored_as is PLAIN else stored_as.words()
+                stored[words] += sum(info.nbytes for info in tensors.values())
+        narrow = stored.keys() - FLOATS.values()
+        return max(narrow or stored, key=lambda words: stored[words])
 
     def mtp_tensors(self) -> list[str]:
         """Names of the tensors of multi-token-prediction layers; recognised, and not used to serve yet."""

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from isotherm.cluster.model.formats.base import WeightFormat
+from isotherm.cluster.model.formats.registry import configured
 from isotherm.cluster.model.tensors import TensorSpec
 
 
@@ -68,7 +70,7 @@ class ModelConfig(ABC):
     moe_intermediate_size: int
     n_routed_experts: int
     num_experts_per_tok: int
-    fp8: bool  # what config.json says; how a tensor is stored stands in its header
+    quantisation: WeightFormat | None  # what config.json says; how a tensor is stored stands in its header
     stored_dtype: str  # likewise
     eos_token_ids: tuple[int, ...]
 
@@ -163,18 +165,14 @@ def token_ids(raw: dict[str, Any], name: str, where: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def parse_quantisation(f: Fields) -> bool:
-    """Whether config.json says that weights are stored in FP8 blocks."""
+def parse_quantisation(f: Fields) -> WeightFormat | None:
+    """The weight format that config.json names; None: weights are plain."""
     quantisation = f.raw.get("quantization_config")
     if quantisation is None:
-        return False
+        return None
     if not isinstance(quantisation, dict):
         raise f.fail("quantization_config", quantisation, "null or an object")
-    q = Fields(quantisation, f"{f.where}: quantization_config")
-    q.exactly("quant_method", ("fp8",), None)
-    q.exactly("fmt", ("e4m3",), "e4m3")
-    q.exactly("weight_block_size", ([128, 128],), None)
-    return True
+    return configured(Fields(quantisation, f"{f.where}: quantization_config"))
 
 
 def parse_rope(f: Fields, max_position: int) -> RopeConfig:

@@ -78,7 +78,7 @@ class DeepseekV3Config(ModelConfig):
             norm_topk_prob=f.boolean("norm_topk_prob", True),
             routed_scaling_factor=f.number("routed_scaling_factor", 2.5),
             num_nextn_predict_layers=lenient.integer("num_nextn_predict_layers", 1, minimum=0),
-            fp8=parse_quantisation(f),
+            quantisation=parse_quantisation(f),
             stored_dtype=str(f.raw.get("torch_dtype") or f.raw.get("dtype") or "bfloat16").removeprefix("torch."),
             eos_token_ids=token_ids({"eos_token_id": 1} | f.raw, "eos_token_id", f.where),
             **_parse_routing(f),

@@ -20,7 +20,8 @@ class Part(str, Enum):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor that must be there. `quantisable`: may be stored in FP8 with `<name>_scale_inv` beside it."""
+    """One tensor that must be there. `quantisable`: a projection, which may be stored in any weight format; then
+    the name is that of the weight, of which the format makes its tensors' names."""
 
     name: str
     shape: tuple[int, ...]

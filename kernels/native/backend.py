@@ -8,93 +8,23 @@ may differ in the last place. Knows nothing about models, requests or links.
 from __future__ import annotations
 
 import ctypes
-import os
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from isotherm.kernels.checked import CheckedKernels, check_router
+from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.attention import Bound, bind_rows, bind_weights, plain
-from isotherm.kernels.native.library import NativeKernelsUnavailable, load
-from isotherm.kernels.ops import (
-    BLOCK,
-    AttentionRows,
-    AttentionWeights,
-    ExpertBank,
-    Kernels,
-    LinearWeight,
-    Router,
-    StoredWeight,
-)
+from isotherm.kernels.native.context import NativeContext, fail
+from isotherm.kernels.native.weights import NativeExpertBank, Packed, pack
+from isotherm.kernels.ops import AttentionRows, AttentionWeights, ExpertBank, LinearWeight, Router
 
-ISAS = ("avx512_bf16", "avx2", "generic")
 _TILE = 32  # outputs per tile: parts start on a tile of their own
-_BF16, _FP8, _F32 = 0, 1, 2  # Kind in api.h
-_SOURCE_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float8_e4m3fn: 3}  # Dtype in api.h
 
 
-@dataclass(eq=False)
-class _Packed:
-    """A packed weight in C++ memory, freed with this object. `part_outputs` lists the outputs of each part; bf16
-    weights may take fewer bytes than the checkpoint's (kernels/native/csrc/coded.cpp)."""
-
-    handle: int
-    part_outputs: tuple[int, ...]
-    inputs: int
-    nbytes: int = 0
-
-
-def _free_with(owner: object, free: Callable[[int], None], handle: int) -> None:
-    # Not at exit: another thread may still be inside a kernel then, and the system takes the memory back anyway.
-    weakref.finalize(owner, free, handle).atexit = False
-
-
-def _fail(operation: str, code: int, detail: str) -> None:
-    if code == 1:
-        raise MemoryError(f"{operation}: out of memory")
-    raise IndexError(f"{operation}: {detail}")
-
-
-class NativeExpertBank(ExpertBank):
-    def __init__(self, kernels: NativeKernels, slots: int, hidden: int, inner: int):
-        self.hidden, self.inner = hidden, inner
-        self._kernels = kernels
-        self._slots: list[tuple[_Packed, _Packed] | None] = [None] * slots
-        self.handle = kernels._created(kernels._lib.iso_bank_create(slots, hidden, inner), "an expert bank")
-        _free_with(self, kernels._lib.iso_bank_destroy, self.handle)
-
-    def load(self, slot: int, gate: StoredWeight, up: StoredWeight, down: StoredWeight) -> None:
-        self._check(slot)
-        for name, weight, shape in (("gate", gate, (self.inner, self.hidden)), ("up", up, (self.inner, self.hidden)),
-                                    ("down", down, (self.hidden, self.inner))):  # fmt: skip
-            if tuple(weight.data.shape) != shape:
-                raise ValueError(f"expert {name} has shape {tuple(weight.data.shape)}; this bank's slots take {shape}")
-        self.drop(slot)
-        packed = self._kernels._pack([gate, up], None), self._kernels._pack([down], None)
-        self._slots[slot] = packed
-        self._kernels._lib.iso_bank_set(self.handle, slot, packed[0].handle, packed[1].handle)
-
-    def drop(self, slot: int) -> None:
-        self._check(slot)
-        self._kernels._lib.iso_bank_set(self.handle, slot, None, None)
-        self._slots[slot] = None
-
-    @property
-    def nbytes(self) -> int:
-        return sum(p.nbytes for pair in self._slots if pair is not None for p in pair)
-
-    def empty(self, slots: list[int]) -> list[int]:
-        return [s for s in slots if self._slots[s] is None]
-
-    def _check(self, slot: int) -> None:
-        if not 0 <= slot < len(self._slots):
-            raise IndexError(f"expert slot {slot} is not in 0 … {len(self._slots) - 1}")
-
-
-class NativeKernels(Kernels):
+class NativeKernels(CheckedKernels):
     """CPU kernels in C++; safe to call from several Python threads.
 
     `threads`: threads of this instance's pool, the caller included (default: the CPUs this process may run on). `isa`:
@@ -106,25 +36,9 @@ class NativeKernels(Kernels):
     def __init__(
         self, dtype: torch.dtype, threads: int | None = None, isa: str | None = None, library: Path | None = None
     ):
-        if dtype not in (torch.bfloat16, torch.float32):
-            raise ValueError(f"native kernels compute in bfloat16 or float32, not {dtype}")
-        if isa is not None and isa not in ISAS:
-            raise ValueError(f"isa {isa!r} is not one of {ISAS}")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, not {threads}")
-        self.dtype = dtype
-        self._lib = load(library)
-        self.threads = threads or available_cpus()
-        handle = self._lib.iso_context_create(
-            self.threads, 0 if isa is None else 1 + ISAS.index(isa), dtype == torch.float32
-        )
-        if not handle:
-            raise NativeKernelsUnavailable(
-                f"this machine has no {isa}" if isa else "the native kernels could not start their threads"
-            )
-        self._context: int = handle
-        _free_with(self, self._lib.iso_context_destroy, handle)
-        self.isa: str = self._lib.iso_context_isa(handle).decode()
+        self.context = NativeContext(dtype, threads, isa, library)
+        self.dtype, self._lib, self._context = dtype, self.context.lib, self.context.handle
+        self.threads, self.isa = self.context.threads, self.context.isa
         self.instructions = self.isa
         self._attention_weights: weakref.WeakKeyDictionary[AttentionWeights, Bound] = weakref.WeakKeyDictionary()
         self._attention_rows: tuple[AttentionRows, Bound] | None = None  # of the step that was seen last
@@ -136,78 +50,18 @@ class NativeKernels(Kernels):
     # --- weights ----------------------------------------------------------------------------------
 
     def pack_linear(self, weights: list[StoredWeight], bias: Tensor | None = None) -> LinearWeight:
-        packed = self._pack(weights, bias)
+        packed = pack(self.context, weights, bias)
         return LinearWeight(
             sum(packed.part_outputs), packed.inputs, packed, None if bias is None else bias.float(), packed.nbytes
         )
 
-    def pack_heads(self, weights: list[StoredWeight]) -> _Packed:
-        if len({tuple(w.data.shape) for w in weights}) > 1:
-            raise ValueError(
-                f"head weights have shapes {sorted({tuple(w.data.shape) for w in weights})}; one shape is needed"
-            )
-        return self._pack(weights, None)
+    def pack_heads(self, weights: list[StoredWeight]) -> Packed:
+        if len({w.shape for w in weights}) > 1:
+            raise ValueError(f"head weights have shapes {sorted({w.shape for w in weights})}; one shape is needed")
+        return pack(self.context, weights)
 
     def expert_bank(self, slots: int, hidden: int, inner: int) -> NativeExpertBank:
-        return NativeExpertBank(self, slots, hidden, inner)
-
-    def _pack(self, weights: list[StoredWeight], bias: Tensor | None) -> _Packed:
-        if not weights:
-            raise ValueError("at least one weight is needed")
-        inputs = weights[0].data.shape[1]
-        for weight in weights:
-            if weight.data.dim() != 2 or weight.data.shape[1] != inputs:
-                raise ValueError(
-                    f"weights that share an input have shapes {[tuple(w.data.shape) for w in weights]}; "
-                    f"all need {inputs} inputs"
-                )
-            if weight.data.dtype not in _SOURCE_DTYPES:
-                raise TypeError(f"a stored weight is {weight.data.dtype}; known are {list(_SOURCE_DTYPES)}")
-            blocks = (-(-weight.data.shape[0] // BLOCK), -(-inputs // BLOCK))
-            if weight.scale_inv is not None and tuple(weight.scale_inv.shape) != blocks:
-                raise ValueError(
-                    f"scale_inv has shape {tuple(weight.scale_inv.shape)}; "
-                    f"a weight {tuple(weight.data.shape)} needs {blocks}"
-                )
-        outputs = tuple(w.data.shape[0] for w in weights)
-        if bias is not None and tuple(bias.shape) != (sum(outputs),):
-            raise ValueError(f"bias has shape {tuple(bias.shape)}; {sum(outputs)} outputs need ({sum(outputs)},)")
-        # FP8 stays FP8 where every part is; otherwise a part with scales is widened first.
-        if self.dtype == torch.float32:
-            kind, sources = _F32, [self._plain(w, torch.float32) for w in weights]
-        elif all(w.data.dtype == torch.float8_e4m3fn for w in weights):
-            kind, sources = _FP8, weights
-        else:
-            kind, sources = _BF16, [self._plain(w, torch.bfloat16) for w in weights]
-        counts = (ctypes.c_int64 * len(outputs))(*outputs)
-        wide_bias = None if bias is None else bias.detach().float().contiguous()
-        handle = self._created(
-            self._lib.iso_linear_create(
-                kind, inputs, len(outputs), counts, None if wide_bias is None else wide_bias.data_ptr()
-            ),
-            "a packed weight",
-        )
-        packed = _Packed(handle, outputs, inputs)
-        _free_with(packed, self._lib.iso_linear_destroy, handle)
-        for part, weight in enumerate(sources):
-            data = weight.data if weight.data.stride(-1) == 1 or inputs == 1 else weight.data.contiguous()
-            scale = None if weight.scale_inv is None else weight.scale_inv.float().contiguous()
-            code = self._lib.iso_linear_pack(
-                self._context, handle, part, data.data_ptr(), _SOURCE_DTYPES[data.dtype], data.stride(0),
-                None if scale is None else scale.data_ptr(), 0 if scale is None else scale.shape[1],
-            )  # fmt: skip
-            if code:
-                _fail("pack", code, "")
-        if code := self._lib.iso_linear_code(self._context, handle):
-            _fail("pack", code, "")
-        packed.nbytes = self._lib.iso_linear_bytes(handle)
-        return packed
-
-    @staticmethod
-    def _plain(weight: StoredWeight, dtype: torch.dtype) -> StoredWeight:
-        if weight.scale_inv is None and weight.data.dtype != torch.float8_e4m3fn:
-            return weight
-        return StoredWeight(weight.dequantise(dtype))
+        return NativeExpertBank(self.context, slots, hidden, inner)
 
     # --- dense operations -------------------------------------------------------------------------
 
@@ -217,12 +71,7 @@ class NativeKernels(Kernels):
 
     def add_rms_norm(self, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x = self._rows(x_TD, "add_rms_norm x")
-        if residual_TD.shape != x.shape or residual_TD.dtype != self.dtype or not residual_TD.is_contiguous():
-            raise ValueError(
-                f"residual must be contiguous {self.dtype} {tuple(x.shape)}, not {residual_TD.dtype} "
-                f"{tuple(residual_TD.shape)}"
-            )
-        return self._norm(x, weight_D, eps, residual_TD.data_ptr())
+        return self._norm(x, weight_D, eps, self._residual(residual_TD, x).data_ptr())
 
     def _norm(self, x: Tensor, weight: Tensor, eps: float, residual: int | None) -> Tensor:
         rows, width = x.shape
@@ -246,10 +95,10 @@ class NativeKernels(Kernels):
             self._context, weight.data.handle, x.data_ptr(), x.stride(0), rows, out.data_ptr(), dtype == torch.float32
         )  # fmt: skip
         if code:
-            _fail("linear", code, "")
+            fail("linear", code, "")
         return out
 
-    def head_linear(self, x_THK: Tensor, weight: _Packed) -> Tensor:
+    def head_linear(self, x_THK: Tensor, weight: Packed) -> Tensor:
         heads = len(weight.part_outputs)
         x = self._heads(x_THK, "head_linear x", heads, weight.inputs)
         out = torch.empty(x.shape[0], heads, weight.part_outputs[0], dtype=self.dtype)
@@ -257,7 +106,7 @@ class NativeKernels(Kernels):
             self._context, weight.handle, x.data_ptr(), x.stride(0), x.stride(1), x.shape[0], out.data_ptr()
         )
         if code:
-            _fail("head_linear", code, "")
+            fail("head_linear", code, "")
         return out
 
     def mlp(self, x_TD: Tensor, gate_up: LinearWeight, down: LinearWeight) -> Tensor:
@@ -268,7 +117,7 @@ class NativeKernels(Kernels):
             self._context, gate_up.data.handle, down.data.handle, x.data_ptr(), x.stride(0), x.shape[0], out.data_ptr()
         )  # fmt: skip
         if code:
-            _fail("mlp", code, "")
+            fail("mlp", code, "")
         return out
 
     @staticmethod
@@ -302,7 +151,7 @@ class NativeKernels(Kernels):
     def route(self, x_TD: Tensor, router: Router) -> tuple[Tensor, Tensor]:
         experts, hidden = router.weight.shape
         x = self._rows(x_TD, "route x", hidden)
-        self._check_router(router)
+        check_router(router)
         weight, bias = plain(router.weight, torch.float32), plain(router.bias, torch.float32)
         rows = x.shape[0]
         ids = torch.empty(rows, router.top_k, dtype=torch.int32)
@@ -313,17 +162,8 @@ class NativeKernels(Kernels):
             weights.data_ptr(),
         )  # fmt: skip
         if code:
-            _fail("route", code, "")
+            fail("route", code, "")
         return ids, weights
-
-    @staticmethod
-    def _check_router(router: Router) -> None:
-        experts = len(router.weight)
-        if experts % router.n_group or not 0 < router.top_k <= experts or not 0 < router.topk_group <= router.n_group:
-            raise ValueError(
-                f"{experts} experts don't divide as {router.n_group} groups, {router.topk_group} kept, "
-                f"top {router.top_k}"
-            )
 
     def experts(self, x_TD: Tensor, bank: ExpertBank, rows_P: Tensor, slots_A: Tensor, offsets_A1: Tensor) -> Tensor:
         if not isinstance(bank, NativeExpertBank):
@@ -341,7 +181,7 @@ class NativeKernels(Kernels):
         if code == 3:
             raise KeyError(f"expert slots {bank.empty(slots.tolist())} are empty")
         if code:
-            _fail(
+            fail(
                 "experts",
                 code,
                 f"rows must lie in 0 … {x.shape[0] - 1}, slots in the bank, and offsets rise from 0 to {pairs}",
@@ -374,7 +214,7 @@ class NativeKernels(Kernels):
             *(None if t is None else t.data_ptr() for t in terms), out.data_ptr(),
         )  # fmt: skip
         if code:
-            _fail("combine", code, f"indices must lie in 0 … {pairs - 1}")
+            fail("combine", code, f"indices must lie in 0 … {pairs - 1}")
         return out
 
     def moe(self, x_TD: Tensor, router: Router, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None,
@@ -389,7 +229,7 @@ class NativeKernels(Kernels):
         )
         weight, bias = plain(router.weight, torch.float32), plain(router.bias, torch.float32)
         slots = plain(slot_of_E, torch.int32)
-        self._check_router(router)
+        check_router(router)
         if (
             hidden != bank.hidden
             or len(slots) != experts
@@ -416,7 +256,7 @@ class NativeKernels(Kernels):
         if code == 3:
             raise KeyError("an expert that rows go to is not in the bank")
         if code:
-            _fail("moe", code, "")
+            fail("moe", code, "")
         return out
 
     # --- attention --------------------------------------------------------------------------------
@@ -432,7 +272,7 @@ class NativeKernels(Kernels):
             rope.shape[1], cache.data_ptr(), blocks * block_size, slots.data_ptr(), len(slots),
         )  # fmt: skip
         if code:
-            _fail("write_cache", code, f"slots must lie in 0 … {blocks * block_size - 1}")
+            fail("write_cache", code, f"slots must lie in 0 … {blocks * block_size - 1}")
 
     def mla_prefill(self, q_THQ: Tensor, cache: Tensor, block_table_M: Tensor, start: int, kv_b: LinearWeight,
                     v_head_dim: int, scale: float) -> Tensor:  # fmt: skip
@@ -461,7 +301,7 @@ class NativeKernels(Kernels):
             table.data_ptr(), start, rows, heads, nope, rotary, v_head_dim, kv_b.data.handle, scale, out.data_ptr(),
         )  # fmt: skip
         if code:
-            _fail("mla_prefill", code, f"block ids must lie in 0 … {blocks - 1}")
+            fail("mla_prefill", code, f"block ids must lie in 0 … {blocks - 1}")
         return out
 
     def mla_decode(self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache: Tensor, block_tables_SM: Tensor,
@@ -485,7 +325,7 @@ class NativeKernels(Kernels):
             out.data_ptr(),
         )  # fmt: skip
         if code:
-            _fail(
+            fail(
                 "mla_decode",
                 code,
                 (
@@ -515,7 +355,7 @@ class NativeKernels(Kernels):
             cache.data_ptr(), blocks, block_size, out.data_ptr(),
         )  # fmt: skip
         if code:
-            _fail(
+            fail(
                 "attention",
                 code,
                 f"slots, lengths, sequences, chunks or block ids are out of range for a cache of {blocks} blocks",
@@ -547,46 +387,5 @@ class NativeKernels(Kernels):
             top_k.data_ptr(), seed.data_ptr(), index.data_ptr(), out.data_ptr(),
         )  # fmt: skip
         if code:
-            _fail("sample", code, "")
+            fail("sample", code, "")
         return out
-
-    # --- the boundary -----------------------------------------------------------------------------
-
-    @staticmethod
-    def _created(handle: int | None, what: str) -> int:
-        if not handle:
-            raise MemoryError(f"no memory for {what}")
-        return handle
-
-    def _rows(self, x: Tensor, name: str, width: int | None = None) -> Tensor:
-        """x as rows in `dtype`, each contiguous; rows may lie apart."""
-        if x.dim() != 2 or x.dtype != self.dtype or (width is not None and x.shape[1] != width):
-            raise ValueError(
-                f"{name} is {x.dtype} {tuple(x.shape)}; {self.dtype} [T, {'*' if width is None else width}] is needed"
-            )
-        return x if x.stride(1) == 1 else x.contiguous()
-
-    def _heads(self, x: Tensor, name: str, heads: int | None = None, width: int | None = None) -> Tensor:
-        if (
-            x.dim() != 3
-            or x.dtype != self.dtype
-            or (heads is not None and x.shape[1] != heads)
-            or (width is not None and x.shape[2] != width)
-        ):
-            raise ValueError(
-                f"{name} is {x.dtype} {tuple(x.shape)}; {self.dtype} [T, {heads or 'H'}, {width or '*'}] is needed"
-            )
-        return x if x.stride(2) == 1 else x.contiguous()
-
-    def _cache(self, cache: Tensor, entry: int) -> tuple[int, int]:
-        if cache.dim() != 3 or cache.dtype != self.dtype or cache.shape[2] != entry or not cache.is_contiguous():
-            raise ValueError(
-                f"the cache is {cache.dtype} {tuple(cache.shape)}; contiguous {self.dtype} "
-                f"[blocks, block size, {entry}] is needed"
-            )
-        return cache.shape[0], cache.shape[1]
-
-
-def available_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

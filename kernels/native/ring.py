@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from isotherm.kernels.native import library as native_library
-from isotherm.kernels.native.backend import NativeExpertBank, NativeKernels
+from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.native.library import NativeKernelsUnavailable
+from isotherm.kernels.native.weights import NativeExpertBank
 
 HEADER_BYTES = 4096  # kHeaderBytes in ring.h: a segment's header, and the whole of a bell
 ALIGNMENT = 64  # kAlign
@@ -74,7 +75,7 @@ class Reply(IntEnum):
 
 
 class LoopEvent(IntEnum):
-    """`Event::Kind` in expert_loop.cpp."""
+    """`Event::Kind` in expert_loop.h."""
 
     CLOSED = 1
     LOST = 2
@@ -127,7 +128,7 @@ class NativeGate:
 
 @dataclass(frozen=True)
 class LoopCounts:
-    """Since the loop began; `Count` in expert_loop.cpp."""
+    """Since the loop began; `Count` in expert_loop.h."""
 
     messages: int
     computations: int  # fewer than messages where some were gathered
@@ -142,39 +143,44 @@ class LoopCounts:
     thread: int  # the system's id of it
 
 
-class NativeExpertLoop:
-    """The C++ thread that serves an expert bank over links in shared memory.
+@dataclass(frozen=True)
+class ServedExperts:
+    """What a loop serves. `slot_of` int32 and `rows_served` int64 are [layers, experts] and stay the caller's: the loop
+    reads the first and counts rows in the second, both inside `gate`. Raises TypeError."""
 
-    `slot_of` int32 and `rows_served` int64 are [layers, experts] and stay the caller's: the loop reads the first and
-    counts rows in the second, both inside `gate`. `window`: how long a message is held for other busy shards, in
-    multiples of the time that a layer takes; 0: never.
-    """
+    bank: NativeExpertBank
+    gate: NativeGate
+    slot_of: np.ndarray
+    rows_served: np.ndarray
+    first_layer: int  # the first with experts
 
-    def __init__(
-        self,
-        kernels: NativeKernels,
-        bank: NativeExpertBank,
-        gate: NativeGate,
-        *,
-        slot_of: np.ndarray,
-        rows_served: np.ndarray,
-        first_layer: int,
-        dtype: int,
-        window: float,
-        library: Path | None = None,
-    ) -> None:
+    def __post_init__(self) -> None:
+        slot_of, rows_served = self.slot_of, self.rows_served
         if slot_of.dtype != np.int32 or rows_served.dtype != np.int64 or slot_of.shape != rows_served.shape:
             raise TypeError(
                 f"slots int32 and counts int64 of one shape are needed, not {slot_of.dtype} {slot_of.shape} and "
                 f"{rows_served.dtype} {rows_served.shape}"
             )
+
+
+class NativeExpertLoop:
+    """The C++ thread that serves an expert bank over links in shared memory.
+
+    `dtype`: the number of `kernels`' dtype in messages. `window`: how long a message is held for other busy shards, in
+    multiples of the time that a layer takes; 0: never.
+    """
+
+    def __init__(
+        self, kernels: NativeKernels, served: ServedExperts, *, dtype: int, window: float, library: Path | None = None
+    ) -> None:
         self._lib = load(library)
-        self._kept = (kernels, bank, gate, slot_of, rows_served)  # C++ uses their memory
-        layers, experts = slot_of.shape
-        row_bytes = bank.hidden * kernels.dtype.itemsize
-        handle = self._lib.iso_loop_create(kernels._context, bank.handle, gate.handle, slot_of.ctypes.data,
-                                           rows_served.ctypes.data, layers, experts, first_layer, row_bytes, dtype,
-                                           window)  # fmt: skip
+        self._kept = (kernels, served)  # C++ uses their memory
+        layers, experts = served.slot_of.shape
+        handle = self._lib.iso_loop_create(
+            kernels.context.handle, served.bank.handle, served.gate.handle, served.slot_of.ctypes.data,
+            served.rows_served.ctypes.data, layers, experts, served.first_layer,
+            served.bank.hidden * kernels.dtype.itemsize, dtype, window,
+        )  # fmt: skip
         if not handle:
             raise OSError("no memory, descriptor or thread for an expert loop")
         self._handle: int = handle

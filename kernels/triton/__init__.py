@@ -1,4 +1,4 @@
-"""The operations in Triton, for NVIDIA GPUs from Hopper (sm_90) on. `kernels/triton/backend.py` is the host side.
+"""The operations in Triton, for NVIDIA GPUs from Hopper (sm_90) on. `backend.py` and `attention.py` are the host side.
 
     gemm.py          linear, head_linear, the fused gate·up of mlp; bf16 and FP8 128×128-block weights
     grouped.py       the same two over sorted rows of many experts

@@ -11,84 +11,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from isotherm.kernels.ops import ExpertBank, Kernels, LinearWeight, Router, StoredWeight
-from isotherm.kernels.triton import interpreter
-from isotherm.kernels.triton.decode import merge_kernel, mla_decode_kernel
-from isotherm.kernels.triton.elementwise import combine_kernel, rms_norm_kernel, rope_kernel, write_cache_kernel
+from isotherm.kernels.checked import check_router, check_weights
+from isotherm.kernels.formats.stored import StoredWeight
+from isotherm.kernels.ops import ExpertBank, LinearWeight, Router
+from isotherm.kernels.triton.attention import TritonAttention
+from isotherm.kernels.triton.elementwise import combine_kernel, rms_norm_kernel, rope_kernel
 from isotherm.kernels.triton.gemm import choose_tile, finish_kernel, gate_up_kernel, linear_kernel
 from isotherm.kernels.triton.grouped import expert_down_kernel, expert_gate_up_kernel
-from isotherm.kernels.triton.launch import Launcher, cdiv, launch, power_of_two
-from isotherm.kernels.triton.prefill import mla_prefill_kernel
+from isotherm.kernels.triton.launch import cdiv, power_of_two
 from isotherm.kernels.triton.route import route_scores_kernel, route_select_kernel
 from isotherm.kernels.triton.sample import sample_chunk_kernel, sample_filtered_kernel, sample_merge_kernel
-from isotherm.kernels.triton.weights import PackedHeads, PackedMatrix, TritonExpertBank, Uploader, pack
+from isotherm.kernels.triton.weights import PackedHeads, PackedMatrix, TritonExpertBank, pack
 
 _WEIGHT_TYPES = {torch.float8_e4m3fn: tl.float8e4nv, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
-# Each of these is part of what a result's bits are: one value for every batch.
-KV_SPLIT, DECODE_KEYS = 1024, 64  # mla_decode: positions per split, and per tile
-PREFILL_KEYS, PREFILL_ROWS = 64, 128  # mla_prefill: keys and rows per tile
+# Part of what a result's bits are: one value for every batch.
 GATE_SPLIT = 512  # route: hidden inputs per part of the gate's product
 
 
-class TritonKernelsUnavailable(RuntimeError):
-    """There is no GPU for the Triton kernels, and no interpreter to stand in for it."""
-
-
-def _architecture(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "interpreted" if device.type == "cpu" else device.type
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-
-
-class TritonKernels(Kernels):
+class TritonKernels(TritonAttention):
     """`dtype`: bfloat16, or float32 (exact, slow). `device`: "cuda", or "cpu" under TRITON_INTERPRET=1, or "meta" with
     a `launcher` that records."""
-
-    name = "triton"
-
-    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cuda", launcher: Launcher = launch):
-        if dtype not in (torch.bfloat16, torch.float32):
-            raise ValueError(f"Triton kernels compute in bfloat16 or float32, not {dtype}")
-        self.dtype, self.device = dtype, torch.device(device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise TritonKernelsUnavailable(
-                "torch sees no CUDA device: check the driver, and that torch is a CUDA build"
-            )
-        if self.device.type == "cpu":
-            if not triton.knobs.runtime.interpret:
-                raise TritonKernelsUnavailable(
-                    "Triton runs on CPU tensors only in its interpreter: set TRITON_INTERPRET=1 before starting Python"
-                )
-            interpreter.install()
-        self.instructions = f"{_architecture(self.device)}, Triton {triton.__version__}"
-        self._launch = launcher
-        self._upload = Uploader(self.device)
-        self.prefill_segment = 4096  # positions whose keys and values are expanded at once; a multiple of PREFILL_KEYS
-        self.decode_workspace = 1 << 28  # bytes of partial outputs of mla_decode at once
-
-    def describe(self) -> str:
-        """One line for logs and `isotherm status`."""
-        where = (
-            torch.cuda.get_device_name(self.device)
-            if self.device.type == "cuda"
-            else f"interpreted on {self.device.type}"
-        )
-        return f"Triton {triton.__version__} kernels, {where}, {str(self.dtype).removeprefix('torch.')}"
 
     # --- weights ----------------------------------------------------------------------------------
 
     def pack_linear(self, weights: list[StoredWeight], bias: Tensor | None = None) -> LinearWeight:
+        outputs, inputs = check_weights(weights, bias)
         packed = pack(weights, self.dtype, self._upload)
-        outputs = sum(w.data.shape[0] for w in weights)
-        if bias is not None and tuple(bias.shape) != (outputs,):
-            raise ValueError(f"bias has shape {tuple(bias.shape)}; {outputs} outputs need ({outputs},)")
         wide = None if bias is None else bias.to(self.device, torch.float32, copy=True)
-        return LinearWeight(outputs, weights[0].data.shape[1], packed, wide, packed.nbytes)
+        return LinearWeight(outputs, inputs, packed, wide, packed.nbytes)
 
     def pack_heads(self, weights: list[StoredWeight]) -> PackedHeads:
         weight_HNK = torch.stack([w.dequantise(self.dtype) for w in weights])
@@ -109,12 +63,7 @@ class TritonKernels(Kernels):
 
     def add_rms_norm(self, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         x = self._rows(x_TD, "add_rms_norm x")
-        if residual_TD.shape != x.shape or residual_TD.dtype != self.dtype or not residual_TD.is_contiguous():
-            raise ValueError(
-                f"residual must be contiguous {self.dtype} {tuple(x.shape)}, not {residual_TD.dtype} "
-                f"{tuple(residual_TD.shape)}"
-            )
-        return self._norm(x, weight_D, eps, residual_TD)
+        return self._norm(x, weight_D, eps, self._residual(residual_TD, x))
 
     def _norm(self, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -> Tensor:
         rows, width = x.shape
@@ -213,11 +162,7 @@ class TritonKernels(Kernels):
     def route(self, x_TD: Tensor, router: Router) -> tuple[Tensor, Tensor]:
         experts, hidden = router.weight.shape
         x = self._rows(x_TD, "route x", hidden)
-        if experts % router.n_group or not 0 < router.top_k <= experts or not 0 < router.topk_group <= router.n_group:
-            raise ValueError(
-                f"{experts} experts don't divide as {router.n_group} groups, {router.topk_group} kept, "
-                f"top {router.top_k}"
-            )
+        check_router(router)
         rows, parts, group = x.shape[0], cdiv(hidden, GATE_SPLIT), experts // router.n_group
         partial = self._empty(parts, rows, experts, dtype=torch.float32)
         tile = min(64, max(16, power_of_two(rows)))
@@ -307,104 +252,6 @@ class TritonKernels(Kernels):
                 out = out + term
         return out
 
-    # --- attention --------------------------------------------------------------------------------
-
-    def write_cache(self, latent_TC: Tensor, k_rope_TR: Tensor, cache: Tensor, slots_T: Tensor) -> None:
-        latent, rope = self._rows(latent_TC, "write_cache latent"), self._rows(k_rope_TR, "write_cache key")
-        self._cache(cache, latent.shape[1] + rope.shape[1])
-        if not len(latent) == len(rope) == len(slots_T):
-            raise ValueError(f"write_cache has {len(latent)} latents, {len(rope)} keys and {len(slots_T)} slots")
-        block = power_of_two(max(latent.shape[1], rope.shape[1]))
-        self._run(write_cache_kernel, (len(latent),), 4, 1, latent=latent, rope=rope, cache=cache,
-                  slots=slots_T.contiguous(), C=latent.shape[1], R=rope.shape[1], stride_latent=latent.stride(0),
-                  stride_rope=rope.stride(0), BLOCK=block)  # fmt: skip
-
-    def mla_prefill(self, q_THQ: Tensor, cache: Tensor, block_table_M: Tensor, start: int, kv_b: LinearWeight,
-                    v_head_dim: int, scale: float) -> Tensor:  # fmt: skip
-        q = self._heads(q_THQ, "mla_prefill q")
-        rows, heads, qk_dim = q.shape
-        nope = kv_b.out_features // heads - v_head_dim
-        rotary = qk_dim - nope
-        if kv_b.out_features % heads or nope < 0 or rotary < 0:
-            raise ValueError(
-                f"kv_b gives {kv_b.out_features} for {heads} heads, q has {qk_dim}: "
-                f"they don't fit v_head_dim {v_head_dim}"
-            )
-        block_size = self._cache(cache, kv_b.in_features + rotary)
-        length = start + rows
-        if start < 0 or length > len(block_table_M) * block_size:
-            raise ValueError(
-                f"positions {start} … {length - 1} don't fit a table of {len(block_table_M)} blocks of {block_size}"
-            )
-        out = self._empty(rows, heads * v_head_dim)
-        if rows == 0:
-            return out
-        position = torch.arange(length, device=self.device)
-        slots = (block_table_M.to(self.device)[position // block_size] * block_size + position % block_size).to(
-            torch.int32
-        )
-        entries = cache.view(-1, cache.shape[-1])
-        blocks = {
-            "BLOCK_N": power_of_two(max(nope, 16)),
-            "BLOCK_R": power_of_two(max(rotary, 16)),
-            "BLOCK_V": power_of_two(max(v_head_dim, 16)),
-        }
-        even = blocks == {"BLOCK_N": nope, "BLOCK_R": rotary, "BLOCK_V": v_head_dim}
-        once = length <= self.prefill_segment
-        state_acc = None if once else self._empty(rows, heads, v_head_dim, dtype=torch.float32)
-        state_ml = None if once else self._empty(2, rows, heads, dtype=torch.float32)
-        for segment in range(0, length, self.prefill_segment):
-            end = min(segment + self.prefill_segment, length)
-            expanded = self._linear(entries, slots[segment:end], end - segment, kv_b, self.dtype)
-            self._run(
-                mla_prefill_kernel, (cdiv(rows, PREFILL_ROWS), heads), 8, 3, q=q, expanded=expanded, cache=cache,
-                slots=slots, state_acc=state_acc, state_ml=state_ml, out=out, scale=scale, rows=rows, start=start,
-                segment=segment, segment_end=end, H=heads, C=kv_b.in_features, R=rotary, NOPE=nope, V=v_head_dim,
-                stride_qt=q.stride(0), stride_qh=q.stride(1), stride_kv=expanded.stride(0), FIRST=segment == 0,
-                LAST=end == length, EVEN=even, BLOCK_T=PREFILL_ROWS, BLOCK_L=PREFILL_KEYS, **blocks,
-            )  # fmt: skip
-        return out
-
-    def mla_decode(self, q_latent_THC: Tensor, q_rope_THR: Tensor, cache: Tensor, block_tables_SM: Tensor,
-                   sequence_T: Tensor, lengths_T: Tensor, scale: float) -> Tensor:  # fmt: skip
-        q = self._heads(q_latent_THC, "mla_decode q_latent")
-        rows, heads, latent = q.shape
-        q_rope = self._heads(q_rope_THR, "mla_decode q_rope", heads)
-        rotary = q_rope.shape[2]
-        block_size = self._cache(cache, latent + rotary)
-        if block_tables_SM.dim() != 2 or not rows == len(q_rope) == len(sequence_T) == len(lengths_T):
-            raise ValueError(
-                f"mla_decode has {rows} rows, but {len(q_rope)} rotary rows, {len(sequence_T)} sequences and "
-                f"{len(lengths_T)} lengths"
-            )
-        tables, sequence, lengths = (
-            t.to(self.device, torch.int32).contiguous() for t in (block_tables_SM, sequence_T, lengths_T)
-        )
-        out = self._empty(rows, heads, latent)
-        splits = max(1, cdiv(tables.shape[1] * block_size, KV_SPLIT))
-        block_c, block_r = power_of_two(max(latent, 16)), power_of_two(max(rotary, 16))
-        even = (block_c, block_r, 0) == (latent, rotary, heads % 64)
-        # The partial outputs of a long table's rows would fill the memory, so rows are taken some at a time.
-        at_once = rows if splits == 1 else max(1, min(rows, self.decode_workspace // (splits * heads * latent * 4)))
-        partial = self._empty(at_once, splits, heads, latent, dtype=torch.float32) if splits > 1 else None
-        partial_ml = self._empty(at_once, splits, 2, heads, dtype=torch.float32) if splits > 1 else None
-        for first in range(0, rows, max(1, at_once)):
-            some = slice(first, min(first + at_once, rows))
-            count = some.stop - some.start
-            self._run(
-                mla_decode_kernel, (count * cdiv(heads, 64), splits), 8, 2, q_latent=q[some], q_rope=q_rope[some],
-                cache=cache, tables=tables, sequence=sequence[some], lengths=lengths[some], out=out[some],
-                partial=partial, partial_ml=partial_ml, scale=scale, splits=splits, H=heads, C=latent, R=rotary,
-                stride_qt=q.stride(0), stride_qh=q.stride(1), stride_rt=q_rope.stride(0), stride_rh=q_rope.stride(1),
-                stride_table=tables.stride(0), BLOCK_SIZE=block_size, SPLIT=KV_SPLIT, EVEN=even, BLOCK_H=64,
-                BLOCK_L=DECODE_KEYS, BLOCK_C=block_c, BLOCK_R=block_r,
-            )  # fmt: skip
-            if splits > 1:
-                self._run(merge_kernel, (count, heads), 4, 1, lengths=lengths[some], partial=partial,
-                          partial_ml=partial_ml, out=out[some], splits=splits, H=heads, C=latent, SPLIT=KV_SPLIT,
-                          BLOCK_C=block_c)  # fmt: skip
-        return out
-
     # --- sampling ---------------------------------------------------------------------------------
 
     def sample(
@@ -446,42 +293,3 @@ class TritonKernels(Kernels):
             self._run(sample_filtered_kernel, (len(filtered),), 8, 1, scaled=scaled, ids=ids, rows_of=filtered,
                       top_p=top_p, top_k=top_k, seed=seed, index=index, out=out, V=vocab, BLOCK=2048)  # fmt: skip
         return out
-
-    # --- the boundary -----------------------------------------------------------------------------
-
-    def _run(self, kernel: Any, grid: tuple[int, ...], warps: int, stages: int, **arguments: Any) -> None:
-        if 0 not in grid:
-            self._launch(kernel, grid, arguments, warps, stages)
-
-    def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.empty(*shape, dtype=dtype or self.dtype, device=self.device)
-
-    def _rows(self, x: Tensor, name: str, width: int | None = None) -> Tensor:
-        """x as rows in `dtype`, each contiguous; rows may lie apart."""
-        if x.dim() != 2 or x.dtype != self.dtype or (width is not None and x.shape[1] != width):
-            raise ValueError(
-                f"{name} is {x.dtype} {tuple(x.shape)}; {self.dtype} [T, {'*' if width is None else width}] is needed"
-            )
-        return x if x.stride(1) == 1 else x.contiguous()
-
-    def _heads(self, x: Tensor, name: str, heads: int | None = None, width: int | None = None) -> Tensor:
-        fits = x.dim() == 3 and x.dtype == self.dtype and heads in (None, x.shape[1]) and width in (None, x.shape[2])
-        if not fits:
-            raise ValueError(
-                f"{name} is {x.dtype} {tuple(x.shape)}; {self.dtype} [T, {heads or 'H'}, {width or '*'}] is needed"
-            )
-        return x if x.stride(2) == 1 else x.contiguous()
-
-    def _cache(self, cache: Tensor, entry: int) -> int:
-        """The cache's block size."""
-        if cache.dim() != 3 or cache.dtype != self.dtype or cache.shape[2] != entry or not cache.is_contiguous():
-            raise ValueError(
-                f"the cache is {cache.dtype} {tuple(cache.shape)}; contiguous {self.dtype} "
-                f"[blocks, block size, {entry}] is needed"
-            )
-        if cache.numel() >= 2**31:
-            raise ValueError(
-                f"a layer's cache of {cache.numel()} values is too large: kernels address fewer than 2³¹; "
-                "use fewer blocks"
-            )
-        return cache.shape[1]

@@ -9,16 +9,19 @@ multiples of 128.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from isotherm.kernels.ops import BLOCK, ExpertBank, StoredWeight
+from isotherm.kernels.checked import check_expert, check_weights
+from isotherm.kernels.formats.fp8 import BLOCK, E4M3, Fp8Weight
+from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
+from isotherm.kernels.ops import ExpertBank
 from isotherm.kernels.triton.launch import cdiv
 
 ROW_PAD, COLUMN_PAD = 128, 128
-FP8 = torch.float8_e4m3fn
 SPLIT_PROGRAMS = 132  # multiprocessors of a full Hopper GPU. A constant: the bits depend on it
 STAGING_BYTES = 64 << 20
 SPLIT_TILE, SPLIT_LEAST = 64, 512  # outputs of a small tile; the least of K that is worth a program of its own
@@ -64,29 +67,6 @@ def k_splits(outputs: int, inputs: int) -> tuple[int, int]:
     return each * BLOCK, cdiv(blocks, each)
 
 
-def check_stored(weights: list[StoredWeight]) -> None:
-    if not weights:
-        raise ValueError("at least one weight is needed")
-    inputs = weights[0].data.shape[-1]
-    for weight in weights:
-        if weight.data.dim() != 2 or weight.data.shape[1] != inputs:
-            raise ValueError(
-                f"weights that share an input have shapes {[tuple(w.data.shape) for w in weights]}; "
-                f"all need {inputs} inputs"
-            )
-        blocks = (cdiv(weight.data.shape[0], BLOCK), cdiv(inputs, BLOCK))
-        if weight.scale_inv is not None and tuple(weight.scale_inv.shape) != blocks:
-            raise ValueError(
-                f"scale_inv has shape {tuple(weight.scale_inv.shape)}; "
-                f"a weight {tuple(weight.data.shape)} needs {blocks}"
-            )
-
-
-def stays_fp8(weights: list[StoredWeight]) -> bool:
-    """FP8 stays FP8 where every part is; otherwise an FP8 part is widened."""
-    return all(w.data.dtype == FP8 for w in weights)
-
-
 class Uploader:
     """Copies from the CPU to `device`, through one pinned buffer where that is a GPU. Threads take turns."""
 
@@ -122,49 +102,44 @@ class Uploader:
             torch.cuda.synchronize(self.device)
 
 
-def pack(weights: list[StoredWeight], dtype: torch.dtype, upload: Uploader, splits: bool = True) -> PackedMatrix:
+def as_kept(weights: Sequence[StoredWeight], dtype: torch.dtype) -> list[Fp8Weight] | list[PlainWeight]:
+    """The weights as the kernels multiply by them: in FP8 where all are stored so, which is the one format that is read
+    as it is stored; else the numbers."""
+    fp8 = [w for w in weights if isinstance(w, Fp8Weight)]
+    return fp8 if len(fp8) == len(weights) else [w.plain(dtype) for w in weights]
+
+
+def pack(weights: Sequence[StoredWeight], dtype: torch.dtype, upload: Uploader, splits: bool = True) -> PackedMatrix:
     """Weights one above the other. Other widths than FP8 and `dtype` are converted, but for bfloat16, which float32
     kernels widen in registers."""
-    check_stored(weights)
-    outputs, inputs = sum(w.data.shape[0] for w in weights), weights[0].data.shape[1]
+    outputs, inputs = check_weights(weights)
     rows, columns = cdiv(outputs, ROW_PAD) * ROW_PAD, cdiv(inputs, COLUMN_PAD) * COLUMN_PAD
-    fp8 = stays_fp8(weights)
-    kept = FP8 if fp8 else torch.bfloat16 if all(w.data.dtype == torch.bfloat16 for w in weights) else dtype
-    data = torch.zeros(rows, columns, dtype=torch.uint8 if fp8 else kept, device=upload.device).view(kept)
+    kept = as_kept(weights, dtype)
+    fp8 = [w for w in kept if isinstance(w, Fp8Weight)]
+    # FP8 as bytes, because copying float8 to a padded place is not offered for every device.
+    width = torch.uint8 if fp8 else torch.bfloat16 if all(w.data.dtype == torch.bfloat16 for w in kept) else dtype
+    data = torch.zeros(rows, columns, dtype=width, device=upload.device)
     place = 0
-    for weight in weights:
-        plain = (
-            weight.data
-            if fp8 or (weight.data.dtype not in (FP8,) and weight.scale_inv is None)
-            else weight.dequantise(dtype)
-        )
-        count = plain.shape[0]
-        # Bytes, because copying float8 to a padded place is not offered for every device.
-        if fp8:
-            upload(plain.view(torch.uint8), data.view(torch.uint8)[place : place + count, :inputs])
-        else:
-            upload(plain, data[place : place + count, :inputs])
+    for weight in kept:
+        count = weight.shape[0]
+        upload(weight.data.view(torch.uint8) if fp8 else weight.data, data[place : place + count, :inputs])
         place += count
     k_split, parts = k_splits(outputs, inputs) if splits else (columns, 1)
     if not fp8:
         return PackedMatrix(data, None, None, k_split, parts)
-    scale, scale_rows = pack_scales(weights, rows, upload)
-    return PackedMatrix(data, scale, scale_rows, k_split, parts)
+    scale, scale_rows = pack_scales(fp8, rows, upload)
+    return PackedMatrix(data.view(E4M3), scale, scale_rows, k_split, parts)
 
 
-def pack_scales(weights: list[StoredWeight], rows: int, upload: Uploader) -> tuple[Tensor, Tensor]:
+def pack_scales(weights: Sequence[Fp8Weight], rows: int, upload: Uploader) -> tuple[Tensor, Tensor]:
     """(scales [scale rows, ⌈K / 128⌉], which row of them each of `rows` outputs uses)."""
-    blocks = cdiv(weights[0].data.shape[1], BLOCK)
-    scales = [
-        torch.ones(cdiv(w.data.shape[0], BLOCK), blocks) if w.scale_inv is None else w.scale_inv.float()
-        for w in weights
-    ]
-    scale = torch.empty(sum(len(s) for s in scales), blocks, dtype=torch.float32, device=upload.device)
+    blocks = cdiv(weights[0].shape[1], BLOCK)
+    scale = torch.empty(sum(len(w.scale) for w in weights), blocks, dtype=torch.float32, device=upload.device)
     index, first = [], 0
-    for weight, values in zip(weights, scales, strict=True):
-        upload(values, scale[first : first + len(values)])
-        index.append(first + torch.arange(weight.data.shape[0]) // BLOCK)
-        first += len(values)
+    for weight in weights:
+        upload(weight.scale, scale[first : first + len(weight.scale)])
+        index.append(first + torch.arange(weight.shape[0]) // BLOCK)
+        first += len(weight.scale)
     scale_rows = torch.zeros(rows, dtype=torch.int32, device=upload.device)
     chosen = torch.cat(index).to(torch.int32)
     upload(chosen, scale_rows[: len(chosen)])
@@ -187,19 +162,14 @@ class TritonExpertBank(ExpertBank):
 
     def load(self, slot: int, gate: StoredWeight, up: StoredWeight, down: StoredWeight) -> None:
         self._check(slot)
-        for name, weight, shape in (("gate", gate, (self.inner, self.hidden)), ("up", up, (self.inner, self.hidden)),
-                                    ("down", down, (self.hidden, self.inner))):  # fmt: skip
-            if tuple(weight.data.shape) != shape:
-                raise ValueError(f"expert {name} has shape {tuple(weight.data.shape)}; this bank's slots take {shape}")
+        check_expert(gate, up, down, self.hidden, self.inner)
         self.drop(slot)
         kind = self.weight_dtype
-        if kind == FP8 and not stays_fp8([gate, up, down]):
-            raise ValueError(
-                f"this bank's experts are FP8; slot {slot} was given {gate.data.dtype}, "
-                f"{up.data.dtype} and {down.data.dtype}"
-            )
-        if not stays_fp8([gate, up, down]):
-            gate, up, down = (StoredWeight(w.dequantise(self.dtype)) for w in (gate, up, down))
+        weights = [gate, up, down]
+        if not all(isinstance(w, Fp8Weight) for w in weights):
+            if kind == E4M3:
+                raise ValueError(f"this bank's experts are FP8; slot {slot} was given {[w.name for w in weights]}")
+            gate, up, down = (PlainWeight(w.dequantise(self.dtype)) for w in weights)
         packed = (
             pack([gate, up], self.dtype, self._upload, splits=False),
             pack([down], self.dtype, self._upload, splits=False),

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isotherm.kernels.ops import BLOCK, Router, StoredWeight
+from isotherm.kernels.formats.stored import PlainWeight
+from isotherm.kernels.ops import Router
 from isotherm.kernels.reference import ReferenceKernels, candidates, gumbel_noise
 
 KERNELS = ReferenceKernels(torch.float32)
@@ -25,39 +26,16 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 # --- weights --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (128, 128), (129, 128), (128, 129), (300, 200), (5, 400)])
-def test_dequantised_blocks_have_their_own_scales(shape: tuple[int, int]):
-    rows, columns = shape
-    data = normal(*shape).to(torch.float8_e4m3fn)
-    scale = 1.0 + torch.arange(-(-rows // BLOCK) * -(-columns // BLOCK), dtype=torch.float32).view(
-        -(-rows // BLOCK), -1
-    )
-    weight = StoredWeight(data, scale).dequantise(torch.float32)
-    for i in {0, rows // 2, rows - 1, min(127, rows - 1), min(128, rows - 1)}:
-        for j in {0, columns // 2, columns - 1, min(127, columns - 1), min(128, columns - 1)}:
-            assert weight[i, j] == data[i, j].float() * scale[i // 128, j // 128]
-    assert StoredWeight(data, scale).nbytes == rows * columns + 4 * scale.numel()
-
-
-def test_scales_are_applied_in_float32():
-    data, scale = normal(64, 64).to(torch.float8_e4m3fn), torch.full((1, 1), 0.3)
-    weight = StoredWeight(data, scale).dequantise(torch.bfloat16)
-    assert torch.equal(weight, (data.float() * 0.3).to(torch.bfloat16))
-    assert not torch.equal(weight, data.to(torch.bfloat16) * scale.to(torch.bfloat16)), (
-        "the values must tell the two apart"
-    )
-
-
 @pytest.mark.parametrize("heads", [1, 3])
 def test_packed_weights_are_copies(heads: int):
     """What is packed may be a view of a mapped file that is closed, replaced or cut afterwards."""
     weight, bank = normal(4, 4), KERNELS.expert_bank(1, 4, 4)
     head_weight = normal(heads, 5, 4, seed=1).transpose(1, 2)  # so that one head's packed form has the same layout
     linear, packed = (
-        KERNELS.pack_linear([StoredWeight(weight)]),
-        KERNELS.pack_heads([StoredWeight(w) for w in head_weight]),
+        KERNELS.pack_linear([PlainWeight(weight)]),
+        KERNELS.pack_heads([PlainWeight(w) for w in head_weight]),
     )
-    bank.load(0, StoredWeight(weight), StoredWeight(weight), StoredWeight(weight))
+    bank.load(0, PlainWeight(weight), PlainWeight(weight), PlainWeight(weight))
     before = [
         linear.data.clone(),
         packed.clone(),
@@ -94,34 +72,34 @@ def test_rms_norm_rounds_before_the_weight_as_transformers_does():
 
 def test_packed_projections_stand_side_by_side_with_their_bias():
     x, a, b, bias = normal(3, 8), normal(5, 8, seed=1), normal(2, 8, seed=2), normal(7, seed=3)
-    packed = KERNELS.pack_linear([StoredWeight(a), StoredWeight(b)], bias)
+    packed = KERNELS.pack_linear([PlainWeight(a), PlainWeight(b)], bias)
     assert (packed.out_features, packed.in_features, packed.nbytes) == (7, 8, 7 * 8 * 4)
     torch.testing.assert_close(KERNELS.linear(x, packed), torch.cat([x @ a.T, x @ b.T], -1) + bias)
 
 
 def test_linear_output_dtype():
     x = normal(3, 8).to(torch.bfloat16)
-    packed = BF16.pack_linear([StoredWeight(normal(5, 8, seed=1))])
+    packed = BF16.pack_linear([PlainWeight(normal(5, 8, seed=1))])
     assert packed.data.dtype == BF16.linear(x, packed).dtype == torch.bfloat16
     assert BF16.linear(x, packed, torch.float32).dtype == torch.float32
 
 
 def test_a_bias_is_added_in_float32():
     x, weight, bias = torch.full((1, 1), 256.0), torch.ones(1, 1), torch.tensor([-255.5])
-    packed = BF16.pack_linear([StoredWeight(weight)], bias)
+    packed = BF16.pack_linear([PlainWeight(weight)], bias)
     assert float(BF16.linear(x.to(torch.bfloat16), packed)) == 0.5  # -255.5 is no bf16
 
 
 def test_head_linear():
     x, weight = normal(4, 3, 6), normal(3, 5, 6, seed=1)
-    out = KERNELS.head_linear(x, KERNELS.pack_heads([StoredWeight(w) for w in weight]))
+    out = KERNELS.head_linear(x, KERNELS.pack_heads([PlainWeight(w) for w in weight]))
     torch.testing.assert_close(out, torch.einsum("thk,hnk->thn", x, weight))
 
 
 def test_mlp():
     x, gate, up, down = normal(4, 6), normal(9, 6, seed=1), normal(9, 6, seed=2), normal(6, 9, seed=3)
     out = KERNELS.mlp(
-        x, KERNELS.pack_linear([StoredWeight(gate), StoredWeight(up)]), KERNELS.pack_linear([StoredWeight(down)])
+        x, KERNELS.pack_linear([PlainWeight(gate), PlainWeight(up)]), KERNELS.pack_linear([PlainWeight(down)])
     )
     g = x @ gate.T
     torch.testing.assert_close(out, (g / (1 + torch.exp(-g)) * (x @ up.T)) @ down.T, rtol=1e-5, atol=1e-5)
@@ -233,7 +211,7 @@ def test_experts_agree_with_a_plain_loop():
         for s in (0, 2, 3, 4)
     }
     for slot, (gate, up, down) in weights.items():
-        bank.load(slot, StoredWeight(gate), StoredWeight(up), StoredWeight(down))
+        bank.load(slot, PlainWeight(gate), PlainWeight(up), PlainWeight(down))
     x = normal(4, hidden, seed=99)
     rows, active, offsets = [3, 0, 1, 1, 2, 3], [4, 0, 2], [0, 1, 5, 6]
     out = KERNELS.experts(x, bank, *(torch.tensor(v, dtype=torch.int32) for v in (rows, active, offsets)))
@@ -256,7 +234,7 @@ def test_experts_of_no_pairs():
 def test_an_empty_slot_is_an_error_that_names_it(loaded: list[int], empty: list[int]):
     bank = KERNELS.expert_bank(2, 6, 5)
     for slot in (0, 1):
-        bank.load(slot, StoredWeight(torch.ones(5, 6)), StoredWeight(torch.ones(5, 6)), StoredWeight(torch.ones(6, 5)))
+        bank.load(slot, PlainWeight(torch.ones(5, 6)), PlainWeight(torch.ones(5, 6)), PlainWeight(torch.ones(6, 5)))
     for slot in empty:
         bank.drop(slot)
     assert bank.nbytes == len(loaded) * 3 * 30 * 4
@@ -328,7 +306,7 @@ class Mla:
         return out.flatten(1).float()
 
     def prefill(self, start: int, count: int) -> Tensor:
-        packed = self.kernels.pack_linear([StoredWeight(self.kv_b)])
+        packed = self.kernels.pack_linear([PlainWeight(self.kv_b)])
         return self.kernels.mla_prefill(
             self.q[start : start + count], self.cache, self.table, start, packed, VALUE, self.scale
         )
@@ -336,7 +314,7 @@ class Mla:
     def decode(self, rows: list[int], tables: Tensor | None = None, sequence: list[int] | None = None) -> Tensor:
         kernels, kv_b = self.kernels, self.kv_b.unflatten(0, (HEADS, -1))
         q_latent = kernels.head_linear(
-            self.q[rows][..., :NOPE], kernels.pack_heads([StoredWeight(w.T) for w in kv_b[:, :NOPE]])
+            self.q[rows][..., :NOPE], kernels.pack_heads([PlainWeight(w.T) for w in kv_b[:, :NOPE]])
         )
         out = kernels.mla_decode(
             q_latent,
@@ -348,7 +326,7 @@ class Mla:
             self.scale,
         )
         assert out.shape == (len(rows), HEADS, LATENT)
-        return kernels.head_linear(out, kernels.pack_heads([StoredWeight(w) for w in kv_b[:, NOPE:]])).flatten(1)
+        return kernels.head_linear(out, kernels.pack_heads([PlainWeight(w) for w in kv_b[:, NOPE:]])).flatten(1)
 
 
 def test_write_cache_puts_latents_before_keys_at_their_slots():
@@ -600,17 +578,3 @@ def test_noise_never_changes(seed: int, index: int):
     """Another hash would give every seeded request other tokens: if this fails, it is the change that is wrong."""
     noise = gumbel_noise(seed, index, torch.tensor([0, 1, 2, 129_279]))
     assert noise.tolist() == pytest.approx(GOLDEN[seed, index], rel=1e-13)
-
-
-@pytest.mark.parametrize("shape", [(128, 256), (200, 130), (1, 3)])
-def test_quantised_weights_are_near_and_of_the_stored_form(shape: tuple[int, int]):
-    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(torch.bfloat16)
-    weight[0] = 0
-    quantised = StoredWeight(weight).quantise()
-    assert quantised.data.dtype == torch.float8_e4m3fn and quantised.scale_inv is not None
-    assert quantised.scale_inv.shape == tuple(-(-n // BLOCK) for n in shape)
-    # Three bits of mantissa: half a step is a sixteenth; what is small beside the block's largest loses more.
-    torch.testing.assert_close(
-        quantised.dequantise(torch.float32), weight.float(), rtol=1 / 16, atol=float(weight.abs().max()) / 448 * 2**-9
-    )
-    assert quantised.quantise() is quantised

@@ -12,9 +12,11 @@ import torch
 from native_there import require_native
 from torch import Tensor
 
-from isotherm.kernels.native.backend import ISAS, NativeKernels
+from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.stored import PlainWeight
+from isotherm.kernels.native.backend import NativeKernels
+from isotherm.kernels.native.context import ISAS
 from isotherm.kernels.native.library import NativeKernelsUnavailable
-from isotherm.kernels.ops import StoredWeight
 
 require_native()
 
@@ -28,16 +30,16 @@ def pattern(*shape: int, step: int) -> Tensor:
     return torch.ldexp((n % 127 - 63).float(), n % 17 - 14).reshape(shape)
 
 
-def fp8(*shape: int, step: int) -> StoredWeight:
+def fp8(*shape: int, step: int) -> Fp8Weight:
     blocks = [-(-n // 128) for n in shape]
     data = pattern(*shape, step=step).clamp(-440, 440).to(torch.float8_e4m3fn)
-    return StoredWeight(data, 1 + pattern(*blocks, step=7).abs() / 64)
+    return Fp8Weight(data, 1 + pattern(*blocks, step=7).abs() / 64)
 
 
 def results(kernels: NativeKernels) -> list[Tensor]:
     x = pattern(7, HIDDEN, step=31).to(kernels.dtype)
     out = [kernels.rms_norm(x, pattern(HIDDEN, step=11), 1e-6)]
-    for weight in (StoredWeight(pattern(96, HIDDEN, step=37).to(torch.bfloat16)), fp8(96, HIDDEN, step=37)):
+    for weight in (PlainWeight(pattern(96, HIDDEN, step=37).to(torch.bfloat16)), fp8(96, HIDDEN, step=37)):
         packed = kernels.pack_linear([weight])
         out += [kernels.linear(x, packed, torch.float32), kernels.linear(x[:1], packed, torch.float32)]
     bank = kernels.expert_bank(EXPERTS, HIDDEN, INNER)

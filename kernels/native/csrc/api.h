@@ -21,8 +21,23 @@ constexpr int kScaleWords = kScaleBlock / 2;
 constexpr int kSplit =
     256;  // attention: positions per softmax split, counted from position 0; part of the result's definition
 
-enum class Kind : int { bf16 = 0, fp8 = 1, f32 = 2, coded = 3 };  // how a packed weight is kept
+// The one list of the kinds of tiles: X(how a packed weight is kept, whose multiplication takes it). Each defines its
+// TileKind (tile_kind.h) in a source file, and `<multiplication>_multiply` in a header of kernels.inc. The order is the
+// numbers that Python gives (kernels/native/weights.py).
+#define ISO_TILE_KINDS(X) X(bf16, word) X(fp8, fp8) X(f32, word) X(coded, coded)
+enum class Kind : int {
+#define ISO_KIND(name, multiplication) name,
+  ISO_TILE_KINDS(ISO_KIND)
+#undef ISO_KIND
+};
 enum class Dtype : int { bf16 = 0, f16 = 1, f32 = 2, e4m3 = 3 };  // what the caller's tensors hold
+
+// One tensor of a stored weight, as rows. Python fills it: see Operand in kernels/native/weights.py.
+struct Operand {
+  const void* data;
+  int64_t row_stride;  // in elements
+  Dtype dtype;
+};
 
 // A weight that the codes of its tile can't say. `place`: in the decoded tile, in 16-bit values. A tile's list ends
 // with kNoException.
@@ -41,8 +56,8 @@ struct Linear {
   int64_t outputs, inputs, words;  // words: of one row of K
   int parts;
   int64_t tiles, scale_blocks;
-  uint8_t* data;  // bf16, f32: [tile][word][32] words; fp8: [tile][word][64] bytes in the order of fp8_place;
-                  // coded: [tile][two words][192] bytes, see coded.cpp, and all that follows from `code_tables` on
+  size_t tile_bytes;
+  uint8_t* data;  // [tile] in the order of its kind, and for coded tiles all that follows from `code_tables` on
   size_t data_bytes;
   float* scales;             // fp8: [tile][scale block]
   float* bias;               // [tile][32] or null
@@ -53,11 +68,7 @@ struct Linear {
   int64_t* exception_begin;  // coded: [tiles + 1]
   CodedException* exceptions;
 
-  size_t tile_bytes() const {
-    return static_cast<size_t>(kind == Kind::coded ? (words + 1) / 2 * kCodedPair
-                                                   : words * (kind == Kind::fp8 ? 64 : 128));
-  }
-  const uint8_t* tile(int64_t t) const { return data + static_cast<size_t>(t) * tile_bytes(); }
+  const uint8_t* tile(int64_t t) const { return data + static_cast<size_t>(t) * tile_bytes; }
 };
 
 // Where output o (0 .. 31) stands among the 32 16-bit pairs of an FP8 or coded tile's word: interleaving the low and
@@ -202,9 +213,8 @@ const Ops* avx512_ops();  // null where the build or the machine lacks it
 const Ops* avx2_ops();
 const Ops* generic_ops();
 
-void pack_part(Pool&, Linear&, int part, const void* source, Dtype dtype, int64_t row_stride, const float* scales,
-               int64_t scale_stride);
-void code(Pool&, Linear&);  // bf16 → coded, where that is smaller by an eighth
+void pack_part(Pool&, Linear&, int part, const Operand* operands);
+void code(Pool&, const Ops&, Linear&);  // bf16 → coded, where that is smaller by an eighth
 void sample(Pool&, const Ops&, const SampleCall&);
 void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope,
                  int64_t rope_stride, int64_t rope_width, void* cache, const int64_t* slots, int64_t rows);

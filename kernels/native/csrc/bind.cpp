@@ -1,10 +1,10 @@
-// The C functions that Python calls. Each returns 0, or an error code that native_backend.py turns into an exception.
+// The C functions that Python calls. Each returns 0, or an error code that kernels/native turns into an exception.
 #include <algorithm>
 #include <cstring>
 #include <new>
 #include <vector>
 
-#include "api.h"
+#include "tile_kind.h"
 
 using namespace iso;
 
@@ -89,7 +89,9 @@ ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const 
   try {
     linear->kind = static_cast<Kind>(kind);
     linear->inputs = inputs;
-    linear->words = linear->kind == Kind::f32 ? inputs : (inputs + 1) / 2;
+    const TileKind& its = tile_kind(linear->kind);
+    linear->words = its.words(inputs);
+    linear->tile_bytes = its.tile_bytes(linear->words);
     linear->part_tile = array<int64_t>(static_cast<size_t>(parts) + 1);
     linear->parts = parts;
     for (int p = 0; p < parts; ++p) {
@@ -97,7 +99,7 @@ ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const 
       linear->tiles += (part_outputs[p] + kTile - 1) / kTile;
     }
     linear->part_tile[parts] = linear->tiles;
-    linear->scale_blocks = linear->kind == Kind::fp8 ? (inputs + kScaleBlock - 1) / kScaleBlock : 0;
+    linear->scale_blocks = its.scale_blocks(inputs);
     const auto tiles = static_cast<size_t>(linear->tiles);
     linear->tile_column = array<int64_t>(tiles);
     linear->tile_width = array<int32_t>(tiles);
@@ -117,7 +119,7 @@ ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const 
                     static_cast<size_t>(linear->tile_width[t]) * sizeof(float));
       }
     }
-    linear->data_bytes = tiles * linear->tile_bytes();
+    linear->data_bytes = tiles * linear->tile_bytes;
     linear->data = array<uint8_t>(linear->data_bytes);
     return linear;
   } catch (const std::bad_alloc&) {
@@ -130,18 +132,18 @@ ISO_EXPORT int64_t iso_linear_bytes(const Linear* linear) {
   return static_cast<int64_t>(linear->data_bytes +
                               static_cast<size_t>(linear->tiles * linear->scale_blocks) * sizeof(float));
 }
-ISO_EXPORT int iso_linear_pack(Context* context, Linear* linear, int part, const void* source, int dtype,
-                               int64_t row_stride, const float* scales, int64_t scale_stride) {
+// Operands: the tensors of one stored weight, as the linear's kind takes them.
+ISO_EXPORT int iso_linear_pack(Context* context, Linear* linear, int part, const Operand* operands) {
   return guarded([&] {
-    pack_part(context->pool, *linear, part, source, static_cast<Dtype>(dtype), row_stride, scales, scale_stride);
+    pack_part(context->pool, *linear, part, operands);
     return kOk;
   });
 }
 
 // After all parts are packed.
-ISO_EXPORT int iso_linear_code(Context* context, Linear* linear) {
+ISO_EXPORT int iso_linear_finish(Context* context, Linear* linear) {
   return guarded([&] {
-    if (context->ops->reads_coded) code(context->pool, *linear);
+    if (const auto finish = tile_kind(linear->kind).finish) finish(context->pool, *context->ops, *linear);
     return kOk;
   });
 }

@@ -8,7 +8,7 @@
 #include <numeric>
 #include <vector>
 
-#include "api.h"
+#include "tile_kind.h"
 
 namespace iso {
 namespace {
@@ -80,8 +80,8 @@ void encode(const uint16_t* values, int64_t words, const Codes& codes, uint8_t* 
 
 }  // namespace
 
-void code(Pool& pool, Linear& linear) {
-  if (linear.kind != Kind::bf16 || linear.tiles == 0) return;
+void code(Pool& pool, const Ops& ops, Linear& linear) {
+  if (!ops.reads_coded || linear.tiles == 0) return;
   const int64_t count = linear.words * 64;
   const auto values = [&](int64_t t) { return reinterpret_cast<const uint16_t*>(linear.tile(t)); };
   std::vector<Codes> codes(static_cast<size_t>(linear.tiles), Codes(nullptr, 0));
@@ -91,7 +91,8 @@ void code(Pool& pool, Linear& linear) {
   for (const Codes& c : codes) begin.push_back(begin.back() + c.exceptions + 1);
   Linear coded = linear;
   coded.kind = Kind::coded;
-  const auto tiles = static_cast<size_t>(linear.tiles), tile_bytes = tiles * coded.tile_bytes(),
+  coded.tile_bytes = tile_kind(Kind::coded).tile_bytes(linear.words);
+  const auto tiles = static_cast<size_t>(linear.tiles), tile_bytes = tiles * coded.tile_bytes,
              table_bytes = tiles * 2 * kCodes, begin_bytes = (tiles + 1) * sizeof(int64_t);
   coded.data_bytes =
       tile_bytes + table_bytes + begin_bytes + static_cast<size_t>(begin.back()) * sizeof(CodedException);
@@ -109,5 +110,13 @@ void code(Pool& pool, Linear& linear) {
   release(linear.data, linear.data_bytes);
   linear = coded;
 }
+
+const TileKind coded_tiles = {
+    [](int64_t inputs) { return (inputs + 1) / 2; },
+    [](int64_t words) { return static_cast<size_t>((words + 1) / 2 * kCodedPair); },
+    [](int64_t) { return int64_t{0}; },
+    nullptr,
+    nullptr,
+};
 
 }  // namespace iso

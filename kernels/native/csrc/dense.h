@@ -70,7 +70,7 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
   auto* packed = scratch_of<uint32_t>(kShared, rows * weight.words);
   make_groups<M>(pool, x, x_stride, rows, weight.inputs, groups, packed);
   const int64_t chunk_groups = kRowChunk / kGroup, chunks = ceil_div(count, chunk_groups);
-  const int64_t per_item = tiles_per_item(weight.tiles, weight.tile_bytes(), pool.size()),
+  const int64_t per_item = tiles_per_item(weight.tiles, weight.tile_bytes, pool.size()),
                 items = ceil_div(weight.tiles, per_item);
   auto body = [&](int64_t claimed) ISO_ATTR {
     const int64_t item = chunks == 1 ? in_streams(claimed, items, pool.size()) : claimed;

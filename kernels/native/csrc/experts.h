@@ -72,7 +72,7 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
                ? 1
                : least(tiles, tiles_per_item(tiles * call.active, static_cast<int64_t>(tile_bytes), pool.size()));
   };
-  const int64_t gate_run = run_of(inner_tiles, call.active == 0 ? 0 : 2 * call.gate_up[0]->tile_bytes()),
+  const int64_t gate_run = run_of(inner_tiles, call.active == 0 ? 0 : 2 * call.gate_up[0]->tile_bytes),
                 gate_runs = ceil_div(inner_tiles, gate_run);
   const int threads =
       total == call.active ? pool.size() : 1;  // with many rows it is arithmetic that takes the time, not memory
@@ -99,7 +99,7 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
   };
   parallel(workers, call.active * gate_runs, first_round);
 
-  const int64_t down_run = run_of(out_tiles, call.active == 0 ? 0 : call.down[0]->tile_bytes()),
+  const int64_t down_run = run_of(out_tiles, call.active == 0 ? 0 : call.down[0]->tile_bytes),
                 down_runs = ceil_div(out_tiles, down_run);
   auto second_round = [&](int64_t claimed) ISO_ATTR {
     const int64_t item = in_streams(claimed, call.active * down_runs, threads), a = item / down_runs,

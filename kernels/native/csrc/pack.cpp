@@ -1,135 +1,20 @@
-// Weights from checkpoint order [N, K] into tiles, multi-threaded and without arithmetic but for dtype conversion.
-#include <cstring>
-
-#include "api.h"
+// Packing of stored weights into tiles of any kind, multi-threaded.
+#include "tile_kind.h"
 
 namespace iso {
-namespace {
 
-uint16_t bf16_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+const TileKind& tile_kind(Kind kind) {
+#define ISO_KIND(name, multiplication) &name##_tiles,
+  static const TileKind* const kinds[] = {ISO_TILE_KINDS(ISO_KIND)};
+#undef ISO_KIND
+  return *kinds[static_cast<int>(kind)];
 }
 
-float f32_of_bf16(uint16_t value) {
-  const uint32_t bits = static_cast<uint32_t>(value) << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
-
-float f32_of_f16(uint16_t value) {
-  const uint32_t sign = static_cast<uint32_t>(value & 0x8000) << 16, magnitude = value & 0x7fff;
-  uint32_t bits;
-  if (magnitude >= 0x7c00) {
-    bits = 0x7f800000 | (magnitude & 0x3ff) << 13;
-  } else if (magnitude >= 0x400) {
-    bits = (magnitude << 13) + (112u << 23);
-  } else {
-    const float exact = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // subnormal: a multiple of 2^-24
-    std::memcpy(&bits, &exact, 4);
-  }
-  bits |= sign;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
-
-float element(const void* row, Dtype dtype, int64_t k) {
-  if (dtype == Dtype::f32) return static_cast<const float*>(row)[k];
-  const uint16_t value = static_cast<const uint16_t*>(row)[k];
-  return dtype == Dtype::f16 ? f32_of_f16(value) : f32_of_bf16(value);
-}
-
-// One row as words, in the packed kind. `words` has room for all of them.
-void row_words(const void* row, Dtype dtype, Kind kind, int64_t inputs, int64_t words, uint32_t* out) {
-  if (kind == Kind::f32) {
-    for (int64_t k = 0; k < inputs; ++k) {
-      const float value = element(row, dtype, k);
-      std::memcpy(out + k, &value, 4);
-    }
-    return;
-  }
-  auto* halves = reinterpret_cast<uint16_t*>(out);
-  halves[2 * words - 1] = 0;  // an odd K is padded with zero
-  if (dtype == Dtype::bf16) {
-    std::memcpy(halves, row, static_cast<size_t>(inputs) * 2);
-  } else {
-    for (int64_t k = 0; k < inputs; ++k) halves[k] = bf16_of(element(row, dtype, k));
-  }
-}
-
-struct PackJob {
-  Linear& linear;
-  int part;
-  const uint8_t* source;
-  Dtype dtype;
-  int64_t row_stride;
-  const float* scales;
-  int64_t scale_stride;
-
-  int64_t element_bytes() const { return dtype == Dtype::f32 ? 4 : dtype == Dtype::e4m3 ? 1 : 2; }
-
-  void operator()(int64_t index) const {
-    const int64_t tile = linear.part_tile[part] + index, first = index * kTile;
-    const int width = linear.tile_width[tile];
-    if (linear.kind == Kind::fp8) {
-      fp8_tile(tile, first, width);
-    } else {
-      word_tile(tile, first, width);
-    }
-  }
-
-  const uint8_t* row(int64_t output) const { return source + output * row_stride * element_bytes(); }
-
-  void word_tile(int64_t tile, int64_t first, int width) const {
-    // Blocks of 16 words (a cache line) of all 32 rows are read, then written as 16 lines of 32 outputs.
-    const int64_t words = linear.words;
-    auto* target = reinterpret_cast<uint32_t*>(linear.data + static_cast<size_t>(tile) * linear.tile_bytes());
-    auto* rows = scratch_of<uint32_t>(kShared, static_cast<size_t>(words) * kTile);
-    for (int o = 0; o < width; ++o)
-      row_words(row(first + o), dtype, linear.kind, linear.inputs, words, rows + o * words);
-    for (int o = width; o < kTile; ++o) std::memset(rows + o * words, 0, static_cast<size_t>(words) * 4);
-    for (int64_t begin = 0; begin < words; begin += 16) {
-      const int count = static_cast<int>(words - begin < 16 ? words - begin : 16);
-      for (int o = 0; o < kTile; ++o) {
-        const uint32_t* from = rows + o * words + begin;
-        uint32_t* to = target + begin * kTile + o;
-        for (int i = 0; i < count; ++i) to[i * kTile] = from[i];
-      }
-    }
-  }
-
-  void fp8_tile(int64_t tile, int64_t first, int width) const {
-    const int64_t words = linear.words, pairs = linear.inputs / 2;
-    auto* target = reinterpret_cast<uint16_t*>(linear.data + static_cast<size_t>(tile) * linear.tile_bytes());
-    if (width < kTile || linear.inputs % 2 != 0) std::memset(target, 0, linear.tile_bytes());
-    for (int64_t begin = 0; begin < pairs; begin += 32) {
-      const int count = static_cast<int>(pairs - begin < 32 ? pairs - begin : 32);
-      for (int o = 0; o < width; ++o) {
-        const uint8_t* from = row(first + o) + begin * 2;
-        uint16_t* to = target + begin * kTile + fp8_place(o);
-        for (int i = 0; i < count; ++i) std::memcpy(to + i * kTile, from + 2 * i, 2);
-      }
-    }
-    if (linear.inputs % 2 != 0) {
-      for (int o = 0; o < width; ++o) target[(words - 1) * kTile + fp8_place(o)] = row(first + o)[linear.inputs - 1];
-    }
-    for (int64_t b = 0; b < linear.scale_blocks; ++b) {
-      linear.scales[tile * linear.scale_blocks + b] =
-          scales == nullptr ? 1.0f : scales[first / kScaleBlock * scale_stride + b];
-    }
-  }
-};
-
-}  // namespace
-
-void pack_part(Pool& pool, Linear& linear, int part, const void* source, Dtype dtype, int64_t row_stride,
-               const float* scales, int64_t scale_stride) {
-  PackJob job{linear, part, static_cast<const uint8_t*>(source), dtype, row_stride, scales, scale_stride};
-  parallel(pool, linear.part_tile[part + 1] - linear.part_tile[part], job);
+void pack_part(Pool& pool, Linear& linear, int part, const Operand* operands) {
+  const TileKind& kind = tile_kind(linear.kind);
+  const int64_t begin = linear.part_tile[part];
+  auto tile = [&](int64_t i) { kind.pack(linear, begin + i, i * kTile, operands); };
+  parallel(pool, linear.part_tile[part + 1] - begin, tile);
 }
 
 }  // namespace iso

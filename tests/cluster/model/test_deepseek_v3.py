@@ -14,6 +14,7 @@ from published import DEEPSEEK_V3
 
 from isotherm.cluster.model.config import ModelConfigError, RopeConfig, token_ids
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
+from isotherm.cluster.model.formats.fp8 import Fp8Blocks
 from isotherm.cluster.model.registry import parse
 from isotherm.cluster.model.tensors import Part
 
@@ -48,7 +49,7 @@ def test_every_field_is_read_from_its_own_name():
                         mscale=1.0, mscale_all_dim=0.5),
         first_k_dense_replace=1, moe_layer_freq=1, moe_intermediate_size=36, n_routed_experts=12, n_shared_experts=1,
         num_experts_per_tok=3, n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
-        num_nextn_predict_layers=1, fp8=True, stored_dtype="float16", eos_token_ids=(1, 5),
+        num_nextn_predict_layers=1, quantisation=Fp8Blocks(), stored_dtype="float16", eos_token_ids=(1, 5),
     )  # fmt: skip
     assert (config.qk_head_dim, config.cache_width) == (22, 40)
 
@@ -59,7 +60,7 @@ SIZES = {
     "num_experts_per_tok",
 }  # fmt: skip
 # Fields that transformers' class has not, or under another name.
-OWN_NAMES = {"rope", "fp8", "stored_dtype", "eos_token_ids", "moe_layer_freq"}
+OWN_NAMES = {"rope", "quantisation", "stored_dtype", "eos_token_ids", "moe_layer_freq"}
 
 
 def test_fields_that_may_be_absent_have_the_defaults_of_transformers():
@@ -78,7 +79,7 @@ def test_fields_that_may_be_absent_have_the_defaults_of_transformers():
     )
     assert theirs.rope_parameters["rope_type"] == "default" and theirs.rope_interleave and theirs.hidden_act == "silu"
     # What only DeepSeek's own class has; transformers computes as if each had this value.
-    assert ours.moe_layer_freq == 1 and not ours.fp8 and ours.stored_dtype == "bfloat16"
+    assert ours.moe_layer_freq == 1 and ours.quantisation is None and ours.stored_dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("name", sorted(SIZES))
@@ -97,7 +98,8 @@ def test_null_is_no_value_but_where_the_reference_computes_with_it():
     allowed = ("q_lora_rank", "num_nextn_predict_layers", "eos_token_id", "rope_theta", "rope_scaling", "torch_dtype",
                "quantization_config")  # fmt: skip
     config = parse(changed(**dict.fromkeys(allowed)))
-    assert (config.q_lora_rank, config.eos_token_ids, config.rope, config.fp8) == (None, (), RopeConfig(10000.0), False)
+    assert config.q_lora_rank is None and config.quantisation is None
+    assert (config.eos_token_ids, config.rope) == ((), RopeConfig(10000.0))
     for name in [
         n for n in make_config() if n not in (*allowed, "architectures", "num_key_value_heads", "bos_token_id")
     ]:

@@ -20,9 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_there import require_native
 
-from isotherm.kernels.native.backend import ISAS, NativeKernels
+from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
+from isotherm.kernels.native.backend import NativeKernels
+from isotherm.kernels.native.context import ISAS
 from isotherm.kernels.native.library import NativeKernelsUnavailable, load
-from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, PrefillRows, Router, StoredWeight
+from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, PrefillRows, Router
 from isotherm.kernels.reference import ReferenceKernels, candidates, gumbel_noise
 
 require_native()
@@ -64,11 +67,11 @@ def randn(*shape: int, seed: int, dtype: torch.dtype = F32, scale: float = 1.0) 
 def stored(rows: int, columns: int, kind: str, seed: int) -> StoredWeight:
     data = randn(rows, columns, seed=seed, scale=columns**-0.5)
     if kind != "fp8":
-        return StoredWeight(data.to({"bf16": BF16, "f16": torch.float16, "f32": F32}[kind]))
+        return PlainWeight(data.to({"bf16": BF16, "f16": torch.float16, "f32": F32}[kind]))
     blocks = (-(-rows // 128), -(-columns // 128))
     scale = torch.rand(blocks, generator=torch.Generator().manual_seed(seed + 1)) * 0.01 + 0.001
     wide = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
-    return StoredWeight((data / wide).clamp(-448, 448).to(FP8), scale)
+    return Fp8Weight((data / wide).clamp(-448, 448).to(FP8), scale)
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, steps: float = 2.0) -> None:
@@ -121,13 +124,15 @@ def test_fp8_decode_is_exact_for_every_code(isa: str, rows: int) -> None:
     codes = torch.arange(256, dtype=torch.uint8)
     codes[[0x7F, 0xFF]] = 0  # NaN would spread over its row
     weight = codes.view(FP8).repeat(40, 1)  # [40, 256]
-    packed = kernels.pack_linear([StoredWeight(weight, torch.tensor([[4.0, 0.25]]))])
+    packed = kernels.pack_linear([Fp8Weight(weight, torch.tensor([[4.0, 0.25]]))])
     seen = torch.cat([kernels.linear(x, packed, F32)[:, :40] for x in torch.eye(256, dtype=BF16).split(rows)])
     expected = codes.view(FP8).float() * torch.tensor([4.0] * 128 + [0.25] * 128)
     assert torch.equal(seen, expected[:, None].expand(256, 40))
     nan = torch.zeros(32, 2, dtype=torch.uint8)
     nan[3, 0], nan[20, 1] = 0x7F, 0xFF
-    out = kernels.linear(torch.ones(rows, 2, dtype=BF16), kernels.pack_linear([StoredWeight(nan.view(FP8))]))
+    out = kernels.linear(
+        torch.ones(rows, 2, dtype=BF16), kernels.pack_linear([Fp8Weight(nan.view(FP8), torch.ones(1, 1))])
+    )
     assert torch.equal(out.isnan().any(0).nonzero().flatten(), torch.tensor([3, 20]))
 
 
@@ -148,7 +153,7 @@ def test_coded_weights_are_what_they_were(isa: str, rows: int, outputs: int, col
     kernels = native(BF16, 2, isa)
     for share in (0.0, 0.02):
         weight = with_outliers(outputs, columns, share, seed=3)
-        packed = kernels.pack_linear([StoredWeight(weight)])
+        packed = kernels.pack_linear([PlainWeight(weight)])
         seen = torch.cat([kernels.linear(x, packed, F32) for x in torch.eye(columns, dtype=BF16).split(rows)])
         assert torch.equal(seen, weight.float().T)
 
@@ -159,7 +164,7 @@ def test_coded_weights_give_the_bits_of_plain_ones(rows: int, columns: int) -> N
     """A second part full of exceptions keeps both parts plain."""
     kernels = native(BF16)
     x = randn(rows, columns, seed=5, dtype=BF16)
-    weight, wild = (StoredWeight(with_outliers(96, columns, share, seed=4)) for share in (0.01, 1.0))
+    weight, wild = (PlainWeight(with_outliers(96, columns, share, seed=4)) for share in (0.01, 1.0))
     coded, plain = kernels.pack_linear([weight]), kernels.pack_linear([weight, wild])
     assert plain.nbytes == 2 * 96 * (columns + columns % 2) * 2
     if kernels.isa == "avx512_bf16":
@@ -173,7 +178,7 @@ def test_mixed_parts_and_strided_sources() -> None:
     x = randn(3, 512, seed=2, dtype=BF16)[:, 128:384]  # rows lie apart
     close(kernels.linear(x, kernels.pack_linear([plain, scaled])), exact_linear(x, [plain, scaled]).to(BF16), BF16)
     wide = randn(40, 300, seed=3, dtype=BF16)
-    view = StoredWeight(wide[:, 20:276])
+    view = PlainWeight(wide[:, 20:276])
     close(kernels.linear(x, kernels.pack_linear([view])), exact_linear(x, [view]).to(BF16), BF16)
     assert kernels.pack_linear([scaled]).nbytes < 40 * 256 * 2
 
@@ -189,7 +194,7 @@ def test_head_linear(kernels: NativeKernels, rows: int, heads: int, n: int, k: i
     weight = randn(heads, k, n, seed=1, dtype=kernels.dtype, scale=k**-0.5).transpose(1, 2)
     x = randn(rows, heads, k + 6, seed=2, dtype=kernels.dtype)[..., :k]
     expected = torch.einsum("thk,hnk->thn", x.float(), weight.float()).to(kernels.dtype)
-    close(kernels.head_linear(x, kernels.pack_heads([StoredWeight(w) for w in weight])), expected, kernels.dtype)
+    close(kernels.head_linear(x, kernels.pack_heads([PlainWeight(w) for w in weight])), expected, kernels.dtype)
 
 
 @SETTINGS
@@ -297,7 +302,7 @@ def test_slots_are_refilled_and_memory_returns() -> None:
 def test_mlp_takes_gate_and_up_as_one_matrix() -> None:
     kernels = native(BF16)
     both, down = stored(128, 96, "bf16", 0), stored(96, 64, "bf16", 1)
-    halves = [StoredWeight(both.data[:64]), StoredWeight(both.data[64:])]
+    halves = [PlainWeight(both.data[:64]), PlainWeight(both.data[64:])]
     x = randn(3, 96, seed=2, dtype=BF16)
     one, two = (kernels.mlp(x, kernels.pack_linear(w), kernels.pack_linear([down])) for w in ([both], halves))
     assert torch.equal(one, two)
@@ -393,7 +398,7 @@ def attention_weights(kernels: Kernels, kind: str, low_rank: int | None, biased:
         q_norm=randn(low_rank, seed=13, dtype=kernels.dtype) if low_rank else None,
         q_b=kernels.pack_linear([stored(queries, low_rank, kind, 4)]) if low_rank else None,
         kv_norm=randn(LATENT, seed=14, dtype=kernels.dtype), kv_b=kernels.pack_linear([kv_b]),
-        k_absorb=kernels.pack_heads([w.rows(0, NOPE, kernels.dtype).transpose() for w in heads]),
+        k_absorb=kernels.pack_heads([w.rows(0, NOPE, kernels.dtype).transpose(kernels.dtype) for w in heads]),
         v_absorb=kernels.pack_heads([w.rows(NOPE, NOPE + VALUE, kernels.dtype) for w in heads]),
         o=kernels.pack_linear([stored(WIDTH, HEADS * VALUE, kind, 5)], randn(WIDTH, seed=15) if biased else None),
         heads=HEADS, nope=NOPE, rotary=ROTARY, latent=LATENT, value=VALUE, scale=0.1,
@@ -570,7 +575,7 @@ def test_linear_rows_alone_equal_rows_together(kernels: NativeKernels, kind: str
 
 
 def test_head_linear_mlp_and_experts_rows_alone_equal_rows_together(kernels: NativeKernels) -> None:
-    weight = kernels.pack_heads([StoredWeight(w) for w in randn(3, 48, 40, seed=1)])
+    weight = kernels.pack_heads([PlainWeight(w) for w in randn(3, 48, 40, seed=1)])
     x = randn(21, 3, 40, seed=2, dtype=kernels.dtype)
     assert torch.equal(
         torch.cat([kernels.head_linear(row, weight) for row in x.split(1)]), kernels.head_linear(x, weight)
@@ -671,7 +676,7 @@ def everything(kernels: Kernels) -> list[torch.Tensor]:
     out.append(
         kernels.head_linear(
             randn(9, 8, 64, seed=6, dtype=dtype),
-            kernels.pack_heads([StoredWeight(w) for w in randn(8, 128, 64, seed=7)]),
+            kernels.pack_heads([PlainWeight(w) for w in randn(8, 128, 64, seed=7)]),
         )
     )
     out.append(kernels.rms_norm(x.repeat(8, 1), randn(512, seed=8), 1e-6))
@@ -783,8 +788,8 @@ def test_errors_name_what_is_wrong() -> None:
         kernels.linear(randn(1, 64, seed=0), packed)
     with pytest.raises(ValueError, match=r"\[T, 64\]"):
         kernels.linear(randn(1, 32, seed=0, dtype=BF16), packed)
-    with pytest.raises(ValueError, match="scale_inv"):
-        kernels.pack_linear([StoredWeight(torch.zeros(130, 64).to(FP8), torch.ones(1, 1))])
+    with pytest.raises(ValueError, match=r"all need 64 inputs"):
+        kernels.pack_linear([stored(32, 64, "bf16", 0), stored(32, 65, "bf16", 0)])
     with pytest.raises(ValueError, match="not one of"):
         NativeKernels(BF16, isa="sse9")
     with pytest.raises(ValueError, match="bfloat16 or float32"):

@@ -15,7 +15,7 @@ from native_there import require_native
 
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.native.library import NativeKernelsUnavailable
-from isotherm.kernels.native.ring import NativeExpertLoop, NativeGate, gather_choose, load
+from isotherm.kernels.native.ring import NativeExpertLoop, NativeGate, ServedExperts, gather_choose, load
 
 require_native(ring=True)
 
@@ -119,17 +119,12 @@ def test_the_loop_checks_its_arrays_and_ends():
     kernels = NativeKernels(torch.bfloat16, 1)
     bank, gate = kernels.expert_bank(2, 64, 32), NativeGate()
     slots, served = np.full((3, 4), -1, np.int32), np.zeros((3, 4), np.int64)
-
-    def make(slot_of: np.ndarray, rows_served: np.ndarray) -> NativeExpertLoop:
-        arrays = {"slot_of": slot_of, "rows_served": rows_served}
-        return NativeExpertLoop(kernels, bank, gate, **arrays, first_layer=1, dtype=1, window=1.0)
-
     with pytest.raises(TypeError, match="slots int32 and counts int64"):
-        make(slots.astype(np.int64), served)
+        ServedExperts(bank, gate, slots.astype(np.int64), served, 1)
     with pytest.raises(TypeError, match="one shape"):
-        make(slots, served[:2])
+        ServedExperts(bank, gate, slots, served[:2], 1)
     for _ in range(20):
-        loop = make(slots, served)
+        loop = NativeExpertLoop(kernels, ServedExperts(bank, gate, slots, served, 1), dtype=1, window=1.0)
         with pytest.raises(OSError, match="cannot be mapped"):
             loop.attach(-1, -1)
         loop.detach(7)

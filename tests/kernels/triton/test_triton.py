@@ -55,7 +55,8 @@ def test_triton_kernels_in_the_interpreter(running: Running, cases: str) -> None
 def test_without_the_interpreter_a_cpu_is_refused() -> None:
     import torch
 
-    from isotherm.kernels.triton.backend import TritonKernels, TritonKernelsUnavailable
+    from isotherm.kernels.triton.backend import TritonKernels
+    from isotherm.kernels.triton.base import TritonKernelsUnavailable
 
     with pytest.raises(TritonKernelsUnavailable, match="TRITON_INTERPRET=1"):
         TritonKernels(torch.bfloat16, "cpu")

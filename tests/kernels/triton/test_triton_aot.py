@@ -27,7 +27,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from isotherm.kernels import triton as triton_package
-from isotherm.kernels.ops import Router, StoredWeight
+from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.stored import PlainWeight
+from isotherm.kernels.ops import Router
 from isotherm.kernels.triton.backend import TritonKernels
 from isotherm.kernels.triton.launch import OPTIONS
 
@@ -55,8 +57,8 @@ def meta(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def fp8(outputs: int, inputs: int) -> StoredWeight:
-    return StoredWeight(meta(outputs, inputs, dtype=FP8), meta(-(-outputs // 128), -(-inputs // 128), dtype=F32))
+def fp8(outputs: int, inputs: int) -> Fp8Weight:
+    return Fp8Weight(meta(outputs, inputs, dtype=FP8), meta(-(-outputs // 128), -(-inputs // 128), dtype=F32))
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,12 @@ def record() -> list[Launch]:
     differs."""
     recorder = Recorder()
     k = TritonKernels(BF16, "meta", recorder)
-    plain = StoredWeight(meta(VOCAB, HIDDEN))
+    plain = PlainWeight(meta(VOCAB, HIDDEN))
     weights = {
         "o fp8": k.pack_linear([fp8(HIDDEN, HEADS * VALUE)]),
         "kv_a fp8": k.pack_linear([fp8(LATENT + ROPE, HIDDEN)]),
         "head bf16": k.pack_linear([plain]),
-        "q_a bf16": k.pack_linear([StoredWeight(meta(Q_RANK, HIDDEN))]),
+        "q_a bf16": k.pack_linear([PlainWeight(meta(Q_RANK, HIDDEN))]),
     }
     for name, weight in weights.items():
         for rows in {"o fp8": (1, 32, 64, 4096), "head bf16": (1, 64, 4096)}.get(name, (1, 4096)):
@@ -128,9 +130,9 @@ def record() -> list[Launch]:
             k.linear(meta(rows, weight.in_features), weight, F32 if name.startswith("head") else None)
     recorder.label = "head_linear k_absorb"
     q = meta(64, HEADS, NOPE + ROPE)
-    k.head_linear(q[..., :NOPE], k.pack_heads([StoredWeight(meta(LATENT, NOPE)) for _ in range(HEADS)]))
+    k.head_linear(q[..., :NOPE], k.pack_heads([PlainWeight(meta(LATENT, NOPE)) for _ in range(HEADS)]))
     for kind in ("fp8", "bf16"):
-        make = fp8 if kind == "fp8" else lambda n, m: StoredWeight(meta(n, m))
+        make = fp8 if kind == "fp8" else lambda n, m: PlainWeight(meta(n, m))
         gate_up, down = (
             k.pack_linear([make(DENSE_INNER, HIDDEN), make(DENSE_INNER, HIDDEN)]),
             k.pack_linear([make(HIDDEN, DENSE_INNER)]),

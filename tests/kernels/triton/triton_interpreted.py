@@ -16,9 +16,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from triton_cases import KERNELS, Paged, close, filled_banks, pairs_of, randn, stored
 
-from isotherm.kernels.ops import Router, StoredWeight
+from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
+from isotherm.kernels.ops import Router
 from isotherm.kernels.reference import ReferenceKernels, candidates, gumbel_noise
-from isotherm.kernels.triton.backend import KV_SPLIT, TritonKernels
+from isotherm.kernels.triton.attention import KV_SPLIT
+from isotherm.kernels.triton.backend import TritonKernels
 from isotherm.kernels.triton.sample import gumbel as gumbel_of
 
 BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
@@ -93,7 +96,7 @@ def test_fp8_decode_is_exact_for_every_code(kernels: TritonKernels) -> None:
     """Unit vectors pick single weights out, so each output is one decoded code times a power of two."""
     codes = torch.arange(256, dtype=torch.uint8)
     codes[[0x7F, 0xFF]] = 0  # NaN would spread over its row
-    packed = kernels.pack_linear([StoredWeight(codes.view(FP8).repeat(40, 1), torch.tensor([[4.0, 0.25]]))])
+    packed = kernels.pack_linear([Fp8Weight(codes.view(FP8).repeat(40, 1), torch.tensor([[4.0, 0.25]]))])
     expected = codes.view(FP8).float() * torch.tensor([4.0] * 128 + [0.25] * 128)
     assert torch.equal(
         kernels.linear(torch.eye(256, dtype=kernels.dtype), packed, F32), expected[:, None].expand(256, 40)
@@ -109,7 +112,7 @@ def test_mixed_parts_and_strided_sources(kernels: TritonKernels) -> None:
         exact_linear(x, [plain, scaled]).to(kernels.dtype),
         BF16,
     )
-    view = StoredWeight(randn(40, 300, seed=3, dtype=BF16)[:, 20:276])
+    view = PlainWeight(randn(40, 300, seed=3, dtype=BF16)[:, 20:276])
     close(kernels.linear(x, kernels.pack_linear([view])), exact_linear(x, [view]).to(kernels.dtype), kernels.dtype)
 
 
@@ -124,7 +127,7 @@ def test_head_linear(kernels: TritonKernels, rows: int, heads: int, n: int, k: i
     weight = randn(heads, k, n, seed=1, dtype=kernels.dtype, scale=k**-0.5).transpose(1, 2)
     x = randn(rows, heads, k + 6, seed=2, dtype=kernels.dtype)[..., :k]
     expected = torch.einsum("thk,hnk->thn", x.float(), weight.float()).to(kernels.dtype)
-    close(kernels.head_linear(x, kernels.pack_heads([StoredWeight(w) for w in weight])), expected, kernels.dtype)
+    close(kernels.head_linear(x, kernels.pack_heads([PlainWeight(w) for w in weight])), expected, kernels.dtype)
 
 
 @SETTINGS

@@ -12,9 +12,11 @@ import pytest
 import torch
 from triton_cases import BF16, F32, KERNELS, Paged, filled_banks, pairs_of, randn, stored
 
-from isotherm.kernels.ops import Router, StoredWeight
+from isotherm.kernels.formats.stored import PlainWeight
+from isotherm.kernels.ops import Router
 from isotherm.kernels.reference import ReferenceKernels
-from isotherm.kernels.triton.backend import KV_SPLIT, TritonKernels
+from isotherm.kernels.triton.attention import KV_SPLIT
+from isotherm.kernels.triton.backend import TritonKernels
 
 
 @pytest.fixture(params=[BF16, F32], ids=["bf16", "f32"])
@@ -38,7 +40,7 @@ def test_linear_rows_alone_equal_rows_together(kernels: TritonKernels, kind: str
 
 
 def test_head_linear_mlp_route_and_norm_rows_alone_equal_rows_together(kernels: TritonKernels) -> None:
-    weight = kernels.pack_heads([StoredWeight(w) for w in randn(3, 48, 40, seed=1)])
+    weight = kernels.pack_heads([PlainWeight(w) for w in randn(3, 48, 40, seed=1)])
     x = randn(70, 3, 40, seed=2, dtype=kernels.dtype)
     assert torch.equal(
         torch.cat([kernels.head_linear(row, weight) for row in x[:9].split(1)]), kernels.head_linear(x, weight)[:9]

@@ -1,0 +1,40 @@
+"""FP8 as DeepSeek-V3 stores it (arXiv:2412.19437, §3.3): e4m3 with one float32 scale for each block of 128×128."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from isotherm.cluster.model.formats.base import FLOATS, Wanted, WeightFormat
+
+if TYPE_CHECKING:
+    from isotherm.cluster.model.config import Fields
+
+BLOCK = 128
+E4M3 = "F8_E4M3"
+
+
+@dataclass(frozen=True)
+class Fp8Blocks(WeightFormat):
+    """Weight = data × scale of its block."""
+
+    name = "fp8"
+    leaves: ClassVar = {"data": "weight", "scale": "weight_scale_inv"}
+    quant_method = "fp8"
+    least_bytes = 1.0
+
+    @classmethod
+    def configured(cls, q: Fields) -> Fp8Blocks:
+        q.exactly("fmt", ("e4m3",), "e4m3")
+        q.exactly("weight_block_size", ([BLOCK, BLOCK],), None)
+        return cls()
+
+    def words(self) -> str:
+        return f"FP8 e4m3, {BLOCK}×{BLOCK} blocks"
+
+    def wants(self, shape: tuple[int, ...]) -> dict[str, Wanted]:
+        return {"data": Wanted(shape, (E4M3,)), "scale": Wanted(tuple(-(-n // BLOCK) for n in shape), tuple(FLOATS))}
+
+    def stores(self, dtypes: Mapping[str, str]) -> bool:
+        return dtypes["data"] == E4M3 if dtypes.get("data") else "scale" in dtypes

@@ -1,0 +1,1 @@
+"""How stored weights are computed with: one class a format, and their registry."""

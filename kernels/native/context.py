@@ -1,0 +1,64 @@
+"""One pool of threads and one instruction set of the native library, which packed weights and kernels share."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from isotherm.kernels.native.library import NativeKernelsUnavailable, load
+
+ISAS = ("avx512_bf16", "avx2", "generic")
+
+
+class NativeContext:
+    """Freed with the last of those that hold it. `threads`, `isa`, `library`: see NativeKernels."""
+
+    def __init__(self, dtype: torch.dtype, threads: int | None, isa: str | None, library: Path | None):
+        if dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(f"native kernels compute in bfloat16 or float32, not {dtype}")
+        if isa is not None and isa not in ISAS:
+            raise ValueError(f"isa {isa!r} is not one of {ISAS}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
+        self.dtype = dtype
+        self.lib = load(library)
+        self.threads = threads or available_cpus()
+        handle = self.lib.iso_context_create(
+            self.threads, 0 if isa is None else 1 + ISAS.index(isa), dtype == torch.float32
+        )
+        if not handle:
+            raise NativeKernelsUnavailable(
+                f"this machine has no {isa}" if isa else "the native kernels could not start their threads"
+            )
+        self.handle: int = handle
+        free_with(self, self.lib.iso_context_destroy, handle)
+        self.isa: str = self.lib.iso_context_isa(handle).decode()
+
+
+def free_with(owner: object, free: Callable[[int], None], handle: int) -> None:
+    """Free what `handle` names when `owner` goes."""
+    # Not at exit: another thread may still be inside a kernel then, and the system takes the memory back anyway.
+    weakref.finalize(owner, free, handle).atexit = False
+
+
+def created(handle: int | None, what: str) -> int:
+    if not handle:
+        raise MemoryError(f"no memory for {what}")
+    return handle
+
+
+def fail(operation: str, code: int, detail: str) -> NoReturn:
+    """Raises what a function's result other than 0 means."""
+    if code == 1:
+        raise MemoryError(f"{operation}: out of memory")
+    raise IndexError(f"{operation}: {detail}")
+
+
+def available_cpus() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

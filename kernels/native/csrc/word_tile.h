@@ -1,0 +1,25 @@
+// Tiles of plain words, bf16 or float32.
+
+template <class M>
+static void word_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
+                          const uint8_t* next) {
+  const int64_t words = weight.words, base = groups[0].first;
+  const auto* w = reinterpret_cast<const uint32_t*>(weight.tile(t));
+  if (count == 1) {
+    multiply<M, Fetch::stream>(w, kTile, groups[0].words, groups[0].stride, groups[0].rows, words, kTile, sums, kTile,
+                               Into::zero, 0.0f, reinterpret_cast<const uint32_t*>(next));
+    return;
+  }
+  for (int64_t begin = 0; begin < words; begin += kBlockWords) {
+    const int64_t n = least(kBlockWords, words - begin);
+    const auto* following =
+        begin + kBlockWords < words ? w + (begin + kBlockWords) * kTile : reinterpret_cast<const uint32_t*>(next);
+    for (int64_t g = 0; g < count; ++g) {
+      const Group& group = groups[g];
+      // The first two passes fetch the next block from memory, half each.
+      multiply<M, Fetch::line>(w + begin * kTile, kTile, group.words + begin * group.stride, group.stride, group.rows,
+                               n, kTile, sums + (group.first - base) * kTile, kTile,
+                               begin == 0 ? Into::zero : Into::add, 0.0f, following + least(g, 1) * n * 16);
+    }
+  }
+}
