@@ -26,12 +26,13 @@ from isotherm.cluster.api.access import Access, AccessMiddleware
 from isotherm.cluster.api.admin import AdminClient, admin_routes
 from isotherm.cluster.api.admission import Admission
 from isotherm.cluster.api.body import read_body
+from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, merged
 from isotherm.cluster.api.engine_client import EngineClient, EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.api.errors import APIError
 from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded
 from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware
 from isotherm.cluster.api.prepare import Limits, Prepared, prepare_chat, prepare_completion
-from isotherm.cluster.api.replies import SSE_DONE, Choice, GenerationError, Reply, Update, merged, sse, to_json, usage
+from isotherm.cluster.api.replies import SSE_DONE, Reply, sse, to_json, usage
 from isotherm.cluster.api.stream import EventStream, cancelled, until_disconnect
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
@@ -195,10 +196,11 @@ class FrontDoor:
     async def _answer(self, request: Request, prepared: Prepared, chat: bool) -> Response:
         body = prepared.body
         choices = [
-            Choice(
+            ChoiceStream(
                 i,
                 generation,
                 self._tokenizer,
+                prepared.new_parser(),
                 stop=body.stops,
                 skip_special_tokens=body.skip_special_tokens is not False,
                 chat=chat,
@@ -239,28 +241,29 @@ class FrontDoor:
         logger.error("reply %s broke off", reply_id, exc_info=error)
         return sse(APIError("internal error", kind="server_error", code="internal_error").body())
 
-    async def _collect(self, prepared: Prepared, choices: Sequence[Choice], reply: Reply) -> dict[str, Any]:
-        updates: list[list[Update]] = [[] for _ in choices]
-        async with aclosing(self._updates(prepared, choices)) as stream:
-            async for update in stream:
-                updates[update.index].append(update)
-        return reply.whole(
-            [merged(part) for part in updates], usage(prepared.prompt_tokens, choices, prepared.body.n or 1)
-        )
+    async def _collect(self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply) -> dict[str, Any]:
+        parts: list[list[ChoiceDelta]] = [[] for _ in choices]
+        async with aclosing(self._deltas(prepared, choices)) as stream:
+            async for delta in stream:
+                parts[delta.index].append(delta)
+        used = usage(prepared.prompt_tokens, choices, prepared.body.n or 1)
+        return reply.whole([merged(part) for part in parts], used)
 
-    async def _events(self, prepared: Prepared, choices: Sequence[Choice], reply: Reply) -> AsyncGenerator[bytes, None]:
-        """The server-sent events, one bytes object per update."""
+    async def _events(
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply
+    ) -> AsyncGenerator[bytes, None]:
+        """The server-sent events, one bytes object per delta."""
         begun = False
-        async with aclosing(self._updates(prepared, choices)) as updates:
-            async for update in updates:
-                if not update.is_empty or not begun:
+        async with aclosing(self._deltas(prepared, choices)) as deltas:
+            async for delta in deltas:
+                if not delta.is_empty or not begun:
                     begun = True
-                    yield b"".join(map(sse, reply.chunks(update)))
+                    yield b"".join(map(sse, reply.chunks(delta)))
         if reply.include_usage:
             yield sse(reply.usage_chunk(usage(prepared.prompt_tokens, choices, prepared.body.n or 1)))
         yield SSE_DONE
 
-    async def _updates(self, prepared: Prepared, choices: Sequence[Choice]) -> AsyncGenerator[Update, None]:
+    async def _deltas(self, prepared: Prepared, choices: Sequence[ChoiceStream]) -> AsyncGenerator[ChoiceDelta, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop
         string ends its engine stream."""
         streams = DeltaStreams(self._engine, prepared.requests)
@@ -270,11 +273,11 @@ class FrontDoor:
                 index, delta = await streams.next()
                 if choices[index].finish_reason is not None:
                     continue  # queued before its stream was closed
-                update = choices[index].feed(delta)
-                if update.finish_reason is not None:
+                added = choices[index].feed(delta)
+                if added.finish_reason is not None:
                     open_choices -= 1
                     await streams.close(index)
-                yield update
+                yield added
         finally:
             await streams.aclose()
 

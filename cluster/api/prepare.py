@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 from isotherm.cluster.api.errors import APIError
 from isotherm.cluster.api.schemas import ChatBody, CompletionBody, parse_body
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
+from isotherm.cluster.text.output import OutputParser
+from isotherm.cluster.text.output_parsers import make_parser
 from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -36,6 +39,7 @@ class Prepared:
     body: ChatBody | CompletionBody
     requests: tuple[GenerationRequest, ...]
     echo: tuple[str, ...]  # for each choice the text to put before it
+    new_parser: Callable[[], OutputParser]  # of a choice's output
 
     @property
     def prompt_tokens(self) -> int:
@@ -60,7 +64,8 @@ def prepare_chat(raw: bytes, reply_id: str, models: Collection[str], tokenizer: 
     _check_chars(len(prompt), limits, "messages")
     ids = tokenizer.encode(prompt, add_special_tokens=False)
     requests = _requests(body, [ids], ["messages"], reply_id, tokenizer, limits)
-    return Prepared(reply_id, body, requests, ("",) * (body.n or 1))
+    parser = "plain" if body.separate_reasoning is False else "think"
+    return Prepared(reply_id, body, requests, ("",) * (body.n or 1), partial(make_parser, parser, prompt))
 
 
 def prepare_completion(
@@ -83,7 +88,8 @@ def prepare_completion(
         if body.echo
         else [""] * len(prompts)
     )
-    return Prepared(reply_id, body, requests, tuple(text for text in texts for _ in range(body.n or 1)))
+    echo = tuple(text for text in texts for _ in range(body.n or 1))
+    return Prepared(reply_id, body, requests, echo, partial(make_parser, "plain"))
 
 
 def choice_seed(seed: int, sample: int) -> int:

@@ -77,16 +77,19 @@ class Message(_Model):
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # replies have both, and clients send back either
 
     @model_validator(mode="after")
     def _has_content(self) -> Message:
-        if self.content is None and not (
-            self.role == "assistant" and (self.tool_calls or self.reasoning_content is not None)
-        ):
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self._thought is not None)):
             raise PydanticCustomError(
                 "field:content", "a {role} message needs content: a string or a list of text parts", {"role": self.role}
             )
         return self
+
+    @property
+    def _thought(self) -> str | None:
+        return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it: text parts joined as they are, `developer` under its older name,
@@ -96,7 +99,9 @@ class Message(_Model):
             if self.content is None or isinstance(self.content, str)
             else "".join(part.text for part in self.content)
         )
-        others = self.model_dump(include={"name", "tool_calls", "tool_call_id", "reasoning_content"}, exclude_none=True)
+        others = self.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
+        if self._thought is not None:
+            others["reasoning_content"] = self._thought
         return {"role": "system" if self.role == "developer" else self.role, "content": content, **others}
 
 
@@ -192,6 +197,7 @@ class ChatBody(GenerationBody):
     tool_choice: str | None = None
     chat_template: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
+    separate_reasoning: bool | None = None  # false: the thought stays in content, as the model wrote it
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatBody:

@@ -96,6 +96,8 @@ def test_messages_for_the_template():
                 {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
                 {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
                 {"role": "tool", "content": "7", "tool_call_id": "1", "weight": 1},
+                {"role": "assistant", "content": "a", "reasoning": "hm", "reasoning_content": "hm"},
+                {"role": "assistant", "content": None, "reasoning": "hm"},
             ]
         ),
     )
@@ -103,6 +105,8 @@ def test_messages_for_the_template():
         {"role": "system", "content": "ab"},
         {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
         {"role": "tool", "content": "7", "tool_call_id": "1"},
+        {"role": "assistant", "content": "a", "reasoning_content": "hm"},
+        {"role": "assistant", "content": None, "reasoning_content": "hm"},
     ]
 
 
