@@ -56,7 +56,7 @@ def bundle(cpus: float, gpus: float, memory: int) -> dict[str, float]:
 
 
 class RayFleet:
-    """`Fleet` of cluster/control/transactions.py over Ray actors. `cluster_id` tells this cluster's placement groups
+    """`Fleet` of cluster/control/fleet.py over Ray actors. `cluster_id` tells this cluster's placement groups
     from others. `died` is told a worker's name; `changed` that the shards in service or the waits have changed. Workers
     refuse the orders of a `generation` older than another's that they have heard of; `standing` is called before
     workers are started or killed, which cannot refuse it, and returns only for the newest."""
