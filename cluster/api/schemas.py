@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.errors import ReplyError
 
 MAX_PROMPTS = 128
 MAX_CHOICES = 128  # prompts × n
@@ -286,19 +286,21 @@ _Body = TypeVar("_Body", ChatBody, CompletionBody)
 
 
 def parse_body(model: type[_Body], body: bytes) -> _Body:
-    """The checked request. Raises APIError 400 that names the first wrong field."""
+    """The checked request. Raises ReplyError 400 that names the first wrong field."""
     try:
         data = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise APIError(f"the body is not valid UTF-8: {error}") from None
+        raise ReplyError(f"the body is not valid UTF-8: {error}") from None
     except RecursionError:
-        raise APIError("the body is nested too deeply") from None
+        raise ReplyError("the body is nested too deeply") from None
     except ValueError as error:
-        raise APIError(f"the body is not valid JSON: {error}") from None
+        raise ReplyError(f"the body is not valid JSON: {error}") from None
     if not isinstance(data, dict):
-        raise APIError(f"the body must be a JSON object, got {_json_type(data)}")
+        raise ReplyError(f"the body must be a JSON object, got {_json_type(data)}")
     if b"\\u" in body and (path := _unpaired_surrogate(data)) is not None:
-        raise APIError(f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None)
+        raise ReplyError(
+            f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None
+        )
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -310,7 +312,7 @@ def _hint(neutral: tuple[Any, ...]) -> str:
     return f"; leave it out or give {allowed}" if allowed else "; leave it out"
 
 
-def _api_error(error: Any, data: dict[str, Any]) -> APIError:
+def _api_error(error: Any, data: dict[str, Any]) -> ReplyError:
     """OpenAI's form of a pydantic error. Its location also holds tags of union members, which are no part of the
     client's JSON."""
     path: list[str | int] = []
@@ -331,7 +333,7 @@ def _api_error(error: Any, data: dict[str, Any]) -> APIError:
     else:
         message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
     param = _param(path)
-    return APIError(
+    return ReplyError(
         message if param and message.startswith(param.rsplit(".", 1)[-1]) else f"{param}: {message}", param=param
     )
 
