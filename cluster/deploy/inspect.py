@@ -96,7 +96,9 @@ def _architecture(c: ModelConfig, weights: str, mtp: bool) -> dict[str, Any]:
         "q_lora_rank": c.q_lora_rank,
         "kv_lora_rank": c.kv_lora_rank,
         "head_dims": f"{c.qk_nope_head_dim} nope + {c.qk_rope_head_dim} rope, value {c.v_head_dim}",
-        "routed_experts": f"{c.num_experts_per_tok} of {c.n_routed_experts}, {c.topk_group} of {c.n_group} router groups",
+        "routed_experts": (
+            f"{c.num_experts_per_tok} of {c.n_routed_experts}, {c.topk_group} of {c.n_group} router groups"
+        ),
         "shared_experts": c.n_shared_experts,
         "vocabulary": c.vocab_size,
         "context": c.max_position_embeddings,
