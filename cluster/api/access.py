@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import to_json
 from isotherm.cluster.loopback import is_loopback
 
@@ -46,7 +46,9 @@ class AccessMiddleware:
                     f"`http.{field}: open` in the manifest "
                     "opens it to everyone who reaches the port"
                 )
-                error = APIError(message, status=403, param=f"http.{field}", code="forbidden", kind="permission_error")
+                error = ReplyError(
+                    message, status=403, param=f"http.{field}", code="forbidden", kind="permission_error"
+                )
                 await Response(to_json(error.body()), 403, media_type="application/json")(scope, receive, send)
                 return
         await self.app(scope, receive, send)

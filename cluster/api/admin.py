@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from isotherm.cluster.api.body import read_body
-from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import to_json
 from isotherm.cluster.messages.operations import OperationError, PlacementChangeError
 
@@ -46,18 +46,18 @@ def admin_routes(admin: AdminClient) -> list[Route]:
         try:
             decoded = json.loads(body)
         except (ValueError, RecursionError):
-            raise APIError("body: not valid JSON", param="body") from None
+            raise ReplyError("body: not valid JSON", param="body") from None
         try:
             return _json(await admin.operate(decoded), 202)
         except OperationError as error:
-            raise APIError(str(error), status=409 if error.conflict else 400, param=error.field or None) from None
+            raise ReplyError(str(error), status=409 if error.conflict else 400, param=error.field or None) from None
         except PlacementChangeError as error:
-            raise APIError(str(error), param="copies") from None
+            raise ReplyError(str(error), param="copies") from None
 
     async def operation(request: Request) -> Response:
         found = await admin.operation(request.path_params["id"])
         if found is None:
-            raise APIError(f"there is no operation {request.path_params['id'][:100]!r}", status=404, param="id")
+            raise ReplyError(f"there is no operation {request.path_params['id'][:100]!r}", status=404, param="id")
         return _json(found)
 
     async def experts(request: Request) -> Response:

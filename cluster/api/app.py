@@ -26,12 +26,13 @@ from isotherm.cluster.api.access import Access, AccessMiddleware
 from isotherm.cluster.api.admin import AdminClient, admin_routes
 from isotherm.cluster.api.admission import Admission
 from isotherm.cluster.api.body import read_body
+from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, merged
 from isotherm.cluster.api.engine_client import EngineClient, EngineOverloadedError, EngineUnavailableError
-from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded
 from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware
-from isotherm.cluster.api.prepare import Limits, Prepared, prepare_chat, prepare_completion
-from isotherm.cluster.api.replies import SSE_DONE, Choice, GenerationError, Reply, Update, merged, sse, to_json, usage
+from isotherm.cluster.api.prepare import Prepared, PromptLimits, prepare_chat, prepare_completion
+from isotherm.cluster.api.replies import SSE_DONE, Reply, sse, to_json, usage
 from isotherm.cluster.api.stream import EventStream, cancelled, until_disconnect
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
@@ -84,7 +85,7 @@ def build_app(
             Middleware(AccessMiddleware, access=settings.access),
         ],
         exception_handlers={
-            APIError: _on_api_error,
+            ReplyError: _on_api_error,
             HTTPException: _on_http_exception,
             ClientDisconnect: _on_disconnect,
             WorkerGoneError: _on_gone,
@@ -113,7 +114,7 @@ class FrontDoor:
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
         if name not in self._models:
-            raise APIError(
+            raise ReplyError(
                 f"model: {name[:100]!r} is not served here", status=404, param="model", code="model_not_found"
             )
         return _json(self._model(name))
@@ -162,7 +163,7 @@ class FrontDoor:
             prepared = await self._prepared(request, prepare, prefix)
             if (count := len(prepared.requests)) > (capacity := self._engine.capacity()):
                 message = f"n: {count} choices are more than the {capacity} that this server takes at once"
-                raise APIError(message, param="n")
+                raise ReplyError(message, param="n")
             if count > 1:
                 self._admit(count - 1, places)
             reply = await self._answer(request, prepared, prefix == "chatcmpl")
@@ -172,20 +173,20 @@ class FrontDoor:
             return reply
 
     def _admit(self, count: int, places: ExitStack) -> None:
-        """Takes places for so many of the engine's streams. Raises APIError 429."""
+        """Takes places for so many of the engine's streams. Raises ReplyError 429."""
         capacity, clock = self._engine.capacity(), time.monotonic
         if not self._admission.enter(count, capacity, clock()):
             raise self._overloaded(f"{self._admission.open} requests are running or waiting, and {capacity} may")
         places.callback(lambda: self._admission.leave(count, clock()))
 
-    def _overloaded(self, reason: str) -> APIError:
+    def _overloaded(self, reason: str) -> ReplyError:
         return overloaded(reason, self._admission.retry_after(time.monotonic()))
 
     async def _prepared(self, request: Request, prepare: Callable[..., Prepared], prefix: str) -> Prepared:
         raw = await read_body(request, self._settings.max_body_bytes)
         reply_id = f"{prefix}-{uuid.uuid4().hex}"
         max_model_len = self._engine.max_model_len
-        limits = Limits(
+        limits = PromptLimits(
             max_model_len, self._engine.vocab_size, max_model_len * self._settings.max_prompt_chars_per_token
         )
         prepare = partial(prepare, raw, reply_id, self._models, self._tokenizer, limits)
@@ -195,10 +196,11 @@ class FrontDoor:
     async def _answer(self, request: Request, prepared: Prepared, chat: bool) -> Response:
         body = prepared.body
         choices = [
-            Choice(
+            ChoiceStream(
                 i,
                 generation,
                 self._tokenizer,
+                prepared.new_parser(),
                 stop=body.stops,
                 skip_special_tokens=body.skip_special_tokens is not False,
                 chat=chat,
@@ -224,43 +226,44 @@ class FrontDoor:
         except (EngineUnavailableError, GenerationError) as error:
             raise self._engine_error(error) from error
 
-    def _engine_error(self, error: EngineUnavailableError | GenerationError) -> APIError:
+    def _engine_error(self, error: EngineUnavailableError | GenerationError) -> ReplyError:
         if isinstance(error, EngineOverloadedError):
             return self._overloaded(str(error))
         if isinstance(error, EngineUnavailableError):
             message = str(error) or "the model can't be served right now"
-            return APIError(message, status=503, kind="server_error", code="unavailable", headers=self._retry_after)
-        return APIError(str(error), status=500, kind="server_error", code="generation_failed")
+            return ReplyError(message, status=503, kind="server_error", code="unavailable", headers=self._retry_after)
+        return ReplyError(str(error), status=500, kind="server_error", code="generation_failed")
 
     def _error_event(self, reply_id: str, error: Exception) -> bytes:
         """What a stream that has begun ends with."""
         if isinstance(error, GenerationError | EngineUnavailableError):
             return sse(self._engine_error(error).body())
         logger.error("reply %s broke off", reply_id, exc_info=error)
-        return sse(APIError("internal error", kind="server_error", code="internal_error").body())
+        return sse(ReplyError("internal error", kind="server_error", code="internal_error").body())
 
-    async def _collect(self, prepared: Prepared, choices: Sequence[Choice], reply: Reply) -> dict[str, Any]:
-        updates: list[list[Update]] = [[] for _ in choices]
-        async with aclosing(self._updates(prepared, choices)) as stream:
-            async for update in stream:
-                updates[update.index].append(update)
-        return reply.whole(
-            [merged(part) for part in updates], usage(prepared.prompt_tokens, choices, prepared.body.n or 1)
-        )
+    async def _collect(self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply) -> dict[str, Any]:
+        parts: list[list[ChoiceDelta]] = [[] for _ in choices]
+        async with aclosing(self._deltas(prepared, choices)) as stream:
+            async for delta in stream:
+                parts[delta.index].append(delta)
+        used = usage(prepared.prompt_tokens, choices, prepared.body.n or 1)
+        return reply.whole([merged(part) for part in parts], used)
 
-    async def _events(self, prepared: Prepared, choices: Sequence[Choice], reply: Reply) -> AsyncGenerator[bytes, None]:
-        """The server-sent events, one bytes object per update."""
+    async def _events(
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply
+    ) -> AsyncGenerator[bytes, None]:
+        """The server-sent events, one bytes object per delta."""
         begun = False
-        async with aclosing(self._updates(prepared, choices)) as updates:
-            async for update in updates:
-                if not update.is_empty or not begun:
+        async with aclosing(self._deltas(prepared, choices)) as deltas:
+            async for delta in deltas:
+                if not delta.is_empty or not begun:
                     begun = True
-                    yield b"".join(map(sse, reply.chunks(update)))
+                    yield b"".join(map(sse, reply.chunks(delta)))
         if reply.include_usage:
             yield sse(reply.usage_chunk(usage(prepared.prompt_tokens, choices, prepared.body.n or 1)))
         yield SSE_DONE
 
-    async def _updates(self, prepared: Prepared, choices: Sequence[Choice]) -> AsyncGenerator[Update, None]:
+    async def _deltas(self, prepared: Prepared, choices: Sequence[ChoiceStream]) -> AsyncGenerator[ChoiceDelta, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop
         string ends its engine stream."""
         streams = DeltaStreams(self._engine, prepared.requests)
@@ -270,11 +273,11 @@ class FrontDoor:
                 index, delta = await streams.next()
                 if choices[index].finish_reason is not None:
                     continue  # queued before its stream was closed
-                update = choices[index].feed(delta)
-                if update.finish_reason is not None:
+                added = choices[index].feed(delta)
+                if added.finish_reason is not None:
                     open_choices -= 1
                     await streams.close(index)
-                yield update
+                yield added
         finally:
             await streams.aclose()
 
@@ -318,13 +321,13 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, APIError)
+    assert isinstance(error, ReplyError)
     return _json(error.body(), error.status, error.headers)
 
 
 async def _on_gone(request: Request, error: Exception) -> Response:
     """The controller is being replaced: an operator's request finds the next one."""
-    away = APIError(str(error), status=503, kind="server_error", code="unavailable", headers={"retry-after": "1"})
+    away = ReplyError(str(error), status=503, kind="server_error", code="unavailable", headers={"retry-after": "1"})
     return _json(away.body(), away.status, away.headers)
 
 
@@ -339,7 +342,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         405: (f"{request.method} is not allowed for {path}", "method_not_allowed"),
     }
     message, code = known.get(error.status_code, (str(error.detail), None))
-    return _json(APIError(message, code=code).body(), error.status_code, allowed)
+    return _json(ReplyError(message, code=code).body(), error.status_code, allowed)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
@@ -351,4 +354,4 @@ async def _on_exception(request: Request, error: Exception) -> Response:
     logger.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
     # Starlette answers this one outside the middlewares, so the id is set here.
     headers = {"x-request-id": getattr(request.state, "request_id", "")}
-    return _json(APIError("internal error", kind="server_error", code="internal_error").body(), 500, headers)
+    return _json(ReplyError("internal error", kind="server_error", code="internal_error").body(), 500, headers)

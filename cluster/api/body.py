@@ -9,7 +9,7 @@ from email.message import Message as MailMessage
 
 from starlette.requests import Request
 
-from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.errors import ReplyError
 
 _CODINGS = {
     "gzip": zlib.MAX_WBITS | 32,
@@ -25,8 +25,9 @@ _INLINE_BYTES = (
 
 
 async def read_body(request: Request, limit: int, json_only: bool = True) -> bytes:
-    """The decoded body, without a byte order mark. Raises APIError 413 above `limit` bytes, as sent or decoded, 415 for
-    a coding, a charset or (with `json_only`) a content type that is not taken, 400 for a coded body that is damaged."""
+    """The decoded body, without a byte order mark. Raises ReplyError 413 above `limit` bytes, as sent or decoded, 415
+    for a coding, a charset or (with `json_only`) a content type that is not taken, 400 for a coded body that is
+    damaged."""
     if json_only:
         _check_content_type(request.headers.get("content-type", "application/json"))
     coding = request.headers.get("content-encoding", "identity").strip().lower()
@@ -34,7 +35,7 @@ async def read_body(request: Request, limit: int, json_only: bool = True) -> byt
         message = (
             f"content-encoding: {coding[:100]!r} is not taken; send {_ALLOWED.replace(', identity', ' or identity')}"
         )
-        raise APIError(message, status=415, param="content-encoding", headers={"accept-encoding": _ALLOWED})
+        raise ReplyError(message, status=415, param="content-encoding", headers={"accept-encoding": _ALLOWED})
     body = await _received(request, limit)
     if (window := _CODINGS.get(coding)) is not None:
         body = (
@@ -46,8 +47,8 @@ async def read_body(request: Request, limit: int, json_only: bool = True) -> byt
 
 
 def decoded(body: bytes, window: int, limit: int) -> bytes:
-    """A gzip or zlib stream, or several in a row; never more than `limit` bytes are made of it. Raises APIError 413 and
-    400."""
+    """A gzip or zlib stream, or several in a row; never more than `limit` bytes are made of it. Raises ReplyError 413
+    and 400."""
     parts: list[bytes] = []
     room = limit
     try:
@@ -68,13 +69,13 @@ def decoded(body: bytes, window: int, limit: int) -> bytes:
             parts.append(part)
             body = stream.unused_data
     except zlib.error as error:
-        raise APIError(f"the body cannot be decoded: {error}", param="content-encoding") from None
+        raise ReplyError(f"the body cannot be decoded: {error}", param="content-encoding") from None
     return b"".join(parts)
 
 
-def too_large(limit: int, how: str = "") -> APIError:
+def too_large(limit: int, how: str = "") -> ReplyError:
     # The rest of the body will not be read, so the connection cannot be used again.
-    return APIError(
+    return ReplyError(
         f"{how}the body is larger than {limit} bytes",
         status=413,
         code="request_too_large",
@@ -87,10 +88,12 @@ def _check_content_type(value: str) -> None:
     header["content-type"] = value
     kind = value.partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
-        raise APIError(f"content-type: expected application/json, got {kind[:100]!r}", status=415, param="content-type")
+        raise ReplyError(
+            f"content-type: expected application/json, got {kind[:100]!r}", status=415, param="content-type"
+        )
     charset = str(header.get_param("charset", "utf-8")).lower()
     if charset not in _CHARSETS:
-        raise APIError(
+        raise ReplyError(
             f"content-type: JSON is taken in UTF-8, not in charset {charset[:100]!r}", status=415, param="content-type"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class APIError(Exception):
+class ReplyError(Exception):
     """An answer in OpenAI's error form. `param` names the field, written like messages[0].content."""
 
     def __init__(

@@ -14,16 +14,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isotherm.cluster.api.admission import Admission
-from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import to_json
 
 CAPACITY_HEADER = b"x-isotherm-capacity"  # of the replicas' responses, taken out by the proxy
 
 
-def overloaded(reason: str, retry_after: int) -> APIError:
+def overloaded(reason: str, retry_after: int) -> ReplyError:
     headers = {"retry-after": str(retry_after)}
     message = f"{reason}; try again in {retry_after} s"
-    return APIError(message, status=429, kind="overloaded_error", code="overloaded", headers=headers)
+    return ReplyError(message, status=429, kind="overloaded_error", code="overloaded", headers=headers)
 
 
 class GateMiddleware:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
+from functools import partial
 
-from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.schemas import ChatBody, CompletionBody, GenerationBody, parse_body
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
+from isotherm.cluster.text.output import OutputParser
+from isotherm.cluster.text.output_parsers import make_parser
 from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -23,7 +26,7 @@ _SAMPLING = sorted(
 
 
 @dataclass(frozen=True)
-class Limits:
+class PromptLimits:
     """What a prompt may be. Tokens, but for `max_prompt_chars`, which is looked at before a prompt costs a
     tokenisation."""
 
@@ -41,6 +44,7 @@ class Prepared:
     body: ChatBody | CompletionBody
     requests: tuple[GenerationRequest, ...]
     echo: tuple[str, ...]  # for each choice the text to put before it
+    new_parser: Callable[[], OutputParser]  # of a choice's output
 
     @property
     def prompt_tokens(self) -> int:
@@ -48,8 +52,10 @@ class Prepared:
         return sum(len(request.prompt) for request in self.requests[:: self.body.n or 1])
 
 
-def prepare_chat(raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: Limits) -> Prepared:
-    """The requests for a body of /v1/chat/completions. Raises APIError."""
+def prepare_chat(
+    raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: PromptLimits
+) -> Prepared:
+    """The requests for a body of /v1/chat/completions. Raises ReplyError."""
     body = parse_body(ChatBody, raw)
     _check_model(body.model, models)
     messages = [message.for_template() for message in body.messages]
@@ -57,21 +63,22 @@ def prepare_chat(raw: bytes, reply_id: str, models: Collection[str], tokenizer: 
     try:
         prompt = tokenizer.render_chat(messages, None, True, **(body.chat_template_kwargs or {}))
     except NoChatTemplateError as error:
-        raise APIError(str(error), param="messages") from None
+        raise ReplyError(str(error), param="messages") from None
     except ChatTemplateBrokenError as error:
-        raise APIError(str(error), status=500, kind="server_error") from None
+        raise ReplyError(str(error), status=500, kind="server_error") from None
     except ChatTemplateError as error:
-        raise APIError(f"messages: the model's chat template refused them: {error}", param="messages") from None
+        raise ReplyError(f"messages: the model's chat template refused them: {error}", param="messages") from None
     _check_chars(len(prompt), limits, "messages")
     ids = tokenizer.encode(prompt, add_special_tokens=False)
     requests = _requests(body, [ids], ["messages"], reply_id, tokenizer, limits)
-    return Prepared(reply_id, body, requests, ("",) * (body.n or 1))
+    parser = "plain" if body.separate_reasoning is False else "think"
+    return Prepared(reply_id, body, requests, ("",) * (body.n or 1), partial(make_parser, parser, prompt))
 
 
 def prepare_completion(
-    raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: Limits
+    raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: PromptLimits
 ) -> Prepared:
-    """The requests for a body of /v1/completions. Raises APIError."""
+    """The requests for a body of /v1/completions. Raises ReplyError."""
     body = parse_body(CompletionBody, raw)
     _check_model(body.model, models)
     prompts, params = body.prompts, [body.prompt_param(i) for i in range(len(body.prompts))]
@@ -88,7 +95,8 @@ def prepare_completion(
         if body.echo
         else [""] * len(prompts)
     )
-    return Prepared(reply_id, body, requests, tuple(text for text in texts for _ in range(body.n or 1)))
+    echo = tuple(text for text in texts for _ in range(body.n or 1))
+    return Prepared(reply_id, body, requests, echo, partial(make_parser, "plain"))
 
 
 def choice_seed(seed: int, sample: int) -> int:
@@ -106,7 +114,7 @@ def _requests(
     params: list[str],
     reply_id: str,
     tokenizer: Tokenizer,
-    limits: Limits,
+    limits: PromptLimits,
 ) -> tuple[GenerationRequest, ...]:
     base_seed = secrets.randbits(63) if body.seed is None else body.seed
     stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else tokenizer.eos_token_ids)
@@ -117,7 +125,7 @@ def _requests(
     for ids, param in zip(prompts, params, strict=True):
         max_tokens = _max_tokens(body, len(ids), param, limits)
         if not ids:
-            raise APIError(f"{param}: the prompt has no tokens", param=param)
+            raise ReplyError(f"{param}: the prompt has no tokens", param=param)
         if max(ids) >= limits.vocab_size:
             at = next(i for i, id_ in enumerate(ids) if id_ >= limits.vocab_size)
             _check_token(ids[at], f"{param}[{at}]", limits)
@@ -142,12 +150,12 @@ def _requests(
     return tuple(requests)
 
 
-def _max_tokens(body: ChatBody | CompletionBody, prompt_len: int, param: str, limits: Limits) -> int:
+def _max_tokens(body: ChatBody | CompletionBody, prompt_len: int, param: str, limits: PromptLimits) -> int:
     fits = limits.max_model_len - prompt_len
     wanted = body.output_limit
     if fits < 1 or (wanted is not None and wanted > fits):
         asked = "at least 1" if wanted is None else str(wanted)
-        raise APIError(
+        raise ReplyError(
             f"{param}: this model's context is {limits.max_model_len} tokens, but the request needs {prompt_len} for "
             f"the prompt and {asked} for the output",
             param=param,
@@ -160,7 +168,7 @@ def _max_tokens(body: ChatBody | CompletionBody, prompt_len: int, param: str, li
 
 def _check_model(name: str, models: Collection[str]) -> None:
     if name not in models:
-        raise APIError(
+        raise ReplyError(
             f"model: {name[:100]!r} is not served here; GET /v1/models lists what is",
             status=404,
             param="model",
@@ -168,9 +176,9 @@ def _check_model(name: str, models: Collection[str]) -> None:
         )
 
 
-def _check_chars(chars: int, limits: Limits, param: str) -> None:
+def _check_chars(chars: int, limits: PromptLimits, param: str) -> None:
     if chars > limits.max_prompt_chars:
-        raise APIError(
+        raise ReplyError(
             f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a context of "
             f"{limits.max_model_len} tokens may take",
             param=param,
@@ -178,8 +186,8 @@ def _check_chars(chars: int, limits: Limits, param: str) -> None:
         )
 
 
-def _check_token(token_id: int, param: str, limits: Limits) -> None:
+def _check_token(token_id: int, param: str, limits: PromptLimits) -> None:
     if token_id >= limits.vocab_size:
-        raise APIError(
+        raise ReplyError(
             f"{param}: token id {token_id} is outside the vocabulary (0 to {limits.vocab_size - 1})", param=param
         )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.errors import ReplyError
 
 MAX_PROMPTS = 128
 MAX_CHOICES = 128  # prompts × n
@@ -77,16 +77,19 @@ class Message(_Model):
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # replies have both, and clients send back either
 
     @model_validator(mode="after")
     def _has_content(self) -> Message:
-        if self.content is None and not (
-            self.role == "assistant" and (self.tool_calls or self.reasoning_content is not None)
-        ):
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self._thought is not None)):
             raise PydanticCustomError(
                 "field:content", "a {role} message needs content: a string or a list of text parts", {"role": self.role}
             )
         return self
+
+    @property
+    def _thought(self) -> str | None:
+        return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates expect it: text parts joined as they are, `developer` under its older name,
@@ -96,7 +99,9 @@ class Message(_Model):
             if self.content is None or isinstance(self.content, str)
             else "".join(part.text for part in self.content)
         )
-        others = self.model_dump(include={"name", "tool_calls", "tool_call_id", "reasoning_content"}, exclude_none=True)
+        others = self.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
+        if self._thought is not None:
+            others["reasoning_content"] = self._thought
         return {"role": "system" if self.role == "developer" else self.role, "content": content, **others}
 
 
@@ -194,6 +199,7 @@ class ChatBody(GenerationBody):
     tool_choice: str | None = None
     chat_template: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
+    separate_reasoning: bool | None = None  # false: the thought stays in content, as the model wrote it
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatBody:
@@ -282,19 +288,21 @@ _Body = TypeVar("_Body", ChatBody, CompletionBody)
 
 
 def parse_body(model: type[_Body], body: bytes) -> _Body:
-    """The checked request. Raises APIError 400 that names the first wrong field."""
+    """The checked request. Raises ReplyError 400 that names the first wrong field."""
     try:
         data = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise APIError(f"the body is not valid UTF-8: {error}") from None
+        raise ReplyError(f"the body is not valid UTF-8: {error}") from None
     except RecursionError:
-        raise APIError("the body is nested too deeply") from None
+        raise ReplyError("the body is nested too deeply") from None
     except ValueError as error:
-        raise APIError(f"the body is not valid JSON: {error}") from None
+        raise ReplyError(f"the body is not valid JSON: {error}") from None
     if not isinstance(data, dict):
-        raise APIError(f"the body must be a JSON object, got {_json_type(data)}")
+        raise ReplyError(f"the body must be a JSON object, got {_json_type(data)}")
     if b"\\u" in body and (path := _unpaired_surrogate(data)) is not None:
-        raise APIError(f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None)
+        raise ReplyError(
+            f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None
+        )
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -306,7 +314,7 @@ def _hint(neutral: tuple[Any, ...]) -> str:
     return f"; leave it out or give {allowed}" if allowed else "; leave it out"
 
 
-def _api_error(error: Any, data: dict[str, Any]) -> APIError:
+def _api_error(error: Any, data: dict[str, Any]) -> ReplyError:
     """OpenAI's form of a pydantic error. Its location also holds tags of union members, which are no part of the
     client's JSON."""
     path: list[str | int] = []
@@ -327,7 +335,7 @@ def _api_error(error: Any, data: dict[str, Any]) -> APIError:
     else:
         message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
     param = _param(path)
-    return APIError(
+    return ReplyError(
         message if param and message.startswith(param.rsplit(".", 1)[-1]) else f"{param}: {message}", param=param
     )
 

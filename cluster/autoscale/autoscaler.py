@@ -132,7 +132,7 @@ class Autoscaler:
         """The pauses as JSON values, for a controller that comes back, whose clock is another one: times count from
         now."""
 
-        def told(pause: _Pause) -> dict[str, Any]:
+        def saved(pause: _Pause) -> dict[str, Any]:
             down = None if math.isinf(pause.last_down) else now - pause.last_down
             return {
                 "left": max(0.0, pause.until - now),
@@ -141,14 +141,14 @@ class Autoscaler:
                 "strikes": pause.strikes,
             }
 
-        return {kind: told(pause) for kind, pause in self._pauses.items()}
+        return {kind: saved(pause) for kind, pause in self._pauses.items()}
 
     def load(self, data: Mapping[str, Any], now: float, elapsed: float) -> None:
         """Go on with the pauses that `dump` gave `elapsed` seconds ago."""
-        for kind, told in data.items():
-            last_down = float("-inf") if told["down"] is None else now - elapsed - told["down"]
+        for kind, saved in data.items():
+            last_down = float("-inf") if saved["down"] is None else now - elapsed - saved["down"]
             self._pauses[kind] = _Pause(
-                now + max(0.0, told["left"] - elapsed), told["failures"], last_down, told["strikes"]
+                now + max(0.0, saved["left"] - elapsed), saved["failures"], last_down, saved["strikes"]
             )
 
     # --- holding ----------------------------------------------------------------------------------

@@ -64,6 +64,9 @@ class Reconfigures(Protocol):
 
     def rebalance(self, placement: Placement, reason: str) -> Operation: ...
 
+    async def ended(self, operation: Operation) -> Operation:
+        """The operation when it has ended."""
+
     def pinned(self) -> Set[Pair]:
         """Experts whose number of copies an operator has set."""
 
@@ -242,8 +245,7 @@ class AutoscaleLoop:
     async def _ended(self, operation: Operation, record: dict[str, Any]) -> str | None:
         """Wait for an operation; None, or why it failed."""
         record["operations"].append(operation.id)
-        while not operation.phase.is_final:
-            await asyncio.sleep(0.05)
+        await self._reconfigurer.ended(operation)
         return None if operation.phase is Phase.DONE else "; ".join(operation.reasons[-2:]) or operation.phase.value
 
     # --- outliving a controller -------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Load on a running endpoint: open-loop arrivals, with percentiles of time to first token and time between tokens.
-Knows only HTTP."""
+Knows only HTTP.
+
+Reads with aiohttp, which only benches need: an event costs it a third of what it costs httpx (26 against 85 µs of CPU),
+and the load runs beside the server that it measures."""
 
 from __future__ import annotations
 

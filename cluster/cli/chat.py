@@ -68,17 +68,22 @@ def _read(console: Console) -> str | None:
 
 
 def _answer(client: Client, request: dict, console: Console) -> str | None:
-    """Stream one answer to the console; None where it failed. One that is cut short counts as far as it came."""
-    answer, reason = "", None
+    """Stream one answer to the console, its thought dimmed; None where it failed. One that is cut short counts as far
+    as it came."""
+    answer, thought, reason = "", "", None
     try:
         for chunk in client.chat(request.pop("messages"), stream=True, **request):
+            if thought and chunk.text and not answer:
+                console.print()
             answer += chunk.text
+            thought += chunk.reasoning
             reason = chunk.finish_reason or reason
+            console.print(chunk.reasoning, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
             console.print(chunk.text, end="", markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         reason = "cut"
     except ClientError as error:
-        console.print(f"{chr(10) if answer else ''}{error}", style="red", markup=False, highlight=False)
+        console.print(f"{chr(10) if answer or thought else ''}{error}", style="red", markup=False, highlight=False)
         return None
     console.print()
     if reason in ("cut", "length"):

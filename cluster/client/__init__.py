@@ -11,7 +11,8 @@ from isotherm.cluster.client.answers import (
     StreamBrokenError,
     Usage,
 )
-from isotherm.cluster.client.client import AsyncClient, Client
+from isotherm.cluster.client.async_client import AsyncClient
+from isotherm.cluster.client.client import Client
 
 __all__ = [
     "APIError",

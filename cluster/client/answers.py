@@ -43,6 +43,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0  # of the completion's
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class Choice:
     index: int
     text: str
     finish_reason: str | None
+    reasoning: str = ""  # the thought that came before the text, where the server tells them apart
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A reply in one piece. `text` and `finish_reason` are those of the first choice."""
+    """A reply in one piece. `text`, `reasoning` and `finish_reason` are those of the first choice."""
 
     id: str
     model: str
@@ -64,6 +66,10 @@ class Completion:
     @property
     def text(self) -> str:
         return self.choices[0].text
+
+    @property
+    def reasoning(self) -> str:
+        return self.choices[0].reasoning
 
     @property
     def finish_reason(self) -> str | None:
@@ -78,6 +84,7 @@ class Chunk:
     index: int = 0
     finish_reason: str | None = None
     usage: Usage | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ def completion(body: Any) -> Completion:
     """Raises APIError where the answer is no reply, or one without choices."""
     try:
         choices = tuple(
-            Choice(one.get("index") or 0, _text(one, "message"), one.get("finish_reason"))
+            Choice(one.get("index") or 0, _text(one, "message"), one.get("finish_reason"), _reasoning(one, "message"))
             for one in body.get("choices") or ()
             if one is not None
         )
@@ -182,28 +189,38 @@ def _chunks(event: dict[str, Any]) -> Iterator[Chunk]:
     for one in event.get("choices") or ():
         if one is None:
             continue
-        text, reason = _text(one, "delta"), one.get("finish_reason")
-        if text or reason:
-            yield Chunk(text, one.get("index") or 0, reason)
+        text, thought, reason = _text(one, "delta"), _reasoning(one, "delta"), one.get("finish_reason")
+        if text or thought or reason:
+            yield Chunk(text, one.get("index") or 0, reason, reasoning=thought)
     if event.get("usage"):
         yield Chunk("", usage=_usage(event["usage"]))
 
 
 def _text(choice: dict[str, Any], part: str) -> str:
     """Of a choice of a chat (in its `message` or `delta`) or of a completion."""
-    text = (choice[part] or {}).get("content") if part in choice else choice.get("text")
-    if not isinstance(text, str | None):
-        raise TypeError(f"text is {type(text).__name__}")
-    return text or ""
+    return _string((choice[part] or {}).get("content") if part in choice else choice.get("text"))
+
+
+def _reasoning(choice: dict[str, Any], part: str) -> str:
+    """The thought, under either of the names that servers give it."""
+    body = choice.get(part) or {}
+    return _string(body.get("reasoning_content")) or _string(body.get("reasoning"))
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str | None):
+        raise TypeError(f"text is {type(value).__name__}")
+    return value or ""
 
 
 def _usage(body: Any) -> Usage | None:
     if not body:
         return None
-    details = body.get("prompt_tokens_details") or {}
-    return Usage(
-        *(
-            int(value or 0)
-            for value in (body.get("prompt_tokens"), body.get("completion_tokens"), details.get("cached_tokens"))
-        )
+    prompt_details, details = body.get("prompt_tokens_details") or {}, body.get("completion_tokens_details") or {}
+    counts = (
+        body.get("prompt_tokens"),
+        body.get("completion_tokens"),
+        prompt_details.get("cached_tokens"),
+        details.get("reasoning_tokens"),
     )
+    return Usage(*(int(count or 0) for count in counts))

@@ -28,8 +28,8 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from isotherm.cluster.client.answers import said_in
-from isotherm.cluster.client.client import AsyncClient, ConnectionFailedError, RawResponse
+from isotherm.cluster.client.answers import ConnectionFailedError, RawResponse, said_in
+from isotherm.cluster.client.async_client import AsyncClient
 
 _URLS = ("/v1/chat/completions", "/v1/completions")
 _TRANSIENT_STATUS = (429, 502, 503, 504)

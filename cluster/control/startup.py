@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from isotherm.cluster.background import last_line, pauses
-from isotherm.cluster.control.transactions import Fleet
+from isotherm.cluster.control.fleet import Fleet
 from isotherm.cluster.placement.table import Placement
 
 log = logging.getLogger(__name__)

@@ -2,8 +2,7 @@
 new placement), free. What fails before the commit is undone, and the old placement serves on. One is carried out at a
 time; it takes its turn when it has places for the workers that it starts.
 
-Decides nothing about load; what it may not do it asks of `Fleet`, which is the controller.
-"""
+Decides nothing: what there is to be comes as a plan, and what is done to workers is done by a `Fleet`."""
 
 from __future__ import annotations
 
@@ -12,72 +11,19 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
-from isotherm.cluster.background import Background, last_line, pauses
-from isotherm.cluster.control.planner import Desired, Planner, Workers
-from isotherm.cluster.messages.operations import (
-    AUTOSCALER,
-    Operation,
-    OperationError,
-    OperationLog,
-    OperationRequest,
-    Phase,
-    PlacementChangeError,
-    Target,
-)
+from isotherm.cluster.background import last_line
+from isotherm.cluster.control.fleet import Fleet
+from isotherm.cluster.control.planner import Desired, Planner
+from isotherm.cluster.messages.operations import Operation, OperationError, Phase
 from isotherm.cluster.placement.changes import Difference, Pair, difference
-from isotherm.cluster.placement.table import Placement
 
 log = logging.getLogger(__name__)
 COMMIT_SECONDS = 60.0  # in which every shard must have adopted a placement
 DRAIN_SECONDS = 20.0  # after which a leaving shard gives its requests to others
-RECOVERY_SECONDS = 60.0  # in which the workers that replace dead ones must be there
-RESTORE_SECONDS = 120.0  # in which workers must be there that make up for some that were lost, while the others serve
-# Seconds before dead workers that could not be replaced are replaced again: at first, and at most
-HEAL_PAUSE, LONGEST_HEAL_PAUSE = 0.25, 30.0
-RESTORE_PAUSE, LONGEST_RESTORE_PAUSE = 1.0, 60.0  # likewise before the number of workers is restored
 AT_ONCE_SECONDS = 1.0  # in which places for workers are found where there are any
-
-
-class Fleet(Workers, Protocol):
-    """The workers and what can be done about them. Methods raise what Ray raises when a worker is gone. Nothing is
-    started on nodes in `avoid`."""
-
-    avoid: frozenset[str]
-    waits: dict[str, str]  # worker → the resources that it waits for, in words
-
-    async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
-        """Wait for a place for a worker, on none of the nodes in `avoid`; it is started there."""
-
-    def release(self, worker: str) -> None:
-        """Give a place back, if there is one where the worker was not started."""
-
-    async def start_group(self, name: str) -> None: ...
-
-    async def start_shard(self, name: str) -> None: ...
-
-    async def link(self, shard: str, group: str) -> None: ...
-
-    async def load(self, group: str, pairs: list[Pair]) -> None: ...
-
-    async def free(self, group: str, pairs: list[Pair]) -> None: ...
-
-    async def held(self, group: str) -> list[Pair]:
-        """What the group has loaded."""
-
-    async def adopt(self, shard: str, placement: Placement) -> None: ...
-
-    async def leave_service(self, shard: str, seconds: float) -> None:
-        """No new requests to the shard; return when it has none left."""
-
-    async def disconnect(self, shard: str, group: str) -> None: ...
-
-    async def end(self, worker: str) -> None: ...
-
-    def committed(self, placement: Placement) -> None:
-        """Every shard routes by `placement` now; those linked since enter service."""
 
 
 @dataclass
@@ -88,133 +34,36 @@ class _Undo:
     loads: list[tuple[str, list[Pair]]] = field(default_factory=list)
 
 
-class Reconfigurer:
-    def __init__(self, fleet: Fleet, operations: OperationLog, changed: Callable[[], None], save: Callable[[], None]):
-        """`changed` is called whenever the log of operations has changed; `save` to write down `desired`, the planner's
-        numbers and the log where they outlive this process: it raises where that fails, and then nothing is committed.
-        """
-        self._fleet, self._operations, self._changed, self._save = fleet, operations, changed, save
+class Transactions:
+    """`changed` is called whenever the log of operations has changed; `save` to write down `desired`, the planner's
+    numbers and the log where they outlive this process: it raises where that fails, and then nothing is committed."""
+
+    def __init__(self, fleet: Fleet, planner: Planner, changed: Callable[[], None], save: Callable[[], None]) -> None:
+        self._fleet, self._planner, self._changed, self._save = fleet, planner, changed, save
         self.desired = Desired((), (), fleet.placement)  # what was committed last
-        self.planner = Planner(fleet)
-        self._lock = asyncio.Lock()
-        self._healing = False
-        self._background = Background()
+        self.turn = asyncio.Lock()  # of the one that is carried out
         self._interruptible: dict[
             str, tuple[Operation, asyncio.Future[None]]
         ] = {}  # what waits for places or is prepared, by operation
+        self._phase_entered = asyncio.Event()  # another one after each phase
 
-    # --- asking -----------------------------------------------------------------------------------
+    def enter(self, operation: Operation, phase: Phase, reason: str = "") -> None:
+        operation.enter(phase, time.time(), reason)
+        log.info("operation %s: %s %s", operation.id, phase.value, reason)
+        entered, self._phase_entered = self._phase_entered, asyncio.Event()
+        entered.set()
+        self._changed()
 
-    def submit(self, request: OperationRequest, origin: str = "api") -> Operation:
-        """Begin an operation; it goes on in the background. Raises OperationError, or PlacementChangeError for copies
-        that cannot be."""
-        operation, new = self._operations.open(request, time.time(), origin)
-        about_workers = request.target.about_workers
-        if not new:
-            return operation
-        if origin != AUTOSCALER and not request.dry_run:
-            self._give_way(
-                f"operation {operation.id} was asked for",
-                lambda o: o.origin == AUTOSCALER and (about_workers or not o.waiting),
-            )
-        try:
-            desired = self.planner.aim(self.desired, request.target)
-        except PlacementChangeError as error:
-            self._enter(operation, Phase.ROLLED_BACK, str(error))
-            raise
-        operation.plan = self.planner.describe(self.desired, desired)
-        if request.dry_run:
-            self._enter(operation, Phase.DONE, "dry run: nothing was changed")
-        else:
-            plan = lambda names: self.planner.aim(self.desired, request.target, names)  # noqa: E731
-            self._background.spawn(f"operation {operation.id}", self._run(operation, plan, request.deadline_seconds))
+    async def ended(self, operation: Operation) -> Operation:
+        """The operation when it has ended."""
+        while not operation.phase.is_final:
+            await self._phase_entered.wait()
         return operation
-
-    def rebalance(self, placement: Placement, reason: str) -> Operation:
-        """Begin a change of copies alone, decided by the autoscaler. Raises OperationError while another operation
-        runs."""
-        operation, _ = self._operations.open(
-            OperationRequest(Target(), "", False, RECOVERY_SECONDS), time.time(), AUTOSCALER
-        )
-        operation.reasons.append(reason)
-        fleet = self._fleet
-        desired = replace(
-            self.desired, groups=tuple(fleet.group_names()), shards=tuple(fleet.shard_names()), placement=placement
-        )
-        operation.plan = self.planner.describe(self.desired, desired)
-
-        def plan(_: Sequence[str]) -> Desired:
-            if (*fleet.group_names(), *fleet.shard_names()) != (
-                *desired.groups,
-                *desired.shards,
-            ) or fleet.placement.version + 1 != placement.version:
-                raise OperationError("the cluster has changed since it was planned")
-            return replace(desired, drained=self.desired.drained, pinned=self.desired.pinned)
-
-        self._background.spawn(f"operation {operation.id}", self._run(operation, plan, RECOVERY_SECONDS))
-        return operation
-
-    def pinned(self) -> frozenset[Pair]:
-        """Experts whose number of copies an operator has set."""
-        return self.desired.pinned
-
-    def heal(self) -> None:
-        """Replace every worker that has died. An operation that still prepares ends: it may be waiting for resources,
-        and the death comes first."""
-        self._give_way("a worker was lost", lambda o: o.origin != "recovery")
-        if not self._healing:
-            self._healing = True
-            self._background.keep("healing", self._heal)
-
-    async def _heal(self) -> None:
-        """Goes on, ever more slowly, as long as there are dead ones."""
-        fleet, late = self._fleet, False
-        wanted = len(fleet.group_names()), len(fleet.shard_names())
-        for pause in pauses(HEAL_PAUSE, LONGEST_HEAL_PAUSE):
-            async with self._lock:
-                dead = [w for w in fleet.group_names() + fleet.shard_names() if w not in fleet.alive([w])]
-                if not dead:
-                    break
-                operation = Operation(f"recovery-{int(time.time() * 1000)}", {"replace": dead}, "recovery", time.time())
-                operation.entered[Phase.PLANNED.value] = operation.created
-                self._operations.record(operation)
-                # Where a replacement finds no place in time, the others take over what they can.
-                replace = not late
-                late = await self._transact(
-                    operation,
-                    lambda: self.planner.heal(self.desired, replace),  # noqa: B023
-                    RECOVERY_SECONDS,
-                )
-            await asyncio.sleep(pause)
-        self._healing = False
-        if (len(fleet.group_names()), len(fleet.shard_names())) < wanted:
-            self._background.spawn("restoring the number of workers", self._restore(*wanted))
-
-    async def _restore(self, groups: int, shards: int) -> None:
-        """Bring the number of workers back to what it was before some were lost for which there was no place. Gives way
-        to an operator."""
-        have = len(self._fleet.group_names()), len(self._fleet.shard_names())
-        request = OperationRequest(
-            Target(expert_groups=groups or None, attention_shards=shards), "", False, RESTORE_SECONDS
-        )
-        for pause in pauses(RESTORE_PAUSE, LONGEST_RESTORE_PAUSE):
-            await asyncio.sleep(pause)
-            if self._healing or have != (len(self._fleet.group_names()), len(self._fleet.shard_names())):
-                return
-            try:
-                operation = self.submit(request, AUTOSCALER)
-            except OperationError:  # another one runs
-                continue
-            operation.reasons.append("as many workers as before some were lost")
-            while not operation.phase.is_final:
-                await asyncio.sleep(0.1)
-            if operation.phase is Phase.DONE:
-                return
 
     async def take_over(self, desired: Desired) -> None:
-        """Begin with workers that a controller before this one has left: each shard routes by what was committed,
-        whatever was half prepared or half freed is ended, and who is dead is replaced. Traffic goes on meanwhile."""
-        async with self._lock:
+        """Begin with workers that a controller before this one has left: each shard routes by what was committed, and
+        whatever was half prepared or half freed is ended. Traffic goes on meanwhile."""
+        async with self.turn:
             self.desired = desired
             fleet = self._fleet
             fleet.avoid = desired.drained
@@ -225,7 +74,6 @@ class Reconfigurer:
             for worker in fleet.group_names() + fleet.shard_names():
                 if worker not in desired.groups + desired.shards:
                     await fleet.end(worker)
-        self.heal()
 
     async def _bring_back(self, desired: Desired) -> None:
         fleet = self._fleet
@@ -238,32 +86,25 @@ class Reconfigurer:
                 extra[group] = pairs
         await self._free(desired, Difference({}, extra))
 
-    # --- acting -----------------------------------------------------------------------------------
-
-    def _enter(self, operation: Operation, phase: Phase, reason: str = "") -> None:
-        operation.enter(phase, time.time(), reason)
-        log.info("operation %s: %s %s", operation.id, phase.value, reason)
-        self._changed()
-
-    async def _run(self, operation: Operation, plan: Callable[[Sequence[str]], Desired], seconds: float) -> None:
+    async def run(self, operation: Operation, plan: Callable[[Sequence[str]], Desired], seconds: float) -> None:
         """`plan` is asked twice, for the cluster may change while places are waited for: it is given the names of
         workers that have one."""
         names: list[str] = []
         try:
             try:
-                async with self._lock:  # not while the cluster is in between
+                async with self.turn:  # not while the cluster is in between
                     begin = time.monotonic()
                     desired = plan(())
-                    operation.plan = self.planner.describe(self.desired, desired)
-                    names = self.planner.new(desired)
-                    self.planner.use_names(names)
+                    operation.plan = self._planner.describe(self.desired, desired)
+                    names = self._planner.new(desired)
+                    self._planner.use_names(names)
                 await self._within(seconds, operation, self._reserve(operation, names, desired.drained))
             except Exception as error:  # nothing has been changed, and another one may be under way
-                self._enter(operation, Phase.ROLLING_BACK, _reason(error, seconds))
-                self._enter(operation, Phase.ROLLED_BACK)
+                self.enter(operation, Phase.ROLLING_BACK, _reason(error, seconds))
+                self.enter(operation, Phase.ROLLED_BACK)
                 return
-            async with self._lock:
-                await self._transact(operation, lambda: plan(names), seconds, begin + seconds)
+            async with self.turn:
+                await self.transact(operation, lambda: plan(names), seconds, begin + seconds)
         finally:
             for name in names:
                 self._fleet.release(name)
@@ -283,7 +124,7 @@ class Reconfigurer:
             reserving.cancel()
             await asyncio.wait([reserving])
 
-    async def _transact(
+    async def transact(
         self, operation: Operation, plan: Callable[[], Desired], seconds: float, deadline: float = math.inf
     ) -> bool:
         """Carry a change out or undo it. Whether it was undone because its time, which ends at `deadline` at the
@@ -291,15 +132,15 @@ class Reconfigurer:
         undo = _Undo()
         try:
             desired = plan()
-            operation.plan = self.planner.describe(self.desired, desired)
-            self.planner.use_names([*desired.groups, *desired.shards])
+            operation.plan = self._planner.describe(self.desired, desired)
+            self._planner.use_names([*desired.groups, *desired.shards])
             self._fleet.avoid = desired.drained
             change = difference(self._fleet.placement, desired.placement)
-            self._enter(operation, Phase.PREPARING)
+            self.enter(operation, Phase.PREPARING)
             await self._within(
                 min(seconds, deadline - time.monotonic()), operation, self._prepare(operation, desired, change, undo)
             )
-            self._enter(operation, Phase.COMMITTING)
+            self.enter(operation, Phase.COMMITTING)
             await asyncio.wait_for(self._commit(operation, desired), COMMIT_SECONDS)
         except Exception as error:
             await self._roll_back(operation, undo, _reason(error, seconds))
@@ -309,10 +150,10 @@ class Reconfigurer:
         except Exception as error:  # the new state serves; what could not be freed is only memory
             log.exception("operation %s: could not free everything", operation.id)
             operation.reasons.append(f"committed, but not everything was freed: {last_line(error)}")
-        self._enter(operation, Phase.DONE)
+        self.enter(operation, Phase.DONE)
         return False
 
-    def _give_way(self, why: str, which: Callable[[Operation], bool]) -> list[asyncio.Future[None]]:
+    def give_way(self, why: str, which: Callable[[Operation], bool]) -> list[asyncio.Future[None]]:
         """Roll back what waits for places or is being prepared, with this reason. What has been committed goes on.
         Gives what ends now."""
         ending = []
@@ -322,12 +163,6 @@ class Reconfigurer:
                 work.cancel()
                 ending.append(work)
         return ending
-
-    async def interrupt(self, why: str) -> None:
-        """Roll back whatever has not been committed, for good; return when no place is waited for any more."""
-        if ending := self._give_way(why, lambda _: True):
-            await asyncio.wait(ending)
-        self._background.cancel()
 
     async def _within(self, seconds: float, operation: Operation, work: Coroutine[Any, Any, None]) -> None:
         """Raises what `work` raises, TimeoutError when its time is over, OperationError when it has given way."""
@@ -350,7 +185,7 @@ class Reconfigurer:
 
     async def _prepare(self, operation: Operation, desired: Desired, change: Difference, undo: _Undo) -> None:
         fleet = self._fleet
-        new = self.planner.new(desired)
+        new = self._planner.new(desired)
         new_groups, new_shards = [g for g in desired.groups if g in new], [s for s in desired.shards if s in new]
         stages = len(new_groups) + len(new_shards) + len(change.loads) + 1
         done = 0
@@ -403,7 +238,7 @@ class Reconfigurer:
             await fleet.end(group)
 
     async def _roll_back(self, operation: Operation, undo: _Undo, reason: str) -> None:
-        self._enter(operation, Phase.ROLLING_BACK, reason)
+        self.enter(operation, Phase.ROLLING_BACK, reason)
         fleet = self._fleet
         fleet.avoid = self.desired.drained
         try:
@@ -420,9 +255,9 @@ class Reconfigurer:
                     await fleet.end(worker)
         except Exception as error:
             log.exception("operation %s: roll-back failed", operation.id)
-            self._enter(operation, Phase.FAILED, f"roll-back failed: {type(error).__name__}: {last_line(error)}")
+            self.enter(operation, Phase.FAILED, f"roll-back failed: {type(error).__name__}: {last_line(error)}")
             return
-        self._enter(operation, Phase.ROLLED_BACK)
+        self.enter(operation, Phase.ROLLED_BACK)
 
 
 async def _all(work: Iterable[Awaitable[None]]) -> None:

@@ -45,13 +45,13 @@ def _check_total(manifest: Manifest, field: str, there: float) -> None:
     if needed <= there + TOLERANCE:
         return
 
-    def told(amount: float) -> str:
+    def shown(amount: float) -> str:
         return human_bytes(int(amount)) if field == "memory" else f"{amount:g}"
 
     has = {"cpus": "CPUs", "gpus": "GPUs", "memory": "of memory to reserve"}[field]
     raise ManifestError(
-        f"attention.{field} is {told(shard)} for each of {a.shards} shard(s), experts.{field} {told(group)} for each "
-        f"of {e.groups} group(s): that is {told(needed)} in all, and a Ray on this machine has {told(there)} {has}; "
+        f"attention.{field} is {shown(shard)} for each of {a.shards} shard(s), experts.{field} {shown(group)} for each "
+        f"of {e.groups} group(s): that is {shown(needed)} in all, and a Ray on this machine has {shown(there)} {has}; "
         "reserve less, or give the --address of a larger cluster"
     )
 

@@ -22,9 +22,9 @@ import ray
 from isotherm.cluster.autoscale.loop import AutoscaleLoop
 from isotherm.cluster.background import Background
 from isotherm.cluster.control.planner import Desired
+from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.control.saved_state import SavedState, decode
 from isotherm.cluster.control.startup import start_again_and_again, start_fleet
-from isotherm.cluster.control.transactions import Reconfigurer
 from isotherm.cluster.deploy.fleet import RayFleet
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.membership import Membership, SupersededError

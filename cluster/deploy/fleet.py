@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from isotherm.cluster.background import Background, first_line
 from isotherm.cluster.control.link_choice import choose_link
 from isotherm.cluster.control.link_repair import RELINK_SECONDS, LinkRepair
 from isotherm.cluster.control.worker_watch import WorkerWatch
+from isotherm.cluster.deploy.places import Places
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
@@ -29,12 +29,9 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import ClusterNumerics
 from isotherm.cluster.on_ray.workers import (
     RayWorker,
-    Slot,
     end_worker,
     find_worker,
     find_workers,
-    release_slot,
-    reserve,
     start_worker,
 )
 from isotherm.cluster.placement.changes import Pair
@@ -42,21 +39,12 @@ from isotherm.cluster.placement.table import Placement
 
 log = logging.getLogger(__name__)
 MEETING_TIMEOUT = 60.0  # seconds in which both ends of a new link must come together
-PLACE_TIMEOUT = 2.0  # seconds after which a worker that Ray cannot place is reported
 STATUS_TIMEOUT = 5.0  # seconds that a worker has to answer
 DRAIN_GRACE = 60.0  # seconds beyond its time that a shard may take to give its requests back
-SUSPECT_PATIENCE = 2.0  # seconds in which there must be a place on another node than a suspect one
-# For which nothing new is started on a node whose worker hung or could not be reached, if there are others
-SUSPECT_SECONDS = 60.0
-
-
-def bundle(cpus: float, gpus: float, memory: int) -> dict[str, float]:
-    """Ray resources of one worker; zero entries are left out, as Ray wants it."""
-    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if amount}
 
 
 class RayFleet:
-    """`Fleet` of cluster/control/transactions.py over Ray actors. `cluster_id` tells this cluster's placement groups
+    """`Fleet` of cluster/control/fleet.py over Ray actors. `cluster_id` tells this cluster's placement groups
     from others. `died` is told a worker's name; `changed` that the shards in service or the waits have changed. Workers
     refuse the orders of a `generation` older than another's that they have heard of; `standing` is called before
     workers are started or killed, which cannot refuse it, and returns only for the newest."""
@@ -72,7 +60,8 @@ class RayFleet:
         standing: Callable[[], None],
     ):
         self.manifest, self.checkpoint, self.generation = manifest, checkpoint, generation
-        self._slot_prefix = f"isotherm-{cluster_id}:"
+        self.places = Places(f"isotherm-{cluster_id}:", manifest, changed, standing)
+        self.waits = self.places.waits
         self.numerics = ClusterNumerics(manifest.mixed)
         self.placement = Placement(0, (), ())
         self.groups: dict[str, RayWorker] = {}
@@ -81,12 +70,9 @@ class RayFleet:
         self.in_service: set[str] = set()
         self.avoid: frozenset[str] = frozenset()  # nodes on which nothing is started
         self.load_view: Callable[[], list[list[float]] | None] = lambda: None
-        self.waits: dict[str, str] = {}  # worker → the resources that it waits for, in words
         self._died, self._changed, self._standing = died, changed, standing
         self._scheduler_config = manifest.scheduler_config(checkpoint.config)
-        self._places: dict[str, Slot] = {}  # of workers that are to be started
         self._loading: set[str] = set()  # workers that may be too busy to answer
-        self._suspects: dict[str, float] = {}  # node → until when nothing is started there
         self._background = Background()
         self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
         limits = manifest.liveness.timeout, manifest.link_timeout
@@ -127,15 +113,11 @@ class RayFleet:
     async def start_group(self, name: str) -> None:
         """Started without experts; there are slot numbers for all of them, and memory is taken as they are loaded."""
         config, section = self.checkpoint.config, self.manifest.experts
-        resources = bundle(section.cpus, section.gpus, section.memory)
-        slot = await self._take_place(name)
-        others = [self.groups[g].node_id for g in self.alive(self.groups)] + [
-            s.node_id for w, s in self._places.items() if w.startswith("expert")
-        ]
+        slot = await self.places.take(name, self.avoid)
+        others = [self.groups[g].node_id for g in self.alive(self.groups)] + self.places.nodes_of_groups()
         spec = self._spec(name, section.threads, section.gpus, others.count(slot.node_id) + 1)
-        worker = start_worker(
-            name, slot, resources, ExpertGroup, spec, slot.host, len(config.moe_layers) * config.n_routed_experts
-        )
+        resources, slots = self.places.resources(name), len(config.moe_layers) * config.n_routed_experts
+        worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, slots)
         self.groups[name] = worker
         await self._order(worker.actor, "pid")
         self.numerics.admit(name, await worker.call("fingerprint"))
@@ -144,7 +126,7 @@ class RayFleet:
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
         """Take over the workers that a controller before this one has left, as they are. Those named that are gone
         count as dead. Gives the names of workers found that are not named."""
-        found = find_workers(self._slot_prefix)
+        found = find_workers(self.places.prefix)
         wanted = {**dict.fromkeys(groups, self.groups), **dict.fromkeys(shards, self.shards)}
         for name, workers in wanted.items():
             workers[name] = found.get(name) or RayWorker(name, None, None)
@@ -159,9 +141,9 @@ class RayFleet:
 
     async def start_shard(self, name: str) -> None:
         section = self.manifest.attention
-        resources = bundle(section.cpus, section.gpus, section.memory)
-        slot = await self._take_place(name)
+        slot = await self.places.take(name, self.avoid)
         spec = self._spec(name, section.threads, section.gpus)
+        resources = self.places.resources(name)
         worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self._scheduler_config)
         self.shards[name] = worker
         self.numerics.admit(name, await worker.call("fingerprint"))
@@ -169,61 +151,10 @@ class RayFleet:
         self._watch.add(worker, has_links=True)
 
     async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
-        self._places[worker] = await self._place(worker, avoid)
+        await self.places.reserve(worker, avoid)
 
     def release(self, worker: str) -> None:
-        if (slot := self._places.pop(worker, None)) is not None:
-            release_slot(slot)
-
-    async def _take_place(self, name: str) -> Slot:
-        return self._places.pop(name, None) or await self._place(name, self.avoid)
-
-    async def _place(self, name: str, avoid: frozenset[str]) -> Slot:
-        """Off the nodes in `avoid`, and off suspect ones too where there is room elsewhere; the last one to come under
-        suspicion before the others."""
-        all_of_them = self._suspected(avoid)
-        newest = frozenset(sorted(all_of_them, key=lambda node: self._suspects[node])[-1:])
-        for suspects in filter(None, dict.fromkeys((all_of_them, newest))):
-            try:
-                return await asyncio.wait_for(self._place_off(name, avoid | suspects), SUSPECT_PATIENCE)
-            except asyncio.TimeoutError:
-                log.warning("%s finds no place off the suspect nodes %s", name, ", ".join(sorted(suspects)))
-        return await self._place_off(name, avoid)
-
-    async def _place_off(self, name: str, avoid: frozenset[str]) -> Slot:
-        section = self.manifest.experts if name.startswith("expert") else self.manifest.attention
-        resources, labels = bundle(section.cpus, section.gpus, section.memory), section.labels
-        if avoid:
-            labels = labels | {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
-        self._standing()
-        pending = asyncio.ensure_future(reserve(self._slot_prefix + name, resources, labels))
-        try:
-            done, _ = await asyncio.wait([pending], timeout=PLACE_TIMEOUT)
-            if not done:
-                waits = f"{name} waits for a node with {_amounts(resources)}" + (
-                    f" and the labels {labels}" if labels else ""
-                )
-                available = ray.available_resources()
-                log.warning("%s; free in the whole cluster: %s", waits, available)
-                self.waits[name] = (
-                    f"{waits}; free in the whole cluster: {_amounts({r: available.get(r, 0.0) for r in resources})}"
-                )
-                self._changed()
-            slot = await pending
-            self._standing()
-            return slot
-        finally:
-            pending.cancel()  # the placement group of a caller that gave up is removed
-            await asyncio.wait([pending])
-            if self.waits.pop(name, None) is not None:
-                self._changed()
-
-    def _suspected(self, avoid: frozenset[str]) -> frozenset[str]:
-        """Nodes on which nothing is to be started for now, as long as others are left."""
-        now = time.monotonic()
-        self._suspects = {node: until for node, until in self._suspects.items() if until > now}
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} if self._suspects else set()
-        return frozenset(self._suspects) if alive - avoid - set(self._suspects) else frozenset()
+        self.places.release(worker)
 
     def _spec(self, name: str, threads: int | None, gpus: float, sharers: int = 1) -> WorkerSpec:
         m = self.manifest
@@ -254,8 +185,7 @@ class RayFleet:
     async def end_all(self) -> None:
         for name in [*self.shards, *self.groups]:
             await self.end(name)
-        for name in list(self._places):
-            self.release(name)
+        self.places.release_all()
 
     # --- links, experts, placements ---------------------------------------------------------------
 
@@ -320,7 +250,7 @@ class RayFleet:
         self._watch.remove(name)
         self.repair.forget(name)
         if unreachable and worker.node_id is not None:
-            self._suspects[worker.node_id] = time.monotonic() + SUSPECT_SECONDS
+            self.places.suspect(worker.node_id)
         log.error("%s is lost: %s", name, reason)
         # Its resources are needed for whoever takes its place. Again and again where Ray's head is away.
         self._background.keep(f"the end of {name}", lambda: self._finish(worker))
@@ -416,8 +346,3 @@ class RayFleet:
         except WorkerGoneError as error:
             return out | {"state": "dead", "reason": first_line(error)}
         return out | {"state": "loaded" if detail["loaded"] else "loading"} | detail
-
-
-def _amounts(resources: dict[str, float]) -> str:
-    """{"CPU": 2.0, "memory": 1e9} → "2 CPU, 1e+09 memory"."""
-    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items()) or "any resources"

@@ -181,7 +181,7 @@ class DeepseekV3Config(ModelConfig):
             "kv_lora_rank": self.kv_lora_rank,
             "head_dims": f"{self.qk_nope_head_dim} nope + {self.qk_rope_head_dim} rope, value {self.v_head_dim}",
             "routed_experts": f"{self.num_experts_per_tok} of {self.n_routed_experts}, "
-            f"{self.topk_group} of {self.n_group} groups",
+            f"{self.topk_group} of {self.n_group} router groups",
             "shared_experts": self.n_shared_experts,
             "vocabulary": self.vocab_size,
             "context": self.max_position_embeddings,

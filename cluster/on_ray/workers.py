@@ -34,7 +34,7 @@ ON_HEAD = {"node:__internal_head__": 0.001}
 class Slot:
     """A placement group that Ray has placed."""
 
-    group: PlacementGroup
+    placement_group: PlacementGroup
     node_id: str
     host: str  # IP address of the node
 
@@ -62,12 +62,12 @@ class RayWorker:
 
     @property
     def placement_group_id(self) -> str | None:
-        return None if self.slot is None else self.slot.group.id.hex()
+        return None if self.slot is None else self.slot.placement_group.id.hex()
 
 
-def _slot(group: PlacementGroup, entry: dict[str, Any]) -> Slot:
+def _slot(placed: PlacementGroup, entry: dict[str, Any]) -> Slot:
     node_id = entry["bundles_to_node_id"][0]
-    return Slot(group, node_id, next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id))
+    return Slot(placed, node_id, next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id))
 
 
 async def reserve(name: str, bundle: dict[str, float], labels: dict[str, str] | None = None) -> Slot:
@@ -75,20 +75,20 @@ async def reserve(name: str, bundle: dict[str, float], labels: dict[str, str] | 
     of nothing still gets a node."""
     # Ray refuses a bundle without any resource.
     resources = [bundle or {"CPU": 0.001}]
-    group = placement_group(
+    placed = placement_group(
         resources, strategy="PACK", name=name, lifetime="detached", bundle_label_selector=[labels] if labels else None
     )
     try:
-        await group.ready()
+        await placed.ready()
     except asyncio.CancelledError:
-        remove_placement_group(group)
+        remove_placement_group(placed)
         raise
-    return _slot(group, placement_group_table(group))
+    return _slot(placed, placement_group_table(placed))
 
 
 def release_slot(slot: Slot) -> None:
     """Give back one that no worker was started in."""
-    remove_placement_group(slot.group)
+    remove_placement_group(slot.placement_group)
 
 
 def start_worker(worker_id: str, slot: Slot, bundle: dict[str, float], cls: type, *args: Any) -> RayWorker:
@@ -104,7 +104,7 @@ def start_worker(worker_id: str, slot: Slot, bundle: dict[str, float], cls: type
             num_cpus=bundle.get("CPU", 0),
             num_gpus=bundle.get("GPU", 0),
             memory=bundle.get("memory") or None,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(slot.placement_group, placement_group_bundle_index=0),
         )
         .remote(*args)
     )
@@ -116,7 +116,7 @@ def end_worker(worker: RayWorker) -> None:
     if worker.actor is not None:
         ray.kill(worker.actor)
     if worker.slot is not None:
-        remove_placement_group(worker.slot.group)
+        remove_placement_group(worker.slot.placement_group)
 
 
 def find_workers(prefix: str) -> dict[str, RayWorker]:
@@ -127,14 +127,14 @@ def find_workers(prefix: str) -> dict[str, RayWorker]:
         a["name"] for a in actors if a["namespace"] == NAMESPACE and re.fullmatch(r"(attention|expert)-\d+", a["name"])
     ]
     slots = {}
-    for group_id, entry in placement_group_table().items():
+    for id_, entry in placement_group_table().items():
         if entry["name"].startswith(prefix) and entry["state"] != "REMOVED":
-            group = PlacementGroup(PlacementGroupID(bytes.fromhex(group_id)))
+            placed = PlacementGroup(PlacementGroupID(bytes.fromhex(id_)))
             name = entry["name"].removeprefix(prefix)
             if name in names and entry["state"] == "CREATED":
-                slots[name] = _slot(group, entry)
+                slots[name] = _slot(placed, entry)
             else:
-                remove_placement_group(group)
+                remove_placement_group(placed)
     found = {}
     for name in names:
         with contextlib.suppress(ValueError):  # it has ended meanwhile

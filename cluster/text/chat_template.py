@@ -155,7 +155,7 @@ def _read(pipe: IO[bytes] | None) -> bytes:
 
 def child_main() -> None:
     """The child's whole life: a setup frame, then one reply per request, until the parent closes the pipe (or dies)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the terminal's process group; the parent decides
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer

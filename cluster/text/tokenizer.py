@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,19 @@ class Tokenizer:
         """As `token_bytes`, but nothing for a special token."""
         return b"" if token_id in self.special_ids else self.token_bytes(token_id)
 
-    def stream(self, stop: Sequence[str] = (), skip_special_tokens: bool = True) -> TextStream:
-        """A detokeniser for one reply."""
-        return TextStream(self.visible_bytes if skip_special_tokens else self.token_bytes, stop)
+    def stream(
+        self,
+        stop: Sequence[str] = (),
+        skip_special_tokens: bool = True,
+        tags: Callable[[], Collection[str]] = tuple,
+    ) -> TextStream:
+        """A detokeniser for one reply. `tags`, asked at each special token, gives those that are not to be skipped."""
+
+        def visible_or_tag(token_id: int) -> bytes:
+            data = self.token_bytes(token_id)
+            return b"" if token_id in self.special_ids and data.decode("utf-8", "replace") not in tags() else data
+
+        return TextStream(visible_or_tag if skip_special_tokens else self.token_bytes, stop)
 
     def render_chat(
         self,

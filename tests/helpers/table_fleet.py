@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Iterable
 
 from isotherm.cluster.control.planner import Desired
-from isotherm.cluster.control.transactions import Reconfigurer
-from isotherm.cluster.messages.operations import Operation, OperationLog
+from isotherm.cluster.control.reconfigurer import Reconfigurer
+from isotherm.cluster.messages.operations import OperationLog
 from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 
@@ -144,12 +144,6 @@ def reconfigurer(fleet: TableFleet, save=lambda: None) -> Reconfigurer:
     made.desired = Desired(tuple(fleet.experts), tuple(fleet.routes), fleet.placement)
     made.planner.use_names([*fleet.experts, *fleet.routes])
     return made
-
-
-async def ended(operation: Operation) -> Operation:
-    while not operation.phase.is_final:
-        await asyncio.sleep(0)
-    return operation
 
 
 async def idle(made: Reconfigurer) -> None:

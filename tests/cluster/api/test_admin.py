@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 
 from isotherm.cluster.api.admin import MAX_BODY, admin_routes
 from isotherm.cluster.api.app import build_app
-from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.operations import OperationError, PlacementChangeError
 
@@ -66,7 +66,7 @@ def test_an_operation_is_taken(call):
         (OperationError("no", "expert_groups"), 400, "expert_groups"),
         (OperationError("another runs", conflict=True), 409, None),
         (PlacementChangeError("no such expert"), 400, "copies"),
-        (APIError("no", status=418), 418, None),
+        (ReplyError("no", status=418), 418, None),
     ],
 )
 def test_errors_name_the_field(call, admin, error, status, param):

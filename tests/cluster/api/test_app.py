@@ -156,6 +156,7 @@ def test_chat_whole_equals_streamed(app, engine, tokenizer):
         "completion_tokens": 16,
         "total_tokens": len(prompt) + 16,
         "prompt_tokens_details": {"cached_tokens": len(prompt) // 2},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     *chunks, done = events(chat(app, n=2, seed=3, temperature=1, stream=True, stream_options={"include_usage": True}))
     assert done == "data: [DONE]"
@@ -220,6 +221,27 @@ def test_logprobs(app, engine):
     assert {len(values) for values in logprobs.values()} == {8}
     assert logprobs["text_offset"][1] == len(logprobs["tokens"][0])
     assert chat(app).json()["choices"][0]["logprobs"] is None
+
+
+def test_a_thought_that_the_template_opens_is_split_from_the_content(app, engine, tokenizer):
+    engine.script = [*tokenizer.encode("hmm</think>\n\n7", add_special_tokens=False), 1]
+    engine.per_delta = 2
+    thinking = {"chat_template_kwargs": {"thinking": True}, "max_tokens": 50}
+    body = chat(app, **thinking).json()
+    message = body["choices"][0]["message"]
+    assert (message["reasoning_content"], message["reasoning"], message["content"]) == ("hmm", "hmm", "\n\n7")
+    used = body["usage"]
+    assert 0 < used["completion_tokens_details"]["reasoning_tokens"] < used["completion_tokens"] == len(engine.script)
+    *chunks, _ = events(chat(app, **thinking, stream=True))
+    parts = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(part.get("reasoning_content", "") for part in parts) == "hmm"
+    assert "".join(part.get("content", "") for part in parts) == "\n\n7"
+    together = chat(app, **thinking, separate_reasoning=False).json()
+    assert together["choices"][0]["message"] == {"role": "assistant", "content": "hmm</think>\n\n7", "refusal": None}
+    assert together["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
+    # Without a thought there is nothing to split: </think> is text like any other.
+    assert chat(app, max_tokens=50).json()["choices"][0]["message"] == together["choices"][0]["message"]
+    assert complete(app, prompt="<think>", max_tokens=50).json()["choices"][0]["text"] == "hmm</think>\n\n7"
 
 
 def test_engine_refuses_or_fails(app, engine):

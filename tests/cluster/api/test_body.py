@@ -11,7 +11,7 @@ import pytest
 from starlette.requests import Request
 
 from isotherm.cluster.api.body import read_body
-from isotherm.cluster.api.errors import APIError
+from isotherm.cluster.api.errors import ReplyError
 
 LIMIT = 100_000
 BODY = json.dumps({"prompt": "naïve " * 400}, ensure_ascii=False).encode()
@@ -28,7 +28,7 @@ def read(body, limit=LIMIT, json_only=True, **headers):
 
 
 def refused(body, **headers):
-    with pytest.raises(APIError) as info:
+    with pytest.raises(ReplyError) as info:
         read(body, **headers)
     return info.value
 

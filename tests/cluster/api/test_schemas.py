@@ -5,12 +5,12 @@ import json
 import pytest
 from fake_engine import write_tokenizer
 
-from isotherm.cluster.api.errors import APIError
-from isotherm.cluster.api.prepare import Limits, choice_seed, prepare_chat, prepare_completion
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.prepare import PromptLimits, choice_seed, prepare_chat, prepare_completion
 from isotherm.cluster.api.schemas import ChatBody, CompletionBody, parse_body
 from isotherm.cluster.text.tokenizer import Tokenizer
 
-LIMITS = Limits(max_model_len=64, vocab_size=1000, max_prompt_chars=500)
+LIMITS = PromptLimits(max_model_len=64, vocab_size=1000, max_prompt_chars=500)
 USER = [{"role": "user", "content": "hi"}]
 
 
@@ -96,6 +96,8 @@ def test_messages_for_the_template():
                 {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
                 {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
                 {"role": "tool", "content": "7", "tool_call_id": "1", "weight": 1},
+                {"role": "assistant", "content": "a", "reasoning": "hm", "reasoning_content": "hm"},
+                {"role": "assistant", "content": None, "reasoning": "hm"},
             ]
         ),
     )
@@ -103,13 +105,15 @@ def test_messages_for_the_template():
         {"role": "system", "content": "ab"},
         {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
         {"role": "tool", "content": "7", "tool_call_id": "1"},
+        {"role": "assistant", "content": "a", "reasoning_content": "hm"},
+        {"role": "assistant", "content": None, "reasoning_content": "hm"},
     ]
 
 
 def test_tools_are_refused_until_calls_are_served():
     tools = [{"type": "function", "function": {"name": "f"}}]
     for more in ({}, {"tool_choice": "auto"}, {"tool_choice": None}):
-        with pytest.raises(APIError) as info:
+        with pytest.raises(ReplyError) as info:
             parse_body(ChatBody, raw(messages=USER, tools=tools, **more))
         assert info.value.param == "tools" and info.value.status == 400 and "not served yet" in info.value.message
     named = {"type": "function", "function": {"name": "f"}}
@@ -119,7 +123,7 @@ def test_tools_are_refused_until_calls_are_served():
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
     ):
-        with pytest.raises(APIError) as info:
+        with pytest.raises(ReplyError) as info:
             parse_body(ChatBody, raw(messages=USER, **{field: value}))
         assert info.value.param == field
 
@@ -186,7 +190,7 @@ def test_completion_prompts(tokenizer):
     ],
 )
 def test_chat_errors_name_the_field(tokenizer, fields, param):
-    with pytest.raises(APIError) as info:
+    with pytest.raises(ReplyError) as info:
         chat(tokenizer, **fields)
     assert (info.value.status, info.value.param) == (400, param)
     assert param.rsplit(".", 1)[-1] in info.value.message
@@ -209,7 +213,7 @@ def test_chat_errors_name_the_field(tokenizer, fields, param):
     ],
 )
 def test_completion_errors_name_the_field(tokenizer, fields, param):
-    with pytest.raises(APIError) as info:
+    with pytest.raises(ReplyError) as info:
         complete(tokenizer, **fields)
     assert (info.value.status, info.value.param) == (400, param)
 
@@ -242,7 +246,7 @@ def test_context_length_names_the_numbers(tokenizer):
         ({"prompt": [4] * 64}, ("64", "at least 1")),
         ({"prompt": [4] * 10, "max_tokens": 55}, ("64", "10", "55")),
     ):
-        with pytest.raises(APIError) as info:
+        with pytest.raises(ReplyError) as info:
             complete(tokenizer, **fields)
         assert info.value.code == "context_length_exceeded"
         assert all(number in info.value.message for number in numbers)
@@ -259,7 +263,7 @@ def test_bodies_that_are_not_json():
         b'{"model": "m", "prompt": "\\ud800"}',
     ]
     for body in cases:
-        with pytest.raises(APIError) as info:
+        with pytest.raises(ReplyError) as info:
             parse_body(CompletionBody, body)
         assert info.value.status == 400
     assert info.value.param == "prompt"
@@ -268,7 +272,7 @@ def test_bodies_that_are_not_json():
 
 def test_broken_template_is_the_servers_fault(tmp_path):
     tokenizer = Tokenizer.load(write_tokenizer(tmp_path, chat_template="{% if %}"))
-    with pytest.raises(APIError) as info:
+    with pytest.raises(ReplyError) as info:
         chat(tokenizer)
     tokenizer.chat_template.close()
     assert info.value.status == 500

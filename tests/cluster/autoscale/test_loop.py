@@ -49,6 +49,7 @@ class Simulation:
         self.fail = ""
         self.most_held = 0
         self.operations = OperationLog()
+        self.ends: dict[str, asyncio.Future[None]] = {}
         self.requests: list[OperationRequest] = []
         self.saves = 0
         self.loop = AutoscaleLoop(self.manifest, MODEL, self, self, self.operations, lambda: self.now, self.save, saved)
@@ -93,15 +94,20 @@ class Simulation:
         self._end(operation, lambda: None)
         return operation
 
+    async def ended(self, operation: Operation) -> Operation:
+        await self.ends.pop(operation.id)
+        return operation
+
     def _end(self, operation: Operation, act) -> None:
-        def end() -> None:
+        async def end() -> None:
+            await asyncio.sleep(0.01)
             if self.fail:
                 operation.enter(Phase.ROLLED_BACK, self.now, self.fail)
             else:
                 act()
                 operation.enter(Phase.DONE, self.now)
 
-        asyncio.get_running_loop().call_later(0.01, end)
+        self.ends[operation.id] = asyncio.ensure_future(end())
 
     # time
 

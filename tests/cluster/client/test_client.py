@@ -314,6 +314,24 @@ def test_usage_with_nulls_counts_what_is_there():
     assert error is None and chunks[0].usage == Usage(3, 0, 0)
 
 
+def test_a_thought_is_told_apart_from_the_text():
+    """Under either name that servers give it; ours gives both."""
+    both = {"reasoning_content": "hm", "reasoning": "hm"}
+    body = line(choices=[{"delta": both}]) + line(choices=[{"delta": {"reasoning": "m"}}]) + event("7", "stop")
+    usage = line(choices=[], usage={"completion_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 2}})
+    chunks, error, _ = stream_both((200, {}, body + usage + b"data: [DONE]\n\n"))
+    assert error is None and [(chunk.reasoning, chunk.text) for chunk in chunks] == [
+        ("hm", ""),
+        ("m", ""),
+        ("", "7"),
+        ("", ""),
+    ]
+    assert chunks[-1].usage == Usage(0, 3, 0, 2)
+    whole = whole_reply({"choices": [{"message": {**both, "content": "7"}}]})
+    assert (whole.reasoning, whole.text) == ("hm", "7")
+    assert whole_reply({"choices": [{"message": {"content": "7"}}]}).reasoning == ""
+
+
 @pytest.mark.parametrize(
     ("body", "text"),
     [

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from table_fleet import TableFleet, ended, idle, reconfigurer
+from table_fleet import TableFleet, idle, reconfigurer
 
-from isotherm.cluster.control.transactions import Reconfigurer
+from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.messages.operations import AUTOSCALER, Operation, OperationError, Phase, parse_operation
 from isotherm.cluster.placement.table import Placement
 
@@ -64,7 +64,7 @@ def test_an_operators_operation_takes_the_place_of_one_that_waits_for_room():
         with pytest.raises(OperationError) as error:
             made.submit(parse_operation({"attention_shards": 3}))
         assert error.value.conflict
-        await ended(theirs)
+        await made.ended(theirs)
         assert theirs.phase is Phase.DONE and waiting.phase is Phase.ROLLED_BACK
         assert f"gives way: operation {theirs.id} was asked for" in waiting.reasons
         assert sorted(fleet.routes) == ["attention-0", "attention-1"]
@@ -79,7 +79,7 @@ def test_the_autoscaler_takes_its_turn():
             made.submit(parse_operation({"expert_groups": 1}), AUTOSCALER)
         assert error.value.conflict
         fleet.room.set()
-        await ended(theirs)
+        await made.ended(theirs)
         assert theirs.phase is Phase.DONE
 
     play(act)
@@ -90,7 +90,7 @@ def test_a_dry_run_takes_nobodys_place():
         waiting = await waits(made, AUTOSCALER)
         assert made.submit(parse_operation({"attention_shards": 2, "dry_run": True})).phase is Phase.DONE
         fleet.room.set()
-        await ended(waiting)
+        await made.ended(waiting)
         assert waiting.phase is Phase.DONE
 
     play(act)
@@ -102,7 +102,7 @@ def test_a_death_comes_before_what_waits_for_room(origin: str):
         waiting = await waits(made, origin)
         fleet.dead.add("expert-1")
         made.heal()
-        await ended(waiting)
+        await made.ended(waiting)
         assert waiting.phase is Phase.ROLLED_BACK and "gives way: a worker was lost" in waiting.reasons
         await idle(made)
         assert "expert-1" not in fleet.experts and len(fleet.experts) == 2
@@ -118,11 +118,11 @@ def test_changes_of_copies_overtake_what_waits_for_room(origin: str):
     async def act(fleet: FullFleet, made: Reconfigurer) -> None:
         waiting = await waits(made, origin)
         theirs = made.submit(parse_operation(COPIES))
-        await ended(theirs)
+        await made.ended(theirs)
         table = {1: ["expert-1"] * 8, 2: ["expert-0"] * 8}
         holders = tuple(tuple((g,) for g in groups) for groups in table.values())
         moved = made.rebalance(Placement(fleet.placement.version + 1, fleet.placement.layers, holders), "even")
-        await ended(moved)
+        await made.ended(moved)
         assert (theirs.phase, moved.phase, waiting.phase, waiting.waiting) == (
             Phase.DONE,
             Phase.DONE,
@@ -130,7 +130,7 @@ def test_changes_of_copies_overtake_what_waits_for_room(origin: str):
             True,
         )
         fleet.room.set()
-        await ended(waiting)
+        await made.ended(waiting)
         assert waiting.phase is Phase.DONE and len(fleet.experts) == 3 and fleet.placement.version == 4
         assert set(fleet.placement.groups()) == set(fleet.experts)
 
@@ -150,7 +150,7 @@ def test_what_has_found_room_takes_its_turn():
         with pytest.raises(OperationError):  # it is its turn next
             made.submit(parse_operation(COPIES))
         fleet.slow.set()
-        await ended(waiting)
+        await made.ended(waiting)
         assert waiting.phase is theirs.phase is Phase.DONE and len(fleet.placement.holders[0][0]) == 2
 
     play(act)
@@ -161,11 +161,11 @@ def test_what_finds_no_room_in_time_changes_nothing_also_in_the_middle_of_anothe
         waiting = await waits(made, AUTOSCALER, 0.1)
         fleet.slow = asyncio.Event()
         theirs = made.submit(parse_operation(COPIES))
-        await ended(waiting)
+        await made.ended(waiting)
         assert waiting.phase is Phase.ROLLED_BACK and "not within 0.1 s" in waiting.reasons[-1]
         assert theirs.phase is Phase.COMMITTING and fleet.calls.count("adopt attention-0") == 0
         fleet.slow.set()
-        await ended(theirs)
+        await made.ended(theirs)
         assert theirs.phase is Phase.DONE and fleet.calls.count("adopt attention-0") == 1
 
     play(act)
@@ -180,7 +180,7 @@ def test_only_one_changes_the_workers():
             assert error.value.conflict
         assert made.submit(parse_operation({"expert_groups": 1, "dry_run": True})).phase is Phase.DONE
         await made.interrupt("the cluster is being ended")
-        await ended(waiting)
+        await made.ended(waiting)
         assert waiting.reasons[1] == "gives way: the cluster is being ended" and waiting.phase is Phase.ROLLED_BACK
 
     play(act)
@@ -194,7 +194,7 @@ def test_what_is_asked_for_while_a_controller_takes_over_comes_after_that():
         taking_over = asyncio.ensure_future(made.take_over(made.desired))
         await asyncio.sleep(0)
         operation = made.submit(parse_operation({"expert_groups": 4}))
-        await ended(operation)
+        await made.ended(operation)
         await taking_over
         assert operation.phase is Phase.DONE and sorted(fleet.experts) == [
             "expert-0",
@@ -210,9 +210,9 @@ def test_a_rebalance_that_was_planned_for_another_cluster_is_not_made():
     async def act(fleet: FullFleet, made: Reconfigurer) -> None:
         old = fleet.placement
         theirs = made.submit(parse_operation({"copies": [{"layer": 1, "expert": 0, "count": 2}]}))
-        await ended(theirs)
+        await made.ended(theirs)
         stale = made.rebalance(old, "")
-        await ended(stale)
+        await made.ended(stale)
         assert stale.phase is Phase.ROLLED_BACK and "changed since" in " ".join(stale.reasons)
         assert fleet.placement.version == old.version + 1
 

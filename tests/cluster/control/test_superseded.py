@@ -10,7 +10,7 @@ import pytest
 from table_fleet import TableFleet, idle
 
 from isotherm.cluster.control.planner import Desired
-from isotherm.cluster.control.transactions import Reconfigurer
+from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.operations import OperationLog, Phase, parse_operation
 from isotherm.cluster.placement.changes import Pair

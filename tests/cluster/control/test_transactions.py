@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from table_fleet import EXPERTS, LAYERS, TableFleet, ended, idle, reconfigurer
+from table_fleet import EXPERTS, LAYERS, TableFleet, idle, reconfigurer
 
 from isotherm.cluster.control.planner import Desired
-from isotherm.cluster.control.transactions import Reconfigurer
+from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.messages.operations import Operation, OperationLog, Phase, parse_operation
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 
 def run(made: Reconfigurer, **target: Any) -> Operation:
     async def work() -> Operation:
-        operation = await ended(made.submit(parse_operation(target)))
+        operation = await made.ended(made.submit(parse_operation(target)))
         await idle(made)
         return operation
 
@@ -134,7 +134,7 @@ def test_a_rebalance_leaves_what_an_operator_has_set_meanwhile():
     made = reconfigurer(fleet)
 
     async def work() -> None:
-        await ended(made.submit(parse_operation({"copies": [{"layer": 1, "expert": 0, "count": 2}]})))
+        await made.ended(made.submit(parse_operation({"copies": [{"layer": 1, "expert": 0, "count": 2}]})))
         await idle(made)
         placement = contiguous_placement(LAYERS, EXPERTS, ["expert-1", "expert-0"], version=fleet.placement.version + 1)
         moving = made.rebalance(placement, "")
@@ -226,7 +226,7 @@ def test_what_dies_while_another_is_replaced_is_replaced_too():
 
 
 def test_where_there_is_no_room_the_others_take_over_until_there_is(monkeypatch):
-    monkeypatch.setattr("isotherm.cluster.control.transactions.RECOVERY_SECONDS", 0.05)
+    monkeypatch.setattr("isotherm.cluster.control.reconfigurer.RECOVERY_SECONDS", 0.05)
     fleet = TableFleet(["expert-0", "expert-1", "expert-2"], ["attention-0"])
     made = reconfigurer(fleet)
     seen = []
@@ -248,7 +248,7 @@ def test_where_there_is_no_room_the_others_take_over_until_there_is(monkeypatch)
 
 def test_healing_goes_on_for_as_long_as_it_takes(monkeypatch):
     """It gave up after twenty attempts, while the status said that the worker was being replaced."""
-    from isotherm.cluster.control import transactions as reconfigure
+    from isotherm.cluster.control import reconfigurer as reconfigure
 
     monkeypatch.setattr(reconfigure, "HEAL_PAUSE", 0.0005)
     monkeypatch.setattr(reconfigure, "LONGEST_HEAL_PAUSE", 0.001)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -25,27 +24,16 @@ class Ray:
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.ended: list[str] = []
         self.died: list[str] = []
-        self.asked: list[dict[str, str]] = []  # labels of the places that were asked for
-        self.full: set[str] = set()  # label selectors for which there is no place
         self.away = 0
-        self.nodes = ["aa", "bb"]
         monkeypatch.setattr(background, "FIRST_PAUSE", 0.005)
-        monkeypatch.setattr(fleet, "SUSPECT_PATIENCE", 0.05)
         monkeypatch.setattr(fleet, "end_worker", lambda worker: self.ended.append(worker.id))
-        monkeypatch.setattr(fleet, "reserve", self.reserve)
         monkeypatch.setattr(fleet.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
-        monkeypatch.setattr(fleet.ray, "nodes", lambda: [{"NodeID": node, "Alive": True} for node in self.nodes])
+        monkeypatch.setattr(fleet.ray, "nodes", lambda: [{"NodeID": node, "Alive": True} for node in ("aa", "bb")])
 
     def standing(self) -> None:
         if self.away:
             self.away -= 1
             raise ConnectionError("Ray's head is away")
-
-    async def reserve(self, name: str, resources: dict[str, float], labels: dict[str, str]) -> Slot:
-        self.asked.append(labels)
-        if labels.get("ray.io/node-id", "anywhere") in self.full:
-            await asyncio.Event().wait()
-        return Slot(None, "bb" if labels else "aa", "127.0.0.1")  # type: ignore[arg-type]
 
     def fleet(self) -> RayFleet:
         manifest, checkpoint = parse_manifest({}), Checkpoint.open(bundled_model())
@@ -113,43 +101,11 @@ def test_shards_that_cannot_reach_every_expert_take_no_requests(play):
     play(act)
 
 
-def test_nothing_is_started_on_a_node_whose_worker_could_not_be_reached(play):
+def test_the_node_of_a_worker_that_could_not_be_reached_is_suspect(play):
     async def act(ray: Ray, fleet: RayFleet) -> None:
         fleet._lost("expert-0", "killed", False)
-        await fleet.reserve("expert-2", frozenset())
-        assert ray.asked[-1] == {}
+        assert fleet.places.suspected(frozenset()) == frozenset()
         fleet._lost("expert-1", "it hangs", True)
-        await fleet.reserve("expert-3", frozenset())
-        assert ray.asked[-1] == {"ray.io/node-id": "!in(bb)"}
-        ray.full.add("!in(bb)")  # there is no room elsewhere
-        await fleet.reserve("expert-4", frozenset())
-        assert ray.asked[-2:] == [{"ray.io/node-id": "!in(bb)"}, {}]
-        ray.nodes = ["bb"]
-        await fleet.reserve("expert-5", frozenset())
-        assert ray.asked[-1] == {}, "there is no other node"
-
-    play(act)
-
-
-def test_where_only_suspect_nodes_have_room_it_is_not_the_newest(play):
-    async def act(ray: Ray, fleet: RayFleet) -> None:
-        ray.nodes = ["aa", "bb", "cc"]
-        fleet._lost("expert-1", "it hangs", True)
-        await asyncio.sleep(0.01)
-        fleet._lost("expert-0", "it hangs", True)
-        ray.full.add("!in(aa,bb)")
-        await fleet.reserve("expert-2", frozenset())
-        assert [asked["ray.io/node-id"] for asked in ray.asked] == ["!in(aa,bb)", "!in(aa)"]
-
-    play(act)
-
-
-def test_a_node_is_suspect_for_a_while_only(play, monkeypatch):
-    async def act(ray: Ray, fleet: RayFleet) -> None:
-        fleet._lost("expert-1", "it hangs", True)
-        assert fleet._suspected(frozenset()) == {"bb"}
-        now = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
-        assert fleet._suspected(frozenset()) == frozenset()
+        assert fleet.places.suspected(frozenset()) == {"bb"}
 
     play(act)

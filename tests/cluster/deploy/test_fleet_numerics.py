@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from isotherm.cluster.deploy import fleet as fleet_module
+from isotherm.cluster.deploy import places
 from isotherm.cluster.deploy.fleet import RayFleet
 from isotherm.cluster.manifest import parse_manifest
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -61,7 +62,7 @@ class Machines:
                 FakeActor(kinds.get(name, LIKE), self.orders.setdefault(name, [])),
             )
 
-        monkeypatch.setattr(fleet_module, "reserve", reserve)
+        monkeypatch.setattr(places, "reserve", reserve)
         monkeypatch.setattr(fleet_module, "start_worker", start_worker)
         monkeypatch.setattr(
             fleet_module, "end_worker", lambda worker: self.orders.setdefault(worker.id, []).append("end")

@@ -76,7 +76,7 @@ def test_the_architecture_is_told(v3_report: Report):
     a = v3_report.architecture
     assert (a["layers"], a["dense_layers"], a["moe_layers"]) == (61, 3, 58)
     assert (
-        a["routed_experts"] == "8 of 256, 4 of 8 groups"
+        a["routed_experts"] == "8 of 256, 4 of 8 router groups"
         and a["rope"] == "YaRN ×40 from 4096"
         and a["weights"].startswith("FP8")
     )

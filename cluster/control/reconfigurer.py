@@ -1,0 +1,175 @@
+"""What is asked of a cluster, and by whom: operations of its operator, moves and sizes of the autoscaler, and its own
+recovery when workers die. Each is planned here and carried out as a transaction (cluster/control/transactions.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from isotherm.cluster.background import Background, pauses
+from isotherm.cluster.control.fleet import Fleet
+from isotherm.cluster.control.planner import Desired, Planner
+from isotherm.cluster.control.transactions import Transactions
+from isotherm.cluster.messages.operations import (
+    AUTOSCALER,
+    Operation,
+    OperationError,
+    OperationLog,
+    OperationRequest,
+    Phase,
+    PlacementChangeError,
+    Target,
+)
+from isotherm.cluster.placement.changes import Pair
+from isotherm.cluster.placement.table import Placement
+
+RECOVERY_SECONDS = 60.0  # in which the workers that replace dead ones must be there
+RESTORE_SECONDS = 120.0  # in which workers must be there that make up for some that were lost, while the others serve
+# Seconds before dead workers that could not be replaced are replaced again: at first, and at most
+HEAL_PAUSE, LONGEST_HEAL_PAUSE = 0.25, 30.0
+RESTORE_PAUSE, LONGEST_RESTORE_PAUSE = 1.0, 60.0  # likewise before the number of workers is restored
+
+
+class Reconfigurer:
+    """Decides nothing about load. `changed` and `save`: as Transactions says."""
+
+    def __init__(
+        self, fleet: Fleet, operations: OperationLog, changed: Callable[[], None], save: Callable[[], None]
+    ) -> None:
+        self._fleet, self._operations = fleet, operations
+        self.planner = Planner(fleet)
+        self._transactions = Transactions(fleet, self.planner, changed, save)
+        self._healing = False
+        self._background = Background()
+
+    @property
+    def desired(self) -> Desired:
+        """What was committed last."""
+        return self._transactions.desired
+
+    @desired.setter
+    def desired(self, desired: Desired) -> None:
+        self._transactions.desired = desired
+
+    def submit(self, request: OperationRequest, origin: str = "api") -> Operation:
+        """Begin an operation; it goes on in the background. Raises OperationError, or PlacementChangeError for copies
+        that cannot be."""
+        operation, new = self._operations.open(request, time.time(), origin)
+        about_workers = request.target.about_workers
+        if not new:
+            return operation
+        if origin != AUTOSCALER and not request.dry_run:
+            self._transactions.give_way(
+                f"operation {operation.id} was asked for",
+                lambda o: o.origin == AUTOSCALER and (about_workers or not o.waiting),
+            )
+        try:
+            desired = self.planner.aim(self.desired, request.target)
+        except PlacementChangeError as error:
+            self._transactions.enter(operation, Phase.ROLLED_BACK, str(error))
+            raise
+        operation.plan = self.planner.describe(self.desired, desired)
+        if request.dry_run:
+            self._transactions.enter(operation, Phase.DONE, "dry run: nothing was changed")
+        else:
+            plan = lambda names: self.planner.aim(self.desired, request.target, names)  # noqa: E731
+            self._background.spawn(
+                f"operation {operation.id}", self._transactions.run(operation, plan, request.deadline_seconds)
+            )
+        return operation
+
+    def rebalance(self, placement: Placement, reason: str) -> Operation:
+        """Begin a change of copies alone, decided by the autoscaler. Raises OperationError while another operation
+        runs."""
+        operation, _ = self._operations.open(
+            OperationRequest(Target(), "", False, RECOVERY_SECONDS), time.time(), AUTOSCALER
+        )
+        operation.reasons.append(reason)
+        fleet = self._fleet
+        desired = replace(
+            self.desired, groups=tuple(fleet.group_names()), shards=tuple(fleet.shard_names()), placement=placement
+        )
+        operation.plan = self.planner.describe(self.desired, desired)
+
+        def plan(_: Sequence[str]) -> Desired:
+            if (*fleet.group_names(), *fleet.shard_names()) != (
+                *desired.groups,
+                *desired.shards,
+            ) or fleet.placement.version + 1 != placement.version:
+                raise OperationError("the cluster has changed since it was planned")
+            return replace(desired, drained=self.desired.drained, pinned=self.desired.pinned)
+
+        self._background.spawn(f"operation {operation.id}", self._transactions.run(operation, plan, RECOVERY_SECONDS))
+        return operation
+
+    def pinned(self) -> frozenset[Pair]:
+        """Experts whose number of copies an operator has set."""
+        return self.desired.pinned
+
+    async def ended(self, operation: Operation) -> Operation:
+        """The operation when it has ended."""
+        return await self._transactions.ended(operation)
+
+    def heal(self) -> None:
+        """Replace every worker that has died. An operation that still prepares ends: it may be waiting for resources,
+        and the death comes first."""
+        self._transactions.give_way("a worker was lost", lambda o: o.origin != "recovery")
+        if not self._healing:
+            self._healing = True
+            self._background.keep("healing", self._heal)
+
+    async def _heal(self) -> None:
+        """Goes on, ever more slowly, as long as there are dead ones."""
+        fleet, late = self._fleet, False
+        wanted = len(fleet.group_names()), len(fleet.shard_names())
+        for pause in pauses(HEAL_PAUSE, LONGEST_HEAL_PAUSE):
+            async with self._transactions.turn:
+                dead = [w for w in fleet.group_names() + fleet.shard_names() if w not in fleet.alive([w])]
+                if not dead:
+                    break
+                operation = Operation(f"recovery-{int(time.time() * 1000)}", {"replace": dead}, "recovery", time.time())
+                operation.entered[Phase.PLANNED.value] = operation.created
+                self._operations.record(operation)
+                # Where a replacement finds no place in time, the others take over what they can.
+                replace = not late
+                late = await self._transactions.transact(
+                    operation,
+                    lambda: self.planner.heal(self.desired, replace),  # noqa: B023
+                    RECOVERY_SECONDS,
+                )
+            await asyncio.sleep(pause)
+        self._healing = False
+        if (len(fleet.group_names()), len(fleet.shard_names())) < wanted:
+            self._background.spawn("restoring the number of workers", self._restore(*wanted))
+
+    async def _restore(self, groups: int, shards: int) -> None:
+        """Bring the number of workers back to what it was before some were lost for which there was no place. Gives way
+        to an operator."""
+        have = len(self._fleet.group_names()), len(self._fleet.shard_names())
+        request = OperationRequest(
+            Target(expert_groups=groups or None, attention_shards=shards), "", False, RESTORE_SECONDS
+        )
+        for pause in pauses(RESTORE_PAUSE, LONGEST_RESTORE_PAUSE):
+            await asyncio.sleep(pause)
+            if self._healing or have != (len(self._fleet.group_names()), len(self._fleet.shard_names())):
+                return
+            try:
+                operation = self.submit(request, AUTOSCALER)
+            except OperationError:  # another one runs
+                continue
+            operation.reasons.append("as many workers as before some were lost")
+            if (await self.ended(operation)).phase is Phase.DONE:
+                return
+
+    async def take_over(self, desired: Desired) -> None:
+        """Begin with workers that a controller before this one has left, and replace those of them that are dead."""
+        await self._transactions.take_over(desired)
+        self.heal()
+
+    async def interrupt(self, why: str) -> None:
+        """Roll back whatever has not been committed, for good; return when no place is waited for any more."""
+        if ending := self._transactions.give_way(why, lambda _: True):
+            await asyncio.wait(ending)
+        self._background.cancel()

@@ -1,0 +1,193 @@
+"""Deltas of tokens to deltas of choices, and the replies that are made of them: the same however the tokens are cut."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, merged
+from isotherm.cluster.api.replies import Reply, usage
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs
+from isotherm.cluster.text.output import OutputFields, ToolCallPiece
+from isotherm.cluster.text.output_parsers import make_parser
+from isotherm.cluster.text.tokenizer import Tokenizer
+
+TINY = Tokenizer.load(Path(__file__).resolve().parents[3] / "manifests" / "tiny")
+EOS = min(TINY.eos_token_ids)
+REPLY = "<think>3 + 4 is 7.</think>It is 7, <think>really</think>."
+
+
+def ids(text):
+    return TINY.encode(text, add_special_tokens=False)
+
+
+def choice(*, parser=None, prompt="", stop=(), skip_special_tokens=True, logprobs=None, echo=""):
+    params = SamplingParams(100, stop_token_ids=(EOS,), logprobs=logprobs)
+    return ChoiceStream(
+        0,
+        GenerationRequest("r", (1,), params),
+        TINY,
+        parser or make_parser("think", prompt),
+        stop=stop,
+        skip_special_tokens=skip_special_tokens,
+        chat=True,
+        echo=echo,
+    )
+
+
+def deltas(tokens, cuts=(), finish=FinishReason.LENGTH):
+    """The tokens as the engine sends them, cut before the tokens at `cuts`."""
+    ends = [0, *sorted({cut % len(tokens) for cut in cuts} - {0}), len(tokens)]
+    for begin, end in pairwise(ends):
+        part = tuple(tokens[begin:end])
+        probs = tuple(TokenLogprobs(-float(begin + i)) for i in range(len(part)))
+        yield Delta("r", begin, part, finish if end == len(tokens) else None, probs)
+
+
+def fed(stream, parts):
+    out = []
+    for part in parts:
+        out.append(stream.feed(part))
+        if stream.finish_reason is not None:
+            break
+    return out
+
+
+def read(text, cuts=(), finish=FinishReason.LENGTH, **options):
+    stream = choice(**options)
+    tokens = ids(text) + ([EOS] if finish is FinishReason.STOP else [])
+    return merged(fed(stream, deltas(tokens, cuts, finish))), stream
+
+
+CUTS = st.lists(st.integers(0, 200), max_size=12)
+
+
+@given(
+    CUTS,
+    st.sampled_from(["", "<Assistant><think>"]),
+    st.sampled_from([(), ("7",), ("</think>It",), ("really",)]),
+    st.booleans(),
+)
+def test_however_the_tokens_are_cut_the_choice_is_the_same(cuts, prompt, stop, skip):
+    text = REPLY if not prompt else REPLY.removeprefix("<think>")
+    options = {"prompt": prompt, "stop": stop, "skip_special_tokens": skip, "logprobs": 0}
+    one, whole = read(text, (), FinishReason.STOP, **options)
+    other, cut = read(text, cuts, FinishReason.STOP, **options)
+    assert one == other
+    assert usage(1, [whole], 1) == usage(1, [cut], 1)
+
+
+@pytest.mark.parametrize("prompt", ["", "<Assistant><think>"])
+def test_the_thought_is_a_field_of_its_own(prompt):
+    text = REPLY if not prompt else REPLY.removeprefix("<think>")
+    delta, stream = read(text, range(200), FinishReason.STOP, prompt=prompt, logprobs=0)
+    # Special tokens that mean nothing where they stand are left out, as from any text.
+    assert delta.fields == OutputFields("It is 7, really.", "3 + 4 is 7.") and delta.finish_reason == "stop"
+    thought = len(ids(text[: text.index("</think>") + 8]))
+    assert stream.reasoning_tokens == thought < stream.completion_tokens == len(ids(text)) + 1
+    assert delta.logprobs is not None
+    told = delta.logprobs["content"]
+    assert [entry["logprob"] for entry in told] == [-float(i) for i in range(len(ids(text)))]
+    assert b"".join(bytes(entry["bytes"]) for entry in told).decode() == text
+
+
+def test_without_the_split_the_text_is_as_it_was():
+    delta, stream = read(REPLY, parser=make_parser("plain"))
+    assert delta.fields == OutputFields("3 + 4 is 7.It is 7, really.") and stream.reasoning_tokens == 0
+    shown, _ = read(REPLY, parser=make_parser("plain"), skip_special_tokens=False)
+    assert shown.fields == OutputFields(REPLY)
+
+
+def test_a_reply_cut_short_in_its_thought_has_no_content():
+    delta, stream = read("so 3 + 4 </thi", prompt="<think>")
+    assert delta.fields == OutputFields("", "so 3 + 4 </thi") and delta.finish_reason == "length"
+    assert stream.reasoning_tokens == stream.completion_tokens
+
+
+def test_a_stop_string_in_the_thought_ends_the_reply():
+    delta, stream = read(REPLY, range(200), stop=("is",))
+    assert delta.fields == OutputFields("", "3 + 4 ") and delta.finish_reason == "stop"
+    assert stream.completion_tokens == stream.reasoning_tokens < len(ids(REPLY))
+
+
+def test_gaps_repeats_and_errors():
+    stream = choice()
+    tokens = ids("one two three")
+    first = stream.feed(Delta("r", 0, tuple(tokens[:4])))
+    again = stream.feed(Delta("r", 2, tuple(tokens[2:]), FinishReason.LENGTH))
+    assert merged([first, again]).fields == OutputFields("one two three")
+    assert stream.completion_tokens == len(tokens)
+    with pytest.raises(GenerationError, match="tokens 0 to 0 of the output are missing"):
+        choice().feed(Delta("r", 1, (5,)))
+    with pytest.raises(GenerationError, match="broke"):
+        choice().feed(Delta("r", 0, (), FinishReason.ERROR, error="broke"))
+
+
+def test_an_echo_comes_before_everything():
+    assert read("b", parser=make_parser("plain"), echo="a")[0].fields == OutputFields("ab")
+
+
+class CallParser:
+    """What a further format is: a line of text is content, and `[name arguments]` a tool call."""
+
+    tags: tuple[str, ...] = ()
+    is_reasoning = False
+
+    def __init__(self) -> None:
+        self._text = ""
+
+    def feed(self, text):
+        self._text += text
+        return OutputFields()
+
+    def finish(self):
+        content, call, rest = self._text.partition("[")
+        if not call:
+            return OutputFields(content)
+        name, _, arguments = rest.rstrip("]").partition(" ")
+        return OutputFields(content, "", (ToolCallPiece(0, "call-0", name, arguments),))
+
+
+def reply(chat=True):
+    return Reply("id", "m", 0, None, chat=chat)
+
+
+def test_a_parser_of_tool_calls_needs_nothing_else():
+    parts = fed(choice(parser=CallParser()), deltas([*ids('Wait.[add {"a": 1}]'), EOS], (3,), FinishReason.STOP))
+    (whole,) = reply().whole([merged(parts)], {})["choices"]
+    assert whole["finish_reason"] == "tool_calls"
+    assert whole["message"] == {
+        "role": "assistant",
+        "content": "Wait.",
+        "refusal": None,
+        "tool_calls": [{"id": "call-0", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}],
+    }
+    form = reply()
+    bodies = [chunk["choices"][0]["delta"] for part in parts for chunk in form.chunks(part)]
+    assert bodies[1:] == [{"content": "Wait."}, {"tool_calls": [{"index": 0, **whole["message"]["tool_calls"][0]}]}, {}]
+
+
+def test_a_later_piece_of_a_call_has_arguments_alone():
+    form = reply()
+    form.chunks(ChoiceDelta(0, OutputFields()))
+    (chunk,) = form.chunks(ChoiceDelta(0, OutputFields(tool_calls=(ToolCallPiece(1, arguments=" 1}"),))))
+    assert chunk["choices"][0]["delta"] == {"tool_calls": [{"index": 1, "function": {"arguments": " 1}"}}]}
+
+
+def test_each_field_has_a_chunk_of_its_own():
+    form = reply()
+    parts = fed(choice(logprobs=0), deltas([*ids(REPLY), EOS], (), FinishReason.STOP))
+    chunks = [chunk["choices"][0] for part in parts for chunk in form.chunks(part)]
+    bodies = [chunk["delta"] for chunk in chunks]
+    assert bodies == [
+        {"role": "assistant", "content": "", "refusal": None},
+        {"reasoning_content": "3 + 4 is 7.", "reasoning": "3 + 4 is 7."},
+        {"content": "It is 7, really."},
+        {},
+    ]
+    told = [entry for chunk in chunks if chunk["logprobs"] for entry in chunk["logprobs"]["content"]]
+    assert len(told) == len(ids(REPLY)) and [chunk["finish_reason"] for chunk in chunks] == [None] * 3 + ["stop"]
