@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from disturbed import Seen, disturb
+from disturbed import HELD_SECONDS, Seen, disturb
 from faults import between, reset
 from hosts import Host, Hosts, unavailable_reason
 from loaded import check
@@ -131,7 +131,7 @@ def test_a_bad_line_evicts_nobody(hosts, served, record_property):
         record_property,
         "200 ms and 5 % loss",
         lambda: hosts.bad_line(host_of(hosts, served, "expert"), 0.1, 0.05),
-        30.0,
+        HELD_SECONDS,
     )
     after = {w["id"]: w["pid"] for w in served.status()["workers"]}
     assert after == before, "\n".join(served.logged(begin))

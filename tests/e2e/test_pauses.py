@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 import psutil
 import pytest
-from disturbed import Seen, disturb
+from disturbed import HELD_SECONDS, Seen, disturb
 from faults import between, hold_thread, reset, stopped, thread_named
 from loaded import check
 from served import Served
@@ -146,6 +146,6 @@ def held(pid: int, thread: str, seconds: float):
 @over("served", [SHARED, GROUPS], indirect=True)
 def test_a_working_thread_is_held(served, workload, record_property, role, thread, request):
     thread = thread or {SHARED: "expert loop", GROUPS: "experts"}[request.node.callspec.params["served"]]
-    what = f"thread {thread!r} held for 30 s"
-    streams = suffer(served, workload[0], what, lambda: held(pid_of(served, role), thread, 30.0), 30.0)
+    what = f"thread {thread!r} held for {HELD_SECONDS:g} s"
+    streams = suffer(served, workload[0], what, lambda: held(pid_of(served, role), thread, HELD_SECONDS), HELD_SECONDS)
     check(streams, workload[1], record_property, what)

@@ -14,6 +14,7 @@ from served import Served
 from streams import Stream, Workload
 
 ROUNDS = int(os.environ.get("ISOTHERM_CHAOS_ROUNDS", "1"))  # `make chaos` asks for more
+HELD_SECONDS = 30.0 if ROUNDS > 1 else 15.0  # of a fault that is long over for those who wait, one way or the other
 LEAD_SECONDS = 1.0  # that streams and probes have before the fault
 NOTICE_SECONDS = 4.0  # in which a fault is noticed, also one that is over at once
 GIVE_UP_SECONDS = 60.0  # in which every worker is there again, or never
