@@ -229,6 +229,9 @@ class Manifest(_Section):
     mixed: Literal["refuse", "allow"] = Field(
         "refuse", description="what becomes of workers that would compute other bits"
     )
+    generation_config: Literal["auto", "none"] = Field(
+        "auto", description="whether sampling has the checkpoint's own defaults"
+    )
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()

@@ -92,6 +92,18 @@ def penalise(row: Row, logits_V: Tensor) -> None:
     logits_V[ids] = values
 
 
+def bias(row: Row, logits_V: Tensor) -> None:
+    """OpenAI's logit_bias: -100 and 100 are as good as never and always."""
+    tokens, values = zip(*row.params.logit_bias, strict=True)
+    logits_V[torch.tensor(tokens, device=logits_V.device)] += torch.tensor(values, device=logits_V.device)
+
+
+def go_on(row: Row, logits_V: Tensor) -> None:
+    """Before `min_tokens` no token that ends the stream is drawn."""
+    if row.index < row.params.min_tokens:
+        logits_V[torch.tensor(row.params.stop_token_ids, device=logits_V.device)] = -math.inf
+
+
 def cut_unlikely(row: Row, logits_V: Tensor) -> None:
     """Min-p (Nguyen et al. 2024, arXiv:2407.01082): leave the tokens whose probability, at the row's temperature, is at
     least `min_p` × that of the most likely one."""
@@ -106,6 +118,8 @@ def _is_penalised(params: SamplingParams) -> bool:
 # In the order in which they act: who needs it, and what it does to a row.
 PROCESSORS: tuple[tuple[Callable[[SamplingParams], bool], Callable[[Row, Tensor], None]], ...] = (
     (_is_penalised, penalise),
+    (lambda params: bool(params.logit_bias), bias),
+    (lambda params: params.min_tokens > 0 and bool(params.stop_token_ids), go_on),
     (lambda params: params.min_p > 0 and params.temperature >= LEAST_TEMPERATURE, cut_unlikely),
 )
 

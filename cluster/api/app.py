@@ -9,7 +9,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +31,7 @@ from isotherm.cluster.api.engine_client import EngineClient, EngineOverloadedErr
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded
 from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware
-from isotherm.cluster.api.prepare import Prepared, PromptLimits, prepare_chat, prepare_completion
+from isotherm.cluster.api.prepare import OPENAI_DEFAULTS, Prepared, PromptLimits, prepare_chat, prepare_completion
 from isotherm.cluster.api.replies import SSE_DONE, Reply, sse, to_json, usage
 from isotherm.cluster.api.stream import EventStream, cancelled, until_disconnect
 from isotherm.cluster.messages.membership import WorkerGoneError
@@ -51,6 +51,8 @@ class AppSettings:
     retry_after_s: int = 1  # with a 503
     first_event_s: float = 0.2  # a stream's status line waits so long for its first event: a refusal is still a status
     access: Access = field(default_factory=Access)
+    # What bodies that do not say are taken to ask for, by the names of SamplingParams; `max_tokens` among them
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     silence_s: float = 5.0  # after so long without an event a stream has a comment
 
 
@@ -155,6 +157,7 @@ class FrontDoor:
             "root": self._models[0],
             "max_model_len": self._engine.max_model_len,
             "vocab_size": self._engine.vocab_size,
+            "default_sampling": {**OPENAI_DEFAULTS, **self._settings.defaults},
         }
 
     async def _reply(self, request: Request, prepare: Callable[..., Prepared], prefix: str) -> Response:
@@ -189,7 +192,7 @@ class FrontDoor:
         limits = PromptLimits(
             max_model_len, self._engine.vocab_size, max_model_len * self._settings.max_prompt_chars_per_token
         )
-        prepare = partial(prepare, raw, reply_id, self._models, self._tokenizer, limits)
+        prepare = partial(prepare, raw, reply_id, self._models, self._tokenizer, limits, self._settings.defaults)
         inline = prefix == "cmpl" and len(raw) <= _INLINE_BYTES
         return prepare() if inline else await asyncio.to_thread(prepare)
 

@@ -56,7 +56,7 @@ class ChoiceStream:
         self._request = request
         self._tokenizer = tokenizer
         self._parser = parser
-        self._stream = tokenizer.stream(stop, skip_special_tokens, lambda: parser.tags)
+        self._stream = tokenizer.stream(stop, skip_special_tokens, lambda: parser.tags, request.params.min_tokens)
         self._stop_ids = frozenset(request.params.stop_token_ids)
         self._called_tools = False
         self._chat = chat

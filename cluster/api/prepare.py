@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.schemas import ChatBody, CompletionBody, GenerationBody, parse_body
@@ -18,10 +19,11 @@ from isotherm.cluster.text.output_parsers import make_parser
 from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
+OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
 # What a body says of sampling under the name that it has for the engine too, and nothing has to be made of it.
 _SAMPLING = sorted(
     {field.name for field in fields(SamplingParams)}.intersection(GenerationBody.model_fields)
-    - {"max_tokens", "seed", "stop_token_ids", "logprobs"}
+    - {"max_tokens", "seed", "stop_token_ids", "logprobs", "logit_bias"}
 )
 
 
@@ -53,9 +55,15 @@ class Prepared:
 
 
 def prepare_chat(
-    raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: PromptLimits
+    raw: bytes,
+    reply_id: str,
+    models: Collection[str],
+    tokenizer: Tokenizer,
+    limits: PromptLimits,
+    defaults: Mapping[str, Any] = OPENAI_DEFAULTS,
 ) -> Prepared:
-    """The requests for a body of /v1/chat/completions. Raises ReplyError."""
+    """The requests for a body of /v1/chat/completions; `defaults`: what it is taken to ask for where it does not say,
+    by the names of SamplingParams. Raises ReplyError."""
     body = parse_body(ChatBody, raw)
     _check_model(body.model, models)
     messages = [message.for_template() for message in body.messages]
@@ -70,13 +78,18 @@ def prepare_chat(
         raise ReplyError(f"messages: the model's chat template refused them: {error}", param="messages") from None
     _check_chars(len(prompt), limits, "messages")
     ids = tokenizer.encode(prompt, add_special_tokens=False)
-    requests = _requests(body, [ids], ["messages"], reply_id, tokenizer, limits)
+    requests = _requests(body, [ids], ["messages"], reply_id, tokenizer, limits, defaults)
     parser = "plain" if body.separate_reasoning is False else "think"
     return Prepared(reply_id, body, requests, ("",) * (body.n or 1), partial(make_parser, parser, prompt))
 
 
 def prepare_completion(
-    raw: bytes, reply_id: str, models: Collection[str], tokenizer: Tokenizer, limits: PromptLimits
+    raw: bytes,
+    reply_id: str,
+    models: Collection[str],
+    tokenizer: Tokenizer,
+    limits: PromptLimits,
+    defaults: Mapping[str, Any] = OPENAI_DEFAULTS,
 ) -> Prepared:
     """The requests for a body of /v1/completions. Raises ReplyError."""
     body = parse_body(CompletionBody, raw)
@@ -89,7 +102,7 @@ def prepare_completion(
             ids.append(tokenizer.encode(prompt))
         else:
             ids.append(list(prompt))
-    requests = _requests(body, ids, params, reply_id, tokenizer, limits)
+    requests = _requests(body, ids, params, reply_id, tokenizer, limits, defaults)
     texts = (
         [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
         if body.echo
@@ -115,15 +128,18 @@ def _requests(
     reply_id: str,
     tokenizer: Tokenizer,
     limits: PromptLimits,
+    defaults: Mapping[str, Any],
 ) -> tuple[GenerationRequest, ...]:
     base_seed = secrets.randbits(63) if body.seed is None else body.seed
-    stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else tokenizer.eos_token_ids)
-    for i, id_ in enumerate(body.stop_token_ids or ()):
-        _check_token(id_, f"stop_token_ids[{i}]", limits)
-    asked = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
+    sampling = _sampling(body, tokenizer, limits, defaults)
     requests: list[GenerationRequest] = []
     for ids, param in zip(prompts, params, strict=True):
-        max_tokens = _max_tokens(body, len(ids), param, limits)
+        max_tokens = _max_tokens(body, len(ids), param, limits, defaults.get("max_tokens"))
+        if sampling.min_tokens > max_tokens:
+            raise ReplyError(
+                f"min_tokens: {sampling.min_tokens} are more than the {max_tokens} that the output may have",
+                param="min_tokens",
+            )
         if not ids:
             raise ReplyError(f"{param}: the prompt has no tokens", param=param)
         if max(ids) >= limits.vocab_size:
@@ -131,18 +147,11 @@ def _requests(
             _check_token(ids[at], f"{param}[{at}]", limits)
         prompt = tuple(ids)
         for sample in range(body.n or 1):
-            sampling = SamplingParams(
-                max_tokens=max_tokens,
-                seed=choice_seed(base_seed, sample),
-                stop_token_ids=tuple(sorted(stop_ids)),
-                logprobs=body.logprob_count,
-                **asked,
-            )
             requests.append(
                 GenerationRequest(
                     f"{reply_id}-{len(requests)}",
                     prompt,
-                    sampling,
+                    replace(sampling, max_tokens=max_tokens, seed=choice_seed(base_seed, sample)),
                     priority=body.priority or 0,
                     user=body.user or "",
                 )
@@ -150,7 +159,28 @@ def _requests(
     return tuple(requests)
 
 
-def _max_tokens(body: ChatBody | CompletionBody, prompt_len: int, param: str, limits: PromptLimits) -> int:
+def _sampling(
+    body: ChatBody | CompletionBody, tokenizer: Tokenizer, limits: PromptLimits, defaults: Mapping[str, Any]
+) -> SamplingParams:
+    """What a body asks for; its `max_tokens` and `seed` are still to come."""
+    stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else tokenizer.eos_token_ids)
+    for i, id_ in enumerate(body.stop_token_ids or ()):
+        _check_token(id_, f"stop_token_ids[{i}]", limits)
+    bias = tuple(sorted((int(token), value) for token, value in (body.logit_bias or {}).items()))
+    for token, _ in bias:
+        _check_token(token, f"logit_bias[{token}]", limits)
+    said = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
+    return SamplingParams(
+        **{"max_tokens": 1, **defaults, **said},
+        stop_token_ids=tuple(sorted(stop_ids)),
+        logprobs=body.logprob_count,
+        logit_bias=bias,
+    )
+
+
+def _max_tokens(
+    body: ChatBody | CompletionBody, prompt_len: int, param: str, limits: PromptLimits, default: int | None
+) -> int:
     fits = limits.max_model_len - prompt_len
     wanted = body.output_limit
     if fits < 1 or (wanted is not None and wanted > fits):
@@ -163,7 +193,9 @@ def _max_tokens(body: ChatBody | CompletionBody, prompt_len: int, param: str, li
         )
     if wanted is not None:
         return wanted
-    return min(fits, _COMPLETION_MAX_TOKENS) if isinstance(body, CompletionBody) else fits
+    if default is None and isinstance(body, CompletionBody):
+        default = _COMPLETION_MAX_TOKENS
+    return fits if default is None else min(fits, default)
 
 
 def _check_model(name: str, models: Collection[str]) -> None:

@@ -10,7 +10,16 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.errors import ReplyError
@@ -42,6 +51,8 @@ def _text_or_list(value: Any) -> str:
 _NonEmpty = Annotated[str, Field(min_length=1)]
 _Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARS)]
 _TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")]  # a token id as a key of JSON
+_Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 _Tokens = Annotated[list[_TokenId], Field(min_length=1)]
 _Stops = Annotated[
     Annotated[_Stop, Tag("text")] | Annotated[list[_Stop], Field(max_length=_MAX_STOPS), Tag("list")],
@@ -110,8 +121,6 @@ class GenerationBody(_Model):
     SamplingParams has goes to the engine as it is."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "logit_bias": ({},),
-        "min_tokens": (0,),
         "response_format": ({"type": "text"},),
         "guided_json": (),
         "guided_regex": (),
@@ -136,6 +145,8 @@ class GenerationBody(_Model):
     presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     repetition_penalty: float | None = Field(None, gt=0, le=2, allow_inf_nan=False)
+    logit_bias: dict[_TokenKey, _Bias] | None = Field(None, max_length=1024)
+    min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     priority: int | None = Field(None, ge=-(2**31), le=2**31 - 1)  # lower ones have their turn first
     user: str | None = Field(None, max_length=512)  # whom it is for: requests are shared out over users
     stop_token_ids: list[_TokenId] | None = Field(None, max_length=128)

@@ -16,6 +16,7 @@ from isotherm.cluster.api.app import AppSettings, build_app
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.control.liveness import watch_controller
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.model.generation import generation_defaults
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.on_ray.controller_client import ControllerClient
 from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess
@@ -42,7 +43,8 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         endable = EndableEngine(engine)
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
-        settings = AppSettings(access=Access(manifest.http.admin, manifest.http.metrics))
+        defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
+        settings = AppSettings(access=Access(manifest.http.admin, manifest.http.metrics), defaults=defaults)
         tokenizer = Tokenizer.load(model_path)
         return build_app(endable, tokenizer, manifest.model_id, settings=settings, admin=controller)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from isotherm.cluster.manifest import Manifest, ManifestError
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.generation import generation_defaults
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 
@@ -20,6 +21,8 @@ def check_servable(manifest: Manifest, path: Path, cuda_unavailable: Callable[[]
         raise ManifestError(f"device is cuda, but {reason}; or use device: cpu")
     manifest.scheduler_config(Checkpoint.open(path).config)
     Tokenizer.load(path)
+    if manifest.generation_config == "auto":
+        generation_defaults(path)
 
 
 def _check_devices(manifest: Manifest) -> None:

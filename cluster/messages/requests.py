@@ -36,6 +36,8 @@ class SamplingParams:
     repetition_penalty: float = (
         1.0  # by which the logit of a token of prompt or output is divided, or multiplied below 0
     )
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
+    min_tokens: int = 0  # before so many output tokens none of `stop_token_ids` is drawn
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()  # end-of-sequence ids included, unless the request ignores them
     logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely ones'

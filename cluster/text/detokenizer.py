@@ -26,7 +26,8 @@ class TextStream:
     prefix-stable UTF-8 decoder over their concatenation (the same result as decoding all ids at once; a test compares
     them)."""
 
-    def __init__(self, token_bytes: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
+    def __init__(self, token_bytes: Callable[[int], bytes], stop: Sequence[str] = (), least_tokens: int = 0) -> None:
+        """`least_tokens`: stop strings are looked for in the text of what comes after so many tokens."""
         if any(not text for text in stop):
             raise ValueError("a stop string must not be empty")
         self._token_bytes = token_bytes
@@ -34,6 +35,7 @@ class TextStream:
         self._stops = [_StopMatcher(text) for text in stop]
         self._held = ""
         self._stopped = False
+        self._free = least_tokens  # tokens in which no stop string counts
 
     def push(self, token_ids: Sequence[int]) -> TextPiece:
         """Takes further tokens. After a stop string nothing more may be pushed."""
@@ -44,7 +46,9 @@ class TextStream:
             return TextPiece(self._utf8.decode(data), len(token_ids))
         out: list[str] = []
         for count, token_id in enumerate(token_ids, 1):
-            out.append(self._match(self._utf8.decode(self._token_bytes(token_id))))
+            text = self._utf8.decode(self._token_bytes(token_id))
+            out.append(text if self._free else self._match(text))
+            self._free = max(0, self._free - 1)
             if self._stopped:
                 return TextPiece("".join(out), count, stopped=True)
         return TextPiece("".join(out), len(token_ids))

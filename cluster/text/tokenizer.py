@@ -108,14 +108,16 @@ class Tokenizer:
         stop: Sequence[str] = (),
         skip_special_tokens: bool = True,
         tags: Callable[[], Collection[str]] = tuple,
+        least_tokens: int = 0,
     ) -> TextStream:
-        """A detokeniser for one reply. `tags`, asked at each special token, gives those that are not to be skipped."""
+        """A detokeniser for one reply. `tags`, asked at each special token, gives those that are not to be skipped;
+        `least_tokens` as TextStream has it."""
 
         def visible_or_tag(token_id: int) -> bytes:
             data = self.token_bytes(token_id)
             return b"" if token_id in self.special_ids and data.decode("utf-8", "replace") not in tags() else data
 
-        return TextStream(visible_or_tag if skip_special_tokens else self.token_bytes, stop)
+        return TextStream(visible_or_tag if skip_special_tokens else self.token_bytes, stop, least_tokens)
 
     def render_chat(
         self,

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isotherm.actors.attention import sampling
-from isotherm.actors.attention.sampling import Row, Sampler, TokenCounts, cut_unlikely, penalise, token_logprobs
+from isotherm.actors.attention.sampling import (
+    Row,
+    Sampler,
+    TokenCounts,
+    bias,
+    cut_unlikely,
+    go_on,
+    penalise,
+    token_logprobs,
+)
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.kernels.reference import ReferenceKernels
@@ -71,6 +80,23 @@ def test_min_p_leaves_what_is_likely_enough_at_the_temperature(min_p, temperatur
     left = probabilities >= min_p * probabilities.max() * (1 - 1e-6)
     assert torch.equal(got.isfinite(), left) and 0 < left.sum() < VOCABULARY
     assert torch.equal(got[left], logits[left]) and (got[~left] == -math.inf).all()
+
+
+def test_bias_is_added_to_its_tokens_alone():
+    logits = logits_of(1)
+    got = logits.clone()
+    bias(row(SamplingParams(5, logit_bias=((3, 2.5), (7, -100.0))), [], []), got)
+    assert got[3] == logits[3] + 2.5 and got[7] == logits[7] - 100
+    assert torch.equal(got[[*range(3), *range(8, VOCABULARY)]], logits[[*range(3), *range(8, VOCABULARY)]])
+
+
+@pytest.mark.parametrize("output", [0, 1, 2, 3])
+def test_no_token_that_ends_the_stream_is_drawn_too_early(output):
+    logits = logits_of(1)
+    got = logits.clone()
+    go_on(row(SamplingParams(9, min_tokens=2, stop_token_ids=(4, 9)), [1], [5] * output), got)
+    assert (got[[4, 9]] == -math.inf).tolist() == [output < 2] * 2
+    assert torch.equal(got.isfinite(), got == logits)
 
 
 @given(st.lists(st.tuples(TOKENS, TOKENS, PENALTIES, st.integers(0, 9)), min_size=1, max_size=5), st.booleans())

@@ -357,7 +357,7 @@ MALFORMED = [
     ("chat", {"logprobs": 3}, "logprobs"),
     ("chat", {"top_logprobs": 3}, "top_logprobs"),
     ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-    ("chat", {"logit_bias": {"5": 200}}, "logit_bias"),
+    ("chat", {"logit_bias": {"5": 200}}, "logit_bias.5"),
     ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
     ("chat", {"tool_choice": "required"}, "tool_choice"),
     ("chat", {"chat_template": "{{ 1 }}"}, "chat_template"),
@@ -472,3 +472,9 @@ def test_openai_client(tokenizer):
         engine.unavailable = "busy"
         with pytest.raises(openai.InternalServerError):
             client.chat.completions.create(model=MODEL, messages=messages)
+
+
+def test_a_model_says_what_sampling_it_takes_for_granted(engine, tokenizer):
+    app = build_app(engine, tokenizer, MODEL, settings=AppSettings(defaults={"temperature": 0.6, "top_k": 40}))
+    (listed,) = call(app, "GET", "/v1/models").json()["data"]
+    assert listed["default_sampling"] == {"temperature": 0.6, "top_p": 1.0, "top_k": 40}

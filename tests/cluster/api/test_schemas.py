@@ -177,7 +177,12 @@ def test_completion_prompts(tokenizer):
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"min_p": 1.1}, "min_p"),
         ({"priority": 1.5}, "priority"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five"),
+        ({"logit_bias": {"5000": 1}}, "logit_bias[5000]"),
+        ({"logit_bias": [5]}, "logit_bias"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 4, "max_tokens": 3}, "min_tokens"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
@@ -223,8 +228,23 @@ def test_what_a_body_says_of_sampling_goes_to_the_engine(tokenizer):
     (request,) = chat(tokenizer, **asked, priority=-3, user="me").requests
     assert {name: getattr(request.params, name) for name in asked} == asked
     assert (request.priority, request.user) == (-3, "me")
+    (request,) = chat(tokenizer, logit_bias={"7": -100, "3": 1.5}, min_tokens=2).requests
+    assert (request.params.logit_bias, request.params.min_tokens) == (((3, 1.5), (7, -100.0)), 2)
     (request,) = complete(tokenizer).requests
     assert (request.params.min_p, request.params.repetition_penalty, request.priority) == (0, 1, 0)
+
+
+def test_what_a_body_does_not_say_is_the_checkpoints(tokenizer):
+    defaults = {"temperature": 0.6, "top_p": 0.95, "min_p": 0.05, "max_tokens": 3}
+
+    def params(**fields):
+        body = raw(prompt="hi", **fields)
+        return prepare_completion(body, "id", {"m"}, tokenizer, LIMITS, defaults).requests[0].params
+
+    found = params()
+    assert {name: getattr(found, name) for name in defaults} == defaults
+    found = params(temperature=0, top_p=1, min_p=0, max_tokens=5)
+    assert (found.temperature, found.top_p, found.min_p, found.max_tokens) == (0, 1, 0, 5)
 
 
 def test_neutral_values_pass(tokenizer):

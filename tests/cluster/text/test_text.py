@@ -294,3 +294,11 @@ def test_template_child_ends_with_its_owner():
     assert template.render({}) == "x1%"
     template.close()
     assert template._child is None
+
+
+@pytest.mark.parametrize(("least", "text"), [(0, ""), (1, "ab"), (2, "abab"), (4, "abababab")])
+def test_stop_strings_do_not_count_in_the_first_tokens(least, text):
+    stream = TextStream(lambda token: b"ab", ["ab"], least)
+    pieces = [stream.push([0]) for _ in range(min(least + 1, 4))]
+    assert "".join(piece.text for piece in pieces) == text
+    assert [piece.stopped for piece in pieces] == [i >= least for i in range(len(pieces))]
