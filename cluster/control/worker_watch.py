@@ -66,19 +66,26 @@ class WorkerWatch:
             self._lost(worker.id, first_line(error), False)
 
     async def _ask_again_and_again(self, worker: Worker) -> None:
-        """Ask for a sign of life now and then."""
+        """Ask for a sign of life now and then. The limit counts from the last one, not from the question."""
+        clock, pause = asyncio.get_running_loop().time, self._limit / SLICES
+        heard = clock()
         while True:
-            await asyncio.sleep(self._limit / SLICES)
+            begin = clock()
+            await asyncio.sleep(pause)
             if self._busy(worker.id):
+                heard = clock()
                 continue
+            if clock() > begin + 2 * pause:  # this process has stood still itself, and can blame nobody
+                heard = clock()
             answer = asyncio.ensure_future(worker.call("sign_of_life"))
-            if await answers_within(answer, self._limit):
+            if await answers_within(answer, max(pause, heard + self._limit - clock())):
                 if isinstance(answer.exception(), WorkerGoneError):
                     return  # the sentinel says so
                 answer.result()
             elif not self._busy(worker.id) and not await self._is_held_up(worker):
                 self._lost(worker.id, f"it hangs: no sign of life in {self._limit:g} s", True)
                 return
+            heard = clock()
 
     async def _is_held_up(self, worker: Worker) -> bool:
         """Whether a worker that does not go on waits for another one that does not answer: then that one is to blame;

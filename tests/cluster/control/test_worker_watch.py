@@ -132,6 +132,23 @@ def test_a_thread_that_does_not_go_on_is_found_though_its_process_answers():
     assert play(act).lost == {"attention-0": (f"it hangs: no sign of life in {LIMIT:g} s", True)}
 
 
+@pytest.mark.parametrize("after", [0.9, 1.0, 1.1, 1.2])
+def test_the_limit_counts_from_the_last_sign_of_life(after: float):
+    """And not from the next question, up to a quarter of the limit later."""
+    lost: list[float] = []
+
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        await asyncio.sleep(after * LIMIT)
+        shard.well.clear()
+        begin = time.monotonic()
+        while "attention-0" not in told.lost:
+            await asyncio.sleep(0.002)
+        lost.append(time.monotonic() - begin)
+
+    play(act)
+    assert LIMIT * 0.6 < lost[0] < LIMIT * 1.15
+
+
 def test_a_shard_that_waits_for_a_group_that_hangs_is_not_to_blame():
     async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
         shard.waiting_for = "expert-0"
