@@ -32,6 +32,7 @@ class BlockManager:
         self.blocks, self.block_size = blocks, block_size
         self._free = list(range(blocks - 1, -1, -1))
         self._references = [0] * blocks
+        self.registered = 0  # blocks that `match` came to know, ever
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
         # Unreferenced blocks with a key, least recently used first
@@ -84,6 +85,7 @@ class BlockManager:
         with its block."""
         if key not in self._block_of and block not in self._key_of:
             self._block_of[key], self._key_of[block] = block, key
+            self.registered += 1
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give back one reference to each. The last block becomes the first to be evicted: a prefix outlives its

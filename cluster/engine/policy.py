@@ -40,15 +40,11 @@ class Waiting:
         return iter(sorted(self._turns, key=self._turns.__getitem__))
 
     def add(self, sequence: ScheduledSequence) -> None:
-        request = sequence.request
-        start = sequence.virtual_start
-        if start is None:
-            start = max(self._now, self._ends.get(request.user, 0.0))
-            self._ends[request.user] = start + cost(request)
-            sequence.virtual_start = start
-        turn = (request.priority, not sequence.admitted, start, sequence.arrival)
-        self._turns[sequence] = turn
-        heapq.heappush(self._heap, (turn, sequence))
+        if sequence.virtual_start is None:
+            request = sequence.request
+            sequence.virtual_start = max(self._now, self._ends.get(request.user, 0.0))
+            self._ends[request.user] = sequence.virtual_start + cost(request)
+        self._push(sequence)
 
     def first(self) -> ScheduledSequence | None:
         while self._heap:
@@ -59,14 +55,32 @@ class Waiting:
         return None
 
     def remove(self, sequence: ScheduledSequence, has_turn: bool = False) -> None:
-        """`has_turn`: it is computed now, and has not been given up."""
+        """`has_turn`: it is computed now. Else it has been given up, and its user has no less for it."""
         _, _, start, _ = self._turns.pop(sequence)
         if has_turn:
             self._now = max(self._now, start)
+        elif not sequence.admitted:
+            self._forgo(sequence.request, start)
         if not self._turns:
             self._heap.clear()
         # Who has nothing to wait for any more has no more to make up for than who has never asked.
         self._ends = {user: end for user, end in self._ends.items() if end > self._now}
+
+    def _forgo(self, request: GenerationRequest, start: float) -> None:
+        """What a user has asked for after a request that it has given up starts so much earlier."""
+        saved = cost(request)
+        if request.user in self._ends:
+            self._ends[request.user] -= saved
+        for other, turn in list(self._turns.items()):
+            if other.request.user == request.user and turn[2] > start:
+                other.virtual_start = max(self._now, turn[2] - saved)
+                self._push(other)
+
+    def _push(self, sequence: ScheduledSequence) -> None:
+        assert sequence.virtual_start is not None
+        turn = (sequence.request.priority, not sequence.admitted, sequence.virtual_start, sequence.arrival)
+        self._turns[sequence] = turn
+        heapq.heappush(self._heap, (turn, sequence))
 
 
 def precedence(sequence: ScheduledSequence) -> tuple[int, int]:

@@ -8,6 +8,7 @@ gives way, is policy.py's.
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ class SchedulerConfig:
 
 class Drafter(Protocol):
     """Guesses what comes next. Whatever it says, the tokens of a stream are the same: only how many of them a step
-    gives depends on it."""
+    gives depends on it. (Speculation, which is not there yet, is to be one; the tests have theirs.)"""
 
     def draft(self, sequence: ScheduledSequence, most: int) -> Sequence[int]:
         """Up to `most` tokens that may follow those of the sequence."""
@@ -60,8 +61,8 @@ class Scheduler:
         self.waiting = Waiting()
         self.running: list[ScheduledSequence] = []  # by precedence: the last one gives way first
         self._drafter = drafter
-        # The first in the queue, and how many blocks were there when they were too few for it
-        self._blocked: tuple[ScheduledSequence, int] | None = None
+        # The first in the queue, and the blocks that were there and known when they were too few for it
+        self._blocked: tuple[ScheduledSequence, int, int] | None = None
         self._by_id: dict[str, ScheduledSequence] = {}
         self._arrivals = 0
         self.preemptions = 0
@@ -123,26 +124,40 @@ class Scheduler:
         """The next step's chunks, decode form first; empty when there is nothing to do."""
         budget = self.config.max_batch_tokens
         chunks: list[Chunk] = []
+
+        def add(chunk: Chunk | None) -> None:
+            nonlocal budget
+            if chunk is not None:
+                chunks.append(chunk)
+                budget -= chunk.count
+
+        def drop_preempted() -> None:
+            """Chunks of sequences that were preempted since; before one of these can be admitted again."""
+            nonlocal budget
+            chunks[:] = [c for c in chunks if c.sequence.running]
+            budget = self.config.max_batch_tokens - sum(c.count for c in chunks)
+
+        def admit(before: float) -> None:
+            """Those that wait, of classes before this one."""
+            drop_preempted()
+            while budget > 0 and (first := self.waiting.first()) is not None and first.request.priority < before:
+                preemptions = self.preemptions
+                if (chunk := self._admit(first, budget)) is None:
+                    break
+                if self.preemptions > preemptions:
+                    drop_preempted()
+                add(chunk)
+
         for sequence in [s for s in self.running if s.remaining == 1 and s.computed >= s.prompt_length]:
             if budget > 0 and sequence.running and self._reserve(sequence, 1):
-                chunks.append(self._chunk(sequence, 1))
-                budget -= 1
+                add(self._chunk(sequence, 1))
         for sequence in [s for s in self.running if s.remaining > 1 or s.computed < s.prompt_length]:
+            if (first := self.waiting.first()) is not None and first.request.priority < sequence.request.priority:
+                admit(before=sequence.request.priority)
             if budget > 0 and sequence.running:
                 count = self._next_count(sequence, budget)
-                if self._reserve(sequence, count):
-                    chunks.append(self._chunk(sequence, count))
-                    budget -= count
-        chunks = [c for c in chunks if c.sequence.running]  # a later reservation may have preempted an earlier one's
-        while budget > 0 and (first := self.waiting.first()) is not None:
-            if (admitted := self._admit(first, budget)) is not None:
-                chunks.append(admitted)
-                budget -= admitted.count
-            elif self.running and gives_way_to(victim := self.running[-1], first):
-                self.preempt(victim.request.id)
-                chunks = [c for c in chunks if c.sequence is not victim]
-            else:
-                break
+                add(self._chunk(sequence, count) if self._reserve(sequence, count) else None)
+        admit(before=math.inf)
         if self._drafter is not None:
             chunks = self._with_drafts(chunks, self._drafter, budget)
         return sorted(chunks, key=lambda c: c.form is Form.PREFILL)
@@ -206,10 +221,21 @@ class Scheduler:
         self.blocks.release(sequence.blocks)
 
     def _admit(self, sequence: ScheduledSequence, budget: int) -> Chunk | None:
-        if len(self.running) >= self.config.max_sequences:
-            return None
-        if self._blocked == (sequence, self.blocks.available):
-            return None  # nothing has changed for it since the last step
+        """The first chunk of one that waits, where there is room for it, or where room can be made by those that give
+        way to it."""
+        seen = (sequence, self.blocks.available, self.blocks.registered)
+        if self._blocked == seen:
+            return None  # nothing has changed for it since it was looked at last
+        if len(self.running) < self.config.max_sequences and (chunk := self._begin(sequence, budget)) is not None:
+            return chunk
+        if victims := self._victims(sequence):
+            for victim in victims:
+                self.preempt(victim.request.id)
+            return self._begin(sequence, budget)
+        self._blocked = seen
+        return None
+
+    def _begin(self, sequence: ScheduledSequence, budget: int) -> Chunk | None:
         size = self.config.block_size
         if self.config.prefix_cache:
             # The last token is always computed: its logits are needed.
@@ -224,17 +250,28 @@ class Scheduler:
         if taken is None:
             self.blocks.release(sequence.blocks)
             sequence.blocks, sequence.computed = [], 0
-            self._blocked = sequence, self.blocks.available
             return None
         sequence.blocks += taken
         if not sequence.admitted:
             sequence.admitted = True
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
-        self._blocked = None
         self.waiting.remove(sequence, has_turn=True)
         sequence.running = True
         insort(self.running, sequence, key=precedence)
         return self._chunk(sequence, count)
+
+    def _victims(self, sequence: ScheduledSequence) -> list[ScheduledSequence]:
+        """Who gives way to a sequence, so that it can begin; nobody, where that would not be enough for it."""
+        need, free = self._blocks_for(sequence, len(sequence.tokens)), self.blocks.available
+        victims = []
+        for victim in reversed(self.running):
+            if not gives_way_to(victim, sequence):
+                break
+            victims.append(victim)
+            free += len(victim.blocks)
+            if free >= need:
+                return victims
+        return []
 
     def complete(self, chunks: Iterable[Chunk], sampled: Sequence[Sampled]) -> list[Delta]:
         """Take a step's results, one `Sampled` per row that is sampled, in order, and give what is new for each
@@ -264,7 +301,7 @@ class Scheduler:
             self.blocks.register(sequence.blocks[index], sequence.key(index, size))
 
     def _until_end(self, sequence: ScheduledSequence, new: list[Sampled]) -> list[Sampled]:
-        """Those of several new tokens after which a request does not end."""
+        """Those of several new tokens that count: up to the first that ends the request, and that one."""
         stops = sequence.request.params.stop_token_ids
         end = next((i for i, result in enumerate(new) if result.token_id in stops), len(new) - 1)
         return new[: end + 1]

@@ -78,6 +78,15 @@ def test_one_that_leaves_is_not_missed():
     assert [s.request.id for s in waiting] == ["1", "2"] == order(waiting)
 
 
+def test_what_is_given_up_is_not_charged():
+    many = [sequence(i, user="a") for i in range(6)]
+    waiting = queue(*many[:5], *(sequence(i, user="b") for i in range(10, 13)))
+    for one in many[1:5]:
+        waiting.remove(one)
+    waiting.add(many[5])
+    assert order(waiting) == ["a0", "b10", "a5", "b11", "b12"]
+
+
 def test_only_a_better_class_takes_blocks_away():
     assert gives_way_to(sequence(0, 1), sequence(1)) and not gives_way_to(sequence(0), sequence(1))
     assert not gives_way_to(sequence(0), sequence(1, 1))
