@@ -60,7 +60,7 @@ bench-elastic: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench_elastic/shift.py --steady $(STEADY)
 	$(BIN)/pytest -s tests/e2e/test_nodes.py
 
-# tests/bench/make_checkpoint.py writes the model of README's figures.
+# tests/bench/make_checkpoint.py writes the model of docs/performance.md's figures.
 # make bench BF16=DIR [FP8=DIR] [PEERS='--vllm PYTHON --llama-cpp DIR …']
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/compare.py --bf16 $(BF16) $(if $(FP8),--fp8 $(FP8)) $(PEERS)

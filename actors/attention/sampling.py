@@ -22,6 +22,7 @@ from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
 from isotherm.cluster.messages.requests import SamplingParams, TokenLogprobs
 from isotherm.kernels.ops import Kernels
 
+LARGEST = torch.finfo(torch.float32).max
 LEAST_TEMPERATURE = 1e-5  # below it sampling is greedy: logits divided by much less are infinite in float32
 
 
@@ -85,6 +86,7 @@ def penalise(row: Row, logits_V: Tensor) -> None:
     values = logits_V[ids]
     if params.repetition_penalty != 1:
         values = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        values = values.clamp(max=LARGEST)  # a tiny penalty makes a logit infinite
     if params.frequency_penalty:
         values = values - params.frequency_penalty * times
     if params.presence_penalty:

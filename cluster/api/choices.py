@@ -84,6 +84,8 @@ class ChoiceStream:
             finish = FinishReason.STOP
         if finish is not None:
             pieces += [self._parser.feed(self._stream.flush()), self._parser.finish()]
+            if self._stream.stopped:  # by what was held back till now
+                finish = FinishReason.STOP
         fields = pieces[0] if len(pieces) == 1 else joined(pieces)
         self._called_tools |= bool(fields.tool_calls)
         if finish is not None:

@@ -69,7 +69,7 @@ def prepare_chat(
     messages = [message.for_template() for message in body.messages]
     _check_chars(sum(len(message["content"] or "") for message in messages), limits, "messages")
     try:
-        prompt = tokenizer.render_chat(messages, None, True, **(body.chat_template_kwargs or {}))
+        prompt = tokenizer.render_chat(messages, template_kwargs=body.chat_template_kwargs)
     except NoChatTemplateError as error:
         raise ReplyError(str(error), param="messages") from None
     except ChatTemplateBrokenError as error:

@@ -31,7 +31,17 @@ _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1000
 _MAX_TOP_LOGPROBS = 20
 _RESERVED_TEMPLATE_KWARGS = frozenset(
-    {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"}
+    {
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "bos_token",
+        "eos_token",
+        "pad_token",
+        "unk_token",
+        "self",
+    }
 )
 
 

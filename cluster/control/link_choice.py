@@ -82,6 +82,5 @@ def choose_link(wanted: str, shard: Locality, group: Locality) -> tuple[str, str
             because = rule.because if wanted == AUTO else "the manifest says so"
             return rule.kind, "; ".join([because, *refused])
         refused.append(f"no {rule.kind}, since {refusal}")
-    raise LinkChoiceError(
-        f'links.kind is "{wanted}", but there can be {"; ".join(refused)}; "{AUTO}" takes another kind there'
-    )
+    hint = "" if wanted == AUTO else f'; "{AUTO}" takes another kind there'
+    raise LinkChoiceError(f'links.kind is "{wanted}", but there can be {"; ".join(refused)}{hint}')

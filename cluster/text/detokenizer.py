@@ -37,6 +37,11 @@ class TextStream:
         self._stopped = False
         self._free = least_tokens  # tokens in which no stop string counts
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was completed."""
+        return self._stopped
+
     def push(self, token_ids: Sequence[int]) -> TextPiece:
         """Takes further tokens. After a stop string nothing more may be pushed."""
         if self._stopped:

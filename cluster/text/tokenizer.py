@@ -124,7 +124,7 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **chat_template_kwargs: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt text of a chat; encode it with `add_special_tokens=False`, since templates write their own BOS.
         Blocks for at most the template's time limit. Raises NoChatTemplateError, ChatTemplateError."""
@@ -132,7 +132,7 @@ class Tokenizer:
             raise NoChatTemplateError("this model has no chat template; use /v1/completions")
         context = {
             **self._special_tokens,
-            **chat_template_kwargs,
+            **(template_kwargs or {}),
             "messages": messages,
             "tools": tools,
             "documents": None,

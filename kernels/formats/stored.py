@@ -2,7 +2,7 @@
 
 A format has to say how it is made of its tensors, its shape, and `dequantise`; a backend then packs what that gives.
 It says more where more is to be had: `rows` and `transpose` that keep it as it is stored. A backend that multiplies by
-a format as it is stored knows it by its class (kernels/native/packing.py, kernels/triton/weights.py).
+a format as it is stored knows it by its class (kernels/native/weights.py, kernels/triton/weights.py).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class StoredWeight(ABC):
 
     @classmethod
     def quantise(cls, weight: StoredWeight) -> StoredWeight:
-        """`weight` in this format; itself where it is. Raises TypeError for a format that only checkpoints are in."""
+        """`weight` in this format. Raises TypeError for a format that only checkpoints are in."""
         raise TypeError(f"weights cannot be quantised to {cls.name} here; it is a format of checkpoints only")
 
 

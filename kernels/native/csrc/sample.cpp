@@ -36,9 +36,13 @@ struct Row {
   int64_t vocab;
   float largest;
 
+  // Most likely first. NaN comes last, for an order must know where everything goes.
   std::vector<int64_t> sorted(std::vector<int64_t> ids) const {
-    std::sort(ids.begin(), ids.end(),
-              [&](int64_t a, int64_t b) { return values[a] != values[b] ? values[a] > values[b] : a < b; });
+    const auto rank = [&](int64_t id) { return values[id] == values[id] ? values[id] : -INFINITY; };
+    std::sort(ids.begin(), ids.end(), [&](int64_t a, int64_t b) {
+      const float left = rank(a), right = rank(b);
+      return left != right ? left > right : a < b;
+    });
     return ids;
   }
 
@@ -84,8 +88,9 @@ struct Row {
     while (bin < kBins - 1 && before + sum[static_cast<size_t>(bin)] < p * total)
       before += sum[static_cast<size_t>(bin++)];
     std::vector<int64_t> ids = sorted(in_bins(bin, bin));
-    for (; ids.empty(); --bin)
-      ids = sorted(in_bins(bin, bin));  // rounding at the very end: the last bin that holds anything
+    // Rounding at the very end: the last bin that holds anything. The largest value is in the first.
+    while (ids.empty() && bin > 0) ids = sorted(in_bins(--bin, bin));
+    if (ids.empty()) return -1;
     return ids[reach(ids, before, p * total, [&](int64_t id) { return weights[id]; }) - 1];
   }
 };
@@ -95,6 +100,8 @@ int64_t sample_row(const Ops& ops, const SampleCall& call, int64_t t) {
   if (!(call.temperature[t] > 0)) return ops.sample.argmax(logits, call.vocab);
   auto* values = scratch_of<float>(kScores, static_cast<size_t>(call.vocab));
   const float largest = ops.sample.scale(logits, static_cast<float>(call.temperature[t]), values, call.vocab);
+  // An infinite logit wins, and where all are NaN nothing can be drawn.
+  if (!std::isfinite(largest)) return ops.sample.argmax(logits, call.vocab);
   const Row row{ops, values, call.vocab, largest};
   const uint64_t key = noise_key(call.seed[t], call.index[t]);
   const int64_t top = ops.sample.argmax(values, call.vocab);

@@ -185,6 +185,7 @@ def test_completion_prompts(tokenizer):
         ({"min_tokens": 4, "max_tokens": 3}, "min_tokens"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
         ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "a"}, 5]}, "messages[1]"),
@@ -230,6 +231,7 @@ def test_what_a_body_says_of_sampling_goes_to_the_engine(tokenizer):
     assert (request.priority, request.user) == (-3, "me")
     (request,) = chat(tokenizer, logit_bias={"7": -100, "3": 1.5}, min_tokens=2).requests
     assert (request.params.logit_bias, request.params.min_tokens) == (((3, 1.5), (7, -100.0)), 2)
+    chat(tokenizer, chat_template_kwargs={"template_kwargs": 1, "tokenizer": 2})  # any other name is the template's
     (request,) = complete(tokenizer).requests
     assert (request.params.min_p, request.params.repetition_penalty, request.priority) == (0, 1, 0)
 

@@ -95,9 +95,10 @@ def test_chat_prompt_equals_transformers(tokenizer, directory):
     )
     oracle.chat_template = json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]
     tools = [{"type": "function", "function": {"name": "f<>"}}]
-    for kwargs in ({}, {"tools": tools}, {"thinking": True}):
-        expected = oracle.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True, **kwargs)
-        assert tokenizer.render_chat(MESSAGES, **kwargs) == expected
+    for given_tools, kwargs in ((None, {}), (tools, {}), (None, {"thinking": True})):
+        asked = {"tools": given_tools, "tokenize": False, "add_generation_prompt": True}
+        expected = oracle.apply_chat_template(MESSAGES, **asked, **kwargs)
+        assert tokenizer.render_chat(MESSAGES, given_tools, template_kwargs=kwargs) == expected
     assert tokenizer.encode(expected, add_special_tokens=False).count(0) == 1  # one BOS: the template's
 
 

@@ -768,6 +768,25 @@ def test_sample_equals_the_reference(
         assert (before[-1] * logits[t].div(temperature).double().exp().sum() - top_p).abs() < 1e-9
 
 
+@pytest.mark.parametrize("top_k", [0, 5])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+@pytest.mark.parametrize("place", ["one", "all"])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_row_that_is_no_distribution_still_gives_a_token(
+    kernels: NativeKernels, value: float, place: str, top_p: float, top_k: int
+) -> None:
+    """Broken weights, or a penalty that overflows: whatever it is worth, the thread goes on. The rows beside it have
+    what they would have."""
+    logits = randn(3, 1000, seed=2)
+    logits[1, 17 if place == "one" else slice(None)] = value
+    heat = torch.ones(3, dtype=torch.float64)
+    parameters = heat, heat * top_p, torch.full((3,), top_k), torch.arange(3), torch.arange(3)
+    chosen = kernels.sample(logits, *parameters)
+    assert 0 <= chosen[1] < 1000 and (value != torch.inf or place == "all" or chosen[1] == 17)
+    expected = ReferenceKernels(F32).sample(logits[::2], *(p[::2] for p in parameters))
+    assert torch.equal(chosen[::2], expected)
+
+
 def test_sample_full_vocabulary_and_noise() -> None:
     logits = randn(3, 129_280, seed=1, scale=2.5)
     one = torch.ones(3, dtype=torch.float64)
