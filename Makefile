@@ -48,6 +48,7 @@ chaos: $(VENV)/.installed-dev
 	ISOTHERM_CHAOS_ROUNDS=20 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_elastic.py
 	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_pauses.py
 	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_hosts.py
+	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_lifecycle.py
 
 # make bench-elastic [SKEWED=DIR] [STEADY=300] [ROUNDS=20]: criteria 1 to 6 of elasticity. SKEWED: a checkpoint whose
 # router prefers some experts
