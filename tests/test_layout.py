@@ -20,20 +20,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "kernels", "manifests")
 
-BASE = {"cluster.background", "cluster.loopback"}
+BASE = {"cluster.background", "cluster.errors", "cluster.loopback"}
 ROOMS: dict[str, set[str]] = {
     "kernels": set(),
     "manifests": set(),
     # The ground of cluster: what is said, what a model and a text are, and decisions about steps and placements.
     "cluster.background": set(),
+    "cluster.errors": set(),
     "cluster.loopback": set(),
-    "cluster.messages": set(),
-    "cluster.text": set(),
-    "cluster.model": {"cluster.text", "manifests"},
-    "cluster.engine": {"cluster.messages"},
+    "cluster.messages": {"cluster.errors"},
+    "cluster.text": {"cluster.errors"},
+    "cluster.model": {"cluster.errors", "cluster.text", "manifests"},
+    "cluster.engine": {"cluster.errors", "cluster.messages"},
     "cluster.placement": {"cluster.messages"},
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
-    "cluster.manifest": {"cluster.control", "cluster.engine", "cluster.model"},
+    "cluster.manifest": {"cluster.control", "cluster.engine", "cluster.errors", "cluster.model"},
     # Where tensors live.
     "actors.pulse": set(),
     "actors.links": {*BASE, "cluster.messages", "kernels"},
@@ -53,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
     },
     # The front door, and what is decided about the cluster.
     "cluster.api": {*BASE, "cluster.messages", "cluster.text"},
-    "cluster.client": {"cluster.loopback"},
+    "cluster.client": {"cluster.errors", "cluster.loopback"},
     "cluster.routing": {*BASE, "cluster.api", "cluster.messages"},
     "cluster.autoscale": {*BASE, "cluster.manifest", "cluster.messages", "cluster.model", "cluster.placement"},
     "cluster.observe": {"cluster.autoscale"},
@@ -74,6 +75,7 @@ ROOMS: dict[str, set[str]] = {
 USE_RAY = {"cluster.on_ray", "cluster.deploy"}
 WITHOUT_TENSORS = {
     "cluster.background",
+    "cluster.errors",
     "cluster.messages",
     "cluster.engine",
     "cluster.model",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroupGloo
 
 from isotherm.actors.links.protocol import LinkError
-from isotherm.cluster.background import first_line
+from isotherm.cluster.errors import one_line
 
 HEADER = 9  # int64s
 FOREVER = timedelta(days=3650)
@@ -23,7 +23,7 @@ def wait(work: Any, timeout: timedelta) -> None:
     try:
         work.wait(timeout)
     except RuntimeError as error:
-        raise LinkError(first_line(error)) from None
+        raise LinkError(one_line(error)) from None
 
 
 class HostMemory:
@@ -87,7 +87,7 @@ class Wire:
             if body is not None and nbytes:
                 self._pending.append((self._group.send([body], self._peer, 1), body))
         except RuntimeError as error:
-            raise LinkError(first_line(error)) from None
+            raise LinkError(one_line(error)) from None
 
     def flush(self, timeout: timedelta) -> None:
         """Wait until what was sent has gone: a body goes when the peer asks for it, so never to one that hangs."""
@@ -109,5 +109,5 @@ class Wire:
         try:
             work = self._group.recv([into], self._peer, tag)
         except RuntimeError as error:
-            raise LinkError(first_line(error)) from None
+            raise LinkError(one_line(error)) from None
         wait(work, timeout)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, TokenLogprobs
 from isotherm.cluster.text.output import OutputFields, OutputParser, joined
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -14,7 +15,7 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 _LOWEST_LOGPROB = -9999.0  # what OpenAI gives for minus infinity, which JSON can't say
 
 
-class GenerationError(Exception):
+class GenerationError(IsothermError):
     """The engine gave up on a request: an HTTP error before the first token, an error event after it."""
 
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 
 
-class EngineUnavailableError(Exception):
+class EngineUnavailableError(IsothermError):
     """No shard can take the request now: HTTP 503 with Retry-After."""
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from isotherm.cluster.errors import IsothermError
 
-class ReplyError(Exception):
+
+class ReplyError(IsothermError):
     """An answer in OpenAI's error form. `param` names the field, written like messages[0].content."""
 
     def __init__(

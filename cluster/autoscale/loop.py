@@ -22,6 +22,7 @@ from isotherm.cluster.autoscale.autoscaler import COPIES, GROUPS, SHARDS, Autosc
 from isotherm.cluster.autoscale.forecast import LoadView, predict
 from isotherm.cluster.autoscale.rates import GroupLoad, Meters, ShardLoad
 from isotherm.cluster.background import Background
+from isotherm.cluster.errors import named_line
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.operations import (
@@ -206,7 +207,7 @@ class AutoscaleLoop:
             ended = str(error)
         except Exception as error:
             log.exception("the autoscaler could not act")
-            ended = f"{type(error).__name__}: {error}"
+            ended = named_line(error)
         finally:
             del self._tasks[decision.kind]
         now = self._clock()

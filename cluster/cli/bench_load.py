@@ -18,6 +18,8 @@ from typing import Any
 
 import aiohttp
 
+from isotherm.cluster.errors import named_line
+
 
 @dataclass(frozen=True)
 class LoadShape:
@@ -115,7 +117,7 @@ async def _request(
                 times.tokens = json.loads(await response.read())["usage"]["completion_tokens"]
                 times.chunks.append(time.perf_counter())
     except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-        times.error = f"{type(error).__name__}: {error}"
+        times.error = named_line(error)
     return times
 
 

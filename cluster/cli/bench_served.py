@@ -22,13 +22,14 @@ import httpx
 import yaml
 
 from isotherm.cluster.cli.bench_load import LoadReport, LoadShape, run_load
+from isotherm.cluster.errors import IsothermError
 
 START_SECONDS, STOP_SECONDS = 600.0, 60.0
 ALONE = 64  # tokens of the request that runs alone
 SHORT = 2  # tokens of the replies that are subtracted
 
 
-class ServedError(RuntimeError):
+class ServedError(IsothermError, RuntimeError):
     """The cluster did not start, or refused the load."""
 
 

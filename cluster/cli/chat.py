@@ -7,6 +7,7 @@ import contextlib
 from rich.console import Console
 
 from isotherm.cluster.client import Client, ClientError, ConnectionFailedError
+from isotherm.cluster.errors import IsothermError
 
 with contextlib.suppress(ImportError):
     import readline  # noqa: F401  (its import gives input() line editing and a history)
@@ -16,7 +17,7 @@ _PROMPT = "\001\033[1;36m\002> \001\033[0m\002"
 _HELP = "Ctrl-C cuts an answer short, /new starts a new conversation, Ctrl-D ends."
 
 
-class NoServerError(RuntimeError):
+class NoServerError(IsothermError, RuntimeError):
     """Nothing answers at the URL; the message says what to do."""
 
 

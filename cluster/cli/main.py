@@ -15,7 +15,9 @@ import typer
 from rich.console import Console
 
 from isotherm.cluster.cli.bench import app as bench_app
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.on_ray.environment import prepare_attach, prepare_local_ray
+from isotherm.kernels.errors import KernelsUnavailable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,22 +47,25 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from httpx import InvalidURL
-
-        from isotherm.cluster.client import ClientError
-        from isotherm.cluster.client.batch import BatchError
-
         try:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise  # a RuntimeError to Python, but it only says the exit status
-        except (ValueError, RuntimeError, ConnectionError, OSError, InvalidURL, ClientError, BatchError) as error:
-            if type(error) in (ValueError, RuntimeError):
-                raise  # ours are subclasses: a bare one is a bug
+        except Exception as error:
+            if not _is_for_the_user(error):
+                raise
             errors.print(f"isotherm: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the message is all that is needed: Isotherm's own error, the system's (a file, a port, a connection), a
+    URL that is none, or kernels that this machine cannot run."""
+    from httpx import InvalidURL
+
+    return isinstance(error, IsothermError | OSError | InvalidURL | KernelsUnavailable)
 
 
 for _command in bench_app.registered_commands:

@@ -11,6 +11,7 @@ from typing import Any
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from isotherm.kernels.select import NAMES, select_kernels
 log = logging.getLogger(__name__)
 
 
-class OfflineError(ValueError):
+class OfflineError(IsothermError, ValueError):
     """The options do not fit each other or the model."""
 
 

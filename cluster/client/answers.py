@@ -12,8 +12,10 @@ from typing import Any
 
 import httpx
 
+from isotherm.cluster.errors import IsothermError
 
-class ClientError(Exception):
+
+class ClientError(IsothermError):
     """What every error of this module is."""
 
 

@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from isotherm.cluster.client.answers import ConnectionFailedError, RawResponse, said_in
 from isotherm.cluster.client.async_client import AsyncClient
+from isotherm.cluster.errors import IsothermError
 
 _URLS = ("/v1/chat/completions", "/v1/completions")
 _TRANSIENT_STATUS = (429, 502, 503, 504)
@@ -40,7 +41,7 @@ _SYNC_INTERVAL_S = 5.0  # results a power cut may cost; a killed process costs n
 _PLAIN_INTERVAL_S = 5.0
 
 
-class BatchError(Exception):
+class BatchError(IsothermError):
     """The batch can't run. Names the file, and the line where there is one."""
 
 

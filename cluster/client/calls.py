@@ -27,6 +27,7 @@ from isotherm.cluster.client.answers import (
     model_ids,
     raw,
 )
+from isotherm.cluster.errors import one_line
 from isotherm.cluster.loopback import reaches_this_machine
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -159,7 +160,7 @@ class Tries:
     def after_error(self, error: httpx.TransportError) -> float:
         """Seconds to wait before another try. Raises ConnectionFailedError where there is to be none."""
         if not isinstance(error, _RETRIED_ERRORS) or self._tried >= self._max_retries:
-            raise ConnectionFailedError(f"{self._base_url}: {_said(error)}") from error
+            raise ConnectionFailedError(f"{self._base_url}: {one_line(error)}") from error
         return self._backoff()
 
     def _backoff(self) -> float:
@@ -196,7 +197,7 @@ class StreamedReply:
     def after_error(self, error: httpx.TransportError) -> float:
         """Seconds to wait before another try. Raises StreamBrokenError, ConnectionFailedError."""
         if self._events.received:
-            raise StreamBrokenError(f"the connection broke: {_said(error)}") from error
+            raise StreamBrokenError(f"the connection broke: {one_line(error)}") from error
         return self._tries.after_error(error)
 
 
@@ -212,7 +213,3 @@ def http_options(base_url: str, api_key: str | None, timeout: float) -> dict[str
     mounts = {f"all://{host}": None} if reaches_this_machine(base.host) else {}
     timeouts = httpx.Timeout(timeout, connect=min(timeout, 10.0))
     return {"base_url": base, "headers": headers, "timeout": timeouts, "limits": limits, "mounts": mounts}
-
-
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__

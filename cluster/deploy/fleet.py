@@ -16,11 +16,12 @@ from ray.exceptions import RayError
 from isotherm.actors.attention.shard import AttentionShard
 from isotherm.actors.experts.group import ExpertGroup
 from isotherm.actors.links.rendezvous import Rendezvous
-from isotherm.cluster.background import Background, first_line
+from isotherm.cluster.background import Background
 from isotherm.cluster.control.link_choice import choose_link
 from isotherm.cluster.control.link_repair import RELINK_SECONDS, LinkRepair
 from isotherm.cluster.control.worker_watch import WorkerWatch
 from isotherm.cluster.deploy.places import Places
+from isotherm.cluster.errors import one_line
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
@@ -299,7 +300,7 @@ class RayFleet:
         out = {}
         for name, answer in zip(calls, answers, strict=True):
             if isinstance(answer, BaseException):
-                log.warning("%s does not say its %s: %s", name, what, first_line(answer))
+                log.warning("%s does not say its %s: %s", name, what, one_line(answer))
             else:
                 out[name] = answer
         return out
@@ -344,5 +345,5 @@ class RayFleet:
         except asyncio.TimeoutError:
             return out | {"state": "silent", "reason": f"no answer for {STATUS_TIMEOUT:g} s"}
         except WorkerGoneError as error:
-            return out | {"state": "dead", "reason": first_line(error)}
+            return out | {"state": "dead", "reason": one_line(error)}
         return out | {"state": "loaded" if detail["loaded"] else "loading"} | detail

@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -31,6 +31,7 @@ from isotherm.cluster.deploy.capacity import check_resources
 from isotherm.cluster.deploy.controller import Controller, Owner
 from isotherm.cluster.deploy.first_answer import wait_for_answer
 from isotherm.cluster.deploy.ingress import ingress_application
+from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
 from isotherm.cluster.on_ray.session import attach, local_processes, running_controller, start_local
 from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller
@@ -128,11 +129,11 @@ def main() -> None:
         _run(job, stop, tell)
     except Exception as error:
         if not stop.at_once:
-            if type(error) in (ValueError, RuntimeError, TypeError, KeyError, AttributeError):
-                logging.exception("a bug")  # ours are subclasses
-            remote = isinstance(error, RayActorError | RayTaskError)
+            if not isinstance(error, IsothermError | OSError | RayError):
+                logging.exception("a bug")
             known = isinstance(error, ManifestError)  # Ray's logs say no more about it
-            tell("failed", reason=_cause(error) if remote else str(error) or repr(error), logs=not known)
+            remote = isinstance(error, RayError)  # it says where, in many lines
+            tell("failed", reason=one_line(error) if remote else str(error) or repr(error), logs=not known)
     # Python's own way out would end Ray once more, and wait for threads that hang.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -230,12 +231,6 @@ def _serve(manifest: Manifest, path: Path, owner: Owner, stop: _Stop, tell: Call
 def _wait_on_head(url: str, model: str) -> None:
     """On the node that has the ingress, where `url` holds: it may be another machine than this one."""
     ray.get(ray.remote(wait_for_answer).options(num_cpus=0, resources=ON_HEAD, max_retries=0).remote(url, model))
-
-
-def _cause(error: Exception) -> str:
-    """The last line of a remote traceback that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else repr(error))
 
 
 def stop_running(address: str | None) -> None:

@@ -15,12 +15,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from isotherm.cluster.errors import IsothermError
+
 # Operations of each origin that are remembered: the autoscaler's push nobody else's out.
 HISTORY = 200
 AUTOSCALER = "autoscaler"  # the origin of its operations
 
 
-class OperationError(ValueError):
+class OperationError(IsothermError, ValueError):
     """The operation cannot be taken. `field` names what is wrong; `conflict` says that another one runs."""
 
     def __init__(self, message: str, field: str = "", conflict: bool = False):
@@ -249,5 +251,5 @@ class OperationLog:
         return log
 
 
-class PlacementChangeError(ValueError):
+class PlacementChangeError(IsothermError, ValueError):
     """The change cannot be made with these groups and slots."""

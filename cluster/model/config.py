@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.formats.base import WeightFormat
 from isotherm.cluster.model.formats.registry import configured
 from isotherm.cluster.model.tensors import TensorSpec
 
 
-class ModelConfigError(ValueError):
+class ModelConfigError(IsothermError, ValueError):
     """config.json cannot be served; the message names the file, the field, the value and what is allowed."""
 
 

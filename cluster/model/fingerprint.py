@@ -8,8 +8,10 @@ import json
 from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
+from isotherm.cluster.errors import IsothermError
 
-class NumericsError(RuntimeError):
+
+class NumericsError(IsothermError, RuntimeError):
     """A worker would not compute the same bits as the others; names it, and what differs."""
 
 

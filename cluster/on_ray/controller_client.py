@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
-from isotherm.cluster.background import first_line
+from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.on_ray.workers import find_controller, find_worker
@@ -27,7 +27,7 @@ class RayShard:
         except RayTaskError as error:  # it lives, and says no
             raise error.cause from None
         except RayError as error:
-            raise WorkerGoneError(first_line(error)) from None
+            raise WorkerGoneError(one_line(error)) from None
 
     async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None:
         try:
@@ -35,7 +35,7 @@ class RayShard:
         except RayTaskError as error:
             raise error.cause from None
         except RayError as error:
-            raise WorkerGoneError(first_line(error)) from None
+            raise WorkerGoneError(one_line(error)) from None
 
 
 class ControllerClient:
@@ -49,7 +49,7 @@ class ControllerClient:
         try:
             return RayShard(await asyncio.to_thread(find_worker, name))
         except (RayError, ValueError) as error:
-            raise WorkerGoneError(first_line(error)) from None
+            raise WorkerGoneError(one_line(error)) from None
 
     async def status(self) -> dict[str, Any]:
         return await self._ask("status")
@@ -80,4 +80,4 @@ class ControllerClient:
         except RayTaskError as error:
             raise error.cause from None  # for instance OperationError or PlacementChangeError
         except (RayError, ValueError) as error:  # ValueError: Ray knows no such actor
-            raise WorkerGoneError(f"the controller cannot be reached: {first_line(error)}") from None
+            raise WorkerGoneError(f"the controller cannot be reached: {one_line(error)}") from None

@@ -14,13 +14,14 @@ import ray
 from ray._private import parameter
 from ray._private.utils import write_ray_address
 
+from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.on_ray.workers import find_controller
 
 CONNECT_TIMEOUT = 5.0  # seconds
 OBJECT_STORE_BYTES = 200 << 20  # tokens and control messages only: tensors never go through the object store
 
 
-class NoClusterError(RuntimeError):
+class NoClusterError(IsothermError, RuntimeError):
     """There is no Ray cluster to attach to, or no Isotherm on it; the message says what to do."""
 
 
@@ -89,7 +90,7 @@ def attach(address: str | None) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (OSError, ValueError) as error:  # ConnectionError is Ray's; ValueError: not an address
             raise NoClusterError(
-                f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one with: isotherm serve"
+                f"no Ray cluster at {address} ({one_line(error)}); start one with: isotherm serve"
             ) from None
 
 

@@ -17,7 +17,7 @@ from ray.experimental.internal_kv import _internal_kv_put
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from isotherm.cluster.background import first_line
+from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import WorkerGoneError
 
 NAMESPACE = "isotherm"
@@ -54,7 +54,7 @@ class RayWorker:
         try:
             return await getattr(self.actor, name).remote(*args)
         except RayActorError as error:
-            raise WorkerGoneError(first_line(error)) from None
+            raise WorkerGoneError(one_line(error)) from None
 
     @property
     def node_id(self) -> str | None:

@@ -13,7 +13,8 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
-from isotherm.cluster.background import Background, first_line
+from isotherm.cluster.background import Background
+from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 from isotherm.cluster.routing.journey import Journey
@@ -166,7 +167,7 @@ class ShardClient:
             try:
                 membership = await self._cluster.watch(known)
             except WorkerGoneError as error:
-                log.warning("no controller: %s", first_line(error))
+                log.warning("no controller: %s", one_line(error))
                 await asyncio.sleep(0.5)
                 continue
             if membership.version > known:
@@ -190,10 +191,10 @@ class ShardClient:
                 try:
                     reason = await connection.run(await self._cluster.shard(name))
                 except WorkerGoneError as error:
-                    reason = first_line(error)
+                    reason = one_line(error)
                 except Exception as error:
                     log.exception("the connection to %s failed", name)
-                    reason = first_line(error)
+                    reason = one_line(error)
                 log.warning("the connection to attention shard %s has ended: %s", name, reason)
                 if self._membership is None or name not in self._membership.shards:
                     return

@@ -24,6 +24,7 @@ import psutil
 from rich.console import Console
 
 from isotherm.cluster.background import spawn_thread
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.on_ray.run_file import run_file
 from isotherm.cluster.supervise.processes import adopt_orphans, end_all_below, reap, runs, titled
@@ -41,7 +42,7 @@ AGENTS = {
 DRIVER = "from isotherm.cluster.deploy.serve import main; main()"
 
 
-class ServeError(RuntimeError):
+class ServeError(IsothermError, RuntimeError):
     """The cluster could not be started, or has ended by itself."""
 
 

@@ -26,10 +26,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from isotherm.cluster.errors import IsothermError, named_line
+
 _FRAME = struct.Struct(">Q")  # payload bytes; the payload is JSON
 
 
-class ChatTemplateError(Exception):
+class ChatTemplateError(IsothermError):
     """The template refused these messages, or could not handle them."""
 
 
@@ -208,7 +210,7 @@ def _render(
     except TemplateError as error:
         return {"kind": "refused", "message": str(error) or type(error).__name__}
     except Exception as error:  # anything at all can come out of a template's expressions
-        return {"kind": "refused", "message": f"{type(error).__name__}: {error}"}
+        return {"kind": "refused", "message": named_line(error)}
 
 
 class _GenerationTag(Extension):

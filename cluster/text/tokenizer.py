@@ -14,6 +14,7 @@ from typing import Any
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.text.chat_template import ChatTemplate
 from isotherm.cluster.text.detokenizer import TextStream
 
@@ -21,11 +22,11 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(IsothermError, ValueError):
     """The checkpoint's tokenizer files are missing or can't be used. Names the file."""
 
 
-class NoChatTemplateError(ValueError):
+class NoChatTemplateError(IsothermError, ValueError):
     """The checkpoint has no chat template, so it can only complete text."""
 
 
