@@ -20,17 +20,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "kernels", "manifests")
 
-BASE = {"cluster.background", "cluster.errors", "cluster.loopback"}
+BASE = {"cluster.background", "cluster.errors", "cluster.jsontypes", "cluster.loopback"}
 ROOMS: dict[str, set[str]] = {
     "kernels": set(),
     "manifests": set(),
     # The ground of cluster: what is said, what a model and a text are, and decisions about steps and placements.
     "cluster.background": set(),
     "cluster.errors": set(),
+    "cluster.jsontypes": set(),
     "cluster.loopback": set(),
-    "cluster.messages": {"cluster.errors"},
-    "cluster.text": {"cluster.errors"},
-    "cluster.model": {"cluster.errors", "cluster.text", "manifests"},
+    "cluster.messages": {"cluster.errors", "cluster.jsontypes"},
+    "cluster.text": {"cluster.errors", "cluster.jsontypes"},
+    "cluster.model": {"cluster.errors", "cluster.jsontypes", "cluster.text", "manifests"},
     "cluster.engine": {"cluster.errors", "cluster.messages"},
     "cluster.placement": {"cluster.messages"},
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
@@ -54,7 +55,7 @@ ROOMS: dict[str, set[str]] = {
     },
     # The front door, and what is decided about the cluster.
     "cluster.api": {*BASE, "cluster.messages", "cluster.text"},
-    "cluster.client": {"cluster.errors", "cluster.loopback"},
+    "cluster.client": {"cluster.errors", "cluster.jsontypes", "cluster.loopback"},
     "cluster.routing": {*BASE, "cluster.api", "cluster.messages"},
     "cluster.autoscale": {*BASE, "cluster.manifest", "cluster.messages", "cluster.model", "cluster.placement"},
     "cluster.observe": {"cluster.autoscale"},

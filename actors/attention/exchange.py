@@ -277,8 +277,9 @@ class ExpertExchange:
                 self.begin_step()
             table = self._tables[self._layer]
             failed = np.array([self._has_failed(group) for group in self._groups])
-            alive = ~failed[table.copies] & (np.arange(table.copies.shape[1]) < table.count[:, None])
-            orphans = np.unique(experts[~alive.any(axis=1)[experts]])
+            alive: np.ndarray = ~failed[table.copies] & (np.arange(table.copies.shape[1]) < table.count[:, None])
+            without_copy: np.ndarray = ~np.any(alive, axis=1)
+            orphans = np.unique(experts[without_copy[experts]])
             if not len(orphans):
                 return alive
             if time.monotonic() > deadline:

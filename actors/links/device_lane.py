@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore, Work
 
 from isotherm.actors.links.protocol import LinkError
 from isotherm.actors.links.wire import wait
@@ -31,7 +31,7 @@ class DataLane:
     ):
         self._group, self._peer, self._device, self._timeout, self._abort = group, peer, device, timeout, abort
         self._receiving = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._sent: tuple[Any, Tensor] | None = None  # under way until the peer's next message
+        self._sent: tuple[Work, Tensor] | None = None  # under way until the peer's next message
 
     def send(self, rows: Tensor) -> None:
         """Start sending, after what the current stream has still to compute of `rows`."""
@@ -73,7 +73,7 @@ class DataLane:
     def _stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._receiving is None else torch.cuda.stream(self._receiving)
 
-    def _wait(self, work: Any) -> None:
+    def _wait(self, work: Work) -> None:
         """On the host: a peer that has died would hang the device for ever. NCCL's own wait sleeps for a millisecond at
         a time, which is too long."""
         try:

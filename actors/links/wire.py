@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo
+from torch.distributed import ProcessGroupGloo, Work
 
 from isotherm.actors.links.protocol import LinkError
 from isotherm.cluster.errors import one_line
@@ -18,7 +18,7 @@ HEADER = 9  # int64s
 FOREVER = timedelta(days=3650)
 
 
-def wait(work: Any, timeout: timedelta) -> None:
+def wait(work: Work, timeout: timedelta) -> None:
     """Wait on the host for something that a process group has begun. Raises LinkError."""
     try:
         work.wait(timeout)
@@ -52,7 +52,7 @@ class Wire:
     ):
         self._group: Any = group  # torch's stubs leave out send and recv
         self._peer, self._device = peer, device
-        self._pending: list = []
+        self._pending: list[tuple[Work, Tensor]] = []
         self._outgoing, self._incoming = HostMemory(device, allocate), HostMemory(device, allocate)
 
     def body(self, nbytes: int, timeout: timedelta = FOREVER) -> Tensor:

@@ -268,7 +268,7 @@ class CompletionBody(GenerationBody):
     def prompts(self) -> Sequence[str | list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
-        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # type: ignore[list-item,return-value]
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt
 
     def prompt_param(self, index: int) -> str:
         """The name of one of `prompts` in an error."""

@@ -171,9 +171,10 @@ class AutoscaleLoop:
         rows_WLE, reads_WLE = self.rows.windows(), self._reads.windows()
         if not len(rows_WLE) or not rows_WLE[-1].any():
             return None
-        work_WLE = rows_WLE + self.config.copies.read_cost * reads_WLE[-len(rows_WLE) :]
+        work_WLE: np.ndarray = rows_WLE + self.config.copies.read_cost * reads_WLE[-len(rows_WLE) :]
         scale_WL1 = rows_WLE.sum(axis=2, keepdims=True) / np.maximum(work_WLE.sum(axis=2, keepdims=True), 1e-9)
-        return work_WLE * scale_WL1
+        work_WLE *= scale_WL1
+        return work_WLE
 
     def _make_plan(
         self, placement: Placement, groups: Sequence[Group], windows_WLE: np.ndarray, pinned: Set[Pair]

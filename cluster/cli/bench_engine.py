@@ -96,11 +96,9 @@ class EngineBench:
         """Every size in turn, `runs` times, after one uncounted round."""
         results: dict[tuple[str, int], list[float]] = {}
         for run in range(runs + 1):
-            for name, size, speed in [("decode", b, self.decode) for b in batches] + [
-                ("prefill", p, self.prefill)
-                for p in prompts  # type: ignore[list-item]
-            ]:
-                value = speed(size)  # type: ignore[operator]
-                if run:
-                    results.setdefault((name, size), []).append(value)
+            for name, sizes, speed in ("decode", batches, self.decode), ("prefill", prompts, self.prefill):
+                for size in sizes:
+                    value = speed(size)
+                    if run:
+                        results.setdefault((name, size), []).append(value)
         return [Figure(name, size, tuple(values)) for (name, size), values in results.items()]

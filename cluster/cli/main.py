@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from isotherm.cluster.cli.bench import app as bench_app
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.on_ray.environment import prepare_attach, prepare_local_ray
 from isotherm.kernels.errors import KernelsUnavailable
+
+if TYPE_CHECKING:
+    from isotherm.cluster.manifest import Manifest
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,7 +75,7 @@ for _command in bench_app.registered_commands:
     _command.callback = user_errors(_command.callback)  # type: ignore[arg-type]  # each has one
 
 
-def _manifest(model: str, **overrides: Any):
+def _manifest(model: str, **overrides: Any) -> tuple[Manifest, Path]:
     """The manifest that MODEL|MANIFEST means, and the model's directory."""
     from isotherm.cluster.manifest import load_manifest, parse_manifest
     from isotherm.cluster.model.path import resolve_model

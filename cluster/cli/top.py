@@ -180,7 +180,8 @@ def _heat_map(layers: Sequence[dict[str, Any]], width: int, lines: int, colours:
 
 
 def _rates(layer: dict[str, Any]) -> list[float]:
-    return layer["rate"] if any(layer.get("rate", [])) else layer["rows"]
+    rates: list[float] = layer["rate"] if any(layer.get("rate", [])) else layer["rows"]
+    return rates
 
 
 def _relative(layer: dict[str, Any]) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 
 
 class ClientError(IsothermError):
@@ -143,10 +144,11 @@ def raw(response: httpx.Response) -> RawResponse:
     return RawResponse(response.status_code, response.headers.get("x-request-id", ""), body)
 
 
-def checked(response: RawResponse) -> Any:
+def checked(response: RawResponse) -> JSON:
     """The body of a 200 or 202. Raises APIError for anything else."""
     if response.status in (200, 202) and response.body is not None:
-        return response.body
+        body: JSON = response.body  # whoever reads it says where it is another thing
+        return body
     error = response.body.get("error") if isinstance(response.body, dict) else None
     fields = error if isinstance(error, dict) else {}
     message = said_in(response.body) or "the answer is not in OpenAI's form"

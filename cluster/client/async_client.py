@@ -115,7 +115,8 @@ class AsyncClient:
                 else:
                     step = call.send(outcome)
         except StopIteration as end:
-            return end.value
+            result: _T = end.value
+            return result
 
     async def _act(self, step: Send | Pause) -> httpx.Response | None:
         if isinstance(step, Send):

@@ -110,7 +110,7 @@ class Calls:
     def ready(self) -> Call[bool]:
         return (yield from self.request("GET", "/ready", retry=False)).status == 200
 
-    def get(self, path: str) -> Call[Any]:
+    def get(self, path: str) -> Call[dict[str, Any]]:
         return checked((yield from self.request("GET", path)))
 
     def scale(self, dry_run: bool, idempotency_key: str | None, target: Mapping[str, Any]) -> Call[dict[str, Any]]:
@@ -165,7 +165,8 @@ class Tries:
 
     def _backoff(self) -> float:
         self._tried += 1
-        return min(0.25 * 2 ** (self._tried - 1), _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
+        backoff: float = min(0.25 * 2 ** (self._tried - 1), _MAX_BACKOFF_S)
+        return backoff * random.uniform(0.5, 1.0)
 
 
 class StreamedReply:

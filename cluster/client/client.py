@@ -122,7 +122,8 @@ class Client:
                 else:
                     step = call.send(outcome)
         except StopIteration as end:
-            return end.value
+            result: _T = end.value
+            return result
 
     def _act(self, step: Send | Pause) -> httpx.Response | None:
         if isinstance(step, Send):

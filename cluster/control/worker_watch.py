@@ -92,7 +92,7 @@ class WorkerWatch:
             return False
         whom = self._workers.get(name)
         if whom is None:  # found dead meanwhile: the loss of their link wakes this one, if anything can
-            return seconds < self._patience + self._limit
+            return bool(seconds < self._patience + self._limit)
         answer = asyncio.ensure_future(whom.call("sign_of_life"))
         well = await answers_within(answer, self._limit) and answer.exception() is None
         says = "is well" if well else "does not answer"

@@ -28,6 +28,7 @@ from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import ClusterNumerics
+from isotherm.cluster.on_ray.handles import ActorHandle, Reference
 from isotherm.cluster.on_ray.workers import (
     RayWorker,
     end_worker,
@@ -96,7 +97,7 @@ class RayFleet:
     def expert_load(self) -> list[list[float]] | None:
         return self.load_view()
 
-    def _order(self, worker: Any, name: str, *args: Any) -> Any:
+    def _order(self, worker: ActorHandle, name: str, *args: Any) -> Reference:
         return worker.order.remote(self.generation, name, *args)
 
     async def fence(self, workers: Iterable[str]) -> None:
@@ -214,7 +215,8 @@ class RayFleet:
             self._loading.discard(group)
 
     async def held(self, group: str) -> list[Pair]:
-        return await self.groups[group].actor.held.remote()
+        held: list[tuple[int, int]] = await self.groups[group].actor.held.remote()
+        return held
 
     async def free(self, group: str, pairs: list[Pair]) -> None:
         if group not in self.dead:
@@ -346,4 +348,5 @@ class RayFleet:
             return out | {"state": "silent", "reason": f"no answer for {STATUS_TIMEOUT:g} s"}
         except WorkerGoneError as error:
             return out | {"state": "dead", "reason": one_line(error)}
-        return out | {"state": "loaded" if detail["loaded"] else "loading"} | detail
+        status: dict[str, Any] = out | {"state": "loaded" if detail["loaded"] else "loading"} | detail
+        return status

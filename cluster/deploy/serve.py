@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -33,6 +33,7 @@ from isotherm.cluster.deploy.first_answer import wait_for_answer
 from isotherm.cluster.deploy.ingress import ingress_application
 from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
+from isotherm.cluster.on_ray.handles import ActorHandle, Reference
 from isotherm.cluster.on_ray.session import attach, local_processes, running_controller, start_local
 from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller
 from isotherm.cluster.supervise.processes import runs_as
@@ -47,7 +48,7 @@ STOP_TIMEOUT = 120.0  # seconds beyond the drain that `isotherm stop` waits for 
 DRAIN_SLACK = 10.0  # seconds beyond the drain in which an ingress replica ends by itself; then Serve ends it
 
 
-def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) -> Any:
+def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) -> ActorHandle:
     """The detached controller actor; its workers are not started yet. `owner` is the process that waits for
     `wait_stopped`; None where there is none. Raises ServeError where a controller runs already."""
     try:
@@ -147,7 +148,7 @@ class _Stop:
         self.asked = self.at_once = False
         self._blocking = False
 
-    def listen(self, words: Any) -> None:
+    def listen(self, words: Iterable[str]) -> None:
         for word in words:
             self._ask(at_once=word.strip() != "drain")
         self._ask(at_once=True)
@@ -262,7 +263,7 @@ def stop_running(address: str | None) -> None:
         raise ServeError(f"the cluster is not gone after {seconds:g} s; it is process {owner.pid} on {owner.host}")
 
 
-def _taken_up(controller: Any) -> bool:
+def _taken_up(controller: ActorHandle) -> bool:
     """Whether the process that serves does what it was asked to. It may be gone,
     on a cluster that others have started."""
     deadline = time.monotonic() + ABSENT_SECONDS
@@ -276,7 +277,7 @@ def _taken_up(controller: Any) -> bool:
     return False
 
 
-def _runs(controller: Any) -> bool:
+def _runs(controller: ActorHandle) -> bool:
     try:
         ray.get(controller.owner.remote(), timeout=5)
     except RayError:
@@ -284,7 +285,7 @@ def _runs(controller: Any) -> bool:
     return True
 
 
-def _show_loading(controller: Any, starting: Any, stop: _Stop, console: Console) -> None:
+def _show_loading(controller: ActorHandle, starting: Reference, stop: _Stop, console: Console) -> None:
     """Progress of every worker until all have loaded. Raises what `Controller.start` raised."""
     columns = (
         TextColumn("{task.description}"),

@@ -95,7 +95,8 @@ class DeepseekV3Config(ModelConfig):
 
     @property
     def softmax_scale(self) -> float:
-        return self.qk_head_dim**-0.5 * self.rope.softmax_factor
+        scale: float = self.qk_head_dim**-0.5
+        return scale * self.rope.softmax_factor
 
     def is_moe(self, layer: int) -> bool:
         """The MTP layers, from num_hidden_layers on, all are."""

@@ -15,6 +15,7 @@ from ray._private import parameter
 from ray._private.utils import write_ray_address
 
 from isotherm.cluster.errors import IsothermError, one_line
+from isotherm.cluster.on_ray.handles import ActorHandle
 from isotherm.cluster.on_ray.workers import find_controller
 
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -101,7 +102,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
 
 
-def running_controller() -> Any:
+def running_controller() -> ActorHandle:
     """The controller of the cluster that this driver has attached to. Raises NoClusterError."""
     try:
         return find_controller()
@@ -115,7 +116,8 @@ def cluster_status(address: str | None) -> dict[str, Any]:
     """What the controller of a running cluster says of itself and the workers. Raises NoClusterError."""
     attach(address)
     try:
-        return ray.get(running_controller().status.remote(), timeout=30)
+        status: dict[str, Any] = ray.get(running_controller().status.remote(), timeout=30)
+        return status
     finally:
         ray.shutdown()
 
@@ -124,6 +126,7 @@ def cluster_url(address: str | None) -> str:
     """The HTTP endpoint of a running cluster. Raises NoClusterError."""
     attach(address)
     try:
-        return ray.get(running_controller().url.remote(), timeout=30)
+        url: str = ray.get(running_controller().url.remote(), timeout=30)
+        return url
     finally:
         ray.shutdown()

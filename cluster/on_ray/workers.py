@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import WorkerGoneError
+from isotherm.cluster.on_ray.handles import ActorHandle
 
 NAMESPACE = "isotherm"
 CONTROLLER = "isotherm-controller"
@@ -45,7 +46,7 @@ class RayWorker:
 
     id: str
     slot: Slot | None
-    actor: Any
+    actor: ActorHandle
 
     async def call(self, name: str, *args: Any) -> Any:
         """What one of the actor's methods gives. Raises WorkerGoneError."""
@@ -94,7 +95,7 @@ def release_slot(slot: Slot) -> None:
 def start_worker(worker_id: str, slot: Slot, bundle: dict[str, float], cls: type, *args: Any) -> RayWorker:
     """Start `cls(*args)` as a named detached actor that takes the whole slot. It is never restarted: it would come back
     empty."""
-    actor: Any = (
+    actor: ActorHandle = (
         ray.remote(cls)
         .options(
             name=worker_id,
@@ -142,12 +143,12 @@ def find_workers(prefix: str) -> dict[str, RayWorker]:
     return found
 
 
-def find_worker(worker_id: str) -> Any:
+def find_worker(worker_id: str) -> ActorHandle:
     """The actor of a worker, from any process of the cluster."""
     return ray.get_actor(worker_id, namespace=NAMESPACE)
 
 
-def find_controller() -> Any:
+def find_controller() -> ActorHandle:
     """Raises ValueError when no controller runs on this Ray cluster."""
     return ray.get_actor(CONTROLLER, namespace=NAMESPACE)
 

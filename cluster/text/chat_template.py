@@ -84,8 +84,8 @@ class ChatTemplate:
             raise ChatTemplateLimitError("the messages or template arguments are nested too deeply") from None
         with self._lock:
             reply = self._ask(payload)
-        if "text" in reply:
-            return reply["text"]
+        if (text := reply.get("text")) is not None:
+            return text
         kinds = {"broken": ChatTemplateBrokenError, "limit": ChatTemplateLimitError}
         raise kinds.get(reply["kind"], ChatTemplateError)(reply["message"])
 
@@ -94,7 +94,8 @@ class ChatTemplate:
         with self._lock:
             self._end_child()
 
-    def _ask(self, payload: bytes) -> dict[str, Any]:
+    def _ask(self, payload: bytes) -> dict[str, str]:
+        """{"text": …}, or {"kind": …, "message": …}."""
         if self._child is None or self._child.poll() is not None:
             self._end_child()
             self._child = _start_child()
@@ -109,7 +110,8 @@ class ChatTemplate:
             if child.returncode == -signal.SIGALRM:
                 return {"kind": "limit", "message": f"the chat template ran for more than {self._time_limit:g} s"}
             return {"kind": "limit", "message": f"the chat template's process ended (status {child.returncode})"}
-        return json.loads(reply)
+        said: dict[str, str] = json.loads(reply)
+        return said
 
     def _end_child(self) -> None:
         if self._child is None:

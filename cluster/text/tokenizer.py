@@ -202,7 +202,7 @@ def _set_post_processor(backend: tokenizers.Tokenizer, config: Mapping[str, Any]
         )
     bos = [special["bos_token"]] if "bos_token" in ids else []
     eos = [special["eos_token"]] if "eos_token" in ids else []
-    backend.post_processor = TemplateProcessing(  # type: ignore[assignment]
+    backend.post_processor = TemplateProcessing(
         single=[*bos, "$A", *eos],
         pair=[*bos, "$A", *eos, *bos, "$B:1", *eos],
         special_tokens=[(special[name], id_) for name, id_ in ids.items()],
