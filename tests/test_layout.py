@@ -33,14 +33,16 @@ ROOMS: dict[str, set[str]] = {
     "cluster.text": {"cluster.errors", "cluster.jsontypes"},
     "cluster.model": {"cluster.errors", "cluster.jsontypes", "cluster.text", "manifests"},
     "cluster.engine": {"cluster.errors", "cluster.messages"},
-    "cluster.placement": {"cluster.messages"},
+    "cluster.placement": {"cluster.jsontypes", "cluster.messages"},
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
     "cluster.manifest": {"cluster.control", "cluster.engine", "cluster.errors", "cluster.model"},
     # Where tensors live.
     "actors.pulse": set(),
     "actors.links": {*BASE, "cluster.messages", "kernels"},
     "actors.models": {"cluster.engine", "cluster.model", "kernels"},
-    "actors.worker": {"actors.links", "actors.models", "cluster.messages", "cluster.model", "kernels"},
+    "actors.worker": {
+        "actors.links", "actors.models", "cluster.jsontypes", "cluster.messages", "cluster.model", "kernels"
+    },
     "actors.attention": {
         *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker",
         "cluster.engine", "cluster.messages", "cluster.placement", "kernels"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 
 
 class ReplyError(IsothermError):
@@ -28,5 +27,5 @@ class ReplyError(IsothermError):
         self.kind = kind
         self.headers = headers or {}
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> JSON:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.jsontypes import JSON
 
 MAX_PROMPTS = 128
 MAX_CHOICES = 128  # prompts × n
@@ -74,7 +75,7 @@ class Message(_Model):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: _Content | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[JSON] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # replies have both, and clients send back either
@@ -91,7 +92,7 @@ class Message(_Model):
     def _thought(self) -> str | None:
         return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
-    def for_template(self) -> dict[str, Any]:
+    def for_template(self) -> JSON:
         """The message as chat templates expect it: text parts joined as they are, `developer` under its older name,
         absent fields absent. A null content stays, since DeepSeek's templates test it."""
         content = (
@@ -195,10 +196,10 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=_MAX_TOP_LOGPROBS)
-    tools: list[dict[str, Any]] | None = None
+    tools: list[JSON] | None = None
     tool_choice: str | None = None
     chat_template: Any = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JSON | None = None
     separate_reasoning: bool | None = None  # false: the thought stays in content, as the model wrote it
 
     @model_validator(mode="after")
@@ -314,7 +315,7 @@ def _hint(neutral: tuple[Any, ...]) -> str:
     return f"; leave it out or give {allowed}" if allowed else "; leave it out"
 
 
-def _api_error(error: Any, data: dict[str, Any]) -> ReplyError:
+def _api_error(error: Any, data: JSON) -> ReplyError:
     """OpenAI's form of a pydantic error. Its location also holds tags of union members, which are no part of the
     client's JSON."""
     path: list[str | int] = []

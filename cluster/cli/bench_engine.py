@@ -8,12 +8,12 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine
 from isotherm.actors.models.weights import parse_dtype
 from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.select import select_kernels
@@ -33,7 +33,7 @@ class Figure:
     def median(self) -> float:
         return statistics.median(self.runs)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JSON:
         return asdict(self) | {"median": self.median}
 
 

@@ -14,11 +14,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import aiohttp
 
 from isotherm.cluster.errors import named_line
+from isotherm.cluster.jsontypes import JSON
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LoadReport:
     time_between_tokens_ms: dict[str, float]
     first_error: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JSON:
         return asdict(self)
 
 

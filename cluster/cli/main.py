@@ -16,6 +16,7 @@ from rich.console import Console
 
 from isotherm.cluster.cli.bench import app as bench_app
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.on_ray.environment import prepare_attach, prepare_local_ray
 from isotherm.kernels.errors import KernelsUnavailable
 
@@ -217,7 +218,7 @@ def stop(address: AddressOption = None) -> None:
     console.print("stopped")
 
 
-def _copies(word: str) -> dict[str, Any]:
+def _copies(word: str) -> JSON:
     """ "2:5=3" → layer 2, expert 5, 3 copies; "2:5=auto" → as many as the autoscaler decides."""
     found = re.fullmatch(r"(\d{1,9}):(\d{1,9})=(\d{1,9}|auto)", word)
     if found is None:
@@ -260,7 +261,7 @@ def scale(
 
     if drain_node and drain_none:
         raise typer.BadParameter("give --drain-node or --drain-none, not both")
-    target: dict[str, Any] = {
+    target: JSON = {
         "expert_groups": expert_groups,
         "attention_shards": attention_shards,
         "deadline_seconds": deadline,

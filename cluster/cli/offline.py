@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -46,7 +46,7 @@ class OfflineOptions:
 
 def generate_offline(
     manifest: Manifest, path: Path, options: OfflineOptions, show: Callable[[str], None] | None = None
-) -> dict[str, Any]:
+) -> JSON:
     """token_ids, text, logprobs (per token: token_id, logprob, top), finish_reason and system_fingerprint, which
     replies of a cluster that computes the same bits have too. `show` is given the text as it grows."""
     _check(options)
@@ -77,7 +77,7 @@ def generate_offline(
     stream = None if tokenizer is None else tokenizer.stream()
     text, reason = "", None
     tokens: list[int] = []
-    logprobs: list[dict[str, Any]] = []
+    logprobs: list[JSON] = []
     for delta in run(engine, [GenerationRequest("offline", prompt, params)]):
         tokens += delta.token_ids
         reason = delta.finish_reason

@@ -189,7 +189,7 @@ def completion(body: Any) -> Completion:
         raise APIError(200, "the answer is not in OpenAI's form") from None
 
 
-def _chunks(event: dict[str, Any]) -> Iterator[Chunk]:
+def _chunks(event: JSON) -> Iterator[Chunk]:
     for one in event.get("choices") or ():
         if one is None:
             continue
@@ -200,12 +200,12 @@ def _chunks(event: dict[str, Any]) -> Iterator[Chunk]:
         yield Chunk("", usage=_usage(event["usage"]))
 
 
-def _text(choice: dict[str, Any], part: str) -> str:
+def _text(choice: JSON, part: str) -> str:
     """Of a choice of a chat (in its `message` or `delta`) or of a completion."""
     return _string((choice[part] or {}).get("content") if part in choice else choice.get("text"))
 
 
-def _reasoning(choice: dict[str, Any], part: str) -> str:
+def _reasoning(choice: JSON, part: str) -> str:
     """The thought, under either of the names that servers give it."""
     body = choice.get(part) or {}
     return _string(body.get("reasoning_content")) or _string(body.get("reasoning"))

@@ -28,6 +28,7 @@ from isotherm.cluster.client.answers import (
     raw,
 )
 from isotherm.cluster.errors import one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.loopback import reaches_this_machine
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -110,17 +111,17 @@ class Calls:
     def ready(self) -> Call[bool]:
         return (yield from self.request("GET", "/ready", retry=False)).status == 200
 
-    def get(self, path: str) -> Call[dict[str, Any]]:
+    def get(self, path: str) -> Call[JSON]:
         return checked((yield from self.request("GET", path)))
 
-    def scale(self, dry_run: bool, idempotency_key: str | None, target: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    def scale(self, dry_run: bool, idempotency_key: str | None, target: Mapping[str, Any]) -> Call[JSON]:
         body = {"dry_run": dry_run, "idempotency_key": idempotency_key or uuid.uuid4().hex, **target}
         return checked((yield from self.request("POST", _OPERATIONS, body)))
 
-    def operation(self, operation_id: str) -> Call[dict[str, Any]]:
+    def operation(self, operation_id: str) -> Call[JSON]:
         return (yield from self.get(f"{_OPERATIONS}/{operation_id}"))
 
-    def wait_for_operation(self, operation_id: str, timeout: float) -> Call[dict[str, Any]]:
+    def wait_for_operation(self, operation_id: str, timeout: float) -> Call[JSON]:
         deadline = time.monotonic() + timeout
         while True:
             operation = yield from self.operation(operation_id)
@@ -130,7 +131,7 @@ class Calls:
                 raise TimeoutError(f"operation {operation['id']} is still {operation['phase']} after {timeout:g} s")
             yield Pause(_POLL_S)
 
-    def _with_model(self, path: str, body: dict[str, Any]) -> Call[Send]:
+    def _with_model(self, path: str, body: JSON) -> Call[Send]:
         if body.get("model") is None:
             if self._model is None:
                 self._model = (yield from self.models())[0]

@@ -22,6 +22,7 @@ from isotherm.cluster.control.link_repair import RELINK_SECONDS, LinkRepair
 from isotherm.cluster.control.worker_watch import WorkerWatch
 from isotherm.cluster.deploy.places import Places
 from isotherm.cluster.errors import one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
@@ -323,7 +324,7 @@ class RayFleet:
         of_shards, of_groups = await asyncio.gather(*asked)
         return of_shards, of_groups
 
-    async def statuses(self) -> list[dict[str, Any]]:
+    async def statuses(self) -> list[JSON]:
         """Every worker's own words, shards first."""
         return list(
             await asyncio.gather(
@@ -332,7 +333,7 @@ class RayFleet:
             )
         )
 
-    async def _status(self, role: str, worker: RayWorker) -> dict[str, Any]:
+    async def _status(self, role: str, worker: RayWorker) -> JSON:
         out = {
             "id": worker.id,
             "role": role,
@@ -348,5 +349,5 @@ class RayFleet:
             return out | {"state": "silent", "reason": f"no answer for {STATUS_TIMEOUT:g} s"}
         except WorkerGoneError as error:
             return out | {"state": "dead", "reason": one_line(error)}
-        status: dict[str, Any] = out | {"state": "loaded" if detail["loaded"] else "loading"} | detail
+        status: JSON = out | {"state": "loaded" if detail["loaded"] else "loading"} | detail
         return status

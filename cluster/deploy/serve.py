@@ -32,6 +32,7 @@ from isotherm.cluster.deploy.controller import Controller, Owner
 from isotherm.cluster.deploy.first_answer import wait_for_answer
 from isotherm.cluster.deploy.ingress import ingress_application
 from isotherm.cluster.errors import IsothermError, one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
 from isotherm.cluster.on_ray.handles import ActorHandle, Reference
 from isotherm.cluster.on_ray.session import attach, local_processes, running_controller, start_local
@@ -181,7 +182,7 @@ class _Interrupted(Exception):
     """It is time to stop, and something blocked."""
 
 
-def _run(job: dict[str, Any], stop: _Stop, tell: Callable[..., None]) -> None:
+def _run(job: JSON, stop: _Stop, tell: Callable[..., None]) -> None:
     manifest, path, address = parse_manifest(job["manifest"]), Path(job["path"]), job["address"]
     try:
         if address is None:

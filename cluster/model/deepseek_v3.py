@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.config import (
     Fields,
     ModelConfig,
@@ -171,7 +172,7 @@ class DeepseekV3Config(ModelConfig):
             yield TensorSpec(f"{p}.{norm}.weight", (d,), Part.MTP)
         yield TensorSpec(f"{p}.eh_proj.weight", (d, 2 * d), Part.MTP)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JSON:
         return {
             "layers": self.num_hidden_layers,
             "dense_layers": self.num_hidden_layers - len(self.moe_layers),

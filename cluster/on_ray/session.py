@@ -15,6 +15,7 @@ from ray._private import parameter
 from ray._private.utils import write_ray_address
 
 from isotherm.cluster.errors import IsothermError, one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.on_ray.handles import ActorHandle
 from isotherm.cluster.on_ray.workers import find_controller
 
@@ -112,11 +113,11 @@ def running_controller() -> ActorHandle:
         ) from None
 
 
-def cluster_status(address: str | None) -> dict[str, Any]:
+def cluster_status(address: str | None) -> JSON:
     """What the controller of a running cluster says of itself and the workers. Raises NoClusterError."""
     attach(address)
     try:
-        status: dict[str, Any] = ray.get(running_controller().status.remote(), timeout=30)
+        status: JSON = ray.get(running_controller().status.remote(), timeout=30)
         return status
     finally:
         ray.shutdown()

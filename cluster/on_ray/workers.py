@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from isotherm.cluster.errors import one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.on_ray.handles import ActorHandle
 
@@ -66,7 +67,7 @@ class RayWorker:
         return None if self.slot is None else self.slot.placement_group.id.hex()
 
 
-def _slot(placed: PlacementGroup, entry: dict[str, Any]) -> Slot:
+def _slot(placed: PlacementGroup, entry: JSON) -> Slot:
     node_id = entry["bundles_to_node_id"][0]
     return Slot(placed, node_id, next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id))
 

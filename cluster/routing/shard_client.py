@@ -10,11 +10,12 @@ import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Protocol
 
 from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 from isotherm.cluster.routing.journey import Journey
@@ -47,7 +48,7 @@ class Cluster(Protocol):
     async def shard(self, name: str) -> Shard:
         """Raises WorkerGoneError."""
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> JSON:
         """What the controller says of itself and the workers."""
 
 
@@ -130,7 +131,7 @@ class ShardClient:
         finally:
             cleared()
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> JSON:
         return await self._cluster.status()
 
     # --- shards -----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from isotherm.cluster.errors import IsothermError, named_line
+from isotherm.cluster.jsontypes import JSON
 
 _FRAME = struct.Struct(">Q")  # payload bytes; the payload is JSON
 
@@ -181,7 +182,7 @@ def child_main() -> None:
 
 
 def _render(
-    environment: ImmutableSandboxedEnvironment, compiled: dict[str, Any], setup: dict[str, Any], request: dict[str, Any]
+    environment: ImmutableSandboxedEnvironment, compiled: dict[str, Any], setup: JSON, request: JSON
 ) -> dict[str, str]:
     name = request["name"]
     try:

@@ -15,6 +15,7 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.chat_template import ChatTemplate
 from isotherm.cluster.text.detokenizer import TextStream
 
@@ -234,7 +235,7 @@ def _read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
     return named
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JSON:
     """The file's object, or an empty one when there is no such file."""
     if not path.is_file():
         return {}
