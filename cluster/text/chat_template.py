@@ -10,6 +10,7 @@ Knows nothing about tokens. Imports only the standard library and jinja2, so tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import signal
@@ -17,6 +18,7 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from datetime import datetime
 from typing import IO, Any
@@ -100,6 +102,8 @@ class ChatTemplate:
         if self._child is None or self._child.poll() is not None:
             self._end_child()
             self._child = _start_child()
+            self._ending = weakref.finalize(self, _end, self._child)  # for those who forget this object
+            self._ending.atexit = False  # it ends by itself when this process has gone
             _write(self._child.stdin, json.dumps(self._setup).encode())
         child = self._child
         try:
@@ -115,17 +119,18 @@ class ChatTemplate:
         return said
 
     def _end_child(self) -> None:
-        if self._child is None:
-            return
-        child, self._child = self._child, None
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            try:
-                if pipe is not None:
-                    pipe.close()
-            except BrokenPipeError:
-                pass
+        if self._child is not None:
+            self._child = None
+            self._ending()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def _start_child() -> subprocess.Popen[bytes]:

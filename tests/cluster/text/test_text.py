@@ -294,3 +294,12 @@ def test_template_child_ends_with_its_owner():
     assert template.render({}) == "x1%"
     template.close()
     assert template._child is None
+
+
+def test_template_child_ends_with_a_template_that_is_forgotten():
+    template = ChatTemplate({"default": "x"})
+    assert template.render({}) == "x"
+    child = template._child
+    assert child is not None
+    del template
+    assert child.returncode is not None and child.stdout.closed
