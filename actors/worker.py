@@ -14,6 +14,7 @@ import torch
 from isotherm.actors.links.protocol import LinkEnd
 from isotherm.actors.links.registry import own_locality
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.workers import Locality, WorkerSpec
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -101,7 +102,7 @@ class WorkerBase:
             timeout=self.spec.link_timeout,
         )
 
-    def _common_status(self) -> dict[str, Any]:
+    def _common_status(self) -> JSON:
         return {
             "pid": os.getpid(),
             "host": self.host,

@@ -17,18 +17,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds before work that has failed b
 SOUND_SECONDS = 60.0  # work that has gone on for so long begins anew after the first pause again
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line; the name of its class where it says nothing."""
-    words = str(error).strip()
-    return words.splitlines()[0] if words else type(error).__name__
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of what an error says: of a traceback from elsewhere, the one that says what went wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
 def pauses(first: float, longest: float) -> Iterator[float]:
     """Seconds to wait before what has failed is tried again, for ever: each twice the one before it,
     up to the longest."""

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from isotherm.cluster.control import link_choice
 from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.config import ModelConfig
 
 UNITS = {
@@ -29,7 +30,7 @@ UNITS = {
 }
 
 
-class ManifestError(ValueError):
+class ManifestError(IsothermError, ValueError):
     """The manifest cannot be used; the message names the field, the value and what is allowed."""
 
 

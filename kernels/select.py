@@ -6,14 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from isotherm.kernels.errors import KernelsUnavailable
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 
 NAMES = ("auto", "native", "reference", "triton")
-
-
-class KernelsUnavailable(RuntimeError):
-    """The backend that was asked for is not one for this device; the message says what is."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +20,8 @@ class Selection:
 
 
 def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None, device: str = "cpu") -> Selection:
-    """`name`: one of NAMES; `device`: cpu or cuda, where auto is triton. Sets torch's thread count. Raises RuntimeError
-    where what is asked for cannot load, or is not for this device."""
+    """`name`: one of NAMES; `device`: cpu or cuda, where auto is triton. Sets torch's thread count. Raises
+    KernelsUnavailable where what is asked for cannot load, or is not for this device."""
     if name not in NAMES:
         raise ValueError(f'kernels is "{name}"; it must be "auto", "native", "reference" or "triton"')
     if threads is not None:

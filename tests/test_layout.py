@@ -1,4 +1,4 @@
-"""Which room may import which, and that everything is importable by its isotherm name only.
+"""Which room may import which, that everything is importable by its isotherm name only, and how long things may be.
 
 A room is a folder of `cluster` or `actors`, a module that stands in one of them itself, or `kernels` as a whole. The
 table is the rule: it holds no circle, so whatever is needed by two rooms lies in a third one below both.
@@ -20,25 +20,29 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "kernels", "manifests")
 
-BASE = {"cluster.background", "cluster.loopback"}
+BASE = {"cluster.background", "cluster.errors", "cluster.jsontypes", "cluster.loopback"}
 ROOMS: dict[str, set[str]] = {
     "kernels": set(),
     "manifests": set(),
     # The ground of cluster: what is said, what a model and a text are, and decisions about steps and placements.
     "cluster.background": set(),
+    "cluster.errors": set(),
+    "cluster.jsontypes": set(),
     "cluster.loopback": set(),
-    "cluster.messages": set(),
-    "cluster.text": set(),
-    "cluster.model": {"cluster.text", "manifests"},
-    "cluster.engine": {"cluster.messages"},
-    "cluster.placement": {"cluster.messages"},
+    "cluster.messages": {"cluster.errors", "cluster.jsontypes"},
+    "cluster.text": {"cluster.errors", "cluster.jsontypes"},
+    "cluster.model": {"cluster.errors", "cluster.jsontypes", "cluster.text", "manifests"},
+    "cluster.engine": {"cluster.errors", "cluster.messages"},
+    "cluster.placement": {"cluster.jsontypes", "cluster.messages"},
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
-    "cluster.manifest": {"cluster.control", "cluster.engine", "cluster.model"},
+    "cluster.manifest": {"cluster.control", "cluster.engine", "cluster.errors", "cluster.model"},
     # Where tensors live.
     "actors.pulse": set(),
     "actors.links": {*BASE, "cluster.messages", "kernels"},
     "actors.models": {"cluster.engine", "cluster.model", "kernels"},
-    "actors.worker": {"actors.links", "actors.models", "cluster.messages", "cluster.model", "kernels"},
+    "actors.worker": {
+        "actors.links", "actors.models", "cluster.jsontypes", "cluster.messages", "cluster.model", "kernels"
+    },
     "actors.attention": {
         *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker",
         "cluster.engine", "cluster.messages", "cluster.placement", "kernels"
@@ -53,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
     },
     # The front door, and what is decided about the cluster.
     "cluster.api": {*BASE, "cluster.messages", "cluster.text"},
-    "cluster.client": {"cluster.loopback"},
+    "cluster.client": {"cluster.errors", "cluster.jsontypes", "cluster.loopback"},
     "cluster.routing": {*BASE, "cluster.api", "cluster.messages"},
     "cluster.autoscale": {*BASE, "cluster.manifest", "cluster.messages", "cluster.model", "cluster.placement"},
     "cluster.observe": {"cluster.autoscale"},
@@ -74,6 +78,7 @@ ROOMS: dict[str, set[str]] = {
 USE_RAY = {"cluster.on_ray", "cluster.deploy"}
 WITHOUT_TENSORS = {
     "cluster.background",
+    "cluster.errors",
     "cluster.messages",
     "cluster.engine",
     "cluster.model",
@@ -184,6 +189,49 @@ def test_imports_are_absolute_and_by_the_isotherm_names(path: Path):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
         for name in names:
             assert name.split(".")[0] not in PACKAGES, f"line {node.lineno}: {name} must be isotherm.{name}"
+
+
+# --- sizes ------------------------------------------------------------------------------------------
+
+FILE_LINES, FUNCTION_LINES, COLUMNS = 400, 60, 120
+CODE = [*SOURCES, *sorted(p for p in (ROOT / "kernels" / "native" / "csrc").rglob("*") if p.is_file())]
+
+
+def is_one_kernel(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether triton.jit compiles it, as one piece."""
+    return any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def over_the_limits(path: Path) -> list[str]:
+    lines = path.read_text().splitlines()
+    found = [f"{len(lines)} lines"] if len(lines) > FILE_LINES else []
+    found += [f"line {i} has {len(line)} columns" for i, line in enumerate(lines, 1) if len(line) > COLUMNS]
+    for node in ast.walk(ast.parse("\n".join(lines))) if path.suffix == ".py" else ():
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_one_kernel(node):
+            count = (node.end_lineno or node.lineno) - node.lineno + 1
+            found += [f"{node.name} has {count} lines"] if count > FUNCTION_LINES else []
+    return found
+
+
+@pytest.mark.parametrize("path", CODE, ids=label)
+def test_files_functions_and_lines_are_short(path: Path):
+    """At most 400 lines a file, 60 a function, 120 columns a line."""
+    assert not over_the_limits(path)
+
+
+def test_the_limits_are_seen(tmp_path: Path):
+    """That what counts, counts; and that a kernel may be long."""
+    body = "".join(f"    x{i} = {i}\n" for i in range(FUNCTION_LINES))
+    (tmp_path / "long.py").write_text(
+        f"async def f():\n{body}@triton.jit(do_not_specialize=['n'])\ndef kernel(n):\n{body}"
+    )
+    assert over_the_limits(tmp_path / "long.py") == [f"f has {FUNCTION_LINES + 1} lines"]
+    (tmp_path / "wide.h").write_text("x\n" * FILE_LINES + "é" * COLUMNS + "\n" + "x" * (COLUMNS + 1))
+    assert over_the_limits(tmp_path / "wide.h") == [
+        f"{FILE_LINES + 2} lines",
+        f"line {FILE_LINES + 2} has {COLUMNS + 1} columns",
+    ]
+    assert {label(p) for p in CODE} >= {"cluster/deploy/fleet.py", "kernels/native/csrc/bind.cpp"}
 
 
 # --- in processes ---------------------------------------------------------------------------------

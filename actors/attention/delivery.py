@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from isotherm.actors.attention.outbox import FLUSH, Outbox
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.messages.meters import DecayedMean
 from isotherm.cluster.messages.requests import Delta, merged_deltas
 
@@ -25,7 +26,7 @@ LOOK = SILENCE / 3  # seconds between two looks at who is silent
 METER_HALF_LIFE = 10.0  # seconds after which a time to first token counts half
 
 
-class UnknownConnectionError(ConnectionError):
+class UnknownConnectionError(IsothermError, ConnectionError):
     """The connection was never opened, or has been closed: the replica must open another."""
 
 

@@ -10,9 +10,9 @@ from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.background import first_line
 from isotherm.cluster.engine.scheduler import Drafter, Scheduler, SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk
+from isotherm.cluster.errors import named_line
 from isotherm.cluster.messages.requests import Delta
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Engine:
         """Compute the halves of chunks that failed together, and their halves: what a row gives does not depend on its
         batch."""
         if len(chunks) == 1:
-            return self.scheduler.fail(chunks[0].sequence.request.id, f"{type(error).__name__}: {first_line(error)}")
+            return self.scheduler.fail(chunks[0].sequence.request.id, named_line(error))
         deltas = []
         middle = len(chunks) // 2
         for half in (chunks[:middle], chunks[middle:]):

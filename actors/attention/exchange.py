@@ -19,6 +19,7 @@ from torch import Tensor
 from isotherm.actors.attention.row_split import NONE, GroupShare, layer_tables, share_of, split_rows
 from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError, GroupFailedError, Link, LinkError
 from isotherm.actors.pulse import Pulse
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.placement.table import Placement
 from isotherm.kernels.ops import Kernels, LinearWeight, Router
 
@@ -27,11 +28,11 @@ WAIT = 0.5  # seconds between two signs of life of a thread that waits for lost 
 FAILED_ANSWERS = 3  # to one layer's rows, after which it is the rows that are wrong, not the groups
 
 
-class ExpertsLostError(ConnectionError):
+class ExpertsLostError(IsothermError, ConnectionError):
     """Experts that a layer needs are held by no group that can be reached, and none was given them in time."""
 
 
-class ExpertsFailedError(RuntimeError):
+class ExpertsFailedError(IsothermError, RuntimeError):
     """Every group that was asked to compute a layer's rows failed, after it was mended too: the rows are the reason."""
 
 
@@ -276,8 +277,9 @@ class ExpertExchange:
                 self.begin_step()
             table = self._tables[self._layer]
             failed = np.array([self._has_failed(group) for group in self._groups])
-            alive = ~failed[table.copies] & (np.arange(table.copies.shape[1]) < table.count[:, None])
-            orphans = np.unique(experts[~alive.any(axis=1)[experts]])
+            alive: np.ndarray = ~failed[table.copies] & (np.arange(table.copies.shape[1]) < table.count[:, None])
+            without_copy: np.ndarray = ~np.any(alive, axis=1)
+            orphans = np.unique(experts[without_copy[experts]])
             if not len(orphans):
                 return alive
             if time.monotonic() > deadline:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from isotherm.actors.pulse import Pulse
 from isotherm.actors.worker import WorkerBase
 from isotherm.cluster.background import Background
 from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.meters import ShardMeter
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
@@ -195,7 +195,7 @@ class AttentionShard(WorkerBase):
             reads=self._exchange.reads.copy(),
         )
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> JSON:
         links = {group: link.kind for group, link in self._links.items()}
         out = {**self._common_status(), "links": links, "failed_links": dict(self._failed_links)}
         if self._steps is not None and self._exchange is not None and self._delivery is not None:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.pulse import Pulse
-from isotherm.cluster.background import first_line, spawn_thread
+from isotherm.cluster.background import spawn_thread
 from isotherm.cluster.engine.scheduler import QueueFullError
+from isotherm.cluster.errors import named_line, one_line
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 
 log = logging.getLogger(__name__)
@@ -64,9 +65,7 @@ class StepLoop:
         except Exception as error:  # also what nobody has thought of: it is this request's alone
             if not isinstance(error, ValueError):
                 log.exception("request %s could not be queued", request.id)
-            return [
-                Delta(request.id, len(request.generated), finish_reason=FinishReason.ERROR, error=first_line(error))
-            ]
+            return [Delta(request.id, len(request.generated), finish_reason=FinishReason.ERROR, error=one_line(error))]
         return []
 
     def _abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> list[Delta]:
@@ -87,7 +86,7 @@ class StepLoop:
                 deltas += self.engine.step()
             except Exception as error:  # the step is lost: every request that was in the engine is told so
                 log.exception("step failed")
-                deltas += self._fail_all(f"{type(error).__name__}: {error}")
+                deltas += self._fail_all(named_line(error))
             self.pulse.beat()
             if deltas:
                 self._publish(deltas)

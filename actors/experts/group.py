@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from isotherm.actors.experts.native_loop import ExpertLoop
 from isotherm.actors.experts.python_loop import ExpertServer, ServerCounts
@@ -12,6 +11,7 @@ from isotherm.actors.links.protocol import Loops
 from isotherm.actors.links.registry import carrier
 from isotherm.actors.models.weights import WeightReader
 from isotherm.actors.worker import WorkerBase
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.meters import GroupMeter
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.kernels.native import ring as native_ring
@@ -81,7 +81,7 @@ class ExpertGroup(WorkerBase):
             weight_bytes=self.worker.bank.nbytes,
         )
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> JSON:
         counts, links = self._counts(), self.server.links()
         if self.loop is not None:
             links = links | self.loop.links()

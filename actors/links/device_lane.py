@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore, Work
 
 from isotherm.actors.links.protocol import LinkError
 from isotherm.actors.links.wire import wait
-from isotherm.cluster.background import first_line
+from isotherm.cluster.errors import one_line
 
 
 class DataLane:
@@ -31,7 +31,7 @@ class DataLane:
     ):
         self._group, self._peer, self._device, self._timeout, self._abort = group, peer, device, timeout, abort
         self._receiving = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._sent: tuple[Any, Tensor] | None = None  # under way until the peer's next message
+        self._sent: tuple[Work, Tensor] | None = None  # under way until the peer's next message
 
     def send(self, rows: Tensor) -> None:
         """Start sending, after what the current stream has still to compute of `rows`."""
@@ -39,7 +39,7 @@ class DataLane:
             try:
                 self._sent = self._group.send([rows], self._peer, 0), rows
             except RuntimeError as error:
-                raise LinkError(first_line(error)) from None
+                raise LinkError(one_line(error)) from None
 
     def receive(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         """[rows, width], ready for any stream. Raises LinkError when the peer does not send within the timeout, and
@@ -51,7 +51,7 @@ class DataLane:
             try:
                 work = self._group.recv([into], self._peer, 0)
             except RuntimeError as error:
-                raise LinkError(first_line(error)) from None
+                raise LinkError(one_line(error)) from None
             self._wait(work)
         if self._receiving is not None:
             into.record_stream(torch.cuda.current_stream(self._device))
@@ -73,7 +73,7 @@ class DataLane:
     def _stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._receiving is None else torch.cuda.stream(self._receiving)
 
-    def _wait(self, work: Any) -> None:
+    def _wait(self, work: Work) -> None:
         """On the host: a peer that has died would hang the device for ever. NCCL's own wait sleeps for a millisecond at
         a time, which is too long."""
         try:
@@ -87,7 +87,7 @@ class DataLane:
                 time.sleep(0)  # lets other threads run
         except (LinkError, RuntimeError) as error:
             self._abort()
-            raise LinkError(first_line(error)) from None
+            raise LinkError(one_line(error)) from None
 
 
 def open_data_lane(
@@ -110,6 +110,6 @@ def open_data_lane(
         lane = DataLane(group, 1 - rank, device, meeting, group.abort)
         lane.greet(first=rank == 0)
     except (RuntimeError, LinkError) as error:
-        raise LinkError(f"no link could be made over NCCL: {first_line(error)}") from None
+        raise LinkError(f"no link could be made over NCCL: {one_line(error)}") from None
     lane._timeout = timeout
     return lane

@@ -34,7 +34,7 @@ from isotherm.actors.links.protocol import (
     Loops,
 )
 from isotherm.actors.links.wire import FOREVER, Wire
-from isotherm.cluster.background import first_line
+from isotherm.cluster.errors import named_line, one_line
 from isotherm.cluster.messages.workers import Meeting
 
 DISPATCH, OUTPUT, NOT_HELD, FAILED, CLOSE = 1, 2, 3, 4, 5
@@ -56,7 +56,7 @@ def open_process_group(
         store = TCPStore(store_host, store_port, is_master=False, timeout=timedelta(seconds=timeout))
         return ProcessGroupGloo(PrefixStore(prefix, store), rank, 2, options)
     except RuntimeError as error:
-        raise LinkError(f"no link could be made: {first_line(error)}") from None
+        raise LinkError(f"no link could be made: {one_line(error)}") from None
 
 
 class ProcessGroupLink:
@@ -182,9 +182,7 @@ class ProcessGroupServerLink:
     def refuse(self, sequence: int, error: Exception) -> None:
         """Say why there is no output."""
         kind = NOT_HELD if isinstance(error, ExpertNotHeldError) else FAILED
-        self._answer(
-            kind, sequence, torch.frombuffer(bytearray(f"{type(error).__name__}: {error}".encode()), dtype=torch.uint8)
-        )
+        self._answer(kind, sequence, torch.frombuffer(bytearray(named_line(error).encode()), dtype=torch.uint8))
 
     def _answer(self, kind: int, sequence: int, body: Tensor | None) -> None:
         # Not flushed: a shard that hangs must not hold the thread that computes for all. The next message comes after

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.messages.workers import Meeting
 
 
-class ExpertNotHeldError(LookupError):
+class ExpertNotHeldError(IsothermError, LookupError):
     """A row came for an expert that this group does not hold: the sender's placement is not this group's."""
 
 
@@ -53,7 +54,7 @@ class Link(Protocol):
         """Tell the peer and let go. Never raises."""
 
 
-class LinkError(ConnectionError):
+class LinkError(IsothermError, ConnectionError):
     """The peer died, hangs, or broke the protocol: the link is of no more use."""
 
 

@@ -37,6 +37,7 @@ from isotherm.actors.links.protocol import (
     Loops,
     Met,
 )
+from isotherm.cluster.errors import named_line, one_line
 from isotherm.cluster.messages.workers import Meeting
 from isotherm.kernels.native import ring as native_ring
 from isotherm.kernels.native.ring import ALIGNMENT, HEADER_BYTES, LEAST_REPLY, Outcome, Reply
@@ -81,7 +82,7 @@ def meet_shard(name: str, bell: int, timeout: float) -> Met:
             peer, _ = listener.accept()
             return _exchange(peer, bell, timeout)
         except (OSError, EOFError) as error:
-            raise LinkError(f"no link could be made: {error or type(error).__name__}") from None
+            raise LinkError(f"no link could be made: {one_line(error)}") from None
 
 
 def meet_group(name: str, segment: int, timeout: float) -> Met:
@@ -100,7 +101,7 @@ def meet_group(name: str, segment: int, timeout: float) -> Met:
             time.sleep(RETRY)
         except (OSError, EOFError) as error:
             peer.close()
-            raise LinkError(f"no link could be made: {error or type(error).__name__}") from None
+            raise LinkError(f"no link could be made: {one_line(error)}") from None
 
 
 def this_machine() -> str:
@@ -321,7 +322,7 @@ class SharedMemoryServerLink:
 
     def refuse(self, sequence: int, error: Exception) -> None:
         """Say why there is no output."""
-        text = f"{type(error).__name__}: {error}".encode()[:LEAST_REPLY]
+        text = named_line(error).encode()[:LEAST_REPLY]
         self._answer(
             Reply.NOT_HELD if isinstance(error, ExpertNotHeldError) else Reply.FAILED, sequence, text, len(text)
         )

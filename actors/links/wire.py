@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroupGloo
+from torch.distributed import ProcessGroupGloo, Work
 
 from isotherm.actors.links.protocol import LinkError
-from isotherm.cluster.background import first_line
+from isotherm.cluster.errors import one_line
 
 HEADER = 9  # int64s
 FOREVER = timedelta(days=3650)
 
 
-def wait(work: Any, timeout: timedelta) -> None:
+def wait(work: Work, timeout: timedelta) -> None:
     """Wait on the host for something that a process group has begun. Raises LinkError."""
     try:
         work.wait(timeout)
     except RuntimeError as error:
-        raise LinkError(first_line(error)) from None
+        raise LinkError(one_line(error)) from None
 
 
 class HostMemory:
@@ -52,7 +52,7 @@ class Wire:
     ):
         self._group: Any = group  # torch's stubs leave out send and recv
         self._peer, self._device = peer, device
-        self._pending: list = []
+        self._pending: list[tuple[Work, Tensor]] = []
         self._outgoing, self._incoming = HostMemory(device, allocate), HostMemory(device, allocate)
 
     def body(self, nbytes: int, timeout: timedelta = FOREVER) -> Tensor:
@@ -87,7 +87,7 @@ class Wire:
             if body is not None and nbytes:
                 self._pending.append((self._group.send([body], self._peer, 1), body))
         except RuntimeError as error:
-            raise LinkError(first_line(error)) from None
+            raise LinkError(one_line(error)) from None
 
     def flush(self, timeout: timedelta) -> None:
         """Wait until what was sent has gone: a body goes when the peer asks for it, so never to one that hangs."""
@@ -109,5 +109,5 @@ class Wire:
         try:
             work = self._group.recv([into], self._peer, tag)
         except RuntimeError as error:
-            raise LinkError(first_line(error)) from None
+            raise LinkError(one_line(error)) from None
         wait(work, timeout)

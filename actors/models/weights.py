@@ -27,7 +27,7 @@ class WeightReader:
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint = checkpoint
         self.bytes_read = 0
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, Any] = {}  # safetensors' readers have no types
         self._mapped = 0
 
     def __enter__(self) -> WeightReader:
@@ -51,7 +51,8 @@ class WeightReader:
             handle = self._open[info.file] = safe_open(info.file, framework="pt", device="cpu").__enter__()
         self.bytes_read += info.nbytes
         self._mapped += info.nbytes
-        return handle.get_tensor(name)
+        tensor: Tensor = handle.get_tensor(name)
+        return tensor
 
     def stored(self, name: str) -> StoredWeight:
         """A projection as it is stored, in whatever format."""

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from isotherm.cluster.api.body import read_body
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import to_json
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.operations import OperationError, PlacementChangeError
 
 MAX_BODY = 8 << 20  # bytes
@@ -20,16 +21,16 @@ MAX_BODY = 8 << 20  # bytes
 class AdminClient(Protocol):
     """What the routes need of a cluster."""
 
-    async def operate(self, body: Any) -> dict[str, Any]:
+    async def operate(self, body: Any) -> JSON:
         """Take an operation. Raises OperationError or PlacementChangeError."""
 
-    async def operation(self, operation_id: str) -> dict[str, Any] | None: ...
+    async def operation(self, operation_id: str) -> JSON | None: ...
 
-    async def operation_history(self) -> list[dict[str, Any]]: ...
+    async def operation_history(self) -> list[JSON]: ...
 
-    async def experts(self) -> dict[str, Any]: ...
+    async def experts(self) -> JSON: ...
 
-    async def autoscaler(self) -> dict[str, Any]: ...
+    async def autoscaler(self) -> JSON: ...
 
     async def metrics(self) -> str:
         """Prometheus' text format."""

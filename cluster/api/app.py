@@ -34,6 +34,7 @@ from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware
 from isotherm.cluster.api.prepare import OPENAI_DEFAULTS, Prepared, PromptLimits, prepare_chat, prepare_completion
 from isotherm.cluster.api.replies import SSE_DONE, Reply, sse, to_json, usage
 from isotherm.cluster.api.stream import EventStream, cancelled, until_disconnect
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -148,7 +149,7 @@ class FrontDoor:
     def _retry_after(self) -> dict[str, str]:
         return {"retry-after": str(self._settings.retry_after_s)}
 
-    def _model(self, name: str) -> dict[str, Any]:
+    def _model(self, name: str) -> JSON:
         return {
             "id": name,
             "object": "model",
@@ -244,7 +245,7 @@ class FrontDoor:
         logger.error("reply %s broke off", reply_id, exc_info=error)
         return sse(ReplyError("internal error", kind="server_error", code="internal_error").body())
 
-    async def _collect(self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply) -> dict[str, Any]:
+    async def _collect(self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply) -> JSON:
         parts: list[list[ChoiceDelta]] = [[] for _ in choices]
         async with aclosing(self._deltas(prepared, choices)) as stream:
             async for delta in stream:

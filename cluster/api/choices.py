@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, TokenLogprobs
 from isotherm.cluster.text.output import OutputFields, OutputParser, joined
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -14,7 +15,7 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 _LOWEST_LOGPROB = -9999.0  # what OpenAI gives for minus infinity, which JSON can't say
 
 
-class GenerationError(Exception):
+class GenerationError(IsothermError):
     """The engine gave up on a request: an HTTP error before the first token, an error event after it."""
 
 
@@ -25,7 +26,7 @@ class ChoiceDelta:
 
     index: int
     fields: OutputFields
-    logprobs: dict[str, Any] | None = None
+    logprobs: JSON | None = None
     finish_reason: str | None = None
 
     @property
@@ -111,7 +112,7 @@ class ChoiceStream:
                 return pieces, read, True
         return pieces, read, False
 
-    def _entries(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+    def _entries(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> JSON | None:
         if self._request.params.logprobs is None or not tokens:
             return None
         pairs = list(zip(tokens, logprobs, strict=False))
@@ -121,18 +122,18 @@ class ChoiceStream:
             else self._completion_entries(pairs)
         )
 
-    def _chat_entry(self, token: int, logprob: TokenLogprobs) -> dict[str, Any]:
+    def _chat_entry(self, token: int, logprob: TokenLogprobs) -> JSON:
         return {
             **self._named(token, logprob.chosen),
             "top_logprobs": [self._named(id_, value) for id_, value in logprob.top],
         }
 
-    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+    def _named(self, token: int, logprob: float) -> JSON:
         data = self._tokenizer.token_bytes(token)
         return {"token": data.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(data)}
 
-    def _completion_entries(self, pairs: Sequence[tuple[int, TokenLogprobs]]) -> dict[str, Any]:
-        out: dict[str, Any] = {key: [] for key in _COMPLETION_KEYS}
+    def _completion_entries(self, pairs: Sequence[tuple[int, TokenLogprobs]]) -> JSON:
+        out: JSON = {key: [] for key in _COMPLETION_KEYS}
         for token, logprob in pairs:
             text = self._tokenizer.token_bytes(token).decode("utf-8", "replace")
             out["tokens"].append(text)
@@ -152,7 +153,7 @@ _COMPLETION_KEYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 def merged(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
     """All deltas of one choice as one."""
     parts = [delta.logprobs for delta in deltas if delta.logprobs is not None]
-    logprobs: dict[str, Any] | None = None
+    logprobs: JSON | None = None
     if parts:
         # "refusal" is null in every part; the other keys hold lists
         logprobs = {

@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Any, cast
 
 from isotherm.cluster.api.engine_client import EngineClient, EngineUnavailableError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class EndableEngine:
     def not_ready(self) -> str | None:
         return self._reason or self._engine.not_ready()
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> JSON:
         return await self._engine.status()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:

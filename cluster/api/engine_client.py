@@ -4,12 +4,14 @@ this process (actors/local.py)."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Protocol
 
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 
 
-class EngineUnavailableError(Exception):
+class EngineUnavailableError(IsothermError):
     """No shard can take the request now: HTTP 503 with Retry-After."""
 
 
@@ -41,5 +43,5 @@ class EngineClient(Protocol):
         """The request's deltas, the last with a finish reason. Closing the iterator early (`aclose`) aborts the request
         and frees its KV cache. Raises EngineUnavailableError, or EngineOverloadedError, before the first delta."""
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> JSON:
         """What `isotherm status --json` prints."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 
 
-class ReplyError(Exception):
+class ReplyError(IsothermError):
     """An answer in OpenAI's error form. `param` names the field, written like messages[0].content."""
 
     def __init__(
@@ -26,5 +27,5 @@ class ReplyError(Exception):
         self.kind = kind
         self.headers = headers or {}
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> JSON:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}

@@ -33,7 +33,7 @@ class Answer:
 
     @property
     def good(self) -> bool:
-        return self.start["status"] == 200
+        return bool(self.start["status"] == 200)
 
 
 class SignsOfLife:

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.schemas import ChatBody, CompletionBody, GenerationBody, parse_body
+from isotherm.cluster.api.parse import parse_body
+from isotherm.cluster.api.schemas import ChatBody, CompletionBody, GenerationBody
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
 from isotherm.cluster.text.output import OutputParser

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.output import OutputFields, ToolCallPiece
 
 
-def usage(prompt_tokens: int, choices: Sequence[ChoiceStream], n: int) -> dict[str, Any]:
+def usage(prompt_tokens: int, choices: Sequence[ChoiceStream], n: int) -> JSON:
     """OpenAI's usage object. A prompt's cached tokens are those of the first of its `n` choices, since the prompt is
     counted once."""
     completion = sum(choice.completion_tokens for choice in choices)
@@ -36,7 +37,7 @@ class Reply:
     include_usage: bool = False
     _begun: set[int] = field(default_factory=set)
 
-    def whole(self, deltas: Iterable[ChoiceDelta], used: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, deltas: Iterable[ChoiceDelta], used: JSON) -> JSON:
         """The reply in one piece; each choice's deltas are merged into one."""
         choices = [
             {
@@ -49,7 +50,7 @@ class Reply:
         ]
         return {**self._head("chat.completion" if self.chat else "text_completion"), "choices": choices, "usage": used}
 
-    def chunks(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+    def chunks(self, delta: ChoiceDelta) -> list[JSON]:
         """The chunks for one delta: before a chat choice's first the one with its role, then one for each field that is
         set (some clients look at one alone), and the finish reason in one of its own. The logprobs are in the first
         that has a field, and where no text is final yet in one with an empty content."""
@@ -64,9 +65,9 @@ class Reply:
             out.append(self._chunk(index, {}, finish_reason=delta.finish_reason))
         return out
 
-    def _bodies(self, delta: ChoiceDelta) -> list[dict[str, Any]]:
+    def _bodies(self, delta: ChoiceDelta) -> list[JSON]:
         fields = delta.fields
-        bodies: list[dict[str, Any]] = []
+        bodies: list[JSON] = []
         if fields.reasoning:
             bodies.append(_reasoning(fields.reasoning))
         if fields.content:
@@ -75,7 +76,7 @@ class Reply:
             bodies.append({"tool_calls": [_tool_call_piece(call) for call in fields.tool_calls]})
         return bodies or ([{"content": ""}] if delta.logprobs is not None else [])
 
-    def usage_chunk(self, used: dict[str, Any]) -> dict[str, Any]:
+    def usage_chunk(self, used: JSON) -> JSON:
         return {**self._head(self._chunk_object), "choices": [], "usage": used}
 
     @property
@@ -85,18 +86,18 @@ class Reply:
     def _chunk(
         self,
         index: int,
-        delta: dict[str, Any],
-        logprobs: dict[str, Any] | None = None,
+        delta: JSON,
+        logprobs: JSON | None = None,
         finish_reason: str | None = None,
-    ) -> dict[str, Any]:
-        body: dict[str, Any] = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
+    ) -> JSON:
+        body: JSON = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
         chunk = {
             **self._head(self._chunk_object),
             "choices": [{"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}],
         }
         return {**chunk, "usage": None} if self.include_usage else chunk
 
-    def _head(self, kind: str) -> dict[str, Any]:
+    def _head(self, kind: str) -> JSON:
         return {
             "id": self.id,
             "object": kind,
@@ -106,8 +107,8 @@ class Reply:
         }
 
 
-def _message(fields: OutputFields) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": fields.content, "refusal": None}
+def _message(fields: OutputFields) -> JSON:
+    message: JSON = {"role": "assistant", "content": fields.content, "refusal": None}
     if fields.reasoning:
         message |= _reasoning(fields.reasoning)
     if fields.tool_calls:
@@ -119,19 +120,19 @@ def _message(fields: OutputFields) -> dict[str, Any]:
     return message
 
 
-def _reasoning(text: str) -> dict[str, Any]:
+def _reasoning(text: str) -> JSON:
     """Under the name that DeepSeek's API and most clients use, and under the newer one of other servers."""
     return {"reasoning_content": text, "reasoning": text}
 
 
-def _tool_call_piece(call: ToolCallPiece) -> dict[str, Any]:
+def _tool_call_piece(call: ToolCallPiece) -> JSON:
     """Its id, type and name are said once, in the call's first piece."""
     function = {"name": call.name} if call.name else {}
     head = {"id": call.id, "type": "function"} if call.id else {}
     return {"index": call.index, **head, "function": {**function, "arguments": call.arguments}}
 
 
-def sse(value: dict[str, Any]) -> bytes:
+def sse(value: JSON) -> bytes:
     """One server-sent event."""
     return b"data: " + to_json(value) + b"\n\n"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -17,12 +17,11 @@ from pydantic import (
     Field,
     StringConstraints,
     Tag,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.jsontypes import JSON
 
 MAX_PROMPTS = 128
 MAX_CHOICES = 128  # prompts × n
@@ -95,7 +94,7 @@ class Message(_Model):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: _Content | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[JSON] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None  # replies have both, and clients send back either
@@ -112,7 +111,7 @@ class Message(_Model):
     def _thought(self) -> str | None:
         return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
-    def for_template(self) -> dict[str, Any]:
+    def for_template(self) -> JSON:
         """The message as chat templates expect it: text parts joined as they are, `developer` under its older name,
         absent fields absent. A null content stays, since DeepSeek's templates test it."""
         content = (
@@ -124,6 +123,11 @@ class Message(_Model):
         if self._thought is not None:
             others["reasoning_content"] = self._thought
         return {"role": "system" if self.role == "developer" else self.role, "content": content, **others}
+
+
+def _hint(neutral: tuple[Any, ...]) -> str:
+    allowed = " or ".join(json.dumps(value) for value in neutral)
+    return f"; leave it out or give {allowed}" if allowed else "; leave it out"
 
 
 class GenerationBody(_Model):
@@ -216,10 +220,10 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=_MAX_TOP_LOGPROBS)
-    tools: list[dict[str, Any]] | None = None
+    tools: list[JSON] | None = None
     tool_choice: str | None = None
     chat_template: Any = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JSON | None = None
     separate_reasoning: bool | None = None  # false: the thought stays in content, as the model wrote it
 
     @model_validator(mode="after")
@@ -289,7 +293,7 @@ class CompletionBody(GenerationBody):
     def prompts(self) -> Sequence[str | list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
-        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # type: ignore[list-item,return-value]
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt
 
     def prompt_param(self, index: int) -> str:
         """The name of one of `prompts` in an error."""
@@ -303,108 +307,3 @@ class CompletionBody(GenerationBody):
     def logprob_count(self) -> int | None:
         """As SamplingParams.logprobs."""
         return self.logprobs
-
-
-_Body = TypeVar("_Body", ChatBody, CompletionBody)
-
-
-def parse_body(model: type[_Body], body: bytes) -> _Body:
-    """The checked request. Raises ReplyError 400 that names the first wrong field."""
-    try:
-        data = json.loads(body.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ReplyError(f"the body is not valid UTF-8: {error}") from None
-    except RecursionError:
-        raise ReplyError("the body is nested too deeply") from None
-    except ValueError as error:
-        raise ReplyError(f"the body is not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ReplyError(f"the body must be a JSON object, got {_json_type(data)}")
-    if b"\\u" in body and (path := _unpaired_surrogate(data)) is not None:
-        raise ReplyError(
-            f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None
-        )
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise _api_error(error.errors(include_url=False)[0], data) from None
-
-
-def _hint(neutral: tuple[Any, ...]) -> str:
-    allowed = " or ".join(json.dumps(value) for value in neutral)
-    return f"; leave it out or give {allowed}" if allowed else "; leave it out"
-
-
-def _api_error(error: Any, data: dict[str, Any]) -> ReplyError:
-    """OpenAI's form of a pydantic error. Its location also holds tags of union members, which are no part of the
-    client's JSON."""
-    path: list[str | int] = []
-    at: Any = data
-    for step in error["loc"]:
-        in_object = isinstance(at, dict) and isinstance(step, str) and step in at
-        in_array = isinstance(at, list) and isinstance(step, int) and step < len(at)
-        if in_object or in_array:
-            at = at[step]
-        elif not (error["type"] == "missing" and step == error["loc"][-1]):
-            continue
-        path.append(step)
-    kind, message = error["type"], error["msg"]
-    if kind.startswith("field:"):
-        path.append(kind.removeprefix("field:"))
-    elif kind == "missing":
-        message = "this field is required"
-    else:
-        message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
-    param = _param(path)
-    return ReplyError(
-        message if param and message.startswith(param.rsplit(".", 1)[-1]) else f"{param}: {message}", param=param
-    )
-
-
-def _param(path: list[str | int]) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return f"{_json_type(value)} of {len(value)}"
-    if type(value) is int and value.bit_length() > 64:
-        return "a number of more than 64 bits"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _json_type(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "an array",
-        str: "a string",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        type(None): "null",
-    }
-    return names[type(value)]
-
-
-def _unpaired_surrogate(value: Any) -> list[str | int] | None:
-    """Where a string can't be encoded, if anywhere. JSON allows "\\ud800"; UTF-8, and with it the tokenizer,
-    does not."""
-    stack: list[tuple[list[str | int], Any]] = [([], value)]
-    while stack:
-        path, item = stack.pop()
-        if isinstance(item, str):
-            try:
-                item.encode()
-            except UnicodeEncodeError:
-                return path
-        elif isinstance(item, dict):
-            for key, inner in item.items():
-                try:
-                    key.encode()
-                except UnicodeEncodeError:
-                    return path
-                stack.append(([*path, key], inner))
-        elif isinstance(item, list):
-            stack.extend(([*path, i], inner) for i, inner in enumerate(item) if isinstance(inner, str | dict | list))
-    return None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isotherm.cluster.autoscale.rates import GroupLoad, ShardLoad
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import AutoscalingSection, Manifest
 from isotherm.cluster.placement.policy import Plan
 
@@ -128,11 +129,11 @@ class Autoscaler:
         for reason in [r for r in self._since if r.startswith(decision.kind)]:
             del self._since[reason]
 
-    def dump(self, now: float) -> dict[str, Any]:
+    def dump(self, now: float) -> JSON:
         """The pauses as JSON values, for a controller that comes back, whose clock is another one: times count from
         now."""
 
-        def saved(pause: _Pause) -> dict[str, Any]:
+        def saved(pause: _Pause) -> JSON:
             down = None if math.isinf(pause.last_down) else now - pause.last_down
             return {
                 "left": max(0.0, pause.until - now),

@@ -62,7 +62,8 @@ class LoadView:
         before_LE = self._counts.get(name)
         if before_LE is None or (count_LE < before_LE).any():
             return count_LE
-        return count_LE - before_LE
+        rows_LE: np.ndarray = count_LE - before_LE
+        return rows_LE
 
     def _add(self, rows_LE: np.ndarray, seconds: float) -> None:
         self.total_rows += int(rows_LE.sum())
@@ -81,7 +82,8 @@ class LoadView:
         """Rows per second, float64 [L, E]: the mean over the past, in which what is one half-life older counts half."""
         if self._at is None or self._weight == 0:
             return np.zeros(self._shape)
-        return self._rate_LE / self._weight * 0.5 ** (max(0.0, now - self._at) / self.half_life)
+        rates_LE: np.ndarray = self._rate_LE / self._weight * 0.5 ** (max(0.0, now - self._at) / self.half_life)
+        return rates_LE
 
     def windows(self) -> np.ndarray:
         """Rows in each of the last closed windows, float64 [W, L, E]; W is 0 until the first one closes."""
@@ -113,7 +115,8 @@ def predict(history_WLE: np.ndarray, prior: float = 0.95, prior_weight: float = 
         level_LE = rho * (level_LE + trust_LE * (seen_LE - level_LE))
         variance_LE = rho**2 * (1 - trust_LE) * variance_LE + (1 - rho**2) * spread
     share_LE = np.exp(level_LE)
-    return share_LE / share_LE.sum(axis=1, keepdims=True) * history_WLE[-1].sum(axis=1, keepdims=True)
+    rows_LE: np.ndarray = share_LE / share_LE.sum(axis=1, keepdims=True) * history_WLE[-1].sum(axis=1, keepdims=True)
+    return rows_LE
 
 
 def _persistence(history_WLE: np.ndarray, prior: float, prior_weight: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from isotherm.cluster.autoscale.autoscaler import COPIES, GROUPS, SHARDS, Autosc
 from isotherm.cluster.autoscale.forecast import LoadView, predict
 from isotherm.cluster.autoscale.rates import GroupLoad, Meters, ShardLoad
 from isotherm.cluster.background import Background
+from isotherm.cluster.errors import named_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.operations import (
@@ -100,7 +102,7 @@ class AutoscaleLoop:
         half_life = self.config.half_life
         self.rows, self._reads = (LoadView(*size, half_life=half_life, window=half_life / 2) for _ in range(2))
         self._meters = Meters(half_life, max(SILENCE, 4 * self.config.interval))
-        self.decisions: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        self.decisions: deque[JSON] = deque(maxlen=REMEMBERED)
         self.counts: dict[tuple[str, str], int] = {}  # (kind, what became of it) → how often
         self._plan: Plan | None = None
         self._background = Background()
@@ -170,9 +172,10 @@ class AutoscaleLoop:
         rows_WLE, reads_WLE = self.rows.windows(), self._reads.windows()
         if not len(rows_WLE) or not rows_WLE[-1].any():
             return None
-        work_WLE = rows_WLE + self.config.copies.read_cost * reads_WLE[-len(rows_WLE) :]
+        work_WLE: np.ndarray = rows_WLE + self.config.copies.read_cost * reads_WLE[-len(rows_WLE) :]
         scale_WL1 = rows_WLE.sum(axis=2, keepdims=True) / np.maximum(work_WLE.sum(axis=2, keepdims=True), 1e-9)
-        return work_WLE * scale_WL1
+        work_WLE *= scale_WL1
+        return work_WLE
 
     def _make_plan(
         self, placement: Placement, groups: Sequence[Group], windows_WLE: np.ndarray, pinned: Set[Pair]
@@ -199,14 +202,14 @@ class AutoscaleLoop:
 
     # --- acting -----------------------------------------------------------------------------------
 
-    async def _carry_out(self, decision: Decision, record: dict[str, Any]) -> None:
+    async def _carry_out(self, decision: Decision, record: JSON) -> None:
         try:
             ended = await (self._move(decision, record) if decision.kind == COPIES else self._resize(decision, record))
         except (OperationError, PlacementChangeError) as error:
             ended = str(error)
         except Exception as error:
             log.exception("the autoscaler could not act")
-            ended = f"{type(error).__name__}: {error}"
+            ended = named_line(error)
         finally:
             del self._tasks[decision.kind]
         now = self._clock()
@@ -217,7 +220,7 @@ class AutoscaleLoop:
             pause = self._autoscaler.failed(decision, now)
             self._settle(record, "failed", f"{ended}; the next one {pause:.0f} s from now at the earliest")
 
-    async def _resize(self, decision: Decision, record: dict[str, Any]) -> str | None:
+    async def _resize(self, decision: Decision, record: JSON) -> str | None:
         """None, or why it failed."""
         target = (
             Target(expert_groups=decision.count) if decision.kind == GROUPS else Target(attention_shards=decision.count)
@@ -225,7 +228,7 @@ class AutoscaleLoop:
         operation = self._reconfigurer.submit(OperationRequest(target, "", False, self.config.patience), AUTOSCALER)
         return await self._ended(operation, record)
 
-    async def _move(self, decision: Decision, record: dict[str, Any]) -> str | None:
+    async def _move(self, decision: Decision, record: JSON) -> str | None:
         """In as many steps as the memory wants; given up where the placement is changed by somebody else meanwhile."""
         assert decision.plan is not None
         placement, (nodes, shards) = self._fleet.placement, self._fleet.nodes()
@@ -242,7 +245,7 @@ class AutoscaleLoop:
                 return failure
         return None
 
-    async def _ended(self, operation: Operation, record: dict[str, Any]) -> str | None:
+    async def _ended(self, operation: Operation, record: JSON) -> str | None:
         """Wait for an operation; None, or why it failed."""
         record["operations"].append(operation.id)
         await self._reconfigurer.ended(operation)
@@ -267,7 +270,7 @@ class AutoscaleLoop:
 
     # --- telling ----------------------------------------------------------------------------------
 
-    def _record(self, decision: Decision) -> dict[str, Any]:
+    def _record(self, decision: Decision) -> JSON:
         record = _described(decision) | {
             "time": time.time(),
             "mode": self.config.mode,
@@ -287,7 +290,7 @@ class AutoscaleLoop:
         else:
             self._settle(self._record(decision), "advised")
 
-    def _settle(self, record: dict[str, Any], result: str, why: str = "") -> None:
+    def _settle(self, record: JSON, result: str, why: str = "") -> None:
         record["result"], record["seconds"] = result, round(time.time() - record["time"], 3)
         if why:
             record["why"] = why
@@ -310,7 +313,7 @@ class AutoscaleLoop:
         rates = self.rates()
         return rates.tolist() if rates.any() else None
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> JSON:
         """What GET /admin/autoscaler gives; decisions newest last."""
         groups, shards = self.loads()
         plan = self._plan
@@ -326,7 +329,7 @@ class AutoscaleLoop:
             "decisions": list(self.decisions),
         }
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JSON:
         """For `isotherm status`."""
         last = self.decisions[-1] if self.decisions else None
         return {
@@ -337,11 +340,11 @@ class AutoscaleLoop:
         }
 
 
-def _described(decision: Decision) -> dict[str, Any]:
+def _described(decision: Decision) -> JSON:
     figures = {name: round(value, 4) for name, value in decision.figures.items()}
     count = {} if decision.kind == COPIES else {"count": decision.count}
     return {"kind": decision.kind, "reason": decision.reason, "figures": figures, **count}
 
 
-def _rounded(load: GroupLoad | ShardLoad) -> dict[str, Any]:
+def _rounded(load: GroupLoad | ShardLoad) -> JSON:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(load).items()}

@@ -10,11 +10,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from isotherm.cluster.jsontypes import JSON
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine. Figures are medians over the runs.")
 console = Console()
@@ -40,7 +42,7 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool, facts: dict[str, Any]) -> None:
+def _show(rows: Sequence[JSON], columns: Sequence[str], as_json: bool, facts: JSON) -> None:
     if as_json:
         print(json.dumps({"figures": list(rows), **facts}))
         return
@@ -57,7 +59,7 @@ def _show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool,
         )
 
 
-def _plot(path: Path | None, title: str, rows: Sequence[dict[str, Any]], value: str, label: str) -> None:
+def _plot(path: Path | None, title: str, rows: Sequence[JSON], value: str, label: str) -> None:
     if path is None:
         return
     from isotherm.cluster.cli.bench_plot import plot_bars

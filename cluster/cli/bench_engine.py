@@ -8,12 +8,12 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine
 from isotherm.actors.models.weights import parse_dtype
 from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.select import select_kernels
@@ -33,7 +33,7 @@ class Figure:
     def median(self) -> float:
         return statistics.median(self.runs)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JSON:
         return asdict(self) | {"median": self.median}
 
 
@@ -96,11 +96,9 @@ class EngineBench:
         """Every size in turn, `runs` times, after one uncounted round."""
         results: dict[tuple[str, int], list[float]] = {}
         for run in range(runs + 1):
-            for name, size, speed in [("decode", b, self.decode) for b in batches] + [
-                ("prefill", p, self.prefill)
-                for p in prompts  # type: ignore[list-item]
-            ]:
-                value = speed(size)  # type: ignore[operator]
-                if run:
-                    results.setdefault((name, size), []).append(value)
+            for name, sizes, speed in ("decode", batches, self.decode), ("prefill", prompts, self.prefill):
+                for size in sizes:
+                    value = speed(size)
+                    if run:
+                        results.setdefault((name, size), []).append(value)
         return [Figure(name, size, tuple(values)) for (name, size), values in results.items()]

@@ -7,10 +7,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 
+from isotherm.cluster.jsontypes import JSON
 from isotherm.kernels.formats.fp8 import BLOCK, E4M3, Fp8Weight
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.ops import Kernels
@@ -30,7 +30,7 @@ class KernelFigure:
     gb_per_s: float
     gflop_per_s: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JSON:
         return asdict(self)
 
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from isotherm.actors.links.protocol import Dispatch, Link, LinkEnd, LinkError, L
 from isotherm.actors.links.registry import carrier, own_locality
 from isotherm.actors.links.rendezvous import Rendezvous
 from isotherm.cluster.control.link_choice import RULES
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.workers import Meeting
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.registry import parse
@@ -68,7 +68,7 @@ class LinkFigure:
     p99_microseconds: float
     mb_per_s: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JSON:
         return asdict(self)
 
 

@@ -14,9 +14,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import aiohttp
+
+from isotherm.cluster.errors import named_line
+from isotherm.cluster.jsontypes import JSON
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class LoadReport:
     time_between_tokens_ms: dict[str, float]
     first_error: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JSON:
         return asdict(self)
 
 
@@ -115,7 +117,7 @@ async def _request(
                 times.tokens = json.loads(await response.read())["usage"]["completion_tokens"]
                 times.chunks.append(time.perf_counter())
     except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-        times.error = f"{type(error).__name__}: {error}"
+        times.error = named_line(error)
     return times
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from isotherm.cluster.errors import IsothermError
 
-class PlotError(RuntimeError):
+
+class PlotError(IsothermError, RuntimeError):
     """matplotlib is not there."""
 
 

@@ -22,13 +22,15 @@ import httpx
 import yaml
 
 from isotherm.cluster.cli.bench_load import LoadReport, LoadShape, run_load
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 
 START_SECONDS, STOP_SECONDS = 600.0, 60.0
 ALONE = 64  # tokens of the request that runs alone
 SHORT = 2  # tokens of the replies that are subtracted
 
 
-class ServedError(RuntimeError):
+class ServedError(IsothermError, RuntimeError):
     """The cluster did not start, or refused the load."""
 
 
@@ -100,7 +102,7 @@ class ServedFigure:
     first_token_ms: float
     token_ms: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JSON:
         """With the medians, and their ratios to the offline one."""
         medians = {name: statistics.median(getattr(self, name)) for name in ("offline", "streamed", "whole")}
         ratios = {f"{name}_ratio": medians[name] / medians["offline"] for name in ("streamed", "whole")}

@@ -7,6 +7,8 @@ import contextlib
 from rich.console import Console
 
 from isotherm.cluster.client import Client, ClientError, ConnectionFailedError
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 
 with contextlib.suppress(ImportError):
     import readline  # noqa: F401  (its import gives input() line editing and a history)
@@ -16,7 +18,7 @@ _PROMPT = "\001\033[1;36m\002> \001\033[0m\002"
 _HELP = "Ctrl-C cuts an answer short, /new starts a new conversation, Ctrl-D ends."
 
 
-class NoServerError(RuntimeError):
+class NoServerError(IsothermError, RuntimeError):
     """Nothing answers at the URL; the message says what to do."""
 
 
@@ -67,7 +69,7 @@ def _read(console: Console) -> str | None:
             console.print("Ctrl-C again, or Ctrl-D, ends.", style="dim")
 
 
-def _answer(client: Client, request: dict, console: Console) -> str | None:
+def _answer(client: Client, request: JSON, console: Console) -> str | None:
     """Stream one answer to the console, its thought dimmed; None where it failed. One that is cut short counts as far
     as it came."""
     answer, thought, reason = "", "", None

@@ -9,13 +9,19 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 
 from isotherm.cluster.cli.bench import app as bench_app
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.on_ray.environment import prepare_attach, prepare_local_ray
+from isotherm.kernels.errors import KernelsUnavailable
+
+if TYPE_CHECKING:
+    from isotherm.cluster.manifest import Manifest
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,29 +51,32 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from httpx import InvalidURL
-
-        from isotherm.cluster.client import ClientError
-        from isotherm.cluster.client.batch import BatchError
-
         try:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise  # a RuntimeError to Python, but it only says the exit status
-        except (ValueError, RuntimeError, ConnectionError, OSError, InvalidURL, ClientError, BatchError) as error:
-            if type(error) in (ValueError, RuntimeError):
-                raise  # ours are subclasses: a bare one is a bug
+        except Exception as error:
+            if not _is_for_the_user(error):
+                raise
             errors.print(f"isotherm: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
 
     return wrapped
 
 
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the message is all that is needed: Isotherm's own error, the system's (a file, a port, a connection), a
+    URL that is none, or kernels that this machine cannot run."""
+    from httpx import InvalidURL
+
+    return isinstance(error, IsothermError | OSError | InvalidURL | KernelsUnavailable)
+
+
 for _command in bench_app.registered_commands:
     _command.callback = user_errors(_command.callback)  # type: ignore[arg-type]  # each has one
 
 
-def _manifest(model: str, **overrides: Any):
+def _manifest(model: str, **overrides: Any) -> tuple[Manifest, Path]:
     """The manifest that MODEL|MANIFEST means, and the model's directory."""
     from isotherm.cluster.manifest import load_manifest, parse_manifest
     from isotherm.cluster.model.path import resolve_model
@@ -209,7 +218,7 @@ def stop(address: AddressOption = None) -> None:
     console.print("stopped")
 
 
-def _copies(word: str) -> dict[str, Any]:
+def _copies(word: str) -> JSON:
     """ "2:5=3" → layer 2, expert 5, 3 copies; "2:5=auto" → as many as the autoscaler decides."""
     found = re.fullmatch(r"(\d{1,9}):(\d{1,9})=(\d{1,9}|auto)", word)
     if found is None:
@@ -252,7 +261,7 @@ def scale(
 
     if drain_node and drain_none:
         raise typer.BadParameter("give --drain-node or --drain-none, not both")
-    target: dict[str, Any] = {
+    target: JSON = {
         "expert_groups": expert_groups,
         "attention_shards": attention_shards,
         "deadline_seconds": deadline,

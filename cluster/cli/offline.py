@@ -6,21 +6,23 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.kernels.select import NAMES, select_kernels
 
 log = logging.getLogger(__name__)
 
 
-class OfflineError(ValueError):
+class OfflineError(IsothermError, ValueError):
     """The options do not fit each other or the model."""
 
 
@@ -44,28 +46,17 @@ class OfflineOptions:
 
 def generate_offline(
     manifest: Manifest, path: Path, options: OfflineOptions, show: Callable[[str], None] | None = None
-) -> dict[str, Any]:
+) -> JSON:
     """token_ids, text, logprobs (per token: token_id, logprob, top), finish_reason and system_fingerprint, which
     replies of a cluster that computes the same bits have too. `show` is given the text as it grows."""
-    if sum(o is not None for o in (options.prompt, options.prompt_ids, options.chat)) != 1:
-        raise OfflineError("give one of --prompt TEXT, --prompt-ids 1,2,3 and --chat TEXT")
-    if options.dtype not in ("float32", "bfloat16"):
-        raise OfflineError(f'--dtype is "{options.dtype}"; it must be "float32" or "bfloat16"')
-    if options.kernels not in NAMES:
-        raise OfflineError(f'--kernels is "{options.kernels}"; it must be "auto", "native", "reference" or "triton"')
+    _check(options)
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     # With --prompt-ids a model without a tokenizer will do: there is then no text.
     tokenizer = Tokenizer.load(path) if options.prompt_ids is None or (path / "tokenizer.json").is_file() else None
     prompt = _prompt_ids(options, tokenizer, config.vocab_size)
     length = len(prompt) + options.max_tokens
-    if length > config.max_position_embeddings:
-        raise OfflineError(
-            f"{len(prompt)} prompt tokens and --max-tokens {options.max_tokens} exceed the model's "
-            f"{config.max_position_embeddings}"
-        )
-    if options.logprobs is not None and options.logprobs > config.vocab_size:
-        raise OfflineError(f"--logprobs is {options.logprobs}; the vocabulary has {config.vocab_size} tokens")
+    _check_fit(options, len(prompt), config)
     selection = select_kernels(options.kernels, parse_dtype(options.dtype), device=manifest.device)
     log.info("kernels: %s (%s)", selection.kernels.name, selection.reason)
     block_size = manifest.engine.block_size
@@ -86,7 +77,7 @@ def generate_offline(
     stream = None if tokenizer is None else tokenizer.stream()
     text, reason = "", None
     tokens: list[int] = []
-    logprobs: list[dict[str, Any]] = []
+    logprobs: list[JSON] = []
     for delta in run(engine, [GenerationRequest("offline", prompt, params)]):
         tokens += delta.token_ids
         reason = delta.finish_reason
@@ -107,6 +98,27 @@ def generate_offline(
         "prompt_tokens": len(prompt),
         "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, "stored").digest,
     }
+
+
+def _check(options: OfflineOptions) -> None:
+    """Against each other. Raises OfflineError."""
+    if sum(o is not None for o in (options.prompt, options.prompt_ids, options.chat)) != 1:
+        raise OfflineError("give one of --prompt TEXT, --prompt-ids 1,2,3 and --chat TEXT")
+    if options.dtype not in ("float32", "bfloat16"):
+        raise OfflineError(f'--dtype is "{options.dtype}"; it must be "float32" or "bfloat16"')
+    if options.kernels not in NAMES:
+        raise OfflineError(f'--kernels is "{options.kernels}"; it must be "auto", "native", "reference" or "triton"')
+
+
+def _check_fit(options: OfflineOptions, prompt_tokens: int, config: ModelConfig) -> None:
+    """Against the model. Raises OfflineError."""
+    if prompt_tokens + options.max_tokens > config.max_position_embeddings:
+        raise OfflineError(
+            f"{prompt_tokens} prompt tokens and --max-tokens {options.max_tokens} exceed the model's "
+            f"{config.max_position_embeddings}"
+        )
+    if options.logprobs is not None and options.logprobs > config.vocab_size:
+        raise OfflineError(f"--logprobs is {options.logprobs}; the vocabulary has {config.vocab_size} tokens")
 
 
 def _prompt_ids(options: OfflineOptions, tokenizer: Tokenizer | None, vocab_size: int) -> tuple[int, ...]:

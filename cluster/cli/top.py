@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from isotherm.cluster.cli.chat import NoServerError
 from isotherm.cluster.client import APIError, Client, ConnectionFailedError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import human_bytes
 
 T = TypeVar("T")
@@ -31,9 +32,9 @@ class Sample:
     """What was read at one moment. `autoscaler` is None where the server has none."""
 
     time: float  # seconds, of any clock
-    status: dict[str, Any]
-    experts: dict[str, Any]
-    autoscaler: dict[str, Any] | None
+    status: JSON
+    experts: JSON
+    autoscaler: JSON | None
 
 
 def read(client: Client) -> Sample:
@@ -87,7 +88,7 @@ def _head(now: Sample, before: Sample | None, url: str) -> Text:
     )
 
 
-def _operation(operation: dict[str, Any] | None) -> Iterator[Text]:
+def _operation(operation: JSON | None) -> Iterator[Text]:
     if operation is None:
         yield Text("no operation under way", style="dim")
         return
@@ -101,7 +102,7 @@ def _operation(operation: dict[str, Any] | None) -> Iterator[Text]:
         yield Text(f"  {reason}", style="yellow")
 
 
-def _autoscaler(report: dict[str, Any] | None) -> Iterator[Text]:
+def _autoscaler(report: JSON | None) -> Iterator[Text]:
     if report is None:
         return
     last = report["decisions"][-1] if report["decisions"] else None
@@ -109,7 +110,7 @@ def _autoscaler(report: dict[str, Any] | None) -> Iterator[Text]:
     yield Text(f"autoscaler {report['mode']}  {words}", style="magenta")
 
 
-def _hottest(experts: dict[str, Any]) -> Iterator[Text]:
+def _hottest(experts: JSON) -> Iterator[Text]:
     found = [(rate, layer["layer"], e, held) for layer in experts["layers"]
              for e, (rate, held) in enumerate(zip(_rates(layer), layer["holders"], strict=True)) if rate]  # fmt: skip
     if found:
@@ -155,7 +156,7 @@ def _workers(now: Sample, before: Sample | None, lines: int) -> Table:
     return table
 
 
-def _heat_map(layers: Sequence[dict[str, Any]], width: int, lines: int, colours: bool) -> Iterator[Text]:
+def _heat_map(layers: Sequence[JSON], width: int, lines: int, colours: bool) -> Iterator[Text]:
     """Layers from top to bottom, experts from left to right, each against its layer's mean. Where there is no room for
     all, neighbours share a character, which shows the hottest of them; with colours a character is two lines high."""
     if not layers or lines < 1:
@@ -179,11 +180,12 @@ def _heat_map(layers: Sequence[dict[str, Any]], width: int, lines: int, colours:
         yield line
 
 
-def _rates(layer: dict[str, Any]) -> list[float]:
-    return layer["rate"] if any(layer.get("rate", [])) else layer["rows"]
+def _rates(layer: JSON) -> list[float]:
+    rates: list[float] = layer["rate"] if any(layer.get("rate", [])) else layer["rows"]
+    return rates
 
 
-def _relative(layer: dict[str, Any]) -> list[float]:
+def _relative(layer: JSON) -> list[float]:
     """Each expert's place on the scale, 0 … 1; 0.5 is the layer's mean."""
     rates = _rates(layer)
     mean = sum(rates) / len(rates)
@@ -209,7 +211,7 @@ def _colour(heat: float) -> str:
     return f"rgb({r},{g},{b})"
 
 
-def _rate(now: Sample, before: Sample | None, worker: dict[str, Any], count: str) -> float | None:
+def _rate(now: Sample, before: Sample | None, worker: JSON, count: str) -> float | None:
     """How fast a worker's count grows, per second; None where that is not known."""
     if before is None or count not in worker or now.time <= before.time:
         return None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from isotherm.cluster.client.batch import BatchSummary
 from isotherm.cluster.deploy.inspect import Report
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import human_bytes
 
 
@@ -50,7 +49,7 @@ def show_report(report: Report, console: Console) -> None:
     console.print(workers)
 
 
-def show_status(status: dict[str, Any], console: Console) -> None:
+def show_status(status: JSON, console: Console) -> None:
     controller, model = status["controller"], status["model"]
     version = (
         "no placement yet"

@@ -12,8 +12,11 @@ from typing import Any
 
 import httpx
 
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 
-class ClientError(Exception):
+
+class ClientError(IsothermError):
     """What every error of this module is."""
 
 
@@ -141,10 +144,11 @@ def raw(response: httpx.Response) -> RawResponse:
     return RawResponse(response.status_code, response.headers.get("x-request-id", ""), body)
 
 
-def checked(response: RawResponse) -> Any:
+def checked(response: RawResponse) -> JSON:
     """The body of a 200 or 202. Raises APIError for anything else."""
     if response.status in (200, 202) and response.body is not None:
-        return response.body
+        body: JSON = response.body  # whoever reads it says where it is another thing
+        return body
     error = response.body.get("error") if isinstance(response.body, dict) else None
     fields = error if isinstance(error, dict) else {}
     message = said_in(response.body) or "the answer is not in OpenAI's form"
@@ -185,7 +189,7 @@ def completion(body: Any) -> Completion:
         raise APIError(200, "the answer is not in OpenAI's form") from None
 
 
-def _chunks(event: dict[str, Any]) -> Iterator[Chunk]:
+def _chunks(event: JSON) -> Iterator[Chunk]:
     for one in event.get("choices") or ():
         if one is None:
             continue
@@ -196,12 +200,12 @@ def _chunks(event: dict[str, Any]) -> Iterator[Chunk]:
         yield Chunk("", usage=_usage(event["usage"]))
 
 
-def _text(choice: dict[str, Any], part: str) -> str:
+def _text(choice: JSON, part: str) -> str:
     """Of a choice of a chat (in its `message` or `delta`) or of a completion."""
     return _string((choice[part] or {}).get("content") if part in choice else choice.get("text"))
 
 
-def _reasoning(choice: dict[str, Any], part: str) -> str:
+def _reasoning(choice: JSON, part: str) -> str:
     """The thought, under either of the names that servers give it."""
     body = choice.get(part) or {}
     return _string(body.get("reasoning_content")) or _string(body.get("reasoning"))

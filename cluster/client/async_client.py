@@ -10,6 +10,7 @@ import httpx
 
 from isotherm.cluster.client.answers import Chunk, Completion, RawResponse
 from isotherm.cluster.client.calls import DEFAULT_URL, Call, Calls, Messages, Pause, Prompt, Send, http_options
+from isotherm.cluster.jsontypes import JSON
 
 _T = TypeVar("_T")
 
@@ -74,29 +75,27 @@ class AsyncClient:
         """As Client.ready."""
         return await self._run(self._calls.ready())
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> JSON:
         """As Client.status."""
         return await self._run(self._calls.get("/status"))
 
-    async def scale(
-        self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any
-    ) -> dict[str, Any]:
+    async def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> JSON:
         """As Client.scale."""
         return await self._run(self._calls.scale(dry_run, idempotency_key, target))
 
-    async def operation(self, operation_id: str) -> dict[str, Any]:
+    async def operation(self, operation_id: str) -> JSON:
         """As Client.operation."""
         return await self._run(self._calls.operation(operation_id))
 
-    async def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> dict[str, Any]:
+    async def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> JSON:
         """As Client.wait_for_operation."""
         return await self._run(self._calls.wait_for_operation(operation_id, timeout))
 
-    async def experts(self) -> dict[str, Any]:
+    async def experts(self) -> JSON:
         """As Client.experts."""
         return await self._run(self._calls.get("/admin/experts"))
 
-    async def autoscaler(self) -> dict[str, Any]:
+    async def autoscaler(self) -> JSON:
         """As Client.autoscaler."""
         return await self._run(self._calls.get("/admin/autoscaler"))
 
@@ -115,7 +114,8 @@ class AsyncClient:
                 else:
                     step = call.send(outcome)
         except StopIteration as end:
-            return end.value
+            result: _T = end.value
+            return result
 
     async def _act(self, step: Send | Pause) -> httpx.Response | None:
         if isinstance(step, Send):

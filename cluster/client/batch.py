@@ -23,13 +23,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from isotherm.cluster.client.answers import ConnectionFailedError, RawResponse, said_in
 from isotherm.cluster.client.async_client import AsyncClient
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 
 _URLS = ("/v1/chat/completions", "/v1/completions")
 _TRANSIENT_STATUS = (429, 502, 503, 504)
@@ -40,7 +42,7 @@ _SYNC_INTERVAL_S = 5.0  # results a power cut may cost; a killed process costs n
 _PLAIN_INTERVAL_S = 5.0
 
 
-class BatchError(Exception):
+class BatchError(IsothermError):
     """The batch can't run. Names the file, and the line where there is one."""
 
 
@@ -144,8 +146,8 @@ async def run_batch(
 
 
 async def _ask(
-    client: AsyncClient, row: dict[str, Any], attempts: int, backoff_s: float, answered: Callable[[], int]
-) -> dict[str, Any] | str:
+    client: AsyncClient, row: JSON, attempts: int, backoff_s: float, answered: Callable[[], int]
+) -> JSON | str:
     """The row's result line, or why it could not be asked. `answered`: how many rows have been; as long as that grows,
     the server is only busy."""
     if (problem := _problem(row)) is not None:
@@ -186,12 +188,12 @@ def _no_answer(response: RawResponse) -> str | None:
     return None
 
 
-def _failed(result: dict[str, Any]) -> bool:
+def _failed(result: JSON) -> bool:
     """Whether a result line is one of an error."""
     return result["error"] is not None or result["response"]["status_code"] != 200
 
 
-def _problem(row: dict[str, Any]) -> str | None:
+def _problem(row: JSON) -> str | None:
     """What is wrong with a row that has a custom_id: its own error, not the whole batch's."""
     if row.get("method") != "POST":
         return f"method: expected 'POST', got {row.get('method')!r}"
@@ -206,7 +208,7 @@ def _problem(row: dict[str, Any]) -> str | None:
     return "body.stream: a batch row can't stream" if row["body"].get("stream") else None
 
 
-def _result(row: dict[str, Any], response: RawResponse | None, error: dict[str, str] | None) -> dict[str, Any]:
+def _result(row: JSON, response: RawResponse | None, error: dict[str, str] | None) -> JSON:
     answer = (
         None
         if response is None
@@ -243,7 +245,7 @@ class _Output:
         finally:
             os.close(self._file)
 
-    def write(self, result: dict[str, Any]) -> None:
+    def write(self, result: JSON) -> None:
         """Appends one line. Raises OSError, with a torn line left for the next run to cut off."""
         left = memoryview(json.dumps(result, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
         while left:
@@ -296,7 +298,7 @@ def _check_input(file: IO[bytes], path: Path) -> set[bytes]:
     return seen
 
 
-def _rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(file: IO[bytes], path: Path) -> Iterator[tuple[int, JSON]]:
     """(line number, row), read as they are asked for, from the beginning. Blank lines are skipped."""
     file.seek(0)
     for number, line in enumerate(file, 1):

@@ -27,6 +27,8 @@ from isotherm.cluster.client.answers import (
     model_ids,
     raw,
 )
+from isotherm.cluster.errors import one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.loopback import reaches_this_machine
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -109,17 +111,17 @@ class Calls:
     def ready(self) -> Call[bool]:
         return (yield from self.request("GET", "/ready", retry=False)).status == 200
 
-    def get(self, path: str) -> Call[Any]:
+    def get(self, path: str) -> Call[JSON]:
         return checked((yield from self.request("GET", path)))
 
-    def scale(self, dry_run: bool, idempotency_key: str | None, target: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    def scale(self, dry_run: bool, idempotency_key: str | None, target: Mapping[str, Any]) -> Call[JSON]:
         body = {"dry_run": dry_run, "idempotency_key": idempotency_key or uuid.uuid4().hex, **target}
         return checked((yield from self.request("POST", _OPERATIONS, body)))
 
-    def operation(self, operation_id: str) -> Call[dict[str, Any]]:
+    def operation(self, operation_id: str) -> Call[JSON]:
         return (yield from self.get(f"{_OPERATIONS}/{operation_id}"))
 
-    def wait_for_operation(self, operation_id: str, timeout: float) -> Call[dict[str, Any]]:
+    def wait_for_operation(self, operation_id: str, timeout: float) -> Call[JSON]:
         deadline = time.monotonic() + timeout
         while True:
             operation = yield from self.operation(operation_id)
@@ -129,7 +131,7 @@ class Calls:
                 raise TimeoutError(f"operation {operation['id']} is still {operation['phase']} after {timeout:g} s")
             yield Pause(_POLL_S)
 
-    def _with_model(self, path: str, body: dict[str, Any]) -> Call[Send]:
+    def _with_model(self, path: str, body: JSON) -> Call[Send]:
         if body.get("model") is None:
             if self._model is None:
                 self._model = (yield from self.models())[0]
@@ -159,12 +161,13 @@ class Tries:
     def after_error(self, error: httpx.TransportError) -> float:
         """Seconds to wait before another try. Raises ConnectionFailedError where there is to be none."""
         if not isinstance(error, _RETRIED_ERRORS) or self._tried >= self._max_retries:
-            raise ConnectionFailedError(f"{self._base_url}: {_said(error)}") from error
+            raise ConnectionFailedError(f"{self._base_url}: {one_line(error)}") from error
         return self._backoff()
 
     def _backoff(self) -> float:
         self._tried += 1
-        return min(0.25 * 2 ** (self._tried - 1), _MAX_BACKOFF_S) * random.uniform(0.5, 1.0)
+        backoff: float = min(0.25 * 2 ** (self._tried - 1), _MAX_BACKOFF_S)
+        return backoff * random.uniform(0.5, 1.0)
 
 
 class StreamedReply:
@@ -196,11 +199,11 @@ class StreamedReply:
     def after_error(self, error: httpx.TransportError) -> float:
         """Seconds to wait before another try. Raises StreamBrokenError, ConnectionFailedError."""
         if self._events.received:
-            raise StreamBrokenError(f"the connection broke: {_said(error)}") from error
+            raise StreamBrokenError(f"the connection broke: {one_line(error)}") from error
         return self._tries.after_error(error)
 
 
-def http_options(base_url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
+def http_options(base_url: str, api_key: str | None, timeout: float) -> JSON:
     """Of httpx.Client and httpx.AsyncClient. `timeout` is in seconds, for connecting and for each wait for data."""
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     # Bounded by the callers' own concurrency, not by a pool that would make them wait for a connection.
@@ -212,7 +215,3 @@ def http_options(base_url: str, api_key: str | None, timeout: float) -> dict[str
     mounts = {f"all://{host}": None} if reaches_this_machine(base.host) else {}
     timeouts = httpx.Timeout(timeout, connect=min(timeout, 10.0))
     return {"base_url": base, "headers": headers, "timeout": timeouts, "limits": limits, "mounts": mounts}
-
-
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__

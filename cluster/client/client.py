@@ -17,6 +17,7 @@ import httpx
 
 from isotherm.cluster.client.answers import Chunk, Completion, RawResponse
 from isotherm.cluster.client.calls import DEFAULT_URL, Call, Calls, Messages, Pause, Prompt, Send, http_options
+from isotherm.cluster.jsontypes import JSON
 
 _T = TypeVar("_T")
 
@@ -80,30 +81,30 @@ class Client:
         """Whether requests can be served now."""
         return self._run(self._calls.ready())
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> JSON:
         """What `isotherm status --json` prints."""
         return self._run(self._calls.get("/status"))
 
-    def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> dict[str, Any]:
+    def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> JSON:
         """Begin an operation (POST /admin/operations): `expert_groups`, `attention_shards`, `copies`, `drain_nodes`,
         each what there is to be. Of `copies`, each is {"layer", "expert", "count"}; a count of None leaves it to the
         autoscaler, as it was before a number was set. A key is made where none is given, so that a retry cannot scale
         twice. Raises APIError."""
         return self._run(self._calls.scale(dry_run, idempotency_key, target))
 
-    def operation(self, operation_id: str) -> dict[str, Any]:
+    def operation(self, operation_id: str) -> JSON:
         """What has become of an operation."""
         return self._run(self._calls.operation(operation_id))
 
-    def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> dict[str, Any]:
+    def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> JSON:
         """The operation when it has ended. Raises TimeoutError after `timeout` seconds."""
         return self._run(self._calls.wait_for_operation(operation_id, timeout))
 
-    def experts(self) -> dict[str, Any]:
+    def experts(self) -> JSON:
         """Rows, holders and group heat of every expert (GET /admin/experts)."""
         return self._run(self._calls.get("/admin/experts"))
 
-    def autoscaler(self) -> dict[str, Any]:
+    def autoscaler(self) -> JSON:
         """What the autoscaler sees and has decided (GET /admin/autoscaler)."""
         return self._run(self._calls.get("/admin/autoscaler"))
 
@@ -122,7 +123,8 @@ class Client:
                 else:
                     step = call.send(outcome)
         except StopIteration as end:
-            return end.value
+            result: _T = end.value
+            return result
 
     def _act(self, step: Send | Pause) -> httpx.Response | None:
         if isinstance(step, Send):

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.messages.workers import Locality
 
 AUTO = "auto"
 
 
-class LinkChoiceError(ValueError):
+class LinkChoiceError(IsothermError, ValueError):
     """The manifest asks for a kind of link that these two workers cannot have."""
 
 

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
-from isotherm.cluster.background import Background, first_line
+from isotherm.cluster.background import Background
+from isotherm.cluster.errors import one_line
 
 log = logging.getLogger(__name__)
 ANSWER_SECONDS = 4.0  # in which a group whose link has failed gives a sign of life
@@ -107,12 +108,12 @@ class LinkRepair:
         try:
             await self._within(ANSWER_SECONDS, self._fleet.answers(group))
         except Exception as error:
-            return group, f"its link to {shard} has failed, and it gives no sign of life: {first_line(error)}"
+            return group, f"its link to {shard} has failed, and it gives no sign of life: {one_line(error)}"
         try:
             await self._within(RELINK_SECONDS, self._fleet.relink(shard, group))
             return None
         except Exception as error:
-            reason = f"the link from {shard} to {group} has failed and cannot be made anew: {first_line(error)}"
+            reason = f"the link from {shard} to {group} has failed and cannot be made anew: {one_line(error)}"
         self._under_way.discard((shard, group))
         self._hopeless.add((shard, group))
         while any(of == shard for of, _ in self._under_way):  # what becomes of its other links tells more
@@ -124,7 +125,7 @@ class LinkRepair:
         try:
             await asyncio.wait_for(work, seconds)
         except asyncio.TimeoutError as error:
-            raise TimeoutError(f"not within {seconds:g} s {first_line(error)}".removesuffix(" TimeoutError")) from None
+            raise TimeoutError(f"not within {seconds:g} s {one_line(error)}".removesuffix(" TimeoutError")) from None
 
     def _fails_often(self, group: str) -> bool:
         """Counts one more failure."""

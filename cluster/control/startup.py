@@ -7,8 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-from isotherm.cluster.background import last_line, pauses
+from isotherm.cluster.background import pauses
 from isotherm.cluster.control.fleet import Fleet
+from isotherm.cluster.errors import named_line
 from isotherm.cluster.placement.table import Placement
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ async def start_again_and_again(
         try:
             return await attempt()
         except Exception as error:
-            why = f"start failed: {type(error).__name__}: {last_line(error)}"
+            why = f"start failed: {named_line(error)}"
             if not retry:
                 phase(why)
                 raise

@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from isotherm.cluster.background import last_line
 from isotherm.cluster.control.fleet import Fleet
 from isotherm.cluster.control.planner import Desired, Planner
+from isotherm.cluster.errors import named_line, one_line
 from isotherm.cluster.messages.operations import Operation, OperationError, Phase
 from isotherm.cluster.placement.changes import Difference, Pair, difference
 
@@ -149,7 +149,7 @@ class Transactions:
             await self._free(desired, change)
         except Exception as error:  # the new state serves; what could not be freed is only memory
             log.exception("operation %s: could not free everything", operation.id)
-            operation.reasons.append(f"committed, but not everything was freed: {last_line(error)}")
+            operation.reasons.append(f"committed, but not everything was freed: {one_line(error)}")
         self.enter(operation, Phase.DONE)
         return False
 
@@ -255,7 +255,7 @@ class Transactions:
                     await fleet.end(worker)
         except Exception as error:
             log.exception("operation %s: roll-back failed", operation.id)
-            self.enter(operation, Phase.FAILED, f"roll-back failed: {type(error).__name__}: {last_line(error)}")
+            self.enter(operation, Phase.FAILED, f"roll-back failed: {named_line(error)}")
             return
         self.enter(operation, Phase.ROLLED_BACK)
 
@@ -270,9 +270,6 @@ async def _all(work: Iterable[Awaitable[None]]) -> None:
 
 def _reason(error: Exception, seconds: float) -> str:
     """Why an operation fails that had so many seconds."""
-    words = (
-        [f"not within {seconds:g} s", str(error)]
-        if isinstance(error, asyncio.TimeoutError)
-        else [type(error).__name__, last_line(error)]
-    )
-    return ": ".join(filter(None, words))
+    if isinstance(error, asyncio.TimeoutError):
+        return ": ".join(filter(None, [f"not within {seconds:g} s", str(error)]))
+    return named_line(error)

@@ -8,8 +8,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from isotherm.cluster.background import Background, first_line
+from isotherm.cluster.background import Background
 from isotherm.cluster.control.liveness import SLICES, answers_within
+from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import WorkerGoneError
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class WorkerWatch:
         try:
             await worker.call("sentinel")
         except WorkerGoneError as error:
-            self._lost(worker.id, first_line(error), False)
+            self._lost(worker.id, one_line(error), False)
 
     async def _ask_again_and_again(self, worker: Worker) -> None:
         """Ask for a sign of life now and then. The limit counts from the last one, not from the question."""
@@ -98,7 +99,7 @@ class WorkerWatch:
             return False
         whom = self._workers.get(name)
         if whom is None:  # found dead meanwhile: the loss of their link wakes this one, if anything can
-            return seconds < self._patience + self._limit
+            return bool(seconds < self._patience + self._limit)
         answer = asyncio.ensure_future(whom.call("sign_of_life"))
         well = await answers_within(answer, self._limit) and answer.exception() is None
         says = "is well" if well else "does not answer"

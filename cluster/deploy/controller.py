@@ -26,6 +26,7 @@ from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.control.saved_state import SavedState, decode
 from isotherm.cluster.control.startup import start_again_and_again, start_fleet
 from isotherm.cluster.deploy.fleet import RayFleet
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.membership import Membership, SupersededError
 from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, parse_operation
@@ -252,7 +253,7 @@ class Controller:
         http = self.manifest.http
         return f"http://{'127.0.0.1' if http.host in ('0.0.0.0', '::') else http.host}:{http.port}"
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> JSON:
         """What `isotherm status --json` prints."""
         nodes = {node["NodeID"]: node for node in ray.nodes()}
         running, drained = self.operations.running() or self.operations.waiting(), self.reconfigurer.desired.drained
@@ -281,7 +282,7 @@ class Controller:
             ],
         }
 
-    async def operate(self, body: Any) -> dict[str, Any]:
+    async def operate(self, body: Any) -> JSON:
         """Take an operation (POST /admin/operations). Raises OperationError or PlacementChangeError."""
         request = parse_operation(body)
         if self._phase != "serving":
@@ -294,14 +295,14 @@ class Controller:
                 )
         return self._told(self.reconfigurer.submit(request))
 
-    async def operation(self, operation_id: str) -> dict[str, Any] | None:
+    async def operation(self, operation_id: str) -> JSON | None:
         found = self.operations.get(operation_id)
         return None if found is None else self._told(found)
 
-    async def operation_history(self) -> list[dict[str, Any]]:
+    async def operation_history(self) -> list[JSON]:
         return [self._told(o) for o in self.operations.all()]
 
-    def _told(self, operation: Operation) -> dict[str, Any]:
+    def _told(self, operation: Operation) -> JSON:
         """`waiting`: what it waits for, in words; tokens go on meanwhile."""
         waits = (
             []
@@ -310,7 +311,7 @@ class Controller:
         )
         return operation.as_dict() | {"waiting": waits}
 
-    async def experts(self) -> dict[str, Any]:
+    async def experts(self) -> JSON:
         """What GET /admin/experts gives."""
         return experts_report(
             self.fleet.placement,
@@ -319,7 +320,7 @@ class Controller:
             self.autoscale.rates(),
         )
 
-    async def autoscaler(self) -> dict[str, Any]:
+    async def autoscaler(self) -> JSON:
         """What GET /admin/autoscaler gives."""
         return self.autoscale.report()
 

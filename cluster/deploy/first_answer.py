@@ -8,12 +8,14 @@ import json
 import time
 from urllib.parse import urlsplit
 
+from isotherm.cluster.errors import IsothermError, one_line
+
 PAUSE = 0.2  # seconds between two attempts
 ATTEMPT_SECONDS = 60.0
 NOT_YET = (404, 408, 429)  # 404: Serve's proxy does not know the route yet
 
 
-class NoAnswerError(RuntimeError):
+class NoAnswerError(IsothermError, RuntimeError):
     """No request is answered."""
 
 
@@ -25,7 +27,7 @@ def wait_for_answer(url: str, model: str, seconds: float = 300.0) -> None:
         try:
             status, text = _ask(url, model, min(left, ATTEMPT_SECONDS))
         except (OSError, http.client.HTTPException) as error:
-            last = str(error) or type(error).__name__
+            last = one_line(error)
         else:
             if status == 200:
                 return

@@ -16,17 +16,20 @@ from ray.exceptions import RayError
 from isotherm.actors.attention.shard import AttentionShard
 from isotherm.actors.experts.group import ExpertGroup
 from isotherm.actors.links.rendezvous import Rendezvous
-from isotherm.cluster.background import Background, first_line
+from isotherm.cluster.background import Background
 from isotherm.cluster.control.link_choice import choose_link
 from isotherm.cluster.control.link_repair import RELINK_SECONDS, LinkRepair
 from isotherm.cluster.control.worker_watch import WorkerWatch
 from isotherm.cluster.deploy.places import Places
+from isotherm.cluster.errors import one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import ClusterNumerics
+from isotherm.cluster.on_ray.handles import ActorHandle, Reference
 from isotherm.cluster.on_ray.workers import (
     RayWorker,
     end_worker,
@@ -95,7 +98,7 @@ class RayFleet:
     def expert_load(self) -> list[list[float]] | None:
         return self.load_view()
 
-    def _order(self, worker: Any, name: str, *args: Any) -> Any:
+    def _order(self, worker: ActorHandle, name: str, *args: Any) -> Reference:
         return worker.order.remote(self.generation, name, *args)
 
     async def fence(self, workers: Iterable[str]) -> None:
@@ -213,7 +216,8 @@ class RayFleet:
             self._loading.discard(group)
 
     async def held(self, group: str) -> list[Pair]:
-        return await self.groups[group].actor.held.remote()
+        held: list[tuple[int, int]] = await self.groups[group].actor.held.remote()
+        return held
 
     async def free(self, group: str, pairs: list[Pair]) -> None:
         if group not in self.dead:
@@ -299,7 +303,7 @@ class RayFleet:
         out = {}
         for name, answer in zip(calls, answers, strict=True):
             if isinstance(answer, BaseException):
-                log.warning("%s does not say its %s: %s", name, what, first_line(answer))
+                log.warning("%s does not say its %s: %s", name, what, one_line(answer))
             else:
                 out[name] = answer
         return out
@@ -320,7 +324,7 @@ class RayFleet:
         of_shards, of_groups = await asyncio.gather(*asked)
         return of_shards, of_groups
 
-    async def statuses(self) -> list[dict[str, Any]]:
+    async def statuses(self) -> list[JSON]:
         """Every worker's own words, shards first."""
         return list(
             await asyncio.gather(
@@ -329,7 +333,7 @@ class RayFleet:
             )
         )
 
-    async def _status(self, role: str, worker: RayWorker) -> dict[str, Any]:
+    async def _status(self, role: str, worker: RayWorker) -> JSON:
         out = {
             "id": worker.id,
             "role": role,
@@ -344,5 +348,6 @@ class RayFleet:
         except asyncio.TimeoutError:
             return out | {"state": "silent", "reason": f"no answer for {STATUS_TIMEOUT:g} s"}
         except WorkerGoneError as error:
-            return out | {"state": "dead", "reason": first_line(error)}
-        return out | {"state": "loaded" if detail["loaded"] else "loading"} | detail
+            return out | {"state": "dead", "reason": one_line(error)}
+        status: JSON = out | {"state": "loaded" if detail["loaded"] else "loading"} | detail
+        return status

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve import Application
+from starlette.applications import Starlette
 
 from isotherm.cluster.api.access import Access
 from isotherm.cluster.api.app import AppSettings, build_app
@@ -29,7 +30,7 @@ KILL_SECONDS = 5.0  # after which a replica that has ended its requests is kille
 def ingress_application(manifest: Manifest, model_path: Path) -> Application:
     """The Serve application; the model's path must be readable where replicas run."""
 
-    def build():  # runs in each replica, on the event loop that will serve its requests
+    def build() -> Starlette:  # runs in each replica, on the event loop that will serve its requests
         config = load_config(model_path)
         controller = ControllerClient()
         shard_capacity = manifest.engine.max_sequences + manifest.engine.max_waiting
@@ -64,7 +65,8 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         max_surge_percent=100,  # an update begins with the new replicas: there is always one that takes requests
         health_check_period_s=1,  # a replica that has died is missed that soon; one that is silent has Serve's 30 s
     )
-    return deployment.bind()
+    application: Application = deployment.bind()
+    return application
 
 
 def _replica_stops() -> Callable[[], bool]:

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, kv_bytes_per_token
 from isotherm.cluster.model.checkpoint import Checkpoint, shard_files
 from isotherm.cluster.model.config import ModelConfig
@@ -24,16 +24,16 @@ STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 @dataclass(frozen=True)
 class Report:
     path: str
-    architecture: dict[str, Any]
+    architecture: JSON
     parameters: dict[str, int]  # total, active per token, multi_token_prediction
     parameters_by_part: dict[str, int]
     bytes_by_part: dict[str, int]
     bytes_from: str  # headers, or an estimate from config.json
     files: int
     kv_bytes_per_token: int
-    placement: list[dict[str, Any]]
+    placement: list[JSON]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JSON:
         return asdict(self)
 
 
@@ -121,10 +121,10 @@ def _estimate(c: ModelConfig, parameters: dict[Part, int], names: Mapping[str, s
     return {part: n for part, n in sizes.items() if n}, words
 
 
-def _placement(c: ModelConfig, sizes: dict[Part, int], manifest: Manifest) -> list[dict[str, Any]]:
+def _placement(c: ModelConfig, sizes: dict[Part, int], manifest: Manifest) -> list[JSON]:
     own = sum(n for part, n in sizes.items() if part not in (Part.ROUTED_EXPERTS, Part.MTP))
     scheduler = manifest.scheduler_config(c)
-    rows: list[dict[str, Any]] = [
+    rows: list[JSON] = [
         {
             "worker": f"attention-{i}",
             "weight_bytes": own,

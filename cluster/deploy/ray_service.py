@@ -10,10 +10,11 @@ from ray.serve import Application
 
 from isotherm.cluster.deploy.ingress import ingress_application
 from isotherm.cluster.deploy.preflight import check_servable
-from isotherm.cluster.deploy.serve import ServeError, start_controller
+from isotherm.cluster.deploy.serve import start_controller
 from isotherm.cluster.manifest import Manifest, load_manifest
 from isotherm.cluster.model.path import resolve_model
 from isotherm.cluster.on_ray.workers import find_controller
+from isotherm.cluster.supervise.supervisor import ServeError
 
 
 class Arguments(BaseModel):

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -31,7 +31,10 @@ from isotherm.cluster.deploy.capacity import check_resources
 from isotherm.cluster.deploy.controller import Controller, Owner
 from isotherm.cluster.deploy.first_answer import wait_for_answer
 from isotherm.cluster.deploy.ingress import ingress_application
+from isotherm.cluster.errors import IsothermError, one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
+from isotherm.cluster.on_ray.handles import ActorHandle, Reference
 from isotherm.cluster.on_ray.session import attach, local_processes, running_controller, start_local
 from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller
 from isotherm.cluster.supervise.processes import runs_as
@@ -46,7 +49,7 @@ STOP_TIMEOUT = 120.0  # seconds beyond the drain that `isotherm stop` waits for 
 DRAIN_SLACK = 10.0  # seconds beyond the drain in which an ingress replica ends by itself; then Serve ends it
 
 
-def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) -> Any:
+def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) -> ActorHandle:
     """The detached controller actor; its workers are not started yet. `owner` is the process that waits for
     `wait_stopped`; None where there is none. Raises ServeError where a controller runs already."""
     try:
@@ -128,11 +131,11 @@ def main() -> None:
         _run(job, stop, tell)
     except Exception as error:
         if not stop.at_once:
-            if type(error) in (ValueError, RuntimeError, TypeError, KeyError, AttributeError):
-                logging.exception("a bug")  # ours are subclasses
-            remote = isinstance(error, RayActorError | RayTaskError)
+            if not isinstance(error, IsothermError | OSError | RayError):
+                logging.exception("a bug")
             known = isinstance(error, ManifestError)  # Ray's logs say no more about it
-            tell("failed", reason=_cause(error) if remote else str(error) or repr(error), logs=not known)
+            remote = isinstance(error, RayError)  # it says where, in many lines
+            tell("failed", reason=one_line(error) if remote else str(error) or repr(error), logs=not known)
     # Python's own way out would end Ray once more, and wait for threads that hang.
     sys.stdout.flush()
     sys.stderr.flush()
@@ -146,7 +149,7 @@ class _Stop:
         self.asked = self.at_once = False
         self._blocking = False
 
-    def listen(self, words: Any) -> None:
+    def listen(self, words: Iterable[str]) -> None:
         for word in words:
             self._ask(at_once=word.strip() != "drain")
         self._ask(at_once=True)
@@ -179,7 +182,7 @@ class _Interrupted(Exception):
     """It is time to stop, and something blocked."""
 
 
-def _run(job: dict[str, Any], stop: _Stop, tell: Callable[..., None]) -> None:
+def _run(job: JSON, stop: _Stop, tell: Callable[..., None]) -> None:
     manifest, path, address = parse_manifest(job["manifest"]), Path(job["path"]), job["address"]
     try:
         if address is None:
@@ -232,12 +235,6 @@ def _wait_on_head(url: str, model: str) -> None:
     ray.get(ray.remote(wait_for_answer).options(num_cpus=0, resources=ON_HEAD, max_retries=0).remote(url, model))
 
 
-def _cause(error: Exception) -> str:
-    """The last line of a remote traceback that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else repr(error))
-
-
 def stop_running(address: str | None) -> None:
     """End the cluster at a Ray address, as `isotherm stop` does: its open requests finish, for as long as its manifest
     lets them. Waits until it is gone. Raises NoClusterError, and ServeError where it takes too long."""
@@ -267,7 +264,7 @@ def stop_running(address: str | None) -> None:
         raise ServeError(f"the cluster is not gone after {seconds:g} s; it is process {owner.pid} on {owner.host}")
 
 
-def _taken_up(controller: Any) -> bool:
+def _taken_up(controller: ActorHandle) -> bool:
     """Whether the process that serves does what it was asked to. It may be gone,
     on a cluster that others have started."""
     deadline = time.monotonic() + ABSENT_SECONDS
@@ -281,7 +278,7 @@ def _taken_up(controller: Any) -> bool:
     return False
 
 
-def _runs(controller: Any) -> bool:
+def _runs(controller: ActorHandle) -> bool:
     try:
         ray.get(controller.owner.remote(), timeout=5)
     except RayError:
@@ -289,7 +286,7 @@ def _runs(controller: Any) -> bool:
     return True
 
 
-def _show_loading(controller: Any, starting: Any, stop: _Stop, console: Console) -> None:
+def _show_loading(controller: ActorHandle, starting: Reference, stop: _Stop, console: Console) -> None:
     """Progress of every worker until all have loaded. Raises what `Controller.start` raised."""
     columns = (
         TextColumn("{task.description}"),

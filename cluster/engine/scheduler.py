@@ -18,10 +18,11 @@ from typing import Protocol
 from isotherm.cluster.engine.kv_blocks import BlockManager
 from isotherm.cluster.engine.policy import Waiting, gives_way_to, precedence
 from isotherm.cluster.engine.sequence import Chunk, Form, Sampled, ScheduledSequence, accepted
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 
 
-class QueueFullError(ValueError):
+class QueueFullError(IsothermError, ValueError):
     """There are as many requests as there may be; a later try may be taken."""
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from isotherm.cluster.errors import IsothermError
 
-class WorkerGoneError(ConnectionError):
+
+class WorkerGoneError(IsothermError, ConnectionError):
     """A worker, or the controller, is not there any more, or cannot be reached."""
 
 
-class SupersededError(RuntimeError):
+class SupersededError(IsothermError, RuntimeError):
     """A newer controller has been started: this one must not act."""
 
 

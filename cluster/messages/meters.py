@@ -24,7 +24,8 @@ class DecayedMean:
         return self._sum / self._weight if self._weight * self._keep(now) > least else None
 
     def _keep(self, now: float) -> float:
-        return 0.5 ** (max(0.0, now - self._at) / self.half_life)
+        share: float = 0.5 ** (max(0.0, now - self._at) / self.half_life)
+        return share
 
 
 @dataclass(frozen=True)

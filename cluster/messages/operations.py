@@ -15,12 +15,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
+
 # Operations of each origin that are remembered: the autoscaler's push nobody else's out.
 HISTORY = 200
 AUTOSCALER = "autoscaler"  # the origin of its operations
 
 
-class OperationError(ValueError):
+class OperationError(IsothermError, ValueError):
     """The operation cannot be taken. `field` names what is wrong; `conflict` says that another one runs."""
 
     def __init__(self, message: str, field: str = "", conflict: bool = False):
@@ -115,7 +118,7 @@ class Operation:
     """One operation's record. Times are seconds since the epoch."""
 
     id: str
-    target: dict[str, Any]
+    target: JSON
     origin: str  # "api", "autoscaler"
     created: float
     idempotency_key: str = ""
@@ -139,7 +142,7 @@ class Operation:
         if reason:
             self.reasons.append(reason)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JSON:
         """What GET /admin/operations/{id} gives; `seconds` is how long each phase took that has ended."""
         times = sorted(self.entered.items(), key=lambda item: item[1])
         ends = [when for _, when in times[1:]]
@@ -249,5 +252,5 @@ class OperationLog:
         return log
 
 
-class PlacementChangeError(ValueError):
+class PlacementChangeError(IsothermError, ValueError):
     """The change cannot be made with these groups and slots."""

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.formats.base import FLOATS, ITEM_BYTES, WeightFormat
 from isotherm.cluster.model.formats.registry import PLAIN, foreign_tensors, format_of, weight_dtypes
@@ -27,7 +28,7 @@ NO_NUMERICS = {"num_nextn_predict_layers", "quantisation", "stored_dtype", "eos_
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
 
 
-class CheckpointError(ValueError):
+class CheckpointError(IsothermError, ValueError):
     """The checkpoint cannot be served; the message names file, tensor, what was expected and what was found."""
 
 

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.formats.base import WeightFormat
 from isotherm.cluster.model.formats.registry import configured
 from isotherm.cluster.model.tensors import TensorSpec
 
 
-class ModelConfigError(ValueError):
+class ModelConfigError(IsothermError, ValueError):
     """config.json cannot be served; the message names the file, the field, the value and what is allowed."""
 
 
@@ -76,7 +78,7 @@ class ModelConfig(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, f: Fields) -> dict[str, Any]:
+    def read(cls, f: Fields) -> JSON:
         """The values of the fields of this class, checked. Raises ModelConfigError."""
 
     @property
@@ -97,7 +99,7 @@ class ModelConfig(ABC):
         """Names of the weights of a routed expert: gate, up and down projection."""
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JSON:
         """What `isotherm inspect` says of the architecture."""
 
     def mtp_layer(self, tensor: str) -> int | None:
@@ -118,7 +120,7 @@ class Fields:
     it stands as null, it would be None in the reference implementation too, which cannot compute with it.
     `null_is_absent`: for fields where it can."""
 
-    def __init__(self, raw: dict[str, Any], where: str, null_is_absent: bool = False):
+    def __init__(self, raw: JSON, where: str, null_is_absent: bool = False):
         self.raw, self.where, self.null_is_absent = raw, where, null_is_absent
 
     def value(self, name: str, default: Any) -> Any:
@@ -156,7 +158,7 @@ class Fields:
             raise self.fail(name, value, " or ".join(json.dumps(a) for a in allowed))
 
 
-def token_ids(raw: dict[str, Any], name: str, where: str) -> tuple[int, ...]:
+def token_ids(raw: JSON, name: str, where: str) -> tuple[int, ...]:
     """A field that is null, one id or a list of ids."""
     value = raw.get(name)
     ids = [] if value is None else value if isinstance(value, list) else [value]

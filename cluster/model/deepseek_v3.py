@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.config import (
     Fields,
     ModelConfig,
@@ -42,7 +42,7 @@ class DeepseekV3Config(ModelConfig):
     num_nextn_predict_layers: int  # what config.json says; the files may lack them
 
     @classmethod
-    def read(cls, f: Fields) -> dict[str, Any]:
+    def read(cls, f: Fields) -> JSON:
         """Sizes must be there; every other field that is absent has the value that transformers' DeepseekV3Config and
         DeepSeek's own configuration class give it."""
         f.exactly("hidden_act", ("silu",), "silu")
@@ -95,7 +95,8 @@ class DeepseekV3Config(ModelConfig):
 
     @property
     def softmax_scale(self) -> float:
-        return self.qk_head_dim**-0.5 * self.rope.softmax_factor
+        scale: float = self.qk_head_dim**-0.5
+        return scale * self.rope.softmax_factor
 
     def is_moe(self, layer: int) -> bool:
         """The MTP layers, from num_hidden_layers on, all are."""
@@ -170,7 +171,7 @@ class DeepseekV3Config(ModelConfig):
             yield TensorSpec(f"{p}.{norm}.weight", (d,), Part.MTP)
         yield TensorSpec(f"{p}.eh_proj.weight", (d, 2 * d), Part.MTP)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JSON:
         return {
             "layers": self.num_hidden_layers,
             "dense_layers": self.num_hidden_layers - len(self.moe_layers),

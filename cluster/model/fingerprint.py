@@ -6,10 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, astuple, dataclass, fields
-from typing import Any
+
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 
 
-class NumericsError(RuntimeError):
+class NumericsError(IsothermError, RuntimeError):
     """A worker would not compute the same bits as the others; names it, and what differs."""
 
 
@@ -83,7 +85,7 @@ class ClusterNumerics:
         known = [*self._first.values(), *self._others]
         return _digest(known) + ("-mixed" if self._others else "") if known else ""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JSON:
         """What `isotherm status` shows."""
         return {
             "system_fingerprint": self.system_fingerprint,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.config import Fields, ModelConfigError
 
 # Field → the least and the greatest value that it may have. `do_sample` is not among them: a server samples, unless
@@ -18,7 +18,7 @@ NUMBERS = {
 }
 
 
-def generation_defaults(path: Path) -> dict[str, Any]:
+def generation_defaults(path: Path) -> JSON:
     """By the names that SamplingParams has for them; `max_tokens` is the file's max_new_tokens. Empty where there is no
     such file. Raises ModelConfigError."""
     file = path / "generation_config.json"
@@ -31,7 +31,7 @@ def generation_defaults(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ModelConfigError(f"{file}: must hold a JSON object, found {type(raw).__name__}")
     f = Fields({name: value for name, value in raw.items() if value is not None}, str(file))
-    found: dict[str, Any] = {}
+    found: JSON = {}
     for name, (least, most) in NUMBERS.items():
         if name in f.raw:
             value = f.number(name)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.model.registry import load_config
 
 DESCRIPTION = ["*.json", "*.jinja"]  # a few megabytes that say what the model is
 WEIGHTS = ["*.safetensors"]
 
 
-class ModelNotFoundError(ValueError):
+class ModelNotFoundError(IsothermError, ValueError):
     """MODEL names nothing that can be had; the message says what to do."""
 
 
@@ -68,8 +69,8 @@ def resolve_model(model: str) -> Path:
             f'the hub has no model "{model}" that you may read; log in with `hf auth login` if it is private'
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFoundError(
-            f'"{model}" is not a directory here, and the hub cannot be reached ({reason}). Download it where there is '
-            f"a network (`hf download {model}`) and give the directory, or try the bundled model: isotherm serve tiny"
+            f'"{model}" is not a directory here, and the hub cannot be reached ({one_line(error)}). Download it where '
+            f"there is a network (`hf download {model}`) and give the directory, or try the bundled model: "
+            "isotherm serve tiny"
         ) from None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.config import Fields, ModelConfig, ModelConfigError
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
 
@@ -17,7 +17,7 @@ NOT_YET = {
 }
 
 
-def parse(raw: dict[str, Any], file: Path | str = "config.json") -> ModelConfig:
+def parse(raw: JSON, file: Path | str = "config.json") -> ModelConfig:
     """Check a decoded config.json. Raises ModelConfigError; a family that is not known is named, with those that
     are."""
     if not isinstance(raw, dict):

@@ -3,7 +3,7 @@ Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,10 +30,36 @@ class Snapshot:
     operations: Mapping[tuple[str, str], int]
 
 
+# By the end of the metric's name: help, and the figure.
+SHARD_GAUGES: dict[str, tuple[str, Callable[[ShardLoad], float]]] = {
+    "requests_running": ("Requests that hold KV blocks", lambda x: x.running),
+    "requests_waiting": ("Requests that wait to be admitted", lambda x: x.waiting),
+    "kv_used_ratio": ("Fraction of the KV blocks in use", lambda x: x.kv_used),
+    "first_token_seconds": (
+        "Time from a request's arrival to its first token, decayed mean",
+        lambda x: x.first_token_seconds,
+    ),
+    "tokens_per_second": ("Tokens generated, decayed", lambda x: x.tokens_per_second),
+    "steps_per_second": ("Steps computed, decayed", lambda x: x.steps_per_second),
+}
+GROUP_GAUGES: dict[str, tuple[str, Callable[[GroupLoad], float]]] = {
+    "busy_ratio": ("Fraction of the time spent computing, decayed", lambda x: x.busy),
+    "held_ratio": ("Fraction of the time that messages were held for others to join, decayed", lambda x: x.held),
+    "waited_ratio": (
+        "Fraction of the time that shards could only wait for it, their sum, decayed",
+        lambda x: x.waited,
+    ),
+    "rows_per_second": ("Rows computed, decayed", lambda x: x.rows_per_second),
+    "batch_rows": ("Rows of a computation, decayed mean", lambda x: x.batch),
+    "experts": ("Experts held", lambda x: x.experts),
+    "weight_bytes": ("Bytes of weights held", lambda x: x.weight_bytes),
+}
+
+
 def render(snapshot: Snapshot) -> str:
     """Prometheus' text format, version 0.0.4."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(snapshot))  # type: ignore[arg-type]
+    registry.register(_Collector(snapshot))
     return generate_latest(registry).decode()
 
 
@@ -43,46 +69,10 @@ class _Collector:
 
     def collect(self) -> Iterable[Metric]:
         s = self._snapshot
-        shards: dict[str, tuple[str, list[float]]] = {
-            "requests_running": ("Requests that hold KV blocks", [x.running for x in s.shards]),
-            "requests_waiting": ("Requests that wait to be admitted", [x.waiting for x in s.shards]),
-            "kv_used_ratio": ("Fraction of the KV blocks in use", [x.kv_used for x in s.shards]),
-            "first_token_seconds": (
-                "Time from a request's arrival to its first token, decayed mean",
-                [x.first_token_seconds for x in s.shards],
-            ),
-            "tokens_per_second": ("Tokens generated, decayed", [x.tokens_per_second for x in s.shards]),
-            "steps_per_second": ("Steps computed, decayed", [x.steps_per_second for x in s.shards]),
-        }
-        groups: dict[str, tuple[str, list[float]]] = {
-            "busy_ratio": ("Fraction of the time spent computing, decayed", [x.busy for x in s.groups]),
-            "held_ratio": (
-                "Fraction of the time that messages were held for others to join, decayed",
-                [x.held for x in s.groups],
-            ),
-            "waited_ratio": (
-                "Fraction of the time that shards could only wait for it, their sum, decayed",
-                [x.waited for x in s.groups],
-            ),
-            "rows_per_second": ("Rows computed, decayed", [x.rows_per_second for x in s.groups]),
-            "batch_rows": ("Rows of a computation, decayed mean", [x.batch for x in s.groups]),
-            "experts": ("Experts held", [x.experts for x in s.groups]),
-            "weight_bytes": ("Bytes of weights held", [x.weight_bytes for x in s.groups]),
-        }
-        for name, (words, values) in shards.items():
-            yield _gauges(
-                f"isotherm_shard_{name}",
-                words,
-                ["shard"],
-                (([x.name], v) for x, v in zip(s.shards, values, strict=True)),
-            )
-        for name, (words, values) in groups.items():
-            yield _gauges(
-                f"isotherm_group_{name}",
-                words,
-                ["group"],
-                (([x.name], v) for x, v in zip(s.groups, values, strict=True)),
-            )
+        for name, (words, of_shard) in SHARD_GAUGES.items():
+            yield _gauges(f"isotherm_shard_{name}", words, ["shard"], (([x.name], of_shard(x)) for x in s.shards))
+        for name, (words, of_group) in GROUP_GAUGES.items():
+            yield _gauges(f"isotherm_group_{name}", words, ["group"], (([x.name], of_group(x)) for x in s.groups))
         mean = sum(s.heat.values()) / max(len(s.heat), 1)
         heat = (([name], rows / mean if mean else 1.0) for name, rows in s.heat.items())
         yield _gauges(

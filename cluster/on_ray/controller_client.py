@@ -8,16 +8,18 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
-from isotherm.cluster.background import first_line
+from isotherm.cluster.errors import one_line
+from isotherm.cluster.jsontypes import JSON, JSONValue
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
+from isotherm.cluster.on_ray.handles import ActorHandle
 from isotherm.cluster.on_ray.workers import find_controller, find_worker
 
 
 class RayShard:
     """`Shard` of cluster/routing/shard_client.py."""
 
-    def __init__(self, actor: Any):
+    def __init__(self, actor: ActorHandle):
         self._actor = actor
 
     async def stream(self, connection: str) -> AsyncGenerator[list[Delta], None]:
@@ -27,7 +29,7 @@ class RayShard:
         except RayTaskError as error:  # it lives, and says no
             raise error.cause from None
         except RayError as error:
-            raise WorkerGoneError(first_line(error)) from None
+            raise WorkerGoneError(one_line(error)) from None
 
     async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None:
         try:
@@ -35,7 +37,7 @@ class RayShard:
         except RayTaskError as error:
             raise error.cause from None
         except RayError as error:
-            raise WorkerGoneError(first_line(error)) from None
+            raise WorkerGoneError(one_line(error)) from None
 
 
 class ControllerClient:
@@ -43,34 +45,42 @@ class ControllerClient:
     thread: that call blocks."""
 
     async def watch(self, known_version: int) -> Membership:
-        return await self._ask("watch", known_version)
+        membership: Membership = await self._ask("watch", known_version)
+        return membership
 
     async def shard(self, name: str) -> RayShard:
         try:
             return RayShard(await asyncio.to_thread(find_worker, name))
         except (RayError, ValueError) as error:
-            raise WorkerGoneError(first_line(error)) from None
+            raise WorkerGoneError(one_line(error)) from None
 
-    async def status(self) -> dict[str, Any]:
-        return await self._ask("status")
+    async def status(self) -> JSON:
+        status: JSON = await self._ask("status")
+        return status
 
-    async def operate(self, body: Any) -> dict[str, Any]:
-        return await self._ask("operate", body)
+    async def operate(self, body: JSONValue) -> JSON:
+        operation: JSON = await self._ask("operate", body)
+        return operation
 
-    async def operation(self, operation_id: str) -> dict[str, Any] | None:
-        return await self._ask("operation", operation_id)
+    async def operation(self, operation_id: str) -> JSON | None:
+        operation: JSON | None = await self._ask("operation", operation_id)
+        return operation
 
-    async def operation_history(self) -> list[dict[str, Any]]:
-        return await self._ask("operation_history")
+    async def operation_history(self) -> list[JSON]:
+        operations: list[JSON] = await self._ask("operation_history")
+        return operations
 
-    async def experts(self) -> dict[str, Any]:
-        return await self._ask("experts")
+    async def experts(self) -> JSON:
+        experts: JSON = await self._ask("experts")
+        return experts
 
-    async def autoscaler(self) -> dict[str, Any]:
-        return await self._ask("autoscaler")
+    async def autoscaler(self) -> JSON:
+        autoscaler: JSON = await self._ask("autoscaler")
+        return autoscaler
 
     async def metrics(self) -> str:
-        return await self._ask("metrics")
+        text: str = await self._ask("metrics")
+        return text
 
     async def _ask(self, name: str, *args: Any) -> Any:
         """Raises WorkerGoneError while there is no controller, and what the controller raises."""
@@ -80,4 +90,4 @@ class ControllerClient:
         except RayTaskError as error:
             raise error.cause from None  # for instance OperationError or PlacementChangeError
         except (RayError, ValueError) as error:  # ValueError: Ray knows no such actor
-            raise WorkerGoneError(f"the controller cannot be reached: {first_line(error)}") from None
+            raise WorkerGoneError(f"the controller cannot be reached: {one_line(error)}") from None

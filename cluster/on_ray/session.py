@@ -14,13 +14,16 @@ import ray
 from ray._private import parameter
 from ray._private.utils import write_ray_address
 
+from isotherm.cluster.errors import IsothermError, one_line
+from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.on_ray.handles import ActorHandle
 from isotherm.cluster.on_ray.workers import find_controller
 
 CONNECT_TIMEOUT = 5.0  # seconds
 OBJECT_STORE_BYTES = 200 << 20  # tokens and control messages only: tensors never go through the object store
 
 
-class NoClusterError(RuntimeError):
+class NoClusterError(IsothermError, RuntimeError):
     """There is no Ray cluster to attach to, or no Isotherm on it; the message says what to do."""
 
 
@@ -89,7 +92,7 @@ def attach(address: str | None) -> None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         except (OSError, ValueError) as error:  # ConnectionError is Ray's; ValueError: not an address
             raise NoClusterError(
-                f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one with: isotherm serve"
+                f"no Ray cluster at {address} ({one_line(error)}); start one with: isotherm serve"
             ) from None
 
 
@@ -100,7 +103,7 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
 
 
-def running_controller() -> Any:
+def running_controller() -> ActorHandle:
     """The controller of the cluster that this driver has attached to. Raises NoClusterError."""
     try:
         return find_controller()
@@ -110,11 +113,12 @@ def running_controller() -> Any:
         ) from None
 
 
-def cluster_status(address: str | None) -> dict[str, Any]:
+def cluster_status(address: str | None) -> JSON:
     """What the controller of a running cluster says of itself and the workers. Raises NoClusterError."""
     attach(address)
     try:
-        return ray.get(running_controller().status.remote(), timeout=30)
+        status: JSON = ray.get(running_controller().status.remote(), timeout=30)
+        return status
     finally:
         ray.shutdown()
 
@@ -123,6 +127,7 @@ def cluster_url(address: str | None) -> str:
     """The HTTP endpoint of a running cluster. Raises NoClusterError."""
     attach(address)
     try:
-        return ray.get(running_controller().url.remote(), timeout=30)
+        url: str = ray.get(running_controller().url.remote(), timeout=30)
+        return url
     finally:
         ray.shutdown()

@@ -17,8 +17,10 @@ from ray.experimental.internal_kv import _internal_kv_put
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from isotherm.cluster.background import first_line
+from isotherm.cluster.errors import one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import WorkerGoneError
+from isotherm.cluster.on_ray.handles import ActorHandle
 
 NAMESPACE = "isotherm"
 CONTROLLER = "isotherm-controller"
@@ -45,7 +47,7 @@ class RayWorker:
 
     id: str
     slot: Slot | None
-    actor: Any
+    actor: ActorHandle
 
     async def call(self, name: str, *args: Any) -> Any:
         """What one of the actor's methods gives. Raises WorkerGoneError."""
@@ -54,7 +56,7 @@ class RayWorker:
         try:
             return await getattr(self.actor, name).remote(*args)
         except RayActorError as error:
-            raise WorkerGoneError(first_line(error)) from None
+            raise WorkerGoneError(one_line(error)) from None
 
     @property
     def node_id(self) -> str | None:
@@ -65,7 +67,7 @@ class RayWorker:
         return None if self.slot is None else self.slot.placement_group.id.hex()
 
 
-def _slot(placed: PlacementGroup, entry: dict[str, Any]) -> Slot:
+def _slot(placed: PlacementGroup, entry: JSON) -> Slot:
     node_id = entry["bundles_to_node_id"][0]
     return Slot(placed, node_id, next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id))
 
@@ -94,7 +96,7 @@ def release_slot(slot: Slot) -> None:
 def start_worker(worker_id: str, slot: Slot, bundle: dict[str, float], cls: type, *args: Any) -> RayWorker:
     """Start `cls(*args)` as a named detached actor that takes the whole slot. It is never restarted: it would come back
     empty."""
-    actor: Any = (
+    actor: ActorHandle = (
         ray.remote(cls)
         .options(
             name=worker_id,
@@ -142,12 +144,12 @@ def find_workers(prefix: str) -> dict[str, RayWorker]:
     return found
 
 
-def find_worker(worker_id: str) -> Any:
+def find_worker(worker_id: str) -> ActorHandle:
     """The actor of a worker, from any process of the cluster."""
     return ray.get_actor(worker_id, namespace=NAMESPACE)
 
 
-def find_controller() -> Any:
+def find_controller() -> ActorHandle:
     """Raises ValueError when no controller runs on this Ray cluster."""
     return ray.get_actor(CONTROLLER, namespace=NAMESPACE)
 

@@ -227,13 +227,15 @@ def _step(placement: Placement, groups: Sequence[Group], layer: int, change: Cha
 
 def _relative(rows_LE: np.ndarray, groups: int) -> np.ndarray:
     """In units of the layer's mean group; 0 in a layer without rows."""
-    return rows_LE * groups / np.maximum(rows_LE.sum(axis=1, keepdims=True), 1e-300)
+    relative_LE: np.ndarray = rows_LE * groups / np.maximum(rows_LE.sum(axis=1, keepdims=True), 1e-300)
+    return relative_LE
 
 
 def _imbalance(heat_LG: np.ndarray) -> np.ndarray:
     """Hottest group / mean group [L]; 1 in a layer without rows."""
     mean_L = heat_LG.mean(axis=1)
-    return np.divide(heat_LG.max(axis=1), mean_L, out=np.ones_like(mean_L), where=mean_L > 0)
+    imbalance_L: np.ndarray = np.divide(heat_LG.max(axis=1), mean_L, out=np.ones_like(mean_L), where=mean_L > 0)
+    return imbalance_L
 
 
 def _heat(heat_LG: np.ndarray) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.placement.table import Placement
 
 
@@ -22,7 +22,7 @@ def group_rows(placement: Placement, rows_LE: np.ndarray) -> dict[str, float]:
 
 def experts_report(
     placement: Placement, groups: Sequence[str], counts: Sequence[np.ndarray], rates_LE: np.ndarray
-) -> dict[str, Any]:
+) -> JSON:
     """Per layer and expert: `rows` since the start (`counts`: each live shard's, int64 [layers, experts]), `rate` in
     rows per second (decayed), and who holds it. Per group: `groups`, its rows since the start by the placement of now,
     and `heat`, its rate / the mean group's; 1 where nothing is asked for."""

@@ -58,12 +58,14 @@ class Offer:
 
 def group_heat(load_LE: np.ndarray, holds_LEG: np.ndarray) -> np.ndarray:
     """Rows of each group [L, G], an expert's rows split evenly over its copies."""
-    return np.einsum("le,leg->lg", load_LE / holds_LEG.sum(axis=2), holds_LEG, optimize=True)
+    heat_LG: np.ndarray = np.einsum("le,leg->lg", load_LE / holds_LEG.sum(axis=2), holds_LEG, optimize=True)
+    return heat_LG
 
 
 def _power(x: np.ndarray) -> np.ndarray:
-    cube = x * x * x
-    return cube * cube
+    cube: np.ndarray = x * x * x
+    sixth: np.ndarray = cube * cube
+    return sixth
 
 
 def _root(x: np.ndarray | float) -> np.ndarray:
@@ -124,10 +126,11 @@ class LayerSearch:
 
     def _gain(self, groups_change: np.ndarray, experts_change: float = 0.0) -> np.ndarray:
         """What changes to the two sums of powers take off the unevenness."""
-        gain = _root(self.sum_G) - _root(self.sum_G + groups_change)
+        gain: np.ndarray = _root(self.sum_G) - _root(self.sum_G + groups_change)
         if experts_change:
             gain = gain + COPY_WEIGHT * (_root(self.sum_E) - _root(self.sum_E + experts_change))
-        return gain / _root(len(self.heat_G))
+        gain /= _root(len(self.heat_G))
+        return gain
 
     def _move_or_exchange(self, hot: int) -> Offer | None:
         """The best way to give one of the hot group's experts away: to a free slot of any group, or for any expert of
@@ -221,7 +224,8 @@ class LayerSearch:
         three are broadcast."""
         node = self.node_G[target]
         others = self.on_node_EN[expert, node]
-        return others - (self.node_G[source] == node) > 0
+        shares: np.ndarray = others - (self.node_G[source] == node) > 0
+        return shares
 
 
 @dataclass

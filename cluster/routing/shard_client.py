@@ -10,10 +10,12 @@ import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Protocol
 
 from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
-from isotherm.cluster.background import Background, first_line
+from isotherm.cluster.background import Background
+from isotherm.cluster.errors import one_line
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 from isotherm.cluster.routing.journey import Journey
@@ -46,7 +48,7 @@ class Cluster(Protocol):
     async def shard(self, name: str) -> Shard:
         """Raises WorkerGoneError."""
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> JSON:
         """What the controller says of itself and the workers."""
 
 
@@ -129,7 +131,7 @@ class ShardClient:
         finally:
             cleared()
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> JSON:
         return await self._cluster.status()
 
     # --- shards -----------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ class ShardClient:
             try:
                 membership = await self._cluster.watch(known)
             except WorkerGoneError as error:
-                log.warning("no controller: %s", first_line(error))
+                log.warning("no controller: %s", one_line(error))
                 await asyncio.sleep(0.5)
                 continue
             if membership.version > known:
@@ -190,10 +192,10 @@ class ShardClient:
                 try:
                     reason = await connection.run(await self._cluster.shard(name))
                 except WorkerGoneError as error:
-                    reason = first_line(error)
+                    reason = one_line(error)
                 except Exception as error:
                     log.exception("the connection to %s failed", name)
-                    reason = first_line(error)
+                    reason = one_line(error)
                 log.warning("the connection to attention shard %s has ended: %s", name, reason)
                 if self._membership is None or name not in self._membership.shards:
                     return

@@ -21,7 +21,8 @@ def adopt_orphans() -> bool:
     still found. False where the system has no such thing (it is Linux's)."""
     if not sys.platform.startswith("linux"):
         return False
-    return ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    status: int = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    return status == 0
 
 
 def reap() -> dict[int, int]:
@@ -37,7 +38,7 @@ def reap() -> dict[int, int]:
 def runs(process: psutil.Process) -> bool:
     """Whether it is still there and not a zombie; a process that has taken its pid since does not count."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

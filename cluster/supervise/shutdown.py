@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from isotherm.cluster.background import first_line, spawn_thread
+from isotherm.cluster.background import spawn_thread
+from isotherm.cluster.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def carry_out(steps: Sequence[Step]) -> list[str]:
         if not done:
             troubles.append(f"{step.name}: not done in {step.seconds:g} s")
         elif done[0] is not None:
-            troubles.append(f"{step.name}: {first_line(done[0])}")
+            troubles.append(f"{step.name}: {one_line(done[0])}")
     for trouble in troubles:
         log.warning("%s", trouble)
     return troubles

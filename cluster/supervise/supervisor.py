@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import psutil
 from rich.console import Console
 
 from isotherm.cluster.background import spawn_thread
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.on_ray.run_file import run_file
 from isotherm.cluster.supervise.processes import adopt_orphans, end_all_below, reap, runs, titled
@@ -41,7 +42,7 @@ AGENTS = {
 DRIVER = "from isotherm.cluster.deploy.serve import main; main()"
 
 
-class ServeError(RuntimeError):
+class ServeError(IsothermError, RuntimeError):
     """The cluster could not be started, or has ended by itself."""
 
 
@@ -88,9 +89,8 @@ class _Supervisor:
     def __init__(self, watchdog: Watchdog, job: Mapping[str, Any], front_door: tuple[str, int], console: Console):
         self._watchdog, self._job, self._console = watchdog, job, console
         self._host, self._port = front_door
-        self._events: queue.SimpleQueue[Callable[[], Any]] = (
-            queue.SimpleQueue()
-        )  # whose `put` may be called in a signal handler
+        # Its `put` may be called in a signal handler.
+        self._events: queue.SimpleQueue[Callable[[], Sequence[Instruction]]] = queue.SimpleQueue()
         self._watched: dict[str, psutil.Process] = {}
         self._gone: list[str] = []  # of the watched, at the last look
         self._end: End | None = None
@@ -146,7 +146,7 @@ class _Supervisor:
         now = time.monotonic()
         self._events.put(lambda: self._watchdog.on_signal(now, number))
 
-    def _on_message(self, message: Mapping[str, Any]) -> Any:
+    def _on_message(self, message: Mapping[str, Any]) -> Sequence[Instruction]:
         if message["event"] == "ray":
             for name, pid in message["processes"].items():
                 self._watch(name, pid)
@@ -187,7 +187,7 @@ class _Supervisor:
 
     # --- what is done -----------------------------------------------------------------------------
 
-    def _do(self, instructions: Any) -> None:
+    def _do(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
             if isinstance(instruction, Say):
                 self._console.print(instruction.line, markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ Knows nothing about tokens. Imports only the standard library and jinja2, so tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import signal
@@ -17,6 +18,7 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from datetime import datetime
 from typing import IO, Any
@@ -26,10 +28,13 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from isotherm.cluster.errors import IsothermError, named_line
+from isotherm.cluster.jsontypes import JSON
+
 _FRAME = struct.Struct(">Q")  # payload bytes; the payload is JSON
 
 
-class ChatTemplateError(Exception):
+class ChatTemplateError(IsothermError):
     """The template refused these messages, or could not handle them."""
 
 
@@ -82,8 +87,8 @@ class ChatTemplate:
             raise ChatTemplateLimitError("the messages or template arguments are nested too deeply") from None
         with self._lock:
             reply = self._ask(payload)
-        if "text" in reply:
-            return reply["text"]
+        if (text := reply.get("text")) is not None:
+            return text
         kinds = {"broken": ChatTemplateBrokenError, "limit": ChatTemplateLimitError}
         raise kinds.get(reply["kind"], ChatTemplateError)(reply["message"])
 
@@ -92,10 +97,13 @@ class ChatTemplate:
         with self._lock:
             self._end_child()
 
-    def _ask(self, payload: bytes) -> dict[str, Any]:
+    def _ask(self, payload: bytes) -> dict[str, str]:
+        """{"text": …}, or {"kind": …, "message": …}."""
         if self._child is None or self._child.poll() is not None:
             self._end_child()
             self._child = _start_child()
+            self._ending = weakref.finalize(self, _end, self._child)  # for those who forget this object
+            self._ending.atexit = False  # it ends by itself when this process has gone
             _write(self._child.stdin, json.dumps(self._setup).encode())
         child = self._child
         try:
@@ -107,20 +115,22 @@ class ChatTemplate:
             if child.returncode == -signal.SIGALRM:
                 return {"kind": "limit", "message": f"the chat template ran for more than {self._time_limit:g} s"}
             return {"kind": "limit", "message": f"the chat template's process ended (status {child.returncode})"}
-        return json.loads(reply)
+        said: dict[str, str] = json.loads(reply)
+        return said
 
     def _end_child(self) -> None:
-        if self._child is None:
-            return
-        child, self._child = self._child, None
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            try:
-                if pipe is not None:
-                    pipe.close()
-            except BrokenPipeError:
-                pass
+        if self._child is not None:
+            self._child = None
+            self._ending()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def _start_child() -> subprocess.Popen[bytes]:
@@ -177,7 +187,7 @@ def child_main() -> None:
 
 
 def _render(
-    environment: ImmutableSandboxedEnvironment, compiled: dict[str, Any], setup: dict[str, Any], request: dict[str, Any]
+    environment: ImmutableSandboxedEnvironment, compiled: dict[str, Any], setup: JSON, request: JSON
 ) -> dict[str, str]:
     name = request["name"]
     try:
@@ -208,7 +218,7 @@ def _render(
     except TemplateError as error:
         return {"kind": "refused", "message": str(error) or type(error).__name__}
     except Exception as error:  # anything at all can come out of a template's expressions
-        return {"kind": "refused", "message": f"{type(error).__name__}: {error}"}
+        return {"kind": "refused", "message": named_line(error)}
 
 
 class _GenerationTag(Extension):

@@ -14,6 +14,8 @@ from typing import Any
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.chat_template import ChatTemplate
 from isotherm.cluster.text.detokenizer import TextStream
 
@@ -21,11 +23,11 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(IsothermError, ValueError):
     """The checkpoint's tokenizer files are missing or can't be used. Names the file."""
 
 
-class NoChatTemplateError(ValueError):
+class NoChatTemplateError(IsothermError, ValueError):
     """The checkpoint has no chat template, so it can only complete text."""
 
 
@@ -203,7 +205,7 @@ def _set_post_processor(backend: tokenizers.Tokenizer, config: Mapping[str, Any]
         )
     bos = [special["bos_token"]] if "bos_token" in ids else []
     eos = [special["eos_token"]] if "eos_token" in ids else []
-    backend.post_processor = TemplateProcessing(  # type: ignore[assignment]
+    backend.post_processor = TemplateProcessing(
         single=[*bos, "$A", *eos],
         pair=[*bos, "$A", *eos, *bos, "$B:1", *eos],
         special_tokens=[(special[name], id_) for name, id_ in ids.items()],
@@ -235,7 +237,7 @@ def _read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
     return named
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JSON:
     """The file's object, or an empty one when there is no such file."""
     if not path.is_file():
         return {}

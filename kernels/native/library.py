@@ -7,6 +7,8 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+from isotherm.kernels.errors import KernelsUnavailable
+
 _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
@@ -38,7 +40,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 }  # fmt: skip
 
 
-class NativeKernelsUnavailable(RuntimeError):
+class NativeKernelsUnavailable(KernelsUnavailable):
     """The native library isn't there or can't run here; the message says why and what to do."""
 
 

@@ -9,12 +9,13 @@ import triton
 from torch import Tensor
 
 from isotherm.kernels.checked import CheckedKernels
+from isotherm.kernels.errors import KernelsUnavailable
 from isotherm.kernels.triton import interpreter
 from isotherm.kernels.triton.launch import Launcher, launch
 from isotherm.kernels.triton.weights import Uploader
 
 
-class TritonKernelsUnavailable(RuntimeError):
+class TritonKernelsUnavailable(KernelsUnavailable):
     """There is no GPU for the Triton kernels, and no interpreter to stand in for it."""
 
 

@@ -26,7 +26,8 @@ def _widen(data: np.ndarray, dtype: Any) -> np.ndarray:
     if dtype == tl.bfloat16:
         return (data.astype(np.uint32) << 16).view(np.float32)
     if dtype == tl.float8e4nv:
-        return _FP8_VALUES[data]
+        values: np.ndarray = _FP8_VALUES[data]
+        return values
     return data
 
 

@@ -1,97 +1,22 @@
-"""Training dialogues of the tiny model, its chat template and its tokenizer recipe.
+"""Training dialogues of the tiny model, their mix, and its tokenizer recipe.
 
-Every dialogue is made here by templates from a seeded `random.Random`; nothing is downloaded. The templates and facts
-in texts.json are part of Isotherm (Apache-2.0); its prose is in the public domain (printed before 1929). Knows nothing
-about the model or the optimiser.
-
-A document is a `Doc`: either chat messages, rendered with CHAT_TEMPLATE exactly as a server renders them, or raw text.
+Every dialogue is made here by templates from a seeded `random.Random`; nothing is downloaded. Knows nothing about the
+model or the optimiser.
 """
 
 from __future__ import annotations
 
 import json
-import pathlib
 import random
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tasks import (
-    ABOUT,
-    ADD,
-    CAPITALS,
-    CODE,
-    DAYS,
-    FORMS,
-    JOKES,
-    NAMES,
-    PROSE,
-    SMALL_TALK,
-    UNKNOWN,
-    UNKNOWN_ANSWER,
-    WORDS,
-    arithmetic,
-    calendar,
-    casual,
-    facts,
-    long_sum,
-    numbers,
-    pair,
-    sum_parts,
-    units,
-    word_problem,
-    words,
-)
-
-BOS, EOS, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
-THINK, END_THINK = "<think>", "</think>"
-TOOL_SPECIALS = [
-    "tool▁calls▁begin",
-    "tool▁call▁begin",
-    "tool▁sep",
-    "tool▁call▁end",
-    "tool▁calls▁end",
-    "tool▁outputs▁begin",
-    "tool▁output▁begin",
-    "tool▁output▁end",
-    "tool▁outputs▁end",
-]
-PAD = "<｜▁pad▁｜>"
-SPECIALS = [BOS, EOS, PAD, USER, ASSISTANT, *(f"<｜{name}｜>" for name in TOOL_SPECIALS), THINK, END_THINK]
-
-# DeepSeek-V3.1's layout, less its `</think>` after <｜Assistant｜> when thinking is off: this model may open <think> by
-# itself when asked.
-CHAT_TEMPLATE = (pathlib.Path(__file__).parent / "chat_template.jinja").read_text()
-_jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-_jinja.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-_template = _jinja.from_string(CHAT_TEMPLATE)
-
-
-@dataclass
-class Doc:
-    """One training document. `task` names its generator; `exact` marks answers with one right wording, which the
-    evaluation may compare."""
-
-    task: str
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    tools: list[dict[str, Any]] | None = None
-    text: str | None = None
-    exact: bool = False
-
-    def render(self) -> str:
-        """The document's text with its special tokens, `BOS` first and `EOS` last."""
-        if self.text is not None:
-            return BOS + self.text + EOS
-        return _template.render(
-            messages=self.messages, tools=self.tools, bos_token=BOS, eos_token=EOS, keep_thinking=True
-        )
-
-
-def prompt(messages: list[dict[str, Any]], **options: Any) -> str:
-    """The text a server sends for `messages`; options are the template's (`tools`, `thinking`)."""
-    return _template.render(messages=messages, bos_token=BOS, eos_token=EOS, add_generation_prompt=True, **options)
+from dialogue import END_THINK, SPECIALS, THINK, Doc, assistant, user
+from stories import story, story_text
+from tasks import arithmetic, calendar, casual, facts, long_sum, numbers, pair, sum_parts, units, word_problem, words
+from texts import ABOUT, ADD, CODE, DAYS, FORMS, JOKES, NAMES, PROSE, SMALL_TALK, UNKNOWN, UNKNOWN_ANSWER, WORDS
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tools import tools
 
 
 def thinking(r: random.Random) -> Doc:
@@ -117,87 +42,9 @@ def thinking(r: random.Random) -> Doc:
     )
 
 
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str | None, tool_calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    return {"role": "assistant", "content": text} | ({"tool_calls": tool_calls} if tool_calls else {})
-
-
 def question(r: random.Random) -> Doc:
     task, (q, a) = pair(r)
     return Doc(task, [user(casual(r, q)), assistant(a)], exact=True)
-
-
-def story_text(r: random.Random, sentences: int) -> str:
-    """A story that goes on as long as asked, each sentence following from the place or the companion named before
-    it."""
-    name, friend = r.sample(NAMES, 2)
-    animal = r.choice(FORMS["dog"])
-    places = r.sample(["forest", "river", "old castle", "market", "mountain", "beach", "garden", "village", "lake",
-                       "bridge", "cave", "farm"], 8)  # fmt: skip
-    mood = r.choice(["happy", "curious", "brave", "kind", "clever", "quiet"])
-    out = [
-        r.choice(
-            [
-                f"Once upon a time there was a {mood} child called {name}.",
-                f"Long ago, in a small village, there lived a {mood} child called {name}.",
-                f"One morning {name}, a {mood} child, woke up very early.",
-            ]
-        ),
-        r.choice(
-            [f"{name} had a little {animal} who was never far away.", f"{name}'s best friend was a little {animal}."]
-        ),
-    ]
-    for place in places * 4:
-        thing = r.choice(FORMS["golden key"])
-        out += [
-            r.choice(
-                [
-                    f"One day {name} and the {animal} walked to the {place}.",
-                    f"Then they went on to the {place}.",
-                    f"After that they came to the {place}.",
-                ]
-            ),
-            r.choice(
-                [
-                    f"There they found a {thing}.",
-                    f"At the {place} lay a {thing}.",
-                    f"Near the {place} they saw a {thing}.",
-                ]
-            ),
-            r.choice(
-                [
-                    f'"What a beautiful {thing}!" said {name}.',
-                    f'"Let us keep the {thing}," said {name}.',
-                    f"{name} picked up the {thing} with care.",
-                ]
-            ),
-            r.choice(
-                [
-                    f"The {animal} was very happy.",
-                    f"The {animal} jumped for joy.",
-                    f"The {animal} looked at it for a long time.",
-                    f"They met {friend}, who was on the way home.",
-                    f"{friend} was there too, and they sat down to talk.",
-                ]
-            ),
-        ]
-        if len(out) >= sentences - 2:
-            break
-    end = [
-        r.choice(FORMS["in the evening"]),
-        r.choice([f"{name} slept well that night. The end.", f"And {name} never forgot that day. The end."]),
-    ]
-    return " ".join(out[: max(sentences - 2, 4)] + end)
-
-
-def story(r: random.Random) -> Doc:
-    length = r.choice(["short", "", "", "long"])
-    text = story_text(r, {"short": 7, "": 14, "long": 34}[length])
-    q = r.choice(FORMS["tell me a"]).format(l=length).replace("  ", " ")
-    return Doc("story", [user(q), assistant(text)])
 
 
 def talk(r: random.Random) -> Doc:
@@ -302,142 +149,6 @@ def turns(r: random.Random) -> Doc:
     return Doc("turns", messages, exact=True)
 
 
-def function(name: str, description: str, parameters: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """An OpenAI tool definition; `parameters` maps a name to its JSON type and description."""
-    properties = {key: {"type": kind, "description": text} for key, (kind, text) in parameters.items()}
-    return {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": description,
-            "parameters": {"type": "object", "properties": properties, "required": list(parameters)},
-        },
-    }
-
-
-def tool_case(r: random.Random) -> tuple[dict[str, Any], str, dict[str, Any], Any, str]:
-    """Tool, question, arguments, output, final answer."""
-    city, name, word, a, b = (
-        r.choice(list(CAPITALS.values())),
-        r.choice(NAMES),
-        r.choice(WORDS),
-        r.randint(1, 999),
-        r.randint(1, 999),
-    )
-    kind = r.randrange(8)
-    if kind < 2:
-        where = r.choice(["city", "location", "city", "place"])
-        tool = function(
-            r.choice(["get_weather", "get_weather", "weather", "get_current_weather"]),
-            r.choice(FORMS["get the weather"]),
-            {where: ("string", "The city")},
-        )
-        degrees, sky = r.randint(-9, 35), r.choice(["sunny", "cloudy", "rainy", "windy", "snowy", "foggy"])
-        q = r.choice(FORMS["what is the weather"])
-        return (
-            tool,
-            q.format(c=city),
-            {where: city},
-            {"temperature": degrees, "condition": sky},
-            f"It is {degrees} degrees and {sky} in {city}.",
-        )
-    if kind == 2:
-        tool = function(
-            r.choice(["add", "add_numbers", "sum"]),
-            "Add two numbers.",
-            {"a": ("number", "First number"), "b": ("number", "Second number")},
-        )
-        return tool, r.choice(ADD).format(a=a, b=b), {"a": a, "b": b}, {"result": a + b}, f"{a} + {b} = {a + b}."
-    if kind == 3:
-        tool = function(
-            r.choice(["get_time", "get_current_time", "clock"]),
-            "Get the time in a city.",
-            {"city": ("string", "The city")},
-        )
-        time = f"{r.randint(0, 23):02d}:{r.randint(0, 59):02d}"
-        return (
-            tool,
-            r.choice(FORMS["what time is"]).format(c=city),
-            {"city": city},
-            {"time": time},
-            f"It is {time} in {city}.",
-        )
-    if kind == 4:
-        tool = function(
-            r.choice(["search", "web_search", "lookup"]),
-            "Search for a text.",
-            {"query": ("string", "What to look for")},
-        )
-        n = r.randint(1, 40)
-        q = r.choice(["Search for {w}.", "Look up {w}.", "Find {w}."]).format(w=word)
-        return tool, q, {"query": word}, {"results": n}, f"I found {n} results for {word}."
-    if kind == 5:
-        tool = function(
-            r.choice(["send_message", "send_mail", "notify"]),
-            "Send a message to a person.",
-            {"to": ("string", "The person"), "text": ("string", "The message")},
-        )
-        text = " ".join(r.choice(WORDS) for _ in range(r.randint(1, 3)))
-        q = r.choice(["Send {n} the message: {t}", "Tell {n}: {t}", 'Send "{t}" to {n}.']).format(n=name, t=text)
-        return tool, q, {"to": name, "text": text}, {"ok": True}, f"I sent the message to {name}."
-    if kind == 6:
-        tool = function(
-            r.choice(["set_alarm", "set_timer"]),
-            "Set an alarm after some minutes.",
-            {"minutes": ("integer", "Minutes from now")},
-        )
-        n = r.randint(1, 90)
-        return (
-            tool,
-            r.choice(FORMS["set an alarm"]).format(n=n),
-            {"minutes": n},
-            {"ok": True},
-            f"The alarm is set for {n} minutes from now.",
-        )
-    verb, noun = r.choice(["open", "close", "start", "stop", "lock", "clean"]), r.choice(FORMS["door"])
-    tool = function(
-        f"{verb}_{r.choice(['item', 'thing', 'device'])}",
-        f"{verb.capitalize()} something in the house.",
-        {"name": ("string", "What to " + verb)},
-    )
-    done = {"stop": "stopped"}.get(verb, verb.rstrip("e") + "ed")
-    return tool, f"{verb.capitalize()} the {noun}.", {"name": noun}, {"ok": True}, f"Done. The {noun} is {done}."
-
-
-def tools(r: random.Random) -> Doc:
-    """One to three tools in the system part; most often one is called and its output read."""
-    tool, q, arguments, output, answer = tool_case(r)
-    offered = {tool["function"]["name"]: tool}
-    for _ in range(r.choice([0, 0, 1, 2])):
-        other = tool_case(r)[0]
-        if (
-            other["function"]["description"] != tool["function"]["description"]
-            and other["function"]["parameters"] != tool["function"]["parameters"]
-        ):
-            offered.setdefault(other["function"]["name"], other)
-    listed = list(offered.values())
-    r.shuffle(listed)
-    messages: list[dict[str, Any]] = (
-        [{"role": "system", "content": "You are a helpful assistant."}] if r.random() < 0.4 else []
-    )
-    if r.random() < 0.2:
-        q, a = r.choice([calendar, facts, words])(r)
-        return Doc("tools-unused", [*messages, user(q), assistant(a)], listed, exact=True)
-    called = {"name": tool["function"]["name"], "arguments": json.dumps(arguments, ensure_ascii=False)}
-    call = {"id": "call_0", "type": "function", "function": called}
-    text = json.dumps(output) if r.random() < 0.8 else ", ".join(f"{k}: {v}" for k, v in output.items())
-    messages += [
-        user(q),
-        assistant(None, [call]),
-        {"role": "tool", "tool_call_id": "call_0", "content": text},
-        assistant(answer),
-    ]
-    if r.random() < 0.3:
-        q, a = pair(r)[1]
-        messages += [user(r.choice(["Thanks!", "Thank you."])), assistant("You are welcome!")]
-    return Doc("tools", messages, listed, exact=True)
-
-
 def raw(r: random.Random) -> Doc:
     """Text without a chat frame: prose, stories, lists and facts, for the completions endpoint."""
     kind = r.randrange(6)
@@ -495,11 +206,9 @@ def held_out(doc: Doc) -> bool:
     return zlib.crc32(doc.render().encode()) % 20 == 0
 
 
-def train_tokenizer(vocab_size: int, seed: int):
+def train_tokenizer(vocab_size: int, seed: int) -> Tokenizer:
     """Byte-level BPE over made documents, with single-digit numbers and DeepSeek's special tokens first. Returns a
     `tokenizers.Tokenizer`."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
     r = random.Random(seed)
     sample = [document(r).render() for _ in range(12000)] + PROSE * 3
     for special in SPECIALS:

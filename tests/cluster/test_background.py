@@ -9,10 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
-import pytest
-
 from isotherm.cluster import background
-from isotherm.cluster.background import Background, first_line, spawn_thread
+from isotherm.cluster.background import Background, spawn_thread
 
 
 def test_a_failure_is_logged_and_told(caplog):
@@ -82,13 +80,6 @@ time.sleep(30)
         and "thread step loop failed; this process ends" in done.stderr
         and "ZeroDivisionError" in done.stderr
     )
-
-
-@pytest.mark.parametrize(
-    ("error", "line"), [(ValueError("a\nb"), "a"), (TimeoutError(), "TimeoutError"), (OSError("\n x"), "x")]
-)
-def test_an_error_in_one_line(error, line):
-    assert first_line(error) == line
 
 
 def test_the_system_knows_a_thread_by_its_name():

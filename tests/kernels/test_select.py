@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from isotherm.kernels import select
+from isotherm.kernels.errors import KernelsUnavailable
 from isotherm.kernels.native import backend as native_backend
 from isotherm.kernels.native.library import NativeKernelsUnavailable
-from isotherm.kernels.select import KernelsUnavailable, cuda_unavailable_reason, select_kernels
+from isotherm.kernels.select import cuda_unavailable_reason, select_kernels
 
 
 def test_the_reference_when_it_is_asked_for():

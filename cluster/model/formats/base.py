@@ -7,7 +7,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+from isotherm.cluster.jsontypes import JSON
 
 if TYPE_CHECKING:
     from isotherm.cluster.model.config import Fields
@@ -44,7 +46,7 @@ class WeightFormat(ABC):
         return cls()
 
     @property
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> JSON:
         """What config.json says of it beside its name, as the kernels are told."""
         return asdict(self) if is_dataclass(self) else {}
 

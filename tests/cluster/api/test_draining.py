@@ -126,7 +126,7 @@ def test_over_http_a_stream_ends_with_an_error_event_and_a_reply_is_a_503(tmp_pa
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/end":
-            asyncio.get_running_loop().call_later(0.3, endable.end_all, "it is over")
+            asyncio.get_running_loop().call_later(1.0, endable.end_all, "it is over")
             scope = {**scope, "path": "/health"}
         await inner(scope, receive, send)
 

@@ -6,8 +6,9 @@ import pytest
 from fake_engine import write_tokenizer
 
 from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import PromptLimits, choice_seed, prepare_chat, prepare_completion
-from isotherm.cluster.api.schemas import ChatBody, CompletionBody, parse_body
+from isotherm.cluster.api.schemas import ChatBody, CompletionBody
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 LIMITS = PromptLimits(max_model_len=64, vocab_size=1000, max_prompt_chars=500)

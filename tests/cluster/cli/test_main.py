@@ -11,17 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from deepseek_checkpoints import make_checkpoint
 from fake_admin import FakeAdmin
 from fake_engine import FakeEngine, http_server
+from httpx import InvalidURL
 from typer.testing import CliRunner, Result
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.cli import main as cli
 from isotherm.cluster.client import ConnectionFailedError
-from isotherm.cluster.client.batch import BatchSummary
+from isotherm.cluster.client.batch import BatchError, BatchSummary
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.model.fingerprint import NumericsError
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.on_ray import environment as ray_environment
+from isotherm.kernels.errors import KernelsUnavailable
+from isotherm.kernels.native.library import NativeKernelsUnavailable
 
 ISOTHERM = str(Path(sys.executable).with_name("isotherm"))
 
@@ -381,12 +387,49 @@ def test_help_needs_neither_torch_nor_ray():
     assert all(name in done.stdout for name in ("serve", "generate", "chat", "status", "inspect", "stop", "batch"))
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
-    def broken() -> None:
-        raise ValueError("a bug")
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ValueError("a bug"),
+        RuntimeError("a bug"),
+        UnicodeDecodeError("utf-8", b"x", 0, 1, "a bug"),
+        NotImplementedError("a bug"),
+        KeyError("a bug"),
+    ],
+    ids=lambda bug: type(bug).__name__,
+)
+def test_a_bug_keeps_its_traceback(bug: Exception):
+    """Subclasses of ValueError and RuntimeError that are not ours too."""
 
-    with pytest.raises(ValueError, match="a bug"):
+    def broken() -> None:
+        raise bug
+
+    with pytest.raises(type(bug), match="a bug"):
         cli.user_errors(broken)()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IsothermError("what is wrong"),
+        NumericsError("what is wrong"),
+        ConnectionFailedError("what is wrong"),
+        BatchError("what is wrong"),
+        ConnectionRefusedError("what is wrong"),
+        FileNotFoundError("what is wrong"),
+        InvalidURL("what is wrong"),
+        KernelsUnavailable("what is wrong"),
+        NativeKernelsUnavailable("what is wrong"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_for_the_user_is_its_message(error: Exception, capsys: pytest.CaptureFixture[str]):
+    def fails() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as left:
+        cli.user_errors(fails)()
+    assert left.value.exit_code == 1 and capsys.readouterr().err == "isotherm: what is wrong\n"
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "nonsense", "ftp://127.0.0.1", ""])

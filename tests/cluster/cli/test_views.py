@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ HOSTILE = "[red]x[/] [/nothing] [link=a] [b"
 
 @pytest.fixture
 def console() -> Console:
-    return Console(width=200, record=True, file=open("/dev/null", "w"))
+    return Console(width=200, record=True, file=io.StringIO())
 
 
 @pytest.mark.parametrize(

@@ -119,12 +119,6 @@ def test_a_process_that_does_not_take_up_the_end_is_gone(answers: list[Any], tak
     assert serving._taken_up(controller) is taken_up
 
 
-def test_the_last_line_of_a_remote_traceback_that_says_something():
-    text = 'Traceback:\n  File "x"\nValueError: no room\n\n  at end\n'
-    assert serving._cause(RuntimeError(text)) == "ValueError: no room"
-    assert serving._cause(RuntimeError("one\ntwo")) == "two" and serving._cause(RuntimeError()) == "RuntimeError()"
-
-
 # --- Kubernetes -----------------------------------------------------------------------------------
 
 

@@ -303,3 +303,12 @@ def test_stop_strings_do_not_count_in_the_first_tokens(least, text):
     pieces = [stream.push([0]) for _ in range(min(least + 1, 4))]
     assert "".join(piece.text for piece in pieces) == text
     assert [piece.stopped for piece in pieces] == [i >= least for i in range(len(pieces))]
+
+
+def test_template_child_ends_with_a_template_that_is_forgotten():
+    template = ChatTemplate({"default": "x"})
+    assert template.render({}) == "x"
+    child = template._child
+    assert child is not None
+    del template
+    assert child.returncode is not None and child.stdout.closed

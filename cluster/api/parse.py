@@ -1,0 +1,111 @@
+"""From the bytes of a request's body to its checked form, or to an error that names the first field that is wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.schemas import GenerationBody
+from isotherm.cluster.jsontypes import JSON
+
+_Body = TypeVar("_Body", bound=GenerationBody)
+
+
+def parse_body(model: type[_Body], body: bytes) -> _Body:
+    """The checked request. Raises ReplyError 400 that names the first wrong field."""
+    try:
+        data = json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ReplyError(f"the body is not valid UTF-8: {error}") from None
+    except RecursionError:
+        raise ReplyError("the body is nested too deeply") from None
+    except ValueError as error:
+        raise ReplyError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ReplyError(f"the body must be a JSON object, got {_json_type(data)}")
+    if b"\\u" in body and (path := _unpaired_surrogate(data)) is not None:
+        raise ReplyError(
+            f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None
+        )
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _api_error(error.errors(include_url=False)[0], data) from None
+
+
+def _api_error(error: Any, data: JSON) -> ReplyError:
+    """OpenAI's form of a pydantic error. Its location also holds tags of union members, which are no part of the
+    client's JSON."""
+    path: list[str | int] = []
+    at: Any = data
+    for step in error["loc"]:
+        in_object = isinstance(at, dict) and isinstance(step, str) and step in at
+        in_array = isinstance(at, list) and isinstance(step, int) and step < len(at)
+        if in_object or in_array:
+            at = at[step]
+        elif not (error["type"] == "missing" and step == error["loc"][-1]):
+            continue
+        path.append(step)
+    kind, message = error["type"], error["msg"]
+    if kind.startswith("field:"):
+        path.append(kind.removeprefix("field:"))
+    elif kind == "missing":
+        message = "this field is required"
+    else:
+        message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
+    param = _param(path)
+    return ReplyError(
+        message if param and message.startswith(param.rsplit(".", 1)[-1]) else f"{param}: {message}", param=param
+    )
+
+
+def _param(path: list[str | int]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"{_json_type(value)} of {len(value)}"
+    if type(value) is int and value.bit_length() > 64:
+        return "a number of more than 64 bits"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _json_type(value: Any) -> str:
+    names = {
+        dict: "an object",
+        list: "an array",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
+    return names[type(value)]
+
+
+def _unpaired_surrogate(value: Any) -> list[str | int] | None:
+    """Where a string can't be encoded, if anywhere. JSON allows "\\ud800"; UTF-8, and with it the tokenizer,
+    does not."""
+    stack: list[tuple[list[str | int], Any]] = [([], value)]
+    while stack:
+        path, item = stack.pop()
+        if isinstance(item, str):
+            try:
+                item.encode()
+            except UnicodeEncodeError:
+                return path
+        elif isinstance(item, dict):
+            for key, inner in item.items():
+                try:
+                    key.encode()
+                except UnicodeEncodeError:
+                    return path
+                stack.append(([*path, key], inner))
+        elif isinstance(item, list):
+            stack.extend(([*path, i], inner) for i, inner in enumerate(item) if isinstance(inner, str | dict | list))
+    return None

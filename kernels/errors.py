@@ -1,0 +1,7 @@
+"""The error of kernels that cannot be had."""
+
+from __future__ import annotations
+
+
+class KernelsUnavailable(RuntimeError):
+    """The backend that was asked for is not one for this device, or cannot be loaded; the message says what to do."""

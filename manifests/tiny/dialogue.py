@@ -1,0 +1,69 @@
+"""A training document as text: special tokens, the chat template, and messages.
+
+A document is a `Doc`: either chat messages, rendered with CHAT_TEMPLATE exactly as a server renders them, or raw text.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+BOS, EOS, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
+THINK, END_THINK = "<think>", "</think>"
+TOOL_SPECIALS = [
+    "tool▁calls▁begin",
+    "tool▁call▁begin",
+    "tool▁sep",
+    "tool▁call▁end",
+    "tool▁calls▁end",
+    "tool▁outputs▁begin",
+    "tool▁output▁begin",
+    "tool▁output▁end",
+    "tool▁outputs▁end",
+]
+PAD = "<｜▁pad▁｜>"
+SPECIALS = [BOS, EOS, PAD, USER, ASSISTANT, *(f"<｜{name}｜>" for name in TOOL_SPECIALS), THINK, END_THINK]
+
+# DeepSeek-V3.1's layout, less its `</think>` after <｜Assistant｜> when thinking is off: this model may open <think> by
+# itself when asked.
+CHAT_TEMPLATE = (pathlib.Path(__file__).parent / "chat_template.jinja").read_text()
+_jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+_jinja.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+_template = _jinja.from_string(CHAT_TEMPLATE)
+
+
+@dataclass
+class Doc:
+    """One training document. `task` names its generator; `exact` marks answers with one right wording, which the
+    evaluation may compare."""
+
+    task: str
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
+    text: str | None = None
+    exact: bool = False
+
+    def render(self) -> str:
+        """The document's text with its special tokens, `BOS` first and `EOS` last."""
+        if self.text is not None:
+            return BOS + self.text + EOS
+        return _template.render(
+            messages=self.messages, tools=self.tools, bos_token=BOS, eos_token=EOS, keep_thinking=True
+        )
+
+
+def prompt(messages: list[dict[str, Any]], **options: Any) -> str:
+    """The text a server sends for `messages`; options are the template's (`tools`, `thinking`)."""
+    return _template.render(messages=messages, bos_token=BOS, eos_token=EOS, add_generation_prompt=True, **options)
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str | None, tool_calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    return {"role": "assistant", "content": text} | ({"tool_calls": tool_calls} if tool_calls else {})
