@@ -104,8 +104,6 @@ def test_each_worker_has_a_host_of_its_own(hosts, served, workload, record_prope
 
 @pytest.mark.parametrize("by", ["the group", "the shard"])
 def test_data_connections_are_reset(hosts, served, workload, record_property, by):
-    """Who resets a connection of gloo's by this means is not told by the system, and finds its peer silent."""
-
     @contextmanager
     def fault():
         pids = {role: [w["pid"] for w in served.status()["workers"] if w["role"] == role] for role in WORKERS}

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import ipaddress
 import os
 import signal
 import socket
+import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -115,7 +118,26 @@ def between(pid: int, other: int) -> list[Connection]:
 
 
 def reset(pid: int, connection: Connection) -> None:
-    """Abort a connection of another process: its peer is sent a reset, and both ends' next call fails."""
+    """Abort a connection of another process, as `ss -K` does: its own next call fails, and its peer is sent a reset.
+    Where the system cannot do that, the association is dissolved, of which only the peer learns at once."""
+    addresses = [_address(connection.local), _address(connection.remote)]
+    command = ["nsenter", "-t", str(pid), "-n", "ss", "-K", "-H", "-t", "-n", "src", addresses[0], "dst", addresses[1]]
+    with suppress(FileNotFoundError):
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=10)
+    if connection in connections(pid):
+        _dissolve(pid, connection)
+
+
+def _address(end: str) -> str:
+    """As the kernel prints it, in 32-bit words of the machine → as `ss` takes it."""
+    words, port = end.split(":")
+    packed = b"".join(struct.pack("=I", int(words[i : i + 8], 16)) for i in range(0, len(words), 8))
+    address = ipaddress.ip_address(packed)
+    text = str(address) if address.version == 4 else f"[{address}]"
+    return f"{text}:{int(port, 16)}"
+
+
+def _dissolve(pid: int, connection: Connection) -> None:
     watched = os.pidfd_open(pid)
     try:
         taken = _libc.syscall(PIDFD_GETFD, watched, connection.descriptor, 0)
