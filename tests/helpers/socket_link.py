@@ -31,7 +31,7 @@ RULE = LinkRule(KIND, KIND, "a test wants it", lambda shard, group: None)
 
 
 class _Connection:
-    """Objects over a socket."""
+    """Objects over a socket, which is closed where it fails."""
 
     def __init__(self, peer: socket.socket):
         self._peer = peer
@@ -41,6 +41,7 @@ class _Connection:
         try:
             self._peer.sendall(LENGTH.pack(len(data)) + data)
         except OSError as error:
+            self.close()
             raise LinkError(str(error)) from None
 
     def get(self) -> Any:
@@ -52,8 +53,10 @@ class _Connection:
             try:
                 part = self._peer.recv(nbytes)
             except OSError as error:
+                self.close()
                 raise LinkError(str(error)) from None
             if not part:
+                self.close()
                 raise LinkError("the peer is gone")
             parts.append(part)
             nbytes -= len(part)
@@ -100,7 +103,10 @@ class SocketServerLink:
     def receive(self) -> tuple[int, Dispatch] | None:
         message = self._connection.get()
         self._sequence += 1
-        return None if message is None else (self._sequence, message)
+        if message is None:  # the shard said that it lets go
+            self._connection.close()
+            return None
+        return self._sequence, message
 
     def reply(self, sequence: int, output_PD: Tensor) -> None:
         self._connection.put(output_PD)
