@@ -9,7 +9,7 @@ import time
 
 from isotherm.actors.experts.python_loop import ServerCounts
 from isotherm.actors.experts.worker import ExpertWorker
-from isotherm.actors.links.protocol import DTYPES, Met
+from isotherm.actors.links.protocol import DTYPES, PeerDescriptors
 from isotherm.actors.links.shared_memory import KIND
 from isotherm.actors.pulse import ALLOWED, felt
 from isotherm.cluster.background import spawn_thread
@@ -81,15 +81,15 @@ class ExpertLoop:
         with self._lock:
             return dict.fromkeys(self._shards.values(), KIND)
 
-    def attach(self, shard: str, met: Met) -> None:
+    def attach(self, shard: str, peer: PeerDescriptors) -> None:
         """Serve a link until its shard closes it or is lost. A new link of the same shard takes the place of the old
         one."""
         with self._lock:
             old = [number for number, name in self._shards.items() if name == shard]
             try:
-                self._shards[self._loop.attach(met.file, met.socket)] = shard
+                self._shards[self._loop.attach(peer.file, peer.socket)] = shard
             except OSError:
-                met.close()
+                peer.close()
                 raise
             for number in old:
                 del self._shards[number]

@@ -94,9 +94,9 @@ class LinkEnd:
 
 
 @dataclass(frozen=True)
-class Met:
-    """What one end has after a meeting in shared memory: the peer's file and the socket. Descriptors are owned by
-    whoever holds this."""
+class PeerDescriptors:
+    """What one end of a link in shared memory has of the other: its file, and the socket between them. Whoever holds
+    this owns both."""
 
     file: int
     socket: int
@@ -119,7 +119,7 @@ class NativeLoop(Protocol):
     def bell(self) -> int:
         """The file that shards are given to ring."""
 
-    def attach(self, shard: str, met: Met) -> None: ...
+    def attach(self, shard: str, peer: PeerDescriptors) -> None: ...
 
 
 @dataclass(frozen=True)

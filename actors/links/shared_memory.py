@@ -35,7 +35,7 @@ from isotherm.actors.links.protocol import (
     LinkEnd,
     LinkError,
     Loops,
-    Met,
+    PeerDescriptors,
 )
 from isotherm.cluster.errors import named_line, one_line
 from isotherm.cluster.messages.workers import Meeting
@@ -71,7 +71,7 @@ def new_bell() -> int:
     return new_file("isotherm bell", HEADER_BYTES)
 
 
-def meet_shard(name: str, bell: int, timeout: float) -> Met:
+def accept_shard(name: str, bell: int, timeout: float) -> PeerDescriptors:
     """The group's part: wait for the shard, give it the file of the bell that it shall ring, and get the segment.
     `name` must be fresh. Raises LinkError after `timeout` seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -85,7 +85,7 @@ def meet_shard(name: str, bell: int, timeout: float) -> Met:
             raise LinkError(f"no link could be made: {one_line(error)}") from None
 
 
-def meet_group(name: str, segment: int, timeout: float) -> Met:
+def join_group(name: str, segment: int, timeout: float) -> PeerDescriptors:
     """The shard's part: get the group's bell for the segment. Raises LinkError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
@@ -115,7 +115,7 @@ def _address(name: str) -> bytes:
     return b"\0isotherm/" + hashlib.sha256(name.encode()).hexdigest()[:40].encode()
 
 
-def _exchange(peer: socket.socket, own: int, timeout: float) -> Met:
+def _exchange(peer: socket.socket, own: int, timeout: float) -> PeerDescriptors:
     """Swap files with a peer of the same user. Consumes `peer`."""
     with peer:
         peer.settimeout(timeout)
@@ -130,7 +130,7 @@ def _exchange(peer: socket.socket, own: int, timeout: float) -> Met:
             raise EOFError("the peer said something else than hello" if data else "the peer went away")
         os.set_inheritable(files[0], False)
         peer.setblocking(True)
-        return Met(files[0], peer.detach())
+        return PeerDescriptors(files[0], peer.detach())
 
 
 # --- the two ends ---------------------------------------------------------------------------------
@@ -201,12 +201,12 @@ class SharedMemoryLink:
 
     kind = KIND
 
-    def __init__(self, segment: int, met: Met, timeout: float) -> None:
+    def __init__(self, segment: int, peer: PeerDescriptors, timeout: float) -> None:
         """Takes all descriptors over."""
         try:
-            self._end = _End(segment, met.file, met.socket, shard=True)
+            self._end = _End(segment, peer.file, peer.socket, shard=True)
         finally:
-            os.close(met.file)
+            os.close(peer.file)
         self._lib, self._timeout = self._end.lib, timeout
         self._expected: tuple[int, int, torch.dtype] = (0, 0, torch.float32)  # pairs, width, dtype
         self._reply = (ctypes.c_int64 * 3)()
@@ -218,11 +218,11 @@ class SharedMemoryLink:
         Raises LinkError."""
         segment = new_segment(nbytes)
         try:
-            met = meet_group(name, segment, meeting_timeout)
+            peer = join_group(name, segment, meeting_timeout)
         except BaseException:
             os.close(segment)
             raise
-        return cls(segment, met, timeout)
+        return cls(segment, peer, timeout)
 
     def send(self, message: Dispatch) -> None:
         x = message.x_UD if message.x_UD.stride(-1) == 1 else message.x_UD.contiguous()
@@ -288,10 +288,10 @@ class SharedMemoryServerLink:
 
     kind = KIND
 
-    def __init__(self, met: Met, bell: int) -> None:
+    def __init__(self, peer: PeerDescriptors, bell: int) -> None:
         """`bell`: the file that the shard was given. Takes all descriptors over."""
         try:
-            self._end = _End(met.file, bell, met.socket, shard=False)
+            self._end = _End(peer.file, bell, peer.socket, shard=False)
         finally:
             os.close(bell)
 
@@ -350,12 +350,12 @@ class SharedMemory:
 
     def accept(self, meeting: Meeting, end: LinkEnd, shard: str, loops: Loops) -> None:
         if loops.native is not None:
-            loops.native.attach(shard, meet_shard(meeting.prefix, loops.native.bell, meeting.timeout))
+            loops.native.attach(shard, accept_shard(meeting.prefix, loops.native.bell, meeting.timeout))
             return
         bell = new_bell()
         try:
-            met = meet_shard(meeting.prefix, bell, meeting.timeout)
+            peer = accept_shard(meeting.prefix, bell, meeting.timeout)
         except BaseException:
             os.close(bell)
             raise
-        loops.python.attach(shard, SharedMemoryServerLink(met, bell))
+        loops.python.attach(shard, SharedMemoryServerLink(peer, bell))

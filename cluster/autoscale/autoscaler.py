@@ -91,6 +91,16 @@ class _Pause:
     strikes: int = 0  # times that a worker was taken away too early
 
 
+@dataclass(frozen=True)
+class Case:
+    """What speaks for another number of workers than there is."""
+
+    up: list[str]  # reasons for more
+    want: int  # how many there should be then
+    down: str | None  # the reason for one fewer
+    figures: Mapping[str, float]
+
+
 @dataclass
 class Autoscaler:
     """Holds since when each reason has been there, and the pauses. `decide` may be called at any times that do not go
@@ -224,9 +234,8 @@ class Autoscaler:
         )
         # So many that they would be as busy as the middle between the thresholds; at most twice as many at once.
         want = math.ceil(n * busy / ((c.busy_above + c.busy_below) / 2))
-        return self._count(
-            GROUPS, limits.groups, n, len(seen.groups), reasons, want, down if idle else None, figures, seen.now
-        )
+        case = Case(reasons, want, down if idle else None, figures)
+        return self._count(GROUPS, limits.groups, n, len(seen.groups), case, seen.now)
 
     def _shards(self, seen: Observation) -> Decision | None:
         limits, c, n = self.limits, self.limits.config.attention_shards, seen.shard_count
@@ -256,36 +265,33 @@ class Autoscaler:
             f"(below {c.kv_below:.0%})"
         )
         want = math.ceil(n * max(kv / c.kv_above, (running + waiting) / max(running, 1.0)))
-        return self._count(SHARDS, limits.shards, n, mean, reasons, want, down if idle else None, figures, seen.now)
+        case = Case(reasons, want, down if idle else None, figures)
+        return self._count(SHARDS, limits.shards, n, mean, case, seen.now)
 
-    def _count(
-        self,
-        kind: str,
-        bounds: Bounds,
-        have: int,
-        heard: int,
-        up: list[str],
-        want: int,
-        down: str | None,
-        figures: Mapping[str, float],
-        now: float,
-    ) -> Decision | None:
-        """`up`: reasons for more, and `want`, how many there should be; `down`: the reason for one fewer."""
+    def _count(self, kind: str, bounds: Bounds, have: int, heard: int, case: Case, now: float) -> Decision | None:
         config, pause = self.limits.config, self._pauses[kind]
-        more = self._held(f"{kind} up", bool(up), now, config.up_after)
+        more = self._held(f"{kind} up", bool(case.up), now, config.up_after)
         # Not on the word of some while others are silent: they may be the busy ones.
-        fewer = self._held(f"{kind} down", down is not None and heard == have, now, self._down_after(pause))
+        fewer = self._held(f"{kind} down", case.down is not None and heard == have, now, self._down_after(pause))
         if now < pause.until:
             return None
         if have < bounds.least:
-            return Decision(kind, f"there are {have}, and at least {bounds.least} are to be", figures, bounds.least)
-        if more and have < bounds.most:
-            count = min(bounds.most, max(have + 1, min(want, 2 * have)))
             return Decision(
-                kind, f"{'; '.join(up)}, for {now - self._since[f'{kind} up']:.0f} s: {have} → {count}", figures, count
+                kind, f"there are {have}, and at least {bounds.least} are to be", case.figures, bounds.least
+            )
+        if more and have < bounds.most:
+            count = min(bounds.most, max(have + 1, min(case.want, 2 * have)))
+            return Decision(
+                kind,
+                f"{'; '.join(case.up)}, for {now - self._since[f'{kind} up']:.0f} s: {have} → {count}",
+                case.figures,
+                count,
             )
         if fewer and have > bounds.least:
             return Decision(
-                kind, f"{down}, for {now - self._since[f'{kind} down']:.0f} s: {have} → {have - 1}", figures, have - 1
+                kind,
+                f"{case.down}, for {now - self._since[f'{kind} down']:.0f} s: {have} → {have - 1}",
+                case.figures,
+                have - 1,
             )
         return None

@@ -92,7 +92,13 @@ def _engine(
     if head not in ("stored", "fp8"):
         raise typer.BadParameter(f'--head is "{head}"; it must be "stored" or "fp8"')
     bench = EngineBench(
-        resolve_model(model), dtype, kernels, threads, max(batches, default=1), max(prompts, default=1), head=head
+        resolve_model(model),
+        dtype=dtype,
+        kernels=kernels,
+        threads=threads,
+        most_streams=max(batches, default=1),
+        most_prompt=max(prompts, default=1),
+        head=head,
     )
     rows = [figure.as_dict() for figure in bench.measure(batches, prompts, runs)]
     facts = {"kernels": bench.kernels.name, "stream_gb_per_s": stream_bandwidth(), "matmul_gflop_per_s": matmul_peak()}
@@ -211,7 +217,15 @@ def bench_served(
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the cluster is ended on the way out
     path = resolve_model(model)
-    engine = EngineBench(path, "bfloat16", "auto", None, streams, 1, most_output=output_tokens)
+    engine = EngineBench(
+        path,
+        dtype="bfloat16",
+        kernels="auto",
+        threads=None,
+        most_streams=streams,
+        most_prompt=1,
+        most_output=output_tokens,
+    )
     shape = LoadShape(streams, math.inf, PROMPT, output_tokens)
     figures = bench_served(
         {"model": str(path)}, links.split(","), shape, lambda: engine.decode(streams, output_tokens - 1), rounds

@@ -43,6 +43,7 @@ class EngineBench:
     def __init__(
         self,
         path: Path,
+        *,
         dtype: str,
         kernels: str,
         threads: int | None,

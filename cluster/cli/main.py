@@ -139,6 +139,10 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    sampling: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(metavar="NAME=VALUE", help="any other parameter, as min_p=0.05 or repetition_penalty=1.1"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1)] = 0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the end-of-sequence token")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
@@ -151,7 +155,7 @@ def generate(
 ) -> None:
     """Continue one prompt offline: the same engine in this process, without Ray."""
     manifest, path = _manifest(model)
-    from isotherm.cluster.cli.offline import OfflineOptions, generate_offline
+    from isotherm.cluster.cli.offline import OfflineOptions, generate_offline, sampling_asked
 
     options = OfflineOptions(
         prompt,
@@ -166,6 +170,7 @@ def generate(
         dtype,
         kernels,
         logprobs,
+        sampling_asked(sampling or ()),
     )
     result = generate_offline(
         manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from isotherm.actors.local import local_engine, run
@@ -20,6 +20,9 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.kernels.select import NAMES, select_kernels
 
 log = logging.getLogger(__name__)
+
+
+_OPTIONS = ("temperature", "top_p", "top_k", "seed", "logprobs")
 
 
 class OfflineError(IsothermError, ValueError):
@@ -42,6 +45,7 @@ class OfflineOptions:
     dtype: str
     kernels: str
     logprobs: int | None
+    sampling: Mapping[str, float] = field(default_factory=dict)  # other fields of SamplingParams
 
 
 def generate_offline(
@@ -74,6 +78,7 @@ def generate_offline(
         stop_token_ids=tuple(stop),
         logprobs=options.logprobs,
     )
+    params = replace(params, **options.sampling)  # type: ignore[arg-type]  # each of its own type, by sampling_asked
     stream = None if tokenizer is None else tokenizer.stream()
     text, reason = "", None
     tokens: list[int] = []
@@ -98,6 +103,27 @@ def generate_offline(
         "prompt_tokens": len(prompt),
         "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, "stored").digest,
     }
+
+
+def sampling_asked(words: Sequence[str]) -> dict[str, float]:
+    """ "min_p=0.05" → {"min_p": 0.05}, for the numbers of SamplingParams that have no option of their own. Raises
+    OfflineError."""
+    known: dict[str, type[int] | type[float]] = {}
+    for one in fields(SamplingParams):
+        for kind in (int, float):
+            if type(one.default) is kind and one.name not in _OPTIONS:
+                known[one.name] = kind
+    asked: dict[str, float] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in known:
+            raise OfflineError(f"--sampling {word}: must be NAME=VALUE, with one of {', '.join(known)}")
+        try:
+            asked[name] = known[name](value)
+        except ValueError:
+            wanted = "an integer" if known[name] is int else "a number"
+            raise OfflineError(f'--sampling {name} is "{value}"; it must be {wanted}') from None
+    return asked
 
 
 def _check(options: OfflineOptions) -> None:

@@ -28,7 +28,9 @@ class Isotherm:
     def __init__(self, model: str, head: str = "stored"):
         from isotherm.cluster.cli.bench_engine import EngineBench
 
-        self._bench = EngineBench(Path(model), "bfloat16", "native", None, most_streams=32, most_prompt=512, head=head)
+        self._bench = EngineBench(
+            Path(model), dtype="bfloat16", kernels="native", threads=None, most_streams=32, most_prompt=512, head=head
+        )
         self.decode, self.prefill = self._bench.decode, self._bench.prefill
 
 

@@ -24,7 +24,7 @@ from isotherm.actors.experts.python_loop import ExpertServer
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.process_group import ProcessGroupServerLink, open_process_group
 from isotherm.actors.links.protocol import Dispatch
-from isotherm.actors.links.shared_memory import SharedMemoryLink, SharedMemoryServerLink, meet_shard, new_bell
+from isotherm.actors.links.shared_memory import SharedMemoryLink, SharedMemoryServerLink, accept_shard, new_bell
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.native.backend import NativeKernels
@@ -69,10 +69,10 @@ class Group:
 
     def meet(self, shard: str, name: str) -> None:
         if isinstance(self.server, ExpertLoop):
-            self.server.attach(shard, meet_shard(name, self.server.bell, MEETING))
+            self.server.attach(shard, accept_shard(name, self.server.bell, MEETING))
         else:
             bell = new_bell()
-            self.server.attach(shard, SharedMemoryServerLink(meet_shard(name, bell, MEETING), bell))
+            self.server.attach(shard, SharedMemoryServerLink(accept_shard(name, bell, MEETING), bell))
 
     def close(self) -> None:
         if isinstance(self.server, ExpertLoop):

@@ -40,8 +40,8 @@ from isotherm.actors.experts.native_loop import ExpertLoop
 from isotherm.actors.links.protocol import LinkError
 from isotherm.actors.links.shared_memory import (
     SharedMemoryLink,
-    meet_group,
-    meet_shard,
+    accept_shard,
+    join_group,
     new_bell,
     new_segment,
     segment_bytes,
@@ -235,7 +235,7 @@ def test_nobody_comes():
         SharedMemoryLink.open(uuid.uuid4().hex, 1 << 16, 1.0, 0.1)
     bell = new_bell()
     with pytest.raises(LinkError, match="no link could be made"):
-        meet_shard(uuid.uuid4().hex, bell, 0.1)
+        accept_shard(uuid.uuid4().hex, bell, 0.1)
     os.close(bell)
     assert open_files() == before
 
@@ -247,7 +247,7 @@ def test_a_stranger_at_the_meeting(path: Path):
 
     def group() -> None:
         try:
-            meet_shard(name, bell, 5.0)
+            accept_shard(name, bell, 5.0)
         except LinkError as error:
             errors.append(error)
 
@@ -268,10 +268,10 @@ def test_a_segment_that_is_none_is_refused(path: Path):
     segment = os.memfd_create("isotherm test")
     os.ftruncate(segment, 1 << 16)
     mets = []
-    thread = threading.Thread(target=lambda: mets.append(meet_group(name, segment, 5.0)))
+    thread = threading.Thread(target=lambda: mets.append(join_group(name, segment, 5.0)))
     thread.start()
     with pytest.raises(OSError, match="cannot be mapped"):
-        loop.attach("shard", meet_shard(name, loop.bell, 5.0))
+        loop.attach("shard", accept_shard(name, loop.bell, 5.0))
     thread.join()
     mets[0].close()
     os.close(segment)

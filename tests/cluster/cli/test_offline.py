@@ -12,7 +12,7 @@ import torch
 from deepseek_checkpoints import make_checkpoint, make_config, make_tensors, write_checkpoint
 
 from isotherm.actors.local import local_engine, run
-from isotherm.cluster.cli.offline import OfflineError, OfflineOptions, generate_offline
+from isotherm.cluster.cli.offline import OfflineError, OfflineOptions, generate_offline, sampling_asked
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.manifest import Manifest, parse_manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
@@ -153,3 +153,21 @@ def test_a_chat_needs_a_template(tmp_path: Path):
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(NoChatTemplateError):
         generate(tmp_path, chat="hello")
+
+
+def test_other_sampling_parameters_are_numbers_by_name():
+    asked = sampling_asked(["min_p=0.05", "min_tokens=3", "repetition_penalty=1.1"])
+    assert asked == {"min_p": 0.05, "min_tokens": 3, "repetition_penalty": 1.1}
+
+
+@pytest.mark.parametrize("word", ["min_p", "min_p=a", "min_tokens=1.5", "temperature=1", "=3", "logit_bias=3"])
+def test_what_is_no_sampling_parameter_is_refused(word):
+    with pytest.raises(OfflineError, match="--sampling"):
+        sampling_asked([word])
+
+
+def test_they_are_the_engines_too(model: Path):
+    asked = {"repetition_penalty": 1.9, "min_p": 0.5}
+    out = generate(model, **IDS, temperature=2.0, sampling=asked)
+    assert out["token_ids"] == engine_tokens(model, temperature=2.0, **asked)
+    assert out["token_ids"] != engine_tokens(model, temperature=2.0)
