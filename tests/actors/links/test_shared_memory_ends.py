@@ -3,7 +3,6 @@ left."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import os
@@ -138,8 +137,10 @@ def open_files() -> set[str]:
     found = set()
     for descriptor in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):
-            found.add(os.readlink(f"/proc/self/fd/{descriptor}"))
-    return {name for name in found if name.startswith(("socket:", "/memfd:"))}
+            name = os.readlink(f"/proc/self/fd/{descriptor}")
+            if name.startswith(("socket:", "/memfd:")):
+                found.add(f"{name} {os.stat(f'/proc/self/fd/{descriptor}').st_ino}")
+    return found
 
 
 def test_200_links_leave_no_descriptor_thread_or_mapping(group: Group, config):
@@ -290,7 +291,7 @@ def test_a_segment_takes_memory_only_where_it_is_used():
     segment = new_segment(segment_bytes(7168, 2, 512, 8))
     size = os.fstat(segment)
     assert size.st_size > 58 << 20 and size.st_blocks * 512 <= 8192
-    with contextlib.suppress(PermissionError):
+    with suppress(PermissionError):
         os.ftruncate(segment, 4096)
     assert os.fstat(segment).st_size == size.st_size, "nobody can cut it under the other's feet"
     os.close(segment)
