@@ -266,7 +266,18 @@ class ChatBody(GenerationBody):
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**GenerationBody.neutral, "suffix": ("",)}
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **GenerationBody.neutral,
+        "suffix": ("",),
+        # What a chat may ask for, and a client may believe that a completion does too.
+        "max_completion_tokens": (),
+        "top_logprobs": (0,),
+        "chat_template_kwargs": ({},),
+        "separate_reasoning": (False,),
+        "reasoning_effort": (),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+    }
 
     prompt: Annotated[
         Annotated[_NonEmpty, Tag("text")]

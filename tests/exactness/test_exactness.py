@@ -158,6 +158,7 @@ def pool() -> list[GenerationRequest]:
             "presence_penalty": rng.choice([0.0, 0.5]),
             "frequency_penalty": rng.choice([0.0, 0.3]),
             "repetition_penalty": rng.choice([1.0, 1.2]),
+            "logit_bias": rng.choice([(), ((rng.randrange(VOCABULARY), 3.0), (rng.randrange(VOCABULARY), -100.0))]),
         }
         cuts = rng.choice([1.0, 0.9]), rng.choice([0, 40])
         params = SamplingParams(rng.randint(1, 24), temperature, *cuts, **(processed if i % 3 else {}), seed=i)

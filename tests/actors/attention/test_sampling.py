@@ -28,8 +28,12 @@ from isotherm.kernels.reference import ReferenceKernels
 
 VOCABULARY = 40
 TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=20)
+# Values of every parameter that a processor reads: a new one belongs here.
 PENALTIES = st.fixed_dictionaries(
     {
+        "logit_bias": st.sampled_from([(), ((3, 2.0), (5, -100.0))]),
+        "min_tokens": st.sampled_from([0, 12]),
+        "stop_token_ids": st.just((7, 9)),
         "repetition_penalty": st.sampled_from([0.5, 1.0, 1.3]),
         "presence_penalty": st.sampled_from([-1.5, 0.0, 0.7]),
         "frequency_penalty": st.sampled_from([-0.4, 0.0, 2.0]),
