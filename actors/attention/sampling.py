@@ -9,17 +9,16 @@ here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
-from isotherm.cluster.messages.requests import SamplingParams, TokenLogprobs
+from isotherm.cluster.engine.sequence import Chunk, Sampled
+from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams, TokenLogprobs
 from isotherm.kernels.ops import Kernels
 
 LARGEST = torch.finfo(torch.float32).max
@@ -67,6 +66,25 @@ class TokenCounts:
     def times(self) -> Tensor:
         """float32 [n]: how often each is in the output."""
         return torch.from_numpy(self._times[: len(self._place)])
+
+
+class SequenceSampling:
+    """What the sampler keeps with a sequence."""
+
+    def __init__(self, request: GenerationRequest):
+        self.params = request.params
+        self.temperature = self.params.temperature if self.params.temperature >= LEAST_TEMPERATURE else 0.0
+        self.chain = tuple(act for needs, act in PROCESSORS if needs(self.params))
+        self.is_plain = not self.chain and self.params.logprobs is None
+        self._prompt = request.prompt
+        self._counts: TokenCounts | None = None
+
+    def counts(self, output: Sequence[int], draft: Sequence[int]) -> TokenCounts:
+        """Of prompt, output and draft."""
+        if self._counts is None:
+            self._counts = TokenCounts(self._prompt)
+        self._counts.take(output)
+        return self._counts.with_draft(draft) if draft else self._counts
 
 
 @dataclass(frozen=True)
@@ -129,57 +147,64 @@ PROCESSORS: tuple[tuple[Callable[[SamplingParams], bool], Callable[[Row, Tensor]
 class Sampler:
     def __init__(self, kernels: Kernels):
         self._kernels = kernels
-        self._counts: WeakKeyDictionary[ScheduledSequence, TokenCounts] = WeakKeyDictionary()
 
     def sample(self, chunks: Sequence[Chunk], logits_NV: Tensor) -> list[Sampled]:
         """A token for each row that `chunks` sample, in order. logits_NV: float32, a row for each of them; changed
         where processors act."""
-        rows = [row for chunk in chunks for row in self._rows(chunk)]
+        rows: list[SequenceSampling] = []
+        indices: list[int] = []
+        plain = True
+        for chunk in chunks:
+            if chunk.sample:
+                sequence = chunk.sequence
+                own = sequence.sampling
+                if not isinstance(own, SequenceSampling):
+                    own = sequence.sampling = SequenceSampling(sequence.request)
+                first = sequence.generated
+                for after in range(1 + len(chunk.draft)):
+                    rows.append(own)
+                    indices.append(first + after)
+                plain = plain and own.is_plain
         if not rows:
             return []
         with torch.inference_mode():
-            unchanged = self._process(rows, logits_NV)
-            tokens = self._draw(rows, logits_NV)
+            if plain:
+                return list(map(Sampled, self._draw(rows, indices, logits_NV)))
+            unchanged = self._process(chunks, rows, logits_NV)
             return [
-                Sampled(token, None if (n := row.params.logprobs) is None else token_logprobs(logits_V, token, n))
-                for row, token, logits_V in zip(rows, tokens, unchanged, strict=True)
+                Sampled(token, None if (n := own.params.logprobs) is None else token_logprobs(logits_V, token, n))
+                for own, token, logits_V in zip(rows, self._draw(rows, indices, logits_NV), unchanged, strict=True)
             ]
 
-    def _process(self, rows: Sequence[Row], logits_NV: Tensor) -> list[Tensor]:
+    def _process(self, chunks: Sequence[Chunk], rows: Sequence[SequenceSampling], logits_NV: Tensor) -> list[Tensor]:
         """Each row as it was before, where its log-probabilities are asked for."""
-        unchanged = list(logits_NV)
-        for i, row in enumerate(rows):
-            chain = [act for needs, act in PROCESSORS if needs(row.params)]
-            if chain and row.params.logprobs is not None:
-                unchanged[i] = logits_NV[i].clone()
-            for act in chain:
-                act(row, logits_NV[i])
+        unchanged, i = list(logits_NV), 0
+        for chunk in chunks:
+            sequence = chunk.sequence
+            for after in range(chunk.samples):
+                own = rows[i]
+                if own.chain and own.params.logprobs is not None:
+                    unchanged[i] = logits_NV[i].clone()
+                if own.chain:
+                    output = sequence.tokens[sequence.prompt_length :]
+                    counts = partial(own.counts, output, chunk.draft[:after])
+                    row = Row(own.params, len(output) + after, counts)
+                    for act in own.chain:
+                        act(row, logits_NV[i])
+                i += 1
         return unchanged
 
-    def _draw(self, rows: Sequence[Row], logits_NV: Tensor) -> list[int]:
-        params = [row.params for row in rows]
-        temperatures = [p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p in params]
-        return self._kernels.sample(
+    def _draw(self, rows: Sequence[SequenceSampling], indices: Sequence[int], logits_NV: Tensor) -> list[int]:
+        params = [own.params for own in rows]
+        tokens: list[int] = self._kernels.sample(
             logits_NV,
-            torch.tensor(temperatures, dtype=torch.float64),
+            torch.tensor([own.temperature for own in rows], dtype=torch.float64),
             torch.tensor([p.top_p for p in params], dtype=torch.float64),
             torch.tensor([p.top_k for p in params]),
             torch.tensor([p.seed for p in params]),
-            torch.tensor([row.index for row in rows]),
+            torch.tensor(indices),
         ).tolist()
-
-    def _rows(self, chunk: Chunk) -> Iterator[Row]:
-        sequence = chunk.sequence
-        for after in range(chunk.samples):
-            counts = partial(self._counts_of, sequence, chunk.draft[:after])
-            yield Row(sequence.request.params, sequence.generated + after, counts)
-
-    def _counts_of(self, sequence: ScheduledSequence, draft: tuple[int, ...]) -> TokenCounts:
-        counts = self._counts.get(sequence)
-        if counts is None:
-            counts = self._counts[sequence] = TokenCounts(sequence.request.prompt)
-        counts.take(sequence.tokens[sequence.prompt_length :])
-        return counts.with_draft(draft) if draft else counts
+        return tokens
 
 
 def token_logprobs(logits_V: Tensor, token: int, top: int) -> TokenLogprobs:

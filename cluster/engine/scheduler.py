@@ -123,41 +123,43 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The next step's chunks, decode form first; empty when there is nothing to do."""
-        budget = self.config.max_batch_tokens
+        budget, preemptions = self.config.max_batch_tokens, self.preemptions
         chunks: list[Chunk] = []
-
-        def add(chunk: Chunk | None) -> None:
-            nonlocal budget
-            if chunk is not None:
-                chunks.append(chunk)
-                budget -= chunk.count
 
         def drop_preempted() -> None:
             """Chunks of sequences that were preempted since; before one of these can be admitted again."""
-            nonlocal budget
-            chunks[:] = [c for c in chunks if c.sequence.running]
-            budget = self.config.max_batch_tokens - sum(c.count for c in chunks)
+            nonlocal budget, preemptions
+            if self.preemptions > preemptions:
+                preemptions = self.preemptions
+                chunks[:] = [c for c in chunks if c.sequence.running]
+                budget = self.config.max_batch_tokens - sum(c.count for c in chunks)
 
         def admit(before: float) -> None:
             """Those that wait, of classes before this one."""
+            nonlocal budget
             drop_preempted()
             while budget > 0 and (first := self.waiting.first()) is not None and first.request.priority < before:
-                preemptions = self.preemptions
                 if (chunk := self._admit(first, budget)) is None:
                     break
-                if self.preemptions > preemptions:
-                    drop_preempted()
-                add(chunk)
+                drop_preempted()
+                chunks.append(chunk)
+                budget -= chunk.count
 
-        for sequence in [s for s in self.running if s.remaining == 1 and s.computed >= s.prompt_length]:
-            if budget > 0 and sequence.running and self._reserve(sequence, 1):
-                add(self._chunk(sequence, 1))
-        for sequence in [s for s in self.running if s.remaining > 1 or s.computed < s.prompt_length]:
+        prompts: list[ScheduledSequence] = []  # or what is computed again
+        for sequence in self.running.copy():
+            if sequence.remaining > 1 or sequence.computed < sequence.prompt_length:
+                prompts.append(sequence)
+            elif budget > 0 and sequence.running and self._reserve(sequence, 1):
+                chunks.append(self._chunk(sequence, 1))
+                budget -= 1
+        for sequence in prompts:
             if (first := self.waiting.first()) is not None and first.request.priority < sequence.request.priority:
                 admit(before=sequence.request.priority)
             if budget > 0 and sequence.running:
                 count = self._next_count(sequence, budget)
-                add(self._chunk(sequence, count) if self._reserve(sequence, count) else None)
+                if self._reserve(sequence, count):
+                    chunks.append(self._chunk(sequence, count))
+                    budget -= count
         admit(before=math.inf)
         if self._drafter is not None:
             chunks = self._with_drafts(chunks, self._drafter, budget)
@@ -274,24 +276,29 @@ class Scheduler:
                 return victims
         return []
 
-    def complete(self, chunks: Iterable[Chunk], sampled: Sequence[Sampled]) -> list[Delta]:
+    def complete(self, chunks: Iterable[Chunk], sampled: Iterable[Sampled]) -> list[Delta]:
         """Take a step's results, one `Sampled` per row that is sampled, in order, and give what is new for each
         request."""
         results = iter(sampled)
         deltas = []
         for chunk in chunks:
             sequence = chunk.sequence
-            new = list(islice(results, chunk.samples))
+            new: Sequence[Sampled] = ()
+            if chunk.draft:
+                new = accepted(chunk, list(islice(results, chunk.samples)))
+            elif chunk.sample:
+                new = (next(results),)
             if not sequence.running:
                 continue  # aborted or preempted while the step was computed: its blocks are no longer its own
-            if new:
-                new = self._until_end(sequence, accepted(chunk, new))
-            start, before = sequence.generated, chunk.start
-            sequence.tokens += [result.token_id for result in new]
+            if len(new) > 1:
+                new = self._until_end(sequence, new)
+            start = sequence.generated
+            for result in new:
+                sequence.tokens.append(result.token_id)
             # Drafts that were guessed right are computed already; what was computed of others is overwritten.
             sequence.computed += chunk.known + max(0, len(new) - 1)
             if self.config.prefix_cache:
-                self._register_full_blocks(sequence, before)
+                self._register_full_blocks(sequence, chunk.start)
             if new:
                 deltas.append(self._delta(sequence, start, new))
         return deltas
@@ -301,21 +308,22 @@ class Scheduler:
         for index in range(start // size, sequence.computed // size):
             self.blocks.register(sequence.blocks[index], sequence.key(index, size))
 
-    def _until_end(self, sequence: ScheduledSequence, new: list[Sampled]) -> list[Sampled]:
+    def _until_end(self, sequence: ScheduledSequence, new: Sequence[Sampled]) -> Sequence[Sampled]:
         """Those of several new tokens that count: up to the first that ends the request, and that one."""
         stops = sequence.request.params.stop_token_ids
         end = next((i for i, result in enumerate(new) if result.token_id in stops), len(new) - 1)
         return new[: end + 1]
 
-    def _delta(self, sequence: ScheduledSequence, start: int, new: list[Sampled]) -> Delta:
+    def _delta(self, sequence: ScheduledSequence, start: int, new: Sequence[Sampled]) -> Delta:
         """What a request is given; it ends where these are its last tokens."""
-        request, tokens = sequence.request, tuple(result.token_id for result in new)
+        request, last = sequence.request, new[-1].token_id
         reason = None
-        if tokens[-1] in request.params.stop_token_ids:
+        if last in request.params.stop_token_ids:
             reason = FinishReason.STOP
         elif sequence.generated >= request.params.max_tokens or len(sequence.tokens) >= self.config.max_model_len:
             reason = FinishReason.LENGTH
         if reason is not None:
             self.abort(request.id)
-        logprobs = tuple(result.logprobs for result in new if result.logprobs is not None)
+        tokens = (last,) if len(new) == 1 else tuple(result.token_id for result in new)
+        logprobs = () if new[0].logprobs is None else tuple(r.logprobs for r in new if r.logprobs is not None)
         return Delta(request.id, start, tokens, reason, logprobs, sequence.cached_tokens)

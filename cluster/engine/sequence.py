@@ -33,6 +33,7 @@ class ScheduledSequence:
     admitted: bool = False  # it has had blocks
     running: bool = False  # it has blocks now
     virtual_start: float | None = None  # see policy.py
+    sampling: object = None  # what the sampler keeps with it
 
     @property
     def prompt_length(self) -> int:
