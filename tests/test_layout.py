@@ -258,6 +258,7 @@ def run(*command: str, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_transformers_works_from_the_repository_root(tmp_path: Path):
     """transformers asks find_spec("kernels") for the distribution of that name, and imports what it finds. As `make
     test` runs it: the pytest command (which, unlike `python -m pytest`, leaves the working directory off sys.path)."""

@@ -30,6 +30,8 @@ from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 
+pytestmark = pytest.mark.slow
+
 PROMPT, OUTPUT = 200, 48
 BLOCK_SIZE = 16
 TOLERANCE = 1e-4  # of log-probabilities

@@ -24,6 +24,8 @@ from isotherm.cluster.supervise import supervisor
 from isotherm.cluster.supervise.supervisor import probe
 from isotherm.cluster.supervise.watchdog import Answer
 
+pytestmark = pytest.mark.slow
+
 SUPERVISOR = """
 import sys
 from pathlib import Path

@@ -28,6 +28,8 @@ from isotherm.kernels.native.library import NativeKernelsUnavailable, load
 from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, PrefillRows, Router
 from isotherm.kernels.reference import ReferenceKernels, candidates, gumbel_noise
 
+pytestmark = pytest.mark.slow
+
 require_native()
 
 BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
