@@ -167,7 +167,8 @@ def _sampling(
     stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else tokenizer.eos_token_ids)
     for i, id_ in enumerate(body.stop_token_ids or ()):
         _check_token(id_, f"stop_token_ids[{i}]", limits)
-    bias = tuple(sorted((int(token), value) for token, value in (body.logit_bias or {}).items()))
+    # One value for a token, however its id is written ("5", "05"): of two, which one is added would be left to chance.
+    bias = tuple(sorted({int(token): value for token, value in (body.logit_bias or {}).items()}.items()))
     for token, _ in bias:
         _check_token(token, f"logit_bias[{token}]", limits)
     said = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}

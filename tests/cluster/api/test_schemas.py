@@ -233,7 +233,7 @@ def test_what_a_body_says_of_sampling_goes_to_the_engine(tokenizer):
     (request,) = chat(tokenizer, **asked, priority=-3, user="me").requests
     assert {name: getattr(request.params, name) for name in asked} == asked
     assert (request.priority, request.user) == (-3, "me")
-    (request,) = chat(tokenizer, logit_bias={"7": -100, "3": 1.5}, min_tokens=2).requests
+    (request,) = chat(tokenizer, logit_bias={"7": -100, "3": 1, "03": 1.5}, min_tokens=2).requests
     assert (request.params.logit_bias, request.params.min_tokens) == (((3, 1.5), (7, -100.0)), 2)
     chat(tokenizer, chat_template_kwargs={"template_kwargs": 1, "tokenizer": 2})  # any other name is the template's
     (request,) = complete(tokenizer).requests
