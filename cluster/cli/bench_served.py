@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import signal
 import socket
 import statistics
 import subprocess
@@ -79,7 +78,8 @@ class Endpoint:
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            # Not SIGINT: below a shell that has put the bench in the background it is ignored.
+            self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

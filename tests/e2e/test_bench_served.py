@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import shared_memory
@@ -15,9 +17,12 @@ from served import ISOTHERM
 
 
 def test_the_bundled_model_is_measured_through_http_and_offline():
+    """As a shell starts it in the background, with SIGINT ignored."""
+    folders = set(Path(tempfile.gettempdir()).glob("isotherm-*"))
     command = ["bench", "served", "tiny", "--streams", "2", "--output-tokens", "256", "--rounds", "1",
                "--links", "auto", "--json"]  # fmt: skip
-    process = subprocess.Popen([ISOTHERM, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    shell = ["sh", "-c", 'trap "" INT; exec "$0" "$@"', ISOTHERM, *command]
+    process = subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     family: dict[int, psutil.Process] = {}
     files: set[str] = set()
 
@@ -40,3 +45,4 @@ def test_the_bundled_model_is_measured_through_http_and_offline():
     assert min(figure["first_token_ms"], figure["token_ms"]) > 0
     _, alive = psutil.wait_procs(list(family.values()), timeout=10)
     assert len(family) > 5 and alive == [] and shared_memory.still_there(files) == []
+    assert set(Path(tempfile.gettempdir()).glob("isotherm-*")) <= folders
