@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
@@ -17,6 +18,13 @@ _LOWEST_LOGPROB = -9999.0  # what OpenAI gives for minus infinity, which JSON ca
 
 class GenerationError(IsothermError):
     """The engine gave up on a request: an HTTP error before the first token, an error event after it."""
+
+
+class LogprobForm(Enum):
+    """Which of OpenAI's two forms logprobs have."""
+
+    CHAT = "chat"  # a list of objects
+    COMPLETION = "completion"  # an object of lists
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class ChoiceStream:
         *,
         stop: Sequence[str],
         skip_special_tokens: bool,
-        chat: bool,
+        logprob_form: LogprobForm,
         echo: str,
     ) -> None:
         self.index = index
@@ -60,7 +68,7 @@ class ChoiceStream:
         self._stream = tokenizer.stream(stop, skip_special_tokens, lambda: parser.tags, request.params.min_tokens)
         self._stop_ids = frozenset(request.params.stop_token_ids)
         self._called_tools = False
-        self._chat = chat
+        self._logprob_form = logprob_form
         self._echo = echo
         self._offset = len(echo)
 
@@ -118,7 +126,7 @@ class ChoiceStream:
         pairs = list(zip(tokens, logprobs, strict=False))
         return (
             {"content": [self._chat_entry(*pair) for pair in pairs], "refusal": None}
-            if self._chat
+            if self._logprob_form is LogprobForm.CHAT
             else self._completion_entries(pairs)
         )
 

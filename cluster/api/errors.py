@@ -29,3 +29,8 @@ class ReplyError(IsothermError):
 
     def body(self) -> JSON:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def internal_error() -> ReplyError:
+    """A fault of ours, of which the log says more than the client is told."""
+    return ReplyError("internal error", status=500, kind="server_error", code="internal_error")

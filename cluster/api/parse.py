@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from isotherm.cluster.api.bodies.common import BodyModel
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.schemas import GenerationBody
 from isotherm.cluster.jsontypes import JSON
 
-_Body = TypeVar("_Body", bound=GenerationBody)
+_Body = TypeVar("_Body", bound=BodyModel)
 
 
 def parse_body(model: type[_Body], body: bytes) -> _Body:

@@ -6,24 +6,24 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from isotherm.cluster.api.bodies.chat import ChatBody
+from isotherm.cluster.api.bodies.common import GenerationBody
+from isotherm.cluster.api.bodies.completion import CompletionBody
+from isotherm.cluster.api.choices import LogprobForm
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.parse import parse_body
-from isotherm.cluster.api.schemas import ChatBody, CompletionBody, GenerationBody
+from isotherm.cluster.api.replies import Reply
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
-from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
 from isotherm.cluster.text.output import OutputParser
-from isotherm.cluster.text.output_parsers import make_parser
-from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
+from isotherm.cluster.text.tokenizer import Tokenizer
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
 # What a body says of sampling under the name that it has for the engine too, and nothing has to be made of it.
 _SAMPLING = sorted(
-    {field.name for field in fields(SamplingParams)}.intersection(GenerationBody.model_fields)
+    {of.name for of in fields(SamplingParams)}.intersection(GenerationBody.model_fields)
     - {"max_tokens", "seed", "stop_token_ids", "logprobs", "logit_bias"}
 )
 
@@ -39,6 +39,17 @@ class PromptLimits:
 
 
 @dataclass(frozen=True)
+class Served:
+    """The model that bodies are about: its names, what makes token ids of text, its limits, and what bodies that do not
+    say are taken to ask for, by the names of SamplingParams."""
+
+    names: Collection[str]
+    tokenizer: Tokenizer
+    limits: PromptLimits
+    defaults: Mapping[str, Any] = field(default_factory=lambda: OPENAI_DEFAULTS)
+
+
+@dataclass(frozen=True)
 class Prepared:
     """One HTTP request, ready for the engine. `requests[i]` is choice i: `n` of them for each prompt,
     prompt by prompt."""
@@ -48,69 +59,13 @@ class Prepared:
     requests: tuple[GenerationRequest, ...]
     echo: tuple[str, ...]  # for each choice the text to put before it
     new_parser: Callable[[], OutputParser]  # of a choice's output
+    new_reply: Callable[[int, str | None], Reply]  # from seconds since the epoch and the system fingerprint
+    logprob_form: LogprobForm = LogprobForm.CHAT
 
     @property
     def prompt_tokens(self) -> int:
         """Each prompt counted once, however many choices it has."""
         return sum(len(request.prompt) for request in self.requests[:: self.body.n or 1])
-
-
-def prepare_chat(
-    raw: bytes,
-    reply_id: str,
-    models: Collection[str],
-    tokenizer: Tokenizer,
-    limits: PromptLimits,
-    defaults: Mapping[str, Any] = OPENAI_DEFAULTS,
-) -> Prepared:
-    """The requests for a body of /v1/chat/completions; `defaults`: what it is taken to ask for where it does not say,
-    by the names of SamplingParams. Raises ReplyError."""
-    body = parse_body(ChatBody, raw)
-    _check_model(body.model, models)
-    messages = [message.for_template() for message in body.messages]
-    _check_chars(sum(len(message["content"] or "") for message in messages), limits, "messages")
-    try:
-        prompt = tokenizer.render_chat(messages, template_kwargs=body.chat_template_kwargs)
-    except NoChatTemplateError as error:
-        raise ReplyError(str(error), param="messages") from None
-    except ChatTemplateBrokenError as error:
-        raise ReplyError(str(error), status=500, kind="server_error") from None
-    except ChatTemplateError as error:
-        raise ReplyError(f"messages: the model's chat template refused them: {error}", param="messages") from None
-    _check_chars(len(prompt), limits, "messages")
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
-    requests = _requests(body, [ids], ["messages"], reply_id, tokenizer, limits, defaults)
-    parser = "plain" if body.separate_reasoning is False else "think"
-    return Prepared(reply_id, body, requests, ("",) * (body.n or 1), partial(make_parser, parser, prompt))
-
-
-def prepare_completion(
-    raw: bytes,
-    reply_id: str,
-    models: Collection[str],
-    tokenizer: Tokenizer,
-    limits: PromptLimits,
-    defaults: Mapping[str, Any] = OPENAI_DEFAULTS,
-) -> Prepared:
-    """The requests for a body of /v1/completions. Raises ReplyError."""
-    body = parse_body(CompletionBody, raw)
-    _check_model(body.model, models)
-    prompts, params = body.prompts, [body.prompt_param(i) for i in range(len(body.prompts))]
-    ids: list[list[int]] = []
-    for prompt, param in zip(prompts, params, strict=True):
-        if isinstance(prompt, str):
-            _check_chars(len(prompt), limits, param)
-            ids.append(tokenizer.encode(prompt))
-        else:
-            ids.append(list(prompt))
-    requests = _requests(body, ids, params, reply_id, tokenizer, limits, defaults)
-    texts = (
-        [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
-        if body.echo
-        else [""] * len(prompts)
-    )
-    echo = tuple(text for text in texts for _ in range(body.n or 1))
-    return Prepared(reply_id, body, requests, echo, partial(make_parser, "plain"))
 
 
 def choice_seed(seed: int, sample: int) -> int:
@@ -122,20 +77,19 @@ def choice_seed(seed: int, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _requests(
+def generation_requests(
     body: ChatBody | CompletionBody,
     prompts: list[list[int]],
     params: list[str],
     reply_id: str,
-    tokenizer: Tokenizer,
-    limits: PromptLimits,
-    defaults: Mapping[str, Any],
+    served: Served,
 ) -> tuple[GenerationRequest, ...]:
+    limits = served.limits
     base_seed = secrets.randbits(63) if body.seed is None else body.seed
-    sampling = _sampling(body, tokenizer, limits, defaults)
+    sampling = _sampling(body, served)
     requests: list[GenerationRequest] = []
     for ids, param in zip(prompts, params, strict=True):
-        max_tokens = _max_tokens(body, len(ids), param, limits, defaults.get("max_tokens"))
+        max_tokens = _max_tokens(body, len(ids), param, limits, served.defaults.get("max_tokens"))
         if sampling.min_tokens > max_tokens:
             raise ReplyError(
                 f"min_tokens: {sampling.min_tokens} are more than the {max_tokens} that the output may have",
@@ -160,11 +114,10 @@ def _requests(
     return tuple(requests)
 
 
-def _sampling(
-    body: ChatBody | CompletionBody, tokenizer: Tokenizer, limits: PromptLimits, defaults: Mapping[str, Any]
-) -> SamplingParams:
+def _sampling(body: ChatBody | CompletionBody, served: Served) -> SamplingParams:
     """What a body asks for; its `max_tokens` and `seed` are still to come."""
-    stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else tokenizer.eos_token_ids)
+    limits = served.limits
+    stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else served.tokenizer.eos_token_ids)
     for i, id_ in enumerate(body.stop_token_ids or ()):
         _check_token(id_, f"stop_token_ids[{i}]", limits)
     # One value for a token, however its id is written ("5", "05"): of two, which one is added would be left to chance.
@@ -173,7 +126,7 @@ def _sampling(
         _check_token(token, f"logit_bias[{token}]", limits)
     said = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
     return SamplingParams(
-        **{"max_tokens": 1, **defaults, **said},
+        **{"max_tokens": 1, **served.defaults, **said},
         stop_token_ids=tuple(sorted(stop_ids)),
         logprobs=body.logprob_count,
         logit_bias=bias,
@@ -200,7 +153,7 @@ def _max_tokens(
     return fits if default is None else min(fits, default)
 
 
-def _check_model(name: str, models: Collection[str]) -> None:
+def check_model(name: str, models: Collection[str]) -> None:
     if name not in models:
         raise ReplyError(
             f"model: {name[:100]!r} is not served here; GET /v1/models lists what is",
@@ -210,7 +163,7 @@ def _check_model(name: str, models: Collection[str]) -> None:
         )
 
 
-def _check_chars(chars: int, limits: PromptLimits, param: str) -> None:
+def check_chars(chars: int, limits: PromptLimits, param: str) -> None:
     if chars > limits.max_prompt_chars:
         raise ReplyError(
             f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a context of "

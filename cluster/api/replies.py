@@ -1,143 +1,64 @@
-"""OpenAI's replies as JSON values, whole or in chunks, and how they are written."""
+"""What a route's reply is, whatever its words, and how JSON and server-sent events are written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.responses import Response
 
 from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream
+from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.text.output import OutputFields, ToolCallPiece
 
 
-def usage(prompt_tokens: int, choices: Sequence[ChoiceStream], n: int) -> JSON:
-    """OpenAI's usage object. A prompt's cached tokens are those of the first of its `n` choices, since the prompt is
-    counted once."""
-    completion = sum(choice.completion_tokens for choice in choices)
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion,
-        "total_tokens": prompt_tokens + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(choice.cached_tokens for choice in choices[::n])},
-        "completion_tokens_details": {"reasoning_tokens": sum(choice.reasoning_tokens for choice in choices)},
-    }
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one reply, all choices together. Of the prompt's, `cached_tokens` were in the prefix cache; of the
+    completion's, `reasoning_tokens` are the thought's."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
 
 
-@dataclass
-class Reply:
-    """The JSON of one reply, whole or in chunks."""
+def usage(prompt_tokens: int, choices: Sequence[ChoiceStream], n: int) -> Usage:
+    """A prompt's cached tokens are those of the first of its `n` choices, since the prompt is counted once."""
+    return Usage(
+        prompt_tokens,
+        sum(choice.completion_tokens for choice in choices),
+        sum(choice.cached_tokens for choice in choices[::n]),
+        sum(choice.reasoning_tokens for choice in choices),
+    )
 
-    id: str
-    model: str
-    created: int  # seconds since the epoch
-    system_fingerprint: str | None
-    chat: bool
-    include_usage: bool = False
-    _begun: set[int] = field(default_factory=set)
 
-    def whole(self, deltas: Iterable[ChoiceDelta], used: JSON) -> JSON:
+class Reply(Protocol):
+    """One reply in the words of its route, whole or as a stream of server-sent events."""
+
+    def whole(self, choices: Sequence[ChoiceDelta], used: Usage) -> JSON:
         """The reply in one piece; each choice's deltas are merged into one."""
-        choices = [
-            {
-                "index": delta.index,
-                **({"message": _message(delta.fields)} if self.chat else {"text": delta.fields.content}),
-                "logprobs": delta.logprobs,
-                "finish_reason": delta.finish_reason,
-            }
-            for delta in deltas
-        ]
-        return {**self._head("chat.completion" if self.chat else "text_completion"), "choices": choices, "usage": used}
 
-    def chunks(self, delta: ChoiceDelta) -> list[JSON]:
-        """The chunks for one delta: before a chat choice's first the one with its role, then one for each field that is
-        set (some clients look at one alone), and the finish reason in one of its own. The logprobs are in the first
-        that has a field, and where no text is final yet in one with an empty content."""
-        index, logprobs, out = delta.index, delta.logprobs, []
-        if self.chat and index not in self._begun:
-            self._begun.add(index)
-            out.append(self._chunk(index, {"role": "assistant", "content": "", "refusal": None}))
-        for body in self._bodies(delta):
-            out.append(self._chunk(index, body, logprobs))
-            logprobs = None
-        if delta.finish_reason is not None:
-            out.append(self._chunk(index, {}, finish_reason=delta.finish_reason))
-        return out
+    def events(self, delta: ChoiceDelta) -> bytes:
+        """The events for one delta. What a stream begins with comes before the first."""
 
-    def _bodies(self, delta: ChoiceDelta) -> list[JSON]:
-        fields = delta.fields
-        bodies: list[JSON] = []
-        if fields.reasoning:
-            bodies.append(_reasoning(fields.reasoning))
-        if fields.content:
-            bodies.append({"content": fields.content})
-        if fields.tool_calls:
-            bodies.append({"tool_calls": [_tool_call_piece(call) for call in fields.tool_calls]})
-        return bodies or ([{"content": ""}] if delta.logprobs is not None else [])
+    def end(self, used: Usage) -> bytes:
+        """The events that a stream ends with, after all choices have finished."""
 
-    def usage_chunk(self, used: JSON) -> JSON:
-        return {**self._head(self._chunk_object), "choices": [], "usage": used}
-
-    @property
-    def _chunk_object(self) -> str:
-        return "chat.completion.chunk" if self.chat else "text_completion"
-
-    def _chunk(
-        self,
-        index: int,
-        delta: JSON,
-        logprobs: JSON | None = None,
-        finish_reason: str | None = None,
-    ) -> JSON:
-        body: JSON = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
-        chunk = {
-            **self._head(self._chunk_object),
-            "choices": [{"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}],
-        }
-        return {**chunk, "usage": None} if self.include_usage else chunk
-
-    def _head(self, kind: str) -> JSON:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.system_fingerprint,
-        }
+    def error(self, error: ReplyError) -> bytes:
+        """The event that a stream ends with which cannot go on."""
 
 
-def _message(fields: OutputFields) -> JSON:
-    message: JSON = {"role": "assistant", "content": fields.content, "refusal": None}
-    if fields.reasoning:
-        message |= _reasoning(fields.reasoning)
-    if fields.tool_calls:
-        calls = [_tool_call_piece(call) for call in fields.tool_calls]
-        message |= {
-            "content": fields.content or None,
-            "tool_calls": [{key: value for key, value in call.items() if key != "index"} for call in calls],
-        }
-    return message
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(to_json(value), status, headers, "application/json")
 
 
-def _reasoning(text: str) -> JSON:
-    """Under the name that DeepSeek's API and most clients use, and under the newer one of other servers."""
-    return {"reasoning_content": text, "reasoning": text}
-
-
-def _tool_call_piece(call: ToolCallPiece) -> JSON:
-    """Its id, type and name are said once, in the call's first piece."""
-    function = {"name": call.name} if call.name else {}
-    head = {"id": call.id, "type": "function"} if call.id else {}
-    return {"index": call.index, **head, "function": {**function, "arguments": call.arguments}}
-
-
-def sse(value: JSON) -> bytes:
-    """One server-sent event."""
-    return b"data: " + to_json(value) + b"\n\n"
-
-
-SSE_DONE = b"data: [DONE]\n\n"
+def sse(value: JSON, event: str = "") -> bytes:
+    """One server-sent event, of a type where `event` names one."""
+    head = f"event: {event}\n".encode() if event else b""
+    return head + b"data: " + to_json(value) + b"\n\n"
 
 
 def to_json(value: Any) -> bytes:

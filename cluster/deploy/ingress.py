@@ -13,8 +13,9 @@ from ray.serve import Application
 from starlette.applications import Starlette
 
 from isotherm.cluster.api.access import Access
-from isotherm.cluster.api.app import AppSettings, build_app
+from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
+from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.control.liveness import watch_controller
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.generation import generation_defaults

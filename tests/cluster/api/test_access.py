@@ -10,7 +10,8 @@ from fake_admin import FakeAdmin
 from fake_engine import FakeEngine
 
 from isotherm.cluster.api.access import Access, why_not_local
-from isotherm.cluster.api.app import AppSettings, build_app
+from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.settings import AppSettings
 
 GUARDED = [
     "/admin/operations",

@@ -10,7 +10,8 @@ import openai
 import pytest
 from fake_engine import FakeEngine, http_server, write_tokenizer
 
-from isotherm.cluster.api.app import AppSettings, build_app
+from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 MODEL = "org/model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, merged
-from isotherm.cluster.api.replies import Reply, usage
+from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, LogprobForm, merged
+from isotherm.cluster.api.openai_replies import OpenAIReply
+from isotherm.cluster.api.replies import Usage, usage
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs
 from isotherm.cluster.text.output import OutputFields, ToolCallPiece
 from isotherm.cluster.text.output_parsers import make_parser
@@ -34,7 +36,7 @@ def choice(*, parser=None, prompt="", stop=(), skip_special_tokens=True, logprob
         parser or make_parser("think", prompt),
         stop=stop,
         skip_special_tokens=skip_special_tokens,
-        chat=True,
+        logprob_form=LogprobForm.CHAT,
         echo=echo,
     )
 
@@ -153,12 +155,17 @@ class CallParser:
 
 
 def reply(chat=True):
-    return Reply("id", "m", 0, None, chat=chat)
+    return OpenAIReply("id", "m", 0, None, chat=chat)
+
+
+def chunks(form, part):
+    """The chunks in a delta's events."""
+    return [json.loads(event.removeprefix(b"data: ")) for event in form.events(part).split(b"\n\n")[:-1]]
 
 
 def test_a_parser_of_tool_calls_needs_nothing_else():
     parts = fed(choice(parser=CallParser()), deltas([*ids('Wait.[add {"a": 1}]'), EOS], (3,), FinishReason.STOP))
-    (whole,) = reply().whole([merged(parts)], {})["choices"]
+    (whole,) = reply().whole([merged(parts)], Usage(0, 0, 0, 0))["choices"]
     assert whole["finish_reason"] == "tool_calls"
     assert whole["message"] == {
         "role": "assistant",
@@ -167,27 +174,27 @@ def test_a_parser_of_tool_calls_needs_nothing_else():
         "tool_calls": [{"id": "call-0", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}],
     }
     form = reply()
-    bodies = [chunk["choices"][0]["delta"] for part in parts for chunk in form.chunks(part)]
+    bodies = [chunk["choices"][0]["delta"] for part in parts for chunk in chunks(form, part)]
     assert bodies[1:] == [{"content": "Wait."}, {"tool_calls": [{"index": 0, **whole["message"]["tool_calls"][0]}]}, {}]
 
 
 def test_a_later_piece_of_a_call_has_arguments_alone():
     form = reply()
-    form.chunks(ChoiceDelta(0, OutputFields()))
-    (chunk,) = form.chunks(ChoiceDelta(0, OutputFields(tool_calls=(ToolCallPiece(1, arguments=" 1}"),))))
+    chunks(form, ChoiceDelta(0, OutputFields()))
+    (chunk,) = chunks(form, ChoiceDelta(0, OutputFields(tool_calls=(ToolCallPiece(1, arguments=" 1}"),))))
     assert chunk["choices"][0]["delta"] == {"tool_calls": [{"index": 1, "function": {"arguments": " 1}"}}]}
 
 
 def test_each_field_has_a_chunk_of_its_own():
     form = reply()
     parts = fed(choice(logprobs=0), deltas([*ids(REPLY), EOS], (), FinishReason.STOP))
-    chunks = [chunk["choices"][0] for part in parts for chunk in form.chunks(part)]
-    bodies = [chunk["delta"] for chunk in chunks]
+    sent = [chunk["choices"][0] for part in parts for chunk in chunks(form, part)]
+    bodies = [chunk["delta"] for chunk in sent]
     assert bodies == [
         {"role": "assistant", "content": "", "refusal": None},
         {"reasoning_content": "3 + 4 is 7.", "reasoning": "3 + 4 is 7."},
         {"content": "It is 7, really."},
         {},
     ]
-    told = [entry for chunk in chunks if chunk["logprobs"] for entry in chunk["logprobs"]["content"]]
-    assert len(told) == len(ids(REPLY)) and [chunk["finish_reason"] for chunk in chunks] == [None] * 3 + ["stop"]
+    told = [entry for chunk in sent if chunk["logprobs"] for entry in chunk["logprobs"]["content"]]
+    assert len(told) == len(ids(REPLY)) and [chunk["finish_reason"] for chunk in sent] == [None] * 3 + ["stop"]

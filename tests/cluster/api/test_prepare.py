@@ -5,10 +5,13 @@ import json
 import pytest
 from fake_engine import write_tokenizer
 
+from isotherm.cluster.api.bodies.chat import ChatBody
+from isotherm.cluster.api.bodies.completion import CompletionBody
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.parse import parse_body
-from isotherm.cluster.api.prepare import PromptLimits, choice_seed, prepare_chat, prepare_completion
-from isotherm.cluster.api.schemas import ChatBody, CompletionBody
+from isotherm.cluster.api.prepare import PromptLimits, Served, choice_seed
+from isotherm.cluster.api.prepare_chat import prepare_chat
+from isotherm.cluster.api.prepare_completion import prepare_completion
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 LIMITS = PromptLimits(max_model_len=64, vocab_size=1000, max_prompt_chars=500)
@@ -27,11 +30,11 @@ def raw(**fields):
 
 
 def chat(tokenizer, **fields):
-    return prepare_chat(raw(**{"messages": USER, **fields}), "id", {"m"}, tokenizer, LIMITS)
+    return prepare_chat(raw(**{"messages": USER, **fields}), "id", Served({"m"}, tokenizer, LIMITS))
 
 
 def complete(tokenizer, **fields):
-    return prepare_completion(raw(**{"prompt": "hi", **fields}), "id", {"m"}, tokenizer, LIMITS)
+    return prepare_completion(raw(**{"prompt": "hi", **fields}), "id", Served({"m"}, tokenizer, LIMITS))
 
 
 def test_chat_defaults(tokenizer):
@@ -245,7 +248,7 @@ def test_what_a_body_does_not_say_is_the_checkpoints(tokenizer):
 
     def params(**fields):
         body = raw(prompt="hi", **fields)
-        return prepare_completion(body, "id", {"m"}, tokenizer, LIMITS, defaults).requests[0].params
+        return prepare_completion(body, "id", Served({"m"}, tokenizer, LIMITS, defaults)).requests[0].params
 
     found = params()
     assert {name: getattr(found, name) for name in defaults} == defaults

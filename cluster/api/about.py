@@ -1,0 +1,68 @@
+"""The routes that tell about the server: models, health, readiness, status, version."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from isotherm.cluster.api.engine_client import EngineClient
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.prepare import OPENAI_DEFAULTS
+from isotherm.cluster.api.replies import json_response
+from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.jsontypes import JSON
+
+
+class About:
+    """What the server says of itself. `models`: the served model's names, its own first."""
+
+    def __init__(self, engine: EngineClient, models: Sequence[str], settings: AppSettings) -> None:
+        self._engine = engine
+        self._models = tuple(models)
+        self._settings = settings
+        self._created = int(time.time())
+        self._version = importlib.metadata.version("isotherm")
+
+    async def models(self, request: Request) -> Response:
+        return json_response({"object": "list", "data": [self._model(name) for name in self._models]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name not in self._models:
+            raise ReplyError(
+                f"model: {name[:100]!r} is not served here", status=404, param="model", code="model_not_found"
+            )
+        return json_response(self._model(name))
+
+    async def health(self, request: Request) -> Response:
+        return json_response({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        reason = self._engine.not_ready()
+        return (
+            json_response({"status": "ready"})
+            if reason is None
+            else json_response({"status": "not ready", "reason": reason}, 503, self._settings.retry_after)
+        )
+
+    async def status(self, request: Request) -> Response:
+        return json_response(await self._engine.status())
+
+    async def version(self, request: Request) -> Response:
+        return json_response({"version": self._version})
+
+    def _model(self, name: str) -> JSON:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "isotherm",
+            "root": self._models[0],
+            "max_model_len": self._engine.max_model_len,
+            "vocab_size": self._engine.vocab_size,
+            "default_sampling": {**OPENAI_DEFAULTS, **self._settings.defaults},
+        }

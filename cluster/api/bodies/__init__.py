@@ -1,0 +1,1 @@
+"""What a client may send: one module for each kind of body."""

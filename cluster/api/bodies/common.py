@@ -1,0 +1,114 @@
+"""What every body that asks for tokens shares: types of fields, sampling parameters, and how a known field that cannot
+be honoured is refused.
+
+A field that nobody knows is ignored, as real clients send many. A known field that can't be honoured is refused by
+name, unless it has its neutral value. Knows nothing about tokenizers, engines or the web framework."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_N = 8
+MAX_TOP_LOGPROBS = 20
+_MAX_STOPS = 16
+_MAX_STOP_CHARS = 1000
+
+
+def text_or_list(value: Any) -> str:
+    return "list" if isinstance(value, list) else "text"
+
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARS)]
+_TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")]  # a token id as a key of JSON
+_Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+_Stops = Annotated[
+    Annotated[_Stop, Tag("text")] | Annotated[list[_Stop], Field(max_length=_MAX_STOPS), Tag("list")],
+    Discriminator(text_or_list),
+]
+
+
+class BodyModel(BaseModel):
+    """Any object in a body: no coercion, unknown fields left out."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class StreamOptions(BodyModel):
+    include_usage: bool = False
+
+
+def _hint(neutral: tuple[Any, ...]) -> str:
+    allowed = " or ".join(json.dumps(value) for value in neutral)
+    return f"; leave it out or give {allowed}" if allowed else "; leave it out"
+
+
+class GenerationBody(BodyModel):
+    """What both kinds of request share, with extensions that other servers know too. A field of the name that one of
+    SamplingParams has goes to the engine as it is."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "response_format": ({"type": "text"},),
+        "guided_json": (),
+        "guided_regex": (),
+        "guided_choice": (),
+        "guided_grammar": (),
+        "structured_outputs": (),
+        "prompt_logprobs": (0, False),
+        "include_stop_str_in_output": (False,),
+    }
+
+    model: NonEmpty
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    n: int | None = Field(None, ge=1, le=MAX_N)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: _Stops | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1)  # 0 and -1: off
+    min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, gt=0, le=2, allow_inf_nan=False)
+    logit_bias: dict[_TokenKey, _Bias] | None = Field(None, max_length=1024)
+    min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
+    priority: int | None = Field(None, ge=-(2**31), le=2**31 - 1)  # lower ones have their turn first
+    user: str | None = Field(None, max_length=512)  # whom it is for: requests are shared out over users
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=128)
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name, neutral in cls.neutral.items():
+                value = data.get(name)
+                if value is not None and not any(
+                    value == allowed and isinstance(value, bool) <= isinstance(allowed, bool) for allowed in neutral
+                ):
+                    raise PydanticCustomError(
+                        f"field:{name}", "{name} is not supported yet{hint}", {"name": name, "hint": _hint(neutral)}
+                    )
+        return data
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> GenerationBody:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("field:stream_options", "stream_options is only allowed when stream is true")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage

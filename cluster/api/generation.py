@@ -1,0 +1,175 @@
+"""From an HTTP request that asks for tokens to its reply, whole or as a stream, whatever the route: places,
+preparation, the engine's deltas, disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from isotherm.cluster.api.admission import Admission
+from isotherm.cluster.api.body import read_body
+from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, merged
+from isotherm.cluster.api.delta_streams import DeltaStreams
+from isotherm.cluster.api.engine_client import EngineClient, EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.api.errors import ReplyError, internal_error
+from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded
+from isotherm.cluster.api.prepare import Prepared, PromptLimits, Served
+from isotherm.cluster.api.replies import Reply, json_response, usage
+from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.api.stream import EventStream, until_disconnect
+from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+_INLINE_BYTES = 16 * 1024  # a completions body up to this size is tokenised in well under a millisecond: no thread
+
+
+@dataclass(frozen=True)
+class GenerationRoute:
+    """A route that asks for tokens: how the ids of its replies begin, and how its bodies are made ready."""
+
+    prefix: str
+    prepare: Callable[[bytes, str, Served], Prepared]
+    blocks: bool = True  # `prepare` may take long, whatever the body's size
+
+
+class Generator:
+    """Answers requests for tokens, and counts those that are open."""
+
+    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, names: Sequence[str], settings: AppSettings) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._names = names
+        self._settings = settings
+        self._admission = Admission(random.random)
+
+    @property
+    def served(self) -> Served:
+        """The model as it is now: its engine may have become another."""
+        settings, length = self._settings, self._engine.max_model_len
+        limits = PromptLimits(length, self._engine.vocab_size, length * settings.max_prompt_chars_per_token)
+        return Served(self._names, self._tokenizer, limits, settings.defaults)
+
+    async def reply(self, request: Request, route: GenerationRoute) -> Response:
+        """The answer to a request for tokens. Raises ReplyError."""
+        with ExitStack() as places:
+            self._admit(1, places)  # before the body costs anything
+            prepared = await self.prepared(request, route)
+            if (count := len(prepared.requests)) > (capacity := self._engine.capacity()):
+                message = f"n: {count} choices are more than the {capacity} that this server takes at once"
+                raise ReplyError(message, param="n")
+            if count > 1:
+                self._admit(count - 1, places)
+            reply = await self._answer(request, prepared)
+            if isinstance(reply, EventStream):
+                reply.on_close(places.pop_all().close)
+            reply.headers[CAPACITY_HEADER.decode()] = str(self._engine.capacity())
+            return reply
+
+    async def prepared(self, request: Request, route: GenerationRoute) -> Prepared:
+        """The request's body, made ready for the engine. Raises ReplyError."""
+        raw = await read_body(request, self._settings.max_body_bytes)
+        prepare = partial(route.prepare, raw, f"{route.prefix}{uuid.uuid4().hex}", self.served)
+        inline = not route.blocks and len(raw) <= _INLINE_BYTES
+        return prepare() if inline else await asyncio.to_thread(prepare)
+
+    def _admit(self, count: int, places: ExitStack) -> None:
+        """Takes places for so many of the engine's streams. Raises ReplyError 429."""
+        capacity, clock = self._engine.capacity(), time.monotonic
+        if not self._admission.enter(count, capacity, clock()):
+            raise self._overloaded(f"{self._admission.open} requests are running or waiting, and {capacity} may")
+        places.callback(lambda: self._admission.leave(count, clock()))
+
+    def _overloaded(self, reason: str) -> ReplyError:
+        return overloaded(reason, self._admission.retry_after(time.monotonic()))
+
+    async def _answer(self, request: Request, prepared: Prepared) -> Response:
+        body = prepared.body
+        choices = [
+            ChoiceStream(
+                i,
+                generation,
+                self._tokenizer,
+                prepared.new_parser(),
+                stop=body.stops,
+                skip_special_tokens=body.skip_special_tokens is not False,
+                logprob_form=prepared.logprob_form,
+                echo=prepared.echo[i],
+            )
+            for i, generation in enumerate(prepared.requests)
+        ]
+        reply = prepared.new_reply(int(time.time()), self._engine.system_fingerprint or None)
+        try:
+            if not body.stream:
+                return json_response(await until_disconnect(request.receive, self._collect(prepared, choices, reply)))
+            events = self._events(prepared, choices, reply)
+            stream = EventStream(events, partial(self._error_event, prepared.id, reply), self._settings.silence_s)
+            await stream.first_event(request.receive, self._settings.first_event_s)
+            return stream
+        except (EngineUnavailableError, GenerationError) as error:
+            raise self._engine_error(error) from error
+
+    def _engine_error(self, error: EngineUnavailableError | GenerationError) -> ReplyError:
+        if isinstance(error, EngineOverloadedError):
+            return self._overloaded(str(error))
+        if isinstance(error, EngineUnavailableError):
+            message = str(error) or "the model can't be served right now"
+            return ReplyError(
+                message, status=503, kind="server_error", code="unavailable", headers=self._settings.retry_after
+            )
+        return ReplyError(str(error), status=500, kind="server_error", code="generation_failed")
+
+    def _error_event(self, reply_id: str, reply: Reply, error: Exception) -> bytes:
+        """What a stream that has begun ends with."""
+        if isinstance(error, GenerationError | EngineUnavailableError):
+            return reply.error(self._engine_error(error))
+        logger.error("reply %s broke off", reply_id, exc_info=error)
+        return reply.error(internal_error())
+
+    async def _collect(self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply) -> JSON:
+        parts: list[list[ChoiceDelta]] = [[] for _ in choices]
+        async with aclosing(self._deltas(prepared, choices)) as stream:
+            async for delta in stream:
+                parts[delta.index].append(delta)
+        used = usage(prepared.prompt_tokens, choices, prepared.body.n or 1)
+        return reply.whole([merged(part) for part in parts], used)
+
+    async def _events(
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply
+    ) -> AsyncGenerator[bytes, None]:
+        """The server-sent events, one bytes object per delta."""
+        begun = False
+        async with aclosing(self._deltas(prepared, choices)) as deltas:
+            async for delta in deltas:
+                if not delta.is_empty or not begun:
+                    begun = True
+                    yield reply.events(delta)
+        yield reply.end(usage(prepared.prompt_tokens, choices, prepared.body.n or 1))
+
+    async def _deltas(self, prepared: Prepared, choices: Sequence[ChoiceStream]) -> AsyncGenerator[ChoiceDelta, None]:
+        """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop
+        string ends its engine stream."""
+        streams = DeltaStreams(self._engine, prepared.requests)
+        try:
+            open_choices = len(choices)
+            while open_choices:
+                index, delta = await streams.next()
+                if choices[index].finish_reason is not None:
+                    continue  # queued before its stream was closed
+                added = choices[index].feed(delta)
+                if added.finish_reason is not None:
+                    open_choices -= 1
+                    await streams.close(index)
+                yield added
+        finally:
+            await streams.aclose()

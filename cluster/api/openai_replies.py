@@ -1,0 +1,143 @@
+"""OpenAI's replies of /v1/chat/completions and /v1/completions, whole or in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from isotherm.cluster.api.choices import ChoiceDelta
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.replies import Usage, sse
+from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.text.output import OutputFields, ToolCallPiece
+
+_DONE = b"data: [DONE]\n\n"
+
+
+@dataclass
+class OpenAIReply:
+    """The JSON of one reply, whole or in chunks."""
+
+    id: str
+    model: str
+    created: int  # seconds since the epoch
+    system_fingerprint: str | None
+    chat: bool
+    include_usage: bool = False
+    _begun: set[int] = field(default_factory=set)
+
+    def whole(self, choices: Sequence[ChoiceDelta], used: Usage) -> JSON:
+        bodies = [
+            {
+                "index": delta.index,
+                **({"message": _message(delta.fields)} if self.chat else {"text": delta.fields.content}),
+                "logprobs": delta.logprobs,
+                "finish_reason": delta.finish_reason,
+            }
+            for delta in choices
+        ]
+        return {
+            **self._head("chat.completion" if self.chat else "text_completion"),
+            "choices": bodies,
+            "usage": _usage(used),
+        }
+
+    def events(self, delta: ChoiceDelta) -> bytes:
+        return b"".join(map(sse, self._chunks(delta)))
+
+    def end(self, used: Usage) -> bytes:
+        return (sse(self._usage_chunk(used)) if self.include_usage else b"") + _DONE
+
+    def error(self, error: ReplyError) -> bytes:
+        return sse(error.body())
+
+    def _chunks(self, delta: ChoiceDelta) -> list[JSON]:
+        """The chunks for one delta: before a chat choice's first the one with its role, then one for each field that is
+        set (some clients look at one alone), and the finish reason in one of its own. The logprobs are in the first
+        that has a field, and where no text is final yet in one with an empty content."""
+        index, logprobs, out = delta.index, delta.logprobs, []
+        if self.chat and index not in self._begun:
+            self._begun.add(index)
+            out.append(self._chunk(index, {"role": "assistant", "content": "", "refusal": None}))
+        for body in self._bodies(delta):
+            out.append(self._chunk(index, body, logprobs))
+            logprobs = None
+        if delta.finish_reason is not None:
+            out.append(self._chunk(index, {}, finish_reason=delta.finish_reason))
+        return out
+
+    def _bodies(self, delta: ChoiceDelta) -> list[JSON]:
+        fields = delta.fields
+        bodies: list[JSON] = []
+        if fields.reasoning:
+            bodies.append(_reasoning(fields.reasoning))
+        if fields.content:
+            bodies.append({"content": fields.content})
+        if fields.tool_calls:
+            bodies.append({"tool_calls": [_tool_call_piece(call) for call in fields.tool_calls]})
+        return bodies or ([{"content": ""}] if delta.logprobs is not None else [])
+
+    def _usage_chunk(self, used: Usage) -> JSON:
+        return {**self._head(self._chunk_object), "choices": [], "usage": _usage(used)}
+
+    @property
+    def _chunk_object(self) -> str:
+        return "chat.completion.chunk" if self.chat else "text_completion"
+
+    def _chunk(
+        self,
+        index: int,
+        delta: JSON,
+        logprobs: JSON | None = None,
+        finish_reason: str | None = None,
+    ) -> JSON:
+        body: JSON = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
+        chunk = {
+            **self._head(self._chunk_object),
+            "choices": [{"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}],
+        }
+        return {**chunk, "usage": None} if self.include_usage else chunk
+
+    def _head(self, kind: str) -> JSON:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+        }
+
+
+def _usage(used: Usage) -> JSON:
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
+    }
+
+
+def _message(fields: OutputFields) -> JSON:
+    message: JSON = {"role": "assistant", "content": fields.content, "refusal": None}
+    if fields.reasoning:
+        message |= _reasoning(fields.reasoning)
+    if fields.tool_calls:
+        calls = [_tool_call_piece(call) for call in fields.tool_calls]
+        message |= {
+            "content": fields.content or None,
+            "tool_calls": [{key: value for key, value in call.items() if key != "index"} for call in calls],
+        }
+    return message
+
+
+def _reasoning(text: str) -> JSON:
+    """Under the name that DeepSeek's API and most clients use, and under the newer one of other servers."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def _tool_call_piece(call: ToolCallPiece) -> JSON:
+    """Its id, type and name are said once, in the call's first piece."""
+    function = {"name": call.name} if call.name else {}
+    head = {"id": call.id, "type": "function"} if call.id else {}
+    return {"index": call.index, **head, "function": {**function, "arguments": call.arguments}}
