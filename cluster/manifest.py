@@ -233,6 +233,10 @@ class Manifest(_Section):
     generation_config: Literal["auto", "none"] = Field(
         "auto", description="whether sampling has the checkpoint's own defaults"
     )
+    control_tokens: Literal["from_template", "anywhere"] = Field(
+        "from_template",
+        description="where the text of a control token is one: not in what chats' messages say, or there too",
+    )
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()

@@ -47,7 +47,8 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
         defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
         settings = AppSettings(access=Access(manifest.http.admin, manifest.http.metrics), defaults=defaults)
-        tokenizer = Tokenizer.load(model_path)
+        anywhere = manifest.control_tokens == "anywhere"
+        tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=anywhere)
         return build_app(endable, tokenizer, manifest.model_id, settings=settings, admin=controller)
 
     deployment: Any = serve.deployment(
