@@ -9,7 +9,9 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests
+from isotherm.cluster.api.tool_use import call_parsers
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
+from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.output_parsers import make_parser
 from isotherm.cluster.text.tokenizer import NoChatTemplateError
 
@@ -27,7 +29,7 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     messages = [message.for_template() for message in body.messages]
     check_chars(sum(len(message["content"] or "") for message in messages), limits, "messages")
     try:
-        prompt = tokenizer.render_chat(messages, template_kwargs=body.chat_template_kwargs)
+        prompt = tokenizer.render_chat(messages, body.template_tools, template_kwargs=body.chat_template_kwargs)
     except NoChatTemplateError as error:
         raise ReplyError(str(error), param="messages") from None
     except ChatTemplateBrokenError as error:
@@ -38,6 +40,10 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     ids = tokenizer.encode(prompt, add_special_tokens=False)
     requests = generation_requests(body, [ids], ["messages"], reply_id, served)
     parser = "plain" if body.separate_reasoning is False else "think"
-    new_parser = partial(make_parser, parser, prompt)
+    calls = call_parsers(body, served.tool_format, reply_id)
+
+    def new_parser(choice: int) -> OutputParser:
+        return make_parser(parser, prompt, None if calls is None else calls(choice))
+
     new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
     return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)

@@ -62,8 +62,9 @@ class ChatTemplate:
     ) -> None:
         if not templates:
             raise ValueError("no chat template given")
+        self.sources = dict(templates)
         self._setup = {
-            "templates": dict(templates),
+            "templates": self.sources,
             "time_limit": time_limit,
             "memory_limit": memory_limit,
             "max_chars": max_chars,

@@ -22,6 +22,8 @@ class _At(Enum):
 class ThinkParser:
     """The OutputParser of one reply to `prompt`, of which only the end counts."""
 
+    is_over = False
+
     def __init__(self, prompt: str) -> None:
         self._at = _At.BEGINNING
         # Some models write <think> again after a prompt that ends with it: either way it is looked for first.

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import MAX_TOP_LOGPROBS, BodyModel, GenerationBody, text_or_list
+from isotherm.cluster.api.bodies.tools import ToolsBody
 from isotherm.cluster.jsontypes import JSON
 
 _RESERVED_TEMPLATE_KWARGS = frozenset(
@@ -73,15 +74,11 @@ class Message(BodyModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": content, **others}
 
 
-class ChatBody(GenerationBody):
+class ChatBody(ToolsBody, GenerationBody):
     """POST /v1/chat/completions."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **GenerationBody.neutral,
-        "tool_choice": ("auto", "none"),
-        "parallel_tool_calls": (True,),
-        "functions": ([],),
-        "function_call": ("auto", "none"),
         "modalities": (["text"],),
         "audio": (),
         "web_search_options": (),
@@ -97,8 +94,6 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: list[JSON] | None = None
-    tool_choice: str | None = None
     chat_template: Any = None
     chat_template_kwargs: JSON | None = None
     separate_reasoning: bool | None = None  # false: the thought stays in content, as the model wrote it
@@ -108,11 +103,6 @@ class ChatBody(GenerationBody):
         if self.chat_template is not None:
             raise PydanticCustomError(
                 "field:chat_template", "chat_template is refused: only the model's own template is used"
-            )
-        if self.tools and self.tool_choice != "none":
-            # Calls would come back as raw text. Those of earlier turns, in `messages`, are the template's business.
-            raise PydanticCustomError(
-                "field:tools", 'tools are not served yet: leave them out, or give tool_choice "none"'
             )
         if (
             self.max_tokens is not None
