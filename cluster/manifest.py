@@ -244,6 +244,10 @@ class Manifest(_Section):
     tool_format: Annotated[str, AfterValidator(check_tool_format)] = Field(
         "auto", description="how the model calls tools; auto: as its chat template shows"
     )
+    control_tokens: Literal["from_template", "anywhere"] = Field(
+        "from_template",
+        description="where the text of a control token is one: not in what chats' messages say, or there too",
+    )
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()

@@ -51,7 +51,8 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
             defaults=defaults,
             tool_format=manifest.tool_format,
         )
-        tokenizer = Tokenizer.load(model_path)
+        anywhere = manifest.control_tokens == "anywhere"
+        tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=anywhere)
         return build_app(endable, tokenizer, manifest.model_id, settings=settings, admin=controller)
 
     deployment: Any = serve.deployment(

@@ -60,10 +60,8 @@ OUTPUT_PARSERS: dict[str, Callable[[str], OutputParser]] = {
 }
 
 
-def make_parser(name: str, prompt: str = "", calls: ToolParser | None = None) -> OutputParser:
-    """The parser of that name for one reply to `prompt`, with `calls` for the content of a reply that may have some.
-    Raises ValueError for a name that there is not."""
+def make_parser(name: str, prompt: str = "") -> OutputParser:
+    """The parser of that name for one reply to `prompt`. Raises ValueError for a name that there is not."""
     if name not in OUTPUT_PARSERS:
         raise ValueError(f"there is no output parser {name!r}; there are {', '.join(sorted(OUTPUT_PARSERS))}")
-    thought = OUTPUT_PARSERS[name](prompt)
-    return thought if calls is None else ThoughtAndCalls(thought, calls)
+    return OUTPUT_PARSERS[name](prompt)

@@ -106,7 +106,7 @@ def test_messages_for_the_template():
         ),
     )
     assert [message.for_template() for message in body.messages] == [
-        {"role": "system", "content": "ab"},
+        {"role": "system", "content": "a\nb"},
         {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
         {"role": "tool", "content": "7", "tool_call_id": "1"},
         {"role": "assistant", "content": "a", "reasoning_content": "hm"},
@@ -157,7 +157,7 @@ def test_completion_prompts(tokenizer):
         ({"seed": 1.5}, "seed"),
         ({"top_k": -2}, "top_k"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "loud"}, "reasoning_effort"),
         ({"presence_penalty": True}, "presence_penalty"),
         ({"presence_penalty": 2.1}, "presence_penalty"),
         ({"frequency_penalty": -2.1}, "frequency_penalty"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tool_texts import CASES, CITY, TOOLS, Case, glm, hermes, v31
 
 from isotherm.cluster.text.output import OutputFields, joined
-from isotherm.cluster.text.output_parsers import make_parser
+from isotherm.cluster.text.output_parsers import ThoughtAndCalls, make_parser
 from isotherm.cluster.text.tool_formats.base import Offer
 from isotherm.cluster.text.tool_formats.registry import TOOL_FORMATS
 
@@ -47,7 +47,7 @@ def test_after_a_thought_it_is_the_same(case: Case, parallel: bool):
     said = case.text
     if said != said.lstrip():
         return  # white space before a thought is left out, and none is here
-    reading = make_parser("think", "<Assistant><think>", parser(case.form, parallel=parallel))
+    reading = ThoughtAndCalls(make_parser("think", "<Assistant><think>"), parser(case.form, parallel=parallel))
     fields = joined([*map(reading.feed, f"I could {said}</think>{said}"), reading.finish()])
     assert fields == joined([OutputFields(reasoning=f"I could {said}"), parse(case.form, [said], parallel=parallel)])
     assert not reading.is_reasoning
@@ -129,7 +129,7 @@ def test_tags_are_those_that_would_mean_something():
     assert {"<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"} < set(reading.tags)
     reading.feed("<｜tool▁call▁begin｜>now<｜tool▁sep｜>{}")
     assert not reading.tags
-    thinking = make_parser("think", "<think>", parser("deepseek_v3.1"))
+    thinking = ThoughtAndCalls(make_parser("think", "<think>"), parser("deepseek_v3.1"))
     assert set(thinking.tags) == {"<think>", "</think>"}
     thinking.feed("so</think>")
     assert "<｜tool▁calls▁begin｜>" in thinking.tags
