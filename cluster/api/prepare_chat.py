@@ -11,7 +11,8 @@ from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
 from isotherm.cluster.text.output_parsers import make_parser
-from isotherm.cluster.text.tokenizer import NoChatTemplateError
+from isotherm.cluster.text.think_parser import THOUGHT_END
+from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
 
 
 def prepare_chat(raw: bytes, reply_id: str, served: Served) -> Prepared:
@@ -36,8 +37,17 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
         raise ReplyError(f"messages: the model's chat template refused them: {error}", param="messages") from None
     check_chars(len(prompt), limits, "messages")
     ids = tokenizer.encode(prompt, add_special_tokens=False)
-    requests = generation_requests(body, [ids], ["messages"], reply_id, served)
+    after = _thought_end(prompt, tokenizer)
+    requests = generation_requests(body, [ids], ["messages"], reply_id, served, after)
     parser = "plain" if body.separate_reasoning is False else "think"
     new_parser = partial(make_parser, parser, prompt)
     new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
     return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)
+
+
+def _thought_end(prompt: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end the thought which the prompt has opened, if it has."""
+    if not make_parser("think", prompt).is_reasoning:
+        return ()
+    token = tokenizer.token_id(THOUGHT_END)
+    return () if token is None else (token,)

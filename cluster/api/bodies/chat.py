@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import MAX_TOP_LOGPROBS, BodyModel, GenerationBody, text_or_list
+from isotherm.cluster.api.bodies.structure import StructuredBody
 from isotherm.cluster.jsontypes import JSON
 
 _RESERVED_TEMPLATE_KWARGS = frozenset(
@@ -73,7 +74,7 @@ class Message(BodyModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": content, **others}
 
 
-class ChatBody(GenerationBody):
+class ChatBody(StructuredBody, GenerationBody):
     """POST /v1/chat/completions."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
