@@ -10,7 +10,10 @@ from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests
 from isotherm.cluster.api.thinking import parser_for, thinking_variables
+from isotherm.cluster.api.tool_use import call_parsers
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
+from isotherm.cluster.text.output import OutputParser
+from isotherm.cluster.text.output_parsers import ThoughtAndCalls
 from isotherm.cluster.text.template_traits import TemplateTraits
 from isotherm.cluster.text.tokenizer import ChatPrompt, NoChatTemplateError, Tokenizer
 
@@ -30,7 +33,12 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     check_chars(len(prompt.text), limits, "messages")
     requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served)
     new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
-    return Prepared(reply_id, body, requests, ("",) * (body.n or 1), parser_for(body, prompt), new_reply)
+    thought, calls = parser_for(body, prompt), call_parsers(body, served.tool_format, reply_id)
+
+    def new_parser(choice: int) -> OutputParser:
+        return thought() if calls is None else ThoughtAndCalls(thought(), calls(choice))
+
+    return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)
 
 
 def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:
@@ -39,7 +47,7 @@ def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:
         traits = _traits(body, tokenizer)
         return tokenizer.encode_chat(
             [message.for_template() for message in body.messages],
-            body.tools if body.offers_tools else None,
+            body.template_tools,
             documents=body.documents,
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=body.goes_on,
@@ -57,12 +65,12 @@ def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:
 def _traits(body: ChatBody, tokenizer: Tokenizer) -> TemplateTraits:
     """Those of the template for this chat, which takes what the body has for it."""
     try:
-        traits = tokenizer.template_traits(body.chat_template, tools=body.offers_tools)
+        traits = tokenizer.template_traits(body.chat_template, tools=bool(body.tools))
     except ChatTemplateBrokenError:
         raise
     except ChatTemplateError as error:
         raise ReplyError(f"chat_template: {error}", param="chat_template") from None
-    if body.offers_tools and not traits.supports_tools:
+    if body.callable_tools and not traits.supports_tools:
         raise ReplyError("tools: the model's chat template does not mention tools", param="tools")
     if body.documents and "documents" not in traits.variables:
         raise ReplyError("documents: the model's chat template does not mention documents", param="documents")

@@ -24,6 +24,8 @@ class _At(Enum):
 class ThinkParser:
     """The OutputParser of one reply to `prompt`, of which only the end counts."""
 
+    is_over = False
+
     def __init__(self, prompt: str) -> None:
         self._at = _At.BEGINNING
         # Some models write <think> again after a prompt that ends with it: either way it is looked for first.
@@ -89,6 +91,10 @@ class HiddenThought:
     @property
     def is_reasoning(self) -> bool:
         return self._inner.is_reasoning
+
+    @property
+    def is_over(self) -> bool:
+        return self._inner.is_over
 
     def feed(self, text: str) -> OutputFields:
         return replace(self._inner.feed(text), reasoning="")

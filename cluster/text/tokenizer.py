@@ -101,6 +101,12 @@ class Tokenizer:
             control_tokens_anywhere=control_tokens_anywhere,
         )
 
+    @property
+    def tool_template(self) -> str:
+        """The text of the template for chats with tools; empty where there is none."""
+        sources = {} if self.chat_template is None else self.chat_template.sources
+        return sources.get("tool_use", sources.get("default", ""))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. `add_special_tokens` lets the post-processor add a BOS (and EOS) as transformers' tokenizer
         would."""

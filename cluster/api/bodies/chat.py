@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from isotherm.cluster.api.bodies.chat_message import Message
 from isotherm.cluster.api.bodies.common import MAX_TOP_LOGPROBS, GenerationBody
 from isotherm.cluster.api.bodies.thinking import ThinkingBody
+from isotherm.cluster.api.bodies.tools import ToolsBody
 from isotherm.cluster.jsontypes import JSON
 
 _RESERVED_TEMPLATE_KWARGS = frozenset(
@@ -31,15 +32,11 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
 )
 
 
-class ChatBody(ThinkingBody):
+class ChatBody(ToolsBody, ThinkingBody):
     """POST /v1/chat/completions."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **GenerationBody.neutral,
-        "tool_choice": ("auto", "none"),
-        "parallel_tool_calls": (True,),
-        "functions": ([],),
-        "function_call": ("auto", "none"),
         "modalities": (["text"],),
         "audio": (),
         "web_search_options": (),
@@ -51,8 +48,6 @@ class ChatBody(ThinkingBody):
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    tools: list[JSON] | None = None
-    tool_choice: str | None = None
     documents: list[JSON] | None = None
     chat_template: str | None = None  # the name of one of the model's own
     add_generation_prompt: bool | None = None
@@ -60,11 +55,6 @@ class ChatBody(ThinkingBody):
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatBody:
-        if self.offers_tools:
-            # Calls would come back as raw text. Those of earlier turns, in `messages`, are the template's business.
-            raise PydanticCustomError(
-                "field:tools", 'tools are not served yet: leave them out, or give tool_choice "none"'
-            )
         if (
             self.max_tokens is not None
             and self.max_completion_tokens is not None
@@ -97,10 +87,6 @@ class ChatBody(ThinkingBody):
                 "field:add_generation_prompt",
                 "add_generation_prompt begins a new message, while the last one is to go on; give one of them",
             )
-
-    @property
-    def offers_tools(self) -> bool:
-        return bool(self.tools) and self.tool_choice != "none"
 
     @property
     def goes_on(self) -> bool:

@@ -155,6 +155,7 @@ class CallParser:
 
     tags: tuple[str, ...] = ()
     is_reasoning = False
+    is_over = False
 
     def __init__(self) -> None:
         self._text = ""
@@ -192,7 +193,9 @@ def test_a_parser_of_tool_calls_needs_nothing_else():
     }
     form = reply()
     bodies = [chunk["choices"][0]["delta"] for part in parts for chunk in chunks(form, part)]
-    assert bodies[1:] == [{"content": "Wait."}, {"tool_calls": [{"index": 0, **whole["message"]["tool_calls"][0]}]}, {}]
+    named = {"index": 0, "id": "call-0", "type": "function", "function": {"name": "add", "arguments": ""}}
+    argued = {"index": 0, "function": {"arguments": '{"a": 1}'}}
+    assert bodies[1:] == [{"content": "Wait."}, {"tool_calls": [named]}, {"tool_calls": [argued]}, {}]
 
 
 def test_a_later_piece_of_a_call_has_arguments_alone():

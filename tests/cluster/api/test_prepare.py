@@ -114,28 +114,11 @@ def test_messages_for_the_template():
     ]
 
 
-def test_tools_are_refused_until_calls_are_served():
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    for more in ({}, {"tool_choice": "auto"}, {"tool_choice": None}):
-        with pytest.raises(ReplyError) as info:
-            parse_body(ChatBody, raw(messages=USER, tools=tools, **more))
-        assert info.value.param == "tools" and info.value.status == 400 and "not served yet" in info.value.message
-    named = {"type": "function", "function": {"name": "f"}}
-    for field, value in (
-        ("tool_choice", "required"),
-        ("tool_choice", named),
-        ("functions", [{"name": "f"}]),
-        ("function_call", {"name": "f"}),
-    ):
-        with pytest.raises(ReplyError) as info:
-            parse_body(ChatBody, raw(messages=USER, **{field: value}))
-        assert info.value.param == field
-
-
 def test_what_asks_for_no_call_is_taken():
     tools = [{"type": "function", "function": {"name": "f"}}]
     for fields in (
         {"tools": tools, "tool_choice": "none"},
+        {"tools": tools, "tool_choice": "none", "parallel_tool_calls": False},
         {"tools": []},
         {"tools": None, "tool_choice": "auto"},
         {"functions": [], "function_call": "none"},
