@@ -140,15 +140,15 @@ CASES = [
 @pytest.mark.parametrize(("name", "body", "text", "fields"), CASES)
 def test_the_thought_is_split_as_the_family_writes_it(served, name, body, text, fields):
     for pieces in ([text], list(text)):
-        parser = prepared(served(name), **body).new_parser()
+        parser = prepared(served(name), **body).new_parser(0)
         assert joined([*map(parser.feed, pieces), parser.finish()]) == fields
 
 
 def test_a_thought_that_was_begun_goes_on(served):
     thought = [*USER, {"role": "assistant", "content": "Because", "prefix": True}]
     made = prepared(served("V3.1"), messages=thought, thinking=True)
-    parser = made.new_parser()
+    parser = made.new_parser(0)
     assert joined([parser.feed(" so</think>7"), parser.finish()]) == OutputFields("7", " so")
     made = prepared(served("V3.1"), messages=thought)
-    parser = made.new_parser()
+    parser = made.new_parser(0)
     assert joined([parser.feed(" so"), parser.finish()]) == OutputFields(" so")
