@@ -233,6 +233,9 @@ class Manifest(_Section):
     generation_config: Literal["auto", "none"] = Field(
         "auto", description="whether sampling has the checkpoint's own defaults"
     )
+    logprobs: Literal["model", "processed"] = Field(
+        "model", description="of the model's own distribution, or of the one that tokens are drawn from"
+    )
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()

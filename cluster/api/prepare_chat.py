@@ -8,7 +8,7 @@ from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
-from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests
+from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests, told_prompts
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
 from isotherm.cluster.text.output_parsers import make_parser
 from isotherm.cluster.text.tokenizer import NoChatTemplateError
@@ -39,5 +39,12 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     requests = generation_requests(body, [ids], ["messages"], reply_id, served)
     parser = "plain" if body.separate_reasoning is False else "think"
     new_parser = partial(make_parser, parser, prompt)
-    new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
+    new_reply = partial(
+        OpenAIReply,
+        reply_id,
+        body.model,
+        chat=True,
+        include_usage=body.include_usage,
+        prompts=told_prompts(body, [ids]),
+    )
     return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)

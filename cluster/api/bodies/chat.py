@@ -91,6 +91,8 @@ class ChatBody(GenerationBody):
         "add_generation_prompt": (True,),
         "continue_final_message": (False,),
         "documents": ([],),
+        "best_of": (1,),
+        "add_special_tokens": (False,),  # templates write their own
     }
 
     messages: list[Message] = Field(min_length=1)
