@@ -34,7 +34,6 @@ def prepare_completion(raw: bytes, reply_id: str, served: Served) -> Prepared:
         else [""] * len(prompts)
     )
     echo = tuple(text for text in texts for _ in range(body.samples))
-    new_parser = partial(make_parser, "plain")
     new_reply = partial(
         OpenAIReply,
         reply_id,
@@ -44,4 +43,4 @@ def prepare_completion(raw: bytes, reply_id: str, served: Served) -> Prepared:
         prompts=told_prompts(body, ids),
     )
     form = None if body.logprobs is None else LogprobForm.COMPLETION
-    return Prepared(reply_id, body, requests, echo, new_parser, new_reply, form)
+    return Prepared(reply_id, body, requests, echo, lambda choice: make_parser("plain"), new_reply, form)
