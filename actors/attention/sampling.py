@@ -23,6 +23,7 @@ from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import candidates
 
 LARGEST = torch.finfo(torch.float32).max
+_TOKENS_BEFORE_A_THOUGHT = 2
 LEAST_TEMPERATURE = 1e-5  # below it sampling is greedy: logits divided by much less are infinite in float32
 
 
@@ -142,10 +143,12 @@ def end_thought(row: Row, logits_V: Tensor) -> None:
     other is the only one that can be drawn."""
     end, most = row.params.thought_end, row.params.max_thinking_tokens
     assert most is not None
-    over = len(row.output) - most
+    if len(row.output) < most or (start := _thought_start(row)) is None:
+        return
+    over = len(row.output) - start - most
     if not 0 <= over < len(end):
         return
-    thought = tuple(row.output[:most])
+    thought = tuple(row.output[start : start + most])
     if any(thought[i : i + len(end)] == end for i in range(most - len(end) + 1)):
         return
     # The model may have begun to end it by itself.
@@ -153,6 +156,15 @@ def end_thought(row: Row, logits_V: Tensor) -> None:
     if begun + over < len(end):
         logits_V.fill_(-math.inf)
         logits_V[end[begun + over]] = 0.0
+
+
+def _thought_start(row: Row) -> int | None:
+    """The index of the thought's first token in the output, if there is a thought. Before what begins it there may be
+    some white space, which token ids do not tell."""
+    begin = row.params.thought_begin
+    first = tuple(row.output[: _TOKENS_BEFORE_A_THOUGHT + len(begin)])
+    ends = range(len(begin), len(first) + 1)
+    return next((at for at in ends if first[at - len(begin) : at] == begin), None)
 
 
 def cut_unlikely(row: Row, logits_V: Tensor) -> None:

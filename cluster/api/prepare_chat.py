@@ -9,7 +9,7 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests, told_prompts
-from isotherm.cluster.api.thinking import parser_for, thinking_variables
+from isotherm.cluster.api.thinking import parser_for, thinking_variables, with_thought_limit
 from isotherm.cluster.api.tool_use import call_parsers
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
 from isotherm.cluster.text.output import OutputParser
@@ -32,6 +32,7 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     prompt = encode_chat_body(body, served.tokenizer)
     check_chars(len(prompt.text), limits, "messages")
     requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served)
+    requests = with_thought_limit(requests, body, prompt, served.tokenizer)
     new_reply = partial(
         OpenAIReply,
         reply_id,

@@ -41,6 +41,7 @@ class SamplingParams:
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()  # end-of-sequence ids included, unless the request ignores them
     bad_words: tuple[tuple[int, ...], ...] = ()  # token ids that the output never has in a row
+    thought_begin: tuple[int, ...] = ()  # what begins a thought, first in the output; none: the output begins in one
     thought_end: tuple[int, ...] = ()  # what ends a thought that has `max_thinking_tokens`, if it has not ended before
     max_thinking_tokens: int | None = None
     logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely ones'

@@ -171,6 +171,7 @@ def pool() -> list[GenerationRequest]:
             "repetition_penalty": rng.choice([1.0, 1.2]),
             "bad_words": rng.choice([(), tuple((rng.randrange(VOCABULARY),) for _ in range(40))]),
             "max_thinking_tokens": rng.choice([None, 0, 5]),
+            "thought_begin": rng.choice([(), (rng.randrange(VOCABULARY),)]),
             "thought_end": rng.choice([(9,), (9, 4, 9)]),
             "logit_bias": rng.choice([(), ((rng.randrange(VOCABULARY), 3.0), (rng.randrange(VOCABULARY), -100.0))]),
         }

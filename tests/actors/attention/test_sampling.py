@@ -37,6 +37,7 @@ PENALTIES = st.fixed_dictionaries(
         "min_tokens": st.sampled_from([0, 12]),
         "stop_token_ids": st.just((7, 9)),
         "bad_words": st.sampled_from([(), ((4,), (1, 2), (2, 2, 6))]),
+        "thought_begin": st.sampled_from([(), (8,)]),
         "thought_end": st.sampled_from([(), (8,), (11, 12)]),
         "max_thinking_tokens": st.sampled_from([None, 0, 5]),
         "processed_logprobs": st.booleans(),
@@ -124,6 +125,32 @@ def test_no_bad_word_is_completed(output, words):
         assert float(got[token]) == (-math.inf if completed else float(logits[token]))
 
 
+def through_end_thought(written, **params):
+    """The output of a model that would write this."""
+    output: list[int] = []
+    for token in written:
+        logits = torch.zeros(VOCABULARY)
+        end_thought(row(SamplingParams(50, **params), [1], output), logits)
+        allowed = logits.isfinite().nonzero().flatten().tolist()
+        assert len(allowed) in (1, VOCABULARY)
+        output.append(allowed[0] if len(allowed) == 1 else token)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("written", "output"),
+    [
+        ([5, 5, 5, 5, 5], [5, 5, 5, 5, 5]),  # no thought
+        ([8, 5, 5, 5, 5], [8, 5, 5, 9, 5]),
+        ([7, 7, 8, 5, 5, 5, 5], [7, 7, 8, 5, 5, 9, 5]),  # after white space
+        ([5, 5, 5, 8, 5, 5, 5], [5, 5, 5, 8, 5, 5, 5]),  # in an answer
+        ([8, 9, 5, 5, 5], [8, 9, 5, 5, 5]),
+    ],
+)
+def test_only_a_thought_that_was_begun_is_ended(written, output):
+    assert through_end_thought(written, thought_begin=(8,), thought_end=(9,), max_thinking_tokens=2) == output
+
+
 @given(
     st.lists(st.integers(0, 2), max_size=12),
     st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple),
@@ -131,14 +158,11 @@ def test_no_bad_word_is_completed(output, words):
 )
 def test_a_thought_ends_when_it_has_its_tokens(written, end, most):
     """What the model would write comes through `end_thought`, token by token."""
-    params = SamplingParams(50, thought_end=end, max_thinking_tokens=most)
-    output: list[int] = []
-    for token in written:
-        logits = torch.zeros(VOCABULARY)
-        end_thought(row(params, [1], output), logits)
-        allowed = logits.isfinite().nonzero().flatten().tolist()
-        assert len(allowed) in (1, VOCABULARY)
-        output.append(allowed[0] if len(allowed) == 1 else token)
+    output = through_end_thought(written, thought_end=end, max_thinking_tokens=most)
+    begun_by_itself = through_end_thought(
+        [3, 4, *written], thought_begin=(3, 4), thought_end=end, max_thinking_tokens=most
+    )
+    assert begun_by_itself == [3, 4, *output]
 
     def ends(tokens: list[int]) -> list[int]:
         return [i for i in range(len(tokens)) if tuple(tokens[i : i + len(end)]) == end]
