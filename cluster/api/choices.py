@@ -4,7 +4,7 @@ finish reason; and the count of tokens. Pure."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from isotherm.cluster.errors import IsothermError
@@ -30,12 +30,17 @@ class LogprobForm(Enum):
 @dataclass(frozen=True)
 class ChoiceDelta:
     """What is added to a choice. `logprobs` are in OpenAI's form, one entry for each token in order, whatever field
-    its text is in; `finish_reason` is OpenAI's word, in the last delta only."""
+    its text is in; `finish_reason` is OpenAI's word, in the last delta only, and `stop` the stop string that is the
+    reason."""
 
     index: int
     fields: OutputFields
     logprobs: JSON | None = None
     finish_reason: str | None = None
+    stop: str | None = None
+    thought_tokens: int = 0  # so many of its tokens, the first ones, are the thought's
+    cached_tokens: int = 0  # of the prompt
+    pieces: tuple[ChoiceDelta, ...] = field(default=(), repr=False, compare=False)  # of which it was merged
 
     @property
     def is_empty(self) -> bool:
@@ -87,6 +92,7 @@ class ChoiceStream:
         finish = delta.finish_reason
         # A stop token says "the end" and is no part of the text.
         text_tokens = tokens[:-1] if finish is FinishReason.STOP and tokens and tokens[-1] in self._stop_ids else tokens
+        thought_before = self.reasoning_tokens
         pieces, read, stopped = self._read(text_tokens)
         self.completion_tokens += read if stopped else len(tokens)
         if stopped:
@@ -102,7 +108,15 @@ class ChoiceStream:
             self.finish_reason = "tool_calls" if called else finish.value
         if self._echo:
             fields, self._echo = replace(fields, content=self._echo + fields.content), ""
-        return ChoiceDelta(self.index, fields, self._entries(text_tokens[:read], logprobs), self.finish_reason)
+        return ChoiceDelta(
+            self.index,
+            fields,
+            self._entries(text_tokens[:read], logprobs),
+            self.finish_reason,
+            self._stream.stopped_by,
+            self.reasoning_tokens - thought_before,
+            self.cached_tokens,
+        )
 
     def _read(self, tokens: Sequence[int]) -> tuple[list[OutputFields], int, bool]:
         """The tokens' text by field, how many of them count, and whether a stop string was completed by the last of
@@ -169,7 +183,8 @@ def merged(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
             for key, value in parts[0].items()
         }
     last = deltas[-1]
-    return ChoiceDelta(last.index, joined(delta.fields for delta in deltas), logprobs, last.finish_reason)
+    fields = joined(delta.fields for delta in deltas)
+    return ChoiceDelta(last.index, fields, logprobs, last.finish_reason, last.stop, pieces=tuple(deltas))
 
 
 def _finite(logprob: float) -> float:

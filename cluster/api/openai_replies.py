@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from isotherm.cluster.api.choices import ChoiceDelta
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.replies import Usage, sse
+from isotherm.cluster.api.replies import COMMENT, Usage, sse
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.output import OutputFields, ToolCallPiece
 
@@ -25,6 +25,8 @@ class OpenAIReply:
     chat: bool
     include_usage: bool = False
     _begun: set[int] = field(default_factory=set)
+
+    waiting = COMMENT
 
     def whole(self, choices: Sequence[ChoiceDelta], used: Usage) -> JSON:
         bodies = [

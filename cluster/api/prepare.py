@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -49,6 +49,10 @@ class Served:
     defaults: Mapping[str, Any] = field(default_factory=lambda: OPENAI_DEFAULTS)
 
 
+async def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Prepared:
     """One HTTP request, ready for the engine. `requests[i]` is choice i: `n` of them for each prompt,
@@ -61,6 +65,7 @@ class Prepared:
     new_parser: Callable[[], OutputParser]  # of a choice's output
     new_reply: Callable[[int, str | None], Reply]  # from seconds since the epoch and the system fingerprint
     logprob_form: LogprobForm = LogprobForm.CHAT
+    settle: Callable[[], Awaitable[None]] = _nothing  # between the making of a reply's end and its sending
 
     @property
     def prompt_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from isotherm.cluster.api.bodies.chat import ChatBody
@@ -22,6 +23,22 @@ def prepare_chat(raw: bytes, reply_id: str, served: Served) -> Prepared:
 def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared:
     """As `prepare_chat`, for a body that is checked already: other routes' bodies are made into chats. Raises
     ReplyError."""
+    prompt = chat_prompt(body, served)
+    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served)
+    parser = "plain" if body.separate_reasoning is False else "think"
+    new_parser = partial(make_parser, parser, prompt.text)
+    new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
+    return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    text: str
+    ids: list[int]
+
+
+def chat_prompt(body: ChatBody, served: Served) -> ChatPrompt:
+    """What the model is to go on from. Raises ReplyError."""
     tokenizer, limits = served.tokenizer, served.limits
     check_model(body.model, served.names)
     messages = [message.for_template() for message in body.messages]
@@ -35,9 +52,4 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     except ChatTemplateError as error:
         raise ReplyError(f"messages: the model's chat template refused them: {error}", param="messages") from None
     check_chars(len(prompt), limits, "messages")
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
-    requests = generation_requests(body, [ids], ["messages"], reply_id, served)
-    parser = "plain" if body.separate_reasoning is False else "think"
-    new_parser = partial(make_parser, parser, prompt)
-    new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
-    return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)
+    return ChatPrompt(prompt, tokenizer.encode(prompt, add_special_tokens=False))

@@ -21,6 +21,7 @@ class AppSettings:
     # What bodies that do not say are taken to ask for, by the names of SamplingParams; `max_tokens` among them
     defaults: Mapping[str, Any] = field(default_factory=dict)
     silence_s: float = 5.0  # after so long without an event a stream has a comment
+    kept_response_bytes: int = 64 << 20  # of responses that later requests may go on from; others leave first
 
     @property
     def retry_after(self) -> dict[str, str]:

@@ -34,17 +34,17 @@ class TextStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = [_StopMatcher(text) for text in stop]
         self._held = ""
-        self._stopped = False
+        self.stopped_by: str | None = None  # the stop string that was completed
         self._free = least_tokens  # tokens in which no stop string counts
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string was completed."""
-        return self._stopped
+        return self.stopped_by is not None
 
     def push(self, token_ids: Sequence[int]) -> TextPiece:
         """Takes further tokens. After a stop string nothing more may be pushed."""
-        if self._stopped:
+        if self.stopped:
             raise ValueError("pushed tokens after a stop string")
         if not self._stops:
             data = b"".join(map(self._token_bytes, token_ids))
@@ -54,30 +54,27 @@ class TextStream:
             text = self._utf8.decode(self._token_bytes(token_id))
             out.append(text if self._free else self._match(text))
             self._free = max(0, self._free - 1)
-            if self._stopped:
+            if self.stopped:
                 return TextPiece("".join(out), count, stopped=True)
         return TextPiece("".join(out), len(token_ids))
 
     def flush(self) -> str:
         """The end of the stream: what was held back (an unfinished character as U+FFFD)."""
-        if self._stopped:
+        if self.stopped:
             return ""
         text = self._match(self._utf8.decode(b"", final=True))
         held, self._held = self._held, ""
-        return text if self._stopped else text + held
+        return text if self.stopped else text + held
 
     def _match(self, text: str) -> str:
         """The part of the held-back and new text that is now final. The stop string that is complete first counts; of
         two at once, the longer."""
         held = self._held + text
         for end, char in enumerate(text, len(self._held) + 1):
-            matched = 0
-            for stop in self._stops:
-                if stop.step(char):
-                    matched = max(matched, len(stop.text))
-            if matched:
-                self._stopped, self._held = True, ""
-                return held[: end - matched]
+            matched = max([stop.text for stop in self._stops if stop.step(char)], key=len, default=None)
+            if matched is not None:
+                self.stopped_by, self._held = matched, ""
+                return held[: end - len(matched)]
         keep = max((stop.state for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

@@ -48,7 +48,27 @@ def _hint(neutral: tuple[Any, ...]) -> str:
     return f"; leave it out or give {allowed}" if allowed else "; leave it out"
 
 
-class GenerationBody(BodyModel):
+class RequestBody(BodyModel):
+    """A whole body. `neutral`: the known fields that cannot be honoured, each with the values that ask for nothing."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name, neutral in cls.neutral.items():
+                value = data.get(name)
+                if value is not None and not any(
+                    value == allowed and isinstance(value, bool) <= isinstance(allowed, bool) for allowed in neutral
+                ):
+                    raise PydanticCustomError(
+                        f"field:{name}", "{name} is not supported yet{hint}", {"name": name, "hint": _hint(neutral)}
+                    )
+        return data
+
+
+class GenerationBody(RequestBody):
     """What both kinds of request share, with extensions that other servers know too. A field of the name that one of
     SamplingParams has goes to the engine as it is."""
 
@@ -84,20 +104,6 @@ class GenerationBody(BodyModel):
     stop_token_ids: list[TokenId] | None = Field(None, max_length=128)
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for name, neutral in cls.neutral.items():
-                value = data.get(name)
-                if value is not None and not any(
-                    value == allowed and isinstance(value, bool) <= isinstance(allowed, bool) for allowed in neutral
-                ):
-                    raise PydanticCustomError(
-                        f"field:{name}", "{name} is not supported yet{hint}", {"name": name, "hint": _hint(neutral)}
-                    )
-        return data
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationBody:

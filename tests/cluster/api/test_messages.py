@@ -1,0 +1,272 @@
+"""Anthropic's /v1/messages, through the unmodified anthropic client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import anthropic
+import httpx
+import pytest
+from call_parser import CallParser
+from scripted import MODEL, Scripted, load_tokenizer, scripted_server
+
+from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.text import output_parsers
+
+USER = [{"role": "user", "content": "hi"}]
+THINKING = {"chat_template_kwargs": {"thinking": True}}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    loaded = load_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    yield loaded
+    loaded.chat_template.close()
+
+
+@pytest.fixture(scope="module")
+def served(tokenizer):
+    return Scripted(tokenizer)
+
+
+@pytest.fixture
+def engine(served):
+    served.fail_after, served.unavailable, served.full, served.per_delta, served.script = None, "", "", 1, []
+    return served
+
+
+@pytest.fixture(scope="module")
+def url(served):
+    with scripted_server(served) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url):
+    with anthropic.Anthropic(base_url=url, api_key="mine", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    monkeypatch.setitem(output_parsers.OUTPUT_PARSERS, "think", CallParser)
+
+
+def with_defaults(fields):
+    """The client does not know `temperature` any more; older ones send it."""
+    others = {"temperature": 0, **fields.get("extra_body", {})}
+    return {"model": MODEL, "messages": USER, "max_tokens": 100, **fields, "extra_body": others}
+
+
+def ask(client, **fields):
+    return client.messages.create(**with_defaults(fields))
+
+
+def streamed(client, **fields):
+    """All events as they are on the wire, and the message that the client makes of them."""
+    raw = list(client.messages.create(**with_defaults(fields), stream=True))
+    with client.messages.stream(**with_defaults(fields)) as stream:
+        return raw, stream.get_final_message()
+
+
+def contents(message):
+    return [block.to_dict() for block in message.content]
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def test_a_whole_message(client, engine):
+    engine.say("the quick brown fox")
+    message = ask(client, system="be brief", metadata={"user_id": "me"})
+    assert (message.type, message.role, message.model) == ("message", "assistant", MODEL)
+    assert message.id.startswith("msg_") and message._request_id
+    assert [block.text for block in message.content] == ["the quick brown fox"]
+    assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
+    assert engine.prompt == "[system]be brief[user]hi[assistant]" and engine.seen[-1].user == "me"
+    prompt_tokens, used = len(engine.seen[-1].prompt), message.usage
+    assert used.input_tokens + used.cache_read_input_tokens == prompt_tokens
+    assert used.cache_read_input_tokens == prompt_tokens // 2 and used.output_tokens == len(engine.script)
+    assert used.output_tokens_details.thinking_tokens == 0
+    assert ask(client, model="claude-x").model == "claude-x"
+
+
+def test_why_it_stopped(client, engine):
+    engine.say("one two three four")
+    for stream in (False, True):
+
+        def stopped(stream=stream, **fields):
+            message = streamed(client, **fields)[1] if stream else ask(client, **fields)
+            said = "".join(block.text for block in message.content)
+            return said, message.stop_reason, message.stop_sequence
+
+        assert stopped(stop_sequences=["zzz", "o t"]) == ("one tw", "stop_sequence", "o t")
+        assert stopped(stop_sequences=["zzz"])[1:] == ("end_turn", None)
+        assert stopped(max_tokens=2)[1:] == ("max_tokens", None)
+        engine.script = engine.script[:-1]  # without an end
+        assert stopped(max_tokens=20_000)[1:] == ("model_context_window_exceeded", None)
+        engine.say("one two three four")
+
+
+def test_events_come_in_order_and_make_the_whole(client, engine):
+    engine.say("hmm</think>\n\n7 it is")
+    engine.per_delta = 2
+    whole = ask(client, extra_body=THINKING)
+    assert [block.type for block in whole.content] == ["thinking", "text"]
+    assert (whole.content[0].thinking, whole.content[1].text) == ("hmm", "\n\n7 it is")
+    events, message = streamed(client, extra_body=THINKING)
+    kinds = [event.type for event in events]
+    assert [kind for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert contents(message) == contents(whole) and message.usage == whole.usage
+    assert message.stop_reason == whole.stop_reason == "end_turn"
+    deltas = [event.delta for event in events if event.type == "content_block_delta"]
+    assert "".join(delta.text for delta in deltas if delta.type == "text_delta") == "\n\n7 it is"
+    assert "".join(delta.thinking for delta in deltas if delta.type == "thinking_delta") == "hmm"
+    assert events[0].message.usage.input_tokens == whole.usage.input_tokens
+    assert 0 < whole.usage.output_tokens_details.thinking_tokens < whole.usage.output_tokens
+
+
+def test_tool_use(client, engine, calls):
+    engine.say('hm</think>\n<call f>{"a": {"b": [1, "ü"]}}</call>\n<call g></call>')
+    whole = ask(client, extra_body=THINKING)
+    assert [block.type for block in whole.content] == ["thinking", "tool_use", "tool_use"]
+    _, f, g = whole.content
+    assert (f.id, f.name, f.input, g.input) == ("call_0", "f", {"a": {"b": [1, "ü"]}}, {})
+    assert whole.stop_reason == "tool_use"
+    events, message = streamed(client, extra_body=THINKING)
+    assert contents(message) == contents(whole) and message.stop_reason == "tool_use"
+    pieces = [e.delta.partial_json for e in events if e.type == "content_block_delta" and e.index == 1]
+    assert json.loads("".join(pieces)) == f.input and len(pieces) > 2
+    for wrong in ('{"a": [1, 2', "nonsense", '{"a": NaN}', '{"a": "\\ud800"}', "[]"):
+        engine.say(f"<call f>{wrong}</call>")
+        assert ask(client).content[0].input == {"INVALID_JSON": wrong}
+    engine.say('<call f>{"a": [true, "quick brown fox jumps over the lazy dog')
+    cut = ask(client, max_tokens=len(engine.script) - 4)
+    assert (cut.stop_reason, cut.content[0].input["a"][0]) == ("max_tokens", True)  # as far as it came
+
+
+def test_a_tool_loop(client, engine, calls):
+    engine.say('hm</think>look:<call f>{"a":1}</call>')
+    first = ask(client, extra_body=THINKING)
+    engine.say("it is 7")
+    result = {"type": "tool_result", "tool_use_id": first.content[2].id, "content": "7"}
+    turns = [*USER, {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
+    assert ask(client, messages=turns).content[0].text == "it is 7"
+    assert engine.prompt == '[user]hi[assistant](hm)look:<call_0 f {"a": 1}>[tool call_0]7[assistant]'
+
+
+def test_tokens_are_counted_as_they_will_be_used(client, engine):
+    engine.say("yes")
+    for fields in (
+        {},
+        {"system": "be brief"},
+        {"system": [text("a"), text("b")], "messages": [*USER, {"role": "assistant", "content": "x"}, *USER]},
+        {"thinking": {"type": "enabled", "budget_tokens": 1024}},
+        {"thinking": {"type": "disabled"}},
+    ):
+        counted = client.messages.count_tokens(**{"model": MODEL, "messages": USER, **fields}).input_tokens
+        used = ask(client, **{**fields, "max_tokens": 2000}).usage
+        assert counted == used.input_tokens + used.cache_read_input_tokens == len(engine.seen[-1].prompt)
+    seen = len(engine.seen)
+    long = [{"role": "user", "content": "the quick brown fox " * 200}]
+    assert client.messages.count_tokens(model=MODEL, messages=long).input_tokens > engine.max_model_len
+    assert len(engine.seen) == seen
+    with pytest.raises(anthropic.NotFoundError):
+        client.messages.count_tokens(model="nope", messages=USER)
+
+
+def test_errors_have_anthropics_form(client, engine, url):
+    for fields, said in (
+        ({"extra_body": {"temperature": 3}}, "temperature"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": "x " * 3000}]}, "messages"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 100}}, "thinking.budget_tokens"),
+        ({"stop_sequences": [""]}, "stop_sequences[0]"),
+        ({"metadata": {"user_id": "x" * 600}}, "metadata.user_id"),
+        ({"extra_body": {"chat_template_kwargs": 5}}, "chat_template_kwargs"),
+    ):
+        with pytest.raises(anthropic.BadRequestError) as info:
+            ask(client, **fields)
+        error = info.value.body
+        assert error["type"] == "error" and error["error"]["type"] == "invalid_request_error"
+        assert error["error"]["message"].startswith(said)
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        ask(client, model="nope")
+    assert missing.value.body["error"]["type"] == "not_found_error" and missing.value.request_id
+    for method, path, status, kind in (
+        ("GET", "/v1/messages", 405, "invalid_request_error"),
+        ("POST", "/v1/messages/nope", 404, "not_found_error"),
+    ):
+        answer = httpx.request(method, url + path)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
+    assert "type" in httpx.get(url + "/v1/nope").json()["error"] and "type" not in httpx.get(url + "/v1/nope").json()
+
+
+def test_errors_of_the_engine(client, engine):
+    engine.unavailable = "no shard"
+    with pytest.raises(anthropic.InternalServerError) as away:
+        ask(client)
+    assert away.value.body["error"] == {"type": "overloaded_error", "message": "no shard"}
+    assert (away.value.status_code, away.value.response.headers["retry-after"]) == (503, "1")
+    engine.unavailable, engine.full = "", "256 are running"
+    with pytest.raises(anthropic.RateLimitError) as full:
+        ask(client, stream=True)
+    assert full.value.body["error"]["type"] == "rate_limit_error"
+    engine.full, engine.fail_after = "", 3
+    with pytest.raises(anthropic.InternalServerError, match="forward pass") as failed:
+        ask(client)
+    assert failed.value.body["error"]["type"] == "api_error"
+    with pytest.raises(anthropic.APIStatusError, match="forward pass"):
+        list(ask(client, stream=True))
+
+
+def test_a_stream_that_waits_has_pings(tokenizer):
+    engine = Scripted(tokenizer)
+    engine.say("yes")
+    engine.delay_s = 0.2
+    with scripted_server(engine, AppSettings(first_event_s=0.02, silence_s=0.05)) as url:
+        body = {"model": MODEL, "max_tokens": 5, "messages": USER, "stream": True}
+        headers = {"x-api-key": "x", "anthropic-version": "2023-06-01"}
+        raw = httpx.post(url + "/v1/messages", json=body, headers=headers)
+        assert raw.status_code == 200 and raw.text.startswith('event: ping\ndata: {"type":"ping"}\n\n')
+        with anthropic.Anthropic(base_url=url, api_key="x") as client:
+            assert [event.type for event in ask(client, stream=True)][-1] == "message_stop"
+
+
+def test_a_client_that_vanishes_ends_its_stream(tokenizer):
+    engine = Scripted(tokenizer)
+    engine.max_model_len, engine.delay_s = 100_000, 0.01
+    with scripted_server(engine) as url, anthropic.Anthropic(base_url=url, api_key="x") as client:
+        with client.messages.stream(**with_defaults({"max_tokens": 90_000})) as stream:
+            next(stream)
+            assert len(engine.open) == 1
+        for _ in range(500):
+            if not engine.open:
+                break
+            asyncio.run(asyncio.sleep(0.01))
+        assert not engine.open and engine.closed_early == 1
+
+
+def test_the_async_client(url, engine):
+    engine.say("the quick brown fox")
+
+    async def go():
+        async with (
+            anthropic.AsyncAnthropic(base_url=url, api_key="x") as client,
+            client.messages.stream(**with_defaults({})) as stream,
+        ):
+            return await stream.get_final_text()
+
+    assert asyncio.run(go()) == "the quick brown fox"
