@@ -17,7 +17,7 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.from_responses import translate_responses
 from isotherm.cluster.api.parse import checked, parse_body
 from isotherm.cluster.api.prepare import Prepared, Served
-from isotherm.cluster.api.prepare_chat import prepare_chat_body
+from isotherm.cluster.api.prepare_chat import chat_prompt, prepare_chat_body
 from isotherm.cluster.api.response_store import Kept, ResponseStore
 from isotherm.cluster.api.responses_reply import ResponsesReply, item_id
 from isotherm.cluster.jsontypes import JSON
@@ -29,7 +29,7 @@ _ID_KINDS = {"message": "msg", "function_call": "fc", "function_call_output": "f
 def prepare_responses(store: ResponseStore, owner: str, raw: bytes, reply_id: str, served: Served) -> Prepared:
     """The requests for a body of /v1/responses. Raises ReplyError."""
     body = parse_body(ResponsesBody, raw)
-    given = [(body.input_param(i), _resolved(store, owner, item, i)) for i, item in enumerate(body.items)]
+    given = _given(store, owner, body)
     translation = translate_responses(body, [*_before(store, owner, body), *given])
     try:
         prepared = prepare_chat_body(checked(ChatBody, translation.chat), reply_id, served)
@@ -46,6 +46,16 @@ def prepare_responses(store: ResponseStore, owner: str, raw: bytes, reply_id: st
         logprobs=body.includes("message.output_text.logprobs") or bool(body.top_logprobs),
     )
     return replace(prepared, new_reply=new_reply, settle=prepared.settle if keeping is None else keeping.settle)
+
+
+def count_input_tokens(store: ResponseStore, owner: str, raw: bytes, served: Served) -> int:
+    """The tokens of the prompt that the body makes; it may be longer than the context. Raises ReplyError."""
+    body = parse_body(ResponsesBody, raw)
+    translation = translate_responses(body, [*_before(store, owner, body), *_given(store, owner, body)])
+    try:
+        return len(chat_prompt(checked(ChatBody, translation.chat), served).ids)
+    except ReplyError as error:
+        raise translation.at_origin(error) from None
 
 
 class _Keeping:
@@ -78,6 +88,10 @@ def _before(store: ResponseStore, owner: str, body: ResponsesBody) -> Iterator[t
     for kept in reversed(chain):
         for item in _ITEMS.validate_python([*kept.input_items, *kept.response["output"]]):
             yield "previous_response_id", item
+
+
+def _given(store: ResponseStore, owner: str, body: ResponsesBody) -> list[tuple[str, Item]]:
+    return [(body.input_param(i), _resolved(store, owner, item, i)) for i, item in enumerate(body.items)]
 
 
 def _resolved(store: ResponseStore, owner: str, item: Item, index: int) -> Item:

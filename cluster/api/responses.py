@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.generation import GenerationRoute, Generator
-from isotherm.cluster.api.prepare_responses import not_kept, prepare_responses
+from isotherm.cluster.api.prepare_responses import count_input_tokens, not_kept, prepare_responses
 from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.api.response_store import Kept, ResponseStore
 from isotherm.cluster.jsontypes import JSON
@@ -25,6 +25,7 @@ def responses_routes(generator: Generator, store: ResponseStore) -> list[Route]:
     one = "/v1/responses/{response_id}"
     return [
         Route("/v1/responses", routes.create, methods=["POST"]),
+        Route("/v1/responses/input_tokens", routes.input_tokens, methods=["POST"]),
         Route(one, routes.retrieve, methods=["GET"]),
         Route(one, routes.delete, methods=["DELETE"]),
         Route(f"{one}/cancel", routes.cancel, methods=["POST"]),
@@ -40,6 +41,11 @@ class _Responses:
     async def create(self, request: Request) -> Response:
         prepare = partial(prepare_responses, self._store, _owner(request))
         return await self._generator.reply(request, GenerationRoute("resp_", prepare))
+
+    async def input_tokens(self, request: Request) -> Response:
+        raw = await self._generator.body(request)
+        count = partial(count_input_tokens, self._store, _owner(request), raw, self._generator.served)
+        return json_response({"object": "response.input_tokens", "input_tokens": await asyncio.to_thread(count)})
 
     async def retrieve(self, request: Request) -> Response:
         kept = await self._kept(request)

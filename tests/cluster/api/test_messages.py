@@ -93,6 +93,13 @@ def test_a_whole_message(client, engine):
     assert ask(client, model="claude-x").model == "claude-x"
 
 
+def test_models(client):
+    models = list(client.models.list())
+    assert [model.id for model in models] == [MODEL, "claude-x"]
+    one = client.models.retrieve("claude-x")
+    assert (one.type, one.display_name, one.created_at) == ("model", "claude-x", models[0].created_at)
+
+
 def test_why_it_stopped(client, engine):
     engine.say("one two three four")
     for stream in (False, True):

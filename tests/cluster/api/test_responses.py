@@ -165,6 +165,20 @@ def test_a_conversation_goes_on_from_what_is_kept(client, engine, calls):
     assert engine.prompt == '[user]what?[assistant]<call_0 f {"a": 1}>[tool call_0]7[assistant]'
 
 
+def test_tokens_are_counted_as_they_will_be_used(client, engine):
+    engine.say("yes")
+    first = ask(client)
+    for fields in ({"input": "hi"}, {"input": "and?", "previous_response_id": first.id, "instructions": "be brief"}):
+        counted = client.responses.input_tokens.count(model=MODEL, **fields)
+        assert counted.object == "response.input_tokens"
+        assert counted.input_tokens == ask(client, **fields).usage.input_tokens
+    long = client.responses.input_tokens.count(model=MODEL, input="the quick brown fox " * 200)
+    assert long.input_tokens > engine.max_model_len
+    with pytest.raises(openai.BadRequestError) as info:
+        client.responses.input_tokens.count(model=MODEL, input="x" * 100_000)
+    assert info.value.param == "input"
+
+
 def test_items_may_be_named_by_their_ids(client, engine):
     engine.say("it is 7")
     first = ask(client, input=[{"role": "user", "content": "what?"}])
