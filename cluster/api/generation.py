@@ -29,6 +29,7 @@ from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.api.stream import EventStream, until_disconnect
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.tokenizer import Tokenizer
+from isotherm.cluster.text.tool_formats.registry import chosen_format
 
 logger = logging.getLogger(__name__)
 _INLINE_BYTES = 16 * 1024  # a completions body up to this size is tokenised in well under a millisecond: no thread
@@ -51,6 +52,7 @@ class Generator:
         self._tokenizer = tokenizer
         self._names = names
         self._settings = settings
+        self._tool_format = chosen_format(settings.tool_format, tokenizer.tool_template)
         self._admission = Admission(random.random)
 
     @property
@@ -58,7 +60,7 @@ class Generator:
         """The model as it is now: its engine may have become another."""
         settings, length = self._settings, self._engine.max_model_len
         limits = PromptLimits(length, self._engine.vocab_size, length * settings.max_prompt_chars_per_token)
-        return Served(self._names, self._tokenizer, limits, settings.defaults)
+        return Served(self._names, self._tokenizer, limits, settings.defaults, self._tool_format)
 
     async def reply(self, request: Request, route: GenerationRoute) -> Response:
         """The answer to a request for tokens. Raises ReplyError."""
@@ -103,7 +105,7 @@ class Generator:
                 i,
                 generation,
                 self._tokenizer,
-                prepared.new_parser(),
+                prepared.new_parser(i),
                 stop=body.stops,
                 skip_special_tokens=body.skip_special_tokens is not False,
                 logprob_form=prepared.logprob_form,

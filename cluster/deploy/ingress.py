@@ -47,10 +47,15 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
         defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
-        access = Access(manifest.http.admin, manifest.http.metrics)
-        settings = AppSettings(access=access, defaults=defaults, kept_response_bytes=manifest.http.kept_responses)
+        settings = AppSettings(
+            access=Access(manifest.http.admin, manifest.http.metrics),
+            defaults=defaults,
+            tool_format=manifest.tool_format,
+            kept_response_bytes=manifest.http.kept_responses,
+        )
+        anywhere = manifest.control_tokens == "anywhere"
+        tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=anywhere)
         store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
-        tokenizer = Tokenizer.load(model_path)
         return build_app(endable, tokenizer, manifest.model_id, manifest.http.aliases, settings, controller, store)
 
     deployment: Any = serve.deployment(

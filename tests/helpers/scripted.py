@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from fake_engine import FakeEngine, http_server, write_tokenizer
@@ -16,11 +17,17 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 MODEL = "org/model"
 EOS_ID = 1
 TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
     "{% for m in messages %}[{{ m.role }}{{ ' ' + m.tool_call_id if m.tool_call_id }}]"
     "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content or '' }}"
     "{% for c in m.tool_calls or [] %}<{{ c.id }} {{ c.function.name }} {{ c.function.arguments }}>{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% if thinking %}<think>{% endif %}{% endif %}"
 )
+
+
+def written_call(name: str, arguments: str) -> str:
+    """As a model writes it that calls tools in the form of `scripted_server`."""
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -46,5 +53,6 @@ class Scripted(FakeEngine):
 @contextmanager
 def scripted_server(engine: Scripted, settings: AppSettings | None = None) -> Iterator[str]:
     """Its base URL."""
+    settings = replace(settings or AppSettings(), tool_format="hermes")
     with http_server(build_app(engine, engine.tokenizer, MODEL, ["claude-x"], settings)) as url:
         yield url

@@ -8,14 +8,13 @@ import json
 import anthropic
 import httpx
 import pytest
-from call_parser import CallParser
-from scripted import MODEL, Scripted, load_tokenizer, scripted_server
+from scripted import MODEL, Scripted, load_tokenizer, scripted_server, written_call
 
 from isotherm.cluster.api.settings import AppSettings
-from isotherm.cluster.text import output_parsers
 
 USER = [{"role": "user", "content": "hi"}]
 THINKING = {"chat_template_kwargs": {"thinking": True}}
+TOOLS = [{"name": name, "input_schema": {"type": "object", "properties": {"a": {}}}} for name in "fg"]
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +47,10 @@ def client(url):
         yield client
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    monkeypatch.setitem(output_parsers.OUTPUT_PARSERS, "think", CallParser)
-
-
 def with_defaults(fields):
     """The client does not know `temperature` any more; older ones send it."""
     others = {"temperature": 0, **fields.get("extra_body", {})}
-    return {"model": MODEL, "messages": USER, "max_tokens": 100, **fields, "extra_body": others}
+    return {"model": MODEL, "messages": USER, "max_tokens": 400, **fields, "extra_body": others}
 
 
 def ask(client, **fields):
@@ -145,33 +139,56 @@ def test_events_come_in_order_and_make_the_whole(client, engine):
     assert 0 < whole.usage.output_tokens_details.thinking_tokens < whole.usage.output_tokens
 
 
-def test_tool_use(client, engine, calls):
-    engine.say('hm</think>\n<call f>{"a": {"b": [1, "ü"]}}</call>\n<call g></call>')
-    whole = ask(client, extra_body=THINKING)
+def test_tool_use(client, engine):
+    first, second = written_call("f", '{"a": {"b": [1, "ü"]}}'), written_call("g", "{}")
+    engine.say(f"hm</think>\n{first}\n{second}")
+    fields = {"tools": TOOLS, "extra_body": THINKING}
+    whole = ask(client, **fields)
     assert [block.type for block in whole.content] == ["thinking", "tool_use", "tool_use"]
     _, f, g = whole.content
-    assert (f.id, f.name, f.input, g.input) == ("call_0", "f", {"a": {"b": [1, "ü"]}}, {})
+    assert (f.name, f.input, g.name, g.input) == ("f", {"a": {"b": [1, "ü"]}}, "g", {}) and f.id != g.id
     assert whole.stop_reason == "tool_use"
-    events, message = streamed(client, extra_body=THINKING)
-    assert contents(message) == contents(whole) and message.stop_reason == "tool_use"
+    events, message = streamed(client, **fields)
+    assert message.stop_reason == "tool_use" and [block.type for block in message.content] == [
+        block.type for block in whole.content
+    ]
+    assert [block.input for block in message.content[1:]] == [f.input, g.input]
     pieces = [e.delta.partial_json for e in events if e.type == "content_block_delta" and e.index == 1]
     assert json.loads("".join(pieces)) == f.input and len(pieces) > 2
-    for wrong in ('{"a": [1, 2', "nonsense", '{"a": NaN}', '{"a": "\\ud800"}', "[]"):
-        engine.say(f"<call f>{wrong}</call>")
-        assert ask(client).content[0].input == {"INVALID_JSON": wrong}
-    engine.say('<call f>{"a": [true, "quick brown fox jumps over the lazy dog')
-    cut = ask(client, max_tokens=len(engine.script) - 4)
-    assert (cut.stop_reason, cut.content[0].input["a"][0]) == ("max_tokens", True)  # as far as it came
+    one = ask(client, **fields, tool_choice={"type": "auto", "disable_parallel_tool_use": True})
+    assert [block.type for block in one.content] == ["thinking", "tool_use"]
+    none = ask(client, **fields, tool_choice={"type": "none"})
+    assert [block.type for block in none.content] == ["thinking", "text"] and none.stop_reason == "end_turn"
 
 
-def test_a_tool_loop(client, engine, calls):
-    engine.say('hm</think>look:<call f>{"a":1}</call>')
-    first = ask(client, extra_body=THINKING)
+def test_refusals_of_tools_name_the_routes_own_field(client):
+    for fields, said in (
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "tools:"),
+        ({"tools": [TOOLS[1], {"name": "f", "input_schema": {"type": "array"}}]}, "tools[1].input_schema"),
+        ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools[0].name"),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "z"}}, "tool_choice"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+    ):
+        with pytest.raises(anthropic.BadRequestError) as info:
+            ask(client, **fields)
+        assert info.value.body["error"]["message"].startswith(said)
+
+
+def test_a_tool_loop(client, engine):
+    engine.say("hm</think>look:" + written_call("f", '{"a": 1}'))
+    first = ask(client, tools=TOOLS, extra_body=THINKING)
     engine.say("it is 7")
-    result = {"type": "tool_result", "tool_use_id": first.content[2].id, "content": "7"}
+    call = first.content[2].id
+    result = {"type": "tool_result", "tool_use_id": call, "content": "7"}
     turns = [*USER, {"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
     assert ask(client, messages=turns).content[0].text == "it is 7"
-    assert engine.prompt == '[user]hi[assistant](hm)look:<call_0 f {"a": 1}>[tool call_0]7[assistant]'
+    assert engine.prompt == f'[user]hi[assistant](hm)look:<{call} f {{"a": 1}}>[tool {call}]7[assistant]'
+
+
+def test_the_last_turn_of_the_assistant_is_gone_on_with(client, engine):
+    engine.say("42)")
+    message = ask(client, messages=[*USER, {"role": "assistant", "content": "The answer is ("}])
+    assert engine.prompt.endswith("[assistant]The answer is (") and message.content[0].text == "42)"
 
 
 def test_tokens_are_counted_as_they_will_be_used(client, engine):

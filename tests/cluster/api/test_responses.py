@@ -7,13 +7,15 @@ import asyncio
 import httpx
 import openai
 import pytest
-from call_parser import CallParser
-from scripted import MODEL, Scripted, load_tokenizer, scripted_server
+from scripted import MODEL, Scripted, load_tokenizer, scripted_server, written_call
 
 from isotherm.cluster.api.settings import AppSettings
-from isotherm.cluster.text import output_parsers
 
 THINKING = {"chat_template_kwargs": {"thinking": True}}
+TOOLS: list = [
+    {"type": "function", "name": name, "parameters": {"type": "object", "properties": {"a": {}}}, "strict": False}
+    for name in "fg"
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,6 @@ def url(served):
 def client(url):
     with openai.OpenAI(base_url=url + "/v1", api_key="mine", max_retries=0) as client:
         yield client
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    monkeypatch.setitem(output_parsers.OUTPUT_PARSERS, "think", CallParser)
 
 
 def ask(client, **fields):
@@ -131,38 +128,58 @@ def test_events_come_in_order_and_make_the_whole(client, engine):
     assert [item.id.partition("_")[0] for item in response.output] == ["rs", "msg"]
 
 
-def test_function_calls(client, engine, calls):
-    engine.say('hm</think>\nlook:\n<call f>{"a": 1}</call>\n<call g>{}</call>')
-    whole = ask(client, extra_body=THINKING)
-    assert contents(whole) == [
-        ("reasoning", ["hm"]),
-        ("message", ["\nlook:\n"]),
-        ("function_call", "call_0", "f", '{"a": 1}'),
-        ("function_call", "call_1", "g", "{}"),
-    ]
-    events, response = streamed(client, extra_body=THINKING)
-    assert contents(response) == contents(whole) and response.status == "completed"
+def test_function_calls(client, engine):
+    first, second = written_call("f", '{"a": 1}'), written_call("g", "{}")
+    engine.say(f"hm</think>\nlook:\n{first}\n{second}")
+    fields = {"tools": TOOLS, "extra_body": THINKING}
+    whole = ask(client, **fields)
+    kinds = [item.type for item in whole.output]
+    assert kinds == ["reasoning", "message", "function_call", "function_call"] and whole.status == "completed"
+    assert whole.output_text.strip() == "look:"
+    assert [(call.name, call.arguments) for call in whole.output[2:]] == [("f", '{"a": 1}'), ("g", "{}")]
+    assert len({call.call_id for call in whole.output[2:]}) == 2 and [tool.name for tool in whole.tools] == ["f", "g"]
+    events, response = streamed(client, **fields)
+    assert [item[0] for item in contents(response)] == kinds and response.output_text == whole.output_text
     deltas = [e for e in events if e.type == "response.function_call_arguments.delta" and e.output_index == 2]
-    assert "".join(event.delta for event in deltas) == '{"a": 1}' == deltas[-1].snapshot
+    assert "".join(event.delta for event in deltas) == '{"a": 1}' == deltas[-1].snapshot and len(deltas) > 1
     done = [event for event in events if event.type == "response.function_call_arguments.done"]
     assert [(event.output_index, event.arguments) for event in done] == [(2, '{"a": 1}'), (3, "{}")]
+    assert len(ask(client, **fields, parallel_tool_calls=False).output) == 3
+    without = ask(client, tools=TOOLS, tool_choice="none", extra_body=THINKING)
+    assert [item.type for item in without.output] == ["reasoning", "message"]
 
 
-def test_a_conversation_goes_on_from_what_is_kept(client, engine, calls):
-    engine.say('<call f>{"a": 1}</call>')
-    first = ask(client, input="what?", instructions="be brief")
+def test_refusals_of_tools_name_the_routes_own_field(client):
+    same = [TOOLS[0], TOOLS[0]]
+    wrong = [TOOLS[1], {**TOOLS[0], "parameters": {"type": "array"}}]
+    for fields, param in (
+        ({"tools": same}, "tools"),
+        ({"tools": wrong}, "tools[1].parameters"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "z"}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+    ):
+        with pytest.raises(openai.BadRequestError) as info:
+            ask(client, **fields)
+        assert info.value.param == param and param in info.value.message
+
+
+def test_a_conversation_goes_on_from_what_is_kept(client, engine):
+    engine.say(written_call("f", '{"a": 1}'))
+    first = ask(client, input="what?", instructions="be brief", tools=TOOLS)
+    (call,) = first.output
     engine.say("hm</think>it is 7")
-    output = {"type": "function_call_output", "call_id": "call_0", "output": "7"}
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "7"}
     second = ask(client, input=[output], previous_response_id=first.id, extra_body=THINKING)
-    assert engine.prompt == '[user]what?[assistant]<call_0 f {"a": 1}>[tool call_0]7[assistant]<think>'
+    asked = f'[user]what?[assistant]<{call.call_id} f {{"a": 1}}>[tool {call.call_id}]7[assistant]'
+    assert engine.prompt == asked + "<think>"
     assert second.previous_response_id == first.id and second.output_text == "it is 7"
     _, third = streamed(client, input="sure?", previous_response_id=second.id)
-    assert engine.prompt.endswith("[tool call_0]7[assistant](hm)it is 7[user]sure?[assistant]")
+    assert engine.prompt == asked + "(hm)it is 7[user]sure?[assistant]"
     ask(client, input="again", previous_response_id=third.id)
-    assert "[user]sure?[assistant]hm</think>it is 7[user]again" in engine.prompt
+    assert engine.prompt.endswith("[user]sure?[assistant]hm</think>it is 7[user]again[assistant]")
     # The same by hand, without anything kept.
     ask(client, input=[{"role": "user", "content": "what?"}, *first.output, output], store=False)
-    assert engine.prompt == '[user]what?[assistant]<call_0 f {"a": 1}>[tool call_0]7[assistant]'
+    assert engine.prompt == asked
 
 
 def test_tokens_are_counted_as_they_will_be_used(client, engine):
