@@ -185,6 +185,18 @@ def test_a_tool_loop(client, engine):
     assert engine.prompt == f'[user]hi[assistant](hm)look:<{call} f {{"a": 1}}>[tool {call}]7[assistant]'
 
 
+def test_thinking_is_turned_on_and_off(client, engine):
+    engine.say("hm</think>7")
+    on = ask(client, thinking={"type": "enabled", "budget_tokens": 300})
+    assert engine.prompt.endswith("<think>") and [block.type for block in on.content] == ["thinking", "text"]
+    for stream in (False, True):
+        hidden = {"thinking": {"type": "adaptive", "display": "omitted"}, "output_config": {"effort": "low"}}
+        message = streamed(client, **hidden)[1] if stream else ask(client, **hidden)
+        assert engine.prompt.endswith("<think>") and [block.type for block in message.content] == ["text"]
+    ask(client, thinking={"type": "disabled"}, output_config={"effort": "high"})
+    assert engine.prompt.endswith("[assistant]")
+
+
 def test_the_last_turn_of_the_assistant_is_gone_on_with(client, engine):
     engine.say("42)")
     message = ask(client, messages=[*USER, {"role": "assistant", "content": "The answer is ("}])
@@ -216,7 +228,7 @@ def test_errors_have_anthropics_form(client, engine, url):
         ({"extra_body": {"temperature": 3}}, "temperature"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": "x " * 3000}]}, "messages"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 100}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 400}}, "thinking.budget_tokens"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"metadata": {"user_id": "x" * 600}}, "metadata.user_id"),
         ({"extra_body": {"chat_template_kwargs": 5}}, "chat_template_kwargs"),

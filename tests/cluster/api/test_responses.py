@@ -259,6 +259,16 @@ def test_log_probabilities_are_those_of_the_text(client, engine):
     assert ask(client).output[0].content[0].logprobs == []
 
 
+def test_effort_turns_thinking_on_and_off(client, engine):
+    engine.say("hm</think>7")
+    for effort, end in (("high", "<think>"), ("none", "[assistant]"), (None, "[assistant]")):
+        response = ask(client, reasoning={"effort": effort, "summary": "auto"})
+        assert engine.prompt.endswith(end) and response.reasoning.effort == effort
+    with pytest.raises(openai.BadRequestError) as info:
+        ask(client, reasoning={"effort": "some"})
+    assert info.value.param == "reasoning.effort"
+
+
 def test_thoughts_can_be_kept_by_the_client(client, engine):
     engine.say("hmm</think>7")
     first = ask(client, store=False, include=["reasoning.encrypted_content"], extra_body=THINKING)
