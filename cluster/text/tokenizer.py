@@ -104,8 +104,7 @@ class Tokenizer:
     @property
     def tool_template(self) -> str:
         """The text of the template for chats with tools; empty where there is none."""
-        sources = {} if self.chat_template is None else self.chat_template.sources
-        return sources.get("tool_use", sources.get("default", ""))
+        return _for_tools({} if self.chat_template is None else self.chat_template.sources)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. `add_special_tokens` lets the post-processor add a BOS (and EOS) as transformers' tokenizer
@@ -200,6 +199,15 @@ class Tokenizer:
         }
         chat = traits.render(context)
         return continued(chat, told[-1]) if goes_on else chat
+
+
+def read_tool_template(directory: Path) -> str:
+    """As Tokenizer.tool_template, from the checkpoint's files, of which none must be there. Raises TokenizerError."""
+    return _for_tools(_read_templates(directory, _read_json(directory / "tokenizer_config.json")))
+
+
+def _for_tools(templates: Mapping[str, str]) -> str:
+    return templates.get("tool_use", templates.get("default", ""))
 
 
 def _bytes_rule(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
