@@ -12,7 +12,7 @@ from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.common import RequestBody
 from isotherm.cluster.jsontypes import JSON
 
-_CHAT_FIELDS = ChatBody.model_fields.keys() | ChatBody.neutral.keys()
+_CHAT_FIELDS = {field.alias or name for name, field in ChatBody.model_fields.items()} | ChatBody.neutral.keys()
 
 
 class TranslatedBody(RequestBody):
