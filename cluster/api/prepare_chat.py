@@ -27,11 +27,7 @@ def prepare_chat(raw: bytes, reply_id: str, served: Served) -> Prepared:
 def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared:
     """As `prepare_chat`, for a body that is checked already: other routes' bodies are made into chats. Raises
     ReplyError."""
-    limits = served.limits
-    check_model(body.model, served.names)
-    check_chars(sum(message.chars for message in body.messages), limits, "messages")
-    prompt = encode_chat_body(body, served.tokenizer)
-    check_chars(len(prompt.text), limits, "messages")
+    prompt = chat_prompt(body, served)
     after = _thought_end(prompt, served.tokenizer)
     requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, after)
     requests = with_thought_limit(requests, body, prompt, served.tokenizer)
@@ -49,6 +45,15 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
         return thought() if calls is None else ThoughtAndCalls(thought(), calls(choice))
 
     return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)
+
+
+def chat_prompt(body: ChatBody, served: Served) -> ChatPrompt:
+    """The prompt of a chat, which may be longer than the context. Raises ReplyError."""
+    check_model(body.model, served.names)
+    check_chars(sum(message.chars for message in body.messages), served.limits, "messages")
+    prompt = encode_chat_body(body, served.tokenizer)
+    check_chars(len(prompt.text), served.limits, "messages")
+    return prompt
 
 
 def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:
