@@ -15,6 +15,7 @@ from isotherm.cluster.control import link_choice
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.text.tool_formats.registry import CHOICES
 
 UNITS = {
     "": 1,
@@ -63,6 +64,13 @@ def check_link_kind(kind: str) -> str:
     if kind not in (choices := link_choice.choices()):
         raise ValueError(f"must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
     return kind
+
+
+def check_tool_format(name: str) -> str:
+    """A choice of cluster/text/tool_formats/registry.py."""
+    if name not in CHOICES:
+        raise ValueError(f"must be {', '.join(map(repr, CHOICES[:-1]))} or {CHOICES[-1]!r}")
+    return name
 
 
 LinkChoice = Annotated[str, AfterValidator(check_link_kind)]
@@ -232,6 +240,13 @@ class Manifest(_Section):
     )
     generation_config: Literal["auto", "none"] = Field(
         "auto", description="whether sampling has the checkpoint's own defaults"
+    )
+    tool_format: Annotated[str, AfterValidator(check_tool_format)] = Field(
+        "auto", description="how the model calls tools; auto: as its chat template shows"
+    )
+    control_tokens: Literal["from_template", "anywhere"] = Field(
+        "from_template",
+        description="where the text of a control token is one: not in what chats' messages say, or there too",
     )
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()

@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster.engine": {"cluster.errors", "cluster.messages"},
     "cluster.placement": {"cluster.jsontypes", "cluster.messages"},
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
-    "cluster.manifest": {"cluster.control", "cluster.engine", "cluster.errors", "cluster.model"},
+    "cluster.manifest": {"cluster.control", "cluster.engine", "cluster.errors", "cluster.model", "cluster.text"},
     # Where tensors live.
     "actors.pulse": set(),
     "actors.links": {*BASE, "cluster.messages", "kernels"},

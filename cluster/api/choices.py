@@ -105,8 +105,8 @@ class ChoiceStream:
         return ChoiceDelta(self.index, fields, self._entries(text_tokens[:read], logprobs), self.finish_reason)
 
     def _read(self, tokens: Sequence[int]) -> tuple[list[OutputFields], int, bool]:
-        """The tokens' text by field, how many of them count, and whether a stop string was completed by the last of
-        these."""
+        """The tokens' text by field, how many of them count, and whether the last of these completed a stop string, or
+        what the parser takes."""
         pieces: list[OutputFields] = []
         read = 0
         while read < len(tokens):
@@ -116,7 +116,7 @@ class ChoiceStream:
             if thinking or self._parser.is_reasoning:
                 self.reasoning_tokens += piece.tokens
             read += piece.tokens
-            if piece.stopped:
+            if piece.stopped or self._parser.is_over:
                 return pieces, read, True
         return pieces, read, False
 

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +29,8 @@ from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.api.stream import EventStream, until_disconnect
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.tokenizer import Tokenizer
+from isotherm.cluster.text.tool_formats.base import ToolFormat
+from isotherm.cluster.text.tool_formats.registry import chosen_format
 
 logger = logging.getLogger(__name__)
 _INLINE_BYTES = 16 * 1024  # a completions body up to this size is tokenised in well under a millisecond: no thread
@@ -53,12 +55,16 @@ class Generator:
         self._settings = settings
         self._admission = Admission(random.random)
 
+    @cached_property
+    def _tool_format(self) -> ToolFormat | None:
+        return chosen_format(self._settings.tool_format, self._tokenizer.tool_template)
+
     @property
     def served(self) -> Served:
         """The model as it is now: its engine may have become another."""
         settings, length = self._settings, self._engine.max_model_len
         limits = PromptLimits(length, self._engine.vocab_size, length * settings.max_prompt_chars_per_token)
-        return Served(self._names, self._tokenizer, limits, settings.defaults)
+        return Served(self._names, self._tokenizer, limits, settings.defaults, self._tool_format)
 
     async def reply(self, request: Request, route: GenerationRoute) -> Response:
         """The answer to a request for tokens. Raises ReplyError."""
@@ -100,7 +106,7 @@ class Generator:
                 i,
                 generation,
                 self._tokenizer,
-                prepared.new_parser(),
+                prepared.new_parser(i),
                 stop=body.stops,
                 skip_special_tokens=body.skip_special_tokens is not False,
                 logprob_form=prepared.logprob_form,

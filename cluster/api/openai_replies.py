@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from isotherm.cluster.api.choices import ChoiceDelta
 from isotherm.cluster.api.errors import ReplyError
@@ -53,7 +53,8 @@ class OpenAIReply:
 
     def _chunks(self, delta: ChoiceDelta) -> list[JSON]:
         """The chunks for one delta: before a chat choice's first the one with its role, then one for each field that is
-        set (some clients look at one alone), and the finish reason in one of its own. The logprobs are in the first
+        set (some clients look at one alone), two where a tool call begins, as OpenAI has it: one with its name and one
+        with arguments, and the finish reason in one of its own. The logprobs are in the first
         that has a field, and where no text is final yet in one with an empty content."""
         index, logprobs, out = delta.index, delta.logprobs, []
         if self.chat and index not in self._begun:
@@ -73,8 +74,7 @@ class OpenAIReply:
             bodies.append(_reasoning(fields.reasoning))
         if fields.content:
             bodies.append({"content": fields.content})
-        if fields.tool_calls:
-            bodies.append({"tool_calls": [_tool_call_piece(call) for call in fields.tool_calls]})
+        bodies += [{"tool_calls": [piece]} for call in fields.tool_calls for piece in _tool_call_pieces(call)]
         return bodies or ([{"content": ""}] if delta.logprobs is not None else [])
 
     def _usage_chunk(self, used: Usage) -> JSON:
@@ -123,11 +123,7 @@ def _message(fields: OutputFields) -> JSON:
     if fields.reasoning:
         message |= _reasoning(fields.reasoning)
     if fields.tool_calls:
-        calls = [_tool_call_piece(call) for call in fields.tool_calls]
-        message |= {
-            "content": fields.content or None,
-            "tool_calls": [{key: value for key, value in call.items() if key != "index"} for call in calls],
-        }
+        message |= {"content": fields.content or None, "tool_calls": [_tool_call(call) for call in fields.tool_calls]}
     return message
 
 
@@ -136,8 +132,11 @@ def _reasoning(text: str) -> JSON:
     return {"reasoning_content": text, "reasoning": text}
 
 
-def _tool_call_piece(call: ToolCallPiece) -> JSON:
-    """Its id, type and name are said once, in the call's first piece."""
-    function = {"name": call.name} if call.name else {}
-    head = {"id": call.id, "type": "function"} if call.id else {}
-    return {"index": call.index, **head, "function": {**function, "arguments": call.arguments}}
+def _tool_call(call: ToolCallPiece) -> JSON:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _tool_call_pieces(call: ToolCallPiece) -> list[JSON]:
+    """Its id, type and name are said once, before the arguments."""
+    begun = [{"index": call.index, **_tool_call(replace(call, arguments=""))}] if call.id else []
+    return begun + ([{"index": call.index, "function": {"arguments": call.arguments}}] if call.arguments else [])

@@ -19,6 +19,7 @@ from isotherm.cluster.api.structure import output_constraint
 from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.tokenizer import Tokenizer
+from isotherm.cluster.text.tool_formats.base import ToolFormat
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
@@ -41,13 +42,14 @@ class PromptLimits:
 
 @dataclass(frozen=True)
 class Served:
-    """The model that bodies are about: its names, what makes token ids of text, its limits, and what bodies that do not
-    say are taken to ask for, by the names of SamplingParams."""
+    """The model that bodies are about: its names, what makes token ids of text, its limits, what bodies that do not say
+    are taken to ask for, by the names of SamplingParams, and how it calls tools."""
 
     names: Collection[str]
     tokenizer: Tokenizer
     limits: PromptLimits
     defaults: Mapping[str, Any] = field(default_factory=lambda: OPENAI_DEFAULTS)
+    tool_format: ToolFormat | None = None  # of its calls, where it is known
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Prepared:
     body: ChatBody | CompletionBody
     requests: tuple[GenerationRequest, ...]
     echo: tuple[str, ...]  # for each choice the text to put before it
-    new_parser: Callable[[], OutputParser]  # of a choice's output
+    new_parser: Callable[[int], OutputParser]  # of a choice's output, from its index
     new_reply: Callable[[int, str | None], Reply]  # from seconds since the epoch and the system fingerprint
     logprob_form: LogprobForm = LogprobForm.CHAT
 

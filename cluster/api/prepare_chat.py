@@ -9,10 +9,14 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests
+from isotherm.cluster.api.thinking import parser_for, thinking_variables
+from isotherm.cluster.api.tool_use import call_parsers
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
-from isotherm.cluster.text.output_parsers import make_parser
+from isotherm.cluster.text.output import OutputParser
+from isotherm.cluster.text.output_parsers import ThoughtAndCalls
+from isotherm.cluster.text.template_traits import TemplateTraits
 from isotherm.cluster.text.think_parser import THOUGHT_END
-from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
+from isotherm.cluster.text.tokenizer import ChatPrompt, NoChatTemplateError, Tokenizer
 
 
 def prepare_chat(raw: bytes, reply_id: str, served: Served) -> Prepared:
@@ -23,31 +27,59 @@ def prepare_chat(raw: bytes, reply_id: str, served: Served) -> Prepared:
 def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared:
     """As `prepare_chat`, for a body that is checked already: other routes' bodies are made into chats. Raises
     ReplyError."""
-    tokenizer, limits = served.tokenizer, served.limits
+    limits = served.limits
     check_model(body.model, served.names)
-    messages = [message.for_template() for message in body.messages]
-    check_chars(sum(len(message["content"] or "") for message in messages), limits, "messages")
+    check_chars(sum(message.chars for message in body.messages), limits, "messages")
+    prompt = encode_chat_body(body, served.tokenizer)
+    check_chars(len(prompt.text), limits, "messages")
+    after = _thought_end(prompt, served.tokenizer)
+    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, after)
+    new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
+    thought, calls = parser_for(body, prompt), call_parsers(body, served.tool_format, reply_id)
+
+    def new_parser(choice: int) -> OutputParser:
+        return thought() if calls is None else ThoughtAndCalls(thought(), calls(choice))
+
+    return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)
+
+
+def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:
+    """The prompt of a chat. Raises ReplyError."""
     try:
-        prompt = tokenizer.render_chat(messages, template_kwargs=body.chat_template_kwargs)
+        traits = _traits(body, tokenizer)
+        return tokenizer.encode_chat(
+            [message.for_template() for message in body.messages],
+            body.template_tools,
+            documents=body.documents,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=body.goes_on,
+            template=body.chat_template,
+            template_kwargs=thinking_variables(body, traits),
+        )
     except NoChatTemplateError as error:
         raise ReplyError(str(error), param="messages") from None
     except ChatTemplateBrokenError as error:
         raise ReplyError(str(error), status=500, kind="server_error") from None
     except ChatTemplateError as error:
         raise ReplyError(f"messages: the model's chat template refused them: {error}", param="messages") from None
-    check_chars(len(prompt), limits, "messages")
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
-    after = _thought_end(prompt, tokenizer)
-    requests = generation_requests(body, [ids], ["messages"], reply_id, served, after)
-    parser = "plain" if body.separate_reasoning is False else "think"
-    new_parser = partial(make_parser, parser, prompt)
-    new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
-    return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)
 
 
-def _thought_end(prompt: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _traits(body: ChatBody, tokenizer: Tokenizer) -> TemplateTraits:
+    """Those of the template for this chat, which takes what the body has for it."""
+    try:
+        traits = tokenizer.template_traits(body.chat_template, tools=bool(body.tools))
+    except ChatTemplateBrokenError:
+        raise
+    except ChatTemplateError as error:
+        raise ReplyError(f"chat_template: {error}", param="chat_template") from None
+    if body.callable_tools and not traits.supports_tools:
+        raise ReplyError("tools: the model's chat template does not mention tools", param="tools")
+    if body.documents and "documents" not in traits.variables:
+        raise ReplyError("documents: the model's chat template does not mention documents", param="documents")
+    return traits
+
+
+def _thought_end(prompt: ChatPrompt, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that end the thought which the prompt has opened, if it has."""
-    if not make_parser("think", prompt).is_reasoning:
-        return ()
-    token = tokenizer.token_id(THOUGHT_END)
+    token = tokenizer.token_id(THOUGHT_END) if prompt.in_thought else None
     return () if token is None else (token,)

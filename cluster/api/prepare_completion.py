@@ -31,6 +31,7 @@ def prepare_completion(raw: bytes, reply_id: str, served: Served) -> Prepared:
         else [""] * len(prompts)
     )
     echo = tuple(text for text in texts for _ in range(body.n or 1))
-    new_parser = partial(make_parser, "plain")
     new_reply = partial(OpenAIReply, reply_id, body.model, chat=False, include_usage=body.include_usage)
-    return Prepared(reply_id, body, requests, echo, new_parser, new_reply, LogprobForm.COMPLETION)
+    return Prepared(
+        reply_id, body, requests, echo, lambda choice: make_parser("plain"), new_reply, LogprobForm.COMPLETION
+    )

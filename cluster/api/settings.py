@@ -20,6 +20,7 @@ class AppSettings:
     access: Access = field(default_factory=Access)
     # What bodies that do not say are taken to ask for, by the names of SamplingParams; `max_tokens` among them
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    tool_format: str = "auto"  # how the model calls tools, by the names of cluster/text/tool_formats/registry.py
     silence_s: float = 5.0  # after so long without an event a stream has a comment
 
     @property

@@ -160,8 +160,7 @@ def _prompt_ids(options: OfflineOptions, tokenizer: Tokenizer | None, vocab_size
         return tuple(ids)
     assert tokenizer is not None
     if options.chat is not None:
-        text = tokenizer.render_chat([{"role": "user", "content": options.chat}])
-        return tuple(tokenizer.encode(text, add_special_tokens=False))
+        return tuple(tokenizer.encode_chat([{"role": "user", "content": options.chat}]).ids)
     assert options.prompt is not None
     ids = tokenizer.encode(options.prompt)
     if not ids:

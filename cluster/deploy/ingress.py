@@ -46,8 +46,13 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
         defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
-        settings = AppSettings(access=Access(manifest.http.admin, manifest.http.metrics), defaults=defaults)
-        tokenizer = Tokenizer.load(model_path)
+        settings = AppSettings(
+            access=Access(manifest.http.admin, manifest.http.metrics),
+            defaults=defaults,
+            tool_format=manifest.tool_format,
+        )
+        anywhere = manifest.control_tokens == "anywhere"
+        tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=anywhere)
         return build_app(endable, tokenizer, manifest.model_id, settings=settings, admin=controller)
 
     deployment: Any = serve.deployment(

@@ -6,32 +6,24 @@ string spends both inside one C call, which no thread can interrupt, and constan
 time. So compiling and rendering happen in a child with an address-space limit and an interval timer whose default
 action (SIGALRM ends the process) needs no help from Python. The next render starts a fresh child.
 
-Knows nothing about tokens. Imports only the standard library and jinja2, so that the child starts fast."""
+Knows nothing about tokens."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Mapping
-from datetime import datetime
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from isotherm.cluster.errors import IsothermError, named_line
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
-
-_FRAME = struct.Struct(">Q")  # payload bytes; the payload is JSON
+from isotherm.cluster.text.template_child import read_frame, write_frame
 
 
 class ChatTemplateError(IsothermError):
@@ -46,6 +38,21 @@ class ChatTemplateBrokenError(ChatTemplateError):
     """The template itself does not compile: no messages would render."""
 
 
+@dataclass(frozen=True)
+class RenderedChat:
+    """A prompt as text, and where in it the template's own text begins and ends: (begin, end, begin, end, …). What lies
+    outside came from the client."""
+
+    text: str
+    own: tuple[int, ...]
+
+    def until(self, end: int) -> RenderedChat:
+        """The beginning of it, `end` characters long."""
+        own = [min(at, end) for at in self.own]
+        pairs = zip(own[::2], own[1::2], strict=True)
+        return RenderedChat(self.text[:end], tuple(at for pair in pairs if pair[0] < pair[1] for at in pair))
+
+
 class ChatTemplate:
     """The templates of one model by name ("default", "tool_use", …). Thread-safe; renders one chat at a time.
 
@@ -56,66 +63,87 @@ class ChatTemplate:
         self,
         templates: Mapping[str, str],
         *,
+        special_tokens: Mapping[str, str] | None = None,
         time_limit: float = 5.0,
         memory_limit: int = 1 << 30,
         max_chars: int = 16 << 20,
     ) -> None:
+        """`special_tokens`: the variables that every template has ("bos_token" and such)."""
         if not templates:
             raise ValueError("no chat template given")
+        self.sources = dict(templates)
+        self._special_tokens = dict(special_tokens or {})
         self._setup = {
-            "templates": dict(templates),
+            "templates": self.sources,
             "time_limit": time_limit,
             "memory_limit": memory_limit,
             "max_chars": max_chars,
         }
-        self._names = set(templates)
         self._time_limit = time_limit
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
-    def render(self, context: Mapping[str, Any]) -> str:
-        """The rendered prompt. As transformers does, a chat with `tools` takes the template named "tool_use" where
-        there is one. Blocks: call it from a worker thread. Raises ChatTemplateError or one of its kinds."""
-        name = "tool_use" if context.get("tools") is not None and "tool_use" in self._names else "default"
-        if name not in self._names:
-            raise ChatTemplateBrokenError(
-                f"the model has several chat templates ({', '.join(sorted(self._names))}) and none named 'default'"
-            )
-        try:
-            payload = json.dumps({"name": name, "context": context}).encode()
-        except RecursionError:
-            raise ChatTemplateLimitError("the messages or template arguments are nested too deeply") from None
-        with self._lock:
-            reply = self._ask(payload)
-        if (text := reply.get("text")) is not None:
-            return text
-        kinds = {"broken": ChatTemplateBrokenError, "limit": ChatTemplateLimitError}
-        raise kinds.get(reply["kind"], ChatTemplateError)(reply["message"])
+    def choose(self, name: str | None = None, *, tools: bool = False) -> str:
+        """The name of the template for a chat: the one asked for, else as transformers chooses: "tool_use" where there
+        are tools and it is there, "default" otherwise. Raises ChatTemplateError."""
+        names = ", ".join(sorted(self.sources))
+        if name is not None:
+            if name not in self.sources:
+                raise ChatTemplateError(f"the model has no chat template named {name[:100]!r}; it has {names}")
+            return name
+        if tools and "tool_use" in self.sources:
+            return "tool_use"
+        if "default" not in self.sources:
+            raise ChatTemplateBrokenError(f"the model has several chat templates ({names}) and none named 'default'")
+        return "default"
+
+    def render(self, context: Mapping[str, Any], name: str | None = None) -> RenderedChat:
+        """The rendered prompt, by the template of that name, else by the one that `choose` takes. Blocks: call it from
+        a worker thread. Raises ChatTemplateError or one of its kinds."""
+        name = self.choose(name, tools=context.get("tools") is not None)
+        reply = self._ask({"name": name, "context": context, "special_tokens": self._special_tokens})
+        return RenderedChat(reply["text"], tuple(reply["own"]))
+
+    def variables(self, name: str) -> frozenset[str]:
+        """The variables that a template reads and does not set first. Blocks and raises as `render` does."""
+        return frozenset(self._ask({"name": name})["variables"])
 
     def close(self) -> None:
         """Ends the child process, if there is one."""
         with self._lock:
             self._end_child()
 
-    def _ask(self, payload: bytes) -> dict[str, str]:
-        """{"text": …}, or {"kind": …, "message": …}."""
+    def _ask(self, request: Mapping[str, Any]) -> JSON:
+        try:
+            payload = json.dumps(request).encode()
+        except RecursionError:
+            raise ChatTemplateLimitError("the messages or template arguments are nested too deeply") from None
+        with self._lock:
+            reply = self._exchange(payload)
+        if "kind" not in reply:
+            return reply
+        kinds = {"broken": ChatTemplateBrokenError, "limit": ChatTemplateLimitError}
+        raise kinds.get(reply["kind"], ChatTemplateError)(reply["message"])
+
+    def _exchange(self, payload: bytes) -> JSON:
+        """The child's reply, or {"kind": …, "message": …} where it ended instead."""
         if self._child is None or self._child.poll() is not None:
             self._end_child()
             self._child = _start_child()
             self._ending = weakref.finalize(self, _end, self._child)  # for those who forget this object
             self._ending.atexit = False  # it ends by itself when this process has gone
-            _write(self._child.stdin, json.dumps(self._setup).encode())
+            write_frame(self._child.stdin, json.dumps(self._setup).encode())
         child = self._child
         try:
-            _write(child.stdin, payload)
-            reply = _read(child.stdout)
+            write_frame(child.stdin, payload)
+            reply = read_frame(child.stdout)
         except (BrokenPipeError, EOFError):
             child.wait()
             self._end_child()
             if child.returncode == -signal.SIGALRM:
                 return {"kind": "limit", "message": f"the chat template ran for more than {self._time_limit:g} s"}
             return {"kind": "limit", "message": f"the chat template's process ended (status {child.returncode})"}
-        said: dict[str, str] = json.loads(reply)
+        said: JSON = json.loads(reply)
         return said
 
     def _end_child(self) -> None:
@@ -137,123 +165,8 @@ def _start_child() -> subprocess.Popen[bytes]:
     # The parent's sys.path, as multiprocessing's spawn passes it: under Ray the package may come from a runtime_env.
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; "
-        "from isotherm.cluster.text.chat_template import child_main; child_main()"
+        "from isotherm.cluster.text.template_child import child_main; child_main()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-
-
-def _write(pipe: IO[bytes] | None, payload: bytes) -> None:
-    assert pipe is not None
-    pipe.write(_FRAME.pack(len(payload)) + payload)
-    pipe.flush()
-
-
-def _read(pipe: IO[bytes] | None) -> bytes:
-    """One payload. Raises EOFError when the other end has gone."""
-    assert pipe is not None
-    header = pipe.read(_FRAME.size)
-    if len(header) < _FRAME.size:
-        raise EOFError
-    (size,) = _FRAME.unpack(header)
-    payload = pipe.read(size)
-    if len(payload) < size:
-        raise EOFError
-    return payload
-
-
-def child_main() -> None:
-    """The child's whole life: a setup frame, then one reply per request, until the parent closes the pipe (or dies)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the terminal's process group; the parent decides
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
-    try:
-        setup = json.loads(_read(stdin))
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = setup["memory_limit"] if hard == resource.RLIM_INFINITY else min(setup["memory_limit"], hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        environment = make_environment()
-        compiled: dict[str, Any] = {}
-        while True:
-            request = _read(stdin)
-            signal.setitimer(signal.ITIMER_REAL, setup["time_limit"])
-            reply = _render(environment, compiled, setup, json.loads(request))
-            _write(stdout, json.dumps(reply).encode())
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return
-
-
-def _render(
-    environment: ImmutableSandboxedEnvironment, compiled: dict[str, Any], setup: JSON, request: JSON
-) -> dict[str, str]:
-    name = request["name"]
-    try:
-        if name not in compiled:
-            compiled[name] = environment.from_string(setup["templates"][name])
-    except MemoryError:
-        return {"kind": "limit", "message": "the chat template needs too much memory to compile"}
-    except (TemplateSyntaxError, RecursionError, ValueError) as error:
-        return {"kind": "broken", "message": f"the model's chat template does not compile: {error}"}
-    parts: list[str] = []
-    size = 0
-    try:
-        for part in compiled[name].generate(**request["context"]):
-            size += len(part)
-            if size > setup["max_chars"]:
-                return {
-                    "kind": "limit",
-                    "message": f"the chat template's output passed {setup['max_chars']} characters",
-                }
-            parts.append(part)
-        return {"text": "".join(parts)}
-    except MemoryError:
-        parts.clear()
-        return {
-            "kind": "limit",
-            "message": f"the chat template needed more than {setup['memory_limit']} bytes of memory",
-        }
-    except TemplateError as error:
-        return {"kind": "refused", "message": str(error) or type(error).__name__}
-    except Exception as error:  # anything at all can come out of a template's expressions
-        return {"kind": "refused", "message": named_line(error)}
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}` marks the assistant's tokens for training (transformers). When serving,
-    only its body counts."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def make_environment() -> ImmutableSandboxedEnvironment:
-    """The environment that transformers' `apply_chat_template` renders in
-    (transformers/utils/chat_template_utils.py)."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # jinja2's own filter escapes <, >, & and ' for HTML, which a model never saw in training.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)

@@ -49,6 +49,10 @@ class OutputParser(Protocol):
     def is_reasoning(self) -> bool:
         """Whether the text up to here ends inside a thought."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing that may still come counts, as after a stop string."""
+
     def feed(self, text: str) -> OutputFields:
         """Takes further text, and gives what can't change any more."""
 

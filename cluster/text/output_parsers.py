@@ -1,11 +1,14 @@
-"""The output parsers by name. A further format is a file beside this one, and an entry here."""
+"""The output parsers: those of a thought by name, and how one of tool calls takes what comes after it. A further format
+of thoughts is a file beside this one, and an entry here; one of tool calls is a file in `tool_formats/`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from isotherm.cluster.text.output import OutputFields, OutputParser
+from isotherm.cluster.text.output import OutputFields, OutputParser, joined
 from isotherm.cluster.text.think_parser import ThinkParser
+from isotherm.cluster.text.tool_formats.base import ToolParser
 
 
 class PlainParser:
@@ -13,12 +16,41 @@ class PlainParser:
 
     tags: tuple[str, ...] = ()
     is_reasoning = False
+    is_over = False
 
     def feed(self, text: str) -> OutputFields:
         return OutputFields(text)
 
     def finish(self) -> OutputFields:
         return OutputFields()
+
+
+class ThoughtAndCalls:
+    """The parser of a thought, and one of calls for the content after it. What a thought says of calls is none."""
+
+    def __init__(self, thought: OutputParser, calls: ToolParser) -> None:
+        self._thought, self._calls = thought, calls
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return (*self._thought.tags, *(() if self.is_reasoning else self._calls.tags))
+
+    @property
+    def is_reasoning(self) -> bool:
+        return self._thought.is_reasoning
+
+    @property
+    def is_over(self) -> bool:
+        return self._calls.is_over
+
+    def feed(self, text: str) -> OutputFields:
+        return self._with_calls(self._thought.feed(text))
+
+    def finish(self) -> OutputFields:
+        return joined([self._with_calls(self._thought.finish()), self._calls.finish()])
+
+    def _with_calls(self, fields: OutputFields) -> OutputFields:
+        return replace(self._calls.feed(fields.content), reasoning=fields.reasoning) if fields.content else fields
 
 
 # From the prompt as text, whose end may belong to the output (an opened thought), to the parser of one reply.

@@ -6,9 +6,11 @@ tags, and what stands after them, is given as it is, white space too; only white
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from enum import Enum
 
-from isotherm.cluster.text.output import OutputFields
+from isotherm.cluster.text.output import OutputFields, OutputParser
 
 THOUGHT_END = "</think>"
 _OPEN, _CLOSE = "<think>", THOUGHT_END
@@ -22,6 +24,8 @@ class _At(Enum):
 
 class ThinkParser:
     """The OutputParser of one reply to `prompt`, of which only the end counts."""
+
+    is_over = False
 
     def __init__(self, prompt: str) -> None:
         self._at = _At.BEGINNING
@@ -73,3 +77,28 @@ class ThinkParser:
 def _tail_that_begins(text: str, tag: str) -> int:
     """The length of the longest tail of `text` that `tag` begins with."""
     return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
+
+
+class HiddenThought:
+    """Another OutputParser, of whose fields the thought is left out."""
+
+    def __init__(self, inner: OutputParser) -> None:
+        self._inner = inner
+
+    @property
+    def tags(self) -> Collection[str]:
+        return self._inner.tags
+
+    @property
+    def is_reasoning(self) -> bool:
+        return self._inner.is_reasoning
+
+    @property
+    def is_over(self) -> bool:
+        return self._inner.is_over
+
+    def feed(self, text: str) -> OutputFields:
+        return replace(self._inner.feed(text), reasoning="")
+
+    def finish(self) -> OutputFields:
+        return replace(self._inner.finish(), reasoning="")

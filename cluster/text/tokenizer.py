@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from tokenizers.processors import TemplateProcessing
 
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.text.chat_template import ChatTemplate
+from isotherm.cluster.text.chat_prompt import continued, is_in_thought, template_messages, to_be_continued
+from isotherm.cluster.text.chat_template import ChatTemplate, RenderedChat
+from isotherm.cluster.text.control_tokens import ControlTokens
 from isotherm.cluster.text.detokenizer import TextStream
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
+from isotherm.cluster.text.template_traits import TemplateTraits
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class TokenizerError(IsothermError, ValueError):
@@ -30,6 +34,15 @@ class TokenizerError(IsothermError, ValueError):
 
 class NoChatTemplateError(IsothermError, ValueError):
     """The checkpoint has no chat template, so it can only complete text."""
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """The prompt of a chat. `in_thought`: it ends inside a thought, which the output goes on with."""
+
+    ids: list[int]
+    text: str
+    in_thought: bool
 
 
 class Tokenizer:
@@ -45,10 +58,13 @@ class Tokenizer:
         special_tokens: Mapping[str, str],
         eos_token_ids: Iterable[int] = (),
         chat_template: ChatTemplate | None = None,
+        control_tokens_anywhere: bool = False,
     ) -> None:
+        """`control_tokens_anywhere`: those that stand in the messages of a chat count too, as elsewhere they do."""
         self._backend = backend
-        self._special_tokens = dict(special_tokens)
         self.chat_template = chat_template
+        self._traits: dict[str, TemplateTraits] = {}
+        self._control_tokens = None if control_tokens_anywhere else ControlTokens(backend)
         special_ids = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
         named_ids = {name: backend.token_to_id(token) for name, token in special_tokens.items()}
         special_ids.update(id_ for id_ in named_ids.values() if id_ is not None)
@@ -61,9 +77,9 @@ class Tokenizer:
         self._grammar_vocabularies: dict[int, GrammarVocabulary] = {}
 
     @classmethod
-    def load(cls, directory: Path) -> Tokenizer:
-        """Reads tokenizer.json, tokenizer_config.json, generation_config.json, config.json and chat_template.jinja or
-        .json. Only tokenizer.json must be there. Raises TokenizerError."""
+    def load(cls, directory: Path, *, control_tokens_anywhere: bool = False) -> Tokenizer:
+        """Reads tokenizer.json, tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json and
+        the chat templates. Only tokenizer.json must be there. Raises TokenizerError."""
         path = tokenizer_file(directory)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
@@ -72,7 +88,8 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         config = _read_json(directory / "tokenizer_config.json")
-        special = {name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name))) is not None}
+        named = {**_read_json(directory / "special_tokens_map.json"), **config}
+        special = {name: text for name in _SPECIAL_NAMES if (text := _token_text(named.get(name))) is not None}
         _set_post_processor(backend, config, special)
         eos: set[int] = set()
         for name in ("generation_config.json", "config.json"):
@@ -82,8 +99,14 @@ class Tokenizer:
             backend,
             special_tokens=special,
             eos_token_ids=eos,
-            chat_template=ChatTemplate(templates) if templates else None,
+            chat_template=ChatTemplate(templates, special_tokens=special) if templates else None,
+            control_tokens_anywhere=control_tokens_anywhere,
         )
+
+    @property
+    def tool_template(self) -> str:
+        """The text of the template for chats with tools; empty where there is none."""
+        return _for_tools({} if self.chat_template is None else self.chat_template.sources)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. `add_special_tokens` lets the post-processor add a BOS (and EOS) as transformers' tokenizer
@@ -143,26 +166,70 @@ class Tokenizer:
             made = self._grammar_vocabularies.setdefault(size, new)
         return made
 
-    def render_chat(
+    def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-    ) -> str:
-        """The prompt text of a chat; encode it with `add_special_tokens=False`, since templates write their own BOS.
-        Blocks for at most the template's time limit. Raises NoChatTemplateError, ChatTemplateError."""
+    ) -> ChatPrompt:
+        """The prompt of a chat, by the model's template (of several, the one named). Calls may have their arguments as
+        JSON text or as an object. With `continue_final_message` the output goes on with the last message, and no new
+        one is begun. Blocks for at most the template's time limit. Raises NoChatTemplateError, ChatTemplateError."""
+        chat = self._rendered(
+            messages, tools, documents, add_generation_prompt, continue_final_message, template, template_kwargs or {}
+        )
+        control = self._control_tokens
+        ids = self.encode(chat.text, add_special_tokens=False) if control is None else control.encode(chat)
+        return ChatPrompt(ids, chat.text, is_in_thought(chat, continue_final_message))
+
+    def template_traits(self, template: str | None = None, *, tools: bool = False) -> TemplateTraits:
+        """What the model's template (of several, the one named, or the one for chats with tools) makes of calls, tools
+        and thinking. Raises NoChatTemplateError, ChatTemplateError."""
         if self.chat_template is None:
             raise NoChatTemplateError("this model has no chat template; use /v1/completions")
+        name = self.chat_template.choose(template, tools=tools)
+        return self._traits.setdefault(name, TemplateTraits(self.chat_template, name))
+
+    @property
+    def template_supports_tools(self) -> bool:
+        """Whether tools that are offered come into the prompt of a chat."""
+        return self.chat_template is not None and self.template_traits(tools=True).supports_tools
+
+    def _rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        documents: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        goes_on: bool,
+        template: str | None,
+        template_kwargs: Mapping[str, Any],
+    ) -> RenderedChat:
+        traits = self.template_traits(template, tools=tools is not None)
+        told = template_messages(messages, traits)
         context = {
-            **self._special_tokens,
-            **(template_kwargs or {}),
-            "messages": messages,
+            **template_kwargs,
+            "messages": to_be_continued(told) if goes_on else told,
             "tools": tools,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt and not goes_on,
         }
-        return self.chat_template.render(context)
+        chat = traits.render(context)
+        return continued(chat, told[-1]) if goes_on else chat
+
+
+def read_tool_template(directory: Path) -> str:
+    """As Tokenizer.tool_template, from the checkpoint's files, of which none must be there. Raises TokenizerError."""
+    return _for_tools(_read_templates(directory, _read_json(directory / "tokenizer_config.json")))
+
+
+def _for_tools(templates: Mapping[str, str]) -> str:
+    return templates.get("tool_use", templates.get("default", ""))
 
 
 def _bytes_rule(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
@@ -235,11 +302,13 @@ def _set_post_processor(backend: tokenizers.Tokenizer, config: Mapping[str, Any]
 
 
 def _read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name. As in transformers chat_template.jinja wins over tokenizer_config.json; the older
-    chat_template.json comes last."""
-    jinja = directory / "chat_template.jinja"
-    if jinja.is_file():
-        return {"default": jinja.read_text(encoding="utf-8")}
+    """Chat templates by name. As in transformers chat_template.jinja, with additional_chat_templates/ beside it, wins
+    over tokenizer_config.json; the older chat_template.json comes last."""
+    files = {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
+    if (jinja := directory / "chat_template.jinja").is_file():
+        files["default"] = jinja
+    if files:
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
     path, found = directory / "tokenizer_config.json", config.get("chat_template")
     if found is None:
         path = directory / "chat_template.json"

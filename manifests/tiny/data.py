@@ -11,7 +11,7 @@ import random
 import zlib
 from collections.abc import Callable
 
-from dialogue import END_THINK, SPECIALS, THINK, Doc, assistant, user
+from dialogue import BOS, END_THINK, EOS, PAD, SPECIALS, THINK, Doc, assistant, user
 from stories import story, story_text
 from tasks import arithmetic, calendar, casual, facts, long_sum, numbers, pair, sum_parts, units, word_problem, words
 from texts import ABOUT, ADD, CODE, DAYS, FORMS, JOKES, NAMES, PROSE, SMALL_TALK, UNKNOWN, UNKNOWN_ANSWER, WORDS
@@ -207,8 +207,9 @@ def held_out(doc: Doc) -> bool:
 
 
 def train_tokenizer(vocab_size: int, seed: int) -> Tokenizer:
-    """Byte-level BPE over made documents, with single-digit numbers and DeepSeek's special tokens first. Returns a
-    `tokenizers.Tokenizer`."""
+    """Byte-level BPE over made documents, with single-digit numbers and DeepSeek's special tokens first. As in the
+    published tokenizers, only those that bound a text are flagged special: tags of thoughts and tools are text, which
+    parsers of a reply are to see. Returns a `tokenizers.Tokenizer`."""
     r = random.Random(seed)
     sample = [document(r).render() for _ in range(12000)] + PROSE * 3
     for special in SPECIALS:
@@ -226,4 +227,6 @@ def train_tokenizer(vocab_size: int, seed: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(sample, trainer)
+    shown = [special for special in SPECIALS if special not in (BOS, EOS, PAD)]
+    tokenizer.add_tokens([AddedToken(special, special=False, normalized=False) for special in shown])
     return tokenizer

@@ -46,9 +46,7 @@ class Subjects:
             if self.subject == "count"
             else f"Tell me a story about a {draw.choice(HEROES)}."
         )
-        return self._tokenizer.encode(
-            self._tokenizer.render_chat([{"role": "user", "content": text}]), add_special_tokens=False
-        )
+        return self._tokenizer.encode_chat([{"role": "user", "content": text}]).ids
 
 
 def run(before: float, steady: float, mode: str) -> tuple[list[Sample], list[Sample]]:

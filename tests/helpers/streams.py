@@ -55,7 +55,7 @@ class Workload:
             for _ in range(i % 4):
                 said = {"role": "assistant", "content": "I see. " * rng.randrange(1, 8)}
                 turns += [said, {"role": "user", "content": SUBJECTS[i % 5].format(n=i)}]
-            prompt = self.tokenizer.encode(self.tokenizer.render_chat(turns), add_special_tokens=False)
+            prompt = self.tokenizer.encode_chat(turns).ids
             params = SamplingParams(tokens[i % len(tokens)], temperatures[i % len(temperatures)], seed=i)
             self.requests.append(GenerationRequest(f"alone-{i}", tuple(prompt), params))
 

@@ -233,6 +233,13 @@ def test_tokenizer_round_trip(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) == text
 
 
+def test_tags_of_thoughts_and_tools_are_text_as_in_the_published_tokenizers(tokenizer):
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    assert special == {BOS, EOS, "<｜▁pad▁｜>"}
+    text = f"<think>a</think>b{SPECIALS[6]}"
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=True) == text
+
+
 def test_tokenizer_specials(tokenizer, config):
     for special in SPECIALS:
         assert tokenizer.encode(f"a{special}b", add_special_tokens=False).tokens[1] == special

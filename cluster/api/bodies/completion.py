@@ -37,6 +37,13 @@ class CompletionBody(StructuredBody, GenerationBody):
         "chat_template_kwargs": ({},),
         "separate_reasoning": (False,),
         "reasoning_effort": (),
+        "reasoning": (),
+        "thinking": (),
+        "enable_thinking": (),
+        "max_thinking_tokens": (),
+        "include_reasoning": (),
+        "continue_final_message": (False,),
+        "documents": ([],),
         "tools": ([],),
         "tool_choice": ("none", "auto"),
     }

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, LogprobForm, merged
 from isotherm.cluster.api.openai_replies import OpenAIReply
@@ -20,6 +22,16 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 
 TINY = Tokenizer.load(Path(__file__).resolve().parents[3] / "manifests" / "tiny")
 EOS = min(TINY.eos_token_ids)
+
+
+def with_special_tags():
+    """The bundled tokenizer with tags of thoughts that are flagged special, as some checkpoints have them."""
+    backend = Backend.from_file(str(Path(__file__).resolve().parents[3] / "manifests" / "tiny" / "tokenizer.json"))
+    backend.add_special_tokens([AddedToken(tag, special=True, normalized=False) for tag in ("<think>", "</think>")])
+    return Tokenizer(backend, special_tokens={}, eos_token_ids=TINY.eos_token_ids)
+
+
+HIDING = with_special_tags()
 REPLY = "<think>3 + 4 is 7.</think>It is 7, <think>really</think>."
 
 
@@ -27,12 +39,12 @@ def ids(text):
     return TINY.encode(text, add_special_tokens=False)
 
 
-def choice(*, parser=None, prompt="", stop=(), skip_special_tokens=True, logprobs=None, echo=""):
+def choice(*, tokenizer=TINY, parser=None, prompt="", stop=(), skip_special_tokens=True, logprobs=None, echo=""):
     params = SamplingParams(100, stop_token_ids=(EOS,), logprobs=logprobs)
     return ChoiceStream(
         0,
         GenerationRequest("r", (1,), params),
-        TINY,
+        tokenizer,
         parser or make_parser("think", prompt),
         stop=stop,
         skip_special_tokens=skip_special_tokens,
@@ -73,10 +85,11 @@ CUTS = st.lists(st.integers(0, 200), max_size=12)
     st.sampled_from(["", "<Assistant><think>"]),
     st.sampled_from([(), ("7",), ("</think>It",), ("really",)]),
     st.booleans(),
+    st.sampled_from([TINY, HIDING]),
 )
-def test_however_the_tokens_are_cut_the_choice_is_the_same(cuts, prompt, stop, skip):
+def test_however_the_tokens_are_cut_the_choice_is_the_same(cuts, prompt, stop, skip, tokenizer):
     text = REPLY if not prompt else REPLY.removeprefix("<think>")
-    options = {"prompt": prompt, "stop": stop, "skip_special_tokens": skip, "logprobs": 0}
+    options = {"prompt": prompt, "stop": stop, "skip_special_tokens": skip, "logprobs": 0, "tokenizer": tokenizer}
     one, whole = read(text, (), FinishReason.STOP, **options)
     other, cut = read(text, cuts, FinishReason.STOP, **options)
     assert one == other
@@ -84,11 +97,13 @@ def test_however_the_tokens_are_cut_the_choice_is_the_same(cuts, prompt, stop, s
 
 
 @pytest.mark.parametrize("prompt", ["", "<Assistant><think>"])
-def test_the_thought_is_a_field_of_its_own(prompt):
+@pytest.mark.parametrize("tokenizer", [TINY, HIDING], ids=["tags as published", "special tags"])
+def test_the_thought_is_a_field_of_its_own(prompt, tokenizer):
     text = REPLY if not prompt else REPLY.removeprefix("<think>")
-    delta, stream = read(text, range(200), FinishReason.STOP, prompt=prompt, logprobs=0)
+    delta, stream = read(text, range(200), FinishReason.STOP, prompt=prompt, logprobs=0, tokenizer=tokenizer)
     # Special tokens that mean nothing where they stand are left out, as from any text.
-    assert delta.fields == OutputFields("It is 7, really.", "3 + 4 is 7.") and delta.finish_reason == "stop"
+    answer = "It is 7, really." if tokenizer is HIDING else "It is 7, <think>really</think>."
+    assert delta.fields == OutputFields(answer, "3 + 4 is 7.") and delta.finish_reason == "stop"
     thought = len(ids(text[: text.index("</think>") + 8]))
     assert stream.reasoning_tokens == thought < stream.completion_tokens == len(ids(text)) + 1
     assert delta.logprobs is not None
@@ -99,8 +114,10 @@ def test_the_thought_is_a_field_of_its_own(prompt):
 
 def test_without_the_split_the_text_is_as_it_was():
     delta, stream = read(REPLY, parser=make_parser("plain"))
-    assert delta.fields == OutputFields("3 + 4 is 7.It is 7, really.") and stream.reasoning_tokens == 0
-    shown, _ = read(REPLY, parser=make_parser("plain"), skip_special_tokens=False)
+    assert delta.fields == OutputFields(REPLY) and stream.reasoning_tokens == 0
+    hidden, _ = read(REPLY, parser=make_parser("plain"), tokenizer=HIDING)
+    assert hidden.fields == OutputFields("3 + 4 is 7.It is 7, really.")
+    shown, _ = read(REPLY, parser=make_parser("plain"), tokenizer=HIDING, skip_special_tokens=False)
     assert shown.fields == OutputFields(REPLY)
 
 
@@ -138,6 +155,7 @@ class CallParser:
 
     tags: tuple[str, ...] = ()
     is_reasoning = False
+    is_over = False
 
     def __init__(self) -> None:
         self._text = ""
@@ -175,7 +193,9 @@ def test_a_parser_of_tool_calls_needs_nothing_else():
     }
     form = reply()
     bodies = [chunk["choices"][0]["delta"] for part in parts for chunk in chunks(form, part)]
-    assert bodies[1:] == [{"content": "Wait."}, {"tool_calls": [{"index": 0, **whole["message"]["tool_calls"][0]}]}, {}]
+    named = {"index": 0, "id": "call-0", "type": "function", "function": {"name": "add", "arguments": ""}}
+    argued = {"index": 0, "function": {"arguments": '{"a": 1}'}}
+    assert bodies[1:] == [{"content": "Wait."}, {"tool_calls": [named]}, {"tool_calls": [argued]}, {}]
 
 
 def test_a_later_piece_of_a_call_has_arguments_alone():
@@ -193,7 +213,7 @@ def test_each_field_has_a_chunk_of_its_own():
     assert bodies == [
         {"role": "assistant", "content": "", "refusal": None},
         {"reasoning_content": "3 + 4 is 7.", "reasoning": "3 + 4 is 7."},
-        {"content": "It is 7, really."},
+        {"content": "It is 7, <think>really</think>."},
         {},
     ]
     told = [entry for chunk in sent if chunk["logprobs"] for entry in chunk["logprobs"]["content"]]

@@ -98,8 +98,8 @@ def test_chat_prompt_equals_transformers(tokenizer, directory):
     for given_tools, kwargs in ((None, {}), (tools, {}), (None, {"thinking": True})):
         asked = {"tools": given_tools, "tokenize": False, "add_generation_prompt": True}
         expected = oracle.apply_chat_template(MESSAGES, **asked, **kwargs)
-        assert tokenizer.render_chat(MESSAGES, given_tools, template_kwargs=kwargs) == expected
-    assert tokenizer.encode(expected, add_special_tokens=False).count(0) == 1  # one BOS: the template's
+        assert tokenizer.encode_chat(MESSAGES, given_tools, template_kwargs=kwargs).text == expected
+    assert tokenizer.encode_chat(MESSAGES).ids.count(0) == 1  # one BOS: the template's
 
 
 def test_eos_ids_are_united(tmp_path):
@@ -116,19 +116,19 @@ def test_chat_template_sources(tmp_path):
     named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
     write_tokenizer(tmp_path, chat_template=named)
     tokenizer = Tokenizer.load(tmp_path)
-    assert (tokenizer.render_chat(MESSAGES), tokenizer.render_chat(MESSAGES, [{}])) == ("D", "T")
+    assert (tokenizer.encode_chat(MESSAGES).text, tokenizer.encode_chat(MESSAGES, [{}]).text) == ("D", "T")
     tokenizer.chat_template.close()
     (tmp_path / "chat_template.jinja").write_text("J")
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.render_chat(MESSAGES) == "J"
+    assert tokenizer.encode_chat(MESSAGES).text == "J"
     tokenizer.chat_template.close()
     (tmp_path / "chat_template.jinja").unlink()
     write_tokenizer(tmp_path, chat_template=None)
     with pytest.raises(NoChatTemplateError, match="completions"):
-        Tokenizer.load(tmp_path).render_chat(MESSAGES)
+        Tokenizer.load(tmp_path).encode_chat(MESSAGES)
     (tmp_path / "chat_template.json").write_text('{"chat_template": "S"}')
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.render_chat(MESSAGES) == "S"
+    assert tokenizer.encode_chat(MESSAGES).text == "S"
     tokenizer.chat_template.close()
     write_tokenizer(tmp_path, chat_template=[{"name": "x"}])
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: chat_template"):
@@ -263,7 +263,7 @@ def test_hostile_template_ends_in_time_and_the_next_render_works(source):
     assert time.monotonic() - begin < 5
     # constant folding may have made the whole template impossible; it is refused then, and never hangs
     with contextlib.suppress(ChatTemplateLimitError):
-        assert template.render({"messages": [], "bad": False}) == "fine"
+        assert template.render({"messages": [], "bad": False}).text == "fine"
     template.close()
 
 
@@ -287,12 +287,12 @@ def test_template_child_ends_with_its_owner():
         "{{ strftime_now('%%') }}"
     )
     template = ChatTemplate({"default": source})
-    assert template.render({}) == "x1%"
+    assert template.render({}).text == "x1%"
     child = template._child
     assert child is not None and child.poll() is None
     child.stdin.close()  # what the kernel does when the owner dies
     assert child.wait(5) == 0
-    assert template.render({}) == "x1%"
+    assert template.render({}).text == "x1%"
     template.close()
     assert template._child is None
 
@@ -307,7 +307,7 @@ def test_stop_strings_do_not_count_in_the_first_tokens(least, text):
 
 def test_template_child_ends_with_a_template_that_is_forgotten():
     template = ChatTemplate({"default": "x"})
-    assert template.render({}) == "x"
+    assert template.render({}).text == "x"
     child = template._child
     assert child is not None
     del template

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from isotherm.cluster.text.output import OutputFields, joined
 from isotherm.cluster.text.output_parsers import make_parser
+from isotherm.cluster.text.think_parser import HiddenThought
 
 OPENED = "<User>why?<Assistant><think>\n"
 TEXT = st.lists(
@@ -82,3 +83,13 @@ def test_tags_are_those_that_would_mean_something():
         seen.append(set(parser.tags))
     assert seen == [{"<think>"}, {"</think>"}, {"</think>"}, set(), set()]
     assert set(make_parser("think", OPENED).tags) == {"<think>", "</think>"}
+
+
+@given(TEXT, st.booleans())
+def test_a_hidden_thought_leaves_the_rest_as_it_is(text, opened):
+    parser, plain = HiddenThought(make_parser("think", OPENED if opened else "")), make_parser("think", OPENED * opened)
+    for char in text:
+        fields = parser.feed(char)
+        assert fields == OutputFields(plain.feed(char).content)
+        assert (parser.is_reasoning, parser.tags) == (plain.is_reasoning, plain.tags)
+    assert parser.finish() == OutputFields(plain.finish().content)

@@ -1,0 +1,93 @@
+"""One message of a chat, as OpenAI's clients and those that speak like them write it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from isotherm.cluster.api.bodies.common import BodyModel, text_or_list
+from isotherm.cluster.jsontypes import JSON
+
+
+class TextPart(BodyModel):
+    type: Literal["text"]
+    text: str
+
+    @property
+    def said(self) -> str:
+        return self.text
+
+
+class RefusalPart(BodyModel):
+    """What an assistant said instead of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def said(self) -> str:
+        return self.refusal
+
+
+_Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+_Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[_Part], Field(min_length=1), Tag("list")],
+    Discriminator(text_or_list),
+]
+
+
+class Message(BodyModel):
+    """`content` is null only where an assistant called tools, thought or refused. `prefix`: the reply goes on with this
+    message, which is the last one and the assistant's."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: _Content | None = None
+    name: str | None = None
+    tool_calls: list[JSON] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+    prefix: bool | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # replies have both, and clients send back either
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        assistants = bool(self.tool_calls) or self._thought is not None or self.refusal is not None
+        if self.content is None and not (self.role == "assistant" and assistants):
+            raise PydanticCustomError(
+                "field:content", "a {role} message needs content: a string or a list of text parts", {"role": self.role}
+            )
+        if self.role != "assistant" and self.prefix:
+            raise PydanticCustomError("field:prefix", "prefix is for a message of the assistant")
+        if self.role != "assistant" and isinstance(self.content, list):
+            for i, part in enumerate(self.content):
+                if isinstance(part, RefusalPart):
+                    raise PydanticCustomError(
+                        "field:content", "content[{i}] is a refusal, which only the assistant has", {"i": i}
+                    )
+        return self
+
+    @property
+    def _thought(self) -> str | None:
+        return self.reasoning if self.reasoning_content is None else self.reasoning_content
+
+    @property
+    def _said(self) -> str | None:
+        if self.content is None:
+            return self.refusal
+        return self.content if isinstance(self.content, str) else "\n".join(part.said for part in self.content)
+
+    @property
+    def chars(self) -> int:
+        """Of its text: a prompt has at least so many."""
+        return len(self._said or "")
+
+    def for_template(self) -> JSON:
+        """The message as `Tokenizer.encode_chat` takes it: parts on lines of their own, `developer` under its older
+        name, absent fields absent."""
+        others = self.model_dump(include={"name", "tool_calls", "tool_call_id", "prefix"}, exclude_none=True)
+        if self._thought is not None:
+            others["reasoning_content"] = self._thought
+        return {"role": "system" if self.role == "developer" else self.role, "content": self._said, **others}

@@ -1,0 +1,47 @@
+"""What a chat's wishes about its thought come to: the template's variables, a limit for the sampler, and what of the
+thought the reply has. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from isotherm.cluster.api.bodies.thinking import ThinkingBody
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.text.output import OutputParser
+from isotherm.cluster.text.output_parsers import make_parser
+from isotherm.cluster.text.template_traits import TemplateTraits
+from isotherm.cluster.text.think_parser import HiddenThought
+from isotherm.cluster.text.tokenizer import ChatPrompt
+
+
+def thinking_variables(body: ThinkingBody, traits: TemplateTraits) -> JSON:
+    """What the template is given for what the body asks for. Raises ReplyError where the template has no switch, and
+    does the other thing."""
+    given = body.chat_template_kwargs or {}
+    variables: JSON = {} if body.effort is None else {"reasoning_effort": body.effort}
+    switches = traits.thinking_switches
+    if asked := body.thinking_asked:
+        param, wanted = next(iter(asked.items()))
+        by_effort = body.effort is not None and "reasoning_effort" in traits.variables
+        if not switches and not by_effort and wanted != traits.knows_thoughts:
+            does = "never thinks" if wanted else "always thinks"
+            raise ReplyError(f"{param}: the model's chat template has no switch for it: it {does}", param=param)
+        variables |= dict.fromkeys(switches, wanted)
+    elif named := body.template_switches:  # by the name of another family, perhaps
+        variables |= dict.fromkeys(switches, next(iter(named.values())))
+    return {**variables, **given}
+
+
+def thinks(body: ThinkingBody, traits: TemplateTraits, prompt: ChatPrompt) -> bool:
+    """Whether the reply may begin with a thought."""
+    wanted = next(iter({**body.thinking_asked, **body.template_switches}.values()), True)
+    return prompt.in_thought or (wanted and traits.knows_thoughts)
+
+
+def parser_for(body: ThinkingBody, prompt: ChatPrompt) -> Callable[[], OutputParser]:
+    """What makes the parser of each choice."""
+    name = "plain" if body.separate_reasoning is False else "think"
+    new_parser = partial(make_parser, name, "<think>" if prompt.in_thought else prompt.text)
+    return (lambda: HiddenThought(new_parser())) if body.hides_thought else new_parser

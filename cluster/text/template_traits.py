@@ -1,0 +1,104 @@
+"""What a chat template makes of tool calls, tools and thinking, found out by trying it: templates state nothing of it.
+
+DeepSeek's concatenate a call's arguments as text, others dump an object as JSON, or go through its items; some test a
+null content, others cannot take one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.text.chat_template import ChatTemplate, ChatTemplateError, RenderedChat
+
+_NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
+_ARGUMENTS = {_KEY: _VALUE}
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _NAME,
+        "description": "d",
+        "parameters": {"type": "object", "properties": {_KEY: {"type": "string"}}},
+    },
+}
+_USER = {"role": "user", "content": "hi"}
+THINKING_SWITCHES = ("thinking", "enable_thinking")
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a template wants the message of an assistant that called tools. `arguments`: "text" and "object" where it
+    takes one of the two only, "any" where it takes either. `content`: what stands for none."""
+
+    arguments: Literal["any", "text", "object"] = "any"
+    content: Literal["null", "absent", "empty"] = "null"
+
+
+class TemplateTraits:
+    """The traits of one of a model's templates. Each is looked for when it is first asked for, which renders the
+    template a few times."""
+
+    def __init__(self, template: ChatTemplate, name: str) -> None:
+        self._template = template
+        self._name = name
+
+    def render(self, context: Mapping[str, Any]) -> RenderedChat:
+        return self._template.render(context, self._name)
+
+    @cached_property
+    def call_form(self) -> CallForm:
+        """The first form in which a call's name and arguments are told as they are; the plainest if none is."""
+        forms: tuple[Literal["null", "absent", "empty"], ...] = ("null", "absent", "empty")
+        for content in forms:
+            as_text, as_object = self._takes(content, json.dumps(_ARGUMENTS)), self._takes(content, _ARGUMENTS)
+            if as_text and as_object:
+                return CallForm("any", content)
+            if as_text or as_object:
+                return CallForm("text" if as_text else "object", content)
+        return CallForm()
+
+    @cached_property
+    def supports_tools(self) -> bool:
+        """Whether tools that are offered come into the prompt at all."""
+        offered = self._rendered({"messages": [_USER], "tools": [_TOOL]})
+        return offered is not None and offered != self._rendered({"messages": [_USER]})
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Those that the template reads and does not set first."""
+        return self._template.variables(self._name)
+
+    @property
+    def thinking_switches(self) -> tuple[str, ...]:
+        """The variables by which thinking is turned on and off."""
+        return tuple(name for name in THINKING_SWITCHES if name in self.variables)
+
+    @property
+    def knows_thoughts(self) -> bool:
+        return "<think>" in self._template.sources[self._name]
+
+    def _takes(self, content: str, arguments: str | Mapping[str, str]) -> bool:
+        """Whether a call in this form is told, and in no form of Python's."""
+        call = {"id": "call00000", "type": "function", "function": {"name": _NAME, "arguments": arguments}}
+        message: JSON = {"role": "assistant", "tool_calls": [call]}
+        if content != "absent":
+            message["content"] = None if content == "null" else ""
+        result = {"role": "tool", "tool_call_id": "call00000", "name": _NAME, "content": "done"}
+        without = self._rendered({"messages": [_USER], "tools": [_TOOL]}) or ""
+        text = self._rendered({"messages": [_USER, message, result], "tools": [_TOOL]}) or ""
+
+        def added(part: str) -> bool:
+            return text.count(part) > without.count(part)
+
+        wrong = ("None", f"'{_KEY}'", f'\\"{_KEY}')  # Python's words, and JSON within JSON
+        return all(map(added, (_NAME, _KEY, _VALUE))) and not any(map(added, wrong))
+
+    def _rendered(self, context: Mapping[str, Any]) -> str | None:
+        """None where the template refuses it."""
+        try:
+            return self.render({"tools": None, "documents": None, **context}).text
+        except ChatTemplateError:
+            return None
