@@ -174,6 +174,11 @@ class Tokenizer:
         id_: int | None = self._backend.token_to_id(token)
         return id_
 
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Ids of the added tokens, by how they are written. DeepSeek does not mark all of them as special."""
+        return {token.content: id_ for id_, token in self._backend.get_added_tokens_decoder().items()}
+
     def grammar_vocabulary(self, size: int) -> GrammarVocabulary:
         """For grammars over a model's vocabulary of this size. Raises TokenizerError where no token ends a text."""
         if not self.eos_token_ids:
