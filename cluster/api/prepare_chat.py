@@ -9,12 +9,15 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests
+from isotherm.cluster.api.structure import output_constraint
 from isotherm.cluster.api.thinking import parser_for, thinking_variables
-from isotherm.cluster.api.tool_use import call_parsers
+from isotherm.cluster.api.tool_use import call_constraint, call_parsers, constrains_calls
+from isotherm.cluster.messages.requests import Constraint
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.output_parsers import ThoughtAndCalls
 from isotherm.cluster.text.template_traits import TemplateTraits
+from isotherm.cluster.text.think_parser import THOUGHT_END
 from isotherm.cluster.text.tokenizer import ChatPrompt, NoChatTemplateError, Tokenizer
 
 
@@ -31,14 +34,24 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     check_chars(sum(message.chars for message in body.messages), limits, "messages")
     prompt = encode_chat_body(body, served.tokenizer)
     check_chars(len(prompt.text), limits, "messages")
-    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served)
+    constraint = _constraint(body, prompt, served)
+    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, constraint)
     new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
-    thought, calls = parser_for(body, prompt), call_parsers(body, served.tool_format, reply_id)
+    thought, calls = parser_for(body, prompt), call_parsers(body, served, reply_id)
 
     def new_parser(choice: int) -> OutputParser:
         return thought() if calls is None else ThoughtAndCalls(thought(), calls(choice))
 
     return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)
+
+
+def _constraint(body: ChatBody, prompt: ChatPrompt, served: Served) -> Constraint | None:
+    """What the output must be after the thought that the prompt has opened, if it has. Raises ReplyError."""
+    thought_end = served.tokenizer.token_id(THOUGHT_END) if prompt.in_thought else None
+    after = () if thought_end is None else (thought_end,)
+    if constrains_calls(body):
+        return call_constraint(body, served, after)
+    return output_constraint(body, served.tokenizer, served.limits.vocab_size, after)
 
 
 def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:
