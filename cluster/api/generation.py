@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +29,7 @@ from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.api.stream import EventStream, until_disconnect
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.tokenizer import Tokenizer
+from isotherm.cluster.text.tool_formats.base import ToolFormat
 from isotherm.cluster.text.tool_formats.registry import chosen_format
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,11 @@ class Generator:
         self._tokenizer = tokenizer
         self._names = names
         self._settings = settings
-        self._tool_format = chosen_format(settings.tool_format, tokenizer.tool_template)
         self._admission = Admission(random.random)
+
+    @cached_property
+    def _tool_format(self) -> ToolFormat | None:
+        return chosen_format(self._settings.tool_format, self._tokenizer.tool_template)
 
     @property
     def served(self) -> Served:

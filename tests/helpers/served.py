@@ -111,7 +111,7 @@ class Served:
         except LookupError:
             return False
 
-    def stop(self, how: int = signal.SIGINT) -> None:
+    def stop(self, how: int = signal.SIGTERM) -> None:
         if self.process.poll() is None:
             self.process.send_signal(how)
             try:
