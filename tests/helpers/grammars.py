@@ -55,9 +55,8 @@ def tiny_engine(max_model_len: int = 512) -> Engine:
 
 def chat_ids(question: str, thinking: bool = False) -> tuple[int, ...]:
     """The prompt of a chat with the bundled model."""
-    tokenizer = tiny_tokenizer()
-    prompt = tokenizer.render_chat([{"role": "user", "content": question}], template_kwargs={"thinking": thinking})
-    return tuple(tokenizer.encode(prompt, add_special_tokens=False))
+    messages = [{"role": "user", "content": question}]
+    return tuple(tiny_tokenizer().encode_chat(messages, template_kwargs={"thinking": thinking}).ids)
 
 
 def constrained(name: str, prompt: tuple[int, ...], grammar: str | None, **params: Any) -> GenerationRequest:
