@@ -12,30 +12,28 @@ from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary, error_of
 
 
 class GrammarState:
-    """But for `unseen` it is the mask thread's."""
-
     def __init__(self, constraint: Constraint):
         self._grammar, self._after = constraint.grammar, frozenset(constraint.after)
         self.thinks = bool(constraint.after)  # the grammar does not hold yet
         self.error = ""  # why nothing can follow
         self._matcher: LLMatcher | None = None
-        self._output: list[int] = []
-        self._sent = 0
+        self._output: list[int] = []  # as far as it was taken
 
-    def unseen(self, tokens: Sequence[int], prompt_length: int) -> list[int]:
-        """Output tokens that the last call had not; they are to be taken."""
-        new = list(tokens[prompt_length + self._sent :])
-        self._sent += len(new)
-        return new
-
-    def take(self, new: Sequence[int], vocabulary: GrammarVocabulary) -> LLMatcher:
-        """The matcher after further tokens of the output."""
+    def take(self, tokens: Sequence[int], prompt_length: int, vocabulary: GrammarVocabulary) -> LLMatcher:
+        """The matcher after all the output in `tokens`, of which it may have had a part already."""
+        new = tokens[prompt_length + len(self._output) :]
         self._output += new
         if self._matcher is None:
             self._matcher = vocabulary.matcher(self._grammar)
             self.error = error_of(self._matcher)
         if not self.error and (text := self._text(new)) and not self._matcher.consume_tokens(text):
             return self.renew(vocabulary)
+        return self._matcher
+
+    @property
+    def matcher(self) -> LLMatcher:
+        """Once something was taken."""
+        assert self._matcher is not None
         return self._matcher
 
     def renew(self, vocabulary: GrammarVocabulary) -> LLMatcher:

@@ -38,7 +38,8 @@ class Ask:
 
     row: int
     state: GrammarState
-    new: list[int]  # output tokens since the last time
+    tokens: Sequence[int]  # prompt and output; they stay as they are until the masks are there
+    prompt_length: int
     stops: tuple[int, ...]  # tokens that end the text
     draft: tuple[int, ...] = ()
 
@@ -104,8 +105,8 @@ class Masks:
         matchers = [(matcher, at) for at, ask in step.firsts() if (matcher := step.advance(at, ask)) is not None]
         if matchers:
             self._executor.unsafe_compute_mask_ptr(matchers, step.packed.ctypes.data, step.row_bytes, len(step.packed))
+        step.check()
         for at, ask in step.firsts():
-            step.check(at, ask)
             step.follow_draft(at, ask)
         return step.finish()
 
@@ -141,7 +142,7 @@ class _Step:
         """Bring a state up to date; the matcher, where a mask is to be computed by it."""
         state = ask.state
         try:
-            matcher = state.take(ask.new, self._vocabulary)
+            matcher = state.take(ask.tokens, ask.prompt_length, self._vocabulary)
         except Exception as error:  # it is this request's alone
             log.exception("a grammar's state could not be brought up to date")
             state.error = named_line(error)
@@ -150,23 +151,27 @@ class _Step:
         self._rules[at] = _Rule.THOUGHT if state.thinks else _Rule.GRAMMAR
         return None if state.thinks else matcher
 
-    def check(self, at: int, ask: Ask) -> None:
-        """Where the mask of a first row could not be computed, try once more with a new matcher."""
-        state = ask.state
-        if self._rules[at] is _Rule.GRAMMAR and error_of(state.take((), self._vocabulary)):
-            matcher = state.renew(self._vocabulary)
-            if not state.error:
-                self._mask(at, matcher)
-                state.error = error_of(matcher)
-        if state.error:
-            self._errors[at] = state.error
+    def check(self) -> None:
+        """Where the mask of a first row could not be computed, try once more with a new matcher. A matcher that can no
+        more allows the end alone."""
+        word, bit = divmod(self._vocabulary.eos, 32)
+        may_end = (self.packed[:, word] >> bit & 1).tolist()
+        for at, ask in self.firsts():
+            state = ask.state
+            if self._rules[at] is _Rule.GRAMMAR and may_end[at] and error_of(state.matcher):
+                matcher = state.renew(self._vocabulary)
+                if not state.error:
+                    self._mask(at, matcher)
+                    state.error = error_of(matcher)
+            if state.error:
+                self._errors[at] = state.error
 
     def follow_draft(self, at: int, ask: Ask) -> None:
         """Masks after each token of a draft, as far as the tokens can be; the state stays as it was."""
         state, taken = ask.state, 0
         if not ask.draft or state.error:
             return
-        matcher, thinks = state.take((), self._vocabulary), state.thinks
+        matcher, thinks = state.matcher, state.thinks
         for token in ask.draft:
             at += 1
             if token in ask.stops:

@@ -178,8 +178,8 @@ class Sampler:
         for chunk in chunks:
             sequence = chunk.sequence
             if chunk.sample and (state := _own(sequence).grammar) is not None:
-                new = state.unseen(sequence.tokens, sequence.prompt_length)
-                asks.append(Ask(row, state, new, sequence.request.params.stop_token_ids, chunk.draft))
+                stops = sequence.request.params.stop_token_ids
+                asks.append(Ask(row, state, sequence.tokens, sequence.prompt_length, stops, chunk.draft))
             row += chunk.samples
         self._step_masks = self.masks.begin(asks)
 
