@@ -55,8 +55,9 @@ def tiny_engine(max_model_len: int = 512) -> Engine:
 
 def chat_ids(question: str, thinking: bool = False) -> tuple[int, ...]:
     """The prompt of a chat with the bundled model."""
-    messages = [{"role": "user", "content": question}]
-    return tuple(tiny_tokenizer().encode_chat(messages, template_kwargs={"thinking": thinking}).ids)
+    tokenizer = tiny_tokenizer()
+    message = {"role": "user", "content": question}
+    return tuple(tokenizer.encode_chat([message], template_kwargs={"thinking": thinking}).ids)
 
 
 def constrained(name: str, prompt: tuple[int, ...], grammar: str | None, **params: Any) -> GenerationRequest:
