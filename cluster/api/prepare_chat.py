@@ -32,7 +32,7 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     check_chars(sum(message.chars for message in body.messages), limits, "messages")
     prompt = encode_chat_body(body, served.tokenizer)
     check_chars(len(prompt.text), limits, "messages")
-    after = _thought_end(prompt, served.tokenizer)
+    after = _thought_end(body, prompt, served.tokenizer)
     requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, after)
     new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
     thought, calls = parser_for(body, prompt), call_parsers(body, served.tool_format, reply_id)
@@ -79,7 +79,14 @@ def _traits(body: ChatBody, tokenizer: Tokenizer) -> TemplateTraits:
     return traits
 
 
-def _thought_end(prompt: ChatPrompt, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokens that end the thought which the prompt has opened, if it has."""
-    token = tokenizer.token_id(THOUGHT_END) if prompt.in_thought else None
-    return () if token is None else (token,)
+def _thought_end(body: ChatBody, prompt: ChatPrompt, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The token that ends the thought which the prompt has opened, if it has. Raises ReplyError where the output is to
+    be structured after a thought whose end is no token."""
+    if not prompt.in_thought:
+        return ()
+    if (token := tokenizer.token_id(THOUGHT_END)) is not None:
+        return (token,)
+    if body.structure is not None:
+        field = body.structure[0]
+        raise ReplyError(f"{field}: not with thinking: {THOUGHT_END} is no token of this model", param=field)
+    return ()
