@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from isotherm.cluster.api.bodies.completion import CompletionBody
 from isotherm.cluster.api.choices import LogprobForm
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import Reply
-from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.api.structure import output_constraint
+from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.base import ToolFormat
@@ -51,6 +52,10 @@ class Served:
     tool_format: ToolFormat | None = None  # of its calls, where it is known
 
 
+async def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Prepared:
     """One HTTP request, ready for the engine. `requests[i]` is choice i: `body.samples` of them for each prompt,
@@ -63,6 +68,7 @@ class Prepared:
     new_parser: Callable[[int], OutputParser]  # of a choice's output, from its index
     new_reply: Callable[[int, str | None], Reply]  # from seconds since the epoch and the system fingerprint
     logprob_form: LogprobForm | None = LogprobForm.CHAT  # None: they are not shown
+    settle: Callable[[], Awaitable[None]] = _nothing  # between the making of a reply's end and its sending
 
     @property
     def prompt_tokens(self) -> int:
@@ -85,12 +91,15 @@ def generation_requests(
     params: list[str],
     reply_id: str,
     served: Served,
+    after: tuple[int, ...] = (),
 ) -> tuple[GenerationRequest, ...]:
-    """`body.samples` for each prompt; `params`: the prompts' names in errors. What is said of a prompt itself is asked
-    of its first choice, but in a stream of each: none waits there for another. Raises ReplyError."""
+    """`body.samples` for each prompt; `params`: the prompts' names in errors; `after`: tokens one of which ends the
+    thought that the prompts have opened. What is said of a prompt itself is asked of its first choice, but in a stream
+    of each: none waits there for another. Raises ReplyError."""
     limits = served.limits
     base_seed = secrets.randbits(63) if body.seed is None else body.seed
-    sampling = _sampling(body, served)
+    constraint = output_constraint(body, served.tokenizer, limits.vocab_size, after)
+    sampling = _sampling(body, served, constraint)
     requests: list[GenerationRequest] = []
     for index, (ids, param) in enumerate(zip(prompts, params, strict=True)):
         max_tokens = _max_tokens(body, len(ids), param, limits, served.defaults.get("max_tokens"))
@@ -129,10 +138,12 @@ def told_prompts(body: ChatBody | CompletionBody, prompts: Sequence[list[int]]) 
     return tuple(ids for ids in prompts for _ in range(body.n or 1)) if body.return_token_ids else None
 
 
-def _sampling(body: ChatBody | CompletionBody, served: Served) -> SamplingParams:
+def _sampling(body: ChatBody | CompletionBody, served: Served, constraint: Constraint | None) -> SamplingParams:
     """What a body asks for; its `max_tokens` and `seed` are still to come."""
     limits = served.limits
-    stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else served.tokenizer.eos_token_ids)
+    stop_ids = set(body.stop_token_ids or ())
+    if not body.ignore_eos or constraint is not None:  # a grammar says where the text may end, and lets it end only so
+        stop_ids |= served.tokenizer.eos_token_ids
     for i, id_ in enumerate(body.stop_token_ids or ()):
         _check_token(id_, f"stop_token_ids[{i}]", limits)
     # One value for a token, however its id is written ("5", "05"): of two, which one is added would be left to chance.
@@ -149,6 +160,7 @@ def _sampling(body: ChatBody | CompletionBody, served: Served) -> SamplingParams
         bad_words=_bad_words(body.bad_words or (), served.tokenizer),
         logprobs=logprobs,
         logit_bias=bias,
+        constraint=constraint,
     )
 
 

@@ -325,6 +325,9 @@ class Scheduler:
                 continue  # aborted or preempted while the step was computed: its blocks are no longer its own
             if len(new) > 1:
                 new = self._until_end(sequence, new)
+            error = new[-1].error if new else ""
+            if error:
+                new = new[:-1]
             start, prompt = sequence.generated, None
             if scored and (scores := scored.get(sequence.request.id)):
                 prompt = PromptLogprobs(chunk.scores.start, tuple(scores))
@@ -335,8 +338,10 @@ class Scheduler:
             sequence.computed += chunk.known + max(0, len(new) - 1)
             if self.config.prefix_cache:
                 self._register_full_blocks(sequence, chunk.start)
-            if new or prompt is not None or not sequence.remaining:
+            if new or (not error and (prompt is not None or not sequence.remaining)):
                 deltas.append(self._delta(sequence, start, new, prompt))
+            if error:
+                deltas += self.fail(sequence.request.id, error)
         return deltas
 
     def _register_full_blocks(self, sequence: ScheduledSequence, start: int) -> None:

@@ -21,6 +21,15 @@ class FinishReason(str, Enum):
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """What the output's text may be. Where `after` is given the output begins with a thought that is free: the grammar
+    holds after the first token that is one of these."""
+
+    grammar: str  # llguidance's: Lark text, or its JSON form
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How to choose tokens. `seed` is always set (the ingress draws one where the client gave none): with the prompt
     and these parameters it determines every token."""
@@ -45,6 +54,7 @@ class SamplingParams:
     thought_end: tuple[int, ...] = ()  # what ends a thought that has `max_thinking_tokens`, if it has not ended before
     max_thinking_tokens: int | None = None
     logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely ones'
+    constraint: Constraint | None = None
     processed_logprobs: bool = False  # of the distribution that tokens are drawn from, not of the model's own
     prompt_logprobs: int | None = None  # as `logprobs`, of each prompt token after the first; of the model's own
 

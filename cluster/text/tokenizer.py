@@ -21,6 +21,7 @@ from isotherm.cluster.text.chat_prompt import continued, is_in_thought, template
 from isotherm.cluster.text.chat_template import ChatTemplate
 from isotherm.cluster.text.control_tokens import ControlTokens
 from isotherm.cluster.text.detokenizer import TextStream
+from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
 from isotherm.cluster.text.template_traits import TemplateTraits
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -47,7 +48,7 @@ class ChatPrompt:
 
 
 class Tokenizer:
-    """One checkpoint's tokenizer. Thread-safe: nothing changes after loading but a cache.
+    """One checkpoint's tokenizer. Thread-safe: nothing changes after loading but caches.
 
     `eos_token_ids` is the union of what tokenizer_config.json, generation_config.json and config.json name: checkpoints
     are known to put an end-of-turn token in only one of the three."""
@@ -76,6 +77,7 @@ class Tokenizer:
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self._to_bytes = _bytes_rule(backend)
         self._bytes: dict[int, bytes] = {}
+        self._grammar_vocabularies: dict[int, GrammarVocabulary] = {}
 
     @classmethod
     def load(cls, directory: Path, *, control_tokens_anywhere: bool = False) -> Tokenizer:
@@ -168,6 +170,26 @@ class Tokenizer:
         return TextStream(
             visible_or_tag, stop, least_tokens, include_stop=include_stop, spelled=spelled, hidden_text=hidden_text
         )
+
+    def token_id(self, token: str) -> int | None:
+        """The id of the token that is written like this, if there is one."""
+        id_: int | None = self._backend.token_to_id(token)
+        return id_
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Ids of the added tokens, by how they are written. DeepSeek does not mark all of them as special."""
+        return {token.content: id_ for id_, token in self._backend.get_added_tokens_decoder().items()}
+
+    def grammar_vocabulary(self, size: int) -> GrammarVocabulary:
+        """For grammars over a model's vocabulary of this size. Raises TokenizerError where no token ends a text."""
+        if not self.eos_token_ids:
+            raise TokenizerError("the tokenizer names no eos_token, so a text by a grammar could not end")
+        made = self._grammar_vocabularies.get(size)
+        if made is None:
+            new = GrammarVocabulary(self._backend.to_str, min(self.eos_token_ids), max(size, self.vocab_size))
+            made = self._grammar_vocabularies.setdefault(size, new)
+        return made
 
     def encode_chat(
         self,
