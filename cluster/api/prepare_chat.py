@@ -8,8 +8,8 @@ from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
-from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests
-from isotherm.cluster.api.thinking import parser_for, thinking_variables
+from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests, told_prompts
+from isotherm.cluster.api.thinking import parser_for, thinking_variables, with_thought_limit
 from isotherm.cluster.api.tool_use import call_parsers
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
 from isotherm.cluster.text.output import OutputParser
@@ -30,7 +30,15 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     prompt = chat_prompt(body, served)
     after = _thought_end(prompt, served.tokenizer)
     requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, after)
-    new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
+    requests = with_thought_limit(requests, body, prompt, served.tokenizer)
+    new_reply = partial(
+        OpenAIReply,
+        reply_id,
+        body.model,
+        chat=True,
+        include_usage=body.include_usage,
+        prompts=told_prompts(body, [prompt.ids]),
+    )
     thought, calls = parser_for(body, prompt), call_parsers(body, served.tool_format, reply_id)
 
     def new_parser(choice: int) -> OutputParser:
