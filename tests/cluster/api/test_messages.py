@@ -205,6 +205,7 @@ def test_thinking_is_turned_on_and_off(client, engine):
     engine.say("hm</think>7")
     on = ask(client, thinking={"type": "enabled", "budget_tokens": 300})
     assert engine.prompt.endswith("<think>") and [block.type for block in on.content] == ["thinking", "text"]
+    assert engine.seen[-1].params.max_thinking_tokens == 300
     for stream in (False, True):
         hidden = {"thinking": {"type": "adaptive", "display": "omitted"}, "output_config": {"effort": "low"}}
         message = streamed(client, **hidden)[1] if stream else ask(client, **hidden)
