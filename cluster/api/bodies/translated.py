@@ -24,7 +24,7 @@ class TranslatedBody(RequestBody):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "n": (1,),
         "logprobs": (False,),
-        "prompt_logprobs": (False,),
+        "prompt_logprobs": (),
         "return_token_ids": (False,),
     }
     renamed: ClassVar[dict[str, str]] = {}
