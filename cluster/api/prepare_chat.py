@@ -29,7 +29,6 @@ def prepare_chat(raw: bytes, reply_id: str, served: Served) -> Prepared:
 def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared:
     """As `prepare_chat`, for a body that is checked already: other routes' bodies are made into chats. Raises
     ReplyError."""
-<<<<<<< HEAD
     prompt = chat_prompt(body, served)
     constraint = _constraint(body, prompt, served)
     requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, constraint)
@@ -43,17 +42,6 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
         prompts=told_prompts(body, [prompt.ids]),
     )
     thought, calls = parser_for(body, prompt), call_parsers(body, served, reply_id)
-=======
-    limits = served.limits
-    check_model(body.model, served.names)
-    check_chars(sum(message.chars for message in body.messages), limits, "messages")
-    prompt = encode_chat_body(body, served.tokenizer)
-    check_chars(len(prompt.text), limits, "messages")
-    after = _thought_end(body, prompt, served.tokenizer)
-    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, after)
-    new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
-    thought, calls = parser_for(body, prompt), call_parsers(body, served.tool_format, reply_id)
->>>>>>> grammar
 
     def new_parser(choice: int) -> OutputParser:
         return thought() if calls is None else ThoughtAndCalls(thought(), calls(choice))
@@ -72,8 +60,7 @@ def chat_prompt(body: ChatBody, served: Served) -> ChatPrompt:
 
 def _constraint(body: ChatBody, prompt: ChatPrompt, served: Served) -> Constraint | None:
     """What the output must be after the thought that the prompt has opened, if it has. Raises ReplyError."""
-    thought_end = served.tokenizer.token_id(THOUGHT_END) if prompt.in_thought else None
-    after = () if thought_end is None else (thought_end,)
+    after = _thought_end(body, prompt, served.tokenizer)
     if constrains_calls(body):
         return call_constraint(body, served, after)
     return output_constraint(body, served.tokenizer, served.limits.vocab_size, after)
@@ -113,8 +100,6 @@ def _traits(body: ChatBody, tokenizer: Tokenizer) -> TemplateTraits:
     if body.documents and "documents" not in traits.variables:
         raise ReplyError("documents: the model's chat template does not mention documents", param="documents")
     return traits
-<<<<<<< HEAD
-=======
 
 
 def _thought_end(body: ChatBody, prompt: ChatPrompt, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -124,8 +109,7 @@ def _thought_end(body: ChatBody, prompt: ChatPrompt, tokenizer: Tokenizer) -> tu
         return ()
     if (token := tokenizer.token_id(THOUGHT_END)) is not None:
         return (token,)
-    if body.structure is not None:
-        field = body.structure[0]
+    if body.structure is not None or constrains_calls(body):
+        field = body.structure[0] if body.structure is not None else "tools"
         raise ReplyError(f"{field}: not with thinking: {THOUGHT_END} is no token of this model", param=field)
     return ()
->>>>>>> grammar
