@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, TokenLogprobs
 from isotherm.cluster.text.output import OutputFields, OutputParser, joined
 from isotherm.cluster.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from isotherm.cluster.api.replies import Usage
 
 _LOWEST_LOGPROB = -9999.0  # what OpenAI gives for minus infinity, which JSON can't say
 
@@ -36,6 +40,7 @@ class ChoiceDelta:
     fields: OutputFields
     logprobs: JSON | None = None
     finish_reason: str | None = None
+    used: Usage | None = None  # by the whole reply so far, where it was asked for
 
     @property
     def is_empty(self) -> bool:

@@ -9,8 +9,9 @@ gives way, is policy.py's.
 from __future__ import annotations
 
 import math
+import time
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
@@ -56,8 +57,12 @@ class Drafter(Protocol):
 
 
 class Scheduler:
-    def __init__(self, config: SchedulerConfig, drafter: Drafter | None = None):
-        self.config = config
+    """`clock` gives seconds; it is read for what requests are told of their wait, and decides nothing."""
+
+    def __init__(
+        self, config: SchedulerConfig, drafter: Drafter | None = None, clock: Callable[[], float] = time.monotonic
+    ):
+        self.config, self._clock = config, clock
         self.blocks = BlockManager(config.blocks, config.block_size)
         self.waiting = Waiting()
         self.running: list[ScheduledSequence] = []  # by precedence: the last one gives way first
@@ -94,6 +99,7 @@ class Scheduler:
         if most is not None and len(self._by_id) >= most and not (request.accepted or request.generated):
             raise QueueFullError(f"{len(self._by_id)} requests are running or waiting here, and {most} may")
         sequence = ScheduledSequence(request, self._arrivals, [*request.prompt, *request.generated])
+        sequence.since = self._clock()
         self._arrivals += 1
         self._by_id[request.id] = sequence
         self.waiting.add(sequence)
@@ -257,6 +263,7 @@ class Scheduler:
         sequence.blocks += taken
         if not sequence.admitted:
             sequence.admitted = True
+            sequence.queued = self._clock() - sequence.since
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
         self.waiting.remove(sequence, has_turn=True)
         sequence.running = True
@@ -326,4 +333,4 @@ class Scheduler:
             self.abort(request.id)
         tokens = (last,) if len(new) == 1 else tuple(result.token_id for result in new)
         logprobs = () if new[0].logprobs is None else tuple(r.logprobs for r in new if r.logprobs is not None)
-        return Delta(request.id, start, tokens, reason, logprobs, sequence.cached_tokens)
+        return Delta(request.id, start, tokens, reason, logprobs, sequence.cached_tokens, "", sequence.queued)

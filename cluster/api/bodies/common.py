@@ -7,10 +7,12 @@ name, unless it has its neutral value. Knows nothing about tokenizers, engines o
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
+
+from isotherm.cluster.api.bodies.elsewhere import HARMLESS, UNSERVED
 
 MAX_N = 8
 MAX_TOP_LOGPROBS = 20
@@ -40,7 +42,10 @@ class BodyModel(BaseModel):
 
 
 class StreamOptions(BodyModel):
-    include_usage: bool = False
+    include_usage: bool = False  # a last chunk with the usage
+    continuous_usage_stats: bool = False  # the usage so far in each chunk
+    include_timings: bool = False  # a last chunk with `timings`
+    include_obfuscation: Literal[False] | None = None  # chunks are not padded
 
 
 def _hint(neutral: tuple[Any, ...]) -> str:
@@ -62,6 +67,8 @@ class GenerationBody(BodyModel):
         "prompt_logprobs": (0, False),
         "include_stop_str_in_output": (False,),
     }
+
+    harmless: ClassVar[dict[str, str]] = HARMLESS
 
     model: NonEmpty
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
@@ -105,6 +112,13 @@ class GenerationBody(BodyModel):
             raise PydanticCustomError("field:stream_options", "stream_options is only allowed when stream is true")
         return self
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A body refuses of other servers' fields those that it does not have."""
+        refused = {**UNSERVED, **cls.neutral}
+        served = cls.model_fields.keys() & UNSERVED.keys()
+        cls.neutral = {name: values for name, values in refused.items() if name not in served}
+
     @property
     def stops(self) -> tuple[str, ...]:
         return () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -112,3 +126,11 @@ class GenerationBody(BodyModel):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
+    def include_timings(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_timings
