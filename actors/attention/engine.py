@@ -4,7 +4,7 @@ about Ray or text."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.attention.sampling import Sampler
@@ -13,7 +13,7 @@ from isotherm.actors.models.step_batch import build_batch
 from isotherm.cluster.engine.scheduler import Drafter, Scheduler, SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk
 from isotherm.cluster.errors import named_line
-from isotherm.cluster.messages.requests import Delta
+from isotherm.cluster.messages.requests import Delta, GenerationRequest
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,15 @@ class Engine:
         self.sampler = sampler or Sampler(model.kernels)
         self.cache = model.new_cache(config.blocks, config.block_size)
         self.steps = 0
+
+    def prepare(self, request: GenerationRequest, then: Callable[[], None]) -> bool:
+        """Whether something has to be made before a request is added, so that no step waits for it: it is made in
+        another thread, which then calls `then`."""
+        constraint, masks = request.params.constraint, self.sampler.masks
+        if constraint is None or masks is None or masks.is_ready(constraint):
+            return False
+        masks.compile(constraint, then)
+        return True
 
     def step(self) -> list[Delta]:
         """Compute one step; what it gave each request. Empty when nothing is queued. A request that makes the
@@ -78,6 +87,7 @@ class Engine:
 
     def _compute(self, chunks: Sequence[Chunk]) -> list[Delta]:
         self.experts.begin_step()
+        self.sampler.begin(chunks)
         batch = build_batch(chunks, self.scheduler.config.block_size, self.model.cos, self.model.sin)
         try:
             logits = self.model.forward(batch, self.cache, self.experts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isotherm.cluster.engine.sequence import Chunk, Sampled
+from isotherm.actors.attention.grammar_state import GrammarState
+from isotherm.actors.attention.masks import Ask, Masks, StepMasks
+from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams, TokenLogprobs
 from isotherm.kernels.ops import Kernels
 
@@ -75,7 +78,9 @@ class SequenceSampling:
         self.params = request.params
         self.temperature = self.params.temperature if self.params.temperature >= LEAST_TEMPERATURE else 0.0
         self.chain = tuple(act for needs, act in PROCESSORS if needs(self.params))
-        self.is_plain = not self.chain and self.params.logprobs is None
+        constraint = self.params.constraint
+        self.grammar = None if constraint is None else GrammarState(constraint)
+        self.is_plain = not self.chain and self.grammar is None and self.params.logprobs is None
         self._prompt = request.prompt
         self._counts: TokenCounts | None = None
 
@@ -85,6 +90,13 @@ class SequenceSampling:
             self._counts = TokenCounts(self._prompt)
         self._counts.take(output)
         return self._counts.with_draft(draft) if draft else self._counts
+
+
+def _own(sequence: ScheduledSequence) -> SequenceSampling:
+    own = sequence.sampling
+    if not isinstance(own, SequenceSampling):
+        own = sequence.sampling = SequenceSampling(sequence.request)
+    return own
 
 
 @dataclass(frozen=True)
@@ -119,9 +131,13 @@ def bias(row: Row, logits_V: Tensor) -> None:
 
 
 def go_on(row: Row, logits_V: Tensor) -> None:
-    """Before `min_tokens` no token that ends the stream is drawn."""
+    """Before `min_tokens` no token that ends the stream is drawn, unless a grammar lets nothing else follow."""
     if row.index < row.params.min_tokens:
-        logits_V[torch.tensor(row.params.stop_token_ids, device=logits_V.device)] = -math.inf
+        ends = torch.tensor(row.params.stop_token_ids, device=logits_V.device)
+        before = logits_V[ends]
+        logits_V[ends] = -math.inf
+        if row.params.constraint is not None and bool(torch.isneginf(logits_V.max())):
+            logits_V[ends] = before
 
 
 def cut_unlikely(row: Row, logits_V: Tensor) -> None:
@@ -145,8 +161,27 @@ PROCESSORS: tuple[tuple[Callable[[SamplingParams], bool], Callable[[Row, Tensor]
 
 
 class Sampler:
-    def __init__(self, kernels: Kernels):
-        self._kernels = kernels
+    """`masks`: for requests with a constraint."""
+
+    def __init__(self, kernels: Kernels, masks: Masks | None = None):
+        self._kernels, self.masks = kernels, masks
+        self._step_masks: Future[StepMasks] | None = None
+
+    def begin(self, chunks: Sequence[Chunk]) -> None:
+        """A step is about to be computed, and then sampled: what can be done meanwhile is begun."""
+        self._step_masks = None
+        if not any(chunk.sample and chunk.sequence.request.params.constraint is not None for chunk in chunks):
+            return
+        if self.masks is None:
+            raise ValueError("a request has a constraint, and this engine has no tokenizer to hold it by")
+        asks, row = [], 0
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if chunk.sample and (state := _own(sequence).grammar) is not None:
+                stops = sequence.request.params.stop_token_ids
+                asks.append(Ask(row, state, sequence.tokens, sequence.prompt_length, stops, chunk.draft))
+            row += chunk.samples
+        self._step_masks = self.masks.begin(asks)
 
     def sample(self, chunks: Sequence[Chunk], logits_NV: Tensor) -> list[Sampled]:
         """A token for each row that `chunks` sample, in order. logits_NV: float32, a row for each of them; changed
@@ -156,11 +191,8 @@ class Sampler:
         plain = True
         for chunk in chunks:
             if chunk.sample:
-                sequence = chunk.sequence
-                own = sequence.sampling
-                if not isinstance(own, SequenceSampling):
-                    own = sequence.sampling = SequenceSampling(sequence.request)
-                first = sequence.generated
+                own = _own(chunk.sequence)
+                first = chunk.sequence.generated
                 for after in range(1 + len(chunk.draft)):
                     rows.append(own)
                     indices.append(first + after)
@@ -170,28 +202,47 @@ class Sampler:
         with torch.inference_mode():
             if plain:
                 return list(map(Sampled, self._draw(rows, indices, logits_NV)))
-            unchanged = self._process(chunks, rows, logits_NV)
-            return [
+            masks = None if self._step_masks is None else self._step_masks.result()
+            if masks is None and any(own.grammar is not None for own in rows):
+                raise RuntimeError("constrained rows are sampled in a step that was not begun")
+            unchanged = self._process(chunks, rows, logits_NV, masks)
+            sampled = [
                 Sampled(token, None if (n := own.params.logprobs) is None else token_logprobs(logits_V, token, n))
                 for own, token, logits_V in zip(rows, self._draw(rows, indices, logits_NV), unchanged, strict=True)
             ]
+        for i, why in masks.errors.items() if masks is not None else ():
+            sampled[i] = Sampled(-1, error=why)
+        return sampled
 
-    def _process(self, chunks: Sequence[Chunk], rows: Sequence[SequenceSampling], logits_NV: Tensor) -> list[Tensor]:
+    def _process(
+        self, chunks: Sequence[Chunk], rows: Sequence[SequenceSampling], logits_NV: Tensor, masks: StepMasks | None
+    ) -> list[Tensor]:
         """Each row as it was before, where its log-probabilities are asked for."""
         unchanged, i = list(logits_NV), 0
+        if masks is not None:  # before the processors, for all rows at once: what is forbidden stays so in each of them
+            for row in masks.rows:
+                if rows[row].params.logprobs is not None:
+                    unchanged[row] = logits_NV[row].clone()
+            masks.apply(logits_NV)
         for chunk in chunks:
             sequence = chunk.sequence
             for after in range(chunk.samples):
                 own = rows[i]
-                if own.chain and own.params.logprobs is not None:
+                if own.chain and own.grammar is None and own.params.logprobs is not None:
                     unchanged[i] = logits_NV[i].clone()
                 if own.chain:
                     output = sequence.tokens[sequence.prompt_length :]
                     counts = partial(own.counts, output, chunk.draft[:after])
-                    row = Row(own.params, len(output) + after, counts)
+                    one = Row(own.params, len(output) + after, counts)
                     for act in own.chain:
-                        act(row, logits_NV[i])
+                        act(one, logits_NV[i])
                 i += 1
+        if masks is not None:
+            for row in masks.rows:
+                own = rows[row]
+                if own.chain and own.grammar is not None and bool(torch.isneginf(logits_NV[row].max())):
+                    logits_NV[row] = 0.0  # of nothing but minus infinity no distribution can be made
+                    masks.errors.setdefault(row, own.grammar.named("the request forbids the rest"))
         return unchanged
 
     def _draw(self, rows: Sequence[SequenceSampling], indices: Sequence[int], logits_NV: Tensor) -> list[int]:

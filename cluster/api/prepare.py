@@ -15,7 +15,8 @@ from isotherm.cluster.api.bodies.completion import CompletionBody
 from isotherm.cluster.api.choices import LogprobForm
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import Reply
-from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.api.structure import output_constraint
+from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.base import ToolFormat
@@ -85,10 +86,13 @@ def generation_requests(
     params: list[str],
     reply_id: str,
     served: Served,
+    after: tuple[int, ...] = (),
 ) -> tuple[GenerationRequest, ...]:
+    """`after`: tokens one of which ends the thought that the prompts have opened."""
     limits = served.limits
     base_seed = secrets.randbits(63) if body.seed is None else body.seed
-    sampling = _sampling(body, served)
+    constraint = output_constraint(body, served.tokenizer, limits.vocab_size, after)
+    sampling = _sampling(body, served, constraint)
     requests: list[GenerationRequest] = []
     for ids, param in zip(prompts, params, strict=True):
         max_tokens = _max_tokens(body, len(ids), param, limits, served.defaults.get("max_tokens"))
@@ -116,10 +120,12 @@ def generation_requests(
     return tuple(requests)
 
 
-def _sampling(body: ChatBody | CompletionBody, served: Served) -> SamplingParams:
+def _sampling(body: ChatBody | CompletionBody, served: Served, constraint: Constraint | None) -> SamplingParams:
     """What a body asks for; its `max_tokens` and `seed` are still to come."""
     limits = served.limits
-    stop_ids = set(body.stop_token_ids or ()) | (set() if body.ignore_eos else served.tokenizer.eos_token_ids)
+    stop_ids = set(body.stop_token_ids or ())
+    if not body.ignore_eos or constraint is not None:  # a grammar says where the text may end, and lets it end only so
+        stop_ids |= served.tokenizer.eos_token_ids
     for i, id_ in enumerate(body.stop_token_ids or ()):
         _check_token(id_, f"stop_token_ids[{i}]", limits)
     # One value for a token, however its id is written ("5", "05"): of two, which one is added would be left to chance.
@@ -132,6 +138,7 @@ def _sampling(body: ChatBody | CompletionBody, served: Served) -> SamplingParams
         stop_token_ids=tuple(sorted(stop_ids)),
         logprobs=body.logprob_count,
         logit_bias=bias,
+        constraint=constraint,
     )
 
 

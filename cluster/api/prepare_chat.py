@@ -15,6 +15,7 @@ from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTem
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.output_parsers import ThoughtAndCalls
 from isotherm.cluster.text.template_traits import TemplateTraits
+from isotherm.cluster.text.think_parser import THOUGHT_END
 from isotherm.cluster.text.tokenizer import ChatPrompt, NoChatTemplateError, Tokenizer
 
 
@@ -31,7 +32,8 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     check_chars(sum(message.chars for message in body.messages), limits, "messages")
     prompt = encode_chat_body(body, served.tokenizer)
     check_chars(len(prompt.text), limits, "messages")
-    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served)
+    after = _thought_end(prompt, served.tokenizer)
+    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, after)
     new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
     thought, calls = parser_for(body, prompt), call_parsers(body, served.tool_format, reply_id)
 
@@ -75,3 +77,9 @@ def _traits(body: ChatBody, tokenizer: Tokenizer) -> TemplateTraits:
     if body.documents and "documents" not in traits.variables:
         raise ReplyError("documents: the model's chat template does not mention documents", param="documents")
     return traits
+
+
+def _thought_end(prompt: ChatPrompt, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end the thought which the prompt has opened, if it has."""
+    token = tokenizer.token_id(THOUGHT_END) if prompt.in_thought else None
+    return () if token is None else (token,)

@@ -299,6 +299,9 @@ class Scheduler:
                 continue  # aborted or preempted while the step was computed: its blocks are no longer its own
             if len(new) > 1:
                 new = self._until_end(sequence, new)
+            error = new[-1].error if new else ""
+            if error:
+                new = new[:-1]
             start = sequence.generated
             for result in new:
                 sequence.tokens.append(result.token_id)
@@ -308,6 +311,8 @@ class Scheduler:
                 self._register_full_blocks(sequence, chunk.start)
             if new:
                 deltas.append(self._delta(sequence, start, new))
+            if error:
+                deltas += self.fail(sequence.request.id, error)
         return deltas
 
     def _register_full_blocks(self, sequence: ScheduledSequence, start: int) -> None:

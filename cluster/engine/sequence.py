@@ -90,10 +90,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What the model gave for one row that is sampled."""
+    """What the model gave for one row that is sampled; or why nothing can follow there, and the request cannot go
+    on."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
+    error: str = ""
 
 
 def accepted(chunk: Chunk, results: Sequence[Sampled]) -> list[Sampled]:

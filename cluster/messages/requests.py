@@ -21,6 +21,15 @@ class FinishReason(str, Enum):
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """What the output's text may be. Where `after` is given the output begins with a thought that is free: the grammar
+    holds after the first token that is one of these."""
+
+    grammar: str  # llguidance's: Lark text, or its JSON form
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How to choose tokens. `seed` is always set (the ingress draws one where the client gave none): with the prompt
     and these parameters it determines every token."""
@@ -41,6 +50,7 @@ class SamplingParams:
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()  # end-of-sequence ids included, unless the request ignores them
     logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely ones'
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from isotherm.cluster.text.chat_prompt import continued, is_in_thought, template
 from isotherm.cluster.text.chat_template import ChatTemplate, RenderedChat
 from isotherm.cluster.text.control_tokens import ControlTokens
 from isotherm.cluster.text.detokenizer import TextStream
+from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
 from isotherm.cluster.text.template_traits import TemplateTraits
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -45,7 +46,7 @@ class ChatPrompt:
 
 
 class Tokenizer:
-    """One checkpoint's tokenizer. Thread-safe: nothing changes after loading but a cache.
+    """One checkpoint's tokenizer. Thread-safe: nothing changes after loading but caches.
 
     `eos_token_ids` is the union of what tokenizer_config.json, generation_config.json and config.json name: checkpoints
     are known to put an end-of-turn token in only one of the three."""
@@ -73,6 +74,7 @@ class Tokenizer:
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self._to_bytes = _bytes_rule(backend)
         self._bytes: dict[int, bytes] = {}
+        self._grammar_vocabularies: dict[int, GrammarVocabulary] = {}
 
     @classmethod
     def load(cls, directory: Path, *, control_tokens_anywhere: bool = False) -> Tokenizer:
@@ -147,6 +149,21 @@ class Tokenizer:
             return b"" if token_id in self.special_ids and data.decode("utf-8", "replace") not in tags() else data
 
         return TextStream(visible_or_tag if skip_special_tokens else self.token_bytes, stop, least_tokens)
+
+    def token_id(self, token: str) -> int | None:
+        """The id of the token that is written like this, if there is one."""
+        id_: int | None = self._backend.token_to_id(token)
+        return id_
+
+    def grammar_vocabulary(self, size: int) -> GrammarVocabulary:
+        """For grammars over a model's vocabulary of this size. Raises TokenizerError where no token ends a text."""
+        if not self.eos_token_ids:
+            raise TokenizerError("the tokenizer names no eos_token, so a text by a grammar could not end")
+        made = self._grammar_vocabularies.get(size)
+        if made is None:
+            new = GrammarVocabulary(self._backend.to_str, min(self.eos_token_ids), max(size, self.vocab_size))
+            made = self._grammar_vocabularies.setdefault(size, new)
+        return made
 
     def encode_chat(
         self,

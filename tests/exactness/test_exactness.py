@@ -12,11 +12,14 @@ import random
 from dataclasses import dataclass, replace
 
 import pytest
+import tokenizers
 import torch
 from deepseek_checkpoints import make_checkpoint
+from tokenizers import decoders, models, pre_tokenizers
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
+from isotherm.actors.attention.masks import Masks
 from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
@@ -24,15 +27,17 @@ from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.engine.sequence import ScheduledSequence
-from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.placement.table import Placement
+from isotherm.cluster.text.grammar import json_schema, regex
+from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
 from isotherm.kernels.native.backend import NativeKernels
 
 pytestmark = pytest.mark.slow
 
 CASES = int(os.environ.get("ISOTHERM_EXACTNESS_CASES", "400"))
-VOCABULARY = 300
+VOCABULARY, EOS = 300, 256
 MODELS: dict[str, dict] = {"bf16": {"dtype": "bfloat16"}, "fp8": {"fp8": True}, "float32": {"dtype": "float32"}}
 
 
@@ -44,11 +49,31 @@ class Seen:
     logits: tuple[bytes, ...]
 
 
+def byte_tokenizer() -> str:
+    """A tokenizer.json: every byte, and EOS."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.add_special_tokens(["<eos>"])
+    assert backend.token_to_id("<eos>") == EOS
+    return backend.to_str()
+
+
+GRAMMARS = GrammarVocabulary(byte_tokenizer, EOS, VOCABULARY)
+NUMBERS = {"type": "array", "items": {"type": "integer", "minimum": -99, "maximum": 999}}
+CONSTRAINTS = [
+    Constraint(json_schema(NUMBERS)),
+    Constraint(regex("[a-f]{3,}( [x-z0-9]+)*")),
+    Constraint('start: ("ab" | "abc" | pair)+\npair: "(" start ")"\n'),
+    Constraint(json_schema({"type": "object"}), after=(7, 8, 9, 10, 11, 12, 13, 14)),
+]
+
+
 class Recorder(Sampler):
     """Keeps digests of the logits it samples from: of a row after a wrong draft only until the right one comes."""
 
     def __init__(self, kernels):
-        super().__init__(kernels)
+        super().__init__(kernels, Masks(lambda: GRAMMARS))
         self.digests: dict[tuple[str, int], bytes] = {}
 
     def sample(self, chunks, logits_NV):
@@ -161,7 +186,9 @@ def pool() -> list[GenerationRequest]:
             "logit_bias": rng.choice([(), ((rng.randrange(VOCABULARY), 3.0), (rng.randrange(VOCABULARY), -100.0))]),
         }
         cuts = rng.choice([1.0, 0.9]), rng.choice([0, 40])
-        params = SamplingParams(rng.randint(1, 24), temperature, *cuts, **(processed if i % 3 else {}), seed=i)
+        held = {"constraint": CONSTRAINTS[i // 4 % 4], "stop_token_ids": (EOS,)} if i % 4 == 0 else {}
+        asked = {**(processed if i % 3 else {}), **held}
+        params = SamplingParams(rng.randint(1, 24), temperature, *cuts, **asked, seed=i)
         out.append(GenerationRequest(f"r{i}", tuple(prompt), params))
     return out
 

@@ -58,12 +58,7 @@ class GenerationBody(BodyModel):
     SamplingParams has goes to the engine as it is."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "response_format": ({"type": "text"},),
-        "guided_json": (),
-        "guided_regex": (),
-        "guided_choice": (),
-        "guided_grammar": (),
-        "structured_outputs": (),
+        "guided_whitespace_pattern": (),
         "prompt_logprobs": (0, False),
         "include_stop_str_in_output": (False,),
     }

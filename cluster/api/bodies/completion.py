@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import MAX_TOP_LOGPROBS, GenerationBody, NonEmpty, TokenId
+from isotherm.cluster.api.bodies.structure import StructuredBody
 
 MAX_PROMPTS = 128
 MAX_CHOICES = 128  # prompts × n
@@ -24,7 +25,7 @@ def _shape(value: Any) -> str:
     return "tokens" if value and not isinstance(value[0], str) else "texts"
 
 
-class CompletionBody(GenerationBody):
+class CompletionBody(StructuredBody, GenerationBody):
     """POST /v1/completions."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
