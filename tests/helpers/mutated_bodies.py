@@ -66,6 +66,19 @@ TOOLS = {
     "reasoning_effort": "low",
     "stream": True,
 }
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "integer", "minimum": 3}, "b": {"enum": ["x", None]}, "c": {"$ref": "#/$defs/c"}},
+    "required": ["a"],
+    "additionalProperties": False,
+    "$defs": {"c": {"type": "array", "items": {"type": "string", "maxLength": 5}, "minItems": 1}},
+}
+STRUCTURED = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "json"}],
+    "response_format": {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": SCHEMA}},
+    "max_tokens": 4,
+}
 COMPLETION = {
     "model": "m",
     "prompt": ["hello", "日本"],
@@ -83,6 +96,9 @@ COMPLETION = {
 VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", CHAT),
     ("/v1/chat/completions", TOOLS),
+    ("/v1/chat/completions", STRUCTURED),
+    ("/v1/completions", {"model": "m", "prompt": "x", "guided_regex": "a+b?", "max_tokens": 3}),
+    ("/v1/completions", {"model": "m", "prompt": "x", "structured_outputs": {"choice": ["yes", "no"]}}),
     ("/v1/completions", COMPLETION),
     ("/v1/completions", {"model": "m", "prompt": [[5, 6], [7]], "logprobs": 3, "stream": True}),
     ("/tokenize", {"prompt": "hello", "add_special_tokens": False, "return_token_strs": True}),

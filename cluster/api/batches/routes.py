@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from isotherm.cluster.api.batches.service import BatchService
 from isotherm.cluster.api.batches.state import FINAL, new_batch, window_seconds
+from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.batches.upload import receive_file
 from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty
 from isotherm.cluster.api.body import read_body
@@ -59,69 +60,77 @@ class BatchBody(BodyModel):
 
 def batch_routes(service: BatchService, endpoints: Collection[str]) -> list[Route]:
     """/v1/files and /v1/batches. `endpoints`: the routes that rows may ask."""
-    store = service.store
+    files, batches = _Files(service.store, service.limits.max_file_bytes), _Batches(service, endpoints)
+    return [
+        Route("/v1/files", files.all, methods=["GET", "POST"]),
+        Route("/v1/files/{file_id}", files.one, methods=["GET", "DELETE"]),
+        Route("/v1/files/{file_id}/content", files.content),
+        Route("/v1/batches", batches.all, methods=["GET", "POST"]),
+        Route("/v1/batches/{batch_id}", batches.one),
+        Route("/v1/batches/{batch_id}/cancel", batches.cancel, methods=["POST"]),
+    ]
 
-    async def files(request: Request) -> Response:
+
+class _Files:
+    def __init__(self, store: Store, max_file_bytes: int) -> None:
+        self._store, self._max_file_bytes = store, max_file_bytes
+
+    async def all(self, request: Request) -> Response:
         if request.method == "POST":
-            return json_response(await receive_file(request, store, service.limits.max_file_bytes))
+            return json_response(await receive_file(request, self._store, self._max_file_bytes))
         purpose, order = request.query_params.get("purpose"), request.query_params.get("order", "desc")
         if order not in ("asc", "desc"):
             raise ReplyError(f"order: expected 'asc' or 'desc', got {order[:100]!r}", param="order")
-        found = [one for one in await asyncio.to_thread(store.files) if purpose in (None, one["purpose"])]
+        found = [one for one in await asyncio.to_thread(self._store.files) if purpose in (None, one["purpose"])]
         return json_response(_page(found if order == "desc" else found[::-1], request))
 
-    async def file(request: Request) -> Response:
+    async def one(self, request: Request) -> Response:
         file_id = request.path_params["file_id"]
         if request.method == "DELETE":
-            await asyncio.to_thread(store.delete_file, file_id)
+            await asyncio.to_thread(self._store.delete_file, file_id)
             return json_response({"id": file_id, "object": "file", "deleted": True})
-        return json_response(store.file(file_id))
+        return json_response(self._store.file(file_id))
 
-    async def content(request: Request) -> Response:
-        found = store.file(request.path_params["file_id"])
-        return FileResponse(store.content(found["id"]), media_type="application/octet-stream")
+    async def content(self, request: Request) -> Response:
+        path = self._store.content(request.path_params["file_id"])
+        return FileResponse(path, media_type="application/octet-stream")
 
-    async def batches(request: Request) -> Response:
-        if request.method == "POST":
-            body = parse_body(BatchBody, await read_body(request, _MAX_BODY))
-            created = await asyncio.to_thread(create, body)
-            service.added()
-            return json_response(created)
-        return json_response(_page(await asyncio.to_thread(store.batches), request))
 
-    def create(body: BatchBody) -> JSON:
-        if body.endpoint not in endpoints:
-            expected = " or ".join(sorted(endpoints))
+class _Batches:
+    def __init__(self, service: BatchService, endpoints: Collection[str]) -> None:
+        self._service, self._store, self._endpoints = service, service.store, endpoints
+
+    async def all(self, request: Request) -> Response:
+        if request.method != "POST":
+            return json_response(_page(await asyncio.to_thread(self._store.batches), request))
+        body = parse_body(BatchBody, await read_body(request, _MAX_BODY))
+        created = await asyncio.to_thread(self._create, body)
+        self._service.added()
+        return json_response(created)
+
+    def _create(self, body: BatchBody) -> JSON:
+        if body.endpoint not in self._endpoints:
+            expected = " or ".join(sorted(self._endpoints))
             raise ReplyError(f"endpoint: expected {expected}, got {body.endpoint[:100]!r}", param="endpoint")
-        source = store.file(body.input_file_id)
+        source = self._store.file(body.input_file_id)
         if source["purpose"] != "batch":
             message = f"input_file_id: expected a file uploaded with purpose 'batch', got {source['purpose']!r}"
             raise ReplyError(message, param="input_file_id")
         keep = body.output_expires_after.seconds if body.output_expires_after is not None else None
-        batch_id, window = f"batch_{uuid.uuid4().hex}", body.completion_window
-        batch = new_batch(batch_id, body.endpoint, source["id"], window, body.metadata, keep, store.clock())
-        store.add_batch(batch)
-        return store.batch(batch_id)
+        batch_id, window, now = f"batch_{uuid.uuid4().hex}", body.completion_window, self._store.clock()
+        self._store.add_batch(new_batch(batch_id, body.endpoint, source["id"], window, body.metadata, keep, now))
+        return self._store.batch(batch_id)
 
-    async def batch(request: Request) -> Response:
-        return json_response(store.batch(request.path_params["batch_id"]))
+    async def one(self, request: Request) -> Response:
+        return json_response(self._store.batch(request.path_params["batch_id"]))
 
-    async def cancel(request: Request) -> Response:
-        found = store.batch(request.path_params["batch_id"])
+    async def cancel(self, request: Request) -> Response:
+        found = self._store.batch(request.path_params["batch_id"])
         if found["status"] in FINAL:
             raise ReplyError(f"batch_id: the batch is {found['status']} already", status=409, param="batch_id")
-        store.cancel(found["id"])
-        service.added()
-        return json_response(store.batch(found["id"]))
-
-    return [
-        Route("/v1/files", files, methods=["GET", "POST"]),
-        Route("/v1/files/{file_id}", file, methods=["GET", "DELETE"]),
-        Route("/v1/files/{file_id}/content", content),
-        Route("/v1/batches", batches, methods=["GET", "POST"]),
-        Route("/v1/batches/{batch_id}", batch),
-        Route("/v1/batches/{batch_id}/cancel", cancel, methods=["POST"]),
-    ]
+        self._store.cancel(found["id"])
+        self._service.added()
+        return json_response(self._store.batch(found["id"]))
 
 
 def refused_routes(reason: str) -> list[Route]:
