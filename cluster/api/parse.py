@@ -68,9 +68,8 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
     else:
         message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
     param = _param(path)
-    return ReplyError(
-        message if param and message.startswith(param.rsplit(".", 1)[-1]) else f"{param}: {message}", param=param
-    )
+    named = kind.startswith("field:") and param and message.startswith(param.rsplit(".", 1)[-1])
+    return ReplyError(message if named else f"{param}: {message}", param=param)
 
 
 def _param(path: list[str | int]) -> str:

@@ -8,10 +8,6 @@ from typing import Any
 # Field → the values that ask for nothing.
 UNSERVED: dict[str, tuple[Any, ...]] = {
     # Output in a form (SGLang, llama.cpp, vLLM).
-    "regex": (),
-    "ebnf": (),
-    "json_schema": (),
-    "grammar": ("",),
     "structural_tag": (),
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
@@ -26,7 +22,6 @@ UNSERVED: dict[str, tuple[Any, ...]] = {
     "stream_reasoning": (True,),
     # What a reply says beside its text.
     "return_hidden_states": (False,),
-    "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "logprob_token_ids": ([],),
     "token_ids_logprob": ([],),
