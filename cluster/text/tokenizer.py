@@ -139,6 +139,10 @@ class Tokenizer:
             found = self._bytes[token_id] = b"" if token is None else self._to_bytes(token)
         return found
 
+    def token_string(self, token_id: int) -> str:
+        """The token as its vocabulary writes it; nothing for an id that has no token."""
+        return self._backend.id_to_token(token_id) or ""
+
     def visible_bytes(self, token_id: int) -> bytes:
         """As `token_bytes`, but nothing for a special token."""
         return b"" if token_id in self.special_ids else self.token_bytes(token_id)
