@@ -65,6 +65,9 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
         path.append(kind.removeprefix("field:"))
     elif kind == "missing":
         message = "this field is required"
+    elif kind == "union_tag_invalid" and isinstance(at, dict):
+        path.append(name := error["ctx"]["discriminator"].strip("'"))
+        message = f"must be one of {error['ctx']['expected_tags']}, got {_show(at.get(name))}"
     else:
         message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
     param = _param(path)
