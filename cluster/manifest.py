@@ -241,6 +241,9 @@ class Manifest(_Section):
     generation_config: Literal["auto", "none"] = Field(
         "auto", description="whether sampling has the checkpoint's own defaults"
     )
+    logprobs: Literal["model", "processed"] = Field(
+        "model", description="of the model's own distribution, or of the one that tokens are drawn from"
+    )
     tool_format: Annotated[str, AfterValidator(check_tool_format)] = Field(
         "auto", description="how the model calls tools; auto: as its chat template shows"
     )

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from starlette.requests import Request
@@ -18,11 +18,12 @@ from starlette.responses import Response
 
 from isotherm.cluster.api.admission import Admission
 from isotherm.cluster.api.body import read_body
-from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, merged
+from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, best, merged
 from isotherm.cluster.api.delta_streams import DeltaStreams
 from isotherm.cluster.api.engine_client import EngineClient, EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.api.errors import ReplyError, internal_error
 from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded
+from isotherm.cluster.api.logprobs import PromptScores
 from isotherm.cluster.api.prepare import Prepared, PromptLimits, Served
 from isotherm.cluster.api.replies import Reply, json_response, usage
 from isotherm.cluster.api.settings import AppSettings
@@ -111,6 +112,9 @@ class Generator:
                 skip_special_tokens=body.skip_special_tokens is not False,
                 logprob_form=prepared.logprob_form,
                 echo=prepared.echo[i],
+                include_stop=bool(body.include_stop_str_in_output),
+                tells_token_ids=bool(body.return_token_ids),
+                scores=self._scores(prepared, i),
             )
             for i, generation in enumerate(prepared.requests)
         ]
@@ -124,6 +128,15 @@ class Generator:
             return stream
         except (EngineUnavailableError, GenerationError) as error:
             raise self._engine_error(error) from error
+
+    def _scores(self, prepared: Prepared, index: int) -> PromptScores | None:
+        """What takes the log-probabilities of a choice's prompt, where it is the one that asks for them."""
+        body, request = prepared.body, prepared.requests[index]
+        if request.params.prompt_logprobs is None:
+            return None
+        echo = prepared.echo[index] if body.echoes_logprobs else None
+        top = body.prompt_logprobs
+        return PromptScores(request.prompt, self._tokenizer, echo=echo, echo_top=body.logprob_count or 0, top=top)
 
     def _engine_error(self, error: EngineUnavailableError | GenerationError) -> ReplyError:
         if isinstance(error, EngineOverloadedError):
@@ -147,8 +160,12 @@ class Generator:
         async with aclosing(self._deltas(prepared, choices)) as stream:
             async for delta in stream:
                 parts[delta.index].append(delta)
-        used = usage(prepared.prompt_tokens, choices, prepared.body.n or 1)
-        return reply.whole([merged(part) for part in parts], used)
+        samples, n = prepared.body.samples, prepared.body.n or 1
+        whole = [merged(part) for part in parts]
+        # What is said of a prompt came with its first choice.
+        whole = [replace(delta, prompt=whole[i - i % samples].prompt) for i, delta in enumerate(whole)]
+        used = usage(prepared.prompt_tokens, choices, samples)
+        return reply.whole(best(whole, choices, samples, n), used)
 
     async def _events(
         self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply
@@ -160,7 +177,7 @@ class Generator:
                 if not delta.is_empty or not begun:
                     begun = True
                     yield reply.events(delta)
-        yield reply.end(usage(prepared.prompt_tokens, choices, prepared.body.n or 1))
+        yield reply.end(usage(prepared.prompt_tokens, choices, prepared.body.samples))
 
     async def _deltas(self, prepared: Prepared, choices: Sequence[ChoiceStream]) -> AsyncGenerator[ChoiceDelta, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop

@@ -8,9 +8,9 @@ from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
-from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests
+from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests, told_prompts
 from isotherm.cluster.api.structure import output_constraint
-from isotherm.cluster.api.thinking import parser_for, thinking_variables
+from isotherm.cluster.api.thinking import parser_for, thinking_variables, with_thought_limit
 from isotherm.cluster.api.tool_use import call_constraint, call_parsers, constrains_calls
 from isotherm.cluster.messages.requests import Constraint
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
@@ -36,7 +36,15 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
     check_chars(len(prompt.text), limits, "messages")
     constraint = _constraint(body, prompt, served)
     requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, constraint)
-    new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
+    requests = with_thought_limit(requests, body, prompt, served.tokenizer)
+    new_reply = partial(
+        OpenAIReply,
+        reply_id,
+        body.model,
+        chat=True,
+        include_usage=body.include_usage,
+        prompts=told_prompts(body, [prompt.ids]),
+    )
     thought, calls = parser_for(body, prompt), call_parsers(body, served, reply_id)
 
     def new_parser(choice: int) -> OutputParser:

@@ -46,6 +46,8 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
         defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
+        if manifest.logprobs == "processed":
+            defaults["processed_logprobs"] = True
         settings = AppSettings(
             access=Access(manifest.http.admin, manifest.http.metrics),
             defaults=defaults,

@@ -62,6 +62,7 @@ class Tokenizer:
     ) -> None:
         """`control_tokens_anywhere`: those that stand in the messages of a chat count too, as elsewhere they do."""
         self._backend = backend
+        self._bos = special_tokens.get("bos_token")
         self.chat_template = chat_template
         self._traits: dict[str, TemplateTraits] = {}
         self._control_tokens = None if control_tokens_anywhere else ControlTokens(backend)
@@ -114,6 +115,16 @@ class Tokenizer:
         # encode() holds the GIL; the batch call lets it go, so that an event loop in another thread goes on.
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
+    def encode_prompt(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """As `encode`, with one BOS where the text begins with it by itself."""
+        ids = self.encode(text, add_special_tokens)
+        bos = self._bos
+        if add_special_tokens and bos and text.startswith(bos):
+            own = self.encode(text, add_special_tokens=False)
+            if own[:1] == [self._backend.token_to_id(bos)] == ids[:1] and len(ids) > len(own):
+                return ids[1:]
+        return ids
+
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         to_bytes = self.visible_bytes if skip_special_tokens else self.token_bytes
         return b"".join(map(to_bytes, token_ids)).decode("utf-8", "replace")
@@ -136,15 +147,27 @@ class Tokenizer:
         skip_special_tokens: bool = True,
         tags: Callable[[], Collection[str]] = tuple,
         least_tokens: int = 0,
+        include_stop: bool = False,
     ) -> TextStream:
         """A detokeniser for one reply. `tags`, asked at each special token, gives those that are not to be skipped;
-        `least_tokens` as TextStream has it."""
+        `least_tokens` and `include_stop` as TextStream has them."""
+        if not skip_special_tokens:
+            return TextStream(self.token_bytes, stop, least_tokens, include_stop=include_stop)
+
+        def hidden_text(token_id: int) -> str:
+            if token_id not in self.special_ids:
+                return ""
+            text = self.token_bytes(token_id).decode("utf-8", "replace")
+            return "" if text in tags() else text
 
         def visible_or_tag(token_id: int) -> bytes:
-            data = self.token_bytes(token_id)
-            return b"" if token_id in self.special_ids and data.decode("utf-8", "replace") not in tags() else data
+            return b"" if hidden_text(token_id) else self.token_bytes(token_id)
 
-        return TextStream(visible_or_tag if skip_special_tokens else self.token_bytes, stop, least_tokens)
+        special = [self.token_bytes(id_).decode("utf-8", "replace") for id_ in self.special_ids] if stop else []
+        spelled = [text for text in stop if any(token and token in text for token in special)]
+        return TextStream(
+            visible_or_tag, stop, least_tokens, include_stop=include_stop, spelled=spelled, hidden_text=hidden_text
+        )
 
     def token_id(self, token: str) -> int | None:
         """The id of the token that is written like this, if there is one."""

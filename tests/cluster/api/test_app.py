@@ -347,7 +347,7 @@ MALFORMED = [
     ("chat", {"temperature": True}, "temperature"),
     ("chat", {"temperature": "hot"}, "temperature"),
     ("chat", {"temperature": 2.1}, "temperature"),
-    ("chat", {"top_p": 0}, "top_p"),
+    ("chat", {"top_p": -0.5}, "top_p"),
     ("chat", {"top_p": HUGE}, "top_p"),
     ("chat", {"n": 0}, "n"),
     ("chat", {"n": HUGE}, "n"),
@@ -377,7 +377,7 @@ MALFORMED = [
     ("complete", {"prompt": [[1], ["a"]]}, "prompt[1][0]"),
     ("complete", {"prompt": "a " * 2000}, "prompt"),
     ("complete", {"logprobs": 21}, "logprobs"),
-    ("complete", {"best_of": 5}, "best_of"),
+    ("complete", {"best_of": 129}, "best_of"),
     ("complete", {"suffix": "end"}, "suffix"),
 ]
 
