@@ -222,6 +222,8 @@ class HttpSection(_Section):
     drain_seconds: float = Field(
         600.0, ge=0, le=86400, description="for open requests to finish when the ingress is updated or the service ends"
     )
+    aliases: list[Annotated[str, Field(min_length=1)]] = Field([], description="further names of the model")
+    kept_responses: Bytes = Field(64 << 20, description="of responses that later ones may go on from")
 
 
 class Manifest(_Section):

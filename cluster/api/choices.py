@@ -4,7 +4,7 @@ finish reason; and the count of tokens. Pure."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from isotherm.cluster.api.logprobs import (
@@ -36,8 +36,9 @@ class LogprobForm(Enum):
 @dataclass(frozen=True)
 class ChoiceDelta:
     """What is added to a choice. `logprobs` are in OpenAI's form, one entry for each token in order, whatever field
-    its text is in; `finish_reason` is OpenAI's word, in the last delta only. `token_ids` are there where they are asked
-    for, `prompt` in one delta where something is to be said of the prompt's tokens."""
+    its text is in; `finish_reason` is OpenAI's word, in the last delta only, and `stop` the stop string that is the
+    reason. `token_ids` are there where they are asked for, `prompt` in one delta where something is to be said of the
+    prompt's tokens."""
 
     index: int
     fields: OutputFields
@@ -45,6 +46,10 @@ class ChoiceDelta:
     finish_reason: str | None = None
     token_ids: tuple[int, ...] = ()
     prompt: PromptReport | None = None
+    stop: str | None = None
+    thought_tokens: int = 0  # so many of its tokens, the first ones, are the thought's
+    cached_tokens: int = 0  # of the prompt
+    pieces: tuple[ChoiceDelta, ...] = field(default=(), repr=False, compare=False)  # of which it was merged
 
     @property
     def is_empty(self) -> bool:
@@ -116,6 +121,7 @@ class ChoiceStream:
         # A stop token says "the end" and is no part of the text, unless it is asked for.
         ended = finish is FinishReason.STOP and tokens and tokens[-1] in self._stop_ids and not self._include_stop
         text_tokens = tokens[:-1] if ended else tokens
+        thought_before = self.reasoning_tokens
         pieces, read, stopped = self._read(text_tokens)
         count = read if stopped else len(tokens)
         self.completion_tokens += count
@@ -141,6 +147,9 @@ class ChoiceStream:
             self.finish_reason,
             tokens[:count] if self._tells_token_ids else (),
             report,
+            self._stream.stopped_by,
+            self.reasoning_tokens - thought_before,
+            self.cached_tokens,
         )
 
     def _prompt_report(self) -> PromptReport | None:
@@ -186,6 +195,8 @@ def merged(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
         last.finish_reason,
         tuple(token for delta in deltas for token in delta.token_ids),
         next((delta.prompt for delta in deltas if delta.prompt is not None), None),
+        last.stop,
+        pieces=tuple(deltas),
     )
 
 

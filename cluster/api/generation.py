@@ -85,10 +85,13 @@ class Generator:
 
     async def prepared(self, request: Request, route: GenerationRoute) -> Prepared:
         """The request's body, made ready for the engine. Raises ReplyError."""
-        raw = await read_body(request, self._settings.max_body_bytes)
+        raw = await self.body(request)
         prepare = partial(route.prepare, raw, f"{route.prefix}{uuid.uuid4().hex}", self.served)
         inline = not route.blocks and len(raw) <= _INLINE_BYTES
         return prepare() if inline else await asyncio.to_thread(prepare)
+
+    async def body(self, request: Request) -> bytes:
+        return await read_body(request, self._settings.max_body_bytes)
 
     def _admit(self, count: int, places: ExitStack) -> None:
         """Takes places for so many of the engine's streams. Raises ReplyError 429."""
@@ -123,7 +126,8 @@ class Generator:
             if not body.stream:
                 return json_response(await until_disconnect(request.receive, self._collect(prepared, choices, reply)))
             events = self._events(prepared, choices, reply)
-            stream = EventStream(events, partial(self._error_event, prepared.id, reply), self._settings.silence_s)
+            error_event = partial(self._error_event, prepared.id, reply)
+            stream = EventStream(events, error_event, self._settings.silence_s, reply.waiting)
             await stream.first_event(request.receive, self._settings.first_event_s)
             return stream
         except (EngineUnavailableError, GenerationError) as error:
@@ -161,11 +165,13 @@ class Generator:
             async for delta in stream:
                 parts[delta.index].append(delta)
         samples, n = prepared.body.samples, prepared.body.n or 1
-        whole = [merged(part) for part in parts]
+        deltas = [merged(part) for part in parts]
         # What is said of a prompt came with its first choice.
-        whole = [replace(delta, prompt=whole[i - i % samples].prompt) for i, delta in enumerate(whole)]
+        deltas = [replace(delta, prompt=deltas[i - i % samples].prompt) for i, delta in enumerate(deltas)]
         used = usage(prepared.prompt_tokens, choices, samples)
-        return reply.whole(best(whole, choices, samples, n), used)
+        whole = reply.whole(best(deltas, choices, samples, n), used)
+        await prepared.settle()
+        return whole
 
     async def _events(
         self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply
@@ -174,10 +180,12 @@ class Generator:
         begun = False
         async with aclosing(self._deltas(prepared, choices)) as deltas:
             async for delta in deltas:
-                if not delta.is_empty or not begun:
+                if (not delta.is_empty or not begun) and (events := reply.events(delta)):
                     begun = True
-                    yield reply.events(delta)
-        yield reply.end(usage(prepared.prompt_tokens, choices, prepared.body.samples))
+                    yield events
+        end = reply.end(usage(prepared.prompt_tokens, choices, prepared.body.samples))
+        await prepared.settle()
+        yield end
 
     async def _deltas(self, prepared: Prepared, choices: Sequence[ChoiceStream]) -> AsyncGenerator[ChoiceDelta, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from isotherm.cluster.api.choices import ChoiceDelta
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.logprobs import joined_entries
-from isotherm.cluster.api.replies import Usage, sse
+from isotherm.cluster.api.replies import COMMENT, Usage, sse
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.output import OutputFields, ToolCallPiece
 
@@ -27,6 +27,8 @@ class OpenAIReply:
     include_usage: bool = False
     prompts: Sequence[list[int]] | None = None  # of each choice, where token ids are asked for
     _begun: set[int] = field(default_factory=set)
+
+    waiting = COMMENT
 
     def whole(self, choices: Sequence[ChoiceDelta], used: Usage) -> JSON:
         bodies = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -51,6 +51,10 @@ class Served:
     tool_format: ToolFormat | None = None  # of its calls, where it is known
 
 
+async def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Prepared:
     """One HTTP request, ready for the engine. `requests[i]` is choice i: `body.samples` of them for each prompt,
@@ -63,6 +67,7 @@ class Prepared:
     new_parser: Callable[[int], OutputParser]  # of a choice's output, from its index
     new_reply: Callable[[int, str | None], Reply]  # from seconds since the epoch and the system fingerprint
     logprob_form: LogprobForm | None = LogprobForm.CHAT  # None: they are not shown
+    settle: Callable[[], Awaitable[None]] = _nothing  # between the making of a reply's end and its sending
 
     @property
     def prompt_tokens(self) -> int:

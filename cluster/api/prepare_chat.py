@@ -29,11 +29,7 @@ def prepare_chat(raw: bytes, reply_id: str, served: Served) -> Prepared:
 def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared:
     """As `prepare_chat`, for a body that is checked already: other routes' bodies are made into chats. Raises
     ReplyError."""
-    limits = served.limits
-    check_model(body.model, served.names)
-    check_chars(sum(message.chars for message in body.messages), limits, "messages")
-    prompt = encode_chat_body(body, served.tokenizer)
-    check_chars(len(prompt.text), limits, "messages")
+    prompt = chat_prompt(body, served)
     constraint = _constraint(body, prompt, served)
     requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, constraint)
     requests = with_thought_limit(requests, body, prompt, served.tokenizer)
@@ -60,6 +56,15 @@ def _constraint(body: ChatBody, prompt: ChatPrompt, served: Served) -> Constrain
     if constrains_calls(body):
         return call_constraint(body, served, after)
     return output_constraint(body, served.tokenizer, served.limits.vocab_size, after)
+
+
+def chat_prompt(body: ChatBody, served: Served) -> ChatPrompt:
+    """The prompt of a chat, which may be longer than the context. Raises ReplyError."""
+    check_model(body.model, served.names)
+    check_chars(sum(message.chars for message in body.messages), served.limits, "messages")
+    prompt = encode_chat_body(body, served.tokenizer)
+    check_chars(len(prompt.text), served.limits, "messages")
+    return prompt
 
 
 def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:

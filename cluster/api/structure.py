@@ -23,12 +23,12 @@ def _schema(value: Any) -> str:
     return grammar.json_schema(value)
 
 
-_GRAMMARS: dict[str, Callable[[Any], str]] = {
-    "schema": _schema,
-    "object": lambda _: grammar.json_object(),
-    "regex": grammar.regex,
-    "choice": grammar.choice,
-    "grammar": grammar.grammar,
+_GRAMMARS: dict[str, Callable[[Any, Tokenizer], str]] = {
+    "schema": lambda value, _: _schema(value),
+    "object": lambda *_: grammar.json_object(),
+    "regex": lambda value, _: grammar.regex(value),
+    "choice": lambda value, _: grammar.choice(value),
+    "grammar": lambda value, tokenizer: grammar.grammar(value, tokenizer.control_tokens),
 }
 
 
@@ -39,7 +39,7 @@ def output_grammar(body: StructuredBody, tokenizer: Tokenizer, vocab_size: int) 
         return ""
     field, kind, value = structure
     try:
-        text = _GRAMMARS[kind](value)
+        text = _GRAMMARS[kind](value, tokenizer)
         tokenizer.grammar_vocabulary(vocab_size).check(text)
     except (GrammarError, TokenizerError) as error:
         raise ReplyError(f"{field}: {error}", param=field) from None

@@ -1,5 +1,5 @@
 """The Ray Serve deployment in front: builds the HTTP application in each replica, over the shards that the controller
-names. Stateless."""
+names."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.control.liveness import watch_controller
+from isotherm.cluster.deploy.kept_responses import SharedResponseStore
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.generation import generation_defaults
 from isotherm.cluster.model.registry import load_config
@@ -52,10 +53,12 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
             access=Access(manifest.http.admin, manifest.http.metrics),
             defaults=defaults,
             tool_format=manifest.tool_format,
+            kept_response_bytes=manifest.http.kept_responses,
         )
         anywhere = manifest.control_tokens == "anywhere"
         tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=anywhere)
-        return build_app(endable, tokenizer, manifest.model_id, settings=settings, admin=controller)
+        store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
+        return build_app(endable, tokenizer, manifest.model_id, manifest.http.aliases, settings, controller, store)
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),

@@ -51,17 +51,17 @@ class TextStream:
         self._include_stop = include_stop
         self._hidden_text = hidden_text
         self._held = ""
-        self._stopped = False
+        self.stopped_by: str | None = None  # the stop string that was completed
         self._free = least_tokens  # tokens in which no stop string counts
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string was completed."""
-        return self._stopped
+        return self.stopped_by is not None
 
     def push(self, token_ids: Sequence[int]) -> TextPiece:
         """Takes further tokens. After a stop string nothing more may be pushed."""
-        if self._stopped:
+        if self.stopped:
             raise ValueError("pushed tokens after a stop string")
         if not self._stops:
             data = b"".join(map(self._token_bytes, token_ids))
@@ -75,17 +75,17 @@ class TextStream:
             elif not hidden:
                 out.append(text)
             self._free = max(0, self._free - 1)
-            if self._stopped:
+            if self.stopped:
                 return TextPiece("".join(out), count, stopped=True)
         return TextPiece("".join(out), len(token_ids))
 
     def flush(self) -> str:
         """The end of the stream: what was held back (an unfinished character as U+FFFD)."""
-        if self._stopped:
+        if self.stopped:
             return ""
         text = self._match(self._utf8.decode(b"", final=True))
         held, self._held = self._held, ""
-        return text if self._stopped else text + held
+        return text if self.stopped else text + held
 
     def _match(self, text: str, shown: bool = True) -> str:
         """The part of the held-back and new text that is now final. The stop string that is complete first counts; of
@@ -95,8 +95,9 @@ class TextStream:
             end += shown
             complete = [stop for stop in (self._stops if shown else self._spelled) if stop.step(char, shown)]
             if complete:
-                self._stopped, self._held = True, ""
-                return held[: end if self._include_stop else end - max(stop.shown for stop in complete)]
+                matched = max(complete, key=lambda stop: (stop.shown, len(stop.text)))
+                self.stopped_by, self._held = matched.text, ""
+                return held[: end if self._include_stop else end - matched.shown]
         keep = max((stop.shown for stop in self._stops), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]

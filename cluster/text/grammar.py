@@ -19,7 +19,8 @@ from isotherm.cluster.text.json_schema import GrammarError, plain_schema
 _JSON: Any = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?", "lenient": False}
 MOST_CHARS = 128 * 1024  # of a grammar's text: as much compiles in well under a second
 MOST_NESTED = 100  # brackets in brackets: the compiler calls itself for each
-MOST_RULES = 500  # for a chain of rules too: some thousands of calls end the process (llguidance 1.9.1)
+# Strings, regular expressions and comments of Lark, in which `<name>` is text; and names of special tokens.
+_LARK_PARTS = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|(?P<name><[^<>\s]+>)', re.DOTALL)
 _BACKSLASHES = re.compile(r"\\*$")
 
 
@@ -59,8 +60,9 @@ def choice(options: Iterable[str]) -> str:
     return f"start: CHOICE\nCHOICE: {text}\n"
 
 
-def grammar(text: str) -> str:
-    """A grammar in llguidance's Lark, or in EBNF as llama.cpp writes it (GBNF), which is told by its `::=`."""
+def grammar(text: str, special_tokens: Mapping[str, int]) -> str:
+    """A grammar in llguidance's Lark, in which `<name>` is one of the special tokens, or in EBNF as llama.cpp writes it
+    (GBNF), which is told by its `::=`."""
     _check_size(text, "the grammar")
     _check_nesting(text)
     if "::=" in text:
@@ -68,9 +70,16 @@ def grammar(text: str) -> str:
             text = str(any_to_lark(text))
         except Exception as error:  # the converter raises what comes
             raise GrammarError(f"the EBNF grammar cannot be read: {one_line(error)}") from error
-    if (rules := sum(":" in line for line in text.splitlines())) > MOST_RULES:
-        raise GrammarError(f"the grammar has {rules} lines with rules; at most {MOST_RULES} are taken")
-    return text
+
+    def by_id(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name is None or name.startswith("<["):
+            return match[0]
+        if name not in special_tokens:
+            raise GrammarError(f"the grammar names {name}, which is no special token of this model")
+        return f"<[{special_tokens[name]}]>"
+
+    return _LARK_PARTS.sub(by_id, text)
 
 
 def literal(text: str, special_tokens: Mapping[str, int]) -> str:

@@ -21,6 +21,8 @@ from isotherm.cluster.text.json_schema import GrammarError
 
 MOST_SECONDS = 1.0  # of computing time that compiling a grammar may take
 VERDICTS, MATCHERS = 4096, 64  # how many are kept
+STACK_BYTES = 256 << 20  # of address space; only what is used of it is memory
+_STACK_SIZE = threading.Lock()
 _LIMITS = LLParserLimits(verbose_errors=False)
 _EXCERPT = re.compile(r"\d+ \| ")  # of the grammar, below a message about it
 _ONE_OF = "a 'oneOf' of which two options may hold is not supported; 'anyOf' is"
@@ -79,11 +81,15 @@ class GrammarVocabulary:
     def _verdict(self, grammar: str) -> str:
         """Empty where there is nothing against it."""
         tokenizer = self._tokenizer()
-        begin = time.thread_time()
-        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
-        seconds = time.thread_time() - begin
+
+        def compiled() -> tuple[LLMatcher, float]:
+            begin = time.thread_time()
+            matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
+            if not matcher.is_error():
+                matcher.compute_bitmask()
+            return matcher, time.thread_time() - begin
+
+        matcher, seconds = _with_deep_stack(compiled)
         if why := error_of(matcher):
             return why
         if seconds > MOST_SECONDS:
@@ -107,13 +113,29 @@ class GrammarVocabulary:
 
     def fresh_matcher(self, grammar: str) -> LLMatcher:
         """As `matcher`, compiled anew: it shares nothing with others."""
-        return LLMatcher(self._tokenizer(), grammar, log_level=0, limits=_LIMITS)
+        tokenizer = self._tokenizer()
+        return _with_deep_stack(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS))
 
     def _tokenizer(self) -> LLTokenizer:
         with self._loading:
             if self._loaded is None:
                 self._loaded = LLTokenizer(_guarded(self._tokenizer_json()), n_vocab=self.size, eos_token=self.eos)
             return self._loaded
+
+
+def _with_deep_stack(work: Callable[[], _V]) -> _V:
+    """Run the compiler in a thread of its own: it calls itself for each rule and schema within another, and some
+    thousands of them would end the process on a thread's usual stack (seen in llguidance 1.9.1)."""
+    done: list[_V] = []
+    with _STACK_SIZE:
+        usual = threading.stack_size(STACK_BYTES)
+        try:
+            thread = threading.Thread(target=lambda: done.append(work()), name="grammar compiler", daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(usual)
+    thread.join()
+    return done[0]
 
 
 def error_of(matcher: LLMatcher) -> str:
@@ -128,17 +150,23 @@ def error_of(matcher: LLMatcher) -> str:
 
 
 def _guarded(tokenizer_json: str) -> str:
-    """The tokenizer with every control token marked as special, also those that its file does not mark (DeepSeek's
-    `<think>` and those of tool calls): no grammar's text is ever made of them unless it names them."""
+    """The tokenizer with its added tokens under names that no text has: grammars name them by their ids. Under their
+    own llguidance would make such a token of a constant in which its text stands, and then find that it does not
+    fit."""
     tokenizer = json.loads(tokenizer_json)
+    tokenizer["post_processor"] = None
+    renamed: dict[str, str] = {}
     for token in tokenizer.get("added_tokens", ()):
-        token["special"] = token["special"] or is_control(token["content"])
+        name = renamed[token["content"]] = f"\ufdd0{token['id']}\ufdd1"
+        token |= {"content": name, "special": True, "normalized": False, "lstrip": False, "rstrip": False}
+    model = tokenizer["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {renamed.get(name, name): id_ for name, id_ in model["vocab"].items()}
+    else:  # of a unigram model: pairs of a piece and its score
+        model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
     return json.dumps(tokenizer)
-
-
-def is_control(token: str) -> bool:
-    """Whether an added token looks like a control token."""
-    return token.startswith("<") and token.endswith(">")
 
 
 def _key(text: str) -> bytes:

@@ -21,7 +21,7 @@ from isotherm.cluster.text.chat_prompt import continued, is_in_thought, template
 from isotherm.cluster.text.chat_template import ChatTemplate, RenderedChat
 from isotherm.cluster.text.control_tokens import ControlTokens
 from isotherm.cluster.text.detokenizer import TextStream
-from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary, is_control
+from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
 from isotherm.cluster.text.template_traits import TemplateTraits
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -175,10 +175,9 @@ class Tokenizer:
         return id_
 
     @property
-    def control_tokens(self) -> Mapping[str, int]:
-        """Tokens that no text of a grammar is made of, by their text: grammars name them by their ids."""
-        added = self._backend.get_added_tokens_decoder()
-        return {token.content: id_ for id_, token in added.items() if token.special or is_control(token.content)}
+    def control_tokens(self) -> dict[str, int]:
+        """Ids of the added tokens, by how they are written. DeepSeek does not mark all of them as special."""
+        return {token.content: id_ for id_, token in self._backend.get_added_tokens_decoder().items()}
 
     def grammar_vocabulary(self, size: int) -> GrammarVocabulary:
         """For grammars over a model's vocabulary of this size. Raises TokenizerError where no token ends a text."""

@@ -65,7 +65,25 @@ def _refusal(name: str, neutral: tuple[Any, ...]) -> str:
     return f"{name} is not supported {known}; {what}{f' or give {allowed}' if allowed else ''}"
 
 
-class GenerationBody(BodyModel):
+class RequestBody(BodyModel):
+    """A whole body. `neutral`: the known fields that cannot be honoured, each with the values that ask for nothing."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name, neutral in cls.neutral.items():
+                value = data.get(name)
+                if value is not None and not any(
+                    value == allowed and isinstance(value, bool) <= isinstance(allowed, bool) for allowed in neutral
+                ):
+                    raise PydanticCustomError(f"field:{name}", "{refusal}", {"refusal": _refusal(name, neutral)})
+        return data
+
+
+class GenerationBody(RequestBody):
     """What both kinds of request share, with extensions that other servers know too. A field of the name that one of
     SamplingParams has goes to the engine as it is."""
 
@@ -99,18 +117,6 @@ class GenerationBody(BodyModel):
     bad_words: list[_Stop] | None = Field(None, max_length=_MAX_BAD_WORDS)
     prompt_logprobs: _Count = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     return_token_ids: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for name, neutral in cls.neutral.items():
-                value = data.get(name)
-                if value is not None and not any(
-                    value == allowed and isinstance(value, bool) <= isinstance(allowed, bool) for allowed in neutral
-                ):
-                    raise PydanticCustomError(f"field:{name}", "{refusal}", {"refusal": _refusal(name, neutral)})
-        return data
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationBody:
