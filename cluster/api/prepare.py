@@ -92,9 +92,8 @@ def generation_requests(
     served: Served,
     constraint: Constraint | None = None,
 ) -> tuple[GenerationRequest, ...]:
-    """`body.samples` for each prompt; `params`: the prompts' names in errors; `constraint`: of each output. What is
-    said of a prompt itself is asked of its first choice, but in a stream of each: none waits there for another. Raises
-    ReplyError."""
+    """`body.samples` for each prompt; `params`: the prompts' names in errors. What is said of a prompt itself is asked
+    of its first choice, but in a stream of each: none waits there for another. Raises ReplyError."""
     limits = served.limits
     base_seed = secrets.randbits(63) if body.seed is None else body.seed
     sampling = _sampling(body, served, constraint)
@@ -207,8 +206,7 @@ def check_model(name: str, models: Collection[str]) -> None:
 def check_chars(chars: int, limits: PromptLimits, param: str) -> None:
     if chars > limits.max_prompt_chars:
         raise ReplyError(
-            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a context of "
-            f"{limits.max_model_len} tokens may take",
+            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a prompt may have",
             param=param,
             code="context_length_exceeded",
         )
