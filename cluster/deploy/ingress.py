@@ -12,18 +12,14 @@ from ray import serve
 from ray.serve import Application
 from starlette.applications import Starlette
 
-from isotherm.cluster.api.access import Access
-from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
-from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.control.liveness import watch_controller
+from isotherm.cluster.front_door import front_door
 from isotherm.cluster.manifest import Manifest
-from isotherm.cluster.model.generation import generation_defaults
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.on_ray.controller_client import ControllerClient
 from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess
 from isotherm.cluster.routing.shard_client import ShardClient
-from isotherm.cluster.text.tokenizer import Tokenizer
 
 KILL_SECONDS = 5.0  # after which a replica that has ended its requests is killed
 
@@ -45,15 +41,7 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         endable = EndableEngine(engine)
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
-        defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
-        settings = AppSettings(
-            access=Access(manifest.http.admin, manifest.http.metrics),
-            defaults=defaults,
-            tool_format=manifest.tool_format,
-        )
-        anywhere = manifest.control_tokens == "anywhere"
-        tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=anywhere)
-        return build_app(endable, tokenizer, manifest.model_id, settings=settings, admin=controller)
+        return front_door(manifest, model_path, endable, controller)
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),

@@ -1,0 +1,31 @@
+"""The front door as a manifest has it, over an engine wherever that runs: behind Ray actors, or in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from isotherm.cluster.api.access import Access
+from isotherm.cluster.api.admin import AdminClient
+from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.engine_client import EngineClient
+from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.model.generation import generation_defaults
+from isotherm.cluster.text.tokenizer import Tokenizer
+
+
+def front_door(
+    manifest: Manifest, model_path: Path, engine: EngineClient, admin: AdminClient | None = None
+) -> Starlette:
+    """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. Reads the
+    checkpoint's tokenizer and defaults. Raises TokenizerError, ModelConfigError."""
+    defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
+    settings = AppSettings(
+        access=Access(manifest.http.admin, manifest.http.metrics),
+        defaults=defaults,
+        tool_format=manifest.tool_format,
+    )
+    tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=manifest.control_tokens == "anywhere")
+    return build_app(engine, tokenizer, manifest.model_id, settings=settings, admin=admin)
