@@ -26,6 +26,7 @@ class IsothermError(Exception):
 
     The cluster as a whole; the message says which command to give, or which log to read.
       NoClusterError             cluster.on_ray.session: there is no cluster to attach to
+      DatasetError               cluster.on_ray.datasets: a table that lies elsewhere cannot be read
       ServeError                 cluster.supervise.supervisor: the cluster did not start, or has ended
       NoAnswerError              cluster.deploy.first_answer: the workers are up, but no request is answered
       NoServerError              cluster.cli.chat: nothing answers at the URL

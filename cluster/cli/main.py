@@ -43,7 +43,8 @@ AddressOption = Annotated[
 DEFAULT_URL = "http://127.0.0.1:8000"
 INPUT_HELP = (
     "requests in OpenAI's batch format, or their bodies alone: JSON Lines (also .gz) or Parquet; "
-    "a path, a glob in quotes, or -: standard input; may be given several times"
+    "a path, a glob in quotes, -: standard input, or the URL of Parquet (s3://…), which Ray Data reads; may be given "
+    "several times"
 )
 OWN_HELP = "serve MODEL|MANIFEST for this batch alone: on the Ray of RAY_ADDRESS (a job's own), else on one of its own"
 COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
@@ -339,22 +340,23 @@ def batch(
     Exit status: 0 when every row was answered; 3 when rows were answered with an error; 4 when rows are left for
     another run; 1 when it could not run.
     """
-    from isotherm.cluster.cli.batch import run, run_on_own
+    from isotherm.cluster.cli.batch import at_hand, run, run_on_own
     from isotherm.cluster.cli.views import show_batch_summary
     from isotherm.cluster.client.batch import BatchOptions
 
     if url is not None and own is not None:
         raise typer.BadParameter("give --url or --own, not both")
     options = BatchOptions(concurrency, priority)
-    if own is not None:
-        address = prepare_attach(None) if os.environ.get("RAY_ADDRESS") else None
-        summary = run_on_own(own, address, inputs, output_path, options)
-    else:
-        if url is None:
-            from isotherm.cluster.on_ray.session import cluster_url
+    with at_hand(inputs) as inputs:
+        if own is not None:
+            address = prepare_attach(None) if os.environ.get("RAY_ADDRESS") else None
+            summary = run_on_own(own, address, inputs, output_path, options)
+        else:
+            if url is None:
+                from isotherm.cluster.on_ray.session import cluster_url
 
-            url = cluster_url(prepare_attach(None))
-        summary = run(inputs, output_path, url, options)
+                url = cluster_url(prepare_attach(None))
+            summary = run(inputs, output_path, url, options)
     show_batch_summary(summary, console)
     if summary.exit_status:
         raise typer.Exit(summary.exit_status)

@@ -16,7 +16,7 @@ from fake_engine import FakeEngine, http_server, write_tokenizer
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.cli import batch as cli_batch
-from isotherm.cluster.cli.batch import run, run_on_own
+from isotherm.cluster.cli.batch import at_hand, run, run_on_own
 from isotherm.cluster.client import Client
 from isotherm.cluster.client.batch import BatchOptions
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -171,3 +171,22 @@ def test_a_signal_ends_the_cluster_too(tmp_path, clusters, served, number):
         timer.join()
     assert info.value.code == 128 + number and clusters[0].ended
     assert run_on_own("tiny", None, [source], tmp_path / "out", FEW).exit_status == 0  # the rest
+
+
+def test_what_lies_elsewhere_is_read_into_files_for_the_time_of_the_batch(monkeypatch):
+    asked = []
+
+    def fetch_tables(address, uris, folder):
+        asked.append((address, uris))
+        files = [folder / str(i) for i in range(len(uris))]
+        for file in files:
+            file.write_text("")
+        return files
+
+    monkeypatch.setattr("isotherm.cluster.on_ray.datasets.fetch_tables", fetch_tables)
+    monkeypatch.setattr(cli_batch, "prepare_attach", lambda _: "a")
+    with at_hand(["x.jsonl", "s3://t", "-"]) as inputs:
+        assert inputs[0] == "x.jsonl" and inputs[2] == "-" and Path(inputs[1]).is_file()
+    assert not Path(inputs[1]).exists() and asked == [("a", ["s3://t"])]
+    with at_hand(["x.jsonl", "-"]) as inputs:
+        assert inputs == ["x.jsonl", "-"] and len(asked) == 1
