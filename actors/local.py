@@ -10,6 +10,8 @@ from torch import Tensor
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
+from isotherm.actors.attention.masks import Masks
+from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
 from isotherm.actors.models.registry import load_model
@@ -18,6 +20,7 @@ from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.placement.table import Placement, contiguous_placement
+from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.kernels.ops import Kernels, LinearWeight, Router
 
 
@@ -72,10 +75,11 @@ def local_engine(
             held = placement.held_by(name)
             workers[name] = ExpertWorker(c, kernels, slots=len(held))
             workers[name].load(reader, held)
+    sampler = Sampler(kernels, Masks(lambda: Tokenizer.load(checkpoint.path).grammar_vocabulary(c.vocab_size)))
     if alone and workers:
-        return Engine(model, LocalExperts(workers[names[0]]), config)
+        return Engine(model, LocalExperts(workers[names[0]]), config, sampler=sampler)
     links = {name: InProcessLink(worker.compute) for name, worker in workers.items()}
-    return Engine(model, ExpertExchange(kernels, placement, links), config)
+    return Engine(model, ExpertExchange(kernels, placement, links), config, sampler=sampler)
 
 
 def run(engine: Engine, requests: Sequence[GenerationRequest]) -> Iterator[Delta]:

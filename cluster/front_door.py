@@ -10,6 +10,7 @@ from isotherm.cluster.api.access import Access
 from isotherm.cluster.api.admin import AdminClient
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.engine_client import EngineClient
+from isotherm.cluster.api.response_store import ResponseStore
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.generation import generation_defaults
@@ -17,15 +18,23 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 
 
 def front_door(
-    manifest: Manifest, model_path: Path, engine: EngineClient, admin: AdminClient | None = None
+    manifest: Manifest,
+    model_path: Path,
+    engine: EngineClient,
+    admin: AdminClient | None = None,
+    store: ResponseStore | None = None,
 ) -> Starlette:
-    """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. Reads the
-    checkpoint's tokenizer and defaults. Raises TokenizerError, ModelConfigError."""
+    """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. `store` keeps
+    responses where this process's memory will not do. Reads the checkpoint's tokenizer and defaults. Raises
+    TokenizerError, ModelConfigError."""
     defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
+    if manifest.logprobs == "processed":
+        defaults["processed_logprobs"] = True
     settings = AppSettings(
         access=Access(manifest.http.admin, manifest.http.metrics),
         defaults=defaults,
         tool_format=manifest.tool_format,
+        kept_response_bytes=manifest.http.kept_responses,
     )
     tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=manifest.control_tokens == "anywhere")
-    return build_app(engine, tokenizer, manifest.model_id, settings=settings, admin=admin)
+    return build_app(engine, tokenizer, manifest.model_id, manifest.http.aliases, settings, admin, store)

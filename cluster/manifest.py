@@ -223,6 +223,8 @@ class HttpSection(_Section):
     drain_seconds: float = Field(
         600.0, ge=0, le=86400, description="for open requests to finish when the ingress is updated or the service ends"
     )
+    aliases: list[Annotated[str, Field(min_length=1)]] = Field([], description="further names of the model")
+    kept_responses: Bytes = Field(64 << 20, description="of responses that later ones may go on from")
 
 
 class Manifest(_Section):
@@ -241,6 +243,9 @@ class Manifest(_Section):
     )
     generation_config: Literal["auto", "none"] = Field(
         "auto", description="whether sampling has the checkpoint's own defaults"
+    )
+    logprobs: Literal["model", "processed"] = Field(
+        "model", description="of the model's own distribution, or of the one that tokens are drawn from"
     )
     tool_format: Annotated[str, AfterValidator(check_tool_format)] = Field(
         "auto", description="how the model calls tools; auto: as its chat template shows"

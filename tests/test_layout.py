@@ -47,7 +47,9 @@ ROOMS: dict[str, set[str]] = {
     },
     "actors.attention": {
         *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker",
-        "cluster.engine", "cluster.messages", "cluster.placement", "kernels"
+        "cluster.engine", "cluster.messages", "cluster.placement",
+        "cluster.text",  # a grammar is about text: masks are made of it and of the tokenizer
+        "kernels",
     },
     "actors.experts": {
         *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker", "cluster.messages", "cluster.model",
@@ -55,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "actors.local": {
         "actors.attention", "actors.experts", "actors.links", "actors.models",
-        "cluster.engine", "cluster.messages", "cluster.model", "cluster.placement", "kernels"
+        "cluster.engine", "cluster.messages", "cluster.model", "cluster.placement", "cluster.text", "kernels"
     },
     # The front door, and what is decided about the cluster.
     "cluster.api": {*BASE, "cluster.messages", "cluster.text"},

@@ -4,16 +4,17 @@ about Ray or text."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from isotherm.actors.attention.exchange import ExpertsLostError
+from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.cluster.engine.scheduler import Drafter, Scheduler, SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk
 from isotherm.cluster.errors import named_line
-from isotherm.cluster.messages.requests import Delta
+from isotherm.cluster.messages.requests import Delta, GenerationRequest
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,15 @@ class Engine:
         self.sampler = sampler or Sampler(model.kernels)
         self.cache = model.new_cache(config.blocks, config.block_size)
         self.steps = 0
+
+    def prepare(self, request: GenerationRequest, then: Callable[[], None]) -> bool:
+        """Whether something has to be made before a request is added, so that no step waits for it: it is made in
+        another thread, which then calls `then`."""
+        constraint, masks = request.params.constraint, self.sampler.masks
+        if constraint is None or masks is None or masks.is_ready(constraint):
+            return False
+        masks.compile(constraint, then)
+        return True
 
     def step(self) -> list[Delta]:
         """Compute one step; what it gave each request. Empty when nothing is queued. A request that makes the
@@ -78,11 +88,14 @@ class Engine:
 
     def _compute(self, chunks: Sequence[Chunk]) -> list[Delta]:
         self.experts.begin_step()
+        self.sampler.begin(chunks)
         batch = build_batch(chunks, self.scheduler.config.block_size, self.model.cos, self.model.sin)
         try:
-            logits = self.model.forward(batch, self.cache, self.experts)
+            x_TD = self.model.forward(batch, self.cache, self.experts)
         except BaseException:
             self.experts.abandon()
             raise
         self.steps += 1
-        return self.scheduler.complete(chunks, self.sampler.sample(chunks, logits))
+        scored = score_prompts(chunks, x_TD, self.model.logits)
+        sampled = self.sampler.sample(chunks, self.model.logits(x_TD[batch.sample_rows]))
+        return self.scheduler.complete(chunks, sampled, scored)

@@ -13,6 +13,8 @@ import numpy as np
 from isotherm.actors.attention.delivery import LOOK, Delivery
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
+from isotherm.actors.attention.masks import Masks
+from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.attention.step_loop import StepLoop
 from isotherm.actors.links.protocol import Link
 from isotherm.actors.links.registry import carrier
@@ -28,6 +30,8 @@ from isotherm.cluster.messages.meters import ShardMeter
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.cluster.placement.table import Placement
+from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
+from isotherm.cluster.text.tokenizer import Tokenizer
 
 POLL_SECONDS = 30.0  # after which `failed_links` answers also where nothing has changed
 COMPILING_SECONDS = 300.0  # that a piece of work may take on a GPU, where kernels are compiled at their first call
@@ -128,11 +132,15 @@ class AttentionShard(WorkerBase):
             loop.call_soon_threadsafe(self._link_failed, group, link, reason)
 
         exchange = ExpertExchange(self.kernels, placement, self._links, link_failed=link_failed, pulse=pulse)
-        engine = Engine(self._model, exchange, self._scheduler_config)
+        sampler = Sampler(self.kernels, Masks(self._grammar_vocabulary))
+        engine = Engine(self._model, exchange, self._scheduler_config, sampler=sampler)
         self._delivery = Delivery(lambda request_id: steps.abort(request_id))
         self._steps = steps = StepLoop(engine, self._delivery.publish, pulse)
         self._exchange = exchange
         self._background.keep("the watch over silent replicas", self._close_silent)
+
+    def _grammar_vocabulary(self) -> GrammarVocabulary:
+        return Tokenizer.load(self.checkpoint.path).grammar_vocabulary(self.checkpoint.config.vocab_size)
 
     async def _close_silent(self) -> None:
         while self._delivery is not None:

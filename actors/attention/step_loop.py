@@ -33,6 +33,7 @@ class StepLoop:
         self.pulse.prod = lambda: self._enqueue(list)
         self._publish = publish
         self._commands: deque[Command] = deque()
+        self._preparing: set[str] = set()  # requests that are not in the engine yet; the loop's alone
         self._wake = threading.Condition()
         self._closed = False
         self.thread = spawn_thread("step loop", self._run, vital)
@@ -71,6 +72,23 @@ class StepLoop:
             self._wake.notify()
 
     def _add(self, request: GenerationRequest) -> list[Delta]:
+        if request.params.constraint is not None and self.engine.prepare(request, lambda: self._prepared(request)):
+            self._preparing.add(request.id)
+            return []
+        return self._take(request)
+
+    def _prepared(self, request: GenerationRequest) -> None:
+        """What a request waited for is there; called in any thread."""
+
+        def command() -> list[Delta]:
+            if request.id not in self._preparing:
+                return []  # it was aborted meanwhile
+            self._preparing.discard(request.id)
+            return self._take(request)
+
+        self._enqueue(command)
+
+    def _take(self, request: GenerationRequest) -> list[Delta]:
         try:
             self.engine.scheduler.add(request)
         except QueueFullError as error:
@@ -82,7 +100,9 @@ class StepLoop:
         return []
 
     def _abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> list[Delta]:
-        return [Delta(request_id, 0, finish_reason=reason)] if self.engine.scheduler.abort(request_id) else []
+        known = request_id in self._preparing or self.engine.scheduler.abort(request_id)
+        self._preparing.discard(request_id)
+        return [Delta(request_id, 0, finish_reason=reason)] if known else []
 
     def _run(self) -> None:
         """An error that gets out of here ends the process: its requests go on at another shard, and it is replaced."""

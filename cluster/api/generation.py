@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from starlette.requests import Request
@@ -18,11 +18,12 @@ from starlette.responses import Response
 
 from isotherm.cluster.api.admission import Admission
 from isotherm.cluster.api.body import read_body
-from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, merged
+from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, best, merged
 from isotherm.cluster.api.delta_streams import DeltaStreams
 from isotherm.cluster.api.engine_client import EngineClient, EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.api.errors import ReplyError, internal_error
 from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded
+from isotherm.cluster.api.logprobs import PromptScores
 from isotherm.cluster.api.prepare import Prepared, PromptLimits, Served
 from isotherm.cluster.api.replies import Reply, json_response, usage
 from isotherm.cluster.api.settings import AppSettings
@@ -84,10 +85,13 @@ class Generator:
 
     async def prepared(self, request: Request, route: GenerationRoute) -> Prepared:
         """The request's body, made ready for the engine. Raises ReplyError."""
-        raw = await read_body(request, self._settings.max_body_bytes)
+        raw = await self.body(request)
         prepare = partial(route.prepare, raw, f"{route.prefix}{uuid.uuid4().hex}", self.served)
         inline = not route.blocks and len(raw) <= _INLINE_BYTES
         return prepare() if inline else await asyncio.to_thread(prepare)
+
+    async def body(self, request: Request) -> bytes:
+        return await read_body(request, self._settings.max_body_bytes)
 
     def _admit(self, count: int, places: ExitStack) -> None:
         """Takes places for so many of the engine's streams. Raises ReplyError 429."""
@@ -111,6 +115,9 @@ class Generator:
                 skip_special_tokens=body.skip_special_tokens is not False,
                 logprob_form=prepared.logprob_form,
                 echo=prepared.echo[i],
+                include_stop=bool(body.include_stop_str_in_output),
+                tells_token_ids=bool(body.return_token_ids),
+                scores=self._scores(prepared, i),
             )
             for i, generation in enumerate(prepared.requests)
         ]
@@ -119,11 +126,21 @@ class Generator:
             if not body.stream:
                 return json_response(await until_disconnect(request.receive, self._collect(prepared, choices, reply)))
             events = self._events(prepared, choices, reply)
-            stream = EventStream(events, partial(self._error_event, prepared.id, reply), self._settings.silence_s)
+            error_event = partial(self._error_event, prepared.id, reply)
+            stream = EventStream(events, error_event, self._settings.silence_s, reply.waiting)
             await stream.first_event(request.receive, self._settings.first_event_s)
             return stream
         except (EngineUnavailableError, GenerationError) as error:
             raise self._engine_error(error) from error
+
+    def _scores(self, prepared: Prepared, index: int) -> PromptScores | None:
+        """What takes the log-probabilities of a choice's prompt, where it is the one that asks for them."""
+        body, request = prepared.body, prepared.requests[index]
+        if request.params.prompt_logprobs is None:
+            return None
+        echo = prepared.echo[index] if body.echoes_logprobs else None
+        top = body.prompt_logprobs
+        return PromptScores(request.prompt, self._tokenizer, echo=echo, echo_top=body.logprob_count or 0, top=top)
 
     def _engine_error(self, error: EngineUnavailableError | GenerationError) -> ReplyError:
         if isinstance(error, EngineOverloadedError):
@@ -147,8 +164,14 @@ class Generator:
         async with aclosing(self._deltas(prepared, choices)) as stream:
             async for delta in stream:
                 parts[delta.index].append(delta)
-        used = usage(prepared.prompt_tokens, choices, prepared.body.n or 1)
-        return reply.whole([merged(part) for part in parts], used)
+        samples, n = prepared.body.samples, prepared.body.n or 1
+        deltas = [merged(part) for part in parts]
+        # What is said of a prompt came with its first choice.
+        deltas = [replace(delta, prompt=deltas[i - i % samples].prompt) for i, delta in enumerate(deltas)]
+        used = usage(prepared.prompt_tokens, choices, samples)
+        whole = reply.whole(best(deltas, choices, samples, n), used)
+        await prepared.settle()
+        return whole
 
     async def _events(
         self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply
@@ -157,10 +180,12 @@ class Generator:
         begun = False
         async with aclosing(self._deltas(prepared, choices)) as deltas:
             async for delta in deltas:
-                if not delta.is_empty or not begun:
+                if (not delta.is_empty or not begun) and (events := reply.events(delta)):
                     begun = True
-                    yield reply.events(delta)
-        yield reply.end(usage(prepared.prompt_tokens, choices, prepared.body.n or 1))
+                    yield events
+        end = reply.end(usage(prepared.prompt_tokens, choices, prepared.body.samples))
+        await prepared.settle()
+        yield end
 
     async def _deltas(self, prepared: Prepared, choices: Sequence[ChoiceStream]) -> AsyncGenerator[ChoiceDelta, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop

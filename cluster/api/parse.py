@@ -16,6 +16,18 @@ _Body = TypeVar("_Body", bound=BodyModel)
 
 def parse_body(model: type[_Body], body: bytes) -> _Body:
     """The checked request. Raises ReplyError 400 that names the first wrong field."""
+    return checked(model, _json_object(body))
+
+
+def checked(model: type[_Body], data: JSON) -> _Body:
+    """As `parse_body`, of what has been read already."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _api_error(error.errors(include_url=False)[0], data) from None
+
+
+def _json_object(body: bytes) -> JSON:
     try:
         data = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -30,10 +42,7 @@ def parse_body(model: type[_Body], body: bytes) -> _Body:
         raise ReplyError(
             f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None
         )
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise _api_error(error.errors(include_url=False)[0], data) from None
+    return data
 
 
 def _api_error(error: Any, data: JSON) -> ReplyError:
@@ -57,9 +66,8 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
     else:
         message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
     param = _param(path)
-    return ReplyError(
-        message if param and message.startswith(param.rsplit(".", 1)[-1]) else f"{param}: {message}", param=param
-    )
+    named = kind.startswith("field:") and param and message.startswith(param.rsplit(".", 1)[-1])
+    return ReplyError(message if named else f"{param}: {message}", param=param)
 
 
 def _param(path: list[str | int]) -> str:

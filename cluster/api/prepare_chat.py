@@ -8,13 +8,14 @@ from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
-from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests
-from isotherm.cluster.api.thinking import parser_for, thinking_variables
+from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests, told_prompts
+from isotherm.cluster.api.thinking import parser_for, thinking_variables, with_thought_limit
 from isotherm.cluster.api.tool_use import call_parsers
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.output_parsers import ThoughtAndCalls
 from isotherm.cluster.text.template_traits import TemplateTraits
+from isotherm.cluster.text.think_parser import THOUGHT_END
 from isotherm.cluster.text.tokenizer import ChatPrompt, NoChatTemplateError, Tokenizer
 
 
@@ -26,19 +27,33 @@ def prepare_chat(raw: bytes, reply_id: str, served: Served) -> Prepared:
 def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared:
     """As `prepare_chat`, for a body that is checked already: other routes' bodies are made into chats. Raises
     ReplyError."""
-    limits = served.limits
-    check_model(body.model, served.names)
-    check_chars(sum(message.chars for message in body.messages), limits, "messages")
-    prompt = encode_chat_body(body, served.tokenizer)
-    check_chars(len(prompt.text), limits, "messages")
-    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served)
-    new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
+    prompt = chat_prompt(body, served)
+    after = _thought_end(prompt, served.tokenizer)
+    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, after)
+    requests = with_thought_limit(requests, body, prompt, served.tokenizer)
+    new_reply = partial(
+        OpenAIReply,
+        reply_id,
+        body.model,
+        chat=True,
+        include_usage=body.include_usage,
+        prompts=told_prompts(body, [prompt.ids]),
+    )
     thought, calls = parser_for(body, prompt), call_parsers(body, served.tool_format, reply_id)
 
     def new_parser(choice: int) -> OutputParser:
         return thought() if calls is None else ThoughtAndCalls(thought(), calls(choice))
 
     return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)
+
+
+def chat_prompt(body: ChatBody, served: Served) -> ChatPrompt:
+    """The prompt of a chat, which may be longer than the context. Raises ReplyError."""
+    check_model(body.model, served.names)
+    check_chars(sum(message.chars for message in body.messages), served.limits, "messages")
+    prompt = encode_chat_body(body, served.tokenizer)
+    check_chars(len(prompt.text), served.limits, "messages")
+    return prompt
 
 
 def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:
@@ -75,3 +90,9 @@ def _traits(body: ChatBody, tokenizer: Tokenizer) -> TemplateTraits:
     if body.documents and "documents" not in traits.variables:
         raise ReplyError("documents: the model's chat template does not mention documents", param="documents")
     return traits
+
+
+def _thought_end(prompt: ChatPrompt, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end the thought which the prompt has opened, if it has."""
+    token = tokenizer.token_id(THOUGHT_END) if prompt.in_thought else None
+    return () if token is None else (token,)

@@ -38,6 +38,10 @@ def usage(prompt_tokens: int, choices: Sequence[ChoiceStream], n: int) -> Usage:
 class Reply(Protocol):
     """One reply in the words of its route, whole or as a stream of server-sent events."""
 
+    @property
+    def waiting(self) -> bytes:
+        """What is sent while there is nothing to send."""
+
     def whole(self, choices: Sequence[ChoiceDelta], used: Usage) -> JSON:
         """The reply in one piece; each choice's deltas are merged into one."""
 
@@ -49,6 +53,9 @@ class Reply(Protocol):
 
     def error(self, error: ReplyError) -> bytes:
         """The event that a stream ends with which cannot go on."""
+
+
+COMMENT = b": waiting\n\n"  # a server-sent event stream may have such a line anywhere, and it means nothing
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -4,16 +4,19 @@ thought the reply has. Pure."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from isotherm.cluster.api.bodies.thinking import ThinkingBody
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.messages.requests import GenerationRequest
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.output_parsers import make_parser
 from isotherm.cluster.text.template_traits import TemplateTraits
 from isotherm.cluster.text.think_parser import HiddenThought
-from isotherm.cluster.text.tokenizer import ChatPrompt
+from isotherm.cluster.text.tokenizer import ChatPrompt, Tokenizer
 
 
 def thinking_variables(body: ThinkingBody, traits: TemplateTraits) -> JSON:
@@ -34,10 +37,20 @@ def thinking_variables(body: ThinkingBody, traits: TemplateTraits) -> JSON:
     return {**variables, **given}
 
 
-def thinks(body: ThinkingBody, traits: TemplateTraits, prompt: ChatPrompt) -> bool:
-    """Whether the reply may begin with a thought."""
-    wanted = next(iter({**body.thinking_asked, **body.template_switches}.values()), True)
-    return prompt.in_thought or (wanted and traits.knows_thoughts)
+def with_thought_limit(
+    requests: tuple[GenerationRequest, ...], body: ThinkingBody, prompt: ChatPrompt, tokenizer: Tokenizer
+) -> tuple[GenerationRequest, ...]:
+    """The requests, whose thoughts have the tokens that the body gives them."""
+    limit = body.thought_limit
+    if not limit:  # a thought of no tokens is none, which the template sees to
+        return requests
+    begin, end = (tuple(tokenizer.encode(tag, add_special_tokens=False)) for tag in ("<think>", "</think>"))
+    limits: dict[str, Any] = {
+        "thought_begin": () if prompt.in_thought else begin,
+        "thought_end": end,
+        "max_thinking_tokens": limit,
+    }
+    return tuple(replace(request, params=replace(request.params, **limits)) for request in requests)
 
 
 def parser_for(body: ThinkingBody, prompt: ChatPrompt) -> Callable[[], OutputParser]:

@@ -1,5 +1,5 @@
 """The Ray Serve deployment in front: builds the HTTP application in each replica, over the shards that the controller
-names. Stateless."""
+names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.control.liveness import watch_controller
+from isotherm.cluster.deploy.kept_responses import SharedResponseStore
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.registry import load_config
@@ -41,7 +42,8 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         endable = EndableEngine(engine)
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
-        return front_door(manifest, model_path, endable, controller)
+        store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
+        return front_door(manifest, model_path, endable, controller, store)
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),

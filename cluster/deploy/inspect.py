@@ -17,6 +17,8 @@ from isotherm.cluster.model.formats.registry import PLAIN, format_of, scale_suff
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.model.tensors import Part, TensorSpec
 from isotherm.cluster.placement.table import contiguous_placement
+from isotherm.cluster.text.tokenizer import read_tool_template
+from isotherm.cluster.text.tool_formats.registry import chosen_format
 
 STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -56,6 +58,7 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
             parameters[Part.MTP] += sum(math.prod(s.shape) for s in config.mtp_tensors(layer))
         bytes_by_part, weights = _estimate(config, parameters, names)
         source = "estimate from config.json and the index: the weight files are not here"
+    calls = chosen_format(manifest.tool_format, read_tool_template(path))
     main = sum(n for part, n in parameters.items() if part is not Part.MTP)
     unused = (
         parameters[Part.ROUTED_EXPERTS]
@@ -68,6 +71,7 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
             **config.describe(),
             "weights": weights,
             "multi_token_prediction": "recognised, not used yet" if parameters[Part.MTP] else "none",
+            "tool_calls": "none that is known" if calls is None else calls.name,
         },
         parameters={"total": main, "active": main - unused, "multi_token_prediction": parameters[Part.MTP]},
         parameters_by_part={part.value: n for part, n in parameters.items() if n},

@@ -12,7 +12,8 @@ from enum import Enum
 
 from isotherm.cluster.text.output import OutputFields, OutputParser
 
-_OPEN, _CLOSE = "<think>", "</think>"
+THOUGHT_END = "</think>"
+_OPEN, _CLOSE = "<think>", THOUGHT_END
 
 
 class _At(Enum):

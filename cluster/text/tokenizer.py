@@ -21,6 +21,7 @@ from isotherm.cluster.text.chat_prompt import continued, is_in_thought, template
 from isotherm.cluster.text.chat_template import ChatTemplate, RenderedChat
 from isotherm.cluster.text.control_tokens import ControlTokens
 from isotherm.cluster.text.detokenizer import TextStream
+from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
 from isotherm.cluster.text.template_traits import TemplateTraits
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -45,7 +46,7 @@ class ChatPrompt:
 
 
 class Tokenizer:
-    """One checkpoint's tokenizer. Thread-safe: nothing changes after loading but a cache.
+    """One checkpoint's tokenizer. Thread-safe: nothing changes after loading but caches.
 
     `eos_token_ids` is the union of what tokenizer_config.json, generation_config.json and config.json name: checkpoints
     are known to put an end-of-turn token in only one of the three."""
@@ -61,6 +62,7 @@ class Tokenizer:
     ) -> None:
         """`control_tokens_anywhere`: those that stand in the messages of a chat count too, as elsewhere they do."""
         self._backend = backend
+        self._bos = special_tokens.get("bos_token")
         self.chat_template = chat_template
         self._traits: dict[str, TemplateTraits] = {}
         self._control_tokens = None if control_tokens_anywhere else ControlTokens(backend)
@@ -73,6 +75,7 @@ class Tokenizer:
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self._to_bytes = _bytes_rule(backend)
         self._bytes: dict[int, bytes] = {}
+        self._grammar_vocabularies: dict[int, GrammarVocabulary] = {}
 
     @classmethod
     def load(cls, directory: Path, *, control_tokens_anywhere: bool = False) -> Tokenizer:
@@ -104,14 +107,23 @@ class Tokenizer:
     @property
     def tool_template(self) -> str:
         """The text of the template for chats with tools; empty where there is none."""
-        sources = {} if self.chat_template is None else self.chat_template.sources
-        return sources.get("tool_use", sources.get("default", ""))
+        return _for_tools({} if self.chat_template is None else self.chat_template.sources)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. `add_special_tokens` lets the post-processor add a BOS (and EOS) as transformers' tokenizer
         would."""
         # encode() holds the GIL; the batch call lets it go, so that an event loop in another thread goes on.
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def encode_prompt(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """As `encode`, with one BOS where the text begins with it by itself."""
+        ids = self.encode(text, add_special_tokens)
+        bos = self._bos
+        if add_special_tokens and bos and text.startswith(bos):
+            own = self.encode(text, add_special_tokens=False)
+            if own[:1] == [self._backend.token_to_id(bos)] == ids[:1] and len(ids) > len(own):
+                return ids[1:]
+        return ids
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         to_bytes = self.visible_bytes if skip_special_tokens else self.token_bytes
@@ -135,15 +147,47 @@ class Tokenizer:
         skip_special_tokens: bool = True,
         tags: Callable[[], Collection[str]] = tuple,
         least_tokens: int = 0,
+        include_stop: bool = False,
     ) -> TextStream:
         """A detokeniser for one reply. `tags`, asked at each special token, gives those that are not to be skipped;
-        `least_tokens` as TextStream has it."""
+        `least_tokens` and `include_stop` as TextStream has them."""
+        if not skip_special_tokens:
+            return TextStream(self.token_bytes, stop, least_tokens, include_stop=include_stop)
+
+        def hidden_text(token_id: int) -> str:
+            if token_id not in self.special_ids:
+                return ""
+            text = self.token_bytes(token_id).decode("utf-8", "replace")
+            return "" if text in tags() else text
 
         def visible_or_tag(token_id: int) -> bytes:
-            data = self.token_bytes(token_id)
-            return b"" if token_id in self.special_ids and data.decode("utf-8", "replace") not in tags() else data
+            return b"" if hidden_text(token_id) else self.token_bytes(token_id)
 
-        return TextStream(visible_or_tag if skip_special_tokens else self.token_bytes, stop, least_tokens)
+        special = [self.token_bytes(id_).decode("utf-8", "replace") for id_ in self.special_ids] if stop else []
+        spelled = [text for text in stop if any(token and token in text for token in special)]
+        return TextStream(
+            visible_or_tag, stop, least_tokens, include_stop=include_stop, spelled=spelled, hidden_text=hidden_text
+        )
+
+    def token_id(self, token: str) -> int | None:
+        """The id of the token that is written like this, if there is one."""
+        id_: int | None = self._backend.token_to_id(token)
+        return id_
+
+    @property
+    def control_tokens(self) -> dict[str, int]:
+        """Ids of the added tokens, by how they are written. DeepSeek does not mark all of them as special."""
+        return {token.content: id_ for id_, token in self._backend.get_added_tokens_decoder().items()}
+
+    def grammar_vocabulary(self, size: int) -> GrammarVocabulary:
+        """For grammars over a model's vocabulary of this size. Raises TokenizerError where no token ends a text."""
+        if not self.eos_token_ids:
+            raise TokenizerError("the tokenizer names no eos_token, so a text by a grammar could not end")
+        made = self._grammar_vocabularies.get(size)
+        if made is None:
+            new = GrammarVocabulary(self._backend.to_str, min(self.eos_token_ids), max(size, self.vocab_size))
+            made = self._grammar_vocabularies.setdefault(size, new)
+        return made
 
     def encode_chat(
         self,
@@ -200,6 +244,15 @@ class Tokenizer:
         }
         chat = traits.render(context)
         return continued(chat, told[-1]) if goes_on else chat
+
+
+def read_tool_template(directory: Path) -> str:
+    """As Tokenizer.tool_template, from the checkpoint's files, of which none must be there. Raises TokenizerError."""
+    return _for_tools(_read_templates(directory, _read_json(directory / "tokenizer_config.json")))
+
+
+def _for_tools(templates: Mapping[str, str]) -> str:
+    return templates.get("tool_use", templates.get("default", ""))
 
 
 def _bytes_rule(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:

@@ -177,7 +177,7 @@ def test_every_bad_field_is_named_at_once():
         (
             {"modle": "tiny"},
             "modle",
-            "model, served_name, device, dtype, head, kernels, mixed, generation_config, tool_format, control_tokens, ",
+            "model, served_name, device, dtype, head, kernels, mixed, generation_config, logprobs, tool_format, ",
         ),
         ({"attention": {"shard": 1}}, "attention.shard", "shards, cpus, gpus, memory, threads, labels"),
         ({"http": {"prot": 1}}, "http.prot", "host, port, replicas, max_ongoing_requests"),

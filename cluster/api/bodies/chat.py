@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.chat_message import Message
 from isotherm.cluster.api.bodies.common import MAX_TOP_LOGPROBS, GenerationBody
+from isotherm.cluster.api.bodies.structure import StructuredBody
 from isotherm.cluster.api.bodies.thinking import ThinkingBody
 from isotherm.cluster.api.bodies.tools import ToolsBody
 from isotherm.cluster.jsontypes import JSON
@@ -32,7 +33,7 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
 )
 
 
-class ChatBody(ToolsBody, ThinkingBody):
+class ChatBody(ToolsBody, StructuredBody, ThinkingBody):
     """POST /v1/chat/completions."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -42,6 +43,8 @@ class ChatBody(ToolsBody, ThinkingBody):
         "web_search_options": (),
         "verbosity": (),
         "echo": (False,),
+        "best_of": (1,),
+        "add_special_tokens": (False,),  # templates write their own
     }
 
     messages: list[Message] = Field(min_length=1)

@@ -8,13 +8,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.text.grammar import json_schema, literal
+from isotherm.cluster.text.json_schema import GrammarError
 from isotherm.cluster.text.tool_formats.base import Tool
 from isotherm.cluster.text.tool_formats.values import branches, types
 
-# As templates write the JSON of earlier calls, and models then theirs.
-_JSON_FORM: JSON = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 _NOTES = frozenset({"title", "description", "default", "examples", "example", "deprecated", "$comment"})
 # What a schema of arguments may have beside its properties where these are written as pairs.
 _OF_PAIRS = _NOTES | {
@@ -34,7 +33,7 @@ _NOTHING = '""'
 _ANY_KEY = '/[^"<>\\n]{1,64}/'
 
 
-class ToolSchemaError(IsothermError, ValueError):
+class ToolSchemaError(GrammarError):
     """A tool's schema cannot be enforced in the model's format. Says what stands in the way; `tool` is its name."""
 
     def __init__(self, tool: str, why: str) -> None:
@@ -47,27 +46,18 @@ class Literals:
 
     def __init__(self, control_tokens: Mapping[str, int]) -> None:
         self._tokens = control_tokens
-        longest_first = sorted(control_tokens, key=len, reverse=True)
-        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
     def __call__(self, text: str) -> str:
-        return " ".join(self._one(part) for part in self._parts(text))
+        return literal(text, self._tokens) if text else ""
 
     def text_to(self, rule: str, end: str) -> str:
         """A rule for any text up to `end` and over it, which the text does not have in it."""
-        parts = self._parts(end)
-        plain = 0 if parts[0] in self._tokens else 1
-        if len(parts) == plain:
-            return f"{rule}[suffix={json.dumps(end, ensure_ascii=False)}]: /(?s:.*)/"
+        at = min((end.index(token) for token in self._tokens if token in end), default=len(end))
+        if at == len(end):
+            return f"{rule}[suffix={literal(end, {})}]: /(?s:.*)/"
         # A control token is no part of any text. What stands before it is, and the text may have that elsewhere.
-        before = re.escape("".join(parts[:plain])).replace("/", "\\/")
-        return f"{rule}: /(?s:.*){before}/ {' '.join(map(self._one, parts[plain:]))}"
-
-    def _parts(self, text: str) -> list[str]:
-        return [part for part in ([text] if self._split is None else self._split.split(text)) if part]
-
-    def _one(self, part: str) -> str:
-        return f"<[{self._tokens[part]}]>" if part in self._tokens else json.dumps(part, ensure_ascii=False)
+        before = re.escape(end[:at]).replace("/", "\\/")
+        return f"{rule}: /(?s:.*){before}/ {self(end[at:])}"
 
 
 def call_list(count: int, between: str, *, parallel: bool) -> str:
@@ -78,11 +68,16 @@ def call_list(count: int, between: str, *, parallel: bool) -> str:
 
 def object_rule(rule: str, tool: Tool) -> str:
     """A rule for a tool's arguments as a JSON object."""
-    return f"{rule}: {_json(_schema(tool))}"
+    return f"{rule}: {_json(tool, _schema(tool))}"
 
 
-def _json(schema: JSON) -> str:
-    return f"%json {json.dumps({**schema, **_JSON_FORM}, ensure_ascii=False)}"
+def _json(tool: Tool, schema: JSON) -> str:
+    """The right side of a rule for JSON by the schema."""
+    try:
+        grammar = json.loads(json_schema(schema))["grammars"][0]
+    except GrammarError as error:
+        raise ToolSchemaError(tool.name, str(error)) from None
+    return f"%json {json.dumps(grammar['json_schema'], ensure_ascii=False)}"
 
 
 def _schema(tool: Tool) -> JSON:
@@ -143,7 +138,7 @@ class PairRules:
                 rules.append(f"{rule}_text{i}: ({options}) {self._written(self._end)}")
         if others:
             ways.append(f"{self._begin(written, False)} {rule}_json {self._written(self._end)}")
-            rules.append(f"{rule}_json: {_json(self._values(tool, root, key, others))}")
+            rules.append(f"{rule}_json: {_json(tool, self._values(tool, root, key, others))}")
         return [f"{rule}: ({' | '.join(ways)}) {self._gap}", *rules]
 
     def _values(self, tool: Tool, root: JSON, key: str, schemas: list[Any]) -> JSON:

@@ -16,7 +16,7 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.step_loop import StepLoop
 from isotherm.cluster.engine.scheduler import Scheduler, SchedulerConfig
 from isotherm.cluster.engine.sequence import Sampled
-from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
+from isotherm.cluster.messages.requests import Constraint, Delta, FinishReason, GenerationRequest, SamplingParams
 
 TIMEOUT = 20.0  # seconds; only a failing test waits that long
 
@@ -30,6 +30,11 @@ class FakeEngine:
         self.gate.set()
         self.stepping = threading.Event()
         self.fail: Exception | None = None
+        self.prepared: queue.Queue[Callable[[], None]] = queue.Queue()  # to be called when a grammar is there
+
+    def prepare(self, request: GenerationRequest, then: Callable[[], None]) -> bool:
+        self.prepared.put(then)
+        return True
 
     def step(self) -> list[Delta]:
         chunks = self.scheduler.schedule()
@@ -113,6 +118,30 @@ def test_a_full_queue_refuses_new_requests_only():
     assert (refused.finish_reason, refused.token_ids) == (FinishReason.REFUSED, ()) and "2 may" in refused.error
     for name, tokens in (("b", (100, 101, 102)), ("d", (100, 101, 102)), ("e", (101, 102))):
         assert tuple(t for d in of(deltas, name) for t in d.token_ids) == tokens
+
+
+def constrained(name: str) -> GenerationRequest:
+    return GenerationRequest(name, (1, 2, 3), SamplingParams(3, constraint=Constraint("start: NAME")))
+
+
+def test_a_request_waits_for_its_grammar_and_others_go_on(running: Running):
+    running.loop.submit(constrained("a"))
+    running.loop.submit(request("b"))
+    assert [d.request_id for d in running.until_finished("b")] == ["b"] * 3
+    running.engine.prepared.get(timeout=TIMEOUT)()
+    assert tuple(t for d in running.until_finished("a") for t in d.token_ids) == (100, 101, 102)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_request_that_is_aborted_while_it_waits_for_its_grammar_never_begins(running: Running, moved: bool):
+    running.loop.submit(constrained("a"))
+    (running.loop.give_back if moved else running.loop.abort)("a")
+    [delta] = running.until_finished("a")
+    assert delta.finish_reason is (FinishReason.MOVED if moved else FinishReason.ABORT)
+    running.engine.prepared.get(timeout=TIMEOUT)()
+    running.loop.abort("a")
+    running.loop.submit(request("b"))
+    assert {d.request_id for d in running.until_finished("b")} == {"b"}
 
 
 def test_a_list_is_published_for_each_step(running: Running):

@@ -347,7 +347,7 @@ MALFORMED = [
     ("chat", {"temperature": True}, "temperature"),
     ("chat", {"temperature": "hot"}, "temperature"),
     ("chat", {"temperature": 2.1}, "temperature"),
-    ("chat", {"top_p": 0}, "top_p"),
+    ("chat", {"top_p": -0.5}, "top_p"),
     ("chat", {"top_p": HUGE}, "top_p"),
     ("chat", {"n": 0}, "n"),
     ("chat", {"n": HUGE}, "n"),
@@ -359,7 +359,9 @@ MALFORMED = [
     ("chat", {"top_logprobs": 3}, "top_logprobs"),
     ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ("chat", {"logit_bias": {"5": 200}}, "logit_bias.5"),
-    ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
+    ("chat", {"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ("chat", {"response_format": {"type": "grammar"}}, "response_format"),
+    ("complete", {"guided_regex": "("}, "guided_regex"),
     ("chat", {"tool_choice": "required"}, "tool_choice"),
     ("chat", {"chat_template": "{{ 1 }}"}, "chat_template"),
     ("chat", {"chat_template_kwargs": 5}, "chat_template_kwargs"),
@@ -375,7 +377,7 @@ MALFORMED = [
     ("complete", {"prompt": [[1], ["a"]]}, "prompt[1][0]"),
     ("complete", {"prompt": "a " * 2000}, "prompt"),
     ("complete", {"logprobs": 21}, "logprobs"),
-    ("complete", {"best_of": 5}, "best_of"),
+    ("complete", {"best_of": 129}, "best_of"),
     ("complete", {"suffix": "end"}, "suffix"),
 ]
 

@@ -140,15 +140,37 @@ CASES = [
 @pytest.mark.parametrize(("name", "body", "text", "fields"), CASES)
 def test_the_thought_is_split_as_the_family_writes_it(served, name, body, text, fields):
     for pieces in ([text], list(text)):
-        parser = prepared(served(name), **body).new_parser()
+        parser = prepared(served(name), **body).new_parser(0)
         assert joined([*map(parser.feed, pieces), parser.finish()]) == fields
 
 
 def test_a_thought_that_was_begun_goes_on(served):
     thought = [*USER, {"role": "assistant", "content": "Because", "prefix": True}]
     made = prepared(served("V3.1"), messages=thought, thinking=True)
-    parser = made.new_parser()
+    parser = made.new_parser(0)
     assert joined([parser.feed(" so</think>7"), parser.finish()]) == OutputFields("7", " so")
     made = prepared(served("V3.1"), messages=thought)
-    parser = made.new_parser()
+    parser = made.new_parser(0)
     assert joined([parser.feed(" so"), parser.finish()]) == OutputFields(" so")
+
+
+LIMITED = [
+    {"max_thinking_tokens": 7},
+    {"thinking_budget": 7},
+    {"thinking": {"type": "enabled", "budget_tokens": 7}},
+    {"reasoning": {"max_tokens": 7}},
+]
+
+
+@pytest.mark.parametrize("body", LIMITED, ids=str)
+def test_a_thought_may_have_a_limit(served, body):
+    def limit(name, **more):
+        params = prepared(served(name), n=2, **body, **more).requests[1].params
+        begin, end = (served(name).tokenizer.decode(ids) for ids in (params.thought_begin, params.thought_end))
+        assert len(params.thought_end) == 1
+        return params.max_thinking_tokens, begin, end
+
+    assert limit("R1") == (7, "", "</think>")  # the prompt begins it
+    assert limit("V3.1", enable_thinking=True) == (7, "", "</think>")
+    assert limit("GLM") == (7, "<think>", "</think>")
+    assert prepared(served("GLM")).requests[0].params.max_thinking_tokens is None

@@ -58,6 +58,15 @@ def test_deepseek_v3s_parameters(v3_report: Report):
     )
 
 
+def test_the_form_of_tool_calls_is_what_the_template_shows_or_the_manifest_says(v3: Path, tmp_path: Path):
+    for name in ("config.json", INDEX):
+        (tmp_path / name).write_text((v3 / name).read_text())
+    assert inspect_model(tmp_path, Manifest()).architecture["tool_calls"] == "none that is known"
+    (tmp_path / "chat_template.jinja").write_text("<tool_call>{{ c.name }}<arg_key>{{ key }}</arg_key>")
+    assert inspect_model(tmp_path, Manifest()).architecture["tool_calls"] == "glm4"
+    assert inspect_model(tmp_path, parse_manifest({"tool_format": "hermes"})).architecture["tool_calls"] == "hermes"
+
+
 def test_deepseek_v3s_cache(v3_report: Report, v3: Path):
     assert v3_report.kv_bytes_per_token == 576 * 61 * 2
     assert inspect_model(v3, parse_manifest({"dtype": "float32"})).kv_bytes_per_token == 576 * 61 * 4

@@ -1,0 +1,65 @@
+"""Where the output of one request stands in its grammar, made from the output's tokens alone: so it is the same after a
+move, a preemption or a death."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llguidance import LLMatcher
+
+from isotherm.cluster.messages.requests import Constraint
+from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary, error_of
+
+
+class GrammarState:
+    def __init__(self, constraint: Constraint):
+        self._grammar, self._after = constraint.grammar, frozenset(constraint.after)
+        self.thinks = bool(constraint.after)  # the grammar does not hold yet
+        self.error = ""  # why nothing can follow
+        self._matcher: LLMatcher | None = None
+        self._output: list[int] = []  # as far as it was taken
+
+    def take(self, tokens: Sequence[int], prompt_length: int, vocabulary: GrammarVocabulary) -> LLMatcher:
+        """The matcher after all the output in `tokens`, of which it may have had a part already."""
+        new = tokens[prompt_length + len(self._output) :]
+        self._output += new
+        if self._matcher is None:
+            self._matcher = vocabulary.matcher(self._grammar)
+            self.error = error_of(self._matcher)
+        if not self.error and (text := self._text(new)) and not self._matcher.consume_tokens(text):
+            return self.renew(vocabulary)
+        return self._matcher
+
+    @property
+    def matcher(self) -> LLMatcher:
+        """Once something was taken."""
+        assert self._matcher is not None
+        return self._matcher
+
+    def renew(self, vocabulary: GrammarVocabulary) -> LLMatcher:
+        """Begin anew with all of the output, in a matcher that was never used: what others hold that were copied from
+        the same one counts towards its limits."""
+        self.thinks = bool(self._after)
+        self._matcher = vocabulary.fresh_matcher(self._grammar)
+        if text := self._text(self._output):
+            self._matcher.consume_tokens(text)
+        self.error = error_of(self._matcher)
+        return self._matcher
+
+    def ends_thought(self, token: int) -> bool:
+        return token in self._after
+
+    def _text(self, tokens: Sequence[int]) -> list[int]:
+        """Those that the grammar is about."""
+        if not self.thinks:
+            return list(tokens)
+        for i, token in enumerate(tokens):
+            if token in self._after:
+                self.thinks = False
+                return list(tokens[i + 1 :])
+        return []
+
+    def named(self, why: str) -> str:
+        """Why nothing can follow, with the grammar by its beginning."""
+        grammar = self._grammar if len(self._grammar) <= 80 else f"{self._grammar[:79]}…"
+        return f"no token can follow by the grammar {grammar!r} after {len(self._output)} tokens: {why}"

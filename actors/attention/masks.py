@@ -1,0 +1,242 @@
+"""Which tokens the constrained rows of a step may be: masks by the requests' grammars, computed in a thread of their
+own while the model computes the step.
+
+A row's mask depends on its request and on the output's tokens before it alone, with drafts too."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from llguidance import LLExecutor, LLMatcher
+from torch import Tensor
+
+from isotherm.actors.attention.grammar_state import GrammarState
+from isotherm.cluster.background import spawn_thread
+from isotherm.cluster.errors import named_line
+from isotherm.cluster.messages.requests import Constraint
+from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary, error_of
+
+log = logging.getLogger(__name__)
+MOST_THREADS = 8  # that compute the masks of one step
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A chunk whose rows are constrained: the one at `row`, and one more after each token of the draft."""
+
+    row: int
+    state: GrammarState
+    tokens: Sequence[int]  # prompt and output; they stay as they are until the masks are there
+    prompt_length: int
+    stops: tuple[int, ...]  # tokens that end the text
+    draft: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepMasks:
+    """For the constrained ones among a step's rows of logits."""
+
+    rows: tuple[int, ...]
+    forbidden: Tensor  # bool [len(rows), vocabulary]
+    errors: dict[int, str]  # row → why nothing can follow there
+
+    def apply(self, logits_NV: Tensor) -> None:
+        forbidden = self.forbidden.to(logits_NV.device)
+        if len(self.rows) == len(logits_NV):
+            logits_NV.masked_fill_(forbidden, -math.inf)
+        else:
+            index = torch.tensor(self.rows, device=logits_NV.device)
+            logits_NV[index] = logits_NV[index].masked_fill(forbidden, -math.inf)
+
+
+class Masks:
+    """`load` gives the vocabulary, of the width of a row of logits, at the first constrained request."""
+
+    def __init__(self, load: Callable[[], GrammarVocabulary]):
+        self._load = load
+        self._loading = threading.Lock()
+        self._vocabulary: GrammarVocabulary | None = None
+        self._executor: LLExecutor | None = None
+        self._computing, self._compiling = _Worker("grammar masks"), _Worker("grammars")
+
+    def is_ready(self, constraint: Constraint) -> bool:
+        """Whether the first mask of a request with it does not wait for its grammar to be compiled."""
+        return self._vocabulary is not None and self._vocabulary.is_ready(constraint.grammar)
+
+    def compile(self, constraint: Constraint, then: Callable[[], None]) -> None:
+        """Compile its grammar in another thread, and call `then` there."""
+
+        def work() -> None:
+            try:
+                self._loaded().matcher(constraint.grammar)
+            except Exception:  # the request learns of it when its first mask is needed
+                log.exception("a grammar could not be compiled")
+            then()
+
+        self._compiling.submit(work)
+
+    def begin(self, asks: Sequence[Ask]) -> Future[StepMasks]:
+        """Compute a step's masks in another thread."""
+        return self._computing.submit(lambda: self._compute(asks))
+
+    def _loaded(self) -> GrammarVocabulary:
+        with self._loading:
+            if self._vocabulary is None:
+                self._vocabulary = self._load()
+            return self._vocabulary
+
+    def _compute(self, asks: Sequence[Ask]) -> StepMasks:
+        vocabulary = self._loaded()
+        if self._executor is None:
+            self._executor = LLExecutor(min(MOST_THREADS, max(1, (os.cpu_count() or 1) // 2)))
+        step = _Step(asks, vocabulary)
+        matchers = [(matcher, at) for at, ask in step.firsts() if (matcher := step.advance(at, ask)) is not None]
+        if matchers:
+            self._executor.unsafe_compute_mask_ptr(matchers, step.packed.ctypes.data, step.row_bytes, len(step.packed))
+        step.check()
+        for at, ask in step.firsts():
+            step.follow_draft(at, ask)
+        return step.finish()
+
+
+class _Rule(Enum):
+    """What holds for a row."""
+
+    NOTHING = "nothing"  # it follows a draft that cannot be: what is drawn there is not taken
+    THOUGHT = "thought"  # all but what would end the text, which is still to come
+    GRAMMAR = "grammar"
+
+
+class _Step:
+    """A step's masks in the making: a slot for each constrained row."""
+
+    def __init__(self, asks: Sequence[Ask], vocabulary: GrammarVocabulary):
+        self._asks, self._vocabulary = asks, vocabulary
+        self._rows = tuple(ask.row + i for ask in asks for i in range(1 + len(ask.draft)))
+        self._rules = [_Rule.NOTHING] * len(self._rows)
+        self._errors: dict[int, str] = {}
+        self.packed = np.zeros((len(self._rows), -(-vocabulary.size // 32)), dtype=np.uint32)  # a bit for each token
+        self.row_bytes: int = self.packed.strides[0]
+
+    def firsts(self) -> list[tuple[int, Ask]]:
+        """Each chunk with the slot of its first row."""
+        out, at = [], 0
+        for ask in self._asks:
+            out.append((at, ask))
+            at += 1 + len(ask.draft)
+        return out
+
+    def advance(self, at: int, ask: Ask) -> LLMatcher | None:
+        """Bring a state up to date; the matcher, where a mask is to be computed by it."""
+        state = ask.state
+        try:
+            matcher = state.take(ask.tokens, ask.prompt_length, self._vocabulary)
+        except Exception as error:  # it is this request's alone
+            log.exception("a grammar's state could not be brought up to date")
+            state.error = named_line(error)
+        if state.error:
+            return None
+        self._rules[at] = _Rule.THOUGHT if state.thinks else _Rule.GRAMMAR
+        return None if state.thinks else matcher
+
+    def check(self) -> None:
+        """Where the mask of a first row could not be computed, try once more with a new matcher. A matcher that can no
+        more allows the end alone."""
+        word, bit = divmod(self._vocabulary.eos, 32)
+        may_end = (self.packed[:, word] >> bit & 1).tolist()
+        for at, ask in self.firsts():
+            state = ask.state
+            if self._rules[at] is _Rule.GRAMMAR and may_end[at] and error_of(state.matcher):
+                matcher = state.renew(self._vocabulary)
+                if not state.error:
+                    self._mask(at, matcher)
+                    state.error = error_of(matcher)
+            if state.error:
+                self._errors[at] = state.error
+
+    def follow_draft(self, at: int, ask: Ask) -> None:
+        """Masks after each token of a draft, as far as the tokens can be; the state stays as it was."""
+        state, taken = ask.state, 0
+        if not ask.draft or state.error:
+            return
+        matcher, thinks = state.matcher, state.thinks
+        for token in ask.draft:
+            at += 1
+            if token in ask.stops:
+                break
+            if thinks:
+                thinks = not state.ends_thought(token)
+            elif matcher.is_stopped() or not matcher.try_consume_tokens([token]):
+                break
+            else:
+                taken += 1
+            self._rules[at] = _Rule.THOUGHT if thinks else _Rule.GRAMMAR
+            if not thinks:
+                self._mask(at, matcher)
+                if why := error_of(matcher):
+                    self._errors[at] = why
+                    break
+        if taken and not matcher.rollback(taken):
+            state.renew(self._vocabulary)
+
+    def _mask(self, at: int, matcher: LLMatcher) -> None:
+        matcher.unsafe_compute_mask_ptr(self.packed[at].ctypes.data, self.row_bytes)
+
+    def finish(self) -> StepMasks:
+        size, eos = self._vocabulary.size, self._vocabulary.eos
+        allowed_SV = np.unpackbits(self.packed.view(np.uint8), axis=1, count=size, bitorder="little")
+        may_end = allowed_SV[:, eos].tolist()
+        for first, ask in self.firsts():
+            for at in range(first, first + 1 + len(ask.draft)):
+                if at in self._errors:
+                    self._errors[at] = ask.state.named(self._errors[at])
+                    allowed_SV[at] = 1
+                elif self._rules[at] is not _Rule.GRAMMAR:
+                    allowed_SV[at] = 1
+                    if self._rules[at] is _Rule.THOUGHT:
+                        allowed_SV[at, [token for token in ask.stops if not ask.state.ends_thought(token)]] = 0
+                elif may_end[at]:
+                    allowed_SV[at, eos] = 0
+                    allowed_SV[at, list(ask.stops)] = 1
+                    if not ask.stops and not allowed_SV[at].any():
+                        why = "the text is complete, and the request has no token that ends it"
+                        self._errors[at] = ask.state.named(why)
+                        allowed_SV[at] = 1
+        forbidden = torch.from_numpy(allowed_SV ^ 1).view(torch.bool)
+        return StepMasks(self._rows, forbidden, {self._rows[at]: why for at, why in self._errors.items()})
+
+
+class _Worker:
+    """A thread that does one thing after the other, from the first one on."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, work: Callable[[], _T]) -> Future[_T]:
+        if self._thread is None:
+            self._thread = spawn_thread(self._name, self._run)
+        future: Future[_T] = Future()
+        self._queue.put((future, work))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            future, work = self._queue.get()
+            try:
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)

@@ -1,0 +1,173 @@
+"""Grammars compiled for one tokenizer: whether one can be had at all, and matchers that say token by token what may
+come next. Thread-safe.
+
+Compiling cannot be interrupted, so what it may cost is bounded before: by the text's size (cluster/text/grammar.py) and
+by LIMITS; what took too long all the same is refused from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from isotherm.cluster.text.json_schema import GrammarError
+
+MOST_SECONDS = 1.0  # of computing time that compiling a grammar may take
+VERDICTS, MATCHERS = 4096, 64  # how many are kept
+STACK_BYTES = 256 << 20  # of address space; only what is used of it is memory
+_STACK_SIZE = threading.Lock()
+_LIMITS = LLParserLimits(verbose_errors=False)
+_EXCERPT = re.compile(r"\d+ \| ")  # of the grammar, below a message about it
+_ONE_OF = "a 'oneOf' of which two options may hold is not supported; 'anyOf' is"
+_V = TypeVar("_V")
+
+
+class _Lately(Generic[_V]):
+    """The values that were used last, by a text. Each is made once, one at a time, while those that are there can be
+    had."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._values: OrderedDict[bytes, _V] = OrderedDict()
+        self._lock = threading.Lock()
+        self.making = threading.Lock()
+
+    def get(self, text: str) -> _V | None:
+        key = _key(text)
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key]
+
+    def put(self, text: str, value: _V) -> None:
+        with self._lock:
+            self._values[_key(text)] = value
+            if len(self._values) > self._most:
+                self._values.popitem(last=False)
+
+
+class GrammarVocabulary:
+    """`eos`: the token by which matchers say that the text may end. `size`: how many tokens the model knows; no grammar
+    allows those that the tokenizer does not."""
+
+    def __init__(self, tokenizer_json: Callable[[], str], eos: int, size: int):
+        self.eos, self.size = eos, size
+        self._tokenizer_json = tokenizer_json
+        self._loading = threading.Lock()
+        self._loaded: LLTokenizer | None = None
+        self._verdicts: _Lately[str] = _Lately(VERDICTS)
+        self._matchers: _Lately[LLMatcher] = _Lately(MATCHERS)
+
+    def check(self, grammar: str) -> None:
+        """Raises GrammarError where it cannot be compiled, takes too long, or allows nothing at all."""
+        why = self._verdicts.get(grammar)
+        if why is None:
+            with self._verdicts.making:
+                why = self._verdicts.get(grammar)
+                if why is None:
+                    why = self._verdict(grammar)
+                    self._verdicts.put(grammar, why)
+        if why:
+            raise GrammarError(why)
+
+    def _verdict(self, grammar: str) -> str:
+        """Empty where there is nothing against it."""
+        tokenizer = self._tokenizer()
+
+        def compiled() -> tuple[LLMatcher, float]:
+            begin = time.thread_time()
+            matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
+            if not matcher.is_error():
+                matcher.compute_bitmask()
+            return matcher, time.thread_time() - begin
+
+        matcher, seconds = _with_deep_stack(compiled)
+        if why := error_of(matcher):
+            return why
+        if seconds > MOST_SECONDS:
+            return f"compiling it takes {seconds:.1f} s; at most {MOST_SECONDS:g} s are allowed"
+        return ""
+
+    def is_ready(self, grammar: str) -> bool:
+        """Whether `matcher` answers at once."""
+        return self._matchers.get(grammar) is not None
+
+    def matcher(self, grammar: str) -> LLMatcher:
+        """A matcher at the beginning of the grammar; where it cannot be compiled one with an error."""
+        found = self._matchers.get(grammar)
+        if found is None:
+            with self._matchers.making:
+                found = self._matchers.get(grammar)
+                if found is None:
+                    found = self.fresh_matcher(grammar)
+                    self._matchers.put(grammar, found)
+        return found.deep_copy()
+
+    def fresh_matcher(self, grammar: str) -> LLMatcher:
+        """As `matcher`, compiled anew: it shares nothing with others."""
+        tokenizer = self._tokenizer()
+        return _with_deep_stack(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS))
+
+    def _tokenizer(self) -> LLTokenizer:
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = LLTokenizer(_guarded(self._tokenizer_json()), n_vocab=self.size, eos_token=self.eos)
+            return self._loaded
+
+
+def _with_deep_stack(work: Callable[[], _V]) -> _V:
+    """Run the compiler in a thread of its own: it calls itself for each rule and schema within another, and some
+    thousands of them would end the process on a thread's usual stack (seen in llguidance 1.9.1)."""
+    done: list[_V] = []
+    with _STACK_SIZE:
+        usual = threading.stack_size(STACK_BYTES)
+        try:
+            thread = threading.Thread(target=lambda: done.append(work()), name="grammar compiler", daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(usual)
+    thread.join()
+    return done[0]
+
+
+def error_of(matcher: LLMatcher) -> str:
+    """Why a matcher cannot go on, in one line; empty where it can, or where the text is complete."""
+    if matcher.is_error():
+        lines = [line.strip() for line in matcher.get_error().splitlines()]
+        said = " ".join(line for line in lines if line.strip("^") and not _EXCERPT.match(line))[:400]
+        return _ONE_OF if said.startswith("oneOf constraints are not supported") else said
+    if matcher.is_stopped() and matcher.stop_reason() not in ("NoExtension", "EndOfSentence"):
+        return f"nothing can follow ({matcher.stop_reason()})"
+    return ""
+
+
+def _guarded(tokenizer_json: str) -> str:
+    """The tokenizer with its added tokens under names that no text has: grammars name them by their ids. Under their
+    own llguidance would make such a token of a constant in which its text stands, and then find that it does not
+    fit."""
+    tokenizer = json.loads(tokenizer_json)
+    tokenizer["post_processor"] = None
+    renamed: dict[str, str] = {}
+    for token in tokenizer.get("added_tokens", ()):
+        name = renamed[token["content"]] = f"\ufdd0{token['id']}\ufdd1"
+        token |= {"content": name, "special": True, "normalized": False, "lstrip": False, "rstrip": False}
+    model = tokenizer["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {renamed.get(name, name): id_ for name, id_ in model["vocab"].items()}
+    else:  # of a unigram model: pairs of a piece and its score
+        model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token") in renamed:
+        model["unk_token"] = renamed[model["unk_token"]]
+    return json.dumps(tokenizer)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

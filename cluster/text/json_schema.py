@@ -1,0 +1,145 @@
+"""A JSON schema as llguidance takes it, to the same meaning: without what says nothing about validity, and with a
+`oneOf` of which no two can hold made an `anyOf`. What it cannot enforce is refused by name.
+
+Knows nothing about grammars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
+
+MOST_NESTED = 64
+# Keywords of JSON Schema (2020-12 and before) that say what is valid, and that nobody here enforces.
+UNSUPPORTED = frozenset(
+    {
+        "not",
+        "if",
+        "then",
+        "else",
+        "contains",
+        "minContains",
+        "maxContains",
+        "uniqueItems",
+        "propertyNames",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "$dynamicRef",
+        "$recursiveRef",
+        "x-guidance",  # llguidance's own options
+    }
+)
+_ONE = ("items", "additionalItems", "additionalProperties")
+_SEVERAL = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_OTHERS = (
+    "$ref",
+    "const",
+    "enum",
+    "type",
+    "minItems",
+    "maxItems",
+    "required",
+    "minProperties",
+    "maxProperties",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "format",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "$schema",
+    "$id",
+    "id",
+    "$anchor",
+)
+_KNOWN = frozenset((*_ONE, *_SEVERAL, *_NAMED, *_OTHERS))
+
+
+class GrammarError(IsothermError, ValueError):
+    """What the output is to be cannot be had; the message says why, in one line."""
+
+
+def plain_schema(schema: JSON) -> JSON:
+    """The schema as llguidance takes it. Raises GrammarError, which names the keyword that is not
+    supported, and where it stands."""
+    plain: JSON = _Plain(schema).of(schema, "", 0)
+    return plain
+
+
+class _Plain:
+    def __init__(self, root: JSON):
+        self._root = root
+
+    def of(self, schema: Any, path: str, depth: int) -> Any:
+        """The schema at `path`. What is no schema at all is left to llguidance to refuse."""
+        if not isinstance(schema, dict):
+            return schema
+        if depth > MOST_NESTED:
+            raise GrammarError(f"the schema is nested deeper than {MOST_NESTED}")
+        out: JSON = {}
+        for key, value in schema.items():
+            at = f"{path}/{key}"
+            if key in UNSUPPORTED and not _says_nothing(key, value):
+                raise GrammarError(f"the keyword {key!r} is not supported (at {path or 'the top'} of the schema)")
+            if key not in _KNOWN:
+                continue  # an annotation
+            if key in _SEVERAL and isinstance(value, list):
+                inner = [self.of(item, f"{at}/{i}", depth + 1) for i, item in enumerate(value)]
+                out["anyOf" if key == "oneOf" and self._is_disjoint(value) and "anyOf" not in schema else key] = inner
+            elif key in _NAMED and isinstance(value, dict):
+                out[key] = {name: self.of(item, f"{at}/{name}", depth + 1) for name, item in value.items()}
+            elif key in _ONE:
+                out[key] = self.of(value, at, depth + 1)
+            else:
+                out[key] = value
+        return out
+
+    def _is_disjoint(self, options: list[Any]) -> bool:
+        """Whether no value is valid by two of the options, since each requires a property to be of other constants: the
+        form of unions that are told by a tag."""
+        told = [dict(self._constants(self._resolved(option))) for option in options]
+        for name in set.intersection(*map(set, told)) if told else ():
+            values = [constants[name] for constants in told]
+            if len(frozenset().union(*values)) == sum(map(len, values)):
+                return True
+        return False
+
+    def _resolved(self, option: Any) -> Any:
+        """The schema that a reference within this document names."""
+        for _ in range(8):
+            if not (isinstance(option, dict) and isinstance(ref := option.get("$ref"), str) and ref.startswith("#/")):
+                break
+            found: Any = self._root
+            for step in ref[2:].split("/"):
+                name = step.replace("~1", "/").replace("~0", "~")
+                found = found.get(name) if isinstance(found, dict) else None
+            option = found
+        return option
+
+    def _constants(self, schema: Any) -> Iterator[tuple[str, frozenset[str]]]:
+        """Required properties of an object that can only be one of some texts."""
+        if not isinstance(schema, dict) or schema.get("type") != "object":
+            return
+        properties, required = schema.get("properties"), schema.get("required")
+        if not isinstance(properties, dict) or not isinstance(required, list):
+            return
+        for name, inner in properties.items():
+            inner = self._resolved(inner)
+            if name in required and isinstance(inner, dict):
+                values = [inner["const"]] if "const" in inner else inner.get("enum")
+                if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
+                    yield name, frozenset(values)
+
+
+def _says_nothing(keyword: str, value: Any) -> bool:
+    """Whether an unsupported keyword has the value that every JSON satisfies."""
+    return keyword == "uniqueItems" and value is False

@@ -1,0 +1,282 @@
+"""Constrained streams of the bundled model: by their grammar to the last token, the same however they are cut, batched,
+drafted or preempted, and no other stream is touched."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from grammars import (
+    Output,
+    accepts,
+    chat_ids,
+    constrained,
+    output,
+    outputs,
+    tiny_engine,
+    tiny_tokenizer,
+    tiny_vocabulary,
+)
+from llguidance import LLMatcher
+
+from isotherm.actors.attention.engine import Engine
+from isotherm.actors.attention.grammar_state import GrammarState
+from isotherm.actors.attention.masks import Ask, Masks
+from isotherm.actors.attention.sampling import Sampler
+from isotherm.cluster.engine.sequence import ScheduledSequence
+from isotherm.cluster.messages.requests import Constraint, FinishReason, GenerationRequest
+from isotherm.cluster.text.grammar import choice, json_object, json_schema, regex
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "maxItems": 4},
+        "sure": {"type": "boolean"},
+    },
+    "required": ["name", "age", "tags", "sure"],
+    "additionalProperties": False,
+}
+SUM = chat_ids("What is 3 + 4?")
+STORY = chat_ids("Tell me a story.")
+GRAMMARS = {
+    "schema": json_schema(PERSON),
+    "regex": regex(r"[a-z]{3,9}( [a-z]{2,9}){2,6}\."),
+    "choice": choice(["seven", "seventeen", "seventy", "eight"]),
+    "lark": 'start: item ("," item)*\nitem: NAME "=" /[0-9]{1,3}/\nNAME: /[a-z]{1,5}/\n',
+}
+EOS = min(tiny_tokenizer().eos_token_ids)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return tiny_engine()
+
+
+def lone(engine: Engine, name: str, **params: object) -> Output:
+    asked = {"temperature": 1.0, "max_tokens": 60, **params}
+    return output(engine, constrained("a", SUM, GRAMMARS[name], **asked))
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
+def test_what_ends_by_itself_is_whole_by_its_grammar(engine: Engine, name: str, temperature: float):
+    got = [lone(engine, name, temperature=temperature, seed=seed, max_tokens=120) for seed in range(4)]
+    whole = [one for one in got if one.reason is FinishReason.STOP]
+    assert all(one.reason in (FinishReason.STOP, FinishReason.LENGTH) for one in got)
+    assert whole or temperature == 0.0
+    for one in whole:
+        assert one.tokens[-1] == EOS and EOS not in one.tokens[:-1]
+        matcher = tiny_vocabulary().matcher(GRAMMARS[name])
+        assert matcher.consume_tokens(one.tokens[:-1]) and matcher.is_accepting(), one.text
+
+
+def test_what_is_cut_off_says_so(engine: Engine):
+    got = lone(engine, "schema", max_tokens=5)
+    assert got.reason is FinishReason.LENGTH and len(got.tokens) == 5 and got.text.startswith('{"name":')
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_a_stream_that_is_resumed_anywhere_goes_on_as_it_was(engine: Engine, name: str):
+    """After a move or a death another engine has the output's tokens, and nothing else."""
+    whole = lone(engine, name)
+    for cut in range(1, len(whole.tokens)):
+        request = replace(
+            constrained("a", SUM, GRAMMARS[name], temperature=1.0, max_tokens=60), generated=tuple(whole.tokens[:cut])
+        )
+        assert output(engine, request).tokens == whole.tokens[cut:], cut
+
+
+def test_a_mask_depends_on_the_tokens_before_it_alone():
+    """Computed in one go or token by token, after drafts right and wrong, by a new matcher or a copied one."""
+    rng = random.Random(5)
+    vocabulary = tiny_vocabulary()
+    masks = Masks(lambda: vocabulary)
+    for name, grammar in GRAMMARS.items():
+        constraint, tokens = Constraint(grammar), list[int]()
+        stepwise = GrammarState(constraint)
+        for _ in range(25):
+            draft = tuple(rng.randrange(vocabulary.size) for _ in range(rng.randint(0, 3)))
+            masks.begin([Ask(0, stepwise, tokens, 0, (EOS,), draft)]).result()
+            at_once = GrammarState(constraint)
+            mask = masks.begin([Ask(0, at_once, tokens, 0, (EOS,))]).result().forbidden[0]
+            again = masks.begin([Ask(0, stepwise, tokens, 0, (EOS,))]).result().forbidden[0]
+            fresh = vocabulary.fresh_matcher(grammar)
+            fresh.consume_tokens(tokens)
+            assert torch.equal(mask, again) and torch.equal(mask, torch.from_numpy(forbidden(fresh))), (name, tokens)
+            allowed = (~mask).nonzero().flatten().tolist()
+            if allowed == [EOS]:
+                break
+            tokens.append(rng.choice([token for token in allowed if token != EOS]))
+
+
+def forbidden(matcher: LLMatcher) -> np.ndarray:
+    bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+    return bits[: tiny_vocabulary().size] == 0
+
+
+class Guesses:
+    """Drafts of what is known to come, with mistakes."""
+
+    def __init__(self, known: dict[str, list[int]], right: float):
+        self.known, self.right, self.rng = known, right, random.Random(3)
+
+    def draft(self, sequence: ScheduledSequence, most: int) -> Sequence[int]:
+        guessed = self.known[sequence.request.id][sequence.generated :][: self.rng.randint(0, 5)]
+        return [t if self.rng.random() < self.right else self.rng.randrange(1280) for t in guessed]
+
+
+@pytest.mark.parametrize("right", [1.0, 0.6, 0.0])
+def test_drafts_change_nothing(engine: Engine, right: float):
+    requests = batch()
+    expected = outputs(engine, *requests)
+    drafter = Guesses({name: one.tokens for name, one in expected.items()}, right)
+    drafted = Engine(engine.model, engine.experts, engine.scheduler.config, drafter, engine.sampler)
+    before = drafted.steps
+    assert outputs(drafted, *requests) == expected
+    assert right == 0.0 or drafted.steps - before < max(len(one.tokens) for one in expected.values())
+
+
+def batch() -> list[GenerationRequest]:
+    """Constrained and other streams in turn, with processors and without."""
+    close = tiny_tokenizer().token_id("</think>")
+    asked = [
+        (SUM, "schema", {"temperature": 1.0}),
+        (STORY, None, {"temperature": 1.0}),
+        (SUM, "regex", {"temperature": 1.5, "presence_penalty": 1.0, "logprobs": 2}),
+        (STORY, None, {"temperature": 0.0, "logprobs": 1}),
+        (SUM, "choice", {"temperature": 0.0}),
+        (chat_ids("What is 3 + 4?", thinking=True), "schema", {"temperature": 1.0, "after": (close,)}),
+        (STORY, None, {"temperature": 1.0, "min_p": 0.1}),
+        (SUM, "lark", {"temperature": 2.0, "logit_bias": ((EOS, -3.0),), "top_k": 20}),
+    ]
+    return [
+        constrained(str(i), prompt, None if name is None else GRAMMARS[name], max_tokens=50, seed=i, **params)
+        for i, (prompt, name, params) in enumerate(asked)
+    ]
+
+
+def test_a_batch_changes_no_stream(engine: Engine):
+    requests = batch()
+    together = outputs(engine, *requests)
+    assert together == {request.id: output(engine, request) for request in requests}
+    assert all(one.reason in (FinishReason.STOP, FinishReason.LENGTH) for one in together.values())
+
+
+def test_preemption_changes_no_stream(engine: Engine):
+    requests = batch()
+    expected = outputs(engine, *requests)
+    config = replace(engine.scheduler.config, blocks=40)
+    tight = Engine(engine.model, engine.experts, config, sampler=engine.sampler)
+    rng = random.Random(1)
+    got = {request.id: list[int]() for request in requests}
+    for request in requests:
+        tight.scheduler.add(request)
+    while len(tight.scheduler):
+        if tight.scheduler.running and rng.random() < 0.2:
+            tight.scheduler.preempt(rng.choice(tight.scheduler.running).request.id)
+        for delta in tight.step():
+            got[delta.request_id] += delta.token_ids
+    assert tight.scheduler.preemptions > 5
+    assert got == {name: one.tokens for name, one in expected.items()}
+
+
+def test_logprobs_are_the_models_own(engine: Engine):
+    """As of the same text without a constraint."""
+    got = output(engine, constrained("a", SUM, GRAMMARS["choice"], logprobs=1, temperature=1.0))
+    free = constrained("b", SUM, None, logprobs=1, temperature=1.0, max_tokens=1)
+    assert got.logprobs[0].top == output(engine, free).logprobs[0].top
+    assert len(got.logprobs) == len(got.tokens)
+
+
+def test_the_constraint_begins_after_the_thought(engine: Engine):
+    close = tiny_tokenizer().token_id("</think>")
+    prompt = chat_ids("What is 3 + 4?", thinking=True)
+    for temperature in (0.0, 1.0):
+        request = constrained("a", prompt, GRAMMARS["schema"], after=(close,), temperature=temperature, max_tokens=250)
+        got = output(engine, request)
+        assert got.tokens.count(close) == 1 and got.reason is FinishReason.STOP
+        text = tiny_tokenizer().decode(got.tokens[got.tokens.index(close) + 1 :])
+        assert json.loads(text)["age"] <= 120
+    free = output(engine, constrained("b", prompt, None, temperature=0.0, max_tokens=250))
+    held = output(engine, constrained("c", prompt, GRAMMARS["schema"], after=(close,), temperature=0.0, max_tokens=250))
+    end = free.tokens.index(close)
+    assert held.tokens[: end + 1] == free.tokens[: end + 1], "the thought is free"
+
+
+def test_a_thought_cannot_end_the_text(engine: Engine):
+    close = tiny_tokenizer().token_id("</think>")
+    never = ((close, -100.0), (EOS, 100.0))
+    request = constrained("a", SUM, GRAMMARS["choice"], after=(close,), logit_bias=never, max_tokens=20)
+    assert output(engine, request).reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_min_tokens_gives_way_to_a_grammar_that_must_end(engine: Engine, temperature: float):
+    request = constrained("a", SUM, choice(["yes"]), min_tokens=30, temperature=temperature, max_tokens=40)
+    got = output(engine, request)
+    assert (got.text, got.reason) == ("yes", FinishReason.STOP)
+    more = output(engine, constrained("b", SUM, regex("(ab)+"), min_tokens=12, max_tokens=40, temperature=temperature))
+    assert len(more.tokens) > 12 and set(more.text) == {"a", "b"}
+
+
+def test_tokens_that_the_request_ends_by_are_allowed_where_the_text_may_end(engine: Engine):
+    stop = tiny_tokenizer().token_id("<｜User｜>")
+    bias = ((stop, 100.0),)
+    request = constrained("a", SUM, regex("a{2,9}"), stop_token_ids=(stop,), logit_bias=bias, temperature=0.0)
+    got = output(engine, request)
+    assert got.reason is FinishReason.STOP and got.tokens[-1] == stop and set(got.text) == {"a"} and len(got.text) >= 2
+
+
+def test_a_request_for_which_nothing_can_follow_ends_alone(engine: Engine):
+    """The others go on to the same tokens, and the error names the grammar."""
+    plain = constrained("plain", STORY, None, temperature=1.0, max_tokens=20)
+    whole = constrained("whole", SUM, GRAMMARS["schema"], temperature=1.0, max_tokens=20)
+    expected = outputs(engine, plain, whole)
+    endless = constrained("endless", SUM, choice(["yes"]), stop_token_ids=(), max_tokens=20)
+    broken = constrained("broken", SUM, "start: nowhere", max_tokens=20)
+    got = outputs(engine, plain, endless, whole, broken)
+    assert {name: got[name] for name in expected} == expected
+    assert got["endless"].reason is FinishReason.ERROR and "no token that ends it" in got["endless"].error
+    assert got["endless"].text == "yes"
+    assert got["broken"].reason is FinishReason.ERROR and "'start: nowhere'" in got["broken"].error
+
+
+def test_an_engine_without_a_tokenizer_says_so(engine: Engine):
+    plain = Engine(engine.model, engine.experts, engine.scheduler.config, sampler=Sampler(engine.model.kernels))
+    got = outputs(plain, constrained("a", SUM, GRAMMARS["choice"]), constrained("b", SUM, None, max_tokens=3))
+    assert "no tokenizer" in got["a"].error and len(got["b"].tokens) == 3
+    unloadable = Sampler(engine.model.kernels, Masks(fail))
+    plain = Engine(engine.model, engine.experts, engine.scheduler.config, sampler=unloadable)
+    got = outputs(plain, constrained("a", SUM, GRAMMARS["choice"]), constrained("b", SUM, None, max_tokens=3))
+    assert "tokenizer.json is not there" in got["a"].error and len(got["b"].tokens) == 3
+
+
+def fail() -> None:
+    raise OSError("tokenizer.json is not there")
+
+
+def test_tokens_beyond_the_tokenizer_are_never_allowed():
+    tokenizer = tiny_tokenizer()
+    padded = tokenizer.grammar_vocabulary(tokenizer.vocab_size + 77)
+    masks = Masks(lambda: padded)
+    ask = Ask(0, GrammarState(Constraint(regex("(?s:.*)"))), [], 0, (EOS,))
+    mask = masks.begin([ask]).result().forbidden
+    assert mask.shape == (1, tokenizer.vocab_size + 77)
+    assert mask[0, tokenizer.vocab_size :].all() and not mask[0].all()
+
+
+def test_json_objects_of_any_kind(engine: Engine):
+    got = [
+        output(engine, constrained("a", SUM, json_object(), temperature=1.0, seed=seed, max_tokens=300))
+        for seed in range(6)
+    ]
+    whole = [one.text for one in got if one.reason is FinishReason.STOP]
+    assert whole and all(isinstance(json.loads(text), dict) for text in whole)
+    assert all(accepts(json_object(), text) for text in whole)

@@ -1,0 +1,141 @@
+"""Schemas as llguidance takes them: what is left out, what is rewritten, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+from grammars import accepts
+
+from isotherm.cluster.text.grammar import json_schema
+from isotherm.cluster.text.json_schema import UNSUPPORTED, GrammarError, plain_schema
+
+CAT = {"type": "object", "properties": {"kind": {"const": "cat"}, "lives": {"type": "integer"}}, "required": ["kind"]}
+DOG = {"type": "object", "properties": {"kind": {"const": "dog"}, "name": {"type": "string"}}, "required": ["kind"]}
+
+
+@pytest.mark.parametrize("keyword", sorted(UNSUPPORTED))
+def test_a_keyword_that_is_not_enforced_is_named_with_its_place(keyword):
+    with pytest.raises(GrammarError, match=rf"'{keyword.replace('$', '.')}' is not supported \(at /properties/a"):
+        plain_schema({"type": "object", "properties": {"a": {keyword: {"type": "string"}}}})
+
+
+def test_names_of_properties_and_values_are_no_keywords():
+    schema = {
+        "type": "object",
+        "properties": {"not": {"enum": [{"if": 1}]}, "contains": {"const": {"uniqueItems": True}}},
+        "required": ["not"],
+    }
+    assert plain_schema(schema) == schema
+
+
+def test_annotations_are_left_out_and_what_says_nothing_too():
+    schema = {
+        "title": "T",
+        "description": "d",
+        "x-order": [1],
+        "deprecated": True,
+        "type": "array",
+        "uniqueItems": False,
+        "items": {"type": "string", "examples": ["a"], "default": "b"},
+    }
+    assert plain_schema(schema) == {"type": "array", "items": {"type": "string"}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"oneOf": [CAT, DOG]},
+        {
+            "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+            "discriminator": {"propertyName": "kind"},
+            "$defs": {"Cat": CAT, "Dog": DOG},
+        },
+    ],
+    ids=["inline", "as pydantic writes it"],
+)
+def test_a_union_that_is_told_by_a_tag_is_one_of_them(schema):
+    written = json_schema(schema)
+    assert accepts(written, '{"kind":"cat","lives":9}') and accepts(written, '{"kind":"dog","name":"Rex"}')
+    assert not accepts(written, '{"kind":"fish"}')
+
+
+def test_options_that_may_hold_together_stay_one_of_them():
+    both = {"oneOf": [CAT, {**DOG, "properties": {"kind": {"enum": ["dog", "cat"]}}}]}
+    assert "oneOf" in plain_schema(both)
+    untold = {"oneOf": [{**CAT, "required": []}, DOG]}
+    assert "oneOf" in plain_schema(untold)
+
+
+# Keywords, values that are valid by them, and values that are not.
+KEYWORDS = [
+    ({"type": "string"}, ["", "a", 'q"\\\n\té😀\u0001'], [1, None, []]),
+    ({"type": "integer"}, [0, -5, 123456789], [1.5, "1", True]),
+    ({"type": "number"}, [0, -1.5, 2e10], ["1", False]),
+    ({"type": "boolean"}, [True, False], [0, "true"]),
+    ({"type": "null"}, [None], [0, ""]),
+    ({"type": ["string", "null"]}, ["a", None], [1]),
+    ({"enum": ["a", 1, None, {"b": [2]}]}, ["a", 1, None, {"b": [2]}], ["b", 2]),
+    ({"const": "only"}, ["only"], ["on", "only "]),
+    ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab", "abc", "é😀"], ["a", "abcd", ""]),
+    ({"type": "string", "pattern": "^[a-c]+$"}, ["abc"], ["abd", ""]),
+    ({"type": "string", "pattern": "b"}, ["abc", "b"], ["ac"]),
+    ({"type": "string", "format": "date"}, ["2024-02-29"], ["2024-2-29", "x"]),
+    ({"type": "string", "format": "date-time"}, ["2024-02-29T12:00:00Z"], ["2024-02-29"]),
+    ({"type": "string", "format": "email"}, ["a@b.org"], ["a.org"]),
+    ({"type": "string", "format": "uuid"}, ["123e4567-e89b-12d3-a456-426614174000"], ["123"]),
+    ({"type": "string", "format": "ipv4"}, ["127.0.0.1"], ["300.0.0.1"]),
+    ({"type": "integer", "minimum": 3, "maximum": 12}, [3, 7, 12], [2, 13]),
+    ({"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 12}, [4, 11], [3, 12]),
+    ({"type": "number", "minimum": -0.5, "maximum": 0.5}, [-0.5, 0, 0.25], [-0.6, 1]),
+    ({"type": "integer", "multipleOf": 5}, [0, 10, -5], [3]),
+    ({"type": "array", "items": {"type": "integer"}}, [[], [1, 2]], [["a"], [1, "a"]]),
+    ({"type": "array", "items": False}, [[]], [[1]]),
+    ({"type": "array", "minItems": 1, "maxItems": 2}, [[1], ["a", None]], [[], [1, 2, 3]]),
+    (
+        {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "items": False, "minItems": 2},
+        [[1, "a"]],
+        [[1], ["a", 1], [1, "a", 2]],
+    ),
+    (
+        {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False},
+        [{}, {"a": 1}],
+        [{"b": 1}, {"a": "x"}],
+    ),
+    ({"type": "object", "required": ["a"]}, [{"a": 1}, {"a": None, "b": 2}], [{}, {"b": 2}]),
+    ({"type": "object", "additionalProperties": {"type": "integer"}}, [{"x": 1}, {}], [{"x": "1"}]),
+    (
+        {"type": "object", "patternProperties": {"^s_": {"type": "string"}}, "additionalProperties": False},
+        [{"s_a": "x"}],
+        [{"s_a": 1}, {"t": "x"}],
+    ),
+    ({"type": "object", "minProperties": 1}, [{"a": 1}], [{}]),
+    ({"type": "object", "maxProperties": 1}, [{}, {"a": 1}], [{"a": 1, "b": 2}]),
+    ({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 1}]}, [5, "a"], ["ab", None]),
+    ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, [5, "a"], [None, 1.5]),
+    ({"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]}, [3, 5], [2, 6, "a"]),
+    (
+        {"$ref": "#/$defs/node", "$defs": {"node": {"type": "array", "items": {"$ref": "#/$defs/node"}}}},
+        [[], [[], [[]]]],
+        [[1], 1],
+    ),
+    (
+        {"type": "object", "properties": {"a": {"$ref": "#/definitions/x"}}, "definitions": {"x": {"type": "null"}}},
+        [{"a": None}],
+        [{"a": 1}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "valid", "invalid"), KEYWORDS, ids=lambda value: json.dumps(value)[:60])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["compact", "spaced"])
+def test_a_keyword_means_what_it_means(schema, valid, invalid, separators):
+    """To llguidance as to jsonschema."""
+    written = json_schema(schema)
+    judge = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    for values, expected in ((valid, True), (invalid, False)):
+        for value in values:
+            if "format" not in schema:
+                assert judge.is_valid(value) is expected
+            assert accepts(written, json.dumps(value, separators=separators, ensure_ascii=False)) is expected, value
