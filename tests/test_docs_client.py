@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from fake_engine import FakeEngine, http_server, write_tokenizer
 
@@ -43,20 +41,6 @@ class Admin:
         return [self._operation()]
 
 
-def answer(request: httpx.Request) -> httpx.Response:
-    """A model that writes JSON where it is to, and calls the first tool where there is one."""
-    body = json.loads(request.content) if request.content else {}
-    if request.method == "GET":
-        return httpx.Response(200, json={"data": [{"id": "m"}]})
-    message: dict[str, Any] = {"content": "It will be sunny."}
-    if "response_format" in body:
-        message = {"content": '{"terms": [3, 4], "total": 7}'}
-    elif body.get("tools") and body["messages"][-1]["role"] == "user":
-        function = {"name": body["tools"][0]["function"]["name"], "arguments": '{"city": "Oslo"}'}
-        message = {"content": None, "tool_calls": [{"id": "c1", "type": "function", "function": function}]}
-    return httpx.Response(200, json={"choices": [{"message": message, "finish_reason": "stop"}]})
-
-
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     tokenizer = Tokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
@@ -67,18 +51,18 @@ def url(tmp_path_factory):
 
 
 def test_all_examples_run(url, capsys):
-    """Typed answers and tools by a scripted model: a fake one gives neither."""
+    """Typed answers and tools by the bundled model: the fake one gives neither."""
     assert len(BLOCKS) >= 8
     names: dict[str, Any] = {}
-    with Client(transport=httpx.MockTransport(answer)) as scripted:
+    with Client.local("tiny") as tiny:
         for block in BLOCKS:
             given = names.get("client")
             if "parse(" in block or "tools=" in block:
-                names["client"] = scripted
+                names["client"] = tiny
             exec(compile(block.replace(URL, url), str(PAGE), "exec"), names)
             if given is not None:
                 names["client"] = given
     names["client"].close()
-    out = capsys.readouterr().out
-    assert "3 + 4 = 7" in out  # of the engine in this process
-    assert "\n7\n" in out and "It will be sunny." in out and "done\n" in out
+    assert type(names["answer"]).__name__ == "Sum" and names["answer"].first == 3
+    assert names["messages"][-1]["content"] == "sunny in Oslo"
+    assert "3 + 4 = 7." in capsys.readouterr().out  # of the engine in this process

@@ -46,6 +46,10 @@ class GenerationParams(TypedDict, total=False):
     guided_regex: str | None
     guided_choice: Sequence[str] | None
     guided_grammar: str | None
+    json_schema: Any
+    regex: str | None
+    ebnf: str | None
+    grammar: str | None
     priority: int | None  # lower values have their turn first
     user: str | None
     extra_body: Mapping[str, Any]  # fields of the body that are not named here

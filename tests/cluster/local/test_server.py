@@ -11,11 +11,20 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from loaded_model import alone
+from pydantic import BaseModel
 
-from isotherm.cluster.client import AsyncClient, BadRequestError, Client, NotFoundError, StreamBrokenError
+from isotherm.cluster.client import (
+    AsyncClient,
+    BadRequestError,
+    Client,
+    NotFoundError,
+    OutputCutError,
+    StreamBrokenError,
+)
 from isotherm.cluster.manifest import ManifestError
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.path import ModelNotFoundError, bundled_model
@@ -34,7 +43,7 @@ def local():
 def answer() -> str:
     """What an engine of its own says to ASKED."""
     tokenizer = Tokenizer.load(bundled_model())
-    prompt = tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": ASKED}]), add_special_tokens=False)
+    prompt = tokenizer.encode_chat([{"role": "user", "content": ASKED}]).ids
     params = SamplingParams(60, 0.0, stop_token_ids=tuple(tokenizer.eos_token_ids))
     stream = tokenizer.stream()
     text = stream.push(alone(GenerationRequest("alone", tuple(prompt), params))).text + stream.flush()
@@ -66,6 +75,40 @@ def test_requests_run_side_by_side(local):
     together = local.batch([{"messages": [{"role": "user", "content": q}], "temperature": 0} for q in questions])
     alone = [local.chat(q, temperature=0).text for q in questions]
     assert [one.text for one in together] == alone
+
+
+class Sum(BaseModel):
+    first: int
+    second: int
+    total: int
+
+
+def test_typed_answers_are_of_their_type(local):
+    """Whatever the model would rather say: at temperature 1 too."""
+    assert local.parse("What is 3 + 4?", Sum, temperature=0, max_tokens=200).first == 3
+    for seed in range(3):
+        said = local.parse("Tell me a story.", Literal["yes", "no"], seed=seed, max_tokens=20)
+        assert said in ("yes", "no")
+        assert isinstance(local.parse("Is it?", bool, seed=seed, max_tokens=20), bool)
+    with pytest.raises(OutputCutError) as info:
+        local.parse("What is 3 + 4?", Sum, temperature=0, max_tokens=5)
+    assert info.value.text.startswith("{")
+
+
+def weather(city: str, days: int = 1) -> str:
+    """Get the weather of a city."""
+    return f"sunny in {city} for {days}"
+
+
+def test_tools_are_called_and_streamed(local):
+    said = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    reply = local.chat(said, tools=[weather], temperature=0)
+    (call,) = reply.tool_calls
+    assert reply.finish_reason == "tool_calls" and call.run(weather) == "sunny in Oslo for 1"
+    with local.stream(said, tools=[weather], temperature=0) as stream:
+        (streamed,) = stream.rest().tool_calls
+    assert (streamed.name, streamed.arguments) == (call.name, call.arguments) and streamed.id != call.id
+    assert local.chat([*said, reply.message, call.result("rain")], tools=[weather], temperature=0).text
 
 
 def test_leaving_a_stream_ends_its_request(local):
