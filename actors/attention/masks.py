@@ -87,9 +87,9 @@ class Masks:
 
         self._compiling.submit(work)
 
-    def begin(self, asks: Sequence[Ask]) -> Future[StepMasks]:
-        """Compute a step's masks in another thread."""
-        return self._computing.submit(lambda: self._compute(asks))
+    def begin(self, asks: Callable[[], Sequence[Ask]]) -> Future[StepMasks]:
+        """Compute a step's masks in another thread, where it is also asked which they are."""
+        return self._computing.submit(lambda: self._compute(asks()))
 
     def _loaded(self) -> GrammarVocabulary:
         with self._loading:

@@ -103,10 +103,10 @@ def test_a_mask_depends_on_the_tokens_before_it_alone():
         stepwise = GrammarState(constraint)
         for _ in range(25):
             draft = tuple(rng.randrange(vocabulary.size) for _ in range(rng.randint(0, 3)))
-            masks.begin([Ask(0, stepwise, tokens, 0, (EOS,), draft)]).result()
+            of(masks, Ask(0, stepwise, tokens, 0, (EOS,), draft))
             at_once = GrammarState(constraint)
-            mask = masks.begin([Ask(0, at_once, tokens, 0, (EOS,))]).result().forbidden[0]
-            again = masks.begin([Ask(0, stepwise, tokens, 0, (EOS,))]).result().forbidden[0]
+            mask = of(masks, Ask(0, at_once, tokens, 0, (EOS,)))[0]
+            again = of(masks, Ask(0, stepwise, tokens, 0, (EOS,)))[0]
             fresh = vocabulary.fresh_matcher(grammar)
             fresh.consume_tokens(tokens)
             assert torch.equal(mask, again) and torch.equal(mask, torch.from_numpy(forbidden(fresh))), (name, tokens)
@@ -114,6 +114,10 @@ def test_a_mask_depends_on_the_tokens_before_it_alone():
             if allowed == [EOS]:
                 break
             tokens.append(rng.choice([token for token in allowed if token != EOS]))
+
+
+def of(masks: Masks, ask: Ask) -> torch.Tensor:
+    return masks.begin(lambda: [ask]).result().forbidden
 
 
 def forbidden(matcher: LLMatcher) -> np.ndarray:
@@ -268,7 +272,7 @@ def test_tokens_beyond_the_tokenizer_are_never_allowed():
     padded = tokenizer.grammar_vocabulary(tokenizer.vocab_size + 77)
     masks = Masks(lambda: padded)
     ask = Ask(0, GrammarState(Constraint(regex("(?s:.*)"))), [], 0, (EOS,))
-    mask = masks.begin([ask]).result().forbidden
+    mask = of(masks, ask)
     assert mask.shape == (1, tokenizer.vocab_size + 77)
     assert mask[0, tokenizer.vocab_size :].all() and not mask[0].all()
 
