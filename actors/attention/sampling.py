@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
@@ -177,7 +176,7 @@ class Sampler:
 
     def __init__(self, kernels: Kernels, masks: Masks | None = None):
         self._kernels, self.masks = kernels, masks
-        self._step_masks: Future[StepMasks] | None = None
+        self._step_masks: Callable[[], StepMasks] | None = None
 
     def begin(self, chunks: Sequence[Chunk]) -> None:
         """A step is about to be computed, and then sampled: what can be done meanwhile is begun."""
@@ -207,7 +206,7 @@ class Sampler:
         masks = None
         if held:
             assert self._step_masks is not None, "a step with constrained rows is begun before it is sampled"
-            masks = self._step_masks.result()
+            masks = self._step_masks()
         with torch.inference_mode():
             if plain:
                 if masks is not None:

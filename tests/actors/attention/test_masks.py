@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -117,12 +118,29 @@ def test_a_mask_depends_on_the_tokens_before_it_alone():
 
 
 def of(masks: Masks, ask: Ask) -> torch.Tensor:
-    return masks.begin(lambda: [ask]).result().forbidden
+    return masks.begin(lambda: [ask])().forbidden
 
 
 def forbidden(matcher: LLMatcher) -> np.ndarray:
     bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
     return bits[: tiny_vocabulary().size] == 0
+
+
+def test_masks_do_not_wait_for_a_thread_that_does_not_come_to_them():
+    masks, held = Masks(tiny_vocabulary), threading.Event()
+    ask = Ask(0, GrammarState(Constraint(GRAMMARS["choice"])), [], 0, (EOS,))
+    begun = threading.Event()
+
+    def busy() -> list[Ask]:
+        begun.set()
+        assert held.wait(20)
+        return []
+
+    masks._computing.submit(busy)
+    assert begun.wait(20)
+    got = masks.begin(lambda: [ask])()
+    held.set()
+    assert torch.equal(got.forbidden, masks.begin(lambda: [ask])().forbidden)
 
 
 class Guesses:
