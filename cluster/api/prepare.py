@@ -206,8 +206,7 @@ def check_model(name: str, models: Collection[str]) -> None:
 def check_chars(chars: int, limits: PromptLimits, param: str) -> None:
     if chars > limits.max_prompt_chars:
         raise ReplyError(
-            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a context of "
-            f"{limits.max_model_len} tokens may take",
+            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a prompt may have",
             param=param,
             code="context_length_exceeded",
         )

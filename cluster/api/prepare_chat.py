@@ -60,8 +60,7 @@ def chat_prompt(body: ChatBody, served: Served) -> ChatPrompt:
 
 def _constraint(body: ChatBody, prompt: ChatPrompt, served: Served) -> Constraint | None:
     """What the output must be after the thought that the prompt has opened, if it has. Raises ReplyError."""
-    thought_end = served.tokenizer.token_id(THOUGHT_END) if prompt.in_thought else None
-    after = () if thought_end is None else (thought_end,)
+    after = _thought_end(body, prompt, served.tokenizer)
     if constrains_calls(body):
         return call_constraint(body, served, after)
     return output_constraint(body, served.tokenizer, served.limits.vocab_size, after)
@@ -101,3 +100,16 @@ def _traits(body: ChatBody, tokenizer: Tokenizer) -> TemplateTraits:
     if body.documents and "documents" not in traits.variables:
         raise ReplyError("documents: the model's chat template does not mention documents", param="documents")
     return traits
+
+
+def _thought_end(body: ChatBody, prompt: ChatPrompt, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The token that ends the thought which the prompt has opened, if it has. Raises ReplyError where the output is to
+    be structured after a thought whose end is no token."""
+    if not prompt.in_thought:
+        return ()
+    if (token := tokenizer.token_id(THOUGHT_END)) is not None:
+        return (token,)
+    if body.structure is not None or constrains_calls(body):
+        field = body.structure[0] if body.structure is not None else "tools"
+        raise ReplyError(f"{field}: not with thinking: {THOUGHT_END} is no token of this model", param=field)
+    return ()
