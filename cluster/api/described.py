@@ -11,6 +11,8 @@ from starlette.routing import Route
 from isotherm.cluster.api.batches.routes import BatchBody
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.completion import CompletionBody
+from isotherm.cluster.api.bodies.messages import Conversation, MessagesBody
+from isotherm.cluster.api.bodies.responses import ResponsesBody
 from isotherm.cluster.api.bodies.tokenization import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from isotherm.cluster.api.docs_page import page
 from isotherm.cluster.api.openapi import Described, document
@@ -35,6 +37,8 @@ def _generated(*required: str) -> dict[str, JSON]:
 _FILE = ("id", "object", "bytes", "created_at", "expires_at", "filename", "purpose", "status")
 _BATCH = ("id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at", "request_counts")
 _REPLY = ("id", "object", "created", "model", "choices", "usage")
+_RESPONSE = ("id", "object", "created_at", "status", "model", "output", "usage")
+_MESSAGE = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage")
 _MODEL = ("id", "object", "created", "owned_by", "root", "max_model_len", "vocab_size", "default_sampling")
 _UPLOAD: JSON = {
     "type": "object",
@@ -50,6 +54,27 @@ _UPLOAD: JSON = {
 DESCRIBED: dict[tuple[str, str], Described] = {
     ("POST", "/v1/chat/completions"): Described("The next message of a chat", [ChatBody], _generated(*_REPLY)),
     ("POST", "/v1/completions"): Described("The continuation of a text", [CompletionBody], _generated(*_REPLY)),
+    ("POST", "/v1/responses"): Described("A response to items", [ResponsesBody], _generated(*_RESPONSE)),
+    ("POST", "/v1/responses/input_tokens"): Described(
+        "How many tokens a response's prompt has", [ResponsesBody], _object("object", "input_tokens")
+    ),
+    ("GET", "/v1/responses/{response_id}"): Described("A response that is kept", reply=_object(*_RESPONSE)),
+    ("DELETE", "/v1/responses/{response_id}"): Described(
+        "Forget a response", reply=_object("id", "object", "deleted")
+    ),
+    ("POST", "/v1/responses/{response_id}/cancel"): Described(
+        "Refused: no response is made in the background", reply=_object()
+    ),
+    ("GET", "/v1/responses/{response_id}/input_items"): Described(
+        "What a response answers", reply=_list_of("id", "type"), query=("limit", "order", "after")
+    ),
+    ("POST", "/v1/messages"): Described(
+        "The next message of a chat, as Anthropic has it", [MessagesBody], _generated(*_MESSAGE),
+        error="AnthropicError",
+    ),
+    ("POST", "/v1/messages/count_tokens"): Described(
+        "How many tokens a message's prompt has", [Conversation], _object("input_tokens"), error="AnthropicError"
+    ),
     ("GET", "/v1/models"): Described("The served model, under each of its names", reply=_list_of(*_MODEL)),
     ("GET", "/v1/models/{model:path}"): Described("One name of the served model", reply=_object(*_MODEL)),
     ("POST", "/tokenize"): Described(

@@ -32,6 +32,19 @@ _ERROR: JSON = {
     },
 }
 
+_ANTHROPIC_ERROR: JSON = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"enum": ["error"]},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+
 
 @dataclass(frozen=True)
 class Described:
@@ -45,6 +58,7 @@ class Described:
     query: Sequence[str] = ()
     form: JSON | None = None  # of an upload
     raw: bool = False  # the body is checked by what it asks for, not here
+    error: str = "Error"  # the form of errors: OpenAI's, or AnthropicError
 
 
 def document(
@@ -53,7 +67,7 @@ def document(
     """The OpenAPI document of these routes; `described` by method and path. A route that nobody has described is in it
     all the same."""
     paths: JSON = {}
-    schemas: JSON = {"Error": _ERROR}
+    schemas: JSON = {"Error": _ERROR, "AnthropicError": _ANTHROPIC_ERROR}
     for route in routes:
         if not isinstance(route, Route):
             continue
@@ -86,7 +100,7 @@ def _operation(route: Route, method: str, about: Described, schemas: JSON) -> JS
             },
             "default": {
                 "description": "an error",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+                "content": {"application/json": {"schema": {"$ref": _REF.format(model=about.error)}}},
             },
         },
     }
@@ -120,6 +134,9 @@ def _add(model: type[BaseModel], schemas: JSON) -> str:
     older: Mapping[str, str] = getattr(model, "older", {})
     for name, newer in older.items():
         schema["properties"][name] = {"description": f"refused: the older form of {newer}"}
+    renamed: Mapping[str, str] = getattr(model, "renamed", {})
+    for name, here in renamed.items():
+        schema["properties"][name] = {"description": f"refused: it is {here} here"}
     harmless: Mapping[str, str] = getattr(model, "harmless", {})
     for name, why in harmless.items():
         schema["properties"].setdefault(name, {"description": f"of no effect: {why}"})

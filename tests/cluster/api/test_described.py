@@ -16,7 +16,10 @@ from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.batches.service import BatchLimits, BatchService
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.bodies.chat import ChatBody
+from isotherm.cluster.api.bodies.common import GenerationBody
 from isotherm.cluster.api.bodies.completion import CompletionBody
+from isotherm.cluster.api.bodies.messages import MessagesBody
+from isotherm.cluster.api.bodies.responses import ResponsesBody
 from isotherm.cluster.api.described import DESCRIBED
 from isotherm.cluster.text.tokenizer import Tokenizer
 
@@ -83,11 +86,19 @@ def test_every_body_has_a_schema_and_every_reference_an_end(document):
         assert schema["type"] == "object", name
 
 
-@pytest.mark.parametrize("body", [ChatBody, CompletionBody])
+ASKED = {
+    ChatBody: {"messages": [{"role": "user", "content": "x"}]},
+    CompletionBody: {"prompt": "x"},
+    ResponsesBody: {"input": [{"role": "user", "content": "x"}]},
+    MessagesBody: {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5},
+}
+
+
+@pytest.mark.parametrize("body", ASKED)
 def test_fields_are_those_that_are_checked_and_refused_ones_are_said_to_be(document, body):
     schema = document["components"]["schemas"][body.__name__]
-    older = getattr(body, "older", {})
-    known = body.model_fields.keys() | body.neutral.keys() | body.harmless.keys() | older.keys()
+    older = {**getattr(body, "older", {}), **getattr(body, "renamed", {})}
+    known = body.model_fields.keys() | body.neutral.keys() | getattr(body, "harmless", {}).keys() | older.keys()
     assert schema["properties"].keys() == known
     assert all(schema["properties"][name]["description"].startswith("refused") for name in older)
     for name, neutral in body.neutral.items():
@@ -96,10 +107,13 @@ def test_fields_are_those_that_are_checked_and_refused_ones_are_said_to_be(docum
     resolved = jsonschema.Draft202012Validator(
         {"$ref": f"#/components/schemas/{body.__name__}", "components": document["components"]}
     )
-    asked = {"prompt": "x"} if body is CompletionBody else {"messages": [{"role": "user", "content": "x"}]}
-    base = {"model": "m", **asked}
-    assert resolved.is_valid({**base, "temperature": 0.5, "stop": ["a"], "verbosity": None, "unknown": 1})
-    for wrong in ({"temperature": 3}, {"n": "1"}, {"lora_path": "x"}, {"model": ""}, {"stop": [1]}):
+    base = {"model": "m", **ASKED[body]}
+    assert resolved.is_valid({**base, "temperature": 0.5, "verbosity": None, "unknown": 1})
+    wrongs: list[dict] = [{"n": "1"}, {"model": ""}]
+    if issubclass(body, GenerationBody):
+        assert resolved.is_valid({**base, "stop": ["a"]})
+        wrongs += [{"temperature": 3}, {"lora_path": "x"}, {"stop": [1]}]
+    for wrong in wrongs:
         assert not resolved.is_valid({**base, **wrong}), wrong
 
 
@@ -108,6 +122,10 @@ def test_good_answers_are_as_described(app, document):
     for method, path, body in (
         ("POST", "/v1/chat/completions", {"model": "org/m", **chat, "max_tokens": 2}),
         ("POST", "/v1/completions", {"model": "org/m", "prompt": "x"}),
+        ("POST", "/v1/responses", {"model": "org/m", "input": "x"}),
+        ("POST", "/v1/responses/input_tokens", {"model": "org/m", "input": "x"}),
+        ("POST", "/v1/messages", {"model": "org/m", **chat, "max_tokens": 2}),
+        ("POST", "/v1/messages/count_tokens", {"model": "org/m", **chat}),
         ("POST", "/tokenize", chat),
         ("POST", "/tokenize", {"prompt": "x"}),
         ("POST", "/detokenize", {"tokens": [1]}),
