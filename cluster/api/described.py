@@ -15,7 +15,7 @@ from isotherm.cluster.api.bodies.messages import Conversation, MessagesBody
 from isotherm.cluster.api.bodies.responses import ResponsesBody
 from isotherm.cluster.api.bodies.tokenization import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from isotherm.cluster.api.docs_page import page
-from isotherm.cluster.api.openapi import Described, document
+from isotherm.cluster.api.openapi import ERROR, Described, document
 from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.jsontypes import JSON
 
@@ -37,9 +37,21 @@ def _generated(*required: str) -> dict[str, JSON]:
 _FILE = ("id", "object", "bytes", "created_at", "expires_at", "filename", "purpose", "status")
 _BATCH = ("id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at", "request_counts")
 _REPLY = ("id", "object", "created", "model", "choices", "usage")
-_RESPONSE = ("id", "object", "created_at", "status", "model", "output", "usage")
-_MESSAGE = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage")
 _MODEL = ("id", "object", "created", "owned_by", "root", "max_model_len", "vocab_size", "default_sampling")
+_RESPONSE = ("id", "object", "created_at", "model", "status", "output", "usage")
+_MESSAGE = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage")
+_ANTHROPIC_ERROR: JSON = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": _TEXT, "message": _TEXT},
+        },
+    },
+}
 _UPLOAD: JSON = {
     "type": "object",
     "required": ["file", "purpose"],
@@ -51,29 +63,25 @@ _UPLOAD: JSON = {
     },
 }
 
+_ERRORS = {"Error": ERROR, "MessagesError": _ANTHROPIC_ERROR}
 DESCRIBED: dict[tuple[str, str], Described] = {
     ("POST", "/v1/chat/completions"): Described("The next message of a chat", [ChatBody], _generated(*_REPLY)),
     ("POST", "/v1/completions"): Described("The continuation of a text", [CompletionBody], _generated(*_REPLY)),
-    ("POST", "/v1/responses"): Described("A response to items", [ResponsesBody], _generated(*_RESPONSE)),
+    ("POST", "/v1/responses"): Described("A response, OpenAI's way", [ResponsesBody], _generated(*_RESPONSE)),
     ("POST", "/v1/responses/input_tokens"): Described(
-        "How many tokens a response's prompt has", [ResponsesBody], _object("object", "input_tokens")
+        "The tokens of a response's prompt", [ResponsesBody], _object("object", "input_tokens")
     ),
     ("GET", "/v1/responses/{response_id}"): Described("A response that is kept", reply=_object(*_RESPONSE)),
-    ("DELETE", "/v1/responses/{response_id}"): Described(
-        "Forget a response", reply=_object("id", "object", "deleted")
-    ),
-    ("POST", "/v1/responses/{response_id}/cancel"): Described(
-        "Refused: no response is made in the background", reply=_object()
-    ),
+    ("DELETE", "/v1/responses/{response_id}"): Described("Forget a response", reply=_object("id", "object", "deleted")),
+    ("POST", "/v1/responses/{response_id}/cancel"): Described("Refused: none is made in the background"),
     ("GET", "/v1/responses/{response_id}/input_items"): Described(
-        "What a response answers", reply=_list_of("id", "type"), query=("limit", "order", "after")
+        "What a response that is kept has answered", reply=_list_of(), query=("limit", "order", "after")
     ),
     ("POST", "/v1/messages"): Described(
-        "The next message of a chat, as Anthropic has it", [MessagesBody], _generated(*_MESSAGE),
-        error="AnthropicError",
+        "The next message, Anthropic's way", [MessagesBody], _generated(*_MESSAGE), error="MessagesError"
     ),
     ("POST", "/v1/messages/count_tokens"): Described(
-        "How many tokens a message's prompt has", [Conversation], _object("input_tokens"), error="AnthropicError"
+        "The tokens of a message's prompt", [Conversation], _object("input_tokens"), error="MessagesError"
     ),
     ("GET", "/v1/models"): Described("The served model, under each of its names", reply=_list_of(*_MODEL)),
     ("GET", "/v1/models/{model:path}"): Described("One name of the served model", reply=_object(*_MODEL)),
@@ -115,7 +123,7 @@ def described_routes() -> list[Route]:
 
     def description(request: Request) -> JSON:
         version = importlib.metadata.version("isotherm")
-        return document(request.app.routes, DESCRIBED, "Isotherm", version)
+        return document(request.app.routes, DESCRIBED, _ERRORS, "Isotherm", version)
 
     async def openapi(request: Request) -> Response:
         return json_response(description(request))

@@ -47,18 +47,13 @@ class _Responses:
         return json_response({"object": "response.input_tokens", "input_tokens": await asyncio.to_thread(count)})
 
     async def one(self, request: Request) -> Response:
-        return await (self._delete(request) if request.method == "DELETE" else self._retrieve(request))
-
-    async def _retrieve(self, request: Request) -> Response:
         kept = await self._kept(request)
+        if request.method == "DELETE":
+            await asyncio.to_thread(self._store.delete, _owner(request), kept.response_id)
+            return json_response({"id": kept.response_id, "object": "response", "deleted": True})
         if request.query_params.get("stream", "false") != "false":
             raise ReplyError("stream: a response that is kept is given whole; leave it out", param="stream")
         return json_response(kept.response)
-
-    async def _delete(self, request: Request) -> Response:
-        kept = await self._kept(request)
-        await asyncio.to_thread(self._store.delete, _owner(request), kept.response_id)
-        return json_response({"id": kept.response_id, "object": "response", "deleted": True})
 
     async def cancel(self, request: Request) -> Response:
         kept = await self._kept(request)
