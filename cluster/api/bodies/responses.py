@@ -37,9 +37,7 @@ def _part_kind(value: Any) -> str:
 _Part = Annotated[
     Annotated[ItemTextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(_part_kind)
 ]
-_Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[_Part], Field(min_length=1), Tag("list")], Discriminator(text_or_list)
-]
+_Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[_Part], Tag("list")], Discriminator(text_or_list)]
 
 
 class _Item(BodyModel):
