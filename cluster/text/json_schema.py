@@ -5,13 +5,16 @@ Knows nothing about grammars."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 
 MOST_NESTED = 64
+MOST_STEPS = 100_000  # of multipleOf: that takes a good part of a second
 # Keywords of JSON Schema (2020-12 and before) that say what is valid, and that nobody here enforces.
 UNSUPPORTED = frozenset(
     {
@@ -78,6 +81,7 @@ def plain_schema(schema: JSON) -> JSON:
 class _Plain:
     def __init__(self, root: JSON):
         self._root = root
+        self._steps: list[Decimal] = []  # every multipleOf so far
 
     def of(self, schema: Any, path: str, depth: int) -> Any:
         """The schema at `path`. What is no schema at all is left to llguidance to refuse."""
@@ -100,8 +104,21 @@ class _Plain:
             elif key in _ONE:
                 out[key] = self.of(value, at, depth + 1)
             else:
+                self._check_numbers(key, value, path or "the top")
                 out[key] = value
         return out
+
+    def _check_numbers(self, key: str, value: Any, path: str) -> None:
+        """Numbers on which the compiler hangs or dies (seen in llguidance 1.9.1). Raises GrammarError."""
+        if key in ("const", "enum") and (number := _too_large(value)) is not None:
+            raise GrammarError(f"{key} has {str(number)[:30]}, which is beyond ±2^53 (at {path} of the schema)")
+        if key == "multipleOf" and type(value) in (int, float) and 0 < value < math.inf:
+            self._steps.append(Decimal(repr(value)))
+            if _common_steps(self._steps) > MOST_STEPS:
+                raise GrammarError(
+                    f"multipleOf {str(value)[:30]} is too much (at {path} of the schema): the least common multiple of "
+                    f"all that a schema has, without a decimal point, may be {MOST_STEPS}"
+                )
 
     def _is_disjoint(self, options: list[Any]) -> bool:
         """Whether no value is valid by two of the options, since each requires a property to be of other constants: the
@@ -138,6 +155,24 @@ class _Plain:
                 values = [inner["const"]] if "const" in inner else inner.get("enum")
                 if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
                     yield name, frozenset(values)
+
+
+def _too_large(value: Any) -> int | None:
+    """A whole number in it that readers of JSON need not have exactly."""
+    stack = [value]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, int) and abs(one) > 2**53:
+            return one
+        stack += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return None
+
+
+def _common_steps(steps: Sequence[Decimal]) -> int:
+    """The least common multiple of the numbers as the compiler has them, which takes a state for each step of it: whole
+    numbers of the smallest decimal place among them."""
+    places = min(0, *(int(step.normalize().as_tuple().exponent) for step in steps))
+    return math.lcm(*(int(step.scaleb(-places)) for step in steps))
 
 
 def _says_nothing(keyword: str, value: Any) -> bool:
