@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from isotherm.cluster.api.access import Access
 from isotherm.cluster.api.admin import AdminClient
 from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.batches.service import BatchService
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.response_store import ResponseStore
 from isotherm.cluster.api.settings import AppSettings
@@ -23,10 +24,12 @@ def front_door(
     engine: EngineClient,
     admin: AdminClient | None = None,
     store: ResponseStore | None = None,
+    batches: BatchService | None = None,
+    batches_refused: str = "",
 ) -> Starlette:
     """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. `store` keeps
-    responses where this process's memory will not do. Reads the checkpoint's tokenizer and defaults. Raises
-    TokenizerError, ModelConfigError."""
+    responses where this process's memory will not do; `batches_refused` says why there are no `batches`. Reads the
+    checkpoint's tokenizer and defaults. Raises TokenizerError, ModelConfigError."""
     defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
     if manifest.logprobs == "processed":
         defaults["processed_logprobs"] = True
@@ -34,7 +37,9 @@ def front_door(
         access=Access(manifest.http.admin, manifest.http.metrics),
         defaults=defaults,
         tool_format=manifest.tool_format,
+        cors=tuple(manifest.http.cors),
+        batches_refused=batches_refused,
         kept_response_bytes=manifest.http.kept_responses,
     )
     tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=manifest.control_tokens == "anywhere")
-    return build_app(engine, tokenizer, manifest.model_id, manifest.http.aliases, settings, admin, store)
+    return build_app(engine, tokenizer, manifest.model_id, manifest.http.aliases, settings, admin, store, batches)

@@ -15,7 +15,6 @@ from isotherm.cluster.control import link_choice
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.cluster.model.path import resolve_model
 from isotherm.cluster.text.tool_formats.registry import CHOICES
 
 UNITS = {
@@ -67,6 +66,13 @@ def check_link_kind(kind: str) -> str:
     return kind
 
 
+def check_origin(origin: str) -> str:
+    """As browsers write it: a scheme, a host, a port where it is not the scheme's own."""
+    if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\\?#@\s]+", origin):
+        raise ValueError('must be an origin such as https://example.org or http://localhost:3000, or "*"')
+    return origin
+
+
 def check_tool_format(name: str) -> str:
     """A choice of cluster/text/tool_formats/registry.py."""
     if name not in CHOICES:
@@ -74,6 +80,7 @@ def check_tool_format(name: str) -> str:
     return name
 
 
+Origin = Annotated[str, AfterValidator(check_origin)]
 LinkChoice = Annotated[str, AfterValidator(check_link_kind)]
 Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
 
@@ -212,6 +219,24 @@ class LivenessSection(_Section):
     )
 
 
+class BatchesSection(_Section):
+    """/v1/files and /v1/batches."""
+
+    folder: str | None = Field(
+        None, min_length=1, description="where they are kept; default: a folder of the Ray session, for one replica"
+    )
+    max_bytes: Bytes = Field(1 << 30, description="all files and outputs together")
+    max_file_bytes: Bytes = Field(200 << 20, description="one uploaded file")
+    keep_seconds: int = Field(30 * 86400, ge=3600, description="from a file's creation to its end")
+    concurrency: int = Field(32, ge=1, le=1024, description="rows that one replica asks at once")
+
+    @model_validator(mode="after")
+    def _absolute(self) -> BatchesSection:
+        if self.folder is not None and not Path(self.folder).is_absolute():
+            raise ValueError(f"must have an absolute path as folder, not {self.folder!r}")
+        return self
+
+
 class HttpSection(_Section):
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=1, le=65535)
@@ -220,6 +245,8 @@ class HttpSection(_Section):
     max_queued_requests: int = Field(256, ge=1, description="beyond those, per proxy; more are refused")
     admin: Literal["loopback", "open"] = Field("loopback", description="who may use /admin/* and /status")
     metrics: Literal["loopback", "open"] = Field("loopback", description="who may read /metrics")
+    cors: list[Origin] = Field([], description='origins whose pages may read answers in a browser; "*": all')
+    batches: BatchesSection = BatchesSection()
     drain_seconds: float = Field(
         600.0, ge=0, le=86400, description="for open requests to finish when the ingress is updated or the service ends"
     )
@@ -354,19 +381,6 @@ def load_manifest(path: Path) -> Manifest:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
         raise ManifestError(f"{path}: not valid YAML ({error})") from None
     return parse_manifest(data, str(path))
-
-
-def served_model(model: str, **http: Any) -> tuple[Manifest, Path]:
-    """The manifest that MODEL|MANIFEST means, and the model's directory; `http` has fields of that section, of which
-    those that are None are as the manifest says. Raises ManifestError, ModelNotFoundError."""
-    is_manifest = model.endswith((".yaml", ".yml"))
-    manifest = load_manifest(Path(model)) if is_manifest else parse_manifest({"model": model})
-    if given := {name: value for name, value in http.items() if value is not None}:
-        manifest = parse_manifest(manifest.model_dump() | {"http": manifest.http.model_dump() | given}, "command line")
-    path = resolve_model(manifest.model)
-    if manifest.model_id in ("", ".", ".."):
-        manifest = parse_manifest(manifest.model_dump() | {"served_name": path.name or "model"}, "command line")
-    return manifest, path
 
 
 def human_bytes(count: int) -> str:

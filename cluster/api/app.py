@@ -17,6 +17,10 @@ from starlette.routing import Route
 from isotherm.cluster.api.about import About
 from isotherm.cluster.api.access import AccessMiddleware
 from isotherm.cluster.api.admin import AdminClient, admin_routes
+from isotherm.cluster.api.batches.routes import batch_routes, refused_routes
+from isotherm.cluster.api.batches.service import BatchService
+from isotherm.cluster.api.cors import cors
+from isotherm.cluster.api.described import described_routes
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError, internal_error
@@ -29,12 +33,14 @@ from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.api.response_store import MemoryResponseStore, ResponseStore
 from isotherm.cluster.api.responses import responses_routes
 from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.api.tokenization import Tokenization
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 CHAT = GenerationRoute("chatcmpl-", prepare_chat)
 COMPLETION = GenerationRoute("cmpl-", prepare_completion, blocks=False)
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions")  # that rows of a batch may ask
 
 
 def build_app(
@@ -45,19 +51,23 @@ def build_app(
     settings: AppSettings | None = None,
     admin: AdminClient | None = None,
     store: ResponseStore | None = None,
+    batches: BatchService | None = None,
 ) -> Starlette:
     """The ASGI application that serves one model under `model_id` and its aliases; with `admin`, the operator's routes
-    too. Without a `store` responses are kept in this process."""
+    too, and with `batches` those for files and batches, which are run here. Without a `store` responses are kept in
+    this process."""
     settings = settings or AppSettings()
     store = store or MemoryResponseStore(settings.kept_response_bytes)
     names = tuple(dict.fromkeys([model_id, *aliases]))
     about = About(engine, names, settings)
     generator = Generator(engine, tokenizer, names, settings)
 
+    tokenization = Tokenization(generator, settings.max_body_bytes)
+
     def generate(path: str, route: GenerationRoute) -> Route:
         return Route(path, partial(_generate, generator, route), methods=["POST"])
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/models", about.models),
             Route("/v1/models/{model:path}", about.model),
@@ -65,15 +75,20 @@ def build_app(
             generate("/v1/completions", COMPLETION),
             *responses_routes(generator, store),
             *messages_routes(generator),
+            Route("/tokenize", tokenization.tokenize, methods=["POST"]),
+            Route("/detokenize", tokenization.detokenize, methods=["POST"]),
+            *(batch_routes(batches, ENDPOINTS) if batches is not None else refused_routes(settings.batches_refused)),
             Route("/health", about.health),
             Route("/ready", about.ready),
             Route("/status", about.status),
             Route("/version", about.version),
             *(admin_routes(admin) if admin is not None else []),
+            *described_routes(),
         ],
         # Outermost first. API keys go right after the request id.
         middleware=[
             Middleware(RequestIdMiddleware),
+            *cors(settings.cors),
             Middleware(PathMiddleware),
             Middleware(AccessMiddleware, access=settings.access),
         ],
@@ -85,6 +100,9 @@ def build_app(
             Exception: _on_exception,
         },
     )
+    if batches is not None:
+        batches.serve_with(app, engine.capacity)
+    return app
 
 
 async def _generate(generator: Generator, route: GenerationRoute, request: Request) -> Response:

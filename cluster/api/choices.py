@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from isotherm.cluster.api.logprobs import (
     PromptReport,
@@ -20,6 +21,9 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, TokenLogprobs
 from isotherm.cluster.text.output import OutputFields, OutputParser, joined
 from isotherm.cluster.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from isotherm.cluster.api.replies import Usage
 
 
 class GenerationError(IsothermError):
@@ -50,6 +54,7 @@ class ChoiceDelta:
     thought_tokens: int = 0  # so many of its tokens, the first ones, are the thought's
     cached_tokens: int = 0  # of the prompt
     pieces: tuple[ChoiceDelta, ...] = field(default=(), repr=False, compare=False)  # of which it was merged
+    used: Usage | None = None  # by the whole reply so far, where it was asked for
 
     @property
     def is_empty(self) -> bool:

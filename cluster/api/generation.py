@@ -28,6 +28,7 @@ from isotherm.cluster.api.prepare import Prepared, PromptLimits, Served
 from isotherm.cluster.api.replies import Reply, json_response, usage
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.api.stream import EventStream, until_disconnect
+from isotherm.cluster.api.timing import Stopwatch
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.base import ToolFormat
@@ -69,6 +70,7 @@ class Generator:
 
     async def reply(self, request: Request, route: GenerationRoute) -> Response:
         """The answer to a request for tokens. Raises ReplyError."""
+        watch = Stopwatch()
         with ExitStack() as places:
             self._admit(1, places)  # before the body costs anything
             prepared = await self.prepared(request, route)
@@ -77,7 +79,7 @@ class Generator:
                 raise ReplyError(message, param="n")
             if count > 1:
                 self._admit(count - 1, places)
-            reply = await self._answer(request, prepared)
+            reply = await self._answer(request, prepared, watch)
             if isinstance(reply, EventStream):
                 reply.on_close(places.pop_all().close)
             reply.headers[CAPACITY_HEADER.decode()] = str(self._engine.capacity())
@@ -88,7 +90,8 @@ class Generator:
         raw = await self.body(request)
         prepare = partial(route.prepare, raw, f"{route.prefix}{uuid.uuid4().hex}", self.served)
         inline = not route.blocks and len(raw) <= _INLINE_BYTES
-        return prepare() if inline else await asyncio.to_thread(prepare)
+        prepared = prepare() if inline else await asyncio.to_thread(prepare)
+        return _ranked(prepared, getattr(request.state, "priority", None))
 
     async def body(self, request: Request) -> bytes:
         return await read_body(request, self._settings.max_body_bytes)
@@ -103,7 +106,7 @@ class Generator:
     def _overloaded(self, reason: str) -> ReplyError:
         return overloaded(reason, self._admission.retry_after(time.monotonic()))
 
-    async def _answer(self, request: Request, prepared: Prepared) -> Response:
+    async def _answer(self, request: Request, prepared: Prepared, watch: Stopwatch) -> Response:
         body = prepared.body
         choices = [
             ChoiceStream(
@@ -124,8 +127,10 @@ class Generator:
         reply = prepared.new_reply(int(time.time()), self._engine.system_fingerprint or None)
         try:
             if not body.stream:
-                return json_response(await until_disconnect(request.receive, self._collect(prepared, choices, reply)))
-            events = self._events(prepared, choices, reply)
+                collected = self._collect(prepared, choices, reply, watch)
+                whole = await until_disconnect(request.receive, collected)
+                return json_response(whole, headers=watch.header())
+            events = self._events(prepared, choices, reply, watch)
             error_event = partial(self._error_event, prepared.id, reply)
             stream = EventStream(events, error_event, self._settings.silence_s, reply.waiting)
             await stream.first_event(request.receive, self._settings.first_event_s)
@@ -159,9 +164,11 @@ class Generator:
         logger.error("reply %s broke off", reply_id, exc_info=error)
         return reply.error(internal_error())
 
-    async def _collect(self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply) -> JSON:
+    async def _collect(
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply, watch: Stopwatch
+    ) -> JSON:
         parts: list[list[ChoiceDelta]] = [[] for _ in choices]
-        async with aclosing(self._deltas(prepared, choices)) as stream:
+        async with aclosing(self._deltas(prepared, choices, watch)) as stream:
             async for delta in stream:
                 parts[delta.index].append(delta)
         samples, n = prepared.body.samples, prepared.body.n or 1
@@ -174,27 +181,35 @@ class Generator:
         return whole
 
     async def _events(
-        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply, watch: Stopwatch
     ) -> AsyncGenerator[bytes, None]:
         """The server-sent events, one bytes object per delta."""
-        begun = False
-        async with aclosing(self._deltas(prepared, choices)) as deltas:
+        begun, body = False, prepared.body
+        async with aclosing(self._deltas(prepared, choices, watch)) as deltas:
             async for delta in deltas:
+                if body.continuous_usage:
+                    delta = replace(delta, used=usage(prepared.prompt_tokens, choices, body.samples))
                 if (not delta.is_empty or not begun) and (events := reply.events(delta)):
                     begun = True
                     yield events
-        end = reply.end(usage(prepared.prompt_tokens, choices, prepared.body.samples))
+        used = usage(prepared.prompt_tokens, choices, body.samples)
+        end = reply.end(replace(used, timings=watch.as_json()) if body.include_timings else used)
         await prepared.settle()
         yield end
 
-    async def _deltas(self, prepared: Prepared, choices: Sequence[ChoiceStream]) -> AsyncGenerator[ChoiceDelta, None]:
+    async def _deltas(
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], watch: Stopwatch
+    ) -> AsyncGenerator[ChoiceDelta, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop
         string ends its engine stream."""
+        watch.submitted()
         streams = DeltaStreams(self._engine, prepared.requests)
         try:
             open_choices = len(choices)
             while open_choices:
                 index, delta = await streams.next()
+                if not watch.has_first:
+                    watch.first(delta.queued_seconds)
                 if choices[index].finish_reason is not None:
                     continue  # queued before its stream was closed
                 added = choices[index].feed(delta)
@@ -204,3 +219,10 @@ class Generator:
                 yield added
         finally:
             await streams.aclose()
+
+
+def _ranked(prepared: Prepared, priority: int | None) -> Prepared:
+    """With the priority that whoever asks in this process gives to bodies which say none."""
+    if priority is None or prepared.body.priority is not None:
+        return prepared
+    return replace(prepared, requests=tuple(replace(one, priority=priority) for one in prepared.requests))

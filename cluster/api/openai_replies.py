@@ -50,10 +50,13 @@ class OpenAIReply:
         }
 
     def events(self, delta: ChoiceDelta) -> bytes:
-        return b"".join(map(sse, self._chunks(delta)))
+        chunks = self._chunks(delta)
+        if delta.used is not None:
+            chunks = [{**chunk, "usage": _usage(delta.used)} for chunk in chunks]
+        return b"".join(map(sse, chunks))
 
     def end(self, used: Usage) -> bytes:
-        return (sse(self._usage_chunk(used)) if self.include_usage else b"") + _DONE
+        return (sse(self._last_chunk(used)) if self.include_usage or used.timings is not None else b"") + _DONE
 
     def error(self, error: ReplyError) -> bytes:
         return sse(error.body())
@@ -96,8 +99,12 @@ class OpenAIReply:
         bodies += [{"tool_calls": [piece]} for call in fields.tool_calls for piece in _tool_call_pieces(call)]
         return bodies or ([{"content": ""}] if _logprobs(delta) is not None or delta.token_ids else [])
 
-    def _usage_chunk(self, used: Usage) -> JSON:
-        return {**self._head(self._chunk_object), "choices": [], "usage": _usage(used)}
+    def _last_chunk(self, used: Usage) -> JSON:
+        """What was asked for about the reply as a whole."""
+        about: JSON = {"usage": _usage(used) if self.include_usage else None}
+        if used.timings is not None:
+            about["timings"] = used.timings
+        return {**self._head(self._chunk_object), "choices": [], **about}
 
     @property
     def _chunk_object(self) -> str:
@@ -140,7 +147,11 @@ def _usage(used: Usage) -> JSON:
         "completion_tokens": used.completion_tokens,
         "total_tokens": used.prompt_tokens + used.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": used.reasoning_tokens,
+            "accepted_prediction_tokens": used.accepted_tokens,
+            "rejected_prediction_tokens": used.rejected_tokens,
+        },
     }
 
 

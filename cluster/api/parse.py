@@ -16,7 +16,7 @@ _Body = TypeVar("_Body", bound=BodyModel)
 
 def parse_body(model: type[_Body], body: bytes) -> _Body:
     """The checked request. Raises ReplyError 400 that names the first wrong field."""
-    return checked(model, _json_object(body))
+    return checked(model, json_object(body))
 
 
 def checked(model: type[_Body], data: JSON) -> _Body:
@@ -27,9 +27,10 @@ def checked(model: type[_Body], data: JSON) -> _Body:
         raise _api_error(error.errors(include_url=False)[0], data) from None
 
 
-def _json_object(body: bytes) -> JSON:
+def json_object(body: bytes) -> JSON:
+    """The object that a body is, before its fields are looked at. Raises ReplyError 400."""
     try:
-        data = json.loads(body.decode("utf-8"))
+        data: Any = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ReplyError(f"the body is not valid UTF-8: {error}") from None
     except RecursionError:
@@ -42,7 +43,8 @@ def _json_object(body: bytes) -> JSON:
         raise ReplyError(
             f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None
         )
-    return data
+    found: JSON = data
+    return found
 
 
 def _api_error(error: Any, data: JSON) -> ReplyError:

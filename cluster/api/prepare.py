@@ -15,7 +15,6 @@ from isotherm.cluster.api.bodies.completion import CompletionBody
 from isotherm.cluster.api.choices import LogprobForm
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import Reply
-from isotherm.cluster.api.structure import output_constraint
 from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -91,14 +90,12 @@ def generation_requests(
     params: list[str],
     reply_id: str,
     served: Served,
-    after: tuple[int, ...] = (),
+    constraint: Constraint | None = None,
 ) -> tuple[GenerationRequest, ...]:
-    """`body.samples` for each prompt; `params`: the prompts' names in errors; `after`: tokens one of which ends the
-    thought that the prompts have opened. What is said of a prompt itself is asked of its first choice, but in a stream
-    of each: none waits there for another. Raises ReplyError."""
+    """`body.samples` for each prompt; `params`: the prompts' names in errors. What is said of a prompt itself is asked
+    of its first choice, but in a stream of each: none waits there for another. Raises ReplyError."""
     limits = served.limits
     base_seed = secrets.randbits(63) if body.seed is None else body.seed
-    constraint = output_constraint(body, served.tokenizer, limits.vocab_size, after)
     sampling = _sampling(body, served, constraint)
     requests: list[GenerationRequest] = []
     for index, (ids, param) in enumerate(zip(prompts, params, strict=True)):
@@ -209,8 +206,7 @@ def check_model(name: str, models: Collection[str]) -> None:
 def check_chars(chars: int, limits: PromptLimits, param: str) -> None:
     if chars > limits.max_prompt_chars:
         raise ReplyError(
-            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a context of "
-            f"{limits.max_model_len} tokens may take",
+            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a prompt may have",
             param=param,
             code="context_length_exceeded",
         )

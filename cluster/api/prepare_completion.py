@@ -9,6 +9,7 @@ from isotherm.cluster.api.choices import LogprobForm
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests, told_prompts
+from isotherm.cluster.api.structure import output_constraint
 from isotherm.cluster.text.output_parsers import make_parser
 
 
@@ -24,7 +25,8 @@ def prepare_completion(raw: bytes, reply_id: str, served: Served) -> Prepared:
             ids.append(tokenizer.encode_prompt(prompt, body.add_special_tokens is not False))
         else:
             ids.append(list(prompt))
-    requests = generation_requests(body, ids, params, reply_id, served)
+    constraint = output_constraint(body, tokenizer, served.limits.vocab_size)
+    requests = generation_requests(body, ids, params, reply_id, served, constraint)
     texts = (
         [
             prompt if isinstance(prompt, str) else tokenizer.decode(prompt, body.skip_special_tokens is not False)

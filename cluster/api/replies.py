@@ -17,12 +17,16 @@ from isotherm.cluster.jsontypes import JSON
 @dataclass(frozen=True)
 class Usage:
     """Tokens of one reply, all choices together. Of the prompt's, `cached_tokens` were in the prefix cache; of the
-    completion's, `reasoning_tokens` are the thought's."""
+    completion's, `reasoning_tokens` are the thought's, and drafts that were guessed right or wrong are
+    `accepted_tokens` and `rejected_tokens`. `timings`: where the time went, where it was asked for."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
+    timings: JSON | None = None
 
 
 def usage(prompt_tokens: int, choices: Sequence[ChoiceStream], n: int) -> Usage:

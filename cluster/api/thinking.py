@@ -20,17 +20,15 @@ from isotherm.cluster.text.tokenizer import ChatPrompt, Tokenizer
 
 
 def thinking_variables(body: ThinkingBody, traits: TemplateTraits) -> JSON:
-    """What the template is given for what the body asks for. Raises ReplyError where the template has no switch, and
-    does the other thing."""
+    """What the template is given for what the body asks for. Raises ReplyError where the body asks for a thought of a
+    template that has none."""
     given = body.chat_template_kwargs or {}
     variables: JSON = {} if body.effort is None else {"reasoning_effort": body.effort}
     switches = traits.thinking_switches
     if asked := body.thinking_asked:
         param, wanted = next(iter(asked.items()))
-        by_effort = body.effort is not None and "reasoning_effort" in traits.variables
-        if not switches and not by_effort and wanted != traits.knows_thoughts:
-            does = "never thinks" if wanted else "always thinks"
-            raise ReplyError(f"{param}: the model's chat template has no switch for it: it {does}", param=param)
+        if wanted and not traits.knows_thoughts and not _is_switched(body, traits):
+            raise ReplyError(f"{param}: the model's chat template knows no thinking", param=param)
         variables |= dict.fromkeys(switches, wanted)
     elif named := body.template_switches:  # by the name of another family, perhaps
         variables |= dict.fromkeys(switches, next(iter(named.values())))
@@ -40,9 +38,12 @@ def thinking_variables(body: ThinkingBody, traits: TemplateTraits) -> JSON:
 def with_thought_limit(
     requests: tuple[GenerationRequest, ...], body: ThinkingBody, prompt: ChatPrompt, tokenizer: Tokenizer
 ) -> tuple[GenerationRequest, ...]:
-    """The requests, whose thoughts have the tokens that the body gives them."""
-    limit = body.thought_limit
-    if not limit:  # a thought of no tokens is none, which the template sees to
+    """The requests, whose thoughts have the tokens that the body gives them: none where there are to be no thoughts and
+    the template has no switch for them."""
+    traits, limit = prompt.traits, body.thought_limit
+    if not all(body.thinking_asked.values()):
+        limit = 0 if traits.knows_thoughts and not _is_switched(body, traits) else None
+    if limit is None:
         return requests
     begin, end = (tuple(tokenizer.encode(tag, add_special_tokens=False)) for tag in ("<think>", "</think>"))
     limits: dict[str, Any] = {
@@ -51,6 +52,12 @@ def with_thought_limit(
         "max_thinking_tokens": limit,
     }
     return tuple(replace(request, params=replace(request.params, **limits)) for request in requests)
+
+
+def _is_switched(body: ThinkingBody, traits: TemplateTraits) -> bool:
+    """Whether the template sees to it that there is a thought or none, as the body asks."""
+    by_effort = body.effort is not None and "reasoning_effort" in traits.variables
+    return by_effort or bool(traits.thinking_switches)
 
 
 def parser_for(body: ThinkingBody, prompt: ChatPrompt) -> Callable[[], OutputParser]:

@@ -13,7 +13,9 @@ from ray.serve import Application
 from starlette.applications import Starlette
 
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
+from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.control.liveness import watch_controller
+from isotherm.cluster.deploy.batches import batch_service, batches_refused
 from isotherm.cluster.deploy.kept_responses import SharedResponseStore
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.manifest import Manifest
@@ -42,8 +44,13 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         endable = EndableEngine(engine)
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
-        store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
-        return front_door(manifest, model_path, endable, controller, store)
+        http = manifest.http
+        store = SharedResponseStore(http.kept_responses) if http.replicas > 1 else None
+        batches = batch_service(http, AppSettings.max_body_bytes)
+        app = front_door(manifest, model_path, endable, controller, store, batches, batches_refused(http))
+        if batches is not None:
+            batches.begin()  # with what a replica before this one has left
+        return app
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),

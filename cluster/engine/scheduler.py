@@ -9,8 +9,9 @@ gives way, is policy.py's.
 from __future__ import annotations
 
 import math
+import time
 from bisect import insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
@@ -62,8 +63,12 @@ class Drafter(Protocol):
 
 
 class Scheduler:
-    def __init__(self, config: SchedulerConfig, drafter: Drafter | None = None):
-        self.config = config
+    """`clock` gives seconds; it is read for what requests are told of their wait, and decides nothing."""
+
+    def __init__(
+        self, config: SchedulerConfig, drafter: Drafter | None = None, clock: Callable[[], float] = time.monotonic
+    ):
+        self.config, self._clock = config, clock
         self.blocks = BlockManager(config.blocks, config.block_size)
         self.waiting = Waiting()
         self.running: list[ScheduledSequence] = []  # by precedence: the last one gives way first
@@ -100,6 +105,7 @@ class Scheduler:
         sequence = ScheduledSequence(
             request, self._arrivals, [*request.prompt, *request.generated], scored=request.scored
         )
+        sequence.since = self._clock()
         self._arrivals += 1
         self._by_id[request.id] = sequence
         self.waiting.add(sequence)
@@ -285,6 +291,7 @@ class Scheduler:
         sequence.blocks += taken
         if not sequence.admitted:
             sequence.admitted = True
+            sequence.queued = self._clock() - sequence.since
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
         self.waiting.remove(sequence, has_turn=True)
         sequence.running = True
@@ -372,4 +379,5 @@ class Scheduler:
             self.abort(request.id)
         tokens = (new[0].token_id,) if len(new) == 1 else tuple(result.token_id for result in new)
         logprobs = tuple(r.logprobs for r in new if r.logprobs is not None) if new and new[0].logprobs else ()
-        return Delta(request.id, start, tokens, reason, logprobs, sequence.cached_tokens, prompt=prompt)
+        cached, queued = sequence.cached_tokens, sequence.queued
+        return Delta(request.id, start, tokens, reason, logprobs, cached, prompt=prompt, queued_seconds=queued)

@@ -34,6 +34,8 @@ class ScheduledSequence:
     admitted: bool = False  # it has had blocks
     running: bool = False  # it has blocks now
     virtual_start: float | None = None  # see policy.py
+    since: float = 0.0  # when it came
+    queued: float = 0.0  # seconds from then to its first turn
     sampling: object = None  # what the sampler keeps with it
 
     @property

@@ -114,6 +114,7 @@ class Delta:
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     error: str = field(default="")
     prompt: PromptLogprobs | None = None
+    queued_seconds: float = field(default=0.0, compare=False)  # from the request's arrival at the shard to its turn
 
 
 def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.chat_prompt import continued, is_in_thought, template_messages, to_be_continued
-from isotherm.cluster.text.chat_template import ChatTemplate, RenderedChat
+from isotherm.cluster.text.chat_template import ChatTemplate
 from isotherm.cluster.text.control_tokens import ControlTokens
 from isotherm.cluster.text.detokenizer import TextStream
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
@@ -38,11 +38,13 @@ class NoChatTemplateError(IsothermError, ValueError):
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """The prompt of a chat. `in_thought`: it ends inside a thought, which the output goes on with."""
+    """The prompt of a chat, and the traits of the template that made it. `in_thought`: it ends inside a thought, which
+    the output goes on with."""
 
     ids: list[int]
     text: str
     in_thought: bool
+    traits: TemplateTraits
 
 
 class Tokenizer:
@@ -137,6 +139,10 @@ class Tokenizer:
             found = self._bytes[token_id] = b"" if token is None else self._to_bytes(token)
         return found
 
+    def token_string(self, token_id: int) -> str:
+        """The token as its vocabulary writes it; nothing for an id that has no token."""
+        return self._backend.id_to_token(token_id) or ""
+
     def visible_bytes(self, token_id: int) -> bytes:
         """As `token_bytes`, but nothing for a special token."""
         return b"" if token_id in self.special_ids else self.token_bytes(token_id)
@@ -203,12 +209,21 @@ class Tokenizer:
         """The prompt of a chat, by the model's template (of several, the one named). Calls may have their arguments as
         JSON text or as an object. With `continue_final_message` the output goes on with the last message, and no new
         one is begun. Blocks for at most the template's time limit. Raises NoChatTemplateError, ChatTemplateError."""
-        chat = self._rendered(
-            messages, tools, documents, add_generation_prompt, continue_final_message, template, template_kwargs or {}
-        )
+        traits = self.template_traits(template, tools=tools is not None)
+        told = template_messages(messages, traits)
+        context = {
+            **(template_kwargs or {}),
+            "messages": to_be_continued(told) if continue_final_message else told,
+            "tools": tools,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+        }
+        chat = traits.render(context)
+        if continue_final_message:
+            chat = continued(chat, told[-1])
         control = self._control_tokens
         ids = self.encode(chat.text, add_special_tokens=False) if control is None else control.encode(chat)
-        return ChatPrompt(ids, chat.text, is_in_thought(chat, continue_final_message))
+        return ChatPrompt(ids, chat.text, is_in_thought(chat, continue_final_message), traits)
 
     def template_traits(self, template: str | None = None, *, tools: bool = False) -> TemplateTraits:
         """What the model's template (of several, the one named, or the one for chats with tools) makes of calls, tools
@@ -222,28 +237,6 @@ class Tokenizer:
     def template_supports_tools(self) -> bool:
         """Whether tools that are offered come into the prompt of a chat."""
         return self.chat_template is not None and self.template_traits(tools=True).supports_tools
-
-    def _rendered(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-        documents: Sequence[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
-        goes_on: bool,
-        template: str | None,
-        template_kwargs: Mapping[str, Any],
-    ) -> RenderedChat:
-        traits = self.template_traits(template, tools=tools is not None)
-        told = template_messages(messages, traits)
-        context = {
-            **template_kwargs,
-            "messages": to_be_continued(told) if goes_on else told,
-            "tools": tools,
-            "documents": documents,
-            "add_generation_prompt": add_generation_prompt and not goes_on,
-        }
-        chat = traits.render(context)
-        return continued(chat, told[-1]) if goes_on else chat
 
 
 def read_tool_template(directory: Path) -> str:

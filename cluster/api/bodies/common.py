@@ -7,7 +7,7 @@ name, unless it has its neutral value. Knows nothing about tokenizers, engines o
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from isotherm.cluster.api.bodies.elsewhere import HARMLESS, UNSERVED
 from isotherm.cluster.api.bodies.foreign import FOREIGN
 
 MAX_N = 128
@@ -54,7 +55,10 @@ class BodyModel(BaseModel):
 
 
 class StreamOptions(BodyModel):
-    include_usage: bool = False
+    include_usage: bool = False  # a last chunk with the usage
+    continuous_usage_stats: bool = False  # the usage so far in each chunk
+    include_timings: bool = False  # a last chunk with `timings`
+    include_obfuscation: Literal[False] | None = None  # chunks are not padded
 
 
 def _refusal(name: str, neutral: tuple[Any, ...]) -> str:
@@ -92,6 +96,8 @@ class GenerationBody(RequestBody):
         **{name: neutral for name, (neutral, _) in FOREIGN.items()},
     }
 
+    harmless: ClassVar[dict[str, str]] = HARMLESS
+
     model: NonEmpty
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
@@ -124,6 +130,13 @@ class GenerationBody(RequestBody):
             raise PydanticCustomError("field:stream_options", "stream_options is only allowed when stream is true")
         return self
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A body refuses of other servers' fields those that it does not have."""
+        refused = {**UNSERVED, **cls.neutral}
+        served = cls.model_fields.keys() & UNSERVED.keys()
+        cls.neutral = {name: values for name, values in refused.items() if name not in served}
+
     @model_validator(mode="after")
     def _prompt_logprobs_come_whole(self) -> GenerationBody:
         if self.prompt_logprobs is not None and self.stream:
@@ -152,3 +165,11 @@ class GenerationBody(RequestBody):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
+    def include_timings(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_timings

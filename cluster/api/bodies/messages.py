@@ -189,6 +189,7 @@ class Conversation(TranslatedBody):
     and says nothing here: what prompts have in common is found without."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **TranslatedBody.neutral,
         "container": (),
         "diagnostics": ({},),
         "context_management": ({"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
@@ -196,8 +197,6 @@ class Conversation(TranslatedBody):
         "mcp_servers": ([],),
         "service_tier": ("auto", "standard_only"),
         "speed": ("standard",),
-        "n": (1,),
-        "logprobs": (False,),
         "stream_options": (),
     }
     renamed: ClassVar[dict[str, str]] = {

@@ -194,6 +194,7 @@ class ResponsesBody(TranslatedBody):
     """POST /v1/responses."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **TranslatedBody.neutral,
         "background": (False,),
         "conversation": (),
         "context_management": ([],),
@@ -202,8 +203,6 @@ class ResponsesBody(TranslatedBody):
         "prompt_cache_retention": ("in_memory",),
         "service_tier": ("auto", "default"),
         "truncation": ("disabled",),
-        "n": (1,),
-        "logprobs": (False,),
     }
     renamed: ClassVar[dict[str, str]] = {
         "messages": "input",

@@ -20,6 +20,13 @@ class TranslatedBody(RequestBody):
     that gives it would believe that it counts."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    # A chat's fields for whose results the replies of these routes have no place.
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "n": (1,),
+        "logprobs": (False,),
+        "prompt_logprobs": (),
+        "return_token_ids": (False,),
+    }
     renamed: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")

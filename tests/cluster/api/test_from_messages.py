@@ -183,6 +183,8 @@ REFUSED = [
     ({"stop": ["x"]}, "stop"),
     ({"user": "x"}, "user"),
     ({"n": 2}, "n"),
+    ({"prompt_logprobs": 1}, "prompt_logprobs"),
+    ({"return_token_ids": True}, "return_token_ids"),
 ]
 
 

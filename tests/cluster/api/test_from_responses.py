@@ -171,6 +171,8 @@ REFUSED = [
     ({"truncation": "auto"}, "truncation"),
     ({"service_tier": "flex"}, "service_tier"),
     ({"n": 2}, "n"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs"),
+    ({"return_token_ids": True}, "return_token_ids"),
     ({"max_tokens": 5}, "max_tokens"),
     ({"messages": []}, "messages"),
     ({"max_output_tokens": 0}, "max_output_tokens"),

@@ -8,6 +8,7 @@ import json
 import anthropic
 import httpx
 import pytest
+from pydantic import BaseModel
 from scripted import MODEL, Scripted, load_tokenizer, scripted_server, written_call
 
 from isotherm.cluster.api.settings import AppSettings
@@ -185,10 +186,26 @@ def test_a_tool_loop(client, engine):
     assert engine.prompt == f'[user]hi[assistant](hm)look:<{call} f {{"a": 1}}>[tool {call}]7[assistant]'
 
 
+class Sum(BaseModel):
+    total: int
+
+
+def test_structured_text(client, engine):
+    engine.say('{"total": 7}')
+    parsed = client.messages.parse(model=MODEL, max_tokens=50, messages=USER, output_format=Sum)
+    assert parsed.parsed_output == Sum(total=7)
+    constraint = engine.seen[-1].params.constraint
+    assert constraint is not None and "total" in constraint.grammar
+    wrong = {"format": {"type": "json_schema", "schema": {"type": "object", "if": {"type": "nope"}}}}
+    with pytest.raises(anthropic.BadRequestError, match=r"output_config.format.schema"):
+        ask(client, output_config=wrong)
+
+
 def test_thinking_is_turned_on_and_off(client, engine):
     engine.say("hm</think>7")
     on = ask(client, thinking={"type": "enabled", "budget_tokens": 300})
     assert engine.prompt.endswith("<think>") and [block.type for block in on.content] == ["thinking", "text"]
+    assert engine.seen[-1].params.max_thinking_tokens == 300
     for stream in (False, True):
         hidden = {"thinking": {"type": "adaptive", "display": "omitted"}, "output_config": {"effort": "low"}}
         message = streamed(client, **hidden)[1] if stream else ask(client, **hidden)

@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 from scripted import MODEL, Scripted, load_tokenizer, scripted_server, written_call
 
 from isotherm.cluster.api.settings import AppSettings
@@ -257,6 +258,26 @@ def test_log_probabilities_are_those_of_the_text(client, engine):
     deltas = [event for event in events if event.type == "response.output_text.delta"]
     assert [one.token for event in deltas for one in event.logprobs] == [one.token for one in logprobs]
     assert ask(client).output[0].content[0].logprobs == []
+
+
+class Sum(BaseModel):
+    total: int
+
+
+def test_structured_text(client, engine):
+    engine.say('{"total": 7}')
+    parsed = client.responses.parse(model=MODEL, input="3 + 4?", text_format=Sum)
+    assert parsed.output_parsed == Sum(total=7) and parsed.text.format.name == "Sum"
+    constraint = engine.seen[-1].params.constraint
+    assert constraint is not None and "total" in constraint.grammar
+    ask(client, text={"format": {"type": "text"}})
+    assert engine.seen[-1].params.constraint is None
+    with client.responses.stream(model=MODEL, input="3 + 4?", text_format=Sum) as stream:
+        assert stream.get_final_response().output_parsed == Sum(total=7)
+    wrong = {"type": "json_schema", "name": "x", "schema": {"type": "object", "if": {"type": "nope"}}}
+    with pytest.raises(openai.BadRequestError) as info:
+        ask(client, text={"format": wrong})
+    assert info.value.param.startswith("text.format.schema")
 
 
 def test_effort_turns_thinking_on_and_off(client, engine):

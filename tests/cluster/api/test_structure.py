@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from fake_engine import write_tokenizer
 from grammars import accepts, tiny_tokenizer
 
 from isotherm.cluster.api.errors import ReplyError
@@ -14,6 +15,7 @@ from isotherm.cluster.api.prepare_chat import prepare_chat
 from isotherm.cluster.api.prepare_completion import prepare_completion
 from isotherm.cluster.messages.requests import Constraint, SamplingParams
 from isotherm.cluster.text.grammar import MOST_CHARS
+from isotherm.cluster.text.tokenizer import Tokenizer
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 LIMITS = PromptLimits(max_model_len=512, vocab_size=1280, max_prompt_chars=5000)
@@ -127,6 +129,21 @@ def test_in_a_chat_that_thinks_it_begins_after_the_thought():
     close = tiny_tokenizer().token_id("</think>")
     assert constraint(chat(**asked)).after == (close,)
     assert constraint(chat(**asked, separate_reasoning=False)).after == (close,)
+
+
+def test_after_a_thought_whose_end_is_no_token_nothing_can_be_held(tmp_path):
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path))
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "regex": "a+"}
+    try:
+        for thinking in (False, True):
+            raw = json.dumps({**body, "chat_template_kwargs": {"thinking": thinking}}).encode()
+            if thinking:
+                with pytest.raises(ReplyError, match="regex: not with thinking: </think> is no token"):
+                    prepare_chat(raw, "id", Served({"m"}, tokenizer, LIMITS))
+            else:
+                assert constraint(prepare_chat(raw, "id", Served({"m"}, tokenizer, LIMITS))).after == ()
+    finally:
+        tokenizer.chat_template.close()
 
 
 def test_the_text_ends_where_its_grammar_lets_it_whoever_ignores_the_end():

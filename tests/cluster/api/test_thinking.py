@@ -79,13 +79,13 @@ def test_thinking_off(served, body):
     assert prompt(served("V3.1"), **body).endswith("<｜Assistant｜></think>")
     assert prompt(served("GLM"), **body).endswith("<think></think>")
     assert prompt(served("Hermes"), **body).endswith("assistant\n")  # it never does
+    for name in ("V3.1", "GLM", "Hermes"):
+        assert prepared(served(name), **body).requests[0].params.max_thinking_tokens is None
 
 
 @pytest.mark.parametrize(
     ("name", "body", "param"),
     [
-        ("R1", {"enable_thinking": False}, "enable_thinking"),
-        ("R1", {"reasoning_effort": "none"}, "reasoning_effort"),
         ("Hermes", {"thinking": {"type": "enabled"}}, "thinking"),
         ("Hermes", {"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ("V3.1", {"thinking": True, "enable_thinking": False}, "enable_thinking"),
@@ -174,3 +174,11 @@ def test_a_thought_may_have_a_limit(served, body):
     assert limit("V3.1", enable_thinking=True) == (7, "", "</think>")
     assert limit("GLM") == (7, "<think>", "</think>")
     assert prepared(served("GLM")).requests[0].params.max_thinking_tokens is None
+
+
+@pytest.mark.parametrize("body", [body for body in OFF if "chat_template_kwargs" not in body], ids=str)
+def test_without_a_switch_a_thought_ends_before_it_begins(served, body):
+    for name, begin in (("R1", ""), ("Kimi", "<think>")):
+        params = prepared(served(name), **body).requests[0].params
+        assert params.max_thinking_tokens == 0 and len(params.thought_end) == 1
+        assert served(name).tokenizer.decode(params.thought_begin) == begin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import httpx
 import pytest
@@ -17,6 +18,19 @@ QUESTION = "What is 3 + 4?"
 @pytest.fixture(scope="module")
 def app():
     tokenizer = Tokenizer.load(TINY)
+    yield build_app(LocalClient(), tokenizer, "tiny")
+    tokenizer.chat_template.close()
+
+
+@pytest.fixture(scope="module")
+def always_thinking(tmp_path_factory):
+    """The same model behind a template that begins a thought whatever it is asked."""
+    folder = tmp_path_factory.mktemp("always")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"):
+        shutil.copy(TINY / name, folder)
+    turns = "{% for m in messages %}{{ '<｜User｜>' + m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + turns + "{{ '<｜Assistant｜><think>' }}")
+    tokenizer = Tokenizer.load(folder)
     yield build_app(LocalClient(), tokenizer, "tiny")
     tokenizer.chat_template.close()
 
@@ -61,6 +75,14 @@ def test_a_thought_that_has_its_tokens_is_ended_and_the_answer_comes(app, conten
     assert tokens == opened + 5 + 1 and message["content"]
     assert free["reasoning_content"].startswith(message["reasoning_content"]) and message["reasoning_content"]
     assert chat(app, content, max_thinking_tokens=60, **asked) == (free, longer)
+
+
+def test_thinking_is_off_also_where_the_template_has_no_switch(always_thinking):
+    thinking, tokens = chat(always_thinking)
+    assert thinking["reasoning_content"] and tokens > 5
+    for asked in ({"enable_thinking": False}, {"reasoning_effort": "none"}, {"max_thinking_tokens": 0}):
+        message, tokens = chat(always_thinking, **asked)
+        assert message["content"].startswith("3 + 4 = ") and not message.get("reasoning_content") and tokens == 1
 
 
 def test_a_limit_is_none_to_an_answer_without_a_thought(app):

@@ -243,6 +243,70 @@ def test_tools_that_cannot_be_called_are_refused_by_name(served, tmp_path):
     tokenizer.chat_template.close()
 
 
+STRICT = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}, TOOLS[1]]
+CITY_SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+ANSWER = {"type": "json_schema", "json_schema": {"name": "a", "schema": CITY_SCHEMA}}
+
+
+def constraint(engine, client, **fields):
+    """What the engine is told to hold the output to."""
+    ask(client, max_tokens=1, **fields)
+    return engine.seen[-1].params.constraint
+
+
+def held(grammar, text):
+    ids = TINY.encode(text, add_special_tokens=False)
+    matcher = TINY.grammar_vocabulary(TINY.vocab_size).matcher(grammar)
+    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+def test_what_must_be_called_is_held_to_it(served):
+    engine, client = served
+    says(engine, "No.")
+    rome, now = v31(("get_weather", CITY)), v31(("now", "{}"))
+    assert constraint(engine, client()) is None and constraint(engine, client(), tool_choice="none") is None
+    required = constraint(engine, client(), tool_choice="required")
+    assert required.after == () and held(required.grammar, rome) and held(required.grammar, TWO["deepseek_v3.1"])
+    named = constraint(engine, client(), tool_choice={"type": "function", "function": {"name": "now"}})
+    assert held(named.grammar, now) and not held(named.grammar, rome) and not held(named.grammar, "text")
+    single = constraint(engine, client(), tool_choice="required", parallel_tool_calls=False)
+    assert held(single.grammar, rome) and not held(single.grammar, TWO["deepseek_v3.1"])
+    strict = constraint(engine, client(), tools=STRICT)
+    assert held(strict.grammar, "It is sunny.") and held(strict.grammar, "So: " + rome)
+    assert not held(strict.grammar, v31(("get_weather", "{}")))
+    thinking = {"chat_template_kwargs": {"thinking": True}}
+    thought = constraint(engine, client(), tool_choice="required", extra_body=thinking)
+    assert thought.after == (TINY.token_id("</think>"),) and thought.grammar == required.grammar
+
+
+def test_an_answer_by_a_schema_or_calls(served):
+    engine, client = served
+    says(engine, "No.")
+    rome = v31(("get_weather", CITY))
+    either = constraint(engine, client(), response_format=ANSWER).grammar
+    assert held(either, CITY) and held(either, rome) and not held(either, "text") and not held(either, CITY + rome)
+    calls = constraint(engine, client(), response_format=ANSWER, tool_choice="required").grammar
+    assert held(calls, rome) and not held(calls, CITY)
+    answer = constraint(engine, client(), response_format=ANSWER, tool_choice="none").grammar
+    assert held(answer, CITY) and not held(answer, rome)
+
+
+def test_a_tool_that_cannot_be_enforced_is_refused_by_name(served):
+    engine, client = served
+    odd = {"type": "object", "properties": {"a": {"type": "object", "not": {}}}}
+    tools = [TOOLS[1], {"type": "function", "function": {"name": "odd", "parameters": odd}}]
+    reached = len(engine.seen)
+    param, message = refused(client(), tools=tools, tool_choice="required")
+    assert param == "tools[1].function.parameters" and "'not'" in message
+    assert len(engine.seen) == reached
+    says(engine, "No.")
+    ask(client(), tools=tools)  # nothing of it is enforced where it may be called or not
+    endless = {"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}
+    tools[1]["function"]["parameters"] = endless
+    param, _ = refused(client(), tools=tools, tool_choice="required")
+    assert param == "tools[1].function.parameters"
+
+
 def test_what_was_called_goes_back_into_the_prompt(served):
     engine, client = served
     says(engine, v31(("get_weather", CITY)))
