@@ -28,8 +28,8 @@ def front_door(
     batches_refused: str = "",
 ) -> Starlette:
     """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. `store` keeps
-    responses where this process's memory will not do; `batches_refused` says why there are no `batches`. Reads the
-    checkpoint's tokenizer and defaults. Raises TokenizerError, ModelConfigError."""
+    responses where this process's memory will not do. `batches` runs files of requests; without it, clients are told
+    `batches_refused`. Reads the checkpoint's tokenizer and defaults. Raises TokenizerError, ModelConfigError."""
     defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
     if manifest.logprobs == "processed":
         defaults["processed_logprobs"] = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -65,11 +66,22 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
         path.append(kind.removeprefix("field:"))
     elif kind == "missing":
         message = "this field is required"
+    elif kind.startswith("union_tag") and isinstance(at, dict) and (named := _discriminator(error)):
+        # The field that says which kind of object it is: it is absent, or of another kind.
+        path.append(named)
+        expected = error["ctx"].get("expected_tags")
+        message = f"must be one of {expected}, got {_show(at.get(named))}" if expected else "this field is required"
     else:
         message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
     param = _param(path)
-    named = kind.startswith("field:") and param and message.startswith(param.rsplit(".", 1)[-1])
-    return ReplyError(message if named else f"{param}: {message}", param=param)
+    says_it = kind.startswith("field:") and param and message.startswith(param.rsplit(".", 1)[-1])
+    return ReplyError(message if says_it else f"{param}: {message}", param=param)
+
+
+def _discriminator(error: Any) -> str:
+    """The field that tells the members of a union apart; empty where it is no field."""
+    found = re.fullmatch(r"'(\w+)'", error["ctx"]["discriminator"])
+    return found[1] if found else ""
 
 
 def _param(path: list[str | int]) -> str:

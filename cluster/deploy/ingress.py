@@ -44,10 +44,10 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         endable = EndableEngine(engine)
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
-        http = manifest.http
-        store = SharedResponseStore(http.kept_responses) if http.replicas > 1 else None
-        batches = batch_service(http, AppSettings.max_body_bytes)
-        app = front_door(manifest, model_path, endable, controller, store, batches, batches_refused(http))
+        store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
+        refused = batches_refused(manifest.http)
+        batches = None if refused else batch_service(manifest.http, AppSettings.max_body_bytes)
+        app = front_door(manifest, model_path, endable, controller, store, batches, refused)
         if batches is not None:
             batches.begin()  # with what a replica before this one has left
         return app

@@ -25,8 +25,10 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.served_model import served_model
 from isotherm.kernels.select import select_kernels
 
-NO_BATCHES = "this server is a part of its client's process, which runs batches itself: client.batch(…)"
 END_SECONDS = 5.0  # for open connections to end
+_NO_BATCHES = (
+    "a model that is served within a process keeps no files; `isotherm serve` does, and Client.batch needs none"
+)
 
 
 class InProcessServer:
@@ -123,7 +125,7 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     engine = local_engine(checkpoint, kernels, manifest.scheduler_config(config), head=manifest.head)
     digest = own_fingerprint(checkpoint, kernels, manifest.head).digest
     client = LocalEngine(engine, config.vocab_size, digest)
-    app = front_door(manifest, path, client, batches_refused=NO_BATCHES)
+    app = front_door(manifest, path, client, batches_refused=_NO_BATCHES)
     # Logging is set up by the process's own program, if at all.
     served = uvicorn.Config(
         app, lifespan="off", access_log=False, log_config=None, timeout_graceful_shutdown=int(END_SECONDS)

@@ -28,13 +28,47 @@ def body(tools, **fields):
     return parse_body(ChatBody, json.dumps(asked).encode())
 
 
+def served_as(form):
+    tokenizer = tiny_tokenizer()
+    limits = PromptLimits(LENGTH, tokenizer.vocab_size, 1 << 20)
+    return Served(["m"], tokenizer, limits, tool_format=TOOL_FORMATS[form])
+
+
+def said(prepared, output):
+    """The fields of a whole output."""
+    parser = prepared.new_parser(0)
+    text = tiny_tokenizer().decode(output.tokens[:-1], skip_special_tokens=False)
+    return joined([parser.feed(text), parser.finish()])
+
+
+def test_the_bundled_model_calls_what_it_is_offered():
+    """By itself, as it was trained to, and strict or not."""
+    weather = {
+        "name": "get_weather",
+        "description": "Get the weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "The city"}},
+            "required": ["city"],
+        },
+    }
+    engine = tiny_engine(LENGTH)
+    for strict in (False, True):
+        asked = {
+            "model": "m",
+            "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+            "tools": [{"type": "function", "function": {**weather, "strict": strict}}],
+            "temperature": 0,
+        }
+        prepared = prepare_chat_body(parse_body(ChatBody, json.dumps(asked).encode()), "r", served_as("deepseek_v3.1"))
+        (call,) = said(prepared, outputs(engine, *prepared.requests)["r-0"]).tool_calls
+        assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Paris"})
+
+
 @pytest.mark.parametrize("form", sorted(TOOL_FORMATS))
 def test_every_finished_call_fits(form):
     """The model was trained on the form of V3.1 alone, and is held to the others all the same."""
-    tokenizer, engine = tiny_tokenizer(), tiny_engine(LENGTH)
-    served = Served(
-        ["m"], tokenizer, PromptLimits(LENGTH, tokenizer.vocab_size, 1 << 20), tool_format=TOOL_FORMATS[form]
-    )
+    engine, served = tiny_engine(LENGTH), served_as(form)
     r = random.Random(f"calls {form}")
     cases = CASES if form == "deepseek_v3.1" else CASES // 5
     prepared = []
@@ -52,8 +86,7 @@ def test_every_finished_call_fits(form):
         if output.reason is not FinishReason.STOP:
             continue
         finished += 1
-        parser = one.new_parser(0)
-        fields = joined([parser.feed(tokenizer.decode(output.tokens[:-1], skip_special_tokens=False)), parser.finish()])
+        fields = said(one, output)
         assert fields.tool_calls and not fields.content
         schemas = {tool.name: tool.parameters for tool in tools}
         for call in fields.tool_calls:

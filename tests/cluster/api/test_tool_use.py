@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from fake_engine import FakeEngine, http_server, write_tokenizer
@@ -12,10 +12,11 @@ from tool_texts import CITY, NOW, WEATHER, dsml, glm, hermes, kimi, v3, v31
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.registry import TOOL_FORMATS
 
-TINY = Tokenizer.load(Path(__file__).resolve().parents[3] / "manifests" / "tiny")
+TINY = Tokenizer.load(bundled_model())
 EOS = min(TINY.eos_token_ids)
 TOOLS = [
     {"type": "function", "function": {"name": tool.name, "description": "d", "parameters": tool.parameters}}
@@ -227,6 +228,51 @@ def refused(client, **fields):
     with pytest.raises(openai.BadRequestError) as info:
         ask(client, **fields)
     return info.value.body["param"], info.value.body["message"]
+
+
+def test_markers_that_are_special_tokens_are_seen_and_not_shown(served, tmp_path):
+    """As some vocabularies have them: left out of text, they still make calls."""
+    source = bundled_model()
+    vocabulary = json.loads((source / "tokenizer.json").read_text())
+    for token in vocabulary["added_tokens"]:
+        token["special"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_text((source / name).read_text())
+    tokenizer = Tokenizer.load(tmp_path)
+    engine, _ = served
+    with http_server(build_app(engine, tokenizer, "tiny")) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="-")
+        says(engine, f"Let me see.{TWO['deepseek_v3.1']}<｜tool▁sep｜> Done.")
+        for content, calls, reason in (whole(ask(client)), *streamed(ask(client, stream=True))):
+            assert [call[1:] for call in calls] == [("get_weather", CITY), ("now", "{}")]
+            assert (content, reason) == ("Let me see. Done.", "tool_calls")
+        assert whole(ask(client, tool_choice="none"))[0] == 'Let me see.get_weather{"city": "Rome"}now{} Done.'
+        client.close()
+    tokenizer.chat_template.close()
+
+
+def test_other_routes_have_the_same_calls(served):
+    engine, client = served
+    says(engine, "Let me see." + TWO["deepseek_v3.1"])
+    functions = [tool["function"] for tool in TOOLS]
+    base = str(client().base_url).rstrip("/")
+    messages = httpx.post(
+        f"{base}/messages",
+        json={
+            "model": "tiny",
+            "max_tokens": 500,
+            "messages": USER,
+            "tools": [{"name": f["name"], "input_schema": f["parameters"]} for f in functions],
+        },
+    ).json()
+    used = [(block["name"], block["input"]) for block in messages["content"] if block["type"] == "tool_use"]
+    assert used == [("get_weather", json.loads(CITY)), ("now", {})] and messages["stop_reason"] == "tool_use"
+    response = client().responses.create(
+        model="tiny", input="What is the weather?", tools=[{"type": "function", **f} for f in functions]
+    )
+    called = [(item.name, item.arguments) for item in response.output if item.type == "function_call"]
+    assert called == [("get_weather", CITY), ("now", "{}")]
 
 
 def test_tools_that_cannot_be_called_are_refused_by_name(served, tmp_path):

@@ -137,7 +137,7 @@ def test_tokens_of_texts_and_chats(local):
 
 def test_batches_on_the_server_are_refused_in_words(local):
     refused = local.request("GET", "/v1/batches")
-    assert refused.status >= 400 and "client.batch" in refused.body["error"]["message"]
+    assert refused.status >= 400 and "Client.batch" in refused.body["error"]["message"]
 
 
 def test_its_socket_is_this_users_alone(local):
