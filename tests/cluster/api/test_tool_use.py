@@ -347,6 +347,10 @@ def test_a_tool_that_cannot_be_enforced_is_refused_by_name(served):
     assert len(engine.seen) == reached
     says(engine, "No.")
     ask(client(), tools=tools)  # nothing of it is enforced where it may be called or not
+    words = {"type": "object", "properties": {"a": {"enum": [f"word {i}" for i in range(100)]}}}
+    many = [{"type": "function", "function": {"name": f"f{i}", "parameters": words}} for i in range(120)]
+    param, message = refused(client(), tools=many, tool_choice="required")
+    assert param == "tools" and "all together" in message and "characters" in message
     endless = {"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}
     tools[1]["function"]["parameters"] = endless
     param, _ = refused(client(), tools=tools, tool_choice="required")
