@@ -66,7 +66,7 @@ class Masks:
 
     def __init__(self, load: Callable[[], GrammarVocabulary]):
         self._load = load
-        self._loading = threading.Lock()
+        self._loading, self._one_step = threading.Lock(), threading.Lock()
         self._vocabulary: GrammarVocabulary | None = None
         self._executor: LLExecutor | None = None
         self._computing, self._compiling = _Worker("grammar masks"), _Worker("grammars")
@@ -87,9 +87,16 @@ class Masks:
 
         self._compiling.submit(work)
 
-    def begin(self, asks: Sequence[Ask]) -> Future[StepMasks]:
-        """Compute a step's masks in another thread."""
-        return self._computing.submit(lambda: self._compute(asks))
+    def begin(self, asks: Callable[[], Sequence[Ask]]) -> Callable[[], StepMasks]:
+        """Compute a step's masks in another thread, where it is also asked which they are. What is returned gives them;
+        where that thread has not come to it yet, as on a busy machine, it is done on the spot."""
+
+        def work() -> StepMasks:
+            with self._one_step:
+                return self._compute(asks())
+
+        future = self._computing.submit(work)
+        return lambda: work() if future.cancel() else future.result()
 
     def _loaded(self) -> GrammarVocabulary:
         with self._loading:
@@ -103,8 +110,8 @@ class Masks:
             self._executor = LLExecutor(min(MOST_THREADS, max(1, (os.cpu_count() or 1) // 2)))
         step = _Step(asks, vocabulary)
         matchers = [(matcher, at) for at, ask in step.firsts() if (matcher := step.advance(at, ask)) is not None]
-        if matchers:
-            self._executor.unsafe_compute_mask_ptr(matchers, step.packed.ctypes.data, step.row_bytes, len(step.packed))
+        if matchers:  # all in one call, which takes Python's lock once: the step's own thread needs it too
+            self._executor.unsafe_compute_mask_ptr(matchers, step.address, step.row_bytes, len(step.packed))
         step.check()
         for at, ask in step.firsts():
             step.follow_draft(at, ask)
@@ -129,6 +136,7 @@ class _Step:
         self._errors: dict[int, str] = {}
         self.packed = np.zeros((len(self._rows), -(-vocabulary.size // 32)), dtype=np.uint32)  # a bit for each token
         self.row_bytes: int = self.packed.strides[0]
+        self.address: int = self.packed.ctypes.data
 
     def firsts(self) -> list[tuple[int, Ask]]:
         """Each chunk with the slot of its first row."""
@@ -161,7 +169,7 @@ class _Step:
             if self._rules[at] is _Rule.GRAMMAR and may_end[at] and error_of(state.matcher):
                 matcher = state.renew(self._vocabulary)
                 if not state.error:
-                    self._mask(at, matcher)
+                    self.mask(at, matcher)
                     state.error = error_of(matcher)
             if state.error:
                 self._errors[at] = state.error
@@ -184,15 +192,15 @@ class _Step:
                 taken += 1
             self._rules[at] = _Rule.THOUGHT if thinks else _Rule.GRAMMAR
             if not thinks:
-                self._mask(at, matcher)
+                self.mask(at, matcher)
                 if why := error_of(matcher):
                     self._errors[at] = why
                     break
         if taken and not matcher.rollback(taken):
             state.renew(self._vocabulary)
 
-    def _mask(self, at: int, matcher: LLMatcher) -> None:
-        matcher.unsafe_compute_mask_ptr(self.packed[at].ctypes.data, self.row_bytes)
+    def mask(self, at: int, matcher: LLMatcher) -> None:
+        matcher.unsafe_compute_mask_ptr(self.address + at * self.row_bytes, self.row_bytes)
 
     def finish(self) -> StepMasks:
         size, eos = self._vocabulary.size, self._vocabulary.eos
@@ -236,6 +244,8 @@ class _Worker:
     def _run(self) -> None:
         while True:
             future, work = self._queue.get()
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(work())
             except Exception as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,7 +81,7 @@ class SequenceSampling:
         self.chain = tuple(act for needs, act in PROCESSORS if needs(self.params))
         constraint = self.params.constraint
         self.grammar = None if constraint is None else GrammarState(constraint)
-        self.is_plain = not self.chain and self.grammar is None and self.params.logprobs is None
+        self.is_plain = not self.chain and self.params.logprobs is None  # but for the grammar
         self._prompt = request.prompt
         self._counts: TokenCounts | None = None
 
@@ -99,6 +98,18 @@ def _own(sequence: ScheduledSequence) -> SequenceSampling:
     if not isinstance(own, SequenceSampling):
         own = sequence.sampling = SequenceSampling(sequence.request)
     return own
+
+
+def _asks(chunks: Sequence[Chunk]) -> list[Ask]:
+    """Which masks a step needs."""
+    asks, row = [], 0
+    for chunk in chunks:
+        sequence = chunk.sequence
+        if chunk.sample and (state := _own(sequence).grammar) is not None:
+            stops = sequence.request.params.stop_token_ids
+            asks.append(Ask(row, state, sequence.tokens, sequence.prompt_length, stops, chunk.draft))
+        row += chunk.samples
+    return asks
 
 
 @dataclass(frozen=True)
@@ -211,30 +222,22 @@ class Sampler:
 
     def __init__(self, kernels: Kernels, masks: Masks | None = None):
         self._kernels, self.masks = kernels, masks
-        self._step_masks: Future[StepMasks] | None = None
+        self._step_masks: Callable[[], StepMasks] | None = None
 
     def begin(self, chunks: Sequence[Chunk]) -> None:
         """A step is about to be computed, and then sampled: what can be done meanwhile is begun."""
         self._step_masks = None
-        if not any(chunk.sample and chunk.sequence.request.params.constraint is not None for chunk in chunks):
-            return
-        if self.masks is None:
-            raise ValueError("a request has a constraint, and this engine has no tokenizer to hold it by")
-        asks, row = [], 0
-        for chunk in chunks:
-            sequence = chunk.sequence
-            if chunk.sample and (state := _own(sequence).grammar) is not None:
-                stops = sequence.request.params.stop_token_ids
-                asks.append(Ask(row, state, sequence.tokens, sequence.prompt_length, stops, chunk.draft))
-            row += chunk.samples
-        self._step_masks = self.masks.begin(asks)
+        if any(chunk.sample and chunk.sequence.request.params.constraint is not None for chunk in chunks):
+            if self.masks is None:
+                raise ValueError("a request has a constraint, and this engine has no tokenizer to hold it by")
+            self._step_masks = self.masks.begin(lambda: _asks(chunks))
 
     def sample(self, chunks: Sequence[Chunk], logits_NV: Tensor) -> list[Sampled]:
         """A token for each row that `chunks` sample, in order. logits_NV: float32, a row for each of them; changed
         where processors act."""
         rows: list[SequenceSampling] = []
         indices: list[int] = []
-        plain = True
+        plain, held = True, False
         for chunk in chunks:
             if chunk.sample:
                 own = _own(chunk.sequence)
@@ -243,19 +246,24 @@ class Sampler:
                     rows.append(own)
                     indices.append(first + after)
                 plain = plain and own.is_plain
+                held = held or own.grammar is not None
         if not rows:
             return []
+        masks = None
+        if held:
+            assert self._step_masks is not None, "a step with constrained rows is begun before it is sampled"
+            masks = self._step_masks()
         with torch.inference_mode():
             if plain:
-                return list(map(Sampled, self._draw(rows, indices, logits_NV)))
-            masks = None if self._step_masks is None else self._step_masks.result()
-            if masks is None and any(own.grammar is not None for own in rows):
-                raise RuntimeError("constrained rows are sampled in a step that was not begun")
-            told = self._process(chunks, rows, logits_NV, masks)
-            sampled = [
-                Sampled(token, None if (n := own.params.logprobs) is None else token_logprobs(logits_V, token, n))
-                for own, token, logits_V in zip(rows, self._draw(rows, indices, logits_NV), told, strict=True)
-            ]
+                if masks is not None:
+                    masks.apply(logits_NV)
+                sampled = list(map(Sampled, self._draw(rows, indices, logits_NV)))
+            else:
+                told = self._process(chunks, rows, logits_NV, masks)
+                sampled = [
+                    Sampled(token, None if (n := own.params.logprobs) is None else token_logprobs(logits_V, token, n))
+                    for own, token, logits_V in zip(rows, self._draw(rows, indices, logits_NV), told, strict=True)
+                ]
         for i, why in masks.errors.items() if masks is not None else ():
             sampled[i] = Sampled(-1, error=why)
         return sampled

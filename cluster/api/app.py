@@ -40,7 +40,7 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 CHAT = GenerationRoute("chatcmpl-", prepare_chat)
 COMPLETION = GenerationRoute("cmpl-", prepare_completion, blocks=False)
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions")  # that rows of a batch may ask
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")  # that rows of a batch may ask
 
 
 def build_app(

@@ -11,9 +11,11 @@ from starlette.routing import Route
 from isotherm.cluster.api.batches.routes import BatchBody
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.completion import CompletionBody
+from isotherm.cluster.api.bodies.messages import Conversation, MessagesBody
+from isotherm.cluster.api.bodies.responses import ResponsesBody
 from isotherm.cluster.api.bodies.tokenization import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from isotherm.cluster.api.docs_page import page
-from isotherm.cluster.api.openapi import Described, document
+from isotherm.cluster.api.openapi import ERROR, Described, document
 from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.jsontypes import JSON
 
@@ -36,6 +38,20 @@ _FILE = ("id", "object", "bytes", "created_at", "expires_at", "filename", "purpo
 _BATCH = ("id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at", "request_counts")
 _REPLY = ("id", "object", "created", "model", "choices", "usage")
 _MODEL = ("id", "object", "created", "owned_by", "root", "max_model_len", "vocab_size", "default_sampling")
+_RESPONSE = ("id", "object", "created_at", "model", "status", "output", "usage")
+_MESSAGE = ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage")
+_ANTHROPIC_ERROR: JSON = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": _TEXT, "message": _TEXT},
+        },
+    },
+}
 _UPLOAD: JSON = {
     "type": "object",
     "required": ["file", "purpose"],
@@ -47,9 +63,26 @@ _UPLOAD: JSON = {
     },
 }
 
+_ERRORS = {"Error": ERROR, "MessagesError": _ANTHROPIC_ERROR}
 DESCRIBED: dict[tuple[str, str], Described] = {
     ("POST", "/v1/chat/completions"): Described("The next message of a chat", [ChatBody], _generated(*_REPLY)),
     ("POST", "/v1/completions"): Described("The continuation of a text", [CompletionBody], _generated(*_REPLY)),
+    ("POST", "/v1/responses"): Described("A response, OpenAI's way", [ResponsesBody], _generated(*_RESPONSE)),
+    ("POST", "/v1/responses/input_tokens"): Described(
+        "The tokens of a response's prompt", [ResponsesBody], _object("object", "input_tokens")
+    ),
+    ("GET", "/v1/responses/{response_id}"): Described("A response that is kept", reply=_object(*_RESPONSE)),
+    ("DELETE", "/v1/responses/{response_id}"): Described("Forget a response", reply=_object("id", "object", "deleted")),
+    ("POST", "/v1/responses/{response_id}/cancel"): Described("Refused: none is made in the background"),
+    ("GET", "/v1/responses/{response_id}/input_items"): Described(
+        "What a response that is kept has answered", reply=_list_of(), query=("limit", "order", "after")
+    ),
+    ("POST", "/v1/messages"): Described(
+        "The next message, Anthropic's way", [MessagesBody], _generated(*_MESSAGE), error="MessagesError"
+    ),
+    ("POST", "/v1/messages/count_tokens"): Described(
+        "The tokens of a message's prompt", [Conversation], _object("input_tokens"), error="MessagesError"
+    ),
     ("GET", "/v1/models"): Described("The served model, under each of its names", reply=_list_of(*_MODEL)),
     ("GET", "/v1/models/{model:path}"): Described("One name of the served model", reply=_object(*_MODEL)),
     ("POST", "/tokenize"): Described(
@@ -90,7 +123,7 @@ def described_routes() -> list[Route]:
 
     def description(request: Request) -> JSON:
         version = importlib.metadata.version("isotherm")
-        return document(request.app.routes, DESCRIBED, "Isotherm", version)
+        return document(request.app.routes, DESCRIBED, _ERRORS, "Isotherm", version)
 
     async def openapi(request: Request) -> Response:
         return json_response(description(request))

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute, Route
 
 from isotherm.cluster.jsontypes import JSON
 
 _REF = "#/components/schemas/{model}"
+_ROOM = "isotherm__cluster__api__bodies__"  # before names that two bodies have
 _JSON_OBJECT: JSON = {"type": "object"}
-_ERROR: JSON = {
+ERROR: JSON = {
     "type": "object",
     "required": ["error"],
     "properties": {
@@ -44,31 +46,38 @@ class Described:
     status: int = 200
     query: Sequence[str] = ()
     form: JSON | None = None  # of an upload
+    error: str = "Error"  # the name of the schema of its errors
     raw: bool = False  # the body is checked by what it asks for, not here
 
 
 def document(
-    routes: Iterable[BaseRoute], described: Mapping[tuple[str, str], Described], title: str, version: str
+    routes: Iterable[BaseRoute],
+    described: Mapping[tuple[str, str], Described],
+    errors: Mapping[str, JSON],
+    title: str,
+    version: str,
 ) -> JSON:
-    """The OpenAPI document of these routes; `described` by method and path. A route that nobody has described is in it
-    all the same."""
+    """The OpenAPI document of these routes; `described` by method and path, `errors` by the names of their schemas. A
+    route that nobody has described is in it all the same."""
+    found = [
+        (route, method, described.get((method, route.path), Described("")))
+        for route in routes
+        if isinstance(route, Route)
+        for method in sorted((route.methods or set()) - {"HEAD"})
+    ]
+    bodies, schemas = _schemas(dict.fromkeys(model for _, _, about in found for model in about.bodies))
     paths: JSON = {}
-    schemas: JSON = {"Error": _ERROR}
-    for route in routes:
-        if not isinstance(route, Route):
-            continue
-        for method in sorted((route.methods or set()) - {"HEAD"}):
-            about = described.get((method, route.path), Described(""))
-            paths.setdefault(route.path_format, {})[method.lower()] = _operation(route, method, about, schemas)
+    for route, method, about in found:
+        paths.setdefault(route.path_format, {})[method.lower()] = _operation(route, method, about, bodies)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": {**errors, **schemas}},
     }
 
 
-def _operation(route: Route, method: str, about: Described, schemas: JSON) -> JSON:
+def _operation(route: Route, method: str, about: Described, bodies: Mapping[type[BaseModel], JSON]) -> JSON:
     path = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in route.param_convertors
@@ -86,45 +95,60 @@ def _operation(route: Route, method: str, about: Described, schemas: JSON) -> JS
             },
             "default": {
                 "description": "an error",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+                "content": {"application/json": {"schema": {"$ref": _REF.format(model=about.error)}}},
             },
         },
     }
     if path or query:
         operation["parameters"] = [*path, *query]
-    content = _content(about, schemas)
+    content = _content(about, bodies)
     if content is not None:
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
-def _content(about: Described, schemas: JSON) -> JSON | None:
+def _content(about: Described, bodies: Mapping[type[BaseModel], JSON]) -> JSON | None:
     if about.form is not None:
         return {"multipart/form-data": {"schema": about.form}}
     if about.raw:
         return {"application/json": {"schema": _JSON_OBJECT}}
     if not about.bodies:
         return None
-    names = [_add(model, schemas) for model in about.bodies]
-    references = [{"$ref": _REF.format(model=name)} for name in names]
+    references = [bodies[model] for model in about.bodies]
     return {"application/json": {"schema": references[0] if len(references) == 1 else {"anyOf": references}}}
 
 
-def _add(model: type[BaseModel], schemas: JSON) -> str:
-    """The schema of a body, with its refused fields, and of all that it is made of → its name."""
-    schema = model.model_json_schema(ref_template=_REF)
-    schemas.update(schema.pop("$defs", {}))
+def _schemas(models: Iterable[type[BaseModel]]) -> tuple[dict[type[BaseModel], JSON], JSON]:
+    """The reference to each body's schema, and the schemas of bodies and of all that they are made of, by name."""
+    models = list(models)
+    keys, made = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    schemas: JSON = _plain(made.get("$defs", {}))
+    references = {model: _plain(keys[model, "validation"]) for model in models}
+    for model, reference in references.items():
+        properties = schemas[reference["$ref"].rsplit("/", 1)[-1]]["properties"]
+        properties.update(_other_fields(model, properties))
+    return references, schemas
+
+
+def _plain(schema: Any) -> Any:
+    """pydantic's schema, with short names, and with `anyOf` where which member is meant is told by a function: others
+    may fit too."""
+    if isinstance(schema, dict):
+        return {("anyOf" if key == "oneOf" else key.removeprefix(_ROOM)): _plain(one) for key, one in schema.items()}
+    if isinstance(schema, list):
+        return [_plain(one) for one in schema]
+    return schema.replace(_ROOM, "") if isinstance(schema, str) else schema
+
+
+def _other_fields(model: type[BaseModel], properties: JSON) -> JSON:
+    """The fields that a body knows and does not have: refused, or of no effect."""
     neutral: Mapping[str, Sequence[Any]] = getattr(model, "neutral", {})
-    for name, values in neutral.items():
-        schema["properties"][name] = _refused(values)
-    older: Mapping[str, str] = getattr(model, "older", {})
-    for name, newer in older.items():
-        schema["properties"][name] = {"description": f"refused: the older form of {newer}"}
+    refused = {name: _refused(values) for name, values in neutral.items()}
+    instead: Mapping[str, str] = {**getattr(model, "older", {}), **getattr(model, "renamed", {})}
+    renamed = {name: {"description": f"refused: give {here}"} for name, here in instead.items()}
     harmless: Mapping[str, str] = getattr(model, "harmless", {})
-    for name, why in harmless.items():
-        schema["properties"].setdefault(name, {"description": f"of no effect: {why}"})
-    schemas[model.__name__] = schema
-    return model.__name__
+    idle = {name: {"description": f"of no effect: {why}"} for name, why in harmless.items() if name not in properties}
+    return {**refused, **renamed, **idle}
 
 
 def _refused(neutral: Sequence[Any]) -> JSON:

@@ -70,7 +70,7 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
         # The field that says which kind of object it is: it is absent, or of another kind.
         path.append(named)
         expected = error["ctx"].get("expected_tags")
-        message = f"must be one of {expected}, got {_show(at[named])}" if expected else "this field is required"
+        message = f"must be one of {expected}, got {_show(at.get(named))}" if expected else "this field is required"
     else:
         message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
     param = _param(path)

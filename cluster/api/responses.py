@@ -26,8 +26,7 @@ def responses_routes(generator: Generator, store: ResponseStore) -> list[Route]:
     return [
         Route("/v1/responses", routes.create, methods=["POST"]),
         Route("/v1/responses/input_tokens", routes.input_tokens, methods=["POST"]),
-        Route(one, routes.retrieve, methods=["GET"]),
-        Route(one, routes.delete, methods=["DELETE"]),
+        Route(one, routes.one, methods=["GET", "DELETE"]),
         Route(f"{one}/cancel", routes.cancel, methods=["POST"]),
         Route(f"{one}/input_items", routes.input_items, methods=["GET"]),
     ]
@@ -47,16 +46,14 @@ class _Responses:
         count = partial(count_input_tokens, self._store, _owner(request), raw, self._generator.served)
         return json_response({"object": "response.input_tokens", "input_tokens": await asyncio.to_thread(count)})
 
-    async def retrieve(self, request: Request) -> Response:
+    async def one(self, request: Request) -> Response:
         kept = await self._kept(request)
+        if request.method == "DELETE":
+            await asyncio.to_thread(self._store.delete, _owner(request), kept.response_id)
+            return json_response({"id": kept.response_id, "object": "response", "deleted": True})
         if request.query_params.get("stream", "false") != "false":
             raise ReplyError("stream: a response that is kept is given whole; leave it out", param="stream")
         return json_response(kept.response)
-
-    async def delete(self, request: Request) -> Response:
-        kept = await self._kept(request)
-        await asyncio.to_thread(self._store.delete, _owner(request), kept.response_id)
-        return json_response({"id": kept.response_id, "object": "response", "deleted": True})
 
     async def cancel(self, request: Request) -> Response:
         kept = await self._kept(request)

@@ -14,7 +14,7 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.generation import Generator
 from isotherm.cluster.api.parse import checked, json_object
 from isotherm.cluster.api.prepare import Served, check_chars, check_model
-from isotherm.cluster.api.prepare_chat import encode_chat_body
+from isotherm.cluster.api.prepare_chat import chat_prompt
 from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.jsontypes import JSON
 
@@ -43,15 +43,13 @@ def tokenize(raw: bytes, served: Served) -> JSON:
         data["model"] = next(iter(served.names))
     if "messages" in data:
         chat = checked(TokenizeChatBody, data)
-        check_model(chat.model, served.names)
-        check_chars(sum(message.chars for message in chat.messages), served.limits, "messages")
-        ids = encode_chat_body(chat, served.tokenizer).ids
+        ids = chat_prompt(chat, served).ids
         strings = chat.return_token_strs
     else:
         body = checked(TokenizeTextBody, data)
         check_model(str(body.model), served.names)
         check_chars(len(body.prompt), served.limits, "prompt")
-        ids = served.tokenizer.encode(body.prompt, body.add_special_tokens)
+        ids = served.tokenizer.encode_prompt(body.prompt, body.add_special_tokens)
         strings = body.return_token_strs
     return {
         "count": len(ids),

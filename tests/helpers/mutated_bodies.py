@@ -93,6 +93,48 @@ COMPLETION = {
     "skip_special_tokens": False,
     "ignore_eos": True,
 }
+RESPONSE = {
+    "model": "m",
+    "instructions": "be short",
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "add"}]},
+        {"type": "function_call", "call_id": "c", "name": "add", "arguments": '{"a": 1}'},
+        {"role": "user", "content": "again"},
+    ],
+    "tools": [{"type": "function", "name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}],
+    "tool_choice": "auto",
+    "text": {"format": {"type": "text"}},
+    "reasoning": {"summary": "auto"},
+    "max_output_tokens": 4,
+    "temperature": 0.5,
+    "store": True,
+    "metadata": {"a": "b"},
+    "stream": True,
+    "seed": 5,
+}
+MESSAGES = {
+    "model": "m",
+    "max_tokens": 5,
+    "system": [{"type": "text", "text": "be short", "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        {"role": "user", "content": "add"},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "hm", "signature": ""},
+                {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"a": 1}},
+            ],
+        },
+        {"role": "user", "content": "again"},
+    ],
+    "tools": [{"name": "add", "description": "adds", "input_schema": {"type": "object", "properties": {"a": {}}}}],
+    "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+    "stop_sequences": ["x"],
+    "temperature": 0.5,
+    "top_k": 3,
+    "metadata": {"user_id": "u"},
+    "stream": True,
+}
 VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", CHAT),
     ("/v1/chat/completions", TOOLS),
@@ -101,6 +143,11 @@ VALID: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"model": "m", "prompt": "x", "structured_outputs": {"choice": ["yes", "no"]}}),
     ("/v1/completions", COMPLETION),
     ("/v1/completions", {"model": "m", "prompt": [[5, 6], [7]], "logprobs": 3, "stream": True}),
+    ("/v1/responses", RESPONSE),
+    ("/v1/responses", {"model": "m", "input": "hi", "max_output_tokens": 3}),
+    ("/v1/responses/input_tokens", {"model": "m", "input": RESPONSE["input"], "instructions": "x"}),
+    ("/v1/messages", MESSAGES),
+    ("/v1/messages/count_tokens", {key: MESSAGES[key] for key in ("model", "messages", "system", "tools")}),
     ("/tokenize", {"prompt": "hello", "add_special_tokens": False, "return_token_strs": True}),
     ("/tokenize", {key: CHAT[key] for key in ("model", "messages", "chat_template_kwargs")}),
     ("/detokenize", {"model": "m", "tokens": [1, 2, 300]}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -103,10 +104,10 @@ def test_a_mask_depends_on_the_tokens_before_it_alone():
         stepwise = GrammarState(constraint)
         for _ in range(25):
             draft = tuple(rng.randrange(vocabulary.size) for _ in range(rng.randint(0, 3)))
-            masks.begin([Ask(0, stepwise, tokens, 0, (EOS,), draft)]).result()
+            of(masks, Ask(0, stepwise, tokens, 0, (EOS,), draft))
             at_once = GrammarState(constraint)
-            mask = masks.begin([Ask(0, at_once, tokens, 0, (EOS,))]).result().forbidden[0]
-            again = masks.begin([Ask(0, stepwise, tokens, 0, (EOS,))]).result().forbidden[0]
+            mask = of(masks, Ask(0, at_once, tokens, 0, (EOS,)))[0]
+            again = of(masks, Ask(0, stepwise, tokens, 0, (EOS,)))[0]
             fresh = vocabulary.fresh_matcher(grammar)
             fresh.consume_tokens(tokens)
             assert torch.equal(mask, again) and torch.equal(mask, torch.from_numpy(forbidden(fresh))), (name, tokens)
@@ -116,9 +117,30 @@ def test_a_mask_depends_on_the_tokens_before_it_alone():
             tokens.append(rng.choice([token for token in allowed if token != EOS]))
 
 
+def of(masks: Masks, ask: Ask) -> torch.Tensor:
+    return masks.begin(lambda: [ask])().forbidden
+
+
 def forbidden(matcher: LLMatcher) -> np.ndarray:
     bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
     return bits[: tiny_vocabulary().size] == 0
+
+
+def test_masks_do_not_wait_for_a_thread_that_does_not_come_to_them():
+    masks, held = Masks(tiny_vocabulary), threading.Event()
+    ask = Ask(0, GrammarState(Constraint(GRAMMARS["choice"])), [], 0, (EOS,))
+    begun = threading.Event()
+
+    def busy() -> list[Ask]:
+        begun.set()
+        assert held.wait(20)
+        return []
+
+    masks._computing.submit(busy)
+    assert begun.wait(20)
+    got = masks.begin(lambda: [ask])()
+    held.set()
+    assert torch.equal(got.forbidden, masks.begin(lambda: [ask])().forbidden)
 
 
 class Guesses:
@@ -268,7 +290,7 @@ def test_tokens_beyond_the_tokenizer_are_never_allowed():
     padded = tokenizer.grammar_vocabulary(tokenizer.vocab_size + 77)
     masks = Masks(lambda: padded)
     ask = Ask(0, GrammarState(Constraint(regex("(?s:.*)"))), [], 0, (EOS,))
-    mask = masks.begin([ask]).result().forbidden
+    mask = of(masks, ask)
     assert mask.shape == (1, tokenizer.vocab_size + 77)
     assert mask[0, tokenizer.vocab_size :].all() and not mask[0].all()
 

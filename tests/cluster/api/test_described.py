@@ -17,6 +17,8 @@ from isotherm.cluster.api.batches.service import BatchLimits, BatchService
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.completion import CompletionBody
+from isotherm.cluster.api.bodies.messages import MessagesBody
+from isotherm.cluster.api.bodies.responses import ResponsesBody
 from isotherm.cluster.api.described import DESCRIBED
 from isotherm.cluster.text.tokenizer import Tokenizer
 
@@ -33,6 +35,15 @@ def app(tmp_path_factory):
     engine = FakeEngine(tokenizer.vocab_size)
     yield build_app(engine, tokenizer, "org/m", admin=FakeAdmin(), batches=batches)  # type: ignore[arg-type]
     tokenizer.chat_template.close()
+
+
+MESSAGES = {"messages": [{"role": "user", "content": "x"}]}
+MINIMAL: dict = {
+    ChatBody: MESSAGES,
+    CompletionBody: {"prompt": "x"},
+    ResponsesBody: {"input": "x"},
+    MessagesBody: {**MESSAGES, "max_tokens": 5},
+}
 
 
 def call(app, method, path, **kwargs):
@@ -83,11 +94,13 @@ def test_every_body_has_a_schema_and_every_reference_an_end(document):
         assert schema["type"] == "object", name
 
 
-@pytest.mark.parametrize("body", [ChatBody, CompletionBody])
+@pytest.mark.parametrize("body", [ChatBody, CompletionBody, ResponsesBody, MessagesBody])
 def test_fields_are_those_that_are_checked_and_refused_ones_are_said_to_be(document, body):
     schema = document["components"]["schemas"][body.__name__]
-    older = getattr(body, "older", {})
-    known = body.model_fields.keys() | body.neutral.keys() | body.harmless.keys() | older.keys()
+    older = {**getattr(body, "older", {}), **getattr(body, "renamed", {})}
+    harmless = getattr(body, "harmless", {}).keys()
+    known = {field.alias or name for name, field in body.model_fields.items()} | body.neutral.keys() | harmless
+    known |= older.keys()
     assert schema["properties"].keys() == known
     assert all(schema["properties"][name]["description"].startswith("refused") for name in older)
     for name, neutral in body.neutral.items():
@@ -96,10 +109,9 @@ def test_fields_are_those_that_are_checked_and_refused_ones_are_said_to_be(docum
     resolved = jsonschema.Draft202012Validator(
         {"$ref": f"#/components/schemas/{body.__name__}", "components": document["components"]}
     )
-    asked = {"prompt": "x"} if body is CompletionBody else {"messages": [{"role": "user", "content": "x"}]}
-    base = {"model": "m", **asked}
-    assert resolved.is_valid({**base, "temperature": 0.5, "stop": ["a"], "verbosity": None, "unknown": 1})
-    for wrong in ({"temperature": 3}, {"n": "1"}, {"lora_path": "x"}, {"model": ""}, {"stop": [1]}):
+    base = {"model": "m", **MINIMAL[body]}
+    assert resolved.is_valid({**base, "temperature": 0.5, "n": 1, "unknown": 1})
+    for wrong in ({"temperature": "hot"}, {"n": "1"}, {"model": ""}, {"stream": 1}):
         assert not resolved.is_valid({**base, **wrong}), wrong
 
 
@@ -108,6 +120,11 @@ def test_good_answers_are_as_described(app, document):
     for method, path, body in (
         ("POST", "/v1/chat/completions", {"model": "org/m", **chat, "max_tokens": 2}),
         ("POST", "/v1/completions", {"model": "org/m", "prompt": "x"}),
+        ("POST", "/v1/responses", {"model": "org/m", "input": "hi", "max_output_tokens": 2}),
+        ("POST", "/v1/responses/input_tokens", {"model": "org/m", "input": "hi"}),
+        ("POST", "/v1/messages", {"model": "org/m", **chat, "max_tokens": 2}),
+        ("POST", "/v1/messages/count_tokens", {"model": "org/m", **chat}),
+        ("POST", "/v1/messages", {"model": "nope", **chat, "max_tokens": 2}),
         ("POST", "/tokenize", chat),
         ("POST", "/tokenize", {"prompt": "x"}),
         ("POST", "/detokenize", {"tokens": [1]}),
@@ -124,10 +141,11 @@ def test_good_answers_are_as_described(app, document):
         if answer.status_code == 200:
             content = document["paths"][path][method.lower()]["responses"]["200"]["content"]
         else:
-            content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+            form = "MessagesError" if path == "/v1/messages" else "Error"
+            content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}"}}}
         schema = {**content["application/json"]["schema"], "components": document["components"]}
         jsonschema.validate(answer.json(), schema)
-    assert call(app, "GET", "/nope").status_code == 404
+    assert call(app, "GET", "/nope").status_code == call(app, "POST", "/v1/messages", json={}).status_code + 4 == 404
 
 
 class Page(HTMLParser):
