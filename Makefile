@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*)
 
-.PHONY: serve test test-fast exactness chaos bench bench-elastic bench-overload check clean help
+.PHONY: serve test test-fast fuzz exactness chaos bench bench-elastic bench-overload check clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
 	@echo "make test                 all tests"
 	@echo "make test-fast            those that need neither a cluster nor much time"
+	@echo "make fuzz                 10,000 mutated bodies, and schemathesis on /openapi.json"
 	@echo "make exactness            10,000 random cases of the exactness test"
 	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
@@ -40,6 +41,9 @@ test: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/pytest -m unit
+
+fuzz: $(VENV)/.installed-dev
+	ISOTHERM_FUZZ_BODIES=10000 ISOTHERM_FUZZ_EXAMPLES=100 $(BIN)/pytest -s --timeout 3600 tests/fuzz
 
 exactness: $(VENV)/.installed-dev
 	ISOTHERM_EXACTNESS_CASES=10000 $(BIN)/pytest -s --timeout 3600 tests/exactness

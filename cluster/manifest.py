@@ -66,6 +66,13 @@ def check_link_kind(kind: str) -> str:
     return kind
 
 
+def check_origin(origin: str) -> str:
+    """As browsers write it: a scheme, a host, a port where it is not the scheme's own."""
+    if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\\?#@\s]+", origin):
+        raise ValueError('must be an origin such as https://example.org or http://localhost:3000, or "*"')
+    return origin
+
+
 def check_tool_format(name: str) -> str:
     """A choice of cluster/text/tool_formats/registry.py."""
     if name not in CHOICES:
@@ -73,6 +80,7 @@ def check_tool_format(name: str) -> str:
     return name
 
 
+Origin = Annotated[str, AfterValidator(check_origin)]
 LinkChoice = Annotated[str, AfterValidator(check_link_kind)]
 Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
 
@@ -211,6 +219,24 @@ class LivenessSection(_Section):
     )
 
 
+class BatchesSection(_Section):
+    """/v1/files and /v1/batches."""
+
+    folder: str | None = Field(
+        None, min_length=1, description="where they are kept; default: a folder of the Ray session, for one replica"
+    )
+    max_bytes: Bytes = Field(1 << 30, description="all files and outputs together")
+    max_file_bytes: Bytes = Field(200 << 20, description="one uploaded file")
+    keep_seconds: int = Field(30 * 86400, ge=3600, description="from a file's creation to its end")
+    concurrency: int = Field(32, ge=1, le=1024, description="rows that one replica asks at once")
+
+    @model_validator(mode="after")
+    def _absolute(self) -> BatchesSection:
+        if self.folder is not None and not Path(self.folder).is_absolute():
+            raise ValueError(f"must have an absolute path as folder, not {self.folder!r}")
+        return self
+
+
 class HttpSection(_Section):
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=1, le=65535)
@@ -219,9 +245,13 @@ class HttpSection(_Section):
     max_queued_requests: int = Field(256, ge=1, description="beyond those, per proxy; more are refused")
     admin: Literal["loopback", "open"] = Field("loopback", description="who may use /admin/* and /status")
     metrics: Literal["loopback", "open"] = Field("loopback", description="who may read /metrics")
+    cors: list[Origin] = Field([], description='origins whose pages may read answers in a browser; "*": all')
+    batches: BatchesSection = BatchesSection()
     drain_seconds: float = Field(
         600.0, ge=0, le=86400, description="for open requests to finish when the ingress is updated or the service ends"
     )
+    aliases: list[Annotated[str, Field(min_length=1)]] = Field([], description="further names of the model")
+    kept_responses: Bytes = Field(64 << 20, description="of responses that later ones may go on from")
 
 
 class Manifest(_Section):
@@ -240,6 +270,9 @@ class Manifest(_Section):
     )
     generation_config: Literal["auto", "none"] = Field(
         "auto", description="whether sampling has the checkpoint's own defaults"
+    )
+    logprobs: Literal["model", "processed"] = Field(
+        "model", description="of the model's own distribution, or of the one that tokens are drawn from"
     )
     tool_format: Annotated[str, AfterValidator(check_tool_format)] = Field(
         "auto", description="how the model calls tools; auto: as its chat template shows"

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from isotherm.actors.attention.exchange import ExpertsLostError
+from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
@@ -90,9 +91,11 @@ class Engine:
         self.sampler.begin(chunks)
         batch = build_batch(chunks, self.scheduler.config.block_size, self.model.cos, self.model.sin)
         try:
-            logits = self.model.forward(batch, self.cache, self.experts)
+            x_TD = self.model.forward(batch, self.cache, self.experts)
         except BaseException:
             self.experts.abandon()
             raise
         self.steps += 1
-        return self.scheduler.complete(chunks, self.sampler.sample(chunks, logits))
+        scored = score_prompts(chunks, x_TD, self.model.logits)
+        sampled = self.sampler.sample(chunks, self.model.logits(x_TD[batch.sample_rows]))
+        return self.scheduler.complete(chunks, sampled, scored)

@@ -22,8 +22,10 @@ from isotherm.actors.attention.masks import Ask, Masks, StepMasks
 from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams, TokenLogprobs
 from isotherm.kernels.ops import Kernels
+from isotherm.kernels.reference import candidates
 
 LARGEST = torch.finfo(torch.float32).max
+_TOKENS_BEFORE_A_THOUGHT = 2
 LEAST_TEMPERATURE = 1e-5  # below it sampling is greedy: logits divided by much less are infinite in float32
 
 
@@ -115,8 +117,8 @@ class Row:
     """One row of logits that gives a token."""
 
     params: SamplingParams
-    index: int  # of the token that it gives, among the request's output tokens
-    counts: Callable[[], TokenCounts]  # of the tokens before it; only a processor that asks pays for them
+    output: Sequence[int]  # the request's output tokens before the one that it gives
+    counts: Callable[[], TokenCounts]  # of these and the prompt's; only a processor that asks pays for them
 
 
 def penalise(row: Row, logits_V: Tensor) -> None:
@@ -141,14 +143,55 @@ def bias(row: Row, logits_V: Tensor) -> None:
     logits_V[torch.tensor(tokens, device=logits_V.device)] += torch.tensor(values, device=logits_V.device)
 
 
+def ban(row: Row, logits_V: Tensor) -> None:
+    """A token that would complete a bad word is not drawn."""
+    output = row.output
+    last = [
+        word[-1]
+        for word in row.params.bad_words
+        if len(word) == 1 or tuple(output[max(0, len(output) - len(word) + 1) :]) == word[:-1]
+    ]
+    if last:
+        logits_V[torch.tensor(last, device=logits_V.device)] = -math.inf
+
+
 def go_on(row: Row, logits_V: Tensor) -> None:
     """Before `min_tokens` no token that ends the stream is drawn, unless a grammar lets nothing else follow."""
-    if row.index < row.params.min_tokens:
+    if len(row.output) < row.params.min_tokens:
         ends = torch.tensor(row.params.stop_token_ids, device=logits_V.device)
         before = logits_V[ends]
         logits_V[ends] = -math.inf
         if row.params.constraint is not None and bool(torch.isneginf(logits_V.max())):
             logits_V[ends] = before
+
+
+def end_thought(row: Row, logits_V: Tensor) -> None:
+    """A thought that has had its tokens, and has not ended in them, is ended: of what ends it, one token after the
+    other is the only one that can be drawn."""
+    end, most = row.params.thought_end, row.params.max_thinking_tokens
+    assert most is not None
+    if len(row.output) < most or (start := _thought_start(row)) is None:
+        return
+    over = len(row.output) - start - most
+    if not 0 <= over < len(end):
+        return
+    thought = tuple(row.output[start : start + most])
+    if any(thought[i : i + len(end)] == end for i in range(most - len(end) + 1)):
+        return
+    # The model may have begun to end it by itself.
+    begun = next(n for n in range(min(len(end) - 1, most), -1, -1) if thought[most - n :] == end[:n])
+    if begun + over < len(end):
+        logits_V.fill_(-math.inf)
+        logits_V[end[begun + over]] = 0.0
+
+
+def _thought_start(row: Row) -> int | None:
+    """The index of the thought's first token in the output, if there is a thought. Before what begins it there may be
+    some white space, which token ids do not tell."""
+    begin = row.params.thought_begin
+    first = tuple(row.output[: _TOKENS_BEFORE_A_THOUGHT + len(begin)])
+    ends = range(len(begin), len(first) + 1)
+    return next((at for at in ends if first[at - len(begin) : at] == begin), None)
 
 
 def cut_unlikely(row: Row, logits_V: Tensor) -> None:
@@ -162,11 +205,14 @@ def _is_penalised(params: SamplingParams) -> bool:
     return bool(params.presence_penalty or params.frequency_penalty) or params.repetition_penalty != 1
 
 
-# In the order in which they act: who needs it, and what it does to a row.
+# In the order in which they act: who needs it, and what it does to a row. What masks tokens comes after what changes
+# their logits, and before what looks at how likely they are.
 PROCESSORS: tuple[tuple[Callable[[SamplingParams], bool], Callable[[Row, Tensor], None]], ...] = (
     (_is_penalised, penalise),
     (lambda params: bool(params.logit_bias), bias),
+    (lambda params: bool(params.bad_words), ban),
     (lambda params: params.min_tokens > 0 and bool(params.stop_token_ids), go_on),
+    (lambda params: params.max_thinking_tokens is not None and bool(params.thought_end), end_thought),
     (lambda params: params.min_p > 0 and params.temperature >= LEAST_TEMPERATURE, cut_unlikely),
 )
 
@@ -213,10 +259,10 @@ class Sampler:
                     masks.apply(logits_NV)
                 sampled = list(map(Sampled, self._draw(rows, indices, logits_NV)))
             else:
-                unchanged = self._process(chunks, rows, logits_NV, masks)
+                told = self._process(chunks, rows, logits_NV, masks)
                 sampled = [
                     Sampled(token, None if (n := own.params.logprobs) is None else token_logprobs(logits_V, token, n))
-                    for own, token, logits_V in zip(rows, self._draw(rows, indices, logits_NV), unchanged, strict=True)
+                    for own, token, logits_V in zip(rows, self._draw(rows, indices, logits_NV), told, strict=True)
                 ]
         for i, why in masks.errors.items() if masks is not None else ():
             sampled[i] = Sampled(-1, error=why)
@@ -225,25 +271,28 @@ class Sampler:
     def _process(
         self, chunks: Sequence[Chunk], rows: Sequence[SequenceSampling], logits_NV: Tensor, masks: StepMasks | None
     ) -> list[Tensor]:
-        """Each row as it was before, where its log-probabilities are asked for."""
-        unchanged, i = list(logits_NV), 0
+        """The logits whose log-probabilities each row is to tell: as they were before, or as they are drawn from."""
+        told, i = list(logits_NV), 0
         if masks is not None:  # before the processors, for all rows at once: what is forbidden stays so in each of them
             for row in masks.rows:
-                if rows[row].params.logprobs is not None:
-                    unchanged[row] = logits_NV[row].clone()
+                if rows[row].params.logprobs is not None and not rows[row].params.processed_logprobs:
+                    told[row] = logits_NV[row].clone()
             masks.apply(logits_NV)
         for chunk in chunks:
             sequence = chunk.sequence
             for after in range(chunk.samples):
                 own = rows[i]
-                if own.chain and own.grammar is None and own.params.logprobs is not None:
-                    unchanged[i] = logits_NV[i].clone()
+                tells = own.params.logprobs is not None
+                if own.chain and own.grammar is None and tells and not own.params.processed_logprobs:
+                    told[i] = logits_NV[i].clone()
                 if own.chain:
                     output = sequence.tokens[sequence.prompt_length :]
-                    counts = partial(own.counts, output, chunk.draft[:after])
-                    one = Row(own.params, len(output) + after, counts)
+                    draft = chunk.draft[:after]
+                    one = Row(own.params, [*output, *draft] if draft else output, partial(own.counts, output, draft))
                     for act in own.chain:
                         act(one, logits_NV[i])
+                if tells and own.params.processed_logprobs:
+                    told[i] = drawn_from(own, logits_NV[i])
                 i += 1
         if masks is not None:
             for row in masks.rows:
@@ -251,7 +300,7 @@ class Sampler:
                 if own.chain and own.grammar is not None and bool(torch.isneginf(logits_NV[row].max())):
                     logits_NV[row] = 0.0  # of nothing but minus infinity no distribution can be made
                     masks.errors.setdefault(row, own.grammar.named("the request forbids the rest"))
-        return unchanged
+        return told
 
     def _draw(self, rows: Sequence[SequenceSampling], indices: Sequence[int], logits_NV: Tensor) -> list[int]:
         params = [own.params for own in rows]
@@ -264,6 +313,14 @@ class Sampler:
             torch.tensor(indices),
         ).tolist()
         return tokens
+
+
+def drawn_from(own: SequenceSampling, logits_V: Tensor) -> Tensor:
+    """The logits that a token is drawn from, after temperature, top-k and top-p; a greedy row has no temperature."""
+    if not own.temperature:
+        return logits_V
+    ids, values = candidates(logits_V / own.temperature, own.params.top_p, own.params.top_k)
+    return torch.full_like(logits_V, -math.inf).index_copy_(0, ids, values)
 
 
 def token_logprobs(logits_V: Tensor, token: int, top: int) -> TokenLogprobs:

@@ -150,7 +150,7 @@ class DeepseekV3Model:
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
-        """Logits float32 [samples, V] of the batch's sample rows; writes the rows' latents into the cache."""
+        """The last layer's output [T, D]; writes the rows' latents into the cache."""
         k = self.kernels
         x = self.embedding[batch.token_ids]
         for i, layer in enumerate(self.layers):
@@ -161,4 +161,10 @@ class DeepseekV3Model:
             else:
                 assert gate_up is not None and down is not None
                 x += k.mlp(h, gate_up, down)
-        return k.linear(k.rms_norm(x[batch.sample_rows], self.norm, self.config.rms_norm_eps), self.head, torch.float32)
+        return x
+
+    @torch.inference_mode()
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """Float32 [N, V]."""
+        k = self.kernels
+        return k.linear(k.rms_norm(x_ND, self.norm, self.config.rms_norm_eps), self.head, torch.float32)

@@ -48,4 +48,7 @@ class AttentionModel(Protocol):
         """One zeroed cache per layer."""
 
     def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
-        """Logits float32 [samples, V] of the batch's sample rows; writes into the cache what later rows need."""
+        """The last layer's output [T, D]; writes into the cache what later rows need."""
+
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """Float32 [N, V], of any rows that `forward` gave: each by itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,7 +29,8 @@ class About:
         self._version = importlib.metadata.version("isotherm")
 
     async def models(self, request: Request) -> Response:
-        return json_response({"object": "list", "data": [self._model(name) for name in self._models]})
+        ends = {"has_more": False, "first_id": self._models[0], "last_id": self._models[-1]}  # as Anthropic has it
+        return json_response({"object": "list", "data": [self._model(name) for name in self._models], **ends})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
@@ -56,10 +58,16 @@ class About:
         return json_response({"version": self._version})
 
     def _model(self, name: str) -> JSON:
+        """In OpenAI's words and in Anthropic's."""
+        created_at = datetime.fromtimestamp(self._created, timezone.utc).isoformat().replace("+00:00", "Z")
         return {
             "id": name,
             "object": "model",
+            "type": "model",
+            "display_name": name,
+            "lifecycle": "active",
             "created": self._created,
+            "created_at": created_at,
             "owned_by": "isotherm",
             "root": self._models[0],
             "max_model_len": self._engine.max_model_len,

@@ -17,20 +17,30 @@ from starlette.routing import Route
 from isotherm.cluster.api.about import About
 from isotherm.cluster.api.access import AccessMiddleware
 from isotherm.cluster.api.admin import AdminClient, admin_routes
+from isotherm.cluster.api.batches.routes import batch_routes, refused_routes
+from isotherm.cluster.api.batches.service import BatchService
+from isotherm.cluster.api.cors import cors
+from isotherm.cluster.api.described import described_routes
 from isotherm.cluster.api.engine_client import EngineClient
+from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError, internal_error
 from isotherm.cluster.api.generation import GenerationRoute, Generator
+from isotherm.cluster.api.messages import messages_routes
 from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware
 from isotherm.cluster.api.prepare_chat import prepare_chat
 from isotherm.cluster.api.prepare_completion import prepare_completion
 from isotherm.cluster.api.replies import json_response
+from isotherm.cluster.api.response_store import MemoryResponseStore, ResponseStore
+from isotherm.cluster.api.responses import responses_routes
 from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.api.tokenization import Tokenization
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 CHAT = GenerationRoute("chatcmpl-", prepare_chat)
 COMPLETION = GenerationRoute("cmpl-", prepare_completion, blocks=False)
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")  # that rows of a batch may ask
 
 
 def build_app(
@@ -40,32 +50,45 @@ def build_app(
     aliases: Sequence[str] = (),
     settings: AppSettings | None = None,
     admin: AdminClient | None = None,
+    store: ResponseStore | None = None,
+    batches: BatchService | None = None,
 ) -> Starlette:
     """The ASGI application that serves one model under `model_id` and its aliases; with `admin`, the operator's routes
-    too."""
+    too, and with `batches` those for files and batches, which are run here. Without a `store` responses are kept in
+    this process."""
     settings = settings or AppSettings()
+    store = store or MemoryResponseStore(settings.kept_response_bytes)
     names = tuple(dict.fromkeys([model_id, *aliases]))
     about = About(engine, names, settings)
     generator = Generator(engine, tokenizer, names, settings)
 
+    tokenization = Tokenization(generator, settings.max_body_bytes)
+
     def generate(path: str, route: GenerationRoute) -> Route:
         return Route(path, partial(_generate, generator, route), methods=["POST"])
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/models", about.models),
             Route("/v1/models/{model:path}", about.model),
             generate("/v1/chat/completions", CHAT),
             generate("/v1/completions", COMPLETION),
+            *responses_routes(generator, store),
+            *messages_routes(generator),
+            Route("/tokenize", tokenization.tokenize, methods=["POST"]),
+            Route("/detokenize", tokenization.detokenize, methods=["POST"]),
+            *(batch_routes(batches, ENDPOINTS) if batches is not None else refused_routes(settings.batches_refused)),
             Route("/health", about.health),
             Route("/ready", about.ready),
             Route("/status", about.status),
             Route("/version", about.version),
             *(admin_routes(admin) if admin is not None else []),
+            *described_routes(),
         ],
         # Outermost first. API keys go right after the request id.
         middleware=[
             Middleware(RequestIdMiddleware),
+            *cors(settings.cors),
             Middleware(PathMiddleware),
             Middleware(AccessMiddleware, access=settings.access),
         ],
@@ -77,6 +100,9 @@ def build_app(
             Exception: _on_exception,
         },
     )
+    if batches is not None:
+        batches.serve_with(app, engine.capacity)
+    return app
 
 
 async def _generate(generator: Generator, route: GenerationRoute, request: Request) -> Response:
@@ -85,7 +111,7 @@ async def _generate(generator: Generator, route: GenerationRoute, request: Reque
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ReplyError)
-    return json_response(error.body(), error.status, error.headers)
+    return json_response(error_body(request.url.path, error), error.status, error.headers)
 
 
 async def _on_gone(request: Request, error: Exception) -> Response:
@@ -105,7 +131,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         405: (f"{request.method} is not allowed for {path}", "method_not_allowed"),
     }
     message, code = known.get(error.status_code, (str(error.detail), None))
-    return json_response(ReplyError(message, code=code).body(), error.status_code, allowed)
+    said = ReplyError(message, code=code, status=error.status_code)
+    return json_response(error_body(request.url.path, said), error.status_code, allowed)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
@@ -117,4 +144,4 @@ async def _on_exception(request: Request, error: Exception) -> Response:
     logger.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
     # Starlette answers this one outside the middlewares, so the id is set here.
     headers = {"x-request-id": getattr(request.state, "request_id", "")}
-    return json_response(internal_error().body(), 500, headers)
+    return json_response(error_body(request.url.path, internal_error()), 500, headers)

@@ -1,22 +1,15 @@
-"""The body of a request: what it may be coded in, and how large it may be, counted while it comes in and while it is
-decoded."""
+"""The body of a request: its type, and how large it may be, counted while it comes in and while it is decoded."""
 
 from __future__ import annotations
 
 import asyncio
-import zlib
 from email.message import Message as MailMessage
 
 from starlette.requests import Request
 
+from isotherm.cluster.api.coding import ALLOWED, CODINGS, decoded, too_large
 from isotherm.cluster.api.errors import ReplyError
 
-_CODINGS = {
-    "gzip": zlib.MAX_WBITS | 32,
-    "x-gzip": zlib.MAX_WBITS | 32,
-    "deflate": zlib.MAX_WBITS | 32,
-}  # 32: by its header, gzip or zlib
-_ALLOWED = "gzip, deflate, identity"
 _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 _BOM = b"\xef\xbb\xbf"
 _INLINE_BYTES = (
@@ -31,56 +24,16 @@ async def read_body(request: Request, limit: int, json_only: bool = True) -> byt
     if json_only:
         _check_content_type(request.headers.get("content-type", "application/json"))
     coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("", "identity", *_CODINGS):
+    if coding not in ("", "identity", *CODINGS):
         message = (
-            f"content-encoding: {coding[:100]!r} is not taken; send {_ALLOWED.replace(', identity', ' or identity')}"
+            f"content-encoding: {coding[:100]!r} is not taken; send {ALLOWED.replace(', identity', ' or identity')}"
         )
-        raise ReplyError(message, status=415, param="content-encoding", headers={"accept-encoding": _ALLOWED})
+        raise ReplyError(message, status=415, param="content-encoding", headers={"accept-encoding": ALLOWED})
     body = await _received(request, limit)
-    if (window := _CODINGS.get(coding)) is not None:
-        body = (
-            decoded(body, window, limit)
-            if len(body) <= _INLINE_BYTES
-            else await asyncio.to_thread(decoded, body, window, limit)
-        )
+    if coding in CODINGS:
+        inline = len(body) <= _INLINE_BYTES
+        body = decoded(body, coding, limit) if inline else await asyncio.to_thread(decoded, body, coding, limit)
     return body.removeprefix(_BOM)
-
-
-def decoded(body: bytes, window: int, limit: int) -> bytes:
-    """A gzip or zlib stream, or several in a row; never more than `limit` bytes are made of it. Raises ReplyError 413
-    and 400."""
-    parts: list[bytes] = []
-    room = limit
-    try:
-        while body:
-            stream = zlib.decompressobj(window)
-            try:
-                part = stream.decompress(body, room + 1)
-            except zlib.error:
-                if parts or window < 0:
-                    raise
-                window = -zlib.MAX_WBITS  # "deflate" without zlib's header, as some clients send it
-                continue
-            room -= len(part)
-            if room < 0:
-                raise too_large(limit, "decoded, ")
-            if not stream.eof:
-                raise zlib.error("it is cut off")
-            parts.append(part)
-            body = stream.unused_data
-    except zlib.error as error:
-        raise ReplyError(f"the body cannot be decoded: {error}", param="content-encoding") from None
-    return b"".join(parts)
-
-
-def too_large(limit: int, how: str = "") -> ReplyError:
-    # The rest of the body will not be read, so the connection cannot be used again.
-    return ReplyError(
-        f"{how}the body is larger than {limit} bytes",
-        status=413,
-        code="request_too_large",
-        headers={"connection": "close"},
-    )
 
 
 def _check_content_type(value: str) -> None:

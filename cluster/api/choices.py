@@ -4,16 +4,26 @@ finish reason; and the count of tokens. Pure."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import TYPE_CHECKING
 
+from isotherm.cluster.api.logprobs import (
+    PromptReport,
+    PromptScores,
+    TextOffsets,
+    chat_entries,
+    completion_entries,
+    joined_entries,
+)
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, TokenLogprobs
 from isotherm.cluster.text.output import OutputFields, OutputParser, joined
 from isotherm.cluster.text.tokenizer import Tokenizer
 
-_LOWEST_LOGPROB = -9999.0  # what OpenAI gives for minus infinity, which JSON can't say
+if TYPE_CHECKING:
+    from isotherm.cluster.api.replies import Usage
 
 
 class GenerationError(IsothermError):
@@ -30,16 +40,26 @@ class LogprobForm(Enum):
 @dataclass(frozen=True)
 class ChoiceDelta:
     """What is added to a choice. `logprobs` are in OpenAI's form, one entry for each token in order, whatever field
-    its text is in; `finish_reason` is OpenAI's word, in the last delta only."""
+    its text is in; `finish_reason` is OpenAI's word, in the last delta only, and `stop` the stop string that is the
+    reason. `token_ids` are there where they are asked for, `prompt` in one delta where something is to be said of the
+    prompt's tokens."""
 
     index: int
     fields: OutputFields
     logprobs: JSON | None = None
     finish_reason: str | None = None
+    token_ids: tuple[int, ...] = ()
+    prompt: PromptReport | None = None
+    stop: str | None = None
+    thought_tokens: int = 0  # so many of its tokens, the first ones, are the thought's
+    cached_tokens: int = 0  # of the prompt
+    pieces: tuple[ChoiceDelta, ...] = field(default=(), repr=False, compare=False)  # of which it was merged
+    used: Usage | None = None  # by the whole reply so far, where it was asked for
 
     @property
     def is_empty(self) -> bool:
-        return self.fields.is_empty and self.logprobs is None and self.finish_reason is None
+        said = self.logprobs is not None or self.prompt is not None or bool(self.token_ids)
+        return self.fields.is_empty and not said and self.finish_reason is None
 
 
 class ChoiceStream:
@@ -54,23 +74,39 @@ class ChoiceStream:
         *,
         stop: Sequence[str],
         skip_special_tokens: bool,
-        logprob_form: LogprobForm,
+        logprob_form: LogprobForm | None,
         echo: str,
+        include_stop: bool = False,
+        tells_token_ids: bool = False,
+        scores: PromptScores | None = None,
     ) -> None:
+        """`logprob_form`: None where they are not shown. `scores`: what takes the prompt's log-probabilities, where the
+        request asks for them."""
         self.index = index
         self.completion_tokens = 0
         self.reasoning_tokens = 0  # of these, the thought's and its closing tag
         self.cached_tokens = 0
+        self.logprob_sum = 0.0  # of the tokens that count, where the request asks for log-probabilities
         self.finish_reason: str | None = None
         self._request = request
         self._tokenizer = tokenizer
         self._parser = parser
-        self._stream = tokenizer.stream(stop, skip_special_tokens, lambda: parser.tags, request.params.min_tokens)
+        self._stream = tokenizer.stream(
+            stop, skip_special_tokens, lambda: parser.tags, request.params.min_tokens, include_stop
+        )
         self._stop_ids = frozenset(request.params.stop_token_ids)
         self._called_tools = False
         self._logprob_form = logprob_form
         self._echo = echo
-        self._offset = len(echo)
+        self._offsets = TextOffsets(len(echo))
+        self._token_text = tokenizer.visible_bytes if skip_special_tokens else tokenizer.token_bytes
+        self._include_stop = include_stop
+        self._tells_token_ids = tells_token_ids
+        self._scores = scores
+
+    @property
+    def mean_logprob(self) -> float:
+        return self.logprob_sum / max(1, self.completion_tokens)
 
     def feed(self, delta: Delta) -> ChoiceDelta:
         """Takes the next delta. After one that sets `finish_reason` there is no other. Raises GenerationError on the
@@ -85,10 +121,16 @@ class ChoiceStream:
         tokens, logprobs = delta.token_ids[skip:], delta.logprobs[skip:]
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
         finish = delta.finish_reason
-        # A stop token says "the end" and is no part of the text.
-        text_tokens = tokens[:-1] if finish is FinishReason.STOP and tokens and tokens[-1] in self._stop_ids else tokens
+        if delta.prompt is not None and self._scores is not None:
+            self._scores.take(delta.prompt)
+        # A stop token says "the end" and is no part of the text, unless it is asked for.
+        ended = finish is FinishReason.STOP and tokens and tokens[-1] in self._stop_ids and not self._include_stop
+        text_tokens = tokens[:-1] if ended else tokens
+        thought_before = self.reasoning_tokens
         pieces, read, stopped = self._read(text_tokens)
-        self.completion_tokens += read if stopped else len(tokens)
+        count = read if stopped else len(tokens)
+        self.completion_tokens += count
+        self.logprob_sum += sum(logprob.chosen for logprob in logprobs[:count])
         if stopped:
             finish = FinishReason.STOP
         if finish is not None:
@@ -100,9 +142,27 @@ class ChoiceStream:
         if finish is not None:
             called = self._called_tools and finish is FinishReason.STOP
             self.finish_reason = "tool_calls" if called else finish.value
-        if self._echo:
+        report = self._prompt_report()
+        if self._echo and self._scores is None:
             fields, self._echo = replace(fields, content=self._echo + fields.content), ""
-        return ChoiceDelta(self.index, fields, self._entries(text_tokens[:read], logprobs), self.finish_reason)
+        return ChoiceDelta(
+            self.index,
+            fields,
+            self._entries(text_tokens[:read], logprobs),
+            self.finish_reason,
+            tokens[:count] if self._tells_token_ids else (),
+            report,
+            self._stream.stopped_by,
+            self.reasoning_tokens - thought_before,
+            self.cached_tokens,
+        )
+
+    def _prompt_report(self) -> PromptReport | None:
+        """Once, as soon as it can be made."""
+        report = None if self._scores is None else self._scores.report()
+        if report is not None:
+            self._scores = None
+        return report
 
     def _read(self, tokens: Sequence[int]) -> tuple[list[OutputFields], int, bool]:
         """The tokens' text by field, how many of them count, and whether the last of these completed a stop string, or
@@ -121,56 +181,37 @@ class ChoiceStream:
         return pieces, read, False
 
     def _entries(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> JSON | None:
-        if self._request.params.logprobs is None or not tokens:
+        if self._request.params.logprobs is None or self._logprob_form is None or not tokens:
             return None
-        pairs = list(zip(tokens, logprobs, strict=False))
-        return (
-            {"content": [self._chat_entry(*pair) for pair in pairs], "refusal": None}
-            if self._logprob_form is LogprobForm.CHAT
-            else self._completion_entries(pairs)
-        )
-
-    def _chat_entry(self, token: int, logprob: TokenLogprobs) -> JSON:
-        return {
-            **self._named(token, logprob.chosen),
-            "top_logprobs": [self._named(id_, value) for id_, value in logprob.top],
-        }
-
-    def _named(self, token: int, logprob: float) -> JSON:
-        data = self._tokenizer.token_bytes(token)
-        return {"token": data.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(data)}
-
-    def _completion_entries(self, pairs: Sequence[tuple[int, TokenLogprobs]]) -> JSON:
-        out: JSON = {key: [] for key in _COMPLETION_KEYS}
-        for token, logprob in pairs:
-            text = self._tokenizer.token_bytes(token).decode("utf-8", "replace")
-            out["tokens"].append(text)
-            out["token_logprobs"].append(_finite(logprob.chosen))
-            names: dict[str, float] = {}
-            for id_, value in logprob.top:  # most likely first: of two tokens with one text, the likelier counts
-                names.setdefault(self._tokenizer.token_bytes(id_).decode("utf-8", "replace"), _finite(value))
-            out["top_logprobs"].append(names)
-            out["text_offset"].append(self._offset)
-            self._offset += len(text)
-        return out
-
-
-_COMPLETION_KEYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        pairs = zip(tokens, logprobs, strict=False)
+        if self._logprob_form is LogprobForm.CHAT:
+            return chat_entries(self._tokenizer, pairs)
+        offsets = (self._offsets.take(self._token_text(token)) for token in tokens)
+        return completion_entries(self._tokenizer, ((*pair, at) for pair, at in zip(pairs, offsets, strict=False)))
 
 
 def merged(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
     """All deltas of one choice as one."""
-    parts = [delta.logprobs for delta in deltas if delta.logprobs is not None]
-    logprobs: JSON | None = None
-    if parts:
-        # "refusal" is null in every part; the other keys hold lists
-        logprobs = {
-            key: None if value is None else [entry for part in parts for entry in part[key]]
-            for key, value in parts[0].items()
-        }
     last = deltas[-1]
-    return ChoiceDelta(last.index, joined(delta.fields for delta in deltas), logprobs, last.finish_reason)
+    return ChoiceDelta(
+        last.index,
+        joined(delta.fields for delta in deltas),
+        joined_entries(delta.logprobs for delta in deltas),
+        last.finish_reason,
+        tuple(token for delta in deltas for token in delta.token_ids),
+        next((delta.prompt for delta in deltas if delta.prompt is not None), None),
+        last.stop,
+        pieces=tuple(deltas),
+    )
 
 
-def _finite(logprob: float) -> float:
-    return logprob if logprob > _LOWEST_LOGPROB else _LOWEST_LOGPROB
+def best(deltas: Sequence[ChoiceDelta], choices: Sequence[ChoiceStream], samples: int, n: int) -> list[ChoiceDelta]:
+    """The `n` of each prompt's `samples` choices whose tokens have the highest log-probability on average, best first
+    (the earlier one of two equals), under new indices."""
+    if n == samples:
+        return list(deltas)
+    kept: list[ChoiceDelta] = []
+    for begin in range(0, len(deltas), samples):
+        ranked = sorted(range(begin, begin + samples), key=lambda i: -choices[i].mean_logprob)
+        kept += [replace(deltas[i], index=len(kept) + place) for place, i in enumerate(ranked[:n])]
+    return kept

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isotherm.cluster.api.admission import Admission
+from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import to_json
 
@@ -65,7 +66,8 @@ class GateMiddleware:
             error = overloaded(reason, self._admission.retry_after(now))
             # Who comes again at once, whatever he is told, waits here for it, which costs nothing.
             await asyncio.sleep(self._admission.refusal_delay(now))
-            await Response(to_json(error.body()), error.status, error.headers, "application/json")(scope, receive, send)
+            body = to_json(error_body(scope["path"], error))
+            await Response(body, error.status, error.headers, "application/json")(scope, receive, send)
 
     def _learn(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         others = []

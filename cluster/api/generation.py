@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from starlette.requests import Request
@@ -18,15 +18,17 @@ from starlette.responses import Response
 
 from isotherm.cluster.api.admission import Admission
 from isotherm.cluster.api.body import read_body
-from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, merged
+from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, best, merged
 from isotherm.cluster.api.delta_streams import DeltaStreams
 from isotherm.cluster.api.engine_client import EngineClient, EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.api.errors import ReplyError, internal_error
 from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded
+from isotherm.cluster.api.logprobs import PromptScores
 from isotherm.cluster.api.prepare import Prepared, PromptLimits, Served
 from isotherm.cluster.api.replies import Reply, json_response, usage
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.api.stream import EventStream, until_disconnect
+from isotherm.cluster.api.timing import Stopwatch
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.base import ToolFormat
@@ -68,6 +70,7 @@ class Generator:
 
     async def reply(self, request: Request, route: GenerationRoute) -> Response:
         """The answer to a request for tokens. Raises ReplyError."""
+        watch = Stopwatch()
         with ExitStack() as places:
             self._admit(1, places)  # before the body costs anything
             prepared = await self.prepared(request, route)
@@ -76,7 +79,7 @@ class Generator:
                 raise ReplyError(message, param="n")
             if count > 1:
                 self._admit(count - 1, places)
-            reply = await self._answer(request, prepared)
+            reply = await self._answer(request, prepared, watch)
             if isinstance(reply, EventStream):
                 reply.on_close(places.pop_all().close)
             reply.headers[CAPACITY_HEADER.decode()] = str(self._engine.capacity())
@@ -84,10 +87,14 @@ class Generator:
 
     async def prepared(self, request: Request, route: GenerationRoute) -> Prepared:
         """The request's body, made ready for the engine. Raises ReplyError."""
-        raw = await read_body(request, self._settings.max_body_bytes)
+        raw = await self.body(request)
         prepare = partial(route.prepare, raw, f"{route.prefix}{uuid.uuid4().hex}", self.served)
         inline = not route.blocks and len(raw) <= _INLINE_BYTES
-        return prepare() if inline else await asyncio.to_thread(prepare)
+        prepared = prepare() if inline else await asyncio.to_thread(prepare)
+        return _ranked(prepared, getattr(request.state, "priority", None))
+
+    async def body(self, request: Request) -> bytes:
+        return await read_body(request, self._settings.max_body_bytes)
 
     def _admit(self, count: int, places: ExitStack) -> None:
         """Takes places for so many of the engine's streams. Raises ReplyError 429."""
@@ -99,7 +106,7 @@ class Generator:
     def _overloaded(self, reason: str) -> ReplyError:
         return overloaded(reason, self._admission.retry_after(time.monotonic()))
 
-    async def _answer(self, request: Request, prepared: Prepared) -> Response:
+    async def _answer(self, request: Request, prepared: Prepared, watch: Stopwatch) -> Response:
         body = prepared.body
         choices = [
             ChoiceStream(
@@ -111,19 +118,34 @@ class Generator:
                 skip_special_tokens=body.skip_special_tokens is not False,
                 logprob_form=prepared.logprob_form,
                 echo=prepared.echo[i],
+                include_stop=bool(body.include_stop_str_in_output),
+                tells_token_ids=bool(body.return_token_ids),
+                scores=self._scores(prepared, i),
             )
             for i, generation in enumerate(prepared.requests)
         ]
         reply = prepared.new_reply(int(time.time()), self._engine.system_fingerprint or None)
         try:
             if not body.stream:
-                return json_response(await until_disconnect(request.receive, self._collect(prepared, choices, reply)))
-            events = self._events(prepared, choices, reply)
-            stream = EventStream(events, partial(self._error_event, prepared.id, reply), self._settings.silence_s)
+                collected = self._collect(prepared, choices, reply, watch)
+                whole = await until_disconnect(request.receive, collected)
+                return json_response(whole, headers=watch.header())
+            events = self._events(prepared, choices, reply, watch)
+            error_event = partial(self._error_event, prepared.id, reply)
+            stream = EventStream(events, error_event, self._settings.silence_s, reply.waiting)
             await stream.first_event(request.receive, self._settings.first_event_s)
             return stream
         except (EngineUnavailableError, GenerationError) as error:
             raise self._engine_error(error) from error
+
+    def _scores(self, prepared: Prepared, index: int) -> PromptScores | None:
+        """What takes the log-probabilities of a choice's prompt, where it is the one that asks for them."""
+        body, request = prepared.body, prepared.requests[index]
+        if request.params.prompt_logprobs is None:
+            return None
+        echo = prepared.echo[index] if body.echoes_logprobs else None
+        top = body.prompt_logprobs
+        return PromptScores(request.prompt, self._tokenizer, echo=echo, echo_top=body.logprob_count or 0, top=top)
 
     def _engine_error(self, error: EngineUnavailableError | GenerationError) -> ReplyError:
         if isinstance(error, EngineOverloadedError):
@@ -142,34 +164,52 @@ class Generator:
         logger.error("reply %s broke off", reply_id, exc_info=error)
         return reply.error(internal_error())
 
-    async def _collect(self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply) -> JSON:
+    async def _collect(
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply, watch: Stopwatch
+    ) -> JSON:
         parts: list[list[ChoiceDelta]] = [[] for _ in choices]
-        async with aclosing(self._deltas(prepared, choices)) as stream:
+        async with aclosing(self._deltas(prepared, choices, watch)) as stream:
             async for delta in stream:
                 parts[delta.index].append(delta)
-        used = usage(prepared.prompt_tokens, choices, prepared.body.n or 1)
-        return reply.whole([merged(part) for part in parts], used)
+        samples, n = prepared.body.samples, prepared.body.n or 1
+        deltas = [merged(part) for part in parts]
+        # What is said of a prompt came with its first choice.
+        deltas = [replace(delta, prompt=deltas[i - i % samples].prompt) for i, delta in enumerate(deltas)]
+        used = usage(prepared.prompt_tokens, choices, samples)
+        whole = reply.whole(best(deltas, choices, samples, n), used)
+        await prepared.settle()
+        return whole
 
     async def _events(
-        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply, watch: Stopwatch
     ) -> AsyncGenerator[bytes, None]:
         """The server-sent events, one bytes object per delta."""
-        begun = False
-        async with aclosing(self._deltas(prepared, choices)) as deltas:
+        begun, body = False, prepared.body
+        async with aclosing(self._deltas(prepared, choices, watch)) as deltas:
             async for delta in deltas:
-                if not delta.is_empty or not begun:
+                if body.continuous_usage:
+                    delta = replace(delta, used=usage(prepared.prompt_tokens, choices, body.samples))
+                if (not delta.is_empty or not begun) and (events := reply.events(delta)):
                     begun = True
-                    yield reply.events(delta)
-        yield reply.end(usage(prepared.prompt_tokens, choices, prepared.body.n or 1))
+                    yield events
+        used = usage(prepared.prompt_tokens, choices, body.samples)
+        end = reply.end(replace(used, timings=watch.as_json()) if body.include_timings else used)
+        await prepared.settle()
+        yield end
 
-    async def _deltas(self, prepared: Prepared, choices: Sequence[ChoiceStream]) -> AsyncGenerator[ChoiceDelta, None]:
+    async def _deltas(
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], watch: Stopwatch
+    ) -> AsyncGenerator[ChoiceDelta, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop
         string ends its engine stream."""
+        watch.submitted()
         streams = DeltaStreams(self._engine, prepared.requests)
         try:
             open_choices = len(choices)
             while open_choices:
                 index, delta = await streams.next()
+                if not watch.has_first:
+                    watch.first(delta.queued_seconds)
                 if choices[index].finish_reason is not None:
                     continue  # queued before its stream was closed
                 added = choices[index].feed(delta)
@@ -179,3 +219,10 @@ class Generator:
                 yield added
         finally:
             await streams.aclose()
+
+
+def _ranked(prepared: Prepared, priority: int | None) -> Prepared:
+    """With the priority that whoever asks in this process gives to bodies which say none."""
+    if priority is None or prepared.body.priority is not None:
+        return prepared
+    return replace(prepared, requests=tuple(replace(one, priority=priority) for one in prepared.requests))

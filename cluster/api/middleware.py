@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isotherm.cluster.api.error_forms import is_anthropic
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
 from isotherm.cluster.api.protocol import use_front_door_protocol
@@ -29,7 +30,7 @@ def _request_id(scope: Scope) -> str:
 class RequestIdMiddleware:
     """Gives each HTTP request an id: the client's X-Request-Id where it is short and safe to log, else a new one. It is
     in `request.state.request_id` and in the response's headers. It names the request in logs only; the engine's ids are
-    always the server's own, so they can't collide."""
+    always the server's own, so they can't collide. Anthropic's clients look for it under a shorter name."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -41,9 +42,12 @@ class RequestIdMiddleware:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
 
+        names = ("x-request-id", "request-id") if is_anthropic(scope["path"]) else ("x-request-id",)
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                for name in names:
+                    MutableHeaders(scope=message)[name] = request_id
             await send(message)
 
         await self.app(scope, receive, send_with_id)

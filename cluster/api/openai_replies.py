@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from isotherm.cluster.api.choices import ChoiceDelta
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.replies import Usage, sse
+from isotherm.cluster.api.logprobs import joined_entries
+from isotherm.cluster.api.replies import COMMENT, Usage, sse
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.output import OutputFields, ToolCallPiece
 
@@ -24,15 +25,20 @@ class OpenAIReply:
     system_fingerprint: str | None
     chat: bool
     include_usage: bool = False
+    prompts: Sequence[list[int]] | None = None  # of each choice, where token ids are asked for
     _begun: set[int] = field(default_factory=set)
+
+    waiting = COMMENT
 
     def whole(self, choices: Sequence[ChoiceDelta], used: Usage) -> JSON:
         bodies = [
             {
                 "index": delta.index,
                 **({"message": _message(delta.fields)} if self.chat else {"text": delta.fields.content}),
-                "logprobs": delta.logprobs,
+                "logprobs": _logprobs(delta),
                 "finish_reason": delta.finish_reason,
+                **({} if self.chat else self._of_prompt(delta)),
+                **({} if self.prompts is None else {"token_ids": list(delta.token_ids)}),
             }
             for delta in choices
         ]
@@ -40,13 +46,17 @@ class OpenAIReply:
             **self._head("chat.completion" if self.chat else "text_completion"),
             "choices": bodies,
             "usage": _usage(used),
+            **(self._of_prompt(choices[0]) if self.chat else {}),
         }
 
     def events(self, delta: ChoiceDelta) -> bytes:
-        return b"".join(map(sse, self._chunks(delta)))
+        chunks = self._chunks(delta)
+        if delta.used is not None:
+            chunks = [{**chunk, "usage": _usage(delta.used)} for chunk in chunks]
+        return b"".join(map(sse, chunks))
 
     def end(self, used: Usage) -> bytes:
-        return (sse(self._usage_chunk(used)) if self.include_usage else b"") + _DONE
+        return (sse(self._last_chunk(used)) if self.include_usage or used.timings is not None else b"") + _DONE
 
     def error(self, error: ReplyError) -> bytes:
         return sse(error.body())
@@ -56,16 +66,28 @@ class OpenAIReply:
         set (some clients look at one alone), two where a tool call begins, as OpenAI has it: one with its name and one
         with arguments, and the finish reason in one of its own. The logprobs are in the first
         that has a field, and where no text is final yet in one with an empty content."""
-        index, logprobs, out = delta.index, delta.logprobs, []
-        if self.chat and index not in self._begun:
-            self._begun.add(index)
+        index, logprobs, out = delta.index, _logprobs(delta), []
+        begins = index not in self._begun
+        told = {} if self.prompts is None else {"token_ids": list(delta.token_ids)}
+        if self.chat and begins:
             out.append(self._chunk(index, {"role": "assistant", "content": "", "refusal": None}))
         for body in self._bodies(delta):
-            out.append(self._chunk(index, body, logprobs))
-            logprobs = None
+            out.append(self._chunk(index, body, logprobs, told=told))
+            logprobs, told = None, {}
         if delta.finish_reason is not None:
             out.append(self._chunk(index, {}, finish_reason=delta.finish_reason))
+        if out:
+            self._begun.add(index)
+        if begins and self.prompts is not None and out:
+            (out[0] if self.chat else out[0]["choices"][0])["prompt_token_ids"] = self.prompts[index]
         return out
+
+    def _of_prompt(self, delta: ChoiceDelta) -> JSON:
+        """What is told of a choice's prompt, in vLLM's words."""
+        told: JSON = {} if self.prompts is None else {"prompt_token_ids": self.prompts[delta.index]}
+        if delta.prompt is not None and delta.prompt.by_token is not None:
+            told["prompt_logprobs"] = list(delta.prompt.by_token)
+        return told
 
     def _bodies(self, delta: ChoiceDelta) -> list[JSON]:
         fields = delta.fields
@@ -75,10 +97,14 @@ class OpenAIReply:
         if fields.content:
             bodies.append({"content": fields.content})
         bodies += [{"tool_calls": [piece]} for call in fields.tool_calls for piece in _tool_call_pieces(call)]
-        return bodies or ([{"content": ""}] if delta.logprobs is not None else [])
+        return bodies or ([{"content": ""}] if _logprobs(delta) is not None or delta.token_ids else [])
 
-    def _usage_chunk(self, used: Usage) -> JSON:
-        return {**self._head(self._chunk_object), "choices": [], "usage": _usage(used)}
+    def _last_chunk(self, used: Usage) -> JSON:
+        """What was asked for about the reply as a whole."""
+        about: JSON = {"usage": _usage(used) if self.include_usage else None}
+        if used.timings is not None:
+            about["timings"] = used.timings
+        return {**self._head(self._chunk_object), "choices": [], **about}
 
     @property
     def _chunk_object(self) -> str:
@@ -90,11 +116,12 @@ class OpenAIReply:
         delta: JSON,
         logprobs: JSON | None = None,
         finish_reason: str | None = None,
+        told: JSON | None = None,
     ) -> JSON:
         body: JSON = {"delta": delta} if self.chat else {"text": delta.get("content", "")}
         chunk = {
             **self._head(self._chunk_object),
-            "choices": [{"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}],
+            "choices": [{"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason, **(told or {})}],
         }
         return {**chunk, "usage": None} if self.include_usage else chunk
 
@@ -108,13 +135,23 @@ class OpenAIReply:
         }
 
 
+def _logprobs(delta: ChoiceDelta) -> JSON | None:
+    """Those of the echoed prompt, then those of the output."""
+    echoed = None if delta.prompt is None else delta.prompt.entries
+    return joined_entries([echoed, delta.logprobs])
+
+
 def _usage(used: Usage) -> JSON:
     return {
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
         "total_tokens": used.prompt_tokens + used.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": used.reasoning_tokens,
+            "accepted_prediction_tokens": used.accepted_tokens,
+            "rejected_prediction_tokens": used.rejected_tokens,
+        },
     }
 
 

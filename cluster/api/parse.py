@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -16,8 +17,21 @@ _Body = TypeVar("_Body", bound=BodyModel)
 
 def parse_body(model: type[_Body], body: bytes) -> _Body:
     """The checked request. Raises ReplyError 400 that names the first wrong field."""
+    return checked(model, json_object(body))
+
+
+def checked(model: type[_Body], data: JSON) -> _Body:
+    """As `parse_body`, of what has been read already."""
     try:
-        data = json.loads(body.decode("utf-8"))
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _api_error(error.errors(include_url=False)[0], data) from None
+
+
+def json_object(body: bytes) -> JSON:
+    """The object that a body is, before its fields are looked at. Raises ReplyError 400."""
+    try:
+        data: Any = json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ReplyError(f"the body is not valid UTF-8: {error}") from None
     except RecursionError:
@@ -30,10 +44,8 @@ def parse_body(model: type[_Body], body: bytes) -> _Body:
         raise ReplyError(
             f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None
         )
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise _api_error(error.errors(include_url=False)[0], data) from None
+    found: JSON = data
+    return found
 
 
 def _api_error(error: Any, data: JSON) -> ReplyError:
@@ -54,12 +66,22 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
         path.append(kind.removeprefix("field:"))
     elif kind == "missing":
         message = "this field is required"
+    elif kind.startswith("union_tag") and isinstance(at, dict) and (named := _discriminator(error)):
+        # The field that says which kind of object it is: it is absent, or of another kind.
+        path.append(named)
+        expected = error["ctx"].get("expected_tags")
+        message = f"must be one of {expected}, got {_show(at.get(named))}" if expected else "this field is required"
     else:
         message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
     param = _param(path)
-    return ReplyError(
-        message if param and message.startswith(param.rsplit(".", 1)[-1]) else f"{param}: {message}", param=param
-    )
+    says_it = kind.startswith("field:") and param and message.startswith(param.rsplit(".", 1)[-1])
+    return ReplyError(message if says_it else f"{param}: {message}", param=param)
+
+
+def _discriminator(error: Any) -> str:
+    """The field that tells the members of a union apart; empty where it is no field."""
+    found = re.fullmatch(r"'(\w+)'", error["ctx"]["discriminator"])
+    return found[1] if found else ""
 
 
 def _param(path: list[str | int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -15,7 +15,6 @@ from isotherm.cluster.api.bodies.completion import CompletionBody
 from isotherm.cluster.api.choices import LogprobForm
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import Reply
-from isotherm.cluster.api.structure import output_constraint
 from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -26,7 +25,7 @@ OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
 # What a body says of sampling under the name that it has for the engine too, and nothing has to be made of it.
 _SAMPLING = sorted(
     {of.name for of in fields(SamplingParams)}.intersection(GenerationBody.model_fields)
-    - {"max_tokens", "seed", "stop_token_ids", "logprobs", "logit_bias"}
+    - {"max_tokens", "seed", "stop_token_ids", "bad_words", "logprobs", "prompt_logprobs", "logit_bias"}
 )
 
 
@@ -52,9 +51,13 @@ class Served:
     tool_format: ToolFormat | None = None  # of its calls, where it is known
 
 
+async def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """One HTTP request, ready for the engine. `requests[i]` is choice i: `n` of them for each prompt,
+    """One HTTP request, ready for the engine. `requests[i]` is choice i: `body.samples` of them for each prompt,
     prompt by prompt."""
 
     id: str  # of the reply
@@ -63,12 +66,13 @@ class Prepared:
     echo: tuple[str, ...]  # for each choice the text to put before it
     new_parser: Callable[[int], OutputParser]  # of a choice's output, from its index
     new_reply: Callable[[int, str | None], Reply]  # from seconds since the epoch and the system fingerprint
-    logprob_form: LogprobForm = LogprobForm.CHAT
+    logprob_form: LogprobForm | None = LogprobForm.CHAT  # None: they are not shown
+    settle: Callable[[], Awaitable[None]] = _nothing  # between the making of a reply's end and its sending
 
     @property
     def prompt_tokens(self) -> int:
         """Each prompt counted once, however many choices it has."""
-        return sum(len(request.prompt) for request in self.requests[:: self.body.n or 1])
+        return sum(len(request.prompt) for request in self.requests[:: self.body.samples])
 
 
 def choice_seed(seed: int, sample: int) -> int:
@@ -86,15 +90,15 @@ def generation_requests(
     params: list[str],
     reply_id: str,
     served: Served,
-    after: tuple[int, ...] = (),
+    constraint: Constraint | None = None,
 ) -> tuple[GenerationRequest, ...]:
-    """`after`: tokens one of which ends the thought that the prompts have opened."""
+    """`body.samples` for each prompt; `params`: the prompts' names in errors. What is said of a prompt itself is asked
+    of its first choice, but in a stream of each: none waits there for another. Raises ReplyError."""
     limits = served.limits
     base_seed = secrets.randbits(63) if body.seed is None else body.seed
-    constraint = output_constraint(body, served.tokenizer, limits.vocab_size, after)
     sampling = _sampling(body, served, constraint)
     requests: list[GenerationRequest] = []
-    for ids, param in zip(prompts, params, strict=True):
+    for index, (ids, param) in enumerate(zip(prompts, params, strict=True)):
         max_tokens = _max_tokens(body, len(ids), param, limits, served.defaults.get("max_tokens"))
         if sampling.min_tokens > max_tokens:
             raise ReplyError(
@@ -106,18 +110,29 @@ def generation_requests(
         if max(ids) >= limits.vocab_size:
             at = next(i for i, id_ in enumerate(ids) if id_ >= limits.vocab_size)
             _check_token(ids[at], f"{param}[{at}]", limits)
-        prompt = tuple(ids)
-        for sample in range(body.n or 1):
+        prompt, of_prompt = tuple(ids), body.prompt_logprob_count
+        for sample in range(body.samples):
             requests.append(
                 GenerationRequest(
                     f"{reply_id}-{len(requests)}",
                     prompt,
-                    replace(sampling, max_tokens=max_tokens, seed=choice_seed(base_seed, sample)),
+                    replace(
+                        sampling,
+                        max_tokens=max_tokens,
+                        seed=choice_seed(base_seed, sample),
+                        prompt_logprobs=of_prompt if sample == 0 or body.stream else None,
+                    ),
                     priority=body.priority or 0,
                     user=body.user or "",
+                    family=f"{reply_id}/{index}" if body.samples > 1 else "",
                 )
             )
     return tuple(requests)
+
+
+def told_prompts(body: ChatBody | CompletionBody, prompts: Sequence[list[int]]) -> tuple[list[int], ...] | None:
+    """For each choice of the reply its prompt's token ids, where they are asked for."""
+    return tuple(ids for ids in prompts for _ in range(body.n or 1)) if body.return_token_ids else None
 
 
 def _sampling(body: ChatBody | CompletionBody, served: Served, constraint: Constraint | None) -> SamplingParams:
@@ -132,14 +147,30 @@ def _sampling(body: ChatBody | CompletionBody, served: Served, constraint: Const
     bias = tuple(sorted({int(token): value for token, value in (body.logit_bias or {}).items()}.items()))
     for token, _ in bias:
         _check_token(token, f"logit_bias[{token}]", limits)
+    logprobs = body.logprob_count
+    if logprobs is None and body.samples > (body.n or 1):
+        logprobs = 0  # by which the best are chosen
     said = {name: value for name in _SAMPLING if (value := getattr(body, name)) is not None}
     return SamplingParams(
         **{"max_tokens": 1, **served.defaults, **said},
         stop_token_ids=tuple(sorted(stop_ids)),
-        logprobs=body.logprob_count,
+        bad_words=_bad_words(body.bad_words or (), served.tokenizer),
+        logprobs=logprobs,
         logit_bias=bias,
         constraint=constraint,
     )
+
+
+def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The token ids of each as it is written, and of the word with a space before it and with none: in the middle of a
+    text it has other tokens than at its beginning."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        bare = word.lstrip() or word
+        for text in (word, bare, f" {bare}"):
+            if ids := tokenizer.encode(text, add_special_tokens=False):
+                found[tuple(ids)] = None
+    return tuple(found)
 
 
 def _max_tokens(
@@ -147,7 +178,7 @@ def _max_tokens(
 ) -> int:
     fits = limits.max_model_len - prompt_len
     wanted = body.output_limit
-    if fits < 1 or (wanted is not None and wanted > fits):
+    if (fits < 1 and wanted != 0) or (wanted is not None and wanted > fits):
         asked = "at least 1" if wanted is None else str(wanted)
         raise ReplyError(
             f"{param}: this model's context is {limits.max_model_len} tokens, but the request needs {prompt_len} for "
@@ -175,8 +206,7 @@ def check_model(name: str, models: Collection[str]) -> None:
 def check_chars(chars: int, limits: PromptLimits, param: str) -> None:
     if chars > limits.max_prompt_chars:
         raise ReplyError(
-            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a context of "
-            f"{limits.max_model_len} tokens may take",
+            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a prompt may have",
             param=param,
             code="context_length_exceeded",
         )

@@ -8,9 +8,11 @@ from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
-from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests
-from isotherm.cluster.api.thinking import parser_for, thinking_variables
-from isotherm.cluster.api.tool_use import call_parsers
+from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests, told_prompts
+from isotherm.cluster.api.structure import output_constraint
+from isotherm.cluster.api.thinking import parser_for, thinking_variables, with_thought_limit
+from isotherm.cluster.api.tool_use import call_constraint, call_parsers, constrains_calls
+from isotherm.cluster.messages.requests import Constraint
 from isotherm.cluster.text.chat_template import ChatTemplateBrokenError, ChatTemplateError
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.output_parsers import ThoughtAndCalls
@@ -27,20 +29,41 @@ def prepare_chat(raw: bytes, reply_id: str, served: Served) -> Prepared:
 def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared:
     """As `prepare_chat`, for a body that is checked already: other routes' bodies are made into chats. Raises
     ReplyError."""
-    limits = served.limits
-    check_model(body.model, served.names)
-    check_chars(sum(message.chars for message in body.messages), limits, "messages")
-    prompt = encode_chat_body(body, served.tokenizer)
-    check_chars(len(prompt.text), limits, "messages")
-    after = _thought_end(body, prompt, served.tokenizer)
-    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, after)
-    new_reply = partial(OpenAIReply, reply_id, body.model, chat=True, include_usage=body.include_usage)
-    thought, calls = parser_for(body, prompt), call_parsers(body, served.tool_format, reply_id)
+    prompt = chat_prompt(body, served)
+    constraint = _constraint(body, prompt, served)
+    requests = generation_requests(body, [prompt.ids], ["messages"], reply_id, served, constraint)
+    requests = with_thought_limit(requests, body, prompt, served.tokenizer)
+    new_reply = partial(
+        OpenAIReply,
+        reply_id,
+        body.model,
+        chat=True,
+        include_usage=body.include_usage,
+        prompts=told_prompts(body, [prompt.ids]),
+    )
+    thought, calls = parser_for(body, prompt), call_parsers(body, served, reply_id)
 
     def new_parser(choice: int) -> OutputParser:
         return thought() if calls is None else ThoughtAndCalls(thought(), calls(choice))
 
     return Prepared(reply_id, body, requests, ("",) * (body.n or 1), new_parser, new_reply)
+
+
+def chat_prompt(body: ChatBody, served: Served) -> ChatPrompt:
+    """The prompt of a chat, which may be longer than the context. Raises ReplyError."""
+    check_model(body.model, served.names)
+    check_chars(sum(message.chars for message in body.messages), served.limits, "messages")
+    prompt = encode_chat_body(body, served.tokenizer)
+    check_chars(len(prompt.text), served.limits, "messages")
+    return prompt
+
+
+def _constraint(body: ChatBody, prompt: ChatPrompt, served: Served) -> Constraint | None:
+    """What the output must be after the thought that the prompt has opened, if it has. Raises ReplyError."""
+    after = _thought_end(body, prompt, served.tokenizer)
+    if constrains_calls(body):
+        return call_constraint(body, served, after)
+    return output_constraint(body, served.tokenizer, served.limits.vocab_size, after)
 
 
 def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:
@@ -86,7 +109,7 @@ def _thought_end(body: ChatBody, prompt: ChatPrompt, tokenizer: Tokenizer) -> tu
         return ()
     if (token := tokenizer.token_id(THOUGHT_END)) is not None:
         return (token,)
-    if body.structure is not None:
-        field = body.structure[0]
+    if body.structure is not None or constrains_calls(body):
+        field = body.structure[0] if body.structure is not None else "tools"
         raise ReplyError(f"{field}: not with thinking: {THOUGHT_END} is no token of this model", param=field)
     return ()

@@ -17,12 +17,16 @@ from isotherm.cluster.jsontypes import JSON
 @dataclass(frozen=True)
 class Usage:
     """Tokens of one reply, all choices together. Of the prompt's, `cached_tokens` were in the prefix cache; of the
-    completion's, `reasoning_tokens` are the thought's."""
+    completion's, `reasoning_tokens` are the thought's, and drafts that were guessed right or wrong are
+    `accepted_tokens` and `rejected_tokens`. `timings`: where the time went, where it was asked for."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
+    timings: JSON | None = None
 
 
 def usage(prompt_tokens: int, choices: Sequence[ChoiceStream], n: int) -> Usage:
@@ -38,6 +42,10 @@ def usage(prompt_tokens: int, choices: Sequence[ChoiceStream], n: int) -> Usage:
 class Reply(Protocol):
     """One reply in the words of its route, whole or as a stream of server-sent events."""
 
+    @property
+    def waiting(self) -> bytes:
+        """What is sent while there is nothing to send."""
+
     def whole(self, choices: Sequence[ChoiceDelta], used: Usage) -> JSON:
         """The reply in one piece; each choice's deltas are merged into one."""
 
@@ -49,6 +57,9 @@ class Reply(Protocol):
 
     def error(self, error: ReplyError) -> bytes:
         """The event that a stream ends with which cannot go on."""
+
+
+COMMENT = b": waiting\n\n"  # a server-sent event stream may have such a line anywhere, and it means nothing
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

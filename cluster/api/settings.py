@@ -22,6 +22,9 @@ class AppSettings:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tool_format: str = "auto"  # how the model calls tools, by the names of cluster/text/tool_formats/registry.py
     silence_s: float = 5.0  # after so long without an event a stream has a comment
+    cors: tuple[str, ...] = ()  # origins whose pages may read answers; "*": all
+    batches_refused: str = ""  # why this server takes no files and batches, where it takes none
+    kept_response_bytes: int = 64 << 20  # of responses that later requests may go on from; others leave first
 
     @property
     def retry_after(self) -> dict[str, str]:

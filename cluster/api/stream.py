@@ -13,17 +13,20 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
-_COMMENT = b": waiting\n\n"
 _T = TypeVar("_T")
 
 
 class EventStream(Response):
-    """A server-sent event stream. A comment is sent whenever nothing else was for `silence_s` seconds. Watches for the
+    """A server-sent event stream. `waiting` is sent whenever nothing else was for `silence_s` seconds. Watches for the
     client's going away while it sends, and closes the events whatever happens. An error is an event of its own, made by
     `error_event`, after which nothing comes."""
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], error_event: Callable[[Exception], bytes], silence_s: float
+        self,
+        events: AsyncGenerator[bytes, None],
+        error_event: Callable[[Exception], bytes],
+        silence_s: float,
+        waiting: bytes,
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -32,6 +35,7 @@ class EventStream(Response):
         self._first = asyncio.ensure_future(_next(events))
         self._error_event = error_event
         self._silence_s = silence_s
+        self._waiting = waiting
         self._sent_at = 0.0
         self._on_close: Callable[[], None] = lambda: None
         self.init_headers(
@@ -101,7 +105,7 @@ class EventStream(Response):
         while True:
             await asyncio.sleep(self._sent_at + self._silence_s - clock())
             if clock() - self._sent_at >= self._silence_s:
-                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                await send({"type": "http.response.body", "body": self._waiting, "more_body": True})
                 self._sent_at = clock()
 
 

@@ -32,17 +32,23 @@ _GRAMMARS: dict[str, Callable[[Any, Tokenizer], str]] = {
 }
 
 
-def output_constraint(
-    body: StructuredBody, tokenizer: Tokenizer, vocab_size: int, after: tuple[int, ...] = ()
-) -> Constraint | None:
-    """None where the body asks for nothing. `after`: as Constraint has it. Raises ReplyError 400, which names the field
-    and what is wrong or too much."""
+def output_grammar(body: StructuredBody, tokenizer: Tokenizer, vocab_size: int) -> str:
+    """llguidance's text; empty where the body asks for nothing. Raises ReplyError 400, which names the field and what
+    is wrong or too much."""
     if (structure := body.structure) is None:
-        return None
+        return ""
     field, kind, value = structure
     try:
         text = _GRAMMARS[kind](value, tokenizer)
         tokenizer.grammar_vocabulary(vocab_size).check(text)
     except (GrammarError, TokenizerError) as error:
         raise ReplyError(f"{field}: {error}", param=field) from None
-    return Constraint(text, after)
+    return text
+
+
+def output_constraint(
+    body: StructuredBody, tokenizer: Tokenizer, vocab_size: int, after: tuple[int, ...] = ()
+) -> Constraint | None:
+    """As `output_grammar`. `after`: as Constraint has it."""
+    text = output_grammar(body, tokenizer, vocab_size)
+    return Constraint(text, after) if text else None

@@ -1,4 +1,5 @@
-"""What the tools of a chat come to: whether the model can be offered them, and what makes calls of its output."""
+"""What the tools of a chat come to: whether the model can be offered them, what makes calls of its output, and what the
+output is held to."""
 
 from __future__ import annotations
 
@@ -6,29 +7,73 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 
+from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.tools import ToolsBody
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.text.tool_formats.base import Offer, ToolFormat, ToolParser
+from isotherm.cluster.api.prepare import Served
+from isotherm.cluster.api.structure import output_grammar
+from isotherm.cluster.messages.requests import Constraint
+from isotherm.cluster.text.json_schema import GrammarError
+from isotherm.cluster.text.tokenizer import TokenizerError
+from isotherm.cluster.text.tool_formats.base import Offer, Tool, ToolFormat, ToolParser
+from isotherm.cluster.text.tool_formats.output_grammar import grammar_of_calls
 
 
-def call_parsers(body: ToolsBody, form: ToolFormat | None, reply_id: str) -> Callable[[int], ToolParser] | None:
-    """The parser of a choice's calls, by the choice's index; None where nothing may be called. `form`: the model's
-    format of calls, if it is known. Raises ReplyError."""
+def call_parsers(body: ToolsBody, served: Served, reply_id: str) -> Callable[[int], ToolParser] | None:
+    """The parser of a choice's calls, by the choice's index; None where nothing may be called. Raises ReplyError."""
     tools = body.callable_tools
     if not tools:
         return None
-    if form is None:
+    form = _known(served)
+
+    def parser(choice: int) -> ToolParser:
+        return form.parser(Offer(tools, partial(_call_id, reply_id, choice), body.calls_in_parallel))
+
+    return parser
+
+
+def constrains_calls(body: ChatBody) -> bool:
+    """Whether the output is held to a grammar that has calls in it."""
+    tools = body.callable_tools
+    return body.must_call or any(tool.strict for tool in tools) or bool(tools and body.structure)
+
+
+def call_constraint(body: ChatBody, served: Served, after: tuple[int, ...]) -> Constraint:
+    """For a body whose calls are constrained; `after`: as Constraint has it. What else the body wants of its output is
+    about text, and may stand in place of calls unless something must be called. Raises ReplyError, which names the tool
+    that cannot be had."""
+    form, tools = _known(served), body.callable_tools
+    answer = "" if body.must_call else output_grammar(body, served.tokenizer, served.limits.vocab_size)
+
+    def checked(some: tuple[Tool, ...]) -> str:
+        control_tokens, parallel = served.tokenizer.control_tokens, body.calls_in_parallel
+        text = grammar_of_calls(form, some, control_tokens, must_call=body.must_call, parallel=parallel, answer=answer)
+        served.tokenizer.grammar_vocabulary(served.limits.vocab_size).check(text)
+        return text
+
+    try:
+        return Constraint(checked(tools), after)
+    except TokenizerError as error:
+        raise ReplyError(f"tools: {error}", param="tools") from None
+    except GrammarError as error:
+        for tool in tools:
+            try:
+                checked((tool,))
+            except GrammarError as of_tool:
+                at = next(i for i, given in enumerate(body.tools or ()) if given.function.name == tool.name)
+                param = f"tools[{at}].function.parameters"
+                raise ReplyError(f"{param}: {of_tool}", param=param) from None
+        raise ReplyError(f"tools: all together: {error}", param="tools") from None
+
+
+def _known(served: Served) -> ToolFormat:
+    if served.tool_format is None:
         raise ReplyError(
             "tools: the form in which this model calls tools is not known: its chat template shows none that is, and "
             'the manifest\'s tool_format names none. With tool_choice "none" the model is told of them and calls none',
             param="tools",
         )
-    known = form
-
-    def parser(choice: int) -> ToolParser:
-        return known.parser(Offer(tools, partial(_call_id, reply_id, choice), body.calls_in_parallel))
-
-    return parser
+    return served.tool_format
 
 
 def _call_id(reply_id: str, choice: int, index: int) -> str:

@@ -1,5 +1,5 @@
 """The Ray Serve deployment in front: builds the HTTP application in each replica, over the shards that the controller
-names. Stateless."""
+names."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.control.liveness import watch_controller
+from isotherm.cluster.deploy.batches import batch_service, batches_refused
+from isotherm.cluster.deploy.kept_responses import SharedResponseStore
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.generation import generation_defaults
 from isotherm.cluster.model.registry import load_config
@@ -46,14 +48,26 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
         defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
+        if manifest.logprobs == "processed":
+            defaults["processed_logprobs"] = True
         settings = AppSettings(
             access=Access(manifest.http.admin, manifest.http.metrics),
             defaults=defaults,
             tool_format=manifest.tool_format,
+            cors=tuple(manifest.http.cors),
+            batches_refused=batches_refused(manifest.http),
+            kept_response_bytes=manifest.http.kept_responses,
         )
+        batches = batch_service(manifest.http, settings.max_body_bytes)
         anywhere = manifest.control_tokens == "anywhere"
         tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=anywhere)
-        return build_app(endable, tokenizer, manifest.model_id, settings=settings, admin=controller)
+        store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
+        app = build_app(
+            endable, tokenizer, manifest.model_id, manifest.http.aliases, settings, controller, store, batches
+        )
+        if batches is not None:
+            batches.begin()  # with what a replica before this one has left
+        return app
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),

@@ -31,6 +31,7 @@ from isotherm.cluster.deploy.capacity import check_resources
 from isotherm.cluster.deploy.controller import Controller, Owner
 from isotherm.cluster.deploy.first_answer import wait_for_answer
 from isotherm.cluster.deploy.ingress import ingress_application
+from isotherm.cluster.deploy.kept_responses import forget_responses
 from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
@@ -74,11 +75,13 @@ def start_ingress(manifest: Manifest, model_path: Path) -> None:
 
 
 def stop_everything() -> list[str]:
-    """Ingress, workers and controller, in this order. Ray itself stays. Gives what went wrong, a line each."""
+    """Ingress, what it has kept, workers and controller, in this order. Ray itself stays. Gives what went wrong, a line
+    each."""
     with redirect_stdout(io.StringIO()):  # Ray prints there that Serve's controller is gone, as if that were an error
         return carry_out(
             [
                 Step("ending the ingress", 12.0, serve.shutdown),
+                Step("forgetting kept responses", 5.0, forget_responses),
                 Step("ending the workers", 15.0, _stop_controller),
             ]
         )

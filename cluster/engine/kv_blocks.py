@@ -52,6 +52,10 @@ class BlockManager:
     def cached(self) -> int:
         return len(self._cached)
 
+    def knows(self, key: bytes) -> bool:
+        """Whether `match` would find a block."""
+        return key in self._block_of
+
     def match(self, keys: Sequence[bytes]) -> list[int]:
         """Take a reference to the blocks of the longest prefix of `keys` that is held."""
         found: list[int] = []

@@ -54,6 +54,10 @@ class Waiting:
             heapq.heappop(self._heap)
         return None
 
+    def set_aside(self, sequence: ScheduledSequence) -> None:
+        """Let the others have their turn before it, until it is added again: then it has its old place."""
+        del self._turns[sequence]
+
     def remove(self, sequence: ScheduledSequence, has_turn: bool = False) -> None:
         """`has_turn`: it is computed now. Else it has been given up, and its user has no less for it."""
         _, _, start, _ = self._turns.pop(sequence)

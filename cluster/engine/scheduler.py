@@ -9,8 +9,9 @@ gives way, is policy.py's.
 from __future__ import annotations
 
 import math
+import time
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
@@ -19,7 +20,13 @@ from isotherm.cluster.engine.kv_blocks import BlockManager
 from isotherm.cluster.engine.policy import Waiting, gives_way_to, precedence
 from isotherm.cluster.engine.sequence import Chunk, Form, Sampled, ScheduledSequence, accepted
 from isotherm.cluster.errors import IsothermError
-from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+from isotherm.cluster.messages.requests import (
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    PromptLogprobs,
+    TokenLogprobs,
+)
 
 
 class QueueFullError(IsothermError, ValueError):
@@ -56,8 +63,12 @@ class Drafter(Protocol):
 
 
 class Scheduler:
-    def __init__(self, config: SchedulerConfig, drafter: Drafter | None = None):
-        self.config = config
+    """`clock` gives seconds; it is read for what requests are told of their wait, and decides nothing."""
+
+    def __init__(
+        self, config: SchedulerConfig, drafter: Drafter | None = None, clock: Callable[[], float] = time.monotonic
+    ):
+        self.config, self._clock = config, clock
         self.blocks = BlockManager(config.blocks, config.block_size)
         self.waiting = Waiting()
         self.running: list[ScheduledSequence] = []  # by precedence: the last one gives way first
@@ -79,13 +90,11 @@ class Scheduler:
             raise ValueError("prompt is empty")
         if request.id in self._by_id:
             raise ValueError(f"request id {request.id} is in use")
-        if len(request.prompt) >= self.config.max_model_len:
-            raise ValueError(
-                f"prompt has {len(request.prompt)} tokens; at most {self.config.max_model_len - 1} leave room for an "
-                "output token"
-            )
+        longest = self.config.max_model_len - min(1, request.params.max_tokens)
+        if len(request.prompt) > longest:
+            raise ValueError(f"prompt has {len(request.prompt)} tokens; at most {longest} leave room for the output")
         room = min(request.params.max_tokens, self.config.max_model_len - len(request.prompt))
-        if len(request.generated) >= room:
+        if request.generated and len(request.generated) >= room:
             raise ValueError(
                 f"request {request.id} resumes after {len(request.generated)} output tokens, "
                 f"of which it may have only {room}"
@@ -93,7 +102,10 @@ class Scheduler:
         most = None if self.config.max_waiting is None else self.config.max_sequences + self.config.max_waiting
         if most is not None and len(self._by_id) >= most and not (request.accepted or request.generated):
             raise QueueFullError(f"{len(self._by_id)} requests are running or waiting here, and {most} may")
-        sequence = ScheduledSequence(request, self._arrivals, [*request.prompt, *request.generated])
+        sequence = ScheduledSequence(
+            request, self._arrivals, [*request.prompt, *request.generated], scored=request.scored
+        )
+        sequence.since = self._clock()
         self._arrivals += 1
         self._by_id[request.id] = sequence
         self.waiting.add(sequence)
@@ -125,6 +137,7 @@ class Scheduler:
         """The next step's chunks, decode form first; empty when there is nothing to do."""
         budget, preemptions = self.config.max_batch_tokens, self.preemptions
         chunks: list[Chunk] = []
+        held: list[ScheduledSequence] = []
 
         def drop_preempted() -> None:
             """Chunks of sequences that were preempted since; before one of these can be admitted again."""
@@ -139,6 +152,10 @@ class Scheduler:
             nonlocal budget
             drop_preempted()
             while budget > 0 and (first := self.waiting.first()) is not None and first.request.priority < before:
+                if self._waits_for_family(first):
+                    held.append(first)
+                    self.waiting.set_aside(first)
+                    continue
                 if (chunk := self._admit(first, budget)) is None:
                     break
                 drop_preempted()
@@ -161,6 +178,8 @@ class Scheduler:
                     chunks.append(self._chunk(sequence, count))
                     budget -= count
         admit(before=math.inf)
+        for sequence in held:
+            self.waiting.add(sequence)
         if self._drafter is not None:
             chunks = self._with_drafts(chunks, self._drafter, budget)
         return sorted(chunks, key=lambda c: c.form is Form.PREFILL)
@@ -191,7 +210,8 @@ class Scheduler:
 
     def _chunk(self, sequence: ScheduledSequence, count: int) -> Chunk:
         form = Form.PREFILL if sequence.computed < sequence.prompt_length else Form.DECODE
-        return Chunk(sequence, sequence.computed, count, form, sample=count == sequence.remaining)
+        sample = count == sequence.remaining and sequence.request.params.max_tokens > 0
+        return Chunk(sequence, sequence.computed, count, form, sample)
 
     def _blocks_for(self, sequence: ScheduledSequence, tokens: int) -> int:
         return -(-tokens // self.config.block_size) - len(sequence.blocks)
@@ -238,11 +258,25 @@ class Scheduler:
         self._blocked = seen
         return None
 
+    def _waits_for_family(self, sequence: ScheduledSequence) -> bool:
+        """Whether one of its family computes the blocks of their prompt just now: it then begins with these."""
+        family, size = sequence.request.family, self.config.block_size
+        if not family or not self.config.prefix_cache or not sequence.is_scored:
+            return False
+        shared = sequence.shared_blocks(size)
+        relatives = [other for other in self.running if other.request.family == family] if shared else []
+        if not relatives:
+            return False
+        if not sequence.keys:
+            sequence.keys = relatives[0].keys[:shared]  # a long prompt is hashed once
+        if self.blocks.knows(sequence.key(shared - 1, size)):
+            return False
+        return any(other.computed < shared * size for other in relatives)
+
     def _begin(self, sequence: ScheduledSequence, budget: int) -> Chunk | None:
         size = self.config.block_size
         if self.config.prefix_cache:
-            # The last token is always computed: its logits are needed.
-            full = (len(sequence.tokens) - 1) // size
+            full = sequence.reusable_blocks(size)
             sequence.blocks = self.blocks.match([sequence.key(i, size) for i in range(full)])
             sequence.computed = len(sequence.blocks) * size
         count = self._next_count(sequence, budget)
@@ -257,6 +291,7 @@ class Scheduler:
         sequence.blocks += taken
         if not sequence.admitted:
             sequence.admitted = True
+            sequence.queued = self._clock() - sequence.since
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
         self.waiting.remove(sequence, has_turn=True)
         sequence.running = True
@@ -276,9 +311,14 @@ class Scheduler:
                 return victims
         return []
 
-    def complete(self, chunks: Iterable[Chunk], sampled: Iterable[Sampled]) -> list[Delta]:
-        """Take a step's results, one `Sampled` per row that is sampled, in order, and give what is new for each
-        request."""
+    def complete(
+        self,
+        chunks: Iterable[Chunk],
+        sampled: Iterable[Sampled],
+        scored: Mapping[str, Sequence[TokenLogprobs]] | None = None,
+    ) -> list[Delta]:
+        """Take a step's results, one `Sampled` per row that is sampled, in order, and by request what the rows gave
+        that score its prompt; give what is new for each request."""
         results = iter(sampled)
         deltas = []
         for chunk in chunks:
@@ -295,15 +335,18 @@ class Scheduler:
             error = new[-1].error if new else ""
             if error:
                 new = new[:-1]
-            start = sequence.generated
+            start, prompt = sequence.generated, None
+            if scored and (scores := scored.get(sequence.request.id)):
+                prompt = PromptLogprobs(chunk.scores.start, tuple(scores))
+                sequence.scored += len(scores)
             for result in new:
                 sequence.tokens.append(result.token_id)
             # Drafts that were guessed right are computed already; what was computed of others is overwritten.
             sequence.computed += chunk.known + max(0, len(new) - 1)
             if self.config.prefix_cache:
                 self._register_full_blocks(sequence, chunk.start)
-            if new:
-                deltas.append(self._delta(sequence, start, new))
+            if new or (not error and (prompt is not None or not sequence.remaining)):
+                deltas.append(self._delta(sequence, start, new, prompt))
             if error:
                 deltas += self.fail(sequence.request.id, error)
         return deltas
@@ -319,16 +362,22 @@ class Scheduler:
         end = next((i for i, result in enumerate(new) if result.token_id in stops), len(new) - 1)
         return new[: end + 1]
 
-    def _delta(self, sequence: ScheduledSequence, start: int, new: Sequence[Sampled]) -> Delta:
+    def _delta(
+        self, sequence: ScheduledSequence, start: int, new: Sequence[Sampled], prompt: PromptLogprobs | None
+    ) -> Delta:
         """What a request is given; it ends where these are its last tokens."""
-        request, last = sequence.request, new[-1].token_id
+        request = sequence.request
         reason = None
-        if last in request.params.stop_token_ids:
+        if new and new[-1].token_id in request.params.stop_token_ids:
             reason = FinishReason.STOP
-        elif sequence.generated >= request.params.max_tokens or len(sequence.tokens) >= self.config.max_model_len:
+        elif not sequence.remaining or (
+            new
+            and (sequence.generated >= request.params.max_tokens or len(sequence.tokens) >= self.config.max_model_len)
+        ):
             reason = FinishReason.LENGTH
         if reason is not None:
             self.abort(request.id)
-        tokens = (last,) if len(new) == 1 else tuple(result.token_id for result in new)
-        logprobs = () if new[0].logprobs is None else tuple(r.logprobs for r in new if r.logprobs is not None)
-        return Delta(request.id, start, tokens, reason, logprobs, sequence.cached_tokens)
+        tokens = (new[0].token_id,) if len(new) == 1 else tuple(result.token_id for result in new)
+        logprobs = tuple(r.logprobs for r in new if r.logprobs is not None) if new and new[0].logprobs else ()
+        cached, queued = sequence.cached_tokens, sequence.queued
+        return Delta(request.id, start, tokens, reason, logprobs, cached, prompt=prompt, queued_seconds=queued)

@@ -26,6 +26,7 @@ class ScheduledSequence:
     arrival: int
     tokens: list[int]
     computed: int = 0
+    scored: int = 0  # prompt tokens after the first whose log-probabilities have been given out
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)  # of the leading full blocks, as far as they were needed
     cached_tokens: int = 0  # prompt tokens found in the prefix cache when the request was first admitted
@@ -33,6 +34,8 @@ class ScheduledSequence:
     admitted: bool = False  # it has had blocks
     running: bool = False  # it has blocks now
     virtual_start: float | None = None  # see policy.py
+    since: float = 0.0  # when it came
+    queued: float = 0.0  # seconds from then to its first turn
     sampling: object = None  # what the sampler keeps with it
 
     @property
@@ -48,6 +51,20 @@ class ScheduledSequence:
         """Tokens to compute before the next one can be sampled."""
         return len(self.tokens) - self.computed
 
+    @property
+    def is_scored(self) -> bool:
+        """Nobody waits for log-probabilities of its prompt (any more)."""
+        return self.request.params.prompt_logprobs is None or self.scored >= self.prompt_length - 1
+
+    def reusable_blocks(self, block_size: int) -> int:
+        """How many leading full blocks of its tokens may come from the prefix cache. The last token is always computed,
+        for its logits are needed; so are those of the prompt tokens whose log-probabilities are to be given."""
+        return (len(self.tokens) - 1 if self.is_scored else self.scored) // block_size
+
+    def shared_blocks(self, block_size: int) -> int:
+        """How many leading blocks it shares with those of its family."""
+        return (self.prompt_length - 1) // block_size
+
     def key(self, index: int, block_size: int) -> bytes:
         """Key of the index-th block, all of whose tokens must be known."""
         while len(self.keys) <= index:
@@ -61,8 +78,9 @@ class ScheduledSequence:
 @dataclass(frozen=True)
 class Chunk:
     """Consecutive positions start … start+count-1 of one sequence, all in one form. `sample`: the known tokens end with
-    it, so that its last row gives the next one. `draft`: tokens that somebody guesses to come then; they are the last
-    of the `count`, each is computed in decode form like any generated token, and each row of them is sampled too."""
+    it, so that its last row gives the next one, unless the request wants none. `draft`: tokens that somebody guesses to
+    come then; they are the last of the `count`, each is computed in decode form like any generated token, and each row
+    of them is sampled too."""
 
     sequence: ScheduledSequence
     start: int
@@ -84,6 +102,15 @@ class Chunk:
     def samples(self) -> int:
         """How many of its last rows are sampled."""
         return 1 + len(self.draft) if self.sample else 0
+
+    @property
+    def scores(self) -> range:
+        """Indices of the prompt tokens whose log-probabilities its rows are to give, each the row before the token."""
+        sequence = self.sequence
+        if sequence.request.params.prompt_logprobs is None:
+            return range(0)
+        last = min(self.start + self.count, sequence.prompt_length - 1)
+        return range(max(self.start, sequence.scored) + 1, last + 1)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class SamplingParams:
     """How to choose tokens. `seed` is always set (the ingress draws one where the client gave none): with the prompt
     and these parameters it determines every token."""
 
-    max_tokens: int
+    max_tokens: int  # 0: only the prompt is computed, for its log-probabilities
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # below 1: off
@@ -49,15 +49,22 @@ class SamplingParams:
     min_tokens: int = 0  # before so many output tokens none of `stop_token_ids` is drawn
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()  # end-of-sequence ids included, unless the request ignores them
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token ids that the output never has in a row
+    thought_begin: tuple[int, ...] = ()  # what begins a thought, first in the output; none: the output begins in one
+    thought_end: tuple[int, ...] = ()  # what ends a thought that has `max_thinking_tokens`, if it has not ended before
+    max_thinking_tokens: int | None = None
     logprobs: int | None = None  # None: none; n: the chosen token's and the n most likely ones'
     constraint: Constraint | None = None
+    processed_logprobs: bool = False  # of the distribution that tokens are drawn from, not of the model's own
+    prompt_logprobs: int | None = None  # as `logprobs`, of each prompt token after the first; of the model's own
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """One stream. `generated` is what was already sent before the request came to this shard (a resubmission after a
-    loss): those tokens are recomputed in decode form, count towards max_tokens, and are not sent again. `accepted`: a
-    shard had it before, so that a full queue is no reason to refuse it."""
+    loss): those tokens are recomputed in decode form, count towards max_tokens, and are not sent again. Nor are the
+    log-probabilities of the first `scored` prompt tokens after the first of all. `accepted`: a shard had it before, so
+    that a full queue is no reason to refuse it."""
 
     id: str
     prompt: tuple[int, ...]
@@ -66,18 +73,32 @@ class GenerationRequest:
     accepted: bool = False
     priority: int = 0  # lower ones have their turn first
     user: str = ""  # whom it is for: requests of one priority are shared out over users
+    family: str = ""  # those of one family have one prompt, which is computed once for all of them
+    scored: int = 0
 
-    def resumed(self, generated: tuple[int, ...]) -> GenerationRequest:
-        """The same request after `generated` tokens reached the client, for another shard."""
-        return replace(self, generated=generated, accepted=True)
+    def resumed(self, generated: tuple[int, ...], scored: int = 0) -> GenerationRequest:
+        """The same request after `generated` tokens, and the log-probabilities of `scored` prompt tokens, reached the
+        client, for another shard."""
+        return replace(self, generated=generated, scored=scored, accepted=True)
 
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural-log probabilities of the model's distribution (temperature 1, nothing cut) at one position."""
+    """Natural-log probabilities at one position: of the model's distribution (temperature 1, nothing cut), unless the
+    request asks for that after processing."""
 
     chosen: float
     top: tuple[tuple[int, float], ...] = ()  # most likely first
+    rank: int = 0  # of the chosen token among all, 1 being the most likely; 0: not asked for
+
+
+@dataclass(frozen=True)
+class PromptLogprobs:
+    """Log-probabilities of consecutive prompt tokens; `start` is the index of the first of them in the prompt. The
+    prompt's first token has none."""
+
+    start: int
+    tokens: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True)
@@ -92,6 +113,8 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     error: str = field(default="")
+    prompt: PromptLogprobs | None = None
+    queued_seconds: float = field(default=0.0, compare=False)  # from the request's arrival at the shard to its turn
 
 
 def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:
@@ -124,4 +147,13 @@ _SEEN = (None, FinishReason.STOP, FinishReason.LENGTH)
 def _joined(run: list[Delta]) -> Delta:
     tokens = tuple(token for delta in run for token in delta.token_ids)
     logprobs = tuple(logprob for delta in run for logprob in delta.logprobs)
-    return replace(run[0], token_ids=tokens, logprobs=logprobs, finish_reason=run[-1].finish_reason)
+    return replace(
+        run[0], token_ids=tokens, logprobs=logprobs, finish_reason=run[-1].finish_reason, prompt=_joined_prompt(run)
+    )
+
+
+def _joined_prompt(run: Iterable[Delta]) -> PromptLogprobs | None:
+    parts = [delta.prompt for delta in run if delta.prompt is not None]
+    if not parts:
+        return None
+    return PromptLogprobs(parts[0].start, tuple(one for part in parts for one in part.tokens))

@@ -14,6 +14,7 @@ class Journey:
     def __init__(self, request: GenerationRequest):
         self._request = request
         self._given = list(request.generated)
+        self._scored = request.scored  # prompt tokens whose log-probabilities were given out
         self._moved = False  # a shard had it before
         self.losses = 0  # in succession, without a token in between
 
@@ -32,19 +33,26 @@ class Journey:
 
     def resumed(self) -> GenerationRequest:
         """What the next shard is to be sent."""
-        return self._request.resumed(tuple(self._given)) if self._moved else self._request
+        return self._request.resumed(tuple(self._given), self._scored) if self._moved else self._request
 
     def take(self, delta: Delta) -> bool:
         """Whether the delta is the client's; where it is not, the request goes on at another shard. Raises RuntimeError
-        on a gap or a repeat."""
+        on a gap or a repeat, of tokens or of what scores the prompt."""
         if delta.finish_reason is FinishReason.LOST:
             self.losses += 1
         if delta.finish_reason in (FinishReason.LOST, FinishReason.MOVED):
             self._moved = True
             return False
+        request_id = self._request.id
+        if delta.prompt is not None:
+            due = self._scored + 1
+            if delta.prompt.start != due:
+                raise RuntimeError(
+                    f"prompt token {delta.prompt.start} of request {request_id} came where {due} was due"
+                )
+            self._scored += len(delta.prompt.tokens)
         if delta.token_ids:
             if delta.start != len(self._given):
-                request_id = self._request.id
                 raise RuntimeError(f"token {delta.start} of request {request_id} came where {len(self._given)} was due")
             self._given += delta.token_ids
             self.losses = 0

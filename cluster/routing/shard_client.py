@@ -8,6 +8,7 @@ import contextlib
 import logging
 import sys
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Protocol
@@ -85,7 +86,11 @@ class ShardClient:
         """As EngineClient says. A request whose shard is lost or drained goes on at another, from the tokens that were
         already given out."""
         journey = Journey(request)
-        connection = await self._choose_within(ADMISSION_SECONDS) if self._will_serve() else self._choose()
+        family = request.family
+        if self._will_serve():
+            connection = await self._choose_within(ADMISSION_SECONDS, family)
+        else:
+            connection = self._choose(family)
         while True:
             async with self._alone(journey) as cleared, aclosing(connection.attempt(journey.resumed())) as deltas:
                 async for delta in deltas:
@@ -104,10 +109,10 @@ class ShardClient:
                 yield end
                 return
             if not journey.has_begun:
-                connection = await self._choose_within(ADMISSION_SECONDS)
+                connection = await self._choose_within(ADMISSION_SECONDS, family)
                 continue
             try:
-                connection = await self._choose_within(RESUBMIT_SECONDS)
+                connection = await self._choose_within(RESUBMIT_SECONDS, family)
             except EngineUnavailableError as error:
                 yield journey.failure(f"its attention shard was lost, and {error}")
                 return
@@ -141,22 +146,26 @@ class ShardClient:
         named = () if self._membership is None else self._membership.shards
         return [c for name in named if (c := self._connections.get(name)) is not None and c.is_open]
 
-    def _choose(self) -> Connection:
+    def _choose(self, family: str = "") -> Connection:
+        """The least loaded shard; one that has others of the family and room for more comes before, since it has
+        computed their prompt."""
         if (reason := self.not_ready()) is not None:
             raise EngineUnavailableError(reason)
-        return min(self._serving(), key=lambda c: c.load)
+        serving = self._serving()
+        related = [c for c in serving if family and c.families[family] and c.load < self._shard_capacity]
+        return min(related or serving, key=lambda c: c.load)
 
     def _will_serve(self) -> bool:
         """Whether waiting for a shard is worth it: the cluster serves, or has lost every shard and replaces them. Where
         it serves there may be none either, for a moment: a shard can be gone before the controller has said so."""
         return self._membership is not None and (self._membership.recovering or self._membership.not_ready is None)
 
-    async def _choose_within(self, seconds: float) -> Connection:
+    async def _choose_within(self, seconds: float, family: str) -> Connection:
         """Like `_choose`, but waits for a shard. Raises EngineUnavailableError when the time is over."""
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             try:
-                return self._choose()
+                return self._choose(family)
             except EngineUnavailableError:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
@@ -211,6 +220,7 @@ class Connection:
     def __init__(self, name: str):
         self.name = name
         self.is_open = False
+        self.families: Counter[str] = Counter()  # how many of the open requests are of one
         self._streams: dict[str, asyncio.Queue[Delta]] = {}  # open requests
         self._sent: set[str] = set()  # those of them that the shard has been sent
         self._requests: list[GenerationRequest] = []  # to be sent
@@ -225,6 +235,7 @@ class Connection:
         """The request's deltas from this shard. Left early, it is aborted there."""
         queue: asyncio.Queue[Delta] = asyncio.Queue()
         self._streams[request.id] = queue
+        self.families[request.family] += 1
         self._requests.append(request)
         self._wake.set()
         if not self.is_open:  # closed since it was chosen
@@ -236,6 +247,9 @@ class Connection:
                 finished = delta.finish_reason is not None
                 yield delta
         finally:
+            self.families[request.family] -= 1
+            if not self.families[request.family]:
+                del self.families[request.family]
             if self._streams.get(request.id) is queue:
                 del self._streams[request.id]
                 if request.id in self._sent:

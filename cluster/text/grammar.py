@@ -38,7 +38,11 @@ def json_schema(schema: Any) -> str:
         schema = {}
     if not isinstance(schema, dict):
         raise GrammarError(f"a schema is an object, got {text[:60]}")
-    return LLMatcher.grammar_from_json_schema(plain_schema(schema), overrides=_JSON)
+    plain = plain_schema(schema)
+    try:
+        return LLMatcher.grammar_from_json_schema(plain, overrides=_JSON)
+    except ValueError as error:  # a number of more than 64 bits
+        raise GrammarError(f"the schema cannot be read: {one_line(error)[:200]}") from None
 
 
 def regex(pattern: str) -> str:

@@ -12,7 +12,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.text.chat_template import ChatTemplate, ChatTemplateError, RenderedChat
+from isotherm.cluster.text.chat_template import (
+    ChatTemplate,
+    ChatTemplateBrokenError,
+    ChatTemplateError,
+    ChatTemplateLimitError,
+    RenderedChat,
+)
 
 _NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
 _ARGUMENTS = {_KEY: _VALUE}
@@ -100,5 +106,7 @@ class TemplateTraits:
         """None where the template refuses it."""
         try:
             return self.render({"tools": None, "documents": None, **context}).text
+        except (ChatTemplateLimitError, ChatTemplateBrokenError):
+            raise  # says nothing about the template: the machine may have been busy
         except ChatTemplateError:
             return None

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.chat_prompt import continued, is_in_thought, template_messages, to_be_continued
-from isotherm.cluster.text.chat_template import ChatTemplate, RenderedChat
+from isotherm.cluster.text.chat_template import ChatTemplate
 from isotherm.cluster.text.control_tokens import ControlTokens
 from isotherm.cluster.text.detokenizer import TextStream
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
@@ -38,11 +38,13 @@ class NoChatTemplateError(IsothermError, ValueError):
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """The prompt of a chat. `in_thought`: it ends inside a thought, which the output goes on with."""
+    """The prompt of a chat, and the traits of the template that made it. `in_thought`: it ends inside a thought, which
+    the output goes on with."""
 
     ids: list[int]
     text: str
     in_thought: bool
+    traits: TemplateTraits
 
 
 class Tokenizer:
@@ -62,6 +64,7 @@ class Tokenizer:
     ) -> None:
         """`control_tokens_anywhere`: those that stand in the messages of a chat count too, as elsewhere they do."""
         self._backend = backend
+        self._bos = special_tokens.get("bos_token")
         self.chat_template = chat_template
         self._traits: dict[str, TemplateTraits] = {}
         self._control_tokens = None if control_tokens_anywhere else ControlTokens(backend)
@@ -114,6 +117,16 @@ class Tokenizer:
         # encode() holds the GIL; the batch call lets it go, so that an event loop in another thread goes on.
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
+    def encode_prompt(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """As `encode`, with one BOS where the text begins with it by itself."""
+        ids = self.encode(text, add_special_tokens)
+        bos = self._bos
+        if add_special_tokens and bos and text.startswith(bos):
+            own = self.encode(text, add_special_tokens=False)
+            if own[:1] == [self._backend.token_to_id(bos)] == ids[:1] and len(ids) > len(own):
+                return ids[1:]
+        return ids
+
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         to_bytes = self.visible_bytes if skip_special_tokens else self.token_bytes
         return b"".join(map(to_bytes, token_ids)).decode("utf-8", "replace")
@@ -126,6 +139,10 @@ class Tokenizer:
             found = self._bytes[token_id] = b"" if token is None else self._to_bytes(token)
         return found
 
+    def token_string(self, token_id: int) -> str:
+        """The token as its vocabulary writes it; nothing for an id that has no token."""
+        return self._backend.id_to_token(token_id) or ""
+
     def visible_bytes(self, token_id: int) -> bytes:
         """As `token_bytes`, but nothing for a special token."""
         return b"" if token_id in self.special_ids else self.token_bytes(token_id)
@@ -136,15 +153,27 @@ class Tokenizer:
         skip_special_tokens: bool = True,
         tags: Callable[[], Collection[str]] = tuple,
         least_tokens: int = 0,
+        include_stop: bool = False,
     ) -> TextStream:
         """A detokeniser for one reply. `tags`, asked at each special token, gives those that are not to be skipped;
-        `least_tokens` as TextStream has it."""
+        `least_tokens` and `include_stop` as TextStream has them."""
+        if not skip_special_tokens:
+            return TextStream(self.token_bytes, stop, least_tokens, include_stop=include_stop)
+
+        def hidden_text(token_id: int) -> str:
+            if token_id not in self.special_ids:
+                return ""
+            text = self.token_bytes(token_id).decode("utf-8", "replace")
+            return "" if text in tags() else text
 
         def visible_or_tag(token_id: int) -> bytes:
-            data = self.token_bytes(token_id)
-            return b"" if token_id in self.special_ids and data.decode("utf-8", "replace") not in tags() else data
+            return b"" if hidden_text(token_id) else self.token_bytes(token_id)
 
-        return TextStream(visible_or_tag if skip_special_tokens else self.token_bytes, stop, least_tokens)
+        special = [self.token_bytes(id_).decode("utf-8", "replace") for id_ in self.special_ids] if stop else []
+        spelled = [text for text in stop if any(token and token in text for token in special)]
+        return TextStream(
+            visible_or_tag, stop, least_tokens, include_stop=include_stop, spelled=spelled, hidden_text=hidden_text
+        )
 
     def token_id(self, token: str) -> int | None:
         """The id of the token that is written like this, if there is one."""
@@ -180,12 +209,21 @@ class Tokenizer:
         """The prompt of a chat, by the model's template (of several, the one named). Calls may have their arguments as
         JSON text or as an object. With `continue_final_message` the output goes on with the last message, and no new
         one is begun. Blocks for at most the template's time limit. Raises NoChatTemplateError, ChatTemplateError."""
-        chat = self._rendered(
-            messages, tools, documents, add_generation_prompt, continue_final_message, template, template_kwargs or {}
-        )
+        traits = self.template_traits(template, tools=tools is not None)
+        told = template_messages(messages, traits)
+        context = {
+            **(template_kwargs or {}),
+            "messages": to_be_continued(told) if continue_final_message else told,
+            "tools": tools,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+        }
+        chat = traits.render(context)
+        if continue_final_message:
+            chat = continued(chat, told[-1])
         control = self._control_tokens
         ids = self.encode(chat.text, add_special_tokens=False) if control is None else control.encode(chat)
-        return ChatPrompt(ids, chat.text, is_in_thought(chat, continue_final_message))
+        return ChatPrompt(ids, chat.text, is_in_thought(chat, continue_final_message), traits)
 
     def template_traits(self, template: str | None = None, *, tools: bool = False) -> TemplateTraits:
         """What the model's template (of several, the one named, or the one for chats with tools) makes of calls, tools
@@ -199,28 +237,6 @@ class Tokenizer:
     def template_supports_tools(self) -> bool:
         """Whether tools that are offered come into the prompt of a chat."""
         return self.chat_template is not None and self.template_traits(tools=True).supports_tools
-
-    def _rendered(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None,
-        documents: Sequence[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
-        goes_on: bool,
-        template: str | None,
-        template_kwargs: Mapping[str, Any],
-    ) -> RenderedChat:
-        traits = self.template_traits(template, tools=tools is not None)
-        told = template_messages(messages, traits)
-        context = {
-            **template_kwargs,
-            "messages": to_be_continued(told) if goes_on else told,
-            "tools": tools,
-            "documents": documents,
-            "add_generation_prompt": add_generation_prompt and not goes_on,
-        }
-        chat = traits.render(context)
-        return continued(chat, told[-1]) if goes_on else chat
 
 
 def read_tool_template(directory: Path) -> str:

@@ -147,6 +147,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("http.port", "8000", "integer"),
     ("http.replicas", 0, "greater than or equal to 1"),
     ("http.max_ongoing_requests", 0, "greater than or equal to 1"),
+    ("http.batches.keep_seconds", 5, "must be greater than or equal to 3600"),
 ]
 
 
@@ -160,6 +161,18 @@ def test_a_bad_value_is_named_with_its_field_and_what_is_allowed(field: str, val
         and len(message) < 300
         and "pydantic" not in message
     )
+
+
+@pytest.mark.parametrize(
+    "origin", ["example.org", "https://example.org/", "https://example.org/app", "null", "https://a@b", "HTTPS://A"]
+)
+def test_origins_are_as_browsers_write_them(origin: str):
+    message = refusal({"http": {"cors": ["http://localhost:3000", "*", "app://x", origin]}})
+    assert message.startswith(f"here.yaml: http.cors.3 is '{origin}': ") and "must be an origin such as" in message
+
+
+def test_a_folder_of_batches_is_absolute():
+    assert "must have an absolute path as folder, not 'here'" in refusal({"http": {"batches": {"folder": "here"}}})
 
 
 def test_every_bad_field_is_named_at_once():
@@ -177,7 +190,7 @@ def test_every_bad_field_is_named_at_once():
         (
             {"modle": "tiny"},
             "modle",
-            "model, served_name, device, dtype, head, kernels, mixed, generation_config, tool_format, control_tokens, ",
+            "model, served_name, device, dtype, head, kernels, mixed, generation_config, logprobs, tool_format, ",
         ),
         ({"attention": {"shard": 1}}, "attention.shard", "shards, cpus, gpus, memory, threads, labels"),
         ({"http": {"prot": 1}}, "http.prot", "host, port, replicas, max_ongoing_requests"),

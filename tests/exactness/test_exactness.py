@@ -27,7 +27,7 @@ from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.engine.sequence import ScheduledSequence
-from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams
+from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams, TokenLogprobs
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.placement.table import Placement
 from isotherm.cluster.text.grammar import json_schema, regex
@@ -43,10 +43,12 @@ MODELS: dict[str, dict] = {"bf16": {"dtype": "bfloat16"}, "fp8": {"fp8": True}, 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one request got: its tokens, and a digest of the logits that each was sampled from."""
+    """What one request got: its tokens, a digest of the logits that each was sampled from, and what scores its
+    prompt."""
 
     tokens: tuple[int, ...]
     logits: tuple[bytes, ...]
+    scores: tuple[TokenLogprobs, ...]
 
 
 def byte_tokenizer() -> str:
@@ -92,7 +94,9 @@ class Guesses:
         self.world, self.rng, self.right, self.wrong = world, rng, rng.random(), 0
 
     def draft(self, sequence: ScheduledSequence, most: int) -> list[int]:
-        known = self.world.alone(replace(sequence.request, generated=(), accepted=False)).tokens[sequence.generated :]
+        known = self.world.alone(replace(sequence.request, generated=(), scored=0, accepted=False)).tokens[
+            sequence.generated :
+        ]
         guessed = known[: self.rng.randint(0, 5)]
         return [t if self.rng.random() < self.right else self.rng.randrange(VOCABULARY) for t in guessed]
 
@@ -146,6 +150,8 @@ def play(
 ) -> dict[str, Seen]:
     """Run to the end, requests coming at the given steps; with `trouble`, some are preempted on the way."""
     tokens: dict[str, list[int]] = {request.id: list(request.generated) for _, request in arrivals}
+    scores: dict[str, list[TokenLogprobs]] = {request.id: [] for _, request in arrivals}
+    scored = {request.id: request.scored for _, request in arrivals}
     arrivals, step = sorted(arrivals, key=lambda a: a[0]), 0
     while arrivals or len(engine.scheduler):
         while arrivals and arrivals[0][0] <= step:
@@ -154,9 +160,14 @@ def play(
             engine.scheduler.preempt(rng.choice(engine.scheduler.running).request.id)
         for delta in engine.step():
             tokens[delta.request_id] += delta.token_ids
+            if delta.prompt is not None:
+                assert delta.prompt.start == 1 + scored[delta.request_id] + len(scores[delta.request_id])
+                scores[delta.request_id] += delta.prompt.tokens
         step += 1
     return {
-        name: Seen(tuple(got), tuple(engine.sampler.digests.get((name, i), b"") for i in range(len(got))))
+        name: Seen(
+            tuple(got), tuple(engine.sampler.digests.get((name, i), b"") for i in range(len(got))), tuple(scores[name])
+        )
         for name, got in tokens.items()
     }
 
@@ -183,13 +194,28 @@ def pool() -> list[GenerationRequest]:
             "presence_penalty": rng.choice([0.0, 0.5]),
             "frequency_penalty": rng.choice([0.0, 0.3]),
             "repetition_penalty": rng.choice([1.0, 1.2]),
+            "bad_words": rng.choice([(), tuple((rng.randrange(VOCABULARY),) for _ in range(40))]),
+            "max_thinking_tokens": rng.choice([None, 0, 5]),
+            "thought_begin": rng.choice([(), (rng.randrange(VOCABULARY),)]),
+            "thought_end": rng.choice([(9,), (9, 4, 9)]),
             "logit_bias": rng.choice([(), ((rng.randrange(VOCABULARY), 3.0), (rng.randrange(VOCABULARY), -100.0))]),
         }
         cuts = rng.choice([1.0, 0.9]), rng.choice([0, 40])
         held = {"constraint": CONSTRAINTS[i // 4 % 4], "stop_token_ids": (EOS,)} if i % 4 == 0 else {}
-        asked = {**(processed if i % 3 else {}), **held}
-        params = SamplingParams(rng.randint(1, 24), temperature, *cuts, **asked, seed=i)
+        params = SamplingParams(
+            0 if i == 7 else rng.randint(1, 24),
+            temperature,
+            *cuts,
+            **{**(processed if i % 3 else {}), **held},
+            seed=i,
+            prompt_logprobs=2 if i % 4 == 3 else None,
+        )
         out.append(GenerationRequest(f"r{i}", tuple(prompt), params))
+    # Siblings of some: one prompt, and other seeds.
+    for i in (1, 3, 5):
+        families = replace(out[i], family=f"f{i}"), replace(out[i].params, seed=100 + i, prompt_logprobs=None)
+        out[i] = families[0]
+        out.append(replace(families[0], id=f"s{i}", params=families[1]))
     return out
 
 
@@ -217,18 +243,22 @@ def test_nothing_around_a_request_changes_its_bits(world):
         arrivals = []
         for request in chosen:
             expected = world.alone(request)
+            if rng.random() < 0.3 and expected.scores:
+                request = replace(request, scored=rng.randrange(len(expected.scores) + 1))
             if rng.random() < 0.3 and len(expected.tokens) > 1:
-                request = replace(request, generated=expected.tokens[: rng.randrange(1, len(expected.tokens))])
+                generated = expected.tokens[: rng.randrange(1, len(expected.tokens))]
+                request = replace(request, generated=generated, scored=len(expected.scores))
             arrivals.append((rng.randint(0, 12), request))
         for _ in range(rng.choice([1, 2])):  # the second time over a warm prefix cache
             got = play(engine, list(arrivals), rng, trouble=True)
             for _, request in arrivals:
                 expected, seen, begin = (
-                    world.alone(replace(request, generated=())),
+                    world.alone(replace(request, generated=(), scored=0)),
                     got[request.id],
                     len(request.generated),
                 )
                 assert seen.tokens == expected.tokens, (rounds, request.id, scheduler)
+                assert seen.scores == expected.scores[request.scored :], (rounds, request.id, scheduler)
                 assert seen.logits[begin:] == expected.logits[begin:], (rounds, request.id, scheduler)
                 done += 1
             engine.sampler.digests.clear()

@@ -18,7 +18,7 @@ import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
-from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, TokenLogprobs
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, PromptLogprobs, TokenLogprobs
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 TEMPLATE = (
@@ -59,6 +59,16 @@ def write_tokenizer(directory: Path, **config: Any) -> Path:
     text = json.dumps({key: value for key, value in values.items() if value is not None}, ensure_ascii=False)
     (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
     return directory
+
+
+def prompt_scores(request: GenerationRequest) -> Iterator[PromptLogprobs]:
+    """In two parts, where they are asked for: token i has -i / 10, and the likeliest are 2, 3, … ."""
+    top, length = request.params.prompt_logprobs, len(request.prompt)
+    if top is not None:
+        for part in (range(1, length // 2), range(max(1, length // 2), length)):
+            scores = [TokenLogprobs(-i / 10, tuple((2 + j, -j / 10) for j in range(top)), rank=i) for i in part]
+            if scores:
+                yield PromptLogprobs(part.start, tuple(scores))
 
 
 class FakeEngine:
@@ -104,6 +114,9 @@ class FakeEngine:
         key = repr((request.prompt, request.params.seed if request.params.temperature else 0, index)).encode()
         return 2 + int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") % (self.vocab_size - 2)
 
+    def logprob(self, request: GenerationRequest) -> float:
+        return -0.5
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         if self.unavailable:
             raise EngineUnavailableError(self.unavailable)
@@ -114,6 +127,11 @@ class FakeEngine:
         finished = False
         try:
             at = 0
+            for part in prompt_scores(request):
+                yield Delta(request.id, 0, prompt=part)
+            if not request.params.max_tokens:
+                finished = True
+                yield Delta(request.id, 0, (), FinishReason.LENGTH)
             while not finished:
                 await asyncio.sleep(self.delay_s)
                 if self.fail_after is not None and at >= self.fail_after:
@@ -132,7 +150,10 @@ class FakeEngine:
                 logprobs = (
                     ()
                     if top is None
-                    else tuple(TokenLogprobs(-0.5, tuple((t + i, -0.5 - i) for i in range(top))) for t in tokens)
+                    else tuple(
+                        TokenLogprobs(self.logprob(request), tuple((t + i, -0.5 - i) for i in range(top)))
+                        for t in tokens
+                    )
                 )
                 finished = reason is not None
                 yield Delta(request.id, at, tuple(tokens), reason, logprobs, cached_tokens=len(request.prompt) // 2)

@@ -13,8 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
-from isotherm.actors.models.protocol import RoutedExperts
-from isotherm.actors.models.step_batch import StepBatch
 from isotherm.cluster.model.config import Fields
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
 
@@ -37,8 +35,8 @@ class ToyConfig(DeepseekV3Config):
 class ToyModel(DeepseekV3Model):
     config: ToyConfig
 
-    def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
-        return super().forward(batch, cache, experts) * self.config.logit_scale
+    def logits(self, x_ND: Tensor) -> Tensor:
+        return super().logits(x_ND) * self.config.logit_scale
 
 
 NAMES = {".mlp.experts.": ".block_sparse_moe.experts.", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}

@@ -8,7 +8,6 @@ not.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -112,11 +111,7 @@ def by_isotherm(path: Path, kernels: Kernels, documents: list[Document]) -> Tens
             batch = build_batch(
                 [Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE, engine.model.cos, engine.model.sin
             )
-            rows.append(
-                engine.model.forward(
-                    dataclasses.replace(batch, sample_rows=torch.arange(count)), engine.cache, engine.experts
-                )
-            )
+            rows.append(engine.model.logits(engine.model.forward(batch, engine.cache, engine.experts)))
         out.append(of_next(torch.cat(rows), tokens))
     return torch.cat(out)
 

@@ -43,6 +43,8 @@ class ChatBody(ToolsBody, StructuredBody, ThinkingBody):
         "web_search_options": (),
         "verbosity": (),
         "echo": (False,),
+        "best_of": (1,),
+        "add_special_tokens": (False,),  # templates write their own
     }
 
     messages: list[Message] = Field(min_length=1)

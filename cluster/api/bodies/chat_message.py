@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -31,7 +31,14 @@ class RefusalPart(BodyModel):
         return self.refusal
 
 
-_Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+def _part_kind(value: Any) -> str:
+    """A tag that is no key of a part. What is of neither type is taken for text, and its type is what is wrong."""
+    return "refusal part" if isinstance(value, dict) and value.get("type") == "refusal" else "text part"
+
+
+_Part = Annotated[
+    Annotated[TextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(_part_kind)
+]
 _Content = Annotated[
     Annotated[str, Tag("text")] | Annotated[list[_Part], Field(min_length=1), Tag("list")],
     Discriminator(text_or_list),

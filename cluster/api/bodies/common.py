@@ -7,15 +7,28 @@ name, unless it has its neutral value. Knows nothing about tokenizers, engines o
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-MAX_N = 8
+from isotherm.cluster.api.bodies.elsewhere import HARMLESS, UNSERVED
+from isotherm.cluster.api.bodies.foreign import FOREIGN
+
+MAX_N = 128
 MAX_TOP_LOGPROBS = 20
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1000
+_MAX_BAD_WORDS = 128
 
 
 def text_or_list(value: Any) -> str:
@@ -25,6 +38,8 @@ def text_or_list(value: Any) -> str:
 NonEmpty = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARS)]
+# False is what some clients send for none.
+_Count = Annotated[int | None, BeforeValidator(lambda value: None if value is False else value)]
 _TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")]  # a token id as a key of JSON
 _Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 _Stops = Annotated[
@@ -40,27 +55,52 @@ class BodyModel(BaseModel):
 
 
 class StreamOptions(BodyModel):
-    include_usage: bool = False
+    include_usage: bool = False  # a last chunk with the usage
+    continuous_usage_stats: bool = False  # the usage so far in each chunk
+    include_timings: bool = False  # a last chunk with `timings`
+    include_obfuscation: Literal[False] | None = None  # chunks are not padded
 
 
-def _hint(neutral: tuple[Any, ...]) -> str:
+def _refusal(name: str, neutral: tuple[Any, ...]) -> str:
+    instead = FOREIGN[name][1] if name in FOREIGN else ""
     allowed = " or ".join(json.dumps(value) for value in neutral)
-    return f"; leave it out or give {allowed}" if allowed else "; leave it out"
+    what = f"use {instead}, or leave it out" if instead else "leave it out"
+    known = "here" if name in FOREIGN else "yet"
+    return f"{name} is not supported {known}; {what}{f' or give {allowed}' if allowed else ''}"
 
 
-class GenerationBody(BodyModel):
+class RequestBody(BodyModel):
+    """A whole body. `neutral`: the known fields that cannot be honoured, each with the values that ask for nothing."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name, neutral in cls.neutral.items():
+                value = data.get(name)
+                if value is not None and not any(
+                    value == allowed and isinstance(value, bool) <= isinstance(allowed, bool) for allowed in neutral
+                ):
+                    raise PydanticCustomError(f"field:{name}", "{refusal}", {"refusal": _refusal(name, neutral)})
+        return data
+
+
+class GenerationBody(RequestBody):
     """What both kinds of request share, with extensions that other servers know too. A field of the name that one of
     SamplingParams has goes to the engine as it is."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "guided_whitespace_pattern": (),
-        "prompt_logprobs": (0, False),
-        "include_stop_str_in_output": (False,),
+        **{name: neutral for name, (neutral, _) in FOREIGN.items()},
     }
+
+    harmless: ClassVar[dict[str, str]] = HARMLESS
 
     model: NonEmpty
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     n: int | None = Field(None, ge=1, le=MAX_N)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
@@ -79,26 +119,44 @@ class GenerationBody(BodyModel):
     stop_token_ids: list[TokenId] | None = Field(None, max_length=128)
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for name, neutral in cls.neutral.items():
-                value = data.get(name)
-                if value is not None and not any(
-                    value == allowed and isinstance(value, bool) <= isinstance(allowed, bool) for allowed in neutral
-                ):
-                    raise PydanticCustomError(
-                        f"field:{name}", "{name} is not supported yet{hint}", {"name": name, "hint": _hint(neutral)}
-                    )
-        return data
+    include_stop_str_in_output: bool | None = None
+    bad_words: list[_Stop] | None = Field(None, max_length=_MAX_BAD_WORDS)
+    prompt_logprobs: _Count = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    return_token_ids: bool | None = None
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationBody:
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("field:stream_options", "stream_options is only allowed when stream is true")
         return self
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A body refuses of other servers' fields those that it does not have."""
+        refused = {**UNSERVED, **cls.neutral}
+        served = cls.model_fields.keys() & UNSERVED.keys()
+        cls.neutral = {name: values for name, values in refused.items() if name not in served}
+
+    @model_validator(mode="after")
+    def _prompt_logprobs_come_whole(self) -> GenerationBody:
+        if self.prompt_logprobs is not None and self.stream:
+            raise PydanticCustomError("field:prompt_logprobs", "prompt_logprobs has no form in a stream")
+        return self
+
+    @property
+    def samples(self) -> int:
+        """Choices of each prompt that are computed."""
+        return self.n or 1
+
+    @property
+    def prompt_logprob_count(self) -> int | None:
+        """As SamplingParams.prompt_logprobs."""
+        return self.prompt_logprobs
+
+    @property
+    def echoes_logprobs(self) -> bool:
+        """The prompt's log-probabilities are to stand before the output's."""
+        return False
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -107,3 +165,11 @@ class GenerationBody(BodyModel):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
+    def include_timings(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_timings

@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import MAX_TOP_LOGPROBS, GenerationBody, NonEmpty, TokenId
+from isotherm.cluster.api.bodies.common import MAX_N, MAX_TOP_LOGPROBS, GenerationBody, NonEmpty, TokenId
 from isotherm.cluster.api.bodies.structure import StructuredBody
 
 MAX_PROMPTS = 128
-MAX_CHOICES = 128  # prompts × n
+MAX_CHOICES = 128  # prompts × n, or × best_of
 _Tokens = Annotated[list[TokenId], Field(min_length=1)]
 
 
@@ -56,18 +56,41 @@ class CompletionBody(StructuredBody, GenerationBody):
         Discriminator(_shape),
     ]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    max_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     echo: bool | None = None
-    best_of: int | None = None
+    best_of: int | None = Field(None, ge=1, le=MAX_N)
+    add_special_tokens: bool | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> CompletionBody:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise PydanticCustomError("field:best_of", "best_of must equal n: choosing among more is not supported yet")
-        if self.echo and self.logprobs is not None:
-            raise PydanticCustomError("field:echo", "echo together with logprobs is not supported yet")
-        if len(self.prompts) * (self.n or 1) > MAX_CHOICES:
-            raise PydanticCustomError("field:n", "prompts × n must be at most {limit}", {"limit": MAX_CHOICES})
+        n = self.n or 1
+        if self.best_of is not None and self.best_of < n:
+            raise PydanticCustomError("field:best_of", "best_of must be at least n, which is {n}", {"n": n})
+        if self.stream and self.samples > n:
+            raise PydanticCustomError(
+                "field:best_of", "best_of must equal n in a stream: which are best shows at the end"
+            )
+        if self.max_tokens == 0 and not self.echo:
+            raise PydanticCustomError("field:max_tokens", "max_tokens must be at least 1, or echo true")
+        if len(self.prompts) * self.samples > MAX_CHOICES:
+            name = "n" if self.samples == n else "best_of"
+            raise PydanticCustomError(
+                f"field:{name}", "prompts × {name} must be at most {limit}", {"name": name, "limit": MAX_CHOICES}
+            )
         return self
+
+    @property
+    def samples(self) -> int:
+        return self.best_of or self.n or 1
+
+    @property
+    def prompt_logprob_count(self) -> int | None:
+        asked = [count for count in (self.prompt_logprobs, self.logprobs if self.echo else None) if count is not None]
+        return max(asked, default=None)
+
+    @property
+    def echoes_logprobs(self) -> bool:
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, PrivateAttr, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -91,6 +91,8 @@ class ToolsBody(BodyModel):
     """The fields of a chat that are about tools. With `tool_choice` "none" tools are told to the model, as earlier
     calls in the chat may need, and no call is looked for in what it says."""
 
+    older: ClassVar[dict[str, str]] = _OLDER
+
     tools: list[ToolBody] | None = Field(None, max_length=_MAX_TOOLS)
     tool_choice: _Choice | None = None
     parallel_tool_calls: bool | None = None
@@ -100,7 +102,7 @@ class ToolsBody(BodyModel):
     def _refuse_other_forms(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        for older, newer in _OLDER.items():
+        for older, newer in cls.older.items():
             if data.get(older) not in (None, [], "none", "auto"):
                 wrong = "{older} is the older form, which is not served: give {newer}"
                 raise PydanticCustomError(f"field:{older}", wrong, {"older": older, "newer": newer})

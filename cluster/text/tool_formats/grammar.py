@@ -29,6 +29,7 @@ _OF_PAIRS = _NOTES | {
 _OF_TEXT = _NOTES | {"type", "enum", "const"}  # what one of a string may have, where it is written as bare text
 _OF_SCALAR = _NOTES | {"type"}
 _SCALARS = frozenset({"null", "boolean", "integer", "number"})
+_NO_STRING: JSON = {"type": ["null", "boolean", "number", "object", "array"]}
 _NOTHING = '""'
 _ANY_KEY = '/[^"<>\\n]{1,64}/'
 
@@ -107,8 +108,12 @@ class PairRules:
         if unknown := sorted(required - set(properties)):
             raise ToolSchemaError(tool.name, f"{unknown[0]!r} is required and no property of it")
         if not properties and schema.get("additionalProperties") is not False:
-            text = self._written.text_to(f"{rule}_text", self._end)
-            return [f"{rule}: ({self._begin(_ANY_KEY, True)} {rule}_text {self._gap})*", text]
+            texts = [self._written.text_to(f"{rule}_text", self._end)]
+            ways = [f"{self._begin(_ANY_KEY, True)} {rule}_text"]
+            if self._typed:
+                ways.append(f"{self._begin(_ANY_KEY, False)} {rule}_json {self._written(self._end)}")
+                texts.append(f"{rule}_json: {_json(tool, _NO_STRING)}")
+            return [f"{rule}: (({' | '.join(ways)}) {self._gap})*", *texts]
         rules: list[str] = []
         pairs = []
         for i, (key, value) in enumerate(properties.items()):
@@ -146,12 +151,7 @@ class PairRules:
         if reference := re.search(r'"\$ref": "(?!#/(?:\$defs|definitions)/)([^"]*)"', json.dumps(schemas)):
             raise ToolSchemaError(tool.name, f"the reference {reference[1]!r} in {key!r} cannot be followed")
         definitions: JSON = {name: root[name] for name in ("$defs", "definitions") if name in root}
-        plain: list[JSON] = [
-            schema
-            if isinstance(schema, dict) and types(schema, root)
-            else {"type": sorted(_SCALARS | {"object", "array"})}
-            for schema in schemas
-        ]
+        plain = [schema if isinstance(schema, dict) and types(schema, root) else _NO_STRING for schema in schemas]
         return {**(plain[0] if len(plain) == 1 else {"anyOf": plain}), **definitions}
 
     def _check_apart(self, tool: Tool, key: str, others: list[Any]) -> None:

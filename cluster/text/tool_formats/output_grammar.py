@@ -11,7 +11,7 @@ from isotherm.cluster.text.tool_formats.base import Tool, ToolFormat
 from isotherm.cluster.text.tool_formats.grammar import Literals
 
 
-def output_grammar(
+def grammar_of_calls(
     form: ToolFormat,
     tools: Sequence[Tool],
     control_tokens: Mapping[str, int],

@@ -83,7 +83,8 @@ def test_everything_is_on_the_device(tmp_path: Path, options: dict[str, Any]):
         Chunk(ScheduledSequence(request, 0, [*range(41)], blocks=[0, 1, 2]), 40, 1, Form.DECODE, sample=True),
         Chunk(ScheduledSequence(request, 1, [*range(40)], blocks=[3, 4, 5]), 16, 24, Form.PREFILL, sample=True),
     ]
-    logits = model.forward(build_batch(chunks, 16, model.cos, model.sin), cache, experts)
+    batch = build_batch(chunks, 16, model.cos, model.sin)
+    logits = model.logits(model.forward(batch, cache, experts)[batch.sample_rows])
     assert logits.shape == (2, config.vocab_size) and logits.device.type == "meta"
     assert experts.layers == list(config.moe_layers)
     assert {"mla_decode_kernel", "mla_prefill_kernel", "route_select_kernel", "write_cache_kernel"} <= set(

@@ -186,8 +186,8 @@ def forward_all(case: Case, forms: Sequence[tuple[Form, int, int]]) -> torch.Ten
         batch = build_batch(
             [Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE, engine.model.cos, engine.model.sin
         )
-        batch = dataclasses.replace(batch, sample_rows=torch.arange(count))
-        out.append(engine.model.forward(batch, engine.cache, engine.experts).log_softmax(-1))
+        x = engine.model.forward(batch, engine.cache, engine.experts)
+        out.append(engine.model.logits(x).log_softmax(-1))
     return torch.cat(out)
 
 

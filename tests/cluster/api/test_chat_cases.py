@@ -107,7 +107,7 @@ def test_no_new_message_is_begun_where_none_is_asked_for(tiny):
         (PREFIX, {"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
         ([{**PREFIX[1], "prefix": True}], {"continue_final_message": False}, "continue_final_message"),
         ([{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}], {}, "messages[0].content"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], {}, "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], {}, "messages[0].content[0].type"),
         (USER, {"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
         (USER, {"chat_template_kwargs": {"eos_token": "x"}}, "chat_template_kwargs"),
         (USER, {"documents": [{"title": "t", "text": "x"}]}, "documents"),

@@ -68,6 +68,7 @@ def test_what_is_beyond_the_capacity_is_refused_without_a_replica():
         status, headers, body = await ask(gate)
         assert (status, replicas.reached) == (429, 3) and int(headers[b"retry-after"]) >= 1
         assert json.loads(body)["error"]["code"] == "overloaded"
+        assert json.loads((await ask(gate, path="/v1/messages"))[2])["error"]["type"] == "rate_limit_error"
         replicas.capacity = 5
         replicas.go.set()
         await asyncio.gather(*tasks)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from fake_engine import write_tokenizer
+from fake_engine import BOS, write_tokenizer
 
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.completion import CompletionBody
+from isotherm.cluster.api.bodies.foreign import FOREIGN
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import PromptLimits, Served, choice_seed
@@ -152,7 +153,17 @@ def test_completion_prompts(tokenizer):
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": ["a", ""]}, "stop[1]"),
         ({"stop": 5}, "stop"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"n": 129}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"bad_words": ["a", ""]}, "bad_words[1]"),
+        ({"bad_words": "a"}, "bad_words"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt_logprobs": True}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"best_of": 2}, "best_of"),
+        ({"add_special_tokens": True}, "add_special_tokens"),
         ({"seed": 2**63}, "seed"),
         ({"seed": 1.5}, "seed"),
         ({"top_k": -2}, "top_k"),
@@ -203,8 +214,11 @@ def test_chat_errors_name_the_field(tokenizer, fields, param):
         ({"max_completion_tokens": 5}, "max_completion_tokens"),
         ({"chat_template_kwargs": {"thinking": True}}, "chat_template_kwargs"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"best_of": 2}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 3, "n": 2, "stream": True}, "best_of"),
+        ({"prompt": ["a"] * 50, "best_of": 3}, "best_of"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 0, "echo": True, "min_tokens": 1}, "min_tokens"),
         ({"logprobs": 21}, "logprobs"),
     ],
 )
@@ -224,6 +238,75 @@ def test_what_a_body_says_of_sampling_goes_to_the_engine(tokenizer):
     chat(tokenizer, chat_template_kwargs={"template_kwargs": 1, "tokenizer": 2})  # any other name is the template's
     (request,) = complete(tokenizer).requests
     assert (request.params.min_p, request.params.repetition_penalty, request.priority) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("ask", [chat, complete])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_other_servers_call_otherwise_is_refused_by_name(tokenizer, ask, name):
+    neutral, instead = FOREIGN[name]
+    for value in neutral:
+        ask(tokenizer, **{name: value})
+    ask(tokenizer, **{name: None})
+    with pytest.raises(ReplyError) as info:
+        ask(tokenizer, **{name: 0.37})
+    assert (info.value.status, info.value.param) == (400, name)
+    assert info.value.message.startswith(f"{name} is not supported here; ")
+    assert not instead or f"use {instead}" in info.value.message
+
+
+def test_what_is_told_to_be_used_instead_is_there():
+    assert {instead for _, instead in FOREIGN.values() if instead} <= set(CompletionBody.model_fields)
+    assert not FOREIGN.keys() & (CompletionBody.model_fields.keys() | ChatBody.model_fields.keys())
+
+
+def test_bad_words_have_their_tokens_with_a_space_before_them_and_without(tokenizer):
+    (request,) = complete(tokenizer, bad_words=["lazy dog", " fox", "日本"]).requests
+    for text in ("lazy dog", " lazy dog", "fox", " fox", "日本", " 日本"):
+        assert tuple(tokenizer.encode(text, add_special_tokens=False)) in request.params.bad_words
+    assert all(request.params.bad_words) and len(set(request.params.bad_words)) == len(request.params.bad_words)
+    assert complete(tokenizer, bad_words=[]).requests[0].params.bad_words == ()
+    # White space alone is a word too.
+    assert (
+        tuple(tokenizer.encode("  ", add_special_tokens=False))
+        in chat(tokenizer, bad_words=["  "]).requests[0].params.bad_words
+    )
+
+
+def test_a_family_is_the_choices_of_one_prompt(tokenizer):
+    requests = complete(tokenizer, prompt=["hi", "ho"], n=2, best_of=3).requests
+    assert len(requests) == 6 and len({request.family for request in requests}) == 2
+    assert [request.family == requests[0].family for request in requests] == [True] * 3 + [False] * 3
+    assert all(request.params.logprobs == 0 for request in requests)  # by which the best are chosen
+    assert [request.family for request in complete(tokenizer, prompt=["hi", "ho"]).requests] == ["", ""]
+    assert len(chat(tokenizer, n=128).requests) == 128
+
+
+def test_scores_of_a_prompt_are_asked_of_its_first_choice(tokenizer):
+    def asked(**fields):
+        return [request.params.prompt_logprobs for request in complete(tokenizer, **fields).requests]
+
+    assert asked(prompt_logprobs=2, n=2, prompt=["hi", "ho"]) == [2, None, 2, None]
+    assert asked(echo=True, logprobs=3) == [3] and asked(echo=True) == asked(logprobs=3) == [None]
+    assert asked(echo=True, logprobs=1, prompt_logprobs=4) == [4]
+    assert asked(echo=True, logprobs=1, n=2, stream=True) == [1, 1]  # none waits for another
+    assert asked(prompt_logprobs=False) == [None] and asked(prompt_logprobs=0) == [0]
+    (request,) = chat(tokenizer, prompt_logprobs=1).requests
+    assert request.params.prompt_logprobs == 1
+
+
+def test_a_prompt_alone_may_fill_the_context(tokenizer):
+    (request,) = complete(tokenizer, prompt=[4] * 64, max_tokens=0, echo=True, logprobs=0).requests
+    assert request.params.max_tokens == 0
+    with pytest.raises(ReplyError) as info:
+        complete(tokenizer, prompt=[4] * 65, max_tokens=0, echo=True)
+    assert info.value.code == "context_length_exceeded"
+
+
+def test_special_tokens_before_a_completions_prompt(tokenizer):
+    ids = tokenizer.encode("hi")
+    assert complete(tokenizer, prompt=f"{BOS}hi").requests[0].prompt == tuple(ids)
+    assert complete(tokenizer, add_special_tokens=False).requests[0].prompt == tuple(ids[1:])
+    chat(tokenizer, add_special_tokens=False)
 
 
 def test_what_a_body_does_not_say_is_the_checkpoints(tokenizer):

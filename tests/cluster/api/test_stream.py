@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from starlette.requests import ClientDisconnect
 
+from isotherm.cluster.api.replies import COMMENT
 from isotherm.cluster.api.stream import EventStream
 
 
@@ -51,7 +52,7 @@ def serve(script, first_event_s=0.05, silence_s=10.0, gone_after=None):
         client = Client()
         if gone_after is not None:
             asyncio.get_running_loop().call_later(gone_after, client.gone.set)
-        stream = EventStream(events(), lambda error: f"error {error}".encode(), silence_s)
+        stream = EventStream(events(), lambda error: f"error {error}".encode(), silence_s, COMMENT)
         await stream.first_event(client.receive, first_event_s)
         await stream({"type": "http"}, client.receive, client.send)
         return client.sent

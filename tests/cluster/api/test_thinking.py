@@ -79,13 +79,13 @@ def test_thinking_off(served, body):
     assert prompt(served("V3.1"), **body).endswith("<｜Assistant｜></think>")
     assert prompt(served("GLM"), **body).endswith("<think></think>")
     assert prompt(served("Hermes"), **body).endswith("assistant\n")  # it never does
+    for name in ("V3.1", "GLM", "Hermes"):
+        assert prepared(served(name), **body).requests[0].params.max_thinking_tokens is None
 
 
 @pytest.mark.parametrize(
     ("name", "body", "param"),
     [
-        ("R1", {"enable_thinking": False}, "enable_thinking"),
-        ("R1", {"reasoning_effort": "none"}, "reasoning_effort"),
         ("Hermes", {"thinking": {"type": "enabled"}}, "thinking"),
         ("Hermes", {"reasoning": {"effort": "high"}}, "reasoning.effort"),
         ("V3.1", {"thinking": True, "enable_thinking": False}, "enable_thinking"),
@@ -140,15 +140,45 @@ CASES = [
 @pytest.mark.parametrize(("name", "body", "text", "fields"), CASES)
 def test_the_thought_is_split_as_the_family_writes_it(served, name, body, text, fields):
     for pieces in ([text], list(text)):
-        parser = prepared(served(name), **body).new_parser()
+        parser = prepared(served(name), **body).new_parser(0)
         assert joined([*map(parser.feed, pieces), parser.finish()]) == fields
 
 
 def test_a_thought_that_was_begun_goes_on(served):
     thought = [*USER, {"role": "assistant", "content": "Because", "prefix": True}]
     made = prepared(served("V3.1"), messages=thought, thinking=True)
-    parser = made.new_parser()
+    parser = made.new_parser(0)
     assert joined([parser.feed(" so</think>7"), parser.finish()]) == OutputFields("7", " so")
     made = prepared(served("V3.1"), messages=thought)
-    parser = made.new_parser()
+    parser = made.new_parser(0)
     assert joined([parser.feed(" so"), parser.finish()]) == OutputFields(" so")
+
+
+LIMITED = [
+    {"max_thinking_tokens": 7},
+    {"thinking_budget": 7},
+    {"thinking": {"type": "enabled", "budget_tokens": 7}},
+    {"reasoning": {"max_tokens": 7}},
+]
+
+
+@pytest.mark.parametrize("body", LIMITED, ids=str)
+def test_a_thought_may_have_a_limit(served, body):
+    def limit(name, **more):
+        params = prepared(served(name), n=2, **body, **more).requests[1].params
+        begin, end = (served(name).tokenizer.decode(ids) for ids in (params.thought_begin, params.thought_end))
+        assert len(params.thought_end) == 1
+        return params.max_thinking_tokens, begin, end
+
+    assert limit("R1") == (7, "", "</think>")  # the prompt begins it
+    assert limit("V3.1", enable_thinking=True) == (7, "", "</think>")
+    assert limit("GLM") == (7, "<think>", "</think>")
+    assert prepared(served("GLM")).requests[0].params.max_thinking_tokens is None
+
+
+@pytest.mark.parametrize("body", [body for body in OFF if "chat_template_kwargs" not in body], ids=str)
+def test_without_a_switch_a_thought_ends_before_it_begins(served, body):
+    for name, begin in (("R1", ""), ("Kimi", "<think>")):
+        params = prepared(served(name), **body).requests[0].params
+        assert params.max_thinking_tokens == 0 and len(params.thought_end) == 1
+        assert served(name).tokenizer.decode(params.thought_begin) == begin

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from fake_engine import FakeEngine, http_server, write_tokenizer
@@ -12,10 +12,11 @@ from tool_texts import CITY, NOW, WEATHER, dsml, glm, hermes, kimi, v3, v31
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.registry import TOOL_FORMATS
 
-TINY = Tokenizer.load(Path(__file__).resolve().parents[3] / "manifests" / "tiny")
+TINY = Tokenizer.load(bundled_model())
 EOS = min(TINY.eos_token_ids)
 TOOLS = [
     {"type": "function", "function": {"name": tool.name, "description": "d", "parameters": tool.parameters}}
@@ -229,6 +230,51 @@ def refused(client, **fields):
     return info.value.body["param"], info.value.body["message"]
 
 
+def test_markers_that_are_special_tokens_are_seen_and_not_shown(served, tmp_path):
+    """As some vocabularies have them: left out of text, they still make calls."""
+    source = bundled_model()
+    vocabulary = json.loads((source / "tokenizer.json").read_text())
+    for token in vocabulary["added_tokens"]:
+        token["special"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_text((source / name).read_text())
+    tokenizer = Tokenizer.load(tmp_path)
+    engine, _ = served
+    with http_server(build_app(engine, tokenizer, "tiny")) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="-")
+        says(engine, f"Let me see.{TWO['deepseek_v3.1']}<｜tool▁sep｜> Done.")
+        for content, calls, reason in (whole(ask(client)), *streamed(ask(client, stream=True))):
+            assert [call[1:] for call in calls] == [("get_weather", CITY), ("now", "{}")]
+            assert (content, reason) == ("Let me see. Done.", "tool_calls")
+        assert whole(ask(client, tool_choice="none"))[0] == 'Let me see.get_weather{"city": "Rome"}now{} Done.'
+        client.close()
+    tokenizer.chat_template.close()
+
+
+def test_other_routes_have_the_same_calls(served):
+    engine, client = served
+    says(engine, "Let me see." + TWO["deepseek_v3.1"])
+    functions = [tool["function"] for tool in TOOLS]
+    base = str(client().base_url).rstrip("/")
+    messages = httpx.post(
+        f"{base}/messages",
+        json={
+            "model": "tiny",
+            "max_tokens": 500,
+            "messages": USER,
+            "tools": [{"name": f["name"], "input_schema": f["parameters"]} for f in functions],
+        },
+    ).json()
+    used = [(block["name"], block["input"]) for block in messages["content"] if block["type"] == "tool_use"]
+    assert used == [("get_weather", json.loads(CITY)), ("now", {})] and messages["stop_reason"] == "tool_use"
+    response = client().responses.create(
+        model="tiny", input="What is the weather?", tools=[{"type": "function", **f} for f in functions]
+    )
+    called = [(item.name, item.arguments) for item in response.output if item.type == "function_call"]
+    assert called == [("get_weather", CITY), ("now", "{}")]
+
+
 def test_tools_that_cannot_be_called_are_refused_by_name(served, tmp_path):
     engine, client = served
     param, message = refused(client("none"))
@@ -241,6 +287,70 @@ def test_tools_that_cannot_be_called_are_refused_by_name(served, tmp_path):
         param, message = refused(openai.OpenAI(base_url=f"{url}/v1", api_key="-"))
         assert param == "tools" and "template" in message
     tokenizer.chat_template.close()
+
+
+STRICT = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}, TOOLS[1]]
+CITY_SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+ANSWER = {"type": "json_schema", "json_schema": {"name": "a", "schema": CITY_SCHEMA}}
+
+
+def constraint(engine, client, **fields):
+    """What the engine is told to hold the output to."""
+    ask(client, max_tokens=1, **fields)
+    return engine.seen[-1].params.constraint
+
+
+def held(grammar, text):
+    ids = TINY.encode(text, add_special_tokens=False)
+    matcher = TINY.grammar_vocabulary(TINY.vocab_size).matcher(grammar)
+    return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+def test_what_must_be_called_is_held_to_it(served):
+    engine, client = served
+    says(engine, "No.")
+    rome, now = v31(("get_weather", CITY)), v31(("now", "{}"))
+    assert constraint(engine, client()) is None and constraint(engine, client(), tool_choice="none") is None
+    required = constraint(engine, client(), tool_choice="required")
+    assert required.after == () and held(required.grammar, rome) and held(required.grammar, TWO["deepseek_v3.1"])
+    named = constraint(engine, client(), tool_choice={"type": "function", "function": {"name": "now"}})
+    assert held(named.grammar, now) and not held(named.grammar, rome) and not held(named.grammar, "text")
+    single = constraint(engine, client(), tool_choice="required", parallel_tool_calls=False)
+    assert held(single.grammar, rome) and not held(single.grammar, TWO["deepseek_v3.1"])
+    strict = constraint(engine, client(), tools=STRICT)
+    assert held(strict.grammar, "It is sunny.") and held(strict.grammar, "So: " + rome)
+    assert not held(strict.grammar, v31(("get_weather", "{}")))
+    thinking = {"chat_template_kwargs": {"thinking": True}}
+    thought = constraint(engine, client(), tool_choice="required", extra_body=thinking)
+    assert thought.after == (TINY.token_id("</think>"),) and thought.grammar == required.grammar
+
+
+def test_an_answer_by_a_schema_or_calls(served):
+    engine, client = served
+    says(engine, "No.")
+    rome = v31(("get_weather", CITY))
+    either = constraint(engine, client(), response_format=ANSWER).grammar
+    assert held(either, CITY) and held(either, rome) and not held(either, "text") and not held(either, CITY + rome)
+    calls = constraint(engine, client(), response_format=ANSWER, tool_choice="required").grammar
+    assert held(calls, rome) and not held(calls, CITY)
+    answer = constraint(engine, client(), response_format=ANSWER, tool_choice="none").grammar
+    assert held(answer, CITY) and not held(answer, rome)
+
+
+def test_a_tool_that_cannot_be_enforced_is_refused_by_name(served):
+    engine, client = served
+    odd = {"type": "object", "properties": {"a": {"type": "object", "not": {}}}}
+    tools = [TOOLS[1], {"type": "function", "function": {"name": "odd", "parameters": odd}}]
+    reached = len(engine.seen)
+    param, message = refused(client(), tools=tools, tool_choice="required")
+    assert param == "tools[1].function.parameters" and "'not'" in message
+    assert len(engine.seen) == reached
+    says(engine, "No.")
+    ask(client(), tools=tools)  # nothing of it is enforced where it may be called or not
+    endless = {"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}
+    tools[1]["function"]["parameters"] = endless
+    param, _ = refused(client(), tools=tools, tool_choice="required")
+    assert param == "tools[1].function.parameters"
 
 
 def test_what_was_called_goes_back_into_the_prompt(served):

@@ -24,7 +24,14 @@ def client() -> TestClient:
     def streamed(_request):
         return StreamingResponse(iter([b"a", b"b"]), media_type="text/event-stream")
 
-    app = Starlette(routes=[Route("/unrouted", unrouted), Route("/routed", routed), Route("/streamed", streamed)])
+    app = Starlette(
+        routes=[
+            Route("/unrouted", unrouted),
+            Route("/v1/messages", unrouted),
+            Route("/routed", routed),
+            Route("/streamed", streamed),
+        ]
+    )
     return TestClient(UnroutedMiddleware(app))
 
 
@@ -32,6 +39,7 @@ def test_serves_own_404_is_a_503():
     answer = client().get("/unrouted")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
     assert answer.json()["error"]["code"] == "unavailable" and "routes" not in answer.text
+    assert client().get("/v1/messages").json()["error"]["type"] == "overloaded_error"
 
 
 @pytest.mark.parametrize(("path", "status", "text"), [("/routed", 404, "no such path"), ("/streamed", 200, "ab")])

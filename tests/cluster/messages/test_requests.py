@@ -8,6 +8,7 @@ from isotherm.cluster.messages.requests import (
     Delta,
     FinishReason,
     GenerationRequest,
+    PromptLogprobs,
     SamplingParams,
     TokenLogprobs,
     merged_deltas,
@@ -19,6 +20,7 @@ def test_a_resumed_request_differs_in_what_was_generated_and_was_accepted():
     resumed = request.resumed((7, 8))
     assert resumed == GenerationRequest("a", (1, 2), SamplingParams(9, temperature=0.5, seed=3), (7, 8), accepted=True)
     assert (request.generated, request.accepted) == ((), False)
+    assert request.resumed((), 3) == dataclasses.replace(request, scored=3, accepted=True)
     assert resumed.resumed(()) == dataclasses.replace(request, accepted=True)
 
 
@@ -55,6 +57,19 @@ def test_merged_deltas_say_the_same():
         Delta("a", 0, (5, 6, 7, 8), FinishReason.LENGTH, (p, q, p, q), cached_tokens=3),
         Delta("b", 4, (9,), FinishReason.STOP)
     ]  # fmt: skip
+
+
+def test_what_scores_a_prompt_comes_in_one_with_the_first_tokens():
+    p, q = TokenLogprobs(-1.0, rank=1), TokenLogprobs(-2.0, rank=3)
+    steps = [
+        Delta("a", 0, prompt=PromptLogprobs(1, (p, q))), Delta("b", 0, (5,)),
+        Delta("a", 0, prompt=PromptLogprobs(3, (q,))),
+        Delta("a", 0, (9,), prompt=PromptLogprobs(4, (p,))), Delta("a", 1, (9,), FinishReason.LENGTH),
+    ]  # fmt: skip
+    assert merged_deltas(steps) == [
+        Delta("a", 0, (9, 9), FinishReason.LENGTH, prompt=PromptLogprobs(1, (p, q, q, p))),
+        Delta("b", 0, (5,)),
+    ]
 
 
 @pytest.mark.parametrize("after", [

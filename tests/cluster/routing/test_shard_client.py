@@ -6,14 +6,23 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
-from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
+from isotherm.cluster.messages.requests import (
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    PromptLogprobs,
+    SamplingParams,
+    TokenLogprobs,
+)
 from isotherm.cluster.routing import shard_client
+from isotherm.cluster.routing.journey import Journey
 from isotherm.cluster.routing.shard_client import ShardClient
 
 
@@ -185,6 +194,14 @@ def ask(client: ShardClient, *requests: GenerationRequest) -> list[asyncio.Task[
     return [asyncio.ensure_future(collect(client, asked)) for asked in requests]
 
 
+def scoring(name: str) -> GenerationRequest:
+    return GenerationRequest(name, tuple(range(30)), SamplingParams(3, prompt_logprobs=0))
+
+
+def scores(start: int, stop: int) -> PromptLogprobs:
+    return PromptLogprobs(start, tuple(TokenLogprobs(-float(i)) for i in range(start, stop)))
+
+
 EXPECTED = [100, 101, 102, 103, 104, 105]
 
 
@@ -195,6 +212,64 @@ def test_a_request_gets_its_tokens():
         assert [tokens(task.result()) for task in work] == [EXPECTED, EXPECTED]
 
     play(lambda: FakeCluster(2), act)
+
+
+def test_a_family_goes_to_one_shard_as_long_as_there_is_room():
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        siblings = [replace(request(f"r{i}"), family="f") for i in range(6)]
+        work = ask(client, request("a"), *siblings, request("b"), request("c"))
+        await run_until(cluster, work)
+        assert all(tokens(task.result()) == EXPECTED for task in work)
+        homes = [shard for shard in cluster.shards.values() if any("r0" in ids for ids in shard.submitted)]
+        (home,) = homes
+        there = [name for ids in home.submitted for name in ids]
+        # The first of the family went where there was least; its fifth found that shard full.
+        assert [name for name in there if name.startswith("r")] == ["r0", "r1", "r2", "r3"]
+        assert all(not c.families for c in client._connections.values())
+
+    async def go() -> None:
+        cluster = FakeCluster(2)
+        client = ShardClient(cluster, 300, 4096, shard_capacity=4)
+        client.start()
+        while len(client._serving()) < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.wait_for(act(cluster, client), 20)
+        await client.background.close()
+
+    asyncio.run(go())
+
+
+def test_each_score_of_a_prompt_is_given_out_once_whatever_is_lost():
+    """Scores come in parts, and a shard dies between two of them: the next is told where they ended."""
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        work = ask(client, scoring("a"))
+        await asyncio.sleep(0.02)
+        (shard,) = cluster.shards.values()
+        (lists,) = shard.lists.values()
+        lists.put_nowait([Delta("a", 0, prompt=scores(1, 9))])
+        await asyncio.sleep(0.02)
+        shard.die()
+        cluster.replace_the_dead()
+        while not any(shard.running for shard in cluster.shards.values()):
+            await asyncio.sleep(0.002)
+        (shard,) = cluster.shards.values()
+        assert shard.running["a"][1] == scoring("a").resumed((), 8)
+        (lists,) = shard.lists.values()
+        lists.put_nowait([Delta("a", 0, prompt=scores(9, 30))])
+        await run_until(cluster, work)
+        told = [one for delta in work[0].result() if delta.prompt is not None for one in delta.prompt.tokens]
+        assert told == list(scores(1, 30).tokens) and tokens(work[0].result()) == [100, 101, 102]
+
+    play(lambda: FakeCluster(1), act)
+
+
+def test_a_gap_in_the_scores_of_a_prompt_is_not_passed_over():
+    journey = Journey(scoring("a"))
+    assert journey.take(Delta("a", 0, prompt=scores(1, 4)))
+    for start in (1, 5):
+        with pytest.raises(RuntimeError, match=f"prompt token {start} of request a came where 4 was due"):
+            journey.take(Delta("a", 0, prompt=scores(start, start + 2)))
 
 
 def test_a_replica_that_was_silent_opens_another_stream_and_resubmits():

@@ -11,7 +11,8 @@ import transformers
 from chat_templates import ARGUMENTS, MARKERS, TEMPLATES, write_chat_tokenizer
 from fake_engine import BOS, EOS
 
-from isotherm.cluster.text.chat_template import ChatTemplateError
+from isotherm.cluster.text.chat_template import ChatTemplateError, ChatTemplateLimitError
+from isotherm.cluster.text.template_traits import TemplateTraits
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 CALL = {"name": "get_weather", "arguments": '{"city": "Orléans", "days": [1, 2]}'}
@@ -212,6 +213,20 @@ def test_what_templates_support_is_found_by_trying(loaded):
         "GLM": ("enable_thinking",),
     }
     assert {name for name in traits if traits[name].knows_thoughts} == {"R1", "V3.1", "Kimi", "GLM"}
+
+
+def test_a_busy_machine_says_nothing_about_a_template(loaded, monkeypatch):
+    traits = TemplateTraits(loaded("Kimi").chat_template, "default")
+
+    def busy(*args):
+        raise ChatTemplateLimitError("the chat template ran for more than 5 s")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(traits, "render", busy)
+        for name in ("supports_tools", "call_form"):
+            with pytest.raises(ChatTemplateLimitError):
+                getattr(traits, name)
+    assert traits.supports_tools and traits.call_form.arguments == "any"
 
 
 # Control tokens

@@ -115,6 +115,7 @@ def test_grammars_are_lark_or_ebnf(text):
         (json_schema, "text", "a schema is an object"),
         (json_schema, False, "a schema is an object"),
         (json_schema, {"type": "animal"}, "animal"),
+        (json_schema, {"type": "integer", "minimum": 10**40}, "cannot be read"),
         (json_schema, {"type": "string", "pattern": "("}, "regex"),
         (json_schema, {"type": "string", "format": "no-such-format"}, "no-such-format"),
         (json_schema, {"$ref": "http://example.com/other.json"}, "example.com"),

@@ -211,6 +211,76 @@ def test_stop_strings_like_a_naive_search(text, stops, chunk):
         assert (out, used, stopped) == (text[: end + minus_length], end, True)
 
 
+@given(
+    pieces=st.lists(st.sampled_from(["a", "b", "é", "<s>", "<t>"]), max_size=14),
+    stops=st.lists(
+        st.sampled_from(["a", "ab", "<s>", "a<s>", "<s>b", "a<s>é", "<t><s>", "bé"]), max_size=4, unique=True
+    ),
+    include=st.booleans(),
+    chunk=st.integers(1, 4),
+)
+def test_stop_strings_that_spell_special_tokens_see_them(pieces, stops, include, chunk):
+    """Like a naive search through the text with special tokens; the other stop strings search the text without."""
+    names = ["a", "b", "é", "<s>", "<t>"]
+    special = {3: "<s>", 4: "<t>"}
+    spelled = [stop for stop in stops if "<" in stop]
+    stream = TextStream(
+        lambda id_: b"" if id_ in special else names[id_].encode(), stops,
+        include_stop=include, spelled=spelled, hidden_text=lambda id_: special.get(id_, ""),
+    )  # fmt: skip
+    out, used, stopped, ids = "", 0, False, [names.index(piece) for piece in pieces]
+    for at in range(0, len(ids), chunk):
+        piece = stream.push(ids[at : at + chunk])
+        out, used, stopped = out + piece.text, used + piece.tokens, piece.stopped
+        if stopped:
+            break
+    out += stream.flush()
+    for end in range(1, len(pieces) + 1):
+        shown = "".join(piece for piece in pieces[:end] if "<" not in piece)
+        whole = "".join(pieces[:end])
+        last_is_shown = "<" not in pieces[end - 1]
+        found = [stop for stop in spelled if whole.endswith(stop)]
+        found += [stop for stop in stops if stop not in spelled and last_is_shown and shown.endswith(stop)]
+        if found:
+            without = max(len(stop.replace("<s>", "").replace("<t>", "")) for stop in found)
+            assert (out, used, stopped) == (shown if include else shown[: len(shown) - without], end, True)
+            return
+    assert (out, used, stopped) == ("".join(piece for piece in pieces if "<" not in piece), len(pieces), False)
+
+
+@pytest.mark.parametrize("stop", [EOS, f"b{EOS}", f"{EOS}c"])
+def test_the_text_of_a_special_token_stops_though_it_is_not_shown(tokenizer, stop):
+    ids = tokenizer.encode(f"ab{EOS}cd", add_special_tokens=False)
+    text, used, stopped = stream_text(tokenizer, ids, [stop])
+    assert stopped and text == {EOS: "ab", f"b{EOS}": "a", f"{EOS}c": "ab"}[stop] and used < len(ids)
+    shown, _, stopped = stream_text(tokenizer, ids, [stop], skip_special_tokens=False)
+    assert stopped and shown == text
+    included, *_ = stream_text(tokenizer, ids, [stop], include_stop=True)
+    assert included == "abc" if stop.endswith("c") else included == "ab"
+    included, *_ = stream_text(tokenizer, ids, [stop], include_stop=True, skip_special_tokens=False)
+    assert included == f"ab{EOS}c" if stop.endswith("c") else included == f"ab{EOS}"
+
+
+def test_a_stop_string_is_part_of_the_text_where_that_is_asked_for(tokenizer):
+    ids = tokenizer.encode("hello world, lazy dog", add_special_tokens=False)
+    for chunk in (1, 3, 50):
+        assert stream_text(tokenizer, ids, ["ld, l"], chunk, include_stop=True)[0] == "hello world, l"
+
+
+def test_a_prompt_has_one_bos(tokenizer):
+    ids = tokenizer.encode("hello", add_special_tokens=False)
+    assert tokenizer.encode_prompt("hello") == tokenizer.encode_prompt(f"{BOS}hello") == [0, *ids]
+    assert tokenizer.encode_prompt(f"{BOS}{BOS}hello") == [0, 0, *ids]  # what is written twice stays
+    assert tokenizer.encode_prompt("hello", add_special_tokens=False) == ids
+    assert tokenizer.encode_prompt(f"{BOS}hello", add_special_tokens=False) == [0, *ids]
+    assert tokenizer.encode_prompt(BOS) == [0]
+
+
+def test_a_bos_is_kept_where_the_tokenizer_adds_none(tmp_path):
+    plain = Tokenizer.load(write_tokenizer(tmp_path, add_bos_token=False, chat_template=None))
+    assert plain.encode_prompt(f"{BOS}{BOS}a")[:2] == [0, 0] and plain.encode_prompt(f"{BOS}a")[0] == 0
+
+
 def test_stop_string_over_tokens(tokenizer):
     ids = tokenizer.encode("hello world, lazy dog", add_special_tokens=False)
     text, used, stopped = stream_text(tokenizer, ids, ["ld, l"])

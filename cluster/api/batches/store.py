@@ -1,0 +1,249 @@
+"""Files and batches in a folder, which several ingress replicas may share: each change is one rename or one append, and
+who runs a batch holds a lock that ends with its process.
+
+`files/ID` is a file's content and `files/ID.json` what is said of it, written last; `batches/ID/` has batch.json,
+written by the lock's holder alone once it is there, output.jsonl and errors.jsonl while it runs, and `cancel` once that
+was asked for. Everything here blocks, if only for moments."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from isotherm.cluster.api.batches.state import FINAL, shown
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.jsontypes import JSON
+
+_FILE_ID, _BATCH_ID = re.compile(r"file-[0-9a-f]{32}"), re.compile(r"batch_[0-9a-f]{32}")
+_STALE_UPLOAD = 3600.0  # seconds after which an upload that was left lying is nobody's
+
+
+class Store:
+    """`max_bytes`: all files and outputs together; `keep_seconds`: from a file's creation to its end, where its client
+    does not say."""
+
+    def __init__(self, folder: Path, max_bytes: int, keep_seconds: int, clock: Callable[[], float] = time.time) -> None:
+        self._files, self._batches, self._uploads = folder / "files", folder / "batches", folder / "uploads"
+        self._max_bytes, self._keep, self.clock = max_bytes, keep_seconds, clock
+        self._ended: set[str] = set()  # batches that were seen to be final: they stay so
+        for path in (self._files, self._batches, self._uploads):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    # --- room ---------------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """Bytes that may still be written; may be below 0."""
+        used = 0
+        for folder in (self._files, self._uploads, *self._batches.iterdir()):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        used += entry.stat().st_size
+        return self._max_bytes - used
+
+    def check_room(self, wanted: int = 0) -> None:
+        """Raises ReplyError 413 where so many bytes more are too many."""
+        if wanted > (room := self.room()):
+            raise ReplyError(
+                f"file: {wanted} bytes are more than the {max(0, room)} that are left of the {self._max_bytes} that "
+                "this server keeps; delete files that are not needed any more",
+                status=413,
+                param="file",
+                code="storage_full",
+            )
+
+    def sweep(self) -> None:
+        """Delete what has expired, and what was left lying."""
+        now = self.clock()
+        for path in self._uploads.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if now - path.stat().st_mtime > _STALE_UPLOAD:
+                    path.unlink()
+        in_use = {batch["input_file_id"] for batch in self.batches() if batch["status"] not in FINAL}
+        for file in self.files():
+            if file["expires_at"] <= now and file["id"] not in in_use:
+                self._remove_file(file["id"])
+        for batch in self.batches():
+            if batch["status"] in FINAL and batch["created_at"] + self._keep <= now:
+                shutil.rmtree(self._batches / batch["id"], ignore_errors=True)
+
+    # --- files --------------------------------------------------------------------------------------
+
+    def new_upload(self) -> Path:
+        """Where a file may be written before it is one."""
+        return self._uploads / uuid.uuid4().hex
+
+    def add_file(
+        self, path: Path, name: str, purpose: str, keep: int | None = None, file_id: str | None = None
+    ) -> JSON:
+        """Make a file of what lies at `path`, which is moved. Done twice with one `file_id` it is done once."""
+        file_id = file_id or f"file-{uuid.uuid4().hex}"
+        if path.exists():
+            os.replace(path, self._files / file_id)
+        now = int(self.clock())
+        file = {
+            "id": file_id,
+            "object": "file",
+            "bytes": (self._files / file_id).stat().st_size,
+            "created_at": now,
+            "expires_at": now + (self._keep if keep is None else keep),
+            "filename": name,
+            "purpose": purpose,
+            "status": "processed",
+            "status_details": None,
+        }
+        self._write(self._files / f"{file_id}.json", file)
+        return file
+
+    def file(self, file_id: str) -> JSON:
+        """Raises ReplyError 404."""
+        found = _read(self._files / f"{file_id}.json") if _FILE_ID.fullmatch(file_id) else None
+        if found is None or found["expires_at"] <= self.clock():
+            raise _unknown("file", file_id, "file_id")
+        return found
+
+    def files(self) -> list[JSON]:
+        """All, the newest first."""
+        return _newest(_read(path) for path in self._files.glob("*.json"))
+
+    def content(self, file_id: str) -> Path:
+        """Where a file's content lies. Raises ReplyError 404."""
+        self.file(file_id)
+        return self._files / file_id
+
+    def input(self, batch: JSON) -> Path:
+        """Where the content of a batch's input lies, which is kept as long as the batch goes on."""
+        return self._files / str(batch["input_file_id"])
+
+    def delete_file(self, file_id: str) -> None:
+        """Raises ReplyError 404, and 409 where a batch still needs it."""
+        self.file(file_id)
+        for batch in self.batches():
+            if batch["input_file_id"] == file_id and batch["status"] not in FINAL:
+                raise ReplyError(
+                    f"file_id: batch {batch['id']} still reads {file_id}; cancel it first", status=409, param="file_id"
+                )
+        self._remove_file(file_id)
+
+    def _remove_file(self, file_id: str) -> None:
+        (self._files / f"{file_id}.json").unlink(missing_ok=True)
+        (self._files / file_id).unlink(missing_ok=True)
+
+    # --- batches ------------------------------------------------------------------------------------
+
+    def add_batch(self, batch: JSON) -> None:
+        folder = self._batches / batch["id"]
+        folder.mkdir(mode=0o700)
+        self._write(folder / "batch.json", batch)
+
+    def stored(self, batch_id: str) -> JSON:
+        """A batch as who runs it has written it. Raises ReplyError 404."""
+        found = _read(self._batches / batch_id / "batch.json") if _BATCH_ID.fullmatch(batch_id) else None
+        if found is None:
+            raise _unknown("batch", batch_id, "batch_id")
+        return found
+
+    def batch(self, batch_id: str) -> JSON:
+        """A batch as a client sees it. Raises ReplyError 404."""
+        return shown(self.stored(batch_id), self.cancelling_at(batch_id))
+
+    def batches(self) -> list[JSON]:
+        """All, as clients see them, the newest first."""
+        found = _newest(_read(path) for path in self._batches.glob("*/batch.json"))
+        return [shown(batch, self.cancelling_at(batch["id"])) for batch in found]
+
+    def unfinished(self) -> list[JSON]:
+        """Those that are not final, the oldest first. Costs little, however many are."""
+        there = {path.name for path in self._batches.iterdir()}
+        self._ended &= there
+        found = [_read(self._batches / name / "batch.json") for name in there - self._ended]
+        self._ended |= {batch["id"] for batch in found if batch is not None and batch["status"] in FINAL}
+        return [batch for batch in reversed(_newest(iter(found))) if batch["id"] not in self._ended]
+
+    def save(self, batch: JSON) -> None:
+        """For the lock's holder alone."""
+        self._write(self._batches / batch["id"] / "batch.json", batch)
+
+    def cancel(self, batch_id: str) -> None:
+        (self._batches / batch_id / "cancel").touch()
+
+    def cancelling_at(self, batch_id: str) -> float | None:
+        try:
+            return (self._batches / batch_id / "cancel").stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def lock(self, batch_id: str) -> Iterator[bool]:
+        """Whether this is the one place where the batch may be run now."""
+        try:
+            file = os.open(self._batches / batch_id / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:  # swept meanwhile
+            yield False
+            return
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(file)
+
+    def lines_of(self, batch_id: str, name: str, take: Callable[[JSON], object]) -> BinaryIO:
+        """`output.jsonl` or `errors.jsonl` of a batch, to append to; `take` is given each line that it has. A last one
+        that is torn is cut off: its row is asked again."""
+        path = self._batches / batch_id / name
+        file: BinaryIO = open(path, "ab", buffering=0)  # noqa: SIM115  its caller closes it
+        end = 0
+        with open(path, "rb") as written:
+            for line in written:
+                if not line.endswith(b"\n"):
+                    break
+                take(json.loads(line))
+                end += len(line)
+        file.truncate(end)
+        return file
+
+    def publish(self, batch: JSON, name: str, file_id: str) -> str | None:
+        """Make a file of what the batch has written → its id; None where that is nothing."""
+        path = self._batches / batch["id"] / name
+        if path.exists() and path.stat().st_size == 0:
+            path.unlink()
+        if not path.exists() and not (self._files / file_id).exists():
+            return None
+        keep = batch["output_expires_after"]
+        self.add_file(path, f"{batch['id']}_{name}", "batch_output", keep, file_id)
+        return file_id
+
+    def _write(self, path: Path, value: JSON) -> None:
+        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        part.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        os.replace(part, path)
+
+
+def _read(path: Path) -> JSON | None:
+    try:
+        found: JSON = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _newest(found: Iterator[JSON | None]) -> list[JSON]:
+    there = [value for value in found if value is not None]
+    return sorted(there, key=lambda value: (-value["created_at"], value["id"]))
+
+
+def _unknown(what: str, given: str, param: str) -> ReplyError:
+    return ReplyError(f"{param}: there is no {what} {given[:100]!r}", status=404, param=param, code="not_found")

@@ -1,0 +1,243 @@
+"""Anthropic's POST /v1/messages and /v1/messages/count_tokens: messages made of blocks, and the routes' own fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty, text_or_list
+from isotherm.cluster.api.bodies.translated import TranslatedBody
+from isotherm.cluster.jsontypes import JSON
+
+
+class TextBlock(BodyModel):
+    type: Literal["text"]
+    text: str
+
+
+_Texts = Annotated[Annotated[str, Tag("text")] | Annotated[list[TextBlock], Tag("list")], Discriminator(text_or_list)]
+
+
+class ThinkingBlock(BodyModel):
+    """A thought that the model had. Its signature says nothing here: thoughts are given in the open."""
+
+    type: Literal["thinking"]
+    thinking: str
+
+
+class ToolUseBlock(BodyModel):
+    type: Literal["tool_use"]
+    id: NonEmpty
+    name: NonEmpty
+    input: JSON
+
+
+class ToolResultBlock(BodyModel):
+    type: Literal["tool_result"]
+    tool_use_id: NonEmpty
+    content: _Texts | None = None
+    is_error: bool | None = None
+
+
+class _OtherUserBlock(BodyModel):
+    """What has none of the types that are taken; checking it says so."""
+
+    type: Literal["text", "tool_result"]
+
+
+class _OtherAssistantBlock(BodyModel):
+    type: Literal["text", "thinking", "tool_use"]
+
+
+def _kind(value: Any) -> str:
+    """A tag that is no key of a block."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"{kind} block" if isinstance(kind, str) else "any block"
+
+
+def _user_block(value: Any) -> str:
+    return kind if (kind := _kind(value)) in ("text block", "tool_result block") else "any block"
+
+
+def _assistant_block(value: Any) -> str:
+    return kind if (kind := _kind(value)) in ("text block", "thinking block", "tool_use block") else "any block"
+
+
+UserBlock = Annotated[
+    Annotated[TextBlock, Tag("text block")]
+    | Annotated[ToolResultBlock, Tag("tool_result block")]
+    | Annotated[_OtherUserBlock, Tag("any block")],
+    Discriminator(_user_block),
+]
+AssistantBlock = Annotated[
+    Annotated[TextBlock, Tag("text block")]
+    | Annotated[ThinkingBlock, Tag("thinking block")]
+    | Annotated[ToolUseBlock, Tag("tool_use block")]
+    | Annotated[_OtherAssistantBlock, Tag("any block")],
+    Discriminator(_assistant_block),
+]
+
+
+class UserMessage(BodyModel):
+    role: Literal["user"]
+    content: Annotated[
+        Annotated[str, Tag("text")] | Annotated[list[UserBlock], Field(min_length=1), Tag("list")],
+        Discriminator(text_or_list),
+    ]
+
+    @property
+    def blocks(self) -> list[UserBlock]:
+        return [TextBlock(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+
+class AssistantMessage(BodyModel):
+    role: Literal["assistant"]
+    content: Annotated[
+        Annotated[str, Tag("text")] | Annotated[list[AssistantBlock], Tag("list")], Discriminator(text_or_list)
+    ]
+
+    @property
+    def blocks(self) -> list[AssistantBlock]:
+        return [TextBlock(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+
+class SystemMessage(BodyModel):
+    """An instruction in the middle of a chat."""
+
+    role: Literal["system"]
+    content: _Texts
+
+
+class _OtherMessage(BodyModel):
+    role: Literal["user", "assistant", "system"]
+
+
+def _message_kind(value: Any) -> str:
+    role = value.get("role") if isinstance(value, dict) else None
+    return f"{role} message" if role in ("user", "assistant", "system") else "any message"
+
+
+MessageParam = Annotated[
+    Annotated[UserMessage, Tag("user message")]
+    | Annotated[AssistantMessage, Tag("assistant message")]
+    | Annotated[SystemMessage, Tag("system message")]
+    | Annotated[_OtherMessage, Tag("any message")],
+    Discriminator(_message_kind),
+]
+
+
+class CustomTool(BodyModel):
+    """A tool of the client's. Anthropic's own (web search, bash, text editor, …) are of other types, and not there."""
+
+    type: Literal["custom"] | None = None
+    name: NonEmpty
+    description: str | None = None
+    input_schema: JSON
+    strict: bool | None = None
+    input_examples: list[JSON] | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    defer_loading: Literal[False] | None = None
+
+    @property
+    def parameters(self) -> JSON:
+        """Of its input, examples included where a schema has them."""
+        return self.input_schema if not self.input_examples else {**self.input_schema, "examples": self.input_examples}
+
+
+class ToolChoice(BodyModel):
+    type: Literal["auto", "any", "tool", "none"]
+    name: NonEmpty | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    @model_validator(mode="after")
+    def _names_its_tool(self) -> ToolChoice:
+        if (self.type == "tool") != (self.name is not None):
+            raise PydanticCustomError("field:name", 'name goes with type "tool", and only with it')
+        return self
+
+
+class Thinking(BodyModel):
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = Field(None, ge=1)
+    display: Literal["summarized", "omitted"] | None = None  # a thought that is shown is never summarised
+
+    @model_validator(mode="after")
+    def _has_a_budget(self) -> Thinking:
+        if (self.type == "enabled") != (self.budget_tokens is not None):
+            raise PydanticCustomError("field:budget_tokens", 'budget_tokens goes with type "enabled", and only with it')
+        return self
+
+
+class OutputFormat(BodyModel):
+    type: Literal["json_schema"]
+    schema_: JSON = Field(alias="schema")
+
+
+class OutputConfig(BodyModel):
+    effort: str | None = None
+    format: OutputFormat | None = None
+
+
+class Metadata(BodyModel):
+    user_id: str | None = None
+
+
+class Conversation(TranslatedBody):
+    """What both routes take: all that the prompt depends on. Anthropic's `cache_control` is taken wherever it stands,
+    and says nothing here: what prompts have in common is found without."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **TranslatedBody.neutral,
+        "container": (),
+        "diagnostics": ({},),
+        "context_management": ({"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
+        "inference_geo": (),
+        "mcp_servers": ([],),
+        "service_tier": ("auto", "standard_only"),
+        "speed": ("standard",),
+        "stream_options": (),
+    }
+    renamed: ClassVar[dict[str, str]] = {
+        "stop": "stop_sequences",
+        "max_completion_tokens": "max_tokens",
+        "response_format": "output_config.format",
+        "reasoning_effort": "output_config.effort",
+        "user": "metadata.user_id",
+        "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+        "functions": "tools",
+        "function_call": "tool_choice",
+    }
+
+    model: NonEmpty
+    messages: list[MessageParam] = Field(min_length=1)
+    system: _Texts | None = None
+    tools: list[CustomTool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None  # its older place
+
+
+class MessagesBody(Conversation):
+    """POST /v1/messages."""
+
+    max_tokens: int = Field(ge=1, le=2**31 - 1)
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: Metadata | None = None
+
+    @model_validator(mode="after")
+    def _thinks_within_its_tokens(self) -> MessagesBody:
+        budget = None if self.thinking is None else self.thinking.budget_tokens
+        if budget is not None and budget >= self.max_tokens:
+            raise PydanticCustomError(
+                "field:thinking.budget_tokens",
+                "budget_tokens must be less than max_tokens, and {budget} is not less than {limit}",
+                {"budget": budget, "limit": self.max_tokens},
+            )
+        return self

@@ -1,0 +1,256 @@
+"""POST /v1/responses: OpenAI's items, and the route's own fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty, text_or_list
+from isotherm.cluster.api.bodies.translated import TranslatedBody
+from isotherm.cluster.jsontypes import JSON
+
+_MAX_METADATA = 16
+
+
+class ItemTextPart(BodyModel):
+    """A part of a message's content, or of a call's output."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
+class RefusalPart(BodyModel):
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+def _part_kind(value: Any) -> str:
+    return "refusal part" if isinstance(value, dict) and value.get("type") == "refusal" else "text part"
+
+
+_Part = Annotated[
+    Annotated[ItemTextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(_part_kind)
+]
+_Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[_Part], Field(min_length=1), Tag("list")], Discriminator(text_or_list)
+]
+
+
+class _Item(BodyModel):
+    id: str | None = None  # what was given back had one; what a client writes itself mostly has none
+
+
+class MessageItem(_Item):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: _Content
+
+
+class CallItem(_Item):
+    """A call that the model made."""
+
+    type: Literal["function_call"]
+    call_id: NonEmpty
+    name: NonEmpty
+    arguments: str
+
+
+class CallOutputItem(_Item):
+    """What came of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: NonEmpty
+    output: _Content
+
+
+class ReasoningText(BodyModel):
+    type: Literal["reasoning_text", "summary_text", "text"]
+    text: str
+
+
+class ReasoningItem(_Item):
+    """A thought that the model had."""
+
+    type: Literal["reasoning"]
+    summary: list[ReasoningText] = Field(default_factory=list)
+    content: list[ReasoningText] | None = None
+    encrypted_content: str | None = None
+
+
+class ItemReference(BodyModel):
+    """An item of a response that is kept."""
+
+    type: Literal["item_reference"] | None = None
+    id: NonEmpty
+
+
+class _OtherItem(BodyModel):
+    """What has none of the types that are taken; checking it says so."""
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"]
+
+
+_ITEM_KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+
+
+def _item_kind(value: Any) -> str:
+    """A tag that is no key of an item. An item without a type is a message, or what has nothing but an id."""
+    if not isinstance(value, dict):
+        return "any item"
+    kind = value.get("type")
+    if kind is None:
+        kind = "item_reference" if "role" not in value and "id" in value else "message"
+    return f"{kind} item" if kind in _ITEM_KINDS else "any item"
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("message item")]
+    | Annotated[CallItem, Tag("function_call item")]
+    | Annotated[CallOutputItem, Tag("function_call_output item")]
+    | Annotated[ReasoningItem, Tag("reasoning item")]
+    | Annotated[ItemReference, Tag("item_reference item")]
+    | Annotated[_OtherItem, Tag("any item")],
+    Discriminator(_item_kind),
+]
+
+
+class FunctionTool(BodyModel):
+    """A function of the client's. OpenAI's own tools (web search, files, shells, …) are not there."""
+
+    type: Literal["function"]
+    name: NonEmpty
+    description: str | None = None
+    parameters: JSON | None = None
+    strict: bool | None = None
+
+
+class FunctionChoice(BodyModel):
+    type: Literal["function"]
+    name: NonEmpty
+
+
+class AllowedTools(BodyModel):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FunctionChoice] = Field(min_length=1)
+
+
+def _choice_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "allowed tools" if value.get("type") == "allowed_tools" else "one function"
+    return "a word"
+
+
+_ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("a word")]
+    | Annotated[FunctionChoice, Tag("one function")]
+    | Annotated[AllowedTools, Tag("allowed tools")],
+    Discriminator(_choice_kind),
+]
+
+
+class TextFormat(BodyModel):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: JSON | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _has_a_schema(self) -> TextFormat:
+        if self.type == "json_schema" and self.schema_ is None:
+            raise PydanticCustomError("field:schema", "schema is required where type is json_schema")
+        return self
+
+
+class TextConfig(BodyModel):
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningConfig(BodyModel):
+    """`summary`: a thought is given as it is, never summarised, so that "auto" asks for nothing more."""
+
+    effort: str | None = None
+    summary: Literal["auto"] | None = None
+    generate_summary: Literal["auto"] | None = None
+
+
+class StreamOptions(BodyModel):
+    include_obfuscation: Literal[False] | None = None
+
+
+_Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
+_Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+
+
+class ResponsesBody(TranslatedBody):
+    """POST /v1/responses."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **TranslatedBody.neutral,
+        "background": (False,),
+        "conversation": (),
+        "context_management": ([],),
+        "moderation": (),
+        "prompt": (),
+        "prompt_cache_retention": ("in_memory",),
+        "service_tier": ("auto", "default"),
+        "truncation": ("disabled",),
+    }
+    renamed: ClassVar[dict[str, str]] = {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "max_completion_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "reasoning_effort": "reasoning.effort",
+        "functions": "tools",
+        "function_call": "tool_choice",
+    }
+
+    model: NonEmpty
+    input: Annotated[
+        Annotated[NonEmpty, Tag("text")] | Annotated[list[Item], Field(min_length=1), Tag("list")],
+        Discriminator(text_or_list),
+    ]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: _ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    max_tool_calls: int | None = None  # of OpenAI's own tools, of which there are none
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    max_output_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: int | None = None
+    include: list[_Included] | None = None
+    metadata: Annotated[_Metadata, Field(max_length=_MAX_METADATA)] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None  # the prefix cache finds by itself what prompts have in common
+
+    @property
+    def items(self) -> list[Item]:
+        return [MessageItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+
+    def input_param(self, index: int) -> str:
+        """The name of one of `items` in an error."""
+        return "input" if isinstance(self.input, str) else f"input[{index}]"
+
+    @property
+    def is_kept(self) -> bool:
+        return self.store is not False
+
+    def includes(self, what: _Included) -> bool:
+        return what in (self.include or ())

@@ -1,0 +1,32 @@
+"""POST /tokenize and /detokenize, with vLLM's bodies."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from isotherm.cluster.api.bodies.chat import ChatBody
+from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty, TokenId
+
+
+class TokenizeTextBody(BodyModel):
+    """A text, as a completion's prompt is taken."""
+
+    model: NonEmpty | None = None
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool | None = None
+
+
+class TokenizeChatBody(ChatBody):
+    """A chat with everything that one may ask for, as /v1/chat/completions takes it."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**ChatBody.neutral, "add_special_tokens": (False,)}
+
+    return_token_strs: bool | None = None
+
+
+class DetokenizeBody(BodyModel):
+    model: NonEmpty | None = None
+    tokens: list[TokenId] = Field(max_length=1 << 20)

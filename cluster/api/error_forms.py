@@ -1,0 +1,34 @@
+"""In which form an error is said: OpenAI's, and Anthropic's on Anthropic's routes."""
+
+from __future__ import annotations
+
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.jsontypes import JSON
+
+_ANTHROPIC_ROUTES = ("/v1/messages",)
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def is_anthropic(path: str) -> bool:
+    return any(path == route or path.startswith(f"{route}/") for route in _ANTHROPIC_ROUTES)
+
+
+def error_body(path: str, error: ReplyError) -> JSON:
+    """The error as the route at `path` says it."""
+    return anthropic_error(error) if is_anthropic(path) else error.body()
+
+
+def anthropic_error(error: ReplyError) -> JSON:
+    """Its kind follows from its status. The field that it is about has no other place than the message."""
+    other = "api_error" if error.status >= 500 else "invalid_request_error"
+    kind = _ANTHROPIC_KINDS.get(error.status, other)
+    message, param = error.message, error.param or ""
+    said = message if message.startswith(param) else f"{param}: {message}"
+    return {"type": "error", "error": {"type": kind, "message": said}}

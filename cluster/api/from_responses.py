@@ -1,0 +1,175 @@
+"""From a body of /v1/responses, and the items that were said before it, to a chat. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from isotherm.cluster.api.bodies.responses import (
+    AllowedTools,
+    CallItem,
+    CallOutputItem,
+    FunctionChoice,
+    Item,
+    ItemTextPart,
+    MessageItem,
+    ReasoningItem,
+    RefusalPart,
+    ResponsesBody,
+)
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.translation import Translation, function_call, function_tool, text_parts
+from isotherm.cluster.jsontypes import JSON
+
+_SEALED = "isotherm:"  # begins what we give for `encrypted_content`: the thought, for clients that keep only that
+
+
+def sealed_thought(text: str) -> str:
+    """A thought as `encrypted_content`. It is no secret: the same text stands in the item's content."""
+    return _SEALED + base64.b64encode(text.encode()).decode()
+
+
+def translate_responses(body: ResponsesBody, items: Iterable[tuple[str, Item]]) -> Translation:
+    """The chat for a body whose items, those of earlier responses included, are `items`, each with the name of the
+    field that it came from. Raises ReplyError."""
+    turns = _Turns()
+    if body.instructions is not None:
+        turns.say("instructions", {"role": "system", "content": body.instructions})
+    for param, item in items:
+        turns.add(param, item)
+    tools, choice, origins = _tools(body)
+    text = body.text
+    chat = {
+        **body.passed,
+        "model": body.model,
+        "messages": turns.messages,
+        "stream": body.stream,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "max_completion_tokens": body.max_output_tokens,
+        "tools": tools,
+        "tool_choice": choice,
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "response_format": _response_format(body),
+        "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
+        "verbosity": None if text is None or text.verbosity == "medium" else text.verbosity,
+        "user": body.safety_identifier if body.user is None else body.user,
+    }
+    if body.includes("message.output_text.logprobs") or body.top_logprobs:
+        chat |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
+    origins |= {
+        **turns.origins,
+        "messages": "input",
+        "max_completion_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "response_format.json_schema": "text.format",
+        "reasoning_effort": "reasoning.effort",
+        "verbosity": "text.verbosity",
+        "logprobs": "include",
+        **({"user": "safety_identifier"} if body.user is None else {}),
+    }
+    return Translation({name: value for name, value in chat.items() if value is not None}, origins)
+
+
+class _Turns:
+    """Makes messages of items. A thought, a text and calls that follow each other are one turn of the assistant's."""
+
+    def __init__(self) -> None:
+        self.messages: list[JSON] = []
+        self.origins: dict[str, str] = {}
+        self._turn: JSON | None = None  # the assistant's, to which more may come
+
+    def add(self, param: str, item: Item) -> None:
+        if isinstance(item, ReasoningItem):
+            if (thought := _thought(param, item)) is not None:
+                self._begin_turn(param)["reasoning_content"] = thought
+        elif isinstance(item, CallItem):
+            self._add_call(param, item)
+        elif isinstance(item, CallOutputItem):
+            content = _content(item.output)
+            self.say(param, {"role": "tool", "tool_call_id": item.call_id, "content": content})
+        elif isinstance(item, MessageItem) and item.role == "assistant":
+            self._add_text(param, item)
+        else:
+            assert isinstance(item, MessageItem), item
+            self.say(param, {"role": item.role, "content": _content(item.content)})
+
+    def say(self, param: str, message: JSON) -> None:
+        self._turn = None
+        self.origins[f"messages[{len(self.messages)}]"] = param
+        self.messages.append(message)
+
+    def _begin_turn(self, param: str) -> JSON:
+        self.say(param, turn := {"role": "assistant", "content": None})
+        self._turn = turn
+        return turn
+
+    def _add_text(self, param: str, item: MessageItem) -> None:
+        turn = self._turn
+        if turn is None or turn["content"] is not None:
+            turn = self._begin_turn(param)
+        turn["content"] = _content(item.content)
+
+    def _add_call(self, param: str, item: CallItem) -> None:
+        turn = self._begin_turn(param) if self._turn is None else self._turn
+        calls = turn.setdefault("tool_calls", [])
+        self.origins[f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"] = param
+        calls.append(function_call(item.call_id, item.name, item.arguments))
+
+
+def _thought(param: str, item: ReasoningItem) -> str | None:
+    """Its text; None where there is none. Raises ReplyError for one that only its maker could read."""
+    texts = [part.text for part in item.content or item.summary]
+    if texts or item.encrypted_content is None:
+        return "\n\n".join(texts) or None
+    try:
+        if not item.encrypted_content.startswith(_SEALED):
+            raise ValueError
+        return base64.b64decode(item.encrypted_content[len(_SEALED) :], validate=True).decode() or None
+    except (ValueError, binascii.Error):
+        param = f"{param}.encrypted_content"
+        message = f"{param}: this thought was not written here, so it cannot be read; leave the item out"
+        raise ReplyError(message, param=param) from None
+
+
+def _content(content: str | Sequence[ItemTextPart | RefusalPart]) -> str | list[JSON]:
+    return content if isinstance(content, str) else text_parts([part.text for part in content])
+
+
+def _tools(body: ResponsesBody) -> tuple[list[JSON] | None, Any, dict[str, str]]:
+    """Tools, the choice among them, and where they come from."""
+    tools, choice = list(enumerate(body.tools or ())), body.tool_choice
+    if isinstance(choice, AllowedTools):
+        allowed = _allowed(choice, {tool.name for _, tool in tools})
+        tools, choice = [(i, tool) for i, tool in tools if tool.name in allowed], choice.mode
+    origins = {f"tools[{at}].function": f"tools[{i}]" for at, (i, _) in enumerate(tools)}
+    functions = [function_tool(tool.name, tool.description, tool.parameters, tool.strict) for _, tool in tools]
+    if isinstance(choice, FunctionChoice):
+        origins["tool_choice.function"] = "tool_choice"
+        return functions or None, {"type": "function", "function": {"name": choice.name}}, origins
+    return functions or None, choice, origins
+
+
+def _allowed(choice: AllowedTools, names: set[str]) -> set[str]:
+    for i, tool in enumerate(choice.tools):
+        if tool.name not in names:
+            param = f"tool_choice.tools[{i}].name"
+            raise ReplyError(f"{param}: {tool.name!r} is none of tools", param=param)
+    return {tool.name for tool in choice.tools}
+
+
+def _response_format(body: ResponsesBody) -> JSON | None:
+    wanted = None if body.text is None else body.text.format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {"type": "json_object"}
+    given = {
+        "name": wanted.name or "response",
+        "description": wanted.description,
+        "schema": wanted.schema_,
+        "strict": wanted.strict,
+    }
+    return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if value is not None}}

@@ -1,0 +1,100 @@
+"""The routes of /v1/responses: a response made, and those that are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.generation import GenerationRoute, Generator
+from isotherm.cluster.api.prepare_responses import count_input_tokens, not_kept, prepare_responses
+from isotherm.cluster.api.replies import json_response
+from isotherm.cluster.api.response_store import Kept, ResponseStore
+from isotherm.cluster.jsontypes import JSON
+
+_MAX_PAGE = 100
+
+
+def responses_routes(generator: Generator, store: ResponseStore) -> list[Route]:
+    routes = _Responses(generator, store)
+    one = "/v1/responses/{response_id}"
+    return [
+        Route("/v1/responses", routes.create, methods=["POST"]),
+        Route("/v1/responses/input_tokens", routes.input_tokens, methods=["POST"]),
+        Route(one, routes.one, methods=["GET", "DELETE"]),
+        Route(f"{one}/cancel", routes.cancel, methods=["POST"]),
+        Route(f"{one}/input_items", routes.input_items, methods=["GET"]),
+    ]
+
+
+class _Responses:
+    def __init__(self, generator: Generator, store: ResponseStore) -> None:
+        self._generator = generator
+        self._store = store
+
+    async def create(self, request: Request) -> Response:
+        prepare = partial(prepare_responses, self._store, _owner(request))
+        return await self._generator.reply(request, GenerationRoute("resp_", prepare))
+
+    async def input_tokens(self, request: Request) -> Response:
+        raw = await self._generator.body(request)
+        count = partial(count_input_tokens, self._store, _owner(request), raw, self._generator.served)
+        return json_response({"object": "response.input_tokens", "input_tokens": await asyncio.to_thread(count)})
+
+    async def one(self, request: Request) -> Response:
+        kept = await self._kept(request)
+        if request.method == "DELETE":
+            await asyncio.to_thread(self._store.delete, _owner(request), kept.response_id)
+            return json_response({"id": kept.response_id, "object": "response", "deleted": True})
+        if request.query_params.get("stream", "false") != "false":
+            raise ReplyError("stream: a response that is kept is given whole; leave it out", param="stream")
+        return json_response(kept.response)
+
+    async def cancel(self, request: Request) -> Response:
+        kept = await self._kept(request)
+        raise ReplyError(
+            f"response_id: {kept.response_id!r} was not made in the background, so there is nothing to cancel; a "
+            "response that is being made ends when its client closes the connection",
+            param="response_id",
+        )
+
+    async def input_items(self, request: Request) -> Response:
+        kept = await self._kept(request)
+        return json_response(_page(kept.input_items, request))
+
+    async def _kept(self, request: Request) -> Kept:
+        wanted = request.path_params["response_id"]
+        if (kept := await asyncio.to_thread(self._store.get, _owner(request), wanted)) is None:
+            raise not_kept(wanted, "response_id", "response_not_found")
+        return kept
+
+
+def _owner(request: Request) -> str:
+    """Whose responses a request may see: those that the same key asked for. The key itself is not kept."""
+    key = request.headers.get("authorization") or request.headers.get("x-api-key") or ""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _page(items: list[JSON], request: Request) -> JSON:
+    """A page of a list, newest first unless asked otherwise."""
+    query = request.query_params
+    order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
+    if order not in ("asc", "desc"):
+        raise ReplyError(f'order: must be "asc" or "desc", got {order[:20]!r}', param="order")
+    if not (limit.isdecimal() and limit.isascii() and len(limit) < 4 and 1 <= int(limit) <= _MAX_PAGE):
+        raise ReplyError(f"limit: must be from 1 to {_MAX_PAGE}, got {limit[:20]!r}", param="limit")
+    if order == "desc":
+        items = items[::-1]
+    if after is not None:
+        at = next((i for i, item in enumerate(items) if item["id"] == after), None)
+        if at is None:
+            raise ReplyError(f"after: there is no item {after[:100]!r}", param="after")
+        items = items[at + 1 :]
+    page, more = items[: int(limit)], len(items) > int(limit)
+    ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+    return {"object": "list", "data": page, **ends, "has_more": more}

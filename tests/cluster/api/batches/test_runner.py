@@ -1,0 +1,225 @@
+"""One batch from its file to its end: each row once, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from starlette.datastructures import Headers
+
+from isotherm.cluster.api.batches import runner
+from isotherm.cluster.api.batches.in_process import Answer
+from isotherm.cluster.api.batches.runner import BatchRun, Places, RunSettings
+from isotherm.cluster.api.batches.state import new_batch
+from isotherm.cluster.api.batches.store import Store
+
+URL = "/v1/completions"
+
+
+class Clock:
+    now = 5000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Server:
+    """Answers rows by what their body's `say` asks for, and notes them."""
+
+    def __init__(self):
+        self.asked: list[str] = []
+        self.open = self.most = 0
+        self.delay = 0.0
+        self.busy = 0  # so many answers that say "later"
+
+    async def __call__(self, url, body):
+        assert url == URL
+        self.open += 1
+        self.most = max(self.most, self.open)
+        try:
+            await asyncio.sleep(self.delay)
+        finally:
+            self.open -= 1
+        if self.busy:
+            self.busy -= 1
+            return Answer(503 if self.busy % 2 else 429, Headers({"retry-after": "0"}), {"error": {}})
+        self.asked.append(body["prompt"])
+        status = body.get("status", 200)
+        used = {"prompt_tokens": 2, "completion_tokens": 3}
+        return Answer(status, Headers({"x-request-id": "r"}), {"usage": used, "echo": body["prompt"]})
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path, clock):
+    return Store(tmp_path, 1 << 20, 100_000, clock)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(runner, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "_ROOM_SECONDS", 0.01)
+    return Server()
+
+
+def batch_of(store, *bodies, content=None):
+    rows = [{"custom_id": f"row {body['prompt']}", "method": "POST", "url": URL, "body": body} for body in bodies]
+    path = store.new_upload()
+    path.write_bytes(content if content is not None else "\n".join(map(json.dumps, rows)).encode())
+    file = store.add_file(path, "in.jsonl", "batch")
+    batch = new_batch("batch_" + "a" * 32, URL, file["id"], "1h", None, None, store.clock())
+    store.add_batch(batch)
+    return batch["id"]
+
+
+def prompts(count, **rest):
+    return [{"prompt": str(i), **rest} for i in range(count)]
+
+
+async def run(store, batch_id, server, places=4):
+    settings = RunSettings(100_000, Places(lambda: places), 8)
+    await BatchRun(store, batch_id, server, settings).run()
+    return store.batch(batch_id)
+
+
+def output(store, file_id):
+    return [] if file_id is None else [json.loads(line) for line in store.content(file_id).read_bytes().splitlines()]
+
+
+def test_every_row_is_asked_once_and_the_files_are_openais(store, server):
+    server.delay = 0.001
+    batch_id = batch_of(store, *prompts(20), {"prompt": "bad", "status": 400})
+    batch = asyncio.run(run(store, batch_id, server))
+    assert batch["status"] == "completed"
+    assert all(batch[f"{status}_at"] for status in ("created", "in_progress", "finalizing", "completed"))
+    assert batch["request_counts"] == {"total": 21, "completed": 20, "failed": 1}
+    assert batch["usage"]["total_tokens"] == 100
+    assert sorted(server.asked) == sorted([*map(str, range(20)), "bad"]) and 1 < server.most <= 4
+    good, (failed,) = output(store, batch["output_file_id"]), output(store, batch["error_file_id"])
+    assert {line["custom_id"] for line in good} == {f"row {i}" for i in range(20)}
+    assert all(set(line) == {"id", "custom_id", "response", "error"} for line in good)
+    assert good[0]["response"]["status_code"] == 200 and good[0]["response"]["request_id"] == "r"
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("row bad", 400)
+
+
+def test_faults_in_the_file_fail_the_batch_before_a_row_is_asked(store, server):
+    batch = asyncio.run(run(store, batch_of(store, content=b'{"custom_id": 1}\n{'), server))
+    assert batch["status"] == "failed" and batch["failed_at"] and not server.asked
+    assert [error["line"] for error in batch["errors"]["data"]] == [1, 2]
+
+
+def test_a_file_that_is_gone_fails_the_batch(store, server, clock):
+    batch_id = batch_of(store, *prompts(1))
+    clock.now += 200_000
+    batch = asyncio.run(run(store, batch_id, server))
+    assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == "invalid_input_file"
+
+
+def test_a_busy_server_is_asked_again(store, server, monkeypatch):
+    monkeypatch.setattr(runner, "_LONGEST_PAUSE", 0.01)
+    real_sleep = asyncio.sleep
+    monkeypatch.setattr(runner.asyncio, "sleep", lambda seconds: real_sleep(min(seconds, 0.01)))
+    server.busy = 5
+    batch = asyncio.run(run(store, batch_of(store, *prompts(3)), server))
+    assert batch["request_counts"] == {"total": 3, "completed": 3, "failed": 0} and len(server.asked) == 3
+
+
+def test_a_death_in_the_middle_costs_the_rows_that_were_under_way_at_most(store, server):
+    server.delay = 0.01
+    batch_id = batch_of(store, *prompts(40))
+
+    async def killed():
+        task = asyncio.ensure_future(run(store, batch_id, server))
+        while len(server.asked) < 10:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(killed())
+    assert store.batch(batch_id)["status"] == "in_progress"
+    before = len(server.asked)
+    batch = asyncio.run(run(store, batch_id, server))
+    assert batch["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+    lines = output(store, batch["output_file_id"])
+    assert sorted(line["custom_id"] for line in lines) == sorted(f"row {i}" for i in range(40))
+    assert before < 40 and len(server.asked) <= 40 + 4
+
+
+def test_a_death_while_it_finalizes_is_gone_on_from(store, server, monkeypatch):
+    batch_id = batch_of(store, *prompts(3))
+    monkeypatch.setattr(BatchRun, "_publish", lambda self, then: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(run(store, batch_id, server))
+    assert store.batch(batch_id)["status"] == "finalizing"
+    monkeypatch.undo()
+    batch = asyncio.run(run(store, batch_id, server))
+    assert batch["status"] == "completed" and len(output(store, batch["output_file_id"])) == 3 == len(server.asked)
+
+
+def test_cancelling_ends_what_runs_and_keeps_what_is_done(store, server):
+    server.delay = 0.02
+    batch_id = batch_of(store, *prompts(100))
+
+    async def go():
+        task = asyncio.ensure_future(run(store, batch_id, server))
+        while len(server.asked) < 5:
+            await asyncio.sleep(0.001)
+        store.cancel(batch_id)
+        return await task
+
+    batch = asyncio.run(go())
+    assert batch["status"] == "cancelled" and batch["cancelled_at"] and server.open == 0
+    assert 0 < batch["request_counts"]["completed"] == len(output(store, batch["output_file_id"])) < 100
+
+
+def test_when_the_window_is_over_the_other_rows_say_so(store, server, clock):
+    server.delay = 0.02
+    batch_id = batch_of(store, *prompts(60))
+
+    async def go():
+        task = asyncio.ensure_future(run(store, batch_id, server))
+        while len(server.asked) < 5:
+            await asyncio.sleep(0.001)
+        clock.now += 3601
+        return await task
+
+    batch = asyncio.run(go())
+    assert batch["status"] == "expired" and batch["expired_at"]
+    good, late = output(store, batch["output_file_id"]), output(store, batch["error_file_id"])
+    assert {line["error"]["code"] for line in late} == {"batch_expired"} and len(good) + len(late) == 60
+    assert batch["request_counts"] == {"total": 60, "completed": len(good), "failed": len(late)}
+
+
+def test_a_full_disk_fails_the_batch_and_keeps_what_is_done(tmp_path, server, clock):
+    store = Store(tmp_path, 6000, 100_000, clock)
+    server.delay = 0.005
+    batch = asyncio.run(run(store, batch_of(store, *prompts(50)), server))
+    assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == "storage_full"
+    assert 0 < len(output(store, batch["output_file_id"])) < 50
+
+
+def test_places_follow_their_limit():
+    async def go():
+        limit, inside, most = 2, 0, 0
+        places = Places(lambda: limit)
+
+        async def one():
+            nonlocal inside, most
+            async with places:
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0.001)
+                inside -= 1
+
+        await asyncio.gather(*(one() for _ in range(10)))
+        assert most == 2
+        limit = 5
+        await asyncio.gather(*(one() for _ in range(20)))
+        return most
+
+    assert asyncio.run(go()) == 5

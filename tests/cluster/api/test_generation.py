@@ -1,0 +1,120 @@
+"""What a reply says of itself: usage as it goes, and where the time went."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+
+import httpx
+import pytest
+from fake_engine import FakeEngine, write_tokenizer
+
+from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.text.tokenizer import Tokenizer
+
+BODIES = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hello"},
+}
+paths = pytest.mark.parametrize("path", sorted(BODIES))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    loaded = Tokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    yield loaded
+    loaded.chat_template.close()
+
+
+@pytest.fixture
+def engine(tokenizer):
+    return FakeEngine(tokenizer.vocab_size)
+
+
+@pytest.fixture
+def ask(engine, tokenizer):
+    app = build_app(engine, tokenizer, "m", settings=AppSettings(silence_s=0.05, first_event_s=0.01))
+
+    def call(path, **fields):
+        async def go():
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+                return await client.post(path, json={"model": "m", "max_tokens": 4, **BODIES[path], **fields})
+
+        return asyncio.run(go())
+
+    return call
+
+
+def chunks(answer):
+    assert answer.status_code == 200, answer.text
+    found = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    assert found[-1] == "[DONE]"
+    return [json.loads(one) for one in found[:-1]]
+
+
+@paths
+def test_usage_has_every_detail(ask, path):
+    used = ask(path).json()["usage"]
+    assert used["prompt_tokens_details"] == {"cached_tokens": used["prompt_tokens"] // 2}
+    assert used["completion_tokens_details"] == {
+        "reasoning_tokens": 0,
+        "accepted_prediction_tokens": 0,
+        "rejected_prediction_tokens": 0,
+    }
+
+
+@paths
+@pytest.mark.parametrize("n", [1, 2])
+def test_usage_in_every_chunk(ask, path, n):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *parts, last = chunks(ask(path, n=n, stream=True, stream_options=options))
+    counts = [part["usage"]["completion_tokens"] for part in parts]
+    assert counts == sorted(counts) and counts[-1] == 4 * n == last["usage"]["completion_tokens"]
+    assert len(set(counts)) > 2 and last["choices"] == []
+    assert all(part["usage"]["prompt_tokens"] == last["usage"]["prompt_tokens"] for part in parts)
+    alone = chunks(ask(path, n=n, stream=True, stream_options={"continuous_usage_stats": True}))
+    assert alone[-1]["choices"] and alone[-1]["usage"]["completion_tokens"] == 4 * n
+
+
+@paths
+def test_a_stream_that_asks_for_nothing_has_nothing_of_it(ask, path):
+    for part in chunks(ask(path, stream=True)):
+        assert "usage" not in part and "timings" not in part and part["choices"]
+
+
+@paths
+def test_a_whole_reply_says_where_its_time_went(ask, engine, path):
+    engine.delay_s = 0.02
+    timing = dict(
+        re.fullmatch(r"(\w+);dur=([0-9.]+)", part).groups()  # type: ignore[union-attr]
+        for part in ask(path).headers["x-isotherm-timing"].split(", ")
+    )
+    assert list(timing) == ["prepare", "queue", "prefill", "decode", "total"]
+    milliseconds = {name: float(value) for name, value in timing.items()}
+    assert milliseconds["prefill"] >= 19 and milliseconds["decode"] >= 57
+    assert milliseconds["total"] == pytest.approx(sum(list(milliseconds.values())[:-1]), abs=1)
+
+
+@paths
+def test_a_stream_says_so_in_its_last_chunk_where_it_is_asked(ask, path):
+    *parts, last = chunks(ask(path, stream=True, stream_options={"include_timings": True}))
+    assert last["choices"] == [] and last["usage"] is None and last["timings"]["total_ms"] > 0
+    assert all("timings" not in part for part in parts)
+    both = chunks(ask(path, stream=True, stream_options={"include_timings": True, "include_usage": True}))[-1]
+    assert both["usage"]["completion_tokens"] == 4 and "decode_ms" in both["timings"]
+
+
+@paths
+def test_options_of_a_stream_that_cannot_be_honoured_are_refused(ask, path):
+    answer = ask(path, stream=True, stream_options={"include_obfuscation": True})
+    assert answer.json()["error"]["param"] == "stream_options.include_obfuscation"
+    assert chunks(ask(path, stream=True, stream_options={"include_obfuscation": False}))
+
+
+@paths
+def test_a_stream_that_waits_for_its_first_token_has_comments(ask, engine, path):
+    engine.delay_s = 0.3
+    text = ask(path, stream=True, max_tokens=1).text
+    assert text.startswith(": waiting\n\n") and text.endswith("data: [DONE]\n\n")
