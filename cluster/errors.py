@@ -26,10 +26,12 @@ class IsothermError(Exception):
 
     The cluster as a whole; the message says which command to give, or which log to read.
       NoClusterError             cluster.on_ray.session: there is no cluster to attach to
+      DatasetError               cluster.on_ray.datasets: a table that lies elsewhere cannot be read
       ServeError                 cluster.supervise.supervisor: the cluster did not start, or has ended
       NoAnswerError              cluster.deploy.first_answer: the workers are up, but no request is answered
       NoServerError              cluster.cli.chat: nothing answers at the URL
       ServedError, PlotError     cluster.cli.bench_served, bench_plot: a measurement cannot be made
+      OwnClusterError            cluster.cli.own_cluster: the cluster of a command did not start
 
     One request; the front door says it with a status, and the client as an error of its own.
       ReplyError                 cluster.api.errors: what the front door answers; 4xx is the sender's to mend
@@ -58,10 +60,14 @@ class IsothermError(Exception):
 
     What users of the client import from cluster.client; the server's answer, or what to do, is in the message.
       ClientError                all that a Client raises
-        APIError                 … the server answered with an error
+        APIError                 … the server answered with an error; by its status it is one of
+        BadRequestError, AuthenticationError, PermissionDeniedError, NotFoundError  …
+        ConflictError, RateLimitError, ServerError, UnavailableError  …
         ConnectionFailedError    … it could not be reached
         StreamBrokenError        … a stream ended early
-      BatchError                 cluster.client.batch: the batch cannot run; names the file and the line
+        OutputError              … what the model wrote is not what was asked for
+        OutputCutError, OutputInvalidError  … it ended too early, or does not fit
+        BatchError               … the batch cannot run; names the file and the line
     """
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -20,16 +20,23 @@ Command = Callable[[], list[Delta]]
 
 class StepLoop:
     """`publish` is called on the loop's thread with the deltas of one step. An idle loop sleeps. `pulse` is the
-    thread's."""
+    thread's; `vital`: the process is there for it, and ends with it."""
 
-    def __init__(self, engine: Engine, publish: Callable[[list[Delta]], None], pulse: Pulse | None = None):
+    def __init__(
+        self,
+        engine: Engine,
+        publish: Callable[[list[Delta]], None],
+        pulse: Pulse | None = None,
+        vital: bool = True,
+    ):
         self.engine, self.pulse = engine, pulse or Pulse()
         self.pulse.prod = lambda: self._enqueue(list)
         self._publish = publish
         self._commands: deque[Command] = deque()
         self._preparing: set[str] = set()  # requests that are not in the engine yet; the loop's alone
         self._wake = threading.Condition()
-        self.thread = spawn_thread("step loop", self._run)
+        self._closed = False
+        self.thread = spawn_thread("step loop", self._run, vital)
 
     def submit(self, request: GenerationRequest) -> None:
         self._enqueue(lambda: self._add(request))
@@ -52,6 +59,12 @@ class StepLoop:
             return []
 
         self._enqueue(command)
+
+    def close(self) -> None:
+        """End the thread after the step that it computes, whatever is left in the engine."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
 
     def _enqueue(self, command: Command) -> None:
         with self._wake:
@@ -96,8 +109,10 @@ class StepLoop:
         while True:
             with self._wake:
                 idle = not self._commands and not len(self.engine.scheduler)
-                while not self._commands and not len(self.engine.scheduler):
+                while not self._commands and not len(self.engine.scheduler) and not self._closed:
                     self._wake.wait()
+                if self._closed:
+                    return
                 commands, self._commands = self._commands, deque()
             if idle:
                 self.pulse.begin()

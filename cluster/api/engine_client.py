@@ -1,5 +1,5 @@
 """What the front door needs of an engine, wherever it runs: behind Ray actors (cluster/routing/shard_client.py) or in
-this process (actors/local.py)."""
+this process (cluster/local/engine.py)."""
 
 from __future__ import annotations
 

@@ -41,7 +41,12 @@ AddressOption = Annotated[
     typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster"),
 ]
 DEFAULT_URL = "http://127.0.0.1:8000"
-INPUT_HELP = "requests in OpenAI's batch format, a JSON object a line; -: standard input"
+INPUT_HELP = (
+    "requests in OpenAI's batch format, or their bodies alone: JSON Lines (also .gz) or Parquet; "
+    "a path, a glob in quotes, -: standard input, or the URL of Parquet (s3://…), which Ray Data reads; may be given "
+    "several times"
+)
+OWN_HELP = "serve MODEL|MANIFEST for this batch alone: on the Ray of RAY_ADDRESS (a job's own), else on one of its own"
 COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
 
 
@@ -78,17 +83,9 @@ for _command in bench_app.registered_commands:
 
 def _manifest(model: str, **overrides: Any) -> tuple[Manifest, Path]:
     """The manifest that MODEL|MANIFEST means, and the model's directory."""
-    from isotherm.cluster.manifest import load_manifest, parse_manifest
-    from isotherm.cluster.model.path import resolve_model
+    from isotherm.cluster.manifest import served_model
 
-    is_manifest = model.endswith((".yaml", ".yml"))
-    manifest = load_manifest(Path(model)) if is_manifest else parse_manifest({"model": model})
-    if http := {name: value for name, value in overrides.items() if value is not None}:
-        manifest = parse_manifest(manifest.model_dump() | {"http": manifest.http.model_dump() | http}, "command line")
-    path = resolve_model(manifest.model)
-    if manifest.model_id in ("", ".", ".."):
-        manifest = parse_manifest(manifest.model_dump() | {"served_name": path.name or "model"}, "command line")
-    return manifest, path
+    return served_model(model, **overrides)
 
 
 def _cuda_unavailable() -> str | None:
@@ -326,27 +323,40 @@ def chat(
 @app.command()
 @user_errors
 def batch(
-    input_path: Annotated[Path, typer.Option("--input", help=INPUT_HELP)],
+    inputs: Annotated[list[str], typer.Option("--input", help=INPUT_HELP)],
     output_path: Annotated[Path, typer.Option("--output", help="results; a file that is there already is completed")],
     url: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="endpoint; default: the one of the cluster that this job runs on"),
     ] = None,
+    own: Annotated[Optional[str], typer.Option(metavar="MODEL|MANIFEST", help=OWN_HELP)] = None,  # noqa: UP045
     concurrency: Annotated[int, typer.Option(min=1, max=4096)] = 32,
+    priority: Annotated[
+        int, typer.Option(help="of rows that name none; lower values have their turn first, other requests have 0")
+    ] = 100,
 ) -> None:
-    """Run a file of requests against the running cluster; run it again to complete a half-done output.
+    """Run files of requests against the running cluster; run it again to complete a half-done output.
 
     Exit status: 0 when every row was answered; 3 when rows were answered with an error; 4 when rows are left for
     another run; 1 when it could not run.
     """
+    from isotherm.cluster.cli.batch import at_hand, run, run_on_own
     from isotherm.cluster.cli.views import show_batch_summary
-    from isotherm.cluster.client.batch import run
+    from isotherm.cluster.client.batch import BatchOptions
 
-    if url is None:
-        from isotherm.cluster.on_ray.session import cluster_url
+    if url is not None and own is not None:
+        raise typer.BadParameter("give --url or --own, not both")
+    options = BatchOptions(concurrency, priority)
+    with at_hand(inputs) as inputs:
+        if own is not None:
+            address = prepare_attach(None) if os.environ.get("RAY_ADDRESS") else None
+            summary = run_on_own(own, address, inputs, output_path, options)
+        else:
+            if url is None:
+                from isotherm.cluster.on_ray.session import cluster_url
 
-        url = cluster_url(prepare_attach(None))
-    summary = run(input_path, output_path, url, concurrency)
+                url = cluster_url(prepare_attach(None))
+            summary = run(inputs, output_path, url, options)
     show_batch_summary(summary, console)
     if summary.exit_status:
         raise typer.Exit(summary.exit_status)

@@ -103,4 +103,5 @@ def show_batch_summary(summary: BatchSummary, console: Console) -> None:
         f"{done} of {summary.total} rows done ({summary.resumed} from an earlier run), {summary.failed} with an error"
     )
     left = f", {summary.unfinished} left: {summary.reason}" if summary.unfinished else ""
-    console.print(counts + left, style=style, highlight=False, markup=False, soft_wrap=True)
+    for line in (counts + left, *(f"  {note}" for note in summary.notes)):
+        console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)

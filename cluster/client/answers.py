@@ -1,42 +1,22 @@
-"""What a server's answers mean to a client: errors, whole replies, and the events of a stream.
+"""What a server's answers mean to a client: whole replies, pieces of streamed ones, and errors.
 
 Servers and the gateways before them leave fields out, or set them to null, that OpenAI's own always have: what can be
-told without them is told, and what cannot is an error of this module."""
+told without them is told, and what cannot is an error of the client's."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import httpx
 
-from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.client.errors import APIError, api_error
+from isotherm.cluster.client.typed import arguments_of, checked_json
 from isotherm.cluster.jsontypes import JSON
 
-
-class ClientError(IsothermError):
-    """What every error of this module is."""
-
-
-class APIError(ClientError):
-    """The server answered with an error. `param` names the field it is about, if any."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(f"HTTP {status}: {message}")
-        self.status = status
-        self.message = message
-        self.param = param
-        self.code = code
-
-
-class ConnectionFailedError(ClientError):
-    """The server could not be reached, or broke the connection, also after the retries."""
-
-
-class StreamBrokenError(ClientError):
-    """A stream ended early: by an error event, or without [DONE]. What was received before it is incomplete."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -50,21 +30,84 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that the model wants called. `arguments` is JSON as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def parsed(self, kind: Any = dict[str, Any]) -> Any:
+        """The arguments as a dict, or as any type that pydantic can check. Raises OutputInvalidError."""
+        return checked_json(kind, self.arguments or "{}", f"the arguments of {self.name}")
+
+    def run(self, function: Callable[..., _T]) -> _T:
+        """What the function gives for the arguments, which are checked against its annotations before. Raises
+        OutputInvalidError."""
+        args, kwargs = arguments_of(function, self.arguments or "{}", f"the arguments of {self.name}")
+        return function(*args, **kwargs)
+
+    def result(self, value: Any) -> JSON:
+        """The message that tells the model what came of the call; what is no text is told as JSON."""
+        content = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        return {"role": "tool", "tool_call_id": self.id, "content": content}
+
+
+@dataclass(frozen=True)
+class ToolCallPiece:
+    """What a chunk adds to the call with this index. `id` and `name` are in its first piece."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token, its natural-log probability, and the likeliest ones in its place. `logprob` is None for the first token
+    of an echoed prompt; `bytes` are known in chats only."""
+
+    token: str
+    logprob: float | None
+    bytes: bytes | None = None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
 class Choice:
     index: int
     text: str
     finish_reason: str | None
     reasoning: str = ""  # the thought that came before the text, where the server tells them apart
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def message(self) -> JSON:
+        """The choice as the assistant's message, for the next turn of the chat."""
+        message: JSON = {"role": "assistant", "content": self.text or (None if self.tool_calls else "")}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return message
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A reply in one piece. `text`, `reasoning` and `finish_reason` are those of the first choice."""
+    """A whole reply. `text`, `reasoning`, `tool_calls`, `logprobs`, `finish_reason` and `message` are those of the
+    first choice. `body` is the answer as it came, for what has no field here; empty where it was streamed."""
 
     id: str
     model: str
     choices: tuple[Choice, ...]
     usage: Usage | None
+    system_fingerprint: str | None = None
+    body: JSON = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -75,8 +118,20 @@ class Completion:
         return self.choices[0].reasoning
 
     @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return self.choices[0].tool_calls
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        return self.choices[0].logprobs
+
+    @property
     def finish_reason(self) -> str | None:
         return self.choices[0].finish_reason
+
+    @property
+    def message(self) -> JSON:
+        return self.choices[0].message
 
 
 @dataclass(frozen=True)
@@ -88,6 +143,8 @@ class Chunk:
     finish_reason: str | None = None
     usage: Usage | None = None
     reasoning: str = ""
+    tool_calls: tuple[ToolCallPiece, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,43 +154,6 @@ class RawResponse:
     status: int
     request_id: str
     body: Any
-
-
-class Events:
-    """Server-sent events from bytes, as they come in. Splits at line feeds only: text may hold other separators."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._done = False
-        self._rest = b""
-
-    def feed(self, data: bytes) -> Iterator[Chunk]:
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            payload = line[5:].strip()
-            if payload == b"[DONE]":
-                self._done = True
-                continue
-            try:
-                event = json.loads(payload)
-            except ValueError as error:
-                raise StreamBrokenError(f"an event is not JSON: {payload[:80]!r}") from error
-            if not isinstance(event, dict):
-                raise StreamBrokenError(f"an event is no object: {payload[:80]!r}")
-            if event.get("error"):
-                raise StreamBrokenError(said_in(event) or "the server reported an error")
-            self.received = True
-            try:
-                yield from _chunks(event)
-            except (TypeError, AttributeError, ValueError) as error:
-                raise StreamBrokenError(f"an event is not in OpenAI's form: {payload[:80]!r}") from error
-
-    def end(self) -> None:
-        """Raises StreamBrokenError unless the stream was complete."""
-        if not self._done:
-            raise StreamBrokenError("the stream ended without [DONE]")
 
 
 def raw(response: httpx.Response) -> RawResponse:
@@ -152,7 +172,7 @@ def checked(response: RawResponse) -> JSON:
     error = response.body.get("error") if isinstance(response.body, dict) else None
     fields = error if isinstance(error, dict) else {}
     message = said_in(response.body) or "the answer is not in OpenAI's form"
-    raise APIError(response.status, message, fields.get("param"), fields.get("code"))
+    raise api_error(response.status, message, fields.get("param"), fields.get("code"))
 
 
 def said_in(body: Any) -> str:
@@ -166,38 +186,54 @@ def said_in(body: Any) -> str:
     return error if isinstance(error, str) else ""
 
 
-def model_ids(body: Any) -> list[str]:
-    """Raises APIError where the answer is no list of models."""
+def read_as(what: str, body: Any, reader: Callable[[Any], _T]) -> _T:
+    """What `reader` makes of an answer. Raises APIError where it is another thing than `what`."""
     try:
-        return [model["id"] for model in body["data"]]
-    except (TypeError, KeyError):
-        raise APIError(200, "the answer is no list of models") from None
+        return reader(body)
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError):
+        raise APIError(200, f"the answer is {what}") from None
 
 
 def completion(body: Any) -> Completion:
     """Raises APIError where the answer is no reply, or one without choices."""
-    try:
-        choices = tuple(
-            Choice(one.get("index") or 0, _text(one, "message"), one.get("finish_reason"), _reasoning(one, "message"))
-            for one in body.get("choices") or ()
-            if one is not None
-        )
+
+    def read(body: Any) -> Completion:
+        choices = tuple(_choice(one) for one in body.get("choices") or () if one is not None)
         if not choices:
             raise APIError(200, "the answer has no choices")
-        return Completion(body.get("id") or "", body.get("model") or "", choices, _usage(body.get("usage")))
-    except (TypeError, AttributeError, ValueError):
-        raise APIError(200, "the answer is not in OpenAI's form") from None
+        fingerprint = body.get("system_fingerprint")
+        used = _usage(body.get("usage"))
+        return Completion(body.get("id") or "", body.get("model") or "", choices, used, fingerprint, body)
+
+    return read_as("not in OpenAI's form", body, read)
 
 
-def _chunks(event: JSON) -> Iterator[Chunk]:
+def chunks(event: JSON) -> Iterator[Chunk]:
+    """Raises TypeError, AttributeError or ValueError where an event of a stream is not in OpenAI's form."""
     for one in event.get("choices") or ():
         if one is None:
             continue
-        text, thought, reason = _text(one, "delta"), _reasoning(one, "delta"), one.get("finish_reason")
-        if text or thought or reason:
-            yield Chunk(text, one.get("index") or 0, reason, reasoning=thought)
+        calls = tuple(_call_piece(call) for call in (one.get("delta") or {}).get("tool_calls") or ())
+        chunk = Chunk(
+            _text(one, "delta"),
+            one.get("index") or 0,
+            one.get("finish_reason"),
+            reasoning=_reasoning(one, "delta"),
+            tool_calls=calls,
+            logprobs=_logprobs(one.get("logprobs")),
+        )
+        if chunk != Chunk("", chunk.index):
+            yield chunk
     if event.get("usage"):
         yield Chunk("", usage=_usage(event["usage"]))
+
+
+def _choice(one: JSON) -> Choice:
+    pieces = [_call_piece(call) for call in (one.get("message") or {}).get("tool_calls") or ()]
+    calls = tuple(ToolCall(piece.id, piece.name, piece.arguments) for piece in pieces)
+    text, thought = _text(one, "message"), _reasoning(one, "message")
+    logprobs = _logprobs(one.get("logprobs"))
+    return Choice(one.get("index") or 0, text, one.get("finish_reason"), thought, calls, logprobs)
 
 
 def _text(choice: JSON, part: str) -> str:
@@ -209,6 +245,34 @@ def _reasoning(choice: JSON, part: str) -> str:
     """The thought, under either of the names that servers give it."""
     body = choice.get(part) or {}
     return _string(body.get("reasoning_content")) or _string(body.get("reasoning"))
+
+
+def _call_piece(call: JSON) -> ToolCallPiece:
+    function = call.get("function") or {}
+    arguments = function.get("arguments")
+    if isinstance(arguments, Mapping):  # some servers give the object itself
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    index, name = call.get("index") or 0, _string(function.get("name"))
+    return ToolCallPiece(int(index), _string(call.get("id")), name, _string(arguments))
+
+
+def _logprobs(body: Any) -> tuple[TokenLogprob, ...]:
+    """Of a chat (a list of entries) or of a completion (lists side by side)."""
+    if not body:
+        return ()
+    if "tokens" in body:
+        tokens = body["tokens"] or ()
+        tops = body.get("top_logprobs") or [None] * len(tokens)
+        return tuple(
+            TokenLogprob(token, value, top=tuple(TokenLogprob(*pair) for pair in (top or {}).items()))
+            for token, value, top in zip(tokens, body["token_logprobs"], tops, strict=True)
+        )
+    return tuple(_token_logprob(entry) for entry in body.get("content") or ())
+
+
+def _token_logprob(entry: JSON) -> TokenLogprob:
+    data, top = entry.get("bytes"), tuple(_token_logprob(one) for one in entry.get("top_logprobs") or ())
+    return TokenLogprob(_string(entry.get("token")), entry.get("logprob"), None if data is None else bytes(data), top)
 
 
 def _string(value: Any) -> str:

@@ -1,30 +1,93 @@
-"""The blocking client of an Isotherm server, or of any server that speaks OpenAI's API. Needs httpx alone: neither
-torch nor ray.
+"""The blocking client of an Isotherm server, or of any server that speaks OpenAI's API. Needs httpx and pydantic alone:
+neither torch nor ray.
 
-client = Client()
-print(client.chat("What is 3 + 4?").text)
-for chunk in client.chat("Count to ten.", stream=True):
-    print(chunk.text, end="")
+with Client() as client:
+    print(client.chat("What is 3 + 4?").text)
+    with client.stream("Count to ten.") as stream:
+        for piece in stream:
+            print(piece.text, end="")
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import httpx
+from typing_extensions import Unpack
 
+from isotherm.cluster.client import in_process
 from isotherm.cluster.client.answers import Chunk, Completion, RawResponse
-from isotherm.cluster.client.calls import DEFAULT_URL, Call, Calls, Messages, Pause, Prompt, Send, http_options
+from isotherm.cluster.client.async_client import AsyncClient
+from isotherm.cluster.client.batch import (
+    CONCURRENCY,
+    LOW_PRIORITY,
+    BatchOptions,
+    BatchSummary,
+    ProgressCallback,
+    run_batch,
+    run_rows,
+)
+from isotherm.cluster.client.batch_output import BatchResult
+from isotherm.cluster.client.calls import DEFAULT_URL, LIMITS, Call, Calls, Pause, http_options
+from isotherm.cluster.client.operations import OperationEvent, OperationEvents
+from isotherm.cluster.client.params import (
+    ChatParams,
+    CompletionParams,
+    Copies,
+    Messages,
+    ModelInfo,
+    Operation,
+    Prompt,
+)
+from isotherm.cluster.client.tries import Send, StreamedReply
 from isotherm.cluster.jsontypes import JSON
 
 _T = TypeVar("_T")
 
 
+class Stream:
+    """The pieces of one streamed reply. It is asked for when the first piece is; `close`, or leaving it as a context
+    manager, ends the request at the server too."""
+
+    def __init__(self, pieces: Iterator[Chunk], reply: StreamedReply) -> None:
+        self._pieces, self._reply = pieces, reply
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Chunk:
+        """Raises APIError and ConnectionFailedError before the first piece, and StreamBrokenError."""
+        return next(self._pieces)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._pieces.close()  # type: ignore[attr-defined]  # it is a generator
+
+    @property
+    def completion(self) -> Completion:
+        """What has come so far as one reply: the whole one, after the last piece."""
+        return self._reply.completion
+
+    def rest(self) -> Completion:
+        """The whole reply, once the pieces that are left have come."""
+        for _ in self:
+            pass
+        return self.completion
+
+
 class Client:
     """The blocking client. `timeout` is in seconds, for connecting and for each wait for data; `max_retries` counts the
-    tries after the first."""
+    tries after the first. It may be used by several threads at once."""
 
     def __init__(
         self,
@@ -37,6 +100,19 @@ class Client:
     ) -> None:
         self._http = httpx.Client(**http_options(base_url, api_key, timeout), transport=transport)
         self._calls = Calls(self.base_url, max_retries)
+        self._options: JSON = {"api_key": api_key, "timeout": timeout, "max_retries": max_retries}
+        self._transport = transport
+        self._server: in_process.LocalServer | None = None
+
+    @classmethod
+    def local(cls, model: str = "tiny", *, timeout: float = 600.0, max_retries: int = 2) -> Client:
+        """A client with the engine in its own process: no server, no Ray. `model` is a directory, a hub id, "tiny" or a
+        manifest, as `isotherm serve` takes them. Returns when the model is loaded; `close` lets go of it."""
+        server = in_process.start(model)
+        transport = httpx.HTTPTransport(uds=server.socket, limits=LIMITS)
+        client = cls(in_process.URL, timeout=timeout, max_retries=max_retries, transport=transport)
+        client._server = server
+        return client
 
     @property
     def base_url(self) -> str:
@@ -51,31 +127,93 @@ class Client:
 
     def close(self) -> None:
         self._http.close()
+        if self._server is not None:
+            self._server.close()
+
+    # --- generation -------------------------------------------------------------------------------
 
     @overload
-    def chat(self, messages: Messages, *, stream: Literal[False] = False, **params: Any) -> Completion: ...
+    def chat(
+        self, messages: Messages, *, stream: Literal[False] = False, **params: Unpack[ChatParams]
+    ) -> Completion: ...
     @overload
-    def chat(self, messages: Messages, *, stream: Literal[True], **params: Any) -> Iterator[Chunk]: ...
-    def chat(self, messages: Messages, *, stream: bool = False, **params: Any) -> Completion | Iterator[Chunk]:
+    def chat(self, messages: Messages, *, stream: Literal[True], **params: Unpack[ChatParams]) -> Stream: ...
+    def chat(self, messages: Messages, *, stream: bool = False, **params: Unpack[ChatParams]) -> Completion | Stream:
         """The reply to a chat: a string (one user message) or a list of messages. `params` are OpenAI's request fields;
-        without `model` it is the first that the server lists. Raises APIError, ConnectionFailedError, and while
-        streaming StreamBrokenError."""
+        without `model` it is the first that the server lists; `tools` may be functions. Raises APIError,
+        ConnectionFailedError, and while streaming StreamBrokenError."""
         if stream:
-            return self._stream(self._run(self._calls.chat_request(messages, params)))
+            return self._streamed(self._calls.chat_request(messages, params))
         return self._run(self._calls.chat(messages, params))
 
+    def stream(self, messages: Messages, **params: Unpack[ChatParams]) -> Stream:
+        """`chat` with stream=True: `with client.stream(…) as stream: for piece in stream: …`."""
+        return self.chat(messages, stream=True, **params)
+
     @overload
-    def complete(self, prompt: Prompt, *, stream: Literal[False] = False, **params: Any) -> Completion: ...
+    def complete(
+        self, prompt: Prompt, *, stream: Literal[False] = False, **params: Unpack[CompletionParams]
+    ) -> Completion: ...
     @overload
-    def complete(self, prompt: Prompt, *, stream: Literal[True], **params: Any) -> Iterator[Chunk]: ...
-    def complete(self, prompt: Prompt, *, stream: bool = False, **params: Any) -> Completion | Iterator[Chunk]:
+    def complete(self, prompt: Prompt, *, stream: Literal[True], **params: Unpack[CompletionParams]) -> Stream: ...
+    def complete(
+        self, prompt: Prompt, *, stream: bool = False, **params: Unpack[CompletionParams]
+    ) -> Completion | Stream:
         """The continuation of a prompt (text, token ids, or a list of either). Otherwise as `chat`."""
         if stream:
-            return self._stream(self._run(self._calls.completion_request(prompt, params)))
+            return self._streamed(self._calls.completion_request(prompt, params))
         return self._run(self._calls.complete(prompt, params))
+
+    def parse(self, messages: Messages, kind: type[_T], **params: Unpack[ChatParams]) -> _T:
+        """The reply as a value of a type: a pydantic model, a dataclass, `list[int]`, … The server has the model write
+        JSON that fits it (`response_format`). Raises OutputCutError where the reply was cut, OutputInvalidError where
+        it does not fit all the same, and what `chat` raises."""
+        return self._run(self._calls.parse(messages, kind, params))
+
+    # --- many requests ----------------------------------------------------------------------------
+
+    def batch(
+        self, rows: Iterable[Any], *, concurrency: int = CONCURRENCY, priority: int = LOW_PRIORITY
+    ) -> list[BatchResult]:
+        """The results of many requests, in their order: texts (each a chat's one user message), or rows as batch files
+        have them: bodies ({"prompt": …}, {"messages": …}) or OpenAI's {"custom_id", "url", "body"}. A row that fails
+        has an error in its result, and stops no other. `priority`: of rows that name none; lower values have their turn
+        first, and requests that say nothing have 0."""
+        return self._run_async(lambda client: run_rows(rows, client, BatchOptions(concurrency, priority)))
+
+    def batch_files(
+        self,
+        inputs: str | Path | Sequence[str | Path],
+        output: str | Path,
+        *,
+        concurrency: int = CONCURRENCY,
+        priority: int = LOW_PRIORITY,
+        progress: ProgressCallback | None = None,
+    ) -> BatchSummary:
+        """What `isotherm batch` does: every row of files in OpenAI's batch format (paths, globs; JSON Lines, also as
+        gzip, or Parquet) that `output` has no result for is asked, and its result appended there. `progress` is called
+        after each. The results: `read_results(output)`. Raises BatchError, OSError."""
+        options = BatchOptions(concurrency, priority)
+        return self._run_async(lambda client: run_batch(inputs, Path(output), client, options, progress))
+
+    # --- models and tokens ------------------------------------------------------------------------
 
     def models(self) -> list[str]:
         return self._run(self._calls.models())
+
+    def model(self, name: str | None = None) -> ModelInfo:
+        """What the server says of a model; of the first that it lists, where none is named."""
+        return self._run(self._calls.model_info(name))
+
+    def tokenize(self, text: Messages, *, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+        """The token ids of a text, or of a chat as its template writes it (a list of messages; `options` are `tools`,
+        `chat_template_kwargs` and other fields that a chat has)."""
+        return self._run(self._calls.tokenize(text, add_special_tokens, options))
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return self._run(self._calls.detokenize(tokens))
+
+    # --- the cluster ------------------------------------------------------------------------------
 
     def ready(self) -> bool:
         """Whether requests can be served now."""
@@ -85,20 +223,47 @@ class Client:
         """What `isotherm status --json` prints."""
         return self._run(self._calls.get("/status"))
 
-    def scale(self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Any) -> JSON:
-        """Begin an operation (POST /admin/operations): `expert_groups`, `attention_shards`, `copies`, `drain_nodes`,
-        each what there is to be. Of `copies`, each is {"layer", "expert", "count"}; a count of None leaves it to the
-        autoscaler, as it was before a number was set. A key is made where none is given, so that a retry cannot scale
-        twice. Raises APIError."""
+    def scale(
+        self,
+        *,
+        expert_groups: int | None = None,
+        attention_shards: int | None = None,
+        copies: Sequence[Copies] | None = None,
+        drain_nodes: Sequence[str] | None = None,
+        deadline_seconds: float | None = None,
+        dry_run: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Operation:
+        """Begin an operation (POST /admin/operations): each number is what there is to be, what is None stays as it is;
+        an empty `drain_nodes` lets every node have workers again. A key is made where none is given, so that a retry
+        cannot scale twice. Raises APIError."""
+        target = {
+            "expert_groups": expert_groups,
+            "attention_shards": attention_shards,
+            "copies": copies,
+            "drain_nodes": drain_nodes,
+            "deadline_seconds": deadline_seconds,
+        }
         return self._run(self._calls.scale(dry_run, idempotency_key, target))
 
-    def operation(self, operation_id: str) -> JSON:
+    def operation(self, operation_id: str) -> Operation:
         """What has become of an operation."""
         return self._run(self._calls.operation(operation_id))
 
-    def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> JSON:
+    def operations(self) -> list[Operation]:
+        """Those that the cluster remembers, oldest first; its own, as the autoscaler's, among them."""
+        return self._run(self._calls.operations())
+
+    def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> Operation:
         """The operation when it has ended. Raises TimeoutError after `timeout` seconds."""
         return self._run(self._calls.wait_for_operation(operation_id, timeout))
+
+    def events(self, interval: float = 1.0) -> Iterator[OperationEvent]:
+        """Each phase that an operation comes to from now on, for ever; looked for every `interval` seconds."""
+        events = OperationEvents()
+        while True:
+            yield from events.new(self.operations())
+            time.sleep(interval)
 
     def experts(self) -> JSON:
         """Rows, holders and group heat of every expert (GET /admin/experts)."""
@@ -111,6 +276,8 @@ class Client:
     def request(self, method: str, path: str, body: Any = None, *, retry: bool = True) -> RawResponse:
         """Any request of the API, with retries. Raises ConnectionFailedError; an error status is not an exception."""
         return self._run(self._calls.request(method, path, body, retry))
+
+    # --- how --------------------------------------------------------------------------------------
 
     def _run(self, call: Call[_T]) -> _T:
         try:
@@ -132,9 +299,33 @@ class Client:
         time.sleep(step.seconds)
         return None
 
-    def _stream(self, request: Send) -> Iterator[Chunk]:
-        reply = self._calls.streamed(request)
-        request = reply.request
+    def _run_async(self, work: Callable[[AsyncClient], Coroutine[Any, Any, _T]]) -> _T:
+        """With the same client for asyncio: many requests at once, which an interruption ends."""
+
+        async def run() -> _T:
+            async with AsyncClient(self.base_url, transport=self._async_transport(), **self._options) as client:
+                return await work(client)
+
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(run())
+        with ThreadPoolExecutor(1) as thread:  # a notebook has a loop here, which must not run another
+            return thread.submit(asyncio.run, run()).result()
+
+    def _async_transport(self) -> httpx.AsyncBaseTransport | None:
+        if self._server is not None:
+            return httpx.AsyncHTTPTransport(uds=self._server.socket, limits=LIMITS)
+        if self._transport is None or isinstance(self._transport, httpx.AsyncBaseTransport):
+            return self._transport
+        raise ValueError(f"transport: batches need one for asyncio, which {type(self._transport).__name__} is not")
+
+    def _streamed(self, request: Call[Send]) -> Stream:
+        reply = self._calls.streamed()
+        return Stream(self._pieces(self._calls.stream_request(request), reply), reply)
+
+    def _pieces(self, call: Call[Send], reply: StreamedReply) -> Iterator[Chunk]:
+        request = self._run(call)
         while True:
             try:
                 with self._http.stream(request.method, request.path, json=request.body) as response:

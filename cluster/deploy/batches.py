@@ -22,11 +22,9 @@ def batches_refused(http: HttpSection) -> str:
     )
 
 
-def batch_service(http: HttpSection, max_body_bytes: int) -> BatchService | None:
-    """The batches of this process's replica; None where `batches_refused`. Raises OSError where the folder cannot be
+def batch_service(http: HttpSection, max_body_bytes: int) -> BatchService:
+    """The batches of this process's replica, where they are not refused. Raises OSError where the folder cannot be
     written."""
-    if batches_refused(http):
-        return None
     section = http.batches
     folder = _session_folder() if section.folder is None else Path(section.folder)
     store = Store(folder, section.max_bytes, section.keep_seconds)

@@ -12,20 +12,17 @@ from ray import serve
 from ray.serve import Application
 from starlette.applications import Starlette
 
-from isotherm.cluster.api.access import Access
-from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.control.liveness import watch_controller
 from isotherm.cluster.deploy.batches import batch_service, batches_refused
 from isotherm.cluster.deploy.kept_responses import SharedResponseStore
+from isotherm.cluster.front_door import front_door
 from isotherm.cluster.manifest import Manifest
-from isotherm.cluster.model.generation import generation_defaults
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.on_ray.controller_client import ControllerClient
 from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess
 from isotherm.cluster.routing.shard_client import ShardClient
-from isotherm.cluster.text.tokenizer import Tokenizer
 
 KILL_SECONDS = 5.0  # after which a replica that has ended its requests is killed
 
@@ -47,24 +44,10 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         endable = EndableEngine(engine)
         stops, seconds = _replica_stops(), manifest.http.drain_seconds
         engine.background.keep("the drain", lambda: end_when_stopping(endable, stops, seconds))
-        defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
-        if manifest.logprobs == "processed":
-            defaults["processed_logprobs"] = True
-        settings = AppSettings(
-            access=Access(manifest.http.admin, manifest.http.metrics),
-            defaults=defaults,
-            tool_format=manifest.tool_format,
-            cors=tuple(manifest.http.cors),
-            batches_refused=batches_refused(manifest.http),
-            kept_response_bytes=manifest.http.kept_responses,
-        )
-        batches = batch_service(manifest.http, settings.max_body_bytes)
-        anywhere = manifest.control_tokens == "anywhere"
-        tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=anywhere)
         store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
-        app = build_app(
-            endable, tokenizer, manifest.model_id, manifest.http.aliases, settings, controller, store, batches
-        )
+        refused = batches_refused(manifest.http)
+        batches = None if refused else batch_service(manifest.http, AppSettings.max_body_bytes)
+        app = front_door(manifest, model_path, endable, controller, store, batches, refused)
         if batches is not None:
             batches.begin()  # with what a replica before this one has left
         return app

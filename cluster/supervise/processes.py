@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 import psutil
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 PAUSE = 0.05  # seconds between two looks
 
 
@@ -23,6 +23,15 @@ def adopt_orphans() -> bool:
         return False
     status: int = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     return status == 0
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on this process gets SIGTERM when its parent, which has this pid, is gone. Where the system has no such
+    thing (it is Linux's) the parent has to end it."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # before it was asked for
+        raise SystemExit(1)
 
 
 def reap() -> dict[int, int]:

@@ -15,7 +15,7 @@ from ray import cloudpickle
 from ray.exceptions import RayTaskError
 
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.client import APIError
+from isotherm.cluster.client import APIError, OutputError
 from isotherm.cluster.errors import IsothermError, named_line, one_line
 from isotherm.cluster.manifest import ManifestError
 from isotherm.cluster.messages.membership import WorkerGoneError
@@ -63,13 +63,14 @@ def test_the_docstring_tells_of_all_errors_and_of_no_other():
 
 TAKE_MORE = [
     ReplyError("no", status=404, param="model", code="model_not_found", kind="not_found_error", headers={"a": "b"}),
-    APIError(503, "later", param="model", code="busy"),
+    *(kind(503, "later", param="model", code="busy") for kind in ERRORS if issubclass(kind, APIError)),
+    *(kind("cut", "{") for kind in ERRORS if issubclass(kind, OutputError)),
     OperationError("no", field="copies", conflict=True),
 ]
 
 
 def _more_than_a_message(kind: type[BaseException]) -> bool:
-    return issubclass(kind, IsothermError) and "__init__" in vars(kind)
+    return any("__init__" in vars(base) for base in kind.__mro__ if issubclass(base, IsothermError))
 
 
 def test_every_class_that_takes_more_than_a_message_has_an_example():

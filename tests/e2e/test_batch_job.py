@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from pyarrow import Table, parquet
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from served import ISOTHERM, Served
 
@@ -98,6 +99,28 @@ def test_batch_survives_its_driver(served, tmp_path_factory):
         for request in requests[::25]:
             direct = client.post(request["url"], json=request["body"]).json()
             assert by_id[request["custom_id"]]["response"]["body"]["choices"] == direct["choices"]
+
+
+def test_tables_that_lie_elsewhere_are_read_by_ray_data(served, tmp_path_factory):
+    """Beside the workers that serve, whatever CPUs these have reserved."""
+    folder = tmp_path_factory.mktemp("tables")
+    for part, begin in (("0", 0), ("1", 20)):
+        rows = [
+            {"messages": [{"role": "user", "content": f"What is {i} + 1?", "name": None}], "temperature": 0.0}
+            for i in range(begin, begin + 20)
+        ]
+        (folder / "table").mkdir(exist_ok=True)
+        parquet.write_table(Table.from_pylist(rows), folder / "table" / f"{part}.parquet")
+    table = f"file://{folder}/table"
+    done = served.command(
+        "batch", "--input", table, "--output", str(folder / "out.jsonl"), "--url", served.url, timeout=280
+    )
+    assert done.returncode == 0 and "40 of 40 rows done" in done.stdout, done.stdout + done.stderr
+    results = {one["custom_id"]: one["response"]["body"]["choices"][0] for one in rows_of(folder / "out.jsonl")}
+    name = table.replace("/", "_")
+    assert results[f"{name}:22"]["message"]["content"] == "21 + 1 = 22." and len(results) == 40
+    wrong = served.command("batch", "--input", "file:///no/such/table", "--output", str(folder / "o"), timeout=280)
+    assert wrong.returncode == 1 and "isotherm: file:///no/such/table: cannot be read" in wrong.stderr
 
 
 def rows_of_lines(folder: Path) -> list[str]:

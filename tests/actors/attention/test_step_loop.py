@@ -308,3 +308,19 @@ def test_submissions_from_many_threads_are_all_served(running: Running):
         thread.join()
     for name in names:
         assert [t for d in of(deltas, name) for t in d.token_ids] == list(range(100, 101 + int(name.split("-")[1]) % 3))
+
+
+def test_a_loop_that_is_closed_ends_its_thread(running: Running):
+    running.loop.close()  # an idle one
+    running.thread.join(TIMEOUT)
+    assert not running.thread.is_alive()
+
+
+def test_a_loop_that_is_closed_ends_after_the_step_that_it_computes(running: Running):
+    running.engine.gate.clear()
+    running.loop.submit(GenerationRequest("a", (1, 2), SamplingParams(50)))
+    running.in_a_step()
+    running.loop.close()
+    running.engine.gate.set()
+    running.thread.join(TIMEOUT)
+    assert not running.thread.is_alive() and len(running.engine.scheduler) == 1

@@ -20,8 +20,8 @@ from typer.testing import CliRunner, Result
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.cli import main as cli
-from isotherm.cluster.client import ConnectionFailedError
-from isotherm.cluster.client.batch import BatchError, BatchSummary
+from isotherm.cluster.client import BatchError, BatchSummary, ConnectionFailedError
+from isotherm.cluster.client.batch import BatchOptions
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.fingerprint import NumericsError
 from isotherm.cluster.model.path import bundled_model
@@ -367,9 +367,30 @@ def test_batch_names_a_missing_file():
     ],
 )
 def test_batch_says_by_its_status_what_became_of_the_rows(monkeypatch, summary, status):
-    monkeypatch.setattr("isotherm.cluster.client.batch.run", lambda *_: summary)
+    monkeypatch.setattr("isotherm.cluster.cli.batch.run", lambda *_: summary)
     result = invoke("batch", "--input", "in", "--output", "out", "--url", "http://127.0.0.1:9")
     assert result.exit_code == status and "rows done" in result.output and "isotherm:" not in result.output
+
+
+def test_batch_takes_several_inputs_and_a_cluster_of_its_own(monkeypatch):
+    asked = []
+
+    def run_on_own(*arguments):
+        asked.append(arguments)
+        return BatchSummary(total=1, completed=1, notes=["1 blank lines"])
+
+    monkeypatch.setattr("isotherm.cluster.cli.batch.run_on_own", run_on_own)
+    monkeypatch.setattr(cli, "prepare_attach", lambda _: os.environ["RAY_ADDRESS"])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = ("batch", "--input", "a", "--input", "b*.jsonl", "--output", "out", "--own", "tiny", "--priority", "7")
+    result = invoke(*words)
+    assert result.exit_code == 0 and "1 blank lines" in result.output
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    invoke(*words)
+    options = BatchOptions(32, 7)
+    assert asked == [("tiny", to, ["a", "b*.jsonl"], Path("out"), options) for to in (None, "10.0.0.1:6379")]
+    both = invoke(*words, "--url", "http://127.0.0.1:9")
+    assert both.exit_code == 2 and "not both" in both.output
 
 
 # --- as a process ---------------------------------------------------------------------------------

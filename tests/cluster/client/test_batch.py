@@ -1,31 +1,15 @@
+"""A run of a batch against a scripted server: each row once, errors per row, what is left, resumption."""
+
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
 
 import httpx
 import pytest
-from fake_engine import FakeEngine, http_server, write_tokenizer
 
-from isotherm.cluster.api.app import build_app
-from isotherm.cluster.client import AsyncClient, Client
-from isotherm.cluster.client.batch import ROWS_FAILED, ROWS_LEFT, BatchError, run, run_batch
-from isotherm.cluster.text.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    tokenizer = Tokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    engine = FakeEngine(tokenizer.vocab_size)
-    with http_server(build_app(engine, tokenizer, "m")) as url:
-        yield engine, url
-    tokenizer.chat_template.close()
+from isotherm.cluster.client import APIError, AsyncClient, BatchError, Client, read_results
+from isotherm.cluster.client.batch import ROWS_FAILED, ROWS_LEFT, BatchOptions, run_batch, run_rows
 
 
 def row(i, **fields):
@@ -53,6 +37,8 @@ class Server:
         self.now = self.most = 0
 
     async def __call__(self, request):
+        if request.method == "GET":
+            return httpx.Response(200, json={"data": [{"id": "m"}]})
         prompt = json.loads(request.content)["prompt"]
         self.tries[prompt] = self.tries.get(prompt, 0) + 1
         self.now += 1
@@ -68,10 +54,11 @@ class Server:
         return httpx.Response(answer, json=body, headers={"x-request-id": "r", "retry-after": "0"})
 
 
-def batch(source, output, server, concurrency=4, **options):
+def batch(source, output, server, concurrency=4, progress=None, **options):
     async def go():
         async with AsyncClient(transport=httpx.MockTransport(server), max_retries=0) as client:
-            return await run_batch(source, output, client, concurrency, backoff_s=0.001, **options)
+            given = BatchOptions(concurrency, backoff_s=0.001, **options)
+            return await run_batch(source, output, client, given, progress)
 
     return asyncio.run(go())
 
@@ -188,35 +175,6 @@ def test_errors_of_an_earlier_run_still_count(tmp_path):
     assert (again.resumed, again.failed, again.exit_status) == (14, 13, ROWS_FAILED)
 
 
-def test_a_pipe_is_read(tmp_path):
-    reader, writer = os.pipe()
-    data = "".join(json.dumps(row(i)) + "\n" for i in range(500)).encode()
-
-    def write_slowly():
-        with open(writer, "wb") as file:
-            file.write(data[:9000])
-            file.flush()
-            file.write(data[9000:])
-
-    thread = threading.Thread(target=write_slowly)
-    thread.start()
-    try:
-        summary = batch(Path(f"/dev/fd/{reader}"), tmp_path / "out", Server(lambda *_: 200), concurrency=32)
-    finally:
-        thread.join()
-        os.close(reader)
-    assert (summary.total, summary.completed) == (500, 500)
-
-
-def test_standard_input_is_read(tmp_path, served):
-    code = "import sys, pathlib; from isotherm.cluster.client.batch import run; path = pathlib.Path"
-    code += "; print(run(path('-'), path(sys.argv[1]), sys.argv[2]).completed)"
-    command = [sys.executable, "-c", code, str(tmp_path / "out"), served[1] + "/v1"]
-    rows = "".join(json.dumps(row(i)) + "\n" for i in range(5))
-    done = subprocess.run(command, input=rows, capture_output=True, text=True)
-    assert done.stdout.strip() == "5", done.stderr
-
-
 @pytest.mark.parametrize("torn", [b'{"id": "x", "custom_id": "row-9", "resp', b"\x00\x00\n", b'{"custom_id": 5}\n'])
 def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     source = write(tmp_path / "in", [row(i) for i in range(10)])
@@ -228,26 +186,176 @@ def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     assert sorted(one["custom_id"] for one in results(tmp_path / "out")) == [f"row-{i}" for i in range(10)]
 
 
-def test_bad_files_name_the_line(tmp_path):
+def test_what_cannot_run_is_said_before_any_work(tmp_path):
     server = Server(lambda *_: 200)
-    cases = [
-        ([row(0), row(1), row(0)], "line 3: custom_id 'row-0' appears twice"),
-        ([row(0), {"custom_id": 5}], "line 2"),
-        ([[]], "line 1"),
-    ]
-    for rows, message in cases:
-        with pytest.raises(BatchError, match=message):
-            batch(write(tmp_path / "in", rows), tmp_path / "out", server)
-    assert not server.tries
     source = write(tmp_path / "in", [row(0)])
-    (tmp_path / "other").write_text("notes\nmore notes\n")
+    (tmp_path / "notes").write_text("notes\nmore notes\n")
+    with pytest.raises(BatchError, match=r"notes:1: not JSON: .*; expected JSON Lines"):
+        batch(tmp_path / "notes", tmp_path / "out", server)
     with pytest.raises(BatchError, match="line 1 is not a batch result"):
-        batch(source, tmp_path / "other", server)
-    assert (tmp_path / "other").read_text() == "notes\nmore notes\n"
+        batch(source, tmp_path / "notes", server)
+    assert (tmp_path / "notes").read_text() == "notes\nmore notes\n"
     with pytest.raises(BatchError, match="concurrency"):
         batch(source, tmp_path / "out", server, concurrency=0)
     with pytest.raises(FileNotFoundError):
         batch(tmp_path / "none", tmp_path / "out", server)
+    assert not server.tries
+
+
+def test_a_file_as_people_have_it(tmp_path):
+    """A BOM, CRLF, blank lines, rows without a name or with a number, twice the same and twice not, no rows, and an
+    end that is not there yet: every row is answered once, and the summary says what was odd."""
+    lines = [
+        b"\xef\xbb\xbf" + json.dumps(row(0)).encode() + b"\r\n",
+        b"\r\n",
+        b'{"prompt": "plain"}\r\n',
+        json.dumps(row(0)).encode() + b"\n",
+        json.dumps(row(0, body={"prompt": "another"})).encode() + b"\n",
+        json.dumps(row(1) | {"custom_id": 5}).encode() + b"\n",
+        b"oops\n",
+        b"[1, 2]\n",
+        b'{"custom_id": "row-8", "meth',
+    ]
+    source, server = tmp_path / "in.jsonl", Server(lambda *_: 200)
+    source.write_bytes(b"".join(lines))
+    summary = batch(source, tmp_path / "out", server)
+    assert (summary.total, summary.completed, summary.failed, summary.unfinished) == (6, 6, 2, 1)
+    assert summary.exit_status == ROWS_LEFT and "in.jsonl:9 is half written" in summary.reason
+    assert set(server.tries) == {"row 0", "plain", "another", "row 1"} and set(server.tries.values()) == {1}
+    names = sorted((one["custom_id"], one.get("occurrence", 1)) for one in results(tmp_path / "out"))
+    assert names == [("5", 1), ("in.jsonl:3", 1), ("in.jsonl:7", 1), ("in.jsonl:8", 1), ("row-0", 1), ("row-0", 2)]
+    notes = "\n".join(summary.notes)
+    for words in ("1 without", "1 with a number", "1 repeated", "1 with the custom_id of another", "1 blank"):
+        assert words in notes
+    # The rest of it came.
+    source.write_bytes(b"".join(lines[:-1]) + json.dumps(row(8)).encode())
+    again = batch(source, tmp_path / "out", server)
+    assert (again.resumed, again.completed, again.unfinished) == (6, 1, 0) and server.tries["row 8"] == 1
+
+
+def test_three_urls_in_one_file(tmp_path):
+    asked = []
+
+    def answer(request):
+        if request.method == "GET":
+            return httpx.Response(200, json={"data": [{"id": "served"}]})
+        asked.append((request.url.path, json.loads(request.content)))
+        body = {"output": [], "status": "failed"} if "responses" in request.url.path else {"choices": [{}]}
+        return httpx.Response(200, json=body)
+
+    rows = [
+        {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": "m", "input": "hi"}},
+        {"custom_id": "b", "messages": [], "priority": 3},
+        {"prompt": "hi", "n": 2},
+    ]
+    source = write(tmp_path / "in", rows)
+
+    async def go():
+        async with AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            return await run_batch(source, tmp_path / "out", client, BatchOptions(1))
+
+    summary = asyncio.run(go())
+    assert asked == [
+        ("/v1/responses", {"model": "m", "input": "hi", "priority": 100}),
+        ("/v1/chat/completions", {"messages": [], "priority": 3, "model": "served"}),
+        ("/v1/completions", {"prompt": "hi", "n": 2, "model": "served", "priority": 100}),
+    ]
+    assert (summary.completed, summary.failed) == (3, 1)  # a response that failed says so with status 200
+
+
+def test_no_priority_is_sent_where_none_is_wanted(tmp_path):
+    bodies = []
+
+    def answer(request):
+        bodies.append(json.loads(request.content))
+        return httpx.Response(200, json={"choices": []})
+
+    async def go():
+        async with AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            await run_batch(write(tmp_path / "in", [row(0)]), tmp_path / "out", client, BatchOptions(priority=0))
+
+    asyncio.run(go())
+    assert bodies == [row(0)["body"]]
+
+
+def test_a_server_that_is_not_there_leaves_rows_without_a_model(tmp_path):
+    tries = []
+
+    def answer(request):
+        tries.append(request.url.path)
+        raise httpx.ConnectError("refused")
+
+    source = write(tmp_path / "in", [{"prompt": "hi"}, row(1)])
+
+    async def go():
+        async with AsyncClient(transport=httpx.MockTransport(answer), max_retries=0) as client:
+            return await run_batch(source, tmp_path / "out", client, BatchOptions(attempts=3, backoff_s=0.001))
+
+    summary = asyncio.run(go())
+    assert tries == ["/v1/models"] * 3 and "which model" in summary.reason and "refused" in summary.reason
+    assert (summary.unfinished, summary.exit_status) == (2, ROWS_LEFT)
+
+
+def test_rows_in_memory_have_results_in_their_order():
+    def answer(request):
+        if request.method == "GET":
+            return httpx.Response(200, json={"data": [{"id": "m"}]})
+        body = json.loads(request.content)
+        text = body["messages"][0]["content"] if "messages" in body else body["prompt"]
+        if text == "bad":
+            return httpx.Response(400, json={"error": {"message": "no such thing"}})
+        return httpx.Response(200, json={"choices": [{"text": text}]})
+
+    rows = ["one", {"prompt": "two"}, "bad", 5, "one"]
+
+    async def waiting():
+        async with AsyncClient(transport=httpx.MockTransport(answer)) as client:
+            return await client.batch(rows)
+
+    with Client(transport=httpx.MockTransport(answer)) as client:
+        found = client.batch(rows, concurrency=2)
+    assert [one.error or one.text for one in found] == [
+        "one",
+        "two",
+        "no such thing",
+        "expected a JSON object, got int",
+        "one",
+    ]
+    assert [one.status for one in found] == [200, 200, 400, None, 200] and asyncio.run(waiting()) == found
+
+    async def in_a_notebook():
+        with Client(transport=httpx.MockTransport(answer)) as client:
+            return client.batch(rows)
+
+    assert asyncio.run(in_a_notebook()) == found
+
+
+def test_rows_in_memory_that_cannot_be_asked_say_why():
+    def answer(request):
+        raise httpx.ConnectError("refused")
+
+    async def go():
+        async with AsyncClient(transport=httpx.MockTransport(answer), max_retries=0) as client:
+            return await run_rows([{"prompt": "hi", "model": "m"}], client, BatchOptions(attempts=1))
+
+    (one,) = asyncio.run(go())
+    assert "refused" in one.error
+    with pytest.raises(APIError, match="refused"):
+        print(one.text)
+
+
+def test_files_by_the_clients(tmp_path):
+    source, server = write(tmp_path / "in", [row(i) for i in range(3)]), Server(lambda *_: 200)
+
+    async def waiting():
+        async with AsyncClient(transport=httpx.MockTransport(server)) as client:
+            return await client.batch_files([source, write(tmp_path / "more", [row(7)])], tmp_path / "out")
+
+    seen = []
+    with Client(transport=httpx.MockTransport(server)) as client:
+        first = client.batch_files(str(source), tmp_path / "out", progress=lambda state: seen.append(state.completed))
+    assert (first.completed, seen) == (3, [0, 1, 2, 3])
+    assert (asyncio.run(waiting()).completed, len(list(read_results(tmp_path / "out")))) == (1, 4)
 
 
 def test_a_second_run_on_the_same_output_is_refused(tmp_path):
@@ -263,44 +371,3 @@ def test_a_second_run_on_the_same_output_is_refused(tmp_path):
 
     asyncio.run(go())
     assert len(results(tmp_path / "out")) == 3
-
-
-def test_killed_and_resumed_equals_http(tmp_path, served, capsys):
-    engine, url = served
-    chat = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
-    rows = [row(i) for i in range(60)] + [
-        row(i, url="/v1/chat/completions", body={**chat, "seed": i}) for i in range(60, 70)
-    ]
-    source, output = write(tmp_path / "in", rows), tmp_path / "out"
-    code = (
-        "import sys, pathlib; from isotherm.cluster.client.batch import run; "
-        "run(*map(pathlib.Path, sys.argv[1:3]), sys.argv[3], 4)"
-    )
-    engine.delay_s = 0.02
-    child = subprocess.Popen([sys.executable, "-c", code, str(source), str(output), url], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and (not output.exists() or output.read_bytes().count(b"\n") < 20):
-        time.sleep(0.01)
-    child.kill()
-    child.communicate()
-    engine.delay_s = 0.0
-    before = output.read_bytes()
-    assert 20 <= before.count(b"\n") < 70
-    summary = run(source, output, url, 8)
-    assert (
-        summary.resumed == before.count(b"\n") and summary.resumed + summary.completed == 70 and summary.unfinished == 0
-    )
-    assert "batch: 70 of 70 rows done, 0 failed" in capsys.readouterr().err
-    assert output.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
-    found = {one["custom_id"]: one for one in results(output)}
-    assert len(found) == len(results(output)) == 70
-    with Client(url) as client:
-        for one in rows:
-            answer = client.request("POST", one["url"], one["body"])
-            assert found[one["custom_id"]]["response"]["body"]["choices"] == answer.body["choices"]
-
-
-def test_progress_bar_on_a_terminal(tmp_path, served, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    summary = run(write(tmp_path / "in", [row(0)]), tmp_path / "out", served[1])
-    assert summary.completed == 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
-from isotherm.cluster.client import APIError, ConnectionFailedError
-from isotherm.cluster.client.calls import Calls, Pause, Send, Tries
+from isotherm.cluster.client import APIError, ConnectionFailedError, OutputCutError, OutputInvalidError
+from isotherm.cluster.client.calls import Calls, Pause
+from isotherm.cluster.client.tries import Send
 
 
 def run(call, *answers):
@@ -59,9 +61,50 @@ def test_a_request_is_tried_again_after_what_passes():
         run(Calls("http://x", 1).get("/status"), busy, busy)
 
 
-def test_waits_grow_up_to_a_limit():
-    tries = Tries("", 50)
-    pauses = [tries.after_error(httpx.ReadError("reset")) for _ in range(40)]
-    assert pauses[0] <= 0.25 and min(pauses[10:]) >= 15.0 and max(pauses) <= 30.0
-    with pytest.raises(ConnectionFailedError, match="slow"):
-        tries.after_error(httpx.ReadTimeout("slow"))
+def test_a_server_without_a_model_is_told():
+    with pytest.raises(APIError, match="lists no model"):
+        run(Calls("http://x", 0).chat("hi", {}), ok(data=[]))
+
+
+def test_fields_without_a_name_here_are_sent():
+    asked, _ = run(Calls("http://x", 0).chat("hi", {"model": "m", "extra_body": {"top_a": 1}}), ok(choices=[{}]))
+    assert asked[0].body == {"messages": [{"role": "user", "content": "hi"}], "model": "m", "top_a": 1}
+
+
+def test_a_streamed_request_asks_for_its_usage_and_keeps_what_is_asked():
+    calls = Calls("http://x", 0)
+    params = {"model": "m", "stream_options": {"timings": True}}
+    asked, request = run(calls.stream_request(calls.chat_request("hi", params)))
+    assert asked == [] and request.body["stream"] is True
+    assert request.body["stream_options"] == {"include_usage": True, "timings": True}
+
+
+class Answer(BaseModel):
+    total: int
+
+
+def reply(text, reason="stop"):
+    return ok(choices=[{"message": {"content": text}, "finish_reason": reason}])
+
+
+def test_parse_asks_for_the_type_and_gives_its_value():
+    asked, value = run(Calls("http://x", 0).parse("hi", Answer, {"model": "m", "n": 1}), reply('{"total": 7}'))
+    assert value == Answer(total=7)
+    assert asked[0].body["response_format"]["json_schema"]["schema"]["required"] == ["total"]
+    parse = Calls("http://x", 0).parse
+    with pytest.raises(OutputCutError, match="max_tokens") as info:
+        run(parse("hi", Answer, {"model": "m"}), reply('{"tot', "length"))
+    assert info.value.text == '{"tot'
+    with pytest.raises(OutputInvalidError, match="total"):
+        run(parse("hi", Answer, {"model": "m"}), reply('{"total": "x"}'))
+    with pytest.raises(ValueError, match="n is 2"):
+        run(parse("hi", Answer, {"model": "m", "n": 2}))
+
+
+def test_functions_are_sent_as_tools():
+    def weather(city: str) -> str:
+        return city
+
+    entry = {"type": "function", "function": {"name": "other"}}
+    asked, _ = run(Calls("http://x", 0).chat("hi", {"model": "m", "tools": [weather, entry]}), reply("7"))
+    assert [one["function"]["name"] for one in asked[0].body["tools"]] == ["weather", "other"]

@@ -144,13 +144,58 @@ def test_leaving_a_stream_aborts_it(served):
     with Client(url) as client:
         stream = client.complete("hello", stream=True, max_tokens=400)
         next(stream)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         for _ in range(200):
             if not engine.open:
                 break
             client.models()
     engine.delay_s = 0.0
     assert not engine.open
+
+
+def test_a_stream_that_is_left_is_aborted(served):
+    """Both clients; in the middle of the reply, and by an error of whoever reads it."""
+    engine, url = served
+    engine.delay_s = 0.01
+
+    async def leave() -> None:
+        async with AsyncClient(url) as client, client.stream("hello", max_tokens=400) as stream:
+            async for piece in stream:
+                assert piece.text or piece.usage
+                break
+
+    with Client(url) as client:
+        with pytest.raises(KeyError), client.stream("hello", max_tokens=400) as stream:
+            for piece in stream:
+                raise KeyError(piece.text)
+        assert stream.completion.text  # what had come
+        asyncio.run(leave())
+        for _ in range(200):
+            if not engine.open:
+                break
+            client.models()
+    engine.delay_s = 0.0
+    assert not engine.open
+
+
+def test_a_streams_pieces_are_the_whole_reply(served):
+    _, url = served
+    options = {**OPTIONS, "n": 2, "seed": 3, "logprobs": True, "top_logprobs": 2}
+
+    async def waiting():
+        async with AsyncClient(url) as client, client.stream("hi", **options) as stream:
+            return await stream.rest()
+
+    with Client(url) as client:
+        whole = client.chat("hi", **options)
+        with client.stream("hi", **options) as stream:
+            gathered = stream.rest()
+        for other in (gathered, asyncio.run(waiting())):
+            assert (other.choices, other.usage, other.model) == (whole.choices, whole.usage, "m")
+        assert other.system_fingerprint == "isotherm-0123456789ab" and len(whole.logprobs[0].top) == 2
+        text = client.complete("hello", logprobs=2, **OPTIONS)
+        assert client.complete("hello", logprobs=2, stream=True, **OPTIONS).rest().choices == text.choices
+        assert len(text.logprobs) == 12
 
 
 def test_complete_stream():

@@ -77,3 +77,9 @@ def test_orphans_are_adopted_and_ended():
     while (alive := [pid for pid in out["pids"] if psutil.pid_exists(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert alive == []
+
+
+def test_a_process_whose_parent_has_gone_before_it_asked_does_not_begin():
+    code = "from isotherm.cluster.supervise.processes import end_with_parent; end_with_parent(1); print('begun')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")

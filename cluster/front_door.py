@@ -1,0 +1,45 @@
+"""The front door as a manifest has it, over an engine wherever that runs: behind Ray actors, or in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from isotherm.cluster.api.access import Access
+from isotherm.cluster.api.admin import AdminClient
+from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.batches.service import BatchService
+from isotherm.cluster.api.engine_client import EngineClient
+from isotherm.cluster.api.response_store import ResponseStore
+from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.model.generation import generation_defaults
+from isotherm.cluster.text.tokenizer import Tokenizer
+
+
+def front_door(
+    manifest: Manifest,
+    model_path: Path,
+    engine: EngineClient,
+    admin: AdminClient | None = None,
+    store: ResponseStore | None = None,
+    batches: BatchService | None = None,
+    batches_refused: str = "",
+) -> Starlette:
+    """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. `store` keeps
+    responses where this process's memory will not do. `batches` runs files of requests; without it, clients are told
+    `batches_refused`. Reads the checkpoint's tokenizer and defaults. Raises TokenizerError, ModelConfigError."""
+    defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
+    if manifest.logprobs == "processed":
+        defaults["processed_logprobs"] = True
+    settings = AppSettings(
+        access=Access(manifest.http.admin, manifest.http.metrics),
+        defaults=defaults,
+        tool_format=manifest.tool_format,
+        cors=tuple(manifest.http.cors),
+        batches_refused=batches_refused,
+        kept_response_bytes=manifest.http.kept_responses,
+    )
+    tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=manifest.control_tokens == "anywhere")
+    return build_app(engine, tokenizer, manifest.model_id, manifest.http.aliases, settings, admin, store, batches)

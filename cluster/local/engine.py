@@ -1,0 +1,93 @@
+"""An engine of this process as the front door knows engines: requests in from an event loop, deltas back to it, the
+steps in a thread between. Knows nothing about HTTP or Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+from isotherm.actors.attention.engine import Engine
+from isotherm.actors.attention.step_loop import StepLoop
+from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+
+
+class LocalEngine:
+    """`EngineClient` over an engine. Made and used on one event loop. `fingerprint`: what replies have as their
+    system_fingerprint."""
+
+    def __init__(self, engine: Engine, vocab_size: int, fingerprint: str) -> None:
+        self.vocab_size, self.system_fingerprint = vocab_size, fingerprint
+        self.max_model_len = engine.scheduler.config.max_model_len
+        self._loop = asyncio.get_running_loop()
+        self._open: dict[str, asyncio.Queue[Delta]] = {}
+        self._tokens = 0
+        self._closed = False
+        self._steps = StepLoop(engine, self._publish, vital=False)
+
+    def not_ready(self) -> str | None:
+        if self._closed:
+            return "the engine was closed"
+        return None if self._steps.thread.is_alive() else "the engine's thread has failed"
+
+    def capacity(self) -> int:
+        config = self._steps.engine.scheduler.config
+        return config.max_sequences + (config.max_waiting or 0)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        if (reason := self.not_ready()) is not None:
+            raise EngineUnavailableError(reason)
+        deltas: asyncio.Queue[Delta] = asyncio.Queue()
+        self._open[request.id] = deltas
+        finished = False
+        try:
+            self._steps.submit(request)
+            while not finished:
+                delta = await deltas.get()
+                finished = delta.finish_reason is not None
+                if delta.finish_reason is FinishReason.REFUSED:
+                    raise EngineOverloadedError(delta.error)
+                yield delta
+        finally:
+            del self._open[request.id]
+            if not finished:
+                self._steps.abort(request.id)
+
+    async def status(self) -> JSON:
+        """The one worker, with the names that an attention shard's status has."""
+        engine = self._steps.engine
+        scheduler = engine.scheduler
+        worker = {
+            "id": "local",
+            "role": "attention",
+            "state": "serving" if self.not_ready() is None else "ended",
+            "pid": os.getpid(),
+            "kernels": engine.model.kernels.name,
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "kv_blocks_used": scheduler.blocks.used,
+            "kv_blocks": scheduler.blocks.blocks,
+            "steps": engine.steps,
+            "tokens": self._tokens,
+        }
+        return {"workers": [worker], "nodes": [], "placement_version": None}
+
+    def close(self) -> None:
+        """End the thread, and what is open with an error. Waits for the step that is computed: it must find the event
+        loop."""
+        self._closed = True
+        self._steps.close()
+        self._steps.thread.join()
+        for request_id, deltas in self._open.items():
+            deltas.put_nowait(Delta(request_id, 0, finish_reason=FinishReason.ERROR, error="the engine was closed"))
+
+    def _publish(self, deltas: list[Delta]) -> None:
+        self._loop.call_soon_threadsafe(self._route, deltas)
+
+    def _route(self, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            self._tokens += len(delta.token_ids)
+            if (queue := self._open.get(delta.request_id)) is not None:
+                queue.put_nowait(delta)

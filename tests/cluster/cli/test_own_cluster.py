@@ -1,0 +1,88 @@
+"""A cluster for the time of a command: up when entered, gone when left, gone too when its command is. What is started
+here is a small server in its place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from isotherm.cluster.cli import own_cluster
+from isotherm.cluster.cli.own_cluster import OwnCluster, OwnClusterError
+from isotherm.cluster.supervise.processes import runs_as
+
+SERVER = """
+import http.server, os, sys, time
+from isotherm.cluster.supervise.processes import end_with_parent
+end_with_parent({parent})
+arguments = sys.argv[1:]
+print("started", *arguments, flush=True)
+if "fail" in arguments:
+    sys.exit(3)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    ready = time.monotonic() + 0.5
+
+    def do_GET(self):
+        self.send_response(200 if time.monotonic() > self.ready else 503)
+        self.end_headers()
+        self.wfile.write(("%d" % os.getpid()).encode())
+
+http.server.HTTPServer(("127.0.0.1", int(arguments[-1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_server(monkeypatch):
+    monkeypatch.setattr(own_cluster, "COMMAND", SERVER)
+
+
+def until_gone(pid):
+    deadline = time.monotonic() + 20
+    while runs_as(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_it_is_there_while_it_is_used():
+    with OwnCluster("tiny", "--address", "a") as cluster:
+        answer = httpx.get(f"{cluster.url}/ready", trust_env=False)
+        assert answer.status_code == 200
+        logged = cluster._logged()
+        assert logged.startswith("started serve tiny --address a --host 127.0.0.1 --port ")
+    until_gone(int(answer.text))
+
+
+def test_one_that_does_not_start_says_why():
+    with pytest.raises(OwnClusterError, match="status 3:\nstarted serve fail"), OwnCluster("fail"):
+        raise AssertionError("it is up")
+
+
+def test_one_whose_command_fails_ends():
+    with pytest.raises(KeyError), OwnCluster("tiny") as cluster:
+        pid = int(httpx.get(f"{cluster.url}/", trust_env=False).text)
+        raise KeyError
+    until_gone(pid)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a parent cannot be outlived by order")
+def test_it_ends_when_its_command_is_killed():
+    code = (
+        "import httpx, time\n"
+        "from isotherm.cluster.cli import own_cluster\n"
+        f"own_cluster.COMMAND = {SERVER!r}\n"
+        "with own_cluster.OwnCluster('tiny') as cluster:\n"
+        "    print(httpx.get(f'{cluster.url}/', trust_env=False).text, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = int(command.stdout.readline())
+    assert runs_as(pid)
+    os.kill(command.pid, signal.SIGKILL)
+    command.communicate()
+    until_gone(pid)
