@@ -21,7 +21,17 @@ def main() -> int:
     python, *arguments = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder, Served({}, Path(folder)) as server:
         # An environment of its own, from which nothing of ours is imported.
-        command = [python, "-m", "pytest", "-c", os.devnull, f"--rootdir={HERE}", f"--confcutdir={HERE}", *arguments, str(HERE)]
+        command = [
+            python,
+            "-m",
+            "pytest",
+            "-c",
+            os.devnull,
+            f"--rootdir={HERE}",
+            f"--confcutdir={HERE}",
+            *arguments,
+            str(HERE),
+        ]
         return subprocess.run(command, env=os.environ | {"ISOTHERM_URL": f"{server.url}/v1"}, cwd=folder).returncode
 
 

@@ -49,7 +49,10 @@ def tasks(tmp_path_factory):
         "doc_to_target": "{{sums[answer]}}",
         "generation_kwargs": {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 24},
         "filter_list": [
-            {"name": "number", "filter": [{"function": "regex", "regex_pattern": "= (-?[0-9]+)"}, {"function": "take_first"}]}
+            {
+                "name": "number",
+                "filter": [{"function": "regex", "regex_pattern": "= (-?[0-9]+)"}, {"function": "take_first"}],
+            }
         ],
         "metric_list": [{"metric": "exact_match"}],
     }
@@ -66,7 +69,13 @@ def scores(model, arguments, task, tasks, **options):
 def test_likelihoods(url, tiny, tasks):
     served = scores(
         "local-completions",
-        {"model": "tiny", "base_url": f"{url}/completions", "tokenizer": str(tiny), "max_length": 1024, "batch_size": 8},
+        {
+            "model": "tiny",
+            "base_url": f"{url}/completions",
+            "tokenizer": str(tiny),
+            "max_length": 1024,
+            "batch_size": 8,
+        },
         "sums_chosen",
         tasks,
     )
