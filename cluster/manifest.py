@@ -15,7 +15,6 @@ from isotherm.cluster.control import link_choice
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.cluster.model.path import resolve_model
 from isotherm.cluster.text.tool_formats.registry import CHOICES
 
 UNITS = {
@@ -382,19 +381,6 @@ def load_manifest(path: Path) -> Manifest:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
         raise ManifestError(f"{path}: not valid YAML ({error})") from None
     return parse_manifest(data, str(path))
-
-
-def served_model(model: str, **http: Any) -> tuple[Manifest, Path]:
-    """The manifest that MODEL|MANIFEST means, and the model's directory; `http` has fields of that section, of which
-    those that are None are as the manifest says. Raises ManifestError, ModelNotFoundError."""
-    is_manifest = model.endswith((".yaml", ".yml"))
-    manifest = load_manifest(Path(model)) if is_manifest else parse_manifest({"model": model})
-    if given := {name: value for name, value in http.items() if value is not None}:
-        manifest = parse_manifest(manifest.model_dump() | {"http": manifest.http.model_dump() | given}, "command line")
-    path = resolve_model(manifest.model)
-    if manifest.model_id in ("", ".", ".."):
-        manifest = parse_manifest(manifest.model_dump() | {"served_name": path.name or "model"}, "command line")
-    return manifest, path
 
 
 def human_bytes(count: int) -> str:

@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster.placement": {"cluster.jsontypes", "cluster.messages"},
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
     "cluster.manifest": {"cluster.control", "cluster.engine", "cluster.errors", "cluster.model", "cluster.text"},
+    "cluster.served_model": {"cluster.manifest", "cluster.model"},
     # Where tensors live.
     "actors.pulse": set(),
     "actors.links": {*BASE, "cluster.messages", "kernels"},
@@ -66,7 +67,7 @@ ROOMS: dict[str, set[str]] = {
     # Everything in one process, without Ray. The client loads it by its name (cluster/client/in_process.py).
     "cluster.local": {
         *BASE, "actors.attention", "actors.local", "actors.models", "cluster.api", "cluster.front_door",
-        "cluster.manifest", "cluster.messages", "cluster.model", "kernels",
+        "cluster.manifest", "cluster.messages", "cluster.model", "cluster.served_model", "kernels",
     },
     "cluster.routing": {*BASE, "cluster.api", "cluster.messages"},
     "cluster.autoscale": {*BASE, "cluster.manifest", "cluster.messages", "cluster.model", "cluster.placement"},
@@ -83,7 +84,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster.cli": {
         *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.client",
         "cluster.control", "cluster.deploy", "cluster.engine", "cluster.manifest", "cluster.messages", "cluster.model",
-        "cluster.on_ray", "cluster.placement", "cluster.supervise", "cluster.text", "kernels"
+        "cluster.on_ray", "cluster.placement", "cluster.served_model", "cluster.supervise", "cluster.text", "kernels"
     },
 }  # fmt: skip
 USE_RAY = {"cluster.on_ray", "cluster.deploy"}

@@ -196,7 +196,7 @@ class _Step:
                 if why := error_of(matcher):
                     self._errors[at] = why
                     break
-        if taken and not matcher.rollback(taken):
+        if matcher.is_error() or (taken and not matcher.rollback(taken)):
             state.renew(self._vocabulary)
 
     def mask(self, at: int, matcher: LLMatcher) -> None:

@@ -13,10 +13,14 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.prepare import Served
 from isotherm.cluster.api.structure import output_grammar
 from isotherm.cluster.messages.requests import Constraint
+from isotherm.cluster.text.grammar import MOST_CHARS
 from isotherm.cluster.text.json_schema import GrammarError
 from isotherm.cluster.text.tokenizer import TokenizerError
 from isotherm.cluster.text.tool_formats.base import Offer, Tool, ToolFormat, ToolParser
+from isotherm.cluster.text.tool_formats.grammar import ToolSchemaError
 from isotherm.cluster.text.tool_formats.output_grammar import grammar_of_calls
+
+_TRIED = 32  # tools, one by one, for the one that cannot be had
 
 
 def call_parsers(body: ToolsBody, served: Served, reply_id: str) -> Callable[[int], ToolParser] | None:
@@ -48,6 +52,8 @@ def call_constraint(body: ChatBody, served: Served, after: tuple[int, ...]) -> C
     def checked(some: tuple[Tool, ...]) -> str:
         control_tokens, parallel = served.tokenizer.control_tokens, body.calls_in_parallel
         text = grammar_of_calls(form, some, control_tokens, must_call=body.must_call, parallel=parallel, answer=answer)
+        if len(text) > MOST_CHARS:
+            raise GrammarError(f"the grammar has {len(text)} characters; at most {MOST_CHARS} are taken")
         served.tokenizer.grammar_vocabulary(served.limits.vocab_size).check(text)
         return text
 
@@ -55,15 +61,22 @@ def call_constraint(body: ChatBody, served: Served, after: tuple[int, ...]) -> C
         return Constraint(checked(tools), after)
     except TokenizerError as error:
         raise ReplyError(f"tools: {error}", param="tools") from None
+    except ToolSchemaError as error:
+        raise _refused(body, error.tool, error) from None
     except GrammarError as error:
-        for tool in tools:
+        for tool in tools[:_TRIED]:
             try:
                 checked((tool,))
             except GrammarError as of_tool:
-                at = next(i for i, given in enumerate(body.tools or ()) if given.function.name == tool.name)
-                param = f"tools[{at}].function.parameters"
-                raise ReplyError(f"{param}: {of_tool}", param=param) from None
+                raise _refused(body, tool.name, of_tool) from None
         raise ReplyError(f"tools: all together: {error}", param="tools") from None
+
+
+def _refused(body: ToolsBody, name: str, error: GrammarError) -> ReplyError:
+    """The error that is about one tool."""
+    at = next(i for i, tool in enumerate(body.tools or ()) if tool.function.name == name)
+    param = f"tools[{at}].function.parameters"
+    return ReplyError(f"{param}: {error}", param=param)
 
 
 def _known(served: Served) -> ToolFormat:

@@ -65,5 +65,5 @@ def function_call(call_id: str, name: str, arguments: str) -> JSON:
 
 
 def text_parts(texts: list[str]) -> str | list[JSON]:
-    """The content of a message: one text as it is, several as parts."""
-    return texts[0] if len(texts) == 1 else [{"type": "text", "text": text} for text in texts]
+    """The content of a message: one text as it is, several as parts; none is an empty one."""
+    return "".join(texts) if len(texts) < 2 else [{"type": "text", "text": text} for text in texts]

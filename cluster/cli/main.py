@@ -83,7 +83,7 @@ for _command in bench_app.registered_commands:
 
 def _manifest(model: str, **overrides: Any) -> tuple[Manifest, Path]:
     """The manifest that MODEL|MANIFEST means, and the model's directory."""
-    from isotherm.cluster.manifest import served_model
+    from isotherm.cluster.served_model import served_model
 
     return served_model(model, **overrides)
 

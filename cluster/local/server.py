@@ -20,8 +20,9 @@ from isotherm.actors.models.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.background import spawn_thread
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.local.engine import LocalEngine
-from isotherm.cluster.manifest import Manifest, served_model
+from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.served_model import served_model
 from isotherm.kernels.select import select_kernels
 
 END_SECONDS = 5.0  # for open connections to end

@@ -13,7 +13,7 @@ from typing import Any
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 
-MOST_NESTED = 64
+MOST_NESTED, MOST_SCHEMAS = 64, 2500  # schemas in one, a property's among them: about a second of compiling
 MOST_STEPS = 100_000  # of multipleOf: that takes a good part of a second
 # Keywords of JSON Schema (2020-12 and before) that say what is valid, and that nobody here enforces.
 UNSUPPORTED = frozenset(
@@ -81,6 +81,7 @@ def plain_schema(schema: JSON) -> JSON:
 class _Plain:
     def __init__(self, root: JSON):
         self._root = root
+        self._seen = 0
         self._steps: list[Decimal] = []  # every multipleOf so far
 
     def of(self, schema: Any, path: str, depth: int) -> Any:
@@ -89,6 +90,9 @@ class _Plain:
             return schema
         if depth > MOST_NESTED:
             raise GrammarError(f"the schema is nested deeper than {MOST_NESTED}")
+        self._seen += 1
+        if self._seen > MOST_SCHEMAS:
+            raise GrammarError(f"the schema has more than {MOST_SCHEMAS} schemas in it, those of properties among them")
         out: JSON = {}
         for key, value in schema.items():
             at = f"{path}/{key}"

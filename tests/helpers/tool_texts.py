@@ -210,6 +210,8 @@ SECTION, SECTION_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end�
 INVOKE, INVOKE_END = '<｜DSML｜invoke name="get_weather">', "</｜DSML｜invoke>"
 PARAMETER, PARAMETER_END = '<｜DSML｜parameter name="city" string="true">', "</｜DSML｜parameter>"
 BLOCK, BLOCK_END = "<｜DSML｜function_calls>\n", "\n</｜DSML｜function_calls>"
+SPOKEN = f'{{"city": "{CALL}x{SEP}y{END} and {SECTION_END}."}}'
+FENCED = '{"city": "so:\n```python\nx\n```."}'  # with raw line ends, which are no JSON
 K_ARG, K_CALL, K_END = "<|tool_call_argument_begin|>", "<|tool_call_begin|>", "<|tool_call_end|>"
 K_ID = ("functions.get_weather:0",)
 
@@ -296,6 +298,20 @@ WRONG = [
     Case("deepseek_v3.1", "cut off in a marker", "hm <｜tool▁ca", "hm <｜tool▁ca", ()),
     Case("deepseek_v3.1", "no tool of that name", v31(("fly", CITY)), "", (("fly", CITY),)),
     Case("deepseek_v3.1", "no name", f"{SECTION}{CALL}{SEP}{CITY}{END}{SECTION_END}", CITY, ()),
+    Case(
+        "deepseek_v3.1",
+        "markers in a string",
+        v31(("get_weather", SPOKEN), ("now", "{}")),
+        "",
+        (("get_weather", SPOKEN), ("now", "{}")),
+    ),
+    Case(
+        "deepseek_v3",
+        "a fence in a string",
+        v3(("get_weather", FENCED), ("now", "{}")),
+        "",
+        (("get_weather", FENCED), ("now", "{}")),
+    ),
     # Kimi K2
     Case(
         "kimi_k2",

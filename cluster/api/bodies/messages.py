@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty, text_or_list
-from isotherm.cluster.api.bodies.translated import TranslatedBody
+from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 
 
@@ -41,42 +41,15 @@ class ToolResultBlock(BodyModel):
     is_error: bool | None = None
 
 
-class _OtherUserBlock(BodyModel):
-    """What has none of the types that are taken; checking it says so."""
-
-    type: Literal["text", "tool_result"]
-
-
-class _OtherAssistantBlock(BodyModel):
-    type: Literal["text", "thinking", "tool_use"]
-
-
-def _kind(value: Any) -> str:
-    """A tag that is no key of a block."""
-    kind = value.get("type") if isinstance(value, dict) else None
-    return f"{kind} block" if isinstance(kind, str) else "any block"
-
-
-def _user_block(value: Any) -> str:
-    return kind if (kind := _kind(value)) in ("text block", "tool_result block") else "any block"
-
-
-def _assistant_block(value: Any) -> str:
-    return kind if (kind := _kind(value)) in ("text block", "thinking block", "tool_use block") else "any block"
-
-
 UserBlock = Annotated[
-    Annotated[TextBlock, Tag("text block")]
-    | Annotated[ToolResultBlock, Tag("tool_result block")]
-    | Annotated[_OtherUserBlock, Tag("any block")],
-    Discriminator(_user_block),
+    Annotated[TextBlock, Tag("text block")] | Annotated[ToolResultBlock, Tag("tool_result block")],
+    by_word("type", ("text", "tool_result"), "block"),
 ]
 AssistantBlock = Annotated[
     Annotated[TextBlock, Tag("text block")]
     | Annotated[ThinkingBlock, Tag("thinking block")]
-    | Annotated[ToolUseBlock, Tag("tool_use block")]
-    | Annotated[_OtherAssistantBlock, Tag("any block")],
-    Discriminator(_assistant_block),
+    | Annotated[ToolUseBlock, Tag("tool_use block")],
+    by_word("type", ("text", "thinking", "tool_use"), "block"),
 ]
 
 
@@ -110,21 +83,11 @@ class SystemMessage(BodyModel):
     content: _Texts
 
 
-class _OtherMessage(BodyModel):
-    role: Literal["user", "assistant", "system"]
-
-
-def _message_kind(value: Any) -> str:
-    role = value.get("role") if isinstance(value, dict) else None
-    return f"{role} message" if role in ("user", "assistant", "system") else "any message"
-
-
 MessageParam = Annotated[
     Annotated[UserMessage, Tag("user message")]
     | Annotated[AssistantMessage, Tag("assistant message")]
-    | Annotated[SystemMessage, Tag("system message")]
-    | Annotated[_OtherMessage, Tag("any message")],
-    Discriminator(_message_kind),
+    | Annotated[SystemMessage, Tag("system message")],
+    by_word("role", ("user", "assistant", "system"), "message"),
 ]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty, text_or_list
-from isotherm.cluster.api.bodies.translated import TranslatedBody
+from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 
 _MAX_METADATA = 16
@@ -37,9 +37,7 @@ def _part_kind(value: Any) -> str:
 _Part = Annotated[
     Annotated[ItemTextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(_part_kind)
 ]
-_Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[_Part], Field(min_length=1), Tag("list")], Discriminator(text_or_list)
-]
+_Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[_Part], Tag("list")], Discriminator(text_or_list)]
 
 
 class _Item(BodyModel):
@@ -86,27 +84,15 @@ class ReasoningItem(_Item):
 class ItemReference(BodyModel):
     """An item of a response that is kept."""
 
+    model_config = ConfigDict(json_schema_extra={"not": {"required": ["role"]}})  # without a type it would be a message
+
     type: Literal["item_reference"] | None = None
     id: NonEmpty
 
 
-class _OtherItem(BodyModel):
-    """What has none of the types that are taken; checking it says so."""
-
-    type: Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"]
-
-
-_ITEM_KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
-
-
-def _item_kind(value: Any) -> str:
-    """A tag that is no key of an item. An item without a type is a message, or what has nothing but an id."""
-    if not isinstance(value, dict):
-        return "any item"
-    kind = value.get("type")
-    if kind is None:
-        kind = "item_reference" if "role" not in value and "id" in value else "message"
-    return f"{kind} item" if kind in _ITEM_KINDS else "any item"
+def _unsaid_type(item: JSON) -> str:
+    """What is no message has nothing but an id."""
+    return "item_reference" if "role" not in item and "id" in item else "message"
 
 
 Item = Annotated[
@@ -114,9 +100,13 @@ Item = Annotated[
     | Annotated[CallItem, Tag("function_call item")]
     | Annotated[CallOutputItem, Tag("function_call_output item")]
     | Annotated[ReasoningItem, Tag("reasoning item")]
-    | Annotated[ItemReference, Tag("item_reference item")]
-    | Annotated[_OtherItem, Tag("any item")],
-    Discriminator(_item_kind),
+    | Annotated[ItemReference, Tag("item_reference item")],
+    by_word(
+        "type",
+        ("message", "function_call", "function_call_output", "reasoning", "item_reference"),
+        "item",
+        _unsaid_type,
+    ),
 ]
 
 

@@ -3,14 +3,34 @@ taken too, under the chat's own names."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Discriminator, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.common import RequestBody
 from isotherm.cluster.jsontypes import JSON
+
+
+def by_word(
+    field: str, words: Sequence[str], what: str, absent: Callable[[JSON], str] = lambda value: ""
+) -> Discriminator:
+    """Tells the members of a union apart by a word in `field`: the tag of each is its word and `what`, which is no name
+    of a field (tags stand in pydantic's paths beside those). `absent` gives the word where there is none."""
+
+    def tag(value: Any) -> str | None:
+        if not isinstance(value, dict):
+            return f"{words[0]} {what}"  # it will say that it is none
+        word = absent(value) if value.get(field) is None else value[field]
+        return f"{word} {what}" if isinstance(word, str) and word in words else None
+
+    allowed = " or ".join(words)
+    return Discriminator(
+        tag, custom_error_type=f"field:{field}", custom_error_message=f"must be {allowed}; others are not taken"
+    )
+
 
 _CHAT_FIELDS = {field.alias or name for name, field in ChatBody.model_fields.items()} | ChatBody.neutral.keys()
 

@@ -54,7 +54,7 @@ class DsmlParser(PairParser):
         brace = yield from reader.option("{")
         reader.back(brace)
         if brace:
-            marker = yield from reader.json_value(_INVOKE_END, *ends, passed=self._argue, in_strings=True)
+            marker = yield from reader.json_value(_INVOKE_END, *ends, passed=self._argue)
             reader.back(marker)
         while True:
             marker = yield from reader.until(_PARAMETER, _PARAMETER_END, _INVOKE_END, *ends, passed=self._say)

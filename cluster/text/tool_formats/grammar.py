@@ -31,6 +31,7 @@ _OF_SCALAR = _NOTES | {"type"}
 _SCALARS = frozenset({"null", "boolean", "integer", "number"})
 _NO_STRING: JSON = {"type": ["null", "boolean", "number", "object", "array"]}
 _NOTHING = '""'
+_NOT_IN_KEYS = frozenset('"<>\n')
 _ANY_KEY = '/[^"<>\\n]{1,64}/'
 
 
@@ -117,6 +118,8 @@ class PairRules:
         rules: list[str] = []
         pairs = []
         for i, (key, value) in enumerate(properties.items()):
+            if set(key) & _NOT_IN_KEYS:
+                raise ToolSchemaError(tool.name, f"the name {key!r} cannot stand in a tag")
             name = f"{rule}_{i}"
             rules += self._pair(name, tool, schema, key, value)
             pairs.append(name if key in required else f"{name}?")

@@ -4,7 +4,7 @@
     {"name": NAME, "arguments": ARGUMENTS}
     </tool_call>
 
-The members may come in any order; arguments that come before the name wait for it. An end tag in a string of the
+The members may come in any order; arguments that come before the name wait for it. A tag in a string of the
 arguments is a part of it. Source: the chat template of NousResearch/Hermes-3-Llama-3.1-8B (tool_use)."""
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class HermesParser(ToolParser):
         elif mark:
             self._reader.back(mark)
             passed = self._arguments if key in _ARGUMENTS else self._read_over
-            marker = yield from self._reader.json_value(_CALL_END, passed=passed, in_strings=False)
+            marker = yield from self._reader.json_value(_CALL_END, _CALL, passed=passed)
             self._reader.back(marker)
         else:
             text, marker = yield from self._reader.take_until(",", "}", _CALL_END)

@@ -2,8 +2,8 @@
 
     SECTION (CALL header SEPARATOR arguments CALL_END)+ SECTION_END
 
-Where a call's end or the section's is missing, the call ends with its arguments, or with what follows. A marker inside
-a string of the arguments ends them: it is a control token, and no text."""
+Where a call's end or the section's is missing, the call ends with its arguments, or with what follows. What a string
+of the arguments has of markers is a part of it, but for its very end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class MarkedParser(ToolParser):
             yield from reader.option("json")
             yield from reader.spaces()
         ends = ("\n" + FENCE, *self._ends) if fenced else self._ends
-        marker = yield from reader.json_value(*ends, passed=self._argue, in_strings=True)
+        marker = yield from reader.json_value(*ends, passed=self._argue)
         self._close()
         if self.is_over:
             return

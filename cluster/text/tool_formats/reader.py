@@ -82,37 +82,44 @@ class Reader:
             taken += mark + self._text[:1]
             self._text = self._text[1:]
 
-    def json_value(self, *ends: str, passed: Callable[[str], object], in_strings: bool) -> Reading[str]:
+    def json_value(self, *ends: str, passed: Callable[[str], object]) -> Reading[str]:
         """Reads an object or an array, which goes to `passed` as it comes: gives "" when it is closed, or the text has
-        ended; or the one of the `ends` that came before. What is neither object nor array reaches up to an end.
-        `in_strings`: an end counts inside of a string too; else only before a line end, which no string can have."""
+        ended; or the one of the `ends` that came before. What is neither object nor array reaches up to an end. Inside
+        of a string an end is a part of it, unless it stands before another end, a line end, which no string can have,
+        or the end of the text: then the string has lost its quote."""
         closing = _Closing()
         while True:
             at, marker = self._first(ends)
             closed = closing.after(self._text[:at])
-            following = self._text[at + len(marker) :][:1]
-            inside = bool(marker) and closed is None and closing.in_string and not in_strings
-            if inside and not following and not self.ended:
-                passed(self._text[:at])
-                self._text = self._text[at:]
-                yield
-                continue
-            inside = inside and following not in ("", "\n")
-            if inside:
-                closing.after(marker)
-            taken = closed if closed is not None else at + len(marker) if inside else at
+            part = False  # of a string
+            if marker and closed is None and closing.in_string:
+                followed = self._is_followed(at + len(marker), ("\n", *ends))
+                if followed is None:
+                    marker = ""  # for now
+                elif not followed:
+                    closing.after(marker)
+                    at, part = at + len(marker), True
+            taken = at if closed is None else closed
             if taken:
                 passed(self._text[:taken])
             self._text = self._text[taken:]
             if closed is not None:
                 return ""
-            if marker and not inside:
+            if part:
+                continue
+            if marker or self.ended:
                 self._text = self._text[len(marker) :]
                 return marker
-            if not marker:
-                if self.ended:
-                    return ""
-                yield
+            yield
+
+    def _is_followed(self, at: int, options: tuple[str, ...]) -> bool | None:
+        """Whether one of the options, or the end of the text, stands there; None while that is not certain."""
+        rest = self._text[at:]
+        if any(rest.startswith(option) for option in options):
+            return True
+        if self.ended:
+            return not rest
+        return None if any(option.startswith(rest) for option in options) else False
 
     def _first(self, markers: tuple[str, ...]) -> tuple[int, str]:
         """Where the first marker begins, and it; without one, up to where none can begin any more, and ""."""

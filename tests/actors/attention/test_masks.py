@@ -4,6 +4,7 @@ drafted or preempted, and no other stream is touched."""
 from __future__ import annotations
 
 import json
+import queue
 import random
 import threading
 from collections.abc import Sequence
@@ -29,8 +30,9 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.grammar_state import GrammarState
 from isotherm.actors.attention.masks import Ask, Masks
 from isotherm.actors.attention.sampling import Sampler
+from isotherm.actors.attention.step_loop import StepLoop
 from isotherm.cluster.engine.sequence import ScheduledSequence
-from isotherm.cluster.messages.requests import Constraint, FinishReason, GenerationRequest
+from isotherm.cluster.messages.requests import Constraint, Delta, FinishReason, GenerationRequest
 from isotherm.cluster.text.grammar import choice, json_object, json_schema, regex
 
 PERSON = {
@@ -269,6 +271,22 @@ def test_a_request_for_which_nothing_can_follow_ends_alone(engine: Engine):
     assert got["endless"].reason is FinishReason.ERROR and "no token that ends it" in got["endless"].error
     assert got["endless"].text == "yes"
     assert got["broken"].reason is FinishReason.ERROR and "'start: nowhere'" in got["broken"].error
+
+
+def test_a_step_loop_has_the_grammar_compiled_first(engine: Engine):
+    """As a shard does it: in another thread, and then the stream is what it is anywhere."""
+    request = constrained("a", SUM, regex("[a-z]{4,9}!?"), temperature=1.0)
+    expected = output(engine, request)
+    masks, published = Masks(lambda: tiny_tokenizer().grammar_vocabulary(1280)), queue.Queue[list[Delta]]()
+    assert request.params.constraint is not None and not masks.is_ready(request.params.constraint)
+    sampler = Sampler(engine.model.kernels, masks)
+    loop = StepLoop(Engine(engine.model, engine.experts, engine.scheduler.config, sampler=sampler), published.put)
+    loop.submit(request)
+    deltas: list[Delta] = []
+    while not deltas or deltas[-1].finish_reason is None:
+        deltas += published.get(timeout=30)
+    assert [token for delta in deltas for token in delta.token_ids] == expected.tokens
+    assert masks.is_ready(request.params.constraint)
 
 
 def test_an_engine_without_a_tokenizer_says_so(engine: Engine):

@@ -90,6 +90,7 @@ def test_turns_that_are_not_one():
     ]
     refused = {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}
     assert messages(refused) == [{"role": "assistant", "content": "no"}]
+    assert messages({"role": "assistant", "content": []}) == [{"role": "assistant", "content": ""}]
 
 
 def test_thoughts_come_back_however_they_were_kept():

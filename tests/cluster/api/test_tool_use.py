@@ -11,7 +11,12 @@ from fake_engine import FakeEngine, http_server, write_tokenizer
 from tool_texts import CITY, NOW, WEATHER, dsml, glm, hermes, kimi, v3, v31
 
 from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.bodies.chat import ChatBody
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.parse import parse_body
+from isotherm.cluster.api.prepare import PromptLimits, Served
 from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.api.tool_use import call_constraint
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.registry import TOOL_FORMATS
@@ -351,6 +356,16 @@ def test_a_tool_that_cannot_be_enforced_is_refused_by_name(served):
     tools[1]["function"]["parameters"] = endless
     param, _ = refused(client(), tools=tools, tool_choice="required")
     assert param == "tools[1].function.parameters"
+
+
+def test_tools_that_are_too_many_to_enforce_are_refused():
+    words = {"type": "object", "properties": {"a": {"enum": [f"word {i}" for i in range(100)]}}}
+    many = [{"type": "function", "function": {"name": f"f{i}", "parameters": words}} for i in range(120)]
+    asked = json.dumps({"model": "m", "messages": USER, "tools": many, "tool_choice": "required"}).encode()
+    served = Served(["m"], TINY, PromptLimits(1 << 20, TINY.vocab_size, 1 << 24), tool_format=TOOL_FORMATS["hermes"])
+    with pytest.raises(ReplyError, match="all together: the grammar has [0-9]+ characters") as info:
+        call_constraint(parse_body(ChatBody, asked), served, ())
+    assert info.value.param == "tools"
 
 
 def test_what_was_called_goes_back_into_the_prompt(served):

@@ -629,24 +629,40 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.cache: dict[tuple[int, int], Content] = {}
         self.requests: dict[str, GenerationRequest] = {}
         self.output: dict[str, list[int]] = {}
+        self.scored: dict[str, int] = {}  # by request: prompt tokens that were scored
         self.computed: dict[
             str, int
         ] = {}  # by request: positions computed since it was last admitted; absent while it waits
         self.added, self.in_step = 0, False
 
-    @rule(data=st.data(), prompt=st.integers(1, 30), generated=st.integers(0, 6), max_tokens=st.integers(1, 12))
+    @rule(data=st.data(), prompt=st.integers(1, 30), generated=st.integers(0, 6), max_tokens=st.integers(0, 12))
     def add(self, data: st.DataObject, prompt: int, generated: int, max_tokens: int) -> None:
         longest = self.scheduler.config.max_model_len
-        prompt = min(prompt, longest - 1)
-        generated = min(generated, max_tokens - 1, longest - prompt - 1)
+        prompt = min(prompt, longest - min(1, max_tokens))
+        generated = max(0, min(generated, max_tokens - 1, longest - prompt - 1))
         tokens = data.draw(
             st.lists(st.integers(0, VOCABULARY - 1), min_size=prompt + generated, max_size=prompt + generated)
         )
         self.added += 1
         new = request(f"r{self.added}", tokens[:prompt], max_tokens, stop=(STOP,), generated=tuple(tokens[prompt:]))
         new = replace(new, priority=data.draw(st.sampled_from([0, 0, 5])), user=data.draw(st.sampled_from("ab")))
+        if data.draw(st.booleans()):
+            scored = prompt - 1 if generated else data.draw(st.integers(0, prompt - 1))
+            new = replace(new, params=replace(new.params, prompt_logprobs=0), scored=scored)
+        self.put(replace(new, family=new.id))
+
+    @rule(data=st.data(), max_tokens=st.integers(0, 6))
+    def add_another_of_a_family(self, data: st.DataObject, max_tokens: int) -> None:
+        if self.requests:
+            first = self.requests[data.draw(st.sampled_from(sorted(self.requests)))]
+            self.added += 1
+            fills = len(first.prompt) == self.scheduler.config.max_model_len
+            params = SamplingParams(0 if fills else max_tokens, stop_token_ids=(STOP,))
+            self.put(replace(first, id=f"r{self.added}", params=params, generated=(), scored=0))
+
+    def put(self, new: GenerationRequest) -> None:
         self.scheduler.add(new)
-        self.requests[new.id], self.output[new.id] = new, list(new.generated)
+        self.requests[new.id], self.output[new.id], self.scored[new.id] = new, list(new.generated), new.scored
 
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
@@ -668,7 +684,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.scheduler.preempt(name)
 
     def forget(self, name: str) -> None:
-        del self.requests[name], self.output[name]
+        del self.requests[name], self.output[name], self.scored[name]
         self.computed.pop(name, None)
 
     def run_step(self, sample: Callable[[], int], meanwhile: Callable[[], None] = lambda: None) -> None:
@@ -689,13 +705,19 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.check_and_compute(chunk)
         sampled = [Sampled(sample()) for c in chunks if c.sample]
         results = iter(sampled)
-        expected = {c.sequence.request.id: next(results).token_id for c in chunks if c.sample}
+        # The tokens that each is to be given, and indices of the prompt tokens that are scored.
+        expected = {
+            c.sequence.request.id: ((next(results).token_id,) if c.sample else (), list(c.scores))
+            for c in chunks
+            if c.sample or c.scores or (c.known == c.sequence.remaining and not c.sequence.request.params.max_tokens)
+        }
+        scores = {c.sequence.request.id: [TokenLogprobs(-float(i)) for i in c.scores] for c in chunks if c.scores}
         meanwhile()
         still = {s.request.id for s in self.scheduler.running}
-        deltas = self.scheduler.complete(chunks, sampled)
+        deltas = self.scheduler.complete(chunks, sampled, scores)
         assert [d.request_id for d in deltas] == [name for name in expected if name in still]
         for delta in deltas:
-            self.check_delta(delta, expected[delta.request_id])
+            self.check_delta(delta, *expected[delta.request_id])
         self.in_step = False
 
     def check_and_compute(self, chunk: Chunk) -> None:
@@ -704,7 +726,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert chunk.count >= 1 and end <= len(sequence.tokens)
         assert chunk.form is (Form.PREFILL if chunk.start < prompt else Form.DECODE)
         assert chunk.start >= prompt or end <= prompt, "a chunk has one form"
-        assert chunk.sample == (end == len(sequence.tokens))
+        assert chunk.sample == (end == len(sequence.tokens) and sequence.request.params.max_tokens > 0)
+        assert sequence.is_scored or chunk.start <= sequence.scored, "no row is passed over whose logits are wanted"
         if name not in self.computed:  # newly admitted: what it begins with came from the prefix cache
             assert chunk.start % size == 0 and chunk.start < len(sequence.tokens)
             assert chunk.start == 0 or self.scheduler.config.prefix_cache
@@ -724,17 +747,25 @@ class SchedulerMachine(RuleBasedStateMachine):
             else:
                 assert self.cache[block, position % size] == content, "a sequence reads its own past only"
 
-    def check_delta(self, delta: Delta, token: int) -> None:
+    def check_delta(self, delta: Delta, tokens: tuple[int, ...], scores: list[int]) -> None:
         name, asked = delta.request_id, self.requests[delta.request_id]
         output = self.output[name]
-        assert (delta.start, delta.token_ids) == (len(output), (token,))
-        output.append(token)
+        assert (delta.start, delta.token_ids) == (len(output), tokens)
+        output += tokens
+        if scores:
+            assert delta.prompt is not None and delta.prompt.start == self.scored[name] + 1 == scores[0]
+            assert [int(-one.chosen) for one in delta.prompt.tokens] == scores
+            self.scored[name] += len(scores)
         at_limit = (
             len(output) == asked.params.max_tokens
             or len(asked.prompt) + len(output) == self.scheduler.config.max_model_len
         )
-        reason = FinishReason.STOP if token == STOP else FinishReason.LENGTH if at_limit else None
+        whole = self.computed[name] == len(asked.prompt)
+        at_limit = at_limit and bool(tokens) if asked.params.max_tokens else whole
+        reason = FinishReason.STOP if STOP in tokens else FinishReason.LENGTH if at_limit else None
         assert delta.finish_reason is reason
+        if reason is not None and asked.params.prompt_logprobs is not None:
+            assert self.scored[name] == len(asked.prompt) - 1, "every prompt token but the first is scored, once"
         assert 0 <= delta.cached_tokens <= len(asked.prompt)
         if reason is not None:
             self.forget(name)

@@ -128,6 +128,18 @@ def test_errors_are_the_front_doors(local):
         local.scale(expert_groups=2)  # there is no cluster
 
 
+def test_tokens_of_texts_and_chats(local):
+    ids = local.tokenize("What is 3 + 4?", add_special_tokens=False)
+    assert local.detokenize(ids) == "What is 3 + 4?" and len(local.tokenize("What is 3 + 4?")) == len(ids) + 1
+    chat = local.tokenize([{"role": "user", "content": ASKED}])
+    assert len(chat) == local.chat(ASKED, max_tokens=1).usage.prompt_tokens
+
+
+def test_batches_on_the_server_are_refused_in_words(local):
+    refused = local.request("GET", "/v1/batches")
+    assert refused.status >= 400 and "Client.batch" in refused.body["error"]["message"]
+
+
 def test_its_socket_is_this_users_alone(local):
     path = Path(local._server.socket)
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

@@ -112,6 +112,7 @@ def test_grammars_are_lark_or_ebnf(text):
         (choice, ["a", ""], "at least one character"),
         (choice, ["a" * 1000] * 200, "the choice has"),
         (json_schema, {"type": "string", "enum": ["x" * (MOST_CHARS + 1)]}, f"at most {MOST_CHARS}"),
+        (json_schema, {"properties": {f"p{i}": {} for i in range(3000)}}, "more than 2500 schemas"),
         (json_schema, "text", "a schema is an object"),
         (json_schema, False, "a schema is an object"),
         (json_schema, {"type": "animal"}, "animal"),

@@ -160,20 +160,20 @@ def nested(schema: Any) -> Any:
 
 # The most that the sizes let through, by what grows fastest. What ends a process would end the tests.
 LARGEST = {
-    "properties": lambda: json_schema({"type": "object", "properties": {f"p{i}": {} for i in range(9000)}}),
+    "properties": lambda: json_schema({"type": "object", "properties": {f"p{i}": {} for i in range(2490)}}),
     "references": lambda: json_schema(
         {
             "$ref": "#/$defs/0",
-            "$defs": {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(2800)} | {"2800": {}},
+            "$defs": {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(1240)} | {"1240": {}},
         }
     ),
-    "intersections": lambda: json_schema({"allOf": [{"properties": {f"p{i}": {}}} for i in range(3000)]}),
-    "options": lambda: json_schema({"anyOf": [{"required": [f"p{i}"]} for i in range(4000)]}),
+    "intersections": lambda: json_schema({"allOf": [{"properties": {f"p{i}": {}}} for i in range(1200)]}),
+    "options": lambda: json_schema({"anyOf": [{"required": [f"p{i}"]} for i in range(2490)]}),
     "choice": lambda: choice([f"a text {i}" for i in range(4096)]),
     "rules": lambda: "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(9000)) + 'r9000: "c"\n',
     "terminals": lambda: "start: R0\n" + "".join(f"R{i}: R{i + 1}\n" for i in range(9000)) + 'R9000: "c"\n',
     "nested references": lambda: json_schema(
-        {"$ref": "#/$defs/0", "$defs": {str(i): nested({"$ref": f"#/$defs/{i + 1}"}) for i in range(150)} | {"150": {}}}
+        {"$ref": "#/$defs/0", "$defs": {str(i): nested({"$ref": f"#/$defs/{i + 1}"}) for i in range(40)} | {"40": {}}}
     ),
     "expression": lambda: regex("|".join(f"[a-z]{{1,20}}{i}[0-9]{{3,30}}" for i in range(4000))),
     "repetition": lambda: regex("(([a-z]{1,1000}x){1,1000}y){1,1000}"),
@@ -182,16 +182,16 @@ LARGEST = {
 
 @pytest.mark.parametrize("name", LARGEST)
 def test_the_largest_are_taken_or_refused_in_bounded_time(name):
-    begin = time.thread_time()
+    begin = time.process_time()
     try:
         grammar = LARGEST[name]()
         tiny_vocabulary().check(grammar)
         said = "taken"
     except GrammarError as error:
         said = str(error)
-    seconds = time.thread_time() - begin
+    seconds = time.process_time() - begin
     print(f"{name}: {seconds:.2f} s, {said[:100]}")
-    assert seconds < 10.0
+    assert seconds < 5.0
 
 
 def test_a_tokenizer_that_names_no_end_has_no_grammars(backend):

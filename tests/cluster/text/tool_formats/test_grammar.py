@@ -153,6 +153,7 @@ def test_whatever_is_written_by_the_grammar_is_calls_that_fit(form):
         ({"type": "object", "anyOf": [{"required": ["a"]}]}, "'anyOf' beside"),
         ({"properties": {"a": {"type": "string", "pattern": "x+"}}}, "'pattern' of its string 'a'"),
         ({"properties": {"a": {}}, "required": ["b"]}, "'b' is required"),
+        ({"properties": {"a>": {}}}, "'a>' cannot stand in a tag"),
         ({"properties": {"a": {"type": "array", "items": {"$ref": "#/properties/a"}}}}, "#/properties/a"),
     ],
 )

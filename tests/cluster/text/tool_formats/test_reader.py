@@ -45,7 +45,7 @@ def everything(reader, out):
             reader.back(option)
             out.append((spaces, ""))
             passed = []
-            marker = yield from reader.json_value("<a>", "<abc>", passed=passed.append, in_strings=len(spaces) > 1)
+            marker = yield from reader.json_value("<a>", "<abc>", passed=passed.append)
             out.append(("".join(passed), marker))
 
 
@@ -81,13 +81,29 @@ def test_what_is_certain_is_passed_at_once():
 
 def test_a_value_ends_with_its_last_bracket():
     def value(reader, out):
-        reader_end = yield from reader.json_value("END", passed=out.append, in_strings=False)
+        reader_end = yield from reader.json_value("END", passed=out.append)
         out.append(reader_end)
         out.append((yield from reader.take_until("END"))[0])
 
     for text, rest in (('{"a": "}", "b": [1, {}]}', " x"), ('["\\"]"]', ""), ("{}", "}")):
         out = read(list(text + rest), value)
         assert "".join(out) == text + rest and out[-1] == rest
+
+
+def test_an_end_within_a_string_is_a_part_of_it_unless_the_string_has_lost_its_quote():
+    def value(reader, out):
+        end = yield from reader.json_value("<e>", "<f>", passed=out.append)
+        out.append((end, (yield from reader.take_until("<f>"))))
+
+    for text, parts in (
+        ('{"a": "b<e>c"}<e>', ('{"a": "b<e>c"}', ("", ("<e>", "")))),
+        ('{"a": "b<e><f>', ('{"a": "b', ("<e>", ("", "<f>")))),
+        ('{"a": "b<e>\n', ('{"a": "b', ("<e>", ("\n", "")))),
+        ('{"a": "b<e>', ('{"a": "b', ("<e>", ("", "")))),
+        ('{"a": "b<e><', ('{"a": "b<e><', ("", ("", "")))),
+    ):
+        for out in (read([text], value), read(list(text), value)):
+            assert ("".join(out[:-1]), out[-1]) == parts
 
 
 def test_the_earliest_marker_counts_though_another_is_complete_before():

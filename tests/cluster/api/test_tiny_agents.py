@@ -1,0 +1,96 @@
+"""The bundled model as agents meet it: a tool is called, its result goes back, through /v1/responses and /v1/messages
+and their unmodified clients; whole and streamed are the same tokens."""
+
+from __future__ import annotations
+
+import json
+
+import anthropic
+import openai
+import pytest
+from fake_engine import http_server
+from local_client import TINY, LocalClient
+
+from isotherm.cluster.api.app import build_app
+from isotherm.cluster.text.tokenizer import Tokenizer
+
+ADD = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+    "required": ["a", "b"],
+    "additionalProperties": False,
+}
+ASKED = "What is 3 + 4? Use the tool."
+
+
+@pytest.fixture(scope="module")
+def url():
+    tokenizer = Tokenizer.load(TINY)
+    with http_server(build_app(LocalClient(max_model_len=1024), tokenizer, "tiny")) as url:
+        yield url
+    tokenizer.chat_template.close()
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "add"}])
+def test_responses_call_a_tool_and_go_on(url, choice):
+    tools: list = [{"type": "function", "name": "add", "description": "Adds.", "parameters": ADD, "strict": True}]
+    with openai.OpenAI(base_url=url + "/v1", api_key="x", max_retries=0) as client:
+        fields: dict = {"model": "tiny", "tools": tools, "extra_body": {"seed": 7}}
+        first = client.responses.create(input=ASKED, tool_choice=choice, **fields)
+        with client.responses.stream(input=ASKED, tool_choice=choice, **fields) as stream:
+            streamed = stream.get_final_response()
+        calls = [[(item.name, item.arguments) for item in one.output] for one in (first, streamed)]
+        assert calls[0] == calls[1] and first.usage.output_tokens == streamed.usage.output_tokens
+        (call, *_) = first.output
+        assert call.type == "function_call" and call.name == "add" and json.loads(call.arguments).keys() == {"a", "b"}
+        results = [{"type": "function_call_output", "call_id": item.call_id, "output": "7"} for item in first.output]
+        second = client.responses.create(
+            input=results, previous_response_id=first.id, max_output_tokens=40, tool_choice="none", **fields
+        )
+        by_hand = client.responses.create(
+            input=[{"role": "user", "content": ASKED}, *first.output, *results],
+            max_output_tokens=40,
+            tool_choice="none",
+            **fields,
+        )
+        assert second.output_text == by_hand.output_text != ""
+        assert second.usage.input_tokens == by_hand.usage.input_tokens > first.usage.input_tokens
+        assert by_hand.usage.input_tokens_details.cached_tokens > 0
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "add"}])
+def test_messages_use_a_tool_and_go_on(url, choice):
+    with anthropic.Anthropic(base_url=url, api_key="x", max_retries=0) as client:
+        tools: list = [{"name": "add", "description": "Adds.", "input_schema": ADD, "strict": True}]
+        fields: dict = {"model": "tiny", "tools": tools, "max_tokens": 200, "extra_body": {"seed": 7}}
+        turns: list = [{"role": "user", "content": ASKED}]
+        first = client.messages.create(messages=turns, tool_choice=choice, **fields)
+        with client.messages.stream(messages=turns, tool_choice=choice, **fields) as stream:
+            streamed = stream.get_final_message()
+        used = [[(block.name, block.input) for block in one.content] for one in (first, streamed)]
+        assert used[0] == used[1] and first.stop_reason == streamed.stop_reason == "tool_use"
+        assert first.content[0].name == "add" and first.content[0].input.keys() == {"a", "b"}
+        counted = client.messages.count_tokens(model="tiny", messages=turns, tools=tools)
+        assert counted.input_tokens == first.usage.input_tokens + first.usage.cache_read_input_tokens
+        results = [{"type": "tool_result", "tool_use_id": block.id, "content": "7"} for block in first.content]
+        turns += [{"role": "assistant", "content": first.content}, {"role": "user", "content": results}]
+        fields["max_tokens"] = 40
+        second = client.messages.create(messages=turns, tool_choice={"type": "none"}, **fields)
+        assert second.content[0].type == "text" and second.stop_reason in ("end_turn", "max_tokens")
+
+
+def test_both_routes_and_a_chat_say_the_same(url):
+    turns: list = [{"role": "user", "content": "Tell me a story."}]
+    with (
+        openai.OpenAI(base_url=url + "/v1", api_key="x") as client,
+        anthropic.Anthropic(base_url=url, api_key="x") as other,
+    ):
+        chat = client.chat.completions.create(model="tiny", messages=turns, seed=3, max_tokens=60)
+        response = client.responses.create(model="tiny", input=turns, max_output_tokens=60, extra_body={"seed": 3})
+        message = other.messages.create(model="tiny", messages=turns, max_tokens=60, extra_body={"seed": 3})
+        said = chat.choices[0].message.content
+        assert said and response.output_text == message.content[0].text == said
+        assert chat.usage.prompt_tokens == response.usage.input_tokens
+        used = message.usage
+        assert used.input_tokens + used.cache_read_input_tokens == chat.usage.prompt_tokens
+        assert used.output_tokens == chat.usage.completion_tokens == response.usage.output_tokens
