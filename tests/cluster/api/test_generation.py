@@ -14,8 +14,9 @@ from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.text.tokenizer import Tokenizer
 
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 BODIES = {
-    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/chat/completions": CHAT,
     "/v1/completions": {"prompt": "hello"},
 }
 paths = pytest.mark.parametrize("path", sorted(BODIES))
@@ -34,17 +35,21 @@ def engine(tokenizer):
 
 
 @pytest.fixture
-def ask(engine, tokenizer):
-    app = build_app(engine, tokenizer, "m", settings=AppSettings(silence_s=0.05, first_event_s=0.01))
+def app(engine, tokenizer):
+    return build_app(engine, tokenizer, "m", settings=AppSettings(silence_s=0.05, first_event_s=0.01))
 
-    def call(path, **fields):
-        async def go():
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-                return await client.post(path, json={"model": "m", "max_tokens": 4, **BODIES[path], **fields})
 
-        return asyncio.run(go())
+def post(app, path, body):
+    async def go():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.post(path, json=body)
 
-    return call
+    return asyncio.run(go())
+
+
+@pytest.fixture
+def ask(app):
+    return lambda path, **fields: post(app, path, {"model": "m", "max_tokens": 4, **BODIES[path], **fields})
 
 
 def chunks(answer):
@@ -113,8 +118,16 @@ def test_options_of_a_stream_that_cannot_be_honoured_are_refused(ask, path):
     assert chunks(ask(path, stream=True, stream_options={"include_obfuscation": False}))
 
 
-@paths
-def test_a_stream_that_waits_for_its_first_token_has_comments(ask, engine, path):
+@pytest.mark.parametrize(
+    ("path", "fields", "sign", "end"),
+    [
+        ("/v1/chat/completions", {**CHAT, "max_tokens": 1}, ": waiting\n\n", "data: [DONE]"),
+        ("/v1/completions", {"prompt": "hello", "max_tokens": 1}, ": waiting\n\n", "data: [DONE]"),
+        ("/v1/responses", {"input": "hello", "max_output_tokens": 1}, ": waiting\n\n", "event: response.incomplete"),
+        ("/v1/messages", {**CHAT, "max_tokens": 1}, "event: ping\n", "event: message_stop"),
+    ],
+)
+def test_a_stream_that_waits_for_its_first_token_is_not_silent(engine, app, path, fields, sign, end):
     engine.delay_s = 0.3
-    text = ask(path, stream=True, max_tokens=1).text
-    assert text.startswith(": waiting\n\n") and text.endswith("data: [DONE]\n\n")
+    answer = post(app, path, {"model": "m", "stream": True, **fields})
+    assert answer.status_code == 200 and sign in answer.text.partition(end)[0] and end in answer.text

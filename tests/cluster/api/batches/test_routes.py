@@ -110,6 +110,18 @@ def test_a_batch_of_completions(engine, tokenizer, tmp_path):
         assert lines(client, batch.output_file_id)["x"]["response"]["body"]["object"] == "text_completion"
 
 
+def test_a_batch_of_responses(engine, tokenizer, tmp_path):
+    body = {"model": "m", "input": "hello", "max_output_tokens": 3}
+    asked = json.dumps({"custom_id": "x", "method": "POST", "url": "/v1/responses", "body": body})
+    with served(engine, tokenizer, tmp_path) as client:
+        made = client.batches.create(
+            input_file_id=upload(client, asked).id, endpoint="/v1/responses", completion_window="1h"
+        )
+        batch = ended(client, made.id)
+        assert lines(client, batch.output_file_id)["x"]["response"]["body"]["object"] == "response"
+        assert batch.usage is not None and batch.usage.output_tokens == 3 and engine.seen[0].priority == PRIORITY
+
+
 def test_what_is_wrong_with_the_file_is_said_by_line(engine, tokenizer, tmp_path):
     with served(engine, tokenizer, tmp_path) as client:
         file = upload(client, "\ufeff" + row("a"), "", row("a"), "{", row("b", url="/v1/completions"))
