@@ -20,6 +20,7 @@ from isotherm.cluster.errors import IsothermError, named_line, one_line
 from isotherm.cluster.manifest import ManifestError
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.operations import OperationError
+from isotherm.cluster.text.tool_formats.grammar import ToolSchemaError
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +67,7 @@ TAKE_MORE = [
     *(kind(503, "later", param="model", code="busy") for kind in ERRORS if issubclass(kind, APIError)),
     *(kind("cut", "{") for kind in ERRORS if issubclass(kind, OutputError)),
     OperationError("no", field="copies", conflict=True),
+    ToolSchemaError("a_tool", "no"),
 ]
 
 
