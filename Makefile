@@ -12,6 +12,7 @@ help:
 	@echo "make test                 all tests"
 	@echo "make test-fast            those that need neither a cluster nor much time"
 	@echo "make fuzz                 10,000 mutated bodies, and schemathesis on /openapi.json"
+	@echo "make clients              software of others against the server, in an environment of its own"
 	@echo "make exactness            10,000 random cases of the exactness test"
 	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
@@ -44,6 +45,16 @@ test-fast: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	ISOTHERM_FUZZ_BODIES=10000 ISOTHERM_FUZZ_EXAMPLES=100 $(BIN)/pytest -s --timeout 3600 tests/fuzz
+
+CLIENTS := .venv-clients
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+clients: $(VENV)/.installed-dev $(CLIENTS)/.installed
+	$(BIN)/python tests/clients/run.py $(abspath $(CLIENTS))/bin/python
 
 exactness: $(VENV)/.installed-dev
 	ISOTHERM_EXACTNESS_CASES=10000 $(BIN)/pytest -s --timeout 3600 tests/exactness
@@ -81,4 +92,4 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy -p isotherm.cluster -p isotherm.actors -p isotherm.kernels
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

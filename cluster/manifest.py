@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,11 +60,15 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-def check_link_kind(kind: str) -> str:
-    """A choice of cluster/control/link_choice.py."""
-    if kind not in (choices := link_choice.choices()):
-        raise ValueError(f"must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
-    return kind
+def one_of(choices: Callable[[], Sequence[str]]) -> AfterValidator:
+    """Refuses what is none of the choices there are when it is checked."""
+
+    def check(value: str) -> str:
+        if value not in (known := choices()):
+            raise ValueError(f"must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+        return value
+
+    return AfterValidator(check)
 
 
 def check_origin(origin: str) -> str:
@@ -73,15 +78,9 @@ def check_origin(origin: str) -> str:
     return origin
 
 
-def check_tool_format(name: str) -> str:
-    """A choice of cluster/text/tool_formats/registry.py."""
-    if name not in CHOICES:
-        raise ValueError(f"must be {', '.join(map(repr, CHOICES[:-1]))} or {CHOICES[-1]!r}")
-    return name
-
-
 Origin = Annotated[str, AfterValidator(check_origin)]
-LinkChoice = Annotated[str, AfterValidator(check_link_kind)]
+LinkChoice = Annotated[str, one_of(link_choice.choices)]
+ToolFormatChoice = Annotated[str, one_of(lambda: CHOICES)]
 Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
 
 
@@ -274,9 +273,7 @@ class Manifest(_Section):
     logprobs: Literal["model", "processed"] = Field(
         "model", description="of the model's own distribution, or of the one that tokens are drawn from"
     )
-    tool_format: Annotated[str, AfterValidator(check_tool_format)] = Field(
-        "auto", description="how the model calls tools; auto: as its chat template shows"
-    )
+    tool_format: ToolFormatChoice = Field("auto", description="how the model calls tools; auto: as its template shows")
     control_tokens: Literal["from_template", "anywhere"] = Field(
         "from_template",
         description="where the text of a control token is one: not in what chats' messages say, or there too",

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+collect_ignore = ["clients"]  # they have an environment of their own: `make clients`
 
 # No deadline: a busy machine is no failure. The same examples every time: a new failure is due to a change.
 settings.register_profile("isotherm", deadline=None, derandomize=True)

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from lm_eval.tasks import TaskManager
 
+NUMBER = {"function": "regex", "regex_pattern": "= (-?[0-9]+)"}
+
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):

@@ -17,6 +17,8 @@ from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 COUNT = int(os.environ.get("ISOTHERM_FUZZ_BODIES", 300))
 CANARY = {"model": "m", "messages": [{"role": "user", "content": "canary"}], "max_tokens": 8, "temperature": 0}
 JSON_TYPE = {"content-type": "application/json"}

@@ -21,6 +21,8 @@ from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.messages.operations import OperationError
 from isotherm.cluster.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import schemathesis

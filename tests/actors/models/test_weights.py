@@ -31,6 +31,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> WeightReader:
     return WeightReader(Checkpoint.open(bundled_model()))
 
 
+@pytest.mark.slow
 def test_what_was_read_goes_again(reader: WeightReader):
     file = next(iter({t.file for t in reader.checkpoint.tensors.values()}))
     largest = max(t.nbytes for t in reader.checkpoint.tensors.values())

@@ -17,6 +17,8 @@ from isotherm.cluster.api.prepare_responses import count_input_tokens, prepare_r
 from isotherm.cluster.api.response_store import Kept, MemoryResponseStore
 from isotherm.cluster.text.tool_formats.registry import chosen_format
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 RESPONSES = {
     "model": MODEL,

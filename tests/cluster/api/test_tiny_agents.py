@@ -14,6 +14,8 @@ from local_client import TINY, LocalClient
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 ADD = {
     "type": "object",
     "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},

@@ -12,6 +12,8 @@ from local_client import TINY, LocalClient
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "What is 3 + 4?"
 
 

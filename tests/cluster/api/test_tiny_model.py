@@ -14,6 +14,8 @@ from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.prepare import choice_seed
 from isotherm.cluster.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "Once upon a time there was a"
 EOS_TEXT = "<｜end▁of▁sentence｜>"
 

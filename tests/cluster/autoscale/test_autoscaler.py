@@ -238,6 +238,7 @@ def test_bounds_and_cooldowns_hold_whatever_comes(loads, least, most):
             quiet_until[decision.kind] = now + autoscaler.failed(decision, now)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.floats(0.05, 12), st.integers(1, 16), st.floats(0.0, 0.05))
 def test_a_steady_load_finds_a_number_of_groups_and_stays(demand: float, start: int, wobble: float):

@@ -20,6 +20,7 @@ from isotherm.kernels.native import library as native_library
 SHAPE = ("--hidden", "64", "--experts", "8", "--top-k", "2")
 
 
+@pytest.mark.slow
 def test_every_kind_of_link_is_measured():
     result = CliRunner().invoke(app, ["links", *SHAPE, "--rows", "1,5", "--trips", "7", "--json"])
     assert result.exit_code == 0, (result.output, result.exception)
@@ -37,6 +38,7 @@ def test_every_kind_of_link_is_measured():
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch):
     # Pickled by name: it returns at once, and its end of the pipe is closed
     monkeypatch.setattr(bench_links, "_serve", print)

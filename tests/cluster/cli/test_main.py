@@ -335,6 +335,7 @@ def test_without_an_address_it_says_what_to_do(command: str, monkeypatch: pytest
     assert "no `isotherm serve` of this user runs on this machine" in message and "--address" in message
 
 
+@pytest.mark.slow
 def test_serve_on_a_cluster_that_is_not_there_says_so():
     """In a process of its own, since it takes over signals."""
     done = subprocess.run([ISOTHERM, "serve", "--address", "127.0.0.1:1"], capture_output=True, text=True, timeout=60)

@@ -70,6 +70,7 @@ def test_the_manifests_chunking_changes_no_token(model: Path):
     assert generate(model, small, **IDS)["token_ids"] == engine_tokens(model, temperature=0.0)
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_end_of_sequence_unless_told_to_go_on(tmp_path: Path):
     config = {"max_position_embeddings": 64}
     tokens = engine_tokens(make_checkpoint(tmp_path / "a", config, seed=3), temperature=0.0)

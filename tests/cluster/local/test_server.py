@@ -30,6 +30,8 @@ from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.path import ModelNotFoundError, bundled_model
 from isotherm.cluster.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 ASKED = "Count from 1 to 9."
 
 

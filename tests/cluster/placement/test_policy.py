@@ -333,6 +333,7 @@ def test_as_even_as_eplb_with_a_tenth_of_its_moves(name):
         assert ours.imbalance <= eplb.imbalance and ours.moves <= eplb.moves / 10, seed
 
 
+@pytest.mark.slow
 def test_with_two_slots_per_group_a_tenth_of_the_moves_costs_a_hundredth_of_the_evenness():
     """The whole trace: a few layers of it are decided by which expert happens to jump."""
     bench = policy_bench()
