@@ -39,11 +39,7 @@ class IsothermError(Exception):
         ChatTemplateLimitError   … it took too long, or too much
         ChatTemplateBrokenError  … it does not compile
       GrammarError               cluster.text.json_schema: what the output is to be cannot be had
-<<<<<<< HEAD
         ToolSchemaError          … a tool's schema cannot be enforced in the model's format
-=======
-        ToolSchemaError          … a tool's schema cannot, in the form in which the model calls
->>>>>>> surface
       QueueFullError             cluster.engine.scheduler: as many requests as there may be; try again later
       EngineUnavailableError     cluster.api.engine_client: no shard can take it now; try again later
         EngineOverloadedError    … as many requests as there may be

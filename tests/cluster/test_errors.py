@@ -67,11 +67,7 @@ TAKE_MORE = [
     *(kind(503, "later", param="model", code="busy") for kind in ERRORS if issubclass(kind, APIError)),
     *(kind("cut", "{") for kind in ERRORS if issubclass(kind, OutputError)),
     OperationError("no", field="copies", conflict=True),
-<<<<<<< HEAD
     ToolSchemaError("weather", "its pattern is too large"),
-=======
-    ToolSchemaError("a_tool", "no"),
->>>>>>> surface
 ]
 
 
