@@ -11,6 +11,7 @@ import time
 
 import psutil
 import pytest
+from chats import ChatWorkload
 from loaded import check, kill_controller, under_load
 from served import Served
 from streams import Workload
@@ -113,6 +114,27 @@ def test_a_worker_dies_or_hangs_under_load(served, workload, record_property, ro
     check(under_load(served, work, act), expected, record_property, f"{role} worker, {how.name}, {ROUNDS} times")
     roles = [w["role"] for w in served.status()["workers"]]
     assert (roles.count("attention"), roles.count("expert")) == (1, 2)
+
+
+@pytest.fixture(scope="module")
+def chats() -> tuple[ChatWorkload, list[str]]:
+    work = ChatWorkload(18)
+    return work, work.alone()
+
+
+@pytest.mark.parametrize("role", ["expert", "attention", "controller"])
+def test_calls_and_schemas_go_on_where_a_worker_dies(served, chats, record_property, role):
+    work, expected = chats
+
+    def act() -> None:
+        for _ in range(ROUNDS):
+            time.sleep(1.0)
+            if role == "controller":
+                kill_controller(served)
+            else:
+                lose(served, role, signal.SIGKILL)
+
+    check(under_load(served, work, act), expected, record_property, f"chats, {role} killed, {ROUNDS} times")
 
 
 def test_a_target_that_cannot_be_placed_rolls_back(served, workload, record_property):
