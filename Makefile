@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*)
 
-.PHONY: serve test test-fast fuzz exactness chaos bench bench-elastic bench-overload check clean help
+.PHONY: serve test test-fast clients fuzz exactness chaos bench bench-elastic bench-overload check clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
@@ -41,7 +41,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/pytest --ignore=tests/kernels/triton/test_triton_aot.py
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/pytest -m unit
+	$(BIN)/pytest -m unit -n 2 --dist loadfile
 
 fuzz: $(VENV)/.installed-dev
 	ISOTHERM_FUZZ_BODIES=10000 ISOTHERM_FUZZ_EXAMPLES=100 $(BIN)/pytest -s --timeout 3600 tests/fuzz

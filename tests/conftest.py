@@ -26,9 +26,14 @@ collect_ignore = ["clients"]  # they have an environment of their own: `make cli
 settings.register_profile("isotherm", deadline=None, derandomize=True)
 settings.load_profile("isotherm")
 
+# What nohup, or a shell in the background, has had ignored, children would ignore as well: a handler they do not inherit.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
+
 # Modules run in an order of their own each time, so that none comes to need what another left. ISOTHERM_ORDER_SEED
 # repeats it.
-ORDER_SEED = int(os.environ.get("ISOTHERM_ORDER_SEED", random.randrange(1_000_000)))
+ORDER_SEED = int(os.environ.setdefault("ISOTHERM_ORDER_SEED", str(random.randrange(1_000_000))))  # xdist's workers too
 
 
 def pytest_report_header() -> str:
