@@ -26,7 +26,7 @@ collect_ignore = ["clients"]  # they have an environment of their own: `make cli
 settings.register_profile("isotherm", deadline=None, derandomize=True)
 settings.load_profile("isotherm")
 
-# What nohup, or a shell in the background, has had ignored, children would ignore as well: a handler they do not inherit.
+# What nohup, or a shell's background, has had ignored, children would ignore as well: a handler they do not inherit.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
