@@ -22,6 +22,11 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.translation import Translation, function_call, function_tool, text_parts
 from isotherm.cluster.jsontypes import JSON
 
+_OF_THE_PROMPT = frozenset(
+    {"chat_template", "chat_template_kwargs", "documents", "enable_thinking", "max_thinking_tokens", "reasoning"}
+    | {"thinking_budget"}
+)
+
 
 def translate_messages(body: Conversation) -> Translation:
     """The chat for a body of either route; a MessagesBody's says how it is sampled too. Raises ReplyError."""
@@ -30,6 +35,7 @@ def translate_messages(body: Conversation) -> Translation:
         turns.say("system", {"role": "system", "content": _texts(body.system)})
     for i, message in enumerate(body.messages):
         turns.add(f"messages[{i}]", message)
+    turns.end()
     choice, thinking = body.tool_choice, body.thinking
     chat: JSON = {
         **_passed(body),
@@ -70,7 +76,7 @@ class _Turns:
     def __init__(self) -> None:
         self.messages: list[JSON] = []
         self.origins: dict[str, str] = {}
-        self._texts: list[str] = []  # of the turn that the last message is
+        self._texts: list[str] = []  # of the turn that the last message is; they become its content when it ends
 
     def add(self, param: str, message: MessageParam) -> None:
         if isinstance(message, UserMessage):
@@ -82,8 +88,14 @@ class _Turns:
             assert isinstance(message, SystemMessage), message
             self.say(param, {"role": "system", "content": _texts(message.content)})
 
-    def say(self, param: str, message: JSON) -> None:
+    def end(self) -> None:
+        """What is still to be said of the last message."""
+        if self._texts:
+            self.messages[-1]["content"] = text_parts(self._texts)
         self._texts = []
+
+    def say(self, param: str, message: JSON) -> None:
+        self.end()
         self.origins[f"messages[{len(self.messages)}]"] = param
         self.messages.append(message)
 
@@ -95,10 +107,9 @@ class _Turns:
             self.say(param, {"role": "tool", "tool_call_id": block.tool_use_id, "content": content})
             return
         assert isinstance(block, TextBlock), block
-        if not self._texts:
+        if not self._texts or self.messages[-1]["role"] != "user":
             self.say(param, {"role": "user"})
         self._texts.append(block.text)
-        self.messages[-1]["content"] = text_parts(self._texts)
 
     def _add_of_assistant(self, param: str, message: AssistantMessage) -> None:
         last = self.messages[-1] if self.messages else {}
@@ -118,9 +129,7 @@ class _Turns:
                 self._texts.append(block.text)
         if thoughts:
             last["reasoning_content"] = last.get("reasoning_content", "") + "".join(thoughts)
-        if self._texts:
-            last["content"] = text_parts(self._texts)
-        elif not {"tool_calls", "reasoning_content"} & last.keys():
+        if not self._texts and not {"tool_calls", "reasoning_content"} & last.keys():
             last["content"] = ""
 
 
@@ -154,7 +163,7 @@ def _passed(body: Conversation) -> JSON:
     """What the client gave under a chat's names; of it, where tokens are only counted, what the prompt depends on."""
     if isinstance(body, MessagesBody):
         return body.passed
-    return {name: value for name, value in body.passed.items() if name == "chat_template_kwargs"}
+    return {name: value for name, value in body.passed.items() if name in _OF_THE_PROMPT}
 
 
 def _choice(body: Conversation) -> Any:

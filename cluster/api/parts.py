@@ -55,12 +55,18 @@ class Parts:
 
     def feed(self, fields: OutputFields) -> list[Step]:
         steps: list[Step] = []
+        begun = frozenset(self._calls)
         if fields.reasoning:
             steps += self._add(PartKind.THOUGHT, fields.reasoning)
+        # What a call that has begun still gets came before the text after it; a call that begins came after the text.
+        for piece in fields.tool_calls:
+            if piece.index in begun:
+                steps += self._add_to_call(piece)
         if fields.content:
             steps += self._add_text(fields.content)
         for piece in fields.tool_calls:
-            steps += self._add_to_call(piece)
+            if piece.index not in begun:
+                steps += self._add_to_call(piece)
         return steps
 
     def finish(self) -> list[Step]:

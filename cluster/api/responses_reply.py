@@ -104,6 +104,7 @@ class ResponsesReply:
 
     def _part_grows(self, part: Part, text: str) -> bytes:
         if part.kind is PartKind.CALL:
+            self._unsaid = []
             return self._of_item(part, "response.function_call_arguments.delta", {"delta": text})
         if part.kind is PartKind.THOUGHT:
             return self._of_content(part, "response.reasoning_text.delta", {"delta": text})

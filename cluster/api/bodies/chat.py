@@ -66,6 +66,11 @@ class ChatBody(ToolsBody, StructuredBody, ThinkingBody):
             raise PydanticCustomError(
                 "field:max_tokens", "max_tokens and max_completion_tokens differ; give one of them"
             )
+        if self.hides_thought and (self.logprobs or self.return_token_ids):
+            field = "logprobs" if self.logprobs else "return_token_ids"
+            raise PydanticCustomError(
+                f"field:{field}", "{field} would tell the thought, which is to be left out", {"field": field}
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError("field:top_logprobs", "top_logprobs needs logprobs to be true")
         if reserved := _RESERVED_TEMPLATE_KWARGS & (self.chat_template_kwargs or {}).keys():

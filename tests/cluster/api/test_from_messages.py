@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from isotherm.cluster.api.bodies.messages import Conversation, MessagesBody
@@ -204,3 +206,22 @@ def test_what_agents_send_and_asks_for_nothing_is_taken():
         service_tier="auto",
         betas=["x"],
     )
+
+
+def test_a_conversation_has_its_turns():
+    """The second user's words were put into the assistant's turn."""
+    said = [("user", "hi"), ("assistant", "hello"), ("user", "how"), ("assistant", "so"), ("user", "bye")]
+    turns = messages(*({"role": role, "content": words} for role, words in said))
+    assert [(turn["role"], turn["content"]) for turn in turns] == said
+
+
+def test_many_blocks_take_time_in_proportion():
+    begin = time.process_time()
+    (turn,) = messages({"role": "user", "content": [text("x")] * 20_000})
+    assert len(turn["content"]) == 20_000 and time.process_time() - begin < 5
+
+
+def test_counted_is_what_the_prompt_depends_on():
+    said = {"enable_thinking": False, "documents": [{"title": "t"}], "chat_template_kwargs": {"a": 1}}
+    counted = translate_messages(checked(Conversation, {"model": "m", "messages": [USER], **said, "seed": 3})).chat
+    assert said.items() <= counted.items() and "seed" not in counted

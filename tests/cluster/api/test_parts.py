@@ -29,6 +29,18 @@ def shown(parts: list[Part]):
     return [(part.kind.value, part.name, part.text) for part in parts]
 
 
+def test_a_call_gets_its_last_words_before_the_text_that_follows_it():
+    """In one delta they came after it, so that a stream's call went on after its end."""
+    piece = OutputFields("Done.", tool_calls=(ToolCallPiece(0, arguments="}"), ToolCallPiece(1, "call_1", "g", "[]")))
+    parts, steps = run([call(0, "{", "f"), piece])
+    assert shown(parts) == [("call", "f", "{}"), ("text", "", "Done."), ("call", "g", "[]")]
+    ended: set[int] = set()
+    for step in steps:
+        assert step.part.index not in ended
+        if step.what == "ends":
+            ended.add(step.part.index)
+
+
 def test_parts_come_one_after_another():
     pieces = [thought("hm"), content("\n\n"), content("look: "), call(0, "{", "f"), call(0, "}"), call(1, "[]", "g")]
     parts, steps = run(pieces)
