@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from isotherm.cluster.api.admission import Admission
+from isotherm.cluster.api.bodies.structure import may_be_structured
 from isotherm.cluster.api.body import read_body
 from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, best, merged
 from isotherm.cluster.api.delta_streams import DeltaStreams
@@ -89,7 +90,7 @@ class Generator:
         """The request's body, made ready for the engine. Raises ReplyError."""
         raw = await self.body(request)
         prepare = partial(route.prepare, raw, f"{route.prefix}{uuid.uuid4().hex}", self.served)
-        inline = not route.blocks and len(raw) <= _INLINE_BYTES
+        inline = not route.blocks and len(raw) <= _INLINE_BYTES and not may_be_structured(raw)
         prepared = prepare() if inline else await asyncio.to_thread(prepare)
         return _ranked(prepared, getattr(request.state, "priority", None))
 

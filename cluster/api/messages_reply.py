@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from pydantic_core import from_json
@@ -114,6 +115,7 @@ def _arguments(text: str, cut: bool) -> JSON:
     that Anthropic's documentation suggests for them."""
     try:
         value = from_json(text or "{}", allow_inf_nan=False, allow_partial="trailing-strings" if cut else False)
+        json.dumps(value, allow_nan=False)  # a number may be beyond all that there are
     except ValueError:
         value = None
     return value if isinstance(value, dict) else {"INVALID_JSON": text}

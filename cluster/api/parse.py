@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
@@ -13,6 +15,7 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.jsontypes import JSON
 
 _Body = TypeVar("_Body", bound=BodyModel)
+_Path: TypeAlias = "tuple[_Path, str | int] | None"  # the way to where a value stands, and the last step
 
 
 def parse_body(model: type[_Body], body: bytes) -> _Body:
@@ -30,8 +33,16 @@ def checked(model: type[_Body], data: JSON) -> _Body:
 
 def json_object(body: bytes) -> JSON:
     """The object that a body is, before its fields are looked at. Raises ReplyError 400."""
+    not_finite: list[float] = []
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            not_finite.append(value)
+        return value
+
     try:
-        data: Any = json.loads(body.decode("utf-8"))
+        data: Any = json.loads(body.decode("utf-8"), parse_float=number, parse_constant=number)
     except UnicodeDecodeError as error:
         raise ReplyError(f"the body is not valid UTF-8: {error}") from None
     except RecursionError:
@@ -40,10 +51,10 @@ def json_object(body: bytes) -> JSON:
         raise ReplyError(f"the body is not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise ReplyError(f"the body must be a JSON object, got {_json_type(data)}")
-    if b"\\u" in body and (path := _unpaired_surrogate(data)) is not None:
-        raise ReplyError(
-            f"{_param(path)}: text with an unpaired surrogate has no UTF-8 form", param=_param(path) or None
-        )
+    if b"\\u" in body and (path := _where(data, _is_unpaired)) is not None:
+        raise _refused(path, "text with an unpaired surrogate has no UTF-8 form")
+    if not_finite and (path := _where(data, _is_not_finite)) is not None:
+        raise _refused(path, "a number must be finite: NaN and Infinity are none of JSON, and 1.8e308 is the largest")
     found: JSON = data
     return found
 
@@ -110,24 +121,50 @@ def _json_type(value: Any) -> str:
     return names[type(value)]
 
 
-def _unpaired_surrogate(value: Any) -> list[str | int] | None:
-    """Where a string can't be encoded, if anywhere. JSON allows "\\ud800"; UTF-8, and with it the tokenizer,
-    does not."""
-    stack: list[tuple[list[str | int], Any]] = [([], value)]
+def _refused(path: list[str | int], wrong: str) -> ReplyError:
+    param = _param(path)
+    return ReplyError(f"{param}: {wrong}", param=param or None)
+
+
+def _where(value: Any, is_wrong: Callable[[Any], bool]) -> list[str | int] | None:
+    """Where a value or a key is wrong, if anywhere. Paths share what they have in common: a body may be nested deep,
+    with values at every depth."""
+    stack: list[tuple[_Path, Any]] = [(None, value)]
     while stack:
         path, item = stack.pop()
-        if isinstance(item, str):
-            try:
-                item.encode()
-            except UnicodeEncodeError:
-                return path
-        elif isinstance(item, dict):
+        if isinstance(item, dict):
             for key, inner in item.items():
-                try:
-                    key.encode()
-                except UnicodeEncodeError:
-                    return path
-                stack.append(([*path, key], inner))
+                if is_wrong(key):
+                    return _steps(path)
+                stack.append(((path, key), inner))
         elif isinstance(item, list):
-            stack.extend(([*path, i], inner) for i, inner in enumerate(item) if isinstance(inner, str | dict | list))
+            stack.extend(((path, i), inner) for i, inner in enumerate(item) if isinstance(inner, _LOOKED_AT))
+        elif is_wrong(item):
+            return _steps(path)
     return None
+
+
+_LOOKED_AT = (str, float, dict, list)
+
+
+def _steps(path: _Path) -> list[str | int]:
+    steps: list[str | int] = []
+    while path is not None:
+        path, step = path
+        steps.append(step)
+    return steps[::-1]
+
+
+def _is_unpaired(value: Any) -> bool:
+    """Whether it is a text that can't be encoded. JSON allows "\\ud800"; UTF-8, and with it the tokenizer, does not."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

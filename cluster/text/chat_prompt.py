@@ -54,10 +54,13 @@ def _arguments(arguments: Any, form: CallForm) -> Any:
         if form.arguments != "object":
             return arguments or "{}"
         try:
-            # What a model wrote that is no JSON is told as it is, if the template can.
-            return json.loads(arguments) if arguments and arguments.strip() else {}
-        except ValueError:
+            # What a model wrote that is no JSON is told as it is, if the template can; so is what has no UTF-8 form.
+            value = json.loads(arguments) if arguments and arguments.strip() else {}
+            if "\\u" in (arguments or ""):
+                json.dumps(value, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
             return arguments
+        return value
     return arguments if form.arguments == "object" else json.dumps(arguments, ensure_ascii=False)
 
 

@@ -19,8 +19,11 @@ from isotherm.cluster.text.json_schema import GrammarError, plain_schema
 _JSON: Any = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?", "lenient": False}
 MOST_CHARS = 128 * 1024  # of a grammar's text: as much compiles in well under a second
 MOST_NESTED = 100  # brackets in brackets: the compiler calls itself for each
-# Strings, regular expressions and comments of Lark, in which `<name>` is text; and names of special tokens.
-_LARK_PARTS = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|(?P<name><[^<>\s]+>)', re.DOTALL)
+# Strings, regular expressions and comments of Lark, in which `<name>` is text; and names of special tokens. Escapes
+# elsewhere are stepped over: after each escaped quote a search for a string's end would go over the rest of the text.
+_LARK_PARTS = re.compile(
+    r'\\.|"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|(?P<name><[^<>\s]+>)', re.DOTALL
+)
 _BACKSLASHES = re.compile(r"\\*$")
 
 

@@ -156,6 +156,8 @@ VALUES = (  # key, value as written, its JSON
     ("units", "7", '"7"'),
     ("fields", '["a", 1]', '["a", 1]'),
     ("fields", "['a', 1]", '["a", 1]'),
+    ("fields", "['\\ud83d']", "\"['\\\\ud83d']\""),
+    ("any", "'\\ud83d'", "\"'\\\\ud83d'\""),
     ("place", '{"lat": 4.5}', '{"lat": 4.5}'),
     ("any", "5", "5"),
     ("any", "five", '"five"'),
@@ -356,6 +358,14 @@ WRONG = [
         (("now", "{}"),),
         ("functions.now:0",),
     ),
+    Case(
+        "kimi_k2",
+        "an index of more digits than any int is read from",
+        kimi((f"functions.now:{'7' * 5000}", "{}")),
+        "",
+        ((f"now:{'7' * 5000}", "{}"),),
+        (f"functions.now:{'7' * 5000}:0",),
+    ),
     Case("kimi_k2", "a counter that names none of two", kimi(("0", CITY)), f"0{CITY}", ()),
     # Hermes
     Case(
@@ -384,6 +394,15 @@ WRONG = [
         '<tool_call>{"name": "get_weather", "arguments": "{\\"city\\": \\"Rome\\"}"}</tool_call>',
         "",
         (ROME,),
+    ),
+    Case("hermes", "half a surrogate pair in a name", hermes(("a\\ud83d", "{}")), "", (("a\\ud83d", "{}"),)),
+    Case("hermes", "a surrogate pair in a name", hermes(("a\\ud83d\\ude00", "{}")), "", (("a😀", "{}"),)),
+    Case(
+        "hermes",
+        "half a surrogate pair in a string of arguments",
+        '<tool_call>{"name": "get_weather", "arguments": "[\\"\\ud83d\\"]"}</tool_call>',
+        "",
+        (("get_weather", '[\\"\\ud83d\\"]'),),
     ),
     Case("hermes", "no arguments", '<tool_call>\n{"name": "now"}\n</tool_call>', "", (("now", "{}"),)),
     Case(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import BodyModel, text_or_list
+from isotherm.cluster.api.bodies.common import BodyModel, ListOf, text_or_list
 from isotherm.cluster.jsontypes import JSON
 
 
@@ -40,7 +40,7 @@ _Part = Annotated[
     Annotated[TextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(_part_kind)
 ]
 _Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[_Part], Field(min_length=1), Tag("list")],
+    Annotated[str, Tag("text")] | Annotated[ListOf[_Part], Field(min_length=1), Tag("list")],
     Discriminator(text_or_list),
 ]
 
@@ -52,7 +52,7 @@ class Message(BodyModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: _Content | None = None
     name: str | None = None
-    tool_calls: list[JSON] | None = None
+    tool_calls: ListOf[JSON] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
     prefix: bool | None = None

@@ -7,7 +7,7 @@ name, unless it has its neutral value. Knows nothing about tokenizers, engines o
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -35,6 +35,9 @@ def text_or_list(value: Any) -> str:
     return "list" if isinstance(value, list) else "text"
 
 
+_T = TypeVar("_T")
+# Of a list, which may be long, the first wrong element is all that anyone is told.
+ListOf = Annotated[list[_T], Field(fail_fast=True)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARS)]
@@ -43,7 +46,7 @@ _Count = Annotated[int | None, BeforeValidator(lambda value: None if value is Fa
 _TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")]  # a token id as a key of JSON
 _Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 _Stops = Annotated[
-    Annotated[_Stop, Tag("text")] | Annotated[list[_Stop], Field(max_length=_MAX_STOPS), Tag("list")],
+    Annotated[_Stop, Tag("text")] | Annotated[ListOf[_Stop], Field(max_length=_MAX_STOPS), Tag("list")],
     Discriminator(text_or_list),
 ]
 
@@ -116,11 +119,11 @@ class GenerationBody(RequestBody):
     min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     priority: int | None = Field(None, ge=-(2**31), le=2**31 - 1)  # lower ones have their turn first
     user: str | None = Field(None, max_length=512)  # whom it is for: requests are shared out over users
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=128)
+    stop_token_ids: ListOf[TokenId] | None = Field(None, max_length=128)
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    bad_words: list[_Stop] | None = Field(None, max_length=_MAX_BAD_WORDS)
+    bad_words: ListOf[_Stop] | None = Field(None, max_length=_MAX_BAD_WORDS)
     prompt_logprobs: _Count = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     return_token_ids: bool | None = None
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import MAX_N, MAX_TOP_LOGPROBS, GenerationBody, NonEmpty, TokenId
+from isotherm.cluster.api.bodies.common import MAX_N, MAX_TOP_LOGPROBS, GenerationBody, ListOf, NonEmpty, TokenId
 from isotherm.cluster.api.bodies.structure import StructuredBody
 
 MAX_PROMPTS = 128
 MAX_CHOICES = 128  # prompts × n, or × best_of
-_Tokens = Annotated[list[TokenId], Field(min_length=1)]
+_Tokens = Annotated[ListOf[TokenId], Field(min_length=1)]
 
 
 def _shape(value: Any) -> str:
@@ -50,9 +50,9 @@ class CompletionBody(StructuredBody, GenerationBody):
 
     prompt: Annotated[
         Annotated[NonEmpty, Tag("text")]
-        | Annotated[list[NonEmpty], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+        | Annotated[ListOf[NonEmpty], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
         | Annotated[_Tokens, Tag("tokens")]
-        | Annotated[list[_Tokens], Field(min_length=1, max_length=MAX_PROMPTS), Tag("token lists")],
+        | Annotated[ListOf[_Tokens], Field(min_length=1, max_length=MAX_PROMPTS), Tag("token lists")],
         Discriminator(_shape),
     ]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty, text_or_list
+from isotherm.cluster.api.bodies.common import BodyModel, ListOf, NonEmpty, text_or_list
 from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 
@@ -17,7 +17,7 @@ class TextBlock(BodyModel):
     text: str
 
 
-_Texts = Annotated[Annotated[str, Tag("text")] | Annotated[list[TextBlock], Tag("list")], Discriminator(text_or_list)]
+_Texts = Annotated[Annotated[str, Tag("text")] | Annotated[ListOf[TextBlock], Tag("list")], Discriminator(text_or_list)]
 
 
 class ThinkingBlock(BodyModel):
@@ -56,7 +56,7 @@ AssistantBlock = Annotated[
 class UserMessage(BodyModel):
     role: Literal["user"]
     content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[UserBlock], Field(min_length=1), Tag("list")],
+        Annotated[str, Tag("text")] | Annotated[ListOf[UserBlock], Field(min_length=1), Tag("list")],
         Discriminator(text_or_list),
     ]
 
@@ -68,7 +68,7 @@ class UserMessage(BodyModel):
 class AssistantMessage(BodyModel):
     role: Literal["assistant"]
     content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[AssistantBlock], Tag("list")], Discriminator(text_or_list)
+        Annotated[str, Tag("text")] | Annotated[ListOf[AssistantBlock], Tag("list")], Discriminator(text_or_list)
     ]
 
     @property
@@ -99,8 +99,8 @@ class CustomTool(BodyModel):
     description: str | None = None
     input_schema: JSON
     strict: bool | None = None
-    input_examples: list[JSON] | None = None
-    allowed_callers: list[Literal["direct"]] | None = None
+    input_examples: ListOf[JSON] | None = None
+    allowed_callers: ListOf[Literal["direct"]] | None = None
     defer_loading: Literal[False] | None = None
 
     @property
@@ -174,9 +174,9 @@ class Conversation(TranslatedBody):
     }
 
     model: NonEmpty
-    messages: list[MessageParam] = Field(min_length=1)
+    messages: ListOf[MessageParam] = Field(min_length=1)
     system: _Texts | None = None
-    tools: list[CustomTool] | None = None
+    tools: ListOf[CustomTool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -187,7 +187,7 @@ class MessagesBody(Conversation):
     """POST /v1/messages."""
 
     max_tokens: int = Field(ge=1, le=2**31 - 1)
-    stop_sequences: list[str] | None = None
+    stop_sequences: ListOf[str] | None = None
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty, text_or_list
+from isotherm.cluster.api.bodies.common import BodyModel, ListOf, NonEmpty, text_or_list
 from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 
@@ -37,7 +37,7 @@ def _part_kind(value: Any) -> str:
 _Part = Annotated[
     Annotated[ItemTextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(_part_kind)
 ]
-_Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[_Part], Tag("list")], Discriminator(text_or_list)]
+_Content = Annotated[Annotated[str, Tag("text")] | Annotated[ListOf[_Part], Tag("list")], Discriminator(text_or_list)]
 
 
 class _Item(BodyModel):
@@ -76,8 +76,8 @@ class ReasoningItem(_Item):
     """A thought that the model had."""
 
     type: Literal["reasoning"]
-    summary: list[ReasoningText] = Field(default_factory=list)
-    content: list[ReasoningText] | None = None
+    summary: ListOf[ReasoningText] = Field(default_factory=list)
+    content: ListOf[ReasoningText] | None = None
     encrypted_content: str | None = None
 
 
@@ -128,7 +128,7 @@ class FunctionChoice(BodyModel):
 class AllowedTools(BodyModel):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[FunctionChoice] = Field(min_length=1)
+    tools: ListOf[FunctionChoice] = Field(min_length=1)
 
 
 def _choice_kind(value: Any) -> str:
@@ -206,7 +206,7 @@ class ResponsesBody(TranslatedBody):
 
     model: NonEmpty
     input: Annotated[
-        Annotated[NonEmpty, Tag("text")] | Annotated[list[Item], Field(min_length=1), Tag("list")],
+        Annotated[NonEmpty, Tag("text")] | Annotated[ListOf[Item], Field(min_length=1), Tag("list")],
         Discriminator(text_or_list),
     ]
     instructions: str | None = None
@@ -214,7 +214,7 @@ class ResponsesBody(TranslatedBody):
     store: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: list[FunctionTool] | None = None
+    tools: ListOf[FunctionTool] | None = None
     tool_choice: _ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = None  # of OpenAI's own tools, of which there are none
@@ -224,7 +224,7 @@ class ResponsesBody(TranslatedBody):
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
-    include: list[_Included] | None = None
+    include: ListOf[_Included] | None = None
     metadata: Annotated[_Metadata, Field(max_length=_MAX_METADATA)] | None = None
     user: str | None = None
     safety_identifier: str | None = None

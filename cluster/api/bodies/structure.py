@@ -3,13 +3,14 @@ and SGLang's and llama.cpp's names for them. One of them at a time."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty
+from isotherm.cluster.api.bodies.common import BodyModel, ListOf, NonEmpty
 from isotherm.cluster.jsontypes import JSON
 
 MAX_OPTIONS = 4096
@@ -24,7 +25,7 @@ _Schema = Annotated[
     Annotated[NonEmpty, Tag("text")] | Annotated[Literal[True], Tag("any")] | Annotated[JSON, Tag("object")],
     Discriminator(_kind),
 ]
-_Options = Annotated[list[NonEmpty], Field(min_length=1, max_length=MAX_OPTIONS)]
+_Options = Annotated[ListOf[NonEmpty], Field(min_length=1, max_length=MAX_OPTIONS)]
 
 
 class TextFormat(BodyModel):
@@ -158,3 +159,11 @@ _FLAT = (
     ("ebnf", "grammar"),
     ("grammar", "grammar"),
 )
+# A letter of a name may be written as an escape.
+_NAMES = re.compile("|".join((r"\\u00[567]", *map(re.escape, StructuredBody.model_fields))).encode())
+
+
+def may_be_structured(raw: bytes) -> bool:
+    """Whether a body that has not been read yet may ask for a structure, whose check may take long; true at times of
+    one that has such a word in a text."""
+    return _NAMES.search(raw) is not None

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from isotherm.cluster.api.bodies.chat import ChatBody
-from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty, TokenId
+from isotherm.cluster.api.bodies.common import BodyModel, ListOf, NonEmpty, TokenId
 
 
 class TokenizeTextBody(BodyModel):
@@ -29,4 +29,4 @@ class TokenizeChatBody(ChatBody):
 
 class DetokenizeBody(BodyModel):
     model: NonEmpty | None = None
-    tokens: list[TokenId] = Field(max_length=1 << 20)
+    tokens: ListOf[TokenId] = Field(max_length=1 << 20)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, PrivateAttr, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import BodyModel
+from isotherm.cluster.api.bodies.common import BodyModel, ListOf
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.tool_formats.base import Tool
 
@@ -93,7 +93,7 @@ class ToolsBody(BodyModel):
 
     older: ClassVar[dict[str, str]] = _OLDER
 
-    tools: list[ToolBody] | None = Field(None, max_length=_MAX_TOOLS)
+    tools: ListOf[ToolBody] | None = Field(None, max_length=_MAX_TOOLS)
     tool_choice: _Choice | None = None
     parallel_tool_calls: bool | None = None
 

@@ -12,7 +12,7 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.grammar import json_schema, literal
 from isotherm.cluster.text.json_schema import GrammarError
 from isotherm.cluster.text.tool_formats.base import Tool
-from isotherm.cluster.text.tool_formats.values import branches, types
+from isotherm.cluster.text.tool_formats.values import Known, branches, types
 
 _NOTES = frozenset({"title", "description", "default", "examples", "example", "deprecated", "$comment"})
 # What a schema of arguments may have beside its properties where these are written as pairs.
@@ -128,8 +128,9 @@ class PairRules:
     def _pair(self, rule: str, tool: Tool, root: JSON, key: str, schema: Any) -> list[str]:
         texts: list[JSON] = []
         others: list[Any] = []
+        known: Known = {}
         for branch in branches(schema, root):
-            (texts if types(branch, root) == {"string"} else others).append(branch)
+            (texts if types(branch, root, known) == {"string"} else others).append(branch)
         if texts and others and not self._typed:
             self._check_apart(tool, key, others)
         written = json.dumps(key, ensure_ascii=False)
@@ -146,15 +147,17 @@ class PairRules:
                 rules.append(f"{rule}_text{i}: ({options}) {self._written(self._end)}")
         if others:
             ways.append(f"{self._begin(written, False)} {rule}_json {self._written(self._end)}")
-            rules.append(f"{rule}_json: {_json(tool, self._values(tool, root, key, others))}")
+            rules.append(f"{rule}_json: {_json(tool, self._values(tool, root, key, others, known))}")
         return [f"{rule}: ({' | '.join(ways)}) {self._gap}", *rules]
 
-    def _values(self, tool: Tool, root: JSON, key: str, schemas: list[Any]) -> JSON:
+    def _values(self, tool: Tool, root: JSON, key: str, schemas: list[Any], known: Known) -> JSON:
         """One schema of values that are no strings."""
         if reference := re.search(r'"\$ref": "(?!#/(?:\$defs|definitions)/)([^"]*)"', json.dumps(schemas)):
             raise ToolSchemaError(tool.name, f"the reference {reference[1]!r} in {key!r} cannot be followed")
         definitions: JSON = {name: root[name] for name in ("$defs", "definitions") if name in root}
-        plain = [schema if isinstance(schema, dict) and types(schema, root) else _NO_STRING for schema in schemas]
+        plain = [
+            schema if isinstance(schema, dict) and types(schema, root, known) else _NO_STRING for schema in schemas
+        ]
         return {**(plain[0] if len(plain) == 1 else {"anyOf": plain}), **definitions}
 
     def _check_apart(self, tool: Tool, key: str, others: list[Any]) -> None:

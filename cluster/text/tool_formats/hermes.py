@@ -95,9 +95,11 @@ class HermesParser(ToolParser):
         text, closed = yield from self._reader.string()
         self._read_over(text + ('"' if closed else ""))
         try:
-            return str(json.loads(f'"{text}"', strict=False)), closed
+            value = str(json.loads(f'"{text}"', strict=False))
+            value.encode()  # not with half of a surrogate pair
         except ValueError:
             return text, closed
+        return value, closed
 
     def _read_over(self, text: str) -> None:
         if not self._called:

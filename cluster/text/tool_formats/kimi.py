@@ -18,7 +18,7 @@ from isotherm.cluster.text.tool_formats.marked import MarkedParser
 _SECTION, _SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 _ONE_SECTION, _ONE_SECTION_END = "<|tool_call_section_begin|>", "<|tool_call_section_end|>"  # the model slips into them
 _CALL, _SEPARATOR, _CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
-_HEADER = re.compile(r"(?:functions\.)?(.*?)(?::([0-9]+))?", re.DOTALL)
+_HEADER = re.compile(r"(?:functions\.)?(.*?)(?::([0-9]{1,9}))?", re.DOTALL)
 
 
 class KimiParser(MarkedParser):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from isotherm.cluster.jsontypes import JSON
 
 _NAMES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 _DEPTH = 8  # references and alternatives within each other, at most
+# What is known of a schema so many references and alternatives deep; it stands beside, so that its id stays its own.
+Known: TypeAlias = dict[tuple[int, int], tuple[Any, frozenset[str]]]
 
 
 def argument(parameters: JSON, name: str) -> Any:
@@ -20,12 +22,24 @@ def argument(parameters: JSON, name: str) -> Any:
     return parameters.get("additionalProperties") if found is None else found
 
 
-def types(schema: Any, root: JSON, depth: int = 0) -> frozenset[str]:
-    """The JSON types that a value of this schema may have; none where the schema does not say."""
+def types(schema: Any, root: JSON, known: Known | None = None) -> frozenset[str]:
+    """The JSON types that a value of this schema may have; none where the schema does not say. `known`: what was found
+    of schemas of the same root before, and is added to."""
+    return _types(schema, root, 0, {} if known is None else known)
+
+
+def _types(schema: Any, root: JSON, depth: int, known: Known) -> frozenset[str]:
     if not isinstance(schema, Mapping) or depth > _DEPTH:
         return frozenset()
+    key = (id(schema), depth)
+    if key not in known:
+        known[key] = (schema, _types_of(schema, root, depth, known))
+    return known[key][1]
+
+
+def _types_of(schema: Mapping[str, Any], root: JSON, depth: int, known: Known) -> frozenset[str]:
     if isinstance(reference := schema.get("$ref"), str):
-        return types(_referred(reference, root), root, depth + 1)
+        return _types(_referred(reference, root), root, depth + 1, known)
     if isinstance(said := schema.get("type"), str):
         return frozenset({said})
     if isinstance(said, list):
@@ -36,25 +50,44 @@ def types(schema: Any, root: JSON, depth: int = 0) -> frozenset[str]:
         return frozenset(map(type_of, values))
     for key in ("anyOf", "oneOf", "allOf"):
         if isinstance(options := schema.get(key), list):
-            found = [types(option, root, depth + 1) for option in options]
+            found = [_types(option, root, depth + 1, known) for option in options]
             if key != "allOf" and not all(found):
                 return frozenset()  # one of them may be anything
             return frozenset().union(*found)
     return frozenset({"object"}) if "properties" in schema else frozenset()
 
 
-def branches(schema: Any, root: JSON, depth: int = 0) -> list[Any]:
-    """The schemas of one type each of which this one is the alternative, as far as it says so."""
+def branches(schema: Any, root: JSON) -> list[Any]:
+    """The schemas of one type each of which this one is the alternative, as far as it says so; each once, however often
+    it is referred to."""
+    found: dict[tuple[int, int], Any] = {}
+    _find_branches(schema, root, 0, found, set())
+    return list(found.values())
+
+
+def _find_branches(
+    schema: Any, root: JSON, depth: int, found: dict[tuple[int, int], Any], seen: set[tuple[int, int]]
+) -> None:
+    """Adds those of a schema, by where they come from: its identity, and their place in its list of types."""
+    if (id(schema), depth) in seen:
+        return
+    seen.add((id(schema), depth))
     if not isinstance(schema, Mapping) or depth > _DEPTH:
-        return [schema]
+        found.setdefault((id(schema), 0), schema)
+        return
     if isinstance(reference := schema.get("$ref"), str) and len(schema) == 1:
-        return branches(_referred(reference, root), root, depth + 1)
+        _find_branches(_referred(reference, root), root, depth + 1, found, seen)
+        return
     if isinstance(said := schema.get("type"), list):
-        return [{**schema, "type": kind} for kind in said]
+        for i, kind in enumerate(said):
+            found.setdefault((id(schema), i), {**schema, "type": kind})
+        return
     for key in ("anyOf", "oneOf"):
         if isinstance(options := schema.get(key), list) and not set(schema) - {key, "title", "description", "default"}:
-            return [branch for option in options for branch in branches(option, root, depth + 1)]
-    return [schema]
+            for option in options:
+                _find_branches(option, root, depth + 1, found, seen)
+            return
+    found.setdefault((id(schema), 0), schema)
 
 
 def type_of(value: Any) -> str:
@@ -97,7 +130,7 @@ def _refuse(constant: str) -> Any:
 def _python(text: str) -> Any:
     try:
         value = ast.literal_eval(text)
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return _NONE
     return value if type(value) in _NAMES or value is None else _NONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine, write_tokenizer
 
+from isotherm.cluster.api import prepare_completion
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -42,7 +44,8 @@ def app(engine, tokenizer):
 def post(app, path, body):
     async def go():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await client.post(path, json=body)
+            given = {"content": body} if isinstance(body, bytes) else {"json": body}
+            return await client.post(path, **given)
 
     return asyncio.run(go())
 
@@ -68,6 +71,24 @@ def test_usage_has_every_detail(ask, path):
         "accepted_prediction_tokens": 0,
         "rejected_prediction_tokens": 0,
     }
+
+
+@pytest.mark.parametrize("name", ["guided_regex", "regex", "gu\\u0069ded_regex"])
+def test_the_grammar_of_a_small_completion_is_not_checked_on_the_event_loop(app, monkeypatch, name):
+    inside: list[bool] = []
+
+    def check(*args):
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            inside.append(True)
+            return None
+        inside.append(False)
+
+    monkeypatch.setattr(prepare_completion, "output_constraint", check)
+    for field, on_the_loop in ((f'"{name}": "a+"', False), ('"stop": "a"', True)):
+        raw = f'{{"model": "m", "prompt": "hello", "max_tokens": 2, {field}}}'.encode()
+        assert post(app, "/v1/completions", raw).status_code == 200
+        assert inside.pop() is on_the_loop and not inside
 
 
 @paths

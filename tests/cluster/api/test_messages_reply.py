@@ -23,7 +23,19 @@ def whole(parts):
     return MessagesReply("msg_1", "m", 10, False).whole([merged(parts)], USED)
 
 
-@pytest.mark.parametrize("wrong", ['{"a": [1, 2', "nonsense", '{"a": NaN}', '{"a": "\\ud800"}', "[]", '{"a": 1} x'])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '{"a": [1, 2',
+        "nonsense",
+        '{"a": NaN}',
+        '{"a": 1e999}',
+        '{"a": [-1e999]}',
+        '{"a": "\\ud800"}',
+        "[]",
+        '{"a": 1} x',
+    ],
+)
 def test_arguments_that_are_no_object_are_shown_as_they_are(wrong):
     message = whole(deltas(wrong, "tool_calls"))
     assert message["content"][0]["input"] == {"INVALID_JSON": wrong}

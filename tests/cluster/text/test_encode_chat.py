@@ -198,6 +198,14 @@ def test_arguments_that_are_no_json_are_told_as_they_are(loaded):
         assert "{}" in loaded("Hermes").encode_chat([{"role": "user", "content": "?"}, message]).text
 
 
+@pytest.mark.parametrize("broken", ['{"a": "\\ud83d"}', '{"\\ud83d": 1}', "[" * 100_000], ids=["value", "key", "deep"])
+def test_arguments_that_have_no_form_as_an_object_are_told_as_they_are(loaded, broken):
+    told = loaded("Hermes").encode_chat([{"role": "user", "content": "?"}, called(broken)])
+    assert json.dumps(broken) in told.text and told.ids
+    whole = called('{"a": "\\ud83d\\ude00"}')
+    assert '{"a": "😀"}' in loaded("Hermes").encode_chat([{"role": "user", "content": "?"}, whole]).text
+
+
 def test_no_calls_and_nulls_are_as_absent(loaded):
     plain = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "So."}]
     noisy = [plain[0], {**plain[1], "tool_calls": [], "name": None, "reasoning_content": None, "refusal": None}]

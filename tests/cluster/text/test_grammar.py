@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 
 import pytest
 from grammars import accepts, tiny_tokenizer, tiny_vocabulary
@@ -143,6 +145,20 @@ def test_deep_schemas_are_refused_before_they_cost_anything():
         deep = {"type": "array", "items": deep}
     with pytest.raises(GrammarError, match="nested deeper"):
         json_schema(deep)
+
+
+@pytest.mark.parametrize("part", ['\\"', "\\/", '\\\\\\"', "<a", "\\<a>"], ids=repr)
+@pytest.mark.parametrize("head", ["start: ", 'start: "', "start: /"])
+def test_a_grammar_of_escapes_is_gone_through_in_linear_time(head, part):
+    text = head + part * (60_000 // len(part))
+    begun = time.process_time()
+    with contextlib.suppress(GrammarError):
+        given(text)
+    assert time.process_time() - begun < 1  # by the square it is several seconds
+
+
+def test_an_escape_outside_of_strings_ends_none():
+    assert given('start: \\" </think> "<think>"').startswith('start: \\" <[')
 
 
 def test_a_literal_has_control_tokens_in_it():
