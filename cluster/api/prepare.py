@@ -100,11 +100,7 @@ def generation_requests(
     requests: list[GenerationRequest] = []
     for index, (ids, param) in enumerate(zip(prompts, params, strict=True)):
         max_tokens = _max_tokens(body, len(ids), param, limits, served.defaults.get("max_tokens"))
-        if sampling.min_tokens > max_tokens:
-            raise ReplyError(
-                f"min_tokens: {sampling.min_tokens} are more than the {max_tokens} that the output may have",
-                param="min_tokens",
-            )
+        check_min_tokens(sampling.min_tokens, max_tokens)
         if not ids:
             raise ReplyError(f"{param}: the prompt has no tokens", param=param)
         if max(ids) >= limits.vocab_size:
@@ -210,6 +206,12 @@ def check_chars(chars: int, limits: PromptLimits, param: str) -> None:
             param=param,
             code="context_length_exceeded",
         )
+
+
+def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
+    if min_tokens > max_tokens:
+        message = f"min_tokens: {min_tokens} are more than the {max_tokens} that the output may have"
+        raise ReplyError(message, param="min_tokens")
 
 
 def _check_token(token_id: int, param: str, limits: PromptLimits) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from isotherm.cluster.api.bodies.chat import ChatBody
@@ -53,9 +54,8 @@ def chat_prompt(body: ChatBody, served: Served) -> ChatPrompt:
     """The prompt of a chat, which may be longer than the context. Raises ReplyError."""
     check_model(body.model, served.names)
     check_chars(sum(message.chars for message in body.messages), served.limits, "messages")
-    prompt = encode_chat_body(body, served.tokenizer)
-    check_chars(len(prompt.text), served.limits, "messages")
-    return prompt
+    # The template may add much.
+    return encode_chat_body(body, served.tokenizer, lambda text: check_chars(len(text), served.limits, "messages"))
 
 
 def _constraint(body: ChatBody, prompt: ChatPrompt, served: Served) -> Constraint | None:
@@ -66,8 +66,10 @@ def _constraint(body: ChatBody, prompt: ChatPrompt, served: Served) -> Constrain
     return output_constraint(body, served.tokenizer, served.limits.vocab_size, after)
 
 
-def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:
-    """The prompt of a chat. Raises ReplyError."""
+def encode_chat_body(
+    body: ChatBody, tokenizer: Tokenizer, check_text: Callable[[str], None] | None = None
+) -> ChatPrompt:
+    """The prompt of a chat; `check_text` is given its text before it costs a tokenisation. Raises ReplyError."""
     try:
         traits = _traits(body, tokenizer)
         return tokenizer.encode_chat(
@@ -78,6 +80,7 @@ def encode_chat_body(body: ChatBody, tokenizer: Tokenizer) -> ChatPrompt:
             continue_final_message=body.goes_on,
             template=body.chat_template,
             template_kwargs=thinking_variables(body, traits),
+            check_text=check_text,
         )
     except NoChatTemplateError as error:
         raise ReplyError(str(error), param="messages") from None

@@ -11,7 +11,7 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.from_messages import translate_messages
 from isotherm.cluster.api.messages_reply import MessagesReply
 from isotherm.cluster.api.parse import checked, parse_body
-from isotherm.cluster.api.prepare import Prepared, Served
+from isotherm.cluster.api.prepare import Prepared, Served, check_min_tokens
 from isotherm.cluster.api.prepare_chat import chat_prompt, prepare_chat_body
 
 
@@ -28,9 +28,10 @@ def prepare_messages(raw: bytes, reply_id: str, served: Served) -> Prepared:
 
 def _within_context(prepared: Prepared, max_tokens: int, max_model_len: int) -> Prepared:
     """Anthropic's clients have to give `max_tokens`, and give what their usual models can have: where less fits it is
-    as much as fits, and a reply that ends there says so."""
+    as much as fits, and a reply that ends there says so. Raises ReplyError."""
     request = prepared.requests[0]
     fits = max_model_len - len(request.prompt)
+    check_min_tokens(request.params.min_tokens, min(max_tokens, fits))
     request = replace(request, params=replace(request.params, max_tokens=min(max_tokens, fits)))
     of = prepared.id, prepared.body.model, prepared.prompt_tokens, fits < max_tokens
     return replace(prepared, requests=(request,), new_reply=lambda created, fingerprint: MessagesReply(*of))

@@ -12,12 +12,12 @@ from starlette.routing import Route
 
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.generation import GenerationRoute, Generator
+from isotherm.cluster.api.pages import newest_first, page
 from isotherm.cluster.api.prepare_responses import count_input_tokens, not_kept, prepare_responses
 from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.api.response_store import Kept, ResponseStore
-from isotherm.cluster.jsontypes import JSON
 
-_MAX_PAGE = 100
+_PAGE, _MAX_PAGE = 20, 100  # entries, where its client does not say, and at most
 
 
 def responses_routes(generator: Generator, store: ResponseStore) -> list[Route]:
@@ -65,7 +65,8 @@ class _Responses:
 
     async def input_items(self, request: Request) -> Response:
         kept = await self._kept(request)
-        return json_response(_page(kept.input_items, request))
+        items = kept.input_items[::-1] if newest_first(request) else kept.input_items
+        return json_response(page(items, request, _PAGE, _MAX_PAGE))
 
     async def _kept(self, request: Request) -> Kept:
         wanted = request.path_params["response_id"]
@@ -78,23 +79,3 @@ def _owner(request: Request) -> str:
     """Whose responses a request may see: those that the same key asked for. The key itself is not kept."""
     key = request.headers.get("authorization") or request.headers.get("x-api-key") or ""
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _page(items: list[JSON], request: Request) -> JSON:
-    """A page of a list, newest first unless asked otherwise."""
-    query = request.query_params
-    order, limit, after = query.get("order", "desc"), query.get("limit", "20"), query.get("after")
-    if order not in ("asc", "desc"):
-        raise ReplyError(f'order: must be "asc" or "desc", got {order[:20]!r}', param="order")
-    if not (limit.isdecimal() and limit.isascii() and len(limit) < 4 and 1 <= int(limit) <= _MAX_PAGE):
-        raise ReplyError(f"limit: must be from 1 to {_MAX_PAGE}, got {limit[:20]!r}", param="limit")
-    if order == "desc":
-        items = items[::-1]
-    if after is not None:
-        at = next((i for i, item in enumerate(items) if item["id"] == after), None)
-        if at is None:
-            raise ReplyError(f"after: there is no item {after[:100]!r}", param="after")
-        items = items[at + 1 :]
-    page, more = items[: int(limit)], len(items) > int(limit)
-    ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
-    return {"object": "list", "data": page, **ends, "has_more": more}

@@ -22,7 +22,7 @@ from isotherm.cluster.jsontypes import JSON
 LOW_PRIORITY = 100  # of rows that name none: whatever else is asked (0, where it does not say) has its turn first
 CONCURRENCY = 32
 _TRANSIENT_STATUS = (429, 502, 503, 504)
-_FOR_ALL_ROWS = (401, 403, 404, 405, 407)  # a row is not to blame, whatever it asks; but for a model that is not served
+_FOR_ALL_ROWS = (401, 403, 404, 405, 407)  # a row is not to blame, whatever it asks
 # Exit statuses of `isotherm batch`; 1 is an error that kept it from running, 2 a wrong command line.
 ROWS_FAILED, ROWS_LEFT = 3, 4
 
@@ -223,7 +223,8 @@ def _no_answer(response: RawResponse) -> str | None:
     if not isinstance(error, dict) or response.status < 400:
         said = said_in(body) or "no error object"
         return f"answered {response.status}, and not as the API does: {said}; is it the API's address?"
-    unknown_model = response.status == 404 and (error.get("code") == "model_not_found" or error.get("param") == "model")
-    if response.status in _FOR_ALL_ROWS and not unknown_model:
+    # What a field of the row names, such as its model or an earlier response, may be unknown to a server that answers.
+    its_own = response.status == 404 and (error.get("code") == "model_not_found" or bool(error.get("param")))
+    if response.status in _FOR_ALL_ROWS and not its_own:
         return f"answered {response.status}: {said_in(body)}"
     return None

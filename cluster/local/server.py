@@ -125,7 +125,11 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     engine = local_engine(checkpoint, kernels, manifest.scheduler_config(config), head=manifest.head)
     digest = own_fingerprint(checkpoint, kernels, manifest.head).digest
     client = LocalEngine(engine, config.vocab_size, digest)
-    app = front_door(manifest, path, client, batches_refused=_NO_BATCHES)
+    try:
+        app = front_door(manifest, path, client, batches_refused=_NO_BATCHES)
+    except BaseException:
+        client.close()  # else its thread keeps the weights
+        raise
     # Logging is set up by the process's own program, if at all.
     served = uvicorn.Config(
         app, lifespan="off", access_log=False, log_config=None, timeout_graceful_shutdown=int(END_SECONDS)

@@ -205,10 +205,12 @@ class Tokenizer:
         continue_final_message: bool = False,
         template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        check_text: Callable[[str], None] | None = None,
     ) -> ChatPrompt:
         """The prompt of a chat, by the model's template (of several, the one named). Calls may have their arguments as
         JSON text or as an object. With `continue_final_message` the output goes on with the last message, and no new
-        one is begun. Blocks for at most the template's time limit. Raises NoChatTemplateError, ChatTemplateError."""
+        one is begun. Blocks for at most the template's time limit, and for the tokenisation, before which `check_text`
+        is given the prompt's text. Raises NoChatTemplateError, ChatTemplateError, and what `check_text` raises."""
         traits = self.template_traits(template, tools=tools is not None)
         told = template_messages(messages, traits)
         context = {
@@ -221,6 +223,8 @@ class Tokenizer:
         chat = traits.render(context)
         if continue_final_message:
             chat = continued(chat, told[-1])
+        if check_text is not None:
+            check_text(chat.text)
         control = self._control_tokens
         ids = self.encode(chat.text, add_special_tokens=False) if control is None else control.encode(chat)
         return ChatPrompt(ids, chat.text, is_in_thought(chat, continue_final_message), traits)
@@ -232,11 +236,6 @@ class Tokenizer:
             raise NoChatTemplateError("this model has no chat template; use /v1/completions")
         name = self.chat_template.choose(template, tools=tools)
         return self._traits.setdefault(name, TemplateTraits(self.chat_template, name))
-
-    @property
-    def template_supports_tools(self) -> bool:
-        """Whether tools that are offered come into the prompt of a chat."""
-        return self.chat_template is not None and self.template_traits(tools=True).supports_tools
 
 
 def read_tool_template(directory: Path) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Collection, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Collection
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 from pydantic_core import PydanticCustomError
@@ -20,12 +20,13 @@ from isotherm.cluster.api.batches.upload import receive_file
 from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty
 from isotherm.cluster.api.body import read_body
 from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.pages import newest_first, page
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.jsontypes import JSON
 
 _MAX_BODY = 1 << 20  # bytes of a body that asks for a batch
-_LIMIT = 100  # entries of a page where its client asks for more, or does not say
+_LIMIT, _MAX_LIMIT = 100, 10_000  # entries of a page, where its client does not say, and at most
 
 
 class OutputExpiresAfter(BodyModel):
@@ -78,11 +79,9 @@ class _Files:
     async def all(self, request: Request) -> Response:
         if request.method == "POST":
             return json_response(await receive_file(request, self._store, self._max_file_bytes))
-        purpose, order = request.query_params.get("purpose"), request.query_params.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise ReplyError(f"order: expected 'asc' or 'desc', got {order[:100]!r}", param="order")
+        purpose, newest = request.query_params.get("purpose"), newest_first(request)
         found = [one for one in await asyncio.to_thread(self._store.files) if purpose in (None, one["purpose"])]
-        return json_response(_page(found if order == "desc" else found[::-1], request))
+        return json_response(page(found if newest else found[::-1], request, _LIMIT, _MAX_LIMIT))
 
     async def one(self, request: Request) -> Response:
         file_id = request.path_params["file_id"]
@@ -102,7 +101,7 @@ class _Batches:
 
     async def all(self, request: Request) -> Response:
         if request.method != "POST":
-            return json_response(_page(await asyncio.to_thread(self._store.batches), request))
+            return json_response(page(await asyncio.to_thread(self._store.batches), request, _LIMIT, _MAX_LIMIT))
         body = parse_body(BatchBody, await read_body(request, _MAX_BODY))
         created = await asyncio.to_thread(self._create, body)
         self._service.added()
@@ -141,24 +140,3 @@ def refused_routes(reason: str) -> list[Route]:
 
     paths = ("/v1/files", "/v1/files/{rest:path}", "/v1/batches", "/v1/batches/{rest:path}")
     return [Route(path, refuse, methods=["GET", "POST", "DELETE"]) for path in paths] if reason else []
-
-
-def _page(found: Sequence[JSON], request: Request) -> JSON:
-    """OpenAI's form of a part of a list: `limit` entries behind the one that `after` names."""
-    text, after = request.query_params.get("limit", str(_LIMIT)), request.query_params.get("after")
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:9]) <= 10_000):
-        raise ReplyError(f"limit: expected 1 to 10000, got {text[:20]!r}", param="limit")
-    begin = 0
-    if after is not None:
-        at = next((i for i, entry in enumerate(found) if entry["id"] == after), None)
-        if at is None:
-            raise ReplyError(f"after: {after[:100]!r} is not in this list", param="after")
-        begin = at + 1
-    data: list[Any] = list(found[begin : begin + int(text)])
-    return {
-        "object": "list",
-        "data": data,
-        "first_id": data[0]["id"] if data else None,
-        "last_id": data[-1]["id"] if data else None,
-        "has_more": begin + len(data) < len(found),
-    }

@@ -14,6 +14,7 @@ from isotherm.cluster.jsontypes import JSON
 MAX_ROWS = 50_000  # OpenAI's limit
 _MAX_FAULTS = 100  # of an input file that are shown
 _LONGEST_ID = 512
+_RESPONSES = "/v1/responses"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -74,6 +75,8 @@ def parse_row(line: bytes, url: str, longest: int) -> Row | Fault:
         return Fault("invalid_body", f"expected an object, got {_show(body)}", "body")
     if body.get("stream"):
         return Fault("invalid_body", "a row of a batch cannot stream", "body.stream")
+    if url == _RESPONSES and body.get("store") is None:
+        body = {**body, "store": False}  # rows have no key: theirs would push out what others without one have kept
     return Row(custom_id, body)
 
 
@@ -96,6 +99,14 @@ def check(file: IO[bytes], url: str, longest: int) -> tuple[int, list[Fault]]:
     if not seen and not faults:
         faults.append(Fault("empty_file", "the input file has no rows"))
     return len(seen), faults
+
+
+def choices(body: JSON) -> int:
+    """How many the server will generate at once for a row's body, which nobody has checked."""
+    prompt = body.get("prompt")
+    several = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str | list)
+    samples = [given for name in ("n", "best_of") if type(given := body.get(name)) is int]
+    return (len(prompt) if several else 1) * max([1, *samples])
 
 
 def digest(custom_id: str) -> bytes:

@@ -9,10 +9,11 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from itertools import islice
+from typing import BinaryIO, ParamSpec, TypeVar
 
 from isotherm.cluster.api.batches.in_process import Answer
 from isotherm.cluster.api.batches.rows import (
@@ -21,6 +22,7 @@ from isotherm.cluster.api.batches.rows import (
     Tally,
     answered,
     check,
+    choices,
     digest,
     lines,
     parse_row,
@@ -35,10 +37,12 @@ log = logging.getLogger(__name__)
 _BUSY = (429, 503)  # the server's matter, not the row's: asked again
 _LONGEST_PAUSE = 30.0  # seconds between two tries of a row
 _ROOM_SECONDS = 5.0  # from one look whether there is room for more output to the next
+_ROWS_AT_ONCE = 500  # written in one go, between which a run can be cancelled
 _LOOK_SECONDS = 0.5  # from one look whether to stop, and one writing down of the counts, to the next
 OUTPUT, ERRORS = "output.jsonl", "errors.jsonl"
 
 Ask = Callable[[str, JSON], Awaitable[Answer]]
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 class _StorageFull(Exception):
@@ -46,22 +50,27 @@ class _StorageFull(Exception):
 
 
 class Places:
-    """Rows that one replica asks at once, of all its batches; `limit` may change."""
+    """Choices that one replica generates at once for rows, of all its batches; `limit` may change."""
 
     def __init__(self, limit: Callable[[], int]) -> None:
         self.limit = limit
         self._taken = 0
         self._left = asyncio.Condition()
+        self._turn = asyncio.Lock()
 
-    async def __aenter__(self) -> None:
-        async with self._left:
-            await self._left.wait_for(lambda: self._taken < self.limit())
-            self._taken += 1
-
-    async def __aexit__(self, *_: object) -> None:
-        self._taken -= 1
-        async with self._left:
-            self._left.notify_all()
+    @asynccontextmanager
+    async def take(self, count: int) -> AsyncIterator[None]:
+        """So many of them, for a row; for one that wants more than there are, all."""
+        # In turn, or rows that want little would pass one that wants much for ever.
+        async with self._turn, self._left:
+            await self._left.wait_for(lambda: self._taken == 0 or self._taken + count <= self.limit())
+            self._taken += count
+        try:
+            yield
+        finally:
+            self._taken -= count
+            async with self._left:
+                self._left.notify_all()
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ class BatchRun:
         if self._batch["status"] == "in_progress":
             await self._ask_rows()
         if self._batch["status"] == "finalizing":
-            self._publish(self._batch["then"])
+            await self._publish(self._batch["then"])
 
     # --- the input ----------------------------------------------------------------------------------
 
@@ -97,9 +106,9 @@ class BatchRun:
         except ReplyError as error:  # deleted, or expired
             total, faults = 0, [Fault("invalid_input_file", error.message)]
         if faults:
-            self._move("failed", errors=_error_list(faults))
+            await self._move("failed", errors=_error_list(faults))
         else:
-            self._move("in_progress", request_counts={"total": total, "completed": 0, "failed": 0})
+            await self._move("in_progress", request_counts={"total": total, "completed": 0, "failed": 0})
 
     def _checked(self) -> tuple[int, list[Fault]]:
         with open(self._store.content(self._batch["input_file_id"]), "rb") as file:
@@ -127,17 +136,30 @@ class BatchRun:
             rows = self._rows(file)
             reason = await self._work(rows, output, errors)
             if reason == "expired":
-                for row in self._rows(file):
-                    self._write(
-                        errors, unanswered(row.custom_id, "batch_expired", "its window was over before its turn")
-                    )
-        self._finalize(reason)
+                rest = self._rows(file)
+                while await _to_its_end(self._expire, islice(rest, _ROWS_AT_ONCE), errors):
+                    pass
+        await self._finalize(reason)
+
+    def _expire(self, rows: Iterator[Row], errors: BinaryIO) -> bool:
+        """Write that they were not asked → whether there were any."""
+        some = False
+        for row in rows:
+            self._write(errors, unanswered(row.custom_id, "batch_expired", "its window was over before its turn"))
+            some = True
+        return some
 
     async def _work(self, rows: Iterator[Row], output: BinaryIO, errors: BinaryIO) -> str:
         """Ask rows until all are done, or the batch is to end → its next status."""
 
+        turn = asyncio.Lock()
+
+        async def take() -> Row | None:
+            async with turn:  # the first one may be behind all that are done
+                return await _to_its_end(lambda: next(rows, None))
+
         async def work() -> None:
-            for row in rows:  # shared by all workers; no await between taking a row and owning it
+            while (row := await take()) is not None:
                 line = await self._answer(row)
                 response = line["response"]
                 good = response is not None and response["status_code"] == 200
@@ -151,7 +173,7 @@ class BatchRun:
                     worker.result()
                 if not left:
                     return "completed"
-                if self._store.cancelling_at(self._batch["id"]) is not None:
+                if await asyncio.to_thread(self._store.cancelling_at, self._batch["id"]) is not None:
                     return "cancelled"
                 if self._store.clock() >= self._batch["expires_at"]:
                     return "expired"
@@ -166,7 +188,7 @@ class BatchRun:
     async def _look(self) -> None:
         if self._counts() != self._batch["request_counts"]:
             self._batch = {**self._batch, "request_counts": self._counts(), "usage": self._tally.usage}
-            self._store.save(self._batch)
+            await _to_its_end(self._store.save, self._batch)
         now = asyncio.get_running_loop().time()
         if now - self._saw_room >= _ROOM_SECONDS:
             self._saw_room = now
@@ -177,7 +199,7 @@ class BatchRun:
         """The row's output line. A server that has no room for it now is asked again, until it has."""
         pause = 1.0
         while True:
-            async with self._settings.places:
+            async with self._settings.places.take(choices(row.body)):
                 answer = await self._ask(self._batch["endpoint"], row.body)
             if answer.status not in _BUSY:
                 request_id = answer.headers.get("x-request-id", "")
@@ -195,29 +217,40 @@ class BatchRun:
 
     # --- the end ------------------------------------------------------------------------------------
 
-    def _finalize(self, then: str) -> None:
+    async def _finalize(self, then: str) -> None:
         fields = {"request_counts": self._counts(), "usage": self._tally.usage}
         if then == "failed":
             message = "the storage of this server's files is full; what was answered is in the output file"
             fields["errors"] = _error_list([Fault("storage_full", message)])
-        self._move("finalizing", **fields, then=then)
+        await self._move("finalizing", **fields, then=then)
 
-    def _publish(self, then: str) -> None:
+    async def _publish(self, then: str) -> None:
         """Can be done twice, and is where a death comes between."""
         key = self._batch["id"].removeprefix("batch_")
-        output = self._store.publish(self._batch, OUTPUT, f"file-{_derived(key, 1)}")
-        errors = self._store.publish(self._batch, ERRORS, f"file-{_derived(key, 2)}")
-        self._move(then, output_file_id=output, error_file_id=errors, then=None)
+        output = await _to_its_end(self._store.publish, self._batch, OUTPUT, f"file-{_derived(key, 1)}")
+        errors = await _to_its_end(self._store.publish, self._batch, ERRORS, f"file-{_derived(key, 2)}")
+        await self._move(then, output_file_id=output, error_file_id=errors, then=None)
 
     def _counts(self) -> JSON:
         total = self._batch["request_counts"]["total"]
         return {"total": total, "completed": self._tally.completed, "failed": self._tally.failed}
 
-    def _move(self, status: str, **fields: object) -> None:
+    async def _move(self, status: str, **fields: object) -> None:
         self._batch = moved(self._batch, status, self._store.clock(), **fields)
-        self._store.save(self._batch)
+        await _to_its_end(self._store.save, self._batch)
         if status in FINAL:
             log.info("batch %s is %s: %s", self._batch["id"], status, self._batch["request_counts"])
+
+
+async def _to_its_end(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What a call gives that is made in a thread: the event loop is that of people's requests. Cancelled, it ends when
+    the call has ended, since the batch is another's from then on."""
+    called = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(called)
+    except asyncio.CancelledError:
+        await asyncio.gather(called, return_exceptions=True)
+        raise
 
 
 def failed(store: Store, batch_id: str, message: str) -> None:

@@ -58,6 +58,8 @@ def window_seconds(window: str) -> int:
     """24h → 86400. Raises ValueError where it is no number of hours from 1 to 168, or of minutes."""
     number, unit = window[:-1], window[-1:]
     scale = {"h": 3600, "m": 60}.get(unit)
-    if scale is None or not (number.isascii() and number.isdecimal()) or not 0 < int(number[:9]) * scale <= 168 * 3600:
+    if scale is None or not (number.isascii() and number.isdecimal() and len(number) <= 9):
+        raise ValueError(window)
+    if not 0 < int(number) * scale <= 168 * 3600:
         raise ValueError(window)
     return int(number) * scale

@@ -151,7 +151,7 @@ def test_parts_stand_on_lines_of_their_own(tiny):
 
 def test_tools_that_the_template_does_not_mention_are_refused(tmp_path):
     tokenizer = Tokenizer.load(write_chat_tokenizer(tmp_path, TEMPLATES["R1"]))
-    assert not tokenizer.template_supports_tools
+    assert not tokenizer.template_traits(tools=True).supports_tools
     answer, _, _ = ask(tokenizer, tools=TOOLS)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
     assert ask(tokenizer, tools=TOOLS, tool_choice="none")[0].status_code == 200

@@ -93,6 +93,18 @@ def test_chat_parameters_arrive(tokenizer):
     assert len({request.id for request in prepared.requests}) == 3
 
 
+def test_a_prompt_that_its_template_makes_too_long_is_refused_before_it_is_tokenised(tokenizer, monkeypatch):
+    def encode(*_, **__):
+        raise AssertionError("tokenised")
+
+    monkeypatch.setattr(tokenizer, "encode", encode)
+    monkeypatch.setattr(tokenizer, "_control_tokens", None)
+    messages = [{"role": "user", "content": "x" * 40}] * 12
+    with pytest.raises(ReplyError, match="characters are more than the 500 that a prompt may have") as info:
+        chat(tokenizer, messages=messages)
+    assert (info.value.param, info.value.code) == ("messages", "context_length_exceeded")
+
+
 def test_messages_for_the_template():
     body = parse_body(
         ChatBody,

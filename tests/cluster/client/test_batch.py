@@ -152,8 +152,21 @@ def test_a_gateway_without_a_server_is_asked_again(tmp_path, status):
     assert summary.unfinished == 1 and str(status) in summary.reason
 
 
-def test_a_model_that_is_not_served_is_the_rows_own_error(tmp_path):
-    error = {"message": "model: 'x' is not served here", "param": "model", "code": "model_not_found"}
+UNKNOWN = {
+    "model": {"message": "model: 'x' is not served here", "param": "model", "code": "model_not_found"},
+    "a model of a server that names no field": {"message": "no such model", "code": "model_not_found"},
+    "response": {
+        "message": "previous_response_id: 'resp_1' is not kept here",
+        "param": "previous_response_id",
+        "code": "previous_response_not_found",
+    },
+    "item": {"message": "input[0].id: 'msg_1' is not kept here", "param": "input[0].id", "code": "item_not_found"},
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_a_row_names_and_the_server_does_not_know_is_the_rows_own_error(tmp_path, name):
+    error = UNKNOWN[name]
     server = Server(lambda prompt, _: httpx.Response(404, json={"error": error}) if prompt == "row 0" else 200)
     summary = batch(write(tmp_path / "in", [row(0), row(1)]), tmp_path / "out", server)
     assert (summary.completed, summary.failed, summary.exit_status) == (2, 1, ROWS_FAILED)

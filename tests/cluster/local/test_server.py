@@ -25,6 +25,7 @@ from isotherm.cluster.client import (
     OutputCutError,
     StreamBrokenError,
 )
+from isotherm.cluster.local import server
 from isotherm.cluster.manifest import ManifestError
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.path import ModelNotFoundError, bundled_model
@@ -192,6 +193,17 @@ def test_what_cannot_be_served_is_said_and_leaves_nothing(model, error):
     with pytest.raises(error):
         Client.local(model)
     assert set(Path(tempfile.gettempdir()).glob("isotherm-*")) <= before
+
+
+def test_a_front_door_that_cannot_be_made_leaves_no_engine(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no front door")
+
+    monkeypatch.setattr(server, "front_door", refuse)
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError, match="no front door"):
+        Client.local("tiny")
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_process_that_does_not_close_it_ends_all_the_same():

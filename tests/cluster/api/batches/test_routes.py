@@ -172,7 +172,7 @@ def test_pages(engine, tokenizer, tmp_path):
         page = client.files.list(limit=2)
         assert len(page.data) == 2 and page.has_more
         assert [file.id for file in client.files.list(order="asc")] == [f.id for f in client.files.list()][::-1]
-        for bad in ({"limit": 0}, {"after": "file-x"}, {"order": "up"}):
+        for bad in ({"limit": 0}, {"limit": "1".zfill(9) + "0" * 5000}, {"after": "file-x"}, {"order": "up"}):
             with pytest.raises(openai.BadRequestError, match=next(iter(bad))):
                 client.files.list(**bad)  # type: ignore[arg-type]
 

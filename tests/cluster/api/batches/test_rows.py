@@ -8,7 +8,7 @@ import json
 import pytest
 
 from isotherm.cluster.api.batches import rows
-from isotherm.cluster.api.batches.rows import Fault, Row, Tally, answered, check, lines, parse_row, unanswered
+from isotherm.cluster.api.batches.rows import Fault, Row, Tally, answered, check, choices, lines, parse_row, unanswered
 
 URL, LONGEST = "/v1/completions", 1000
 
@@ -99,3 +99,32 @@ def test_a_tally_counts_each_line_and_the_tokens_of_either_kind_of_reply():
 
 def test_a_row_is_a_fault_or_a_row():
     assert isinstance(parse_row(b"{}", URL, LONGEST), Fault)
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ({}, 1),
+        ({"prompt": "a", "n": 3}, 3),
+        ({"prompt": ["a", "b"], "n": 3}, 6),
+        ({"prompt": [1, 2, 3], "n": 2}, 2),
+        ({"prompt": [[1, 2], [3]], "n": 2, "best_of": 5}, 10),
+        ({"messages": [], "n": 4}, 4),
+        ({"n": None, "best_of": "7", "prompt": []}, 1),
+        ({"n": True, "prompt": {}}, 1),
+        ({"n": -5}, 1),
+    ],
+)
+def test_choices_of_a_row(body, count):
+    assert choices(body) == count
+
+
+@pytest.mark.parametrize(("said", "store"), [({}, False), ({"store": None}, False), ({"store": True}, True)])
+def test_a_response_is_stored_only_where_its_row_says_so(said, store):
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"input": "x", **said}}
+    assert parse_row(json.dumps(row).encode(), "/v1/responses", 1000).body == {"input": "x", "store": store}
+
+
+def test_other_bodies_are_left_as_they_are():
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}
+    assert parse_row(json.dumps(row).encode(), "/v1/completions", 1000).body == {"prompt": "x"}

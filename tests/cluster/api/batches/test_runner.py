@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 
 import pytest
 from starlette.datastructures import Headers
@@ -210,7 +212,7 @@ def test_places_follow_their_limit():
 
         async def one():
             nonlocal inside, most
-            async with places:
+            async with places.take(1):
                 inside += 1
                 most = max(most, inside)
                 await asyncio.sleep(0.001)
@@ -223,3 +225,88 @@ def test_places_follow_their_limit():
         return most
 
     assert asyncio.run(go()) == 5
+
+
+def test_a_row_takes_a_place_for_each_choice(store, server):
+    server.delay = 0.002
+    bodies = prompts(10, n=2) + [{"prompt": f"big {i}", "n": 9} for i in range(2)]
+    batch = asyncio.run(run(store, batch_of(store, *bodies), server, places=4))
+    assert batch["request_counts"] == {"total": 12, "completed": 12, "failed": 0} and server.most == 2
+
+
+def test_rows_that_want_little_do_not_pass_one_that_wants_much():
+    async def go():
+        places, order = Places(lambda: 4), []
+
+        async def one(name, count):
+            async with places.take(count):
+                order.append(name)
+                await asyncio.sleep(0.001)
+
+        await asyncio.gather(one("first", 3), one("much", 4), *(one(f"little {i}", 1) for i in range(5)))
+        return order
+
+    assert asyncio.run(go()) == ["first", "much", *(f"little {i}" for i in range(5))]
+
+
+@pytest.mark.parametrize("ends", ["completed", "expired"])
+def test_the_event_loop_waits_for_no_row_and_no_file(store, server, clock, monkeypatch, ends):
+    """Of a batch that is gone on with, and that ends."""
+    batch_id = batch_of(store, *prompts(40))
+    server.delay = 0.01
+    on_loop = []
+
+    def watched(of, name):
+        real = getattr(of, name)
+
+        def call(*args):
+            if threading.current_thread() is threading.main_thread():
+                on_loop.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(of, name, call)
+
+    async def go():
+        task = asyncio.ensure_future(run(store, batch_id, server))
+        while len(server.asked) < 10:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        task = asyncio.ensure_future(run(store, batch_id, server))
+        while len(server.asked) < 20:
+            await asyncio.sleep(0.001)
+        clock.now += 3601 if ends == "expired" else 0
+        return await task
+
+    watched(runner, "parse_row")
+    for name in ("save", "publish", "cancelling_at", "lines_of"):
+        watched(store, name)
+    batch = asyncio.run(go())
+    on_loop.remove("cancelling_at")  # of `store.batch` in `run`
+    assert batch["status"] == ends and on_loop == []
+    done = output(store, batch["output_file_id"]) + output(store, batch["error_file_id"])
+    assert sorted(line["custom_id"] for line in done) == sorted(f"row {i}" for i in range(40))
+
+
+def test_a_run_that_is_cancelled_ends_when_its_last_call_has(store, server, monkeypatch):
+    """Else it would write down what it knew after another has gone on."""
+    batch_id = batch_of(store, *prompts(40))
+    server.delay = 0.01
+    real, begun, ended = store.save, threading.Event(), threading.Event()
+
+    def slow(batch):
+        begun.set()
+        time.sleep(0.1)
+        real(batch)
+        ended.set()
+
+    async def go():
+        monkeypatch.setattr(store, "save", slow)
+        task = asyncio.ensure_future(run(store, batch_id, server))
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+    asyncio.run(go())
