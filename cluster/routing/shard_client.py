@@ -63,7 +63,7 @@ class ShardClient:
         self._cluster = cluster
         self._connections: dict[str, Connection] = {}  # by shard
         self._membership: Membership | None = None
-        self._trial = asyncio.Lock()  # held by a request under which a shard was lost, until it has a token again
+        self._trial = asyncio.Lock()  # held by a request under which a shard was lost, until it gets on again
         self.background = Background()
         self.system_fingerprint = ""
 
@@ -98,7 +98,7 @@ class ShardClient:
                         break
                     if delta.finish_reason is FinishReason.REFUSED:
                         raise EngineOverloadedError(delta.error)
-                    if delta.token_ids:
+                    if delta.token_ids or delta.prompt is not None:
                         cleared()
                     yield delta
                     if delta.finish_reason is not None:

@@ -264,6 +264,39 @@ def test_each_score_of_a_prompt_is_given_out_once_whatever_is_lost():
     play(lambda: FakeCluster(1), act)
 
 
+def test_a_request_under_which_a_shard_was_lost_is_cleared_by_scores_of_its_prompt():
+    """It may have no token until it is done, or none at all: other suspects do not wait for that."""
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        work = ask(client, scoring("a"), scoring("b"))
+        await asyncio.sleep(0.02)
+        (shard,) = cluster.shards.values()
+        shard.die()
+        cluster.replace_the_dead()
+        (shard,) = cluster.shards.values()
+        while not shard.running:
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(0.02)
+        (first,), (lists,) = shard.running, shard.lists.values()
+        lists.put_nowait([Delta(first, 0, prompt=scores(1, 9))])
+        while len(shard.running) < 2:
+            await asyncio.sleep(0.002)
+        await run_until(cluster, work)
+        assert [tokens(task.result()) for task in work] == [[100, 101, 102]] * 2
+
+    play(lambda: FakeCluster(1), act)
+
+
+def test_losses_count_in_succession_without_a_token_or_a_score():
+    journey = Journey(scoring("a"))
+    for start in (1, 5, 9):
+        assert journey.take(Delta("a", 0, prompt=scores(start, start + 4))) and not journey.is_suspect
+        assert not journey.take(Delta("a", 0, finish_reason=FinishReason.LOST))
+        assert journey.is_suspect and journey.verdict() is None
+    assert not journey.take(Delta("a", 0, finish_reason=FinishReason.LOST))
+    assert journey.verdict() is not None
+
+
 def test_a_gap_in_the_scores_of_a_prompt_is_not_passed_over():
     journey = Journey(scoring("a"))
     assert journey.take(Delta("a", 0, prompt=scores(1, 4)))
