@@ -3,7 +3,8 @@ gone away. Knows nothing about Ray.
 
 A replica opens a connection and reads its stream; all deltas of its requests come over it. One that falls silent loses
 its connection: its stream ends, and its requests are aborted. If it was only stopped, it opens another and resubmits
-them.
+them. What the engine still says of the old ones is not for the new connection: deltas of a request go to the first that
+submitted it and has not had its end.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from isotherm.actors.attention.outbox import FLUSH, Outbox
@@ -38,8 +39,8 @@ class _Connection:
 
 
 class Delivery:
-    """Everything but `publish` is called on the event loop that made it. `abort` ends a request in the engine. `clock`
-    gives seconds."""
+    """Everything but `publish` is called on the event loop that made it. `abort` ends a request in the engine, which
+    gives each one that is submitted one last delta. `clock` gives seconds."""
 
     def __init__(self, abort: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
         self.tokens = 0  # delivered, of all requests
@@ -47,7 +48,7 @@ class Delivery:
         self._abort, self._clock = abort, clock
         self._loop = asyncio.get_running_loop()
         self._connections: dict[str, _Connection] = {}
-        self._owner: dict[str, str] = {}  # request → connection
+        self._owners: dict[str, deque[str]] = {}  # request → who is to have its end, the first one first
         self._arrived: dict[str, float] = {}  # requests without a token yet → when they came, oldest first
         self._fresh: deque[list[Delta]] = deque()  # of steps
         self._delivering = False  # the next look at them is sure to come
@@ -56,14 +57,18 @@ class Delivery:
 
     # --- replicas ---------------------------------------------------------------------------------
 
-    async def stream(self, connection: str) -> AsyncIterator[list[Delta]]:
+    async def stream(self, connection: str) -> AsyncGenerator[list[Delta]]:
         """Open a connection and give its deltas: a list per engine step, or of several steps where they are faster than
         Outbox lets them go. The first list is empty: it says that requests may be sent. Ends when the connection is
-        closed."""
+        closed; left early, it closes it."""
         opened = self._connections[connection] = _Connection(self._clock())
-        yield []
-        while (deltas := await opened.lists.get()) is not None:
-            yield deltas
+        try:
+            yield []
+            while (deltas := await opened.lists.get()) is not None:
+                yield deltas
+        finally:
+            if self._connections.get(connection) is opened:
+                self._close(connection)
 
     def hear(self, connection: str) -> None:
         """Note a sign of life. Raises UnknownConnectionError."""
@@ -73,10 +78,13 @@ class Delivery:
 
     def expect(self, connection: str, request_id: str) -> None:
         """Deltas of this request will come."""
-        self._owner[request_id], self._arrived[request_id] = connection, self._clock()
+        self._owners.setdefault(request_id, deque()).append(connection)
+        self._arrived.pop(request_id, None)
+        self._arrived[request_id] = self._clock()
 
     def owns(self, connection: str, request_id: str) -> bool:
-        return self._owner.get(request_id) == connection
+        """Whether the request was submitted over this connection, and over no other since."""
+        return request_id in self._owners and self._owners[request_id][-1] == connection
 
     def close_silent(self) -> list[str]:
         """Close the connections of replicas that have been silent for too long; gives them. Called every LOOK seconds:
@@ -90,21 +98,25 @@ class Delivery:
         silent = [name for name, c in self._connections.items() if c.heard < now - SILENCE]
         for name in silent:
             log.warning("ingress %s fell silent; its requests are aborted and its stream ends", name)
-            for request_id in [r for r, owner in self._owner.items() if owner == name]:
-                self._abort(request_id)
-            self._connections.pop(name).lists.put_nowait(None)
+            self._close(name)
         return silent
+
+    def _close(self, name: str) -> None:
+        for request_id in self._owners:
+            if self.owns(name, request_id):
+                self._abort(request_id)
+        self._connections.pop(name).lists.put_nowait(None)
 
     # --- requests ---------------------------------------------------------------------------------
 
     def open_requests(self) -> list[str]:
-        return list(self._owner)
+        return list(self._owners)
 
     @property
     def is_empty(self) -> bool:
         """No request is open, and everything has been sent."""
         waiting = any(len(c.outbox) or not c.lists.empty() for c in self._connections.values())
-        return not self._owner and not self._fresh and not waiting
+        return not self._owners and not self._fresh and not waiting
 
     def longest_wait(self) -> float:
         """Seconds since the oldest request came that has no token yet; 0 where there is none."""
@@ -146,15 +158,17 @@ class Delivery:
         by_connection: dict[str, list[Delta]] = {}
         for delta in deltas:
             self.tokens += len(delta.token_ids)
-            if delta.token_ids or delta.finish_reason is not None:
+            if (owners := self._owners.get(delta.request_id)) is None:
+                continue
+            by_connection.setdefault(owners[0], []).append(delta)
+            if len(owners) == 1 and (delta.token_ids or delta.finish_reason is not None):
                 arrived = self._arrived.pop(delta.request_id, None)
                 if arrived is not None and delta.token_ids:
                     self.first_token.add(now - arrived, now)
-            owner = self._owner.get(delta.request_id)
-            if owner is not None:
-                by_connection.setdefault(owner, []).append(delta)
-                if delta.finish_reason is not None:
-                    del self._owner[delta.request_id]
+            if delta.finish_reason is not None:
+                owners.popleft()
+                if not owners:
+                    del self._owners[delta.request_id]
         for name, mine in by_connection.items():
             if (connection := self._connections.get(name)) is not None:  # else it was closed
                 connection.outbox.put(mine)

@@ -230,8 +230,9 @@ class AttentionShard(WorkerBase):
         """All deltas of the requests that are submitted over this connection, as Delivery.stream says."""
         if self._delivery is None:
             raise RuntimeError(f"{self.spec.id} is not serving yet")
-        async for deltas in self._delivery.stream(connection):
-            yield deltas
+        async with contextlib.aclosing(self._delivery.stream(connection)) as lists:
+            async for deltas in lists:
+                yield deltas
 
     async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None:
         """Take new requests, then abort others. An empty call is a sign of life: the connection of a replica that falls

@@ -20,7 +20,11 @@ Command = Callable[[], list[Delta]]
 
 class StepLoop:
     """`publish` is called on the loop's thread with the deltas of one step. An idle loop sleeps. `pulse` is the
-    thread's; `vital`: the process is there for it, and ends with it."""
+    thread's; `vital`: the process is there for it, and ends with it. `ended` is called on the thread when it
+    ends, for whatever reason.
+
+    Each request that is submitted ends with one delta that has a finish reason, before anything comes of a later one
+    with its id."""
 
     def __init__(
         self,
@@ -28,12 +32,13 @@ class StepLoop:
         publish: Callable[[list[Delta]], None],
         pulse: Pulse | None = None,
         vital: bool = True,
+        ended: Callable[[], None] = lambda: None,
     ):
         self.engine, self.pulse = engine, pulse or Pulse()
         self.pulse.prod = lambda: self._enqueue(list)
-        self._publish = publish
+        self._publish, self._ended = publish, ended
         self._commands: deque[Command] = deque()
-        self._preparing: set[str] = set()  # requests that are not in the engine yet; the loop's alone
+        self._preparing: dict[str, GenerationRequest] = {}  # by id, not in the engine yet; the loop's alone
         self._wake = threading.Condition()
         self._closed = False
         self.thread = spawn_thread("step loop", self._run, vital)
@@ -72,18 +77,23 @@ class StepLoop:
             self._wake.notify()
 
     def _add(self, request: GenerationRequest) -> list[Delta]:
-        if request.params.constraint is not None and self.engine.prepare(request, lambda: self._prepared(request)):
-            self._preparing.add(request.id)
-            return []
-        return self._take(request)
+        """Take a request. One of its id that is still here ends: it was submitted anew, to go on as this one."""
+        deltas = self._abort(request.id)
+        try:
+            if request.params.constraint is not None and self.engine.prepare(request, lambda: self._prepared(request)):
+                self._preparing[request.id] = request
+                return deltas
+        except Exception as error:
+            return [*deltas, self._error(request, error)]
+        return deltas + self._take(request)
 
     def _prepared(self, request: GenerationRequest) -> None:
         """What a request waited for is there; called in any thread."""
 
         def command() -> list[Delta]:
-            if request.id not in self._preparing:
-                return []  # it was aborted meanwhile
-            self._preparing.discard(request.id)
+            if self._preparing.get(request.id) is not request:
+                return []  # it was aborted meanwhile, or submitted anew
+            del self._preparing[request.id]
             return self._take(request)
 
         self._enqueue(command)
@@ -93,19 +103,28 @@ class StepLoop:
             self.engine.scheduler.add(request)
         except QueueFullError as error:
             return [Delta(request.id, 0, finish_reason=FinishReason.REFUSED, error=str(error))]
-        except Exception as error:  # also what nobody has thought of: it is this request's alone
-            if not isinstance(error, ValueError):
-                log.exception("request %s could not be queued", request.id)
-            return [Delta(request.id, len(request.generated), finish_reason=FinishReason.ERROR, error=one_line(error))]
+        except Exception as error:
+            return [self._error(request, error)]
         return []
 
+    def _error(self, request: GenerationRequest, error: Exception) -> Delta:
+        """The end of a request that could not be queued; also by what nobody has thought of: it is this one's alone."""
+        if not isinstance(error, ValueError):
+            log.error("request %s could not be queued", request.id, exc_info=error)
+        return Delta(request.id, len(request.generated), finish_reason=FinishReason.ERROR, error=one_line(error))
+
     def _abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> list[Delta]:
-        known = request_id in self._preparing or self.engine.scheduler.abort(request_id)
-        self._preparing.discard(request_id)
+        known = self._preparing.pop(request_id, None) is not None or self.engine.scheduler.abort(request_id)
         return [Delta(request_id, 0, finish_reason=reason)] if known else []
 
     def _run(self) -> None:
         """An error that gets out of here ends the process: its requests go on at another shard, and it is replaced."""
+        try:
+            self._serve()
+        finally:
+            self._ended()
+
+    def _serve(self) -> None:
         while True:
             with self._wake:
                 idle = not self._commands and not len(self.engine.scheduler)

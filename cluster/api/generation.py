@@ -209,7 +209,7 @@ class Generator:
             open_choices = len(choices)
             while open_choices:
                 index, delta = await streams.next()
-                if not watch.has_first:
+                if not watch.has_first and (delta.token_ids or delta.finish_reason):
                     watch.first(delta.queued_seconds)
                 if choices[index].finish_reason is not None:
                     continue  # queued before its stream was closed

@@ -33,9 +33,10 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
     def build() -> Starlette:  # runs in each replica, on the event loop that will serve its requests
         config = load_config(model_path)
         controller = ControllerClient()
-        shard_capacity = manifest.engine.max_sequences + manifest.engine.max_waiting
+        max_sequences = manifest.engine.max_sequences
+        shard_capacity = max_sequences + manifest.engine.max_waiting
         max_model_len = manifest.scheduler_config(config).max_model_len
-        engine = ShardClient(controller, config.vocab_size, max_model_len, shard_capacity)
+        engine = ShardClient(controller, config.vocab_size, max_model_len, shard_capacity, max_sequences)
         engine.start()
         if limit := manifest.liveness.timeout:
             engine.background.keep(

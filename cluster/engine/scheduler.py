@@ -73,7 +73,8 @@ class Scheduler:
         self.waiting = Waiting()
         self.running: list[ScheduledSequence] = []  # by precedence: the last one gives way first
         self._drafter = drafter
-        # The first in the queue, and the blocks that were there and known when they were too few for it
+        # The first in the queue, and the blocks that were there and known when there was no room for it; None where
+        # somebody has left since
         self._blocked: tuple[ScheduledSequence, int, int] | None = None
         self._by_id: dict[str, ScheduledSequence] = {}
         self._arrivals = 0
@@ -242,6 +243,7 @@ class Scheduler:
         self.running.remove(sequence)
         sequence.running = False
         self.blocks.release(sequence.blocks)
+        self._blocked = None
 
     def _admit(self, sequence: ScheduledSequence, budget: int) -> Chunk | None:
         """The first chunk of one that waits, where there is room for it, or where room can be made by those that give

@@ -24,13 +24,13 @@ class LocalEngine:
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, asyncio.Queue[Delta]] = {}
         self._tokens = 0
-        self._closed = False
-        self._steps = StepLoop(engine, self._publish, vital=False)
+        self._closed = self._failed = False
+        self._steps = StepLoop(engine, self._publish, vital=False, ended=self._tell_end)
 
     def not_ready(self) -> str | None:
         if self._closed:
             return "the engine was closed"
-        return None if self._steps.thread.is_alive() else "the engine's thread has failed"
+        return "the engine's thread has failed" if self._failed else None
 
     def capacity(self) -> int:
         config = self._steps.engine.scheduler.config
@@ -80,8 +80,20 @@ class LocalEngine:
         self._closed = True
         self._steps.close()
         self._steps.thread.join()
+        self._end_open("the engine was closed")
+
+    def _tell_end(self) -> None:
+        """For the engine's thread."""
+        self._loop.call_soon_threadsafe(self._ended)
+
+    def _ended(self) -> None:
+        if not self._closed:
+            self._failed = True
+            self._end_open("the engine's thread has failed")
+
+    def _end_open(self, why: str) -> None:
         for request_id, deltas in self._open.items():
-            deltas.put_nowait(Delta(request_id, 0, finish_reason=FinishReason.ERROR, error="the engine was closed"))
+            deltas.put_nowait(Delta(request_id, 0, finish_reason=FinishReason.ERROR, error=why))
 
     def _publish(self, deltas: list[Delta]) -> None:
         self._loop.call_soon_threadsafe(self._route, deltas)

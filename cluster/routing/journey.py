@@ -9,14 +9,14 @@ MOST_LOSSES = 2  # shards that may be lost under one request before it counts as
 
 class Journey:
     """Takes the deltas of one shard after the other. A request under which a shard was lost is suspect until it has a
-    new token."""
+    new token, or new scores of its prompt."""
 
     def __init__(self, request: GenerationRequest):
         self._request = request
         self._given = list(request.generated)
         self._scored = request.scored  # prompt tokens whose log-probabilities were given out
         self._moved = False  # a shard had it before
-        self.losses = 0  # in succession, without a token in between
+        self.losses = 0  # in succession, without a token or a score in between
 
     @property
     def has_begun(self) -> bool:
@@ -51,6 +51,7 @@ class Journey:
                     f"prompt token {delta.prompt.start} of request {request_id} came where {due} was due"
                 )
             self._scored += len(delta.prompt.tokens)
+            self.losses = 0
         if delta.token_ids:
             if delta.start != len(self._given):
                 raise RuntimeError(f"token {delta.start} of request {request_id} came where {len(self._given)} was due")

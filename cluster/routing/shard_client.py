@@ -56,14 +56,21 @@ class Cluster(Protocol):
 class ShardClient:
     """EngineClient over the shards that the controller names. Start it with `start` on the event loop that uses it."""
 
-    def __init__(self, cluster: Cluster, vocab_size: int, max_model_len: int, shard_capacity: int = sys.maxsize):
-        """`shard_capacity`: requests that one shard takes, running and waiting."""
-        self._shard_capacity = shard_capacity
+    def __init__(
+        self,
+        cluster: Cluster,
+        vocab_size: int,
+        max_model_len: int,
+        shard_capacity: int = sys.maxsize,
+        max_sequences: int = sys.maxsize,
+    ):
+        """`shard_capacity`: requests that one shard takes, running and waiting; `max_sequences`: running."""
+        self._shard_capacity, self._max_sequences = shard_capacity, max_sequences
         self.vocab_size, self.max_model_len = vocab_size, max_model_len
         self._cluster = cluster
         self._connections: dict[str, Connection] = {}  # by shard
         self._membership: Membership | None = None
-        self._trial = asyncio.Lock()  # held by a request under which a shard was lost, until it has a token again
+        self._trial = asyncio.Lock()  # held by a request under which a shard was lost, until it gets on again
         self.background = Background()
         self.system_fingerprint = ""
 
@@ -98,7 +105,7 @@ class ShardClient:
                         break
                     if delta.finish_reason is FinishReason.REFUSED:
                         raise EngineOverloadedError(delta.error)
-                    if delta.token_ids:
+                    if delta.token_ids or delta.prompt is not None:
                         cleared()
                     yield delta
                     if delta.finish_reason is not None:
@@ -147,13 +154,14 @@ class ShardClient:
         return [c for name in named if (c := self._connections.get(name)) is not None and c.is_open]
 
     def _choose(self, family: str = "") -> Connection:
-        """The least loaded shard; one that has others of the family and room for more comes before, since it has
-        computed their prompt."""
+        """The least loaded shard; one that has others of the family comes before, since it has computed their prompt,
+        as long as it can run one more: to wait there while others are idle would take longer than the prompt."""
         if (reason := self.not_ready()) is not None:
             raise EngineUnavailableError(reason)
         serving = self._serving()
-        related = [c for c in serving if family and c.families[family] and c.load < self._shard_capacity]
-        return min(related or serving, key=lambda c: c.load)
+        related = [c for c in serving if family and c.families[family]]
+        able = [c for c in related if c.load < self._max_sequences]
+        return min(able or serving, key=lambda c: (c.load, c not in related))
 
     def _will_serve(self) -> bool:
         """Whether waiting for a shard is worth it: the cluster serves, or has lost every shard and replaces them. Where

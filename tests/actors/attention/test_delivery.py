@@ -85,9 +85,74 @@ def test_a_silent_replicas_stream_ends_and_its_requests_are_aborted():
         again = Replica(delivery, "again")
         await settle()
         delivery.expect("again", "r1")
-        delivery.publish([Delta("r1", 3, (9,))])
+        ended = [Delta(request, 0, finish_reason=FinishReason.ABORT) for request in aborted]
+        delivery.publish([*ended, Delta("r1", 3, (9,))])
         await settle()
         assert [d.start for d in again.got] == [3]
+
+    play(act)
+
+
+def test_what_is_said_of_a_request_before_it_was_resubmitted_is_not_told_to_the_new_connection():
+    """Of a step that stood so long that its replica fell silent, and of the abort that was waiting behind it."""
+
+    async def act(delivery: Delivery, clock: Clock, aborted: list[str]) -> None:
+        first = Replica(delivery, "first")
+        await settle()
+        delivery.expect("first", "r")
+        for _ in range(int(SILENCE / LOOK) + 1):
+            clock.now += LOOK
+            delivery.close_silent()
+        assert aborted == ["r"]
+        second = Replica(delivery, "second")
+        await settle()
+        delivery.expect("second", "r")
+        assert delivery.owns("second", "r") and delivery.open_requests() == ["r"]
+        delivery.publish([Delta("r", 7, (1,)), Delta("r", 0, finish_reason=FinishReason.ABORT), Delta("r", 7, (1,))])
+        await settle()
+        clock.now += 1
+        delivery.publish([Delta("r", 8, (2,), FinishReason.LENGTH)])
+        await settle()
+        assert [(d.start, d.token_ids, d.finish_reason) for d in second.got] == [
+            (7, (1,), None),
+            (8, (2,), FinishReason.LENGTH),
+        ]
+        assert first.got == [] and first.task.done() and delivery.is_empty
+
+    play(act)
+
+
+def test_the_old_connection_of_a_resubmitted_request_aborts_it_no_more():
+    async def act(delivery: Delivery, clock: Clock, aborted: list[str]) -> None:
+        replicas = Replica(delivery, "first"), Replica(delivery, "second")
+        await settle()
+        for connection in "first", "second":
+            delivery.expect(connection, "r")
+        for _ in range(int(SILENCE / LOOK) + 1):
+            clock.now += LOOK
+            delivery.hear("second")
+            delivery.close_silent()
+        await settle()
+        assert [one.task.done() for one in replicas] == [True, False] and aborted == []
+        assert delivery.longest_wait() > SILENCE
+        delivery.publish([Delta("r", 0, finish_reason=FinishReason.ABORT)])  # of the first
+        await settle()
+        assert delivery.longest_wait() > SILENCE and delivery.owns("second", "r")
+
+    play(act)
+
+
+def test_a_stream_that_is_left_closes_its_connection():
+    async def act(delivery: Delivery, clock: Clock, aborted: list[str]) -> None:
+        replica, other = Replica(delivery, "a"), Replica(delivery, "b")
+        await settle()
+        delivery.expect("a", "r1")
+        delivery.expect("b", "r2")
+        replica.task.cancel()
+        await settle()
+        assert aborted == ["r1"] and not other.task.done()
+        with pytest.raises(UnknownConnectionError):
+            delivery.hear("a")
 
     play(act)
 

@@ -144,6 +144,51 @@ def test_a_request_that_is_aborted_while_it_waits_for_its_grammar_never_begins(r
     assert {d.request_id for d in running.until_finished("b")} == {"b"}
 
 
+def test_a_request_that_is_submitted_anew_takes_the_place_of_the_first(running: Running):
+    running.engine.gate.clear()
+    running.loop.submit(request("a", 4))
+    running.in_a_step()
+    running.loop.submit(request("a", 4, generated=(100, 101)))
+    running.engine.gate.set()
+    deltas = running.until(lambda ds: any(d.finish_reason is FinishReason.LENGTH for d in ds))
+    assert [(d.start, d.token_ids, d.finish_reason) for d in deltas] == [
+        (0, (100,), None),
+        (0, (), FinishReason.ABORT),  # the end of the first
+        (2, (102,), None),
+        (3, (103,), FinishReason.LENGTH),
+    ]
+    assert len(running.engine.scheduler) == 0 and running.engine.scheduler.blocks.used == 0
+
+
+def test_a_grammar_that_is_there_late_does_not_begin_an_old_version_of_its_request(running: Running):
+    running.loop.submit(constrained("a"))
+    running.loop.abort("a")
+    running.loop.submit(constrained("a").resumed((100, 101)))
+    of_the_first, of_the_second = (running.engine.prepared.get(timeout=TIMEOUT) for _ in range(2))
+    of_the_first()
+    running.flush()
+    assert len(running.engine.scheduler) == 0
+    of_the_second()
+    deltas = running.until(lambda ds: any(d.finish_reason is FinishReason.LENGTH for d in ds))
+    assert [(d.start, d.token_ids) for d in deltas] == [(0, ()), (2, (102,))]
+
+
+def test_a_request_that_cannot_be_prepared_gets_an_error_and_the_loop_goes_on(
+    running: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(request: GenerationRequest, then: Callable[[], None]) -> bool:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(running.engine, "prepare", broken)
+    monkeypatch.setattr("os._exit", lambda status: None)  # else a loop that fails would end this process
+    running.loop.submit(constrained("a"))
+    [delta] = running.until_finished("a")
+    assert (delta.finish_reason, delta.error) == (FinishReason.ERROR, "can't start new thread")
+    assert "request a could not be queued" in caplog.text
+    running.loop.submit(request("b"))
+    assert len(running.until_finished("b")) == 3
+
+
 def test_a_list_is_published_for_each_step(running: Running):
     running.engine.gate.clear()
     running.loop.submit(request("first", 1))
@@ -215,7 +260,6 @@ def test_an_abort_of_what_is_not_there_says_nothing(running: Running):
     [
         (request("x", prompt=()), "prompt is empty"),
         (request("x", prompt=tuple(range(64))), "prompt has 64 tokens; at most 63"),
-        (request("a"), "in use"),
         (request("x", 2, generated=(7, 8)), "of which it may have only 2"),
     ],
 )

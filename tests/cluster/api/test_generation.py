@@ -123,6 +123,23 @@ def test_a_whole_reply_says_where_its_time_went(ask, engine, path):
     assert milliseconds["total"] == pytest.approx(sum(list(milliseconds.values())[:-1]), abs=1)
 
 
+def test_scores_of_the_prompt_are_not_the_first_token(engine, ask, monkeypatch):
+    generate = engine.generate
+
+    async def late(request):
+        """The tokens come a while after what scores the prompt."""
+        scored = True
+        async for delta in generate(request):
+            if scored and delta.prompt is None:
+                scored = False
+                await asyncio.sleep(0.05)
+            yield delta
+
+    monkeypatch.setattr(engine, "generate", late)
+    timing = ask("/v1/completions", prompt="hello there, world", prompt_logprobs=0).headers["x-isotherm-timing"]
+    assert float(re.search(r"prefill;dur=([0-9.]+)", timing).group(1)) >= 49, timing  # type: ignore[union-attr]
+
+
 @paths
 def test_a_stream_says_so_in_its_last_chunk_where_it_is_asked(ask, path):
     *parts, last = chunks(ask(path, stream=True, stream_options={"include_timings": True}))

@@ -92,6 +92,18 @@ def test_without_a_bound_any_number_waits():
     assert len(scheduler) == 300
 
 
+def test_a_place_that_becomes_free_is_taken_although_the_free_blocks_are_as_many_as_before():
+    """The block that one gives back at its end is taken at once by another that goes on."""
+    scheduler = make(max_sequences=2, prefix_cache=False)
+    scheduler.add(request("b", 6, max_tokens=20))
+    step(scheduler)
+    scheduler.add(request("a", 2, max_tokens=2))
+    scheduler.add(request("c", 2))
+    assert step(scheduler)[0] == ["b decode 6+1!", "a prefill 0+2!"]
+    assert step(scheduler)[0] == ["b decode 7+1!", "a decode 2+1!"]
+    assert step(scheduler)[0] == ["b decode 8+1!", "c prefill 0+2!"]
+
+
 # --- priority -------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -36,6 +37,10 @@ class Counting:
 
 def request(name: str, tokens: int = 5) -> GenerationRequest:
     return GenerationRequest(name, (1, 2, 3), SamplingParams(tokens))
+
+
+async def _all(stream: AsyncIterator[Delta]) -> list[Delta]:
+    return [delta async for delta in stream]
 
 
 async def collected(local: LocalEngine, asked: GenerationRequest) -> list[int]:
@@ -106,6 +111,22 @@ def test_closing_ends_open_streams_with_an_error():
         assert deltas[-1].finish_reason in (FinishReason.ERROR, FinishReason.LENGTH)
         assert local.not_ready() == "the engine was closed"
         with pytest.raises(EngineUnavailableError, match="closed"):
+            await collected(local, request("s"))
+
+    run(test)
+
+
+def test_an_engine_whose_thread_has_failed_ends_open_streams_and_takes_no_more():
+    async def test(local, engine):
+        def gone() -> list[Delta]:
+            raise SystemExit("no step gets past this")
+
+        engine.step = gone
+        stream = local.generate(request("r"))
+        [delta] = await asyncio.wait_for(_all(stream), 20)
+        assert (delta.finish_reason, delta.error) == (FinishReason.ERROR, "the engine's thread has failed")
+        assert local.not_ready() == "the engine's thread has failed"
+        with pytest.raises(EngineUnavailableError, match="failed"):
             await collected(local, request("s"))
 
     run(test)

@@ -214,7 +214,7 @@ def test_a_request_gets_its_tokens():
     play(lambda: FakeCluster(2), act)
 
 
-def test_a_family_goes_to_one_shard_as_long_as_there_is_room():
+def test_a_family_goes_to_one_shard_as_long_as_that_can_run_one_more():
     async def act(cluster: FakeCluster, client: ShardClient) -> None:
         siblings = [replace(request(f"r{i}"), family="f") for i in range(6)]
         work = ask(client, request("a"), *siblings, request("b"), request("c"))
@@ -223,13 +223,13 @@ def test_a_family_goes_to_one_shard_as_long_as_there_is_room():
         homes = [shard for shard in cluster.shards.values() if any("r0" in ids for ids in shard.submitted)]
         (home,) = homes
         there = [name for ids in home.submitted for name in ids]
-        # The first of the family went where there was least; its fifth found that shard full.
+        # The first of the family went where there was least; its fifth would have waited there.
         assert [name for name in there if name.startswith("r")] == ["r0", "r1", "r2", "r3"]
         assert all(not c.families for c in client._connections.values())
 
     async def go() -> None:
         cluster = FakeCluster(2)
-        client = ShardClient(cluster, 300, 4096, shard_capacity=4)
+        client = ShardClient(cluster, 300, 4096, shard_capacity=8, max_sequences=4)
         client.start()
         while len(client._serving()) < 2:
             await asyncio.sleep(0.001)
@@ -262,6 +262,39 @@ def test_each_score_of_a_prompt_is_given_out_once_whatever_is_lost():
         assert told == list(scores(1, 30).tokens) and tokens(work[0].result()) == [100, 101, 102]
 
     play(lambda: FakeCluster(1), act)
+
+
+def test_a_request_under_which_a_shard_was_lost_is_cleared_by_scores_of_its_prompt():
+    """It may have no token until it is done, or none at all: other suspects do not wait for that."""
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        work = ask(client, scoring("a"), scoring("b"))
+        await asyncio.sleep(0.02)
+        (shard,) = cluster.shards.values()
+        shard.die()
+        cluster.replace_the_dead()
+        (shard,) = cluster.shards.values()
+        while not shard.running:
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(0.02)
+        (first,), (lists,) = shard.running, shard.lists.values()
+        lists.put_nowait([Delta(first, 0, prompt=scores(1, 9))])
+        while len(shard.running) < 2:
+            await asyncio.sleep(0.002)
+        await run_until(cluster, work)
+        assert [tokens(task.result()) for task in work] == [[100, 101, 102]] * 2
+
+    play(lambda: FakeCluster(1), act)
+
+
+def test_losses_count_in_succession_without_a_token_or_a_score():
+    journey = Journey(scoring("a"))
+    for start in (1, 5, 9):
+        assert journey.take(Delta("a", 0, prompt=scores(start, start + 4))) and not journey.is_suspect
+        assert not journey.take(Delta("a", 0, finish_reason=FinishReason.LOST))
+        assert journey.is_suspect and journey.verdict() is None
+    assert not journey.take(Delta("a", 0, finish_reason=FinishReason.LOST))
+    assert journey.verdict() is not None
 
 
 def test_a_gap_in_the_scores_of_a_prompt_is_not_passed_over():
