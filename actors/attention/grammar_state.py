@@ -10,6 +10,10 @@ from llguidance import LLMatcher
 from isotherm.cluster.messages.requests import Constraint
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary, error_of
 
+# A matcher may make so many of its lexer's states between one mask and the next. Where a stream had a mask before each
+# token, the same tokens in one go may be too much.
+_MOST_BETWEEN_MASKS = 16
+
 
 class GrammarState:
     def __init__(self, constraint: Constraint):
@@ -26,7 +30,7 @@ class GrammarState:
         if self._matcher is None:
             self._matcher = vocabulary.matcher(self._grammar)
             self.error = error_of(self._matcher)
-        if not self.error and (text := self._text(new)) and not self._matcher.consume_tokens(text):
+        if not self.error and (text := self._text(new)) and not _consume(self._matcher, text, _MOST_BETWEEN_MASKS):
             return self.renew(vocabulary)
         return self._matcher
 
@@ -41,8 +45,7 @@ class GrammarState:
         the same one counts towards its limits."""
         self.thinks = bool(self._after)
         self._matcher = vocabulary.fresh_matcher(self._grammar)
-        if text := self._text(self._output):
-            self._matcher.consume_tokens(text)
+        _consume(self._matcher, self._text(self._output), 1)
         self.error = error_of(self._matcher)
         return self._matcher
 
@@ -63,3 +66,13 @@ class GrammarState:
         """Why nothing can follow, with the grammar by its beginning."""
         grammar = self._grammar if len(self._grammar) <= 80 else f"{self._grammar[:79]}…"
         return f"no token can follow by the grammar {grammar!r} after {len(self._output)} tokens: {why}"
+
+
+def _consume(matcher: LLMatcher, tokens: Sequence[int], between_masks: int) -> bool:
+    """Whether all the tokens can be."""
+    for i, token in enumerate(tokens):
+        if i and i % between_masks == 0:
+            matcher.compute_bitmask()
+        if not matcher.consume_token(token):
+            return False
+    return True
