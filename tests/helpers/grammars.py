@@ -44,7 +44,8 @@ def byte_tokenizer(*pairs: tuple[str, str]) -> tokenizers.Tokenizer:
     """A token for each byte, BYTES_END, and one for each of the pairs."""
     names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", *map("".join, pairs)]
     made = tokenizers.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, list(pairs)))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
     made.add_special_tokens(["<end>"])
     return made
 
