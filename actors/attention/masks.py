@@ -160,17 +160,20 @@ class _Step:
         return None if state.thinks else matcher
 
     def check(self) -> None:
-        """Where the mask of a first row could not be computed, try once more with a new matcher. A matcher that can no
-        more allows the end alone."""
+        """Where the mask of a first row could not be computed, try once more with a new matcher, and then with one
+        that nobody shares. A matcher that can no more allows the end alone."""
         word, bit = divmod(self._vocabulary.eos, 32)
         may_end = (self.packed[:, word] >> bit & 1).tolist()
         for at, ask in self.firsts():
             state = ask.state
             if self._rules[at] is _Rule.GRAMMAR and may_end[at] and error_of(state.matcher):
-                matcher = state.renew(self._vocabulary)
-                if not state.error:
-                    self.mask(at, matcher)
-                    state.error = error_of(matcher)
+                for alone in (False, True):
+                    matcher = state.renew(self._vocabulary, alone)
+                    if not state.error:
+                        self.mask(at, matcher)
+                        state.error = error_of(matcher)
+                    if not state.error:
+                        break
             if state.error:
                 self._errors[at] = state.error
 
