@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from llguidance import LLMatcher
 
 from isotherm.cluster.messages.requests import Constraint
-from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary, error_of
+from isotherm.cluster.text.grammar_vocabulary import Compiled, GrammarVocabulary, error_of
+
+# A matcher may make so many of its lexer's states between one mask and the next. Where a stream had a mask before each
+# token, the same tokens in one go may be too much.
+_MOST_BETWEEN_MASKS = 16
 
 
 class GrammarState:
@@ -16,6 +20,7 @@ class GrammarState:
         self._grammar, self._after = constraint.grammar, frozenset(constraint.after)
         self.thinks = bool(constraint.after)  # the grammar does not hold yet
         self.error = ""  # why nothing can follow
+        self._compiled: Compiled | None = None  # what the matcher is a copy of
         self._matcher: LLMatcher | None = None
         self._output: list[int] = []  # as far as it was taken
 
@@ -24,11 +29,19 @@ class GrammarState:
         new = tokens[prompt_length + len(self._output) :]
         self._output += new
         if self._matcher is None:
-            self._matcher = vocabulary.matcher(self._grammar)
-            self.error = error_of(self._matcher)
-        if not self.error and (text := self._text(new)) and not self._matcher.consume_tokens(text):
-            return self.renew(vocabulary)
-        return self._matcher
+            self._begin(vocabulary.compiled(self._grammar))
+        if not self.error and (text := self._text(new)):
+            if self._compiled is not None:
+                vocabulary.count(self._grammar, self._compiled, len(text))
+            if not _consume(self.matcher, text, _MOST_BETWEEN_MASKS):
+                self.renew(vocabulary)
+                if self.error:
+                    self.renew(vocabulary, alone=True)
+        return self.matcher
+
+    def _begin(self, compiled: Compiled) -> None:
+        self._compiled, self._matcher = compiled, compiled.copy()
+        self.error = error_of(self._matcher)
 
     @property
     def matcher(self) -> LLMatcher:
@@ -36,15 +49,17 @@ class GrammarState:
         assert self._matcher is not None
         return self._matcher
 
-    def renew(self, vocabulary: GrammarVocabulary) -> LLMatcher:
-        """Begin anew with all of the output, in a matcher that was never used: what others hold that were copied from
-        the same one counts towards its limits."""
+    def renew(self, vocabulary: GrammarVocabulary, alone: bool = False) -> LLMatcher:
+        """Begin anew with all of the output: what others took of the same grammar counts towards a matcher's limits.
+        All whose matcher failed share a new one, so that it is compiled once; `alone`: in one that nobody shares."""
+        if alone:
+            self._compiled, self._matcher = None, vocabulary.fresh_matcher(self._grammar)
+        else:
+            self._begin(vocabulary.compiled(self._grammar, self._compiled))
         self.thinks = bool(self._after)
-        self._matcher = vocabulary.fresh_matcher(self._grammar)
-        if text := self._text(self._output):
-            self._matcher.consume_tokens(text)
-        self.error = error_of(self._matcher)
-        return self._matcher
+        _consume(self.matcher, self._text(self._output), 1)
+        self.error = error_of(self.matcher)
+        return self.matcher
 
     def ends_thought(self, token: int) -> bool:
         return token in self._after
@@ -63,3 +78,13 @@ class GrammarState:
         """Why nothing can follow, with the grammar by its beginning."""
         grammar = self._grammar if len(self._grammar) <= 80 else f"{self._grammar[:79]}…"
         return f"no token can follow by the grammar {grammar!r} after {len(self._output)} tokens: {why}"
+
+
+def _consume(matcher: LLMatcher, tokens: Sequence[int], between_masks: int) -> bool:
+    """Whether all the tokens can be."""
+    for i, token in enumerate(tokens):
+        if i and i % between_masks == 0:
+            matcher.compute_bitmask()
+        if not matcher.consume_token(token):
+            return False
+    return True

@@ -160,26 +160,30 @@ class _Step:
         return None if state.thinks else matcher
 
     def check(self) -> None:
-        """Where the mask of a first row could not be computed, try once more with a new matcher. A matcher that can no
-        more allows the end alone."""
+        """Where the mask of a first row could not be computed, try once more with a new matcher, and then with one
+        that nobody shares. A matcher that can no more allows the end alone."""
         word, bit = divmod(self._vocabulary.eos, 32)
         may_end = (self.packed[:, word] >> bit & 1).tolist()
         for at, ask in self.firsts():
             state = ask.state
             if self._rules[at] is _Rule.GRAMMAR and may_end[at] and error_of(state.matcher):
-                matcher = state.renew(self._vocabulary)
-                if not state.error:
-                    self.mask(at, matcher)
-                    state.error = error_of(matcher)
+                for alone in (False, True):
+                    matcher = state.renew(self._vocabulary, alone)
+                    if not state.error:
+                        self.mask(at, matcher)
+                        state.error = error_of(matcher)
+                    if not state.error:
+                        break
             if state.error:
                 self._errors[at] = state.error
 
     def follow_draft(self, at: int, ask: Ask) -> None:
-        """Masks after each token of a draft, as far as the tokens can be; the state stays as it was."""
-        state, taken = ask.state, 0
+        """Masks after each token of a draft, as far as the tokens can be; the state stays as it was. They are taken by
+        a copy: a matcher that is rolled back may give the last mask again where another is due."""
+        state = ask.state
         if not ask.draft or state.error:
             return
-        matcher, thinks = state.matcher, state.thinks
+        matcher, thinks = state.matcher.deep_copy(), state.thinks
         for token in ask.draft:
             at += 1
             if token in ask.stops:
@@ -188,16 +192,12 @@ class _Step:
                 thinks = not state.ends_thought(token)
             elif matcher.is_stopped() or not matcher.try_consume_tokens([token]):
                 break
-            else:
-                taken += 1
             self._rules[at] = _Rule.THOUGHT if thinks else _Rule.GRAMMAR
             if not thinks:
                 self.mask(at, matcher)
                 if why := error_of(matcher):
                     self._errors[at] = why
                     break
-        if matcher.is_error() or (taken and not matcher.rollback(taken)):
-            state.renew(self._vocabulary)
 
     def mask(self, at: int, matcher: LLMatcher) -> None:
         matcher.unsafe_compute_mask_ptr(self.address + at * self.row_bytes, self.row_bytes)

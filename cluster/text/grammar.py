@@ -24,7 +24,11 @@ MOST_NESTED = 100  # brackets in brackets: the compiler calls itself for each
 _LARK_PARTS = re.compile(
     r'\\.|"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|(?P<name><[^<>\s]+>)', re.DOTALL
 )
+_DECODER = json.JSONDecoder()
 _BACKSLASHES = re.compile(r"\\*$")
+_JSON_OR_PART = re.compile(rf"%json\s*|{_LARK_PARTS.pattern}", _LARK_PARTS.flags)
+# How `%json` is written where it is text, by how such a part begins.
+_JSON_AS_TEXT = {'"': "%\\u006ason", "/": "%\\x6ason", "//": "% json", "#": "% json"}
 
 
 def json_object() -> str:
@@ -77,6 +81,9 @@ def grammar(text: str, special_tokens: Mapping[str, int]) -> str:
             text = str(any_to_lark(text))
         except Exception as error:  # the converter raises what comes
             raise GrammarError(f"the EBNF grammar cannot be read: {one_line(error)}") from error
+    if text.lstrip().startswith("{"):  # llguidance's JSON form, whose schemas nobody has looked at
+        raise GrammarError("the grammar begins with '{'; it is Lark or EBNF, and a JSON schema is given as a schema")
+    text = _with_plain_schemas(text)
 
     def by_id(match: re.Match[str]) -> str:
         name = match["name"]
@@ -87,6 +94,30 @@ def grammar(text: str, special_tokens: Mapping[str, int]) -> str:
         return f"<[{special_tokens[name]}]>"
 
     return _LARK_PARTS.sub(by_id, text)
+
+
+def _with_plain_schemas(text: str) -> str:
+    """Lark in which `%json` stands before schemas that the compiler can take, and nowhere else: what it reads as the
+    beginning of a schema does not hang on where we see strings and comments."""
+    if "%json" not in text:
+        return text
+    out, at = [], 0
+    while (part := _JSON_OR_PART.search(text, at)) is not None:
+        out.append(text[at : part.start()])
+        at = part.end()
+        if not part[0].startswith("%json"):
+            begin = "//" if part[0].startswith("//") else part[0][0]
+            if begin not in _JSON_AS_TEXT and "%json" in part[0]:
+                raise GrammarError(f"the grammar names {part[0]}, which is no special token of this model")
+            out.append(part[0].replace("%json", _JSON_AS_TEXT.get(begin, "")))
+            continue
+        try:
+            schema, at = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise GrammarError(f"what follows %json is no schema: {one_line(error)}") from None
+        plain = json.dumps(plain_schema(schema)).replace("%json", _JSON_AS_TEXT['"'])
+        out.append(f"%json {plain}")
+    return "".join([*out, text[at:]])
 
 
 def literal(text: str, special_tokens: Mapping[str, int]) -> str:

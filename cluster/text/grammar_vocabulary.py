@@ -21,6 +21,7 @@ from isotherm.cluster.text.json_schema import GrammarError
 
 MOST_SECONDS = 1.0  # of computing time that compiling a grammar may take
 VERDICTS, MATCHERS = 4096, 64  # how many are kept
+MOST_TAKEN = 1 << 16  # tokens by the copies of one matcher; what they make of its lexer can be some 200 MB
 STACK_BYTES = 256 << 20  # of address space; only what is used of it is memory
 _STACK_SIZE = threading.Lock()
 _LIMITS = LLParserLimits(verbose_errors=False)
@@ -53,6 +54,25 @@ class _Lately(Generic[_V]):
             if len(self._values) > self._most:
                 self._values.popitem(last=False)
 
+    def drop(self, text: str, value: _V) -> None:
+        """If it is that one which is there."""
+        key = _key(text)
+        with self._lock:
+            if self._values.get(key) is value:
+                del self._values[key]
+
+
+class Compiled:
+    """A matcher at the beginning of its grammar. All its copies share its lexer: its states, its limits and its
+    failure."""
+
+    def __init__(self, matcher: LLMatcher):
+        self._matcher = matcher
+        self.taken = 0  # tokens, by all the copies
+
+    def copy(self) -> LLMatcher:
+        return self._matcher.deep_copy()
+
 
 class GrammarVocabulary:
     """`eos`: the token by which matchers say that the text may end. `size`: how many tokens the model knows; no grammar
@@ -64,7 +84,7 @@ class GrammarVocabulary:
         self._loading = threading.Lock()
         self._loaded: LLTokenizer | None = None
         self._verdicts: _Lately[str] = _Lately(VERDICTS)
-        self._matchers: _Lately[LLMatcher] = _Lately(MATCHERS)
+        self._matchers: _Lately[Compiled] = _Lately(MATCHERS)
 
     def check(self, grammar: str) -> None:
         """Raises GrammarError where it cannot be compiled, takes too long, or allows nothing at all."""
@@ -102,14 +122,24 @@ class GrammarVocabulary:
 
     def matcher(self, grammar: str) -> LLMatcher:
         """A matcher at the beginning of the grammar; where it cannot be compiled one with an error."""
+        return self.compiled(grammar).copy()
+
+    def compiled(self, grammar: str, instead_of: Compiled | None = None) -> Compiled:
+        """What `matcher` gives copies of. `instead_of`: one of which a copy failed."""
         found = self._matchers.get(grammar)
-        if found is None:
+        if found is None or found is instead_of:
             with self._matchers.making:
                 found = self._matchers.get(grammar)
-                if found is None:
-                    found = self.fresh_matcher(grammar)
+                if found is None or found is instead_of:
+                    found = Compiled(self.fresh_matcher(grammar))
                     self._matchers.put(grammar, found)
-        return found.deep_copy()
+        return found
+
+    def count(self, grammar: str, compiled: Compiled, tokens: int) -> None:
+        """A copy took so many tokens: at some time all that they made of the lexer is let go."""
+        compiled.taken += tokens
+        if compiled.taken > MOST_TAKEN:
+            self._matchers.drop(grammar, compiled)
 
     def fresh_matcher(self, grammar: str) -> LLMatcher:
         """As `matcher`, compiled anew: it shares nothing with others."""

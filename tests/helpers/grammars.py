@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine, run
@@ -33,6 +35,19 @@ def tiny_tokenizer() -> Tokenizer:
 def tiny_vocabulary() -> GrammarVocabulary:
     tokenizer = tiny_tokenizer()
     return tokenizer.grammar_vocabulary(tokenizer.vocab_size)
+
+
+BYTES_END = 256
+
+
+def byte_tokenizer(*pairs: tuple[str, str]) -> tokenizers.Tokenizer:
+    """A token for each byte, BYTES_END, and one for each of the pairs."""
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", *map("".join, pairs)]
+    made = tokenizers.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, list(pairs)))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<end>"])
+    return made
 
 
 def accepts(grammar: str, text: str) -> bool:

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from grammars import (
+    BYTES_END,
     Output,
     accepts,
+    byte_tokenizer,
     chat_ids,
     constrained,
     output,
@@ -34,6 +36,7 @@ from isotherm.actors.attention.step_loop import StepLoop
 from isotherm.cluster.engine.sequence import ScheduledSequence
 from isotherm.cluster.messages.requests import Constraint, Delta, FinishReason, GenerationRequest
 from isotherm.cluster.text.grammar import choice, json_object, json_schema, regex
+from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
 
 PERSON = {
     "type": "object",
@@ -117,6 +120,19 @@ def test_a_mask_depends_on_the_tokens_before_it_alone():
             if allowed == [EOS]:
                 break
             tokens.append(rng.choice([token for token in allowed if token != EOS]))
+
+
+def test_a_wrong_draft_leaves_no_mask_behind():
+    """After it the lexer is where it is after the right token, and the parser is not."""
+    tokenizer = byte_tokenizer(("a", ")"), ("a)", "x"), ("a)", "y"))
+    wrong, right, first, second = (tokenizer.encode(text).ids[0] for text in ("(", "[", "a)x", "a)y"))
+    constraint = Constraint('start: "(" A ")" "x" | "[" A ")" "y"\nA: /[ab]/\n')
+    vocabulary = GrammarVocabulary(tokenizer.to_str, BYTES_END, tokenizer.get_vocab_size())
+    masks, state = Masks(lambda: vocabulary), GrammarState(constraint)
+    drafted = of(masks, Ask(0, state, [], 0, (BYTES_END,), (wrong,)))
+    assert not drafted[1, first] and drafted[1, second]
+    mask = of(masks, Ask(0, state, [right], 0, (BYTES_END,)))[0]
+    assert mask[first] and not mask[second]
 
 
 def of(masks: Masks, ask: Ask) -> torch.Tensor:

@@ -110,6 +110,13 @@ def test_grammars_are_lark_or_ebnf(text):
         (given, "start: " + "(" * 200 + '"a"' + ")" * 200, "nested 200 deep"),
         (given, 'root ::= "a" | missing', "missing"),
         (given, "start: <no_such_token>", "no_such_token"),
+        (given, 'start: %json {"enum": [-9223372036854775808]}', "beyond ±2^53"),
+        (given, 'start: "a" %json{"items": {"type": "integer", "multipleOf": 99999999}}', "multipleOf 99999999"),
+        (given, 'start: %lark {\n start: %json {"multipleOf": 99999999}\n}', "multipleOf 99999999"),
+        (given, 'root ::= "a"\nx ::= %json {"multipleOf": 99999999}', "cannot be read"),
+        (given, 'start: %json {"type": ', "what follows %json is no schema"),
+        (given, "start: <[%json]>", "<[%json]>"),
+        (given, ' \n{"grammars": [{"json_schema": {"multipleOf": 99999999}}]}', "begins with '{'"),
         (choice, [], "at least one text"),
         (choice, ["a", ""], "at least one character"),
         (choice, ["a" * 1000] * 200, "the choice has"),
@@ -137,6 +144,23 @@ def test_what_cannot_be_had_is_refused_in_one_line(make, value, says):
     with pytest.raises(GrammarError) as refused:
         tiny_vocabulary().check(make(value))
     assert says in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_schemas_in_a_grammar_are_as_elsewhere():
+    """With annotations, on more than one line, and with `%json` in them."""
+    schema = {"title": "%json", "type": "object", "properties": {"%json é": {"enum": ["%json {", 1]}}}
+    schema |= {"required": ["%json é"], "additionalProperties": False}
+    written = given(f'start: NAME %json\n{json.dumps(schema, indent=1)} rest\nNAME: /[a-z]+/\nrest: %json {{}} | "!"\n')
+    tiny_vocabulary().check(written)
+    assert accepts(written, 'abc{"%json é":"%json {"}!') and accepts(written, 'abc{"%json é": 1}null')
+    assert not accepts(written, 'abc{"%json é":"%json"}!')
+
+
+def test_the_text_of_percent_json_may_stand_in_strings_expressions_and_comments():
+    written = given('// a %json {\nstart: "%json" /[!-%json]/ "\\\\%json"i # %json {"multipleOf": 99999999}\n')
+    tiny_vocabulary().check(written)
+    assert "%json" not in written
+    assert all(accepts(written, f"%json{one}\\%JSON") for one in "!#%json") and not accepts(written, "%jsona\\%json")
 
 
 def test_deep_schemas_are_refused_before_they_cost_anything():
