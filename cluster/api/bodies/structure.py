@@ -159,11 +159,12 @@ _FLAT = (
     ("ebnf", "grammar"),
     ("grammar", "grammar"),
 )
+
 # A letter of a name may be written as an escape.
-_NAMES = re.compile("|".join((r"\\u00[567]", *map(re.escape, StructuredBody.model_fields))).encode())
+_NAMES = re.compile(rf'"(?:{"|".join(StructuredBody.model_fields)})"|\\u00[567]'.encode())
 
 
 def may_be_structured(raw: bytes) -> bool:
     """Whether a body that has not been read yet may ask for a structure, whose check may take long; true at times of
-    one that has such a word in a text."""
+    one that does not."""
     return _NAMES.search(raw) is not None

@@ -19,6 +19,12 @@ def test_a_field_is_seen_however_its_name_is_written(name):
 
 
 def test_a_body_of_other_fields_is_not():
-    body = {"model": "m", "prompt": "Zürich 東京 😀\n", "max_tokens": 5, "stop": ["x"], "stream": True}
+    body = {
+        "model": "m",
+        "prompt": 'Zürich 東京 😀\n, a "grammar" or a regex',
+        "max_tokens": 5,
+        "stop": ["x"],
+        "stream": True,
+    }
     assert not may_be_structured(json.dumps(body).encode())
     assert not may_be_structured(json.dumps(body, ensure_ascii=False).encode())
