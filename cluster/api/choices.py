@@ -103,6 +103,11 @@ class ChoiceStream:
         self._include_stop = include_stop
         self._tells_token_ids = tells_token_ids
         self._scores = scores
+        self.scores_many = scores is not None and scores.is_large
+
+    def is_long(self, delta: Delta | ChoiceDelta) -> bool:
+        """Whether what is made of it takes so long that it is a thread's work, for all that is said of the prompt."""
+        return self.scores_many and delta.prompt is not None
 
     @property
     def mean_logprob(self) -> float:

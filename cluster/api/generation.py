@@ -26,7 +26,7 @@ from isotherm.cluster.api.errors import ReplyError, internal_error
 from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded
 from isotherm.cluster.api.logprobs import PromptScores
 from isotherm.cluster.api.prepare import Prepared, PromptLimits, Served
-from isotherm.cluster.api.replies import Reply, json_response, usage
+from isotherm.cluster.api.replies import Reply, json_response, long_json_response, usage
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.api.stream import EventStream, until_disconnect
 from isotherm.cluster.api.timing import Stopwatch
@@ -130,6 +130,8 @@ class Generator:
             if not body.stream:
                 collected = self._collect(prepared, choices, reply, watch)
                 whole = await until_disconnect(request.receive, collected)
+                if any(choice.scores_many for choice in choices):
+                    return await long_json_response(whole, watch.header())
                 return json_response(whole, headers=watch.header())
             events = self._events(prepared, choices, reply, watch)
             error_event = partial(self._error_event, prepared.id, reply)
@@ -190,7 +192,10 @@ class Generator:
             async for delta in deltas:
                 if body.continuous_usage:
                     delta = replace(delta, used=usage(prepared.prompt_tokens, choices, body.samples))
-                if (not delta.is_empty or not begun) and (events := reply.events(delta)):
+                if delta.is_empty and begun:
+                    continue
+                long = choices[delta.index].is_long(delta)
+                if events := await asyncio.to_thread(reply.events, delta) if long else reply.events(delta):
                     begun = True
                     yield events
         used = usage(prepared.prompt_tokens, choices, body.samples)
@@ -213,7 +218,8 @@ class Generator:
                     watch.first(delta.queued_seconds)
                 if choices[index].finish_reason is not None:
                     continue  # queued before its stream was closed
-                added = choices[index].feed(delta)
+                choice = choices[index]
+                added = await asyncio.to_thread(choice.feed, delta) if choice.is_long(delta) else choice.feed(delta)
                 if added.finish_reason is not None:
                     open_choices -= 1
                     await streams.close(index)

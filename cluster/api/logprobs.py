@@ -12,6 +12,7 @@ from isotherm.cluster.messages.requests import PromptLogprobs, TokenLogprobs
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 _LOWEST_LOGPROB = -9999.0  # what OpenAI gives for minus infinity, which JSON can't say
+_LARGE = 4096  # log-probabilities: what is said of so many takes an event loop's time
 _COMPLETION_KEYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
@@ -99,6 +100,11 @@ class PromptScores:
         self._prompt, self._tokenizer = prompt, tokenizer
         self._echo, self._echo_top, self._top = echo, echo_top, top
         self._scores: list[TokenLogprobs | None] = [None]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the report is to be made, and written, in a thread."""
+        return len(self._prompt) * (1 + max(self._echo_top, self._top or 0)) >= _LARGE
 
     def take(self, part: PromptLogprobs) -> None:
         if (skip := len(self._scores) - part.start) < 0:

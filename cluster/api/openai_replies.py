@@ -53,7 +53,7 @@ class OpenAIReply:
         chunks = self._chunks(delta)
         if delta.used is not None:
             chunks = [{**chunk, "usage": _usage(delta.used)} for chunk in chunks]
-        return b"".join(map(sse, chunks))
+        return b"".join(sse(chunk, by_parts=delta.prompt is not None) for chunk in chunks)
 
     def end(self, used: Usage) -> bytes:
         return (sse(self._last_chunk(used)) if self.include_usage or used.timings is not None else b"") + _DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Reply(Protocol):
         """The event that a stream ends with which cannot go on."""
 
 
+_ENTRIES = 128  # of a list that the encoder takes at once: choices may be as many, and each may be long
 COMMENT = b": waiting\n\n"  # a server-sent event stream may have such a line anywhere, and it means nothing
 
 
@@ -66,10 +68,27 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
     return Response(to_json(value), status, headers, "application/json")
 
 
-def sse(value: JSON, event: str = "") -> bytes:
+async def long_json_response(value: Any, headers: dict[str, str]) -> Response:
+    return Response(await asyncio.to_thread(to_json_by_parts, value), 200, headers, "application/json")
+
+
+def sse(value: JSON, event: str = "", by_parts: bool = False) -> bytes:
     """One server-sent event, of a type where `event` names one."""
     head = f"event: {event}\n".encode() if event else b""
-    return head + b"data: " + to_json(value) + b"\n\n"
+    return head + b"data: " + (to_json_by_parts(value) if by_parts else to_json(value)) + b"\n\n"
+
+
+def to_json_by_parts(value: Any) -> bytes:
+    """As `to_json`, for what is long and made in a thread: a call of the encoder keeps all other threads waiting, so
+    long lists have one for every few entries."""
+    if isinstance(value, dict):
+        return b"{" + b",".join(to_json(key) + b":" + to_json_by_parts(entry) for key, entry in value.items()) + b"}"
+    if isinstance(value, list) and len(value) > _ENTRIES:
+        slices = (value[i : i + _ENTRIES] for i in range(0, len(value), _ENTRIES))
+        return b"[" + b",".join(to_json(part)[1:-1] for part in slices) + b"]"
+    if isinstance(value, list):
+        return b"[" + b",".join(map(to_json_by_parts, value)) + b"]"
+    return to_json(value)
 
 
 def to_json(value: Any) -> bytes:

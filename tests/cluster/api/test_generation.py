@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import json
 import re
+import threading
 
 import httpx
 import pytest
 from fake_engine import FakeEngine, write_tokenizer
 
-from isotherm.cluster.api import prepare_completion
+from isotherm.cluster.api import logprobs, prepare_completion, replies
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -169,3 +170,33 @@ def test_a_stream_that_waits_for_its_first_token_is_not_silent(engine, app, path
     engine.delay_s = 0.3
     answer = post(app, path, {"model": "m", "stream": True, **fields})
     assert answer.status_code == 200 and sign in answer.text.partition(end)[0] and end in answer.text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"prompt_logprobs": 20}, {"echo": True, "logprobs": 20}, {"echo": True, "logprobs": 20, "stream": True}],
+)
+def test_what_is_said_of_a_long_prompt_does_not_hold_up_the_event_loop(ask, monkeypatch, asked):
+    on_loop = []
+
+    def watched(of, name, cost):
+        real = getattr(of, name)
+
+        def call(*args):
+            if threading.current_thread() is threading.main_thread():
+                on_loop.append(cost(*args))
+            return real(*args)
+
+        monkeypatch.setattr(of, name, call)
+
+    def said(length):
+        on_loop.clear()
+        answer = ask("/v1/completions", prompt=[2 + i % 200 for i in range(length)], **asked)
+        assert answer.status_code == 200, answer.text
+        return answer.text, sum(on_loop)
+
+    watched(logprobs, "token_text", lambda *_: 1)
+    watched(replies, "to_json", lambda value: len(str(value)) / 50)
+    text, cost = said(400)
+    assert cost < 400 and len(text) > 50_000
+    assert said(20)[1] > 0, "a short one needs no thread"
