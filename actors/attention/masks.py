@@ -49,7 +49,7 @@ class StepMasks:
     """For the constrained ones among a step's rows of logits."""
 
     rows: tuple[int, ...]
-    forbidden: Tensor  # bool [len(rows), vocabulary]
+    forbidden: Tensor  # bool [len(rows), width of a row of logits]
     errors: dict[int, str]  # row → why nothing can follow there
 
     def apply(self, logits_NV: Tensor) -> None:
@@ -203,10 +203,12 @@ class _Step:
         matcher.unsafe_compute_mask_ptr(self.address + at * self.row_bytes, self.row_bytes)
 
     def finish(self) -> StepMasks:
-        size, eos = self._vocabulary.size, self._vocabulary.eos
-        allowed_SV = np.unpackbits(self.packed.view(np.uint8), axis=1, count=size, bitorder="little")
-        may_end = allowed_SV[:, eos].tolist()
+        width, eos = self._vocabulary.width, self._vocabulary.eos
+        may_end = (self.packed[:, eos // 32] >> eos % 32 & 1).tolist()
+        allowed_SV = np.unpackbits(self.packed.view(np.uint8), axis=1, count=width, bitorder="little")
+        cut = width < self._vocabulary.size
         for first, ask in self.firsts():
+            stops = [token for token in ask.stops if token < width]
             for at in range(first, first + 1 + len(ask.draft)):
                 if at in self._errors:
                     self._errors[at] = ask.state.named(self._errors[at])
@@ -214,12 +216,15 @@ class _Step:
                 elif self._rules[at] is not _Rule.GRAMMAR:
                     allowed_SV[at] = 1
                     if self._rules[at] is _Rule.THOUGHT:
-                        allowed_SV[at, [token for token in ask.stops if not ask.state.ends_thought(token)]] = 0
-                elif may_end[at]:
-                    allowed_SV[at, eos] = 0
-                    allowed_SV[at, list(ask.stops)] = 1
-                    if not ask.stops and not allowed_SV[at].any():
+                        allowed_SV[at, [token for token in stops if not ask.state.ends_thought(token)]] = 0
+                else:
+                    if may_end[at]:
+                        allowed_SV[at, eos : eos + 1] = 0  # the model may not have it
+                        allowed_SV[at, stops] = 1
+                    if (cut or (may_end[at] and not stops)) and not allowed_SV[at].any():
                         why = "the text is complete, and the request has no token that ends it"
+                        if not may_end[at] or ask.stops:
+                            why = f"of what can follow the model, with {width} tokens, has nothing"
                         self._errors[at] = ask.state.named(why)
                         allowed_SV[at] = 1
         forbidden = torch.from_numpy(allowed_SV ^ 1).view(torch.bool)

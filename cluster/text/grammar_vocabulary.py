@@ -75,11 +75,12 @@ class Compiled:
 
 
 class GrammarVocabulary:
-    """`eos`: the token by which matchers say that the text may end. `size`: how many tokens the model knows; no grammar
-    allows those that the tokenizer does not."""
+    """`eos`: the token by which matchers say that the text may end. `size`: how many tokens model or tokenizer know; no
+    grammar allows those that the tokenizer does not. `width`: how many the model can give, where the tokenizer has
+    more."""
 
-    def __init__(self, tokenizer_json: Callable[[], str], eos: int, size: int):
-        self.eos, self.size = eos, size
+    def __init__(self, tokenizer_json: Callable[[], str], eos: int, size: int, width: int | None = None):
+        self.eos, self.size, self.width = eos, size, size if width is None else width
         self._tokenizer_json = tokenizer_json
         self._loading = threading.Lock()
         self._loaded: LLTokenizer | None = None

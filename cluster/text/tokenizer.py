@@ -191,7 +191,7 @@ class Tokenizer:
             raise TokenizerError("the tokenizer names no eos_token, so a text by a grammar could not end")
         made = self._grammar_vocabularies.get(size)
         if made is None:
-            new = GrammarVocabulary(self._backend.to_str, min(self.eos_token_ids), max(size, self.vocab_size))
+            new = GrammarVocabulary(self._backend.to_str, min(self.eos_token_ids), max(size, self.vocab_size), size)
             made = self._grammar_vocabularies.setdefault(size, new)
         return made
 

@@ -114,7 +114,7 @@ class GenerationBody(RequestBody):
     min_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
-    repetition_penalty: float | None = Field(None, gt=0, le=2, allow_inf_nan=False)
+    repetition_penalty: float | None = Field(None, ge=1e-6, le=2, allow_inf_nan=False)
     logit_bias: dict[_TokenKey, _Bias] | None = Field(None, max_length=1024)
     min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     priority: int | None = Field(None, ge=-(2**31), le=2**31 - 1)  # lower ones have their turn first

@@ -329,6 +329,33 @@ def test_tokens_beyond_the_tokenizer_are_never_allowed():
     assert mask[0, tokenizer.vocab_size :].all() and not mask[0].all()
 
 
+def test_tokens_beyond_the_model_are_never_allowed():
+    """Of a tokenizer that has more than the model has logits: its end among them, or what a text needs."""
+    tokenizer = tiny_tokenizer()
+    close = tokenizer.token_id("</think>")
+    assert close is not None
+    width = max(EOS, close) + 1
+    cut = tokenizer.grammar_vocabulary(width)
+    assert cut.size == tokenizer.vocab_size > width
+    texts = [GrammarState(Constraint(regex("(?s:.*)"), after)) for after in ((), (close,))]
+    asks = [Ask(i, state, [], 0, (EOS, cut.size - 1)) for i, state in enumerate(texts)]
+    beyond = Ask(2, GrammarState(Constraint(f"start: <[{width}]>")), [], 0, (EOS,))
+    endless = Ask(3, GrammarState(Constraint('start: ""')), [], 0, (cut.size - 1,))
+    got = Masks(lambda: cut).begin(lambda: [*asks, beyond, endless])()
+    assert got.forbidden.shape == (4, width) and not got.forbidden.all(dim=1).any()
+    assert not got.forbidden[0, EOS] and got.forbidden[1, EOS] and not got.forbidden[1, close]
+    assert set(got.errors) == {2, 3} and all(f"the model, with {width} tokens" in why for why in got.errors.values())
+    got.apply(torch.zeros(4, width))
+
+
+def test_a_model_without_the_tokenizers_end():
+    tokenizer = byte_tokenizer()
+    vocabulary = GrammarVocabulary(tokenizer.to_str, BYTES_END, 257, 200)
+    got = Masks(lambda: vocabulary).begin(lambda: [Ask(0, GrammarState(Constraint(regex("a*"))), [], 0, (7,))])()
+    allowed = {tokenizer.encode("a").ids[0], 7}
+    assert set((~got.forbidden[0]).nonzero().flatten().tolist()) == allowed and got.errors == {}
+
+
 def test_json_objects_of_any_kind(engine: Engine):
     got = [
         output(engine, constrained("a", SUM, json_object(), temperature=1.0, seed=seed, max_tokens=300))

@@ -185,6 +185,7 @@ def test_completion_prompts(tokenizer):
         ({"presence_penalty": 2.1}, "presence_penalty"),
         ({"frequency_penalty": -2.1}, "frequency_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-46}, "repetition_penalty"),  # 0 in float32: a forbidden token's logit is no number
         ({"min_p": 1.1}, "min_p"),
         ({"priority": 1.5}, "priority"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
