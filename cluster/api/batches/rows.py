@@ -104,9 +104,9 @@ def check(file: IO[bytes], url: str, longest: int) -> tuple[int, list[Fault]]:
 def choices(body: JSON) -> int:
     """How many the server will generate at once for a row's body, which nobody has checked."""
     prompt = body.get("prompt")
-    several = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], str | list)
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
     samples = [given for name in ("n", "best_of") if type(given := body.get(name)) is int]
-    return (len(prompt) if several else 1) * max([1, *samples])
+    return prompts * max([1, *samples])
 
 
 def digest(custom_id: str) -> bytes:

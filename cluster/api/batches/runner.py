@@ -42,7 +42,8 @@ _LOOK_SECONDS = 0.5  # from one look whether to stop, and one writing down of th
 OUTPUT, ERRORS = "output.jsonl", "errors.jsonl"
 
 Ask = Callable[[str, JSON], Awaitable[Answer]]
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _StorageFull(Exception):
