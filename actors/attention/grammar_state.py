@@ -17,6 +17,7 @@ _MOST_BETWEEN_MASKS = 16
 
 class GrammarState:
     def __init__(self, constraint: Constraint):
+        self._constraint = constraint
         self._grammar, self._after = constraint.grammar, frozenset(constraint.after)
         self.thinks = bool(constraint.after)  # the grammar does not hold yet
         self.error = ""  # why nothing can follow
@@ -29,7 +30,7 @@ class GrammarState:
         new = tokens[prompt_length + len(self._output) :]
         self._output += new
         if self._matcher is None:
-            self._begin(vocabulary.compiled(self._grammar))
+            self._begin(vocabulary.prepared(self._constraint) or vocabulary.compiled(self._grammar))
         if not self.error and (text := self._text(new)):
             if self._compiled is not None:
                 vocabulary.count(self._grammar, self._compiled, len(text))

@@ -72,15 +72,19 @@ class Masks:
         self._computing, self._compiling = _Worker("grammar masks"), _Worker("grammars")
 
     def is_ready(self, constraint: Constraint) -> bool:
-        """Whether the first mask of a request with it does not wait for its grammar to be compiled."""
-        return self._vocabulary is not None and self._vocabulary.is_ready(constraint.grammar)
+        """Whether the first mask of a request with it does not wait for its grammar to be compiled. What is there is
+        kept for it."""
+        if self._vocabulary is None or not self._vocabulary.is_ready(constraint.grammar):
+            return False
+        self._vocabulary.prepare(constraint, constraint.grammar)
+        return True
 
     def compile(self, constraint: Constraint, then: Callable[[], None]) -> None:
-        """Compile its grammar in another thread, and call `then` there."""
+        """Compile its grammar in another thread, keep it for this constraint, and call `then` there."""
 
         def work() -> None:
             try:
-                self._loaded().matcher(constraint.grammar)
+                self._loaded().prepare(constraint, constraint.grammar)
             except Exception:  # the request learns of it when its first mask is needed
                 log.exception("a grammar could not be compiled")
             then()
@@ -248,10 +252,12 @@ class _Worker:
 
     def _run(self) -> None:
         while True:
-            future, work = self._queue.get()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(work())
-            except Exception as error:
-                future.set_exception(error)
+            self._do(*self._queue.get())  # nothing of it is held while the next one is waited for
+
+    def _do(self, future: Future[Any], work: Callable[[], Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)

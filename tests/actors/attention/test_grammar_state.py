@@ -3,7 +3,9 @@ grammar."""
 
 from __future__ import annotations
 
+import gc
 import random
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -109,3 +111,26 @@ def test_a_matcher_of_which_much_was_taken_is_let_go(
     assert len(compiled) == 1 and not vocabulary.is_ready(WORDS.grammar)
     assert masks_of(masks, first, tokens).errors == {} and masks_of(masks, GrammarState(WORDS), tokens).errors == {}
     assert len(compiled) == 2 and vocabulary.is_ready(WORDS.grammar)
+
+
+def test_what_was_prepared_is_kept_for_its_request(monkeypatch: pytest.MonkeyPatch):
+    """However many others come before its first step."""
+    monkeypatch.setattr(grammar_vocabulary, "MATCHERS", 2)
+    vocabulary = byte_vocabulary()
+    masks, compiled, fresh_matcher = Masks(lambda: vocabulary), list[str](), vocabulary.fresh_matcher
+    monkeypatch.setattr(vocabulary, "fresh_matcher", lambda text: [compiled.append(text), fresh_matcher(text)][1])
+    constraints = [Constraint(regex(f"a{{{n}}}")) for n in range(1, 6)]
+    for constraint in constraints:
+        done = threading.Event()
+        masks.compile(constraint, done.set)
+        assert done.wait(20)
+    again = Constraint(constraints[-1].grammar)
+    assert masks.is_ready(again) and not masks.is_ready(constraints[0])
+    for constraint in [*constraints, again]:
+        assert masks_of(masks, GrammarState(constraint), []).errors == {}
+    assert len(compiled) == 5
+    del constraint, constraints, again
+    for worker in (masks._compiling, masks._computing):
+        worker.submit(lambda: None).result(20)  # it is done with the last one
+    gc.collect()
+    assert vocabulary._prepared == {}
