@@ -62,18 +62,28 @@ class GrammarState:
         self.error = error_of(self.matcher)
         return self.matcher
 
+    def drafted(self, draft: Sequence[int], vocabulary: GrammarVocabulary) -> LLMatcher:
+        """One that nobody shares, after the output and these tokens, which may be wrong; the state stays as it is."""
+        matcher = vocabulary.fresh_matcher(self._grammar)
+        _consume(matcher, self._held([*self._output, *draft], bool(self._after))[0], 1)
+        return matcher
+
     def ends_thought(self, token: int) -> bool:
         return token in self._after
 
     def _text(self, tokens: Sequence[int]) -> list[int]:
         """Those that the grammar is about."""
-        if not self.thinks:
-            return list(tokens)
+        text, self.thinks = self._held(tokens, self.thinks)
+        return text
+
+    def _held(self, tokens: Sequence[int], thinks: bool) -> tuple[list[int], bool]:
+        """Those that the grammar is about, and whether it is still a thought after them."""
+        if not thinks:
+            return list(tokens), False
         for i, token in enumerate(tokens):
             if token in self._after:
-                self.thinks = False
-                return list(tokens[i + 1 :])
-        return []
+                return list(tokens[i + 1 :]), False
+        return [], True
 
     def named(self, why: str) -> str:
         """Why nothing can follow, with the grammar by its beginning."""

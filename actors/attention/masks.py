@@ -166,11 +166,9 @@ class _Step:
     def check(self) -> None:
         """Where the mask of a first row could not be computed, try once more with a new matcher, and then with one
         that nobody shares. A matcher that can no more allows the end alone."""
-        word, bit = divmod(self._vocabulary.eos, 32)
-        may_end = (self.packed[:, word] >> bit & 1).tolist()
         for at, ask in self.firsts():
             state = ask.state
-            if self._rules[at] is _Rule.GRAMMAR and may_end[at] and error_of(state.matcher):
+            if self._rules[at] is _Rule.GRAMMAR and self._allows(at, self._vocabulary.eos) and error_of(state.matcher):
                 for alone in (False, True):
                     matcher = state.renew(self._vocabulary, alone)
                     if not state.error:
@@ -188,20 +186,30 @@ class _Step:
         if not ask.draft or state.error:
             return
         matcher, thinks = state.matcher.deep_copy(), state.thinks
-        for token in ask.draft:
+        for i, token in enumerate(ask.draft):
             at += 1
             if token in ask.stops:
                 break
             if thinks:
                 thinks = not state.ends_thought(token)
-            elif matcher.is_stopped() or not matcher.try_consume_tokens([token]):
+            elif token == self._vocabulary.eos or not self._allows(at - 1, token):
                 break
+            elif not matcher.try_consume_tokens([token]):  # others that share it may have made it fail
+                matcher = state.drafted(ask.draft[: i + 1], self._vocabulary)
             self._rules[at] = _Rule.THOUGHT if thinks else _Rule.GRAMMAR
             if not thinks:
                 self.mask(at, matcher)
+                if error_of(matcher):
+                    matcher = state.drafted(ask.draft[: i + 1], self._vocabulary)
+                    self.mask(at, matcher)
                 if why := error_of(matcher):
                     self._errors[at] = why
                     break
+
+    def _allows(self, at: int, token: int) -> bool:
+        """Whether the mask of the row has the token."""
+        word, bit = divmod(token, 32)
+        return bool(self.packed[at, word] >> bit & 1)
 
     def mask(self, at: int, matcher: LLMatcher) -> None:
         matcher.unsafe_compute_mask_ptr(self.address + at * self.row_bytes, self.row_bytes)
