@@ -17,6 +17,7 @@ _MOST_BETWEEN_MASKS = 16
 
 class GrammarState:
     def __init__(self, constraint: Constraint):
+        self._constraint = constraint
         self._grammar, self._after = constraint.grammar, frozenset(constraint.after)
         self.thinks = bool(constraint.after)  # the grammar does not hold yet
         self.error = ""  # why nothing can follow
@@ -29,7 +30,7 @@ class GrammarState:
         new = tokens[prompt_length + len(self._output) :]
         self._output += new
         if self._matcher is None:
-            self._begin(vocabulary.compiled(self._grammar))
+            self._begin(vocabulary.prepared(self._constraint) or vocabulary.compiled(self._grammar))
         if not self.error and (text := self._text(new)):
             if self._compiled is not None:
                 vocabulary.count(self._grammar, self._compiled, len(text))
@@ -61,18 +62,28 @@ class GrammarState:
         self.error = error_of(self.matcher)
         return self.matcher
 
+    def drafted(self, draft: Sequence[int], vocabulary: GrammarVocabulary) -> LLMatcher:
+        """One that nobody shares, after the output and these tokens, which may be wrong; the state stays as it is."""
+        matcher = vocabulary.fresh_matcher(self._grammar)
+        _consume(matcher, self._held([*self._output, *draft], bool(self._after))[0], 1)
+        return matcher
+
     def ends_thought(self, token: int) -> bool:
         return token in self._after
 
     def _text(self, tokens: Sequence[int]) -> list[int]:
         """Those that the grammar is about."""
-        if not self.thinks:
-            return list(tokens)
+        text, self.thinks = self._held(tokens, self.thinks)
+        return text
+
+    def _held(self, tokens: Sequence[int], thinks: bool) -> tuple[list[int], bool]:
+        """Those that the grammar is about, and whether it is still a thought after them."""
+        if not thinks:
+            return list(tokens), False
         for i, token in enumerate(tokens):
             if token in self._after:
-                self.thinks = False
-                return list(tokens[i + 1 :])
-        return []
+                return list(tokens[i + 1 :]), False
+        return [], True
 
     def named(self, why: str) -> str:
         """Why nothing can follow, with the grammar by its beginning."""

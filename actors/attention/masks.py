@@ -72,15 +72,19 @@ class Masks:
         self._computing, self._compiling = _Worker("grammar masks"), _Worker("grammars")
 
     def is_ready(self, constraint: Constraint) -> bool:
-        """Whether the first mask of a request with it does not wait for its grammar to be compiled."""
-        return self._vocabulary is not None and self._vocabulary.is_ready(constraint.grammar)
+        """Whether the first mask of a request with it does not wait for its grammar to be compiled. What is there is
+        kept for it."""
+        if self._vocabulary is None or not self._vocabulary.is_ready(constraint.grammar):
+            return False
+        self._vocabulary.prepare(constraint, constraint.grammar)
+        return True
 
     def compile(self, constraint: Constraint, then: Callable[[], None]) -> None:
-        """Compile its grammar in another thread, and call `then` there."""
+        """Compile its grammar in another thread, keep it for this constraint, and call `then` there."""
 
         def work() -> None:
             try:
-                self._loaded().matcher(constraint.grammar)
+                self._loaded().prepare(constraint, constraint.grammar)
             except Exception:  # the request learns of it when its first mask is needed
                 log.exception("a grammar could not be compiled")
             then()
@@ -162,11 +166,9 @@ class _Step:
     def check(self) -> None:
         """Where the mask of a first row could not be computed, try once more with a new matcher, and then with one
         that nobody shares. A matcher that can no more allows the end alone."""
-        word, bit = divmod(self._vocabulary.eos, 32)
-        may_end = (self.packed[:, word] >> bit & 1).tolist()
         for at, ask in self.firsts():
             state = ask.state
-            if self._rules[at] is _Rule.GRAMMAR and may_end[at] and error_of(state.matcher):
+            if self._rules[at] is _Rule.GRAMMAR and self._allows(at, self._vocabulary.eos) and error_of(state.matcher):
                 for alone in (False, True):
                     matcher = state.renew(self._vocabulary, alone)
                     if not state.error:
@@ -184,20 +186,30 @@ class _Step:
         if not ask.draft or state.error:
             return
         matcher, thinks = state.matcher.deep_copy(), state.thinks
-        for token in ask.draft:
+        for i, token in enumerate(ask.draft):
             at += 1
             if token in ask.stops:
                 break
             if thinks:
                 thinks = not state.ends_thought(token)
-            elif matcher.is_stopped() or not matcher.try_consume_tokens([token]):
+            elif token == self._vocabulary.eos or not self._allows(at - 1, token):
                 break
+            elif not matcher.try_consume_tokens([token]):  # others that share it may have made it fail
+                matcher = state.drafted(ask.draft[: i + 1], self._vocabulary)
             self._rules[at] = _Rule.THOUGHT if thinks else _Rule.GRAMMAR
             if not thinks:
                 self.mask(at, matcher)
+                if error_of(matcher):
+                    matcher = state.drafted(ask.draft[: i + 1], self._vocabulary)
+                    self.mask(at, matcher)
                 if why := error_of(matcher):
                     self._errors[at] = why
                     break
+
+    def _allows(self, at: int, token: int) -> bool:
+        """Whether the mask of the row has the token."""
+        word, bit = divmod(token, 32)
+        return bool(self.packed[at, word] >> bit & 1)
 
     def mask(self, at: int, matcher: LLMatcher) -> None:
         matcher.unsafe_compute_mask_ptr(self.address + at * self.row_bytes, self.row_bytes)
@@ -248,10 +260,12 @@ class _Worker:
 
     def _run(self) -> None:
         while True:
-            future, work = self._queue.get()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(work())
-            except Exception as error:
-                future.set_exception(error)
+            self._do(*self._queue.get())  # nothing of it is held while the next one is waited for
+
+    def _do(self, future: Future[Any], work: Callable[[], Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)

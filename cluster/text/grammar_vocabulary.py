@@ -11,6 +11,7 @@ import json
 import re
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -86,6 +87,7 @@ class GrammarVocabulary:
         self._loaded: LLTokenizer | None = None
         self._verdicts: _Lately[str] = _Lately(VERDICTS)
         self._matchers: _Lately[Compiled] = _Lately(MATCHERS)
+        self._prepared: dict[int, Compiled] = {}  # by the id of what it was prepared for
 
     def check(self, grammar: str) -> None:
         """Raises GrammarError where it cannot be compiled, takes too long, or allows nothing at all."""
@@ -120,6 +122,15 @@ class GrammarVocabulary:
     def is_ready(self, grammar: str) -> bool:
         """Whether `matcher` answers at once."""
         return self._matchers.get(grammar) is not None
+
+    def prepare(self, owner: object, grammar: str) -> None:
+        """Compile it, and keep it as long as its owner is there, whatever others need meanwhile."""
+        if id(owner) not in self._prepared:
+            weakref.finalize(owner, self._prepared.pop, id(owner), None).atexit = False
+        self._prepared[id(owner)] = self.compiled(grammar)
+
+    def prepared(self, owner: object) -> Compiled | None:
+        return self._prepared.get(id(owner))
 
     def matcher(self, grammar: str) -> LLMatcher:
         """A matcher at the beginning of the grammar; where it cannot be compiled one with an error."""

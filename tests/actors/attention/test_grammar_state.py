@@ -3,12 +3,16 @@ grammar."""
 
 from __future__ import annotations
 
+import gc
 import random
+import threading
 from collections.abc import Callable
 
 import pytest
+import torch
 from grammars import BYTES_END, byte_tokenizer
 
+from isotherm.actors.attention import masks as masks_module
 from isotherm.actors.attention.grammar_state import GrammarState
 from isotherm.actors.attention.masks import Ask, Masks, StepMasks
 from isotherm.cluster.messages.requests import Constraint
@@ -109,3 +113,51 @@ def test_a_matcher_of_which_much_was_taken_is_let_go(
     assert len(compiled) == 1 and not vocabulary.is_ready(WORDS.grammar)
     assert masks_of(masks, first, tokens).errors == {} and masks_of(masks, GrammarState(WORDS), tokens).errors == {}
     assert len(compiled) == 2 and vocabulary.is_ready(WORDS.grammar)
+
+
+def test_what_was_prepared_is_kept_for_its_request(monkeypatch: pytest.MonkeyPatch):
+    """However many others come before its first step."""
+    monkeypatch.setattr(grammar_vocabulary, "MATCHERS", 2)
+    vocabulary = byte_vocabulary()
+    masks, compiled, fresh_matcher = Masks(lambda: vocabulary), list[str](), vocabulary.fresh_matcher
+    monkeypatch.setattr(vocabulary, "fresh_matcher", lambda text: [compiled.append(text), fresh_matcher(text)][1])
+    constraints = [Constraint(regex(f"a{{{n}}}")) for n in range(1, 6)]
+    for constraint in constraints:
+        done = threading.Event()
+        masks.compile(constraint, done.set)
+        assert done.wait(20)
+    again = Constraint(constraints[-1].grammar)
+    assert masks.is_ready(again) and not masks.is_ready(constraints[0])
+    for constraint in [*constraints, again]:
+        assert masks_of(masks, GrammarState(constraint), []).errors == {}
+    assert len(compiled) == 5
+    del constraint, constraints, again
+    for worker in (masks._compiling, masks._computing):
+        worker.submit(lambda: None).result(20)  # it is done with the last one
+    gc.collect()
+    assert vocabulary._prepared == {}
+
+
+@pytest.mark.parametrize("at_mask", [False, True])
+def test_a_matcher_that_fails_under_a_draft_forbids_no_token_and_frees_no_row(
+    vocabulary: GrammarVocabulary, monkeypatch: pytest.MonkeyPatch, at_mask: bool
+):
+    """Others use up the lexer when the first row's mask is there, or when a draft's token is taken."""
+    tokens = words(44)
+    masks, draft = Masks(lambda: vocabulary), (*tokens[40:], BANG, A)
+    expected = masks_of(Masks(byte_vocabulary), GrammarState(WORDS), tokens[:40], draft)
+    name = "mask" if at_mask else "follow_draft"
+    usual = getattr(masks_module._Step, name)
+
+    def disturbed(*args: object) -> None:
+        if not used:
+            exhaust(vocabulary)
+            used.append(True)
+        usual(*args)
+
+    used = list[bool]()
+    monkeypatch.setattr(masks_module._Step, name, disturbed)
+    got = masks_of(masks, GrammarState(WORDS), tokens[:40], draft)
+    assert got.errors == expected.errors == {}
+    assert torch.equal(got.forbidden, expected.forbidden)
+    assert got.forbidden[:5, BANG].all() and not got.forbidden[:5, A].any() and not got.forbidden[5:].any()
