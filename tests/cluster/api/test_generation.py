@@ -96,12 +96,12 @@ def test_the_grammar_of_a_small_completion_is_not_checked_on_the_event_loop(app,
 @pytest.mark.parametrize("n", [1, 2])
 def test_usage_in_every_chunk(ask, path, n):
     options = {"include_usage": True, "continuous_usage_stats": True}
-    *parts, last = chunks(ask(path, n=n, stream=True, stream_options=options))
+    *parts, last = chunks(ask(path, n=n, seed=7, stream=True, stream_options=options))
     counts = [part["usage"]["completion_tokens"] for part in parts]
     assert counts == sorted(counts) and counts[-1] == 4 * n == last["usage"]["completion_tokens"]
     assert len(set(counts)) > 2 and last["choices"] == []
     assert all(part["usage"]["prompt_tokens"] == last["usage"]["prompt_tokens"] for part in parts)
-    alone = chunks(ask(path, n=n, stream=True, stream_options={"continuous_usage_stats": True}))
+    alone = chunks(ask(path, n=n, seed=7, stream=True, stream_options={"continuous_usage_stats": True}))
     assert alone[-1]["choices"] and alone[-1]["usage"]["completion_tokens"] == 4 * n
 
 
