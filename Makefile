@@ -50,7 +50,7 @@ CLIENTS := .venv-clients
 
 $(CLIENTS)/.installed: tests/clients/requirements.txt
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet --requirement $<
+	$(CLIENTS)/bin/python -m pip install --quiet --no-deps --requirement $<
 	touch $@
 
 clients: $(VENV)/.installed-dev $(CLIENTS)/.installed
