@@ -10,7 +10,10 @@ import time
 import pytest
 from hosts import Host, Hosts, unavailable_reason
 
-pytestmark = pytest.mark.skipif(unavailable_reason() is not None, reason=f"no hosts: {unavailable_reason()}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(unavailable_reason() is not None, reason=f"no hosts: {unavailable_reason()}"),
+]
 MEGABYTE = os.urandom(1 << 20)
 
 
@@ -38,6 +41,17 @@ def trip(source: Host, target: Host, limit: float = 5.0) -> float:
         return time.monotonic() - begin
 
 
+def settled(source: Host, target: Host, within: float = 5.0) -> float:
+    """As `trip`, of the first datagram that comes through: those sent while a link comes up may be lost."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return trip(source, target, 0.5)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+
+
 def test_hosts_reach_one_another_and_nobody_else(hosts):
     one, two, three = hosts.hosts
     assert max(trip(one, two), trip(two, one), trip(two, three)) < 1
@@ -58,7 +72,7 @@ def test_an_unplugged_host_reaches_nobody_until_it_is_plugged_in(hosts):
         with pytest.raises(OSError, match="timed out|unreachable"):
             trip(source, target, 0.3)
     hosts.plug(two)
-    assert trip(one, two) < 1 and trip(two, one) < 1
+    assert settled(one, two) < 1 and settled(two, one) < 1
 
 
 def test_a_blackhole_takes_one_direction_between_two_hosts(hosts):
