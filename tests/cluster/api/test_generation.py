@@ -10,12 +10,10 @@ import threading
 
 import httpx
 import pytest
-from fake_engine import FakeEngine, write_tokenizer
 
 from isotherm.cluster.api import logprobs, prepare_completion, replies
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.settings import AppSettings
-from isotherm.cluster.text.tokenizer import Tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 BODIES = {
@@ -23,18 +21,6 @@ BODIES = {
     "/v1/completions": {"prompt": "hello"},
 }
 paths = pytest.mark.parametrize("path", sorted(BODIES))
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    loaded = Tokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    yield loaded
-    loaded.chat_template.close()
-
-
-@pytest.fixture
-def engine(tokenizer):
-    return FakeEngine(tokenizer.vocab_size)
 
 
 @pytest.fixture

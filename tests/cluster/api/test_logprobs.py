@@ -5,20 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from fake_engine import BOS, EOS, write_tokenizer
+from fake_engine import BOS, EOS
 from hypothesis import given
 from hypothesis import strategies as st
 
 from isotherm.cluster.api.logprobs import PromptScores, TextOffsets, joined_entries
 from isotherm.cluster.messages.requests import PromptLogprobs, TokenLogprobs
-from isotherm.cluster.text.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    loaded = Tokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    yield loaded
-    loaded.chat_template.close()
 
 
 def scores_of(prompt):

@@ -19,13 +19,6 @@ LIMITS = PromptLimits(max_model_len=64, vocab_size=1000, max_prompt_chars=500)
 USER = [{"role": "user", "content": "hi"}]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    loaded = Tokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    yield loaded
-    loaded.chat_template.close()
-
-
 def raw(**fields):
     return json.dumps({"model": "m", **fields}).encode()
 

@@ -8,25 +8,12 @@ import json
 import httpx
 import openai
 import pytest
-from fake_engine import BOS, EOS, FakeEngine, http_server, write_tokenizer
+from fake_engine import BOS, EOS, http_server
 
 from isotherm.cluster.api.app import build_app
-from isotherm.cluster.text.tokenizer import Tokenizer
 
 MODEL = "m"
 USER = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    loaded = Tokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    yield loaded
-    loaded.chat_template.close()
-
-
-@pytest.fixture
-def engine(tokenizer):
-    return FakeEngine(tokenizer.vocab_size)
 
 
 @pytest.fixture

@@ -7,20 +7,12 @@ import json
 
 import httpx
 import pytest
-from fake_engine import BOS, FakeEngine, write_tokenizer
+from fake_engine import BOS, FakeEngine
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.settings import AppSettings
-from isotherm.cluster.text.tokenizer import Tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "naïve 😀 hello"}]}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    loaded = Tokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    yield loaded
-    loaded.chat_template.close()
 
 
 @pytest.fixture

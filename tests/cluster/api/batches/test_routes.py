@@ -9,27 +9,14 @@ import time
 import httpx
 import openai
 import pytest
-from fake_engine import FakeEngine, http_server, write_tokenizer
+from fake_engine import http_server
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.batches.service import PRIORITY, BatchLimits, BatchService
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.settings import AppSettings
-from isotherm.cluster.text.tokenizer import Tokenizer
 
 URL = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    loaded = Tokenizer.load(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    yield loaded
-    loaded.chat_template.close()
-
-
-@pytest.fixture
-def engine(tokenizer):
-    return FakeEngine(tokenizer.vocab_size)
 
 
 @contextlib.contextmanager
