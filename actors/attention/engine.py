@@ -33,6 +33,12 @@ class Engine:
         self.sampler = sampler or Sampler(model.kernels)
         self.cache = model.new_cache(config.blocks, config.block_size)
         self.steps = 0
+        self._unsent: list[Delta] = []  # what parts of a step gave before experts were lost that its rest needs
+
+    def take_unsent(self) -> list[Delta]:
+        """What a step that raised has given all the same."""
+        unsent, self._unsent = self._unsent, []
+        return unsent
 
     def prepare(self, request: GenerationRequest, then: Callable[[], None]) -> bool:
         """Whether something has to be made before a request is added, so that no step waits for it: it is made in
@@ -79,12 +85,19 @@ class Engine:
         middle = len(chunks) // 2
         for half in (chunks[:middle], chunks[middle:]):
             try:
-                deltas += self._compute(half)
+                deltas += self._compute_or_isolate(half)
             except ExpertsLostError:
+                self._unsent += deltas
                 raise
-            except Exception as of_half:
-                deltas += self._isolate(half, of_half)
         return deltas
+
+    def _compute_or_isolate(self, chunks: Sequence[Chunk]) -> list[Delta]:
+        try:
+            return self._compute(chunks)
+        except ExpertsLostError:
+            raise
+        except Exception as error:
+            return self._isolate(chunks, error)
 
     def _compute(self, chunks: Sequence[Chunk]) -> list[Delta]:
         self.experts.begin_step()

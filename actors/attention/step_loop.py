@@ -140,7 +140,7 @@ class StepLoop:
                 deltas += self.engine.step()
             except Exception as error:  # the step is lost: every request that was in the engine is told so
                 log.exception("step failed")
-                deltas += self._fail_all(named_line(error))
+                deltas += self.engine.take_unsent() + self._fail_all(named_line(error))
             self.pulse.beat()
             if deltas:
                 self._publish(deltas)

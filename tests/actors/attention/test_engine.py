@@ -373,6 +373,27 @@ def test_a_failure_that_does_not_come_again_ends_nobody(engine: Engine):
     assert generate(engine, request("a"), request("b", prompt=(9, 8, 7))) == expected
 
 
+def test_what_half_a_step_gave_is_not_lost_with_the_experts_of_the_other(engine: Engine):
+    """A request that had ended in it got no last delta: its client waited for ever."""
+    compute = engine._compute
+
+    def lost_behind(chunks: Any) -> Any:
+        if len(chunks) > 1:
+            raise RuntimeError("out of memory")
+        if chunks[0].sequence.request.id == "b":
+            raise ExpertsLostError("layer 1: nobody holds expert 3")
+        return compute(chunks)
+
+    engine._compute = lost_behind  # type: ignore[method-assign]
+    engine.scheduler.add(request("a", max_tokens=1))
+    engine.scheduler.add(request("b"))
+    with pytest.raises(ExpertsLostError):
+        engine.step()
+    (delta,) = engine.take_unsent()
+    assert (delta.request_id, delta.finish_reason) == ("a", FinishReason.LENGTH) and engine.take_unsent() == []
+    assert engine.scheduler.request_ids() == ["b"]
+
+
 def test_lost_experts_are_nobodys_fault(engine: Engine):
     class Lost(LocalExperts):
         abandoned = 0

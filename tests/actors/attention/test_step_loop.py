@@ -36,6 +36,9 @@ class FakeEngine:
         self.prepared.put(then)
         return True
 
+    def take_unsent(self) -> list[Delta]:
+        return []
+
     def step(self) -> list[Delta]:
         chunks = self.scheduler.schedule()
         if not chunks:
