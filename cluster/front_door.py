@@ -6,7 +6,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from isotherm.cluster.api.access import Access
+from isotherm.cluster.api.access.middleware import Access
 from isotherm.cluster.api.admin import AdminClient
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.batches.service import BatchService

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from isotherm.cluster.api.about import About
-from isotherm.cluster.api.access import AccessMiddleware
+from isotherm.cluster.api.access.middleware import AccessMiddleware
 from isotherm.cluster.api.admin import AdminClient, admin_routes
 from isotherm.cluster.api.batches.routes import batch_routes, refused_routes
 from isotherm.cluster.api.batches.service import BatchService

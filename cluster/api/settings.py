@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from isotherm.cluster.api.access import Access
+from isotherm.cluster.api.access.middleware import Access
 
 
 @dataclass(frozen=True)
