@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve import Application
 from starlette.applications import Starlette
 
+from isotherm.cluster.api.access.key_store import KeySource, KeyStore
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.control.liveness import watch_controller
@@ -27,8 +28,9 @@ from isotherm.cluster.routing.shard_client import ShardClient
 KILL_SECONDS = 5.0  # after which a replica that has ended its requests is killed
 
 
-def ingress_application(manifest: Manifest, model_path: Path) -> Application:
-    """The Serve application; the model's path must be readable where replicas run."""
+def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | None) -> Application:
+    """The Serve application; the model's path, and the file of keys, must be readable where replicas run. Without
+    `keys` nobody is asked for one."""
 
     def build() -> Starlette:  # runs in each replica, on the event loop that will serve its requests
         config = load_config(model_path)
@@ -48,7 +50,8 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
         refused = batches_refused(manifest.http)
         batches = None if refused else batch_service(manifest.http, AppSettings.max_body_bytes)
-        app = front_door(manifest, model_path, endable, controller, store, batches, refused)
+        key_store = None if keys is None else KeyStore(keys, manifest.http.replicas)
+        app = front_door(manifest, model_path, endable, controller, store, batches, refused, keys=key_store)
         if batches is not None:
             batches.begin()  # with what a replica before this one has left
         return app

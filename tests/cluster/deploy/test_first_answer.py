@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from isotherm.cluster.deploy import first_answer
-from isotherm.cluster.deploy.first_answer import NoAnswerError, wait_for_answer
+from isotherm.cluster.deploy.first_answer import Asked, NoAnswerError, wait_for_answer
 
 
 @contextmanager
@@ -45,14 +45,14 @@ def server(*statuses: int | None) -> Iterator[tuple[str, list[dict]]]:
 def test_it_waits_until_a_token_is_there(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with server(404, 503, 429, 500, 200) as (url, asked):
-        wait_for_answer(url, "m", 20)
+        wait_for_answer(Asked(url, "m"), 20)
     assert len(asked) == 5 and asked[0]["model"] == "m" and asked[0]["max_tokens"] == 1
 
 
 def test_a_request_that_hangs_is_sent_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(first_answer, "ATTEMPT_SECONDS", 0.3)
     with server(None, 200) as (url, asked):
-        wait_for_answer(url, "m", 20)
+        wait_for_answer(Asked(url, "m"), 20)
     assert len(asked) == 2
 
 
@@ -62,15 +62,15 @@ def test_it_does_not_wait_for_ever(statuses: tuple, words: str):
         server(*statuses) as (url, _),
         pytest.raises(NoAnswerError, match=f"no request to {url}/v1/completions .*{words}"),
     ):
-        wait_for_answer(url, "m", 0.6)
+        wait_for_answer(Asked(url, "m"), 0.6)
 
 
 def test_a_refusal_for_good_is_said_at_once():
     with server(401) as (url, asked), pytest.raises(NoAnswerError, match="HTTP 401: words"):
-        wait_for_answer(url, "m", 60)
+        wait_for_answer(Asked(url, "m"), 60)
     assert len(asked) == 1
 
 
 def test_nobody_there():
     with pytest.raises(NoAnswerError, match="refused"):
-        wait_for_answer("http://127.0.0.1:1", "m", 0.5)
+        wait_for_answer(Asked("http://127.0.0.1:1", "m"), 0.5)
