@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -18,8 +19,6 @@ from isotherm.cluster.api.access.hashing import hashed, new_key, new_key_id
 from isotherm.cluster.api.access.keys_file import KeyEntry, KeysFileError, changing, find, read_keys, write_keys
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
-console = Console()
-notes = Console(stderr=True)
 Roles = Enum("Roles", {role: role for role in ROLES})  # type: ignore[misc]  # typer's form of choices
 
 FileOption = Annotated[Path, typer.Option("--file", metavar="FILE", help="file of keys; the server's --keys")]
@@ -81,7 +80,7 @@ def create(
         if find(entries, name) is not None:
             raise KeysFileError(f"{file}: there is a key {name!r} already; revoke it first, or choose another name")
         write_keys(file, [*entries, entry])
-    notes.print(f"{name}'s key, which is not shown again; {file} has its hash alone:", highlight=False, soft_wrap=True)
+    print(f"{name}'s key, which is not shown again; {file} has its hash alone:", file=sys.stderr)
     print(key)
 
 
@@ -97,7 +96,7 @@ def list_keys(file: FileOption = Path("keys.json"), as_json: Annotated[bool, typ
         given = entry.model_dump(include=set(_COLUMNS), exclude_defaults=True)
         limits = ", ".join(f"{column} {given[column]}" for column in _COLUMNS if column in given)
         table.add_row(entry.name, entry.id, " ".join(entry.roles), entry.created, limits)
-    console.print(table)
+    Console().print(table)
 
 
 @app.command()
@@ -111,4 +110,4 @@ def revoke(
         if (found := find(entries, key)) is None:
             raise KeysFileError(f"{file}: there is no key {key[:64]!r}; `isotherm keys list --file {file}` shows them")
         write_keys(file, [entry for entry in entries if entry is not found])
-    console.print(f"{found.name} ({found.id}) is revoked", highlight=False, markup=False)
+    print(f"{found.name} ({found.id}) is revoked")

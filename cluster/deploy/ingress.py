@@ -22,6 +22,7 @@ from isotherm.cluster.front_door import front_door
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.on_ray.controller_client import ControllerClient
+from isotherm.cluster.on_ray.replica_port import listen_at_node_address_alone
 from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess
 from isotherm.cluster.routing.shard_client import ShardClient
 
@@ -33,6 +34,7 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
     `keys` nobody is asked for one."""
 
     def build() -> Starlette:  # runs in each replica, on the event loop that will serve its requests
+        listen_at_node_address_alone()
         config = load_config(model_path)
         controller = ControllerClient()
         max_sequences = manifest.engine.max_sequences
