@@ -27,9 +27,11 @@ from isotherm.cluster.api.errors import ReplyError, internal_error
 from isotherm.cluster.api.generation import GenerationRoute, Generator
 from isotherm.cluster.api.messages import messages_routes
 from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware
+from isotherm.cluster.api.observed import observed_routes
 from isotherm.cluster.api.prepare_chat import prepare_chat
 from isotherm.cluster.api.prepare_completion import prepare_completion
 from isotherm.cluster.api.replies import json_response
+from isotherm.cluster.api.request_book import RequestBook
 from isotherm.cluster.api.response_store import MemoryResponseStore, ResponseStore
 from isotherm.cluster.api.responses import responses_routes
 from isotherm.cluster.api.settings import AppSettings
@@ -52,15 +54,17 @@ def build_app(
     admin: AdminClient | None = None,
     store: ResponseStore | None = None,
     batches: BatchService | None = None,
+    book: RequestBook | None = None,
 ) -> Starlette:
     """The ASGI application that serves one model under `model_id` and its aliases; with `admin`, the operator's routes
     too, and with `batches` those for files and batches, which are run here. Without a `store` responses are kept in
-    this process."""
+    this process. `book` is told of every request for tokens."""
     settings = settings or AppSettings()
     store = store or MemoryResponseStore(settings.kept_response_bytes)
     names = tuple(dict.fromkeys([model_id, *aliases]))
     about = About(engine, names, settings)
-    generator = Generator(engine, tokenizer, names, settings)
+    book = book or RequestBook()
+    generator = Generator(engine, tokenizer, names, settings, book)
 
     tokenization = Tokenization(generator, settings.max_body_bytes)
 
@@ -82,6 +86,7 @@ def build_app(
             Route("/ready", about.ready),
             Route("/status", about.status),
             Route("/version", about.version),
+            *observed_routes(book),
             *(admin_routes(admin) if admin is not None else []),
             *described_routes(),
         ],
