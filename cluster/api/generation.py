@@ -232,6 +232,8 @@ class Generator:
                 if choices[index].finish_reason is not None:
                     continue  # queued before its stream was closed
                 choice = choices[index]
+                if delta.course is not None:
+                    entry.fared(index, delta.course)
                 added = await asyncio.to_thread(choice.feed, delta) if choice.is_long(delta) else choice.feed(delta)
                 if added.finish_reason is not None:
                     open_choices -= 1

@@ -1,7 +1,9 @@
-"""The routes of those who watch: the requests that are open here and those that ended lately. Nothing that was said in
+"""The routes of those who watch: metrics, and the requests that are open or ended lately. Nothing that was said in
 them."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,13 +11,29 @@ from starlette.routing import Route
 
 from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.api.request_book import RequestBook
+from isotherm.cluster.jsontypes import JSON
 
 
-def observed_routes(book: RequestBook) -> list[Route]:
-    """GET /admin/requests."""
+class Observer(Protocol):
+    """What is observed of this server: its own requests, and by whatever way those of others beside it."""
+
+    @property
+    def book(self) -> RequestBook:
+        """What this process is told of its requests."""
+
+    async def metrics(self) -> str:
+        """Prometheus' text format."""
+
+    async def requests(self) -> JSON: ...
+
+
+def observed_routes(observer: Observer) -> list[Route]:
+    """GET /admin/requests and GET /metrics."""
 
     async def requests(request: Request) -> Response:
-        running, recent = ([one.as_json() for one in records] for records in (book.running(), book.recent()))
-        return json_response({"running": running, "recent": recent})
+        return json_response(await observer.requests())
 
-    return [Route("/admin/requests", requests)]
+    async def metrics(request: Request) -> Response:
+        return Response(await observer.metrics(), media_type="text/plain; version=0.0.4")
+
+    return [Route("/admin/requests", requests), Route("/metrics", metrics)]

@@ -8,8 +8,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import islice
+from random import random
 from types import TracebackType
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -18,9 +21,12 @@ from isotherm.cluster.api.choices import ChoiceStream
 from isotherm.cluster.api.errors import ReplyError, internal_error
 from isotherm.cluster.api.prepare import Prepared
 from isotherm.cluster.api.timing import Stopwatch
+from isotherm.cluster.api.trace_context import HEADER, STATE, TraceContext, begin
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.messages.requests import Course
 
 logger = logging.getLogger(__name__)
+_NO_COURSE = Course()
 REMEMBERED = 200  # requests that have ended
 CLIENT_CLOSED = 499  # the status of a request whose client went away, as proxies write it
 
@@ -56,7 +62,10 @@ class RequestRecord:
     moved: int = 0  # times that a shard gave one of its streams to another
     resumed: int = 0  # times that one went on elsewhere after its shard was lost
     preempted: int = 0  # times that one gave up its place and was recomputed
-    group_wait: float = 0.0  # for which shards waited for expert groups while they had it
+    group_wait: float = 0.0  # for which shards waited for expert groups while they had it; of several choices the sum
+    chunks: tuple[tuple[float, int], ...] = ()  # parts of the prompt: the end of each, from its arrival, and its tokens
+    moves: tuple[tuple[float, str], ...] = ()  # when it went on elsewhere, from its arrival, "moved" or "resumed"
+    trace: TraceContext | None = None  # of its own span, where traces are made
 
     @property
     def is_open(self) -> bool:
@@ -64,7 +73,14 @@ class RequestRecord:
 
     def as_json(self) -> JSON:
         """With times to the tenth of a millisecond."""
-        return {name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(self).items()}
+        found = {name: _rounded(value) for name, value in vars(self).items()}
+        return found | {"trace": "" if self.trace is None else self.trace.trace}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_rounded(one) for one in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 Sink = Callable[[RequestRecord], None]
@@ -82,12 +98,22 @@ class OpenRequest:
         self._started = time.time()
         self._prepared: Prepared | None = None
         self._choices: Sequence[ChoiceStream] = ()
+        self._courses: dict[int, Course] = {}  # by choice
+        self._moves: list[tuple[float, str]] = []
+        self.trace: TraceContext | None = None
         self._status, self._error = 0, ""
         self._has_ended = False
 
     def prepared(self, prepared: Prepared, choices: Sequence[ChoiceStream]) -> None:
         """What was asked for is known; `choices` count its tokens from now on."""
         self._prepared, self._choices = prepared, choices
+
+    def fared(self, choice: int, course: Course) -> None:
+        """What an engine says of a choice's course so far."""
+        before, now = self._courses.get(choice, _NO_COURSE), self.watch.elapsed()
+        for word, more in ("moved", course.moved - before.moved), ("resumed", course.resumed - before.resumed):
+            self._moves += [(now, word)] * max(0, more)
+        self._courses[choice] = course
 
     def failed(self, error: BaseException) -> None:
         """It ends with this, though its reply may have begun; the first one counts."""
@@ -150,6 +176,13 @@ class OpenRequest:
             decode=phases["decode"],
             first_token=until_first if watch.has_first else None,
             seconds=phases["total"],
+            moved=sum(course.moved for course in self._courses.values()),
+            resumed=sum(course.resumed for course in self._courses.values()),
+            preempted=sum(course.preemptions for course in self._courses.values()),
+            group_wait=sum(course.group_wait for course in self._courses.values()),
+            chunks=tuple((phases["prepare"] + at, count) for at, count in self._courses.get(0, _NO_COURSE).chunks),
+            moves=tuple(self._moves),
+            trace=self.trace,
         )
 
 
@@ -161,6 +194,11 @@ class RequestBook:
         self._clock = clock
         self._open: dict[int, OpenRequest] = {}
         self._recent: deque[RequestRecord] = deque(maxlen=REMEMBERED)
+        self._sample: float | None = None
+
+    def trace(self, sample: float) -> None:
+        """From now on every request has a place in a trace; of those that bring none the share `sample` is recorded."""
+        self._sample = sample
 
     def tell(self, sink: Sink) -> None:
         """One more sink, of requests that end from now on."""
@@ -170,16 +208,24 @@ class RequestBook:
         """A request for tokens has come; to be entered as a context."""
         request_id = getattr(request.state, "request_id", "")
         opened = OpenRequest(request_id, caller_of(request).name, request.url.path, self._end, self._clock)
+        if self._sample is not None:
+            headers = request.headers
+            opened.trace = begin(headers.get(HEADER), headers.get(STATE), self._sample, random)
+            request.state.traceparent = opened.trace.header
         self._open[id(opened)] = opened
         return opened
+
+    @property
+    def open_count(self) -> int:
+        return len(self._open)
 
     def running(self) -> list[RequestRecord]:
         """Those that are open, the oldest first."""
         return [opened.record() for opened in self._open.values()]
 
-    def recent(self) -> list[RequestRecord]:
+    def recent(self, most: int = REMEMBERED) -> list[RequestRecord]:
         """Those that ended last, the newest first."""
-        return list(reversed(self._recent))
+        return list(islice(reversed(self._recent), most))
 
     def _end(self, ended: OpenRequest) -> None:
         self._open.pop(id(ended), None)

@@ -210,6 +210,28 @@ def status(address: AddressOption = None, as_json: Annotated[bool, typer.Option(
 
 @app.command()
 @user_errors
+def doctor(
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="MODEL|MANIFEST", help="what is to be served; default: the bundled model's manifest"),
+    ] = None,
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="look at every node of this Ray cluster; default: RAY_ADDRESS, else this machine alone"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Check this machine, or a cluster's nodes, and say what to do. Exit status 1 when something will not work."""
+    manifest, path = _manifest(model or "tiny")
+    there = prepare_attach(address) if address or os.environ.get("RAY_ADDRESS") else None
+    from isotherm.cluster.cli.doctor import report
+
+    if report(manifest, path if model else None, there, None if as_json else console):
+        raise typer.Exit(1)
+
+
+@app.command()
+@user_errors
 def stop(address: AddressOption = None) -> None:
     """End the running cluster, once its open requests have finished: ingress, workers and controller, and the Ray that
     `isotherm serve` started."""

@@ -9,6 +9,7 @@ import json
 import httpx
 import pytest
 from fake_engine import FakeEngine
+from fake_observer import FakeObserver
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.request_book import REMEMBERED, RequestBook, RequestRecord
@@ -26,7 +27,9 @@ def ended() -> list[RequestRecord]:
 
 @pytest.fixture
 def app(engine, tokenizer, ended):
-    return build_app(engine, tokenizer, "m", settings=AppSettings(first_event_s=0.01), book=RequestBook([ended.append]))
+    return build_app(
+        engine, tokenizer, "m", settings=AppSettings(first_event_s=0.01), observer=FakeObserver([ended.append])
+    )
 
 
 def asked(app, path=PATH, **fields) -> httpx.Response:
@@ -98,8 +101,9 @@ class Held(FakeEngine):
 @pytest.mark.parametrize("stream", [False, True])
 def test_open_requests_and_those_whose_client_goes(tokenizer, ended, stream):
     engine = Held(tokenizer.vocab_size)
-    book = RequestBook([ended.append])
-    app = build_app(engine, tokenizer, "m", settings=AppSettings(first_event_s=0.01), book=book)
+    observer = FakeObserver([ended.append])
+    book = observer.book
+    app = build_app(engine, tokenizer, "m", settings=AppSettings(first_event_s=0.01), observer=observer)
 
     async def go() -> RequestRecord:
         gone = asyncio.Event()

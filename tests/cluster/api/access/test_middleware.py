@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fake_admin import FakeAdmin
 from fake_engine import FakeEngine
+from fake_observer import FakeObserver
 
 from isotherm.cluster.api.access.middleware import Access, why_not_local
 from isotherm.cluster.api.app import build_app
@@ -27,7 +28,7 @@ FREE = ["/health", "/ready", "/version", "/v1/models"]
 
 def get(path, peer="127.0.0.1", access=None, **headers):
     settings = AppSettings() if access is None else AppSettings(access=access)
-    app = build_app(FakeEngine(100), None, "m", admin=FakeAdmin(), settings=settings)  # type: ignore[arg-type]
+    app = build_app(FakeEngine(100), None, "m", settings=settings, admin=FakeAdmin(), observer=FakeObserver())  # type: ignore[arg-type]
 
     async def ask():
         async with httpx.AsyncClient(
