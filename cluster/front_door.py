@@ -12,6 +12,7 @@ from isotherm.cluster.api.admin import AdminClient
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.batches.service import BatchService
 from isotherm.cluster.api.engine_client import EngineClient
+from isotherm.cluster.api.observed import Observer
 from isotherm.cluster.api.response_store import ResponseStore
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.manifest import Manifest
@@ -28,10 +29,12 @@ def front_door(
     batches: BatchService | None = None,
     batches_refused: str = "",
     keys: KeyStore | None = None,
+    observer: Observer | None = None,
 ) -> Starlette:
     """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. `store` keeps
     responses where this process's memory will not do. `batches` runs files of requests; without it, clients are told
-    `batches_refused`. With `keys` every client needs one of them. Reads the checkpoint's tokenizer and defaults. Raises
+    `batches_refused`. With `keys` every client needs one of them; with an `observer` there are metrics. Reads the
+    checkpoint's tokenizer and defaults. Raises
     TokenizerError, ModelConfigError."""
     defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
     if manifest.logprobs == "processed":
@@ -46,4 +49,6 @@ def front_door(
         kept_response_bytes=manifest.http.kept_responses,
     )
     tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=manifest.control_tokens == "anywhere")
-    return build_app(engine, tokenizer, manifest.model_id, manifest.http.aliases, settings, admin, store, batches)
+    return build_app(
+        engine, tokenizer, manifest.model_id, manifest.http.aliases, settings, admin, store, batches, observer
+    )

@@ -30,9 +30,9 @@ from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded
 from isotherm.cluster.api.logprobs import PromptScores
 from isotherm.cluster.api.prepare import Prepared, PromptLimits, Served
 from isotherm.cluster.api.replies import Reply, json_response, long_json_response, usage
+from isotherm.cluster.api.request_book import OpenRequest, RequestBook
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.api.stream import EventStream, until_disconnect
-from isotherm.cluster.api.timing import Stopwatch
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.base import ToolFormat
@@ -54,7 +54,15 @@ class GenerationRoute:
 class Generator:
     """Answers requests for tokens, and counts those that are open."""
 
-    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, names: Sequence[str], settings: AppSettings) -> None:
+    def __init__(
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        names: Sequence[str],
+        settings: AppSettings,
+        book: RequestBook | None = None,
+    ) -> None:
+        self._book = book or RequestBook()
         self._engine = engine
         self._tokenizer = tokenizer
         self._names = names
@@ -75,8 +83,8 @@ class Generator:
 
     async def reply(self, request: Request, route: GenerationRoute) -> Response:
         """The answer to a request for tokens. Raises ReplyError."""
-        watch = Stopwatch()
         with ExitStack() as places:
+            entry = places.enter_context(self._book.open(request))
             self._admit(1, places)  # before the body costs anything
             prepared = await self.prepared(request, route)
             if (count := len(prepared.requests)) > (capacity := self._engine.capacity()):
@@ -85,7 +93,7 @@ class Generator:
             if count > 1:
                 self._admit(count - 1, places)
             prepared = metered(request, prepared, places)
-            reply = await self._answer(request, prepared, watch)
+            reply = await self._answer(request, prepared, entry)
             if isinstance(reply, EventStream):
                 reply.on_close(places.pop_all().close)
             reply.headers[CAPACITY_HEADER.decode()] = str(self._engine.capacity())
@@ -112,7 +120,7 @@ class Generator:
     def _overloaded(self, reason: str) -> ReplyError:
         return overloaded(reason, self._admission.retry_after(time.monotonic()))
 
-    async def _answer(self, request: Request, prepared: Prepared, watch: Stopwatch) -> Response:
+    async def _answer(self, request: Request, prepared: Prepared, entry: OpenRequest) -> Response:
         body = prepared.body
         choices = [
             ChoiceStream(
@@ -130,16 +138,17 @@ class Generator:
             )
             for i, generation in enumerate(prepared.requests)
         ]
+        entry.prepared(prepared, choices)
         reply = prepared.new_reply(int(time.time()), self._engine.system_fingerprint or None)
         try:
             if not body.stream:
-                collected = self._collect(prepared, choices, reply, watch)
+                collected = self._collect(prepared, choices, reply, entry)
                 whole = await until_disconnect(request.receive, collected)
                 if any(choice.scores_many for choice in choices):
-                    return await long_json_response(whole, watch.header())
-                return json_response(whole, headers=watch.header())
-            events = self._events(prepared, choices, reply, watch)
-            error_event = partial(self._error_event, prepared.id, reply)
+                    return await long_json_response(whole, entry.watch.header())
+                return json_response(whole, headers=entry.watch.header())
+            events = self._events(prepared, choices, reply, entry)
+            error_event = partial(self._error_event, entry, prepared.id, reply)
             stream = EventStream(events, error_event, self._settings.silence_s, reply.waiting)
             await stream.first_event(request.receive, self._settings.first_event_s)
             return stream
@@ -165,18 +174,21 @@ class Generator:
             )
         return ReplyError(str(error), status=500, kind="server_error", code="generation_failed")
 
-    def _error_event(self, reply_id: str, reply: Reply, error: Exception) -> bytes:
+    def _error_event(self, entry: OpenRequest, reply_id: str, reply: Reply, error: Exception) -> bytes:
         """What a stream that has begun ends with."""
         if isinstance(error, GenerationError | EngineUnavailableError):
-            return reply.error(self._engine_error(error))
-        logger.error("reply %s broke off", reply_id, exc_info=error)
-        return reply.error(internal_error())
+            said = self._engine_error(error)
+        else:
+            logger.error("reply %s broke off", reply_id, exc_info=error)
+            said = internal_error()
+        entry.broke_off(said)
+        return reply.error(said)
 
     async def _collect(
-        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply, watch: Stopwatch
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply, entry: OpenRequest
     ) -> JSON:
         parts: list[list[ChoiceDelta]] = [[] for _ in choices]
-        async with aclosing(self._deltas(prepared, choices, watch)) as stream:
+        async with aclosing(self._deltas(prepared, choices, entry)) as stream:
             async for delta in stream:
                 parts[delta.index].append(delta)
         samples, n = prepared.body.samples, prepared.body.n or 1
@@ -189,11 +201,11 @@ class Generator:
         return whole
 
     async def _events(
-        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply, watch: Stopwatch
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply, entry: OpenRequest
     ) -> AsyncGenerator[bytes, None]:
         """The server-sent events, one bytes object per delta."""
         begun, body = False, prepared.body
-        async with aclosing(self._deltas(prepared, choices, watch)) as deltas:
+        async with aclosing(self._deltas(prepared, choices, entry)) as deltas:
             async for delta in deltas:
                 if body.continuous_usage:
                     delta = replace(delta, used=usage(prepared.prompt_tokens, choices, body.samples))
@@ -204,15 +216,16 @@ class Generator:
                     begun = True
                     yield events
         used = usage(prepared.prompt_tokens, choices, body.samples)
-        end = reply.end(replace(used, timings=watch.as_json()) if body.include_timings else used)
+        end = reply.end(replace(used, timings=entry.watch.as_json()) if body.include_timings else used)
         await prepared.settle()
         yield end
 
     async def _deltas(
-        self, prepared: Prepared, choices: Sequence[ChoiceStream], watch: Stopwatch
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], entry: OpenRequest
     ) -> AsyncGenerator[ChoiceDelta, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop
         string ends its engine stream."""
+        watch = entry.watch
         watch.submitted()
         streams = DeltaStreams(self._engine, prepared.requests)
         try:
@@ -226,6 +239,8 @@ class Generator:
                 if choices[index].finish_reason is not None:
                     continue  # queued before its stream was closed
                 choice = choices[index]
+                if delta.course is not None:
+                    entry.fared(index, delta.course)
                 added = await asyncio.to_thread(choice.feed, delta) if choice.is_long(delta) else choice.feed(delta)
                 if added.finish_reason is not None:
                     open_choices -= 1

@@ -30,6 +30,10 @@ class Stopwatch:
         self.has_first = True
         self._first, self._queued = self._clock(), queued
 
+    def elapsed(self) -> float:
+        """Seconds since the request arrived."""
+        return self._clock() - self._arrived
+
     def phases(self) -> dict[str, float]:
         """Seconds of each phase up to now, and of all."""
         now = self._clock()
