@@ -28,7 +28,8 @@ FREE = ["/health", "/ready", "/version", "/v1/models"]
 
 def get(path, peer="127.0.0.1", access=None, **headers):
     settings = AppSettings() if access is None else AppSettings(access=access)
-    app = build_app(FakeEngine(100), None, "m", settings=settings, admin=FakeAdmin(), observer=FakeObserver())  # type: ignore[arg-type]
+    app = build_app(FakeEngine(100), None, "m", settings=settings, admin=FakeAdmin(),
+                    observer=FakeObserver())  # type: ignore[arg-type]  # fmt: skip
 
     async def ask():
         async with httpx.AsyncClient(
