@@ -38,8 +38,10 @@ ROOMS: dict[str, set[str]] = {
     "cluster.engine": {"cluster.errors", "cluster.messages"},
     "cluster.placement": {"cluster.jsontypes", "cluster.messages"},
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
+    "cluster.manifest_values": set(),
     "cluster.manifest": {
-        "cluster.control", "cluster.engine", "cluster.errors", "cluster.logs", "cluster.model", "cluster.text"
+        "cluster.control", "cluster.engine", "cluster.errors", "cluster.logs", "cluster.manifest_values",
+        "cluster.model", "cluster.text",
     },
     "cluster.served_model": {"cluster.manifest", "cluster.model"},
     # Where tensors live.
@@ -87,8 +89,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "cluster.doctor": {*BASE, "cluster.deploy", "cluster.manifest", "kernels"},
     "cluster.cli": {
-        *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.client",
-        "cluster.control", "cluster.deploy", "cluster.doctor", "cluster.engine", "cluster.manifest",
+        *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.api",
+        "cluster.client", "cluster.control", "cluster.deploy", "cluster.doctor", "cluster.engine", "cluster.manifest",
         "cluster.messages", "cluster.model", "cluster.on_ray", "cluster.placement", "cluster.served_model",
         "cluster.supervise", "cluster.text", "kernels",
     },
