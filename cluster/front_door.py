@@ -28,14 +28,13 @@ def front_door(
     store: ResponseStore | None = None,
     batches: BatchService | None = None,
     batches_refused: str = "",
-    keys: KeyStore | None = None,
     observer: Observer | None = None,
+    keys: KeyStore | None = None,
 ) -> Starlette:
     """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. `store` keeps
     responses where this process's memory will not do. `batches` runs files of requests; without it, clients are told
-    `batches_refused`. With `keys` every client needs one of them; with an `observer` there are metrics. Reads the
-    checkpoint's tokenizer and defaults. Raises
-    TokenizerError, ModelConfigError."""
+    `batches_refused`. With an `observer` there are metrics; with `keys` every client needs one of them. Reads the
+    checkpoint's tokenizer and defaults. Raises TokenizerError, ModelConfigError."""
     defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
     if manifest.logprobs == "processed":
         defaults["processed_logprobs"] = True

@@ -150,9 +150,9 @@ class OpenRequest:
         """As it is now."""
         prepared, choices, watch = self._prepared, self._choices, self.watch
         phases = watch.phases()
-        if not watch.has_first:  # nothing has come: the decode that the watch shows is a wait
-            phases |= {"queue": phases["decode"], "decode": 0.0}
-        state = "generating" if watch.has_first else "waiting" if prepared is not None else "preparing"
+        if not watch.has_first:  # nothing has come: the decode that the watch shows is what it has come to
+            phases |= {"queue" if watch.has_submitted else "prepare": phases["decode"], "decode": 0.0}
+        state = "generating" if watch.has_first else "waiting" if watch.has_submitted else "preparing"
         until_first = phases["prepare"] + phases["queue"] + phases["prefill"]
         return RequestRecord(
             id=self.request_id,
@@ -179,7 +179,7 @@ class OpenRequest:
             moved=sum(course.moved for course in self._courses.values()),
             resumed=sum(course.resumed for course in self._courses.values()),
             preempted=sum(course.preemptions for course in self._courses.values()),
-            group_wait=sum(course.group_wait for course in self._courses.values()),
+            group_wait=sum((course.group_wait for course in self._courses.values()), 0.0),
             chunks=tuple((phases["prepare"] + at, count) for at, count in self._courses.get(0, _NO_COURSE).chunks),
             moves=tuple(self._moves),
             trace=self.trace,

@@ -20,9 +20,10 @@ class Stopwatch:
         self._clock = clock
         self._arrived = self._submitted = self._first = clock()
         self._queued = 0.0
-        self.has_first = False
+        self.has_submitted = self.has_first = False
 
     def submitted(self) -> None:
+        self.has_submitted = True
         self._submitted = self._first = self._clock()
 
     def first(self, queued: float) -> None:

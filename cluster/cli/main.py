@@ -189,14 +189,8 @@ def status(address: AddressOption = None, as_json: Annotated[bool, typer.Option(
 @app.command()
 @user_errors
 def doctor(
-    model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Argument(metavar="MODEL|MANIFEST", help="what is to be served; default: the bundled model's manifest"),
-    ] = None,
-    address: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="look at every node of this Ray cluster; default: RAY_ADDRESS, else this machine alone"),
-    ] = None,
+    model: Annotated[Optional[str], typer.Argument(metavar="MODEL|MANIFEST")] = None,  # noqa: UP045
+    address: Annotated[Optional[str], typer.Option(help="of a Ray: look at all its nodes")] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Check this machine, or a cluster's nodes, and say what to do. Exit status 1 when something will not work."""

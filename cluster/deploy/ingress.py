@@ -54,11 +54,11 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
         store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
         refused = batches_refused(manifest.http)
         batches = None if refused else batch_service(manifest.http, AppSettings.max_body_bytes)
-        key_store = None if keys is None else KeyStore(keys, manifest.http.replicas)
         observer = _observer(manifest, controller)
         engine.background.keep("the reports of what is observed", observer.keep_reporting)
+        key_store = None if keys is None else KeyStore(keys, manifest.http.replicas)
         app = front_door(
-            manifest, model_path, endable, controller, store, batches, refused, keys=key_store, observer=observer
+            manifest, model_path, endable, controller, store, batches, refused, observer=observer, keys=key_store
         )
         if batches is not None:
             batches.begin()  # with what a replica before this one has left

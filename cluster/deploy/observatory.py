@@ -7,6 +7,8 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from isotherm.cluster.autoscale.loop import AutoscaleLoop
 from isotherm.cluster.autoscale.rates import GroupLoad, ShardLoad
 from isotherm.cluster.control.reconfigurer import Reconfigurer
@@ -80,16 +82,22 @@ class Observatory:
         """Of each worker that has reported lately, the decayed figures that are in the metrics too."""
         o = self._observed
         groups, shards = o.autoscale.loads()
-        rows = group_rows(o.fleet.placement, o.autoscale.rates())
+        rows = self._rows()
         mean = sum(rows.values()) / max(len(rows), 1)
         heat = {name: rows[name] / mean if mean else 1.0 for name in rows}
         return {shard.name: _of_shard(shard) for shard in shards} | {
             group.name: _of_group(group, heat.get(group.name, 1.0)) for group in groups
         }
 
+    def _rows(self) -> dict[str, float]:
+        """Rows per second of each group; nothing before the first placement."""
+        placement = self._observed.fleet.placement
+        return group_rows(placement, self._observed.autoscale.rates()) if placement.version else {}
+
     def snapshot(self) -> Snapshot:
         o = self._observed
-        placement, rates_LE = o.fleet.placement, o.autoscale.rates()
+        placement = o.fleet.placement
+        rates_LE = o.autoscale.rates() if placement.version else np.zeros((0, 0))
         groups, shards = o.autoscale.loads()
         desired = o.reconfigurer.desired
         wanted = {"attention": len(desired.shards), "expert": len(desired.groups)}
@@ -97,7 +105,7 @@ class Observatory:
         return Snapshot(
             groups=groups,
             shards=shards,
-            heat={name: 0.0 for name in o.fleet.groups} | group_rows(placement, rates_LE),
+            heat={name: 0.0 for name in o.fleet.groups} | self._rows(),
             layers=placement.layers,
             rates_LE=rates_LE,
             placement_version=placement.version,

@@ -44,8 +44,8 @@ def look_at_ports(host: str, port: int) -> PortFacts:
 
 def _serves(port: int) -> bool:
     try:
-        answer = httpx.get(f"http://127.0.0.1:{port}/version", timeout=3, trust_env=False)
-        return answer.status_code == 200 and "version" in answer.json()
+        answer = httpx.get(f"http://127.0.0.1:{port}/health", timeout=3, trust_env=False)
+        return answer.status_code == 200 and answer.json() == {"status": "alive"}
     except (httpx.HTTPError, ValueError):
         return False
 

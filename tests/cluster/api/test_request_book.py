@@ -82,6 +82,7 @@ def test_refusals_and_failures_have_the_code_that_the_client_was_told(app, engin
         (400, "invalid_request_error"), (429, "overloaded"), (503, "unavailable"), (500, "generation_failed"),
     ]  # fmt: skip
     assert all(r.first_token is None and r.state == "ended" and r.decode == 0 for r in ended[:3])
+    assert ended[0].prepare == ended[0].seconds > 0 and ended[2].queue > 0
 
 
 def test_a_stream_that_breaks_off_has_its_error_and_status_200(app, engine, ended):

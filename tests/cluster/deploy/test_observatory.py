@@ -13,7 +13,7 @@ from isotherm.cluster.deploy.observatory import Observatory
 from isotherm.cluster.manifest import parse_manifest
 from isotherm.cluster.messages.figures import Metric, Tally
 from isotherm.cluster.messages.operations import OperationLog, Phase, parse_operation
-from isotherm.cluster.placement.table import contiguous_placement
+from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 PLACEMENT = contiguous_placement((1,), 4, ("expert-0", "expert-1"))
 SEEN = Metric("isotherm_seen_total", "seen")
@@ -74,3 +74,11 @@ def test_workers_loads_are_the_same_figures():
         "heat": 1.5, "busy": 0.5, "waited": 0.1, "rows_per_second": 40.0, "batch_rows": 8.0,
     }  # fmt: skip
     assert "expert-1" not in loads, "it has not reported"
+
+
+def test_a_cluster_that_still_starts_has_no_placement_and_can_be_looked_at():
+    controller = Controller()
+    controller.fleet.placement = Placement(0, (), ())
+    controller.autoscale.loads = lambda: ([], [])
+    observatory = Observatory(controller, parse_manifest({}))  # type: ignore[arg-type]
+    assert observatory.loads() == {} and "isotherm_placement_version 0.0" in observatory.metrics()
