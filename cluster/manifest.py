@@ -13,7 +13,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from isotherm.cluster.control import link_choice
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.text.tool_formats.registry import CHOICES
@@ -118,10 +118,17 @@ class EngineSection(_Section):
     max_batch_tokens: int = Field(512, ge=1)
     max_sequences: int = Field(128, ge=1)
     max_waiting: int = Field(128, ge=0, description="requests per shard beyond max_sequences; more are refused")
+    max_waiting_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="tokens per shard, of prompts and expected outputs, beyond what the KV cache holds; with more, "
+        "requests are refused; default: as many again",
+    )
     max_model_len: int | None = Field(
         None, ge=2, description="prompt and output of one request; default: what model and cache allow"
     )
     prefix_cache: bool = True
+    shared_prefix_cache: bool = Field(False, description="one for all API keys; else each has its own")
 
 
 class LinkSection(_Section):
@@ -240,6 +247,9 @@ class HttpSection(_Section):
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(1, ge=1, description="ingress replicas")
+    request_timeout: float | None = Field(
+        None, gt=0, le=86400, description="seconds from a request's arrival to its end; clients may ask for fewer"
+    )
     max_ongoing_requests: int = Field(1024, ge=1, description="per replica")
     max_queued_requests: int = Field(256, ge=1, description="beyond those, per proxy; more are refused")
     admin: Literal["loopback", "open"] = Field("loopback", description="who may use /admin/* and /status")
@@ -330,6 +340,7 @@ class Manifest(_Section):
             wished,
             engine.prefix_cache,
             engine.max_waiting,
+            blocks * engine.block_size if engine.max_waiting_tokens is None else engine.max_waiting_tokens,
         )
 
 

@@ -4,6 +4,7 @@ about Ray or text."""
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 from isotherm.actors.attention.exchange import ExpertsLostError
@@ -11,7 +12,8 @@ from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import Drafter, Scheduler, SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.scheduler import Drafter, Scheduler
 from isotherm.cluster.engine.sequence import Chunk
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
@@ -56,7 +58,10 @@ class Engine:
         chunks = self.scheduler.schedule()
         another = False
         try:
+            begin = time.perf_counter()
             deltas = self._attempt(chunks) if chunks else []
+            if self.scheduler.is_shared:
+                self.scheduler.took(chunks, time.perf_counter() - begin)
             another = len(self.scheduler) > 0
             return deltas
         finally:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from isotherm.cluster.engine.kv_blocks import ROOT_KEY, block_key
+from isotherm.cluster.engine.kv_blocks import block_key, root_key
+from isotherm.cluster.engine.places import BACKGROUND
 from isotherm.cluster.messages.requests import GenerationRequest, TokenLogprobs
 
 
@@ -34,6 +35,7 @@ class ScheduledSequence:
     admitted: bool = False  # it has had blocks
     running: bool = False  # it has blocks now
     virtual_start: float | None = None  # see policy.py
+    expected: int = 0  # tokens for which it has taken places, see places.py
     since: float = 0.0  # when it came
     queued: float = 0.0  # seconds from then to its first turn
     sampling: object = None  # what the sampler keeps with it
@@ -45,6 +47,11 @@ class ScheduledSequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def is_background(self) -> bool:
+        """It yields to what people wait for, see yielding.py."""
+        return self.request.priority >= BACKGROUND
 
     @property
     def remaining(self) -> int:
@@ -70,7 +77,7 @@ class ScheduledSequence:
         while len(self.keys) <= index:
             begin = len(self.keys) * block_size
             prefill = min(max(self.prompt_length - begin, 0), block_size)
-            parent = self.keys[-1] if self.keys else ROOT_KEY
+            parent = self.keys[-1] if self.keys else root_key(self.request.tenant)
             self.keys.append(block_key(parent, self.tokens[begin : begin + block_size], prefill))
         return self.keys[index]
 
