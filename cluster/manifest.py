@@ -119,10 +119,7 @@ class EngineSection(_Section):
     max_sequences: int = Field(128, ge=1)
     max_waiting: int = Field(128, ge=0, description="requests per shard beyond max_sequences; more are refused")
     max_waiting_tokens: int | None = Field(
-        None,
-        ge=0,
-        description="tokens per shard, of prompts and expected outputs, beyond what the KV cache holds; with more, "
-        "requests are refused; default: as many again",
+        None, ge=0, description="the same in tokens, beyond what the KV cache holds; default: as many again"
     )
     max_model_len: int | None = Field(
         None, ge=2, description="prompt and output of one request; default: what model and cache allow"

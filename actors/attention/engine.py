@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
@@ -104,6 +106,7 @@ class Engine:
         except Exception as error:
             return self._isolate(chunks, error)
 
+    @torch.inference_mode()
     def _compute(self, chunks: Sequence[Chunk]) -> list[Delta]:
         self.experts.begin_step()
         self.sampler.begin(chunks)
