@@ -1,6 +1,6 @@
 """One stream that somebody waits for, beside a batch of 5,000 rows: how fast it is, and how fast the batch.
 
-python tests/bench/beside_batch.py [--rows 5000] [--rounds 5] [--tokens 400]
+python tests/bench/beside_batch.py [--rows 5000] [--rounds 5] [--streams 3] [--tokens 400]
 
 Serves the bundled model without Ray, and measures the stream in turn: alone, and while the batch runs, which is asked
 through /v1/files and /v1/batches. Fails where the stream keeps less than 80 % of its speed (medians of the rounds)."""
@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -57,53 +58,69 @@ def batch(client: httpx.Client, rows: int) -> str:
     return str(client.post("/v1/batches", json=asked).raise_for_status().json()["id"])
 
 
-def completed(client: httpx.Client, name: str) -> int:
-    return int(client.get(f"/v1/batches/{name}").json()["request_counts"]["completed"])
+def state(client: httpx.Client, name: str) -> tuple[str, int]:
+    """A batch's status, and its rows that are done."""
+    said = client.get(f"/v1/batches/{name}").json()
+    return said["status"], said["request_counts"]["completed"]
+
+
+def one_round(client: httpx.Client, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Tokens per second and seconds to the first piece, alone and beside a batch; rows per second."""
+    found: dict[str, list[float]] = {}
+    found["alone"], found["first alone"] = _measure(client, options)
+    name = batch(client, options.rows)
+    while not state(client, name)[1]:
+        time.sleep(0.1)
+    found["rows by itself"] = [_rows(client, name, lambda: time.sleep(2.0))]
+    measured: list[tuple[list[float], list[float]]] = []
+    found["rows beside"] = [_rows(client, name, lambda: measured.append(_measure(client, options)))]
+    found["beside"], found["first beside"] = measured[0]
+    if state(client, name)[0] != "in_progress":
+        raise RuntimeError("the batch was over too soon: give it more rows")
+    client.post(f"/v1/batches/{name}/cancel")
+    while state(client, name)[0] != "cancelled":
+        time.sleep(0.1)
+    return found
+
+
+def _measure(client: httpx.Client, options: argparse.Namespace) -> tuple[list[float], list[float]]:
+    speeds, firsts = zip(*(stream(client, options.tokens) for _ in range(options.streams)), strict=True)
+    return list(speeds), list(firsts)
+
+
+def _rows(client: httpx.Client, name: str, meanwhile: Callable[[], object]) -> float:
+    begin, before = time.perf_counter(), state(client, name)[1]
+    meanwhile()
+    return (state(client, name)[1] - before) / (time.perf_counter() - begin)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--streams", type=int, default=3, help="that are measured in turn in each round")
     parser.add_argument("--tokens", type=int, default=400)
     options = parser.parse_args()
-    speeds: dict[str, list[float]] = {"alone": [], "beside": []}
-    firsts: dict[str, list[float]] = {"alone": [], "beside": []}
     with (
         tempfile.TemporaryDirectory() as folder,
         alone_served(Path(folder)) as (port, _),
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
     ):
         stream(client, options.tokens)
+        rounds = []
         for _ in range(options.rounds):
-            _measure(client, options.tokens, speeds["alone"], firsts["alone"])
-        name = batch(client, options.rows)
-        while not completed(client, name):
-            time.sleep(0.2)
-        begin, before = time.perf_counter(), completed(client, name)
-        time.sleep(5.0)
-        alone = (completed(client, name) - before) / (time.perf_counter() - begin)
-        begin, before = time.perf_counter(), completed(client, name)
-        for _ in range(options.rounds):
-            _measure(client, options.tokens, speeds["beside"], firsts["beside"])
-        beside = (completed(client, name) - before) / (time.perf_counter() - begin)
-        running = client.get(f"/v1/batches/{name}").json()["status"] == "in_progress"
-        client.post(f"/v1/batches/{name}/cancel")
-    medians = {which: statistics.median(of) for which, of in speeds.items()}
-    kept = medians["beside"] / medians["alone"]
-    for which, of in speeds.items():
-        told = ", ".join(f"{speed:.0f}" for speed in of)
-        print(f"{which:>7}: {medians[which]:.0f} tok/s ({told}), first piece {statistics.median(firsts[which]):.3f} s")
-    print(f"the stream keeps {kept:.1%}; the batch {alone:.1f} rows/s by itself, {beside:.1f} beside it")
-    if not running:
-        print("the batch was over before the last round: give it more rows")
-    return int(not running or kept < 0.8)
-
-
-def _measure(client: httpx.Client, tokens: int, speeds: list[float], firsts: list[float]) -> None:
-    speed, first = stream(client, tokens)
-    speeds.append(speed)
-    firsts.append(first)
+            rounds.append(one_round(client, options))
+            said = {name: statistics.median(values) for name, values in rounds[-1].items()}
+            print(
+                f"{said['alone']:6.0f} tok/s alone, {said['beside']:6.0f} beside the batch "
+                f"({said['beside'] / said['alone']:.0%}); "
+                f"first piece {said['first alone'] * 1e3:.0f} and {said['first beside'] * 1e3:.0f} ms; "
+                f"{said['rows by itself']:.1f} rows/s without the stream, {said['rows beside']:.1f} beside it",
+                flush=True,
+            )
+    alone, beside = (statistics.median(speed for of in rounds for speed in of[name]) for name in ("alone", "beside"))
+    print(f"the stream keeps {beside / alone:.1%} of {alone:.0f} tok/s")
+    return int(beside < 0.8 * alone)
 
 
 if __name__ == "__main__":
