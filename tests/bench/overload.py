@@ -116,7 +116,7 @@ def keys(folder: Path, options: argparse.Namespace) -> bool:
     """Whether keys get anything but their shares."""
     with alone_served(folder, WEIGHTS) as (port, _):
         clients = 2 * 2 * options.places  # each key's are twice as many as all places
-        more = {"keys": list(WEIGHTS), "warm": 10.0, "patience": 2.0}
+        more = {"keys": list(WEIGHTS), "warm": options.seconds / 2, "patience": 2.0}
         report = load(port, clients, options.seconds, 5, tokens=options.tokens, **more)
     show(f"{clients} of 2 keys", report)
     had = {key: report.by_key.get(key, 0.0) for key in WEIGHTS}
