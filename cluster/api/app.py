@@ -85,12 +85,12 @@ def build_app(
             *(admin_routes(admin) if admin is not None else []),
             *described_routes(),
         ],
-        # Outermost first. API keys go right after the request id.
+        # Outermost first.
         middleware=[
             Middleware(RequestIdMiddleware),
             *cors(settings.cors),
             Middleware(PathMiddleware),
-            Middleware(AccessMiddleware, access=settings.access),
+            Middleware(AccessMiddleware, access=settings.access, keys=settings.keys),
         ],
         exception_handlers={
             ReplyError: _on_api_error,

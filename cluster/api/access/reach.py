@@ -1,0 +1,64 @@
+"""Who may use the operator's routes where there are no API keys: processes of the machine that serves, unless the
+manifest opens the routes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.loopback import is_loopback
+
+Reach = Literal["loopback", "open"]
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+
+@dataclass(frozen=True)
+class Access:
+    """`admin`: /admin/* and /status; `metrics`: /metrics. Each is the name of a field of the manifest's `http` too."""
+
+    admin: Reach = "loopback"
+    metrics: Reach = "loopback"
+
+
+def operators_field(path: str) -> str | None:
+    """The field of Access that a path falls under; None for one that everyone may use."""
+    if path == "/metrics":
+        return "metrics"
+    return "admin" if path in ("/admin", "/status") or path.startswith("/admin/") else None
+
+
+def check_reach(access: Access, path: str, peer: str | None, headers: Mapping[str, str]) -> None:
+    """Raises ReplyError 403 where the path is an operator's and the request comes from elsewhere."""
+    field = operators_field(path)
+    if field is None or getattr(access, field) == "open":
+        return
+    if (reason := why_not_local(peer, headers)) is not None:
+        raise ReplyError(
+            f"{path[:100]} answers only processes of the machine that serves, and {reason}; `http.{field}: open` in "
+            "the manifest opens it to everyone who reaches the port",
+            status=403,
+            param=f"http.{field}",
+            code="forbidden",
+            kind="permission_error",
+        )
+
+
+def why_not_local(peer: str | None, headers: Mapping[str, str]) -> str | None:
+    """Why a request does not come from this machine's own processes; None where it does. What a header says is never a
+    reason to let somebody in. But a proxy on this machine says in one that it speaks for another, and a browser that it
+    does so for a page of another site."""
+    if not is_loopback(peer):
+        return f"this request comes from {peer or 'an unknown address'}"
+    if any(name in headers for name in _FORWARDED):
+        return "this request came through a proxy"
+    origin = headers.get("origin")
+    if origin is not None or headers.get("sec-fetch-site", "none") != "none":
+        host = headers.get("host", "")
+        if not is_loopback(urlsplit(f"//{host}").hostname) or origin not in (None, f"http://{host}", f"https://{host}"):
+            return "this request was made by a page of another site"
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            return "this request was made by a page of another site"
+    return None
