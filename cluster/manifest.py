@@ -187,9 +187,6 @@ class HttpSection(_Section):
     host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(1, ge=1, description="ingress replicas")
-    request_timeout: float | None = Field(
-        None, gt=0, le=86400, description="seconds from a request's arrival to its end; clients may ask for fewer"
-    )
     max_ongoing_requests: int = Field(1024, ge=1, description="per replica")
     max_queued_requests: int = Field(256, ge=1, description="beyond those, per proxy; more are refused")
     tls: TlsSection | None = None
@@ -198,6 +195,9 @@ class HttpSection(_Section):
     metrics: Literal["loopback", "open"] = Field("loopback", description="who may read /metrics without keys")
     cors: list[Origin] = Field([], description='origins whose pages may read answers in a browser; "*": all')
     batches: BatchesSection = BatchesSection()
+    request_timeout: float | None = Field(
+        None, gt=0, le=86400, description="seconds from a request's arrival to its end; clients may ask for fewer"
+    )
     drain_seconds: float = Field(
         600.0, ge=0, le=86400, description="for open requests to finish when the ingress is updated or the service ends"
     )

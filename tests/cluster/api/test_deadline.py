@@ -90,7 +90,7 @@ def test_whichever_is_sooner_counts(engine, tokenizer, client, server, over):
 def test_rows_of_a_batch_have_their_batchs_time(engine, tokenizer):
     engine.delay_s = 0.05
     app = build_app(engine, tokenizer, "m", settings=AppSettings(request_timeout_s=0.1))
-    answer = asyncio.run(ask(app, 100, "/v1/completions", {"model": "m", "prompt": "hello", "max_tokens": 5}))
+    answer = asyncio.run(ask(app, 100, "", "/v1/completions", {"model": "m", "prompt": "hello", "max_tokens": 5}))
     assert answer.status == 200
 
 
