@@ -18,7 +18,7 @@ help:
 	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
-	@echo "make bench-overload       600 clients at once: refusals, /health, goodput"
+	@echo "make bench-overload       ten times the clients there is room for; keys, batches, tenants"
 	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
 
@@ -89,6 +89,8 @@ bench: $(VENV)/.installed-dev
 
 bench-overload: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/overload.py
+	$(BIN)/python tests/bench/beside_batch.py
+	$(BIN)/python tests/bench/tenants.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

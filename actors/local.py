@@ -16,7 +16,7 @@ from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
 from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.placement.table import Placement, contiguous_placement

@@ -46,6 +46,8 @@ def front_door(
         cors=tuple(manifest.http.cors),
         batches_refused=batches_refused,
         kept_response_bytes=manifest.http.kept_responses,
+        request_timeout_s=manifest.http.request_timeout,
+        shared_prefix_cache=manifest.engine.shared_prefix_cache,
     )
     tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=manifest.control_tokens == "anywhere")
     return build_app(

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from isotherm.cluster.control import link_choice
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.logs import LogFormat, LogLevel
 from isotherm.cluster.manifest_values import AbsolutePath, Bytes, Labels, Origin, one_of
@@ -61,8 +61,12 @@ class EngineSection(_Section):
     max_batch_tokens: int = Field(512, ge=1)
     max_sequences: int = Field(128, ge=1)
     max_waiting: int = Field(128, ge=0, description="requests per shard beyond max_sequences; more are refused")
+    max_waiting_tokens: int | None = Field(
+        None, ge=0, description="the same in tokens, beyond what the KV cache holds; default: as many again"
+    )
     max_model_len: int | None = Field(None, ge=2, description="prompt and output; default: what model and cache allow")
     prefix_cache: bool = True
+    shared_prefix_cache: bool = Field(False, description="one for all API keys; else each has its own")
 
 
 class LinkSection(_Section):
@@ -188,6 +192,9 @@ class HttpSection(_Section):
     metrics: Literal["loopback", "open"] = Field("loopback", description="who may read /metrics without keys")
     cors: list[Origin] = Field([], description='origins whose pages may read answers in a browser; "*": all')
     batches: BatchesSection = BatchesSection()
+    request_timeout: float | None = Field(
+        None, gt=0, le=86400, description="seconds from a request's arrival to its end; clients may ask for fewer"
+    )
     drain_seconds: float = Field(
         600.0, ge=0, le=86400, description="for open requests to finish when the ingress is updated or the service ends"
     )
@@ -291,6 +298,7 @@ class Manifest(_Section):
             wished,
             engine.prefix_cache,
             engine.max_waiting,
+            blocks * engine.block_size if engine.max_waiting_tokens is None else engine.max_waiting_tokens,
         )
 
 

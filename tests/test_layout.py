@@ -67,7 +67,8 @@ ROOMS: dict[str, set[str]] = {
         "cluster.engine", "cluster.messages", "cluster.model", "cluster.placement", "cluster.text", "kernels"
     },
     # The front door, and what is decided about the cluster.
-    "cluster.api": {*BASE, "cluster.messages", "cluster.text"},
+    # What is let in goes by the same rule at the front door and at each shard.
+    "cluster.api": {*BASE, "cluster.engine", "cluster.messages", "cluster.text"},
     "cluster.client": {"cluster.errors", "cluster.jsontypes", "cluster.loopback"},
     "cluster.front_door": {"cluster.api", "cluster.manifest", "cluster.model", "cluster.text"},
     # Everything in one process, without Ray. The client loads it by its name (cluster/client/in_process.py).

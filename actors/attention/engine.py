@@ -15,7 +15,8 @@ from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.attention.step_figures import StepFigures
 from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import Drafter, Scheduler, SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.scheduler import Drafter, Scheduler
 from isotherm.cluster.engine.sequence import Chunk
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
@@ -65,7 +66,10 @@ class Engine:
         try:
             deltas = self._attempt(chunks) if chunks else []
             if chunks:
-                self.figures.add(chunks, time.perf_counter() - begin, self.experts.waited_seconds - waited)
+                seconds = time.perf_counter() - begin
+                self.figures.add(chunks, seconds, self.experts.waited_seconds - waited)
+                if self.scheduler.is_shared:
+                    self.scheduler.took(chunks, seconds)
             another = len(self.scheduler) > 0
             return deltas
         finally:

@@ -24,7 +24,7 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.actors.pulse import Pulse
 from isotherm.actors.worker import WorkerBase
 from isotherm.cluster.background import Background
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.meters import ShardMeter
 from isotherm.cluster.messages.requests import Delta, GenerationRequest

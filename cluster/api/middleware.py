@@ -15,6 +15,7 @@ from isotherm.cluster.api.error_forms import is_anthropic
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
 from isotherm.cluster.api.protocol import use_front_door_protocol
+from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.api.unrouted import UnroutedMiddleware
 
 _ROUTES = "/-/routes"
@@ -121,4 +122,4 @@ def serve_proxy_middlewares() -> list[Middleware]:
     use_front_door_protocol()
     # The last is the outermost.
     inner = Middleware(UnroutedMiddleware), Middleware(HealthMiddleware), Middleware(GateMiddleware)
-    return [*inner, Middleware(ServeProxyMiddleware)]
+    return [*inner, Middleware(ServeProxyMiddleware), Middleware(SlowClientMiddleware)]

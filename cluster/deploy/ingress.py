@@ -39,10 +39,9 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
         listen_at_node_address_alone()
         config = load_config(model_path)
         controller = ControllerClient()
-        max_sequences = manifest.engine.max_sequences
-        shard_capacity = max_sequences + manifest.engine.max_waiting
-        max_model_len = manifest.scheduler_config(config).max_model_len
-        engine = ShardClient(controller, config.vocab_size, max_model_len, shard_capacity, max_sequences)
+        limits = manifest.scheduler_config(config)
+        room, vocab_size, length = limits.room, config.vocab_size, limits.max_model_len
+        engine = ShardClient(controller, vocab_size, length, room.requests, limits.max_sequences, room.tokens)
         engine.start()
         if limit := manifest.liveness.timeout:
             engine.background.keep(

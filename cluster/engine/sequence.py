@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from isotherm.cluster.engine.kv_blocks import ROOT_KEY, block_key
+from isotherm.cluster.engine.kv_blocks import block_key, root_key
+from isotherm.cluster.engine.places import BACKGROUND
 from isotherm.cluster.messages.requests import Course, GenerationRequest, TokenLogprobs
 
 NOTED_CHUNKS = 64  # of a prompt, whose times are told
@@ -37,6 +38,7 @@ class ScheduledSequence:
     admitted: bool = False  # it has had blocks
     running: bool = False  # it has blocks now
     virtual_start: float | None = None  # see policy.py
+    expected: int = 0  # tokens for which it has taken places, see places.py
     since: float = 0.0  # when it came
     queued: float = 0.0  # seconds from then to its first turn
     chunks: list[tuple[float, int]] = field(default_factory=list)  # as Course has them
@@ -62,6 +64,11 @@ class ScheduledSequence:
         return len(self.tokens) - self.prompt_length
 
     @property
+    def is_background(self) -> bool:
+        """It yields to what people wait for, see yielding.py."""
+        return self.request.priority >= BACKGROUND
+
+    @property
     def remaining(self) -> int:
         """Tokens to compute before the next one can be sampled."""
         return len(self.tokens) - self.computed
@@ -85,7 +92,7 @@ class ScheduledSequence:
         while len(self.keys) <= index:
             begin = len(self.keys) * block_size
             prefill = min(max(self.prompt_length - begin, 0), block_size)
-            parent = self.keys[-1] if self.keys else ROOT_KEY
+            parent = self.keys[-1] if self.keys else root_key(self.request.tenant)
             self.keys.append(block_key(parent, self.tokens[begin : begin + block_size], prefill))
         return self.keys[index]
 

@@ -17,6 +17,7 @@ import uvicorn
 
 from isotherm.actors.local import local_engine
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
+from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.background import spawn_thread
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.local.engine import LocalEngine
@@ -135,6 +136,10 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
         raise
     # Logging is set up by the process's own program, if at all.
     served = uvicorn.Config(
-        app, lifespan="off", access_log=False, log_config=None, timeout_graceful_shutdown=int(END_SECONDS)
+        SlowClientMiddleware(app),
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=int(END_SECONDS),
     )
     return client, uvicorn.Server(served)

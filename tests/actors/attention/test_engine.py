@@ -14,7 +14,8 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.local import LocalExperts, local_engine, run
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import Scheduler, SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
