@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -26,10 +27,12 @@ def front_door(
     store: ResponseStore | None = None,
     batches: BatchService | None = None,
     batches_refused: str = "",
+    ends: Callable[[], bool] = lambda: False,
 ) -> Starlette:
     """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. `store` keeps
     responses where this process's memory will not do. `batches` runs files of requests; without it, clients are told
-    `batches_refused`. Reads the checkpoint's tokenizer and defaults. Raises TokenizerError, ModelConfigError."""
+    `batches_refused`. `ends`: whether this server is about to end. Reads the checkpoint's tokenizer and defaults.
+    Raises TokenizerError, ModelConfigError."""
     defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
     if manifest.logprobs == "processed":
         defaults["processed_logprobs"] = True
@@ -42,4 +45,4 @@ def front_door(
         kept_response_bytes=manifest.http.kept_responses,
     )
     tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=manifest.control_tokens == "anywhere")
-    return build_app(engine, tokenizer, manifest.model_id, manifest.http.aliases, settings, admin, store, batches)
+    return build_app(engine, tokenizer, manifest.model_id, manifest.http.aliases, settings, admin, store, batches, ends)

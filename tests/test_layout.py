@@ -71,7 +71,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "cluster.routing": {*BASE, "cluster.api", "cluster.messages"},
     "cluster.autoscale": {*BASE, "cluster.manifest", "cluster.messages", "cluster.model", "cluster.placement"},
-    "cluster.observe": {"cluster.autoscale"},
+    "cluster.observe": {"cluster.autoscale", "cluster.jsontypes", "cluster.messages", "cluster.placement"},
     # On Ray.
     "cluster.on_ray": {*BASE, "cluster.messages"},
     "cluster.supervise": {*BASE, "cluster.manifest", "cluster.on_ray"},

@@ -4,7 +4,7 @@ about Ray or about how tokens are made."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from starlette.applications import Starlette
@@ -24,9 +24,11 @@ from isotherm.cluster.api.described import described_routes
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError, internal_error
+from isotherm.cluster.api.events import Events, OneProcess
 from isotherm.cluster.api.generation import GenerationRoute, Generator
 from isotherm.cluster.api.messages import messages_routes
 from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware
+from isotherm.cluster.api.page.bundle import page_routes
 from isotherm.cluster.api.prepare_chat import prepare_chat
 from isotherm.cluster.api.prepare_completion import prepare_completion
 from isotherm.cluster.api.replies import json_response
@@ -52,10 +54,11 @@ def build_app(
     admin: AdminClient | None = None,
     store: ResponseStore | None = None,
     batches: BatchService | None = None,
+    ends: Callable[[], bool] = lambda: False,
 ) -> Starlette:
     """The ASGI application that serves one model under `model_id` and its aliases; with `admin`, the operator's routes
     too, and with `batches` those for files and batches, which are run here. Without a `store` responses are kept in
-    this process."""
+    this process. `ends`: whether this server is about to end, and what would go on for ever has to end too."""
     settings = settings or AppSettings()
     store = store or MemoryResponseStore(settings.kept_response_bytes)
     names = tuple(dict.fromkeys([model_id, *aliases]))
@@ -63,6 +66,7 @@ def build_app(
     generator = Generator(engine, tokenizer, names, settings)
 
     tokenization = Tokenization(generator, settings.max_body_bytes)
+    source = admin or OneProcess(engine, model_id)
 
     def generate(path: str, route: GenerationRoute) -> Route:
         return Route(path, partial(_generate, generator, route), methods=["POST"])
@@ -83,6 +87,8 @@ def build_app(
             Route("/status", about.status),
             Route("/version", about.version),
             *(admin_routes(admin) if admin is not None else []),
+            Events(source, settings.silence_s, ends).route(),
+            *page_routes(),
             *described_routes(),
         ],
         # Outermost first. API keys go right after the request id.

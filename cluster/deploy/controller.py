@@ -25,11 +25,13 @@ from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.control.saved_state import SavedState, decode
 from isotherm.cluster.control.startup import start_again_and_again, start_fleet
+from isotherm.cluster.deploy.feed import ClusterFeed
 from isotherm.cluster.deploy.fleet import RayFleet
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.messages.feed import FeedPart
 from isotherm.cluster.messages.membership import Membership, SupersededError
-from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, parse_operation
+from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, parse_mode, parse_operation
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.observe.metrics import Snapshot, render
 from isotherm.cluster.on_ray.state_store import StateStore
@@ -85,6 +87,9 @@ class Controller:
             saved="" if saved is None else saved.autoscaler,
         )
         self.fleet.load_view = self.autoscale.load_view
+        self._feed = ClusterFeed(
+            self.fleet, self.autoscale, self.status, self._operations_told, self.reconfigurer.pinned
+        )
         self._phase = "starting workers"  # "serving" once every worker has come up
         # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it
         # knows.
@@ -203,6 +208,7 @@ class Controller:
     def _log_changed(self) -> None:
         self._try_save()
         self._publish()
+        self._feed.tell()
 
     # --- what ingress replicas and commands see ---------------------------------------------------
 
@@ -300,6 +306,9 @@ class Controller:
         return None if found is None else self._told(found)
 
     async def operation_history(self) -> list[JSON]:
+        return self._operations_told()
+
+    def _operations_told(self) -> list[JSON]:
         return [self._told(o) for o in self.operations.all()]
 
     def _told(self, operation: Operation) -> JSON:
@@ -323,6 +332,16 @@ class Controller:
     async def autoscaler(self) -> JSON:
         """What GET /admin/autoscaler gives."""
         return self.autoscale.report()
+
+    async def set_autoscaler(self, body: Any) -> JSON:
+        """Change the autoscaler's mode (POST /admin/autoscaler). Raises OperationError."""
+        self.autoscale.set_mode(parse_mode(body))
+        self._feed.tell()
+        return self.autoscale.report()
+
+    async def feed_part(self, last: str) -> FeedPart | None:
+        """The event stream from the part whose id is `last`, as ClusterFeed.part says."""
+        return await self._feed.part(last)
 
     async def metrics(self) -> str:
         """What GET /metrics gives."""

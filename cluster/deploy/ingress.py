@@ -48,7 +48,7 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
         refused = batches_refused(manifest.http)
         batches = None if refused else batch_service(manifest.http, AppSettings.max_body_bytes)
-        app = front_door(manifest, model_path, endable, controller, store, batches, refused)
+        app = front_door(manifest, model_path, endable, controller, store, batches, refused, stops)
         if batches is not None:
             batches.begin()  # with what a replica before this one has left
         return app

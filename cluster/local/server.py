@@ -126,7 +126,7 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     digest = own_fingerprint(checkpoint, kernels, manifest.head).digest
     client = LocalEngine(engine, config.vocab_size, digest)
     try:
-        app = front_door(manifest, path, client, batches_refused=_NO_BATCHES)
+        app = front_door(manifest, path, client, batches_refused=_NO_BATCHES, ends=lambda: client.closed)
     except BaseException:
         client.close()  # else its thread keeps the weights
         raise
