@@ -4,7 +4,7 @@ import { hasKey } from "./api.js";
 import { asCurl, asPython, chatBody, models, SettingError } from "./asked.js";
 import { begin, conversations, forget, forgetAll, keep, settings } from "./conversations.js";
 import { settingsPanel } from "./chat_settings.js";
-import { button, copyText, dialog, h, icon, iconButton, mark, replace, say, segmented, toast } from "./dom.js";
+import { button, copyText, dialog, h, icon, iconButton, replace, rings, say, segmented, toast } from "./dom.js";
 import { codeBlock, show } from "./markdown.js";
 import { ago, figure, seconds } from "./numbers.js";
 import { streamReply } from "./reply.js";
@@ -87,7 +87,7 @@ export function chatView() {
     const tries = TRIES.map((text) => h("button", { type: "button", class: "try", onclick: () => send(text) }, text));
     const name = h("span", {}, settings.model || "the model");
     models().then((found) => say(name, settings.model || found[0].id), () => {});
-    return h("div", { class: "welcome" }, mark(), h("h2", {}, "Talk to ", name),
+    return h("div", { class: "welcome" }, rings(), h("h2", {}, "Talk to ", name),
       h("p", {}, "What you write stays in this browser and goes to this server alone."), h("div", { class: "tries" }, tries));
   }
 
@@ -194,7 +194,7 @@ export function chatView() {
     parts.calls?.remove();
     if (message.tool_calls?.length) article.append((parts.calls = callsNode(message, coming)));
     parts.error?.remove();
-    if (message.error) article.append((parts.error = h("p", { class: "failed", role: "alert" }, message.error)));
+    if (message.error) article.append((parts.error = h("p", { class: "failure", role: "alert" }, message.error)));
     parts.foot?.remove();
     if (!coming) article.append((parts.foot = foot(message)));
   }

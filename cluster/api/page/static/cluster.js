@@ -35,8 +35,8 @@ export function clusterView() {
     tokens: tile("Throughput", figure, "tokens/s"),
     requests: tile("Requests", figure, "running"),
     kv: tile("KV cache", percent, "in use"),
-    first: tile("Time to first token", seconds),
-    each: tile("Time per output token", seconds),
+    first: tile("First token", seconds, "median"),
+    each: tile("Later tokens", seconds, "median"),
     busy: tile("Expert groups", percent, "busy"),
   };
   const heat = heatMap(expertDialog), flows = flowMap(), operations = operationList(), decisions = decisionList();
@@ -76,7 +76,7 @@ export function clusterView() {
     const known = ended.map((record) => [record.started + record.seconds, of(record)]).filter(([, value]) => value !== null).sort((a, b) => a[0] - b[0]);
     const values = known.map(([, value]) => value);
     const [p50, p95, p99] = [0.5, 0.95, 0.99].map((part) => quantile(values, part));
-    one.show(p50, known, undefined, values.length ? `median; p95 ${seconds(p95)}, p99 ${seconds(p99)}` : `no request in ${MINUTES} min`);
+    one.show(p50, known, undefined, values.length ? `p95 ${seconds(p95)} · p99 ${seconds(p99)}` : `no request in ${MINUTES} min`);
   }
 
   let stops = [];

@@ -1,33 +1,34 @@
 // Lines of equal heat over a grid of values: the isotherms.
 
-const FINE = 4; // points between two cells
+const FINEST = 8, MOST = 120_000; // points from one cell to the next, and in all
 
 const ease = (t) => t * t * (3 - 2 * t);
 
-// The field between the cells' centres, smooth: {width, height, at}. `rows`: lists of values, equally long.
+// The field between the cells' centres, smooth. `rows`: lists of values, equally long.
 function smooth(rows) {
   const across = rows[0].length, down = rows.length;
-  const width = across * FINE, height = down * FINE;
+  const fine = Math.max(2, Math.min(FINEST, Math.floor(Math.sqrt(MOST / (across * down)))));
+  const width = across * fine + 2, height = down * fine + 2; // one point beyond each edge, so that lines reach it
   const values = new Float32Array(width * height);
   for (let y = 0; y < height; y++) {
-    const fy = Math.min(down - 1, Math.max(0, (y + 0.5) / FINE - 0.5));
+    const fy = Math.min(down - 1, Math.max(0, (y - 0.5) / fine - 0.5));
     const y0 = Math.floor(fy), y1 = Math.min(down - 1, y0 + 1), ty = ease(fy - y0);
     for (let x = 0; x < width; x++) {
-      const fx = Math.min(across - 1, Math.max(0, (x + 0.5) / FINE - 0.5));
+      const fx = Math.min(across - 1, Math.max(0, (x - 0.5) / fine - 0.5));
       const x0 = Math.floor(fx), x1 = Math.min(across - 1, x0 + 1), tx = ease(fx - x0);
       const top = rows[y0][x0] + (rows[y0][x1] - rows[y0][x0]) * tx;
       const low = rows[y1][x0] + (rows[y1][x1] - rows[y1][x0]) * tx;
       values[y * width + x] = top + (low - top) * ty;
     }
   }
-  return { width, height, values };
+  return { fine, width, height, values };
 }
 
 // One Path2D for each level, in units of cells. Marching squares: of each square of four points, the corners above the
 // level say which sides the line crosses.
 export function isotherms(rows, levels) {
   if (!rows.length || !rows[0].length) return levels.map(() => new Path2D());
-  const { width, height, values } = smooth(rows);
+  const { fine, width, height, values } = smooth(rows);
   return levels.map((level) => {
     const path = new Path2D();
     for (let y = 0; y + 1 < height; y++) {
@@ -43,8 +44,8 @@ export function isotherms(rows, levels) {
         };
         for (const [from, to] of CASES[kind]) {
           const [x0, y0] = sides[from](), [x1, y1] = sides[to]();
-          path.moveTo((x0 + 0.5) / FINE, (y0 + 0.5) / FINE);
-          path.lineTo((x1 + 0.5) / FINE, (y1 + 0.5) / FINE);
+          path.moveTo((x0 - 0.5) / fine, (y0 - 0.5) / fine);
+          path.lineTo((x1 - 0.5) / fine, (y1 - 0.5) / fine);
         }
       }
     }

@@ -51,7 +51,7 @@ const ICONS = {
   retry: "M20 11a8 8 0 1 0-2 6M20 5v6h-6",
   edit: "M4 20h4L19 9l-4-4L4 16z",
   code: "M9 7l-5 5 5 5M15 7l5 5-5 5",
-  key: "M14 10a4 4 0 1 1-3 3.900L4 20v-3h3M15 9h.01",
+  key: "M7.500 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM11.500 12H21v4M17 12v3",
   sun: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM12 2v2M12 20v2M2 12h2M20 12h2M5 5l1.500 1.500M17.500 17.500L19 19M19 5l-1.500 1.500M6.500 17.500L5 19",
   moon: "M19 14.500A8 8 0 0 1 9.500 5 7.500 7.500 0 1 0 19 14.500z",
   auto: "M12 4a8 8 0 1 0 0 16zM12 4a8 8 0 0 1 0 16",
@@ -74,6 +74,21 @@ export function mark() {
     curve("M17 7.600c4.700 0 8.200 3.200 8.200 8 0 5.200-3.700 9-8.400 9-5 0-9-3.500-9-8.600 0-4.900 4-8.400 9.200-8.400Z", "warm"),
     curve("M17.800 12.400c2.300 0 3.900 1.600 3.900 3.700 0 2.400-1.700 4.100-4 4.100-2.500 0-4.300-1.700-4.300-4.100 0-2.200 1.900-3.700 4.400-3.700Z", "hot"),
   );
+}
+
+// Lines of equal heat around a warm place, as a weather chart has them.
+export function rings() {
+  const ring = (radius, turn) => {
+    const points = Array.from({ length: 97 }, (_, i) => {
+      const at = (i / 96) * 2 * Math.PI;
+      const bend = 1 + 0.075 * Math.sin(2 * at + turn) + 0.05 * Math.sin(3 * at - 1.7 * turn) + 0.025 * Math.sin(5 * at + 2);
+      const drift = (100 - radius) * 0.1;
+      return `${(100 + drift + radius * bend * Math.cos(at)).toFixed(1)} ${(100 - drift * 0.6 + radius * bend * Math.sin(at)).toFixed(1)}`;
+    });
+    return `M${points.join("L")}Z`;
+  };
+  const lines = Array.from({ length: 9 }, (_, i) => s("path", { d: ring(14 + 9.5 * i, 0.6 + i * 0.16), style: { "--heat": `${100 - i * 12}%` } }));
+  return s("svg", { class: "rings", viewBox: "0 0 200 200", "aria-hidden": "true" }, lines, s("path", { class: "core", d: ring(6, 0.6) }));
 }
 
 export const button = (label, props, name) =>

@@ -130,8 +130,10 @@ export function heatMap(choose) {
       shown.set(key, value);
       pen.globalAlpha = group && !one.holders.includes(group) ? 0.16 : 1;
       pen.fillStyle = ramp(value);
-      pen.fillRect(GUTTER + x * cell, y * tall, cell - gap, tall - gap);
-      if (cell >= 26 && tall >= 20) drawPlaces(pen, one, GUTTER + x * cell, y * tall, cell - gap, tall - gap, value, style);
+      // On whole pixels, or seams would show between cells that touch.
+      const left = Math.round((GUTTER + x * cell) * scale) / scale, right = Math.round((GUTTER + (x + 1) * cell) * scale) / scale;
+      pen.fillRect(left, y * tall, right - left - gap, tall - gap);
+      if (cell >= 26 && tall >= 20) drawPlaces(pen, one, GUTTER + x * cell, y * tall, cell - gap, tall - gap, value, style, ramp);
       const since = now - (fresh.get(key) ?? -1e9);
       if (since < 2500) {
         on = true;
@@ -142,15 +144,15 @@ export function heatMap(choose) {
       }
     }));
     pen.globalAlpha = 1;
-    drawLines(pen, style, cell, tall);
+    if (order === "heat" || cell > 11) drawLines(pen, style, cell, tall); // else there are too many to tell apart
     drawMargin(pen, style, tall, height);
     drawCursor(pen, style, cell, tall, gap);
     if (on) ask();
   }
 
   // How many copies there are, and where.
-  function drawPlaces(pen, one, x, y, wide, high, value, style) {
-    pen.fillStyle = style.getPropertyValue(value > 0.62 ? "--on-hot" : value < 0.38 ? "--on-cold" : "--on-mean");
+  function drawPlaces(pen, one, x, y, wide, high, value, style, ramp) {
+    pen.fillStyle = ramp.isLight(value) ? "#101820" : "#ffffff";
     pen.font = `500 10.5px ${style.fontFamily}`;
     pen.textBaseline = "bottom";
     const names = one.holders.map((name) => name.replace(/^expert-/, ""));
@@ -247,10 +249,17 @@ function rampOf(style) {
     const value = style.getPropertyValue(`--heat-${i}`).trim();
     return [1, 3, 5].map((at) => Number.parseInt(value.slice(at, at + 2), 16));
   });
-  return (value) => {
+  const colour = (value) => {
     const at = Math.min(3.9999, Math.max(0, value * 4)), i = Math.floor(at), t = at - i;
-    return `rgb(${stops[i].map((from, c) => Math.round(from + (stops[i + 1][c] - from) * t)).join(" ")})`;
+    return stops[i].map((from, c) => Math.round(from + (stops[i + 1][c] - from) * t));
   };
+  const ramp = (value) => `rgb(${colour(value).join(" ")})`;
+  // Whether black stands out from it better than white does (WCAG's relative luminance).
+  ramp.isLight = (value) => {
+    const [r, g, b] = colour(value).map((part) => (part / 255) ** 2.2);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18;
+  };
+  return ramp;
 }
 
 function legend() {

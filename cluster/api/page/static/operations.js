@@ -129,7 +129,7 @@ export function planner(target, place, done = () => {}) {
         done();
       }
     } catch (error) {
-      replace(out, h("p", { class: "failed", role: "alert" }, error.message));
+      replace(out, h("p", { class: "failure", role: "alert" }, error.message));
     }
     plan.disabled = go.disabled = false;
   }
