@@ -69,24 +69,36 @@ class FakeCluster:
     def rates(self) -> np.ndarray:
         layers, experts = len(self.placement.layers), len(self.placement.holders[0])
         at_LE = np.add.outer(np.arange(layers) * 2.3, np.arange(experts) * 0.55)
-        swell_LE = np.exp(1.1 * np.sin(at_LE + self.turn / 12) + 0.8 * np.cos(np.add.outer(np.arange(layers), -np.arange(experts)) * 0.9))  # fmt: skip # noqa: E501
+        drift_LE = np.add.outer(np.arange(layers), -np.arange(experts)) * 0.9
+        swell_LE = np.exp(1.1 * np.sin(at_LE + self.turn / 12) + 0.8 * np.cos(drift_LE))
         return 40.0 * swell_LE
 
     def status(self) -> dict[str, Any]:
         workers = []
         for i, name in enumerate([*self.shards, *self.groups]):
             role = "attention" if name in self.shards else "expert"
-            worker = {"id": name, "role": role, "pid": 100 + i, "node": f"{i % 2:x}" * 40, "host": f"10.0.0.{1 + i % 2}"}
+            worker = {
+                "id": name,
+                "role": role,
+                "pid": 100 + i,
+                "node": f"{i % 2:x}" * 40,
+                "host": f"10.0.0.{1 + i % 2}",
+            }
             if name in self.dead:
                 workers.append(worker | {"state": "dead", "reason": self.dead[name]})
             elif role == "attention":
-                workers.append(worker | {"state": "loaded", "running": 7, "waiting": 1, "kv_blocks_used": 120 + self.turn % 40,
-                                         "kv_blocks": 256, "tokens": 100 * self.turn, "steps": self.turn})  # fmt: skip
+                counts = {"running": 7, "waiting": 1, "tokens": 100 * self.turn, "steps": self.turn}
+                kv = {"kv_blocks_used": 120 + self.turn % 40, "kv_blocks": 256}
+                workers.append(worker | {"state": "loaded"} | counts | kv)
             else:
-                workers.append(worker | {"state": "loaded", "experts": len(self.placement.held_by(name)),
-                                         "weight_bytes": 90 << 20, "pairs": 900 * self.turn, "busy_seconds": 0.6 * self.turn})  # fmt: skip # noqa: E501
-        nodes = [{"id": f"{i:x}" * 40, "address": f"10.0.0.{1 + i}", "alive": True, "drained": f"{i:x}" * 40 in self.drained}
-                 for i in range(2)]  # fmt: skip
+                held = {"experts": len(self.placement.held_by(name)), "weight_bytes": 90 << 20}
+                counts = {"pairs": 900 * self.turn, "busy_seconds": 0.6 * self.turn}
+                workers.append(worker | {"state": "loaded"} | held | counts)
+        ids = [f"{i:x}" * 40 for i in range(2)]
+        nodes = [
+            {"id": id, "address": f"10.0.0.{1 + i}", "alive": True, "drained": id in self.drained}
+            for i, id in enumerate(ids)
+        ]
         return {"controller": {"phase": "serving", "restarts": 1}, "model": {"id": self.model, "max_model_len": 4096},
                 "url": "", "placement_version": self.placement.version, "workers": workers, "nodes": nodes}  # fmt: skip
 
@@ -103,8 +115,13 @@ class FakeCluster:
 
     def _put(self) -> None:
         rates = self.rates()
-        flows = {s: {g: round(1200 * (1 + i + j) * abs(math.sin(self.turn / 8 + i + 2 * j)), 1) for j, g in enumerate(self.groups)}
-                 for i, s in enumerate(self.shards)}  # fmt: skip # noqa: E501
+        flows = {
+            shard: {
+                group: round(1200 * (1 + i + j) * abs(math.sin(self.turn / 8 + i + 2 * j)), 1)
+                for j, group in enumerate(self.groups)
+            }
+            for i, shard in enumerate(self.shards)
+        }
         loads = [{"name": s, "tokens_per_second": 400.0 + self.turn % 30} for s in self.shards]
         loads += [{"name": g, "busy": 0.5, "rows_per_second": 4100.0 + self.turn % 70} for g in self.groups]
         rows = {
@@ -135,7 +152,11 @@ class FakeCluster:
         operation = Operation(f"op-{len(self.operations) + 1}", target, "api", time.time(), dry_run=request.dry_run)
         operation.entered["planned"] = time.time()
         if target.get("expert_groups"):
-            operation.plan = [f"start expert-{self.names}", f"load 12 experts into expert-{self.names}", "commit placement"]
+            operation.plan = [
+                f"start expert-{self.names}",
+                f"load 12 experts into expert-{self.names}",
+                "commit placement",
+            ]
         else:
             operation.plan = ["load 1 expert into expert-2", "commit placement"]
         self.operations.append(operation)
