@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import DESKTOP, PHONE, VIEWS, ask, shot, violations
+from pages import DESKTOP, PHONE, VIEWS, ask, shot, violations
 from playwright.sync_api import expect
 
 SAID = """<think>A table, and code.</think>Here is **what you asked for**, with a [link](https://example.com).
@@ -55,7 +55,7 @@ def test_every_view(window, serves, theme, size):
 
 
 def test_with_the_keyboard_alone(window, serves):
-    with serves() as (stand_in, url):
+    with serves() as (_, url):
         page = window.open(url, "cluster")
         canvas = page.locator("canvas")
         page.locator(".worker.expert").first.wait_for()

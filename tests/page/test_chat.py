@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import ask
+from pages import ask
 from playwright.sync_api import expect
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import VIEWS, ask
+from pages import VIEWS, ask
 from playwright.sync_api import Page, expect
 
 BAD = '<img src=x onerror="alert(1)"><script>alert(2)</script>"\'><svg onload=alert(3)>'
@@ -74,7 +74,7 @@ def test_names_reasons_and_errors(window, serves):
             page.locator("main h1").wait_for()
             clean(page)
         page.goto(f"{url}/#operate")
-        panel = page.get_by_role("region", name="Scale")
+        panel = page.get_by_role("region", name="Scale", exact=True)
         panel.get_by_role("button", name="Expert groups: one more").click()
         panel.get_by_role("button", name="Show the plan").click()
         expect(panel.get_by_role("alert")).to_contain_text(BAD)

@@ -11,7 +11,7 @@ export function tile(label, words, unit) {
   const area = s("path", { class: "area" });
   const line = s("path", { class: "line" });
   const svg = s("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, area, line);
-  const node = h("section", { class: "tile" }, h("h3", {}, label), h("p", { class: "value" }, value, unit && h("span", { class: "unit" }, unit)), note, svg);
+  const node = h("section", { class: "tile" }, h("h2", {}, label), h("p", { class: "value" }, value, unit && h("span", { class: "unit" }, unit)), note, svg);
   // `points`: [seconds since the epoch, value], oldest first.
   node.show = (now, points, most, remark = "") => {
     say(value, words(now));

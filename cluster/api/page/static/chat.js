@@ -127,6 +127,7 @@ export function chatView() {
     const grown = () => (drawn ||= requestAnimationFrame(() => ((drawn = 0), here === talk && update(message))));
     follow(true);
     await streamReply(body, message, grown, stop.signal);
+    cancelAnimationFrame(drawn); // it would draw a reply that is still coming
     if (running === stop) running = null;
     setRunning(false);
     keep(here);
