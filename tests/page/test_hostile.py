@@ -98,7 +98,7 @@ def test_tool_calls_and_their_results(window, serves, arguments):
         page.route("**/v1/chat/completions", lambda route: route.fulfill(
             body=call_of(BAD, arguments), headers={"content-type": "text/event-stream"}))  # fmt: skip
         ask(page, "Call it.")
-        expect(page.locator(".call h4 code")).to_have_text(BAD)
+        expect(page.locator(".call h3 code")).to_have_text(BAD)
         expect(page.locator(".call pre")).to_contain_text("onerror")
         page.get_by_label("Result of the call").fill(BAD)
         page.get_by_role("button", name="Give the results").click()

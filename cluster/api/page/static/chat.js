@@ -159,14 +159,14 @@ export function chatView() {
 
   function messageNode(message, at) {
     if (message.role === "assistant") {
-      const article = h("article", { class: "said model" }, h("h3", { class: "unseen" }, "The model"));
+      const article = h("article", { class: "said model" }, h("h2", { class: "unseen" }, "The model"));
       fillReply(article, message, running !== null && at === talk.messages.length - 1 && !message.finish && !message.error);
       return article;
     }
     const tool = message.role === "tool";
     const words = h("div", { class: "words" }, message.content);
     const edit = !tool && iconButton("Edit and ask again", "edit", { onclick: () => again(at, message.content) });
-    return h("article", { class: `said ${tool ? "tool" : "user"}` }, h("h3", { class: tool ? "small" : "unseen" }, tool ? `Result of ${message.name}` : "You"), words, edit);
+    return h("article", { class: `said ${tool ? "tool" : "user"}` }, h("h2", { class: tool ? "small" : "unseen" }, tool ? `Result of ${message.name}` : "You"), words, edit);
   }
 
   function again(at, text) {
@@ -212,7 +212,7 @@ export function chatView() {
     };
     return h("div", { class: "calls" },
       message.tool_calls.map((call, i) =>
-        h("section", { class: "call" }, h("h4", {}, icon("tool"), h("code", {}, call.name || "…")), codeBlock(pretty(call.arguments), "arguments"), last && results[i])),
+        h("section", { class: "call" }, h("h3", {}, icon("tool"), h("code", {}, call.name || "…")), codeBlock(pretty(call.arguments), "arguments"), last && results[i])),
       last && button("Give the results", { class: "primary", onclick: answer }));
   }
 

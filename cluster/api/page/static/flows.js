@@ -49,7 +49,7 @@ export function flowMap() {
     if (one.key !== key) {
       one.key = key;
       replace(one.figures, list.map(([value, unit, part]) =>
-        h("div", {}, h("dt", {}, unit), h("dd", {}, value), part !== undefined && meter(part, `${percent(part)} ${unit}`))));
+        h("div", {}, h("dt", {}, unit), h("dd", {}, value, part !== undefined && meter(part, `${percent(part)} ${unit}`)))));
     }
     return one.node;
   }

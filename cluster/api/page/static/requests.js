@@ -19,7 +19,7 @@ export function requestsView() {
   const filter = segmented("Which requests", [["all", "All"], ["running", "Running"], ["trouble", "With errors"]], which, (name) => ((which = name), draw()));
   const head = ["Request", "Key", "Began", "Outcome", "Prompt", "Output", "First token", "Total", "Where its time went"];
   const table = h("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Requests" }, h("table", { class: "requests" }, h("thead", {}, h("tr", {}, head.map((words, i) => h("th", { scope: "col", class: i > 3 && i < 8 ? "right" : "" }, words)))), body));
-  const node = h("div", { class: "view" }, h("header", { class: "view-head" }, h("h1", {}, "Requests"), remark), h("section", { class: "panel", "aria-label": "Requests" }, h("header", {}, filter, legend), none, table));
+  const node = h("div", { class: "view" }, h("header", { class: "view-head" }, h("h1", {}, "Requests"), remark), h("div", { class: "panel" }, h("header", {}, filter, legend), none, table));
 
   function draw() {
     const all = requestBook.records();
