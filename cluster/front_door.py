@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -30,11 +31,13 @@ def front_door(
     batches_refused: str = "",
     observer: Observer | None = None,
     keys: KeyStore | None = None,
+    ends: Callable[[], bool] = lambda: False,
 ) -> Starlette:
     """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. `store` keeps
     responses where this process's memory will not do. `batches` runs files of requests; without it, clients are told
-    `batches_refused`. With an `observer` there are metrics; with `keys` every client needs one of them. Reads the
-    checkpoint's tokenizer and defaults. Raises TokenizerError, ModelConfigError."""
+    `batches_refused`. With an `observer` there are metrics; with `keys` every client needs one of them. `ends`: whether
+    this server is about to end. Reads the checkpoint's tokenizer and defaults. Raises TokenizerError,
+    ModelConfigError."""
     defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
     if manifest.logprobs == "processed":
         defaults["processed_logprobs"] = True
@@ -51,5 +54,14 @@ def front_door(
     )
     tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=manifest.control_tokens == "anywhere")
     return build_app(
-        engine, tokenizer, manifest.model_id, manifest.http.aliases, settings, admin, store, batches, observer
+        engine,
+        tokenizer,
+        manifest.model_id,
+        manifest.http.aliases,
+        settings,
+        admin,
+        store,
+        batches,
+        observer=observer,
+        ends=ends,
     )

@@ -78,7 +78,9 @@ ROOMS: dict[str, set[str]] = {
     },
     "cluster.routing": {*BASE, "cluster.api", "cluster.messages"},
     "cluster.autoscale": {*BASE, "cluster.manifest", "cluster.messages", "cluster.model", "cluster.placement"},
-    "cluster.observe": {*BASE, "cluster.api", "cluster.autoscale", "cluster.manifest", "cluster.messages"},
+    "cluster.observe": {
+        *BASE, "cluster.api", "cluster.autoscale", "cluster.manifest", "cluster.messages", "cluster.placement"
+    },
     # On Ray.
     "cluster.on_ray": {*BASE, "cluster.messages"},
     "cluster.supervise": {*BASE, "cluster.manifest", "cluster.on_ray"},

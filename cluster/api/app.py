@@ -25,10 +25,12 @@ from isotherm.cluster.api.described import described_routes
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError, internal_error
+from isotherm.cluster.api.events import Events, OneProcess
 from isotherm.cluster.api.generation import GenerationRoute, Generator
 from isotherm.cluster.api.messages import messages_routes
 from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware
 from isotherm.cluster.api.observed import Observer, observed_routes
+from isotherm.cluster.api.page.bundle import page_routes
 from isotherm.cluster.api.prepare_chat import prepare_chat
 from isotherm.cluster.api.prepare_completion import prepare_completion
 from isotherm.cluster.api.replies import json_response
@@ -56,10 +58,12 @@ def build_app(
     store: ResponseStore | None = None,
     batches: BatchService | None = None,
     observer: Observer | None = None,
+    ends: Callable[[], bool] = lambda: False,
 ) -> Starlette:
     """The ASGI application that serves one model under `model_id` and its aliases; with `admin`, the operator's routes
     too, and with `batches` those for files and batches, which are run here. Without a `store` responses are kept in
-    this process. With an `observer` there are metrics, and it is told of every request for tokens."""
+    this process. With an `observer` there are metrics, and it is told of every request for tokens. `ends`: whether this
+    server is about to end, and what would go on for ever has to end too."""
     settings = settings or AppSettings()
     store = store or MemoryResponseStore(settings.kept_response_bytes)
     names = tuple(dict.fromkeys([model_id, *aliases]))
@@ -68,6 +72,7 @@ def build_app(
     generator = Generator(engine, tokenizer, names, settings, book)
 
     tokenization = Tokenization(generator, settings.max_body_bytes)
+    source = admin or OneProcess(engine, model_id)
 
     def generate(path: str, route: GenerationRoute) -> Route:
         return Route(path, partial(_generate, generator, route), methods=["POST"])
@@ -89,6 +94,8 @@ def build_app(
             Route("/version", about.version),
             *(observed_routes(observer) if observer is not None else []),
             *(admin_routes(admin) if admin is not None else []),
+            Events(source, settings.silence_s, ends).route(),
+            *page_routes(),
             *described_routes(),
         ],
         # Outermost first.

@@ -24,14 +24,16 @@ from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.control.saved_state import SavedState, decode
 from isotherm.cluster.control.startup import start_again_and_again, start_fleet
+from isotherm.cluster.deploy.feed import ClusterFeed
 from isotherm.cluster.deploy.fleet import RayFleet
 from isotherm.cluster.deploy.observatory import Observatory
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.messages.feed import FeedPart
 from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.membership import Membership, SupersededError
-from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, parse_operation
+from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, parse_mode, parse_operation
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.on_ray.state_store import StateStore
 from isotherm.cluster.placement.report import experts_report
@@ -87,6 +89,9 @@ class Controller:
         )
         self.fleet.load_view = self.autoscale.load_view
         self.observatory = Observatory(self, manifest)
+        self._feed = ClusterFeed(
+            self.fleet, self.autoscale, self.status, self._operations_told, self.reconfigurer.pinned
+        )
         self._phase = "starting workers"  # "serving" once every worker has come up
         # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it
         # knows.
@@ -207,6 +212,7 @@ class Controller:
         self._try_save()
         self.observatory.operations_changed()
         self._publish()
+        self._feed.tell()
 
     # --- what ingress replicas and commands see ---------------------------------------------------
 
@@ -309,6 +315,9 @@ class Controller:
         return None if found is None else self._told(found)
 
     async def operation_history(self) -> list[JSON]:
+        return self._operations_told()
+
+    def _operations_told(self) -> list[JSON]:
         return [self._told(o) for o in self.operations.all()]
 
     def _told(self, operation: Operation) -> JSON:
@@ -332,6 +341,16 @@ class Controller:
     async def autoscaler(self) -> JSON:
         """What GET /admin/autoscaler gives."""
         return self.autoscale.report()
+
+    async def set_autoscaler(self, body: Any) -> JSON:
+        """Change the autoscaler's mode (POST /admin/autoscaler). Raises OperationError."""
+        self.autoscale.set_mode(parse_mode(body))
+        self._feed.tell()
+        return self.autoscale.report()
+
+    async def feed_part(self, last: str) -> FeedPart | None:
+        """The event stream from the part whose id is `last`, as ClusterFeed.part says."""
+        return await self._feed.part(last)
 
     async def report(self, ingress: str, figures: Figures, requests: JSON) -> None:
         """Take what an ingress replica has counted, and its requests."""

@@ -57,7 +57,16 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
         engine.background.keep("the reports of what is observed", observer.keep_reporting)
         key_store = None if keys is None else KeyStore(keys, manifest.http.replicas)
         app = front_door(
-            manifest, model_path, endable, controller, store, batches, refused, observer=observer, keys=key_store
+            manifest,
+            model_path,
+            endable,
+            controller,
+            store,
+            batches,
+            refused,
+            observer=observer,
+            keys=key_store,
+            ends=stops,
         )
         if batches is not None:
             batches.begin()  # with what a replica before this one has left

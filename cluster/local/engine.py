@@ -32,6 +32,10 @@ class LocalEngine:
         self._closed = self._failed = False
         self._steps = StepLoop(engine, self._publish, vital=False, ended=self._tell_end)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def not_ready(self) -> str | None:
         if self._closed:
             return "the engine was closed"

@@ -130,7 +130,9 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     client = LocalEngine(engine, config.vocab_size, digest)
     try:
         observer = IngressObserver.of(manifest, "local", Alone(client.meter, lambda: client.not_ready() is None))
-        app = front_door(manifest, path, client, batches_refused=_NO_BATCHES, observer=observer)
+        app = front_door(
+            manifest, path, client, batches_refused=_NO_BATCHES, observer=observer, ends=lambda: client.closed
+        )
     except BaseException:
         client.close()  # else its thread keeps the weights
         raise

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -112,6 +112,22 @@ def parse_operation(body: Any) -> OperationRequest:
     if target.is_empty:
         raise OperationError(f"give at least one of {', '.join(Target.model_fields)}", "body")
     return OperationRequest(target, parsed.idempotency_key, parsed.dry_run, parsed.deadline_seconds)
+
+
+class _ModeBody(_Model):
+    mode: Literal["off", "advise", "on"]
+
+
+def parse_mode(body: Any) -> Literal["off", "advise", "on"]:
+    """Check the decoded body of POST /admin/autoscaler. Raises OperationError."""
+    try:
+        return _ModeBody.model_validate(body).mode
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise OperationError(
+            f'{where}: {first["msg"]}; the body is {{"mode": "off"}}, "advise" or "on"', where
+        ) from None
 
 
 @dataclass

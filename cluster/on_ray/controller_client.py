@@ -10,6 +10,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON, JSONValue
+from isotherm.cluster.messages.feed import FeedPart
 from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
@@ -79,6 +80,14 @@ class ControllerClient:
     async def autoscaler(self) -> JSON:
         autoscaler: JSON = await self._ask("autoscaler")
         return autoscaler
+
+    async def set_autoscaler(self, body: JSONValue) -> JSON:
+        autoscaler: JSON = await self._ask("set_autoscaler", body)
+        return autoscaler
+
+    async def feed_part(self, last: str) -> FeedPart | None:
+        part: FeedPart | None = await self._ask("feed_part", last)
+        return part
 
     async def report(self, ingress: str, figures: Figures, requests: JSON) -> None:
         await self._ask("report", ingress, figures, requests)
