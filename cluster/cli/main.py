@@ -84,7 +84,7 @@ def serve(
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
     from isotherm.cluster.deploy.preflight import check_port, check_servable
 
-    source = key_source(manifest.http)
+    source = key_source(manifest.http, os.environ)
     check_bound(manifest.http.host, source)
     check_tls(manifest.http)
     os.environ.pop(ENVIRONMENT, None)  # nothing that is started below this process needs the key itself

@@ -132,6 +132,28 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
+def test_without_keys_serve_stays_on_this_machine(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(os.environ, "ISOTHERM_API_KEY", raising=False)
+    (tmp_path / "open.yaml").write_text("http: {host: '::', port: 18763}")
+    for arguments in (["--host", "0.0.0.0"], ["open.yaml"], ["--host", "10.1.2.3"]):
+        refused = invoke("serve", *arguments)
+        assert refused.exit_code == 1 and "there are no API keys" in refused.stderr and "keys create" in refused.stderr
+    assert not served
+
+
+def test_serve_hands_on_hashes_and_never_a_key(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(os.environ, "ISOTHERM_API_KEY", "made-up-by-somebody-123")
+    done = invoke("serve", "--host", "0.0.0.0", "--port", "18762")
+    assert done.exit_code == 0 and "ISOTHERM_API_KEY" not in os.environ, done.stderr
+    assert invoke("keys", "create", "ann", "--file", "k.json").exit_code == 0
+    done = invoke("serve", "--host", "0.0.0.0", "--port", "18762", "--keys", "k.json")
+    assert done.exit_code == 0, done.stderr
+    (*_, by_environment, _), (manifest, *_, by_file, _) = served
+    assert [entry["name"] for entry in by_environment["given"]] == ["environment"]
+    assert "made-up-by-somebody-123" not in json.dumps(by_environment) and by_environment["file"] is None
+    assert by_file == {"file": str(tmp_path / "k.json"), "given": []} and manifest.http.keys == by_file["file"]
+
+
 def test_serve_takes_the_manifest_and_the_options(served: list[Any], tmp_path: Path):
     assert invoke("serve", "--port", "18765").exit_code == 0
     (tmp_path / "m.yaml").write_text("experts: {groups: 3}\nhttp: {port: 18764, replicas: 2}")
