@@ -28,6 +28,7 @@ class LocalExperts:
     """Every routed expert in one worker of this process: nothing to split, send and gather."""
 
     finding_fault = False
+    waited_seconds = 0.0
 
     def __init__(self, worker: ExpertWorker):
         self._worker = worker

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from isotherm.cluster.control import link_choice
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.logs import LogFormat, LogLevel
 from isotherm.cluster.manifest_values import AbsolutePath, Bytes, Labels, Origin, one_of
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.text.tool_formats.registry import CHOICES
@@ -63,9 +64,7 @@ class EngineSection(_Section):
     max_waiting_tokens: int | None = Field(
         None, ge=0, description="the same in tokens, beyond what the KV cache holds; default: as many again"
     )
-    max_model_len: int | None = Field(
-        None, ge=2, description="prompt and output of one request; default: what model and cache allow"
-    )
+    max_model_len: int | None = Field(None, ge=2, description="prompt and output; default: what model and cache allow")
     prefix_cache: bool = True
     shared_prefix_cache: bool = Field(False, description="one for all API keys; else each has its own")
 
@@ -92,9 +91,7 @@ class CopiesSection(_Section):
     cooldown: float = Field(6.0, ge=0, description="seconds from one change of copies to the next")
     gain: float = Field(0.04, ge=0, description="how much of the imbalance a change must be expected to take off")
     max_loads: float = Field(0.25, gt=0, le=1, description="copies loaded in one change, as a fraction of all copies")
-    read_cost: float = Field(
-        8.0, ge=0, le=10000, description="what reading an expert's weights once costs, in rows computed"
-    )
+    read_cost: float = Field(8.0, ge=0, le=10000, description="of reading an expert's weights once, in rows computed")
 
 
 class GroupScalingSection(_Section):
@@ -205,6 +202,16 @@ class HttpSection(_Section):
     kept_responses: Bytes = Field(64 << 20, description="of responses that later ones may go on from")
 
 
+class LoggingSection(_Section):
+    format: LogFormat = "text"
+    level: LogLevel = "info"
+
+
+class TracingSection(_Section):
+    endpoint: str | None = Field(None, pattern=r"^https?://", description="OTLP over HTTP; default: no traces")
+    sample: float = Field(1.0, ge=0, le=1, description="share of the requests, of those that bring no traceparent")
+
+
 class Manifest(_Section):
     model: str = Field("tiny", min_length=1)
     served_name: str | None = Field(
@@ -237,6 +244,8 @@ class Manifest(_Section):
     liveness: LivenessSection = LivenessSection()
     autoscaling: AutoscalingSection = AutoscalingSection()
     http: HttpSection = HttpSection()
+    logging: LoggingSection = LoggingSection()
+    tracing: TracingSection = TracingSection()
 
     @property
     def model_id(self) -> str:

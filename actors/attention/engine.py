@@ -12,6 +12,7 @@ import torch
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
+from isotherm.actors.attention.step_figures import StepFigures
 from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.cluster.engine.config import SchedulerConfig
@@ -37,6 +38,7 @@ class Engine:
         self.sampler = sampler or Sampler(model.kernels)
         self.cache = model.new_cache(config.blocks, config.block_size)
         self.steps = 0
+        self.figures = StepFigures()
         self._unsent: list[Delta] = []  # what parts of a step gave before experts were lost that its rest needs
 
     def take_unsent(self) -> list[Delta]:
@@ -57,13 +59,17 @@ class Engine:
         """Compute one step; what it gave each request. Empty when nothing is queued. A request that makes the
         computation fail is ended with an error, and the others go on. Raises ExpertsLostError, where experts that they
         need cannot be reached in time."""
+        begin, waited = time.perf_counter(), self.experts.waited_seconds
+        self.scheduler.waited = waited
         chunks = self.scheduler.schedule()
         another = False
         try:
-            begin = time.perf_counter()
             deltas = self._attempt(chunks) if chunks else []
-            if self.scheduler.is_shared:
-                self.scheduler.took(chunks, time.perf_counter() - begin)
+            if chunks:
+                seconds = time.perf_counter() - begin
+                self.figures.add(chunks, seconds, self.experts.waited_seconds - waited)
+                if self.scheduler.is_shared:
+                    self.scheduler.took(chunks, seconds)
             another = len(self.scheduler) > 0
             return deltas
         finally:

@@ -201,6 +201,7 @@ class AttentionShard(WorkerBase):
             group_wait=dict(self._exchange.waited),
             rows_routed=self._exchange.rows_routed.copy(),
             reads=self._exchange.reads.copy(),
+            figures=engine.figures.read(scheduler),
         )
 
     async def status(self) -> JSON:

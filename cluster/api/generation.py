@@ -30,9 +30,9 @@ from isotherm.cluster.api.errors import ReplyError, internal_error
 from isotherm.cluster.api.logprobs import PromptScores
 from isotherm.cluster.api.prepare import Prepared, PromptLimits, Served
 from isotherm.cluster.api.replies import Reply, json_response, long_json_response, usage
+from isotherm.cluster.api.request_book import OpenRequest, RequestBook
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.api.stream import EventStream, until_disconnect
-from isotherm.cluster.api.timing import Stopwatch
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.base import ToolFormat
@@ -54,7 +54,15 @@ class GenerationRoute:
 class Generator:
     """Answers requests for tokens, and counts those that are open."""
 
-    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, names: Sequence[str], settings: AppSettings) -> None:
+    def __init__(
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        names: Sequence[str],
+        settings: AppSettings,
+        book: RequestBook | None = None,
+    ) -> None:
+        self._book = book or RequestBook()
         self._engine = engine
         self._tokenizer = tokenizer
         self._names = names
@@ -75,8 +83,9 @@ class Generator:
 
     async def reply(self, request: Request, route: GenerationRoute) -> Response:
         """The answer to a request for tokens. Raises ReplyError."""
-        watch, deadline = Stopwatch(), self._deadline(request)
+        deadline = self._deadline(request)
         with ExitStack() as places:
+            entry = places.enter_context(self._book.open(request))
             visit = self._entrance.enter(claim_for(request))  # before the body costs anything
             places.callback(visit.leave)
             try:
@@ -85,7 +94,7 @@ class Generator:
                 raise timed_out(error) from None
             visit.settle(prepared.requests)
             prepared = metered(request, prepared, places)
-            reply = await self._answer(request, prepared, watch, deadline.sooner(prepared.body.timeout))
+            reply = await self._answer(request, prepared, entry, deadline.sooner(prepared.body.timeout))
             if isinstance(reply, EventStream):
                 reply.on_close(places.pop_all().close)
             reply.headers.update(visit.header())
@@ -107,7 +116,7 @@ class Generator:
     async def body(self, request: Request) -> bytes:
         return await read_body(request, self._settings.max_body_bytes)
 
-    async def _answer(self, request: Request, prepared: Prepared, watch: Stopwatch, deadline: Deadline) -> Response:
+    async def _answer(self, request: Request, prepared: Prepared, entry: OpenRequest, deadline: Deadline) -> Response:
         body = prepared.body
         choices = [
             ChoiceStream(
@@ -125,16 +134,17 @@ class Generator:
             )
             for i, generation in enumerate(prepared.requests)
         ]
+        entry.prepared(prepared, choices)
         reply = prepared.new_reply(int(time.time()), self._engine.system_fingerprint or None)
         try:
             if not body.stream:
-                collected = self._collect(prepared, choices, reply, watch, deadline)
+                collected = self._collect(prepared, choices, reply, entry, deadline)
                 whole = await until_disconnect(request.receive, collected)
                 if any(choice.scores_many for choice in choices):
-                    return await long_json_response(whole, watch.header())
-                return json_response(whole, headers=watch.header())
-            events = self._events(prepared, choices, reply, watch, deadline)
-            error_event = partial(self._error_event, prepared.id, reply)
+                    return await long_json_response(whole, entry.watch.header())
+                return json_response(whole, headers=entry.watch.header())
+            events = self._events(prepared, choices, reply, entry, deadline)
+            error_event = partial(self._error_event, entry, prepared.id, reply)
             stream = EventStream(events, error_event, self._settings.silence_s, reply.waiting)
             await stream.first_event(request.receive, self._settings.first_event_s)
             return stream
@@ -162,23 +172,26 @@ class Generator:
             )
         return ReplyError(str(error), status=500, kind="server_error", code="generation_failed")
 
-    def _error_event(self, reply_id: str, reply: Reply, error: Exception) -> bytes:
+    def _error_event(self, entry: OpenRequest, reply_id: str, reply: Reply, error: Exception) -> bytes:
         """What a stream that has begun ends with."""
         if isinstance(error, GenerationError | EngineUnavailableError):
-            return reply.error(self._engine_error(error))
-        logger.error("reply %s broke off", reply_id, exc_info=error)
-        return reply.error(internal_error())
+            said = self._engine_error(error)
+        else:
+            logger.error("reply %s broke off", reply_id, exc_info=error)
+            said = internal_error()
+        entry.broke_off(said)
+        return reply.error(said)
 
     async def _collect(
         self,
         prepared: Prepared,
         choices: Sequence[ChoiceStream],
         reply: Reply,
-        watch: Stopwatch,
+        entry: OpenRequest,
         deadline: Deadline,
     ) -> JSON:
         parts: list[list[ChoiceDelta]] = [[] for _ in choices]
-        async with aclosing(self._deltas(prepared, choices, watch, deadline)) as stream:
+        async with aclosing(self._deltas(prepared, choices, entry, deadline)) as stream:
             async for delta in stream:
                 parts[delta.index].append(delta)
         samples, n = prepared.body.samples, prepared.body.n or 1
@@ -195,12 +208,12 @@ class Generator:
         prepared: Prepared,
         choices: Sequence[ChoiceStream],
         reply: Reply,
-        watch: Stopwatch,
+        entry: OpenRequest,
         deadline: Deadline,
     ) -> AsyncGenerator[bytes, None]:
         """The server-sent events, one bytes object per delta."""
         begun, body = False, prepared.body
-        async with aclosing(self._deltas(prepared, choices, watch, deadline)) as deltas:
+        async with aclosing(self._deltas(prepared, choices, entry, deadline)) as deltas:
             async for delta in deltas:
                 if body.continuous_usage:
                     delta = replace(delta, used=usage(prepared.prompt_tokens, choices, body.samples))
@@ -211,15 +224,16 @@ class Generator:
                     begun = True
                     yield events
         used = usage(prepared.prompt_tokens, choices, body.samples)
-        end = reply.end(replace(used, timings=watch.as_json()) if body.include_timings else used)
+        end = reply.end(replace(used, timings=entry.watch.as_json()) if body.include_timings else used)
         await prepared.settle()
         yield end
 
     async def _deltas(
-        self, prepared: Prepared, choices: Sequence[ChoiceStream], watch: Stopwatch, deadline: Deadline
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], entry: OpenRequest, deadline: Deadline
     ) -> AsyncGenerator[ChoiceDelta, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop
         string ends its engine stream."""
+        watch = entry.watch
         watch.submitted()
         streams = DeltaStreams(self._engine, prepared.requests, deadline)
         try:
@@ -233,6 +247,8 @@ class Generator:
                 if choices[index].finish_reason is not None:
                     continue  # queued before its stream was closed
                 choice = choices[index]
+                if delta.course is not None:
+                    entry.fared(index, delta.course)
                 added = await asyncio.to_thread(choice.feed, delta) if choice.is_long(delta) else choice.feed(delta)
                 if added.finish_reason is not None:
                     open_choices -= 1

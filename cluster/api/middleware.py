@@ -61,6 +61,8 @@ class RequestIdMiddleware:
             if message["type"] == "http.response.start":
                 for name in names:
                     MutableHeaders(scope=message)[name] = request_id
+                if (parent := scope["state"].get("traceparent")) is not None:
+                    MutableHeaders(scope=message)["traceparent"] = parent
             await send(message)
 
         await self.app(scope, receive, send_with_id)

@@ -81,6 +81,8 @@ class Scheduler:
         self._places = ShardPlaces(config.room)
         self._arrivals = 0
         self.preemptions = 0
+        self.looked_up = self.found = 0  # prompt tokens: in the prefix cache, once for each request
+        self.waited = 0.0  # seconds for which this shard waited for others so far; kept by whoever runs the steps
         self.yielding = Yielding()
         self.is_shared = False  # background work and other requests are here
 
@@ -317,6 +319,10 @@ class Scheduler:
             sequence.admitted = True
             sequence.queued = self._clock() - sequence.since
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
+            sequence.waited_before = self.waited
+            if self.config.prefix_cache:
+                self.looked_up += sequence.prompt_length
+                self.found += sequence.cached_tokens
         self.waiting.remove(sequence, has_turn=True)
         sequence.running = True
         insort(self.running, sequence, key=precedence)
@@ -355,6 +361,8 @@ class Scheduler:
                 tokens.append(result.token_id)
             # Drafts that were guessed right are computed already; what was computed of others is overwritten.
             sequence.computed += chunk.known + (len(new) - 1 if len(new) > 1 else 0)
+            if chunk.form is Form.PREFILL:
+                sequence.note(self._clock(), chunk.count)
             if self.config.prefix_cache:
                 self._register_full_blocks(sequence, chunk.start)
             if new or (not error and (prompt is not None or not sequence.remaining)):
@@ -393,4 +401,6 @@ class Scheduler:
         tokens = (new[0].token_id,) if len(new) == 1 else tuple(result.token_id for result in new)
         logprobs = tuple(r.logprobs for r in new if r.logprobs is not None) if new and new[0].logprobs else ()
         cached, queued = sequence.cached_tokens, sequence.queued
-        return Delta(request.id, start, tokens, reason, logprobs, cached, "", prompt, queued)
+        told = reason is not None or start == len(request.generated)
+        course = sequence.course(self.waited) if told else None
+        return Delta(request.id, start, tokens, reason, logprobs, cached, "", prompt, queued, course)

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from isotherm.cluster.engine.kv_blocks import block_key, root_key
 from isotherm.cluster.engine.places import BACKGROUND
-from isotherm.cluster.messages.requests import GenerationRequest, TokenLogprobs
+from isotherm.cluster.messages.requests import Course, GenerationRequest, TokenLogprobs
+
+NOTED_CHUNKS = 64  # of a prompt, whose times are told
 
 
 class Form(Enum):
@@ -39,7 +41,19 @@ class ScheduledSequence:
     expected: int = 0  # tokens for which it has taken places, see places.py
     since: float = 0.0  # when it came
     queued: float = 0.0  # seconds from then to its first turn
+    chunks: list[tuple[float, int]] = field(default_factory=list)  # as Course has them
+    waited_before: float = 0.0  # the scheduler's `waited` at its first turn
     sampling: object = None  # what the sampler keeps with it
+
+    def note(self, now: float, count: int) -> None:
+        """So many of its prompt tokens have been computed. A very long prompt's later parts are noted as one."""
+        if len(self.chunks) == NOTED_CHUNKS:
+            count += self.chunks.pop()[1]
+        self.chunks.append((now - self.since, count))
+
+    def course(self, waited: float) -> Course:
+        """How it has fared; `waited` is the scheduler's."""
+        return Course(tuple(self.chunks), self.preemptions, waited - self.waited_before)
 
     @property
     def prompt_length(self) -> int:
@@ -91,7 +105,7 @@ class Chunk(NamedTuple):
 
     sequence: ScheduledSequence
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # what hides here is a method of tuples that nobody wants of a chunk
     form: Form
     sample: bool
     draft: tuple[int, ...] = ()

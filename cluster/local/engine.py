@@ -7,11 +7,16 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 
+import numpy as np
+
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.step_loop import StepLoop
 from isotherm.cluster.api.engine_client import MOST_UNREAD, TOO_SLOW, EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.messages.meters import ShardMeter
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+
+_NO_ROWS = np.zeros((0, 0), dtype=np.int64)  # experts of this process are not counted one by one
 
 
 class LocalEngine:
@@ -26,6 +31,10 @@ class LocalEngine:
         self._tokens = 0
         self._closed = self._failed = False
         self._steps = StepLoop(engine, self._publish, vital=False, ended=self._tell_end)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def not_ready(self) -> str | None:
         if self._closed:
@@ -76,6 +85,25 @@ class LocalEngine:
             "tokens": self._tokens,
         }
         return {"workers": [worker], "nodes": [], "placement_version": None}
+
+    def meter(self) -> ShardMeter:
+        """As that of a shard of a cluster. From any thread."""
+        engine = self._steps.engine
+        scheduler = engine.scheduler
+        return ShardMeter(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            capacity=scheduler.config.max_sequences,
+            kv_used=scheduler.blocks.used / scheduler.blocks.blocks,
+            tokens=self._tokens,
+            steps=engine.steps,
+            first_token_seconds=None,
+            longest_wait=0.0,
+            group_wait={},
+            rows_routed=_NO_ROWS,
+            reads=_NO_ROWS,
+            figures=engine.figures.read(scheduler),
+        )
 
     def close(self) -> None:
         """End the thread, and what is open with an error. Waits for the step that is computed: it must find the event

@@ -23,6 +23,8 @@ from isotherm.cluster.front_door import front_door
 from isotherm.cluster.local.engine import LocalEngine
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.observe.alone import Alone
+from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.served_model import served_model
 from isotherm.kernels.select import select_kernels
 
@@ -127,7 +129,10 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     digest = own_fingerprint(checkpoint, kernels, manifest.head).digest
     client = LocalEngine(engine, config.vocab_size, digest)
     try:
-        app = front_door(manifest, path, client, batches_refused=_NO_BATCHES)
+        observer = IngressObserver.of(manifest, "local", Alone(client.meter, lambda: client.not_ready() is None))
+        app = front_door(
+            manifest, path, client, batches_refused=_NO_BATCHES, observer=observer, ends=lambda: client.closed
+        )
     except BaseException:
         client.close()  # else its thread keeps the weights
         raise

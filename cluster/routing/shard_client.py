@@ -112,13 +112,13 @@ class ShardClient:
                         raise EngineOverloadedError(delta.error)
                     if delta.token_ids or delta.prompt is not None:
                         cleared()
-                    yield delta
+                    yield journey.told(delta)
                     if delta.finish_reason is not None:
                         return
             log.info("request %s goes on elsewhere after %d tokens", request.id, journey.tokens)
             if (end := journey.verdict()) is not None:
                 log.error("request %s: %s", request.id, end.error)
-                yield end
+                yield journey.told(end)
                 return
             if not journey.has_begun:
                 connection = await self._choose_within(ADMISSION_SECONDS, family)
@@ -126,7 +126,7 @@ class ShardClient:
             try:
                 connection = await self._choose_within(RESUBMIT_SECONDS, family)
             except EngineUnavailableError as error:
-                yield journey.failure(f"its attention shard was lost, and {error}")
+                yield journey.told(journey.failure(f"its attention shard was lost, and {error}"))
                 return
 
     @contextlib.asynccontextmanager

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.places import QueueFullError
 from isotherm.cluster.engine.scheduler import Scheduler
-from isotherm.cluster.engine.sequence import Chunk, Form, Sampled, ScheduledSequence
+from isotherm.cluster.engine.sequence import NOTED_CHUNKS, Chunk, Form, Sampled, ScheduledSequence
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs
 
 
@@ -849,3 +849,37 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=200, stateful_step_count=40, report_multiple_bugs=False)
+
+
+def test_a_request_is_told_its_course_with_its_first_tokens_and_its_last():
+    now = iter(float(i) for i in range(100))
+    config = SchedulerConfig(block_size=4, blocks=16, max_batch_tokens=8, max_sequences=4, max_model_len=32)
+    scheduler = Scheduler(config, clock=lambda: next(now))
+    scheduler.waited = 5.0
+    scheduler.add(request("a", 10, 3))  # at 0; its turn is at 1
+    courses = []
+    while len(scheduler):
+        for delta in step(scheduler)[1]:
+            courses.append(delta.course)
+        scheduler.waited += 0.25
+    assert [course and course.chunks for course in courses] == [((2.0, 8), (3.0, 2)), None, ((2.0, 8), (3.0, 2))]
+    assert courses[0].group_wait == 0.25 and courses[2].group_wait == 0.75
+
+
+def test_a_very_long_prompts_later_chunks_are_told_as_one():
+    scheduler = make(blocks=200, max_model_len=800, max_batch_tokens=4)
+    scheduler.add(request("a", 4 * (NOTED_CHUNKS + 3), 1))
+    (delta,) = [delta for _ in range(NOTED_CHUNKS + 3) for delta in step(scheduler)[1]]
+    assert [count for _, count in delta.course.chunks] == [4] * (NOTED_CHUNKS - 1) + [16]
+
+
+def test_prompt_tokens_are_looked_up_once_a_request():
+    scheduler = make()
+    for name in "ab":
+        scheduler.add(request(name, list(range(9)), 1))
+        plans(scheduler)
+    assert (scheduler.looked_up, scheduler.found) == (18, 8)
+    scheduler = make(prefix_cache=False)
+    scheduler.add(request("a", 9, 1))
+    plans(scheduler)
+    assert (scheduler.looked_up, scheduler.found) == (0, 0)
