@@ -1,5 +1,6 @@
-"""The bundled model served without Ray, in a process of its own: `python alone_served.py PORT FOLDER [KEYS]`. Files and
-batches are in the folder; KEYS, JSON of names and weights, makes `Authorization: Bearer NAME` a key of that weight."""
+"""The bundled model served without Ray, behind the gate that Serve's proxy has, in a process of its own: `python
+alone_served.py PORT FOLDER [KEYS]`. Files and batches are in the folder; KEYS, JSON of names and weights, makes
+`Authorization: Bearer NAME` a key of that weight."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from isotherm.cluster.api import behalf
 from isotherm.cluster.api.access.caller import ANYONE, Caller
 from isotherm.cluster.api.batches.service import BatchLimits, BatchService
 from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.local.engine import LocalEngine
@@ -40,7 +42,7 @@ async def serve(port: int, folder: Path) -> None:
     batches = BatchService(Store(folder, 1 << 30, 86400), BatchLimits(), 8 << 20)
     app = front_door(manifest, path, engine, batches=batches)
     batches.begin()
-    config = uvicorn.Config(SlowClientMiddleware(app), port=port, log_level="error", lifespan="off")
+    config = uvicorn.Config(SlowClientMiddleware(GateMiddleware(app)), port=port, log_level="error", lifespan="off")
     try:
         await uvicorn.Server(config).serve()
     finally:
