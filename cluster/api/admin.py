@@ -40,13 +40,10 @@ class AdminClient(Protocol):
     async def feed_part(self, last: str) -> FeedPart | None:
         """As FeedSource of cluster/api/events.py says."""
 
-    async def metrics(self) -> str:
-        """Prometheus' text format."""
-
 
 def admin_routes(admin: AdminClient) -> list[Route]:
     """POST and GET /admin/operations, GET /admin/operations/{id}, GET /admin/experts, GET and POST
-    /admin/autoscaler, GET /metrics."""
+    /admin/autoscaler."""
 
     async def operations(request: Request) -> Response:
         if request.method == "GET":
@@ -67,15 +64,11 @@ def admin_routes(admin: AdminClient) -> list[Route]:
             return _json(await admin.autoscaler())
         return _json(await _changed(admin.set_autoscaler, request))
 
-    async def metrics(request: Request) -> Response:
-        return Response(await admin.metrics(), media_type="text/plain; version=0.0.4")
-
     return [
         Route("/admin/operations", operations, methods=["GET", "POST"]),
         Route("/admin/operations/{id}", operation),
         Route("/admin/experts", experts),
         Route("/admin/autoscaler", autoscaler, methods=["GET", "POST"]),
-        Route("/metrics", metrics),
     ]
 
 

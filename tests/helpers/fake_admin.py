@@ -41,6 +41,3 @@ class FakeAdmin:
         if last != "":
             await asyncio.sleep(0.02)
         return self.feed.since(last)
-
-    async def metrics(self) -> str:
-        return "isotherm_placement_version 3.0\n"
