@@ -111,7 +111,7 @@ def _references(schema: Any, definitions: JSON) -> Iterator[str]:
         yield from _references(schema.get("items"), definitions)
 
 
-def _references_in_object(schema: JSON, definitions: JSON) -> Iterator[str]:
+def _references_in_object(schema: Mapping[str, Any], definitions: JSON) -> Iterator[str]:
     definitions.update(schema.get("$defs") or {})
     for inner in (schema.get("additionalProperties"), *(schema.get("properties") or {}).values()):
         yield from _references(inner, definitions)
@@ -143,7 +143,7 @@ def _type(schema: Any, indent: str) -> str:
     return "number" if kind == "integer" else str(schema.get("type", "any"))
 
 
-def _enumeration(schema: JSON) -> str:
+def _enumeration(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type")
     if isinstance(kind, list):
         if len(kind) > 2 or (len(kind) == 2 and "null" not in kind):
@@ -155,7 +155,7 @@ def _enumeration(schema: JSON) -> str:
     return " | ".join(f'"{one}"' if isinstance(one, str) else str(one) for one in values)
 
 
-def _object(schema: JSON, indent: str) -> str:
+def _object(schema: Mapping[str, Any], indent: str) -> str:
     properties, required = schema.get("properties") or {}, set(schema.get("required") or ())
     in_order = dict(sorted(properties.items(), key=lambda pair: (pair[0] not in required, pair[0])))
     fields = list(_fields(schema, in_order, indent + _INDENT))
@@ -166,7 +166,7 @@ def _object(schema: JSON, indent: str) -> str:
     return "{\n" + ",\n".join(fields) + f"\n{indent}}}" if fields else "{}"
 
 
-def _fields(schema: JSON, properties: Mapping[str, Any], indent: str) -> Iterator[str]:
+def _fields(schema: Mapping[str, Any], properties: Mapping[str, Any], indent: str) -> Iterator[str]:
     required = set(schema.get("required") or ())
     for name, inner in properties.items():
         comments = _comments(inner, indent)
@@ -177,7 +177,7 @@ def _fields(schema: JSON, properties: Mapping[str, Any], indent: str) -> Iterato
         yield f"{comments}{indent}{name}{'' if name in required else '?'}: {_type(inner, indent)}"
 
 
-def _array(schema: JSON, indent: str) -> str:
+def _array(schema: Mapping[str, Any], indent: str) -> str:
     item = schema.get("items") or {}
     inner = indent + _INDENT
     if comments := _comments(item, inner):
