@@ -82,8 +82,10 @@ def _function(function: JSON) -> str:
         lines.append(f"interface {_ROOT} {{{body}}}")
         argument = _ROOT
     for name, schema in list(definitions.items()):
+        if not isinstance(schema, Mapping):
+            raise UndeclarableError(f"definition {name} is {str(schema)[:80]!r}; it must be an object")
         set(_references(schema, definitions))
-        comment = _commented(schema.get("description", ""), "") if isinstance(schema, Mapping) else ""
+        comment = _commented(schema.get("description") or "", "")
         lines.append(f"{comment}interface {name} {_type(schema, '')}")
     lines.append(_commented(function.get("description") or "", "").removesuffix("\n"))
     lines.append(f"type {function.get('name', 'function')} = (_: {argument}) => any;")
@@ -98,8 +100,8 @@ def _references(schema: Any, definitions: JSON) -> Iterator[str]:
     if "$ref" in schema:
         reference = schema["$ref"]
         name = str(reference).removeprefix(_DEFINITIONS)
-        if reference != _SELF and (name == reference or name not in definitions):
-            raise UndeclarableError(f"$ref is {reference!r}; it must be # or one of $defs")
+        if reference != _SELF and (name == reference or not isinstance(definitions.get(name), Mapping)):
+            raise UndeclarableError(f"$ref is {reference!r}; it must be # or one of $defs, which are objects")
         yield reference
         return
     if "anyOf" in schema:

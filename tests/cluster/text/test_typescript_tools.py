@@ -120,6 +120,11 @@ def test_what_has_no_declaration(schema: Any):
         declared_tools([tool({"x": schema})])
 
 
+def test_a_definition_must_be_an_object():
+    with pytest.raises(UndeclarableError, match="definition A is 'True'; it must be an object"):
+        declared_tools([tool({}, **{"$defs": {"A": True}})])
+
+
 def test_a_schema_without_end_has_none():
     deep: dict[str, Any] = {"type": "string"}
     for _ in range(3000):
