@@ -161,3 +161,9 @@ def test_a_special_token_that_is_a_word_is_refused(ranks: dict[bytes, int], tmp_
     assert b"the" in ranks
     with pytest.raises(TiktokenError, match="'the' is a token of the vocabulary and a special one"):
         read_tiktoken(tmp_path, config)
+
+
+def test_grammars_know_its_vocabulary(ours: Tokenizer):
+    vocabulary = ours.grammar_vocabulary(ours.vocab_size)
+    vocabulary.check('start: "日本語" /[0-9]+/')
+    assert vocabulary.size == ours.vocab_size
