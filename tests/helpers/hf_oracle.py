@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ class Oracle:
         self.model = hf_model(path)
         self.router_margin = float("inf")  # smallest so far between a chosen and a rejected expert or group
         self.index = _IndexWatch(text_config(path).get("index_topk"))
+        self._watched: AbstractContextManager[Any] = nullcontext() if self.index.topk is None else self.index
         for module in self.model.modules():
             if type(module).__name__.endswith("TopkRouter"):
                 module.register_forward_hook(self._watch_router)
@@ -143,7 +145,7 @@ class Oracle:
     @torch.inference_mode()
     def logprobs(self, tokens: Sequence[int]) -> Tensor:
         """float32 [len(tokens), V]: at each position, of the token that follows it."""
-        with self.index:
+        with self._watched:
             return self.model(torch.tensor([list(tokens)])).logits[0].float().log_softmax(-1)
 
     @torch.inference_mode()
@@ -159,18 +161,21 @@ class Oracle:
         return change
 
     @torch.inference_mode()
-    def greedy(self, prompt: Sequence[int], count: int) -> tuple[list[int], Tensor, float]:
+    def greedy(self, prompt: Sequence[int], count: int, least: float = 0.0) -> tuple[list[int], Tensor, float]:
         """Tokens, their full log-probability rows [count, V], and the smallest lead of a chosen token over the next
-        best."""
+        best. The first lead below `least` ends it."""
         tokens: list[int] = []
         rows, cache, new = [], None, list(prompt)
         for _ in range(count):
-            with self.index:
+            with self._watched:
                 out = self.model(torch.tensor([new]), past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             rows.append(out.logits[0, -1].float().log_softmax(-1))
             new = [int(rows[-1].argmax())]
             tokens += new
+            first, second = rows[-1].topk(2).values.tolist()
+            if first - second < least:
+                break
         table = torch.stack(rows)
         best = table.topk(2, dim=-1).values
         return tokens, table, float((best[:, 0] - best[:, 1]).min())

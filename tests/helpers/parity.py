@@ -31,8 +31,17 @@ class Case:
     """One checkpoint with what the oracle says about it. `margins`: by how little any token, expert and position was
     chosen, which float32 rounding must not come near to."""
 
-    def __init__(self, path: Path, seed: int, prompt: int = PROMPT, others: Sequence[int] = (61, 1, 96)):
-        """`prompt` and `others`: lengths of prompts, drawn by `seed`."""
+    def __init__(
+        self,
+        path: Path,
+        seed: int,
+        prompt: int = PROMPT,
+        others: Sequence[int] = (61, 1, 96),
+        token_margin: float = TOKEN_MARGIN,
+    ):
+        """`prompt` and `others`: lengths of prompts, drawn by `seed`. With a token that was chosen by less than
+        `token_margin` the oracle says no more."""
+        self.token_margin = token_margin
         self.checkpoint = Checkpoint.open(path)
         self.config = self.checkpoint.config
         self.kernels: Kernels = ReferenceKernels(torch.float32)
@@ -44,10 +53,12 @@ class Case:
         oracle = Oracle(path)
         self.logprobs = oracle.logprobs(self.prompt)
         self.rounding = oracle.rounding(self.prompt)
-        self.tokens, self.rows, margin = oracle.greedy(self.prompt, OUTPUT)
+        self.tokens, self.rows, margin = oracle.greedy(self.prompt, OUTPUT, token_margin)
         self.other_tokens = []
         for other in self.others:
-            tokens, _, other_margin = oracle.greedy(other, OUTPUT)
+            if margin < token_margin:
+                break
+            tokens, _, other_margin = oracle.greedy(other, OUTPUT, token_margin)
             self.other_tokens.append(tokens)
             margin = min(margin, other_margin)
         self.margins = margin, oracle.router_margin, oracle.index_margin
@@ -55,7 +66,7 @@ class Case:
     @property
     def close_call(self) -> str:
         """What was chosen by too little; empty where nothing was."""
-        least = {"token": TOKEN_MARGIN, "expert": ROUTER_MARGIN, "position": INDEX_MARGIN}
+        least = {"token": self.token_margin, "expert": ROUTER_MARGIN, "position": INDEX_MARGIN}
         close = [
             f"{what} was chosen by a margin of only {margin:g}"
             for (what, limit), margin in zip(least.items(), self.margins, strict=True)

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 FAMILIES = ("kimi_k2", "kimi_k25", "moonlight", "glm4_moe_lite", "joyai_llm_flash", "deepseek_v32")
 CONFIGS = int(os.environ.get("ISOTHERM_FAMILY_CONFIGS", "1"))  # of each family; `make families` takes 12
 PROMPT = 70
+TOKEN_MARGIN = 2e-3  # logits are less spread here than in test_parity.py
 ATTEMPTS = 60  # for weights with which no choice is close, and which float32 can compute with
 
 
@@ -34,7 +35,7 @@ def checkpoint_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     overrides, options = random_config(family, number)
     for seed in range(ATTEMPTS):
         path = make_family(tmp_path_factory.mktemp(family), family, overrides, seed, **options)
-        case = Case(path, seed, PROMPT, (29, 1))
+        case = Case(path, seed, PROMPT, (29, 1), TOKEN_MARGIN)
         if not case.close_call and case.rounding < TOLERANCE / 3:
             return case
     raise AssertionError(f"each of {ATTEMPTS} seeds has a close choice, or logits that float32 cannot hold")
