@@ -14,7 +14,7 @@ from isotherm.actors.models.deepseek_v32 import DeepseekV32Model, sparse_rows
 from isotherm.actors.models.indexer import Indexer
 from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.formats.stored import PlainWeight

@@ -11,7 +11,7 @@ from deepseek_checkpoints import make_config, make_tensors, write_checkpoint
 from published_families import DEEPSEEK_V32, GLM_4_7_FLASH, JOYAI_LLM_FLASH, KIMI_K2, MOONLIGHT
 
 from isotherm.actors.local import local_engine, run
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.native.backend import NativeKernels
