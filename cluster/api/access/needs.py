@@ -5,8 +5,7 @@ from __future__ import annotations
 from isotherm.cluster.api.access.caller import Role
 
 # Whoever balances load, or starts a machine again, has no key. /ready says no reason where there are keys.
-OPEN = ("/health", "/ready", "/")
-PAGE = "/page"  # its files, as "/" itself: what is asked from the page brings the key that its user gives
+OPEN = ("/health", "/ready")
 # They say nothing of a request, of anyone's data or of the cluster.
 ANY_ROLE = ("/v1/models", "/version", "/openapi.json", "/docs")
 _LOOKS = ("GET", "HEAD")
