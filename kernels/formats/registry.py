@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 
-FORMATS: dict[str, type[StoredWeight]] = {f.name: f for f in (PlainWeight, Fp8Weight)}
+FORMATS: dict[str, type[StoredWeight]] = {f.name: f for f in (PlainWeight, Fp8Weight, Int4Weight, Int8Weight)}
 
 
 def stored_weight(name: str, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> StoredWeight:
