@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster.errors": set(),
     "cluster.jsontypes": set(),
     "cluster.loopback": set(),
-    "cluster.messages": {"cluster.errors", "cluster.jsontypes"},
+    "cluster.messages": {"cluster.errors", "cluster.jsontypes", "cluster.model"},
     "cluster.text": {"cluster.errors", "cluster.jsontypes"},
     "cluster.model": {"cluster.errors", "cluster.jsontypes", "cluster.text", "manifests"},
     "cluster.engine": {"cluster.errors", "cluster.messages"},

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from isotherm.cluster.cli.bench import app as bench_app
+from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.on_ray.environment import prepare_attach, prepare_local_ray
@@ -144,6 +145,9 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the end-of-sequence token")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     kernels: Annotated[str, typer.Option(help="auto, native, reference or triton")] = "auto",
+    experts: ExpertsOption = None,
+    dense: DenseOption = None,
+    head: HeadOption = None,
     logprobs: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="log-probabilities of each token and of the N most likely ones"),
@@ -167,6 +171,7 @@ def generate(
         dtype,
         kernels,
         logprobs,
+        manifest.weights.choice.with_changes(experts, dense, head),
         sampling_asked(sampling or ()),
     )
     result = generate_offline(
@@ -176,6 +181,28 @@ def generate(
         print(json.dumps(result))
     else:
         print("" if result["text"] is not None else ",".join(map(str, result["token_ids"])))
+
+
+@app.command("convert")
+@user_errors
+def convert_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help='a directory, a hub id or "tiny"')],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; one that was begun is gone on with")],
+    experts: ExpertsOption = None,
+    dense: DenseOption = None,
+    head: HeadOption = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Write a checkpoint with its weights in fewer bits, in compressed-tensors' format."""
+    from isotherm.cluster.cli.convert import convert_checkpoint
+    from isotherm.cluster.manifest import human_bytes
+    from isotherm.cluster.model.path import resolve_model
+    from isotherm.cluster.model.weight_choice import WeightChoice
+
+    choice = WeightChoice().with_changes(experts, dense, head)
+    found = convert_checkpoint(resolve_model(model), out, choice, errors)
+    words = f"{out}: {choice.words}; {human_bytes(found['bytes'])} in {found['files']} file(s)"
+    print(json.dumps(found) if as_json else words)
 
 
 @app.command("inspect")

@@ -139,6 +139,8 @@ def _workers(now: Sample, before: Sample | None, lines: int) -> Table:
             memory = f"{w['experts']} experts, {human_bytes(w['weight_bytes'])}"
         elif w["state"] == "loading" and "progress" in w:
             load = f"loading, {w['progress']:.0%}"
+            memory = f"{human_bytes(w.get('read_bytes', 0))} read"
+            rate = f"{human_bytes(w.get('read_bytes_per_second', 0))}/s"
         trouble = f"{w['state']}: {w['reason']}" if "reason" in w else None
         table.add_row(
             escape(w["id"]),

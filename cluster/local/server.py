@@ -122,8 +122,8 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     kernels = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device).kernels
-    engine = local_engine(checkpoint, kernels, manifest.scheduler_config(config), head=manifest.head)
-    digest = own_fingerprint(checkpoint, kernels, manifest.head).digest
+    engine = local_engine(checkpoint, kernels, manifest.scheduler_config(config), choice=manifest.weights.choice)
+    digest = own_fingerprint(checkpoint, kernels, manifest.weights.choice).digest
     client = LocalEngine(engine, config.vocab_size, digest)
     try:
         app = front_door(manifest, path, client, batches_refused=_NO_BATCHES)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isotherm.cluster.model.weight_choice import WeightChoice
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
@@ -15,7 +17,7 @@ class WorkerSpec:
     model_path: Path
     device: str  # cpu | cuda
     dtype: str
-    head: str  # stored | fp8
+    weights: WeightChoice
     kernels: str
     threads: int | None  # compute threads; None: its share of the node's cores
     link_timeout: float  # seconds

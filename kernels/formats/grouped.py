@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isotherm.kernels.formats.rounding import nearest_int4
 from isotherm.kernels.formats.stored import StoredWeight
 
 GROUP = 32  # inputs that share a scale where weights are quantised here
@@ -105,16 +106,14 @@ class Int4Weight(GroupedWeight):
 
     @classmethod
     def quantise(cls, weight: StoredWeight) -> Int4Weight:
-        """Groups of GROUP, without zero points: the weight of a group that lies farthest from 0 becomes -8. Scales are
-        bfloat16 numbers."""
+        """Groups of GROUP, without zero points, each with the scale that loses least of those that are tried. Scales
+        are bfloat16 numbers."""
         if isinstance(weight, Int4Weight):
             return weight
         groups = _groups(weight)
-        farthest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
-        scale = _as_bf16(farthest / -INT4_ZERO)
-        codes = ((groups / scale).round() + INT4_ZERO).clamp(0, 15).to(torch.uint8)
-        codes = codes.flatten(1)[:, : weight.shape[1]]
-        return cls(pack_nibbles(codes), scale.squeeze(2), None, GROUP, weight.shape[1])
+        codes, scales = nearest_int4(groups.flatten(0, 1))
+        codes = (codes + INT4_ZERO).to(torch.uint8).view(len(groups), -1)[:, : weight.shape[1]]
+        return cls(pack_nibbles(codes), scales.view(len(groups), -1), None, GROUP, weight.shape[1])
 
 
 class Int8Weight(GroupedWeight):

@@ -9,13 +9,16 @@ from torch import Tensor
 
 from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight
+from isotherm.kernels.formats.published import PUBLISHED
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 
 FORMATS: dict[str, type[StoredWeight]] = {f.name: f for f in (PlainWeight, Fp8Weight, Int4Weight, Int8Weight)}
 
 
 def stored_weight(name: str, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> StoredWeight:
-    """A weight in the format `name`, of role → tensor."""
+    """A weight of role → tensor, which a checkpoint stores in the format `name`."""
+    if (read := PUBLISHED.get(name)) is not None:
+        return read(tensors, parameters)
     return _format(name).of(tensors, parameters)
 
 

@@ -28,6 +28,7 @@ from isotherm.cluster.model.formats.plain import Plain
 from isotherm.cluster.model.registry import parse
 from isotherm.kernels.formats import registry as kernel_formats
 from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.published import PUBLISHED
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 
 GATE = "model.layers.0.mlp.gate_proj"
@@ -45,7 +46,7 @@ class ToyFour(WeightFormat):
 
     name = "toy4"
     leaves: ClassVar = {"packed": "qweight", "scale": "scales", "zero": "qzeros", "shape": "weight_shape"}
-    quant_method = "grouped-int4"
+    quant_methods = ("grouped-int4",)
     needs_config = True
 
     @classmethod
@@ -203,12 +204,14 @@ def test_a_checkpoint_that_lacks_a_tensor_of_it_is_refused(tmp_path: Path):
 
 def test_an_unknown_format_is_refused_by_name(tmp_path: Path, request: pytest.FixtureRequest):
     quantised, _ = written(tmp_path)
-    with pytest.raises(ModelConfigError, match='quant_method is "grouped-int4"; it must be "fp8"$'):
+    with pytest.raises(ModelConfigError, match='quant_method is "grouped-int4"; it must be "fp8" or .*"quark"$'):
         Checkpoint.open(quantised)
     request.getfixturevalue("int4")
     config = json.loads((quantised / "config.json").read_text())
     config["quantization_config"]["quant_method"] = "awq"
-    with pytest.raises(ModelConfigError, match='quant_method is "awq"; it must be "fp8" or "grouped-int4"$'):
+    with pytest.raises(
+        ModelConfigError, match='quant_method is "awq"; it must be "fp8" or .*"quark" or "grouped-int4"$'
+    ):
         parse(config)
     with pytest.raises(ValueError, match='weight format "awq" has no kernels; known are plain, fp8, int4, int8, toy4'):
         kernel_formats.stored_weight("awq", {}, {})
@@ -232,4 +235,4 @@ def test_it_can_be_cut_turned_and_requantised():
 
 def test_what_can_be_stored_can_be_computed():
     stored: list[type[WeightFormat]] = [Plain, *stored_formats.FORMATS]
-    assert {f.name for f in stored} <= set(kernel_formats.FORMATS)
+    assert {f.name for f in stored} <= set(kernel_formats.FORMATS) | set(PUBLISHED)
