@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     # Where tensors live.
     "actors.pulse": set(),
     "actors.links": {*BASE, "cluster.messages", "kernels"},
-    "actors.models": {"cluster.engine", "cluster.model", "kernels"},
+    "actors.models": {"cluster.engine", "cluster.jsontypes", "cluster.model", "kernels"},
     "actors.worker": {
         "actors.links", "actors.models", "cluster.jsontypes", "cluster.messages", "cluster.model", "kernels"
     },

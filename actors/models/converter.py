@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,8 +45,7 @@ def convert(
     with WeightReader(checkpoint, choice) as reader:
         for shard in plan.shards:
             if not is_whole(out / shard.file, shard):
-                base = done
-                _write_shard(out / shard.file, shard, reader, lambda n, base=base: progress(base + n, total))
+                _write_shard(out / shard.file, shard, reader, partial(_told, progress, done, total))
             done += shard.nbytes
             progress(done, total)
     for pattern in OTHER_FILES:
@@ -67,6 +67,10 @@ def with_quantisation(config: JSON, quantisation: JSON) -> JSON:
     return config | {"quantization_config": quantisation}
 
 
+def _told(progress: Callable[[int, int], None], before: int, total: int, written: int) -> None:
+    progress(before + written, total)
+
+
 def _check_folder(source: Path, out: Path, plan: Conversion) -> None:
     if out.exists() and out.resolve() == source.resolve():
         raise ConversionError(f"{out} is the checkpoint itself; name another folder")
@@ -86,8 +90,8 @@ def is_whole(file: Path, shard: OutShard) -> bool:
 
 
 def _write_shard(file: Path, shard: OutShard, reader: WeightReader, progress: Callable[[int], None]) -> None:
-    partial = file.with_name(file.name + PARTIAL)
-    with open(partial, "wb") as stream, reader.ahead(p.source for p in shard.pieces if p.form != "copy"):
+    unfinished = file.with_name(file.name + PARTIAL)
+    with open(unfinished, "wb") as stream, reader.ahead(p.source for p in shard.pieces if p.form != "copy"):
         stream.write(shard.header)
         for piece in shard.pieces:
             if piece.form == "copy":
@@ -101,7 +105,7 @@ def _write_shard(file: Path, shard: OutShard, reader: WeightReader, progress: Ca
             progress(stream.tell())
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(partial, file)
+    os.replace(unfinished, file)
 
 
 def _tensors(piece: Piece, reader: WeightReader) -> dict[str, Tensor]:
@@ -124,10 +128,10 @@ def _tensors(piece: Piece, reader: WeightReader) -> dict[str, Tensor]:
 
 
 def _put(stream: BinaryIO, tensor: Tensor) -> None:
-    stream.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _write(file: Path, content: bytes) -> None:
-    partial = file.with_name(file.name + PARTIAL)
-    partial.write_bytes(content)
-    os.replace(partial, file)
+    unfinished = file.with_name(file.name + PARTIAL)
+    unfinished.write_bytes(content)
+    os.replace(unfinished, file)

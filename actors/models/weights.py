@@ -65,7 +65,7 @@ class WeightReader:
         """A copy of its own. Raises CheckpointError."""
         info = self.checkpoint.tensors[name]
         data = torch.empty(info.nbytes, dtype=torch.uint8)
-        self._fill(info, memoryview(data.numpy()), name)
+        self._fill(info, data.numpy().data, name)
         with self._lock:
             self.bytes_read += info.nbytes
         return data.view(DTYPES[info.dtype]).view(info.shape)

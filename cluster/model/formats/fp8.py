@@ -21,7 +21,7 @@ class Fp8Blocks(WeightFormat):
 
     name = "fp8"
     leaves: ClassVar = {"data": "weight", "scale": "weight_scale_inv"}
-    quant_methods = ("fp8",)
+    quant_methods: ClassVar[tuple[str, ...]] = ("fp8",)
     least_bytes = 1.0
 
     @classmethod

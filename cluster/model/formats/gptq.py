@@ -28,7 +28,7 @@ class Gptq(WeightFormat):
 
     name = "gptq"
     leaves: ClassVar = {"packed": "qweight", "zero": "qzeros", "scale": "scales", "index": "g_idx"}
-    quant_methods = ("gptq",)
+    quant_methods: ClassVar[tuple[str, ...]] = ("gptq",)
     needs_config = True
 
     @classmethod
