@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from isotherm.cluster.cli.bench import app as bench_app
+from isotherm.cluster.cli.convert import convert_command
 from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
@@ -183,33 +184,30 @@ def generate(
         print("" if result["text"] is not None else ",".join(map(str, result["token_ids"])))
 
 
-@app.command("convert")
+app.command("convert")(user_errors(convert_command))
+
+
+@app.command("inspect")
 @user_errors
-def convert_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help='a directory, a hub id or "tiny"')],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; one that was begun is gone on with")],
+def inspect_command(
+    model: ModelArgument = "tiny",
+    quality: Annotated[bool, typer.Option("--quality", help="what --experts, --dense and --head lose")] = False,
+    text: Annotated[Optional[Path], typer.Option(help="whose perplexity --quality measures")] = None,  # noqa: UP045
     experts: ExpertsOption = None,
     dense: DenseOption = None,
     head: HeadOption = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Write a checkpoint with its weights in fewer bits, in compressed-tensors' format."""
-    from isotherm.cluster.cli.convert import convert_checkpoint
-    from isotherm.cluster.manifest import human_bytes
-    from isotherm.cluster.model.path import resolve_model
-    from isotherm.cluster.model.weight_choice import WeightChoice
-
-    choice = WeightChoice().with_changes(experts, dense, head)
-    found = convert_checkpoint(resolve_model(model), out, choice, errors)
-    words = f"{out}: {choice.words}; {human_bytes(found['bytes'])} in {found['files']} file(s)"
-    print(json.dumps(found) if as_json else words)
-
-
-@app.command("inspect")
-@user_errors
-def inspect_command(model: ModelArgument = "tiny", as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Print what a checkpoint is and what a manifest would place where, without reading weights."""
+    """Print what a checkpoint is and what a manifest would place where, without reading weights; or, with --quality,
+    what quantising them loses."""
     manifest, path = _manifest(model)
+    if quality:
+        from isotherm.cluster.cli.quality import measure_quality, show_quality
+
+        choice = manifest.weights.choice.with_changes(experts, dense, head)
+        found = measure_quality(manifest, path, choice, text, lambda words: errors.print(words, style="dim"))
+        print(json.dumps(found)) if as_json else show_quality(found, console)
+        return
     from isotherm.cluster.cli.views import show_report
     from isotherm.cluster.deploy.inspect import inspect_model
 

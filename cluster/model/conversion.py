@@ -83,6 +83,11 @@ class Conversion:
     quantization_config: JSON
 
     @property
+    def nbytes(self) -> int:
+        """Of all files."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
     def index(self) -> JSON:
         weight_map = {tensor.name: shard.file for shard in self.shards for tensor in shard.tensors}
         total = sum(tensor.nbytes for shard in self.shards for tensor in shard.tensors)
