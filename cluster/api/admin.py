@@ -32,13 +32,9 @@ class AdminClient(Protocol):
 
     async def autoscaler(self) -> JSON: ...
 
-    async def metrics(self) -> str:
-        """Prometheus' text format."""
-
 
 def admin_routes(admin: AdminClient) -> list[Route]:
-    """POST and GET /admin/operations, GET /admin/operations/{id}, GET /admin/experts, GET /admin/autoscaler, GET
-    /metrics."""
+    """POST and GET /admin/operations, GET /admin/operations/{id}, GET /admin/experts, GET /admin/autoscaler."""
 
     async def operations(request: Request) -> Response:
         if request.method == "GET":
@@ -67,15 +63,11 @@ def admin_routes(admin: AdminClient) -> list[Route]:
     async def autoscaler(request: Request) -> Response:
         return _json(await admin.autoscaler())
 
-    async def metrics(request: Request) -> Response:
-        return Response(await admin.metrics(), media_type="text/plain; version=0.0.4")
-
     return [
         Route("/admin/operations", operations, methods=["GET", "POST"]),
         Route("/admin/operations/{id}", operation),
         Route("/admin/experts", experts),
         Route("/admin/autoscaler", autoscaler),
-        Route("/metrics", metrics),
     ]
 
 

@@ -25,6 +25,7 @@ from isotherm.cluster.background import Background
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.operations import (
     AUTOSCALER,
@@ -303,6 +304,10 @@ class AutoscaleLoop:
         """Of the live workers that have reported lately."""
         group_nodes, shard_nodes = self._fleet.nodes()
         return self._meters.groups(group_nodes, shard_nodes), self._meters.shards(shard_nodes)
+
+    def figures(self) -> dict[str, Figures]:
+        """Of the live shards that have reported lately."""
+        return self._meters.figures(self._fleet.nodes()[1])
 
     def rates(self) -> np.ndarray:
         """Rows per second of each (layer, expert), decayed: float64 [layers, experts]."""

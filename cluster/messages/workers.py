@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isotherm.cluster.logs import LogFormat, LogLevel
 from isotherm.cluster.model.weight_choice import WeightChoice
 
 
@@ -23,6 +24,8 @@ class WorkerSpec:
     link_timeout: float  # seconds
     gather_window: float  # in layer times; see LinkSection
     sharers: int = 1  # workers that share the node's cores, itself among them
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON, JSONValue
+from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.on_ray.handles import ActorHandle
@@ -41,7 +42,8 @@ class RayShard:
 
 
 class ControllerClient:
-    """`Cluster` of cluster/routing/shard_client.py, and AdminClient of cluster/api/admin.py. Actors are looked up in a
+    """`Cluster` of cluster/routing/shard_client.py, AdminClient of cluster/api/admin.py, and `Others` of
+    cluster/observe/ingress.py. Actors are looked up in a
     thread: that call blocks."""
 
     async def watch(self, known_version: int) -> Membership:
@@ -78,9 +80,16 @@ class ControllerClient:
         autoscaler: JSON = await self._ask("autoscaler")
         return autoscaler
 
-    async def metrics(self) -> str:
-        text: str = await self._ask("metrics")
+    async def report(self, ingress: str, figures: Figures, requests: JSON) -> None:
+        await self._ask("report", ingress, figures, requests)
+
+    async def metrics(self, ingress: str, figures: Figures) -> str:
+        text: str = await self._ask("metrics", ingress, figures)
         return text
+
+    async def requests(self) -> dict[str, JSON]:
+        requests: dict[str, JSON] = await self._ask("requests")
+        return requests
 
     async def _ask(self, name: str, *args: Any) -> Any:
         """Raises WorkerGoneError while there is no controller, and what the controller raises."""

@@ -25,6 +25,3 @@ class FakeAdmin:
 
     async def autoscaler(self) -> dict[str, Any]:
         return {"mode": "on", "decisions": []}
-
-    async def metrics(self) -> str:
-        return "isotherm_placement_version 3.0\n"
