@@ -96,7 +96,8 @@ def _write_shard(file: Path, shard: OutShard, reader: WeightReader, progress: Ca
         for piece in shard.pieces:
             if piece.form == "copy":
                 for role in piece.tensors:
-                    _put(stream, reader.tensor(piece.copied[role]))
+                    for block in reader.blocks(piece.copied[role]):
+                        stream.write(block)
             else:
                 written = _tensors(piece, reader)
                 for role, wanted in piece.tensors.items():

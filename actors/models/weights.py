@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.ops import Kernels
 
 THREADS = 4  # that read at once; a disk, and more so a network's, is at its best with several requests
+BLOCK_BYTES = 16 << 20  # that are copied at once
 AHEAD_BYTES = 128 << 20  # of the checkpoint that may have been read, or be under way, before they are asked for
 
 DTYPES = {
@@ -69,6 +71,15 @@ class WeightReader:
         with self._lock:
             self.bytes_read += info.nbytes
         return data.view(DTYPES[info.dtype]).view(info.shape)
+
+    def blocks(self, name: str) -> Iterator[memoryview]:
+        """The bytes of a tensor, a part at a time, each valid until the next. Raises CheckpointError."""
+        info = self.checkpoint.tensors[name]
+        buffer = memoryview(bytearray(min(info.nbytes, BLOCK_BYTES)))
+        for at in range(0, info.nbytes, BLOCK_BYTES):
+            size = min(BLOCK_BYTES, info.nbytes - at)
+            self._fill(replace(info, nbytes=size, offset=info.offset + at), buffer[:size], name)
+            yield buffer[:size]
 
     def _fill(self, info: TensorInfo, buffer: memoryview, name: str) -> None:
         try:

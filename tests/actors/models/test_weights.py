@@ -41,6 +41,13 @@ def test_tensors_are_those_of_the_file(checkpoint: Checkpoint):
     assert reader.bytes_read == sum(info.nbytes for info in checkpoint.tensors.values())
 
 
+def test_a_tensor_in_blocks_is_the_same(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 1000)
+    with WeightReader(checkpoint) as reader:
+        blocks = [bytes(block) for block in reader.blocks(HEAD)]
+        assert len(blocks) > 5 and b"".join(blocks) == bytes(reader.tensor(HEAD).flatten().view(torch.uint8).numpy())
+
+
 @pytest.mark.parametrize("room", [1, 200_000, weights.AHEAD_BYTES])
 def test_reading_ahead_gives_the_same_in_any_order(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, room: int):
     monkeypatch.setattr(weights, "AHEAD_BYTES", room)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from isotherm.kernels.formats import rounding
+from isotherm.kernels.formats import registry, rounding
 from isotherm.kernels.formats.grouped import Int4Weight
 from isotherm.kernels.formats.rounding import HIGHEST, LOWEST, REACHES, nearest_int4, sum_by_halves
 from isotherm.kernels.formats.stored import PlainWeight
@@ -68,6 +68,17 @@ def test_what_is_not_finite_is_refused():
         groups[1, 5] = bad
         with pytest.raises(ValueError, match="not finite"):
             nearest_int4(groups)
+
+
+@pytest.mark.parametrize("name", ["int4", "int8", "fp8"])
+def test_a_large_weight_is_quantised_in_parts(name: str, monkeypatch: pytest.MonkeyPatch):
+    weight = PlainWeight(normal(300, 96, seed=4).bfloat16())
+    whole = registry.quantised(name, weight)
+    monkeypatch.setattr(registry, "PART_BYTES", 1)
+    parts = registry.quantised(name, weight)
+    assert type(parts) is type(whole) and parts.shape == whole.shape
+    assert torch.equal(parts.dequantise(torch.float32), whole.dequantise(torch.float32))
+    assert registry.quantised(name, parts) is parts
 
 
 def test_a_weight_is_quantised_by_it():
