@@ -17,7 +17,6 @@ from isotherm.actors.models.rope import rope_tables
 from isotherm.actors.models.step_batch import StepBatch
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
-from isotherm.kernels.formats.registry import quantised
 from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, LinearWeight, Router
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_eps
@@ -47,9 +46,7 @@ class DeepseekV3Model:
         max_positions: int,
         *,
         progress: Callable[[float], None] = lambda _: None,
-        head: str = "stored",
     ):
-        """`head`: the output projection as it is "stored", or quantised to the named weight format."""
         self.config, self.kernels = config, kernels
         self.embedding = self._own(reader.tensor(config.embedding))
         self.layers = []
@@ -57,8 +54,7 @@ class DeepseekV3Model:
             self.layers.append(self._load_layer(reader, i))
             progress((i + 1) / (config.num_hidden_layers + 1))
         self.norm = self._own(reader.tensor(config.last_norm))
-        stored = reader.stored(config.head)
-        self.head = kernels.pack_linear([stored if head == "stored" else quantised(head, stored)])
+        self.head = kernels.pack_linear([reader.head(config.head)])
         self.cos, self.sin = (
             table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions)
         )
@@ -93,8 +89,8 @@ class DeepseekV3Model:
         return self._own(reader.tensor(f"{name}.weight"))
 
     def _own(self, stored: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """A copy where the kernels compute."""
-        return stored.to(self.kernels.device, dtype or self.kernels.dtype, copy=True)
+        """Where the kernels compute, and in their dtype."""
+        return stored.to(self.kernels.device, dtype or self.kernels.dtype)
 
     def _load_attention(self, reader: WeightReader, layer: str) -> AttentionWeights:
         c, k, p = self.config, self.kernels, f"{layer}.self_attn"
@@ -102,7 +98,7 @@ class DeepseekV3Model:
         low_rank = c.q_lora_rank is not None
 
         def bias(name: str) -> Tensor | None:
-            return reader.tensor(f"{p}.{name}.bias").clone() if c.attention_bias else None
+            return reader.tensor(f"{p}.{name}.bias") if c.attention_bias else None
 
         queries, latents = (
             reader.stored(f"{p}.{'q_a_proj' if low_rank else 'q_proj'}.weight"),

@@ -16,6 +16,7 @@ from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tokenizer_files import has_tokenizer
 from isotherm.kernels.select import NAMES, select_kernels
@@ -46,6 +47,7 @@ class OfflineOptions:
     dtype: str
     kernels: str
     logprobs: int | None
+    weights: WeightChoice | None = None  # None: the manifest's
     sampling: Mapping[str, float] = field(default_factory=dict)  # other fields of SamplingParams
 
 
@@ -68,7 +70,8 @@ def generate_offline(
     scheduler = SchedulerConfig(
         block_size, -(-length // block_size), manifest.engine.max_batch_tokens, 1, length, prefix_cache=False
     )
-    engine = local_engine(checkpoint, selection.kernels, scheduler)
+    choice = options.weights or manifest.weights.choice
+    engine = local_engine(checkpoint, selection.kernels, scheduler, choice=choice)
     stop = () if options.ignore_eos else tokenizer.eos_token_ids if tokenizer is not None else config.eos_token_ids
     params = SamplingParams(
         options.max_tokens,
@@ -102,7 +105,7 @@ def generate_offline(
         "logprobs": logprobs if options.logprobs is not None else None,
         "finish_reason": None if reason is None else reason.value,
         "prompt_tokens": len(prompt),
-        "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, "stored").digest,
+        "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, choice).digest,
     }
 
 

@@ -22,7 +22,7 @@ class Fp8Blocks(WeightFormat):
 
     name = "fp8"
     leaves: ClassVar = {"data": "weight", "scale": "weight_scale_inv"}
-    quant_method = "fp8"
+    quant_methods: ClassVar[tuple[str, ...]] = ("fp8",)
     least_bytes = 1.0
 
     @classmethod
@@ -46,3 +46,13 @@ class Fp8Blocks(WeightFormat):
 
     def stores(self, dtypes: Mapping[str, str]) -> bool:
         return dtypes["data"] == E4M3 if dtypes.get("data") else "scale" in dtypes
+
+
+class CompressedFp8Blocks(Fp8Blocks):
+    """The same blocks under compressed-tensors' names."""
+
+    leaves: ClassVar = {"data": "weight", "scale": "weight_scale"}
+    quant_methods = ()
+
+    def stores(self, dtypes: Mapping[str, str]) -> bool:
+        return dtypes.get("data") == E4M3 and "scale" in dtypes

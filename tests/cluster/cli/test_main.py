@@ -41,7 +41,7 @@ def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_environment, "local_address", lambda *_: None)
     # Consoles that were made at import write to the stream of that time.
     monkeypatch.setattr(cli, "console", _Console())
-    monkeypatch.setattr(cli, "errors", _Console(stderr=True))
+    monkeypatch.setattr("isotherm.cluster.cli.user_errors.errors", _Console(stderr=True))
 
 
 class _Console:

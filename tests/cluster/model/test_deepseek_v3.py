@@ -211,7 +211,11 @@ def test_a_bad_rope_value_names_where_it_stands(style: str, field: str, value: A
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quant_method": "gptq"}, 'quant_method is "gptq"; it must be "fp8"'),
+        (
+            {"quant_method": "awq"},
+            'quant_method is "awq"; it must be "fp8" or "compressed-tensors" or "gptq" or "auto-round" or '
+            '"intel/auto-round" or "quark"',
+        ),
         ({"fmt": "e5m2"}, 'fmt is "e5m2"; it must be "e4m3"'),
         ({"weight_block_size": [64, 128]}, "weight_block_size is [64, 128]; it must be [128, 128]"),
         ({"weight_block_size": None}, "weight_block_size is null; it must be [128, 128]"),
