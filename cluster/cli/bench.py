@@ -154,15 +154,13 @@ def bench_kernels(
     """Matrix kernels beside this machine's measured stream bandwidth and matrix-product peak."""
     import torch
 
-    from isotherm.cluster.cli.bench_kernels import bench_experts, bench_linear, matmul_peak, stream_bandwidth
+    from isotherm.cluster.cli.bench_kernels import FORMS, bench_experts, bench_linear, matmul_peak, stream_bandwidth
     from isotherm.kernels.select import select_kernels
 
     chosen, counts = select_kernels(kernels, torch.bfloat16, threads).kernels, _sizes(rows)
     stream, peak = stream_bandwidth(), matmul_peak()
-    figures = [f for fp8 in (False, True) for f in bench_linear(chosen, 3 * hidden, hidden, fp8, counts, runs)]
-    figures += [
-        f for fp8 in (False, True) for f in bench_experts(chosen, hidden, inner, experts, top_k, fp8, counts, runs)
-    ]
+    figures = [f for form in FORMS for f in bench_linear(chosen, 3 * hidden, hidden, form, counts, runs)]
+    figures += [f for form in FORMS for f in bench_experts(chosen, hidden, inner, experts, top_k, form, counts, runs)]
     table = [f.as_dict() for f in figures]
     # Before and after: what a shared machine gives may change meanwhile.
     facts = {
