@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+import torch
+
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
@@ -99,6 +101,7 @@ class Engine:
         except Exception as error:
             return self._isolate(chunks, error)
 
+    @torch.inference_mode()
     def _compute(self, chunks: Sequence[Chunk]) -> list[Delta]:
         self.experts.begin_step()
         self.sampler.begin(chunks)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from isotherm.cluster.engine.sequence import Chunk
+from isotherm.cluster.engine.sequence import Chunk, Form
 from isotherm.cluster.messages.requests import TokenLogprobs
 
 SLICE_ROWS = 32  # × 129,280 tokens of DeepSeek-V3's vocabulary: 17 MB of logits
@@ -20,6 +20,8 @@ def score_prompts(
     """By request what its chunk's rows say of the prompt tokens in `chunk.scores`. x_TD: the model's output for the
     step's rows, in the order of the chunks; `logits`: its head, [N, D] → float32 [N, V]."""
     out: dict[str, list[TokenLogprobs]] = {}
+    if chunks[-1].form is Form.DECODE:
+        return out  # prompts are computed in the other form, and their chunks come last
     row = 0
     for chunk in chunks:
         if tokens := chunk.scores:

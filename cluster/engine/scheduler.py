@@ -12,7 +12,7 @@ import math
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -201,7 +201,7 @@ class Scheduler:
                 assert taken is not None
                 sequence.blocks += taken
                 budget -= len(draft)
-                chunk = replace(chunk, count=chunk.count + len(draft), draft=draft)
+                chunk = chunk._replace(count=chunk.count + len(draft), draft=draft)
             out.append(chunk)
         return out
 
@@ -337,14 +337,15 @@ class Scheduler:
             error = new[-1].error if new else ""
             if error:
                 new = new[:-1]
-            start, prompt = sequence.generated, None
+            prompt = None
             if scored and (scores := scored.get(sequence.request.id)):
                 prompt = PromptLogprobs(chunk.scores.start, tuple(scores))
                 sequence.scored += len(scores)
+            start, tokens = sequence.generated, sequence.tokens
             for result in new:
-                sequence.tokens.append(result.token_id)
+                tokens.append(result.token_id)
             # Drafts that were guessed right are computed already; what was computed of others is overwritten.
-            sequence.computed += chunk.known + max(0, len(new) - 1)
+            sequence.computed += chunk.known + (len(new) - 1 if len(new) > 1 else 0)
             if self.config.prefix_cache:
                 self._register_full_blocks(sequence, chunk.start)
             if new or (not error and (prompt is not None or not sequence.remaining)):
@@ -368,18 +369,19 @@ class Scheduler:
         self, sequence: ScheduledSequence, start: int, new: Sequence[Sampled], prompt: PromptLogprobs | None
     ) -> Delta:
         """What a request is given; it ends where these are its last tokens."""
-        request = sequence.request
+        request, params = sequence.request, sequence.request.params
+        count = start + len(new)  # of output tokens
         reason = None
-        if new and new[-1].token_id in request.params.stop_token_ids:
+        if new and new[-1].token_id in params.stop_token_ids:
             reason = FinishReason.STOP
-        elif not sequence.remaining or (
-            new
-            and (sequence.generated >= request.params.max_tokens or len(sequence.tokens) >= self.config.max_model_len)
-        ):
+        elif not new:
+            if not sequence.remaining:  # it wants no output, and all of its prompt is computed
+                reason = FinishReason.LENGTH
+        elif count >= params.max_tokens or sequence.prompt_length + count >= self.config.max_model_len:
             reason = FinishReason.LENGTH
         if reason is not None:
             self.abort(request.id)
         tokens = (new[0].token_id,) if len(new) == 1 else tuple(result.token_id for result in new)
         logprobs = tuple(r.logprobs for r in new if r.logprobs is not None) if new and new[0].logprobs else ()
         cached, queued = sequence.cached_tokens, sequence.queued
-        return Delta(request.id, start, tokens, reason, logprobs, cached, prompt=prompt, queued_seconds=queued)
+        return Delta(request.id, start, tokens, reason, logprobs, cached, "", prompt, queued)

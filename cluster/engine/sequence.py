@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from isotherm.cluster.engine.kv_blocks import ROOT_KEY, block_key
 from isotherm.cluster.messages.requests import GenerationRequest, TokenLogprobs
@@ -75,8 +76,7 @@ class ScheduledSequence:
         return self.keys[index]
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Consecutive positions start … start+count-1 of one sequence, all in one form. `sample`: the known tokens end with
     it, so that its last row gives the next one, unless the request wants none. `draft`: tokens that somebody guesses to
     come then; they are the last of the `count`, each is computed in decode form like any generated token, and each row
@@ -113,8 +113,7 @@ class Chunk:
         return range(max(self.start, sequence.scored) + 1, last + 1)
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(NamedTuple):
     """What the model gave for one row that is sampled; or why nothing can follow there, and the request cannot go
     on."""
 
