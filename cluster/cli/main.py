@@ -157,6 +157,7 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the end-of-sequence token")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     kernels: Annotated[str, typer.Option(help="auto, native, reference or triton")] = "auto",
+    isa: Annotated[str, typer.Option(help="of native kernels: auto, avx512, avx2 or generic")] = "auto",
     logprobs: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="log-probabilities of each token and of the N most likely ones"),
@@ -181,6 +182,7 @@ def generate(
         kernels,
         logprobs,
         sampling_asked(sampling or ()),
+        isa,
     )
     result = generate_offline(
         manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True)

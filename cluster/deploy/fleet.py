@@ -169,6 +169,7 @@ class RayFleet:
             dtype=m.dtype,
             head=m.head,
             kernels=m.kernels,
+            isa=m.isa,
             threads=threads,
             link_timeout=m.link_timeout,
             gather_window=links.gather_window,

@@ -17,6 +17,7 @@ class WorkerSpec:
     dtype: str
     head: str  # stored | fp8
     kernels: str
+    isa: str = "auto"  # of native kernels: auto | avx512 | avx2 | generic
     threads: int | None  # compute threads; None: its share of the node's cores
     link_timeout: float  # seconds
     gather_window: float  # in layer times; see LinkSection
