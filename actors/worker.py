@@ -50,7 +50,7 @@ class WorkerBase:
         self._obeys = 0  # generation of the newest controller that has given an order
         self.checkpoint = Checkpoint.open(spec.model_path)
         self.threads = spec.threads or max(1, len(os.sched_getaffinity(0)) // spec.sharers)
-        selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), self.threads, spec.device)
+        selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), self.threads, spec.device, spec.isa)
         self.kernels: Kernels = selection.kernels
         self.kernels_reason = selection.reason
         logging.getLogger(__name__).info(

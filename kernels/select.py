@@ -11,6 +11,8 @@ from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 
 NAMES = ("auto", "native", "reference", "triton")
+# Instruction sets of the native kernels, as users name them → as the library does.
+ISAS = {"auto": None, "avx512": "avx512_bf16", "avx2": "avx2", "generic": "generic"}
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,18 @@ class Selection:
     reason: str  # why this backend, for the log and for `isotherm status`
 
 
-def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None, device: str = "cpu") -> Selection:
-    """`name`: one of NAMES; `device`: cpu or cuda, where auto is triton. Sets torch's thread count. Raises
-    KernelsUnavailable where what is asked for cannot load, or is not for this device."""
+def select_kernels(
+    name: str, dtype: torch.dtype, threads: int | None = None, device: str = "cpu", isa: str = "auto"
+) -> Selection:
+    """`name`: one of NAMES; `device`: cpu or cuda, where auto is triton; `isa`: one of ISAS, for native kernels on a
+    CPU. Sets torch's thread count. Raises KernelsUnavailable where what is asked for cannot load, or is
+    not for this device."""
     if name not in NAMES:
         raise ValueError(f'kernels is "{name}"; it must be "auto", "native", "reference" or "triton"')
+    if isa not in ISAS:
+        raise ValueError(f'isa is "{isa}"; it must be "auto", "avx512", "avx2" or "generic"')
+    if isa != "auto" and name in ("reference", "triton"):
+        raise KernelsUnavailable(f'isa "{isa}" is for native kernels, not for kernels "{name}"; use kernels "native"')
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cuda" and name in ("native", "reference"):
@@ -38,9 +47,9 @@ def select_kernels(name: str, dtype: torch.dtype, threads: int | None = None, de
     from isotherm.kernels.native.library import NativeKernelsUnavailable
 
     try:
-        native = NativeKernels(dtype, threads=threads)
+        native = NativeKernels(dtype, threads=threads, isa=ISAS[isa])
     except NativeKernelsUnavailable as error:
-        if name == "native":
+        if name == "native" or isa != "auto":
             raise
         return Selection(ReferenceKernels(dtype), f"native kernels are not there: {error}")
     # Little is left to torch, and the threads that wait for more of it would spin beside the kernels'

@@ -27,6 +27,7 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help='a directory
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 RunsOption = Annotated[int, typer.Option(min=1, help="counted runs, after one that is not")]
 ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="default: all cores")]  # noqa: UP045
+IsaOption = Annotated[str, typer.Option(help="of native kernels: auto, avx512, avx2 or generic")]
 PlotOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="write a PNG (needs matplotlib: the `bench` extra)"),
@@ -82,6 +83,7 @@ def _engine(
     dtype: str,
     choice: tuple[str | None, str | None, str | None],
     kernels: str,
+    isa: str,
     threads: int | None,
     as_json: bool,
     plot: Path | None,
@@ -95,13 +97,18 @@ def _engine(
         resolve_model(model),
         dtype=dtype,
         kernels=kernels,
+        isa=isa,
         threads=threads,
         most_streams=max(batches, default=1),
         most_prompt=max(prompts, default=1),
         choice=WeightChoice().with_changes(*choice),
     )
     rows = [figure.as_dict() for figure in bench.measure(batches, prompts, runs)]
-    facts = {"kernels": bench.kernels.name, "stream_gb_per_s": stream_bandwidth(), "matmul_gflop_per_s": matmul_peak()}
+    facts = {
+        "kernels": f"{bench.kernels.name} {bench.kernels.instructions}",
+        "stream_gb_per_s": stream_bandwidth(),
+        "matmul_gflop_per_s": matmul_peak(),
+    }
     _show(rows, ("name", "size", "median"), as_json, facts)
     _plot(plot, model, rows, "median", "tokens/s")
 
@@ -116,12 +123,13 @@ def decode(
     dense: DenseOption = None,
     head: HeadOption = None,
     kernels: str = "auto",
+    isa: IsaOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Tokens per second of the offline engine while it generates."""
-    _engine(model, _sizes(batch), [], runs, dtype, (experts, dense, head), kernels, threads, as_json, plot)
+    _engine(model, _sizes(batch), [], runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot)
 
 
 @app.command()
@@ -134,12 +142,13 @@ def prefill(
     dense: DenseOption = None,
     head: HeadOption = None,
     kernels: str = "auto",
+    isa: IsaOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Prompt tokens per second of the offline engine."""
-    _engine(model, [], _sizes(tokens), runs, dtype, (experts, dense, head), kernels, threads, as_json, plot)
+    _engine(model, [], _sizes(tokens), runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot)
 
 
 @app.command("kernels")
@@ -151,6 +160,7 @@ def bench_kernels(
     rows: Annotated[str, typer.Option()] = "1,8,32,128",
     runs: RunsOption = 15,
     kernels: str = "auto",
+    isa: IsaOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
@@ -158,19 +168,17 @@ def bench_kernels(
     """Matrix kernels beside this machine's measured stream bandwidth and matrix-product peak."""
     import torch
 
-    from isotherm.cluster.cli.bench_kernels import bench_experts, bench_linear, matmul_peak, stream_bandwidth
+    from isotherm.cluster.cli.bench_kernels import FORMS, bench_experts, bench_linear, matmul_peak, stream_bandwidth
     from isotherm.kernels.select import select_kernels
 
-    chosen, counts = select_kernels(kernels, torch.bfloat16, threads).kernels, _sizes(rows)
+    chosen, counts = select_kernels(kernels, torch.bfloat16, threads, isa=isa).kernels, _sizes(rows)
     stream, peak = stream_bandwidth(), matmul_peak()
-    figures = [f for fp8 in (False, True) for f in bench_linear(chosen, 3 * hidden, hidden, fp8, counts, runs)]
-    figures += [
-        f for fp8 in (False, True) for f in bench_experts(chosen, hidden, inner, experts, top_k, fp8, counts, runs)
-    ]
+    figures = [f for form in FORMS for f in bench_linear(chosen, 3 * hidden, hidden, form, counts, runs)]
+    figures += [f for form in FORMS for f in bench_experts(chosen, hidden, inner, experts, top_k, form, counts, runs)]
     table = [f.as_dict() for f in figures]
     # Before and after: what a shared machine gives may change meanwhile.
     facts = {
-        "kernels": chosen.name,
+        "kernels": f"{chosen.name} {chosen.instructions}",
         "stream_gb_per_s": max(stream, stream_bandwidth()),
         "matmul_gflop_per_s": max(peak, matmul_peak()),
     }

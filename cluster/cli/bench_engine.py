@@ -50,12 +50,13 @@ class EngineBench:
         threads: int | None,
         most_streams: int,
         most_prompt: int,
+        isa: str = "auto",
         seed: int = 0,
         choice: WeightChoice | None = None,
         most_output: int = 125,
     ):
         checkpoint = Checkpoint.open(path)
-        self.kernels = select_kernels(kernels, parse_dtype(dtype), threads).kernels
+        self.kernels = select_kernels(kernels, parse_dtype(dtype), threads, isa=isa).kernels
         self._random = random.Random(seed)
         self._vocab = checkpoint.config.vocab_size
         reply = PROMPT + most_output + 3

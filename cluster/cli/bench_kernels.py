@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 import torch
 
 from isotherm.cluster.jsontypes import JSON
-from isotherm.kernels.formats.fp8 import BLOCK, E4M3, Fp8Weight
+from isotherm.kernels.formats.registry import quantised
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.ops import Kernels
 
+FORMS = ("bf16", "fp8", "int8", "int4")  # of weights
 COLD_BYTES = 512 << 20  # weights are taken in turn from at least this much, so that none stays in a cache
 
 
@@ -56,20 +57,18 @@ def matmul_peak(runs: int = 5, size: int = 2048) -> float:
     return 2 * size**3 / _median_seconds(lambda _: a @ b, runs) / 1e9
 
 
-def random_weight(outputs: int, inputs: int, fp8: bool, generator: torch.Generator) -> StoredWeight:
-    weight = torch.randn(outputs, inputs, generator=generator) / inputs**0.5
-    if not fp8:
-        return PlainWeight(weight.bfloat16())
-    scale = torch.full((-(-outputs // BLOCK), -(-inputs // BLOCK)), 4.0 / inputs**0.5 / 448)
-    return Fp8Weight((weight / scale[0, 0]).clamp(-448, 448).to(E4M3), scale)
+def random_weight(outputs: int, inputs: int, form: str, generator: torch.Generator) -> StoredWeight:
+    """In one of FORMS."""
+    weight = PlainWeight((torch.randn(outputs, inputs, generator=generator) / inputs**0.5).bfloat16())
+    return weight if form == "bf16" else quantised(form, weight)
 
 
 def bench_linear(
-    kernels: Kernels, outputs: int, inputs: int, fp8: bool, rows: list[int], runs: int = 15
+    kernels: Kernels, outputs: int, inputs: int, form: str, rows: list[int], runs: int = 15
 ) -> list[KernelFigure]:
     """`linear` with cold weights."""
     generator = torch.Generator().manual_seed(0)
-    stored = random_weight(outputs, inputs, fp8, generator)
+    stored = random_weight(outputs, inputs, form, generator)
     packed = [kernels.pack_linear([stored]) for _ in range(max(1, -(-COLD_BYTES // stored.nbytes)))]
     figures = []
     for count in rows:
@@ -79,16 +78,16 @@ def bench_linear(
             return kernels.linear(x, packed[i % len(packed)])
 
         seconds = _median_seconds(call, runs)
-        figures.append(_figure("linear", fp8, count, seconds, packed[0].nbytes, 2 * outputs * inputs * count))
+        figures.append(_figure("linear", form, count, seconds, packed[0].nbytes, 2 * outputs * inputs * count))
     return figures
 
 
 def bench_experts(
-    kernels: Kernels, hidden: int, inner: int, experts: int, top_k: int, fp8: bool, rows: list[int], runs: int = 15
+    kernels: Kernels, hidden: int, inner: int, experts: int, top_k: int, form: str, rows: list[int], runs: int = 15
 ) -> list[KernelFigure]:
     """One MoE layer's routed experts, rows routed at random, the layers taken in turn so that weights are cold."""
     generator = torch.Generator().manual_seed(0)
-    gate, down = random_weight(inner, hidden, fp8, generator), random_weight(hidden, inner, fp8, generator)
+    gate, down = random_weight(inner, hidden, form, generator), random_weight(hidden, inner, form, generator)
     each = 2 * gate.nbytes + down.nbytes
     layers = max(1, -(-COLD_BYTES // (each * experts)))
     bank = kernels.expert_bank(layers * experts, hidden, inner)
@@ -116,7 +115,7 @@ def bench_experts(
         figures.append(
             _figure(
                 "experts",
-                fp8,
+                form,
                 count,
                 seconds,
                 bank.nbytes // (layers * experts) * len(active),
@@ -126,7 +125,5 @@ def bench_experts(
     return figures
 
 
-def _figure(name: str, fp8: bool, rows: int, seconds: float, nbytes: int, flop: int) -> KernelFigure:
-    return KernelFigure(
-        name, "fp8" if fp8 else "bf16", rows, seconds * 1e6, nbytes / seconds / 1e9, flop / seconds / 1e9
-    )
+def _figure(name: str, form: str, rows: int, seconds: float, nbytes: int, flop: int) -> KernelFigure:
+    return KernelFigure(name, form, rows, seconds * 1e6, nbytes / seconds / 1e9, flop / seconds / 1e9)

@@ -49,6 +49,7 @@ class OfflineOptions:
     logprobs: int | None
     weights: WeightChoice | None = None  # None: the manifest's
     sampling: Mapping[str, float] = field(default_factory=dict)  # other fields of SamplingParams
+    isa: str = "auto"
 
 
 def generate_offline(
@@ -64,7 +65,7 @@ def generate_offline(
     prompt = _prompt_ids(options, tokenizer, config.vocab_size)
     length = len(prompt) + options.max_tokens
     _check_fit(options, len(prompt), config)
-    selection = select_kernels(options.kernels, parse_dtype(options.dtype), device=manifest.device)
+    selection = select_kernels(options.kernels, parse_dtype(options.dtype), device=manifest.device, isa=options.isa)
     log.info("kernels: %s (%s)", selection.kernels.name, selection.reason)
     block_size = manifest.engine.block_size
     scheduler = SchedulerConfig(

@@ -169,6 +169,7 @@ class RayFleet:
             dtype=m.dtype,
             weights=m.weights.choice,
             kernels=m.kernels,
+            isa=m.isa,
             threads=threads,
             link_timeout=m.link_timeout,
             gather_window=links.gather_window,

@@ -26,6 +26,8 @@ def check_servable(manifest: Manifest, path: Path, cuda_unavailable: Callable[[]
 
 
 def _check_devices(manifest: Manifest) -> None:
+    if manifest.isa != "auto" and manifest.kernels in ("reference", "triton"):
+        raise ManifestError(f"isa is {manifest.isa}, which is for native kernels, but kernels is {manifest.kernels}")
     gpus = {"attention": manifest.attention.gpus, "experts": manifest.experts.gpus}
     if manifest.device == "cpu":
         if manifest.kernels == "triton":

@@ -124,7 +124,9 @@ def serve_in_process(model: str) -> InProcessServer:
 def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
-    kernels = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device).kernels
+    kernels = select_kernels(
+        manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device, isa=manifest.isa
+    ).kernels
     engine = local_engine(checkpoint, kernels, manifest.scheduler_config(config), choice=manifest.weights.choice)
     digest = own_fingerprint(checkpoint, kernels, manifest.weights.choice).digest
     client = LocalEngine(engine, config.vocab_size, digest)

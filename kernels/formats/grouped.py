@@ -6,7 +6,8 @@ Scales are float32 here; those that a checkpoint stores in 16 bits keep their ex
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class GroupedWeight(StoredWeight):
     """`scales` float32 [N, ⌈K / group⌉]: weight = integer × scale of its output and group."""
 
     scales: Tensor
+    zeros: Tensor | None = None
     group: int
 
     def _take_scales(self, scales: Tensor, group: int) -> None:
@@ -39,6 +41,14 @@ class GroupedWeight(StoredWeight):
                 f"{what} have shape {tuple(tensor.shape)}; an {self.name} weight ({rows}, {columns}) in groups of "
                 f"{self.group} needs {needed}"
             )
+
+    @abstractmethod
+    def regrouped(self, group: int, zeros: bool) -> GroupedWeight:
+        """The same numbers in groups of `group`, which divides its own; with zero points where `zeros`."""
+
+    def _finer(self, tensor: Tensor, group: int) -> Tensor:
+        """A value for each group → one for each of those that `group` cuts it into."""
+        return tensor.repeat_interleave(self.group // group, 1)[:, : -(-self.shape[1] // group)]
 
     def _spread(self, tensor: Tensor) -> Tensor:
         """A value for each group → one for each input."""
@@ -104,6 +114,13 @@ class Int4Weight(GroupedWeight):
         zeros = None if self.zeros is None else self.zeros[begin:end]
         return Int4Weight(self.nibbles[begin:end], self.scales[begin:end], zeros, self.group, self.inputs)
 
+    def regrouped(self, group: int, zeros: bool) -> Int4Weight:
+        points = torch.full_like(self.scales, INT4_ZERO, dtype=torch.uint8) if self.zeros is None else self.zeros
+        return Int4Weight(
+            self.nibbles, self._finer(self.scales, group), self._finer(points, group) if zeros else None, group,
+            self.inputs,
+        )  # fmt: skip
+
     @classmethod
     def quantise(cls, weight: StoredWeight) -> Int4Weight:
         """Groups of GROUP, without zero points, each with the scale that loses least of those that are tried. Scales
@@ -149,6 +166,9 @@ class Int8Weight(GroupedWeight):
         """As they are stored."""
         return Int8Weight(self.data[begin:end], self.scales[begin:end], self.group)
 
+    def regrouped(self, group: int, zeros: bool) -> Int8Weight:
+        return Int8Weight(self.data, self._finer(self.scales, group), group)
+
     @classmethod
     def quantise(cls, weight: StoredWeight) -> Int8Weight:
         """Groups of GROUP: the largest of each becomes 127. Scales are bfloat16 numbers."""
@@ -158,6 +178,13 @@ class Int8Weight(GroupedWeight):
         scale = _as_bf16(groups.abs().amax(2, keepdim=True) / 127)
         codes = (groups / scale).round().clamp(-127, 127).to(torch.int8)
         return cls(codes.flatten(1)[:, : weight.shape[1]].contiguous(), scale.squeeze(2))
+
+
+def alike(weights: Sequence[GroupedWeight]) -> list[GroupedWeight]:
+    """The same numbers, all in groups of one size, and all with zero points or none."""
+    group, zeros = min(w.group for w in weights), any(w.zeros is not None for w in weights)
+    kept = [w.group == group and (w.zeros is not None) == zeros for w in weights]
+    return [w if same else w.regrouped(group, zeros) for w, same in zip(weights, kept, strict=True)]
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "context_create": (_P, [_I, _I, _I]),
     "context_destroy": (None, [_P]),
     "context_isa": (ctypes.c_char_p, [_P]),
-    "linear_create": (_P, [_I, _L, _I, _P, _P]),
+    "linear_create": (_P, [_I, _L, _I, _P, _P, _P]),
     "linear_destroy": (None, [_P]),
     "linear_bytes": (_L, [_P]),
     "linear_pack": (_I, [_P, _P, _I, _P]),

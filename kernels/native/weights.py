@@ -11,14 +11,16 @@ from torch import Tensor
 
 from isotherm.kernels.checked import check_expert, check_weights
 from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight, alike
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.context import NativeContext, created, fail, free_with
 from isotherm.kernels.ops import ExpertBank
 
-_BF16, _FP8, _F32 = 0, 1, 2  # Kind: the places in ISO_TILE_KINDS of csrc/api.h
+_BF16, _FP8, _F32, _INT4, _INT8 = 0, 1, 2, 4, 5  # Kind: the places in ISO_TILE_KINDS of csrc/api.h
 # Formats with tiles of their own. All others are dequantised, and packed as bf16.
-_TILES: dict[type[StoredWeight], int] = {Fp8Weight: _FP8}
-_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float8_e4m3fn: 3}  # Dtype in api.h
+_TILES: dict[type[StoredWeight], int] = {Fp8Weight: _FP8, Int4Weight: _INT4, Int8Weight: _INT8}
+_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float8_e4m3fn: 3, torch.uint8: 4,
+           torch.int8: 5}  # Dtype in api.h  # fmt: skip
 
 
 class Operand(ctypes.Structure):
@@ -31,6 +33,18 @@ class Operand(ctypes.Structure):
         if rows.dtype not in _DTYPES:
             raise TypeError(f"a tensor of a stored weight is {rows.dtype}; known are {list(_DTYPES)}")
         return cls(rows.data_ptr(), rows.stride(0), _DTYPES[rows.dtype])
+
+
+class Grouping(ctypes.Structure):
+    """How grouped integers are scaled; `Grouping` in api.h."""
+
+    _fields_ = (("inputs", ctypes.c_int64), ("scale_bytes", ctypes.c_int64), ("zeros", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, weights: Sequence[GroupedWeight]) -> Grouping:
+        """Of weights that are scaled alike. Scales are kept as bfloat16 where that loses nothing."""
+        narrow = all(torch.equal(w.scales.to(torch.bfloat16).float(), w.scales) for w in weights)
+        return cls(weights[0].group, 2 if narrow else 4, weights[0].zeros is not None)
 
 
 @dataclass(eq=False)
@@ -52,12 +66,14 @@ def pack(context: NativeContext, weights: Sequence[StoredWeight], bias: Tensor |
     kind, sources = _tiles(weights, context.dtype)
     counts = (ctypes.c_int64 * len(outputs))(*outputs)
     wide_bias = None if bias is None else bias.detach().float().contiguous()
+    grouped = [w for w in sources if isinstance(w, GroupedWeight)]
     handle = created(
         context.lib.iso_linear_create(
-            kind, inputs, len(outputs), counts, None if wide_bias is None else wide_bias.data_ptr()
+            kind, inputs, len(outputs), counts, None if wide_bias is None else wide_bias.data_ptr(),
+            ctypes.byref(Grouping.of(grouped)) if grouped else None,
         ),
         "a packed weight",
-    )
+    )  # fmt: skip
     packed = Packed(handle, outputs, inputs)
     free_with(packed, context.lib.iso_linear_destroy, handle)
     for part, weight in enumerate(sources):
@@ -78,7 +94,8 @@ def _tiles(weights: Sequence[StoredWeight], dtype: torch.dtype) -> tuple[int, Se
         return _F32, [w.plain(torch.float32) for w in weights]
     formats = {type(w) for w in weights}
     if len(formats) == 1 and (kind := _TILES.get(formats.pop())) is not None:
-        return kind, weights
+        grouped = [w for w in weights if isinstance(w, GroupedWeight)]
+        return kind, alike(grouped) if grouped else weights
     return _BF16, [w.plain(torch.bfloat16) for w in weights]
 
 

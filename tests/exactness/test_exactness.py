@@ -32,13 +32,27 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.placement.table import Placement
 from isotherm.cluster.text.grammar import json_schema, regex
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
+from isotherm.kernels.formats.registry import quantised
+from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.backend import NativeKernels
 
 pytestmark = pytest.mark.slow
 
 CASES = int(os.environ.get("ISOTHERM_EXACTNESS_CASES", "400"))
 VOCABULARY, EOS = 300, 256
-MODELS: dict[str, dict] = {"bf16": {"dtype": "bfloat16"}, "fp8": {"fp8": True}, "float32": {"dtype": "float32"}}
+MODELS: dict[str, dict] = {
+    "bf16": {"dtype": "bfloat16"},
+    "fp8": {"fp8": True},
+    "int4": {"dtype": "bfloat16"},
+    "float32": {"dtype": "float32"},
+}
+
+
+class Int4Reader(WeightReader):
+    """Every projection in four bits, but the head, which has eight."""
+
+    def stored(self, name: str) -> StoredWeight:
+        return quantised("int8" if name == "lm_head.weight" else "int4", super().stored(name))
 
 
 @dataclass(frozen=True)
@@ -104,14 +118,14 @@ class Guesses:
 class World:
     """A checkpoint loaded once per thread count, with a full set of experts that any placement can use."""
 
-    def __init__(self, path, dtype):
+    def __init__(self, path, dtype, reads: type[WeightReader]):
         self.checkpoint = Checkpoint.open(path)
         self.config = self.checkpoint.config
         self.models = {}
         self.workers = {}
         for threads in (1, 2, 3):
             kernels = NativeKernels(dtype, threads=threads)
-            with WeightReader(self.checkpoint) as reader:
+            with reads(self.checkpoint) as reader:
                 self.models[threads] = DeepseekV3Model(self.config, kernels, reader, 512)
                 every = [(layer, e) for layer in self.config.moe_layers for e in range(self.config.n_routed_experts)]
                 self.workers[threads] = [ExpertWorker(self.config, kernels, len(every)) for _ in range(3)]
@@ -176,7 +190,8 @@ def play(
 def world(request, tmp_path_factory):
     overrides = {"vocab_size": VOCABULARY, "attention_bias": True}
     path = make_checkpoint(tmp_path_factory.mktemp(request.param), overrides, seed=3, **MODELS[request.param])
-    return World(path, torch.float32 if request.param == "float32" else torch.bfloat16)
+    dtype = torch.float32 if request.param == "float32" else torch.bfloat16
+    return World(path, dtype, Int4Reader if request.param == "int4" else WeightReader)
 
 
 def pool() -> list[GenerationRequest]:

@@ -10,7 +10,7 @@ import torch
 from isotherm.kernels import select
 from isotherm.kernels.errors import KernelsUnavailable
 from isotherm.kernels.native import backend as native_backend
-from isotherm.kernels.native.library import NativeKernelsUnavailable
+from isotherm.kernels.native.library import NativeKernelsUnavailable, built_library
 from isotherm.kernels.select import cuda_unavailable_reason, select_kernels
 
 
@@ -28,6 +28,22 @@ def test_auto_falls_back_to_the_reference_and_says_why(monkeypatch: pytest.Monke
     assert (chosen.kernels.name, chosen.reason) == ("reference", "native kernels are not there: no compiler was there")
     with pytest.raises(NativeKernelsUnavailable, match="no compiler"):
         select_kernels("native", torch.float32)
+
+
+def test_an_instruction_set_is_had_or_refused(monkeypatch: pytest.MonkeyPatch):
+    if built_library() is not None:
+        assert select_kernels("auto", torch.float32, 1, isa="generic").kernels.instructions == "generic"
+    with pytest.raises(KernelsUnavailable, match='isa "avx2" is for native kernels, not for kernels "reference"'):
+        select_kernels("reference", torch.float32, isa="avx2")
+    with pytest.raises(ValueError, match='isa is "avx"; it must be "auto", "avx512", "avx2" or "generic"'):
+        select_kernels("auto", torch.float32, isa="avx")
+
+    def unavailable(*_: object, isa: str, **__: object) -> None:
+        raise NativeKernelsUnavailable(f"this machine has no {isa}")
+
+    monkeypatch.setattr(native_backend, "NativeKernels", unavailable)
+    with pytest.raises(NativeKernelsUnavailable, match="this machine has no avx512_bf16"):
+        select_kernels("auto", torch.float32, isa="avx512")
 
 
 @pytest.mark.parametrize("name", ["native", "reference"])

@@ -13,6 +13,7 @@ from native_there import require_native
 from torch import Tensor
 
 from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.registry import quantised
 from isotherm.kernels.formats.stored import PlainWeight
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.native.context import ISAS
@@ -39,7 +40,8 @@ def fp8(*shape: int, step: int) -> Fp8Weight:
 def results(kernels: NativeKernels) -> list[Tensor]:
     x = pattern(7, HIDDEN, step=31).to(kernels.dtype)
     out = [kernels.rms_norm(x, pattern(HIDDEN, step=11), 1e-6)]
-    for weight in (PlainWeight(pattern(96, HIDDEN, step=37).to(torch.bfloat16)), fp8(96, HIDDEN, step=37)):
+    numbers = PlainWeight(pattern(96, HIDDEN, step=37).to(torch.bfloat16))
+    for weight in (numbers, fp8(96, HIDDEN, step=37), *(quantised(name, numbers) for name in ("int4", "int8"))):
         packed = kernels.pack_linear([weight])
         out += [kernels.linear(x, packed, torch.float32), kernels.linear(x[:1], packed, torch.float32)]
     bank = kernels.expert_bank(EXPERTS, HIDDEN, INNER)
@@ -67,12 +69,12 @@ def bits(kernels: NativeKernels) -> str:
 
 VERSION = 1
 BITS = {
-    ("avx512_bf16", "bfloat16"): "18840636ef57",
-    ("avx512_bf16", "float32"): "4fea7d8fa252",
-    ("avx2", "bfloat16"): "dff40f18b97e",
-    ("avx2", "float32"): "519d1adec014",
-    ("generic", "bfloat16"): "2faced610c58",
-    ("generic", "float32"): "3d3c4b089cc8",
+    ("avx512_bf16", "bfloat16"): "b388d493a72f",
+    ("avx512_bf16", "float32"): "3ceec6b0765d",
+    ("avx2", "bfloat16"): "de74f96286a2",
+    ("avx2", "float32"): "8e8e6b8c5f3b",
+    ("generic", "bfloat16"): "57d07060b9ea",
+    ("generic", "float32"): "87b11fc948db",
 }
 
 

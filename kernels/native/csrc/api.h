@@ -18,19 +18,20 @@ constexpr int kTile = 32;         // outputs per tile
 constexpr int kGroup = 12;        // rows that share one pass over a tile
 constexpr int kScaleBlock = 128;  // FP8: inputs per block scale
 constexpr int kScaleWords = kScaleBlock / 2;
+constexpr int kLeastGroupWords = 16;  // int4, int8: words that share a scale, at the least
 constexpr int kSplit =
     256;  // attention: positions per softmax split, counted from position 0; part of the result's definition
 
 // The one list of the kinds of tiles: X(how a packed weight is kept, whose multiplication takes it). Each defines its
 // TileKind (tile_kind.h) in a source file, and `<multiplication>_multiply` in a header of kernels.inc. The order is the
 // numbers that Python gives (kernels/native/weights.py).
-#define ISO_TILE_KINDS(X) X(bf16, word) X(fp8, fp8) X(f32, word) X(coded, coded)
+#define ISO_TILE_KINDS(X) X(bf16, word) X(fp8, fp8) X(f32, word) X(coded, coded) X(int4, int4) X(int8, int8)
 enum class Kind : int {
 #define ISO_KIND(name, multiplication) name,
   ISO_TILE_KINDS(ISO_KIND)
 #undef ISO_KIND
 };
-enum class Dtype : int { bf16 = 0, f16 = 1, f32 = 2, e4m3 = 3 };  // what the caller's tensors hold
+enum class Dtype : int { bf16, f16, f32, e4m3, u8, i8 };  // what the caller's tensors hold
 
 // One tensor of a stored weight, as rows. Python fills it: see Operand in kernels/native/weights.py.
 struct Operand {
@@ -49,6 +50,14 @@ constexpr uint32_t kNoException = 0xffffffff;
 constexpr int kCodes = 16;
 constexpr int64_t kCodedPair = 192;  // bytes of two words of a coded tile
 
+// How integers are scaled: a scale for each group of inputs of an output. Python fills it: see Grouping in
+// kernels/native/weights.py.
+struct Grouping {
+  int64_t inputs;       // of a group, a multiple of 4
+  int64_t scale_bytes;  // 2: scales are bfloat16 numbers; 4
+  int64_t zeros;        // whether there are zero points
+};
+
 // A packed weight of one or more parts (projections, heads) that share K. Each part starts on a tile of its own; the
 // last may be ragged.
 struct Linear {
@@ -59,21 +68,23 @@ struct Linear {
   size_t tile_bytes;
   uint8_t* data;  // [tile] in the order of its kind, and for coded tiles all that follows from `code_tables` on
   size_t data_bytes;
-  float* scales;             // fp8: [tile][scale block]
-  float* bias;               // [tile][32] or null
-  int64_t* part_tile;        // [parts + 1] first tile of each part
-  int64_t* tile_column;      // [tiles] output column of the tile's first output
-  int32_t* tile_width;       // [tiles] outputs in use, 1 .. 32
-  uint8_t* code_tables;      // coded: [tile][2][16] low and high bytes of a code's exponent as bfloat16
-  int64_t* exception_begin;  // coded: [tiles + 1]
+  float* scales;                    // fp8: [tile][scale block]
+  Grouping grouping;                // int4, int8: a tile is its groups' blocks, one after the other (grouped.cpp)
+  int64_t code_bytes, block_bytes;  // of a block: its codes, and all of it
+  float* bias;                      // [tile][32] or null
+  int64_t* part_tile;               // [parts + 1] first tile of each part
+  int64_t* tile_column;             // [tiles] output column of the tile's first output
+  int32_t* tile_width;              // [tiles] outputs in use, 1 .. 32
+  uint8_t* code_tables;             // coded: [tile][2][16] low and high bytes of a code's exponent as bfloat16
+  int64_t* exception_begin;         // coded: [tiles + 1]
   CodedException* exceptions;
 
   const uint8_t* tile(int64_t t) const { return data + static_cast<size_t>(t) * tile_bytes; }
 };
 
-// Where output o (0 .. 31) stands among the 32 16-bit pairs of an FP8 or coded tile's word: interleaving the low and
-// high result bytes within 128-bit lanes then gives outputs 0 .. 15 and 16 .. 31 in order.
-inline int fp8_place(int o) { return (o % 16) / 4 * 8 + (o >= 16 ? 4 : 0) + o % 4; }
+// Where output o (0 .. 31) stands among the 32 16-bit pairs of a word of a tile of bytes or nibbles: interleaving the
+// low and high result bytes within 128-bit lanes then gives outputs 0 .. 15 and 16 .. 31 in order.
+inline int byte_place(int o) { return (o % 16) / 4 * 8 + (o >= 16 ? 4 : 0) + o % 4; }
 
 struct Bank {
   int64_t slots, hidden, inner;

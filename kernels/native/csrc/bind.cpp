@@ -83,15 +83,16 @@ ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
 
 ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const int64_t* part_outputs,
-                                     const float* bias) {
+                                     const float* bias, const Grouping* grouping) {
   auto* linear = new (std::nothrow) Linear();
   if (linear == nullptr) return nullptr;
   try {
     linear->kind = static_cast<Kind>(kind);
     linear->inputs = inputs;
+    if (grouping != nullptr) set_grouping(*linear, *grouping);
     const TileKind& its = tile_kind(linear->kind);
     linear->words = its.words(inputs);
-    linear->tile_bytes = its.tile_bytes(linear->words);
+    linear->tile_bytes = its.tile_bytes(*linear);
     linear->part_tile = array<int64_t>(static_cast<size_t>(parts) + 1);
     linear->parts = parts;
     for (int p = 0; p < parts; ++p) {

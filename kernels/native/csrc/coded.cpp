@@ -56,7 +56,7 @@ void encode(const uint16_t* values, int64_t words, const Codes& codes, uint8_t* 
     for (int o = 0; o < kTile; ++o) {
       for (int half = 0; half < 2; ++half) {
         const uint16_t value = from[2 * o + half];
-        const int place = fp8_place(o) * 2 + half;
+        const int place = byte_place(o) * 2 + half;
         bytes[place] = static_cast<uint8_t>((value >> 8 & 0x80) | (value & 0x7f));
         code[place] = codes.of[value >> 7 & 0xff];
         all = all && code[place] < kCodes;
@@ -91,7 +91,7 @@ void code(Pool& pool, const Ops& ops, Linear& linear) {
   for (const Codes& c : codes) begin.push_back(begin.back() + c.exceptions + 1);
   Linear coded = linear;
   coded.kind = Kind::coded;
-  coded.tile_bytes = tile_kind(Kind::coded).tile_bytes(linear.words);
+  coded.tile_bytes = tile_kind(Kind::coded).tile_bytes(linear);
   const auto tiles = static_cast<size_t>(linear.tiles), tile_bytes = tiles * coded.tile_bytes,
              table_bytes = tiles * 2 * kCodes, begin_bytes = (tiles + 1) * sizeof(int64_t);
   coded.data_bytes =
@@ -113,7 +113,7 @@ void code(Pool& pool, const Ops& ops, Linear& linear) {
 
 const TileKind coded_tiles = {
     [](int64_t inputs) { return (inputs + 1) / 2; },
-    [](int64_t words) { return static_cast<size_t>((words + 1) / 2 * kCodedPair); },
+    [](const Linear& linear) { return static_cast<size_t>((linear.words + 1) / 2 * kCodedPair); },
     [](int64_t) { return int64_t{0}; },
     nullptr,
     nullptr,

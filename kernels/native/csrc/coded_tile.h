@@ -1,6 +1,6 @@
 // bfloat16 weights with coded exponents (coded.cpp): to the same bits as the plain ones.
 
-#if ISO_W == 16
+#if ISO_W >= 8
 constexpr int kWordValues = 2 * kTile;  // 16-bit values in a word of a tile
 
 // Puts back what the codes of a word can't say; → the next exception.
@@ -14,18 +14,18 @@ static __attribute__((noinline)) const CodedException* put_back(const CodedExcep
   return exception;
 }
 
-// `words` words of a coded tile from word `begin`, an even one, on, against one group: decoded in registers and, where
-// `decoded` is kept, left there for other groups. To the same bits as on the plain tile. → The next exception.
-template <int R, bool kKeep>
+// `words` words of a coded tile from word `begin`, an even one, on: against R rows, decoded in registers, or with R = 0
+// left in `decoded`. → The next exception.
+template <int R>
 ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const uint8_t* tile, int64_t begin,
                                              int64_t words, int64_t tile_words, const CodedException* exception,
                                              const uint32_t* a, int64_t a_stride, float* sums, Into into,
                                              uint32_t* decoded, const uint8_t* next) {
-  vf c[R][2];
+  vf c[R > 0 ? R : 1][kTileVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    c[r][0] = into == Into::add ? load(sums + r * kTile) : set(0.0f);
-    c[r][1] = into == Into::add ? load(sums + r * kTile + W) : set(0.0f);
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) c[r][v] = into == Into::add ? load(sums + r * kTile + v * W) : set(0.0f);
   }
   const int64_t end = ceil_div(begin + words, 2), turn = ceil_div(tile_words, 2) - kPrefetchWords * 4 / kCodedPair;
   const uint8_t* pair = tile + begin / 2 * kCodedPair;
@@ -36,49 +36,36 @@ ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const 
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       if (i == 1 && p * 2 + 1 == tile_words) break;
-      vi weight[2];
+      vi weight[kTileVectors];
       decoder.decode(pair, i, weight);
       if (__builtin_expect(exception->place / kWordValues == p * 2 + i, 0))
         exception = put_back(exception, p * 2 + i, weight);
-      if (kKeep) {
-        *reinterpret_cast<vi_memory*>(decoded) = (vi_memory)weight[0];
-        *reinterpret_cast<vi_memory*>(decoded + W) = (vi_memory)weight[1];
+      if constexpr (R == 0) {
+        keep_word(decoded, weight);
         decoded += kTile;
+      } else {
+        add_word<R>(c, weight, a);
+        a += a_stride;
       }
-      add_word<R>(c, weight, a);
-      a += a_stride;
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    store(sums + r * kTile, c[r][0]);
-    store(sums + r * kTile + W, c[r][1]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) store(sums + r * kTile + v * W, c[r][v]);
   }
   return exception;
 }
 
-template <bool kKeep>
 static const CodedException* coded_group(const CodedDecoder& decoder, const uint8_t* tile, int64_t begin, int64_t words,
                                          int64_t tile_words, const CodedException* exception, const Group& g,
-                                         float* sums, Into into, uint32_t* decoded, const uint8_t* next) {
+                                         float* sums, Into into, const uint8_t* next) {
   const uint32_t* a = g.words + begin * g.stride;
   switch (g.rows) {
-#define ISO_CASE(R)                                                                                                    \
-  case R:                                                                                                              \
-    return coded_block<R, kKeep>(decoder, tile, begin, words, tile_words, exception, a, g.stride, sums, into, decoded, \
-                                 next);
-    ISO_CASE(1)
-    ISO_CASE(2)
-    ISO_CASE(3)
-    ISO_CASE(4)
-    ISO_CASE(5)
-    ISO_CASE(6)
-    ISO_CASE(7)
-    ISO_CASE(8)
-    ISO_CASE(9)
-    ISO_CASE(10)
-    ISO_CASE(11)
-    ISO_CASE(12)
+#define ISO_CASE(R) \
+  case R:           \
+    return coded_block<R>(decoder, tile, begin, words, tile_words, exception, a, g.stride, sums, into, nullptr, next);
+    ISO_DIRECT_ROWS(ISO_CASE)
 #undef ISO_CASE
     default:
       return exception;
@@ -92,26 +79,26 @@ static void coded_multiply(const Linear& weight, int64_t t, const Group* groups,
   const uint8_t* tile = weight.tile(t);
   const CodedDecoder decoder = CodedDecoder::make(weight.code_tables + t * 2 * kCodes);
   const CodedException* exception = weight.exceptions + weight.exception_begin[t];
-  if (count == 1) {
-    coded_group<false>(decoder, tile, 0, words, words, exception, groups[0], sums, Into::zero, nullptr, next);
+  const bool decode_each = direct(groups, count);
+  if (decode_each && count == 1) {
+    coded_group(decoder, tile, 0, words, words, exception, groups[0], sums, Into::zero, next);
     return;
   }
   alignas(64) uint32_t decoded[kBlockWords * kTile];
-  const bool keep = count > 3;  // up to three groups had better decode for themselves
   for (int64_t begin = 0; begin < words; begin += kBlockWords) {
     const int64_t n = least(kBlockWords, words - begin);
     const Into into = begin == 0 ? Into::zero : Into::add;
     const CodedException* after = exception;
+    if (!decode_each)
+      after = coded_block<0>(decoder, tile, begin, n, words, exception, nullptr, 0, sums, into, decoded, next);
     for (int64_t g = 0; g < count; ++g) {
       const Group& group = groups[g];
       float* to = sums + (group.first - base) * kTile;
-      if (!keep) {
-        after = coded_group<false>(decoder, tile, begin, n, words, exception, group, to, into, nullptr, next);
-      } else if (g == 0) {
-        after = coded_group<true>(decoder, tile, begin, n, words, exception, group, to, into, decoded, next);
+      if (decode_each) {
+        after = coded_group(decoder, tile, begin, n, words, exception, group, to, into, next);
       } else {
         multiply<M, Fetch::none>(decoded, kTile, group.words + begin * group.stride, group.stride, group.rows, n, kTile,
-                                 to, kTile, into, 0.0f);
+                                 to, kTile, into);
       }
     }
     exception = after;

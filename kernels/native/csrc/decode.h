@@ -53,7 +53,7 @@ struct Decode {
                       values + u * kTile);
       }
       multiply<M, Fetch::none>(values, kTile, weights, n, static_cast<int>(n), units, kTile, sums + c, width,
-                               Into::zero, 0.0f);
+                               Into::zero);
     }
   }
 

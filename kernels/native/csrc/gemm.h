@@ -3,7 +3,7 @@
 //
 // One accumulator per (row, output) runs over the words of K in ascending order. Neither the number of rows, nor their
 // places, nor how the work is cut into blocks changes that order, so a row's result is the same bits in any company.
-// FP8 sums each 128 inputs apart, then adds sum × block scale.
+// What has scales sums the inputs of each apart, then adds sum × scale.
 
 struct Group {
   const uint32_t* words;  // [word][row]
@@ -14,7 +14,7 @@ struct Group {
 
 constexpr int64_t kBlockWords = 128;  // 16 KiB of a tile stay in the first cache while several groups pass over them
 
-enum class Into { zero, add, scaled };  // sums start at 0; go on from `sums`; are added to `sums` × scale
+enum class Into { zero, add, scaled };  // sums start at 0; go on from `sums`; are added to `sums`, each × its scale
 
 // What the inner loop fetches meanwhile: nothing; the weights kPrefetchWords ahead and near their end `next`; a cache
 // line of `next` with each word.
@@ -24,7 +24,7 @@ enum class Fetch { none, stream, line };
 // `sum_stride`. A stream is prefetched: kPrefetchWords ahead, and near its end what will be read next, at `next`.
 template <class M, int R, Fetch kFetch>
 ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int64_t words,
-                      float* sums, int64_t sum_stride, Into into, float scale, const uint32_t* next) {
+                      float* sums, int64_t sum_stride, Into into, const float* scales, const uint32_t* next) {
   constexpr int V = kVectorBlock;
   const int64_t turn = words - kPrefetchWords / kTile;
   const uint32_t* ahead = kFetch == Fetch::stream && turn > 0 ? w + kPrefetchWords : next;
@@ -61,7 +61,7 @@ ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, in
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       float* sum = sums + r * sum_stride + v * W;
-      store(sum, into == Into::scaled ? fma(c[r][v], set(scale), load(sum)) : c[r][v]);
+      store(sum, into == Into::scaled ? fma(c[r][v], load(scales + v * W), load(sum)) : c[r][v]);
     }
   }
 }
@@ -69,7 +69,7 @@ ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, in
 // Any number of rows up to kGroup, `outputs` a multiple of 32.
 template <class M, Fetch kFetch>
 static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int rows, int64_t words,
-                     int64_t outputs, float* sums, int64_t sum_stride, Into into, float scale,
+                     int64_t outputs, float* sums, int64_t sum_stride, Into into, const float* scales = nullptr,
                      const uint32_t* next = nullptr) {
   const int step = static_cast<int>(ceil_div(rows, most(1, ceil_div(rows, kRowBlock))));  // blocks of nearly one size
   for (int r = 0; r < rows; r += step) {
@@ -77,10 +77,10 @@ static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int
       const uint32_t *wo = w + o, *ar = a + r;
       float* so = sums + r * sum_stride + o;
       switch (rows - r < step ? rows - r : step) {
-#define ISO_CASE(R)                                                                     \
-  case R:                                                                               \
-    block<M, R, kFetch>(wo, w_stride, ar, a_stride, words, so, sum_stride, into, scale, \
-                        kFetch == Fetch::none ? nullptr : next + o);                    \
+#define ISO_CASE(R)                                                                                            \
+  case R:                                                                                                      \
+    block<M, R, kFetch>(wo, w_stride, ar, a_stride, words, so, sum_stride, into,                               \
+                        scales == nullptr ? nullptr : scales + o, kFetch == Fetch::none ? nullptr : next + o); \
     break;
         ISO_CASE(1)
         ISO_CASE(2)
@@ -104,15 +104,41 @@ static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int
   }
 }
 
-#if ISO_W == 16
+constexpr int kTileVectors = kTile / W;
+
 // A word of weights, decoded in registers, against that word of R rows.
 template <int R>
-ISO_INLINE void add_word(vf (&sums)[R][2], const vi* weight, const uint32_t* a) {
+ISO_INLINE void add_word(vf (&sums)[R][kTileVectors], const vi* weight, const uint32_t* a) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     const vi x = set_word(load_word(a + r));
-    sums[r][0] = dot_bf16(sums[r][0], weight[0], x);
-    sums[r][1] = dot_bf16(sums[r][1], weight[1], x);
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = dot_bf16(sums[r][v], weight[v], x);
   }
 }
-#endif
+
+// Adds what the inputs under one scale gave.
+template <int R>
+ISO_INLINE void add_scaled(float* sums, const vf (&c)[R][kTileVectors], const vf* scale) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kTileVectors; ++v) {
+      float* sum = sums + r * kTile + v * W;
+      store(sum, fma(c[r][v], scale[v], load(sum)));
+    }
+  }
+}
+
+ISO_INLINE void keep_word(uint32_t* to, const vi* weight) {
+#pragma GCC unroll 8
+  for (int v = 0; v < kTileVectors; ++v) *reinterpret_cast<vi_memory*>(to + v * W) = (vi_memory)weight[v];
+}
+
+// Whether each group had better decode a tile for itself, in registers.
+ISO_INLINE bool direct(const Group* groups, int64_t count) {
+#define ISO_CASE(R) +1
+  constexpr int kRows = 0 ISO_DIRECT_ROWS(ISO_CASE);
+#undef ISO_CASE
+  return count <= kDirectGroups && groups[0].rows <= kRows;
+}

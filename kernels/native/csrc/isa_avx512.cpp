@@ -1,6 +1,7 @@
 // The kernels for AVX512-BF16.
 #include "api.h"
 #include "fp8_table.h"
+#include "integer_table.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

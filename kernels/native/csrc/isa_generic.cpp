@@ -1,6 +1,7 @@
 // The kernels for any machine.
 #include "api.h"
 #include "fp8_table.h"
+#include "integer_table.h"
 
 #define ISO_ATTR
 #define ISO_NAME generic

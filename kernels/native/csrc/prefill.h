@@ -101,7 +101,7 @@ struct Prefill {
         const int64_t words = ceil_div(seen, M::pack);
         for (int64_t p = 0; p < seen; p += kTile) {
           multiply<M, Fetch::none>(keys + (begin + p) * key_words, kTile, query + at * key_words, rows, rows, key_words,
-                                   kTile, scores + p, kSplit, Into::zero, 0.0f);
+                                   kTile, scores + p, kSplit, Into::zero);
         }
         // A position after the row's own has weight exactly 0, so it changes nothing in the sums.
         for (int r = 0; r < rows; ++r) {
@@ -112,7 +112,7 @@ struct Prefill {
         for (int64_t v = 0; v < value_tiles; ++v) {
           multiply<M, Fetch::none>(values + (v * units + begin / M::pack) * kTile, kTile, weights, rows, rows, words,
                                    kTile, (begin == 0 ? total + at * out_width : sums) + v * kTile, out_width,
-                                   Into::zero, 0.0f);
+                                   Into::zero);
         }
         for (int r = 0; r < rows; ++r) {
           if (begin == 0) {

@@ -1,4 +1,4 @@
-// AVX2 and FMA primitives: bfloat16 is widened by shifts, FP8 is decoded to a block of words before use.
+// AVX2 and FMA primitives: bfloat16 is widened by shifts.
 
 ISO_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 ISO_INLINE vf dot_bf16(vf sum, vi a, vi b) {
@@ -28,34 +28,124 @@ ISO_INLINE void interleave_32(const uint16_t* a, const uint16_t* b, uint32_t* ou
 constexpr int kRowBlock = 4;
 constexpr int kVectorBlock = 2;
 constexpr int kDotRows = 2, kDotColumns = 4;
-constexpr bool kDirectFp8 = false;
+// A tile is decoded in registers for so few groups and rows; beyond that, a block at a time for all of them.
+constexpr int kDirectGroups = 1;
+#define ISO_DIRECT_ROWS(X) X(1) X(2)
 
-ISO_INLINE void decode_fp8(const uint8_t* codes, int64_t words, uint32_t* out) {
-  // Subnormals (magnitude < 8) come from two byte tables: high and low halves of m × 2^-9 as bfloat16.
-  alignas(32) uint8_t table_low[32], table_high[32];
-  for (int i = 0; i < 32; ++i) {
-    table_low[i] = i % 16 < 8 ? kFp8Table.low[i % 16] : 0;
-    table_high[i] = i % 16 < 8 ? kFp8Table.high[i % 16] : 0;
+ISO_INLINE __m256i twice(const uint8_t* table) {  // 16 bytes, in both lanes
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+}
+ISO_INLINE __m256i load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+
+// e4m3 to bfloat16: the four upper bits give the upper byte of a normal number, the others its lower byte. Subnormals
+// (magnitude < 8) come from two byte tables.
+struct Fp8Decoder {
+  static constexpr int kWords = 1;
+  __m256i normal_high, tiny_low, tiny_high;
+
+  ISO_INLINE Fp8Decoder make() {
+    alignas(16) uint8_t normal[16];
+    for (int i = 0; i < 16; ++i) normal[i] = static_cast<uint8_t>((i & 8) << 4 | (60 + (i & 7)));
+    return Fp8Decoder{twice(normal), twice(kFp8Table.low), twice(kFp8Table.high)};
   }
-  const __m256i lows = _mm256_load_si256(reinterpret_cast<const __m256i*>(table_low));
-  const __m256i highs = _mm256_load_si256(reinterpret_cast<const __m256i*>(table_high));
-  const __m256i bias = _mm256_set1_epi16(120 << 7), eight = _mm256_set1_epi16(8), nan = _mm256_set1_epi16(0x7f);
-  const __m256i quiet = _mm256_set1_epi16(0x7fc0), byte_off = _mm256_set1_epi16(static_cast<short>(0x8000));
-  for (int64_t u = 0; u < words; ++u) {
-    for (int lane = 0; lane < 4; ++lane) {
-      const __m256i code =
-          _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + u * 64 + lane * 16)));
-      const __m256i magnitude = _mm256_and_si256(code, nan),
-                    sign = _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x80)), 8);
-      const __m256i normal = _mm256_add_epi16(_mm256_slli_epi16(magnitude, 4), bias);
-      const __m256i index = _mm256_or_si256(magnitude, byte_off);  // the upper byte of each lane looks nothing up
-      const __m256i tiny =
-          _mm256_or_si256(_mm256_shuffle_epi8(lows, index), _mm256_slli_epi16(_mm256_shuffle_epi8(highs, index), 8));
-      __m256i value = _mm256_blendv_epi8(normal, tiny, _mm256_cmpgt_epi16(eight, magnitude));
-      value = _mm256_blendv_epi8(value, quiet, _mm256_cmpeq_epi16(magnitude, nan));
-      value = _mm256_or_si256(value, sign);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + u * kTile + lane * 4), _mm256_castsi256_si128(value));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + u * kTile + 16 + lane * 4), _mm256_extracti128_si256(value, 1));
+
+  // One word of a tile → outputs 0 .. 7, 8 .. 15 and so on as bfloat16 pairs.
+  inline __attribute__((always_inline)) void decode(const uint8_t* codes, int, vi* out) const {
+    const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(static_cast<char>(0x80));
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256i code = load_bytes(codes + half * 32), magnitude = _mm256_andnot_si256(sign, code);
+      const __m256i tiny = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), magnitude),
+                    nan = _mm256_cmpeq_epi8(magnitude, _mm256_set1_epi8(0x7f));
+      __m256i low = _mm256_andnot_si256(nibble, _mm256_slli_epi16(code, 4));
+      __m256i high = _mm256_shuffle_epi8(normal_high, _mm256_and_si256(_mm256_srli_epi16(code, 4), nibble));
+      low = _mm256_blendv_epi8(low, _mm256_shuffle_epi8(tiny_low, magnitude), tiny);
+      high = _mm256_blendv_epi8(
+          high, _mm256_or_si256(_mm256_shuffle_epi8(tiny_high, magnitude), _mm256_and_si256(code, sign)), tiny);
+      low = _mm256_or_si256(low, nan), high = _mm256_or_si256(high, nan);
+      out[half] = (vi)_mm256_unpacklo_epi8(low, high);
+      out[2 + half] = (vi)_mm256_unpackhi_epi8(low, high);
     }
   }
-}
+};
+
+struct Int8Decoder {
+  static constexpr int kWords = 1;
+  static constexpr bool kZeros = false;
+
+  ISO_INLINE Int8Decoder make() { return {}; }
+
+  ISO_INLINE __m256i floats(__m256i integers) { return _mm256_castps_si256(_mm256_cvtepi32_ps(integers)); }
+  ISO_INLINE vi pair(__m256i bytes) {  // its upper bytes
+    const __m256i even = floats(_mm256_srai_epi32(_mm256_slli_epi32(bytes, 8), 24)),
+                  odd = floats(_mm256_srai_epi32(bytes, 24));
+    return (vi)_mm256_or_si256(odd, _mm256_srli_epi32(even, 16));
+  }
+  inline __attribute__((always_inline)) void decode(const uint8_t* codes, int, vi* out) const {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256i code = load_bytes(codes + half * 32);
+      const __m256i value = _mm256_sign_epi8(_mm256_and_si256(code, _mm256_set1_epi8(0x7f)), code);
+      out[half] = pair(_mm256_unpacklo_epi16(value, value));
+      out[2 + half] = pair(_mm256_unpackhi_epi16(value, value));
+    }
+  }
+};
+
+template <bool kZeroPoints>
+struct Int4Decoder {
+  static constexpr int kWords = 2;
+  static constexpr bool kZeros = kZeroPoints;
+  __m256i low, high, zero[2];
+
+  ISO_INLINE Int4Decoder make() {
+    Int4Decoder d;
+    // A difference is looked up by its magnitude, which is at most 15.
+    d.low = twice(kZeros ? kIntegers.magnitude.low : kIntegers.code.low);
+    d.high = twice(kZeros ? kIntegers.magnitude.high : kIntegers.code.high);
+    return d;
+  }
+  inline __attribute__((always_inline)) void set_zeros(const uint8_t* zeros) {
+    zero[0] = load_bytes(zeros), zero[1] = load_bytes(zeros + 32);
+  }
+
+  // Word `i` (0 or 1) of two.
+  inline __attribute__((always_inline)) void decode(const uint8_t* codes, int i, vi* out) const {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m256i code = load_bytes(codes + half * 32);
+      code = _mm256_and_si256(i == 0 ? code : _mm256_srli_epi16(code, 4), _mm256_set1_epi8(15));
+      __m256i sign = _mm256_setzero_si256();
+      if constexpr (kZeros) {
+        code = _mm256_sub_epi8(code, zero[half]);
+        sign = _mm256_and_si256(code, _mm256_set1_epi8(static_cast<char>(0x80)));
+        code = _mm256_abs_epi8(code);
+      }
+      const __m256i low_byte = _mm256_shuffle_epi8(low, code),
+                    high_byte = _mm256_or_si256(_mm256_shuffle_epi8(high, code), sign);
+      out[half] = (vi)_mm256_unpacklo_epi8(low_byte, high_byte);
+      out[2 + half] = (vi)_mm256_unpackhi_epi8(low_byte, high_byte);
+    }
+  }
+};
+
+// bfloat16 as sign and mantissa in one byte and a 4-bit code of the exponent (coded.cpp).
+struct CodedDecoder {
+  __m256i low, high;
+
+  ISO_INLINE CodedDecoder make(const uint8_t* tables) { return CodedDecoder{twice(tables), twice(tables + kCodes)}; }
+
+  // Word `u` (0 or 1) of two.
+  inline __attribute__((always_inline)) void decode(const uint8_t* pair, int u, vi* out) const {
+    const __m256i sign = _mm256_set1_epi8(static_cast<char>(0x80));
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256i bytes = load_bytes(pair + u * 64 + half * 32), both = load_bytes(pair + 128 + half * 32);
+      const __m256i code = _mm256_and_si256(u == 0 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+      const __m256i low_byte = _mm256_or_si256(_mm256_shuffle_epi8(low, code), _mm256_andnot_si256(sign, bytes)),
+                    high_byte = _mm256_or_si256(_mm256_shuffle_epi8(high, code), _mm256_and_si256(sign, bytes));
+      out[half] = (vi)_mm256_unpacklo_epi8(low_byte, high_byte);
+      out[2 + half] = (vi)_mm256_unpackhi_epi8(low_byte, high_byte);
+    }
+  }
+};

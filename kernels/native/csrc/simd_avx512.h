@@ -26,23 +26,27 @@ ISO_INLINE void interleave_32(const uint16_t* a, const uint16_t* b, uint32_t* ou
 constexpr int kRowBlock = 12;  // rows × vectors of one register block
 constexpr int kVectorBlock = 2;
 constexpr int kDotRows = 4, kDotColumns = 4;
-constexpr bool kDirectFp8 = true;
+// A tile is decoded in registers for each of so many groups, of any number of rows; beyond that, once for all of them.
+constexpr int kDirectGroups = 3;
+#define ISO_DIRECT_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
 
-// The 128 magnitudes of e4m3 as bfloat16, low and high bytes, for a two-register byte permute. This is exact for
-// subnormals and NaN, and it makes subnormals normal, which the dot product would flush otherwise.
-struct Fp8Decoder {
+// Bytes of a sign and one of 128 magnitudes, whose bfloat16 values stand in a table of low and one of high bytes, for a
+// two-register byte permute. For e4m3 this is exact for subnormals and NaN, and it makes subnormals normal, which the
+// dot product would flush otherwise.
+struct SignedByteDecoder {
+  static constexpr int kWords = 1;  // decoded of each 64 bytes
   __m512i low0, low1, high0, high1, sign;
 
-  ISO_INLINE Fp8Decoder make() {
-    Fp8Decoder d;
-    d.low0 = _mm512_loadu_si512(kFp8Table.low), d.low1 = _mm512_loadu_si512(kFp8Table.low + 64);
-    d.high0 = _mm512_loadu_si512(kFp8Table.high), d.high1 = _mm512_loadu_si512(kFp8Table.high + 64);
+  ISO_INLINE SignedByteDecoder make(const uint8_t* low, const uint8_t* high) {
+    SignedByteDecoder d;
+    d.low0 = _mm512_loadu_si512(low), d.low1 = _mm512_loadu_si512(low + 64);
+    d.high0 = _mm512_loadu_si512(high), d.high1 = _mm512_loadu_si512(high + 64);
     d.sign = _mm512_set1_epi8(static_cast<char>(0x80));
     return d;
   }
 
-  // 64 codes of one word of a tile → outputs 0 .. 15 and 16 .. 31 as bfloat16 pairs.
-  inline __attribute__((always_inline)) void decode(const uint8_t* codes, vi* out) const {
+  // One word of a tile → outputs 0 .. 15 and 16 .. 31 as bfloat16 pairs.
+  inline __attribute__((always_inline)) void decode(const uint8_t* codes, int, vi* out) const {
     const __m512i code = _mm512_loadu_si512(codes);
     const __m512i low = _mm512_permutex2var_epi8(low0, code, low1);
     const __m512i magnitude = _mm512_permutex2var_epi8(high0, code, high1);
@@ -52,16 +56,48 @@ struct Fp8Decoder {
   }
 };
 
-ISO_INLINE void decode_fp8(const uint8_t* codes, int64_t words, uint32_t* out) {
-  const Fp8Decoder decoder = Fp8Decoder::make();
-  for (int64_t u = 0; u < words; ++u) {
-    vi pair[2];
-    decoder.decode(codes + u * 64, pair);
-    prefetch(codes + u * 64 + 4 * kPrefetchWords);
-    *reinterpret_cast<vi_memory*>(out + u * kTile) = (vi_memory)pair[0];
-    *reinterpret_cast<vi_memory*>(out + u * kTile + 16) = (vi_memory)pair[1];
+struct Fp8Decoder : SignedByteDecoder {
+  ISO_INLINE Fp8Decoder make() { return Fp8Decoder{SignedByteDecoder::make(kFp8Table.low, kFp8Table.high)}; }
+};
+
+struct Int8Decoder : SignedByteDecoder {
+  static constexpr bool kZeros = false;
+  ISO_INLINE Int8Decoder make() {
+    return Int8Decoder{SignedByteDecoder::make(kIntegers.magnitude.low, kIntegers.magnitude.high)};
   }
-}
+};
+
+// Lookups take six bits of an index. Without zero points each table stands there four times, so the bits above a code
+// may be anything; with them the index is the difference of code and zero point.
+template <bool kZeroPoints>
+struct Int4Decoder {
+  static constexpr int kWords = 2;
+  static constexpr bool kZeros = kZeroPoints;
+  __m512i low, high, zero, nibble;
+
+  ISO_INLINE Int4Decoder make() {
+    Int4Decoder d;
+    if constexpr (kZeros) {
+      d.low = _mm512_loadu_si512(kIntegers.difference.low), d.high = _mm512_loadu_si512(kIntegers.difference.high);
+    } else {
+      d.low = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIntegers.code.low)));
+      d.high = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIntegers.code.high)));
+    }
+    d.nibble = _mm512_set1_epi8(15);
+    return d;
+  }
+  inline __attribute__((always_inline)) void set_zeros(const uint8_t* zeros) { zero = _mm512_loadu_si512(zeros); }
+
+  // Word `i` (0 or 1) of two.
+  inline __attribute__((always_inline)) void decode(const uint8_t* codes, int i, vi* out) const {
+    __m512i code = _mm512_loadu_si512(codes);
+    if (i == 1) code = _mm512_srli_epi16(code, 4);
+    if constexpr (kZeros) code = _mm512_sub_epi8(_mm512_and_si512(code, nibble), zero);
+    const __m512i low_byte = _mm512_permutexvar_epi8(code, low), high_byte = _mm512_permutexvar_epi8(code, high);
+    out[0] = (vi)_mm512_unpacklo_epi8(low_byte, high_byte);
+    out[1] = (vi)_mm512_unpackhi_epi8(low_byte, high_byte);
+  }
+};
 
 // bfloat16 as sign and mantissa in one byte and a 4-bit code of the exponent (coded.cpp). Lookups take six bits of an
 // index, so each table stands there four times, and the bits above a code may be anything.

@@ -21,13 +21,52 @@ ISO_INLINE void interleave_32(const uint16_t* a, const uint16_t* b, uint32_t* ou
 constexpr int kRowBlock = 4;
 constexpr int kVectorBlock = 2;
 constexpr int kDotRows = 2, kDotColumns = 4;
-constexpr bool kDirectFp8 = false;
+// Every tile is decoded a block at a time.
+constexpr int kDirectGroups = 0;
+#define ISO_DIRECT_ROWS(X)
 
-ISO_INLINE void decode_fp8(const uint8_t* codes, int64_t words, uint32_t* out) {
-  for (int64_t u = 0; u < words; ++u) {
-    for (int o = 0; o < kTile; ++o) {
-      const uint8_t even = codes[u * 64 + fp8_place(o) * 2], odd = codes[u * 64 + fp8_place(o) * 2 + 1];
-      out[u * kTile + o] = kFp8Table.value[even] | static_cast<uint32_t>(kFp8Table.value[odd]) << 16;
-    }
+// A word of a tile: `value(place)` gives the bfloat16 of each of its 64 bytes.
+template <class Value>
+ISO_INLINE void decode_places(vi* out, Value value) {
+  uint32_t words[kTile];
+  for (int o = 0; o < kTile; ++o) {
+    const int place = 2 * byte_place(o);
+    words[o] = value(place) | static_cast<uint32_t>(value(place + 1)) << 16;
   }
+  __builtin_memcpy(out, words, sizeof(words));
 }
+
+struct Fp8Decoder {
+  static constexpr int kWords = 1;
+  ISO_INLINE Fp8Decoder make() { return {}; }
+  void decode(const uint8_t* codes, int, vi* out) const {
+    decode_places(out, [&](int place) { return kFp8Table.value[codes[place]]; });
+  }
+};
+
+struct Int8Decoder {
+  static constexpr int kWords = 1;
+  static constexpr bool kZeros = false;
+  ISO_INLINE Int8Decoder make() { return {}; }
+  void decode(const uint8_t* codes, int, vi* out) const {
+    decode_places(out, [&](int place) {
+      const int magnitude = codes[place] & 0x7f;
+      return kIntegers.magnitude.low[magnitude] | (kIntegers.magnitude.high[magnitude] | (codes[place] & 0x80)) << 8;
+    });
+  }
+};
+
+template <bool kZeroPoints>
+struct Int4Decoder {
+  static constexpr int kWords = 2;
+  static constexpr bool kZeros = kZeroPoints;
+  const uint8_t* zero = nullptr;
+  ISO_INLINE Int4Decoder make() { return {}; }
+  void set_zeros(const uint8_t* zeros) { zero = zeros; }
+  void decode(const uint8_t* codes, int i, vi* out) const {
+    decode_places(out, [&](int place) {
+      const int index = ((codes[place] >> 4 * i & 15) - (kZeros ? zero[place] : 8)) & 63;
+      return kIntegers.difference.low[index] | kIntegers.difference.high[index] << 8;
+    });
+  }
+};

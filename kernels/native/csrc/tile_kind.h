@@ -7,7 +7,7 @@ namespace iso {
 
 struct TileKind {
   int64_t (*words)(int64_t inputs);         // of a row of a tile
-  size_t (*tile_bytes)(int64_t words);      // of a tile; what belongs to it alone may lie within
+  size_t (*tile_bytes)(const Linear&);      // of a tile, by `words` and `grouping`; what is its alone may lie within
   int64_t (*scale_blocks)(int64_t inputs);  // how many of Linear::scales a tile has
   // Fills tile `tile`, whose first output is row `first` of the operands: the tensors of a stored weight, in the order
   // that its format gives them (kernels/formats). Null: made from another kind by its `finish`.
@@ -17,6 +17,7 @@ struct TileKind {
 };
 
 const TileKind& tile_kind(Kind);
+void set_grouping(Linear&, const Grouping&);  // of int4 and int8, before all else
 
 #define ISO_KIND(name, multiplication) extern const TileKind name##_tiles;
 ISO_TILE_KINDS(ISO_KIND)

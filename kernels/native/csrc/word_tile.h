@@ -7,7 +7,7 @@ static void word_multiply(const Linear& weight, int64_t t, const Group* groups, 
   const auto* w = reinterpret_cast<const uint32_t*>(weight.tile(t));
   if (count == 1) {
     multiply<M, Fetch::stream>(w, kTile, groups[0].words, groups[0].stride, groups[0].rows, words, kTile, sums, kTile,
-                               Into::zero, 0.0f, reinterpret_cast<const uint32_t*>(next));
+                               Into::zero, nullptr, reinterpret_cast<const uint32_t*>(next));
     return;
   }
   for (int64_t begin = 0; begin < words; begin += kBlockWords) {
@@ -19,7 +19,7 @@ static void word_multiply(const Linear& weight, int64_t t, const Group* groups, 
       // The first two passes fetch the next block from memory, half each.
       multiply<M, Fetch::line>(w + begin * kTile, kTile, group.words + begin * group.stride, group.stride, group.rows,
                                n, kTile, sums + (group.first - base) * kTile, kTile,
-                               begin == 0 ? Into::zero : Into::add, 0.0f, following + least(g, 1) * n * 16);
+                               begin == 0 ? Into::zero : Into::add, nullptr, following + least(g, 1) * n * 16);
     }
   }
 }

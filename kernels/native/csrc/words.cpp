@@ -84,7 +84,7 @@ void pack(Linear& linear, int64_t tile, int64_t first, const Operand* operands) 
   }
 }
 
-size_t bytes(int64_t words) { return static_cast<size_t>(words * kTile * 4); }
+size_t bytes(const Linear& linear) { return static_cast<size_t>(linear.words * kTile * 4); }
 int64_t no_scales(int64_t) { return 0; }
 
 }  // namespace

@@ -34,6 +34,7 @@ def test_cuda_is_refused_where_the_workers_machine_has_no_gpu():
     ({"device": "cuda", "kernels": "triton", "attention": {"gpus": 1}},
      r"experts\.gpus is 0; auto takes triton for the workers with GPUs alone"),
     ({"kernels": "triton"}, "kernels is triton, which needs device: cuda"),
+    ({"kernels": "reference", "isa": "avx2"}, "isa is avx2, which is for native kernels, but kernels is reference"),
 ])  # fmt: skip
 def test_kernels_and_devices_that_do_not_fit_are_refused(fields: dict, words: str):
     with pytest.raises(ManifestError, match=words):

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from native_there import require_native
 
 from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight, pack_nibbles
+from isotherm.kernels.formats.registry import quantised
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.native.context import ISAS
@@ -68,12 +70,31 @@ def randn(*shape: int, seed: int, dtype: torch.dtype = F32, scale: float = 1.0) 
 
 def stored(rows: int, columns: int, kind: str, seed: int) -> StoredWeight:
     data = randn(rows, columns, seed=seed, scale=columns**-0.5)
+    if kind in INTEGERS:
+        return integers(data, kind, seed)
     if kind != "fp8":
         return PlainWeight(data.to({"bf16": BF16, "f16": torch.float16, "f32": F32}[kind]))
     blocks = (-(-rows // 128), -(-columns // 128))
     scale = torch.rand(blocks, generator=torch.Generator().manual_seed(seed + 1)) * 0.01 + 0.001
     wide = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
     return Fp8Weight((data / wide).clamp(-448, 448).to(FP8), scale)
+
+
+# Beside those of the quantiser: larger groups, zero points, scales that are no bfloat16 numbers.
+INTEGERS = ("int4", "int4 with zeros", "int8", "int8 wide")
+
+
+def integers(data: torch.Tensor, kind: str, seed: int) -> StoredWeight:
+    if kind in ("int4", "int8"):
+        return quantised(kind, PlainWeight(data))
+    generator, group = torch.Generator().manual_seed(seed), 64 if kind == "int4 with zeros" else 128
+    rows, columns = data.shape
+    scales = (torch.rand(rows, -(-columns // group), generator=generator) + 0.1) * columns**-0.5
+    if kind == "int8 wide":
+        return Int8Weight(torch.randint(-127, 128, data.shape, generator=generator).to(torch.int8), scales / 90, group)
+    codes = torch.randint(0, 16, data.shape, generator=generator).to(torch.uint8)
+    zeros = torch.randint(0, 16, scales.shape, generator=generator).to(torch.uint8)
+    return Int4Weight(pack_nibbles(codes), scales / 6, zeros, group, columns)
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, steps: float = 2.0) -> None:
@@ -99,7 +120,7 @@ def exact_linear(x: torch.Tensor, weights: list[StoredWeight], bias: torch.Tenso
     rows=st.sampled_from([0, 1, 2, 5, 8, 9, 17, 33]),
     columns=st.sampled_from([1, 16, 31, 64, 127, 128, 129, 200, 384]),
     parts=st.lists(st.sampled_from([1, 7, 32, 33, 100, 160]), min_size=1, max_size=3),
-    kind=st.sampled_from(["bf16", "f16", "f32", "fp8"]),
+    kind=st.sampled_from(["bf16", "f16", "f32", "fp8", *INTEGERS]),
     bias=st.booleans(),
     wide=st.booleans(),
 )
@@ -112,7 +133,7 @@ def test_linear(
     packed = kernels.pack_linear(weights, b)
     assert (packed.out_features, packed.in_features) == (sum(parts), columns)
     out = kernels.linear(x, packed, F32 if wide else None)
-    if kind in ("bf16", "fp8") or kernels.dtype == F32:
+    if kind not in ("f16", "f32") or kernels.dtype == F32:
         close(out, exact_linear(x, weights, b).to(out.dtype), F32 if wide else kernels.dtype)
     else:
         close(out, exact_linear(x, weights, b).to(out.dtype), BF16)
@@ -160,18 +181,45 @@ def test_coded_weights_are_what_they_were(isa: str, rows: int, outputs: int, col
         assert torch.equal(seen, weight.float().T)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 12, 13, 30, 36, 37, 100])
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("rows", [1, 2, 7, 12, 13, 30, 36, 37, 100])
 @pytest.mark.parametrize("columns", [64, 255, 257, 1024])
-def test_coded_weights_give_the_bits_of_plain_ones(rows: int, columns: int) -> None:
+def test_coded_weights_give_the_bits_of_plain_ones(isa: str, rows: int, columns: int) -> None:
     """A second part full of exceptions keeps both parts plain."""
-    kernels = native(BF16)
+    kernels = native(BF16, 2, isa)
     x = randn(rows, columns, seed=5, dtype=BF16)
     weight, wild = (PlainWeight(with_outliers(96, columns, share, seed=4)) for share in (0.01, 1.0))
     coded, plain = kernels.pack_linear([weight]), kernels.pack_linear([weight, wild])
     assert plain.nbytes == 2 * 96 * (columns + columns % 2) * 2
-    if kernels.isa == "avx512_bf16":
+    if kernels.isa != "generic":
         assert coded.nbytes < 0.85 * 96 * columns * 2
     assert torch.equal(kernels.linear(x, coded, F32), kernels.linear(x, plain, F32)[:, :96])
+
+
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("rows", [1, 2, 20, 60])
+def test_integers_are_exact(isa: str, rows: int) -> None:
+    """Unit vectors pick single weights out: every code less every zero point, and all of int8."""
+    kernels = native(BF16, 2, isa)
+    codes = torch.arange(16, dtype=torch.uint8).repeat(16, 2)  # 16 outputs, each with its own zero point
+    zeros = torch.arange(16, dtype=torch.uint8)[:, None]
+    eight = torch.arange(-127, 129).clamp(max=127).to(torch.int8).view(8, 32)
+    for weight in (
+        Int4Weight(pack_nibbles(codes), torch.full((16, 1), 0.3), zeros),
+        Int4Weight(pack_nibbles(codes), torch.full((16, 1), -0.5)),
+        Int8Weight(eight, torch.full((8, 1), 0.7)),
+    ):
+        packed = kernels.pack_linear([weight])
+        seen = torch.cat([kernels.linear(x, packed, F32) for x in torch.eye(32, dtype=BF16).split(rows)])
+        assert torch.equal(seen.T, weight.dequantise(F32))
+
+
+def test_integers_that_are_scaled_unlike_stand_side_by_side() -> None:
+    kernels = native(BF16)
+    weights = [stored(40, 200, kind, 1) for kind in ("int4", "int4 with zeros")]
+    x = randn(3, 200, seed=2, dtype=BF16)
+    close(kernels.linear(x, kernels.pack_linear(weights)), exact_linear(x, weights).to(BF16), BF16)
+    assert kernels.pack_linear([stored(64, 256, "int4", 0)]).nbytes == 64 * 256 * 9 // 16
 
 
 def test_mixed_parts_and_strided_sources() -> None:
@@ -201,7 +249,7 @@ def test_head_linear(kernels: NativeKernels, rows: int, heads: int, n: int, k: i
 
 @SETTINGS
 @given(rows=st.sampled_from([0, 1, 7, 40]), hidden=st.sampled_from([33, 64, 256]),
-       inner=st.sampled_from([17, 32, 96, 160]), kind=st.sampled_from(["bf16", "fp8"]))  # fmt: skip
+       inner=st.sampled_from([17, 32, 96, 160]), kind=st.sampled_from(["bf16", "fp8", "int4", "int8"]))  # fmt: skip
 def test_mlp(kernels: NativeKernels, rows: int, hidden: int, inner: int, kind: str) -> None:
     reference = ReferenceKernels(kernels.dtype)
     gate, up, down = stored(inner, hidden, kind, 0), stored(inner, hidden, kind, 2), stored(hidden, inner, kind, 4)
@@ -239,7 +287,7 @@ def pairs_of(expert_rows: dict[int, list[int]]) -> tuple[torch.Tensor, torch.Ten
     data=st.data(),
     hidden=st.sampled_from([48, 128]),
     inner=st.sampled_from([32, 50]),
-    kind=st.sampled_from(["bf16", "fp8"]),
+    kind=st.sampled_from(["bf16", "fp8", "int4", "int4 with zeros"]),
 )
 def test_experts(kernels: NativeKernels, data: st.DataObject, hidden: int, inner: int, kind: str) -> None:
     reference = ReferenceKernels(kernels.dtype)
@@ -430,7 +478,8 @@ def attention_rows(decodes: list[int], chunks: list[tuple[int, int]]) -> tuple[A
 
 
 @pytest.mark.parametrize(
-    ("kind", "low_rank", "biased"), [("fp8", 40, False), ("bf16", None, True), ("f32", 24, True), ("fp8", None, False)]
+    ("kind", "low_rank", "biased"),
+    [("fp8", 40, False), ("bf16", None, True), ("f32", 24, True), ("fp8", None, False), ("int4", 40, True)],
 )
 @pytest.mark.parametrize(("decodes", "chunks"), [([0, 9, 30], []), ([], [(0, 7)]), ([300, 2], [(0, 5), (8, 30)])])
 def test_attention_in_one_call_equals_its_operations(
@@ -546,7 +595,7 @@ def test_mla_decode(
     rows=st.sampled_from([0, 1, 7, 65, 130]),
     block_size=st.sampled_from([4, 48]),
     shape=st.sampled_from([(1, 32, 16, 16, 16), (3, 40, 6, 10, 22), (2, 64, 32, 64, 32), (5, 33, 2, 17, 30)]),
-    kind=st.sampled_from(["bf16", "fp8"]),
+    kind=st.sampled_from(["bf16", "fp8", "int4", "int4 with zeros"]),
 )
 def test_mla_prefill(
     kernels: NativeKernels, start: int, rows: int, block_size: int, shape: tuple[int, int, int, int, int], kind: str
@@ -564,7 +613,7 @@ def test_mla_prefill(
 # --- bits don't depend on company -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+@pytest.mark.parametrize("kind", ["bf16", "fp8", *INTEGERS])
 @pytest.mark.parametrize("columns", [96, 321, 1024])
 def test_linear_rows_alone_equal_rows_together(kernels: NativeKernels, kind: str, columns: int) -> None:
     packed = kernels.pack_linear([stored(n, columns, kind, n) for n in (100, 64)])
@@ -582,7 +631,7 @@ def test_head_linear_mlp_and_experts_rows_alone_equal_rows_together(kernels: Nat
     assert torch.equal(
         torch.cat([kernels.head_linear(row, weight) for row in x.split(1)]), kernels.head_linear(x, weight)
     )
-    for kind in ("bf16", "fp8"):
+    for kind in ("bf16", "fp8", "int4", "int4 with zeros"):
         (bank,) = filled_banks([kernels], 5, 160, 64, kind)
         x = randn(30, 160, seed=3, dtype=kernels.dtype)
         run = {2: list(range(30)), 0: [4, 9], 3: [1], 1: list(range(3, 20))}
@@ -630,7 +679,7 @@ def test_decode_rows_alone_equal_rows_together(kernels: NativeKernels) -> None:
         assert torch.equal(alone[0], several[t])
 
 
-@pytest.mark.parametrize("kind", ["bf16", "fp8"])
+@pytest.mark.parametrize("kind", ["bf16", "fp8", "int4"])
 def test_prefill_chunks_equal_one_prefill(kernels: NativeKernels, kind: str) -> None:
     heads, latent, rotary, nope, value = 3, 64, 16, 24, 40
     length = 1100
@@ -653,7 +702,7 @@ def everything(kernels: Kernels) -> list[torch.Tensor]:
     dtype = kernels.dtype
     x = randn(37, 512, seed=1, dtype=dtype)
     out = []
-    for kind in ("bf16", "fp8"):
+    for kind in ("bf16", "fp8", "int4", "int8"):
         packed = kernels.pack_linear([stored(n, 512, kind, n) for n in (576, 100)])
         out += [kernels.linear(x, packed), kernels.linear(x[:1], packed)]
         out.append(

@@ -1,0 +1,96 @@
+// int4 and int8 tiles: integers, and one scale for each group of inputs of an output.
+//
+// A tile is one block for each group: the codes, 32 scales, and where there are zero points 64 bytes of them. Codes
+// and zero points lie in the order of byte_place; two words of int4 share 64 bytes, the first in the low halves. int8
+// has its sign in the top bit and a magnitude beside it. The last block is as large as the others.
+#include <cstring>
+
+#include "tile_kind.h"
+
+namespace iso {
+namespace {
+
+const void* row_of(const Operand& operand, int64_t row, int64_t element) {
+  return static_cast<const uint8_t*>(operand.data) + row * operand.row_stride * element;
+}
+
+// Codes, and scales after them, of group `group` of a tile.
+uint8_t* block_of(const Linear& linear, int64_t tile, int64_t group) {
+  return const_cast<uint8_t*>(linear.tile(tile)) + group * linear.block_bytes;
+}
+
+int64_t groups_of(const Linear& linear) {
+  return (linear.inputs + linear.grouping.inputs - 1) / linear.grouping.inputs;
+}
+
+void pack_scale(const Linear& linear, uint8_t* block, int output, float scale) {
+  uint8_t* scales = block + linear.code_bytes;
+  if (linear.grouping.scale_bytes == 4) {
+    std::memcpy(scales + output * 4, &scale, 4);
+  } else {
+    std::memcpy(scales + output * 2, reinterpret_cast<const uint8_t*>(&scale) + 2, 2);  // all that is not zero of it
+  }
+}
+
+// Operands: nibbles [N, ⌈K / 2⌉], scales [N, groups], and zero points [N, groups].
+void pack_int4(Linear& linear, int64_t tile, int64_t first, const Operand* operands) {
+  std::memset(block_of(linear, tile, 0), 0, linear.tile_bytes);
+  const int64_t group_words = linear.grouping.inputs / 2, groups = groups_of(linear);
+  for (int o = 0; o < linear.tile_width[tile]; ++o) {
+    const auto* codes = static_cast<const uint8_t*>(row_of(operands[0], first + o, 1));
+    const auto* scales = static_cast<const float*>(row_of(operands[1], first + o, 4));
+    const int place = 2 * byte_place(o);
+    for (int64_t g = 0; g < groups; ++g) {
+      uint8_t* block = block_of(linear, tile, g);
+      const int64_t begin = g * group_words,
+                    end = linear.words < begin + group_words ? linear.words : begin + group_words;
+      uint8_t* to = block + place;
+      for (int64_t u = begin; u < end; u += 2, to += 64) {
+        const int one = codes[u], two = u + 1 < end ? codes[u + 1] : 0;
+        to[0] = static_cast<uint8_t>((one & 15) | two << 4);
+        to[1] = static_cast<uint8_t>(one >> 4 | (two & 0xf0));
+      }
+      pack_scale(linear, block, o, scales[g]);
+      if (linear.grouping.zeros != 0) {
+        const auto* zeros = static_cast<const uint8_t*>(row_of(operands[2], first + o, 1));
+        std::memset(block + linear.code_bytes + kTile * linear.grouping.scale_bytes + place, zeros[g], 2);
+      }
+    }
+  }
+}
+
+uint8_t with_sign(int8_t value) { return static_cast<uint8_t>(value < 0 ? 0x80 | -value : value); }
+
+// Operands: codes [N, K] and scales [N, groups].
+void pack_int8(Linear& linear, int64_t tile, int64_t first, const Operand* operands) {
+  std::memset(block_of(linear, tile, 0), 0, linear.tile_bytes);
+  const int64_t groups = groups_of(linear);
+  for (int o = 0; o < linear.tile_width[tile]; ++o) {
+    const auto* codes = static_cast<const int8_t*>(row_of(operands[0], first + o, 1));
+    const auto* scales = static_cast<const float*>(row_of(operands[1], first + o, 4));
+    for (int64_t g = 0; g < groups; ++g) {
+      uint8_t* block = block_of(linear, tile, g);
+      const int64_t begin = g * linear.grouping.inputs, left = linear.inputs - begin;
+      for (int64_t k = 0; k < (left < linear.grouping.inputs ? left : linear.grouping.inputs); ++k)
+        block[k / 2 * 64 + 2 * byte_place(o) + k % 2] = with_sign(codes[begin + k]);
+      pack_scale(linear, block, o, scales[g]);
+    }
+  }
+}
+
+int64_t words(int64_t inputs) { return (inputs + 1) / 2; }
+size_t bytes(const Linear& linear) { return static_cast<size_t>(groups_of(linear) * linear.block_bytes); }
+int64_t no_scales(int64_t) { return 0; }
+
+}  // namespace
+
+void set_grouping(Linear& linear, const Grouping& grouping) {
+  linear.grouping = grouping;
+  linear.code_bytes = grouping.inputs * (linear.kind == Kind::int4 ? kTile / 2 : kTile);
+  linear.block_bytes = linear.code_bytes + kTile * grouping.scale_bytes + (grouping.zeros != 0 ? 64 : 0);
+}
+
+const TileKind int4_tiles = {words, bytes, no_scales, pack_int4, nullptr};
+const TileKind int8_tiles = {words, bytes, no_scales, pack_int8, nullptr};
+
+}  // namespace iso

@@ -1,0 +1,131 @@
+// Integers with a scale for each group of inputs (grouped.cpp): the sums of a group apart, then added with its scales.
+// A code less its zero point is exact in bfloat16.
+
+// The scales of a block, where its codes end.
+ISO_INLINE void block_scales(const Linear& weight, const uint8_t* block, vf* scale) {
+  const uint8_t* scales = block + weight.code_bytes;
+#pragma GCC unroll 8
+  for (int v = 0; v < kTileVectors; ++v) {
+    scale[v] = weight.grouping.scale_bytes == 4 ? load(reinterpret_cast<const float*>(scales) + v * W)
+                                                : load_bf16_vector(reinterpret_cast<const uint16_t*>(scales) + v * W);
+  }
+}
+
+template <class D>
+ISO_INLINE void take_zeros(D& decoder, const Linear& weight, const uint8_t* block) {
+  if constexpr (D::kZeros) decoder.set_zeros(block + weight.code_bytes + kTile * weight.grouping.scale_bytes);
+}
+
+// Decoded in registers, for a tile that is used by few groups of rows.
+template <class D, int R>
+ISO_INLINE void grouped_tile(const Linear& weight, const uint8_t* block, const uint32_t* a, int64_t a_stride,
+                             float* sums, const uint8_t* next) {
+  D decoder = D::make();
+  const int64_t group_words = weight.grouping.inputs / 2, block_bytes = weight.block_bytes;
+  const uint8_t* end_of_tile = block + weight.tile_bytes;
+  for (int i = 0; i < R * kTile; i += W) store(sums + i, set(0.0f));
+  for (int64_t begin = 0; begin < weight.words; begin += group_words, block += block_bytes) {
+    const int64_t n = least(group_words, weight.words - begin);
+    const uint8_t* ahead = block + kPrefetchWords * 4;
+    if (ahead >= end_of_tile) ahead = next + (ahead - end_of_tile);
+    take_zeros(decoder, weight, block);
+    vf c[R][kTileVectors] = {};
+    const uint8_t* codes = block;
+    for (int64_t u = 0; u < n; u += D::kWords) {
+      prefetch(ahead);
+      ahead += 64;
+#pragma GCC unroll 2
+      for (int i = 0; i < D::kWords; ++i) {
+        if (i == 1 && u + 1 == n) break;
+        vi word[kTileVectors];
+        decoder.decode(codes, i, word);
+        add_word<R>(c, word, a);
+        a += a_stride;
+      }
+      codes += 64;
+    }
+    for (const uint8_t* p = codes; p < block + block_bytes; p += 64, ahead += 64) prefetch(ahead);
+    vf scale[kTileVectors];
+    block_scales(weight, block, scale);
+    add_scaled<R>(sums, c, scale);
+  }
+}
+
+template <class D>
+static void grouped_group(const Linear& weight, const uint8_t* tile, const Group& g, float* sums, const uint8_t* next) {
+  switch (g.rows) {
+#define ISO_CASE(R)                                                  \
+  case R:                                                            \
+    grouped_tile<D, R>(weight, tile, g.words, g.stride, sums, next); \
+    break;
+    ISO_DIRECT_ROWS(ISO_CASE)
+#undef ISO_CASE
+    default:
+      break;
+  }
+}
+
+// Decoded once for all rows, kBlockWords at a time.
+template <class M, class D>
+static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Group* groups, int64_t count, float* sums) {
+  D decoder = D::make();
+  const int64_t group_words = weight.grouping.inputs / 2, base = groups[0].first;
+  alignas(64) uint32_t decoded[kBlockWords * kTile];
+  alignas(64) float scales[kBlockWords / kLeastGroupWords * kTile];
+  const int64_t rows = groups[count - 1].first + groups[count - 1].rows - base;
+  for (int64_t i = 0; i < rows * kTile; i += W) store(sums + i, set(0.0f));
+  for (int64_t begin = 0; begin < weight.words; begin += kBlockWords) {
+    const int64_t end = least(begin + kBlockWords, weight.words);
+    uint32_t* to = decoded;
+    float* scale_to = scales;
+    for (int64_t first = begin; first < end; first += group_words, tile += weight.block_bytes, scale_to += kTile) {
+      take_zeros(decoder, weight, tile);
+      for (int64_t u = 0; u < least(group_words, end - first); ++u, to += kTile) {
+        const uint8_t* codes = tile + u / D::kWords * 64;
+        prefetch(codes + kPrefetchWords * 4);
+        vi word[kTileVectors];
+        decoder.decode(codes, static_cast<int>(u % D::kWords), word);
+        keep_word(to, word);
+      }
+      vf scale[kTileVectors];
+      block_scales(weight, tile, scale);
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) store(scale_to + v * W, scale[v]);
+    }
+    for (int64_t g = 0; g < count; ++g) {
+      const Group& group = groups[g];
+      for (int64_t first = begin, b = 0; first < end; first += group_words, ++b) {
+        multiply<M, Fetch::none>(decoded + (first - begin) * kTile, kTile, group.words + first * group.stride,
+                                 group.stride, group.rows, least(group_words, end - first), kTile,
+                                 sums + (group.first - base) * kTile, kTile, Into::scaled, scales + b * kTile);
+      }
+    }
+  }
+}
+
+template <class M, class D>
+static void grouped_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
+                             const uint8_t* next) {
+  if (!direct(groups, count)) {
+    grouped_blocks<M, D>(weight, weight.tile(t), groups, count, sums);
+    return;
+  }
+  for (int64_t g = 0; g < count; ++g)
+    grouped_group<D>(weight, weight.tile(t), groups[g], sums + (groups[g].first - groups[0].first) * kTile, next);
+}
+
+template <class M>
+static void int4_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
+                          const uint8_t* next) {
+  if (weight.grouping.zeros != 0) {
+    grouped_multiply<M, Int4Decoder<true>>(weight, t, groups, count, sums, next);
+  } else {
+    grouped_multiply<M, Int4Decoder<false>>(weight, t, groups, count, sums, next);
+  }
+}
+
+template <class M>
+static void int8_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
+                          const uint8_t* next) {
+  grouped_multiply<M, Int8Decoder>(weight, t, groups, count, sums, next);
+}
