@@ -4,6 +4,7 @@ about Ray or text."""
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,9 +12,11 @@ import torch
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
+from isotherm.actors.attention.step_figures import StepFigures
 from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import Drafter, Scheduler, SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.scheduler import Drafter, Scheduler
 from isotherm.cluster.engine.sequence import Chunk
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
@@ -35,6 +38,7 @@ class Engine:
         self.sampler = sampler or Sampler(model.kernels)
         self.cache = model.new_cache(config.blocks, config.block_size)
         self.steps = 0
+        self.figures = StepFigures()
         self._unsent: list[Delta] = []  # what parts of a step gave before experts were lost that its rest needs
 
     def take_unsent(self) -> list[Delta]:
@@ -55,10 +59,17 @@ class Engine:
         """Compute one step; what it gave each request. Empty when nothing is queued. A request that makes the
         computation fail is ended with an error, and the others go on. Raises ExpertsLostError, where experts that they
         need cannot be reached in time."""
+        begin, waited = time.perf_counter(), self.experts.waited_seconds
+        self.scheduler.waited = waited
         chunks = self.scheduler.schedule()
         another = False
         try:
             deltas = self._attempt(chunks) if chunks else []
+            if chunks:
+                seconds = time.perf_counter() - begin
+                self.figures.add(chunks, seconds, self.experts.waited_seconds - waited)
+                if self.scheduler.is_shared:
+                    self.scheduler.took(chunks, seconds)
             another = len(self.scheduler) > 0
             return deltas
         finally:

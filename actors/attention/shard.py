@@ -24,7 +24,7 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.actors.pulse import Pulse
 from isotherm.actors.worker import WorkerBase
 from isotherm.cluster.background import Background
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.meters import ShardMeter
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
@@ -201,6 +201,7 @@ class AttentionShard(WorkerBase):
             group_wait=dict(self._exchange.waited),
             rows_routed=self._exchange.rows_routed.copy(),
             reads=self._exchange.reads.copy(),
+            figures=engine.figures.read(scheduler),
         )
 
     async def status(self) -> JSON:

@@ -173,6 +173,8 @@ class RayFleet:
             link_timeout=m.link_timeout,
             gather_window=links.gather_window,
             sharers=sharers,
+            log_format=m.logging.format,
+            log_level=m.logging.level,
         )
 
     async def end(self, name: str) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isotherm.cluster.messages.figures import Figures
+
 
 class DecayedMean:
     """The mean of values, of which older ones count less."""
@@ -44,6 +46,7 @@ class ShardMeter:
     group_wait: Mapping[str, float]  # seconds for which the shard had nothing to do but wait for each group
     rows_routed: np.ndarray  # int64 [layers, experts]
     reads: np.ndarray  # int64 [layers, experts]: steps in which an expert was computed at all
+    figures: Figures = ()  # of its steps and its scheduler
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isotherm.cluster.logs import LogFormat, LogLevel
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
@@ -21,6 +23,8 @@ class WorkerSpec:
     link_timeout: float  # seconds
     gather_window: float  # in layer times; see LinkSection
     sharers: int = 1  # workers that share the node's cores, itself among them
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
 
 
 @dataclass(frozen=True)
