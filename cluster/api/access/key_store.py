@@ -123,9 +123,12 @@ class KeyStore:
     def _put_in_force(self, entries: Sequence[KeyEntry]) -> None:
         before, by_id = self._keys.by_id, {}
         for entry in (*entries, *self._source.given):
+            if (old := before.get(entry.id)) is not None and old.entry == entry:
+                by_id[entry.id] = old
+                continue
             caller = entry.caller()
             limits = share(caller.limits, self._replicas)
-            if (old := before.get(entry.id)) is None:
+            if old is None:
                 allowance = Allowance(limits)
             else:
                 allowance = old.allowance

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
-import statistics
 import time
 from pathlib import Path
 
@@ -189,19 +189,22 @@ def test_a_key_that_was_checked_costs_microseconds(tmp_path: Path):
 def test_a_thousand_keys_are_read_anew_under_load_without_a_failed_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The file changes all the time, also to something broken; keys that stay in it are always let in, and the event
-    loop is never held for long."""
+    """The file changes all the time, also to something broken; keys that stay in it are always let in."""
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
     made = [make_key(f"key-{i}", requests_per_minute=10**9) for i in range(1000)]
     path, entries = tmp_path / "k.json", [entry for _, entry in made]
     store = key_store(path, entries)
     stays, comes = made[:900], [entry for _, entry in made[900:]]
-    asked, held, versions = 0, [0.0], set()
+    asked, versions, deadline = 0, set(), time.monotonic() + 60
 
-    async def load(seed: int, end: float) -> None:
+    def enough() -> bool:
+        return asked >= 3000 and len(versions) >= 5
+
+    async def load(seed: int) -> None:
         nonlocal asked
         rng = random.Random(seed)
-        while time.monotonic() < end:
+        while not enough():
+            assert time.monotonic() < deadline, (asked, versions)
             key, entry = rng.choice(stays)
             found = await store.find(key)
             assert found is not None and found.caller.name == entry.name
@@ -210,10 +213,10 @@ def test_a_thousand_keys_are_read_anew_under_load_without_a_failed_request(
             asked += 1
             await asyncio.sleep(0)
 
-    async def change(end: float) -> None:
-        for version in range(1, 10**6):
-            if time.monotonic() > end:
-                return
+    async def change() -> None:
+        version = 0
+        while not enough():
+            version += 1
             if version % 5 == 0:
                 await asyncio.to_thread(path.write_text, '{"keys": [')
             else:
@@ -221,27 +224,35 @@ def test_a_thousand_keys_are_read_anew_under_load_without_a_failed_request(
                 await asyncio.to_thread(write_keys, path, kept + comes[: version % 100])
             await asyncio.sleep(0.05)
 
-    async def hold(end: float) -> None:
-        while time.monotonic() < end:
-            begin = time.monotonic()
-            await asyncio.sleep(0.001)
-            held.append(time.monotonic() - begin)
-
     async def go() -> None:
         store.begin()
-        end = time.monotonic() + 2.0
-        await asyncio.gather(*(load(seed, end) for seed in range(8)), change(end), hold(end))
+        await asyncio.gather(*(load(seed) for seed in range(8)), change())
         await store.close()
 
     asyncio.run(go())
-    assert asked > 200 and len(versions) >= 4
-    assert statistics.quantiles(held, n=100)[97] < 0.25
+
+
+def test_a_thousand_keys_hold_the_event_loop_for_milliseconds(tmp_path: Path):
+    """While they are put in force; they are read in a thread. In time of the processor, which a busy machine does not
+    make longer."""
+    made = [make_key(f"key-{i}")[1] for i in range(1000)]
+    store = key_store(tmp_path / "k.json", made)
+    seconds = []
+    for i in range(5):
+        changed = [entry.model_copy(update={"streams": i + 1}) for entry in made]
+        begin = time.thread_time()
+        store._put_in_force(changed)
+        seconds.append(time.thread_time() - begin)
+    assert min(seconds) < 0.1
+    named = store.named("key-7")
+    assert named is not None and named.caller.limits.streams == 5
 
 
 def test_the_time_that_a_wrong_key_takes_tells_nothing(tmp_path: Path):
     """An id that is there with a wrong secret, right ones but for the end or the beginning, an id that is not there, a
-    text of no form: in turn, each as a fresh store sees it first. Their medians must not be apart by more than chance
-    makes the medians of one kind of them."""
+    text of no form: in turn, each seen for the first time. In time of the processor, and the least of several, for
+    what a busy machine adds is always more; where these are apart by chance they come together with more of them, and
+    where they are apart for a reason they do not."""
     key = new_key(key_id := new_key_id())
     write_keys(tmp_path / "k.json", [KeyEntry(id=key_id, name="ann", hash=hashed(key))])
     store = KeyStore(KeySource(tmp_path / "k.json"))
@@ -257,22 +268,36 @@ def test_the_time_that_a_wrong_key_takes_tells_nothing(tmp_path: Path):
         "unknown id": lambda: new_key(new_key_id()),
         "no form": lambda: letters(len(key)),
     }
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    least = dict.fromkeys(kinds, math.inf)
 
     async def go() -> None:
-        for _ in range(24):
+        for rounds in range(1, 61):
             for kind in rng.sample(list(kinds), len(kinds)):
                 text = kinds[kind]()
                 begin = time.process_time()
-                found = await store.find(text)
-                seconds[kind].append(time.process_time() - begin)
-                assert found is None
+                assert await store.find(text) is None
+                least[kind] = min(least[kind], time.process_time() - begin)
+            if rounds >= 8 and max(least.values()) < 1.1 * min(least.values()):
+                return
 
     asyncio.run(go())
-    # Time of the processor, for other processes take none of it, and the quickest quarter: a busy machine adds to both.
-    quick = {kind: statistics.median(sorted(times)[:6]) for kind, times in seconds.items()}
-    assert max(quick.values()) < 1.25 * min(quick.values()), quick
-    assert min(quick.values()) > 0.001, "each is hashed"
+    assert max(least.values()) < 1.1 * min(least.values()), least
+    assert min(least.values()) > 0.005, "each is hashed"
+
+
+def test_every_wrong_key_is_hashed_once(tmp_path: Path):
+    """Whatever is wrong with it: what the time above comes from."""
+    _, entry = make_key("ann")
+    checked: list[str] = []
+
+    def check(text: str, hash_: str) -> bool:
+        checked.append(text)
+        return quick_check(text, hash_)
+
+    write_keys(tmp_path / "k.json", [entry])
+    store = KeyStore(KeySource(tmp_path / "k.json"), check=check)
+    wrong = [new_key(entry.id), new_key(new_key_id()), "no form", ""]
+    assert [find(store, text) for text in wrong] == [None] * 4 and checked == wrong
 
 
 def test_an_unreadable_file_is_no_reason_to_end(tmp_path: Path):
