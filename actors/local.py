@@ -19,6 +19,7 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.kernels.ops import Kernels, LinearWeight, Router
@@ -61,16 +62,16 @@ def local_engine(
     config: SchedulerConfig,
     groups: int = 1,
     placement: Placement | None = None,
-    head: str = "stored",
+    choice: WeightChoice | None = None,
 ) -> Engine:
     """An engine over `groups` in-process expert groups (they change no token; tests use several), or with all experts
-    in its own process where there is one. `head`: as in `load_model`."""
+    in its own process where there is one. `choice`: in how many bits weights are kept."""
     c = checkpoint.config
     names = [f"expert-{i}" for i in range(groups)]
     alone = groups == 1 and placement is None
     placement = placement or contiguous_placement(c.moe_layers, c.n_routed_experts, names)
-    with WeightReader(checkpoint) as reader:
-        model = load_model(c, kernels, reader, config.max_model_len, head=head)
+    with WeightReader(checkpoint, choice) as reader:
+        model = load_model(c, kernels, reader, config.max_model_len)
         workers = {}
         for name in placement.groups():
             held = placement.held_by(name)

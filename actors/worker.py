@@ -6,6 +6,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +16,7 @@ import torch
 
 from isotherm.actors.links.protocol import LinkEnd
 from isotherm.actors.links.registry import own_locality
-from isotherm.actors.models.weights import own_fingerprint, parse_dtype
+from isotherm.actors.models.weights import WeightReader, own_fingerprint, parse_dtype
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.messages.membership import SupersededError
@@ -40,6 +43,9 @@ class WorkerBase:
         self.spec, self.host = spec, host
         self.progress = 0.0
         self.loaded = False
+        self._reader: WeightReader | None = None  # of the load under way
+        self._reading_since = 0.0
+        self.read_bytes, self.read_seconds = 0, 0.0  # of the last load
         self._fingerprint: Fingerprint | None = None
         self._obeys = 0  # generation of the newest controller that has given an order
         self.checkpoint = Checkpoint.open(spec.model_path)
@@ -50,6 +56,22 @@ class WorkerBase:
         logging.getLogger(__name__).info(
             "kernels: %s (%s), %d threads", self.kernels.name, selection.reason, self.threads
         )
+
+    @contextmanager
+    def _reading(self) -> Iterator[WeightReader]:
+        """A reader of this worker's weights, whose bytes `_common_status` tells while it reads."""
+        with WeightReader(self.checkpoint, self.spec.weights) as reader:
+            self._reader, self._reading_since = reader, time.monotonic()
+            yield reader
+        self.read_bytes, self.read_seconds = reader.bytes_read, time.monotonic() - self._reading_since
+        self._reader = None
+
+    def _read_so_far(self) -> tuple[int, float]:
+        """Bytes of the checkpoint, and the seconds that reading, quantising and packing them took: of the load under
+        way, or of the last one."""
+        if (reader := self._reader) is None:
+            return self.read_bytes, self.read_seconds
+        return reader.bytes_read, time.monotonic() - self._reading_since
 
     def _set_progress(self, fraction: float) -> None:
         self.progress = fraction
@@ -80,7 +102,9 @@ class WorkerBase:
     async def fingerprint(self) -> Fingerprint:
         """What decides the bits that it computes."""
         if self._fingerprint is None:
-            self._fingerprint = await asyncio.to_thread(own_fingerprint, self.checkpoint, self.kernels, self.spec.head)
+            self._fingerprint = await asyncio.to_thread(
+                own_fingerprint, self.checkpoint, self.kernels, self.spec.weights
+            )
         return self._fingerprint
 
     async def locality(self) -> Locality:
@@ -104,11 +128,14 @@ class WorkerBase:
         )
 
     def _common_status(self) -> JSON:
+        read, seconds = self._read_so_far()
         return {
             "pid": os.getpid(),
             "host": self.host,
             "loaded": self.loaded,
             "progress": round(self.progress, 4),
+            "read_bytes": read,
+            "read_bytes_per_second": round(read / seconds) if seconds else 0,
             "kernels": self.kernels.name,
             "kernels_reason": self.kernels_reason,
             "fingerprint": None if self._fingerprint is None else self._fingerprint.digest,

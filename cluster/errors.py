@@ -22,6 +22,7 @@ class IsothermError(Exception):
       TokenizerError             cluster.text.tokenizer: the tokenizer's files are missing or unusable
       NoChatTemplateError        cluster.text.tokenizer: the model can complete text, but not chat
       LinkChoiceError            cluster.control.link_choice: the manifest wants a link that cannot be
+      WeightChoiceError          cluster.model.weight_choice: weights cannot be kept in these bits
       OfflineError               cluster.cli.offline: options of `isotherm generate` that do not fit
 
     The cluster as a whole; the message says which command to give, or which log to read.

@@ -16,6 +16,7 @@ from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.logs import LogFormat, LogLevel
 from isotherm.cluster.manifest_values import AbsolutePath, Bytes, Labels, Origin, one_of
 from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.text.tool_formats.registry import CHOICES
 
 
@@ -30,6 +31,18 @@ ToolFormatChoice = Annotated[str, one_of(lambda: CHOICES)]
 class _Section(BaseModel):
     # Strict: `shards: true` and `port: "8000"` are mistakes, not 1 and 8000.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class WeightsSection(_Section):
+    """In how many bits weights are kept; what is not stored so is quantised while it is read."""
+
+    experts: Literal["stored", "int4"] = Field("stored", description="the routed experts")
+    dense: Literal["stored", "fp8", "int4"] = Field("stored", description="attention, dense MLPs and shared experts")
+    head: Literal["stored", "fp8", "int8"] = Field("stored", description="the output head")
+
+    @property
+    def choice(self) -> WeightChoice:
+        return WeightChoice(**self.model_dump())
 
 
 class AttentionSection(_Section):
@@ -221,7 +234,7 @@ class Manifest(_Section):
         "cpu", description="where workers that reserve GPUs compute; the others use the CPU"
     )
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    head: Literal["stored", "fp8"] = Field("stored", description="how the output projection is kept")
+    weights: WeightsSection = WeightsSection()
     kernels: Literal["auto", "native", "reference", "triton"] = "auto"
     mixed: Literal["refuse", "allow"] = Field(
         "refuse", description="what becomes of workers that would compute other bits"

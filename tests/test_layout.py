@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster.jsontypes": set(),
     "cluster.logs": set(),
     "cluster.loopback": set(),
-    "cluster.messages": {"cluster.errors", "cluster.jsontypes", "cluster.logs"},
+    "cluster.messages": {"cluster.errors", "cluster.jsontypes", "cluster.logs", "cluster.model"},
     "cluster.text": {"cluster.errors", "cluster.jsontypes"},
     "cluster.model": {"cluster.errors", "cluster.jsontypes", "cluster.text", "manifests"},
     "cluster.engine": {"cluster.errors", "cluster.messages"},
@@ -47,7 +47,7 @@ ROOMS: dict[str, set[str]] = {
     # Where tensors live.
     "actors.pulse": set(),
     "actors.links": {*BASE, "cluster.messages", "kernels"},
-    "actors.models": {"cluster.engine", "cluster.model", "kernels"},
+    "actors.models": {"cluster.engine", "cluster.jsontypes", "cluster.model", "kernels"},
     "actors.worker": {
         "actors.links", "actors.models", "cluster.jsontypes", "cluster.logs", "cluster.messages", "cluster.model",
         "kernels",

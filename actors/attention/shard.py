@@ -20,7 +20,6 @@ from isotherm.actors.links.protocol import Link
 from isotherm.actors.links.registry import carrier
 from isotherm.actors.models.protocol import AttentionModel
 from isotherm.actors.models.registry import load_model
-from isotherm.actors.models.weights import WeightReader
 from isotherm.actors.pulse import Pulse
 from isotherm.actors.worker import WorkerBase
 from isotherm.cluster.background import Background
@@ -60,10 +59,9 @@ class AttentionShard(WorkerBase):
         self.loaded = True
 
     def _load(self) -> AttentionModel:
-        with WeightReader(self.checkpoint) as reader:
+        with self._reading() as reader:
             positions = self._scheduler_config.max_model_len
-            config, head = self.checkpoint.config, self.spec.head
-            return load_model(config, self.kernels, reader, positions, progress=self._set_progress, head=head)
+            return load_model(self.checkpoint.config, self.kernels, reader, positions, progress=self._set_progress)
 
     async def connect(self, group: str, meeting: Meeting) -> None:
         """Meet an expert group; rows go there once a placement names it. A second link to a group takes the place of

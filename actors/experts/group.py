@@ -9,7 +9,6 @@ from isotherm.actors.experts.python_loop import ExpertServer, ServerCounts
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.protocol import Loops
 from isotherm.actors.links.registry import carrier
-from isotherm.actors.models.weights import WeightReader
 from isotherm.actors.worker import WorkerBase
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.meters import GroupMeter
@@ -39,7 +38,7 @@ class ExpertGroup(WorkerBase):
         self.loaded = True
 
     def _load(self, experts: list[tuple[int, int]]) -> None:
-        with WeightReader(self.checkpoint) as reader:
+        with self._reading() as reader:
             self.worker.load(reader, experts, self._set_progress)
 
     async def drop(self, experts: list[tuple[int, int]]) -> None:

@@ -58,18 +58,22 @@ class ExpertWorker:
         """Load (layer, expert) pairs from the checkpoint; ones that are held already stay. Raises RuntimeError when no
         slot is free."""
         wanted = [pair for pair in dict.fromkeys(experts) if not self.holds(*pair)]
-        for done, (layer, expert) in enumerate(wanted, 1):
-            if not self._free:
-                raise RuntimeError(f"no free expert slot for layer {layer} expert {expert}")
-            slot = self._free.pop()
-            try:
-                self.bank.load(slot, *reader.expert(layer, expert))
-            except BaseException:
-                self._free.append(slot)
-                raise
-            with self.gate:
-                self.slot_of[layer, expert] = slot
-            progress(done / len(wanted))
+        with reader.ahead(name for pair in wanted for name in self.config.expert_projections(*pair)):
+            for done, pair in enumerate(wanted, 1):
+                self._load(reader, *pair)
+                progress(done / len(wanted))
+
+    def _load(self, reader: WeightReader, layer: int, expert: int) -> None:
+        if not self._free:
+            raise RuntimeError(f"no free expert slot for layer {layer} expert {expert}")
+        slot = self._free.pop()
+        try:
+            self.bank.load(slot, *reader.expert(layer, expert))
+        except BaseException:
+            self._free.append(slot)
+            raise
+        with self.gate:
+            self.slot_of[layer, expert] = slot
 
     def drop(self, layer: int, expert: int) -> None:
         """Forget one expert and free its memory, after the computation under way."""

@@ -17,8 +17,7 @@ from isotherm.actors.models.rope import rope_tables
 from isotherm.actors.models.step_batch import StepBatch
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
-from isotherm.kernels.formats.registry import quantised
-from isotherm.kernels.ops import AttentionWeights, Kernels, LinearWeight, Router
+from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, LinearWeight, Router
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_eps
 
@@ -47,25 +46,22 @@ class DeepseekV3Model:
         max_positions: int,
         *,
         progress: Callable[[float], None] = lambda _: None,
-        head: str = "stored",
     ):
-        """`head`: the output projection as it is "stored", or quantised to the named weight format."""
         self.config, self.kernels = config, kernels
-        self.embedding = self._own(reader.tensor("model.embed_tokens.weight"))
+        self.embedding = self._own(reader.tensor(config.embedding))
         self.layers = []
         for i in range(config.num_hidden_layers):
             self.layers.append(self._load_layer(reader, i))
             progress((i + 1) / (config.num_hidden_layers + 1))
-        self.norm = self._norm(reader, "model.norm")
-        stored = reader.stored("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
-        self.head = kernels.pack_linear([stored if head == "stored" else quantised(head, stored)])
+        self.norm = self._own(reader.tensor(config.last_norm))
+        self.head = kernels.pack_linear([reader.head(config.head)])
         self.cos, self.sin = (
             table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions)
         )
         progress(1.0)
 
     def _load_layer(self, reader: WeightReader, i: int) -> Layer:
-        c, p = self.config, f"model.layers.{i}"
+        c, p = self.config, self.config.layer(i)
         router = self._load_router(reader, f"{p}.mlp.gate") if c.is_moe(i) else None
         own = f"{p}.mlp" if router is None else f"{p}.mlp.shared_experts" if c.n_shared_experts else None
         return Layer(
@@ -93,8 +89,8 @@ class DeepseekV3Model:
         return self._own(reader.tensor(f"{name}.weight"))
 
     def _own(self, stored: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """A copy where the kernels compute."""
-        return stored.to(self.kernels.device, dtype or self.kernels.dtype, copy=True)
+        """Where the kernels compute, and in their dtype."""
+        return stored.to(self.kernels.device, dtype or self.kernels.dtype)
 
     def _load_attention(self, reader: WeightReader, layer: str) -> AttentionWeights:
         c, k, p = self.config, self.kernels, f"{layer}.self_attn"
@@ -102,7 +98,7 @@ class DeepseekV3Model:
         low_rank = c.q_lora_rank is not None
 
         def bias(name: str) -> Tensor | None:
-            return reader.tensor(f"{p}.{name}.bias").clone() if c.attention_bias else None
+            return reader.tensor(f"{p}.{name}.bias") if c.attention_bias else None
 
         queries, latents = (
             reader.stored(f"{p}.{'q_a_proj' if low_rank else 'q_proj'}.weight"),
@@ -144,7 +140,7 @@ class DeepseekV3Model:
         c = self.config
         k = self.kernels
         return [
-            torch.zeros(blocks, block_size, c.cache_width, dtype=k.dtype, device=k.device)
+            torch.zeros(blocks, block_size, c.latent_width, dtype=k.dtype, device=k.device)
             for _ in range(c.num_hidden_layers)
         ]
 
@@ -154,7 +150,7 @@ class DeepseekV3Model:
         k = self.kernels
         x = self.embedding[batch.token_ids]
         for i, layer in enumerate(self.layers):
-            h = k.attention(x, layer.attention, batch.attention, cache[i])
+            h = self._attend(i, x, batch.attention, cache)
             gate_up, down = (None, None) if layer.mlp is None else (layer.mlp.gate_up, layer.mlp.down)
             if layer.router is not None:
                 x = experts.moe(i, h, layer.router, gate_up, down, x)
@@ -162,6 +158,10 @@ class DeepseekV3Model:
                 assert gate_up is not None and down is not None
                 x += k.mlp(h, gate_up, down)
         return x
+
+    def _attend(self, i: int, x_TD: Tensor, rows: AttentionRows, cache: list[Tensor]) -> Tensor:
+        """The attention of layer `i`, as Kernels.attention says it."""
+        return self.kernels.attention(x_TD, self.layers[i].attention, rows, cache[i])
 
     @torch.inference_mode()
     def logits(self, x_ND: Tensor) -> Tensor:

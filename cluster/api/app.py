@@ -70,9 +70,7 @@ def build_app(
     about = About(engine, names, settings)
     book = RequestBook() if observer is None else observer.book
     generator = Generator(engine, tokenizer, names, settings, book)
-
     tokenization = Tokenization(generator, settings.max_body_bytes)
-    source = admin or OneProcess(engine, model_id)
 
     def generate(path: str, route: GenerationRoute) -> Route:
         return Route(path, partial(_generate, generator, route), methods=["POST"])
@@ -94,7 +92,7 @@ def build_app(
             Route("/version", about.version),
             *(observed_routes(observer) if observer is not None else []),
             *(admin_routes(admin) if admin is not None else []),
-            Events(source, settings.silence_s, ends).route(),
+            Events(admin or OneProcess(engine, model_id), settings.silence_s, ends).route(),
             *page_routes(),
             *described_routes(),
         ],

@@ -112,9 +112,13 @@ DESCRIBED: dict[tuple[str, str], Described] = {
     ("GET", "/admin/operations/{id}"): Described("An operation", reply=_object()),
     ("GET", "/admin/experts"): Described("The load and the holders of every expert", reply=_object()),
     ("GET", "/admin/autoscaler"): Described("What the autoscaler did, and why", reply=_object()),
+    ("POST", "/admin/autoscaler"): Described("Change the autoscaler's mode", raw=True, reply=_object("mode")),
+    ("GET", "/admin/events"): Described("What happens in the cluster", reply={"text/event-stream": _TEXT}),
     ("GET", "/admin/requests"): Described("Open and recent requests", reply=_object("running", "recent")),
     ("GET", "/metrics"): Described("Prometheus' metrics", reply={"text/plain": _TEXT}),
     ("GET", "/openapi.json"): Described("This description", reply=_object("openapi", "paths")),
+    ("GET", "/"): Described("The page", reply={"text/html": _TEXT}),
+    ("GET", "/page/{name}"): Described("A file of the page", reply={"text/javascript": _TEXT}),
     ("GET", "/docs"): Described("This description as a page", reply={"text/html": _TEXT}),
 }  # fmt: skip
 

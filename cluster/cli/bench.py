@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from isotherm.cluster.cli.key_file import KeyFileOption
+from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption
 from isotherm.cluster.jsontypes import JSON
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine. Figures are medians over the runs.")
@@ -26,7 +27,6 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help='a directory
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 RunsOption = Annotated[int, typer.Option(min=1, help="counted runs, after one that is not")]
 ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="default: all cores")]  # noqa: UP045
-HeadOption = Annotated[str, typer.Option(help="stored, or fp8: an 8-bit output projection")]
 PlotOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="write a PNG (needs matplotlib: the `bench` extra)"),
@@ -80,7 +80,7 @@ def _engine(
     prompts: list[int],
     runs: int,
     dtype: str,
-    head: str,
+    choice: tuple[str | None, str | None, str | None],
     kernels: str,
     threads: int | None,
     as_json: bool,
@@ -89,9 +89,8 @@ def _engine(
     from isotherm.cluster.cli.bench_engine import EngineBench
     from isotherm.cluster.cli.bench_kernels import matmul_peak, stream_bandwidth
     from isotherm.cluster.model.path import resolve_model
+    from isotherm.cluster.model.weight_choice import WeightChoice
 
-    if head not in ("stored", "fp8"):
-        raise typer.BadParameter(f'--head is "{head}"; it must be "stored" or "fp8"')
     bench = EngineBench(
         resolve_model(model),
         dtype=dtype,
@@ -99,7 +98,7 @@ def _engine(
         threads=threads,
         most_streams=max(batches, default=1),
         most_prompt=max(prompts, default=1),
-        head=head,
+        choice=WeightChoice().with_changes(*choice),
     )
     rows = [figure.as_dict() for figure in bench.measure(batches, prompts, runs)]
     facts = {"kernels": bench.kernels.name, "stream_gb_per_s": stream_bandwidth(), "matmul_gflop_per_s": matmul_peak()}
@@ -113,14 +112,16 @@ def decode(
     batch: Annotated[str, typer.Option(help="streams at once")] = "1,8,32",
     runs: RunsOption = 5,
     dtype: str = "bfloat16",
-    head: HeadOption = "stored",
+    experts: ExpertsOption = None,
+    dense: DenseOption = None,
+    head: HeadOption = None,
     kernels: str = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Tokens per second of the offline engine while it generates."""
-    _engine(model, _sizes(batch), [], runs, dtype, head, kernels, threads, as_json, plot)
+    _engine(model, _sizes(batch), [], runs, dtype, (experts, dense, head), kernels, threads, as_json, plot)
 
 
 @app.command()
@@ -129,14 +130,16 @@ def prefill(
     tokens: Annotated[str, typer.Option(help="prompt lengths")] = "128,512",
     runs: RunsOption = 5,
     dtype: str = "bfloat16",
-    head: HeadOption = "stored",
+    experts: ExpertsOption = None,
+    dense: DenseOption = None,
+    head: HeadOption = None,
     kernels: str = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Prompt tokens per second of the offline engine."""
-    _engine(model, [], _sizes(tokens), runs, dtype, head, kernels, threads, as_json, plot)
+    _engine(model, [], _sizes(tokens), runs, dtype, (experts, dense, head), kernels, threads, as_json, plot)
 
 
 @app.command("kernels")

@@ -16,6 +16,7 @@ from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.kernels.select import select_kernels
 
 PROMPT = 32  # tokens before a decode measurement
@@ -50,7 +51,7 @@ class EngineBench:
         most_streams: int,
         most_prompt: int,
         seed: int = 0,
-        head: str = "stored",
+        choice: WeightChoice | None = None,
         most_output: int = 125,
     ):
         checkpoint = Checkpoint.open(path)
@@ -61,7 +62,7 @@ class EngineBench:
         length = max(reply, most_prompt + 1)
         blocks = most_streams * -(-reply // 16) + -(-length // 16)
         config = SchedulerConfig(16, blocks, max(512, most_prompt), max(1, most_streams), length, prefix_cache=False)
-        self.engine: Engine = local_engine(checkpoint, self.kernels, config, head=head)
+        self.engine: Engine = local_engine(checkpoint, self.kernels, config, choice=choice)
         self._requests = 0
 
     def _add(self, prompt: int, output: int) -> None:

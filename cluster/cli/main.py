@@ -14,9 +14,11 @@ from rich.console import Console
 
 from isotherm.cluster.cli.batch_command import batch
 from isotherm.cluster.cli.bench import app as bench_app
+from isotherm.cluster.cli.convert import convert_command
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.cli.keys import app as keys_app
 from isotherm.cluster.cli.user_errors import user_errors
+from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.on_ray.environment import prepare_attach, prepare_local_ray
 
@@ -84,7 +86,7 @@ def serve(
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
     from isotherm.cluster.deploy.preflight import check_port, check_servable
 
-    source = key_source(manifest.http)
+    source = key_source(manifest.http, os.environ)
     check_bound(manifest.http.host, source)
     check_tls(manifest.http)
     os.environ.pop(ENVIRONMENT, None)  # nothing that is started below this process needs the key itself
@@ -122,6 +124,9 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the end-of-sequence token")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     kernels: Annotated[str, typer.Option(help="auto, native, reference or triton")] = "auto",
+    experts: ExpertsOption = None,
+    dense: DenseOption = None,
+    head: HeadOption = None,
     logprobs: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="log-probabilities of each token and of the N most likely ones"),
@@ -145,6 +150,7 @@ def generate(
         dtype,
         kernels,
         logprobs,
+        manifest.weights.choice.with_changes(experts, dense, head),
         sampling_asked(sampling or ()),
     )
     result = generate_offline(
@@ -156,11 +162,30 @@ def generate(
         print("" if result["text"] is not None else ",".join(map(str, result["token_ids"])))
 
 
+app.command("convert")(user_errors(convert_command))
+
+
 @app.command("inspect")
 @user_errors
-def inspect_command(model: ModelArgument = "tiny", as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Print what a checkpoint is and what a manifest would place where, without reading weights."""
+def inspect_command(
+    model: ModelArgument = "tiny",
+    quality: Annotated[bool, typer.Option("--quality", help="what --experts, --dense and --head lose")] = False,
+    text: Annotated[Optional[Path], typer.Option(help="whose perplexity --quality measures")] = None,  # noqa: UP045
+    experts: ExpertsOption = None,
+    dense: DenseOption = None,
+    head: HeadOption = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Print what a checkpoint is and what a manifest would place where, without reading weights; or, with --quality,
+    what quantising them loses."""
     manifest, path = _manifest(model)
+    if quality:
+        from isotherm.cluster.cli.quality import measure_quality, show_quality
+
+        choice = manifest.weights.choice.with_changes(experts, dense, head)
+        found = measure_quality(manifest, path, choice, text, lambda words: print(words, file=sys.stderr))
+        print(json.dumps(found)) if as_json else show_quality(found, console)
+        return
     from isotherm.cluster.cli.views import show_report
     from isotherm.cluster.deploy.inspect import inspect_model
 

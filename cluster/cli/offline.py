@@ -16,7 +16,9 @@ from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.text.tokenizer import Tokenizer
+from isotherm.cluster.text.tokenizer_files import has_tokenizer
 from isotherm.kernels.select import NAMES, select_kernels
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class OfflineOptions:
     dtype: str
     kernels: str
     logprobs: int | None
+    weights: WeightChoice | None = None  # None: the manifest's
     sampling: Mapping[str, float] = field(default_factory=dict)  # other fields of SamplingParams
 
 
@@ -57,7 +60,7 @@ def generate_offline(
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     # With --prompt-ids a model without a tokenizer will do: there is then no text.
-    tokenizer = Tokenizer.load(path) if options.prompt_ids is None or (path / "tokenizer.json").is_file() else None
+    tokenizer = Tokenizer.load(path) if options.prompt_ids is None or has_tokenizer(path) else None
     prompt = _prompt_ids(options, tokenizer, config.vocab_size)
     length = len(prompt) + options.max_tokens
     _check_fit(options, len(prompt), config)
@@ -67,7 +70,8 @@ def generate_offline(
     scheduler = SchedulerConfig(
         block_size, -(-length // block_size), manifest.engine.max_batch_tokens, 1, length, prefix_cache=False
     )
-    engine = local_engine(checkpoint, selection.kernels, scheduler)
+    choice = options.weights or manifest.weights.choice
+    engine = local_engine(checkpoint, selection.kernels, scheduler, choice=choice)
     stop = () if options.ignore_eos else tokenizer.eos_token_ids if tokenizer is not None else config.eos_token_ids
     params = SamplingParams(
         options.max_tokens,
@@ -101,7 +105,7 @@ def generate_offline(
         "logprobs": logprobs if options.logprobs is not None else None,
         "finish_reason": None if reason is None else reason.value,
         "prompt_tokens": len(prompt),
-        "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, "stored").digest,
+        "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, choice).digest,
     }
 
 

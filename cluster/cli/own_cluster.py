@@ -8,12 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import IO
 
 import httpx
+import yaml
 
 from isotherm.cluster.client.calls import API_KEY
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.manifest import load_manifest
 
 START_SECONDS, STOP_SECONDS = 600.0, 60.0
 # It ends when whoever asked for it is gone, however that ended.
@@ -21,6 +24,20 @@ COMMAND = (
     "from isotherm.cluster.supervise.processes import end_with_parent; end_with_parent({parent}); "
     "from isotherm.cluster.cli.main import main; main()"
 )
+
+
+def without_guests(model: str, folder: Path) -> str:
+    """MODEL|MANIFEST, of which a manifest has no API keys and no certificate: those are for others, and nobody else
+    asks this cluster. What is changed is written to `folder`. Raises ManifestError."""
+    if not model.endswith((".yaml", ".yml")):
+        return model
+    manifest = load_manifest(Path(model))
+    if manifest.http.keys is None and manifest.http.tls is None:
+        return model
+    data = manifest.model_dump(mode="json", exclude_unset=True)
+    data["http"] |= {"keys": None, "tls": None}
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(data), encoding="utf-8")
+    return str(folder / "manifest.yaml")
 
 
 class OwnClusterError(IsothermError, RuntimeError):
@@ -40,8 +57,11 @@ class OwnCluster:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         where = ["--host", "127.0.0.1", "--port", str(port)]
-        command = [sys.executable, "-c", COMMAND.format(parent=os.getpid()), "serve", *self._arguments, *where]
         self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._folder = tempfile.TemporaryDirectory(prefix="isotherm-own-")
+        model, *rest = self._arguments
+        served = [without_guests(model, Path(self._folder.name)), *rest]
+        command = [sys.executable, "-c", COMMAND.format(parent=os.getpid()), "serve", *served, *where]
         # A session of its own: who interrupts the command has the cluster ended by __exit__, not twice.
         # Nobody else shall ask it, so it asks for no key.
         environment = {name: value for name, value in os.environ.items() if name != API_KEY}
@@ -70,6 +90,7 @@ class OwnCluster:
             self._process.kill()
             self._process.wait()
         self._log.close()
+        self._folder.cleanup()
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -45,8 +45,11 @@ def line_of(worker: JSON) -> WorkerLine:
         )
         memory = f"{worker['experts']} experts, {human_bytes(worker['weight_bytes'])}"
         return WorkerLine(name, host, load, _rate(figures.get("rows_per_second"), "rows/s"), memory)
-    loading = worker["state"] == "loading" and "progress" in worker
-    return WorkerLine(name, host, f"loading, {worker['progress']:.0%}" if loading else worker["state"], "", "")
+    if worker["state"] != "loading" or "progress" not in worker:
+        return WorkerLine(name, host, worker["state"], "", "")
+    rate = f"{human_bytes(worker['read_bytes_per_second'])}/s" if "read_bytes_per_second" in worker else ""
+    memory = f"{human_bytes(worker['read_bytes'])} read" if "read_bytes" in worker else ""
+    return WorkerLine(name, host, f"loading, {worker['progress']:.0%}", rate, memory)
 
 
 def _rate(rate: float | None, unit: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import httpx
 
@@ -35,8 +36,8 @@ class ClusterState:
 
     def operations(self) -> list[Operation]:
         """Oldest first."""
-        found: list[Operation] = sorted(self.all("operation/"), key=lambda operation: operation["created"])  # type: ignore[arg-type]
-        return found
+        found = cast("list[Operation]", self.all("operation/"))
+        return sorted(found, key=lambda operation: operation["created"])
 
     def status(self) -> JSON:
         """As `Client.status`, without what only the server's own process knows."""

@@ -13,6 +13,7 @@ from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.formats.registry import PLAIN
 from isotherm.cluster.model.tensors import Part
+from isotherm.cluster.model.weight_choice import LEAST_BYTES
 
 TOLERANCE = 1e-6  # of sums of fractions
 
@@ -70,7 +71,8 @@ def _check_memory(manifest: Manifest, checkpoint: Checkpoint, memory: int) -> No
     shard = group = 0
     for spec in checkpoint.config.tensors():
         stored_as = checkpoint.format_of(spec.name) if spec.quantisable else PLAIN
-        least = int(math.prod(spec.shape) * stored_as.least_bytes)
+        form = manifest.weights.choice.form(spec)
+        least = int(math.prod(spec.shape) * min(stored_as.least_bytes, LEAST_BYTES.get(form, stored_as.least_bytes)))
         shard, group = (shard, group + least) if spec.part is Part.ROUTED_EXPERTS else (shard + least, group)
     weights = shards * shard + (0 if manifest.experts.gpus else group)
     if shards * kv + weights <= memory:

@@ -167,7 +167,7 @@ class RayFleet:
             model_path=self.checkpoint.path,
             device=device,
             dtype=m.dtype,
-            head=m.head,
+            weights=m.weights.choice,
             kernels=m.kernels,
             threads=threads,
             link_timeout=m.link_timeout,

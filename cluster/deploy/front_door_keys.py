@@ -3,7 +3,6 @@ before Ray's environment is set."""
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ MAKE_KEYS = (
 )
 
 
-def key_source(http: HttpSection, environment: Mapping[str, str] = os.environ) -> KeySource | None:
+def key_source(http: HttpSection, environment: Mapping[str, str]) -> KeySource | None:
     """The file of the manifest, else the key of the environment, of which only the hash goes on from here; None where
     there is neither. Raises ManifestError, KeysFileError."""
     if http.keys is not None:

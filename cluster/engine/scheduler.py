@@ -20,6 +20,7 @@ from isotherm.cluster.engine.kv_blocks import BlockManager
 from isotherm.cluster.engine.places import BACKGROUND, ShardPlaces
 from isotherm.cluster.engine.policy import Waiting, precedence, victims
 from isotherm.cluster.engine.sequence import Chunk, Form, Sampled, ScheduledSequence, accepted
+from isotherm.cluster.engine.step_plan import StepPlan
 from isotherm.cluster.engine.yielding import Yielding
 from isotherm.cluster.messages.requests import (
     Delta,
@@ -36,31 +37,6 @@ class Drafter(Protocol):
 
     def draft(self, sequence: ScheduledSequence, most: int) -> Sequence[int]:
         """Up to `most` tokens that may follow those of the sequence."""
-
-
-class _Step:
-    """A step that is being planned, of `most` tokens."""
-
-    def __init__(self, most: int, preemptions: int) -> None:
-        self._most = self.budget = most
-        self._preemptions = preemptions
-        self.chunks: list[Chunk] = []
-        self.held: list[ScheduledSequence] = []  # those that wait for one of their family
-
-    @property
-    def tokens(self) -> int:
-        return sum(chunk.count for chunk in self.chunks)
-
-    def limit(self, most: int) -> None:
-        self._most = most
-        self.budget = most - self.tokens
-
-    def drop_preempted(self, preemptions: int) -> None:
-        """Chunks of sequences that were preempted since; before one of these can be admitted again."""
-        if preemptions > self._preemptions:
-            self._preemptions = preemptions
-            self.chunks = [chunk for chunk in self.chunks if chunk.sequence.running]
-            self.budget = self._most - self.tokens
 
 
 class Scheduler:
@@ -145,7 +121,7 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The next step's chunks, decode form first; empty when there is nothing to do."""
-        step = _Step(self.config.max_batch_tokens, self.preemptions)
+        step = StepPlan(self.config.max_batch_tokens, self.preemptions)
         self.is_shared = self._places.has_background_and_others
         if not self.is_shared:
             self._plan(step, self.running.copy(), math.inf)
@@ -162,7 +138,7 @@ class Scheduler:
             chunks = self._with_drafts(chunks, self._drafter, self.config.max_batch_tokens - step.tokens)
         return sorted(chunks, key=lambda c: c.form is Form.PREFILL)
 
-    def _plan(self, step: _Step, running: Sequence[ScheduledSequence], before: float) -> None:
+    def _plan(self, step: StepPlan, running: Sequence[ScheduledSequence], before: float) -> None:
         """Chunks of those that run, and of those that wait in classes before this one."""
         prompts: list[ScheduledSequence] = []  # or what is computed again
         for sequence in running:
@@ -181,7 +157,7 @@ class Scheduler:
                     step.budget -= count
         self._admit_all(step, before)
 
-    def _admit_all(self, step: _Step, before: float) -> None:
+    def _admit_all(self, step: StepPlan, before: float) -> None:
         """Those that wait, of classes before this one."""
         step.drop_preempted(self.preemptions)
         while step.budget > 0 and (first := self.waiting.first()) is not None and first.request.priority < before:

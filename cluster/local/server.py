@@ -125,8 +125,8 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     kernels = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device).kernels
-    engine = local_engine(checkpoint, kernels, manifest.scheduler_config(config), head=manifest.head)
-    digest = own_fingerprint(checkpoint, kernels, manifest.head).digest
+    engine = local_engine(checkpoint, kernels, manifest.scheduler_config(config), choice=manifest.weights.choice)
+    digest = own_fingerprint(checkpoint, kernels, manifest.weights.choice).digest
     client = LocalEngine(engine, config.vocab_size, digest)
     try:
         observer = IngressObserver.of(manifest, "local", Alone(client.meter, lambda: client.not_ready() is None))

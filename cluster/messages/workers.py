@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isotherm.cluster.logs import LogFormat, LogLevel
+from isotherm.cluster.model.weight_choice import WeightChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class WorkerSpec:
     model_path: Path
     device: str  # cpu | cuda
     dtype: str
-    head: str  # stored | fp8
+    weights: WeightChoice
     kernels: str
     threads: int | None  # compute threads; None: its share of the node's cores
     link_timeout: float  # seconds

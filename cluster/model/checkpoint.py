@@ -10,7 +10,9 @@ import os
 import struct
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from isotherm.cluster.errors import IsothermError
@@ -58,7 +60,25 @@ class Checkpoint:
         checkpoint = Checkpoint(path, config, read_headers(path))
         for spec in config.tensors():
             checkpoint._check(spec)
+        checkpoint._check_content()
         return checkpoint
+
+    def _check_content(self) -> None:
+        """Of one quantised weight, what its headers do not show."""
+        for spec in self.config.tensors():
+            stored_as = self.format_of(spec.name) if spec.quantisable else PLAIN
+            if stored_as is not PLAIN:
+                names = {role: stored_as.tensor_name(spec.name, role) for role in stored_as.leaves}
+                there = {role: partial(_content, n, self.tensors[n]) for role, n in names.items() if n in self.tensors}
+                if reason := stored_as.refusal(there):
+                    raise CheckpointError(f"{self.path}: weight {spec.name} {reason}")
+                return
+
+    def weights(self) -> Iterator[TensorSpec]:
+        """Every tensor that the family knows, those of multi-token-prediction layers that are here among them."""
+        yield from self.config.tensors()
+        for layer in sorted({layer for name in self.tensors if (layer := self.config.mtp_layer(name)) is not None}):
+            yield from self.config.mtp_tensors(layer)
 
     def _check(self, spec: TensorSpec) -> None:
         stored_as = self.format_of(spec.name) if spec.quantisable else PLAIN
@@ -157,10 +177,15 @@ def sampled(others: list[str], experts: list[str]) -> list[str]:
 
 def _sample(name: str, info: TensorInfo) -> bytes:
     begin = zlib.crc32(name.encode()) % (info.nbytes - SAMPLE_BYTES) if info.nbytes > SAMPLE_BYTES else 0
+    return _content(name, info, begin, min(SAMPLE_BYTES, info.nbytes))
+
+
+def _content(name: str, info: TensorInfo, begin: int = 0, size: int | None = None) -> bytes:
+    """Bytes of a tensor: all, or so many from `begin`."""
     try:
         with open(info.file, "rb", buffering=0) as stream:
             stream.seek(info.offset + begin)
-            return stream.read(min(SAMPLE_BYTES, info.nbytes))
+            return stream.read(info.nbytes if size is None else size)
     except OSError as error:
         raise CheckpointError(f"{info.file}: tensor {name} cannot be read ({error})") from None
 

@@ -21,7 +21,7 @@ class Fingerprint:
 
     weights: str  # Checkpoint.digest()
     dtype: str  # of activations and KV cache
-    head: str  # stored | fp8
+    kept: str  # in how many bits: WeightChoice.words
     device: str  # cpu | cuda
     kernels: str  # native | reference | triton
     summation: int  # version of the order in which these kernels add up
@@ -34,11 +34,11 @@ class Fingerprint:
 
 
 # What a worker on a GPU and one on a CPU must share; which of them computes what is the manifest's choice, and stays.
-SHARED = ("weights", "dtype", "head")
+SHARED = ("weights", "dtype", "kept")
 WORDS = {
     "weights": "weights",
     "dtype": "dtype",
-    "head": "output head",
+    "kept": "weights kept as",
     "kernels": "kernels",
     "summation": "summation order",
     "instructions": "instruction set",

@@ -27,6 +27,8 @@ class TensorSpec:
     shape: tuple[int, ...]
     part: Part
     quantisable: bool = False
+    # Multiplied by in both directions (absorbed MLA's kv_b_proj). Groups of inputs have a meaning in one of them alone.
+    both_ways: bool = False
 
 
 def mlp_projections(p: str) -> tuple[str, str, str]:

@@ -16,6 +16,7 @@ from isotherm.actors.worker import WorkerBase
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.workers import WorkerSpec
 from isotherm.cluster.model.path import bundled_model
+from isotherm.cluster.model.weight_choice import WeightChoice
 
 HOST = "127.0.0.1"
 SPEC = WorkerSpec(
@@ -23,7 +24,7 @@ SPEC = WorkerSpec(
     model_path=bundled_model(),
     device="cpu",
     dtype="bfloat16",
-    head="stored",
+    weights=WeightChoice(),
     kernels="reference",
     threads=1,
     link_timeout=5.0,
@@ -52,11 +53,12 @@ def test_a_worker_says_by_what_it_computes():
     worker = WorkerBase(SPEC, HOST)
     assert worker._common_status()["fingerprint"] is None
     found = asyncio.run(worker.fingerprint())
-    assert (found.dtype, found.head, found.device, found.kernels) == ("bfloat16", "stored", "cpu", "reference")
+    assert (found.dtype, found.kept, found.device, found.kernels) == ("bfloat16", "stored", "cpu", "reference")
     assert found.weights == worker.checkpoint.digest() and f"torch {torch.__version__}" in found.instructions
     assert worker._common_status()["fingerprint"] == found.digest
-    other = asyncio.run(WorkerBase(replace(SPEC, dtype="float32", head="fp8"), HOST).fingerprint())
-    assert (other.dtype, other.head, other.weights) == ("float32", "fp8", found.weights)
+    spec = replace(SPEC, dtype="float32", weights=WeightChoice(head="fp8"))
+    other = asyncio.run(WorkerBase(spec, HOST).fingerprint())
+    assert (other.dtype, other.kept, other.weights) == ("float32", "head fp8", found.weights)
 
 
 def test_without_a_gpu_a_worker_that_needs_one_says_so(monkeypatch: pytest.MonkeyPatch):

@@ -25,11 +25,18 @@ class Side(Protocol):
 
 
 class Isotherm:
-    def __init__(self, model: str, head: str = "stored"):
+    def __init__(self, model: str, **choice: str):
         from isotherm.cluster.cli.bench_engine import EngineBench
+        from isotherm.cluster.model.weight_choice import WeightChoice
 
         self._bench = EngineBench(
-            Path(model), dtype="bfloat16", kernels="native", threads=None, most_streams=32, most_prompt=512, head=head
+            Path(model),
+            dtype="bfloat16",
+            kernels="native",
+            threads=None,
+            most_streams=32,
+            most_prompt=512,
+            choice=WeightChoice(**choice),
         )
         self.decode, self.prefill = self._bench.decode, self._bench.prefill
 

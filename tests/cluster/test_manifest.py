@@ -193,7 +193,7 @@ def test_every_bad_field_is_named_at_once():
         (
             {"modle": "tiny"},
             "modle",
-            "model, served_name, device, dtype, head, kernels, mixed, generation_config, logprobs, tool_format, ",
+            "model, served_name, device, dtype, weights, kernels, mixed, generation_config, logprobs, tool_format, ",
         ),
         ({"attention": {"shard": 1}}, "attention.shard", "shards, cpus, gpus, memory, threads, labels"),
         ({"http": {"prot": 1}}, "http.prot", "host, port, replicas, max_ongoing_requests"),

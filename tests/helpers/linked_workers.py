@@ -13,6 +13,7 @@ from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import Delta, GenerationRequest, SamplingParams
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.cluster.model.path import bundled_model
+from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.placement.table import contiguous_placement
 
 SCHEDULER = SchedulerConfig(16, 256, 512, 8, 1024)
@@ -30,7 +31,7 @@ class Workers:
             model_path=bundled_model(),
             device="cpu",
             dtype="bfloat16",
-            head="stored",
+            weights=WeightChoice(),
             kernels="auto",
             threads=1,
             link_timeout=20.0,

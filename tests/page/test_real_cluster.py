@@ -90,7 +90,7 @@ def test_a_cluster_from_its_first_answer_to_a_worker_that_was_killed(served, win
         expect(groups).to_have_count(count + 1, timeout=PATIENCE)
         killed = next(w for w in served.status()["workers"] if w["role"] == "expert")
         os.kill(killed["pid"], signal.SIGKILL)
-        expect(page.locator(".worker.lost h4")).to_have_text(killed["id"], timeout=PATIENCE)
+        expect(page.locator(".worker.lost h4").filter(has_text=killed["id"])).to_be_visible(timeout=PATIENCE)
         expect(page.locator(".notice")).to_contain_text(f"{killed['id']} is dead")
         expect(page.locator(".worker.lost")).to_have_count(0, timeout=PATIENCE)
         expect(page.locator(".notice")).to_be_hidden(timeout=PATIENCE)

@@ -13,12 +13,19 @@ _LOOKS = ("GET", "HEAD")
 
 def is_open(path: str) -> bool:
     """Whether a request needs no key."""
-    return path in OPEN
+    return path in OPEN or is_page(path)
+
+
+def is_page(path: str) -> bool:
+    """Whether it is a file of the page, which asks for what it shows with its user's key."""
+    return path == "/" or _below(path, "/page")
 
 
 def needed_role(method: str, path: str) -> Role | None:
     """The role that a route needs; None: any. A path that nobody knows needs one too, so that a new route is no hole
     until its line is here."""
+    if is_page(path):
+        return None
     if path in ("/status", "/metrics"):
         return "observe"
     if _below(path, "/admin"):

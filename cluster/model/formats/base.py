@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -34,7 +34,7 @@ class WeightFormat(ABC):
     # Role → the tensor's name, where the weight's own last name is "weight". The first role is the one that is always
     # there, and that messages name. A role that `wants` leaves out may be there.
     leaves: ClassVar[dict[str, str]]
-    quant_method: ClassVar[str | None] = None  # config.json's word for it
+    quant_methods: ClassVar[tuple[str, ...]] = ()  # config.json's words for it
     needs_config: ClassVar[bool] = False  # whether the headers alone cannot say it
     # The least that a weight takes in memory, in bytes an element: what has no kernels of its own is widened to bf16,
     # which the native kernels keep in three quarters (kernels/native/csrc/coded.cpp).
@@ -62,6 +62,16 @@ class WeightFormat(ABC):
     def stores(self, dtypes: Mapping[str, str]) -> bool:
         """Whether a weight is in this format, of whose tensors those in `dtypes` (role → dtype) are there. A dtype is
         empty where only the index is here, which has none."""
+
+    def covers(self, weight: str) -> bool:
+        """Whether config.json says of this weight that it is in this format. Where tensors are there, they are
+        believed."""
+        return True
+
+    def refusal(self, read: Mapping[str, Callable[[], bytes]]) -> str | None:
+        """Why a weight cannot be computed with that has the right headers. `read`: role → its tensor's bytes, where the
+        tensor is there. Asked of one weight of a checkpoint, before others are read."""
+        return None
 
     @classmethod
     def tensor_name(cls, weight: str, role: str) -> str:

@@ -6,19 +6,33 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from isotherm.cluster.model.formats.base import WeightFormat
-from isotherm.cluster.model.formats.fp8 import Fp8Blocks
+from isotherm.cluster.model.formats.compressed import PackQuantized
+from isotherm.cluster.model.formats.fp8 import CompressedFp8Blocks, Fp8Blocks
+from isotherm.cluster.model.formats.gptq import AutoRound, Gptq
+from isotherm.cluster.model.formats.int8 import Int8Groups
+from isotherm.cluster.model.formats.mxfp4 import Mxfp4, QuarkMxfp4
 from isotherm.cluster.model.formats.plain import Plain
 
 if TYPE_CHECKING:
     from isotherm.cluster.model.config import Fields
 
 PLAIN = Plain()
-FORMATS: list[type[WeightFormat]] = [Fp8Blocks]  # all but Plain, in the order in which they are tried
+# All but Plain, in the order in which they are tried.
+FORMATS: list[type[WeightFormat]] = [
+    CompressedFp8Blocks,
+    Fp8Blocks,
+    PackQuantized,
+    Gptq,
+    AutoRound,
+    Mxfp4,
+    QuarkMxfp4,
+    Int8Groups,
+]
 
 
 def configured(q: Fields) -> WeightFormat:
     """The format that config.json's quantization_config names. Raises ModelConfigError for one that is not known."""
-    known = {f.quant_method: f for f in FORMATS if f.quant_method is not None}
+    known = {method: f for f in FORMATS for method in f.quant_methods}
     q.exactly("quant_method", tuple(known), None)
     return known[q.raw["quant_method"]].configured(q)
 
@@ -41,7 +55,7 @@ def candidates(config: WeightFormat | None) -> list[WeightFormat]:
 
 def foreign_tensors(weight: str, own: WeightFormat) -> list[str]:
     """Names of tensors that `weight` would have if it were in another format than its own."""
-    names = {name for f in FORMATS for role in f.leaves if (name := f.tensor_name(weight, role)) != weight}
+    names = {f.tensor_name(weight, role) for f in FORMATS for role in f.leaves} - {weight}
     return sorted(names - {own.tensor_name(weight, role) for role in own.leaves})
 
 
@@ -50,7 +64,7 @@ def weight_dtypes() -> tuple[str, ...]:
     formats: list[type[WeightFormat]] = [Plain, *FORMATS]
     known = [f() for f in formats if not f.needs_config]
     named = [f.wants((1, 1))[role] for f in known for role, leaf in f.leaves.items() if leaf == "weight"]
-    return tuple(dtype for wanted in named for dtype in wanted.dtypes)
+    return tuple(dict.fromkeys(dtype for wanted in named for dtype in wanted.dtypes))
 
 
 def scale_suffixes() -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.kernels.reference import ReferenceKernels
 
 
@@ -314,7 +315,7 @@ def test_an_8_bit_head_gives_nearly_the_same_logits(tmp_path: Path):
     )
     logits = []
     for head in ("stored", "fp8"):
-        engine = local_engine(checkpoint, ReferenceKernels(torch.float32), config, head=head)
+        engine = local_engine(checkpoint, ReferenceKernels(torch.float32), config, choice=WeightChoice(head=head))
         batch = build_batch(
             [Chunk(sequence("a", 9, 0, [0, 1, 2]), 0, 9, Form.PREFILL, True)], 4, engine.model.cos, engine.model.sin
         )

@@ -28,6 +28,7 @@ from isotherm.cluster.model.formats.plain import Plain
 from isotherm.cluster.model.registry import parse
 from isotherm.kernels.formats import registry as kernel_formats
 from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.published import PUBLISHED
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 
 GATE = "model.layers.0.mlp.gate_proj"
@@ -38,18 +39,18 @@ PROMPT = "5,250,17,99,4,123"
 
 
 @dataclass(frozen=True)
-class GroupedInt4(WeightFormat):
+class ToyFour(WeightFormat):
     """What is stored: (code - zero) × scale, with scale and zero for each `group_size` inputs of an output."""
 
     group_size: int = 32
 
-    name = "int4"
+    name = "toy4"
     leaves: ClassVar = {"packed": "qweight", "scale": "scales", "zero": "qzeros", "shape": "weight_shape"}
-    quant_method = "grouped-int4"
+    quant_methods = ("grouped-int4",)
     needs_config = True
 
     @classmethod
-    def configured(cls, q: Fields) -> GroupedInt4:
+    def configured(cls, q: Fields) -> ToyFour:
         q.exactly("bits", (4,), None)
         return cls(q.integer("group_size"))
 
@@ -69,16 +70,16 @@ class GroupedInt4(WeightFormat):
         return "packed" in dtypes
 
 
-class Int4Weight(StoredWeight):
+class ToyWeight(StoredWeight):
     """What is computed."""
 
-    name = "int4"
+    name = "toy4"
 
     def __init__(self, tensors: Mapping[str, Tensor], group_size: int):
         self.parts, self.group_size = tensors, group_size
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> Int4Weight:
+    def of(cls, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> ToyWeight:
         return cls(tensors, parameters["group_size"])
 
     @property
@@ -124,8 +125,8 @@ def written(path: Path, group_size: int = 32) -> tuple[Path, Path]:
         if spec.quantisable:
             parts = quantise(numbers[spec.name], group_size)
             del quantised[spec.name]
-            quantised |= {GroupedInt4.tensor_name(spec.name, role): tensor for role, tensor in parts.items()}
-            numbers[spec.name] = Int4Weight(parts, group_size).dequantise(torch.float32)
+            quantised |= {ToyFour.tensor_name(spec.name, role): tensor for role, tensor in parts.items()}
+            numbers[spec.name] = ToyWeight(parts, group_size).dequantise(torch.float32)
     claimed = config | {"quantization_config": {"quant_method": "grouped-int4", "bits": 4, "group_size": group_size}}
     narrow = write_checkpoint(path / "int4", claimed, quantised, shards=2)
     return narrow, write_checkpoint(path / "f32", config, numbers)
@@ -133,8 +134,8 @@ def written(path: Path, group_size: int = 32) -> tuple[Path, Path]:
 
 @pytest.fixture
 def int4(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stored_formats, "FORMATS", [*stored_formats.FORMATS, GroupedInt4])
-    monkeypatch.setitem(kernel_formats.FORMATS, GroupedInt4.name, Int4Weight)
+    monkeypatch.setattr(stored_formats, "FORMATS", [*stored_formats.FORMATS, ToyFour])
+    monkeypatch.setitem(kernel_formats.FORMATS, ToyFour.name, ToyWeight)
 
 
 # --- what it is given for that --------------------------------------------------------------------
@@ -186,8 +187,8 @@ def test_what_it_takes_in_memory_is_what_its_numbers_do(tmp_path: Path):
 def test_parameters_are_part_of_what_the_weights_are(tmp_path: Path):
     quantised, _ = written(tmp_path)
     checkpoint = Checkpoint.open(quantised)
-    other = replace(checkpoint, config=replace(checkpoint.config, quantisation=GroupedInt4(64)))
-    assert checkpoint.config.quantisation == GroupedInt4(32) and checkpoint.digest() != other.digest()
+    other = replace(checkpoint, config=replace(checkpoint.config, quantisation=ToyFour(64)))
+    assert checkpoint.config.quantisation == ToyFour(32) and checkpoint.digest() != other.digest()
 
 
 @pytest.mark.usefixtures("int4")
@@ -203,21 +204,23 @@ def test_a_checkpoint_that_lacks_a_tensor_of_it_is_refused(tmp_path: Path):
 
 def test_an_unknown_format_is_refused_by_name(tmp_path: Path, request: pytest.FixtureRequest):
     quantised, _ = written(tmp_path)
-    with pytest.raises(ModelConfigError, match='quant_method is "grouped-int4"; it must be "fp8"$'):
+    with pytest.raises(ModelConfigError, match='quant_method is "grouped-int4"; it must be "fp8" or .*"quark"$'):
         Checkpoint.open(quantised)
     request.getfixturevalue("int4")
     config = json.loads((quantised / "config.json").read_text())
     config["quantization_config"]["quant_method"] = "awq"
-    with pytest.raises(ModelConfigError, match='quant_method is "awq"; it must be "fp8" or "grouped-int4"$'):
+    with pytest.raises(
+        ModelConfigError, match='quant_method is "awq"; it must be "fp8" or .*"quark" or "grouped-int4"$'
+    ):
         parse(config)
-    with pytest.raises(ValueError, match='weight format "awq" has no kernels; known are plain, fp8, int4'):
+    with pytest.raises(ValueError, match='weight format "awq" has no kernels; known are plain, fp8, int4, int8, toy4'):
         kernel_formats.stored_weight("awq", {}, {})
 
 
 @pytest.mark.usefixtures("int4")
 def test_it_can_be_cut_turned_and_requantised():
     weight = torch.randn(300, 130, generator=torch.Generator().manual_seed(1))
-    stored = Int4Weight(quantise(weight, 32), 32)
+    stored = ToyWeight(quantise(weight, 32), 32)
     numbers = stored.dequantise(torch.float32)
     torch.testing.assert_close(numbers, weight, rtol=0, atol=0.3)
     assert torch.equal(stored.rows(3, 40, torch.float32).dequantise(torch.float32), numbers[3:40])
@@ -226,10 +229,10 @@ def test_it_can_be_cut_turned_and_requantised():
     assert isinstance(narrow, Fp8Weight) and torch.equal(
         narrow.dequantise(torch.float32), Fp8Weight.quantise(PlainWeight(numbers)).dequantise(torch.float32)
     )
-    with pytest.raises(TypeError, match="cannot be quantised to int4 here"):
-        kernel_formats.quantised("int4", stored)
+    with pytest.raises(TypeError, match="cannot be quantised to toy4 here"):
+        kernel_formats.quantised("toy4", stored)
 
 
 def test_what_can_be_stored_can_be_computed():
     stored: list[type[WeightFormat]] = [Plain, *stored_formats.FORMATS]
-    assert {f.name for f in stored} == set(kernel_formats.FORMATS)
+    assert {f.name for f in stored} <= set(kernel_formats.FORMATS) | set(PUBLISHED)

@@ -1,57 +1,110 @@
-"""Reading weights: what was read does not stay in this process's memory."""
+"""Reading weights: what is read ahead and what is not give the same; only what is kept stays in memory; and what is
+quantised while it is read."""
 
 from __future__ import annotations
 
-import re
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from isotherm.actors.models import weights
 from isotherm.actors.models.weights import WeightReader
-from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.checkpoint import Checkpoint, CheckpointError
 from isotherm.cluster.model.path import bundled_model
+from isotherm.cluster.model.tensors import Part
+from isotherm.cluster.model.weight_choice import WeightChoice
+from isotherm.kernels.formats.registry import quantised
+
+HEAD = "lm_head.weight"
 
 
-def mapped_and_touched(file: Path) -> int:
-    """Bytes of a file that count as this process's memory now."""
-    total, ours = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            ours = line.endswith(str(file.resolve()))
-        elif ours and line.startswith("Rss:"):
-            total += int(line.split()[1]) << 10
-    return total
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return Checkpoint.open(bundled_model())
 
 
-@pytest.fixture
-def reader(monkeypatch: pytest.MonkeyPatch) -> WeightReader:
-    monkeypatch.setattr(weights, "MAPPED_BYTES", 1 << 20)
-    return WeightReader(Checkpoint.open(bundled_model()))
+def projections(checkpoint: Checkpoint) -> list[str]:
+    return [spec.name for spec in checkpoint.config.tensors() if spec.quantisable]
 
 
-@pytest.mark.slow
-def test_what_was_read_goes_again(reader: WeightReader):
-    file = next(iter({t.file for t in reader.checkpoint.tensors.values()}))
-    largest = max(t.nbytes for t in reader.checkpoint.tensors.values())
-    most = 0
-    with reader:
-        for i, name in enumerate(reader.checkpoint.tensors):
-            reader.tensor(name).view(torch.uint8).sum()
-            if i % 9 == 0:  # looking costs 10 ms
-                most = max(most, mapped_and_touched(file))
-    # What may stay mapped, the tensor that is being read, and up to 64 KiB around each that the system brings with it.
-    assert (1 << 20) // 2 < most <= (1 << 20) + largest + (256 << 10)
-    assert reader.bytes_read > 10 * (1 << 20)
-    assert mapped_and_touched(file) == 0
+def test_tensors_are_those_of_the_file(checkpoint: Checkpoint):
+    with WeightReader(checkpoint) as reader:
+        for file in {info.file for info in checkpoint.tensors.values()}:
+            for name, tensor in load_file(file).items():
+                found = reader.tensor(name)
+                assert found.dtype == tensor.dtype and found.shape == tensor.shape
+                assert torch.equal(found.view(torch.uint8), tensor.view(torch.uint8))
+    assert reader.bytes_read == sum(info.nbytes for info in checkpoint.tensors.values())
 
 
-def test_a_view_outlives_the_mapping_it_was_read_from(reader: WeightReader):
-    name = "model.layers.0.self_attn.o_proj.weight"
-    with reader:
-        view = reader.tensor(name)
-        before = view.view(torch.uint8).clone()
-        for other in reader.checkpoint.tensors:
-            reader.tensor(other)
-    assert torch.equal(view.view(torch.uint8), before)
+def test_a_tensor_in_blocks_is_the_same(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 1000)
+    with WeightReader(checkpoint) as reader:
+        blocks = [bytes(block) for block in reader.blocks(HEAD)]
+        assert len(blocks) > 5 and b"".join(blocks) == bytes(reader.tensor(HEAD).flatten().view(torch.uint8).numpy())
+
+
+@pytest.mark.parametrize("room", [1, 200_000, weights.AHEAD_BYTES])
+def test_reading_ahead_gives_the_same_in_any_order(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, room: int):
+    monkeypatch.setattr(weights, "AHEAD_BYTES", room)
+    names = projections(checkpoint)[:60]
+    with WeightReader(checkpoint) as alone, WeightReader(checkpoint) as reader:
+        with reader.ahead(names[:-10]):  # the last ones were not told
+            for name in [*names[30:], *names[:30]]:
+                assert torch.equal(reader.stored(name).tensors[0].float(), alone.stored(name).tensors[0].float()), name
+        assert reader._room == room and not reader._under_way and not reader._waiting
+
+
+def test_what_was_read_ahead_and_not_taken_is_let_go(checkpoint: Checkpoint):
+    names = projections(checkpoint)
+    with WeightReader(checkpoint) as reader:
+        with pytest.raises(RuntimeError, match="no slot"), reader.ahead(names):
+            reader.stored(names[0])
+            raise RuntimeError("no slot")
+        assert reader._room == weights.AHEAD_BYTES
+        reader.stored(names[1])
+
+
+def test_a_file_that_has_lost_its_end_is_named(tmp_path: Path):
+    model = tmp_path / "model"
+    shutil.copytree(bundled_model(), model)
+    checkpoint = Checkpoint.open(model)
+    for file in model.glob("*.safetensors"):
+        os.truncate(file, file.stat().st_size // 2)
+    names, words = projections(checkpoint), r"\.safetensors: tensor \S+ cannot be read \(it ends \d+ bytes too"
+    with WeightReader(checkpoint) as reader, pytest.raises(CheckpointError, match=words), reader.ahead(names):
+        for name in names:
+            reader.stored(name)
+
+
+def test_weights_are_quantised_as_their_part_is_chosen(checkpoint: Checkpoint):
+    choice = WeightChoice(experts="int4", dense="fp8", head="int8")
+    forms = {Part.ROUTED_EXPERTS: "int4", Part.HEAD: "int8"}
+    seen = set()
+    with WeightReader(checkpoint) as plain, WeightReader(checkpoint, choice) as reader:
+        for spec in [s for s in checkpoint.config.tensors() if s.quantisable][::7] + [
+            s for s in checkpoint.config.tensors() if s.name == HEAD
+        ]:
+            form = forms.get(spec.part, "fp8")
+            found, expected = reader.stored(spec.name), quantised(form, plain.stored(spec.name))
+            assert found.name == form and torch.equal(
+                found.dequantise(torch.float32), expected.dequantise(torch.float32)
+            )
+            seen.add(form)
+        assert seen == {"int4", "fp8", "int8"}
+        assert reader.head("model.embed_tokens.weight").name == "int8"  # of a model whose head is its embedding
+        assert plain.head(HEAD).name == plain.stored(HEAD).name
+
+
+def test_what_has_four_bits_gains_nothing_from_eight(checkpoint: Checkpoint, tmp_path: Path):
+    from isotherm.actors.models.converter import convert
+
+    convert(bundled_model(), tmp_path, WeightChoice(dense="int4"))
+    narrow = Checkpoint.open(tmp_path)
+    name = next(s.name for s in narrow.config.tensors() if s.part is Part.SHARED_EXPERTS)
+    with WeightReader(narrow, WeightChoice(dense="fp8")) as reader:
+        assert reader.stored(name).name == "int4"

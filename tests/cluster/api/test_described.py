@@ -79,7 +79,8 @@ def test_every_route_is_described_and_nothing_else_is(app):
 
 def test_routes_that_are_not_there_are_not_in_it(app):
     bare = call(build_app(FakeEngine(10), None, "m"), "GET", "/openapi.json").json()  # type: ignore[arg-type]
-    assert not [path for path in bare["paths"] if path.startswith(("/admin", "/metrics", "/v1/files", "/v1/batches"))]
+    operators = ("/admin", "/metrics", "/v1/files", "/v1/batches")
+    assert [path for path in bare["paths"] if path.startswith(operators)] == ["/admin/events"]  # it has less to tell
 
 
 def test_every_body_has_a_schema_and_every_reference_an_end(document):

@@ -91,7 +91,8 @@ def test_so_many_streams_and_no_more(monkeypatch):
     admin.feed.put("a", 1)
     with http_server(app_with(admin)) as url:
         with httpx.stream("GET", f"{url}/admin/events") as stream:
-            parts(stream.iter_lines(), 1)
+            lines = stream.iter_lines()  # kept: without it httpx closes the stream
+            parts(lines, 1)
             refused = httpx.get(f"{url}/admin/events")
             assert refused.status_code == 429 and "1 event streams are open" in refused.json()["error"]["message"]
         again, deadline = 429, time.monotonic() + 20

@@ -41,7 +41,7 @@ def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_environment, "local_address", lambda *_: None)
     # Consoles that were made at import write to the stream of that time.
     monkeypatch.setattr(cli, "console", _Console())
-    monkeypatch.setattr(cli, "errors", _Console(stderr=True))
+    monkeypatch.setattr("isotherm.cluster.cli.user_errors.errors", _Console(stderr=True))
 
 
 class _Console:
@@ -130,6 +130,28 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr("isotherm.cluster.on_ray.environment.os.environ", dict(os.environ))
     monkeypatch.setattr("isotherm.cluster.supervise.supervisor.serve_until_stopped", lambda *args: calls.append(args))
     return calls
+
+
+def test_without_keys_serve_stays_on_this_machine(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(os.environ, "ISOTHERM_API_KEY", raising=False)
+    (tmp_path / "open.yaml").write_text("http: {host: '::', port: 18763}")
+    for arguments in (["--host", "0.0.0.0"], ["open.yaml"], ["--host", "10.1.2.3"]):
+        refused = invoke("serve", *arguments)
+        assert refused.exit_code == 1 and "there are no API keys" in refused.stderr and "keys create" in refused.stderr
+    assert not served
+
+
+def test_serve_hands_on_hashes_and_never_a_key(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(os.environ, "ISOTHERM_API_KEY", "made-up-by-somebody-123")
+    done = invoke("serve", "--host", "0.0.0.0", "--port", "18762")
+    assert done.exit_code == 0 and "ISOTHERM_API_KEY" not in os.environ, done.stderr
+    assert invoke("keys", "create", "ann", "--file", "k.json").exit_code == 0
+    done = invoke("serve", "--host", "0.0.0.0", "--port", "18762", "--keys", "k.json")
+    assert done.exit_code == 0, done.stderr
+    (*_, by_environment, _), (manifest, *_, by_file, _) = served
+    assert [entry["name"] for entry in by_environment["given"]] == ["environment"]
+    assert "made-up-by-somebody-123" not in json.dumps(by_environment) and by_environment["file"] is None
+    assert by_file == {"file": str(tmp_path / "k.json"), "given": []} and manifest.http.keys == by_file["file"]
 
 
 def test_serve_takes_the_manifest_and_the_options(served: list[Any], tmp_path: Path):

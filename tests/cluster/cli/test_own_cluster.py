@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
+import yaml
 
 from isotherm.cluster.cli import own_cluster
-from isotherm.cluster.cli.own_cluster import OwnCluster, OwnClusterError
+from isotherm.cluster.cli.own_cluster import OwnCluster, OwnClusterError, without_guests
+from isotherm.cluster.manifest import load_manifest, parse_manifest
 from isotherm.cluster.supervise.processes import runs_as
 
 SERVER = """
@@ -56,6 +60,21 @@ def test_it_is_there_while_it_is_used():
         logged = cluster._logged()
         assert logged.startswith("started serve tiny --address a --host 127.0.0.1 --port ")
     until_gone(int(answer.text))
+
+
+def test_it_asks_nobody_for_a_key_and_needs_no_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ISOTHERM_API_KEY", "made-up-by-somebody-123")
+    tls = {"certificate": "/c.pem", "key": "/k.pem"}
+    given = {"model": "tiny", "experts": {"groups": 3}, "http": {"keys": "/k.json", "tls": tls, "aliases": ["a"]}}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(given))
+    (tmp_path / "plain.yaml").write_text("model: tiny")
+    changed = load_manifest(Path(without_guests(str(tmp_path / "m.yaml"), tmp_path)))
+    assert changed == parse_manifest({**given, "http": {"aliases": ["a"]}})
+    for model in ("tiny", str(tmp_path / "plain.yaml")):
+        assert without_guests(model, tmp_path) == model
+    with OwnCluster("tiny") as cluster:
+        pid = int(httpx.get(f"{cluster.url}/", trust_env=False).text)
+        assert "ISOTHERM_API_KEY" not in psutil.Process(pid).environ()
 
 
 def test_one_that_does_not_start_says_why():

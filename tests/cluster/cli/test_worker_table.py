@@ -22,6 +22,10 @@ GROUP = {"id": "expert-0", "state": "loaded", "host": "h", "experts": 32, "weigh
         (GROUP, WorkerLine("expert-0", "h", "heat 1.50, busy 25%", "4000 rows/s", "32 experts, 1.0 MiB")),
         (GROUP | {"load": None}, WorkerLine("expert-0", "h", "", "", "32 experts, 1.0 MiB")),
         ({"id": "a", "state": "loading", "progress": 0.5}, WorkerLine("a", "", "loading, 50%", "", "")),
+        (
+            {"id": "a", "state": "loading", "progress": 0.5, "read_bytes": 3 << 30, "read_bytes_per_second": 1 << 20},
+            WorkerLine("a", "", "loading, 50%", "1.0 MiB/s", "3.0 GiB read"),
+        ),
         ({"id": "a", "state": "dead", "reason": "killed"}, WorkerLine("a", "", "dead: killed", "", "", trouble=True)),
     ],
 )

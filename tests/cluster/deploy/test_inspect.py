@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from deepseek_checkpoints import make_checkpoint, make_config, make_tensors, write_checkpoint
+from fake_engine import write_tokenizer
 from published import DEEPSEEK_V3
 
 from isotherm.cluster.deploy.inspect import Report, inspect_model
@@ -264,3 +265,24 @@ def test_a_broken_index_is_refused(tmp_path: Path, index: str):
     (tmp_path / INDEX).write_text(index)
     with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
         inspect_model(tmp_path, Manifest())
+
+
+def test_it_says_what_the_text_is_made_with(tmp_path: Path):
+    make_checkpoint(tmp_path)
+    said = inspect_model(tmp_path, Manifest()).architecture
+    assert said["family"] == "DeepSeek-V3 (deepseek_v3)" and said["tokenizer"] == said["chat_template"] == "none"
+    assert said["not_supported"] == (
+        "text: there is neither tokenizer.json nor tiktoken.model, so that token ids alone are taken; "
+        "chats: there is no chat template"
+    )
+    write_tokenizer(tmp_path)
+    said = inspect_model(tmp_path, Manifest()).architecture
+    assert (said["tokenizer"], said["chat_template"]) == ("tokenizer.json", "tokenizer_config.json")
+    assert said["not_supported"] == "nothing that is known of"
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tiktoken.model").write_text("")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    said = inspect_model(tmp_path, Manifest()).architecture
+    assert said["tokenizer"] == "tiktoken.model, converted when it is loaded"
+    assert said["chat_template"] == "chat_template.jinja"
+    assert said["not_supported"].startswith("text: tiktoken.model is of tokenizer_class 'LlamaTokenizerFast'; known is")

@@ -148,8 +148,17 @@ def test_a_missing_tensor_stops_the_opening(tmp_path: Path, name: str):
         (GATE, torch.zeros(36 * 56), "expected shape [36, 56], found [2016]"),
         (NORM, torch.zeros(57), "expected shape [56], found [57]"),
         (NORM, torch.zeros(()), "expected shape [56], found []"),
-        (GATE, torch.zeros(36, 56, dtype=torch.int8), "expected dtype F32, F16, BF16, F8_E4M3, found I8"),
-        (GATE, torch.zeros(36, 56, dtype=torch.float8_e5m2), "expected dtype F32, F16, BF16, F8_E4M3, found F8_E5M2"),
+        (GATE, torch.zeros(36, 56, dtype=torch.int16), "expected dtype F32, F16, BF16, F8_E4M3, I8, found I16"),
+        (
+            GATE,
+            torch.zeros(36, 56, dtype=torch.int8),
+            f"is I8, but {GATE}_scale is missing; expected shape [36, 2]",
+        ),
+        (
+            GATE,
+            torch.zeros(36, 56, dtype=torch.float8_e5m2),
+            "expected dtype F32, F16, BF16, F8_E4M3, I8, found F8_E5M2",
+        ),
         (NORM, torch.zeros(56, dtype=torch.float64), "expected dtype F32, F16, BF16, found F64"),
         (NORM, torch.zeros(56, dtype=torch.float8_e4m3fn), "expected dtype F32, F16, BF16, found F8_E4M3"),
         (
@@ -173,7 +182,7 @@ def test_a_wrong_tensor_is_named_with_its_file_and_what_was_expected(
         (torch.ones(2, 2), "shape [1, 2], found [2, 2]"),
         (torch.ones(3, 1), "shape [1, 2], found [3, 1]"),
         (torch.ones(1), "shape [1, 2], found [1]"),
-        (torch.ones(1, 2, dtype=torch.int32), "dtype F32, F16, BF16, found I32"),
+        (torch.ones(1, 2, dtype=torch.int32), "dtype F32, F16, BF16, F8_E8M0, found I32"),
     ],
 )
 def test_a_scale_that_does_not_fit_its_ragged_blocks(tmp_path: Path, scale: Tensor, words: str):

@@ -15,9 +15,10 @@ from published import DEEPSEEK_V3
 from isotherm.cluster.model.config import ModelConfigError, RopeConfig, token_ids
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
 from isotherm.cluster.model.formats.fp8 import Fp8Blocks
-from isotherm.cluster.model.registry import parse
+from isotherm.cluster.model.registry import FAMILIES, parse
 from isotherm.cluster.model.tensors import Part
 
+KNOWN = " or ".join(f'"{family}"' for family in FAMILIES)
 YARN = {
     "factor": 40,
     "original_max_position_embeddings": 4096,
@@ -119,9 +120,9 @@ def test_unknown_fields_and_remote_code_are_ignored():
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("model_type", "deepseek_v2", '"deepseek_v3"'),
-        ("model_type", None, '"deepseek_v3"'),
-        ("model_type", ["deepseek_v3"], '"deepseek_v3"'),
+        ("model_type", "deepseek", KNOWN),
+        ("model_type", None, KNOWN),
+        ("model_type", ["deepseek_v3"], KNOWN),
         ("hidden_act", "gelu", '"silu"'),
         ("scoring_func", "softmax", '"sigmoid"'),
         ("topk_method", "greedy", '"noaux_tc"'),
@@ -210,7 +211,11 @@ def test_a_bad_rope_value_names_where_it_stands(style: str, field: str, value: A
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quant_method": "gptq"}, 'quant_method is "gptq"; it must be "fp8"'),
+        (
+            {"quant_method": "awq"},
+            'quant_method is "awq"; it must be "fp8" or "compressed-tensors" or "gptq" or "auto-round" or '
+            '"intel/auto-round" or "quark"',
+        ),
         ({"fmt": "e5m2"}, 'fmt is "e5m2"; it must be "e4m3"'),
         ({"weight_block_size": [64, 128]}, "weight_block_size is [64, 128]; it must be [128, 128]"),
         ({"weight_block_size": None}, "weight_block_size is null; it must be [128, 128]"),

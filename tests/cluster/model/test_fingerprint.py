@@ -24,7 +24,7 @@ GPU = replace(CPU, device="cuda", kernels="triton", instructions="sm_90, Triton 
 OTHER: dict[str, Any] = {
     "weights": "fedcba9876543210",
     "dtype": "float32",
-    "head": "fp8",
+    "kept": "head fp8",
     "kernels": "reference",
     "summation": 2,
     "instructions": "avx2",
@@ -76,7 +76,7 @@ def test_shards_on_gpus_and_groups_on_cpus_are_one_cluster():
         numerics.admit("expert-2", replace(CPU, instructions="avx2"))
     with pytest.raises(NumericsError, match="instruction set sm_100, not sm_90"):
         numerics.admit("attention-1", replace(GPU, instructions="sm_100"))
-    for field in ("weights", "dtype", "head"):
+    for field in ("weights", "dtype", "kept"):
         with pytest.raises(NumericsError, match=f"{OTHER[field]}, not "):
             numerics.admit("expert-2", replace(CPU, **{field: OTHER[field]}))
     assert numerics.system_fingerprint not in (CPU.digest, GPU.digest, "")

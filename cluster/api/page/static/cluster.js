@@ -15,12 +15,14 @@ export function notice() {
   const node = h("p", { class: "notice", role: "status" });
   node.update = () => {
     const cluster = feed.get("cluster"), phase = cluster?.controller?.phase;
-    const lost = feed.all("worker/").filter((one) => ["dead", "silent"].includes(one.state));
+    const lost = feed.all("worker/").filter((one) => one.state === "dead");
+    const silent = feed.all("worker/").filter((one) => one.state === "silent");
     const words = feed.trouble
       ? `${feed.trouble}${feed.known ? " What is shown is as it was." : ""}`
       : !feed.known ? "Waiting for the server…"
       : lost.length ? `${lost.map((one) => `${one.id} is ${one.state}${one.reason ? `: ${one.reason}` : ""}`).join("; ")}. It is being replaced.`
       : phase && phase !== "serving" ? phase
+      : silent.length ? `No answer from ${silent.map((one) => one.id).join(", ")}.`
       : "";
     say(node, words);
     node.hidden = !words;

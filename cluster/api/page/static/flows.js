@@ -41,7 +41,7 @@ export function flowMap() {
       one = { node: h("li", { class: "worker" }, h("div", { class: "worker-head" }, name, where), figures), where, figures };
       cards.set(worker.id, one);
     }
-    const state = whole(worker) ? "well" : ["loading", "linking"].includes(worker.state) ? "coming" : "lost";
+    const state = whole(worker) ? "well" : worker.state === "dead" ? "lost" : "coming";
     one.node.className = `worker ${worker.role} ${state}`;
     say(one.where, [worker.host, worker.node && `node ${short(worker.node)}`].filter(Boolean).join(" · "));
     const list = words(worker, feed.get("heat/groups")?.[worker.id] ?? 1);

@@ -30,7 +30,8 @@ def test_the_role_that_a_route_needs(method: str, path: str, role: str | None):
 
 def test_liveness_needs_no_key_and_what_looks_like_it_does():
     assert is_open("/health") and is_open("/ready")
-    assert not any(is_open(path) for path in ("/health/x", "/healthz", "/", "", "/ready/"))
+    assert not any(is_open(path) for path in ("/health/x", "/healthz", "", "/ready/", "/pages"))
+    assert is_open("/") and is_open("/page/main.js")
 
 
 def test_what_counts_as_a_request_of_a_minute():

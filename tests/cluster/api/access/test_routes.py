@@ -60,7 +60,15 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     tokenizer: Any = None
     settings = AppSettings(keys=keys)
     app = build_app(
-        FakeEngine(100), tokenizer, "org/m", (), settings, FakeAdmin(), batches=batches, observer=FakeObserver()
+        FakeEngine(100),
+        tokenizer,
+        "org/m",
+        (),
+        settings,
+        FakeAdmin(),
+        batches=batches,
+        observer=FakeObserver(),
+        ends=lambda: True,
     )
     known: dict[str, str | None] = {role: key for role, (key, _) in made.items()}
     yield Front(app, {"no key": None, "wrong key": new_key(new_key_id()), **known})

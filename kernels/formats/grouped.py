@@ -1,0 +1,179 @@
+"""Integers with one scale for each group of inputs of an output: four bits (int4) and eight (int8).
+
+Scales are float32 here; those that a checkpoint stores in 16 bits keep their exact values, and kernels may keep them in
+16 bits again where that loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isotherm.kernels.formats.rounding import nearest_int4
+from isotherm.kernels.formats.stored import StoredWeight
+
+GROUP = 32  # inputs that share a scale where weights are quantised here
+GROUPS = (32, 64, 128)
+INT4_ZERO = 8  # the code that stands for 0 where a weight has no zero points
+
+
+class GroupedWeight(StoredWeight):
+    """`scales` float32 [N, ⌈K / group⌉]: weight = integer × scale of its output and group."""
+
+    scales: Tensor
+    group: int
+
+    def _take_scales(self, scales: Tensor, group: int) -> None:
+        if group not in GROUPS:
+            raise ValueError(f"{self.name} weights have groups of {group} inputs; it must be one of {GROUPS}")
+        self.scales, self.group = scales.float(), group
+        self._check_groups("scales", self.scales)
+
+    def _check_groups(self, what: str, tensor: Tensor) -> None:
+        rows, columns = self.shape
+        if tuple(tensor.shape) != (needed := (rows, -(-columns // self.group))):
+            raise ValueError(
+                f"{what} have shape {tuple(tensor.shape)}; an {self.name} weight ({rows}, {columns}) in groups of "
+                f"{self.group} needs {needed}"
+            )
+
+    def _spread(self, tensor: Tensor) -> Tensor:
+        """A value for each group → one for each input."""
+        return tensor.repeat_interleave(self.group, 1)[:, : self.shape[1]]
+
+
+class Int4Weight(GroupedWeight):
+    """Weight = (nibble - zero) × scale. `nibbles` uint8 [N, ⌈K / 2⌉], that of the even input in the low half; `zeros`
+    uint8 [N, ⌈K / group⌉], or None where each is INT4_ZERO. `inputs`: K, where it is odd."""
+
+    name = "int4"
+
+    def __init__(
+        self,
+        nibbles: Tensor,
+        scales: Tensor,
+        zeros: Tensor | None = None,
+        group: int = GROUP,
+        inputs: int | None = None,
+    ):
+        if nibbles.dtype != torch.uint8 or nibbles.dim() != 2:
+            raise TypeError(
+                f"an int4 weight is {nibbles.dtype} {tuple(nibbles.shape)}; [N, K / 2] in {torch.uint8} is needed"
+            )
+        self.inputs = 2 * nibbles.shape[1] if inputs is None else inputs
+        if -(-self.inputs // 2) != nibbles.shape[1]:
+            raise ValueError(
+                f"an int4 weight has {nibbles.shape[1]} bytes a row; {self.inputs} inputs need half of that"
+            )
+        self.nibbles = nibbles
+        self._take_scales(scales, group)
+        self.zeros = zeros
+        if zeros is not None:
+            if zeros.dtype != torch.uint8:
+                raise TypeError(f"zero points of an int4 weight are {zeros.dtype}; {torch.uint8} is needed")
+            self._check_groups("zero points", zeros)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> Int4Weight:
+        """Roles: nibbles, scales and, where there are zero points, zeros."""
+        return cls(
+            tensors["nibbles"], tensors["scales"], tensors.get("zeros"), parameters["group"], parameters.get("inputs")
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.nibbles.shape[0], self.inputs
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.nibbles, self.scales) if self.zeros is None else (self.nibbles, self.scales, self.zeros)
+
+    def codes(self) -> Tensor:
+        """uint8 [N, K]: 0 … 15."""
+        return torch.stack([self.nibbles & 15, self.nibbles >> 4], -1).flatten(1)[:, : self.inputs]
+
+    def dequantise(self, dtype: torch.dtype) -> Tensor:
+        zeros = float(INT4_ZERO) if self.zeros is None else self._spread(self.zeros).float()
+        return ((self.codes().float() - zeros) * self._spread(self.scales)).to(dtype)
+
+    def rows(self, begin: int, end: int, dtype: torch.dtype) -> Int4Weight:
+        """As they are stored."""
+        zeros = None if self.zeros is None else self.zeros[begin:end]
+        return Int4Weight(self.nibbles[begin:end], self.scales[begin:end], zeros, self.group, self.inputs)
+
+    @classmethod
+    def quantise(cls, weight: StoredWeight) -> Int4Weight:
+        """Groups of GROUP, without zero points, each with the scale that loses least of those that are tried. Scales
+        are bfloat16 numbers."""
+        if isinstance(weight, Int4Weight):
+            return weight
+        groups = _groups(weight)
+        codes, scales = nearest_int4(groups.flatten(0, 1))
+        codes = (codes + INT4_ZERO).to(torch.uint8).view(len(groups), -1)[:, : weight.shape[1]]
+        return cls(pack_nibbles(codes), scales.view(len(groups), -1), None, GROUP, weight.shape[1])
+
+
+class Int8Weight(GroupedWeight):
+    """`data` int8 [N, K], -127 … 127."""
+
+    name = "int8"
+
+    def __init__(self, data: Tensor, scales: Tensor, group: int = GROUP):
+        if data.dtype != torch.int8 or data.dim() != 2:
+            raise TypeError(f"an int8 weight is {data.dtype} {tuple(data.shape)}; [N, K] in {torch.int8} is needed")
+        if (data == -128).any():
+            raise ValueError("an int8 weight has a code of -128; they are symmetric, -127 … 127")
+        self.data = data
+        self._take_scales(scales, group)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> Int8Weight:
+        """Roles: data and scales."""
+        return cls(tensors["data"], tensors["scales"], parameters["group"])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.data.shape[0], self.data.shape[1]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.data, self.scales
+
+    def dequantise(self, dtype: torch.dtype) -> Tensor:
+        return (self.data.float() * self._spread(self.scales)).to(dtype)
+
+    def rows(self, begin: int, end: int, dtype: torch.dtype) -> Int8Weight:
+        """As they are stored."""
+        return Int8Weight(self.data[begin:end], self.scales[begin:end], self.group)
+
+    @classmethod
+    def quantise(cls, weight: StoredWeight) -> Int8Weight:
+        """Groups of GROUP: the largest of each becomes 127. Scales are bfloat16 numbers."""
+        if isinstance(weight, Int8Weight):
+            return weight
+        groups = _groups(weight)
+        scale = _as_bf16(groups.abs().amax(2, keepdim=True) / 127)
+        codes = (groups / scale).round().clamp(-127, 127).to(torch.int8)
+        return cls(codes.flatten(1)[:, : weight.shape[1]].contiguous(), scale.squeeze(2))
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """uint8 [N, K], 0 … 15 → [N, ⌈K / 2⌉] as Int4Weight has them."""
+    even = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
+    return even[:, ::2] | even[:, 1::2] << 4
+
+
+def _groups(weight: StoredWeight) -> Tensor:
+    """float32 [N, ⌈K / GROUP⌉, GROUP], filled up with zeros."""
+    rows, columns = weight.shape
+    padded = torch.nn.functional.pad(weight.dequantise(torch.float32), (0, -columns % GROUP))
+    return padded.view(rows, -1, GROUP)
+
+
+def _as_bf16(scale: Tensor) -> Tensor:
+    """Rounded to bfloat16, and to 1 where it would be 0: the integers are 0 then."""
+    rounded = scale.to(torch.bfloat16).float()
+    return torch.where(rounded == 0, 1.0, rounded)

@@ -1,0 +1,89 @@
+"""From the layouts that quantisers publish to weights that kernels compute with. What each tensor is stands in
+cluster/model/formats, under the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isotherm.kernels.formats.grouped import INT4_ZERO, Int4Weight
+from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
+
+# e2m1: a sign, two bits of exponent, one of mantissa (OCP Microscaling Formats 1.0, §5.3.3).
+_E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+E2M1 = torch.cat([_E2M1, -_E2M1])
+# E8M0: a power of two; 255 is NaN (ibid., §5.4.1). The largest is bfloat16's own.
+E8M0 = torch.tensor([2.0 ** (code - 127) for code in range(255)] + [float("nan")])
+
+
+def pack_quantized(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> StoredWeight:
+    """compressed-tensors' pack-quantized: an int32 holds eight inputs of an output, the first in its lowest bits, which
+    on a little-endian machine are the nibbles' own bytes. Zero points are packed along the outputs."""
+    rows, inputs = tensors["shape"].tolist()
+    packed, group = tensors["packed"], parameters["group_size"]
+    if tuple(packed.shape) != (rows, -(-inputs // 8)):
+        raise ValueError(f"weight_shape is [{rows}, {inputs}], and weight_packed has shape {list(packed.shape)}")
+    _check_order(tensors.get("index"), group)
+    nibbles = packed.contiguous().view(torch.uint8)[:, : -(-inputs // 2)]
+    zero = tensors.get("zero")
+    zeros = None if zero is None else unpacked_words(zero)[:rows]
+    return Int4Weight(nibbles, tensors["scale"], _unless_all(zeros), group, inputs)
+
+
+def gptq(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> StoredWeight:
+    """GPTQ: the weight lies transposed, an int32 holds eight inputs; zero points are packed along the outputs, in the
+    layout's first version less one each, so that 0 becomes 15."""
+    packed, group = tensors["packed"], parameters["group_size"]
+    rows = packed.shape[1]
+    _check_order(tensors.get("index"), group)
+    nibbles = packed.T.contiguous().view(torch.uint8)
+    zeros = unpacked_words(tensors["zero"].T)[:rows] + parameters["zero_offset"] & 15
+    return Int4Weight(nibbles, tensors["scale"].T.contiguous(), _unless_all(zeros), group)
+
+
+def mxfp4(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> StoredWeight:
+    """In bfloat16, which has every product of an e2m1 number and a power of two but the four largest powers'."""
+    packed = tensors["packed"]
+    codes = torch.stack([packed & 15, packed >> 4], -1).flatten(1)
+    scale = E8M0[tensors["scale"].view(torch.uint8).int()]
+    wide = E2M1[codes.int()].view(*scale.shape, -1) * scale[:, :, None]
+    return PlainWeight(wide.flatten(1).to(torch.bfloat16))
+
+
+def unpacked_words(words: Tensor) -> Tensor:
+    """int32 [R, G] → uint8 [8 R, G]: eight rows of each word, the first in its lowest bits."""
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)[None, :, None]
+    return (words[:, None, :] >> shifts & 15).to(torch.uint8).flatten(0, 1)
+
+
+def packed_words(nibbles: Tensor) -> Tensor:
+    """Of Int4Weight: uint8 [N, ⌈K / 2⌉] → int32 [N, ⌈K / 8⌉], as pack_quantized reads them."""
+    padded = torch.nn.functional.pad(nibbles, (0, -nibbles.shape[1] % 4))
+    return padded.contiguous().view(torch.int32)
+
+
+def packed_zeros(zeros: Tensor) -> Tensor:
+    """uint8 [N, G] → int32 [⌈N / 8⌉, G], as pack_quantized reads them."""
+    by_eight = torch.nn.functional.pad(zeros, (0, 0, 0, -len(zeros) % 8)).view(-1, 8, zeros.shape[1]).int()
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)[None, :, None]
+    return (by_eight << shifts).sum(1, dtype=torch.int32)
+
+
+def _unless_all(zeros: Tensor | None) -> Tensor | None:
+    """None where every zero point is the one that a weight without zero points has."""
+    return None if zeros is None or bool((zeros == INT4_ZERO).all()) else zeros.contiguous()
+
+
+def _check_order(index: Tensor | None, group: int) -> None:
+    if index is not None and not torch.equal(index.long(), torch.arange(len(index)) // group):
+        raise ValueError("is quantised in act-order: its g_idx deals inputs out to groups in another order")
+
+
+PUBLISHED: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any]], StoredWeight]] = {
+    "pack-quantized": pack_quantized,
+    "gptq": gptq,
+    "mxfp4": mxfp4,
+}

@@ -1,0 +1,70 @@
+"""Rounding to four bits: the scale of each group is the one, of those that are tried, that loses least.
+
+The same numbers give the same codes on every machine: whatever is added up is added by halves, elementwise, so that no
+vector width, thread count or fused multiply-add can change a sum, and with it a choice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOWEST, HIGHEST = -8, 7
+# To what the number that lies farthest from 0 is mapped, on the side of LOWEST; beyond it, it is cut off.
+REACHES = (8.0, 7.2, 7.6, 8.4, 8.8)
+CHUNK = 1024  # groups at once: what is computed with stays in the processor's cache, and below torch's parallel size
+
+
+def nearest_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [M, group] → codes int8 [M, group], LOWEST … HIGHEST, and scales [M], float32 that are bfloat16 numbers:
+    number ≈ code × scale. Scales may be negative. Raises ValueError for what is not finite."""
+    codes = torch.empty(groups.shape, dtype=torch.int8)
+    scales = torch.empty(len(groups))
+    for begin in range(0, len(groups), CHUNK):
+        part = slice(begin, begin + CHUNK)
+        found, scales[part] = _nearest(groups[part].T.contiguous())
+        codes[part] = found.T
+    if not bool(scales.isfinite().all()):
+        raise ValueError("has numbers that are not finite, or too large for a bfloat16 scale")
+    return codes, scales
+
+
+def _nearest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of columns [group, M]. After the REACHES the scale that fits the best codes best, by least squares, is tried."""
+    highest, lowest = x.amax(0), x.amin(0)
+    farthest = torch.where(highest > -lowest, highest, lowest)
+    best_scale = _as_scale(farthest / -REACHES[0])
+    best_codes, least = _loss(x, best_scale)
+    for reach in REACHES[1:]:
+        best_codes, best_scale, least = _better(x, _as_scale(farthest / -reach), best_codes, best_scale, least)
+    fit = sum_by_halves(x * best_codes) / sum_by_halves(best_codes * best_codes).clamp(min=1)
+    best_codes, best_scale, _ = _better(x, _as_scale(fit), best_codes, best_scale, least)
+    return best_codes.to(torch.int8), best_scale
+
+
+def _better(x: Tensor, scale: Tensor, codes: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With `scale` where it loses less than the best so far."""
+    tried, loss = _loss(x, scale)
+    wins = loss < least
+    return torch.where(wins, tried, codes), torch.where(wins, scale, best), torch.where(wins, loss, least)
+
+
+def _loss(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, and the sum of the squares of what they miss."""
+    codes = (x / scale).round_().clamp_(LOWEST, HIGHEST)
+    missed = (codes * scale).sub_(x)
+    return codes, sum_by_halves(missed.square_())
+
+
+def sum_by_halves(x: Tensor) -> Tensor:
+    """[2^n, M] → [M], in one order whatever the machine."""
+    while len(x) > 1:
+        half = len(x) // 2
+        x = x[:half] + x[half:]
+    return x[0]
+
+
+def _as_scale(scale: Tensor) -> Tensor:
+    """Rounded to bfloat16, and 1 where it would be 0: the codes are 0 then."""
+    rounded = scale.to(torch.bfloat16).float()
+    return torch.where(rounded == 0, 1.0, rounded)
