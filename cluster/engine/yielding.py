@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-GROWTH = 0.12  # of the time of steps that others need, at most, is added by background work
+GROWTH = 0.1  # of the time of steps that others need, at most, is added by background work
 STRETCH = 2.0  # what it may save up for one step, in times that a step takes without it
 _DEBT = 10.0  # what it may owe, in the same: one slow step for another reason must not keep it waiting for ever
 _MEASURE = 16  # steps with background work in succession before one without it is measured again
