@@ -41,7 +41,7 @@ class WorkerBase:
         self.loaded = False
         self._fingerprint: Fingerprint | None = None
         self._obeys = 0  # generation of the newest controller that has given an order
-        self.checkpoint = Checkpoint.open(spec.model_path)
+        self.checkpoint, self.speculation = Checkpoint.open(spec.model_path).drafting(spec.speculation)
         self.threads = spec.threads or max(1, len(os.sched_getaffinity(0)) // spec.sharers)
         selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), self.threads, spec.device)
         self.kernels: Kernels = selection.kernels

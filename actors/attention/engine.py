@@ -7,14 +7,16 @@ import logging
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import Drafter, Scheduler, SchedulerConfig
+from isotherm.cluster.engine.scheduler import Scheduler, SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk
+from isotherm.cluster.engine.speculation import Speculation
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 
@@ -22,19 +24,21 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
+    """`speculation`: what guesses the tokens that come next; None: nothing does."""
+
     def __init__(
         self,
         model: AttentionModel,
         experts: RoutedExperts,
         config: SchedulerConfig,
-        drafter: Drafter | None = None,
+        speculation: Speculation | None = None,
         sampler: Sampler | None = None,
     ):
-        self.model, self.experts = model, experts
-        self.scheduler = Scheduler(config, drafter)
+        self.model, self.experts, self.speculation = model, experts, speculation
+        self.scheduler = Scheduler(config)
         self.sampler = sampler or Sampler(model.kernels)
         self.cache = model.new_cache(config.blocks, config.block_size)
-        self.steps = 0
+        self.steps = self.failed = 0
         self._unsent: list[Delta] = []  # what parts of a step gave before experts were lost that its rest needs
 
     def take_unsent(self) -> list[Delta]:
@@ -55,15 +59,38 @@ class Engine:
         """Compute one step; what it gave each request. Empty when nothing is queued. A request that makes the
         computation fail is ended with an error, and the others go on. Raises ExpertsLostError, where experts that they
         need cannot be reached in time."""
-        chunks = self.scheduler.schedule()
+        chunks: Sequence[Chunk] = self.scheduler.schedule()
         another = False
         try:
-            deltas = self._attempt(chunks) if chunks else []
+            if self.speculation is not None and chunks:
+                deltas = self._speculate(chunks, self.speculation)
+            else:
+                deltas = self._attempt(chunks) if chunks else []
             another = len(self.scheduler) > 0
             return deltas
         finally:
             if not another:
                 self.experts.end_step()
+
+    def _speculate(self, chunks: Sequence[Chunk], speculation: Speculation) -> list[Delta]:
+        """A step with drafts. A drafter that fails takes nobody's tokens: there are no more drafts, and status says
+        why."""
+        config = self.scheduler.config
+        try:
+            chunks = speculation.extended(chunks, self.scheduler.blocks, config.max_batch_tokens, config.max_model_len)
+        except ExpertsLostError:
+            raise
+        except Exception as error:
+            self._stop(speculation, error)
+        failed, deltas = self.failed, self._attempt(chunks)
+        if self.failed == failed:
+            speculation.completed(chunks)
+        return deltas
+
+    def _stop(self, speculation: Speculation, error: Exception) -> None:
+        log.exception("drafting failed; there are no drafts from now on")
+        speculation.stopped = f"drafting failed: {named_line(error)}"
+        self.experts.abandon()
 
     def _attempt(self, chunks: Sequence[Chunk]) -> list[Delta]:
         try:
@@ -72,6 +99,7 @@ class Engine:
             raise
         except Exception as error:
             log.exception("a step of %d requests failed; the one that is the cause is looked for", len(chunks))
+            self.failed += 1
             self.experts.finding_fault = True
             try:
                 return self._isolate(chunks, error)
@@ -114,4 +142,14 @@ class Engine:
         self.steps += 1
         scored = score_prompts(chunks, x_TD, self.model.logits)
         sampled = self.sampler.sample(chunks, self.model.logits(x_TD[batch.sample_rows]))
-        return self.scheduler.complete(chunks, sampled, scored)
+        deltas = self.scheduler.complete(chunks, sampled, scored)
+        if self.speculation is not None and not self.speculation.stopped:
+            self._tell_drafter(chunks, x_TD, self.speculation)
+        return deltas
+
+    def _tell_drafter(self, chunks: Sequence[Chunk], x_TD: Tensor, speculation: Speculation) -> None:
+        """The tokens are taken: what fails now may not fail them."""
+        try:
+            speculation.drafter.computed(chunks, x_TD)
+        except Exception as error:
+            self._stop(speculation, error)

@@ -84,6 +84,7 @@ def _engine(
     threads: int | None,
     as_json: bool,
     plot: Path | None,
+    speculation: str = "off",
 ) -> None:
     from isotherm.cluster.cli.bench_engine import EngineBench
     from isotherm.cluster.cli.bench_kernels import matmul_peak, stream_bandwidth
@@ -91,6 +92,8 @@ def _engine(
 
     if head not in ("stored", "fp8"):
         raise typer.BadParameter(f'--head is "{head}"; it must be "stored" or "fp8"')
+    if speculation not in ("auto", "mtp", "ngram", "off"):
+        raise typer.BadParameter(f'--speculation is "{speculation}"; it must be "auto", "mtp", "ngram" or "off"')
     bench = EngineBench(
         resolve_model(model),
         dtype=dtype,
@@ -99,6 +102,7 @@ def _engine(
         most_streams=max(batches, default=1),
         most_prompt=max(prompts, default=1),
         head=head,
+        speculation=speculation,
     )
     rows = [figure.as_dict() for figure in bench.measure(batches, prompts, runs)]
     facts = {"kernels": bench.kernels.name, "stream_gb_per_s": stream_bandwidth(), "matmul_gflop_per_s": matmul_peak()}
@@ -115,11 +119,12 @@ def decode(
     head: HeadOption = "stored",
     kernels: str = "auto",
     threads: ThreadsOption = None,
+    speculation: Annotated[str, typer.Option(help="auto, mtp, ngram or off: what guesses tokens")] = "off",
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Tokens per second of the offline engine while it generates."""
-    _engine(model, _sizes(batch), [], runs, dtype, head, kernels, threads, as_json, plot)
+    _engine(model, _sizes(batch), [], runs, dtype, head, kernels, threads, as_json, plot, speculation)
 
 
 @app.command()

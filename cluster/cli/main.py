@@ -148,6 +148,10 @@ def generate(
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="log-probabilities of each token and of the N most likely ones"),
     ] = None,
+    speculation: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="KIND", help="auto, mtp, ngram or off; it changes no token. Default: the manifest's"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Continue one prompt offline: the same engine in this process, without Ray."""
@@ -168,6 +172,7 @@ def generate(
         kernels,
         logprobs,
         sampling_asked(sampling or ()),
+        speculation,
     )
     result = generate_offline(
         manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True)

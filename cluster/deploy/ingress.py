@@ -19,6 +19,7 @@ from isotherm.cluster.deploy.batches import batch_service, batches_refused
 from isotherm.cluster.deploy.kept_responses import SharedResponseStore
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.on_ray.controller_client import ControllerClient
 from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess
@@ -32,6 +33,8 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
 
     def build() -> Starlette:  # runs in each replica, on the event loop that will serve its requests
         config = load_config(model_path)
+        if manifest.speculation.kind != "off":  # a layer that drafts has a KV cache too
+            config = Checkpoint.open(model_path).drafting(manifest.speculation.kind)[0].config
         controller = ControllerClient()
         max_sequences = manifest.engine.max_sequences
         shard_capacity = max_sequences + manifest.engine.max_waiting

@@ -38,6 +38,8 @@ class ScheduledSequence:
     since: float = 0.0  # when it came
     queued: float = 0.0  # seconds from then to its first turn
     sampling: object = None  # what the sampler keeps with it
+    drafting: object = None  # what the drafter keeps with it
+    acceptance: object = None  # what became of its drafts (draft_lengths.py)
 
     @property
     def prompt_length(self) -> int:

@@ -122,7 +122,10 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     kernels = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device).kernels
-    engine = local_engine(checkpoint, kernels, manifest.scheduler_config(config), head=manifest.head)
+    wished = manifest.speculation
+    checkpoint, kind = checkpoint.drafting(wished.kind)
+    scheduler = manifest.scheduler_config(checkpoint.config)
+    engine = local_engine(checkpoint, kernels, scheduler, head=manifest.head, speculation=kind, tokens=wished.tokens)
     digest = own_fingerprint(checkpoint, kernels, manifest.head).digest
     client = LocalEngine(engine, config.vocab_size, digest)
     try:

@@ -57,6 +57,7 @@ class SamplingParams:
     constraint: Constraint | None = None
     processed_logprobs: bool = False  # of the distribution that tokens are drawn from, not of the model's own
     prompt_logprobs: int | None = None  # as `logprobs`, of each prompt token after the first; of the model's own
+    speculate: bool = True  # its tokens may be guessed before they are computed, which changes none of them
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class Delta:
     error: str = field(default="")
     prompt: PromptLogprobs | None = None
     queued_seconds: float = field(default=0.0, compare=False)  # from the request's arrival at the shard to its turn
+    drafts_accepted: int = field(default=0, compare=False)  # tokens of these that were guessed and came with others
+    drafts_rejected: int = field(default=0, compare=False)  # guesses that were wrong, or behind a wrong one
 
 
 def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:
@@ -148,7 +151,13 @@ def _joined(run: list[Delta]) -> Delta:
     tokens = tuple(token for delta in run for token in delta.token_ids)
     logprobs = tuple(logprob for delta in run for logprob in delta.logprobs)
     return replace(
-        run[0], token_ids=tokens, logprobs=logprobs, finish_reason=run[-1].finish_reason, prompt=_joined_prompt(run)
+        run[0],
+        token_ids=tokens,
+        logprobs=logprobs,
+        finish_reason=run[-1].finish_reason,
+        prompt=_joined_prompt(run),
+        drafts_accepted=sum(delta.drafts_accepted for delta in run),
+        drafts_rejected=sum(delta.drafts_rejected for delta in run),
     )
 
 
