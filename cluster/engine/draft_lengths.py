@@ -25,6 +25,7 @@ KEEP_SECONDS = 0.9  # of older times, at each; at first the mean
 PROBE_AFTER, PROBE_MOST = 256, 4096  # steps without drafts before one stream has some again; doubled each time in vain
 PROBE_STEPS = 6  # steps that a probe takes
 PLAIN_EVERY = 96  # steps with drafts, after which one without is timed
+FORGET_AFTER = 3000  # measurements, after which a time is not believed any more
 EVALUATIONS = 24  # lengths of a step that are compared
 
 
@@ -52,16 +53,20 @@ class Tries:
 class Times:
     """Measured seconds by a number of rows: exact for few rows, by ever wider classes for many; straight lines between
     what was measured. Beyond it, and before, the shape of a step of a mixture of experts: with `k` of `E` experts for
-    each row, r rows read a share of 1 - (1 - k/E)^r of them."""
+    each row, r rows read a share of 1 - (1 - k/E)^r of them. That is taken for cheaper than it may be, for what is
+    tried is measured, and what is not stays unknown; what was measured long ago is forgotten."""
 
     def __init__(self, experts: int, top_k: int):
         self._missed = 1 - top_k / experts if experts else 0.0
-        self._classes: dict[int, list[float]] = {}  # class → [rows, seconds, times]
+        self._classes: dict[int, list[float]] = {}  # class → [rows, seconds, times, when last]
+        self._added = 0
         self._points: list[tuple[float, float]] | None = None
 
     def add(self, rows: int, seconds: float) -> None:
         number = rows if rows <= 12 else 12 + round(6 * math.log2(rows / 12))
-        mean = self._classes.setdefault(number, [float(rows), seconds, 0.0])
+        self._added += 1
+        mean = self._classes.setdefault(number, [float(rows), seconds, 0.0, 0.0])
+        mean[3] = self._added
         if mean[2] >= 3:  # a hiccup of the machine is not the step's
             seconds = min(seconds, 3 * mean[1])
         mean[2] += 1
@@ -71,14 +76,16 @@ class Times:
         self._points = None
 
     def _shape(self, rows: float) -> float:
-        return float(0.5 + (1 - self._missed**rows) / max(1e-9, 1 - self._missed) * 0.4 + 0.1 * rows)
+        return float(0.9 + (1 - self._missed**rows) / max(1e-9, 1 - self._missed) * 0.08 + 0.02 * rows)
 
     def of(self, rows: float) -> float | None:
         """Expected seconds; None while nothing is known."""
         if self._points is None:
             # More rows never take less time: where it seems so, the larger of the two was disturbed.
             points, least = [], math.inf
-            for mean_rows, seconds, _ in sorted(self._classes.values(), reverse=True):
+            for mean_rows, seconds, _, when in sorted(self._classes.values(), reverse=True):
+                if self._added - when > FORGET_AFTER:
+                    continue
                 least = min(least, seconds)
                 points.append((mean_rows, least))
             self._points = points[::-1]
