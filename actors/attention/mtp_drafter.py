@@ -27,7 +27,7 @@ EXPANDED = 8  # rows of a stream from which on prefill form is the quicker one
 
 
 @dataclass
-class _Run:
+class Run:
     """What the layer has of one sequence: entries for positions begin … end-1, and rows of the main model's output for
     positions held_from … held_to-1, which are still to come."""
 
@@ -85,7 +85,7 @@ class MtpDrafter:
 
     def most(self, sequence: ScheduledSequence, room: int) -> int:
         run = sequence.drafting
-        ready = isinstance(run, _Run) and run.preemptions == sequence.preemptions and run.held_to == sequence.computed
+        ready = isinstance(run, Run) and run.preemptions == sequence.preemptions and run.held_to == sequence.computed
         return room if ready and sequence.remaining == 1 else 0
 
     def computed(self, chunks: Sequence[Chunk], rows_TD: Tensor) -> None:
@@ -94,12 +94,12 @@ class MtpDrafter:
             sequence = chunk.sequence
             if sequence.running and sequence.request.params.speculate:
                 run = sequence.drafting
-                if not isinstance(run, _Run) or run.preemptions != sequence.preemptions or run.held_to != chunk.start:
+                if not isinstance(run, Run) or run.preemptions != sequence.preemptions or run.held_to != chunk.start:
                     run = sequence.drafting = self._new_run(sequence, chunk.start)
                 run.hold(rows_TD, row, sequence.computed - chunk.start)
             row += chunk.count
 
-    def _new_run(self, sequence: ScheduledSequence, start: int) -> _Run:
+    def _new_run(self, sequence: ScheduledSequence, start: int) -> Run:
         """One that goes on with the entries of a cached prefix, as far as they are there."""
         block = start // self._config.block_size
         begin = start
@@ -108,7 +108,7 @@ class MtpDrafter:
             if self._written.get(sequence.blocks[block]) != sequence.keys[block]:
                 break
             begin = block * self._config.block_size
-        return _Run(sequence.preemptions, begin, start, start, start)
+        return Run(sequence.preemptions, begin, start, start, start)
 
     @torch.inference_mode()
     def draft(self, asked: Sequence[tuple[ScheduledSequence, int]]) -> list[list[int]]:
@@ -118,7 +118,7 @@ class MtpDrafter:
         room = self._config.max_batch_tokens
         for i, (sequence, _) in enumerate(asked):
             run = sequence.drafting
-            assert isinstance(run, _Run)
+            assert isinstance(run, Run)
             old_end = run.end
             if room > 0 and (taken := run.take(min(room, WINDOW), self._config.block_size)) is not None:
                 first, rows_TD = taken
@@ -186,7 +186,7 @@ class MtpDrafter:
         ).tolist()
         return tokens
 
-    def _mark(self, sequence: ScheduledSequence, run: _Run, written_from: int) -> None:
+    def _mark(self, sequence: ScheduledSequence, run: Run, written_from: int) -> None:
         """Remember which blocks are about to hold all entries of a prefix that others may find in the cache."""
         if self._config.prefix_cache:
             size = self._config.block_size

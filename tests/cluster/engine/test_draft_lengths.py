@@ -64,11 +64,11 @@ def test_drafts_that_are_never_right_cost_next_to_nothing(streams: int, drafting
     assert world.speed(5000) > 0.98
 
 
-@pytest.mark.parametrize("streams", [1, 8, 32])
-def test_cheap_rows_and_right_drafts_make_it_fast(streams: int):
+@pytest.mark.parametrize(("streams", "gain"), [(1, 2.8), (8, 2.0), (32, 1.2)])
+def test_cheap_rows_and_right_drafts_make_it_fast(streams: int, gain: float):
     world = World([0.95] * streams, row=0.02, drafting=0.05, noise=0.2)
     world.speed(50)
-    assert world.speed(500) > 1.7
+    assert world.speed(500) > gain
     assert max(map(max, world.drafts)) == 4
 
 
