@@ -6,7 +6,8 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from isotherm.cluster.api.access import Access
+from isotherm.cluster.api.access.key_store import KeyStore
+from isotherm.cluster.api.access.reach import Access
 from isotherm.cluster.api.admin import AdminClient
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.batches.service import BatchService
@@ -26,15 +27,18 @@ def front_door(
     store: ResponseStore | None = None,
     batches: BatchService | None = None,
     batches_refused: str = "",
+    keys: KeyStore | None = None,
 ) -> Starlette:
     """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. `store` keeps
     responses where this process's memory will not do. `batches` runs files of requests; without it, clients are told
-    `batches_refused`. Reads the checkpoint's tokenizer and defaults. Raises TokenizerError, ModelConfigError."""
+    `batches_refused`. With `keys` every client needs one of them. Reads the checkpoint's tokenizer and defaults. Raises
+    TokenizerError, ModelConfigError."""
     defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
     if manifest.logprobs == "processed":
         defaults["processed_logprobs"] = True
     settings = AppSettings(
         access=Access(manifest.http.admin, manifest.http.metrics),
+        keys=keys,
         defaults=defaults,
         tool_format=manifest.tool_format,
         cors=tuple(manifest.http.cors),

@@ -4,85 +4,27 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Callable, Sequence
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from isotherm.cluster.control import link_choice
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.engine.speculation import MOST
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.manifest_values import AbsolutePath, Bytes, Labels, Origin, one_of
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.text.tool_formats.registry import CHOICES
-
-UNITS = {
-    "": 1,
-    "B": 1,
-    "KiB": 1 << 10,
-    "MiB": 1 << 20,
-    "GiB": 1 << 30,
-    "TiB": 1 << 40,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-}
 
 
 class ManifestError(IsothermError, ValueError):
     """The manifest cannot be used; the message names the field, the value and what is allowed."""
 
 
-def parse_bytes(value: Any) -> Any:
-    """ "512MiB" → 536870912; numbers are bytes already."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(B|[KMGT]i?B)?\s*", value)
-    if match is None:
-        raise ValueError(f"must be bytes or a size such as 512MiB or 4GB (units: {', '.join(filter(None, UNITS))})")
-    return int(Decimal(match[1]) * UNITS[match[2] or ""])
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0, le=1 << 60)]
-_LABEL = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
-
-
-def check_labels(labels: dict[str, str]) -> dict[str, str]:
-    """Names of Ray node labels, and for each what a node must have: a value, !value, in(a,b) or !in(a,b)."""
-    for name, selector in labels.items():
-        if not re.fullmatch(rf"([A-Za-z0-9.-]+/)?{_LABEL}", name):
-            raise ValueError(f'"{name}" must be a label name such as role or example.com/role')
-        if not re.fullmatch(rf"!?{_LABEL}|!?in\({_LABEL}(, ?{_LABEL})*\)", selector):
-            raise ValueError(f'{name}: "{selector}" must be a label value, !value, in(a,b) or !in(a,b)')
-    return labels
-
-
-def one_of(choices: Callable[[], Sequence[str]]) -> AfterValidator:
-    """Refuses what is none of the choices there are when it is checked."""
-
-    def check(value: str) -> str:
-        if value not in (known := choices()):
-            raise ValueError(f"must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
-        return value
-
-    return AfterValidator(check)
-
-
-def check_origin(origin: str) -> str:
-    """As browsers write it: a scheme, a host, a port where it is not the scheme's own."""
-    if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\\?#@\s]+", origin):
-        raise ValueError('must be an origin such as https://example.org or http://localhost:3000, or "*"')
-    return origin
-
-
-Origin = Annotated[str, AfterValidator(check_origin)]
 LinkChoice = Annotated[str, one_of(link_choice.choices)]
 ToolFormatChoice = Annotated[str, one_of(lambda: CHOICES)]
-Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
 
 
 class _Section(BaseModel):
@@ -236,19 +178,20 @@ class LivenessSection(_Section):
 class BatchesSection(_Section):
     """/v1/files and /v1/batches."""
 
-    folder: str | None = Field(
-        None, min_length=1, description="where they are kept; default: a folder of the Ray session, for one replica"
+    folder: AbsolutePath | None = Field(
+        None, description="where they are kept; default: a folder of the Ray session, for one replica"
     )
     max_bytes: Bytes = Field(1 << 30, description="all files and outputs together")
     max_file_bytes: Bytes = Field(200 << 20, description="one uploaded file")
     keep_seconds: int = Field(30 * 86400, ge=3600, description="from a file's creation to its end")
     concurrency: int = Field(32, ge=1, le=1024, description="rows that one replica asks at once")
 
-    @model_validator(mode="after")
-    def _absolute(self) -> BatchesSection:
-        if self.folder is not None and not Path(self.folder).is_absolute():
-            raise ValueError(f"must have an absolute path as folder, not {self.folder!r}")
-        return self
+
+class TlsSection(_Section):
+    """PEM files, on every machine that has an ingress."""
+
+    certificate: AbsolutePath = Field(description="with the chain that leads to it")
+    key: AbsolutePath
 
 
 class HttpSection(_Section):
@@ -257,8 +200,10 @@ class HttpSection(_Section):
     replicas: int = Field(1, ge=1, description="ingress replicas")
     max_ongoing_requests: int = Field(1024, ge=1, description="per replica")
     max_queued_requests: int = Field(256, ge=1, description="beyond those, per proxy; more are refused")
-    admin: Literal["loopback", "open"] = Field("loopback", description="who may use /admin/* and /status")
-    metrics: Literal["loopback", "open"] = Field("loopback", description="who may read /metrics")
+    tls: TlsSection | None = None
+    keys: AbsolutePath | None = Field(None, description="file of API keys, as `isotherm keys` writes it")
+    admin: Literal["loopback", "open"] = Field("loopback", description="who may use /admin/* and /status without keys")
+    metrics: Literal["loopback", "open"] = Field("loopback", description="who may read /metrics without keys")
     cors: list[Origin] = Field([], description='origins whose pages may read answers in a browser; "*": all')
     batches: BatchesSection = BatchesSection()
     drain_seconds: float = Field(
@@ -305,6 +250,13 @@ class Manifest(_Section):
     @property
     def model_id(self) -> str:
         return self.served_name or Path(self.model.rstrip("/")).name
+
+    @property
+    def url(self) -> str:
+        """Where the front door listens, as seen from its own machine."""
+        scheme, host = "https" if self.http.tls is not None else "http", self.http.host
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.http.port}"
 
     @property
     def link_timeout(self) -> float:
@@ -382,6 +334,7 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     section: Any = Manifest
     for part in location:
         section = section.model_fields[str(part)].annotation
+        section = next((one for one in get_args(section) if one is not type(None)), section)
     return list(section.model_fields)
 
 

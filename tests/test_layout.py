@@ -37,7 +37,11 @@ ROOMS: dict[str, set[str]] = {
     "cluster.engine": {"cluster.errors", "cluster.messages"},
     "cluster.placement": {"cluster.jsontypes", "cluster.messages"},
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
-    "cluster.manifest": {"cluster.control", "cluster.engine", "cluster.errors", "cluster.model", "cluster.text"},
+    "cluster.manifest_values": set(),
+    "cluster.manifest": {
+        "cluster.control", "cluster.engine", "cluster.errors", "cluster.manifest_values", "cluster.model",
+        "cluster.text",
+    },
     "cluster.served_model": {"cluster.manifest", "cluster.model"},
     # Where tensors live.
     "actors.pulse": set(),
@@ -82,8 +86,9 @@ ROOMS: dict[str, set[str]] = {
         "cluster.text",
     },
     "cluster.cli": {
-        *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.client",
-        "cluster.control", "cluster.deploy", "cluster.engine", "cluster.manifest", "cluster.messages", "cluster.model",
+        *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.api",
+        "cluster.client", "cluster.control", "cluster.deploy", "cluster.engine", "cluster.manifest", "cluster.messages",
+        "cluster.model",
         "cluster.on_ray", "cluster.placement", "cluster.served_model", "cluster.supervise", "cluster.text", "kernels"
     },
 }  # fmt: skip

@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from starlette.requests import Request
 from starlette.responses import Response
 
+from isotherm.cluster.api.access.caller import caller_of
+from isotherm.cluster.api.access.limits import allowed_models
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.prepare import OPENAI_DEFAULTS
@@ -29,12 +31,13 @@ class About:
         self._version = importlib.metadata.version("isotherm")
 
     async def models(self, request: Request) -> Response:
-        ends = {"has_more": False, "first_id": self._models[0], "last_id": self._models[-1]}  # as Anthropic has it
-        return json_response({"object": "list", "data": [self._model(name) for name in self._models], **ends})
+        models = allowed_models(caller_of(request), self._models)
+        ends = {"has_more": False, "first_id": models[0], "last_id": models[-1]}  # as Anthropic has it
+        return json_response({"object": "list", "data": [self._model(name) for name in models], **ends})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        if name not in self._models:
+        if name not in allowed_models(caller_of(request), self._models):
             raise ReplyError(
                 f"model: {name[:100]!r} is not served here", status=404, param="model", code="model_not_found"
             )
@@ -45,11 +48,11 @@ class About:
 
     async def ready(self, request: Request) -> Response:
         reason = self._engine.not_ready()
-        return (
-            json_response({"status": "ready"})
-            if reason is None
-            else json_response({"status": "not ready", "reason": reason}, 503, self._settings.retry_after)
-        )
+        if reason is None:
+            return json_response({"status": "ready"})
+        # Whoever asks needs no key, so where there are keys he does not learn what is the matter with the cluster.
+        said = {"status": "not ready"} | ({"reason": reason} if self._settings.keys is None else {})
+        return json_response(said, 503, self._settings.retry_after)
 
     async def status(self, request: Request) -> Response:
         return json_response(await self._engine.status())

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from isotherm.cluster.api.about import About
-from isotherm.cluster.api.access import AccessMiddleware
+from isotherm.cluster.api.access.middleware import AccessMiddleware
 from isotherm.cluster.api.admin import AdminClient, admin_routes
 from isotherm.cluster.api.batches.routes import batch_routes, refused_routes
 from isotherm.cluster.api.batches.service import BatchService
@@ -85,12 +85,12 @@ def build_app(
             *(admin_routes(admin) if admin is not None else []),
             *described_routes(),
         ],
-        # Outermost first. API keys go right after the request id.
+        # Outermost first.
         middleware=[
             Middleware(RequestIdMiddleware),
             *cors(settings.cors),
             Middleware(PathMiddleware),
-            Middleware(AccessMiddleware, access=settings.access),
+            Middleware(AccessMiddleware, access=settings.access, keys=settings.keys),
         ],
         exception_handlers={
             ReplyError: _on_api_error,

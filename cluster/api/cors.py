@@ -9,7 +9,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
-_EXPOSED = ("x-request-id", "x-isotherm-timing", "retry-after")
+_RATE_LIMITS = tuple(
+    f"x-ratelimit-{which}-{what}" for which in ("limit", "remaining", "reset") for what in ("requests", "tokens")
+)
+_EXPOSED = ("x-request-id", "x-isotherm-timing", "retry-after", *_RATE_LIMITS)
 
 
 def cors(origins: Sequence[str]) -> list[Middleware]:

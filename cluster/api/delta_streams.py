@@ -12,15 +12,28 @@ from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.stream import cancelled
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 
+ENDED = "the engine's stream ended without a finish reason"
+
 
 class DeltaStreams:
+    """Each stream has a task that reads it, unless it is the only one: then whoever asks for the next delta does."""
+
     def __init__(self, engine: EngineClient, requests: Sequence[GenerationRequest]) -> None:
+        self._only: AsyncGenerator[Delta, None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        if len(requests) == 1:
+            self._only = _deltas(engine, requests[0])
+            return
         self._queue: asyncio.Queue[tuple[int, Delta | Exception]] = asyncio.Queue(maxsize=2 * len(requests))
         self._tasks = [asyncio.ensure_future(self._pump(engine, i, request)) for i, request in enumerate(requests)]
 
     async def next(self) -> tuple[int, Delta]:
         """The next delta of any stream. Raises what a stream raised; GenerationError if one ended without a finish
         reason."""
+        if self._only is not None:
+            async for delta in self._only:
+                return 0, delta
+            raise GenerationError(ENDED)
         index, item = await self._queue.get()
         if isinstance(item, Exception):
             raise item
@@ -28,18 +41,27 @@ class DeltaStreams:
 
     async def close(self, index: int) -> None:
         """Ends one stream, and has aborted its request when it returns."""
-        await cancelled(self._tasks[index])
+        if self._only is not None:
+            await self._only.aclose()
+        else:
+            await cancelled(self._tasks[index])
 
     async def aclose(self) -> None:
+        if self._only is not None:
+            await self._only.aclose()
         await cancelled(*self._tasks)
 
     async def _pump(self, engine: EngineClient, index: int, request: GenerationRequest) -> None:
         try:
-            async with aclosing(cast("AsyncGenerator[Delta, None]", engine.generate(request))) as deltas:
+            async with aclosing(_deltas(engine, request)) as deltas:
                 async for delta in deltas:
                     await self._queue.put((index, delta))
                     if delta.finish_reason is not None:
                         return
-            raise GenerationError("the engine's stream ended without a finish reason")
+            raise GenerationError(ENDED)
         except Exception as error:
             await self._queue.put((index, error))
+
+
+def _deltas(engine: EngineClient, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+    return cast("AsyncGenerator[Delta, None]", engine.generate(request))

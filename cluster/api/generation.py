@@ -16,6 +16,9 @@ from functools import cached_property, partial
 from starlette.requests import Request
 from starlette.responses import Response
 
+from isotherm.cluster.api.access.admit import metered
+from isotherm.cluster.api.access.caller import caller_of
+from isotherm.cluster.api.access.limits import allowed_models
 from isotherm.cluster.api.admission import Admission
 from isotherm.cluster.api.bodies.structure import may_be_structured
 from isotherm.cluster.api.body import read_body
@@ -62,12 +65,13 @@ class Generator:
     def _tool_format(self) -> ToolFormat | None:
         return chosen_format(self._settings.tool_format, self._tokenizer.tool_template)
 
-    @property
-    def served(self) -> Served:
-        """The model as it is now: its engine may have become another."""
-        settings, length = self._settings, self._engine.max_model_len
+    def served_to(self, request: Request) -> Served:
+        """The model as it is now, for whoever asks: its engine may have become another. Raises ReplyError 403 where
+        the caller may not use it."""
+        settings, length, caller = self._settings, self._engine.max_model_len, caller_of(request)
         limits = PromptLimits(length, self._engine.vocab_size, length * settings.max_prompt_chars_per_token)
-        return Served(self._names, self._tokenizer, limits, settings.defaults, self._tool_format)
+        names = allowed_models(caller, self._names)
+        return Served(names, self._tokenizer, limits, settings.defaults, self._tool_format, caller)
 
     async def reply(self, request: Request, route: GenerationRoute) -> Response:
         """The answer to a request for tokens. Raises ReplyError."""
@@ -80,6 +84,7 @@ class Generator:
                 raise ReplyError(message, param="n")
             if count > 1:
                 self._admit(count - 1, places)
+            prepared = metered(request, prepared, places)
             reply = await self._answer(request, prepared, watch)
             if isinstance(reply, EventStream):
                 reply.on_close(places.pop_all().close)
@@ -89,7 +94,7 @@ class Generator:
     async def prepared(self, request: Request, route: GenerationRoute) -> Prepared:
         """The request's body, made ready for the engine. Raises ReplyError."""
         raw = await self.body(request)
-        prepare = partial(route.prepare, raw, f"{route.prefix}{uuid.uuid4().hex}", self.served)
+        prepare = partial(route.prepare, raw, f"{route.prefix}{uuid.uuid4().hex}", self.served_to(request))
         inline = not route.blocks and len(raw) <= _INLINE_BYTES and not may_be_structured(raw)
         prepared = prepare() if inline else await asyncio.to_thread(prepare)
         return _ranked(prepared, getattr(request.state, "priority", None))
@@ -214,6 +219,8 @@ class Generator:
             open_choices = len(choices)
             while open_choices:
                 index, delta = await streams.next()
+                if prepared.meter is not None:
+                    prepared.meter(len(delta.token_ids))
                 if not watch.has_first and (delta.token_ids or delta.finish_reason):
                     watch.first(delta.queued_seconds)
                 if choices[index].finish_reason is not None:

@@ -29,4 +29,4 @@ async def _create(generator: Generator, request: Request) -> Response:
 
 async def _count_tokens(generator: Generator, request: Request) -> Response:
     raw = await generator.body(request)
-    return json_response({"input_tokens": await asyncio.to_thread(count_tokens, raw, generator.served)})
+    return json_response({"input_tokens": await asyncio.to_thread(count_tokens, raw, generator.served_to(request))})

@@ -3,6 +3,7 @@ streaming replies."""
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 
@@ -16,9 +17,20 @@ from isotherm.cluster.api.health import HealthMiddleware
 from isotherm.cluster.api.protocol import use_front_door_protocol
 from isotherm.cluster.api.unrouted import UnroutedMiddleware
 
+_ROUTES = "/-/routes"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SLASHES = re.compile(r"/{2,}")
-_REPLACED_HEADERS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-request-id")
+# What Ray Serve takes its orders from, each with - or _ (ray/serve/_private: proxy.py, http_util.py, replica.py,
+# haproxy.py): a request's time, whether a client that goes away ends it, its id, which replica it goes to (two of them,
+# one of a name that can be set), and what an ingress router of Serve's own has decided.
+_STEERING = {
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"x-request-id",
+    b"serve-multiplexed-model-id",
+    os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "x-session-id").lower().replace("_", "-").encode(),
+}
+_STEERING_PREFIX = b"x-serve-router-"
 
 
 def _request_id(scope: Scope) -> str:
@@ -66,10 +78,16 @@ class PathMiddleware:
         await self.app(scope, receive, send)
 
 
+def steers_serve(name: bytes) -> bool:
+    """Whether Ray Serve does something because of a header of this name."""
+    name = name.lower().replace(b"_", b"-")
+    return name in _STEERING or name.startswith(_STEERING_PREFIX)
+
+
 class ServeProxyMiddleware:
-    """Around Serve's own middlewares. Removes the inbound headers by which any client could switch off Ray Serve's
-    timeout and disconnect handling. Gives the request its id before Serve does, which would take any text for one, and
-    leaves one id in the response, where Serve adds its own."""
+    """Around Serve's own middlewares. Removes the inbound headers by which any client could steer Ray Serve; its route
+    that lists applications is an unknown path. Gives the request its id before Serve does, which would take any text
+    for one, and leaves one id in the response, where Serve adds its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -79,7 +97,7 @@ class ServeProxyMiddleware:
             await self.app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        named = [(name, value) for name, value in scope["headers"] if name.lower() not in _REPLACED_HEADERS]
+        named = [header for header in scope["headers"] if not steers_serve(header[0])]
         named.append((b"x-request-id", request_id.encode()))
 
         async def send_with_one_id(message: Message) -> None:
@@ -88,6 +106,8 @@ class ServeProxyMiddleware:
                 message = {**message, "headers": [*others, (b"x-request-id", request_id.encode())]}
             await send(message)
 
+        if scope["path"] == _ROUTES:
+            scope = {**scope, "path": "/-", "raw_path": b"/-"}  # which no application has
         await self.app({**scope, "headers": named}, receive, send_with_one_id)
 
 

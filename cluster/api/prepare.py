@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from isotherm.cluster.api.access.caller import ANYONE, Caller
+from isotherm.cluster.api.access.limits import check_limits, most_tokens
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.common import GenerationBody
 from isotherm.cluster.api.bodies.completion import CompletionBody
@@ -42,13 +44,14 @@ class PromptLimits:
 @dataclass(frozen=True)
 class Served:
     """The model that bodies are about: its names, what makes token ids of text, its limits, what bodies that do not say
-    are taken to ask for, by the names of SamplingParams, and how it calls tools."""
+    are taken to ask for, by the names of SamplingParams, how it calls tools, and who asks."""
 
     names: Collection[str]
     tokenizer: Tokenizer
     limits: PromptLimits
     defaults: Mapping[str, Any] = field(default_factory=lambda: OPENAI_DEFAULTS)
     tool_format: ToolFormat | None = None  # of its calls, where it is known
+    caller: Caller = ANYONE
 
 
 async def _nothing() -> None:
@@ -68,6 +71,7 @@ class Prepared:
     new_reply: Callable[[int, str | None], Reply]  # from seconds since the epoch and the system fingerprint
     logprob_form: LogprobForm | None = LogprobForm.CHAT  # None: they are not shown
     settle: Callable[[], Awaitable[None]] = _nothing  # between the making of a reply's end and its sending
+    meter: Callable[[int], None] | None = None  # is told of output tokens as they come
 
     @property
     def prompt_tokens(self) -> int:
@@ -94,12 +98,15 @@ def generation_requests(
 ) -> tuple[GenerationRequest, ...]:
     """`body.samples` for each prompt; `params`: the prompts' names in errors. What is said of a prompt itself is asked
     of its first choice, but in a stream of each: none waits there for another. Raises ReplyError."""
-    limits = served.limits
+    limits, caller = served.limits, served.caller
+    check_limits(caller, body)
     base_seed = secrets.randbits(63) if body.seed is None else body.seed
     sampling = _sampling(body, served, constraint)
     requests: list[GenerationRequest] = []
     for index, (ids, param) in enumerate(zip(prompts, params, strict=True)):
         max_tokens = _max_tokens(body, len(ids), param, limits, served.defaults.get("max_tokens"))
+        if body.output_limit is None:
+            max_tokens = most_tokens(caller, max_tokens)
         check_min_tokens(sampling.min_tokens, max_tokens)
         if not ids:
             raise ReplyError(f"{param}: the prompt has no tokens", param=param)
@@ -118,8 +125,8 @@ def generation_requests(
                         seed=choice_seed(base_seed, sample),
                         prompt_logprobs=of_prompt if sample == 0 or body.stream else None,
                     ),
-                    priority=body.priority or 0,
-                    user=body.user or "",
+                    priority=caller.priority if body.priority is None else body.priority,
+                    user=caller.name or body.user or "",
                     family=f"{reply_id}/{index}" if body.samples > 1 else "",
                 )
             )

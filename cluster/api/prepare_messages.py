@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from isotherm.cluster.api.access.limits import most_tokens
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.messages import Conversation, MessagesBody
 from isotherm.cluster.api.errors import ReplyError
@@ -23,12 +24,12 @@ def prepare_messages(raw: bytes, reply_id: str, served: Served) -> Prepared:
         prepared = prepare_chat_body(checked(ChatBody, translation.chat), reply_id, served)
     except ReplyError as error:
         raise translation.at_origin(error) from None
-    return _within_context(prepared, body.max_tokens, served.limits.max_model_len)
+    return _within_context(prepared, most_tokens(served.caller, body.max_tokens), served.limits.max_model_len)
 
 
 def _within_context(prepared: Prepared, max_tokens: int, max_model_len: int) -> Prepared:
-    """Anthropic's clients have to give `max_tokens`, and give what their usual models can have: where less fits it is
-    as much as fits, and a reply that ends there says so. Raises ReplyError."""
+    """Anthropic's clients have to give `max_tokens`, and give what their usual models can have: where less fits, or
+    their key allows less, it is that, and a reply that ends there says so. Raises ReplyError."""
     request = prepared.requests[0]
     fits = max_model_len - len(request.prompt)
     check_min_tokens(request.params.min_tokens, min(max_tokens, fits))

@@ -1,5 +1,5 @@
-"""How Serve's proxy reads HTTP/1 from a connection: uvicorn's protocol, mended for clients that offer an upgrade and
-for those that speak HTTP/1.0.
+"""How Serve's proxy reads HTTP/1 from a connection: uvicorn's protocol, mended for clients that offer an upgrade, for
+those that speak HTTP/1.0, and for heads without end.
 
 Ray Serve offers no way to choose the protocol, so it is put in the place of the one that uvicorn finds by itself
 (`use_front_door_protocol`)."""
@@ -13,6 +13,15 @@ import uvicorn.config
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+MAX_HEAD_BYTES = 64 * 1024  # of a request line and its headers
+_SAID = (
+    b'{"error": {"message": "the request\'s line and headers take more than %d bytes", '
+    b'"type": "invalid_request_error", "param": null, "code": "headers_too_large"}}' % MAX_HEAD_BYTES
+)
+_TOO_LONG = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_SAID), _SAID)
+)
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
@@ -36,19 +45,25 @@ def without_upgrade(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes,
 
 
 class FrontDoorProtocol(HttpToolsProtocol):
-    """uvicorn's protocol over httptools, with two differences.
+    """uvicorn's protocol over httptools, with three differences.
 
     An offer to upgrade that nobody here can take (h2c, which Java's HttpClient sends with every first request) is
     declined by reading the request's head once more without it. The parser takes whatever follows such a head for the
     other protocol, so the request's body would be lost.
 
-    A client that speaks HTTP/1.0 knows no chunks: a body of unknown length ends with the connection."""
+    A client that speaks HTTP/1.0 knows no chunks: a body of unknown length ends with the connection.
+
+    A head that is too long is answered 431 and read no further: the parser would keep one of any length."""
+
+    _in_head = _refused = False
+    _head_bytes = 0  # of a head that is not whole yet
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        while data:
+        while data and not self._refused:
             try:
                 self.parser.feed_data(data)
+                self._bound_head(len(data))
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 if self._should_upgrade():
@@ -61,12 +76,37 @@ class FrontDoorProtocol(HttpToolsProtocol):
                 self.send_400_response("Invalid HTTP request received.")
                 return
 
+    def _bound_head(self, size: int) -> None:
+        """`size` bytes have come; those of a head that has not ended are counted."""
+        if self._in_head:
+            self._head_bytes += size
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        if not self._refused:
+            self._refused = True
+            self.transport.write(_TOO_LONG)
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+
     def on_headers_complete(self) -> None:
-        if not self._declines():
+        self._in_head = False
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEAD_BYTES:
+            self._refuse_head()
+        elif not (self._refused or self._declines()):
             super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        if not self._refused:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
-        if not self._declines():
+        if not (self._refused or self._declines()):
             super().on_message_complete()
 
     def _declines(self) -> bool:

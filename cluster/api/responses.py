@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from isotherm.cluster.api.access.caller import caller_of
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.generation import GenerationRoute, Generator
 from isotherm.cluster.api.pages import newest_first, page
@@ -43,7 +44,7 @@ class _Responses:
 
     async def input_tokens(self, request: Request) -> Response:
         raw = await self._generator.body(request)
-        count = partial(count_input_tokens, self._store, _owner(request), raw, self._generator.served)
+        count = partial(count_input_tokens, self._store, _owner(request), raw, self._generator.served_to(request))
         return json_response({"object": "response.input_tokens", "input_tokens": await asyncio.to_thread(count)})
 
     async def one(self, request: Request) -> Response:
@@ -76,6 +77,9 @@ class _Responses:
 
 
 def _owner(request: Request) -> str:
-    """Whose responses a request may see: those that the same key asked for. The key itself is not kept."""
+    """Whose responses a request may see: those that the same key asked for. Where the server has no keys, it is
+    whatever a client sends as one, which is not kept itself."""
+    if caller := caller_of(request).name:
+        return caller
     key = request.headers.get("authorization") or request.headers.get("x-api-key") or ""
     return hashlib.sha256(key.encode()).hexdigest()

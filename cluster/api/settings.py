@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from isotherm.cluster.api.access import Access
+from isotherm.cluster.api.access.key_store import KeyStore
+from isotherm.cluster.api.access.reach import Access
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class AppSettings:
     max_prompt_chars_per_token: int = 16  # × max_model_len: more characters than that are refused before tokenising
     retry_after_s: int = 1  # with a 503
     first_event_s: float = 0.2  # a stream's status line waits so long for its first event: a refusal is still a status
-    access: Access = field(default_factory=Access)
+    access: Access = field(default_factory=Access)  # where there are no keys
+    keys: KeyStore | None = None  # None: nobody is asked for one
     # What bodies that do not say are taken to ask for, by the names of SamplingParams; `max_tokens` among them
     defaults: Mapping[str, Any] = field(default_factory=dict)
     tool_format: str = "auto"  # how the model calls tools, by the names of cluster/text/tool_formats/registry.py

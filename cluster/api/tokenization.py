@@ -33,7 +33,7 @@ class Tokenization:
 
     async def _answer(self, request: Request, work: Callable[[bytes, Served], JSON]) -> Response:
         raw = await read_body(request, self._max_body_bytes)
-        return json_response(await asyncio.to_thread(work, raw, self._generator.served))
+        return json_response(await asyncio.to_thread(work, raw, self._generator.served_to(request)))
 
 
 def tokenize(raw: bytes, served: Served) -> JSON:

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.jsontypes import JSON
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine. Figures are medians over the runs.")
@@ -273,18 +274,21 @@ def bench_serve(
     output_tokens: Annotated[int, typer.Option(min=1)] = 64,
     seed: int = 0,
     stream: Annotated[bool, typer.Option(help="replies as events, or whole")] = True,
+    key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Open-loop load on an endpoint: throughput, time to first token, time between tokens."""
     from isotherm.cluster.cli.bench_load import LoadShape, run_load
     from isotherm.cluster.client import Client
     from isotherm.cluster.client.answers import checked
+    from isotherm.cluster.client.calls import http_options
 
     with Client(url) as client:
         url = client.base_url
         model = checked(client.request("GET", "/v1/models"))["data"][0]
     shape = LoadShape(requests, rate or math.inf, prompt_tokens, output_tokens, seed, stream)
-    report = asyncio.run(run_load(url, model["id"], model["vocab_size"], shape))
+    headers = http_options(url, None, 10.0)["headers"]
+    report = asyncio.run(run_load(url, model["id"], model["vocab_size"], shape, headers))
     if as_json:
         print(json.dumps(report.as_dict()))
         return

@@ -11,7 +11,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
@@ -62,11 +62,13 @@ class LoadReport:
         return asdict(self)
 
 
-async def run_load(url: str, model: str, vocab_size: int, shape: LoadShape) -> LoadReport:
+async def run_load(
+    url: str, model: str, vocab_size: int, shape: LoadShape, headers: Mapping[str, str] | None = None
+) -> LoadReport:
     """Send the load and wait for every stream. Prompts are random token ids, all different."""
     rng = random.Random(shape.seed)
     connector, timeout = aiohttp.TCPConnector(limit=shape.requests), aiohttp.ClientTimeout(total=600)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as client:
         tasks = []
         begin = time.perf_counter()
         for _ in range(shape.requests):

@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 
 from isotherm.cluster.cli.bench import app as bench_app
+from isotherm.cluster.cli.key_file import KeyFileOption
+from isotherm.cluster.cli.keys import app as keys_app
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.on_ray.environment import prepare_attach, prepare_local_ray
@@ -30,6 +32,7 @@ app = typer.Typer(
     help="Serve DeepSeek-V3-family models on Ray.",
 )
 app.add_typer(bench_app, name="bench")
+app.add_typer(keys_app, name="keys")
 console = Console()
 errors = Console(stderr=True)
 
@@ -77,7 +80,7 @@ def _is_for_the_user(error: Exception) -> bool:
     return isinstance(error, IsothermError | OSError | InvalidURL | KernelsUnavailable)
 
 
-for _command in bench_app.registered_commands:
+for _command in (*bench_app.registered_commands, *keys_app.registered_commands):
     _command.callback = user_errors(_command.callback)  # type: ignore[arg-type]  # each has one
 
 
@@ -104,12 +107,22 @@ def serve(
         Optional[str],  # noqa: UP045
         typer.Option(help="join this Ray cluster; default: start a local one"),
     ] = None,
+    keys: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="API keys, as `isotherm keys` writes them; default: http.keys"),
+    ] = None,
 ) -> None:
     """Serve a model over the OpenAI API until Ctrl-C, SIGTERM or `isotherm stop`."""
-    manifest, path = _manifest(model, host=host, port=port)
+    manifest, path = _manifest(model, host=host, port=port, keys=None if keys is None else str(keys.resolve()))
+    from isotherm.cluster.api.access.key_store import ENVIRONMENT, key_source_as_json
     from isotherm.cluster.deploy.capacity import check_machine, machine_memory
+    from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
     from isotherm.cluster.deploy.preflight import check_port, check_servable
 
+    source = key_source(manifest.http)
+    check_bound(manifest.http.host, source)
+    check_tls(manifest.http)
+    os.environ.pop(ENVIRONMENT, None)  # nothing that is started below this process needs the key itself
     check_servable(manifest, path, _cuda_unavailable if address is None else None)
     if address is None:
         check_machine(manifest, path, machine_memory(), os.cpu_count() or 1)
@@ -119,7 +132,7 @@ def serve(
         address = prepare_attach(address)
     from isotherm.cluster.supervise.supervisor import serve_until_stopped
 
-    serve_until_stopped(manifest, path, address, console)
+    serve_until_stopped(manifest, path, address, key_source_as_json(source), console)
 
 
 @app.command()
@@ -261,6 +274,7 @@ def scale(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be done")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="until it is done or rolled back")] = False,
+    key_file: KeyFileOption = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Change the number of workers, the nodes that they run on, or the copies of experts, under live traffic."""
@@ -299,6 +313,7 @@ def top(
     address: AddressOption = None,
     interval: Annotated[float, typer.Option(min=0.1, max=60, help="seconds between two looks")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="print one picture and end")] = False,
+    key_file: KeyFileOption = None,
 ) -> None:
     """Show workers, operations and the heat of every expert, live, until Ctrl-C."""
     if url is None:
@@ -318,6 +333,7 @@ def chat(
     system: Annotated[Optional[str], typer.Option(help="system message")] = None,  # noqa: UP045
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.7,
     max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    key_file: KeyFileOption = None,
 ) -> None:
     """Chat with a served model in the terminal."""
     from isotherm.cluster.cli.chat import chat_loop
@@ -339,6 +355,7 @@ def batch(
     priority: Annotated[
         int, typer.Option(help="of rows that name none; lower values have their turn first, other requests have 0")
     ] = 100,
+    key_file: KeyFileOption = None,
 ) -> None:
     """Run files of requests against the running cluster; run it again to complete a half-done output.
 

@@ -12,6 +12,7 @@ from typing import IO
 
 import httpx
 
+from isotherm.cluster.client.calls import API_KEY
 from isotherm.cluster.errors import IsothermError
 
 START_SECONDS, STOP_SECONDS = 600.0, 60.0
@@ -42,8 +43,15 @@ class OwnCluster:
         command = [sys.executable, "-c", COMMAND.format(parent=os.getpid()), "serve", *self._arguments, *where]
         self._log: IO[bytes] = tempfile.TemporaryFile()
         # A session of its own: who interrupts the command has the cluster ended by __exit__, not twice.
+        # Nobody else shall ask it, so it asks for no key.
+        environment = {name: value for name, value in os.environ.items() if name != API_KEY}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+            env=environment,
         )
         try:
             self._wait_ready()

@@ -6,6 +6,7 @@ run it, each with an I/O of its own."""
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Generator, Mapping, Sequence
@@ -24,6 +25,7 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.loopback import reaches_this_machine
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+API_KEY = "ISOTHERM_API_KEY"  # of the environment
 _OPERATIONS = "/admin/operations"
 _POLL_S = 0.1  # between looks at an operation
 _T = TypeVar("_T")
@@ -175,8 +177,10 @@ def _said(messages: Messages) -> list[Mapping[str, Any]]:
 
 
 def http_options(base_url: str, api_key: str | None, timeout: float) -> JSON:
-    """Of httpx.Client and httpx.AsyncClient. `timeout` is in seconds, for connecting and for each wait for data."""
-    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    """Of httpx.Client and httpx.AsyncClient. Without a key it is that of ISOTHERM_API_KEY, if there is one. `timeout`
+    is in seconds, for connecting and for each wait for data."""
+    api_key = os.environ.get(API_KEY) if api_key is None else api_key
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     # OpenAI's clients are given it with /v1, which every path here has already.
     base = httpx.URL(base_url.rstrip("/").removesuffix("/v1"))
     # The environment's proxies are for other machines.

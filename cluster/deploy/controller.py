@@ -250,8 +250,7 @@ class Controller:
 
     async def url(self) -> str:
         """Where the ingress listens, as seen from its own node."""
-        http = self.manifest.http
-        return f"http://{'127.0.0.1' if http.host in ('0.0.0.0', '::') else http.host}:{http.port}"
+        return self.manifest.url
 
     async def status(self) -> JSON:
         """What `isotherm status --json` prints."""

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve import Application
 from starlette.applications import Starlette
 
+from isotherm.cluster.api.access.key_store import KeySource, KeyStore
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.control.liveness import watch_controller
@@ -22,16 +23,19 @@ from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.on_ray.controller_client import ControllerClient
+from isotherm.cluster.on_ray.replica_port import listen_at_node_address_alone
 from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess
 from isotherm.cluster.routing.shard_client import ShardClient
 
 KILL_SECONDS = 5.0  # after which a replica that has ended its requests is killed
 
 
-def ingress_application(manifest: Manifest, model_path: Path) -> Application:
-    """The Serve application; the model's path must be readable where replicas run."""
+def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | None) -> Application:
+    """The Serve application; the model's path, and the file of keys, must be readable where replicas run. Without
+    `keys` nobody is asked for one."""
 
     def build() -> Starlette:  # runs in each replica, on the event loop that will serve its requests
+        listen_at_node_address_alone()
         config = load_config(model_path)
         if manifest.speculation.kind != "off":  # a layer that drafts has a KV cache too
             config = Checkpoint.open(model_path).drafting(manifest.speculation.kind)[0].config
@@ -51,7 +55,8 @@ def ingress_application(manifest: Manifest, model_path: Path) -> Application:
         store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
         refused = batches_refused(manifest.http)
         batches = None if refused else batch_service(manifest.http, AppSettings.max_body_bytes)
-        app = front_door(manifest, model_path, endable, controller, store, batches, refused)
+        key_store = None if keys is None else KeyStore(keys, manifest.http.replicas)
+        app = front_door(manifest, model_path, endable, controller, store, batches, refused, keys=key_store)
         if batches is not None:
             batches.begin()  # with what a replica before this one has left
         return app

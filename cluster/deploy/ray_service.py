@@ -8,6 +8,8 @@ import ray
 from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
 
+from isotherm.cluster.api.access.key_store import KeySource
+from isotherm.cluster.deploy.front_door_keys import MAKE_KEYS
 from isotherm.cluster.deploy.ingress import ingress_application
 from isotherm.cluster.deploy.preflight import check_servable
 from isotherm.cluster.deploy.serve import start_controller
@@ -28,10 +30,13 @@ class Arguments(BaseModel):
 def application(args: Arguments) -> Application:
     """Find the controller of this Ray cluster, or start it, and bind the ingress. Serve runs this in a task of its own,
     again at every change of serveConfigV2. Raises ServeError where the workers that run were started from another
-    manifest, and what `check_servable` raises; Serve shows the message and keeps the ingress that it has."""
+    manifest, or where there is no file of keys, and what `check_servable` raises; Serve shows the message and keeps the
+    ingress that it has."""
     manifest = load_manifest(Path(args.manifest))
     path = resolve_model(manifest.model)
     check_servable(manifest, path)
+    if manifest.http.keys is None:  # whatever its http.host says: serveConfigV2 says where Serve listens
+        raise ServeError(f"{args.manifest}: a RayService is reached by others, so it needs http.keys; {MAKE_KEYS}")
     try:
         controller = find_controller()
     except ValueError:
@@ -43,7 +48,7 @@ def application(args: Arguments) -> Application:
             "(upgradeStrategy NewCluster), or delete the RayService and apply it again"
         )
     ray.get(controller.begin.remote())
-    return ingress_application(manifest, path)
+    return ingress_application(manifest, path, KeySource(Path(manifest.http.keys)))
 
 
 def _workers_of(manifest: Manifest) -> dict[str, object]:

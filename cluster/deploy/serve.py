@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,14 +23,17 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from isotherm.cluster.api.access.key_store import ENVIRONMENT, KeySource, parse_key_source, passing_key
 from isotherm.cluster.background import spawn_thread
 from isotherm.cluster.deploy.capacity import check_resources
 from isotherm.cluster.deploy.controller import Controller, Owner
-from isotherm.cluster.deploy.first_answer import wait_for_answer
+from isotherm.cluster.deploy.first_answer import Asked, wait_for_answer
+from isotherm.cluster.deploy.front_door_keys import check_bound
 from isotherm.cluster.deploy.ingress import ingress_application
 from isotherm.cluster.deploy.kept_responses import forget_responses
 from isotherm.cluster.errors import IsothermError, one_line
@@ -69,9 +73,16 @@ def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) 
     )
 
 
-def start_ingress(manifest: Manifest, model_path: Path) -> None:
-    serve.start(http_options={"host": manifest.http.host, "port": manifest.http.port})
-    serve.run(ingress_application(manifest, model_path), name=APPLICATION, route_prefix="/")
+def start_ingress(manifest: Manifest, model_path: Path, keys: KeySource | None) -> None:
+    """Raises ManifestError where Serve, which may have been there before, listens where it must not without keys."""
+    options: JSON = {"host": manifest.http.host, "port": manifest.http.port}
+    if (tls := manifest.http.tls) is not None:
+        options |= {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
+    serve.start(http_options=options)
+    client = _get_global_client()
+    assert client is not None  # it would have raised
+    check_bound(client.http_config.host, keys)
+    serve.run(ingress_application(manifest, model_path, keys), name=APPLICATION, route_prefix="/")
 
 
 def stop_everything() -> list[str]:
@@ -187,6 +198,7 @@ class _Interrupted(Exception):
 
 def _run(job: JSON, stop: _Stop, tell: Callable[..., None]) -> None:
     manifest, path, address = parse_manifest(job["manifest"]), Path(job["path"]), job["address"]
+    keys = parse_key_source(job["keys"])
     try:
         if address is None:
             start_local(job["folder"])
@@ -197,27 +209,40 @@ def _run(job: JSON, stop: _Stop, tell: Callable[..., None]) -> None:
             check_resources(manifest, ray.cluster_resources(), [node["Labels"] for node in ray.nodes()])
         else:
             attach(address)
-        _serve(manifest, path, Owner(socket.gethostname(), job["pid"]), stop, tell, address is None)
+        _serve(manifest, path, keys, Owner(socket.gethostname(), job["pid"]), stop, tell, address is None)
     finally:
         tell("stopping")
         carry_out([Step("leaving Ray", 12.0, ray.shutdown)])
 
 
-def _serve(manifest: Manifest, path: Path, owner: Owner, stop: _Stop, tell: Callable[..., None], own_ray: bool) -> None:
+def _serve(
+    manifest: Manifest,
+    path: Path,
+    keys: KeySource | None,
+    owner: Owner,
+    stop: _Stop,
+    tell: Callable[..., None],
+    own_ray: bool,
+) -> None:
     console = Console()
+    own_key = None
+    if keys is not None:  # with one more key, for the one request that is asked here
+        own_key, entry = passing_key("isotherm-serve")
+        keys = replace(keys, given=(*keys.given, entry))
     controller = start_controller(manifest, path, owner)
     served = False
     try:
         starting = controller.start.remote()
-        stop.until_set(lambda: start_ingress(manifest, path))
+        stop.until_set(lambda: start_ingress(manifest, path, keys))
         _show_loading(controller, starting, stop, console)
         url = ray.get(controller.url.remote(), timeout=30)
         wait = wait_for_answer if own_ray else _wait_on_head
-        stop.until_set(lambda: wait(url, manifest.model_id))
+        certificate = None if manifest.http.tls is None else manifest.http.tls.certificate
+        stop.until_set(lambda: wait(Asked(url, manifest.model_id, own_key, certificate)))
         if not stop.asked:
             served = True
             tell("serving", probe=own_ray)
-            _announce(manifest, console)
+            _announce(manifest, keys is not None, console)
         stopped = controller.wait_stopped.remote()
         while not stop.asked and not ray.wait([stopped], timeout=0.5)[0]:
             pass
@@ -233,9 +258,9 @@ def _serve(manifest: Manifest, path: Path, owner: Owner, stop: _Stop, tell: Call
         stop_everything()
 
 
-def _wait_on_head(url: str, model: str) -> None:
-    """On the node that has the ingress, where `url` holds: it may be another machine than this one."""
-    ray.get(ray.remote(wait_for_answer).options(num_cpus=0, resources=ON_HEAD, max_retries=0).remote(url, model))
+def _wait_on_head(asked: Asked) -> None:
+    """On the node that has the ingress, where its URL holds: it may be another machine than this one."""
+    ray.get(ray.remote(wait_for_answer).options(num_cpus=0, resources=ON_HEAD, max_retries=0).remote(asked))
 
 
 def stop_running(address: str | None) -> None:
@@ -316,18 +341,23 @@ def _show_loading(controller: ActorHandle, starting: Reference, stop: _Stop, con
                 return
 
 
-def _announce(manifest: Manifest, console: Console) -> None:
+def _announce(manifest: Manifest, asks_for_keys: bool, console: Console) -> None:
     """Lines that a terminal may not break: they are there to be copied."""
-    url = f"http://{manifest.http.host}:{manifest.http.port}"
+    url = manifest.url
+    key = f""" -H "Authorization: Bearer ${ENVIRONMENT}\"""" if asks_for_keys else ""
     ready = f"[bold green]ready[/]  {escape(manifest.model_id)} at {url}/v1   (Ctrl-C ends it)"
     console.print(ready, highlight=False, soft_wrap=True)
     console.print(
-        f"""  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+        f"""  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\
        -d '{{"model": "{manifest.model_id}", "messages": [{{"role": "user", "content": "What is 3 + 4?"}}]}}'""",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-    who = {"loopback": "answer this machine alone", "open": "answer whoever reaches the port: there are no keys yet"}
+    if asks_for_keys:
+        source = f"those of {manifest.http.keys}" if manifest.http.keys is not None else f"the one of {ENVIRONMENT}"
+        console.print(f"  every route but /health and /ready asks for an API key: {source}", highlight=False)
+        return
+    who = {"loopback": "answer this machine alone", "open": "answer whoever reaches the port: there are no keys"}
     for routes, opened in ("/admin and /status", manifest.http.admin), ("/metrics", manifest.http.metrics):
         console.print(f"  {routes} {who[opened]}", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ import os
 import queue
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -19,12 +20,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from rich.console import Console
 
 from isotherm.cluster.background import spawn_thread
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.on_ray.run_file import run_file
 from isotherm.cluster.supervise.processes import adopt_orphans, end_all_below, reap, runs, titled
@@ -46,9 +49,12 @@ class ServeError(IsothermError, RuntimeError):
     """The cluster could not be started, or has ended by itself."""
 
 
-def serve_until_stopped(manifest: Manifest, model_path: Path, address: str | None, console: Console) -> None:
+def serve_until_stopped(
+    manifest: Manifest, model_path: Path, address: str | None, keys: JSON | None, console: Console
+) -> None:
     """Blocks until a signal or `isotherm stop`. With an address, joins that Ray; else starts a local one and ends it.
-    Raises ServeError, and SystemExit where a second signal has ended it at once."""
+    `keys`: where the front door has its keys from (`key_source_as_json`). Raises ServeError, and SystemExit where a
+    second signal has ended it at once."""
     outlast_terminal()
     console.print(
         "starting Ray" if address is None else f"joining Ray at {address}",
@@ -62,12 +68,11 @@ def serve_until_stopped(manifest: Manifest, model_path: Path, address: str | Non
         "manifest": manifest.model_dump(mode="json"),
         "path": str(model_path),
         "address": address,
+        "keys": keys,
         "folder": folder,
         "pid": os.getpid(),
     }
-    end = _Supervisor(
-        Watchdog(manifest.http.drain_seconds, own_ray=address is None), job, _probe_address(manifest), console
-    ).run()
+    end = _Supervisor(Watchdog(manifest.http.drain_seconds, own_ray=address is None), job, manifest, console).run()
     keep = folder is not None and end.status == 1 and end.logs
     if folder is not None and not keep:
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,17 +83,12 @@ def serve_until_stopped(manifest: Manifest, model_path: Path, address: str | Non
         raise SystemExit(end.status)
 
 
-def _probe_address(manifest: Manifest) -> tuple[str, int]:
-    host = manifest.http.host
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), manifest.http.port
-
-
 class _Supervisor:
     """Puts everything that happens into one queue and does what the watchdog says."""
 
-    def __init__(self, watchdog: Watchdog, job: Mapping[str, Any], front_door: tuple[str, int], console: Console):
+    def __init__(self, watchdog: Watchdog, job: Mapping[str, Any], manifest: Manifest, console: Console):
         self._watchdog, self._job, self._console = watchdog, job, console
-        self._host, self._port = front_door
+        self._url = manifest.url
         # Its `put` may be called in a signal handler.
         self._events: queue.SimpleQueue[Callable[[], Sequence[Instruction]]] = queue.SimpleQueue()
         self._watched: dict[str, psutil.Process] = {}
@@ -179,11 +179,10 @@ class _Supervisor:
 
     def _probe(self) -> None:
         """Ask the front door's port, again and again, as long as this process lives."""
-        url = f"http://{self._host}:{self._port}"
         while True:
             time.sleep(PROBE_SECONDS)
-            answer = probe(self._host, self._port)
-            self._events.put(partial(self._watchdog.on_answer, time.monotonic(), answer, url))
+            answer = probe(self._url)
+            self._events.put(partial(self._watchdog.on_answer, time.monotonic(), answer, self._url))
 
     # --- what is done -----------------------------------------------------------------------------
 
@@ -197,10 +196,18 @@ class _Supervisor:
                 self._end = instruction
 
 
-def probe(host: str, port: int) -> Answer:
+def probe(url: str) -> Answer:
     """Whether a server answers GET /health there, with whatever status: only a process that lives can answer. No proxy
-    is asked."""
-    connection = http.client.HTTPConnection(host, port, timeout=PROBE_TIMEOUT)
+    is asked, and nothing is told that a certificate would have to be looked at for."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port
+    if parts.scheme == "https":
+        context = ssl._create_unverified_context()
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, port, timeout=PROBE_TIMEOUT, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(host, port, timeout=PROBE_TIMEOUT)
     try:
         connection.request("GET", "/health")
         connection.getresponse().read()

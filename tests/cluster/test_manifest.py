@@ -10,14 +10,8 @@ import yaml
 from deepseek_checkpoints import make_config
 from pydantic import BaseModel
 
-from isotherm.cluster.manifest import (
-    Manifest,
-    ManifestError,
-    kv_bytes_per_token,
-    load_manifest,
-    parse_bytes,
-    parse_manifest,
-)
+from isotherm.cluster.manifest import Manifest, ManifestError, kv_bytes_per_token, load_manifest, parse_manifest
+from isotherm.cluster.manifest_values import parse_bytes
 from isotherm.cluster.model.registry import parse
 
 DEFAULT = Path(__file__).parents[2] / "manifests" / "default.yaml"
@@ -171,8 +165,16 @@ def test_origins_are_as_browsers_write_them(origin: str):
     assert message.startswith(f"here.yaml: http.cors.3 is '{origin}': ") and "must be an origin such as" in message
 
 
-def test_a_folder_of_batches_is_absolute():
-    assert "must have an absolute path as folder, not 'here'" in refusal({"http": {"batches": {"folder": "here"}}})
+def test_an_unknown_field_of_a_section_that_need_not_be_there():
+    message = refusal({"http": {"tls": {"certificate": "/c", "key": "/k", "password": "x"}}})
+    assert "http.tls.password" in message and "known here: certificate, key" in message
+
+
+def test_paths_are_absolute():
+    tls = {"certificate": "c", "key": "/k"}
+    message = refusal({"http": {"batches": {"folder": "here"}, "keys": "k.json", "tls": tls}})
+    for field, path in (("batches.folder", "here"), ("keys", "k.json"), ("tls.certificate", "c")):
+        assert f"http.{field} is '{path}': must be an absolute path" in message
 
 
 def test_every_bad_field_is_named_at_once():

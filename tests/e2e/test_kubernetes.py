@@ -15,9 +15,12 @@ import shared_memory
 import yaml
 from served import free_port
 
+from isotherm.cluster.api.access.hashing import hashed, new_key, new_key_id
+from isotherm.cluster.api.access.keys_file import KeyEntry, write_keys
+
 KUBERAY = Path(__file__).parents[2] / "manifests" / "kuberay" / "cpu-dev.yaml"
 DRIVER = """
-import asyncio, functools, json, sys, time
+import asyncio, functools, json, os, sys, time
 import httpx, psutil, shared_memory, yaml
 from isotherm.cluster.on_ray.environment import prepare_local_ray
 prepare_local_ray()
@@ -65,10 +68,13 @@ try:
     client = ServeSubmissionClient("http://" + ray._private.worker.get_dashboard_url())
     client.deploy_applications(config)
     wait(ready)
+    headers = {"authorization": "Bearer " + os.environ["ISOTHERM_API_KEY"]}
     body = {"model": "tiny", "messages": [{"role": "user", "content": "What is 3 + 4?"}], "temperature": 0}
-    ask = lambda: httpx.post(url + "/v1/chat/completions", json=body, timeout=30)\
+    ask = lambda: httpx.post(url + "/v1/chat/completions", json=body, headers=headers, timeout=30)\
 .json()["choices"][0]["message"]["content"]
-    out["answer"], out["status"], pid = ask(), httpx.get(url + "/status", timeout=30).json(), controller_pid()
+    out["unasked"] = httpx.get(url + "/status", timeout=30).status_code
+    status = httpx.get(url + "/status", headers=headers, timeout=30).json()
+    out["answer"], out["status"], pid = ask(), status, controller_pid()
     out["owner"] = ray.get(find_controller().owner.remote())
     client.deploy_applications(config)  # as KubeRay does again and again
     wait(lambda: application("RUNNING"))
@@ -110,11 +116,15 @@ def test_serve_starts_the_controller_once_and_binds_the_ingress(tmp_path: Path):
     manifest = {
         "attention": {"cpus": 0.2, "threads": 1, "labels": {"role": "in(attention,both)"}},
         "experts": {"groups": 2, "cpus": 0.2, "threads": 1, "labels": {"role": "!attention"}},
-        "http": {"port": port},
+        "http": {"port": port, "keys": str(tmp_path / "keys.json")},
     }
+    key = new_key(key_id := new_key_id())
+    entry = KeyEntry(id=key_id, name="me", hash=hashed(key), roles=["use", "admin"])
+    write_keys(tmp_path / "keys.json", [entry])
     (tmp_path / "isotherm.yaml").write_text(yaml.safe_dump(manifest))
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(manifest | {"experts": {"groups": 3}}))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["ISOTHERM_API_KEY"] = key
     environment["PYTHONPATH"] = str(Path(shared_memory.__file__).parent)
     with tempfile.TemporaryDirectory(prefix="kube-", ignore_cleanup_errors=True) as folder:
         arguments = [
@@ -127,6 +137,7 @@ def test_serve_starts_the_controller_once_and_binds_the_ingress(tmp_path: Path):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         out = json.loads(done.stdout.splitlines()[-1])
+    assert out["unasked"] == 401
     assert "7" in out["answer"] and out["answer_after"] == out["answer"]
     assert [(w["id"], w["state"]) for w in out["status"]["workers"]] == [
         ("attention-0", "loaded"),

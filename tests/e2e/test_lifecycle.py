@@ -202,7 +202,7 @@ from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.on_ray.session import attach
 from isotherm.cluster.deploy.serve import start_ingress
 attach(address)
-start_ingress(load_manifest(Path(sys.argv[2])), bundled_model())
+start_ingress(load_manifest(Path(sys.argv[2])), bundled_model(), None)
 """
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ class Served:
         self.arguments, self.environment = arguments, os.environ | (environment or {})
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.verify: ssl.SSLContext | bool = True  # what an HTTPS client needs to trust it
         self.manifest = folder / "manifest.yaml"
         self.manifest.write_text(yaml.safe_dump(manifest | {"http": manifest.get("http", {}) | {"port": self.port}}))
         self.log = folder / "serve.log"
@@ -60,7 +62,7 @@ class Served:
             if self.process.poll() is not None:
                 raise RuntimeError(f"isotherm serve ended with {self.process.returncode}:\n{self.log.read_text()}")
             try:
-                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}/ready", timeout=5, verify=self.verify).status_code == 200:
                     self.remember_processes()
                     return self
             except httpx.TransportError:

@@ -16,7 +16,8 @@ import yaml
 from published import DEEPSEEK_V3
 
 from isotherm.cluster.deploy.inspect import Report, inspect_model
-from isotherm.cluster.manifest import Manifest, parse_bytes, parse_manifest
+from isotherm.cluster.manifest import Manifest, parse_manifest
+from isotherm.cluster.manifest_values import parse_bytes
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.model.tensors import Part
 from isotherm.cluster.on_ray.environment import LOCAL_RAY
@@ -169,6 +170,18 @@ def test_serve_builds_our_application_from_it(documents: Documents):
         assert documents.manifest.model == "tiny" or any(
             documents.manifest.model.startswith(f"{path}/") for path in mounted
         )
+
+
+def test_every_pod_has_the_keys_from_a_secret(documents: Documents):
+    folder, _, file = str(documents.manifest.http.keys).rpartition("/")
+    for pod in documents.pods():
+        (volume,) = (volume for volume in pod["volumes"] if "secret" in volume)
+        mounts = [mount for mount in pod["containers"][0]["volumeMounts"] if mount["name"] == volume["name"]]
+        # Mounted as a folder: a file by itself (subPath) would stay as it was when the Secret changes.
+        told = [(mount["mountPath"], mount["readOnly"], "subPath" in mount) for mount in mounts]
+        assert told == [(folder, True, False)]
+        created = f"kubectl create secret generic {volume['secret']['secretName']} --from-file={file}"
+        assert created in documents.text
 
 
 def test_the_cluster_is_as_isotherm_needs_it(documents: Documents):

@@ -20,9 +20,9 @@ class Answer:
     body: Any  # what its JSON says
 
 
-async def ask(app: ASGIApp, priority: int, path: str, body: JSON) -> Answer:
-    """The answer to a POST, which has this priority unless its body says another. Cancelled, it is as if its client had
-    hung up."""
+async def ask(app: ASGIApp, priority: int, owner: str, path: str, body: JSON) -> Answer:
+    """The answer to a POST by the key named `owner`, which has this priority unless its body says another. Cancelled,
+    it is as if its client had hung up."""
     content = json.dumps(body, ensure_ascii=False).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     scope: Scope = {
@@ -38,7 +38,7 @@ async def ask(app: ASGIApp, priority: int, path: str, body: JSON) -> Answer:
         "headers": headers,
         "client": ("127.0.0.1", 0),
         "server": ("127.0.0.1", 0),
-        "state": {"priority": priority},
+        "state": {"priority": priority, "owner": owner},
     }
     status, given, parts, sent = 500, Headers(), [b""], False
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from isotherm.cluster.api.access.caller import caller_of
 from isotherm.cluster.api.batches.service import BatchService
 from isotherm.cluster.api.batches.state import FINAL, new_batch, window_seconds
 from isotherm.cluster.api.batches.store import Store
@@ -80,18 +81,19 @@ class _Files:
         if request.method == "POST":
             return json_response(await receive_file(request, self._store, self._max_file_bytes))
         purpose, newest = request.query_params.get("purpose"), newest_first(request)
-        found = [one for one in await asyncio.to_thread(self._store.files) if purpose in (None, one["purpose"])]
+        there = await asyncio.to_thread(self._store.files, caller_of(request).name)
+        found = [one for one in there if purpose in (None, one["purpose"])]
         return json_response(page(found if newest else found[::-1], request, _LIMIT, _MAX_LIMIT))
 
     async def one(self, request: Request) -> Response:
-        file_id = request.path_params["file_id"]
+        file_id, owner = request.path_params["file_id"], caller_of(request).name
         if request.method == "DELETE":
-            await asyncio.to_thread(self._store.delete_file, file_id)
+            await asyncio.to_thread(self._store.delete_file, file_id, owner)
             return json_response({"id": file_id, "object": "file", "deleted": True})
-        return json_response(self._store.file(file_id))
+        return json_response(self._store.file(file_id, owner))
 
     async def content(self, request: Request) -> Response:
-        path = self._store.content(request.path_params["file_id"])
+        path = self._store.content(request.path_params["file_id"], caller_of(request).name)
         return FileResponse(path, media_type="application/octet-stream")
 
 
@@ -100,31 +102,32 @@ class _Batches:
         self._service, self._store, self._endpoints = service, service.store, endpoints
 
     async def all(self, request: Request) -> Response:
+        owner = caller_of(request).name
         if request.method != "POST":
-            return json_response(page(await asyncio.to_thread(self._store.batches), request, _LIMIT, _MAX_LIMIT))
+            return json_response(page(await asyncio.to_thread(self._store.batches, owner), request, _LIMIT, _MAX_LIMIT))
         body = parse_body(BatchBody, await read_body(request, _MAX_BODY))
-        created = await asyncio.to_thread(self._create, body)
+        created = await asyncio.to_thread(self._create, body, owner)
         self._service.added()
         return json_response(created)
 
-    def _create(self, body: BatchBody) -> JSON:
+    def _create(self, body: BatchBody, owner: str) -> JSON:
         if body.endpoint not in self._endpoints:
             expected = " or ".join(sorted(self._endpoints))
             raise ReplyError(f"endpoint: expected {expected}, got {body.endpoint[:100]!r}", param="endpoint")
-        source = self._store.file(body.input_file_id)
+        source = self._store.file(body.input_file_id, owner)
         if source["purpose"] != "batch":
             message = f"input_file_id: expected a file uploaded with purpose 'batch', got {source['purpose']!r}"
             raise ReplyError(message, param="input_file_id")
         keep = body.output_expires_after.seconds if body.output_expires_after is not None else None
         batch_id, window, now = f"batch_{uuid.uuid4().hex}", body.completion_window, self._store.clock()
-        self._store.add_batch(new_batch(batch_id, body.endpoint, source["id"], window, body.metadata, keep, now))
+        self._store.add_batch(new_batch(batch_id, body.endpoint, source["id"], window, body.metadata, keep, now, owner))
         return self._store.batch(batch_id)
 
     async def one(self, request: Request) -> Response:
-        return json_response(self._store.batch(request.path_params["batch_id"]))
+        return json_response(self._store.batch(request.path_params["batch_id"], caller_of(request).name))
 
     async def cancel(self, request: Request) -> Response:
-        found = self._store.batch(request.path_params["batch_id"])
+        found = self._store.batch(request.path_params["batch_id"], caller_of(request).name)
         if found["status"] in FINAL:
             raise ReplyError(f"batch_id: the batch is {found['status']} already", status=409, param="batch_id")
         self._store.cancel(found["id"])

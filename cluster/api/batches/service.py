@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from isotherm.cluster.api.batches.in_process import ask
 from isotherm.cluster.api.batches.runner import BatchRun, Places, RunSettings, failed
-from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.api.batches.store import Store, owner_of
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import named_line
 
@@ -102,7 +102,8 @@ class BatchService:
     async def _run_held(self, batch_id: str) -> None:
         try:
             settings = RunSettings(self._max_body_bytes, self._places, self._limit())
-            await BatchRun(self.store, batch_id, partial(ask, self._app, PRIORITY), settings).run()
+            asked = partial(ask, self._app, PRIORITY, owner_of(self.store.stored(batch_id)))
+            await BatchRun(self.store, batch_id, asked, settings).run()
         except Exception as error:
             log.exception("batch %s stopped", batch_id)
             self._failures[batch_id] += 1

@@ -12,13 +12,21 @@ _TIMES = (
     "cancelled_at",
 )  # fmt: skip
 
-_HIDDEN = ("output_expires_after", "then")
+_HIDDEN = ("output_expires_after", "then", "owner")
 
 
 def new_batch(
-    batch_id: str, endpoint: str, input_file_id: str, window: str, metadata: JSON | None, keep: int | None, now: float
+    batch_id: str,
+    endpoint: str,
+    input_file_id: str,
+    window: str,
+    metadata: JSON | None,
+    keep: int | None,
+    now: float,
+    owner: str = "",
 ) -> JSON:
-    """A batch that nobody has looked at yet. `keep`: seconds that its output is kept, where its client says."""
+    """A batch that nobody has looked at yet. `keep`: seconds that its output is kept, where its client says. `owner`:
+    the name of the key that it belongs to."""
     return {
         "id": batch_id,
         "object": "batch",
@@ -37,6 +45,7 @@ def new_batch(
         "metadata": metadata,
         "output_expires_after": keep,
         "then": None,  # the final status of a batch that is `finalizing`
+        "owner": owner,
     }
 
 

@@ -83,9 +83,16 @@ class Store:
         return self._uploads / uuid.uuid4().hex
 
     def add_file(
-        self, path: Path, name: str, purpose: str, keep: int | None = None, file_id: str | None = None
+        self,
+        path: Path,
+        name: str,
+        purpose: str,
+        keep: int | None = None,
+        file_id: str | None = None,
+        owner: str = "",
     ) -> JSON:
-        """Make a file of what lies at `path`, which is moved. Done twice with one `file_id` it is done once."""
+        """Make a file of what lies at `path`, which is moved. Done twice with one `file_id` it is done once. It belongs
+        to the key named `owner`."""
         file_id = file_id or f"file-{uuid.uuid4().hex}"
         if path.exists():
             os.replace(path, self._files / file_id)
@@ -101,32 +108,33 @@ class Store:
             "status": "processed",
             "status_details": None,
         }
-        self._write(self._files / f"{file_id}.json", file)
+        self._write(self._files / f"{file_id}.json", {**file, "owner": owner})
         return file
 
-    def file(self, file_id: str) -> JSON:
-        """Raises ReplyError 404."""
+    def file(self, file_id: str, owner: str | None = None) -> JSON:
+        """A file as clients see it; with an `owner`, of theirs alone. Raises ReplyError 404."""
         found = _read(self._files / f"{file_id}.json") if _FILE_ID.fullmatch(file_id) else None
-        if found is None or found["expires_at"] <= self.clock():
+        if found is None or found["expires_at"] <= self.clock() or not _belongs(found, owner):
             raise _unknown("file", file_id, "file_id")
-        return found
+        return _without_owner(found)
 
-    def files(self) -> list[JSON]:
-        """All, the newest first."""
-        return _newest(_read(path) for path in self._files.glob("*.json"))
+    def files(self, owner: str | None = None) -> list[JSON]:
+        """All, or an owner's, the newest first."""
+        found = _newest(_read(path) for path in self._files.glob("*.json"))
+        return [_without_owner(file) for file in found if _belongs(file, owner)]
 
-    def content(self, file_id: str) -> Path:
+    def content(self, file_id: str, owner: str | None = None) -> Path:
         """Where a file's content lies. Raises ReplyError 404."""
-        self.file(file_id)
+        self.file(file_id, owner)
         return self._files / file_id
 
     def input(self, batch: JSON) -> Path:
         """Where the content of a batch's input lies, which is kept as long as the batch goes on."""
         return self._files / str(batch["input_file_id"])
 
-    def delete_file(self, file_id: str) -> None:
+    def delete_file(self, file_id: str, owner: str | None = None) -> None:
         """Raises ReplyError 404, and 409 where a batch still needs it."""
-        self.file(file_id)
+        self.file(file_id, owner)
         for batch in self.batches():
             if batch["input_file_id"] == file_id and batch["status"] not in FINAL:
                 raise ReplyError(
@@ -152,14 +160,16 @@ class Store:
             raise _unknown("batch", batch_id, "batch_id")
         return found
 
-    def batch(self, batch_id: str) -> JSON:
-        """A batch as a client sees it. Raises ReplyError 404."""
-        return shown(self.stored(batch_id), self.cancelling_at(batch_id))
+    def batch(self, batch_id: str, owner: str | None = None) -> JSON:
+        """A batch as a client sees it; with an `owner`, of theirs alone. Raises ReplyError 404."""
+        if not _belongs(found := self.stored(batch_id), owner):
+            raise _unknown("batch", batch_id, "batch_id")
+        return shown(found, self.cancelling_at(batch_id))
 
-    def batches(self) -> list[JSON]:
-        """All, as clients see them, the newest first."""
+    def batches(self, owner: str | None = None) -> list[JSON]:
+        """All, or an owner's, as clients see them, the newest first."""
         found = _newest(_read(path) for path in self._batches.glob("*/batch.json"))
-        return [shown(batch, self.cancelling_at(batch["id"])) for batch in found]
+        return [shown(batch, self.cancelling_at(batch["id"])) for batch in found if _belongs(batch, owner)]
 
     def unfinished(self) -> list[JSON]:
         """Those that are not final, the oldest first. Costs little, however many are."""
@@ -223,13 +233,26 @@ class Store:
         if not path.exists() and not (self._files / file_id).exists():
             return None
         keep = batch["output_expires_after"]
-        self.add_file(path, f"{batch['id']}_{name}", "batch_output", keep, file_id)
+        self.add_file(path, f"{batch['id']}_{name}", "batch_output", keep, file_id, owner_of(batch))
         return file_id
 
     def _write(self, path: Path, value: JSON) -> None:
         part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         part.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
         os.replace(part, path)
+
+
+def owner_of(found: JSON) -> str:
+    """The name of the key that a stored file or batch belongs to; "" of one that was made without a key."""
+    return str(found.get("owner", ""))
+
+
+def _belongs(found: JSON, owner: str | None) -> bool:
+    return owner is None or owner_of(found) == owner
+
+
+def _without_owner(file: JSON) -> JSON:
+    return {name: value for name, value in file.items() if name != "owner"}
 
 
 def _read(path: Path) -> JSON | None:

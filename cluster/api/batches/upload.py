@@ -15,6 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from isotherm.cluster.api.access.caller import caller_of
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.coding import too_large
 from isotherm.cluster.api.errors import ReplyError
@@ -61,7 +62,7 @@ async def receive_file(request: Request, store: Store, max_file_bytes: int) -> J
     except (KeyError, ValueError) as error:  # a form without a boundary, a name or a charset that is one
         raise ReplyError(f"the form cannot be read: {error}") from None
     try:
-        return await run_in_threadpool(_store, _checked(data), store)
+        return await run_in_threadpool(_store, _checked(data), store, caller_of(request).name)
     finally:
         await data.close()
 
@@ -98,7 +99,7 @@ def _checked(data: FormData) -> _Form:
     return _Form(file, name.encode("utf-8", "replace").decode()[:_LONGEST_NAME], "batch", keep)
 
 
-def _store(form: _Form, store: Store) -> JSON:
+def _store(form: _Form, store: Store, owner: str) -> JSON:
     store.check_room(form.file.size or 0)
     path = store.new_upload()
     try:
@@ -106,7 +107,7 @@ def _store(form: _Form, store: Store) -> JSON:
         source.seek(0)
         with open(path, "xb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
-        return store.add_file(path, form.name, form.purpose, form.keep)
+        return store.add_file(path, form.name, form.purpose, form.keep, owner=owner)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(path)

@@ -8,7 +8,13 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.chat_message import Message
-from isotherm.cluster.api.bodies.common import MAX_TOP_LOGPROBS, GenerationBody, ListOf
+from isotherm.cluster.api.bodies.common import (
+    MAX_DOCUMENTS,
+    MAX_MESSAGES,
+    MAX_TOP_LOGPROBS,
+    GenerationBody,
+    ListOf,
+)
 from isotherm.cluster.api.bodies.structure import StructuredBody
 from isotherm.cluster.api.bodies.thinking import ThinkingBody
 from isotherm.cluster.api.bodies.tools import ToolsBody
@@ -47,11 +53,11 @@ class ChatBody(ToolsBody, StructuredBody, ThinkingBody):
         "add_special_tokens": (False,),  # templates write their own
     }
 
-    messages: ListOf[Message] = Field(min_length=1)
+    messages: ListOf[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    documents: ListOf[JSON] | None = None
+    documents: ListOf[JSON] | None = Field(None, max_length=MAX_DOCUMENTS)
     chat_template: str | None = None  # the name of one of the model's own
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -29,6 +29,8 @@ MAX_TOP_LOGPROBS = 20
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1000
 _MAX_BAD_WORDS = 128
+MAX_MESSAGES = 32_768  # of a chat, or items of a response
+MAX_DOCUMENTS = 1024
 
 
 def text_or_list(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import BodyModel, ListOf, NonEmpty, text_or_list
+from isotherm.cluster.api.bodies.common import MAX_MESSAGES, BodyModel, ListOf, NonEmpty, text_or_list
 from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 
@@ -174,7 +174,7 @@ class Conversation(TranslatedBody):
     }
 
     model: NonEmpty
-    messages: ListOf[MessageParam] = Field(min_length=1)
+    messages: ListOf[MessageParam] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: _Texts | None = None
     tools: ListOf[CustomTool] | None = None
     tool_choice: ToolChoice | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import BodyModel, ListOf, NonEmpty, text_or_list
+from isotherm.cluster.api.bodies.common import MAX_MESSAGES, BodyModel, ListOf, NonEmpty, text_or_list
 from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 
@@ -206,7 +206,8 @@ class ResponsesBody(TranslatedBody):
 
     model: NonEmpty
     input: Annotated[
-        Annotated[NonEmpty, Tag("text")] | Annotated[ListOf[Item], Field(min_length=1), Tag("list")],
+        Annotated[NonEmpty, Tag("text")]
+        | Annotated[ListOf[Item], Field(min_length=1, max_length=MAX_MESSAGES), Tag("list")],
         Discriminator(text_or_list),
     ]
     instructions: str | None = None

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from contextlib import nullcontext, suppress
 
 import pytest
 import uvicorn
@@ -13,8 +14,8 @@ from fake_engine import http_server
 
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
-from isotherm.cluster.api.middleware import ServeProxyMiddleware, serve_proxy_middlewares
-from isotherm.cluster.api.protocol import FrontDoorProtocol, without_upgrade
+from isotherm.cluster.api.middleware import ServeProxyMiddleware, serve_proxy_middlewares, steers_serve
+from isotherm.cluster.api.protocol import MAX_HEAD_BYTES, FrontDoorProtocol, without_upgrade
 from isotherm.cluster.api.unrouted import UnroutedMiddleware
 
 # As Java's HttpClient and `curl --http2` send it.
@@ -172,14 +173,77 @@ def through_proxy(headers):
     async def send(message):
         sent.extend(message["headers"])
 
-    asyncio.run(ServeProxyMiddleware(inner)({"type": "http", "headers": headers}, None, send))  # type: ignore[arg-type]
+    asyncio.run(ServeProxyMiddleware(inner)({"type": "http", "path": "/", "headers": headers}, None, send))  # type: ignore[arg-type]
     return seen, sent
 
 
+STEERING = [
+    b"X-Request-Timeout-Seconds",
+    b"x-request-disconnect-disabled",
+    b"serve_multiplexed_model_id",
+    b"Serve-Multiplexed-Model-Id",
+    b"x-session-id",
+    b"X_Session_ID",
+    b"x-serve-router-replica",
+    b"X_Serve_Router_anything",
+]
+
+
 def test_the_proxy_strips_headers_that_steer_serve():
-    headers = [(b"X-Request-Timeout-Seconds", b"0"), (b"x-request-disconnect-disabled", b"?1"), (b"accept", b"*/*")]
+    headers = [*((name, b"1") for name in STEERING), (b"accept", b"*/*"), (b"x-session", b"1")]
     seen, _ = through_proxy(headers)
-    assert [name for name, _ in seen] == [b"accept", b"x-request-id"]
+    assert [name for name, _ in seen] == [b"accept", b"x-session", b"x-request-id"]
+
+
+def test_they_are_the_ones_that_this_version_of_serve_reads():
+    from ray.serve._private import constants
+
+    names = [value for name, value in vars(constants).items() if name.endswith("_HEADER") and isinstance(value, str)]
+    assert len(names) >= 3
+    names += [constants.SERVE_MULTIPLEXED_MODEL_ID, constants.SERVE_SESSION_ID]
+    names.append(constants.SERVE_INGRESS_ROUTER_HEADER_PREFIX + "x")
+    assert [name for name in names if not steers_serve(name.encode())] == []
+
+
+def test_the_proxys_list_of_applications_is_an_unknown_path():
+    seen = []
+
+    async def inner(scope, receive, send):
+        seen.append(scope["path"])
+
+    for path in ("/-/routes", "/-/healthz", "/v1/models"):
+        scope = {"type": "http", "path": path, "headers": []}
+        asyncio.run(ServeProxyMiddleware(inner)(scope, None, None))  # type: ignore[arg-type]
+    assert seen == ["/-", "/-/healthz", "/v1/models"]
+
+
+@pytest.mark.parametrize("pieces", [1, 9])
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_head_that_is_too_long_is_refused(port: int, pieces: int, ends: bool):
+    """Whole or still coming, in one header or in many. Who goes on sending may find the connection ended before the
+    answer is read."""
+    for name in (b"a: %s\r\n" % (b"x" * MAX_HEAD_BYTES), b"".join(b"h%d: 1234567\r\n" % i for i in range(5000))):
+        sent = b"POST /echo HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n" + name + (b"\r\nabc" if ends else b"")
+        step = -(-len(sent) // pieces)
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            got = b""
+            with suppress(ConnectionResetError, BrokenPipeError) if pieces > 1 else nullcontext():
+                for at in range(0, len(sent), step):
+                    connection.sendall(sent[at : at + step])
+                while part := connection.recv(65536):
+                    got += part
+        if pieces > 1 and not got:
+            continue
+        assert got.startswith(b"HTTP/1.1 431 ") and got.count(b"HTTP/1.1") == 1
+        assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
+
+
+def test_a_head_that_is_just_short_enough_is_taken(port: int):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for _ in range(3):  # each is counted by itself
+            extra = b"a: %s\r\n" % (b"x" * (MAX_HEAD_BYTES - 1000))
+            status, _, said = exchange(connection, b"".join(post(extra=extra)))
+            assert status == b"HTTP/1.1 200 OK" and "a" in said["headers"]
 
 
 def test_one_request_id_comes_back():

@@ -136,7 +136,7 @@ def test_serve_takes_the_manifest_and_the_options(served: list[Any], tmp_path: P
     assert invoke("serve", "--port", "18765").exit_code == 0
     (tmp_path / "m.yaml").write_text("experts: {groups: 3}\nhttp: {port: 18764, replicas: 2}")
     assert invoke("serve", "m.yaml", "--host", "127.0.0.2").exit_code == 0
-    (first, path, address, _), (second, *_) = served
+    (first, path, address, *_), (second, *_) = served
     assert (first.http.port, first.model_id, path, address) == (18765, "tiny", bundled_model(), None)
     assert (second.experts.groups, second.http.port, second.http.replicas, second.http.host) == (
         3,

@@ -35,7 +35,7 @@ from isotherm.cluster.manifest import parse_manifest
 supervisor.DRIVER = sys.argv[1]
 manifest = parse_manifest({"http": {"port": 1, "drain_seconds": 5}})
 try:
-    supervisor.serve_until_stopped(manifest, Path("/nowhere"), None, Console())
+    supervisor.serve_until_stopped(manifest, Path("/nowhere"), None, None, Console())
 except supervisor.ServeError as error:
     print("isotherm:", error, file=sys.stderr)
     sys.exit(1)
@@ -200,11 +200,11 @@ def test_what_a_probe_finds(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(supervisor, "PROBE_TIMEOUT", 0.3)
     with HTTPServer(("127.0.0.1", 0), _Busy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        assert probe("127.0.0.1", server.server_port) is Answer.GIVEN
+        assert probe(f"http://127.0.0.1:{server.server_port}") is Answer.GIVEN
         server.shutdown()
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         port = silent.getsockname()[1]
-        assert probe("127.0.0.1", port) is Answer.REFUSED
+        assert probe(f"http://127.0.0.1:{port}") is Answer.REFUSED
         silent.listen()
-        assert probe("127.0.0.1", port) is Answer.SILENT
+        assert probe(f"http://127.0.0.1:{port}") is Answer.SILENT

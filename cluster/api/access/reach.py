@@ -1,5 +1,5 @@
-"""Who may use the operator's routes while there are no API keys: processes of the machine that serves, unless the
-manifest opens the routes."""
+"""Who may use the operator's routes where there are no API keys: processes of the machine that serves, unless the
+manifest opens the routes. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.replies import to_json
 from isotherm.cluster.loopback import is_loopback
 
 Reach = Literal["loopback", "open"]
@@ -28,37 +23,27 @@ class Access:
     metrics: Reach = "loopback"
 
 
-class AccessMiddleware:
-    """Answers 403 to whoever may not use an operator's route. Stands behind PathMiddleware, so that there is one way to
-    write a path."""
-
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self.app, self._access = app, access
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", "")) if scope["type"] == "http" else ""
-        if (field := operators_field(path)) is not None and getattr(self._access, field) == "loopback":
-            client = scope.get("client")
-            reason = why_not_local(client[0] if client else None, Headers(scope=scope))
-            if reason is not None:
-                message = (
-                    f"{path[:100]} answers only processes of the machine that serves, and {reason}; "
-                    f"`http.{field}: open` in the manifest "
-                    "opens it to everyone who reaches the port"
-                )
-                error = ReplyError(
-                    message, status=403, param=f"http.{field}", code="forbidden", kind="permission_error"
-                )
-                await Response(to_json(error.body()), 403, media_type="application/json")(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
 def operators_field(path: str) -> str | None:
     """The field of Access that a path falls under; None for one that everyone may use."""
     if path == "/metrics":
         return "metrics"
     return "admin" if path in ("/admin", "/status") or path.startswith("/admin/") else None
+
+
+def check_reach(access: Access, path: str, peer: str | None, headers: Mapping[str, str]) -> None:
+    """Raises ReplyError 403 where the path is an operator's and the request comes from elsewhere."""
+    field = operators_field(path)
+    if field is None or getattr(access, field) == "open":
+        return
+    if (reason := why_not_local(peer, headers)) is not None:
+        raise ReplyError(
+            f"{path[:100]} answers only processes of the machine that serves, and {reason}; `http.{field}: open` in "
+            "the manifest opens it to everyone who reaches the port",
+            status=403,
+            param=f"http.{field}",
+            code="forbidden",
+            kind="permission_error",
+        )
 
 
 def why_not_local(peer: str | None, headers: Mapping[str, str]) -> str | None:

@@ -9,7 +9,7 @@ import pytest
 from fake_admin import FakeAdmin
 from fake_engine import FakeEngine
 
-from isotherm.cluster.api.access import Access, why_not_local
+from isotherm.cluster.api.access.reach import Access, why_not_local
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.settings import AppSettings
 

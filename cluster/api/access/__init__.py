@@ -1,0 +1,1 @@
+"""Who may use what: API keys, their roles and their limits."""

@@ -1,0 +1,126 @@
+"""Who asks, and whether he may: the front door's first question to every request."""
+
+from __future__ import annotations
+
+import math
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from isotherm.cluster.api.access.allowance import Allowance, Refusal
+from isotherm.cluster.api.access.caller import ANYONE, ROLES, Caller
+from isotherm.cluster.api.access.key_store import Key, KeyStore, now
+from isotherm.cluster.api.access.needs import is_open, is_work, needed_role
+from isotherm.cluster.api.access.reach import Access, check_reach, operators_field
+from isotherm.cluster.api.error_forms import error_body
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.replies import to_json
+
+_OPERATOR = Caller(roles=frozenset(ROLES))  # where there are no keys, whoever may use the operator's routes
+_NOBODY = Caller(roles=frozenset())  # where there are keys, whoever has none
+
+
+class AccessMiddleware:
+    """Gives each request its caller, or answers 401, 403 or 429. Stands behind PathMiddleware, so that there is one way
+    to write a path."""
+
+    def __init__(self, app: ASGIApp, access: Access, keys: KeyStore | None) -> None:
+        self.app, self._access, self._keys = app, access, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        state = scope.setdefault("state", {})
+        try:
+            if self._keys is None:
+                state["caller"] = self._without_keys(scope, path)
+            else:
+                key = await self._key(self._keys, scope, path)
+                state["caller"] = _NOBODY if key is None else key.caller
+                if key is not None and key.allowance.counts:
+                    state["allowance"] = key.allowance
+                    send = _counting(key.allowance, send) if is_work(scope["method"], path) else send
+                    self._count(key, scope["method"], path)
+        except ReplyError as error:
+            body = to_json(error_body(path, error))
+            await Response(body, error.status, error.headers, "application/json")(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _without_keys(self, scope: Scope, path: str) -> Caller:
+        if operators_field(path) is None:
+            return ANYONE
+        client = scope.get("client")
+        check_reach(self._access, path, client[0] if client else None, Headers(scope=scope))
+        return _OPERATOR
+
+    async def _key(self, keys: KeyStore, scope: Scope, path: str) -> Key | None:
+        """The key that the request has; None where it needs none. Raises ReplyError 401, 403, 503."""
+        keys.begin()
+        if (owner := scope["state"].get("owner")) is not None:
+            # A row of a batch, which the application asks of itself: no client can set this.
+            if (found := keys.named(owner)) is None:
+                raise _unauthorized("invalid_api_key", f"the key {owner!r}, which made this batch, is no more")
+        elif is_open(path):
+            return None
+        elif (text := presented(Headers(scope=scope))) is None:
+            how = "send it as `Authorization: Bearer KEY`, or as `x-api-key: KEY`"
+            raise _unauthorized("missing_api_key", f"this server asks for an API key; {how}")
+        elif (found := keys.known(text) or await keys.find(text)) is None:
+            raise _unauthorized("invalid_api_key", "this API key is wrong, or was revoked")
+        role = needed_role(scope["method"], path)
+        if role is not None and role not in found.caller.roles:
+            what, has = f"{scope['method']} {path[:100]}", ", ".join(sorted(found.caller.roles))
+            message = f"{what} needs a key with the role {role}; {found.caller.name!r} has {has}"
+            raise ReplyError(message, status=403, code="forbidden", kind="permission_error")
+        return found
+
+    def _count(self, key: Key, method: str, path: str) -> None:
+        if is_work(method, path) and (refusal := key.allowance.request(now())) is not None:
+            raise rate_limited(key.caller, refusal)
+
+
+def allowance_of(request: HTTPConnection) -> Allowance | None:
+    """What is left to the key of a request; None where nothing is counted."""
+    found: Allowance | None = getattr(request.state, "allowance", None)
+    return found
+
+
+def presented(headers: Headers) -> str | None:
+    """The key's text as OpenAI's clients send it, else as Anthropic's do."""
+    kind, _, text = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and text.strip():
+        return text.strip()
+    return headers.get("x-api-key", "").strip() or None
+
+
+def rate_limited(caller: Caller, refusal: Refusal) -> ReplyError:
+    seconds = max(1, math.ceil(refusal.retry_after))
+    limit = getattr(caller.limits, refusal.what)
+    return ReplyError(
+        f"key {caller.name!r} has used up its {refusal.what}, {limit}; try again in {seconds} s",
+        status=429,
+        code="rate_limit_exceeded",
+        kind="rate_limit_error",
+        headers={"retry-after": str(seconds)},
+    )
+
+
+def _unauthorized(code: str, message: str) -> ReplyError:
+    headers = {"www-authenticate": "Bearer"}
+    return ReplyError(message, status=401, code=code, kind="authentication_error", headers=headers)
+
+
+def _counting(allowance: Allowance, send: Send) -> Send:
+    """Tells with the response what is left."""
+
+    async def send_on(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(allowance.headers(now()))
+        await send(message)
+
+    return send_on

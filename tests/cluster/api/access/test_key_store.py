@@ -1,0 +1,286 @@
+"""Lookups of keys, and files of them that change meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+from api_keys import key_store, make_key, quick_check, quick_hash
+
+from isotherm.cluster.api.access import key_store as module
+from isotherm.cluster.api.access.hashing import hashed, new_key, new_key_id
+from isotherm.cluster.api.access.key_store import (
+    ENVIRONMENT_ID,
+    KeySource,
+    KeyStore,
+    environment_entry,
+    key_source_as_json,
+    parse_key_source,
+    passing_key,
+)  # fmt: skip
+from isotherm.cluster.api.access.keys_file import KeyEntry, KeysFileError, write_keys
+from isotherm.cluster.api.errors import ReplyError
+
+
+def find(store: KeyStore, key: str) -> str | None:
+    """The name of the key in force."""
+    found = asyncio.run(store.find(key))
+    return None if found is None else found.caller.name
+
+
+def test_keys_of_a_file(tmp_path: Path):
+    (ann, first), (bob, second) = make_key("ann"), make_key("bob", roles=["admin"])
+    store = key_store(tmp_path / "k.json", [first, second])
+    assert store.known(ann) is None  # it has to be checked once
+    assert [find(store, key) for key in (ann, bob, ann)] == ["ann", "bob", "ann"]
+    known, named = store.known(bob), store.named("bob")
+    assert known is not None and named is known and known.caller.roles == {"admin", "observe"}
+    for wrong in (new_key(first.id), new_key(new_key_id()), ann[:-1], ann + "x", first.id, "", "sk-none", "x" * 9999):
+        assert find(store, wrong) is None and find(store, wrong) is None
+
+
+def test_a_file_that_changes_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    (ann, first), (bob, second) = make_key("ann", requests_per_minute=5), make_key("bob")
+    path = tmp_path / "k.json"
+    store = key_store(path, [first])
+
+    async def until(key: str, there: bool) -> None:
+        while (await store.find(key) is not None) != there:
+            await asyncio.sleep(0.01)
+
+    async def go() -> None:
+        store.begin()
+        assert await store.find(ann) is not None and await store.find(bob) is None
+        kept = store.known(ann)
+        assert kept is not None and kept.allowance.request(1.0) is None
+        write_keys(path, [first.model_copy(update={"requests_per_minute": 7}), second])
+        await asyncio.wait_for(until(bob, True), 5)
+        changed = store.known(ann)
+        assert changed is not None and changed.caller.limits.requests_per_minute == 7
+        assert changed.allowance is kept.allowance, "what was taken stays taken"
+        write_keys(path, [second])
+        await asyncio.wait_for(until(ann, False), 5)
+        # The same id with another secret is another key.
+        other, _ = make_key("ann")
+        write_keys(path, [first.model_copy(update={"hash": quick_hash(other)}), second])
+        await asyncio.sleep(0.05)
+        assert await store.find(ann) is None
+        await store.close()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"keys": 3}', None])
+def test_a_broken_file_keeps_the_keys_before_it_and_the_log_says_why(
+    tmp_path: Path, text: str | None, caplog: pytest.LogCaptureFixture
+):
+    (ann, first), (bob, second) = make_key("ann"), make_key("bob")
+    path = tmp_path / "k.json"
+    store = key_store(path, [first])
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    with caplog.at_level(logging.ERROR):
+        store.look()
+        store.look()
+    assert len(caplog.records) == 1 and "stay in force" in caplog.text and str(path) in caplog.text
+    assert find(store, ann) == "ann"
+    write_keys(path, [second])
+    store.look()
+    assert (find(store, ann), find(store, bob)) == (None, "bob")
+
+
+def test_a_store_that_begins_with_a_broken_file_lets_nobody_in_until_it_is_whole(tmp_path: Path):
+    (ann, first), path = make_key("ann"), tmp_path / "k.json"
+    path.write_text("{")
+    store = KeyStore(KeySource(path), check=quick_check)
+    with pytest.raises(ReplyError, match="cannot be read") as error:
+        find(store, ann)
+    assert error.value.status == 503 and error.value.headers["retry-after"] == "1"
+    write_keys(path, [first])
+    store.look()
+    assert find(store, ann) == "ann"
+
+
+def test_the_log_and_errors_have_no_key(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    ann, first = make_key("ann")
+    with caplog.at_level(logging.DEBUG):
+        store = key_store(tmp_path / "k.json", [first])
+        assert find(store, ann) == "ann" and find(store, wrong := new_key(first.id)) is None
+        (tmp_path / "k.json").write_text(f'{{"keys": ["{ann}"]}}')
+        store.look()
+    assert caplog.records
+    assert all(secret.rpartition("-")[2] not in caplog.text for secret in (ann, wrong))
+    assert ann not in repr(vars(store)) and wrong not in repr(vars(store))
+
+
+def test_one_key_of_the_environment():
+    store = KeyStore(KeySource(given=(environment_entry("a-key-that-somebody-made-up"),)))
+    assert find(store, "a-key-that-somebody-made-up") == "environment"
+    assert find(store, "a-key-that-somebody-made-UP") is None and find(store, new_key(ENVIRONMENT_ID)) is None
+    for bad in ("short", "x" * 300, "sixteen characters with spaces", "sixteen-chars-é-more"):
+        with pytest.raises(KeysFileError, match="ISOTHERM_API_KEY: a key has 16 to 256") as error:
+            environment_entry(bad)
+        assert bad not in str(error.value)
+
+
+def test_given_keys_stay_whatever_the_file_says(tmp_path: Path):
+    own, given = passing_key("isotherm-serve")
+    ann, first = make_key("ann")
+    write_keys(tmp_path / "k.json", [first])
+    source = parse_key_source(key_source_as_json(KeySource(tmp_path / "k.json", (given,))))
+    assert source == KeySource(tmp_path / "k.json", (given,)) and own not in repr(key_source_as_json(source))
+    store = KeyStore(source)
+    write_keys(tmp_path / "k.json", [])
+    store.look()
+    assert (find(store, own), find(store, ann)) == ("isotherm-serve", None)
+    assert parse_key_source(key_source_as_json(None)) is None
+
+
+def test_many_keys_that_were_never_seen_are_checked_one_by_one_and_refused_when_they_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ann, first = make_key("ann")
+    at_once = [0, 0]
+
+    def slow(key: str, hash_: str) -> bool:
+        at_once[0] += 1
+        at_once[1] = max(at_once)
+        time.sleep(0.002)
+        at_once[0] -= 1
+        return quick_check(key, hash_)
+
+    monkeypatch.setattr(module, "_WAITING", 20)
+    write_keys(tmp_path / "k.json", [first])
+    store = KeyStore(KeySource(tmp_path / "k.json"), check=slow)
+
+    async def go() -> list[object]:
+        assert await store.find(ann) is not None
+        flood = [store.find(new_key(new_key_id())) for _ in range(60)]
+        return await asyncio.gather(*flood, store.find(ann), return_exceptions=True)
+
+    *wrong, right = asyncio.run(go())
+    assert at_once == [0, 1] and right is not None and not isinstance(right, Exception)
+    refused = [one for one in wrong if isinstance(one, ReplyError)]
+    assert wrong.count(None) == 20 and [one.status for one in refused] == [503] * 40
+
+
+def test_a_key_that_was_checked_costs_microseconds(tmp_path: Path):
+    ann, first = make_key("ann")
+    store = key_store(tmp_path / "k.json", [first])
+    assert find(store, ann) == "ann"
+    seconds = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        for _ in range(1000):
+            store.known(ann)
+        seconds.append((time.perf_counter() - begin) / 1000)
+    assert min(seconds) < 50e-6
+
+
+def test_a_thousand_keys_are_read_anew_under_load_without_a_failed_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The file changes all the time, also to something broken; keys that stay in it are always let in, and the event
+    loop is never held for long."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+    made = [make_key(f"key-{i}", requests_per_minute=10**9) for i in range(1000)]
+    path, entries = tmp_path / "k.json", [entry for _, entry in made]
+    store = key_store(path, entries)
+    stays, comes = made[:900], [entry for _, entry in made[900:]]
+    asked, held, versions = 0, [0.0], set()
+
+    async def load(seed: int, end: float) -> None:
+        nonlocal asked
+        rng = random.Random(seed)
+        while time.monotonic() < end:
+            key, entry = rng.choice(stays)
+            found = await store.find(key)
+            assert found is not None and found.caller.name == entry.name
+            assert found.allowance.request(time.monotonic()) is None
+            versions.add(found.caller.limits.tokens_per_minute)
+            asked += 1
+            await asyncio.sleep(0)
+
+    async def change(end: float) -> None:
+        for version in range(1, 10**6):
+            if time.monotonic() > end:
+                return
+            if version % 5 == 0:
+                await asyncio.to_thread(path.write_text, '{"keys": [')
+            else:
+                kept = [entry.model_copy(update={"tokens_per_minute": version}) for _, entry in stays]
+                await asyncio.to_thread(write_keys, path, kept + comes[: version % 100])
+            await asyncio.sleep(0.05)
+
+    async def hold(end: float) -> None:
+        while time.monotonic() < end:
+            begin = time.monotonic()
+            await asyncio.sleep(0.001)
+            held.append(time.monotonic() - begin)
+
+    async def go() -> None:
+        store.begin()
+        end = time.monotonic() + 2.0
+        await asyncio.gather(*(load(seed, end) for seed in range(8)), change(end), hold(end))
+        await store.close()
+
+    asyncio.run(go())
+    assert asked > 1000 and len(versions) >= 4
+    assert statistics.quantiles(held, n=100)[97] < 0.25
+
+
+def test_the_time_that_a_wrong_key_takes_tells_nothing(tmp_path: Path):
+    """An id that is there with a wrong secret, right ones but for the end or the beginning, an id that is not there, a
+    text of no form: in turn, each as a fresh store sees it first. Their medians must not be apart by more than chance
+    makes the medians of one kind of them."""
+    key = new_key(key_id := new_key_id())
+    write_keys(tmp_path / "k.json", [KeyEntry(id=key_id, name="ann", hash=hashed(key))])
+    store = KeyStore(KeySource(tmp_path / "k.json"))
+    rng = random.Random(7)
+
+    def letters(count: int) -> str:
+        return "".join(rng.choice("abcdefghijk") for _ in range(count))
+
+    kinds = {
+        "wrong secret": lambda: new_key(key_id),
+        "wrong end": lambda: key[:-8] + letters(8),
+        "wrong beginning": lambda: key[:13] + letters(8) + key[21:],
+        "unknown id": lambda: new_key(new_key_id()),
+        "no form": lambda: letters(len(key)),
+    }
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+
+    async def go() -> None:
+        for _ in range(24):
+            for kind in rng.sample(list(kinds), len(kinds)):
+                text = kinds[kind]()
+                begin = time.perf_counter()
+                found = await store.find(text)
+                seconds[kind].append(time.perf_counter() - begin)
+                assert found is None
+
+    asyncio.run(go())
+    # The quickest quarter: what a busy machine adds is always more.
+    quick = {kind: statistics.median(sorted(times)[:6]) for kind, times in seconds.items()}
+    assert max(quick.values()) < 1.25 * min(quick.values()), quick
+    assert min(quick.values()) > 0.001, "each is hashed"
+
+
+def test_an_unreadable_file_is_no_reason_to_end(tmp_path: Path):
+    """Rights that were taken away, where that means anything."""
+    ann, first = make_key("ann")
+    path = tmp_path / "k.json"
+    store = key_store(path, [first])
+    os.utime(path, (1, 1))
+    path.chmod(0)
+    store.look()
+    assert find(store, ann) == "ann"
