@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*)
 
-.PHONY: serve test test-fast clients fuzz exactness chaos bench bench-elastic bench-overload check clean help
+.PHONY: serve test test-fast clients fuzz exactness chaos bench bench-elastic bench-overload families check clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
@@ -14,6 +14,7 @@ help:
 	@echo "make fuzz                 10,000 mutated bodies, and schemathesis on /openapi.json"
 	@echo "make clients              software of others against the server, in an environment of its own"
 	@echo "make exactness            10,000 random cases of the exactness test"
+	@echo "make families             12 random configs of each family beside transformers, 10 MB of text beside tiktoken"
 	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
@@ -55,6 +56,10 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt
 
 clients: $(VENV)/.installed-dev $(CLIENTS)/.installed
 	$(BIN)/python tests/clients/run.py $(abspath $(CLIENTS))/bin/python
+
+families: $(VENV)/.installed-dev
+	ISOTHERM_FAMILY_CONFIGS=12 ISOTHERM_TIKTOKEN_MB=10 $(BIN)/pytest --timeout 3600 \
+	  tests/actors/models/test_family_parity.py tests/cluster/text/test_tiktoken_vocabulary.py
 
 exactness: $(VENV)/.installed-dev
 	ISOTHERM_EXACTNESS_CASES=10000 $(BIN)/pytest -s --timeout 3600 tests/exactness

@@ -267,25 +267,35 @@ class Kernels(ABC):
         positions of sequence sequence[t] (a row of block_tables); several rows may belong to one sequence. All indices
         int32."""
 
+    def project(
+        self, h_TD: Tensor, a: AttentionWeights, rows: AttentionRows, cache: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The first half of `attention`, from the normalised input: writes the rows' latents and rotated keys into the
+        cache. → the queries, [T, H, nope] and the rotated [T, H, R], and what they were made of: their normalised
+        latent, or themselves."""
+        q_TK, latent, k_rope = self.linear(h_TD, a.input).split(
+            [a.input.out_features - a.latent - a.rotary, a.latent, a.rotary], -1
+        )
+        source_TK = q_TK
+        if a.q_b is not None:
+            assert a.q_norm is not None
+            source_TK = self.rms_norm(q_TK, a.q_norm, a.latent_eps)
+            q_TK = self.linear(source_TK, a.q_b)
+        q_nope, q_rope = q_TK.unflatten(-1, (a.heads, -1)).split([a.nope, a.rotary], -1)
+        q_rope = self.rope(q_rope, rows.cos_TR2, rows.sin_TR2)
+        k_rope = self.rope(k_rope[:, None], rows.cos_TR2, rows.sin_TR2)[:, 0]
+        self.write_cache(self.rms_norm(latent, a.kv_norm, a.latent_eps), k_rope, cache, rows.cache_slots)
+        return q_nope, q_rope, source_TK
+
     def attention(self, x_TD: Tensor, a: AttentionWeights, rows: AttentionRows, cache: Tensor) -> Tensor:
         """A layer's attention: x += attention(rms_norm(x)) in place; → rms_norm(x) with `post_norm`. Writes the rows'
         latents into the cache.
 
         What it is made of is said here; a backend may do it in one piece, to the same bits as its own operations give.
         """
-        n, heads = rows.decodes, a.heads
-        h_TD = self.rms_norm(x_TD, a.norm, a.eps)
-        q_TK, latent, k_rope = self.linear(h_TD, a.input).split(
-            [a.input.out_features - a.latent - a.rotary, a.latent, a.rotary], -1
-        )
-        if a.q_b is not None:
-            assert a.q_norm is not None
-            q_TK = self.linear(self.rms_norm(q_TK, a.q_norm, a.latent_eps), a.q_b)
-        q_nope, q_rope = q_TK.unflatten(-1, (heads, -1)).split([a.nope, a.rotary], -1)
-        q_rope = self.rope(q_rope, rows.cos_TR2, rows.sin_TR2)
-        k_rope = self.rope(k_rope[:, None], rows.cos_TR2, rows.sin_TR2)[:, 0]
-        self.write_cache(self.rms_norm(latent, a.kv_norm, a.latent_eps), k_rope, cache, rows.cache_slots)
-        out_TX = torch.empty(len(x_TD), heads * a.value, dtype=self.dtype, device=x_TD.device)
+        n = rows.decodes
+        q_nope, q_rope, _ = self.project(self.rms_norm(x_TD, a.norm, a.eps), a, rows, cache)
+        out_TX = torch.empty(len(x_TD), a.heads * a.value, dtype=self.dtype, device=x_TD.device)
         if n:
             q_latent = self.head_linear(q_nope[:n], a.k_absorb)
             out_latent = self.mla_decode(

@@ -65,20 +65,20 @@ class Run:
 
 
 class MtpDrafter:
-    """`cache`: the layer's own. `cos`, `sin`: as the model's."""
+    """`cos`, `sin`: the model's."""
 
     kind = "mtp"
 
     def __init__(
         self,
         layer: MtpLayer,
-        cache: Tensor,
         cos: Tensor,
         sin: Tensor,
         experts: RoutedExperts,
         config: SchedulerConfig,
     ):
-        self.layer, self._cache, self._experts, self._config = layer, cache, experts, config
+        self.layer, self._experts, self._config = layer, experts, config
+        self._cache = layer.new_cache(config.blocks, config.block_size)
         self._cos, self._sin = cos, sin
         self.passes: Sequence[int] = ()
         self._written: dict[int, bytes] = {}  # block → the prefix whose entries it holds, all of them

@@ -18,9 +18,7 @@ def speculation_of(kind: str, tokens: int, engine: Engine, config: ModelConfig) 
     model = engine.model
     if kind == "mtp":
         assert model.mtp is not None, "the model is loaded with the layer that drafts"
-        drafter: Drafter = MtpDrafter(
-            model.mtp, engine.cache[-1], model.cos, model.sin, engine.experts, engine.scheduler.config
-        )
+        drafter: Drafter = MtpDrafter(model.mtp, model.cos, model.sin, engine.experts, engine.scheduler.config)
     else:
         drafter = NgramDrafter()
     top_k = config.num_experts_per_tok if config.moe_layers else 0

@@ -19,7 +19,7 @@ from isotherm.actors.models.step_batch import StepBatch
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
 from isotherm.kernels.formats.registry import quantised
-from isotherm.kernels.ops import AttentionWeights, Kernels, LinearWeight, Router
+from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, LinearWeight, Router
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_eps
 
@@ -52,13 +52,13 @@ class DeepseekV3Model:
     ):
         """`head`: the output projection as it is "stored", or quantised to the named weight format."""
         self.config, self.kernels = config, kernels
-        self.embedding = self._own(reader.tensor("model.embed_tokens.weight"))
+        self.embedding = self._own(reader.tensor(config.embedding))
         self.layers = []
         for i in range(config.num_hidden_layers):
             self.layers.append(self._load_layer(reader, i))
             progress((i + 1) / (config.num_hidden_layers + 1))
-        self.norm = self._norm(reader, "model.norm")
-        stored = reader.stored("model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight")
+        self.norm = self._own(reader.tensor(config.last_norm))
+        stored = reader.stored(config.head)
         self.head = kernels.pack_linear([stored if head == "stored" else quantised(head, stored)])
         self.cos, self.sin = (
             table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions)
@@ -68,19 +68,19 @@ class DeepseekV3Model:
 
     def _load_mtp(self, reader: WeightReader, i: int) -> MtpLayer:
         """Embedding and head are the model's own where the files have the same again, or nothing."""
-        p, layer = f"model.layers.{i}", self._load_layer(reader, i)
-        embedding, head = self.embedding, self.head
+        c, layer = self.config, self._load_layer(reader, i)
+        p, embedding, head = c.layer(i), self.embedding, self.head
         own = f"{p}.embed_tokens.weight"
-        if reader.has(own) and not reader.are_equal(own, "model.embed_tokens.weight"):
+        if reader.has(own) and not reader.are_equal(own, c.embedding):
             embedding = self._own(reader.tensor(own))
-        own, main = f"{p}.shared_head.head.weight", "model.embed_tokens.weight"
-        if reader.has(own) and not reader.are_equal(own, main if self.config.tie_word_embeddings else "lm_head.weight"):
+        own = f"{p}.shared_head.head.weight"
+        if reader.has(own) and not reader.are_equal(own, c.head):
             head = self.kernels.pack_linear([reader.stored(own)])
         assert layer.router is not None
         return MtpLayer(
             kernels=self.kernels,
             number=i,
-            eps=self.config.rms_norm_eps,
+            eps=c.rms_norm_eps,
             main_norm=self.norm,
             embedding=embedding,
             enorm=self._norm(reader, f"{p}.enorm"),
@@ -95,7 +95,7 @@ class DeepseekV3Model:
         )
 
     def _load_layer(self, reader: WeightReader, i: int) -> Layer:
-        c, p = self.config, f"model.layers.{i}"
+        c, p = self.config, self.config.layer(i)
         router = self._load_router(reader, f"{p}.mlp.gate") if c.is_moe(i) else None
         own = f"{p}.mlp" if router is None else f"{p}.mlp.shared_experts" if c.n_shared_experts else None
         return Layer(
@@ -170,12 +170,12 @@ class DeepseekV3Model:
         return Mlp(self.kernels.pack_linear([gate, up]), self.kernels.pack_linear([down]))
 
     def new_cache(self, blocks: int, block_size: int) -> list[Tensor]:
-        """One zeroed [blocks, block_size, C + R] per layer, that of the MTP layer last where it is there."""
+        """One zeroed [blocks, block_size, C + R] per layer."""
         c = self.config
         k = self.kernels
         return [
-            torch.zeros(blocks, block_size, c.cache_width, dtype=k.dtype, device=k.device)
-            for _ in range(c.cache_layers)
+            torch.zeros(blocks, block_size, c.latent_width, dtype=k.dtype, device=k.device)
+            for _ in range(c.num_hidden_layers)
         ]
 
     @torch.inference_mode()
@@ -184,7 +184,7 @@ class DeepseekV3Model:
         k = self.kernels
         x = self.embedding[batch.token_ids]
         for i, layer in enumerate(self.layers):
-            h = k.attention(x, layer.attention, batch.attention, cache[i])
+            h = self._attend(i, x, batch.attention, cache)
             gate_up, down = (None, None) if layer.mlp is None else (layer.mlp.gate_up, layer.mlp.down)
             if layer.router is not None:
                 x = experts.moe(i, h, layer.router, gate_up, down, x)
@@ -192,6 +192,10 @@ class DeepseekV3Model:
                 assert gate_up is not None and down is not None
                 x += k.mlp(h, gate_up, down)
         return x
+
+    def _attend(self, i: int, x_TD: Tensor, rows: AttentionRows, cache: list[Tensor]) -> Tensor:
+        """The attention of layer `i`, as Kernels.attention says it."""
+        return self.kernels.attention(x_TD, self.layers[i].attention, rows, cache[i])
 
     @torch.inference_mode()
     def logits(self, x_ND: Tensor) -> Tensor:

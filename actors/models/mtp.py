@@ -35,6 +35,11 @@ class MtpLayer:
     norm: Tensor  # [D], before the head
     head: LinearWeight
 
+    def new_cache(self, blocks: int, block_size: int) -> Tensor:
+        """Zeroed [blocks, block_size, C + R]."""
+        width, k = self.attention.latent + self.attention.rotary, self.kernels
+        return torch.zeros(blocks, block_size, width, dtype=k.dtype, device=k.device)
+
     def hidden(self, x_TD: Tensor) -> Tensor:
         """What `forward` takes of what the main model's forward pass gives."""
         return self.kernels.rms_norm(x_TD, self.main_norm, self.eps)

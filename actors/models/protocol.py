@@ -49,7 +49,7 @@ class AttentionModel(Protocol):
     mtp: MtpLayer | None  # where it is to draft
 
     def new_cache(self, blocks: int, block_size: int) -> list[Tensor]:
-        """One zeroed cache per layer, that of the MTP layer last where it is there."""
+        """One zeroed cache per layer; the layer that drafts has its own."""
 
     def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
         """The last layer's output [T, D]; writes into the cache what later rows need."""

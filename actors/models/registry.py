@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
+from isotherm.actors.models.deepseek_v32 import DeepseekV32Model
 from isotherm.actors.models.protocol import AttentionModel
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.config import ModelConfig, ModelConfigError
 from isotherm.kernels.ops import Kernels
 
 # Each has its config.json and its tensors in cluster/model/registry.py.
-FAMILIES: dict[str, Callable[..., AttentionModel]] = {"deepseek_v3": DeepseekV3Model}
+FAMILIES: dict[str, Callable[..., AttentionModel]] = {
+    "deepseek_v3": DeepseekV3Model,
+    "deepseek_v32": DeepseekV32Model,
+    "kimi_k2": DeepseekV3Model,
+    "kimi_k25": DeepseekV3Model,
+    "glm4_moe_lite": DeepseekV3Model,
+    "joyai_llm_flash": DeepseekV3Model,
+}
 
 
 def load_model(

@@ -11,7 +11,8 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.messages.requests import Constraint
 from isotherm.cluster.text import grammar
 from isotherm.cluster.text.json_schema import GrammarError
-from isotherm.cluster.text.tokenizer import Tokenizer, TokenizerError
+from isotherm.cluster.text.tokenizer import Tokenizer
+from isotherm.cluster.text.tokenizer_files import TokenizerError
 
 
 def _schema(value: Any) -> str:

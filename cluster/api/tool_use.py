@@ -15,7 +15,7 @@ from isotherm.cluster.api.structure import output_grammar
 from isotherm.cluster.messages.requests import Constraint
 from isotherm.cluster.text.grammar import MOST_CHARS
 from isotherm.cluster.text.json_schema import GrammarError
-from isotherm.cluster.text.tokenizer import TokenizerError
+from isotherm.cluster.text.tokenizer_files import TokenizerError
 from isotherm.cluster.text.tool_formats.base import Offer, Tool, ToolFormat, ToolParser
 from isotherm.cluster.text.tool_formats.grammar import ToolSchemaError
 from isotherm.cluster.text.tool_formats.output_grammar import grammar_of_calls

@@ -18,6 +18,7 @@ from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.text.tokenizer import Tokenizer
+from isotherm.cluster.text.tokenizer_files import has_tokenizer
 from isotherm.kernels.select import NAMES, select_kernels
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def generate_offline(
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
     # With --prompt-ids a model without a tokenizer will do: there is then no text.
-    tokenizer = Tokenizer.load(path) if options.prompt_ids is None or (path / "tokenizer.json").is_file() else None
+    tokenizer = Tokenizer.load(path) if options.prompt_ids is None or has_tokenizer(path) else None
     prompt = _prompt_ids(options, tokenizer, config.vocab_size)
     length = len(prompt) + options.max_tokens
     _check_fit(options, len(prompt), config)

@@ -17,7 +17,7 @@ from isotherm.cluster.model.formats.registry import PLAIN, format_of, scale_suff
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.model.tensors import Part, TensorSpec
 from isotherm.cluster.placement.table import contiguous_placement
-from isotherm.cluster.text.tokenizer import read_tool_template
+from isotherm.cluster.text.tokenizer_files import described
 from isotherm.cluster.text.tool_formats.registry import chosen_format
 
 STORED_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -58,7 +58,8 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
             parameters[Part.MTP] += sum(math.prod(s.shape) for s in config.mtp_tensors(layer))
         bytes_by_part, weights = _estimate(config, parameters, names)
         source = "estimate from config.json and the index: the weight files are not here"
-    calls = chosen_format(manifest.tool_format, read_tool_template(path))
+    text = described(path)
+    calls = chosen_format(manifest.tool_format, text.template)
     main = sum(n for part, n in parameters.items() if part is not Part.MTP)
     unused = (
         parameters[Part.ROUTED_EXPERTS]
@@ -71,7 +72,10 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
             **config.describe(),
             "weights": weights,
             "multi_token_prediction": "recognised, not used yet" if parameters[Part.MTP] else "none",
+            "tokenizer": text.tokenizer,
+            "chat_template": text.template_from,
             "tool_calls": "none that is known" if calls is None else calls.name,
+            "not_supported": "; ".join((*config.not_supported, *text.not_supported)) or "nothing that is known of",
         },
         parameters={"total": main, "active": main - unused, "multi_token_prediction": parameters[Part.MTP]},
         parameters_by_part={part.value: n for part, n in parameters.items() if n},

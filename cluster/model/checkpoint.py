@@ -147,7 +147,7 @@ class Checkpoint:
     @property
     def has_mtp(self) -> bool:
         """Whether the files have a layer that can draft, whatever config.json says."""
-        return f"model.layers.{self.config.num_hidden_layers}.eh_proj.weight" in self.tensors
+        return any(self.config.mtp_layer(name) == self.config.num_hidden_layers for name in self.tensors)
 
     def with_mtp(self) -> Checkpoint:
         """The same with its first multi-token-prediction layer in use. Raises CheckpointError where it is not whole."""

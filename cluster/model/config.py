@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
@@ -62,6 +62,8 @@ class ModelConfig(ABC):
     """One architecture: its sizes, the tensors that a checkpoint of it holds, and how its config.json is read. A family
     is a subclass with the fields that it has beside these; its entry is in `registry.FAMILIES`. Field names are the
     checkpoint's own."""
+
+    not_supported: ClassVar[tuple[str, ...]] = ()  # what of a checkpoint is not served, for `isotherm inspect`
 
     model_type: str
     vocab_size: int
@@ -192,6 +194,8 @@ def parse_rope(f: Fields, max_position: int) -> RopeConfig:
         raise f.fail(name, scaling, "null or an object")
     r = Fields(scaling, f"{f.where}: {name}", null_is_absent=True)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    for where in (f, r):  # qk_rope_head_dim says already how many dimensions are rotated
+        where.exactly("partial_rotary_factor", (1,), 1)
     theta = r.number("rope_theta", f.number("rope_theta", 10000.0))
     if theta <= 1:
         raise f.fail("rope_theta", theta, "a number above 1")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.config import (
@@ -20,7 +21,22 @@ from isotherm.cluster.model.tensors import Part, TensorSpec, mlp_projections, ml
 @dataclass(frozen=True, kw_only=True)
 class DeepseekV3Config(ModelConfig):
     """Multi-head latent attention (arXiv:2405.04434, §2.1), then dense MLPs or routed and shared experts
-    (arXiv:2412.19437, §2.1.2)."""
+    (arXiv:2412.19437, §2.1.2). Relatives are subclasses: most differ in names and in values of fields alone."""
+
+    label: ClassVar[str] = "DeepSeek-V3"
+    prefix: ClassVar[str] = ""  # before the name of every tensor
+    # What a field that is absent means: the values of transformers' class of this family.
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "q_lora_rank": 1536,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 4096,
+        "first_k_dense_replace": 3,
+        "n_shared_experts": 1,
+        "n_group": 8,
+        "topk_group": 4,
+        "routed_scaling_factor": 2.5,
+        "num_nextn_predict_layers": 1,
+    }
 
     intermediate_size: int
     num_attention_heads: int
@@ -43,8 +59,8 @@ class DeepseekV3Config(ModelConfig):
 
     @classmethod
     def read(cls, f: Fields) -> JSON:
-        """Sizes must be there; every other field that is absent has the value that transformers' DeepseekV3Config and
-        DeepSeek's own configuration class give it."""
+        """Sizes must be there; every other field that is absent has the value that transformers' class and the
+        publisher's own configuration class give it."""
         f.exactly("hidden_act", ("silu",), "silu")
         f.exactly("scoring_func", ("sigmoid",), "sigmoid")
         f.exactly("topk_method", ("noaux_tc",), "noaux_tc")
@@ -52,8 +68,8 @@ class DeepseekV3Config(ModelConfig):
         rope_dim = f.integer("qk_rope_head_dim")
         if rope_dim % 2:
             raise f.fail("qk_rope_head_dim", rope_dim, "even")
-        lenient = Fields(f.raw, f.where, null_is_absent=True)
-        max_position = f.integer("max_position_embeddings", 4096)
+        lenient, d = Fields(f.raw, f.where, null_is_absent=True), cls.defaults
+        max_position = f.integer("max_position_embeddings", d["max_position_embeddings"])
         return dict(
             model_type=f.raw["model_type"],
             vocab_size=f.integer("vocab_size"),
@@ -61,27 +77,31 @@ class DeepseekV3Config(ModelConfig):
             intermediate_size=f.integer("intermediate_size"),
             num_hidden_layers=f.integer("num_hidden_layers"),
             num_attention_heads=f.integer("num_attention_heads"),
-            q_lora_rank=None if f.value("q_lora_rank", 1536) is None else f.integer("q_lora_rank", 1536),
+            q_lora_rank=None
+            if f.value("q_lora_rank", d["q_lora_rank"]) is None
+            else f.integer("q_lora_rank", d["q_lora_rank"]),
             kv_lora_rank=f.integer("kv_lora_rank"),
             qk_nope_head_dim=f.integer("qk_nope_head_dim"),
             qk_rope_head_dim=rope_dim,
             v_head_dim=f.integer("v_head_dim"),
             attention_bias=f.boolean("attention_bias", False),
-            rms_norm_eps=f.number("rms_norm_eps", 1e-6),
+            rms_norm_eps=f.number("rms_norm_eps", d["rms_norm_eps"]),
             max_position_embeddings=max_position,
             tie_word_embeddings=f.boolean("tie_word_embeddings", False),
             rope=parse_rope(lenient, max_position),
-            first_k_dense_replace=f.integer("first_k_dense_replace", 3, minimum=0),
+            first_k_dense_replace=f.integer("first_k_dense_replace", d["first_k_dense_replace"], minimum=0),
             moe_layer_freq=f.integer("moe_layer_freq", 1),
             moe_intermediate_size=f.integer("moe_intermediate_size"),
-            n_shared_experts=f.integer("n_shared_experts", 1, minimum=0),
+            n_shared_experts=f.integer("n_shared_experts", d["n_shared_experts"], minimum=0),
             norm_topk_prob=f.boolean("norm_topk_prob", True),
-            routed_scaling_factor=f.number("routed_scaling_factor", 2.5),
-            num_nextn_predict_layers=lenient.integer("num_nextn_predict_layers", 1, minimum=0),
+            routed_scaling_factor=f.number("routed_scaling_factor", d["routed_scaling_factor"]),
+            num_nextn_predict_layers=lenient.integer(
+                "num_nextn_predict_layers", d["num_nextn_predict_layers"], minimum=0
+            ),
             quantisation=parse_quantisation(f),
             stored_dtype=str(f.raw.get("torch_dtype") or f.raw.get("dtype") or "bfloat16").removeprefix("torch."),
             eos_token_ids=token_ids({"eos_token_id": 1} | f.raw, "eos_token_id", f.where),
-            **_parse_routing(f),
+            **_parse_routing(f, d),
         )
 
     @property
@@ -89,9 +109,13 @@ class DeepseekV3Config(ModelConfig):
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     @property
-    def cache_width(self) -> int:
+    def latent_width(self) -> int:
         """The latent and the rotary key."""
         return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def cache_width(self) -> int:
+        return self.latent_width
 
     @property
     def softmax_scale(self) -> float:
@@ -106,16 +130,33 @@ class DeepseekV3Config(ModelConfig):
 
     # --- tensors ----------------------------------------------------------------------------------
 
+    @property
+    def embedding(self) -> str:
+        """Name of a weight; so are the next two."""
+        return f"{self.prefix}model.embed_tokens.weight"
+
+    @property
+    def last_norm(self) -> str:
+        return f"{self.prefix}model.norm.weight"
+
+    @property
+    def head(self) -> str:
+        return self.embedding if self.tie_word_embeddings else f"{self.prefix}lm_head.weight"
+
+    def layer(self, i: int) -> str:
+        """What the names of the tensors of layer `i` begin with."""
+        return f"{self.prefix}model.layers.{i}"
+
     def tensors(self) -> Iterator[TensorSpec]:
-        yield TensorSpec("model.embed_tokens.weight", (self.vocab_size, self.hidden_size), Part.EMBEDDING)
+        yield TensorSpec(self.embedding, (self.vocab_size, self.hidden_size), Part.EMBEDDING)
         for layer in range(self.num_hidden_layers):
             yield from self.layer_tensors(layer)
-        yield TensorSpec("model.norm.weight", (self.hidden_size,), Part.HEAD)
+        yield TensorSpec(self.last_norm, (self.hidden_size,), Part.HEAD)
         if not self.tie_word_embeddings:
-            yield TensorSpec("lm_head.weight", (self.vocab_size, self.hidden_size), Part.HEAD, quantisable=True)
+            yield TensorSpec(self.head, (self.vocab_size, self.hidden_size), Part.HEAD, quantisable=True)
 
     def layer_tensors(self, layer: int) -> Iterator[TensorSpec]:
-        p, d = f"model.layers.{layer}", self.hidden_size
+        p, d = self.layer(layer), self.hidden_size
         yield TensorSpec(f"{p}.input_layernorm.weight", (d,), Part.ATTENTION)
         yield TensorSpec(f"{p}.post_attention_layernorm.weight", (d,), Part.ATTENTION)
         yield from self._attention_tensors(f"{p}.self_attn")
@@ -131,7 +172,7 @@ class DeepseekV3Config(ModelConfig):
             yield from self.expert_tensors(layer, expert)
 
     def expert_projections(self, layer: int, expert: int) -> tuple[str, str, str]:
-        return mlp_projections(f"model.layers.{layer}.mlp.experts.{expert}")
+        return mlp_projections(f"{self.layer(layer)}.mlp.experts.{expert}")
 
     def expert_tensors(self, layer: int, expert: int) -> Iterator[TensorSpec]:
         names = self.expert_projections(layer, expert)
@@ -150,14 +191,14 @@ class DeepseekV3Config(ModelConfig):
             yield from projection("q_a_proj", self.q_lora_rank, self.hidden_size, biased=True)
             yield TensorSpec(f"{p}.q_a_layernorm.weight", (self.q_lora_rank,), Part.ATTENTION)
             yield from projection("q_b_proj", q_width, self.q_lora_rank)
-        yield from projection("kv_a_proj_with_mqa", self.cache_width, self.hidden_size, biased=True)
+        yield from projection("kv_a_proj_with_mqa", self.latent_width, self.hidden_size, biased=True)
         yield TensorSpec(f"{p}.kv_a_layernorm.weight", (self.kv_lora_rank,), Part.ATTENTION)
         kv_width = self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim)
         yield from projection("kv_b_proj", kv_width, self.kv_lora_rank)
         yield from projection("o_proj", self.hidden_size, self.num_attention_heads * self.v_head_dim, biased=True)
 
     def mtp_layer(self, tensor: str) -> int | None:
-        parts = tensor.split(".")
+        parts = tensor.removeprefix(self.prefix).split(".")
         if len(parts) <= 3 or parts[:2] != ["model", "layers"] or not parts[2].isdecimal():
             return None
         return layer if (layer := int(parts[2])) >= self.num_hidden_layers else None
@@ -165,7 +206,7 @@ class DeepseekV3Config(ModelConfig):
     def mtp_tensors(self, layer: int) -> Iterator[TensorSpec]:
         """A layer, norms of its two inputs and one before the head, and a projection from twice the hidden size. The
         embedding and the head, which the files may have again, are the model's own as a rule."""
-        p, d = f"model.layers.{layer}", self.hidden_size
+        p, d = self.layer(layer), self.hidden_size
         yield from self.layer_tensors(layer)
         for norm in ("enorm", "hnorm", "shared_head.norm"):
             yield TensorSpec(f"{p}.{norm}.weight", (d,), Part.MTP)
@@ -173,6 +214,7 @@ class DeepseekV3Config(ModelConfig):
 
     def describe(self) -> JSON:
         return {
+            "family": f"{self.label} ({self.model_type})",
             "layers": self.num_hidden_layers,
             "dense_layers": self.num_hidden_layers - len(self.moe_layers),
             "moe_layers": len(self.moe_layers),
@@ -192,12 +234,12 @@ class DeepseekV3Config(ModelConfig):
         }
 
 
-def _parse_routing(f: Fields) -> dict[str, int]:
+def _parse_routing(f: Fields, defaults: Mapping[str, Any]) -> dict[str, int]:
     """How many experts there are, in how many groups, and how many of each a token goes to."""
-    experts, groups = f.integer("n_routed_experts"), f.integer("n_group", 8)
+    experts, groups = f.integer("n_routed_experts"), f.integer("n_group", defaults["n_group"])
     if experts % groups:
         raise f.fail("n_group", groups, f"a divisor of n_routed_experts ({experts})")
-    topk_group = f.integer("topk_group", 4)
+    topk_group = f.integer("topk_group", defaults["topk_group"])
     if topk_group > groups:
         raise f.fail("topk_group", topk_group, f"at most n_group ({groups})")
     top_k = f.integer("num_experts_per_tok")

@@ -8,7 +8,7 @@ from pathlib import Path
 from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.model.registry import load_config
 
-DESCRIPTION = ["*.json", "*.jinja"]  # a few megabytes that say what the model is
+DESCRIPTION = ["*.json", "*.jinja", "tiktoken.model"]  # a few megabytes that say what the model is
 WEIGHTS = ["*.safetensors"]
 
 
@@ -50,7 +50,7 @@ def resolve_model(model: str) -> Path:
     )
     from huggingface_hub.utils import validate_repo_id
 
-    from isotherm.cluster.text.tokenizer import tokenizer_file
+    from isotherm.cluster.text.tokenizer_files import tokenizer_file
 
     try:
         validate_repo_id(model)

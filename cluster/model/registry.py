@@ -8,12 +8,20 @@ from pathlib import Path
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.config import Fields, ModelConfig, ModelConfigError
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
+from isotherm.cluster.model.deepseek_v32 import DeepseekV32Config
+from isotherm.cluster.model.glm4_moe_lite import Glm4MoeLiteConfig
+from isotherm.cluster.model.joyai_llm_flash import JoyAiLlmFlashConfig
+from isotherm.cluster.model.kimi import KimiK2Config, KimiK25Config
+from isotherm.cluster.model.relatives import MISTRAL_FORMAT, RELATIVES
 
 # Each has its part of the forward pass in actors/models/registry.py.
-FAMILIES: dict[str, type[ModelConfig]] = {"deepseek_v3": DeepseekV3Config}
-NOT_YET = {
-    "kimi_k2": "Kimi K2 is not supported yet",
-    "deepseek_v32": "DeepSeek-V3.2's sparse attention is not supported yet",
+FAMILIES: dict[str, type[ModelConfig]] = {
+    "deepseek_v3": DeepseekV3Config,
+    "deepseek_v32": DeepseekV32Config,
+    "kimi_k2": KimiK2Config,
+    "kimi_k25": KimiK25Config,
+    "glm4_moe_lite": Glm4MoeLiteConfig,
+    "joyai_llm_flash": JoyAiLlmFlashConfig,
 }
 
 
@@ -23,9 +31,11 @@ def parse(raw: JSON, file: Path | str = "config.json") -> ModelConfig:
     if not isinstance(raw, dict):
         raise ModelConfigError(f"{file}: must hold a JSON object, found {type(raw).__name__}")
     f = Fields(raw, str(file))
-    if isinstance(kind := raw.get("model_type"), str) and kind in NOT_YET:
+    if isinstance(kind := raw.get("model_type"), str) and kind in RELATIVES:
         known = " or ".join(f'"{family}"' for family in FAMILIES)
-        raise ModelConfigError(f'{file}: model_type is "{kind}": {NOT_YET[kind]}; it must be {known}')
+        raise ModelConfigError(
+            f'{file}: model_type is "{kind}": {RELATIVES[kind]}. It is not supported; it must be {known}'
+        )
     f.exactly("model_type", tuple(FAMILIES), None)
     family = FAMILIES[raw["model_type"]]
     return family(**family.read(f))
@@ -37,8 +47,11 @@ def load_config(path: Path) -> ModelConfig:
     try:
         raw = json.loads(file.read_text())
     except FileNotFoundError:
+        if (path / "params.json").is_file():
+            raise ModelConfigError(f"{path / 'params.json'}: {MISTRAL_FORMAT}") from None
         raise ModelConfigError(
-            f"{file}: not found; a model directory has config.json, tokenizer.json and *.safetensors"
+            f"{file}: not found; a model directory has config.json, tokenizer.json (or tiktoken.model) and "
+            "*.safetensors"
         ) from None
     except OSError as error:
         raise ModelConfigError(f"{file}: cannot be read ({error})") from None

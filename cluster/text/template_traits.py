@@ -5,6 +5,7 @@ null content, others cannot take one."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from isotherm.cluster.text.chat_template import (
     ChatTemplateLimitError,
     RenderedChat,
 )
+from isotherm.cluster.text.typescript_tools import UndeclarableError, declared_tools, sorted_keys
 
 _NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
 _ARGUMENTS = {_KEY: _VALUE}
@@ -32,6 +34,7 @@ _TOOL = {
 }
 _USER = {"role": "user", "content": "hi"}
 THINKING_SWITCHES = ("thinking", "enable_thinking")
+_DECLARED_TOOLS = "tools_ts_str"  # the variable of templates that want tools in TypeScript
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,32 @@ class TemplateTraits:
     """The traits of one of a model's templates. Each is looked for when it is first asked for, which renders the
     template a few times."""
 
-    def __init__(self, template: ChatTemplate, name: str) -> None:
+    def __init__(self, template: ChatTemplate, name: str, *, sorts_tools: bool = False) -> None:
+        """`sorts_tools`: the tokenizer of this template gives it tools with their keys in order."""
         self._template = template
         self._name = name
+        self._sorts_tools = sorts_tools
 
     def render(self, context: Mapping[str, Any]) -> RenderedChat:
+        if context.get("tools"):
+            context = {**context, **self._tools(context["tools"])}
         return self._template.render(context, self._name)
+
+    @property
+    def declares_tools(self) -> bool:
+        """Whether the template wants tools in TypeScript."""
+        return _DECLARED_TOOLS in self.variables
+
+    def _tools(self, tools: Any) -> JSON:
+        """The variables by which the template is told of tools."""
+        if not (self._sorts_tools or self.declares_tools):
+            return {"tools": tools}
+        told: JSON = {"tools": sorted_keys(tools)}
+        if self.declares_tools:
+            # Where a schema has no declaration, such a template tells of the tools as JSON, as it does in transformers.
+            with contextlib.suppress(UndeclarableError):
+                told[_DECLARED_TOOLS] = declared_tools(told["tools"])
+        return told
 
     @cached_property
     def call_form(self) -> CallForm:

@@ -13,23 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers.processors import TemplateProcessing
 
 from isotherm.cluster.errors import IsothermError
-from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.text.byte_alphabet import BYTE_OF
 from isotherm.cluster.text.chat_prompt import continued, is_in_thought, template_messages, to_be_continued
 from isotherm.cluster.text.chat_template import ChatTemplate
 from isotherm.cluster.text.control_tokens import ControlTokens
 from isotherm.cluster.text.detokenizer import TextStream
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
 from isotherm.cluster.text.template_traits import TemplateTraits
+from isotherm.cluster.text.tiktoken_vocabulary import CLASS as TIKTOKEN_CLASS
+from isotherm.cluster.text.tokenizer_files import (
+    TokenizerError,
+    eos_ids,
+    read_backend,
+    read_json,
+    read_templates,
+    set_post_processor,
+    template_for_tools,
+    token_text,
+)
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-
-class TokenizerError(IsothermError, ValueError):
-    """The checkpoint's tokenizer files are missing or can't be used. Names the file."""
 
 
 class NoChatTemplateError(IsothermError, ValueError):
@@ -61,11 +67,14 @@ class Tokenizer:
         eos_token_ids: Iterable[int] = (),
         chat_template: ChatTemplate | None = None,
         control_tokens_anywhere: bool = False,
+        sorts_tools: bool = False,
     ) -> None:
-        """`control_tokens_anywhere`: those that stand in the messages of a chat count too, as elsewhere they do."""
+        """`control_tokens_anywhere`: those that stand in the messages of a chat count too, as elsewhere they do.
+        `sorts_tools`: as TemplateTraits has it."""
         self._backend = backend
         self._bos = special_tokens.get("bos_token")
         self.chat_template = chat_template
+        self._sorts_tools = sorts_tools
         self._traits: dict[str, TemplateTraits] = {}
         self._control_tokens = None if control_tokens_anywhere else ControlTokens(backend)
         special_ids = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
@@ -81,35 +90,31 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path, *, control_tokens_anywhere: bool = False) -> Tokenizer:
-        """Reads tokenizer.json, tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json and
-        the chat templates. Only tokenizer.json must be there. Raises TokenizerError."""
-        path = tokenizer_file(directory)
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises plain Exception
-            raise TokenizerError(f"{path}: {error}") from error
-        backend.no_truncation()
-        backend.no_padding()
-        config = _read_json(directory / "tokenizer_config.json")
-        named = {**_read_json(directory / "special_tokens_map.json"), **config}
-        special = {name: text for name in _SPECIAL_NAMES if (text := _token_text(named.get(name))) is not None}
-        _set_post_processor(backend, config, special)
+        """Reads tokenizer.json or tiktoken.model, tokenizer_config.json, special_tokens_map.json,
+        generation_config.json, config.json and the chat templates. Only the first must be there. Raises
+        TokenizerError."""
+        config = read_json(directory / "tokenizer_config.json")
+        backend = read_backend(directory, config)
+        named = {**read_json(directory / "special_tokens_map.json"), **config}
+        special = {name: text for name in _SPECIAL_NAMES if (text := token_text(named.get(name))) is not None}
+        set_post_processor(backend, config, special)
         eos: set[int] = set()
         for name in ("generation_config.json", "config.json"):
-            eos.update(_eos_ids(_read_json(directory / name).get("eos_token_id"), directory / name))
-        templates = _read_templates(directory, config)
+            eos.update(eos_ids(read_json(directory / name), directory / name))
+        templates = read_templates(directory, config)
         return cls(
             backend,
             special_tokens=special,
             eos_token_ids=eos,
             chat_template=ChatTemplate(templates, special_tokens=special) if templates else None,
             control_tokens_anywhere=control_tokens_anywhere,
+            sorts_tools=config.get("tokenizer_class") == TIKTOKEN_CLASS,
         )
 
     @property
     def tool_template(self) -> str:
         """The text of the template for chats with tools; empty where there is none."""
-        return _for_tools({} if self.chat_template is None else self.chat_template.sources)
+        return template_for_tools({} if self.chat_template is None else self.chat_template.sources)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. `add_special_tokens` lets the post-processor add a BOS (and EOS) as transformers' tokenizer
@@ -235,16 +240,7 @@ class Tokenizer:
         if self.chat_template is None:
             raise NoChatTemplateError("this model has no chat template; use /v1/completions")
         name = self.chat_template.choose(template, tools=tools)
-        return self._traits.setdefault(name, TemplateTraits(self.chat_template, name))
-
-
-def read_tool_template(directory: Path) -> str:
-    """As Tokenizer.tool_template, from the checkpoint's files, of which none must be there. Raises TokenizerError."""
-    return _for_tools(_read_templates(directory, _read_json(directory / "tokenizer_config.json")))
-
-
-def _for_tools(templates: Mapping[str, str]) -> str:
-    return templates.get("tool_use", templates.get("default", ""))
+        return self._traits.setdefault(name, TemplateTraits(self.chat_template, name, sorts_tools=self._sorts_tools))
 
 
 def _bytes_rule(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
@@ -253,13 +249,12 @@ def _bytes_rule(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
     decoder = json.loads(backend.to_str()).get("decoder") or {}
     kinds = {decoder.get("type"), *(step.get("type") for step in decoder.get("decoders", ()))}
     if "ByteLevel" in kinds:
-        alphabet = _byte_level_alphabet()
 
         def byte_level(token: str) -> bytes:
             # As tokenizers does it: a token with any character outside the alphabet (an added token) stands for its own
             # text.
             try:
-                return bytes(alphabet[char] for char in token)
+                return bytes(BYTE_OF[char] for char in token)
             except KeyError:
                 return token.encode()
 
@@ -275,96 +270,3 @@ def _bytes_rule(backend: tokenizers.Tokenizer) -> Callable[[str], bytes]:
         f"tokenizer.json: decoder {decoder.get('type')!r} is not supported; expected ByteLevel, "
         "or a Sequence with ByteFallback"
     )
-
-
-def tokenizer_file(directory: Path) -> Path:
-    """tokenizer.json. Raises TokenizerError where it is not there."""
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise TokenizerError(
-            f"{path}: not found. Isotherm reads the `tokenizers` format alone; a model that comes with tiktoken.model "
-            "(Moonlight) or tokenizer.model is not supported, unless its vocabulary is converted first"
-        )
-    return path
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def _set_post_processor(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
-    """What transformers' fast tokenizers do: an explicit add_bos_token or add_eos_token replaces tokenizer.json's
-    post-processor; the classes of LlamaTokenizer add a BOS unless told otherwise; else tokenizer.json's own decides."""
-    llama = config.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast")
-    if not (llama or "add_bos_token" in config or "add_eos_token" in config):
-        return
-    wanted = {"bos_token": config.get("add_bos_token", llama), "eos_token": config.get("add_eos_token", False)}
-    ids = {name: backend.token_to_id(special[name]) for name, on in wanted.items() if on and name in special}
-    if missing := [name for name, id_ in ids.items() if id_ is None]:
-        raise TokenizerError(
-            f"tokenizer_config.json: {missing[0]} {special[missing[0]]!r} is not in tokenizer.json's vocabulary"
-        )
-    bos = [special["bos_token"]] if "bos_token" in ids else []
-    eos = [special["eos_token"]] if "eos_token" in ids else []
-    backend.post_processor = TemplateProcessing(
-        single=[*bos, "$A", *eos],
-        pair=[*bos, "$A", *eos, *bos, "$B:1", *eos],
-        special_tokens=[(special[name], id_) for name, id_ in ids.items()],
-    )
-
-
-def _read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """Chat templates by name. As in transformers chat_template.jinja, with additional_chat_templates/ beside it, wins
-    over tokenizer_config.json; the older chat_template.json comes last."""
-    files = {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
-    if (jinja := directory / "chat_template.jinja").is_file():
-        files["default"] = jinja
-    if files:
-        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
-    path, found = directory / "tokenizer_config.json", config.get("chat_template")
-    if found is None:
-        path = directory / "chat_template.json"
-        found = _read_json(path).get("chat_template")
-    if found is None:
-        return {}
-    if isinstance(found, str):
-        return {"default": found}
-    try:
-        named = {entry["name"]: entry["template"] for entry in found}
-    except (TypeError, KeyError):
-        named = {}
-    if not named or not all(isinstance(part, str) for pair in named.items() for part in pair):
-        raise TokenizerError(
-            f"{path}: chat_template must be a string or a list of {{name, template}}, got {str(found)[:80]!r}"
-        )
-    return named
-
-
-def _read_json(path: Path) -> JSON:
-    """The file's object, or an empty one when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _token_text(value: Any) -> str | None:
-    """A token written as a string or as an AddedToken's dict."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _eos_ids(value: Any, path: Path) -> list[int]:
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(type(id_) is int for id_ in ids):
-        raise TokenizerError(f"{path}: eos_token_id must be an int or a list of ints, got {value!r}")
-    return ids

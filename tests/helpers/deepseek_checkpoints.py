@@ -95,7 +95,9 @@ def make_config(
 
 
 def is_moe(config: Mapping[str, Any], layer: int) -> bool:
-    """As DeepSeek's modeling_deepseek.py decides it."""
+    """As DeepSeek's modeling_deepseek.py decides it, and GLM's by a list."""
+    if config.get("mlp_layer_types") is not None and layer < config["num_hidden_layers"]:
+        return bool(config["mlp_layer_types"][layer] == "sparse")
     return layer >= config["first_k_dense_replace"] and layer % config["moe_layer_freq"] == 0
 
 
@@ -116,7 +118,7 @@ def dequantise(data: Tensor, scale: Tensor) -> Tensor:
     out = data.float()
     for i in range(scale.shape[0]):
         for j in range(scale.shape[1]):
-            out[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK] *= scale[i, j]
+            out[i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK] *= scale[i, j].float()
     return out
 
 

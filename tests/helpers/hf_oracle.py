@@ -1,5 +1,4 @@
-"""What transformers' DeepseekV3ForCausalLM says, in float32 with eager attention: the oracle that isotherm is compared
-with.
+"""What transformers' own classes say, in float32 with eager attention: the oracle that isotherm is compared with.
 
 Reads checkpoints by its own code; nothing of isotherm's is used.
 """
@@ -8,23 +7,49 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from deepseek_checkpoints import dequantise, is_moe
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MLP, DeepseekV3TopkRouter
+from torch.overrides import TorchFunctionMode
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DeepseekV32Config,
+    DeepseekV32ForCausalLM,
+    Glm4MoeLiteConfig,
+    Glm4MoeLiteForCausalLM,
+    PreTrainedModel,
+)
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MLP
+
+# The classes of each model_type. Kimi's and JoyAI's own modeling files are DeepSeek-V3's under another name, and K2.5's
+# text model is DeepSeek-V3's in transformers too.
+CLASSES: dict[str, tuple[type, type]] = {
+    "deepseek_v32": (DeepseekV32Config, DeepseekV32ForCausalLM),
+    "glm4_moe_lite": (Glm4MoeLiteConfig, Glm4MoeLiteForCausalLM),
+}
+TEXT_MODEL = "language_model."  # before the names of K2.5's
+
+
+def text_config(path: Path) -> dict[str, Any]:
+    raw: dict[str, Any] = json.loads((path / "config.json").read_text())
+    return {**raw["text_config"], "model_type": raw["model_type"]} if "text_config" in raw else raw
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint in float32, FP8 ones dequantised, the MTP layer's left out."""
+    """All tensors of a checkpoint in float32, FP8 ones dequantised, the MTP layer's left out, and what is not of the
+    text model."""
     raw: dict[str, Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):
         raw |= load_file(file)
-    mtp = f"model.layers.{json.loads((path / 'config.json').read_text())['num_hidden_layers']}."
+    if any(name.startswith(TEXT_MODEL) for name in raw):
+        raw = {name.removeprefix(TEXT_MODEL): t for name, t in raw.items() if name.startswith(TEXT_MODEL)}
+    mtp = f"model.layers.{text_config(path)['num_hidden_layers']}."
     out = {}
     for name, tensor in raw.items():
         if name.startswith(mtp) or name.endswith("_scale_inv"):
@@ -52,17 +77,19 @@ def pack_experts(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def hf_model(path: Path) -> DeepseekV3ForCausalLM:
+def hf_model(path: Path) -> PreTrainedModel:
     """The checkpoint at `path`. transformers ignores `moe_layer_freq`, so the layers that it makes dense are made dense
     here."""
-    raw = json.loads((path / "config.json").read_text())
-    fields = {k: v for k, v in raw.items() if k not in ("quantization_config", "torch_dtype", "dtype")}
-    config = DeepseekV3Config(**fields | {"num_nextn_predict_layers": 0})
+    raw = text_config(path)
+    config_class, model_class = CLASSES.get(raw["model_type"], (DeepseekV3Config, DeepseekV3ForCausalLM))
+    left_out = ("quantization_config", "torch_dtype", "dtype", "model_type")
+    fields = {k: v for k, v in raw.items() if k not in left_out}
+    config = config_class(**fields | {"num_nextn_predict_layers": 0})
     config._attn_implementation = config._experts_implementation = "eager"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # no shared experts
-        model = DeepseekV3ForCausalLM(config).float().eval()
-    for i, layer in enumerate(model.model.layers):
+        model = model_class(config).float().eval()
+    for i, layer in enumerate(model.model.layers if model_class is DeepseekV3ForCausalLM else ()):
         if is_moe(raw, i) == isinstance(layer.mlp, DeepseekV3MLP):
             assert not is_moe(raw, i), f"transformers made layer {i} dense, moe_layer_freq cannot"
             layer.mlp = DeepseekV3MLP(config)
@@ -86,11 +113,17 @@ class Oracle:
     def __init__(self, path: Path):
         self.model = hf_model(path)
         self.router_margin = float("inf")  # smallest so far between a chosen and a rejected expert or group
+        self.index = _IndexWatch(text_config(path).get("index_topk"))
         for module in self.model.modules():
-            if isinstance(module, DeepseekV3TopkRouter):
+            if type(module).__name__.endswith("TopkRouter"):
                 module.register_forward_hook(self._watch_router)
 
-    def _watch_router(self, router: DeepseekV3TopkRouter, _inputs: object, outputs: tuple[Tensor, ...]) -> None:
+    @property
+    def index_margin(self) -> float:
+        """The smallest so far between a position that an indexer chose and one that it did not."""
+        return self.index.margin
+
+    def _watch_router(self, router: Any, _inputs: object, outputs: tuple[Tensor, ...]) -> None:
         score = outputs[0].float().sigmoid() + router.e_score_correction_bias
         groups = score.unflatten(-1, (router.num_group, -1))
         group_score = groups.topk(2, dim=-1).values.sum(-1).sort(-1, descending=True)
@@ -110,15 +143,30 @@ class Oracle:
     @torch.inference_mode()
     def logprobs(self, tokens: Sequence[int]) -> Tensor:
         """float32 [len(tokens), V]: at each position, of the token that follows it."""
-        return self.model(torch.tensor([list(tokens)])).logits[0].float().log_softmax(-1)
+        with self.index:
+            return self.model(torch.tensor([list(tokens)])).logits[0].float().log_softmax(-1)
+
+    @torch.inference_mode()
+    def rounding(self, tokens: Sequence[int]) -> float:
+        """By how much `logprobs` changes at most where the embedding is changed by half of its last bit: no two ways of
+        computing them in float32 agree better."""
+        weight, before = self.model.get_input_embeddings().weight, self.logprobs(tokens)
+        stored = weight.clone()
+        half_bits = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+        weight *= 1 + half_bits * 2**-22
+        change = float((self.logprobs(tokens) - before).abs().max())
+        weight.copy_(stored)
+        return change
 
     @torch.inference_mode()
     def greedy(self, prompt: Sequence[int], count: int) -> tuple[list[int], Tensor, float]:
         """Tokens, their full log-probability rows [count, V], and the smallest lead of a chosen token over the next
         best."""
-        tokens, rows, cache, new = [], [], None, list(prompt)
+        tokens: list[int] = []
+        rows, cache, new = [], None, list(prompt)
         for _ in range(count):
-            out = self.model(torch.tensor([new]), past_key_values=cache, use_cache=True)
+            with self.index:
+                out = self.model(torch.tensor([new]), past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             rows.append(out.logits[0, -1].float().log_softmax(-1))
             new = [int(rows[-1].argmax())]
@@ -126,3 +174,19 @@ class Oracle:
         table = torch.stack(rows)
         best = table.topk(2, dim=-1).values
         return tokens, table, float((best[:, 0] - best[:, 1]).min())
+
+
+class _IndexWatch(TorchFunctionMode):
+    """Looks at every choice of `topk` positions, which are of an indexer alone: nothing else has so many."""
+
+    def __init__(self, topk: int | None):
+        super().__init__()
+        self.topk, self.margin = topk, float("inf")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.topk and self.topk is not None and args[1] == self.topk < args[0].shape[-1]:
+            best = func(args[0].float(), self.topk + 1, dim=-1).values
+            gaps = (best[..., -2] - best[..., -1])[best[..., -1] > -1e30]  # of rows that see so many positions
+            self.margin = min([self.margin, *gaps.flatten().tolist()])
+        return func(*args, **kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.step_batch import Span, attention_rows
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.sequence import Form
-from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.checkpoint import Checkpoint, CheckpointError
 from isotherm.kernels.reference import ReferenceKernels
 
 TOKENS = 23
@@ -111,12 +112,21 @@ def no_copies(tensors: dict[str, Tensor]) -> None:
             del tensors[name]
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {},
+    "glm4_moe_lite": {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-5},
+}
+
+
 @pytest.mark.parametrize("change", [lambda _: None, own_copies, no_copies], ids=["copies", "own", "none"])
-def test_hidden_states_and_logits_are_those_of_the_statement(tmp_path: Path, change):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_and_logits_are_those_of_the_statement(tmp_path: Path, family: str, change):
     """Also applied to its own output, in both forms of attention."""
-    make_checkpoint(tmp_path, {"vocab_size": 200}, dtype="float32", mtp=True, change=change)
+    config = {"model_type": family, "vocab_size": 200, **FAMILIES[family]}
+    make_checkpoint(tmp_path, config, dtype="float32", mtp=True, change=change)
     checkpoint, kernels = Checkpoint.open(tmp_path).with_mtp(), ReferenceKernels(torch.float32)
     config = checkpoint.config
+    assert config.model_type == family
     with WeightReader(checkpoint) as reader:
         model = load_model(config, kernels, reader, 64)
         worker = ExpertWorker(config, kernels, slots=len(config.moe_layers) * config.n_routed_experts)
@@ -131,7 +141,7 @@ def test_hidden_states_and_logits_are_those_of_the_statement(tmp_path: Path, cha
     hidden = model.mtp.hidden(output)
     torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
     for form in (Form.PREFILL, Form.DECODE):
-        cache = model.new_cache(len(BLOCKS), 4)[-1]
+        cache = model.mtp.new_cache(len(BLOCKS), 4)
         rows = attention_rows([Span(BLOCKS, 0, TOKENS, form)], 4, model.cos, model.sin)
         ours, theirs = hidden, expected
         for _ in range(3):  # drafts of drafts
@@ -142,8 +152,6 @@ def test_hidden_states_and_logits_are_those_of_the_statement(tmp_path: Path, cha
 
 
 def test_a_layer_that_is_not_whole_is_named(tmp_path: Path):
-    from isotherm.cluster.model.checkpoint import CheckpointError
-
     make_checkpoint(tmp_path, mtp=True, change=lambda tensors: tensors.pop("model.layers.3.hnorm.weight"))
     with pytest.raises(CheckpointError, match=r"model\.layers\.3\.hnorm\.weight is missing"):
         Checkpoint.open(tmp_path).drafting("auto")

@@ -1,41 +1,29 @@
 """The engine against transformers' DeepseekV3ForCausalLM in float32, over configs that together cover every
 architecture switch.
 
-Every case's prompt and seed were chosen so that no choice of a token or an expert is close (see `Case.__init__`): so
+Every case's prompt and seed were chosen so that no choice of a token or an expert is close (see `Case.close_call`): so
 greedy tokens must be identical, whatever order sums are taken in.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
-from hf_oracle import Oracle
+from parity import BLOCK_SIZE, OUTPUT, PROMPT, TOLERANCE, Case, forward_all, gather, steps
 
-from isotherm.actors.attention.engine import Engine
-from isotherm.actors.local import local_engine, run
-from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import SchedulerConfig
-from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
-from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
-from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.actors.local import run
+from isotherm.cluster.engine.sequence import Form
+from isotherm.cluster.messages.requests import SamplingParams
 from isotherm.cluster.placement.table import Placement
 from isotherm.kernels.native.backend import NativeKernels
-from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 
 pytestmark = pytest.mark.slow
-
-PROMPT, OUTPUT = 200, 48
-BLOCK_SIZE = 16
-TOLERANCE = 1e-4  # of log-probabilities
-TOKEN_MARGIN, ROUTER_MARGIN = 5e-3, 2e-5  # tens of times what float32 rounding was seen to do
 
 YARN = {"factor": 8, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
 
@@ -90,105 +78,19 @@ SPECS = [
 ]  # fmt: skip
 
 
-class Case:
-    """One checkpoint with what the oracle says about it."""
-
-    def __init__(self, spec: Spec, path: Path):
-        make_checkpoint(path, spec.overrides, spec.seed, **spec.options)
-        self.checkpoint = Checkpoint.open(path)
-        self.config = self.checkpoint.config
-        self.kernels: Kernels = ReferenceKernels(torch.float32)
-        generator = torch.Generator().manual_seed(1000 + spec.seed)
-        self.prompt = tuple(torch.randint(2, self.config.vocab_size, (PROMPT,), generator=generator).tolist())
-        self.others = [
-            tuple(torch.randint(2, self.config.vocab_size, (n,), generator=generator).tolist()) for n in (61, 1, 96)
-        ]
-        oracle = Oracle(path)
-        self.logprobs = oracle.logprobs(self.prompt)
-        self.tokens, self.rows, margin = oracle.greedy(self.prompt, OUTPUT)
-        self.other_tokens = []
-        for prompt in self.others:
-            tokens, _, other_margin = oracle.greedy(prompt, OUTPUT)
-            self.other_tokens.append(tokens)
-            margin = min(margin, other_margin)
-        self.margins = margin, oracle.router_margin
-        assert margin > TOKEN_MARGIN, f"a token was chosen by a margin of only {margin:g}; take another seed"
-        assert oracle.router_margin > ROUTER_MARGIN, (
-            f"an expert was chosen by a margin of only {oracle.router_margin:g}; take another seed"
-        )
-
-    def engine(
-        self,
-        *,
-        blocks: int = 64,
-        budget: int = 256,
-        prefix_cache: bool = False,
-        groups: int = 1,
-        placement: Placement | None = None,
-    ) -> Engine:
-        """With a cache full of NaN, so that whatever is read before it was written shows."""
-        config = SchedulerConfig(
-            BLOCK_SIZE, blocks, budget, max_sequences=8, max_model_len=PROMPT + OUTPUT + 8, prefix_cache=prefix_cache
-        )
-        engine = local_engine(self.checkpoint, self.kernels, config, groups, placement)
-        for layer in engine.cache:
-            layer.fill_(torch.nan)
-        return engine
-
-    def request(self, name: str = "main", prompt: tuple[int, ...] | None = None, **fields: Any) -> GenerationRequest:
-        return GenerationRequest(name, prompt or self.prompt, SamplingParams(OUTPUT, temperature=0.0), **fields)
-
-    def other_requests(self) -> list[GenerationRequest]:
-        return [self.request(f"other-{i}", prompt) for i, prompt in enumerate(self.others)]
-
-
 @pytest.fixture(scope="module", params=SPECS, ids=lambda spec: spec.name)
 def checkpoint_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case(request.param, tmp_path_factory.mktemp("checkpoint"))
+    spec = request.param
+    path = make_checkpoint(tmp_path_factory.mktemp("checkpoint"), spec.overrides, spec.seed, **spec.options)
+    case = Case(path, spec.seed)
+    assert not case.close_call, f"{case.close_call}; take another seed"
+    return case
 
 
 @pytest.fixture(scope="module", params=[ReferenceKernels, NativeKernels], ids=lambda backend: backend.name)
 def case(request: pytest.FixtureRequest, checkpoint_case: Case) -> Case:
     checkpoint_case.kernels = request.param(torch.float32)
     return checkpoint_case
-
-
-def gather(deltas: Iterable[Delta], start: int = 0) -> dict[str, list[int]]:
-    """Tokens by request; checks that deltas follow on each other from `start` and that only the last one finishes."""
-    tokens: dict[str, list[int]] = {}
-    finished = set()
-    for delta in deltas:
-        have = tokens.setdefault(delta.request_id, [])
-        assert delta.start == start + len(have)
-        assert delta.request_id not in finished
-        have += delta.token_ids
-        if delta.finish_reason is not None:
-            assert delta.finish_reason is FinishReason.LENGTH
-            finished.add(delta.request_id)
-    assert finished == set(tokens)
-    return tokens
-
-
-def steps(engine: Engine) -> Iterator[list[Delta]]:
-    while len(engine.scheduler):
-        yield engine.step()
-
-
-def forward_all(case: Case, forms: Sequence[tuple[Form, int, int]]) -> torch.Tensor:
-    """Log-probabilities [PROMPT, V] at every position of the prompt, computed by AttentionModel.forward in the given
-    (form, start, count)s."""
-    engine = case.engine()
-    sequence = ScheduledSequence(
-        case.request(), 0, list(case.prompt), blocks=list(range(17, 17 + -(-PROMPT // BLOCK_SIZE)))
-    )
-    out = []
-    for form, start, count in forms:
-        batch = build_batch(
-            [Chunk(sequence, start, count, form, sample=False)], BLOCK_SIZE, engine.model.cos, engine.model.sin
-        )
-        x = engine.model.forward(batch, engine.cache, engine.experts)
-        out.append(engine.model.logits(x).log_softmax(-1))
-    return torch.cat(out)
 
 
 @pytest.mark.parametrize(

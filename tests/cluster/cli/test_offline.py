@@ -18,7 +18,8 @@ from isotherm.cluster.manifest import Manifest, parse_manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model
-from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer, TokenizerError
+from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
+from isotherm.cluster.text.tokenizer_files import TokenizerError
 from isotherm.kernels.reference import ReferenceKernels
 
 PROMPT = (5, 250, 17, 99, 4, 123)

@@ -12,7 +12,7 @@ from isotherm.cluster.deploy.preflight import check_port, check_servable
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
 from isotherm.cluster.model.checkpoint import CheckpointError
 from isotherm.cluster.model.path import bundled_model
-from isotherm.cluster.text.tokenizer import TokenizerError
+from isotherm.cluster.text.tokenizer_files import TokenizerError
 
 
 def test_the_default_can_be_served():

@@ -173,7 +173,7 @@ def test_a_wrong_tensor_is_named_with_its_file_and_what_was_expected(
         (torch.ones(2, 2), "shape [1, 2], found [2, 2]"),
         (torch.ones(3, 1), "shape [1, 2], found [3, 1]"),
         (torch.ones(1), "shape [1, 2], found [1]"),
-        (torch.ones(1, 2, dtype=torch.int32), "dtype F32, F16, BF16, found I32"),
+        (torch.ones(1, 2, dtype=torch.int32), "dtype F32, F16, BF16, F8_E8M0, found I32"),
     ],
 )
 def test_a_scale_that_does_not_fit_its_ragged_blocks(tmp_path: Path, scale: Tensor, words: str):

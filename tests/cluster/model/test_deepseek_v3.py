@@ -15,9 +15,10 @@ from published import DEEPSEEK_V3
 from isotherm.cluster.model.config import ModelConfigError, RopeConfig, token_ids
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
 from isotherm.cluster.model.formats.fp8 import Fp8Blocks
-from isotherm.cluster.model.registry import parse
+from isotherm.cluster.model.registry import FAMILIES, parse
 from isotherm.cluster.model.tensors import Part
 
+KNOWN = " or ".join(f'"{family}"' for family in FAMILIES)
 YARN = {
     "factor": 40,
     "original_max_position_embeddings": 4096,
@@ -119,9 +120,9 @@ def test_unknown_fields_and_remote_code_are_ignored():
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("model_type", "deepseek_v2", '"deepseek_v3"'),
-        ("model_type", None, '"deepseek_v3"'),
-        ("model_type", ["deepseek_v3"], '"deepseek_v3"'),
+        ("model_type", "deepseek", KNOWN),
+        ("model_type", None, KNOWN),
+        ("model_type", ["deepseek_v3"], KNOWN),
         ("hidden_act", "gelu", '"silu"'),
         ("scoring_func", "softmax", '"sigmoid"'),
         ("topk_method", "greedy", '"noaux_tc"'),

@@ -16,7 +16,7 @@ from published import DEEPSEEK_V3
 
 from isotherm.cluster.model.config import ModelConfigError
 from isotherm.cluster.model.path import ModelNotFoundError, bundled_model, resolve_model
-from isotherm.cluster.text.tokenizer import TokenizerError
+from isotherm.cluster.text.tokenizer_files import TokenizerError
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def test_a_hub_id_is_fetched_without_pickles_or_code(hub: list, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("config", "tokenizer", "error", "words"),
-    [({"model_type": "kimi_k2"}, True, ModelConfigError, "Kimi K2 is not supported yet"),
-     ({}, False, TokenizerError, "tiktoken.model (Moonlight)"),
+    [({"model_type": "kimi_linear"}, True, ModelConfigError, "Kimi Linear has layers of linear attention"),
+     ({}, False, TokenizerError, "tiktoken.model: how text is cut"),
      ({"scoring_func": "softmax"}, True, ModelConfigError, "scoring_func")],
 )  # fmt: skip
 def test_what_cannot_be_served_is_refused_before_its_weights_are_fetched(

@@ -16,7 +16,8 @@ from isotherm.cluster.text import grammar_vocabulary
 from isotherm.cluster.text.grammar import choice, json_object, json_schema, literal, regex
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary, error_of
 from isotherm.cluster.text.json_schema import GrammarError
-from isotherm.cluster.text.tokenizer import Tokenizer, TokenizerError
+from isotherm.cluster.text.tokenizer import Tokenizer
+from isotherm.cluster.text.tokenizer_files import TokenizerError
 
 EOS, CALLS, SEP = "<｜end▁of▁sentence｜>", "<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>"
 

@@ -18,7 +18,8 @@ from isotherm.cluster.text.chat_template import (
     ChatTemplateLimitError,
 )
 from isotherm.cluster.text.detokenizer import TextStream
-from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer, TokenizerError
+from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
+from isotherm.cluster.text.tokenizer_files import TokenizerError
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<b> & 'é'"}]
 
