@@ -49,11 +49,13 @@ class Run:
     def take(self, most: int, block_size: int) -> tuple[int, Tensor] | None:
         """The held rows, at most so many, and the position of the first; None where none can begin a run."""
         first = max(self.held_from, self.held_to - most)
-        if first != self.end:  # a new run
+        goes_on = first == self.end
+        if not goes_on:
             first = -(-first // block_size) * block_size
-            self.begin = first
         if first >= self.held_to:
             return None
+        if not goes_on:
+            self.begin = first
         rows, at = [], self.held_from
         for x_TD, row, count in self.held:
             if (skip := max(0, first - at)) < count:

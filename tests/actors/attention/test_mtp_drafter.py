@@ -153,3 +153,13 @@ def test_a_request_may_want_none(plain: Engine, drafting: Engine):
     asked = story("a", "fox", speculate=False)
     assert outputs(drafting, asked) == outputs(plain, asked)
     assert drafting.speculation.meter().drafted == before.drafted
+
+
+def test_rows_for_which_a_pass_has_no_room_wait(plain: Engine):
+    """More streams than one pass has rows for, and none is lost."""
+    config = SchedulerConfig(block_size=16, blocks=256, max_batch_tokens=20, max_sequences=16, max_model_len=128)
+    engine = make("mtp", config)
+    asked = [story(f"{i}", of) for i, of in enumerate(("fox", "boat", "river", "dog", "lamp", "horse", "bridge") * 2)]
+    assert outputs(engine, *asked) == outputs(plain, *asked)
+    assert engine.speculation is not None and not engine.speculation.stopped
+    assert engine.speculation.meter().accepted[0] > 50
