@@ -18,6 +18,7 @@ help:
 	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
+	@echo "make bench-mtp            speculation: tokens and speed with and without"
 	@echo "make bench-overload       600 clients at once: refusals, /health, goodput"
 	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
@@ -86,6 +87,10 @@ bench-elastic: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/compare.py --bf16 $(BF16) $(if $(FP8),--fp8 $(FP8)) $(PEERS)
 	$(BIN)/isotherm bench served $(or $(FP8),$(BF16))
+
+# make bench-mtp [MODEL=tiny]: criteria 1 to 3 of speculation.
+bench-mtp: $(VENV)/.installed-dev
+	$(BIN)/python tests/bench/mtp.py $(if $(MODEL),--model $(MODEL))
 
 bench-overload: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/overload.py
