@@ -88,7 +88,7 @@ def local_engine(
         links = {name: InProcessLink(worker.compute) for name, worker in workers.items()}
         experts = ExpertExchange(kernels, placement, links)
     engine = Engine(model, experts, config, sampler=sampler)
-    engine.speculation = speculation_of(kind, tokens, engine, c)
+    engine.speculation = speculation_of(kind, tokens, engine, c.n_routed_experts, c.num_experts_per_tok)
     return engine
 
 

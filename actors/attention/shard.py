@@ -136,7 +136,8 @@ class AttentionShard(WorkerBase):
         exchange = ExpertExchange(self.kernels, placement, self._links, link_failed=link_failed, pulse=pulse)
         sampler = Sampler(self.kernels, Masks(self._grammar_vocabulary))
         engine = Engine(self._model, exchange, self._scheduler_config, sampler=sampler)
-        engine.speculation = speculation_of(self.speculation, self.spec.draft_tokens, engine, self.checkpoint.config)
+        c, tokens = self.checkpoint.config, self.spec.draft_tokens
+        engine.speculation = speculation_of(self.speculation, tokens, engine, c.n_routed_experts, c.num_experts_per_tok)
         self._delivery = Delivery(lambda request_id: steps.abort(request_id))
         self._steps = steps = StepLoop(engine, self._delivery.publish, pulse)
         self._exchange = exchange

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.engine.scheduler import SchedulerConfig
@@ -19,6 +20,7 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tokenizer_files import has_tokenizer
+from isotherm.kernels.ops import Kernels
 from isotherm.kernels.select import NAMES, select_kernels
 
 log = logging.getLogger(__name__)
@@ -71,10 +73,7 @@ def generate_offline(
     scheduler = SchedulerConfig(
         block_size, -(-length // block_size), manifest.engine.max_batch_tokens, 1, length, prefix_cache=False
     )
-    kind = options.speculation or manifest.speculation.kind
-    engine = local_engine(
-        checkpoint, selection.kernels, scheduler, speculation=kind, tokens=manifest.speculation.tokens
-    )
+    engine = _engine(manifest, checkpoint, selection.kernels, scheduler, options.speculation)
     stop = () if options.ignore_eos else tokenizer.eos_token_ids if tokenizer is not None else config.eos_token_ids
     params = SamplingParams(
         options.max_tokens,
@@ -113,6 +112,13 @@ def generate_offline(
         "drafts": {"accepted": accepted, "rejected": rejected},
         "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, "stored").digest,
     }
+
+
+def _engine(
+    manifest: Manifest, checkpoint: Checkpoint, kernels: Kernels, scheduler: SchedulerConfig, speculation: str | None
+) -> Engine:
+    wished = manifest.speculation
+    return local_engine(checkpoint, kernels, scheduler, speculation=speculation or wished.kind, tokens=wished.tokens)
 
 
 def sampling_asked(words: Sequence[str]) -> dict[str, float]:

@@ -136,7 +136,9 @@ class World:
         if speculation == "guesses":
             engine.speculation = always(Guesses(self, rng or random.Random(0)))
         else:
-            engine.speculation = speculation_of(speculation, 4, engine, self.config)
+            engine.speculation = speculation_of(
+                speculation, 4, engine, self.config.n_routed_experts, self.config.num_experts_per_tok
+            )
             if engine.speculation is not None and rng is not None and rng.random() < 0.7:
                 engine.speculation.lengths = None  # else it would find that nothing can be gained with these
         return engine
