@@ -26,6 +26,7 @@ PROBE_AFTER, PROBE_MOST = 256, 4096  # steps without drafts before one stream ha
 PROBE_STEPS = 6  # steps that a probe takes
 PLAIN_EVERY = 96  # steps with drafts, after which one without is timed
 FORGET_AFTER = 3000  # measurements, after which a time is not believed any more
+DECIDE_EVERY = 8  # steps of the same streams for which one decision holds: it takes time itself
 EVALUATIONS = 24  # lengths of a step that are compared
 
 
@@ -36,6 +37,7 @@ class Tries:
     keep: float
     tried: list[float] = field(default_factory=list)
     right: list[float] = field(default_factory=list)
+    planned: int | None = None  # drafts that the stream has till the next decision
 
     def add(self, drafted: int, accepted: int) -> None:
         while len(self.tried) < drafted:
@@ -63,7 +65,7 @@ class Times:
         self._points: list[tuple[float, float]] | None = None
 
     def add(self, rows: int, seconds: float) -> None:
-        number = rows if rows <= 12 else 12 + round(6 * math.log2(rows / 12))
+        number = self._class(rows)
         self._added += 1
         mean = self._classes.setdefault(number, [float(rows), seconds, 0.0, 0.0])
         mean[3] = self._added
@@ -74,6 +76,15 @@ class Times:
         mean[0] += (rows - mean[0]) * share
         mean[1] += (seconds - mean[1]) * share
         self._points = None
+
+    @staticmethod
+    def _class(rows: int) -> int:
+        return rows if rows <= 12 else 12 + round(6 * math.log2(rows / 12))
+
+    def knows(self, rows: int) -> bool:
+        """Whether steps of about so many rows were measured more than once."""
+        found = self._classes.get(self._class(rows))
+        return found is not None and found[2] > 1
 
     def _shape(self, rows: float) -> float:
         return float(0.9 + (1 - self._missed**rows) / max(1e-9, 1 - self._missed) * 0.08 + 0.02 * rows)
@@ -125,6 +136,7 @@ class DraftLengths:
         self._idle = 0  # steps in a row without drafts
         self._probe_after, self._probing = PROBE_AFTER, 0
         self._since_plain = 0
+        self._planned_for = self._decided = 0  # streams, and steps since
         self.choice = Choice(0, 0, 1.0, "nothing was decided yet")
 
     # --- what came of it --------------------------------------------------------------------------
@@ -167,6 +179,9 @@ class DraftLengths:
         if not found or self._steps.of(rows) is None or self._since_plain >= PLAIN_EVERY:
             self._since_plain = 0
             return []  # the last two: a step without drafts is timed
+        if (kept := self._as_planned(found)) is not None:
+            self._since_plain += 1
+            return kept
         ordered = self._gains(found)
         drafts, gain = self._best(rows, ordered)
         if drafts:
@@ -185,10 +200,25 @@ class DraftLengths:
         for _, one in ordered[:drafts]:
             one.count += 1
         chosen = [one for one in found if one.count]
+        holds = drafts > 0 and self._steps.knows(rows + drafts)  # what is only guessed at is looked at again at once
+        self._planned_for, self._decided = len(found) if holds else 0, 0
+        for one in found:
+            self._own(one.sequence).planned = one.count
         first = self._all.rate(0, PRIOR, PRIOR_WEIGHT)
         why = f"{first:.0%} of first drafts are right, {drafts} drafts for {len(chosen)} of {len(found)} streams"
         self.choice = Choice(drafts, len(chosen), gain, f"{why}: {gain:.2f} × the speed without")
         return chosen
+
+    def _as_planned(self, found: Sequence[Candidate]) -> list[Candidate] | None:
+        """What was decided a few steps ago, where it was decided for these streams."""
+        self._decided += 1
+        if len(found) != self._planned_for or self._decided >= DECIDE_EVERY:
+            return None
+        for one in found:
+            if (planned := self._own(one.sequence).planned) is None:
+                return None
+            one.count = min(planned, one.most)
+        return [one for one in found if one.count]
 
     def _gains(self, found: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
         """Every draft that could be made with the chance that it is taken, likeliest first: so a stream's n-th comes
@@ -196,6 +226,7 @@ class DraftLengths:
         everybody = [self._all.rate(at, PRIOR, PRIOR_WEIGHT) for at in range(max((c.most for c in found), default=0))]
         gains = []
         for one in found:
+            one.count = 0
             own, chance = self._own(one.sequence), 1.0
             for at in range(one.most):
                 chance *= own.rate(at, everybody[at], REQUEST_WEIGHT)

@@ -27,7 +27,7 @@ class Speculation:
     ):
         if not 1 <= tokens <= MOST:
             raise ValueError(f"drafts have {tokens} tokens; it must be 1 to {MOST}")
-        self.drafter, self.tokens, self.lengths, self._clock = drafter, tokens, lengths, clock
+        self.drafter, self.tokens, self.lengths, self.clock = drafter, tokens, lengths, clock
         self.stopped = ""  # why there is none any more
         self.steps = self.drafted = 0
         self._tried, self._accepted = [0] * tokens, [0] * tokens
@@ -37,17 +37,16 @@ class Speculation:
         self, chunks: Sequence[Chunk], blocks: BlockManager, max_batch_tokens: int, max_model_len: int
     ) -> Sequence[Chunk]:
         """A step's chunks with drafts."""
-        out = chunks
+        out, begin = chunks, self.clock()
         if not self.stopped and (self.lengths is None or not self.lengths.is_idle):
             rows = sum(chunk.count for chunk in chunks)
             found = candidates(chunks, self.drafter, self.tokens, max_batch_tokens - rows, max_model_len)
             chosen = self._chosen(rows, found, max_batch_tokens - rows)
             if chosen:
-                begin = self._clock()
                 out = with_drafts(chunks, chosen, self.drafter, blocks)
                 if self.lengths is not None:
-                    self.lengths.drafting_took(self.drafter.passes, self._clock() - begin)
-        self._begun = self._clock()
+                    self.lengths.drafting_took(self.drafter.passes, self.clock() - begin)
+        self._begun = self.clock()
         return out
 
     def _chosen(self, rows: int, found: Sequence[Candidate], budget: int) -> Sequence[Candidate]:
@@ -65,7 +64,7 @@ class Speculation:
     def completed(self, chunks: Sequence[Chunk]) -> None:
         """A step whose chunks `extended` gave is computed, and its tokens are taken."""
         if self.lengths is not None and chunks[-1].form is Form.DECODE:
-            self.lengths.took(sum(chunk.count for chunk in chunks), self._clock() - self._begun)
+            self.lengths.took(sum(chunk.count for chunk in chunks), self.clock() - self._begun)
         verified = False
         for chunk in chunks:
             if drafted := len(chunk.draft):

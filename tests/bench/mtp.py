@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from isotherm.kernels.select import select_kernels
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from deepseek_checkpoints import make_checkpoint
 
+Clock = Callable[[], float]
 ASKED = (
     "Tell me a story about a {}.", "What is {n} + {m}?", "Count from 1 to {n}.", "How do you spell {}?",
     "What day comes after Monday?", "Write a short letter about a {}.",
@@ -46,9 +48,12 @@ SCHEMA = {
 GRAMMARS = (json_schema(SCHEMA), regex("[a-z ]{5,40}"), 'start: ("yes" | "no" | /[0-9]{1,4}/)')
 
 
-def engine_of(path: Path, kind: str, config: SchedulerConfig) -> Engine:
-    kernels = select_kernels("auto", torch.bfloat16).kernels
-    return local_engine(Checkpoint.open(path), kernels, config, speculation=kind)
+def engine_of(path: Path, kind: str, config: SchedulerConfig, clock: Clock = time.perf_counter) -> Engine:
+    kernels = select_kernels("auto", torch.bfloat16, 1 if clock is time.thread_time else None).kernels
+    engine = local_engine(Checkpoint.open(path), kernels, config, speculation=kind)
+    if engine.speculation is not None:
+        engine.speculation.clock = clock
+    return engine
 
 
 def requests_of(tokenizer: Tokenizer, count: int) -> list[GenerationRequest]:
@@ -110,22 +115,22 @@ def same_tokens(path: Path, kind: str, count: int) -> bool:
     return not wrong and not failed
 
 
-def speed(engine: Engine, prompts: list[tuple[int, ...]], tokens: int) -> float:
+def speed(engine: Engine, prompts: list[tuple[int, ...]], tokens: int, clock: Clock) -> float:
     """Tokens per second while all streams decode; not their first two steps."""
     for i, prompt in enumerate(prompts):
         engine.scheduler.add(GenerationRequest(f"s{i}", prompt, SamplingParams(tokens, temperature=0.0)))
     steps = []
     while len(engine.scheduler):
-        begin = time.perf_counter()
+        begin = clock()
         deltas = engine.step()
         if len(deltas) == len(prompts):
-            steps.append((sum(len(delta.token_ids) for delta in deltas), time.perf_counter() - begin))
+            steps.append((sum(len(delta.token_ids) for delta in deltas), clock() - begin))
     return sum(n for n, _ in steps[2:]) / sum(seconds for _, seconds in steps[2:])
 
 
-def compare(path: Path, kind: str, runs: int, own_text: bool) -> None:
+def compare(path: Path, kind: str, runs: int, own_text: bool, clock: Clock) -> None:
     config = SchedulerConfig(16, 1024, 512, 32, 512, prefix_cache=False)
-    sides = {"off": engine_of(path, "off", config), kind: engine_of(path, kind, config)}
+    sides = {name: engine_of(path, name, config, clock) for name in ("off", kind)}
     speculation = sides[kind].speculation
     assert speculation is not None
     rng = random.Random(5)
@@ -142,7 +147,7 @@ def compare(path: Path, kind: str, runs: int, own_text: bool) -> None:
             else:
                 prompts = [tuple(rng.randrange(500) for _ in range(32)) for _ in range(streams)]
             for name, engine in sides.items():
-                value = speed(engine, prompts, 160)
+                value = speed(engine, prompts, 160, clock)
                 if number:  # the first is not counted
                     figures[name].append(value)
         ratios = [a / b for a, b in zip(figures[kind], figures["off"], strict=True)]
@@ -160,12 +165,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--skip-speed", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, and its CPU time: for a busy machine")
     options = parser.parse_args()
+    clock = time.thread_time if options.cpu_time else time.perf_counter
     path = resolve_model(options.model)
     same = [same_tokens(path, kind, options.requests) for kind in dict.fromkeys((options.kind, "ngram"))]
     if not options.skip_speed:
         print(f"{options.model}, its own kind of text")
-        compare(path, options.kind, options.runs, own_text=True)
+        compare(path, options.kind, options.runs, True, clock)
         with tempfile.TemporaryDirectory() as folder:
             sizes = {
                 "vocab_size": 1280, "hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1024,
@@ -175,7 +182,7 @@ def main() -> None:
             random_path = make_checkpoint(Path(folder), sizes, fp8=True, mtp=True)
             for kind in ("mtp", "ngram"):
                 print(f"random weights, {kind}")
-                compare(random_path, kind, options.runs, own_text=False)
+                compare(random_path, kind, options.runs, False, clock)
     sys.exit(not all(same))
 
 
