@@ -22,7 +22,7 @@ from isotherm.actors.models.step_batch import Span, attention_rows
 from isotherm.cluster.engine.scheduler import SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 
-WINDOW = 256  # positions of which the main model's output is kept until the layer has had them
+WINDOW = 64  # positions of which the main model's output is kept until the layer has had them: what a late begin costs
 EXPANDED = 8  # rows of a stream from which on prefill form is the quicker one
 
 

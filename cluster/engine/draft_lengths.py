@@ -77,6 +77,21 @@ class Times:
         mean[1] += (seconds - mean[1]) * share
         self._points = None
 
+    def _rising(self) -> list[tuple[float, float]]:
+        """(rows, seconds) of what was measured and is not forgotten. More rows never take less time: where it seems so,
+        one of the two was disturbed, and they are made one by how often each was measured."""
+        runs: list[tuple[list[float], float, float]] = []  # (rows of each, seconds, weight)
+        for rows, seconds, times, when in sorted(self._classes.values()):
+            if self._added - when > FORGET_AFTER:
+                continue
+            run = ([rows], seconds, min(times, 1 / (1 - KEEP_SECONDS)))
+            while runs and runs[-1][1] > run[1]:
+                before, weight = runs.pop(), run[2]
+                weight += before[2]
+                run = (before[0] + run[0], (before[1] * before[2] + run[1] * run[2]) / weight, weight)
+            runs.append(run)
+        return [(rows, seconds) for many, seconds, _ in runs for rows in many]
+
     @staticmethod
     def _class(rows: int) -> int:
         return rows if rows <= 12 else 12 + round(6 * math.log2(rows / 12))
@@ -92,14 +107,7 @@ class Times:
     def of(self, rows: float) -> float | None:
         """Expected seconds; None while nothing is known."""
         if self._points is None:
-            # More rows never take less time: where it seems so, the larger of the two was disturbed.
-            points, least = [], math.inf
-            for mean_rows, seconds, _, when in sorted(self._classes.values(), reverse=True):
-                if self._added - when > FORGET_AFTER:
-                    continue
-                least = min(least, seconds)
-                points.append((mean_rows, least))
-            self._points = points[::-1]
+            self._points = self._rising()
         points = self._points
         if not points:
             return None

@@ -1,6 +1,7 @@
 """Speculation, measured: whether tokens stay what they are, and how fast they come, with and without it in turn.
 
-    python tests/bench/mtp.py [--model tiny] [--requests 1000] [--runs 7] [--kind auto] [--skip-speed]
+    python tests/bench/mtp.py [--model tiny] [--requests 1000] [--runs 7] [--kind auto] [--streams 1,8,32]
+        [--skip-speed] [--cpu-time]
 
 1. Tokens (and log-probabilities) of many requests, greedy and sampled, with schemas, stops, penalties and several
    choices, in a cache too small for all, so that some are preempted: the same with and without.
@@ -128,13 +129,13 @@ def speed(engine: Engine, prompts: list[tuple[int, ...]], tokens: int, clock: Cl
     return sum(n for n, _ in steps[2:]) / sum(seconds for _, seconds in steps[2:])
 
 
-def compare(path: Path, kind: str, runs: int, own_text: bool, clock: Clock) -> None:
+def compare(path: Path, kind: str, runs: int, own_text: bool, clock: Clock, sizes: list[int]) -> None:
     config = SchedulerConfig(16, 1024, 512, 32, 512, prefix_cache=False)
     sides = {name: engine_of(path, name, config, clock) for name in ("off", kind)}
     speculation = sides[kind].speculation
     assert speculation is not None
     rng = random.Random(5)
-    for streams in (1, 8, 32):
+    for streams in sizes:
         figures: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(runs + 1):
             if own_text:
@@ -165,14 +166,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--skip-speed", action="store_true")
+    parser.add_argument("--streams", default="1,8,32")
     parser.add_argument("--cpu-time", action="store_true", help="one thread, and its CPU time: for a busy machine")
     options = parser.parse_args()
     clock = time.thread_time if options.cpu_time else time.perf_counter
+    streams = [int(part) for part in options.streams.split(",")]
     path = resolve_model(options.model)
     same = [same_tokens(path, kind, options.requests) for kind in dict.fromkeys((options.kind, "ngram"))]
     if not options.skip_speed:
         print(f"{options.model}, its own kind of text")
-        compare(path, options.kind, options.runs, True, clock)
+        compare(path, options.kind, options.runs, True, clock, streams)
         with tempfile.TemporaryDirectory() as folder:
             sizes = {
                 "vocab_size": 1280, "hidden_size": 512, "num_hidden_layers": 8, "intermediate_size": 1024,
@@ -182,7 +185,7 @@ def main() -> None:
             random_path = make_checkpoint(Path(folder), sizes, fp8=True, mtp=True)
             for kind in ("mtp", "ngram"):
                 print(f"random weights, {kind}")
-                compare(random_path, kind, options.runs, False, clock)
+                compare(random_path, kind, options.runs, False, clock, streams)
     sys.exit(not all(same))
 
 
