@@ -5,21 +5,24 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*)
 
-.PHONY: serve test test-fast clients fuzz exactness chaos bench bench-elastic bench-overload families check clean help
+.PHONY: serve test test-fast test-page test-metrics clients fuzz exactness chaos bench bench-elastic bench-overload check
+.PHONY: bench-mtp families clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
 	@echo "make test                 all tests"
 	@echo "make test-fast            those that need neither a cluster nor much time"
+	@echo "make test-page            the page, in headless Chromium"
 	@echo "make fuzz                 10,000 mutated bodies, and schemathesis on /openapi.json"
 	@echo "make clients              software of others against the server, in an environment of its own"
+	@echo "make test-metrics         dashboards and alerts with a real Prometheus, which must be on the PATH"
 	@echo "make exactness            10,000 random cases of the exactness test"
 	@echo "make families             12 random configs of each family beside transformers, 10 MB of text beside tiktoken"
 	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
 	@echo "make bench-mtp            speculation: tokens and speed with and without"
-	@echo "make bench-overload       600 clients at once: refusals, /health, goodput"
+	@echo "make bench-overload       ten times the clients there is room for; keys, batches, tenants"
 	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
 
@@ -40,13 +43,26 @@ serve: $(VENV)/.installed
 # threads that other tests leave.
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest tests/kernels/triton/test_triton_aot.py
-	$(BIN)/pytest --ignore=tests/kernels/triton/test_triton_aot.py
+	$(BIN)/pytest --ignore=tests/kernels/triton/test_triton_aot.py --ignore=tests/page
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/pytest -m unit -n 2 --dist loadfile
+	$(BIN)/pytest -m unit -n 2 --dist loadfile --ignore=tests/page
+
+# In headless Chromium, which is the system's own: apt-get install chromium. With ISOTHERM_SCREENSHOTS=docs/images it
+# makes the pictures of docs/page.md.
+$(VENV)/.installed-page: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,page]'
+	touch $@
+
+test-page: $(VENV)/.installed-page
+	$(BIN)/pytest tests/page
 
 fuzz: $(VENV)/.installed-dev
 	ISOTHERM_FUZZ_BODIES=10000 ISOTHERM_FUZZ_EXAMPLES=100 $(BIN)/pytest -s --timeout 3600 tests/fuzz
+
+# Not among `make test`: it needs Debian's package prometheus, with promtool.
+test-metrics: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/metrics/check_panels.py
 
 CLIENTS := .venv-clients
 
@@ -94,6 +110,8 @@ bench-mtp: $(VENV)/.installed-dev
 
 bench-overload: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/overload.py
+	$(BIN)/python tests/bench/beside_batch.py
+	$(BIN)/python tests/bench/tenants.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from isotherm.actors.links.in_process import InProcessLink
 from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.placement.table import Placement, contiguous_placement
@@ -30,6 +30,7 @@ class LocalExperts:
     """Every routed expert in one worker of this process: nothing to split, send and gather."""
 
     finding_fault = False
+    waited_seconds = 0.0
 
     def __init__(self, worker: ExpertWorker):
         self._worker = worker

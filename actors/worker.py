@@ -15,6 +15,7 @@ from isotherm.actors.links.protocol import LinkEnd
 from isotherm.actors.links.registry import own_locality
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.workers import Locality, WorkerSpec
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ class WorkerBase:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # Ray leaves the root logger to the process; one line per event, on stderr, goes into the worker's log file.
-        logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {spec.id} %(name)s: %(message)s")
+        set_up_logs(spec.id, spec.log_format, spec.log_level)
         self.spec, self.host = spec, host
         self.progress = 0.0
         self.loaded = False

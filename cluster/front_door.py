@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -12,6 +13,7 @@ from isotherm.cluster.api.admin import AdminClient
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.batches.service import BatchService
 from isotherm.cluster.api.engine_client import EngineClient
+from isotherm.cluster.api.observed import Observer
 from isotherm.cluster.api.response_store import ResponseStore
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.manifest import Manifest
@@ -27,12 +29,15 @@ def front_door(
     store: ResponseStore | None = None,
     batches: BatchService | None = None,
     batches_refused: str = "",
+    observer: Observer | None = None,
     keys: KeyStore | None = None,
+    ends: Callable[[], bool] = lambda: False,
 ) -> Starlette:
     """The ASGI application that serves a manifest's model; with `admin`, the operator's routes too. `store` keeps
     responses where this process's memory will not do. `batches` runs files of requests; without it, clients are told
-    `batches_refused`. With `keys` every client needs one of them. Reads the checkpoint's tokenizer and defaults. Raises
-    TokenizerError, ModelConfigError."""
+    `batches_refused`. With an `observer` there are metrics; with `keys` every client needs one of them. `ends`: whether
+    this server is about to end. Reads the checkpoint's tokenizer and defaults. Raises TokenizerError,
+    ModelConfigError."""
     defaults = generation_defaults(model_path) if manifest.generation_config == "auto" else {}
     if manifest.logprobs == "processed":
         defaults["processed_logprobs"] = True
@@ -44,6 +49,19 @@ def front_door(
         cors=tuple(manifest.http.cors),
         batches_refused=batches_refused,
         kept_response_bytes=manifest.http.kept_responses,
+        request_timeout_s=manifest.http.request_timeout,
+        shared_prefix_cache=manifest.engine.shared_prefix_cache,
     )
     tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=manifest.control_tokens == "anywhere")
-    return build_app(engine, tokenizer, manifest.model_id, manifest.http.aliases, settings, admin, store, batches)
+    return build_app(
+        engine,
+        tokenizer,
+        manifest.model_id,
+        manifest.http.aliases,
+        settings,
+        admin,
+        store,
+        batches,
+        observer=observer,
+        ends=ends,
+    )

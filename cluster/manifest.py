@@ -11,9 +11,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from isotherm.cluster.control import link_choice
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.speculation import MOST
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.logs import LogFormat, LogLevel
 from isotherm.cluster.manifest_values import AbsolutePath, Bytes, Labels, Origin, one_of
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.text.tool_formats.registry import CHOICES
@@ -61,10 +62,12 @@ class EngineSection(_Section):
     max_batch_tokens: int = Field(512, ge=1)
     max_sequences: int = Field(128, ge=1)
     max_waiting: int = Field(128, ge=0, description="requests per shard beyond max_sequences; more are refused")
-    max_model_len: int | None = Field(
-        None, ge=2, description="prompt and output of one request; default: what model and cache allow"
+    max_waiting_tokens: int | None = Field(
+        None, ge=0, description="the same in tokens, beyond what the KV cache holds; default: as many again"
     )
+    max_model_len: int | None = Field(None, ge=2, description="prompt and output; default: what model and cache allow")
     prefix_cache: bool = True
+    shared_prefix_cache: bool = Field(False, description="one for all API keys; else each has its own")
 
 
 def _off(value: Any) -> Any:
@@ -103,9 +106,7 @@ class CopiesSection(_Section):
     cooldown: float = Field(6.0, ge=0, description="seconds from one change of copies to the next")
     gain: float = Field(0.04, ge=0, description="how much of the imbalance a change must be expected to take off")
     max_loads: float = Field(0.25, gt=0, le=1, description="copies loaded in one change, as a fraction of all copies")
-    read_cost: float = Field(
-        8.0, ge=0, le=10000, description="what reading an expert's weights once costs, in rows computed"
-    )
+    read_cost: float = Field(8.0, ge=0, le=10000, description="of reading an expert's weights once, in rows computed")
 
 
 class GroupScalingSection(_Section):
@@ -206,11 +207,24 @@ class HttpSection(_Section):
     metrics: Literal["loopback", "open"] = Field("loopback", description="who may read /metrics without keys")
     cors: list[Origin] = Field([], description='origins whose pages may read answers in a browser; "*": all')
     batches: BatchesSection = BatchesSection()
+    request_timeout: float | None = Field(
+        None, gt=0, le=86400, description="seconds from a request's arrival to its end; clients may ask for fewer"
+    )
     drain_seconds: float = Field(
         600.0, ge=0, le=86400, description="for open requests to finish when the ingress is updated or the service ends"
     )
     aliases: list[Annotated[str, Field(min_length=1)]] = Field([], description="further names of the model")
     kept_responses: Bytes = Field(64 << 20, description="of responses that later ones may go on from")
+
+
+class LoggingSection(_Section):
+    format: LogFormat = "text"
+    level: LogLevel = "info"
+
+
+class TracingSection(_Section):
+    endpoint: str | None = Field(None, pattern=r"^https?://", description="OTLP over HTTP; default: no traces")
+    sample: float = Field(1.0, ge=0, le=1, description="share of the requests, of those that bring no traceparent")
 
 
 class Manifest(_Section):
@@ -246,6 +260,8 @@ class Manifest(_Section):
     liveness: LivenessSection = LivenessSection()
     autoscaling: AutoscalingSection = AutoscalingSection()
     http: HttpSection = HttpSection()
+    logging: LoggingSection = LoggingSection()
+    tracing: TracingSection = TracingSection()
 
     @property
     def model_id(self) -> str:
@@ -298,6 +314,7 @@ class Manifest(_Section):
             wished,
             engine.prefix_cache,
             engine.max_waiting,
+            blocks * engine.block_size if engine.max_waiting_tokens is None else engine.max_waiting_tokens,
         )
 
 

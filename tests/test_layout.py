@@ -22,7 +22,7 @@ from isotherm.cluster.client.in_process import SERVER
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "kernels", "manifests")
 
-BASE = {"cluster.background", "cluster.errors", "cluster.jsontypes", "cluster.loopback"}
+BASE = {"cluster.background", "cluster.errors", "cluster.jsontypes", "cluster.logs", "cluster.loopback"}
 ROOMS: dict[str, set[str]] = {
     "kernels": set(),
     "manifests": set(),
@@ -30,8 +30,9 @@ ROOMS: dict[str, set[str]] = {
     "cluster.background": set(),
     "cluster.errors": set(),
     "cluster.jsontypes": set(),
+    "cluster.logs": set(),
     "cluster.loopback": set(),
-    "cluster.messages": {"cluster.errors", "cluster.jsontypes"},
+    "cluster.messages": {"cluster.errors", "cluster.jsontypes", "cluster.logs"},
     "cluster.text": {"cluster.errors", "cluster.jsontypes"},
     "cluster.model": {"cluster.errors", "cluster.jsontypes", "cluster.text", "manifests"},
     "cluster.engine": {"cluster.errors", "cluster.messages"},
@@ -39,8 +40,8 @@ ROOMS: dict[str, set[str]] = {
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
     "cluster.manifest_values": set(),
     "cluster.manifest": {
-        "cluster.control", "cluster.engine", "cluster.errors", "cluster.manifest_values", "cluster.model",
-        "cluster.text",
+        "cluster.control", "cluster.engine", "cluster.errors", "cluster.logs", "cluster.manifest_values",
+        "cluster.model", "cluster.text",
     },
     "cluster.served_model": {"cluster.manifest", "cluster.model"},
     # Where tensors live.
@@ -48,7 +49,8 @@ ROOMS: dict[str, set[str]] = {
     "actors.links": {*BASE, "cluster.messages", "kernels"},
     "actors.models": {"cluster.engine", "cluster.model", "kernels"},
     "actors.worker": {
-        "actors.links", "actors.models", "cluster.jsontypes", "cluster.messages", "cluster.model", "kernels"
+        "actors.links", "actors.models", "cluster.jsontypes", "cluster.logs", "cluster.messages", "cluster.model",
+        "kernels",
     },
     "actors.attention": {
         *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker",
@@ -65,17 +67,20 @@ ROOMS: dict[str, set[str]] = {
         "cluster.engine", "cluster.messages", "cluster.model", "cluster.placement", "cluster.text", "kernels"
     },
     # The front door, and what is decided about the cluster.
-    "cluster.api": {*BASE, "cluster.messages", "cluster.text"},
+    # What is let in goes by the same rule at the front door and at each shard.
+    "cluster.api": {*BASE, "cluster.engine", "cluster.messages", "cluster.text"},
     "cluster.client": {"cluster.errors", "cluster.jsontypes", "cluster.loopback"},
     "cluster.front_door": {"cluster.api", "cluster.manifest", "cluster.model", "cluster.text"},
     # Everything in one process, without Ray. The client loads it by its name (cluster/client/in_process.py).
     "cluster.local": {
         *BASE, "actors.attention", "actors.local", "actors.models", "cluster.api", "cluster.front_door",
-        "cluster.manifest", "cluster.messages", "cluster.model", "cluster.served_model", "kernels",
+        "cluster.manifest", "cluster.messages", "cluster.model", "cluster.observe", "cluster.served_model", "kernels",
     },
     "cluster.routing": {*BASE, "cluster.api", "cluster.messages"},
     "cluster.autoscale": {*BASE, "cluster.manifest", "cluster.messages", "cluster.model", "cluster.placement"},
-    "cluster.observe": {"cluster.autoscale"},
+    "cluster.observe": {
+        *BASE, "cluster.api", "cluster.autoscale", "cluster.manifest", "cluster.messages", "cluster.placement"
+    },
     # On Ray.
     "cluster.on_ray": {*BASE, "cluster.messages"},
     "cluster.supervise": {*BASE, "cluster.manifest", "cluster.on_ray"},
@@ -85,11 +90,12 @@ ROOMS: dict[str, set[str]] = {
         "cluster.observe", "cluster.on_ray", "cluster.placement", "cluster.routing", "cluster.supervise",
         "cluster.text",
     },
+    "cluster.doctor": {*BASE, "cluster.deploy", "cluster.manifest", "kernels"},
     "cluster.cli": {
         *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.api",
-        "cluster.client", "cluster.control", "cluster.deploy", "cluster.engine", "cluster.manifest", "cluster.messages",
-        "cluster.model",
-        "cluster.on_ray", "cluster.placement", "cluster.served_model", "cluster.supervise", "cluster.text", "kernels"
+        "cluster.client", "cluster.control", "cluster.deploy", "cluster.doctor", "cluster.engine", "cluster.manifest",
+        "cluster.messages", "cluster.model", "cluster.on_ray", "cluster.placement", "cluster.served_model",
+        "cluster.supervise", "cluster.text", "kernels",
     },
 }  # fmt: skip
 USE_RAY = {"cluster.on_ray", "cluster.deploy"}

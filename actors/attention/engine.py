@@ -4,6 +4,7 @@ about Ray or text."""
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
+from isotherm.actors.attention.step_figures import StepFigures
 from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import Scheduler, SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk
 from isotherm.cluster.engine.speculation import Speculation
 from isotherm.cluster.errors import named_line
@@ -39,6 +42,7 @@ class Engine:
         self.sampler = sampler or Sampler(model.kernels)
         self.cache = model.new_cache(config.blocks, config.block_size)
         self.steps = self.failed = 0
+        self.figures = StepFigures()
         self._unsent: list[Delta] = []  # what parts of a step gave before experts were lost that its rest needs
 
     def take_unsent(self) -> list[Delta]:
@@ -59,20 +63,27 @@ class Engine:
         """Compute one step; what it gave each request. Empty when nothing is queued. A request that makes the
         computation fail is ended with an error, and the others go on. Raises ExpertsLostError, where experts that they
         need cannot be reached in time."""
+        begin, waited = time.perf_counter(), self.experts.waited_seconds
+        self.scheduler.waited = waited
         chunks: Sequence[Chunk] = self.scheduler.schedule()
         another = False
         try:
             if self.speculation is not None and chunks:
-                deltas = self._speculate(chunks, self.speculation)
+                chunks, deltas = self._speculate(chunks, self.speculation)
             else:
                 deltas = self._attempt(chunks) if chunks else []
+            if chunks:
+                seconds = time.perf_counter() - begin
+                self.figures.add(chunks, seconds, self.experts.waited_seconds - waited)
+                if self.scheduler.is_shared:
+                    self.scheduler.took(chunks, seconds)
             another = len(self.scheduler) > 0
             return deltas
         finally:
             if not another:
                 self.experts.end_step()
 
-    def _speculate(self, chunks: Sequence[Chunk], speculation: Speculation) -> list[Delta]:
+    def _speculate(self, chunks: Sequence[Chunk], speculation: Speculation) -> tuple[Sequence[Chunk], list[Delta]]:
         """A step with drafts. A drafter that fails takes nobody's tokens: there are no more drafts, and status says
         why."""
         config = self.scheduler.config
@@ -85,7 +96,7 @@ class Engine:
         failed, deltas = self.failed, self._attempt(chunks)
         if self.failed == failed:
             speculation.completed(chunks)
-        return deltas
+        return chunks, deltas
 
     def _stop(self, speculation: Speculation, error: Exception) -> None:
         log.exception("drafting failed; there are no drafts from now on")

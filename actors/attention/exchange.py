@@ -76,6 +76,7 @@ class ExpertExchange:
         self.reads = np.zeros_like(self.rows_routed)
         # Group → seconds spent waiting for it, once the answers before its own had come
         self.waited: dict[str, float] = {}
+        self.waited_seconds = 0.0  # of all groups, those that are gone included
         self.adopt(placement, links)
 
     # --- placements and links ---------------------------------------------------------------------
@@ -234,7 +235,9 @@ class ExpertExchange:
                 self._fail(group, link, error)
             finally:
                 self.pulse.go_on()
-            self.waited[group] = self.waited.get(group, 0.0) + time.perf_counter() - begin
+            seconds = time.perf_counter() - begin
+            self.waited[group] = self.waited.get(group, 0.0) + seconds
+            self.waited_seconds += seconds
         return answered, outputs
 
     def abandon(self) -> None:

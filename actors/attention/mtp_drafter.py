@@ -19,7 +19,7 @@ from isotherm.actors.attention.sampling import LEAST_TEMPERATURE
 from isotherm.actors.models.mtp import MtpLayer
 from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.step_batch import Span, attention_rows
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 
 WINDOW = 64  # positions of which the main model's output is kept until the layer has had them: what a late begin costs

@@ -26,7 +26,7 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.actors.pulse import Pulse
 from isotherm.actors.worker import WorkerBase
 from isotherm.cluster.background import Background
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.meters import ShardMeter
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
@@ -206,6 +206,7 @@ class AttentionShard(WorkerBase):
             rows_routed=self._exchange.rows_routed.copy(),
             reads=self._exchange.reads.copy(),
             speculation=None if engine.speculation is None else engine.speculation.meter(),
+            figures=engine.figures.read(scheduler),
         )
 
     async def status(self) -> JSON:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.pulse import Pulse
 from isotherm.cluster.background import spawn_thread
-from isotherm.cluster.engine.scheduler import QueueFullError
+from isotherm.cluster.engine.places import QueueFullError
 from isotherm.cluster.errors import named_line, one_line
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 

@@ -17,6 +17,7 @@ class RoutedExperts(Protocol):
     """The routed experts, wherever they are. One layer is under way at a time."""
 
     finding_fault: bool  # steps are computed to find the request that makes them fail: errors are raised at once
+    waited_seconds: float  # since the start, in which there was nothing to do but wait for expert groups
 
     def begin_step(self) -> None:
         """A step begins: rows will come for every MoE layer. Said again before each step."""

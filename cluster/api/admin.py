@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from isotherm.cluster.api.body import read_body
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import to_json
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.messages.feed import FeedPart
 from isotherm.cluster.messages.operations import OperationError, PlacementChangeError
 
 MAX_BODY = 8 << 20  # bytes
@@ -32,28 +34,21 @@ class AdminClient(Protocol):
 
     async def autoscaler(self) -> JSON: ...
 
-    async def metrics(self) -> str:
-        """Prometheus' text format."""
+    async def set_autoscaler(self, body: Any) -> JSON:
+        """Change the autoscaler's mode. Raises OperationError."""
+
+    async def feed_part(self, last: str) -> FeedPart | None:
+        """As FeedSource of cluster/api/events.py says."""
 
 
 def admin_routes(admin: AdminClient) -> list[Route]:
-    """POST and GET /admin/operations, GET /admin/operations/{id}, GET /admin/experts, GET /admin/autoscaler, GET
-    /metrics."""
+    """POST and GET /admin/operations, GET /admin/operations/{id}, GET /admin/experts, GET and POST
+    /admin/autoscaler."""
 
     async def operations(request: Request) -> Response:
         if request.method == "GET":
             return _json({"operations": await admin.operation_history()})
-        body = await read_body(request, MAX_BODY, json_only=False)
-        try:
-            decoded = json.loads(body)
-        except (ValueError, RecursionError):
-            raise ReplyError("body: not valid JSON", param="body") from None
-        try:
-            return _json(await admin.operate(decoded), 202)
-        except OperationError as error:
-            raise ReplyError(str(error), status=409 if error.conflict else 400, param=error.field or None) from None
-        except PlacementChangeError as error:
-            raise ReplyError(str(error), param="copies") from None
+        return _json(await _changed(admin.operate, request), 202)
 
     async def operation(request: Request) -> Response:
         found = await admin.operation(request.path_params["id"])
@@ -65,18 +60,31 @@ def admin_routes(admin: AdminClient) -> list[Route]:
         return _json(await admin.experts())
 
     async def autoscaler(request: Request) -> Response:
-        return _json(await admin.autoscaler())
-
-    async def metrics(request: Request) -> Response:
-        return Response(await admin.metrics(), media_type="text/plain; version=0.0.4")
+        if request.method == "GET":
+            return _json(await admin.autoscaler())
+        return _json(await _changed(admin.set_autoscaler, request))
 
     return [
         Route("/admin/operations", operations, methods=["GET", "POST"]),
         Route("/admin/operations/{id}", operation),
         Route("/admin/experts", experts),
-        Route("/admin/autoscaler", autoscaler),
-        Route("/metrics", metrics),
+        Route("/admin/autoscaler", autoscaler, methods=["GET", "POST"]),
     ]
+
+
+async def _changed(change: Callable[[Any], Awaitable[JSON]], request: Request) -> JSON:
+    """What a change says that a body asks for."""
+    body = await read_body(request, MAX_BODY, json_only=False)
+    try:
+        decoded = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ReplyError("body: not valid JSON", param="body") from None
+    try:
+        return await change(decoded)
+    except OperationError as error:
+        raise ReplyError(str(error), status=409 if error.conflict else 400, param=error.field or None) from None
+    except PlacementChangeError as error:
+        raise ReplyError(str(error), param="copies") from None
 
 
 def _json(value: Any, status: int = 200) -> Response:

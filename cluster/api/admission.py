@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from isotherm.cluster.engine.places import Claim, Places, Room
+
 LONGEST_RETRY = 60  # seconds
 _REFUSALS = 200  # a second, at most, until each has waited for _LONGEST_DELAY
 _LONGEST_DELAY = 1.0  # seconds
@@ -17,25 +19,38 @@ class Admission:
 
     def __init__(self, random: Callable[[], float]):
         """`random` gives numbers from 0 to 1: those who were refused together shall not come back together."""
-        self.open = 0
+        self._places = Places()
         self._random = random
         self._next_refusal = 0.0
         self._at = 0.0  # the time of the two below
         self._left = 0.0  # departures, decayed
         self._busy = 0.0  # seconds in which requests were open, decayed alike
 
-    def enter(self, count: int, capacity: int, now: float) -> bool:
-        """Let so many in, where not more than `capacity` are open then. All or none."""
-        if self.open + count > capacity:
-            return False
-        self._advance(now)
-        self.open += count
-        return True
+    @property
+    def open(self) -> int:
+        return self._places.requests
 
-    def leave(self, count: int, now: float) -> None:
+    def enter(self, claim: Claim, count: int, room: Room, now: float) -> str | None:
+        """Let so many in, all or none: None, or why there is no room for them."""
+        refusal = self._places.refusal(claim, count, room)
+        if refusal is None:
+            self._advance(now)
+            self._places.take(claim, count)
+        return refusal
+
+    def leave(self, claim: Claim, count: int, now: float, tokens: int = 0) -> None:
         self._advance(now)
-        self.open -= count
+        self._places.give_back(claim, count, tokens)
         self._left += count
+
+    def move(self, old: Claim, new: Claim, count: int) -> None:
+        """Those that are let in turn out to be of another band."""
+        self._places.give_back(old, count)
+        self._places.take(new, count)
+
+    def expect(self, claim: Claim, tokens: int) -> None:
+        """Requests that are let in have so many, their outputs as long as they are expected to be."""
+        self._places.take(claim, 0, tokens)
 
     def retry_after(self, now: float) -> int:
         """Whole seconds: a quarter to a half of the time that a request spends here now, which is what those that are

@@ -4,8 +4,9 @@ about Ray or about how tokens are made."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,12 +25,16 @@ from isotherm.cluster.api.described import described_routes
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError, internal_error
+from isotherm.cluster.api.events import Events, OneProcess
 from isotherm.cluster.api.generation import GenerationRoute, Generator
 from isotherm.cluster.api.messages import messages_routes
 from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware
+from isotherm.cluster.api.observed import Observer, observed_routes
+from isotherm.cluster.api.page.bundle import page_routes
 from isotherm.cluster.api.prepare_chat import prepare_chat
 from isotherm.cluster.api.prepare_completion import prepare_completion
 from isotherm.cluster.api.replies import json_response
+from isotherm.cluster.api.request_book import RequestBook
 from isotherm.cluster.api.response_store import MemoryResponseStore, ResponseStore
 from isotherm.cluster.api.responses import responses_routes
 from isotherm.cluster.api.settings import AppSettings
@@ -52,17 +57,22 @@ def build_app(
     admin: AdminClient | None = None,
     store: ResponseStore | None = None,
     batches: BatchService | None = None,
+    observer: Observer | None = None,
+    ends: Callable[[], bool] = lambda: False,
 ) -> Starlette:
     """The ASGI application that serves one model under `model_id` and its aliases; with `admin`, the operator's routes
     too, and with `batches` those for files and batches, which are run here. Without a `store` responses are kept in
-    this process."""
+    this process. With an `observer` there are metrics, and it is told of every request for tokens. `ends`: whether this
+    server is about to end, and what would go on for ever has to end too."""
     settings = settings or AppSettings()
     store = store or MemoryResponseStore(settings.kept_response_bytes)
     names = tuple(dict.fromkeys([model_id, *aliases]))
     about = About(engine, names, settings)
-    generator = Generator(engine, tokenizer, names, settings)
+    book = RequestBook() if observer is None else observer.book
+    generator = Generator(engine, tokenizer, names, settings, book)
 
     tokenization = Tokenization(generator, settings.max_body_bytes)
+    source = admin or OneProcess(engine, model_id)
 
     def generate(path: str, route: GenerationRoute) -> Route:
         return Route(path, partial(_generate, generator, route), methods=["POST"])
@@ -82,7 +92,10 @@ def build_app(
             Route("/ready", about.ready),
             Route("/status", about.status),
             Route("/version", about.version),
+            *(observed_routes(observer) if observer is not None else []),
             *(admin_routes(admin) if admin is not None else []),
+            Events(source, settings.silence_s, ends).route(),
+            *page_routes(),
             *described_routes(),
         ],
         # Outermost first.
@@ -92,17 +105,21 @@ def build_app(
             Middleware(PathMiddleware),
             Middleware(AccessMiddleware, access=settings.access, keys=settings.keys),
         ],
-        exception_handlers={
-            ReplyError: _on_api_error,
-            HTTPException: _on_http_exception,
-            ClientDisconnect: _on_disconnect,
-            WorkerGoneError: _on_gone,
-            Exception: _on_exception,
-        },
+        exception_handlers=_error_handlers(),
     )
     if batches is not None:
         batches.serve_with(app, engine.capacity)
     return app
+
+
+def _error_handlers() -> dict[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+    return {
+        ReplyError: _on_api_error,
+        HTTPException: _on_http_exception,
+        ClientDisconnect: _on_disconnect,
+        WorkerGoneError: _on_gone,
+        Exception: _on_exception,
+    }
 
 
 async def _generate(generator: Generator, route: GenerationRoute, request: Request) -> Response:

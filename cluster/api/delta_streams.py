@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import cast
 
 from isotherm.cluster.api.choices import GenerationError
+from isotherm.cluster.api.deadline import Deadline
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.stream import cancelled
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
@@ -16,20 +17,23 @@ ENDED = "the engine's stream ended without a finish reason"
 
 
 class DeltaStreams:
-    """Each stream has a task that reads it, unless it is the only one: then whoever asks for the next delta does."""
+    """Each stream has a task that reads it, unless it is the only one and has no deadline: then whoever asks for the
+    next delta does."""
 
-    def __init__(self, engine: EngineClient, requests: Sequence[GenerationRequest]) -> None:
+    def __init__(self, engine: EngineClient, requests: Sequence[GenerationRequest], deadline: Deadline) -> None:
         self._only: AsyncGenerator[Delta, None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        if len(requests) == 1:
+        if len(requests) == 1 and deadline.at is None:
             self._only = _deltas(engine, requests[0])
             return
         self._queue: asyncio.Queue[tuple[int, Delta | Exception]] = asyncio.Queue(maxsize=2 * len(requests))
         self._tasks = [asyncio.ensure_future(self._pump(engine, i, request)) for i, request in enumerate(requests)]
+        self._deadline, self._read = deadline, 0
+        self._call_off = deadline.watch(self._over)
 
     async def next(self) -> tuple[int, Delta]:
         """The next delta of any stream. Raises what a stream raised; GenerationError if one ended without a finish
-        reason."""
+        reason, DeadlineError when their time is over."""
         if self._only is not None:
             async for delta in self._only:
                 return 0, delta
@@ -37,6 +41,7 @@ class DeltaStreams:
         index, item = await self._queue.get()
         if isinstance(item, Exception):
             raise item
+        self._read += len(item.token_ids)
         return index, item
 
     async def close(self, index: int) -> None:
@@ -49,7 +54,17 @@ class DeltaStreams:
     async def aclose(self) -> None:
         if self._only is not None:
             await self._only.aclose()
+            return
+        self._call_off()
         await cancelled(*self._tasks)
+
+    def _over(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        had = f"it had {self._read} tokens" if self._read else "it was waiting for its first token"
+        self._queue.put_nowait((0, self._deadline.error(had)))
 
     async def _pump(self, engine: EngineClient, index: int, request: GenerationRequest) -> None:
         try:

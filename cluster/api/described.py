@@ -112,6 +112,7 @@ DESCRIBED: dict[tuple[str, str], Described] = {
     ("GET", "/admin/operations/{id}"): Described("An operation", reply=_object()),
     ("GET", "/admin/experts"): Described("The load and the holders of every expert", reply=_object()),
     ("GET", "/admin/autoscaler"): Described("What the autoscaler did, and why", reply=_object()),
+    ("GET", "/admin/requests"): Described("Open and recent requests", reply=_object("running", "recent")),
     ("GET", "/metrics"): Described("Prometheus' metrics", reply={"text/plain": _TEXT}),
     ("GET", "/openapi.json"): Described("This description", reply=_object("openapi", "paths")),
     ("GET", "/docs"): Described("This description as a page", reply={"text/html": _TEXT}),

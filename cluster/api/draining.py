@@ -43,6 +43,9 @@ class EndableEngine:
     def capacity(self) -> int:
         return self._engine.capacity()
 
+    def token_capacity(self) -> int:
+        return self._engine.token_capacity()
+
     def not_ready(self) -> str | None:
         return self._reason or self._engine.not_ready()
 

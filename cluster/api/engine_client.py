@@ -19,6 +19,10 @@ class EngineOverloadedError(EngineUnavailableError):
     """There are as many requests as there may be: HTTP 429 with Retry-After."""
 
 
+MOST_UNREAD = 4096  # deltas of one request that wait for their reader; with more of them it ends
+TOO_SLOW = f"its client reads too slowly: {MOST_UNREAD} pieces of its output wait for it"
+
+
 class EngineClient(Protocol):
     """Takes requests and gives back their tokens."""
 
@@ -39,8 +43,13 @@ class EngineClient(Protocol):
     def capacity(self) -> int:
         """Requests that may be open at once, running or waiting; one more would be refused."""
 
+    def token_capacity(self) -> int:
+        """Tokens that the open requests may have, of prompts and of outputs as long as they are expected to be; once
+        they have as many, one more request would be refused."""
+
     def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """The request's deltas, the last with a finish reason. Closing the iterator early (`aclose`) aborts the request
+        """The request's deltas, the last with a finish reason. A reader that leaves MOST_UNREAD of them waiting is told
+        TOO_SLOW. Closing the iterator early (`aclose`) aborts the request
         and frees its KV cache. Raises EngineUnavailableError, or EngineOverloadedError, before the first delta."""
 
     async def status(self) -> JSON:

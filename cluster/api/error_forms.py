@@ -13,6 +13,7 @@ _ANTHROPIC_KINDS = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    408: "timeout_error",
 }
 
 

@@ -6,9 +6,11 @@ refused at once, for a tenth of the cost, so that refusals leave the machine to 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import sys
 import time
+from collections import OrderedDict
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,8 +19,12 @@ from isotherm.cluster.api.admission import Admission
 from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.replies import to_json
+from isotherm.cluster.engine.places import Band, Claim, Room
 
 CAPACITY_HEADER = b"x-isotherm-capacity"  # of the replicas' responses, taken out by the proxy
+_KEY_HEADERS = (b"authorization", b"x-api-key")
+_MOST_KEYS = 4096  # that a proxy remembers, those that were used last
+_STRANGERS = "?"  # whose key has not been answered yet: all of them together count as one
 
 
 def overloaded(reason: str, retry_after: int) -> ReplyError:
@@ -27,53 +33,102 @@ def overloaded(reason: str, retry_after: int) -> ReplyError:
     return ReplyError(message, status=429, kind="overloaded_error", code="overloaded", headers=headers)
 
 
+def told(capacity: int, key: Claim, band: Band) -> str:
+    """The header's value: how many requests may be open, which band the answered one has turned out to be of, and what
+    the next one with its key may be taken for."""
+    return f"{capacity} {band:d} {key.band:d} {key.weight:g}" + (" keyed" if key.key else "")
+
+
 class GateMiddleware:
     """In Serve's proxy. Lets in as many requests as the last response that told its replica's capacity says; any number
-    before there was one. Several proxies let in as many each, so replicas and shards keep the bound too."""
+    before there was one. Several proxies let in as many each, so replicas and shards keep the bound too.
+
+    Who asks is known by what the key's header holds, of which only a digest is kept; its band and weight are those that
+    the last answer to it told."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self._admission = Admission(random.random)
-        self._capacity = sys.maxsize
+        self._room = Room(sys.maxsize)
+        self._has_keys = False
+        self._known: OrderedDict[str, Claim] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        inside = False
-
-        def leave() -> None:
-            nonlocal inside
-            if inside:
-                inside = False
-                self._admission.leave(1, time.monotonic())
-
-        async def send_on(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": self._learn(message.get("headers", ()))}
-            elif not message.get("more_body", False):
-                leave()  # before the client knows that it may ask again
-            await send(message)
-
         if scope["type"] != "http" or scope["method"] != "POST" or "/v1/" not in scope["path"]:
-            await self.app(scope, receive, send_on)
-        elif self._admission.enter(1, self._capacity, time.monotonic()):
-            inside = True
-            try:
-                await self.app(scope, receive, send_on)
-            finally:
-                leave()
+            await self.app(scope, receive, send)
+            return
+        key = _digest(scope)
+        visit = _Visit(self._admission, self._claim(key))
+        if (refusal := visit.enter(self._room)) is None:
+            await self._pass(scope, receive, send, key, visit)
         else:
             now = time.monotonic()
-            reason = f"{self._admission.open} requests are running or waiting, and {self._capacity} may"
-            error = overloaded(reason, self._admission.retry_after(now))
+            error = overloaded(refusal, self._admission.retry_after(now))
             # Who comes again at once, whatever he is told, waits here for it, which costs nothing.
             await asyncio.sleep(self._admission.refusal_delay(now))
             body = to_json(error_body(scope["path"], error))
             await Response(body, error.status, error.headers, "application/json")(scope, receive, send)
 
-    def _learn(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    async def _pass(self, scope: Scope, receive: Receive, send: Send, key: str, visit: _Visit) -> None:
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": self._learn(message.get("headers", ()), key, visit)}
+            elif not message.get("more_body", False):
+                visit.leave()  # before the client knows that it may ask again
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        finally:
+            visit.leave()
+
+    def _claim(self, key: str) -> Claim:
+        if not self._has_keys:
+            return Claim()
+        if (known := self._known.get(key)) is None:
+            return Claim(_STRANGERS)
+        self._known.move_to_end(key)
+        return known
+
+    def _learn(self, headers: list[tuple[bytes, bytes]], key: str, visit: _Visit) -> list[tuple[bytes, bytes]]:
         others = []
         for name, value in headers:
-            if name.lower() == CAPACITY_HEADER:
-                self._capacity = int(value)
-            else:
+            if name.lower() != CAPACITY_HEADER:
                 others.append((name, value))
+                continue
+            capacity, band, keys_band, weight, *keyed = value.decode().split()
+            self._room, self._has_keys = Room(int(capacity)), bool(keyed)
+            visit.has_band(Band(int(band)))
+            if keyed:
+                self._known[key] = Claim(key, float(weight), Band(int(keys_band)))
+                if len(self._known) > _MOST_KEYS:
+                    self._known.popitem(last=False)
         return others
+
+
+class _Visit:
+    """The place of one request."""
+
+    def __init__(self, admission: Admission, claim: Claim) -> None:
+        self._admission, self._claim, self._inside = admission, claim, False
+
+    def enter(self, room: Room) -> str | None:
+        refusal = self._admission.enter(self._claim, 1, room, time.monotonic())
+        self._inside = refusal is None
+        return refusal
+
+    def has_band(self, band: Band) -> None:
+        if self._inside and band != self._claim.band:
+            claim = Claim(self._claim.key, self._claim.weight, band)
+            self._admission.move(self._claim, claim, 1)
+            self._claim = claim
+
+    def leave(self) -> None:
+        if self._inside:
+            self._inside = False
+            self._admission.leave(self._claim, 1, time.monotonic())
+
+
+def _digest(scope: Scope) -> str:
+    held = next((value for name, value in scope["headers"] if name.lower() in _KEY_HEADERS), b"")
+    return hashlib.blake2b(held, digest_size=16).hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -19,20 +18,21 @@ from starlette.responses import Response
 from isotherm.cluster.api.access.admit import metered
 from isotherm.cluster.api.access.caller import caller_of
 from isotherm.cluster.api.access.limits import allowed_models
-from isotherm.cluster.api.admission import Admission
+from isotherm.cluster.api.behalf import claim_for, in_process_priority, on_behalf
 from isotherm.cluster.api.bodies.structure import may_be_structured
 from isotherm.cluster.api.body import read_body
 from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, best, merged
+from isotherm.cluster.api.deadline import Deadline, DeadlineError, time_limit, timed_out
 from isotherm.cluster.api.delta_streams import DeltaStreams
 from isotherm.cluster.api.engine_client import EngineClient, EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.api.entrance import Entrance
 from isotherm.cluster.api.errors import ReplyError, internal_error
-from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded
 from isotherm.cluster.api.logprobs import PromptScores
 from isotherm.cluster.api.prepare import Prepared, PromptLimits, Served
 from isotherm.cluster.api.replies import Reply, json_response, long_json_response, usage
+from isotherm.cluster.api.request_book import OpenRequest, RequestBook
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.api.stream import EventStream, until_disconnect
-from isotherm.cluster.api.timing import Stopwatch
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.base import ToolFormat
@@ -54,12 +54,20 @@ class GenerationRoute:
 class Generator:
     """Answers requests for tokens, and counts those that are open."""
 
-    def __init__(self, engine: EngineClient, tokenizer: Tokenizer, names: Sequence[str], settings: AppSettings) -> None:
+    def __init__(
+        self,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        names: Sequence[str],
+        settings: AppSettings,
+        book: RequestBook | None = None,
+    ) -> None:
+        self._book = book or RequestBook()
         self._engine = engine
         self._tokenizer = tokenizer
         self._names = names
         self._settings = settings
-        self._admission = Admission(random.random)
+        self._entrance = Entrance(engine)
 
     @cached_property
     def _tool_format(self) -> ToolFormat | None:
@@ -75,21 +83,27 @@ class Generator:
 
     async def reply(self, request: Request, route: GenerationRoute) -> Response:
         """The answer to a request for tokens. Raises ReplyError."""
-        watch = Stopwatch()
+        deadline = self._deadline(request)
         with ExitStack() as places:
-            self._admit(1, places)  # before the body costs anything
-            prepared = await self.prepared(request, route)
-            if (count := len(prepared.requests)) > (capacity := self._engine.capacity()):
-                message = f"n: {count} choices are more than the {capacity} that this server takes at once"
-                raise ReplyError(message, param="n")
-            if count > 1:
-                self._admit(count - 1, places)
+            entry = places.enter_context(self._book.open(request))
+            visit = self._entrance.enter(claim_for(request))  # before the body costs anything
+            places.callback(visit.leave)
+            try:
+                prepared = await deadline.bound(self.prepared(request, route), "its body was being read")
+            except DeadlineError as error:
+                raise timed_out(error) from None
+            visit.settle(prepared.requests)
             prepared = metered(request, prepared, places)
-            reply = await self._answer(request, prepared, watch)
+            reply = await self._answer(request, prepared, entry, deadline.sooner(prepared.body.timeout))
             if isinstance(reply, EventStream):
                 reply.on_close(places.pop_all().close)
-            reply.headers[CAPACITY_HEADER.decode()] = str(self._engine.capacity())
+            reply.headers.update(visit.header())
             return reply
+
+    def _deadline(self, request: Request) -> Deadline:
+        """Rows of a batch have their batch's."""
+        limit = None if in_process_priority(request) is not None else self._settings.request_timeout_s
+        return Deadline(asyncio.get_running_loop().time(), limit).sooner(time_limit(request.headers))
 
     async def prepared(self, request: Request, route: GenerationRoute) -> Prepared:
         """The request's body, made ready for the engine. Raises ReplyError."""
@@ -97,22 +111,12 @@ class Generator:
         prepare = partial(route.prepare, raw, f"{route.prefix}{uuid.uuid4().hex}", self.served_to(request))
         inline = not route.blocks and len(raw) <= _INLINE_BYTES and not may_be_structured(raw)
         prepared = prepare() if inline else await asyncio.to_thread(prepare)
-        return _ranked(prepared, getattr(request.state, "priority", None))
+        return on_behalf(prepared, request, self._settings.shared_prefix_cache)
 
     async def body(self, request: Request) -> bytes:
         return await read_body(request, self._settings.max_body_bytes)
 
-    def _admit(self, count: int, places: ExitStack) -> None:
-        """Takes places for so many of the engine's streams. Raises ReplyError 429."""
-        capacity, clock = self._engine.capacity(), time.monotonic
-        if not self._admission.enter(count, capacity, clock()):
-            raise self._overloaded(f"{self._admission.open} requests are running or waiting, and {capacity} may")
-        places.callback(lambda: self._admission.leave(count, clock()))
-
-    def _overloaded(self, reason: str) -> ReplyError:
-        return overloaded(reason, self._admission.retry_after(time.monotonic()))
-
-    async def _answer(self, request: Request, prepared: Prepared, watch: Stopwatch) -> Response:
+    async def _answer(self, request: Request, prepared: Prepared, entry: OpenRequest, deadline: Deadline) -> Response:
         body = prepared.body
         choices = [
             ChoiceStream(
@@ -130,16 +134,17 @@ class Generator:
             )
             for i, generation in enumerate(prepared.requests)
         ]
+        entry.prepared(prepared, choices)
         reply = prepared.new_reply(int(time.time()), self._engine.system_fingerprint or None)
         try:
             if not body.stream:
-                collected = self._collect(prepared, choices, reply, watch)
+                collected = self._collect(prepared, choices, reply, entry, deadline)
                 whole = await until_disconnect(request.receive, collected)
                 if any(choice.scores_many for choice in choices):
-                    return await long_json_response(whole, watch.header())
-                return json_response(whole, headers=watch.header())
-            events = self._events(prepared, choices, reply, watch)
-            error_event = partial(self._error_event, prepared.id, reply)
+                    return await long_json_response(whole, entry.watch.header())
+                return json_response(whole, headers=entry.watch.header())
+            events = self._events(prepared, choices, reply, entry, deadline)
+            error_event = partial(self._error_event, entry, prepared.id, reply)
             stream = EventStream(events, error_event, self._settings.silence_s, reply.waiting)
             await stream.first_event(request.receive, self._settings.first_event_s)
             return stream
@@ -156,8 +161,10 @@ class Generator:
         return PromptScores(request.prompt, self._tokenizer, echo=echo, echo_top=body.logprob_count or 0, top=top)
 
     def _engine_error(self, error: EngineUnavailableError | GenerationError) -> ReplyError:
+        if isinstance(error, DeadlineError):
+            return timed_out(error)
         if isinstance(error, EngineOverloadedError):
-            return self._overloaded(str(error))
+            return self._entrance.overloaded(str(error))
         if isinstance(error, EngineUnavailableError):
             message = str(error) or "the model can't be served right now"
             return ReplyError(
@@ -165,18 +172,26 @@ class Generator:
             )
         return ReplyError(str(error), status=500, kind="server_error", code="generation_failed")
 
-    def _error_event(self, reply_id: str, reply: Reply, error: Exception) -> bytes:
+    def _error_event(self, entry: OpenRequest, reply_id: str, reply: Reply, error: Exception) -> bytes:
         """What a stream that has begun ends with."""
         if isinstance(error, GenerationError | EngineUnavailableError):
-            return reply.error(self._engine_error(error))
-        logger.error("reply %s broke off", reply_id, exc_info=error)
-        return reply.error(internal_error())
+            said = self._engine_error(error)
+        else:
+            logger.error("reply %s broke off", reply_id, exc_info=error)
+            said = internal_error()
+        entry.broke_off(said)
+        return reply.error(said)
 
     async def _collect(
-        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply, watch: Stopwatch
+        self,
+        prepared: Prepared,
+        choices: Sequence[ChoiceStream],
+        reply: Reply,
+        entry: OpenRequest,
+        deadline: Deadline,
     ) -> JSON:
         parts: list[list[ChoiceDelta]] = [[] for _ in choices]
-        async with aclosing(self._deltas(prepared, choices, watch)) as stream:
+        async with aclosing(self._deltas(prepared, choices, entry, deadline)) as stream:
             async for delta in stream:
                 parts[delta.index].append(delta)
         samples, n = prepared.body.samples, prepared.body.n or 1
@@ -189,11 +204,16 @@ class Generator:
         return whole
 
     async def _events(
-        self, prepared: Prepared, choices: Sequence[ChoiceStream], reply: Reply, watch: Stopwatch
+        self,
+        prepared: Prepared,
+        choices: Sequence[ChoiceStream],
+        reply: Reply,
+        entry: OpenRequest,
+        deadline: Deadline,
     ) -> AsyncGenerator[bytes, None]:
         """The server-sent events, one bytes object per delta."""
         begun, body = False, prepared.body
-        async with aclosing(self._deltas(prepared, choices, watch)) as deltas:
+        async with aclosing(self._deltas(prepared, choices, entry, deadline)) as deltas:
             async for delta in deltas:
                 if body.continuous_usage:
                     delta = replace(delta, used=usage(prepared.prompt_tokens, choices, body.samples))
@@ -204,17 +224,18 @@ class Generator:
                     begun = True
                     yield events
         used = usage(prepared.prompt_tokens, choices, body.samples)
-        end = reply.end(replace(used, timings=watch.as_json()) if body.include_timings else used)
+        end = reply.end(replace(used, timings=entry.watch.as_json()) if body.include_timings else used)
         await prepared.settle()
         yield end
 
     async def _deltas(
-        self, prepared: Prepared, choices: Sequence[ChoiceStream], watch: Stopwatch
+        self, prepared: Prepared, choices: Sequence[ChoiceStream], entry: OpenRequest, deadline: Deadline
     ) -> AsyncGenerator[ChoiceDelta, None]:
         """What the engine's deltas add to the choices, until every choice has finished. A choice that meets a stop
         string ends its engine stream."""
+        watch = entry.watch
         watch.submitted()
-        streams = DeltaStreams(self._engine, prepared.requests)
+        streams = DeltaStreams(self._engine, prepared.requests, deadline)
         try:
             open_choices = len(choices)
             while open_choices:
@@ -226,17 +247,13 @@ class Generator:
                 if choices[index].finish_reason is not None:
                     continue  # queued before its stream was closed
                 choice = choices[index]
+                if delta.course is not None:
+                    entry.fared(index, delta.course)
                 added = await asyncio.to_thread(choice.feed, delta) if choice.is_long(delta) else choice.feed(delta)
                 if added.finish_reason is not None:
                     open_choices -= 1
+                    self._entrance.lengths.ended(choice.completion_tokens)
                     await streams.close(index)
                 yield added
         finally:
             await streams.aclose()
-
-
-def _ranked(prepared: Prepared, priority: int | None) -> Prepared:
-    """With the priority that whoever asks in this process gives to bodies which say none."""
-    if priority is None or prepared.body.priority is not None:
-        return prepared
-    return replace(prepared, requests=tuple(replace(one, priority=priority) for one in prepared.requests))

@@ -15,6 +15,7 @@ from isotherm.cluster.api.error_forms import is_anthropic
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
 from isotherm.cluster.api.protocol import use_front_door_protocol
+from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.api.unrouted import UnroutedMiddleware
 
 _ROUTES = "/-/routes"
@@ -60,6 +61,8 @@ class RequestIdMiddleware:
             if message["type"] == "http.response.start":
                 for name in names:
                     MutableHeaders(scope=message)[name] = request_id
+                if (parent := scope["state"].get("traceparent")) is not None:
+                    MutableHeaders(scope=message)["traceparent"] = parent
             await send(message)
 
         await self.app(scope, receive, send_with_id)
@@ -119,4 +122,4 @@ def serve_proxy_middlewares() -> list[Middleware]:
     use_front_door_protocol()
     # The last is the outermost.
     inner = Middleware(UnroutedMiddleware), Middleware(HealthMiddleware), Middleware(GateMiddleware)
-    return [*inner, Middleware(ServeProxyMiddleware)]
+    return [*inner, Middleware(ServeProxyMiddleware), Middleware(SlowClientMiddleware)]

@@ -27,6 +27,8 @@ class AppSettings:
     cors: tuple[str, ...] = ()  # origins whose pages may read answers; "*": all
     batches_refused: str = ""  # why this server takes no files and batches, where it takes none
     kept_response_bytes: int = 64 << 20  # of responses that later requests may go on from; others leave first
+    request_timeout_s: float | None = None  # from a request's arrival to its end; clients may ask for fewer
+    shared_prefix_cache: bool = False  # one for all keys
 
     @property
     def retry_after(self) -> dict[str, str]:

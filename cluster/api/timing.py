@@ -20,15 +20,20 @@ class Stopwatch:
         self._clock = clock
         self._arrived = self._submitted = self._first = clock()
         self._queued = 0.0
-        self.has_first = False
+        self.has_submitted = self.has_first = False
 
     def submitted(self) -> None:
+        self.has_submitted = True
         self._submitted = self._first = self._clock()
 
     def first(self, queued: float) -> None:
         """The first token is here; its request had waited for so many seconds before it was begun."""
         self.has_first = True
         self._first, self._queued = self._clock(), queued
+
+    def elapsed(self) -> float:
+        """Seconds since the request arrived."""
+        return self._clock() - self._arrived
 
     def phases(self) -> dict[str, float]:
         """Seconds of each phase up to now, and of all."""

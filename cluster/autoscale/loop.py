@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from isotherm.cluster.background import Background
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.operations import (
     AUTOSCALER,
@@ -42,6 +43,7 @@ from isotherm.cluster.placement.policy import Group, Plan, PolicyConfig, rebalan
 from isotherm.cluster.placement.table import Placement
 
 log = logging.getLogger(__name__)
+Mode = Literal["off", "advise", "on"]
 REMEMBERED = 100  # decisions
 SILENCE = 15.0  # seconds after which what a worker said last no longer counts
 TRANSIENT = 10  # while experts are exchanged, a group may hold this fraction (a tenth) of its share beyond its slots
@@ -89,6 +91,9 @@ class AutoscaleLoop:
         saved: str = "",
     ):
         self.config = manifest.autoscaling
+        self.mode: Mode = self.config.mode  # what the manifest says, until an operator says otherwise
+        # Is told what the workers' meters say, and when
+        self.metered: Callable[[dict[str, ShardMeter], dict[str, GroupMeter], float], None] = lambda *_: None
         self._manifest, self._fleet, self._reconfigurer, self._operations, self._clock = (
             manifest,
             fleet,
@@ -116,7 +121,7 @@ class AutoscaleLoop:
 
     async def run(self) -> None:
         """Look again and again. A look that fails is logged, and the next one comes."""
-        log.info("autoscaling is %s", self.config.mode)
+        log.info("autoscaling is %s", self.mode)
         while True:
             try:
                 await self.look()
@@ -130,10 +135,11 @@ class AutoscaleLoop:
         shards, groups = await self._fleet.meters()
         now = self._clock()
         self._meters.observe(shards, groups, now)
+        self.metered(shards, groups, now)
         self.rows.observe({name: meter.rows_routed for name, meter in shards.items()}, now)
         self._reads.observe({name: meter.reads for name, meter in shards.items()}, now)
         if (
-            self.config.mode == "off"
+            self.mode == "off"
             or COPIES in self._tasks
             or self._operations.running() is not None
             or not self._fleet.all_alive()
@@ -144,7 +150,7 @@ class AutoscaleLoop:
         decision = self._autoscaler.decide(observation, (COPIES,) if scaling else (GROUPS, SHARDS, COPIES))
         if decision is None:
             return
-        if self.config.mode == "advise":
+        if self.mode == "advise":
             self._advise(decision)
             self._autoscaler.succeeded(decision, now)
         else:
@@ -251,16 +257,26 @@ class AutoscaleLoop:
         await self._reconfigurer.ended(operation)
         return None if operation.phase is Phase.DONE else "; ".join(operation.reasons[-2:]) or operation.phase.value
 
+    def set_mode(self, mode: Mode) -> None:
+        """As an operator says; outlives the controller. A change that is under way is finished."""
+        log.info("autoscaling is %s, as an operator says", mode)
+        self.mode = mode
+        self._decided()
+
     # --- outliving a controller -------------------------------------------------------------------
 
     def dump(self) -> str:
         """Decisions, counts and pauses as JSON. What the load was is soon known again."""
         counts = [[*key, count] for key, count in self.counts.items()]
         pauses = self._autoscaler.dump(self._clock())
-        return json.dumps({"time": time.time(), "pauses": pauses, "decisions": list(self.decisions), "counts": counts})
+        said = {"mode": self.mode} if self.mode != self.config.mode else {}
+        return json.dumps(
+            {"time": time.time(), "pauses": pauses, "decisions": list(self.decisions), "counts": counts, **said}
+        )
 
     def _load(self, saved: str) -> None:
         data = json.loads(saved)
+        self.mode = data.get("mode", self.mode)
         self._autoscaler.load(data["pauses"], self._clock(), max(0.0, time.time() - data["time"]))
         self.counts = {(kind, result): count for kind, result, count in data["counts"]}
         self.decisions.extend(data["decisions"])
@@ -273,11 +289,11 @@ class AutoscaleLoop:
     def _record(self, decision: Decision) -> JSON:
         record = _described(decision) | {
             "time": time.time(),
-            "mode": self.config.mode,
+            "mode": self.mode,
             "result": "under way",
             "operations": [],
         }
-        log.info("autoscaler (%s), %s: %s %s", self.config.mode, decision.kind, decision.reason, record["figures"])
+        log.info("autoscaler (%s), %s: %s %s", self.mode, decision.kind, decision.reason, record["figures"])
         self.decisions.append(record)
         self._decided()
         return record
@@ -304,6 +320,15 @@ class AutoscaleLoop:
         group_nodes, shard_nodes = self._fleet.nodes()
         return self._meters.groups(group_nodes, shard_nodes), self._meters.shards(shard_nodes)
 
+    def figures(self) -> dict[str, Figures]:
+        """Of the live shards that have reported lately."""
+        return self._meters.figures(self._fleet.nodes()[1])
+
+    def told_loads(self) -> tuple[list[JSON], list[JSON]]:
+        """The same as JSON."""
+        groups, shards = self.loads()
+        return [_rounded(group) for group in groups], [_rounded(shard) for shard in shards]
+
     def rates(self) -> np.ndarray:
         """Rows per second of each (layer, expert), decayed: float64 [layers, experts]."""
         return self.rows.rates(self._clock())
@@ -315,17 +340,17 @@ class AutoscaleLoop:
 
     def report(self) -> JSON:
         """What GET /admin/autoscaler gives; decisions newest last."""
-        groups, shards = self.loads()
+        groups, shards = self.told_loads()
         plan = self._plan
         return {
-            "mode": self.config.mode,
+            "mode": self.mode,
             "interval": self.config.interval,
             "acting": bool(self._tasks),
             "imbalance": None if plan is None else round(plan.imbalance_before, 4),
             "heat": None if plan is None else round(plan.heat_before, 4),
             "plan": None if plan is None else f"{plan.reason}; {plan.loads} loads",
-            "groups": [_rounded(g) for g in groups],
-            "shards": [_rounded(s) for s in shards],
+            "groups": groups,
+            "shards": shards,
             "decisions": list(self.decisions),
         }
 
@@ -333,7 +358,7 @@ class AutoscaleLoop:
         """For `isotherm status`."""
         last = self.decisions[-1] if self.decisions else None
         return {
-            "mode": self.config.mode,
+            "mode": self.mode,
             "acting": bool(self._tasks),
             "decisions": sum(self.counts.values()),
             "last": last,

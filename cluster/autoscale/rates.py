@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.meters import DecayedMean, GroupMeter, ShardMeter
 
 M = TypeVar("M")
@@ -80,6 +81,10 @@ class Meters:
                 rates = track.rate("tokens"), track.rate("steps")
                 out.append(ShardLoad(name, nodes[name], m.running, m.waiting, m.capacity, m.kv_used, first, *rates))
         return out
+
+    def figures(self, shards: Collection[str]) -> dict[str, Figures]:
+        """What each of the named shards that have reported lately counts itself."""
+        return {name: self._shards[name].last.figures for name in shards if name in self._shards}
 
     def groups(self, nodes: Mapping[str, str], shards: Collection[str]) -> list[GroupLoad]:
         """As `shards`; `shards` names those whose waiting counts."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine
 from isotherm.actors.models.weights import parse_dtype
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint

@@ -6,21 +6,19 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 
+from isotherm.cluster.cli.batch_command import batch
 from isotherm.cluster.cli.bench import app as bench_app
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.cli.keys import app as keys_app
-from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.cli.user_errors import user_errors
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.on_ray.environment import prepare_attach, prepare_local_ray
-from isotherm.kernels.errors import KernelsUnavailable
 
 if TYPE_CHECKING:
     from isotherm.cluster.manifest import Manifest
@@ -34,7 +32,6 @@ app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 app.add_typer(keys_app, name="keys")
 console = Console()
-errors = Console(stderr=True)
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL|MANIFEST", help='a directory, a hub id, "tiny", or a manifest (*.yaml)')
@@ -44,42 +41,10 @@ AddressOption = Annotated[
     typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster"),
 ]
 DEFAULT_URL = "http://127.0.0.1:8000"
-INPUT_HELP = (
-    "requests in OpenAI's batch format, or their bodies alone: JSON Lines (also .gz) or Parquet; "
-    "a path, a glob in quotes, -: standard input, or the URL of Parquet (s3://…), which Ray Data reads; may be given "
-    "several times"
-)
-OWN_HELP = "serve MODEL|MANIFEST for this batch alone: on the Ray of RAY_ADDRESS (a job's own), else on one of its own"
 COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
 
 
-def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Errors that a user can do something about become one message and exit status 1; anything else keeps its
-    traceback."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except (typer.Exit, typer.Abort):
-            raise  # a RuntimeError to Python, but it only says the exit status
-        except Exception as error:
-            if not _is_for_the_user(error):
-                raise
-            errors.print(f"isotherm: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from None
-
-    return wrapped
-
-
-def _is_for_the_user(error: Exception) -> bool:
-    """Whether the message is all that is needed: Isotherm's own error, the system's (a file, a port, a connection), a
-    URL that is none, or kernels that this machine cannot run."""
-    from httpx import InvalidURL
-
-    return isinstance(error, IsothermError | OSError | InvalidURL | KernelsUnavailable)
-
-
+app.command()(user_errors(batch))
 for _command in (*bench_app.registered_commands, *keys_app.registered_commands):
     _command.callback = user_errors(_command.callback)  # type: ignore[arg-type]  # each has one
 
@@ -228,6 +193,22 @@ def status(address: AddressOption = None, as_json: Annotated[bool, typer.Option(
 
 @app.command()
 @user_errors
+def doctor(
+    model: Annotated[Optional[str], typer.Argument(metavar="MODEL|MANIFEST")] = None,  # noqa: UP045
+    address: Annotated[Optional[str], typer.Option(help="of a Ray: look at all its nodes")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Check this machine, or a cluster's nodes, and say what to do. Exit status 1 when something will not work."""
+    manifest, path = _manifest(model or "tiny")
+    there = prepare_attach(address) if address or os.environ.get("RAY_ADDRESS") else None
+    from isotherm.cluster.cli.doctor import report
+
+    if report(manifest, path if model else None, there, None if as_json else console):
+        raise typer.Exit(1)
+
+
+@app.command()
+@user_errors
 def stop(address: AddressOption = None) -> None:
     """End the running cluster, once its open requests have finished: ingress, workers and controller, and the Ray that
     `isotherm serve` started."""
@@ -339,49 +320,6 @@ def chat(
     from isotherm.cluster.cli.chat import chat_loop
 
     chat_loop(url, system, temperature, max_tokens, console)
-
-
-@app.command()
-@user_errors
-def batch(
-    inputs: Annotated[list[str], typer.Option("--input", help=INPUT_HELP)],
-    output_path: Annotated[Path, typer.Option("--output", help="results; a file that is there already is completed")],
-    url: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="endpoint; default: the one of the cluster that this job runs on"),
-    ] = None,
-    own: Annotated[Optional[str], typer.Option(metavar="MODEL|MANIFEST", help=OWN_HELP)] = None,  # noqa: UP045
-    concurrency: Annotated[int, typer.Option(min=1, max=4096)] = 32,
-    priority: Annotated[
-        int, typer.Option(help="of rows that name none; lower values have their turn first, other requests have 0")
-    ] = 100,
-    key_file: KeyFileOption = None,
-) -> None:
-    """Run files of requests against the running cluster; run it again to complete a half-done output.
-
-    Exit status: 0 when every row was answered; 3 when rows were answered with an error; 4 when rows are left for
-    another run; 1 when it could not run.
-    """
-    from isotherm.cluster.cli.batch import at_hand, run, run_on_own
-    from isotherm.cluster.cli.views import show_batch_summary
-    from isotherm.cluster.client.batch import BatchOptions
-
-    if url is not None and own is not None:
-        raise typer.BadParameter("give --url or --own, not both")
-    options = BatchOptions(concurrency, priority)
-    with at_hand(inputs) as inputs:
-        if own is not None:
-            address = prepare_attach(None) if os.environ.get("RAY_ADDRESS") else None
-            summary = run_on_own(own, address, inputs, output_path, options)
-        else:
-            if url is None:
-                from isotherm.cluster.on_ray.session import cluster_url
-
-                url = cluster_url(prepare_attach(None))
-            summary = run(inputs, output_path, url, options)
-    show_batch_summary(summary, console)
-    if summary.exit_status:
-        raise typer.Exit(summary.exit_status)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.speculation import KINDS
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON

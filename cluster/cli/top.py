@@ -11,15 +11,14 @@ from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from isotherm.cluster.cli.chat import NoServerError
+from isotherm.cluster.cli.worker_table import totals, worker_table
 from isotherm.cluster.client import APIError, Client, ConnectionFailedError
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.manifest import human_bytes
 
 T = TypeVar("T")
 RAMP = " .:-=+*#%@"  # cold … hot, where there are no colours
@@ -51,12 +50,9 @@ def read(client: Client) -> Sample:
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def frame(
-    now: Sample, before: Sample | None, url: str, width: int, height: int, colours: bool, trouble: str = ""
-) -> RenderableType:
-    """One picture, `width` × `height` characters at most. Rates are of the time between the two samples. `trouble`: why
-    `now` is old."""
-    parts = [_head(now, before, url)]
+def frame(now: Sample, url: str, width: int, height: int, colours: bool, trouble: str = "") -> RenderableType:
+    """One picture, `width` × `height` characters at most. `trouble`: why `now` is old."""
+    parts = [_head(now, url)]
     if trouble:
         parts.append(Text(trouble, style="bold red"))
     parts += [*_operation(now.status.get("operation")), *_autoscaler(now.autoscaler), *_hottest(now.experts)]
@@ -64,7 +60,7 @@ def frame(
     left = height - len(parts) - 4
     layers = now.experts["layers"]
     lines = min(max(left // 2, left - len(now.status["workers"])), len(layers) if not colours else -(-len(layers) // 2))
-    table = _workers(now, before, max(1, left - max(0, lines)))
+    table = _workers(now, width, max(1, left - max(0, lines)))
     return Group(*(_cut(part, width) for part in parts), table, *_heat_map(layers, width, max(0, lines), colours))
 
 
@@ -74,15 +70,11 @@ def _cut(text: Text, width: int) -> Text:
     return text
 
 
-def _head(now: Sample, before: Sample | None, url: str) -> Text:
+def _head(now: Sample, url: str) -> Text:
     status = now.status
-    shards = [w for w in status["workers"] if "running" in w]
-    running, waiting = (sum(w[name] for w in shards) for name in ("running", "waiting"))
-    rates = [rate for w in shards if (rate := _rate(now, before, w, "tokens")) is not None]
-    speed = f"{sum(rates):.0f} tokens/s" if rates else "- tokens/s"
     phase = status["controller"]["phase"]
     version = status["placement_version"]
-    words = f"{speed}  {running} running  {waiting} waiting  placement {version if version is not None else '-'}  {url}"
+    words = f"{totals(status['workers'])}  placement {version if version is not None else '-'}  {url}"
     return Text.assemble(
         (status["model"]["id"], "bold"), "  ", (phase, "green" if phase == "serving" else "yellow"), "  ", words
     )
@@ -120,40 +112,12 @@ def _hottest(experts: JSON) -> Iterator[Text]:
         )
 
 
-def _workers(now: Sample, before: Sample | None, lines: int) -> Table:
+def _workers(now: Sample, width: int, lines: int) -> Table:
     """One row each; with more workers than lines, shards and the hottest groups."""
     heat = now.experts.get("heat", {})
     workers = sorted(now.status["workers"], key=lambda w: (w["role"] != "attention", -heat.get(w["id"], 0.0)))
     shown = workers if len(workers) <= lines else workers[: max(0, lines - 1)]
-    table = Table("worker", "host", "load", "rate", "memory", box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for w in shown:
-        load, rate, memory = w["state"], "", ""
-        if "running" in w:
-            load = f"{w['running']} running, {w['waiting']} waiting"
-            rate = _per_second(_rate(now, before, w, "tokens"), "tokens/s")
-            memory = f"KV {w['kv_blocks_used'] / max(1, w['kv_blocks']):.0%}"
-        elif "pairs" in w:
-            busy = _rate(now, before, w, "busy_seconds")
-            load = f"heat {heat.get(w['id'], 1.0):.2f}" + ("" if busy is None else f", busy {min(1.0, busy):.0%}")
-            rate = _per_second(_rate(now, before, w, "pairs"), "rows/s")
-            memory = f"{w['experts']} experts, {human_bytes(w['weight_bytes'])}"
-        elif w["state"] == "loading" and "progress" in w:
-            load = f"loading, {w['progress']:.0%}"
-        trouble = f"{w['state']}: {w['reason']}" if "reason" in w else None
-        table.add_row(
-            escape(w["id"]),
-            escape(w.get("host", "")),
-            escape(trouble or load),
-            rate,
-            memory,
-            style="yellow" if trouble else None,
-        )
-    if len(shown) < len(workers):
-        table.add_row(f"… {len(workers) - len(shown)} more", "", "", "", "")
-    for column in table.columns:
-        column.no_wrap = True
-    table.columns[0].min_width = max([6, *(len(w["id"]) for w in shown)])
-    return table
+    return worker_table(shown, width, len(workers) - len(shown))
 
 
 def _heat_map(layers: Sequence[JSON], width: int, lines: int, colours: bool) -> Iterator[Text]:
@@ -211,25 +175,6 @@ def _colour(heat: float) -> str:
     return f"rgb({r},{g},{b})"
 
 
-def _rate(now: Sample, before: Sample | None, worker: JSON, count: str) -> float | None:
-    """How fast a worker's count grows, per second; None where that is not known."""
-    if before is None or count not in worker or now.time <= before.time:
-        return None
-    old = next(
-        (
-            w[count]
-            for w in before.status["workers"]
-            if w["id"] == worker["id"] and w.get("pid") == worker.get("pid") and count in w
-        ),
-        None,
-    )
-    return None if old is None else max(0.0, worker[count] - old) / (now.time - before.time)
-
-
-def _per_second(rate: float | None, unit: str) -> str:
-    return "" if rate is None else f"{rate:.0f} {unit}"
-
-
 # --- showing it -----------------------------------------------------------------------------------
 
 
@@ -240,10 +185,7 @@ def run_top(
     where none answers at the start, and APIError where it is not Isotherm's."""
     with Client(url, timeout=10.0, max_retries=0) as client:
         try:
-            before, now = None, read(client)
-            if once:
-                sleep(min(interval, 1.0))
-                before, now = now, read(client)
+            now = read(client)
         except ConnectionFailedError as error:
             raise NoServerError(
                 f"no server answers at {error}; start one with: isotherm serve, or name another with --url"
@@ -252,7 +194,7 @@ def run_top(
 
         def picture() -> RenderableType:
             size = console.size  # asked anew each time: a window may have been resized
-            return frame(now, before, url, size.width, size.height, console.color_system is not None, trouble)
+            return frame(now, url, size.width, size.height, console.color_system is not None, trouble)
 
         if once:
             console.print(picture())
@@ -266,6 +208,6 @@ def run_top(
                     except (ConnectionFailedError, APIError) as error:
                         trouble = f"as it was {time.monotonic() - now.time:.0f} s ago: {error}"
                     else:
-                        before, now, trouble = now, sample, ""
+                        now, trouble = sample, ""
         except KeyboardInterrupt:
             return

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from isotherm.cluster.cli.worker_table import totals, worker_table
 from isotherm.cluster.client.batch import BatchSummary
 from isotherm.cluster.deploy.inspect import Report
 from isotherm.cluster.jsontypes import JSON
@@ -64,28 +67,10 @@ def show_status(status: JSON, console: Console) -> None:
         known = status["numerics"]["numerics"]
         words = "; ".join(f"{n['dtype']}, {n['kernels']} {n['instructions']}, weights {n['weights']}" for n in known)
         console.print(f"numerics {fingerprint}  {words}", highlight=False, markup=False, soft_wrap=True)
-    table = Table("worker", "state", "pid", "host", "kernels", "links", "load")
-    for w in status["workers"]:
-        links = ", ".join(sorted(set(w.get("links", {}).values())))
-        load = ""
-        if "running" in w:
-            load = (
-                f"{w['running']} running, {w['waiting']} waiting, KV {w['kv_blocks_used']}/{w['kv_blocks']} blocks, "
-                f"{w['tokens']} tokens"
-            )
-        elif "pairs" in w:
-            load = (
-                f"{w['experts']} experts, {human_bytes(w['weight_bytes'])}, {w['pairs']} rows, "
-                f"busy {w['busy_seconds']} s"
-            )
-        pid = "" if w["pid"] is None else str(w["pid"])
-        table.add_row(
-            *map(
-                escape,
-                (w["id"], w["state"], pid, w.get("host", ""), w.get("kernels", ""), links, w.get("reason", load)),
-            )
-        )
-    console.print(table)
+    console.print(f"{totals(status['workers'])}", highlight=False, markup=False)
+    console.print(worker_table(status["workers"], console.width))
+    for words in _processes(status["workers"]):
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
     for node in status["nodes"]:
         states = [word for word, shown in (("dead", not node["alive"]), ("drained", node.get("drained"))) if shown]
         console.print(
@@ -94,6 +79,19 @@ def show_status(status: JSON, console: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def _processes(workers: Sequence[JSON]) -> Iterator[str]:
+    """Where the workers run, with which kernels and links: a line for all that have the same."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for worker in workers:
+        links = ", ".join(sorted(set(worker.get("links", {}).values())))
+        place = worker.get("host", ""), worker.get("kernels", ""), links
+        pid = "" if worker["pid"] is None else f" (pid {worker['pid']})"
+        alike.setdefault(place, []).append(f"{worker['id']}{pid}")
+    for (host, kernels, links), names in alike.items():
+        if host:
+            yield f"{host}  {kernels} kernels  {f'links over {links}  ' if links else ''}{', '.join(names)}"
 
 
 def show_batch_summary(summary: BatchSummary, console: Console) -> None:

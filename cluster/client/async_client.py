@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -23,6 +24,9 @@ from isotherm.cluster.client.batch import (
 )
 from isotherm.cluster.client.batch_output import BatchResult
 from isotherm.cluster.client.calls import DEFAULT_URL, LIMITS, Call, Calls, Pause, http_options
+from isotherm.cluster.client.errors import StreamBrokenError
+from isotherm.cluster.client.feed import PATH as FEED
+from isotherm.cluster.client.feed import ClusterState, FeedReader
 from isotherm.cluster.client.operations import OperationEvent, OperationEvents
 from isotherm.cluster.client.params import (
     ChatParams,
@@ -235,13 +239,32 @@ class AsyncClient:
         """As Client.wait_for_operation."""
         return await self._run(self._calls.wait_for_operation(operation_id, timeout))
 
-    async def events(self, interval: float = 1.0) -> AsyncIterator[OperationEvent]:
+    async def events(self) -> AsyncIterator[OperationEvent]:
         """As Client.events."""
         events = OperationEvents()
+        async with aclosing(self.feed()) as states:
+            async for state in states:
+                for event in events.new(state.operations()) if not state.trouble else ():
+                    yield event
+
+    async def feed(self) -> AsyncGenerator[ClusterState, None]:
+        """As Client.feed."""
+        reader = FeedReader(self.base_url)
         while True:
-            for event in events.new(await self.operations()):
-                yield event
-            await asyncio.sleep(interval)
+            trouble: Exception | None = None
+            try:
+                async with self._http.stream("GET", FEED, headers=reader.headers) as response:
+                    if response.status_code != 200:
+                        await response.aread()
+                    reader.begin(response)
+                    async for data in response.aiter_bytes():
+                        for state in reader.feed(data):
+                            yield state
+            except (httpx.TransportError, StreamBrokenError) as error:
+                trouble = error
+            pause = reader.broken(trouble)
+            yield reader.state
+            await asyncio.sleep(pause)
 
     async def experts(self) -> JSON:
         """As Client.experts."""
@@ -250,6 +273,10 @@ class AsyncClient:
     async def autoscaler(self) -> JSON:
         """As Client.autoscaler."""
         return await self._run(self._calls.get("/admin/autoscaler"))
+
+    async def set_autoscaler(self, mode: Literal["off", "advise", "on"]) -> JSON:
+        """As Client.set_autoscaler."""
+        return await self._run(self._calls.post("/admin/autoscaler", {"mode": mode}))
 
     async def request(self, method: str, path: str, body: Any = None, *, retry: bool = True) -> RawResponse:
         """As Client.request."""

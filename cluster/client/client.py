@@ -34,6 +34,9 @@ from isotherm.cluster.client.batch import (
 )
 from isotherm.cluster.client.batch_output import BatchResult
 from isotherm.cluster.client.calls import DEFAULT_URL, LIMITS, Call, Calls, Pause, http_options
+from isotherm.cluster.client.errors import StreamBrokenError
+from isotherm.cluster.client.feed import PATH as FEED
+from isotherm.cluster.client.feed import ClusterState, FeedReader
 from isotherm.cluster.client.operations import OperationEvent, OperationEvents
 from isotherm.cluster.client.params import (
     ChatParams,
@@ -258,12 +261,32 @@ class Client:
         """The operation when it has ended. Raises TimeoutError after `timeout` seconds."""
         return self._run(self._calls.wait_for_operation(operation_id, timeout))
 
-    def events(self, interval: float = 1.0) -> Iterator[OperationEvent]:
-        """Each phase that an operation comes to from now on, for ever; looked for every `interval` seconds."""
+    def events(self) -> Iterator[OperationEvent]:
+        """Each phase that an operation comes to from now on, for ever."""
         events = OperationEvents()
+        for state in self.feed():
+            if not state.trouble:
+                yield from events.new(state.operations())
+
+    def feed(self) -> Iterator[ClusterState]:
+        """The cluster as it is, again after each change, for ever: one state that changes. Where the connection breaks
+        it is made again, and meanwhile the state says its `trouble`. Raises APIError, and ConnectionFailedError where
+        nothing answers at first."""
+        reader = FeedReader(self.base_url)
         while True:
-            yield from events.new(self.operations())
-            time.sleep(interval)
+            trouble: Exception | None = None
+            try:
+                with self._http.stream("GET", FEED, headers=reader.headers) as response:
+                    if response.status_code != 200:
+                        response.read()
+                    reader.begin(response)
+                    for data in response.iter_bytes():
+                        yield from reader.feed(data)
+            except (httpx.TransportError, StreamBrokenError) as error:
+                trouble = error
+            pause = reader.broken(trouble)
+            yield reader.state
+            time.sleep(pause)
 
     def experts(self) -> JSON:
         """Rows, holders and group heat of every expert (GET /admin/experts)."""
@@ -272,6 +295,10 @@ class Client:
     def autoscaler(self) -> JSON:
         """What the autoscaler sees and has decided (GET /admin/autoscaler)."""
         return self._run(self._calls.get("/admin/autoscaler"))
+
+    def set_autoscaler(self, mode: Literal["off", "advise", "on"]) -> JSON:
+        """Change what the autoscaler may do (POST /admin/autoscaler), until it is changed again."""
+        return self._run(self._calls.post("/admin/autoscaler", {"mode": mode}))
 
     def request(self, method: str, path: str, body: Any = None, *, retry: bool = True) -> RawResponse:
         """Any request of the API, with retries. Raises ConnectionFailedError; an error status is not an exception."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -52,6 +52,7 @@ class LinkRepair:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.failed: dict[Pair, str] = {}  # links that are of no use now → why
+        self.results: Counter[str] = Counter(made_anew=0, given_up=0)  # what became of repairs, ever
         self._under_way: set[Pair] = set()  # those of them that are being made anew
         self._hopeless: set[Pair] = set()  # ... and that could not be
         self._fleet, self._lost, self._changed, self._clock = fleet, lost, changed, clock
@@ -102,6 +103,7 @@ class LinkRepair:
             return
         # That it is whole, the shard reports; and it knows of what has failed since.
         log.info("the link from %s to %s has been made anew", shard, group)
+        self.results["made_anew"] += 1
 
     async def _make_anew(self, shard: str, group: str) -> tuple[str, str] | None:
         """None, or who is at fault and why."""
@@ -142,5 +144,6 @@ class LinkRepair:
         return shard if len(there) > 1 and all((shard, g) in self._hopeless for g in there) else group
 
     def _replace(self, worker: str, reason: str) -> None:
+        self.results["given_up"] += 1
         if self._fleet.is_there(worker):
             self._lost(worker, reason)

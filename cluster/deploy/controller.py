@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,19 @@ from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.control.saved_state import SavedState, decode
 from isotherm.cluster.control.startup import start_again_and_again, start_fleet
+from isotherm.cluster.deploy.feed import ClusterFeed
 from isotherm.cluster.deploy.fleet import RayFleet
+from isotherm.cluster.deploy.observatory import Observatory
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.messages.feed import FeedPart
+from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.membership import Membership, SupersededError
-from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, parse_operation
+from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, parse_mode, parse_operation
 from isotherm.cluster.model.checkpoint import Checkpoint
-from isotherm.cluster.observe.metrics import Snapshot, render
 from isotherm.cluster.on_ray.state_store import StateStore
-from isotherm.cluster.placement.report import experts_report, group_rows
+from isotherm.cluster.placement.report import experts_report
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 log = logging.getLogger(__name__)
@@ -55,7 +58,7 @@ class Controller:
         """Ray awaits it, at each start anew with the same arguments; no other call comes before it is done.
         `cluster_id` is this cluster's alone. `dashboard`: where `ray job submit` goes, as the driver knows it; in an
         actor Ray may name another cluster's port."""
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s controller %(name)s: %(message)s")
+        set_up_logs("controller", manifest.logging.format, manifest.logging.level)
         self.manifest = manifest
         self._owner, self._dashboard = owner, dashboard
         self.checkpoint, self.speculation = Checkpoint.open(Path(model_path)).drafting(manifest.speculation.kind)
@@ -85,6 +88,10 @@ class Controller:
             saved="" if saved is None else saved.autoscaler,
         )
         self.fleet.load_view = self.autoscale.load_view
+        self.observatory = Observatory(self, manifest)
+        self._feed = ClusterFeed(
+            self.fleet, self.autoscale, self.status, self._operations_told, self.reconfigurer.pinned
+        )
         self._phase = "starting workers"  # "serving" once every worker has come up
         # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it
         # knows.
@@ -165,6 +172,7 @@ class Controller:
         """From now on requests, operations and deaths are taken."""
         self._set_phase("serving")
         self._background.keep("the autoscaler", self.autoscale.run)
+        self._background.keep("the metrics in Ray", self.observatory.mirror)
 
     def _standing(self) -> None:
         """Ends this process where a newer controller has been started: it was taken for dead and is not, and must not
@@ -202,11 +210,14 @@ class Controller:
 
     def _log_changed(self) -> None:
         self._try_save()
+        self.observatory.operations_changed()
         self._publish()
+        self._feed.tell()
 
     # --- what ingress replicas and commands see ---------------------------------------------------
 
     def _died(self, worker: str) -> None:
+        self.observatory.lost(worker)
         if self._phase == "serving" and not self._stopped.is_set():
             self.reconfigurer.heal()
         elif not self._stopped.is_set():
@@ -216,7 +227,11 @@ class Controller:
         self._phase = phase
         self._publish()
 
-    def _not_ready(self) -> str | None:
+    @property
+    def restarts(self) -> int:
+        return self._store.generation
+
+    def not_ready(self) -> str | None:
         """Why requests cannot be served; what waits or is replaced while others serve does not count."""
         if self._phase != "serving":
             return "; ".join([self._phase, *self.fleet.waits.values()])
@@ -230,7 +245,7 @@ class Controller:
         self._membership = Membership(
             before.version + 1,
             shards,
-            self._not_ready(),
+            self.not_ready(),
             before.max_model_len,
             recovering,
             self.fleet.numerics.system_fingerprint,
@@ -255,13 +270,14 @@ class Controller:
     async def status(self) -> JSON:
         """What `isotherm status --json` prints."""
         nodes = {node["NodeID"]: node for node in ray.nodes()}
+        loads = self.observatory.loads()
         running, drained = self.operations.running() or self.operations.waiting(), self.reconfigurer.desired.drained
         return {
             "controller": {
                 "pid": os.getpid(),
                 "uptime_seconds": round(time.time() - self.started, 1),
                 "restarts": self._store.generation,
-                "phase": self._not_ready() or "serving",
+                "phase": self.not_ready() or "serving",
             },
             "model": {
                 "id": self.manifest.model_id,
@@ -274,7 +290,7 @@ class Controller:
             "numerics": self.fleet.numerics.as_dict(),
             "operation": None if running is None else self._told(running),
             "autoscaler": self.autoscale.summary(),
-            "workers": await self.fleet.statuses(),
+            "workers": [worker | {"load": loads.get(worker["id"])} for worker in await self.fleet.statuses()],
             "nodes": [
                 {"id": i, "address": n["NodeManagerAddress"], "alive": n["Alive"], "drained": i in drained}
                 for i, n in nodes.items()
@@ -299,6 +315,9 @@ class Controller:
         return None if found is None else self._told(found)
 
     async def operation_history(self) -> list[JSON]:
+        return self._operations_told()
+
+    def _operations_told(self) -> list[JSON]:
         return [self._told(o) for o in self.operations.all()]
 
     def _told(self, operation: Operation) -> JSON:
@@ -323,17 +342,27 @@ class Controller:
         """What GET /admin/autoscaler gives."""
         return self.autoscale.report()
 
-    async def metrics(self) -> str:
-        """What GET /metrics gives."""
-        placement, rates_LE = self.fleet.placement, self.autoscale.rates()
-        operations = Counter((o.origin, o.phase.value) for o in self.operations.all() if not o.dry_run)
-        heat = {name: 0.0 for name in self.fleet.groups} | group_rows(placement, rates_LE)
-        groups, shards = self.autoscale.loads()
-        return render(
-            Snapshot(
-                groups, shards, heat, placement.layers, rates_LE, placement.version, self.autoscale.counts, operations
-            )
-        )
+    async def set_autoscaler(self, body: Any) -> JSON:
+        """Change the autoscaler's mode (POST /admin/autoscaler). Raises OperationError."""
+        self.autoscale.set_mode(parse_mode(body))
+        self._feed.tell()
+        return self.autoscale.report()
+
+    async def feed_part(self, last: str) -> FeedPart | None:
+        """The event stream from the part whose id is `last`, as ClusterFeed.part says."""
+        return await self._feed.part(last)
+
+    async def report(self, ingress: str, figures: Figures, requests: JSON) -> None:
+        """Take what an ingress replica has counted, and its requests."""
+        self.observatory.take(ingress, figures, requests)
+
+    async def requests(self) -> dict[str, JSON]:
+        return self.observatory.requests()
+
+    async def metrics(self, ingress: str, figures: Figures) -> str:
+        """What GET /metrics of an ingress replica gives, which has counted `figures` by now."""
+        self.observatory.take(ingress, figures)
+        return self.observatory.metrics()
 
     # --- ending -----------------------------------------------------------------------------------
 

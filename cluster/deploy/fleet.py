@@ -175,6 +175,8 @@ class RayFleet:
             speculation=m.speculation.kind,
             draft_tokens=m.speculation.tokens,
             sharers=sharers,
+            log_format=m.logging.format,
+            log_level=m.logging.level,
         )
 
     async def end(self, name: str) -> None:

@@ -19,9 +19,11 @@ from isotherm.cluster.control.liveness import watch_controller
 from isotherm.cluster.deploy.batches import batch_service, batches_refused
 from isotherm.cluster.deploy.kept_responses import SharedResponseStore
 from isotherm.cluster.front_door import front_door
+from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.registry import load_config
+from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.on_ray.controller_client import ControllerClient
 from isotherm.cluster.on_ray.replica_port import listen_at_node_address_alone
 from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess
@@ -40,10 +42,9 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
         if manifest.speculation.kind != "off":  # a layer that drafts has a KV cache too
             config = Checkpoint.open(model_path).drafting(manifest.speculation.kind)[0].config
         controller = ControllerClient()
-        max_sequences = manifest.engine.max_sequences
-        shard_capacity = max_sequences + manifest.engine.max_waiting
-        max_model_len = manifest.scheduler_config(config).max_model_len
-        engine = ShardClient(controller, config.vocab_size, max_model_len, shard_capacity, max_sequences)
+        limits = manifest.scheduler_config(config)
+        room, vocab_size, length = limits.room, config.vocab_size, limits.max_model_len
+        engine = ShardClient(controller, vocab_size, length, room.requests, limits.max_sequences, room.tokens)
         engine.start()
         if limit := manifest.liveness.timeout:
             engine.background.keep(
@@ -55,8 +56,21 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
         store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
         refused = batches_refused(manifest.http)
         batches = None if refused else batch_service(manifest.http, AppSettings.max_body_bytes)
+        observer = _observer(manifest, controller)
+        engine.background.keep("the reports of what is observed", observer.keep_reporting)
         key_store = None if keys is None else KeyStore(keys, manifest.http.replicas)
-        app = front_door(manifest, model_path, endable, controller, store, batches, refused, keys=key_store)
+        app = front_door(
+            manifest,
+            model_path,
+            endable,
+            controller,
+            store,
+            batches,
+            refused,
+            observer=observer,
+            keys=key_store,
+            ends=stops,
+        )
         if batches is not None:
             batches.begin()  # with what a replica before this one has left
         return app
@@ -79,6 +93,13 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
     )
     application: Application = deployment.bind()
     return application
+
+
+def _observer(manifest: Manifest, controller: ControllerClient) -> IngressObserver:
+    """Named as Serve names this replica, as far as it takes to tell it from others."""
+    name = f"ingress-{serve.get_replica_context().replica_id.unique_id}"
+    set_up_logs(name, manifest.logging.format, manifest.logging.level, logger="isotherm")
+    return IngressObserver.of(manifest, name, controller)
 
 
 def _replica_stops() -> Callable[[], bool]:

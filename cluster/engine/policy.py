@@ -2,14 +2,16 @@
 nothing of KV blocks or steps.
 
 Fairness is start-time fair queueing (Goyal, Vin, Cheng 1997): each request of a user starts, in virtual time, where the
-last one of that user has ended, so that who asks for much waits behind who asks for little. With one user it is first
-come, first served.
+last one of that user has ended, so that who asks for much waits behind who asks for little. A user of three times the
+weight has its virtual time pass three times as slowly, and so gets three times as many tokens. What a request has not
+used of what it might have, its user gets back when it ends. With one user it is first come, first served.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from isotherm.cluster.engine.sequence import ScheduledSequence
 from isotherm.cluster.messages.requests import GenerationRequest
@@ -22,6 +24,15 @@ def cost(request: GenerationRequest) -> int:
     return len(request.prompt) + request.params.max_tokens
 
 
+@dataclass
+class _Class:
+    """The virtual time of one priority: what somebody has of one counts for nothing in another."""
+
+    now: float  # of the sequence that had its turn last
+    ends: dict[str, float] = field(default_factory=dict)  # user → when its last request ends
+    turns: int = 0  # sequences that wait in it
+
+
 class Waiting:
     """Sequences that hold no KV blocks, first who is next: those of a lower `priority`; of these the ones that have had
     their turn before and were preempted; then by virtual time; then by arrival."""
@@ -29,8 +40,9 @@ class Waiting:
     def __init__(self) -> None:
         self._heap: list[tuple[Turn, ScheduledSequence]] = []  # with entries of sequences that have left
         self._turns: dict[ScheduledSequence, Turn] = {}
-        self._now = 0.0  # virtual time: of the sequence that had its turn last
-        self._ends: dict[str, float] = {}  # user → when, in virtual time, its last request ends
+        self._aside: set[ScheduledSequence] = set()
+        self._classes: dict[int, _Class] = {}  # those in which somebody waits
+        self._passed = 0.0  # virtual time in the classes in which nobody waits any more
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -40,11 +52,17 @@ class Waiting:
         return iter(sorted(self._turns, key=self._turns.__getitem__))
 
     def add(self, sequence: ScheduledSequence) -> None:
+        request = sequence.request
+        of_class = self._classes.setdefault(request.priority, _Class(self._passed))
         if sequence.virtual_start is None:
-            request = sequence.request
-            sequence.virtual_start = max(self._now, self._ends.get(request.user, 0.0))
-            self._ends[request.user] = sequence.virtual_start + cost(request)
-        self._push(sequence)
+            sequence.virtual_start = max(of_class.now, of_class.ends.get(request.user, 0.0))
+            of_class.ends[request.user] = sequence.virtual_start + cost(request) / request.weight
+        if sequence in self._aside:
+            self._aside.remove(sequence)
+        else:
+            of_class.turns += 1
+        self._turns[sequence] = turn = self._turn(sequence)
+        heapq.heappush(self._heap, (turn, sequence))
 
     def first(self) -> ScheduledSequence | None:
         while self._heap:
@@ -57,34 +75,55 @@ class Waiting:
     def set_aside(self, sequence: ScheduledSequence) -> None:
         """Let the others have their turn before it, until it is added again: then it has its old place."""
         del self._turns[sequence]
+        self._aside.add(sequence)
 
     def remove(self, sequence: ScheduledSequence, has_turn: bool = False) -> None:
         """`has_turn`: it is computed now. Else it has been given up, and its user has no less for it."""
         _, _, start, _ = self._turns.pop(sequence)
+        of_class = self._classes[sequence.request.priority]
+        of_class.turns -= 1
         if has_turn:
-            self._now = max(self._now, start)
+            of_class.now = max(of_class.now, start)
         elif not sequence.admitted:
-            self._forgo(sequence.request, start)
+            self._give_back(sequence, cost(sequence.request))
         if not self._turns:
-            self._heap.clear()
-        # Who has nothing to wait for any more has no more to make up for than who has never asked.
-        self._ends = {user: end for user, end in self._ends.items() if end > self._now}
+            self._heap.clear()  # of entries of those that have left
+        self._forget(sequence.request.priority)
 
-    def _forgo(self, request: GenerationRequest, start: float) -> None:
-        """What a user has asked for after a request that it has given up starts so much earlier."""
-        saved = cost(request)
-        if request.user in self._ends:
-            self._ends[request.user] -= saved
-        for other, turn in list(self._turns.items()):
-            if other.request.user == request.user and turn[2] > start:
-                other.virtual_start = max(self._now, turn[2] - saved)
-                self._push(other)
+    def ended(self, sequence: ScheduledSequence) -> None:
+        """It has left after its turn: what it might have used besides is its user's again."""
+        if (unused := cost(sequence.request) - len(sequence.tokens)) > 0:
+            self._give_back(sequence, unused)
 
-    def _push(self, sequence: ScheduledSequence) -> None:
+    def _give_back(self, sequence: ScheduledSequence, tokens: int) -> None:
+        """What a user has asked for after a request starts so much earlier."""
+        request, start = sequence.request, sequence.virtual_start
+        of_class = self._classes.get(request.priority)
+        if of_class is None or request.user not in of_class.ends or start is None:
+            return
+        saved = tokens / request.weight
+        of_class.ends[request.user] -= saved
+        for other, turn in self._turns.items():
+            if other.request.user == request.user and turn[0] == request.priority and turn[2] > start:
+                other.virtual_start = max(of_class.now, turn[2] - saved)
+                self._turns[other] = self._turn(other)
+        self._heap = [(turn, other) for other, turn in self._turns.items()]
+        heapq.heapify(self._heap)
+
+    def _forget(self, priority: int) -> None:
+        """Who has nothing to wait for any more has no more to make up for than who has never asked; nor has anybody
+        where nobody waits."""
+        of_class = self._classes[priority]
+        if of_class.turns:
+            of_class.ends = {user: end for user, end in of_class.ends.items() if end > of_class.now}
+        else:
+            self._passed = max(self._passed, of_class.now, *of_class.ends.values())
+            del self._classes[priority]
+
+    @staticmethod
+    def _turn(sequence: ScheduledSequence) -> Turn:
         assert sequence.virtual_start is not None
-        turn = (sequence.request.priority, not sequence.admitted, sequence.virtual_start, sequence.arrival)
-        self._turns[sequence] = turn
-        heapq.heappush(self._heap, (turn, sequence))
+        return sequence.request.priority, not sequence.admitted, sequence.virtual_start, sequence.arrival
 
 
 def precedence(sequence: ScheduledSequence) -> tuple[int, int]:
@@ -96,3 +135,17 @@ def gives_way_to(running: ScheduledSequence, waiting: ScheduledSequence) -> bool
     """Whether a running sequence must leave its blocks to one that waits: only to a better class, for else two could
     take turns and neither would end."""
     return running.request.priority > waiting.request.priority
+
+
+def victims(running: Sequence[ScheduledSequence], waiting: ScheduledSequence, blocks: int) -> list[ScheduledSequence]:
+    """Who of those that run, by precedence, gives way to one that waits, so that it can begin: those that have so many
+    blocks, at least one of them; nobody, where that would not be enough."""
+    found = []
+    for victim in reversed(running):
+        if not gives_way_to(victim, waiting):
+            break
+        found.append(victim)
+        blocks -= len(victim.blocks)
+        if blocks <= 0:
+            return found
+    return []

@@ -12,13 +12,15 @@ import math
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.kv_blocks import BlockManager
-from isotherm.cluster.engine.policy import Waiting, gives_way_to, precedence
+from isotherm.cluster.engine.places import BACKGROUND, ShardPlaces
+from isotherm.cluster.engine.policy import Waiting, precedence, victims
 from isotherm.cluster.engine.sequence import Chunk, Form, Sampled, ScheduledSequence, accepted
-from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.engine.yielding import Yielding
 from isotherm.cluster.messages.requests import (
     Delta,
     FinishReason,
@@ -28,29 +30,29 @@ from isotherm.cluster.messages.requests import (
 )
 
 
-class QueueFullError(IsothermError, ValueError):
-    """There are as many requests as there may be; a later try may be taken."""
+class _Step:
+    """A step that is being planned, of `most` tokens."""
 
+    def __init__(self, most: int, preemptions: int) -> None:
+        self._most = self.budget = most
+        self._preemptions = preemptions
+        self.chunks: list[Chunk] = []
+        self.held: list[ScheduledSequence] = []  # those that wait for one of their family
 
-@dataclass(frozen=True)
-class SchedulerConfig:
-    block_size: int  # tokens per KV block
-    blocks: int
-    max_batch_tokens: int  # tokens per step, all requests together
-    max_sequences: int  # requests that hold KV blocks at once
-    max_model_len: int  # prompt and output of one request
-    prefix_cache: bool = True
-    max_waiting: int | None = None  # requests beyond max_sequences; None: any number
+    @property
+    def tokens(self) -> int:
+        return sum(chunk.count for chunk in self.chunks)
 
-    def __post_init__(self) -> None:
-        for name in ("block_size", "blocks", "max_batch_tokens", "max_sequences", "max_model_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.max_model_len > self.blocks * self.block_size:
-            raise ValueError(
-                f"max_model_len {self.max_model_len} does not fit into {self.blocks} KV blocks of {self.block_size} "
-                "tokens"
-            )
+    def limit(self, most: int) -> None:
+        self._most = most
+        self.budget = most - self.tokens
+
+    def drop_preempted(self, preemptions: int) -> None:
+        """Chunks of sequences that were preempted since; before one of these can be admitted again."""
+        if preemptions > self._preemptions:
+            self._preemptions = preemptions
+            self.chunks = [chunk for chunk in self.chunks if chunk.sequence.running]
+            self.budget = self._most - self.tokens
 
 
 class Scheduler:
@@ -65,8 +67,13 @@ class Scheduler:
         # somebody has left since
         self._blocked: tuple[ScheduledSequence, int, int] | None = None
         self._by_id: dict[str, ScheduledSequence] = {}
+        self._places = ShardPlaces(config.room)
         self._arrivals = 0
         self.preemptions = 0
+        self.looked_up = self.found = 0  # prompt tokens: in the prefix cache, once for each request
+        self.waited = 0.0  # seconds for which this shard waited for others so far; kept by whoever runs the steps
+        self.yielding = Yielding()
+        self.is_shared = False  # background work and other requests are here
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -88,12 +95,10 @@ class Scheduler:
                 f"request {request.id} resumes after {len(request.generated)} output tokens, "
                 f"of which it may have only {room}"
             )
-        most = None if self.config.max_waiting is None else self.config.max_sequences + self.config.max_waiting
-        if most is not None and len(self._by_id) >= most and not (request.accepted or request.generated):
-            raise QueueFullError(f"{len(self._by_id)} requests are running or waiting here, and {most} may")
         sequence = ScheduledSequence(
             request, self._arrivals, [*request.prompt, *request.generated], scored=request.scored
         )
+        sequence.expected = self._places.enter(request)
         sequence.since = self._clock()
         self._arrivals += 1
         self._by_id[request.id] = sequence
@@ -104,10 +109,15 @@ class Scheduler:
         sequence = self._by_id.pop(request_id, None)
         if sequence is None:
             return False
+        self._places.leave(sequence.request, sequence.expected)
+        if sequence.generated:
+            self._places.lengths.ended(sequence.generated)
         if sequence.running:
             self._leave(sequence)
         else:
             self.waiting.remove(sequence)
+        if sequence.admitted:
+            self.waiting.ended(sequence)
         return True
 
     def fail(self, request_id: str, why: str) -> list[Delta]:
@@ -124,52 +134,66 @@ class Scheduler:
 
     def schedule(self) -> list[Chunk]:
         """The next step's chunks, decode form first; empty when there is nothing to do."""
-        budget, preemptions = self.config.max_batch_tokens, self.preemptions
-        chunks: list[Chunk] = []
-        held: list[ScheduledSequence] = []
+        step = _Step(self.config.max_batch_tokens, self.preemptions)
+        self.is_shared = self._places.has_background_and_others
+        if not self.is_shared:
+            self._plan(step, self.running.copy(), math.inf)
+        else:
+            self._plan(step, [one for one in self.running if not one.is_background], BACKGROUND)
+            if tokens := step.tokens:
+                wanted = self._wanted_in_background(step.budget)
+                step.limit(tokens + self.yielding.allowance(tokens, wanted))
+            self._plan(step, [one for one in self.running if one.is_background], math.inf)
+        for sequence in step.held:
+            self.waiting.add(sequence)
+        chunks = step.chunks
+        return sorted(chunks, key=lambda c: c.form is Form.PREFILL)
 
-        def drop_preempted() -> None:
-            """Chunks of sequences that were preempted since; before one of these can be admitted again."""
-            nonlocal budget, preemptions
-            if self.preemptions > preemptions:
-                preemptions = self.preemptions
-                chunks[:] = [c for c in chunks if c.sequence.running]
-                budget = self.config.max_batch_tokens - sum(c.count for c in chunks)
-
-        def admit(before: float) -> None:
-            """Those that wait, of classes before this one."""
-            nonlocal budget
-            drop_preempted()
-            while budget > 0 and (first := self.waiting.first()) is not None and first.request.priority < before:
-                if self._waits_for_family(first):
-                    held.append(first)
-                    self.waiting.set_aside(first)
-                    continue
-                if (chunk := self._admit(first, budget)) is None:
-                    break
-                drop_preempted()
-                chunks.append(chunk)
-                budget -= chunk.count
-
+    def _plan(self, step: _Step, running: Sequence[ScheduledSequence], before: float) -> None:
+        """Chunks of those that run, and of those that wait in classes before this one."""
         prompts: list[ScheduledSequence] = []  # or what is computed again
-        for sequence in self.running.copy():
+        for sequence in running:
             if sequence.remaining > 1 or sequence.computed < sequence.prompt_length:
                 prompts.append(sequence)
-            elif budget > 0 and sequence.running and self._reserve(sequence, 1):
-                chunks.append(self._chunk(sequence, 1))
-                budget -= 1
+            elif step.budget > 0 and sequence.running and self._reserve(sequence, 1):
+                step.chunks.append(self._chunk(sequence, 1))
+                step.budget -= 1
         for sequence in prompts:
             if (first := self.waiting.first()) is not None and first.request.priority < sequence.request.priority:
-                admit(before=sequence.request.priority)
-            if budget > 0 and sequence.running:
-                count = self._next_count(sequence, budget)
+                self._admit_all(step, before=sequence.request.priority)
+            if step.budget > 0 and sequence.running:
+                count = self._next_count(sequence, step.budget)
                 if self._reserve(sequence, count):
-                    chunks.append(self._chunk(sequence, count))
-                    budget -= count
-        admit(before=math.inf)
-        for sequence in held:
-            self.waiting.add(sequence)
-        return sorted(chunks, key=lambda c: c.form is Form.PREFILL)
+                    step.chunks.append(self._chunk(sequence, count))
+                    step.budget -= count
+        self._admit_all(step, before)
+
+    def _admit_all(self, step: _Step, before: float) -> None:
+        """Those that wait, of classes before this one."""
+        step.drop_preempted(self.preemptions)
+        while step.budget > 0 and (first := self.waiting.first()) is not None and first.request.priority < before:
+            if self._waits_for_family(first):
+                step.held.append(first)
+                self.waiting.set_aside(first)
+                continue
+            if (chunk := self._admit(first, step.budget)) is None:
+                break
+            step.drop_preempted(self.preemptions)
+            step.chunks.append(chunk)
+            step.budget -= chunk.count
+
+    def _wanted_in_background(self, budget: int) -> int:
+        """Tokens that background work would have in a step of its own, at most so many."""
+        first = self.waiting.first()
+        wanted = 0 if first is None or not first.is_background else len(first.tokens)
+        wanted += sum(self._next_count(one, budget) for one in self.running if one.is_background)
+        return min(wanted, budget)
+
+    def took(self, chunks: Sequence[Chunk], seconds: float) -> None:
+        """A step that background work might share (`is_shared`) took this long."""
+        background = sum(chunk.count for chunk in chunks if chunk.sequence.is_background)
+        if others := sum(chunk.count for chunk in chunks) - background:
+            self.yielding.took(others, background, seconds)
 
     def _next_count(self, sequence: ScheduledSequence, budget: int) -> int:
         until = sequence.prompt_length if sequence.computed < sequence.prompt_length else len(sequence.tokens)
@@ -219,8 +243,9 @@ class Scheduler:
             return None  # nothing has changed for it since it was looked at last
         if len(self.running) < self.config.max_sequences and (chunk := self._begin(sequence, budget)) is not None:
             return chunk
-        if victims := self._victims(sequence):
-            for victim in victims:
+        need = self._blocks_for(sequence, len(sequence.tokens)) - self.blocks.available
+        if found := victims(self.running, sequence, need):
+            for victim in found:
                 self.preempt(victim.request.id)
             return self._begin(sequence, budget)
         self._blocked = seen
@@ -261,23 +286,14 @@ class Scheduler:
             sequence.admitted = True
             sequence.queued = self._clock() - sequence.since
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
+            sequence.waited_before = self.waited
+            if self.config.prefix_cache:
+                self.looked_up += sequence.prompt_length
+                self.found += sequence.cached_tokens
         self.waiting.remove(sequence, has_turn=True)
         sequence.running = True
         insort(self.running, sequence, key=precedence)
         return self._chunk(sequence, count)
-
-    def _victims(self, sequence: ScheduledSequence) -> list[ScheduledSequence]:
-        """Who gives way to a sequence, so that it can begin; nobody, where that would not be enough for it."""
-        need, free = self._blocks_for(sequence, len(sequence.tokens)), self.blocks.available
-        victims = []
-        for victim in reversed(self.running):
-            if not gives_way_to(victim, sequence):
-                break
-            victims.append(victim)
-            free += len(victim.blocks)
-            if free >= need:
-                return victims
-        return []
 
     def complete(
         self,
@@ -312,6 +328,8 @@ class Scheduler:
                 tokens.append(result.token_id)
             # Drafts that were guessed right are computed already; what was computed of others is overwritten.
             sequence.computed += chunk.known + (len(new) - 1 if len(new) > 1 else 0)
+            if chunk.form is Form.PREFILL:
+                sequence.note(self._clock(), chunk.count)
             if self.config.prefix_cache:
                 self._register_full_blocks(sequence, chunk.start)
             if new or (not error and (prompt is not None or not sequence.remaining)):
@@ -354,4 +372,6 @@ class Scheduler:
         tokens = (new[0].token_id,) if len(new) == 1 else tuple(result.token_id for result in new)
         logprobs = tuple(r.logprobs for r in new if r.logprobs is not None) if new and new[0].logprobs else ()
         cached, queued = sequence.cached_tokens, sequence.queued
-        return Delta(request.id, start, tokens, reason, logprobs, cached, "", prompt, queued)
+        told = reason is not None or start == len(request.generated)
+        course = sequence.course(self.waited) if told else None
+        return Delta(request.id, start, tokens, reason, logprobs, cached, "", prompt, queued, course)

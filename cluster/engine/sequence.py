@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from isotherm.cluster.engine.kv_blocks import ROOT_KEY, block_key
-from isotherm.cluster.messages.requests import GenerationRequest, TokenLogprobs
+from isotherm.cluster.engine.kv_blocks import block_key, root_key
+from isotherm.cluster.engine.places import BACKGROUND
+from isotherm.cluster.messages.requests import Course, GenerationRequest, TokenLogprobs
+
+NOTED_CHUNKS = 64  # of a prompt, whose times are told
 
 
 class Form(Enum):
@@ -35,11 +38,24 @@ class ScheduledSequence:
     admitted: bool = False  # it has had blocks
     running: bool = False  # it has blocks now
     virtual_start: float | None = None  # see policy.py
+    expected: int = 0  # tokens for which it has taken places, see places.py
     since: float = 0.0  # when it came
     queued: float = 0.0  # seconds from then to its first turn
+    chunks: list[tuple[float, int]] = field(default_factory=list)  # as Course has them
+    waited_before: float = 0.0  # the scheduler's `waited` at its first turn
     sampling: object = None  # what the sampler keeps with it
     drafting: object = None  # what the drafter keeps with it
     acceptance: object = None  # what became of its drafts (draft_lengths.py)
+
+    def note(self, now: float, count: int) -> None:
+        """So many of its prompt tokens have been computed. A very long prompt's later parts are noted as one."""
+        if len(self.chunks) == NOTED_CHUNKS:
+            count += self.chunks.pop()[1]
+        self.chunks.append((now - self.since, count))
+
+    def course(self, waited: float) -> Course:
+        """How it has fared; `waited` is the scheduler's."""
+        return Course(tuple(self.chunks), self.preemptions, waited - self.waited_before)
 
     @property
     def prompt_length(self) -> int:
@@ -48,6 +64,11 @@ class ScheduledSequence:
     @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def is_background(self) -> bool:
+        """It yields to what people wait for, see yielding.py."""
+        return self.request.priority >= BACKGROUND
 
     @property
     def remaining(self) -> int:
@@ -73,7 +94,7 @@ class ScheduledSequence:
         while len(self.keys) <= index:
             begin = len(self.keys) * block_size
             prefill = min(max(self.prompt_length - begin, 0), block_size)
-            parent = self.keys[-1] if self.keys else ROOT_KEY
+            parent = self.keys[-1] if self.keys else root_key(self.request.tenant)
             self.keys.append(block_key(parent, self.tokens[begin : begin + block_size], prefill))
         return self.keys[index]
 
@@ -86,7 +107,7 @@ class Chunk(NamedTuple):
 
     sequence: ScheduledSequence
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # what hides here is a method of tuples that nobody wants of a chunk
     form: Form
     sample: bool
     draft: tuple[int, ...] = ()

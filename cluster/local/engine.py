@@ -8,11 +8,16 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
+import numpy as np
+
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.step_loop import StepLoop
-from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.api.engine_client import MOST_UNREAD, TOO_SLOW, EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.messages.meters import ShardMeter
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+
+_NO_ROWS = np.zeros((0, 0), dtype=np.int64)  # experts of this process are not counted one by one
 
 
 class LocalEngine:
@@ -28,6 +33,10 @@ class LocalEngine:
         self._closed = self._failed = False
         self._steps = StepLoop(engine, self._publish, vital=False, ended=self._tell_end)
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def not_ready(self) -> str | None:
         if self._closed:
             return "the engine was closed"
@@ -36,6 +45,9 @@ class LocalEngine:
     def capacity(self) -> int:
         config = self._steps.engine.scheduler.config
         return config.max_sequences + (config.max_waiting or 0)
+
+    def token_capacity(self) -> int:
+        return self._steps.engine.scheduler.config.room.tokens
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         if (reason := self.not_ready()) is not None:
@@ -52,7 +64,7 @@ class LocalEngine:
                     raise EngineOverloadedError(delta.error)
                 yield delta
         finally:
-            del self._open[request.id]
+            self._open.pop(request.id, None)
             if not finished:
                 self._steps.abort(request.id)
 
@@ -76,6 +88,25 @@ class LocalEngine:
         if engine.speculation is not None:
             worker["speculation"] = asdict(engine.speculation.meter())
         return {"workers": [worker], "nodes": [], "placement_version": None}
+
+    def meter(self) -> ShardMeter:
+        """As that of a shard of a cluster. From any thread."""
+        engine = self._steps.engine
+        scheduler = engine.scheduler
+        return ShardMeter(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            capacity=scheduler.config.max_sequences,
+            kv_used=scheduler.blocks.used / scheduler.blocks.blocks,
+            tokens=self._tokens,
+            steps=engine.steps,
+            first_token_seconds=None,
+            longest_wait=0.0,
+            group_wait={},
+            rows_routed=_NO_ROWS,
+            reads=_NO_ROWS,
+            figures=engine.figures.read(scheduler),
+        )
 
     def close(self) -> None:
         """End the thread, and what is open with an error. Waits for the step that is computed: it must find the event
@@ -104,5 +135,12 @@ class LocalEngine:
     def _route(self, deltas: list[Delta]) -> None:
         for delta in deltas:
             self._tokens += len(delta.token_ids)
-            if (queue := self._open.get(delta.request_id)) is not None:
-                queue.put_nowait(delta)
+            if (queue := self._open.get(delta.request_id)) is None:
+                continue
+            if queue.qsize() >= MOST_UNREAD and delta.finish_reason is None:
+                del self._open[delta.request_id]
+                self._steps.abort(delta.request_id)
+                while not queue.empty():
+                    queue.get_nowait()
+                delta = Delta(delta.request_id, 0, finish_reason=FinishReason.ERROR, error=TOO_SLOW)
+            queue.put_nowait(delta)

@@ -17,11 +17,14 @@ import uvicorn
 
 from isotherm.actors.local import local_engine
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
+from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.background import spawn_thread
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.local.engine import LocalEngine
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.observe.alone import Alone
+from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.served_model import served_model
 from isotherm.kernels.select import select_kernels
 
@@ -129,12 +132,19 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     digest = own_fingerprint(checkpoint, kernels, manifest.head).digest
     client = LocalEngine(engine, config.vocab_size, digest)
     try:
-        app = front_door(manifest, path, client, batches_refused=_NO_BATCHES)
+        observer = IngressObserver.of(manifest, "local", Alone(client.meter, lambda: client.not_ready() is None))
+        app = front_door(
+            manifest, path, client, batches_refused=_NO_BATCHES, observer=observer, ends=lambda: client.closed
+        )
     except BaseException:
         client.close()  # else its thread keeps the weights
         raise
     # Logging is set up by the process's own program, if at all.
     served = uvicorn.Config(
-        app, lifespan="off", access_log=False, log_config=None, timeout_graceful_shutdown=int(END_SECONDS)
+        SlowClientMiddleware(app),
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=int(END_SECONDS),
     )
     return client, uvicorn.Server(served)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isotherm.cluster.messages.figures import Figures
+
 
 class DecayedMean:
     """The mean of values, of which older ones count less."""
@@ -59,6 +61,7 @@ class ShardMeter:
     rows_routed: np.ndarray  # int64 [layers, experts]
     reads: np.ndarray  # int64 [layers, experts]: steps in which an expert was computed at all
     speculation: SpeculationMeter | None = None
+    figures: Figures = ()  # of its steps and its scheduler
 
 
 @dataclass(frozen=True)

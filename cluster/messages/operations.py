@@ -8,10 +8,11 @@ waits for resources it is planned, and changes of copies overtake it.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -113,6 +114,22 @@ def parse_operation(body: Any) -> OperationRequest:
     return OperationRequest(target, parsed.idempotency_key, parsed.dry_run, parsed.deadline_seconds)
 
 
+class _ModeBody(_Model):
+    mode: Literal["off", "advise", "on"]
+
+
+def parse_mode(body: Any) -> Literal["off", "advise", "on"]:
+    """Check the decoded body of POST /admin/autoscaler. Raises OperationError."""
+    try:
+        return _ModeBody.model_validate(body).mode
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise OperationError(
+            f'{where}: {first["msg"]}; the body is {{"mode": "off"}}, "advise" or "on"', where
+        ) from None
+
+
 @dataclass
 class Operation:
     """One operation's record. Times are seconds since the epoch."""
@@ -168,6 +185,7 @@ class OperationLog:
     def __init__(self) -> None:
         self._operations: dict[str, Operation] = {}
         self._count = 0
+        self._forgotten: Counter[tuple[str, str]] = Counter()  # (origin, phase) of those that are not remembered
 
     def open(self, request: OperationRequest, now: float, origin: str = "api") -> tuple[Operation, bool]:
         """The operation for a request, and whether it is new. The same key again gives the operation that it had
@@ -211,7 +229,8 @@ class OperationLog:
         self._operations[operation.id] = operation
         mine = [o for o in self._operations.values() if o.origin == operation.origin]
         for old in [o.id for o in mine if o.phase.is_final][: max(0, len(mine) - HISTORY)]:
-            del self._operations[old]
+            if not (forgotten := self._operations.pop(old)).dry_run:
+                self._forgotten[_outcome(forgotten)] += 1
 
     def running(self) -> Operation | None:
         """The one that others wait for."""
@@ -230,10 +249,19 @@ class OperationLog:
     def all(self) -> list[Operation]:
         return list(self._operations.values())
 
+    def ended(self) -> dict[tuple[str, str], int]:
+        """How many have ended how, ever: (origin, phase) → count. Dry runs do not count."""
+        remembered = [o for o in self._operations.values() if o.phase.is_final and not o.dry_run]
+        return dict(self._forgotten + Counter(map(_outcome, remembered)))
+
+    def open_count(self) -> int:
+        return sum(1 for _ in self._running())
+
     def dump(self) -> str:
         """Everything as JSON, for a controller that comes back."""
         records = [o.__dict__ | {"phase": o.phase.value} for o in self._operations.values()]
-        return json.dumps({"count": self._count, "operations": records})
+        forgotten = [[*outcome, count] for outcome, count in self._forgotten.items()]
+        return json.dumps({"count": self._count, "operations": records, "forgotten": forgotten})
 
     @staticmethod
     def load(text: str, now: float) -> OperationLog:
@@ -242,6 +270,7 @@ class OperationLog:
         log = OperationLog()
         data: Mapping[str, Any] = json.loads(text)
         log._count = data["count"]
+        log._forgotten.update({(origin, phase): count for origin, phase, count in data["forgotten"]})
         for record in data["operations"]:
             operation = Operation(**record | {"phase": Phase(record["phase"])})
             if not operation.phase.is_final:
@@ -250,6 +279,10 @@ class OperationLog:
                 )
             log._operations[operation.id] = operation
         return log
+
+
+def _outcome(operation: Operation) -> tuple[str, str]:
+    return operation.origin, operation.phase.value
 
 
 class PlacementChangeError(IsothermError, ValueError):

@@ -73,7 +73,9 @@ class GenerationRequest:
     generated: tuple[int, ...] = ()
     accepted: bool = False
     priority: int = 0  # lower ones have their turn first
-    user: str = ""  # whom it is for: requests of one priority are shared out over users
+    user: str = ""  # whom it is for: requests of one priority are shared out over users, by weight
+    weight: float = 1.0  # its user's share beside other users
+    tenant: str = ""  # requests of one tenant share a prefix cache, and those of none
     family: str = ""  # those of one family have one prompt, which is computed once for all of them
     scored: int = 0
 
@@ -103,6 +105,18 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True)
+class Course:
+    """How a request fared, for whoever looks at it afterwards: at the shard that has it, but for moves. `chunks`: when
+    each part of its prompt was computed, in seconds since it came there, and of how many tokens it was."""
+
+    chunks: tuple[tuple[float, int], ...] = ()
+    preemptions: int = 0
+    group_wait: float = 0.0  # seconds for which the shard waited for expert groups since the request's first turn
+    moved: int = 0  # times that a shard gave it back
+    resumed: int = 0  # times that it went on elsewhere after its shard was lost
+
+
+@dataclass(frozen=True)
 class Delta:
     """New tokens of one request, from one engine step or several. `start` is the index of the first of them among the
     request's output tokens, so a receiver can tell a repeat or a gap."""
@@ -118,6 +132,7 @@ class Delta:
     queued_seconds: float = field(default=0.0, compare=False)  # from the request's arrival at the shard to its turn
     drafts_accepted: int = field(default=0, compare=False)  # tokens of these that were guessed and came with others
     drafts_rejected: int = field(default=0, compare=False)  # guesses that were wrong, or behind a wrong one
+    course: Course | None = field(default=None, compare=False)  # with the first tokens, the last ones, and after moves
 
 
 def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:
@@ -150,15 +165,11 @@ _SEEN = (None, FinishReason.STOP, FinishReason.LENGTH)
 def _joined(run: list[Delta]) -> Delta:
     tokens = tuple(token for delta in run for token in delta.token_ids)
     logprobs = tuple(logprob for delta in run for logprob in delta.logprobs)
-    return replace(
-        run[0],
-        token_ids=tokens,
-        logprobs=logprobs,
-        finish_reason=run[-1].finish_reason,
-        prompt=_joined_prompt(run),
-        drafts_accepted=sum(delta.drafts_accepted for delta in run),
-        drafts_rejected=sum(delta.drafts_rejected for delta in run),
-    )
+    reason, prompt = run[-1].finish_reason, _joined_prompt(run)
+    course = next((delta.course for delta in reversed(run) if delta.course is not None), None)
+    right, wrong = (sum(getattr(delta, name) for delta in run) for name in ("drafts_accepted", "drafts_rejected"))
+    joined = replace(run[0], token_ids=tokens, logprobs=logprobs, finish_reason=reason, prompt=prompt, course=course)
+    return replace(joined, drafts_accepted=right, drafts_rejected=wrong) if right or wrong else joined
 
 
 def _joined_prompt(run: Iterable[Delta]) -> PromptLogprobs | None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from isotherm.cluster.logs import LogFormat, LogLevel
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
@@ -23,6 +25,8 @@ class WorkerSpec:
     speculation: str = "off"  # auto | mtp | ngram | off
     draft_tokens: int = 4  # of a stream in one step, at most
     sharers: int = 1  # workers that share the node's cores, itself among them
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON, JSONValue
+from isotherm.cluster.messages.feed import FeedPart
+from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.on_ray.handles import ActorHandle
@@ -41,7 +43,8 @@ class RayShard:
 
 
 class ControllerClient:
-    """`Cluster` of cluster/routing/shard_client.py, and AdminClient of cluster/api/admin.py. Actors are looked up in a
+    """`Cluster` of cluster/routing/shard_client.py, AdminClient of cluster/api/admin.py, and `Others` of
+    cluster/observe/ingress.py. Actors are looked up in a
     thread: that call blocks."""
 
     async def watch(self, known_version: int) -> Membership:
@@ -78,9 +81,24 @@ class ControllerClient:
         autoscaler: JSON = await self._ask("autoscaler")
         return autoscaler
 
-    async def metrics(self) -> str:
-        text: str = await self._ask("metrics")
+    async def set_autoscaler(self, body: JSONValue) -> JSON:
+        autoscaler: JSON = await self._ask("set_autoscaler", body)
+        return autoscaler
+
+    async def feed_part(self, last: str) -> FeedPart | None:
+        part: FeedPart | None = await self._ask("feed_part", last)
+        return part
+
+    async def report(self, ingress: str, figures: Figures, requests: JSON) -> None:
+        await self._ask("report", ingress, figures, requests)
+
+    async def metrics(self, ingress: str, figures: Figures) -> str:
+        text: str = await self._ask("metrics", ingress, figures)
         return text
+
+    async def requests(self) -> dict[str, JSON]:
+        requests: dict[str, JSON] = await self._ask("requests")
+        return requests
 
     async def _ask(self, name: str, *args: Any) -> Any:
         """Raises WorkerGoneError while there is no controller, and what the controller raises."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+from dataclasses import replace
+
+from isotherm.cluster.messages.requests import Course, Delta, FinishReason, GenerationRequest
 
 MOST_LOSSES = 2  # shards that may be lost under one request before it counts as the cause
 
@@ -16,6 +18,7 @@ class Journey:
         self._given = list(request.generated)
         self._scored = request.scored  # prompt tokens whose log-probabilities were given out
         self._moved = False  # a shard had it before
+        self.moves = self.resumptions = 0  # times that a shard gave it back, and that one was lost under it
         self.losses = 0  # in succession, without a token or a score in between
 
     @property
@@ -40,6 +43,9 @@ class Journey:
         on a gap or a repeat, of tokens or of what scores the prompt."""
         if delta.finish_reason is FinishReason.LOST:
             self.losses += 1
+            self.resumptions += 1
+        if delta.finish_reason is FinishReason.MOVED:
+            self.moves += 1
         if delta.finish_reason in (FinishReason.LOST, FinishReason.MOVED):
             self._moved = True
             return False
@@ -58,6 +64,12 @@ class Journey:
             self._given += delta.token_ids
             self.losses = 0
         return True
+
+    def told(self, delta: Delta) -> Delta:
+        """The delta as the client's side is to have it: with where the request has been, if it has been elsewhere."""
+        if not self._moved:
+            return delta
+        return replace(delta, course=replace(delta.course or Course(), moved=self.moves, resumed=self.resumptions))
 
     def failure(self, why: str) -> Delta:
         """The end of a request that cannot go on."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
-from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.api.engine_client import MOST_UNREAD, TOO_SLOW, EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
@@ -63,9 +63,11 @@ class ShardClient:
         max_model_len: int,
         shard_capacity: int = sys.maxsize,
         max_sequences: int = sys.maxsize,
+        shard_tokens: int = sys.maxsize,
     ):
-        """`shard_capacity`: requests that one shard takes, running and waiting; `max_sequences`: running."""
-        self._shard_capacity, self._max_sequences = shard_capacity, max_sequences
+        """`shard_capacity`: requests that one shard takes, running and waiting; `max_sequences`: running;
+        `shard_tokens`: what all that it takes may have."""
+        self._shard_capacity, self._max_sequences, self._shard_tokens = shard_capacity, max_sequences, shard_tokens
         self.vocab_size, self.max_model_len = vocab_size, max_model_len
         self._cluster = cluster
         self._connections: dict[str, Connection] = {}  # by shard
@@ -89,6 +91,9 @@ class ShardClient:
     def capacity(self) -> int:
         return self._shard_capacity * max(1, len(self._serving()))
 
+    def token_capacity(self) -> int:
+        return self._shard_tokens * max(1, len(self._serving()))
+
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """As EngineClient says. A request whose shard is lost or drained goes on at another, from the tokens that were
         already given out."""
@@ -107,13 +112,13 @@ class ShardClient:
                         raise EngineOverloadedError(delta.error)
                     if delta.token_ids or delta.prompt is not None:
                         cleared()
-                    yield delta
+                    yield journey.told(delta)
                     if delta.finish_reason is not None:
                         return
             log.info("request %s goes on elsewhere after %d tokens", request.id, journey.tokens)
             if (end := journey.verdict()) is not None:
                 log.error("request %s: %s", request.id, end.error)
-                yield end
+                yield journey.told(end)
                 return
             if not journey.has_begun:
                 connection = await self._choose_within(ADMISSION_SECONDS, family)
@@ -121,7 +126,7 @@ class ShardClient:
             try:
                 connection = await self._choose_within(RESUBMIT_SECONDS, family)
             except EngineUnavailableError as error:
-                yield journey.failure(f"its attention shard was lost, and {error}")
+                yield journey.told(journey.failure(f"its attention shard was lost, and {error}"))
                 return
 
     @contextlib.asynccontextmanager
@@ -314,7 +319,20 @@ class Connection:
                 if i % HANDED_OUT == 0:
                     await asyncio.sleep(0)
                 if (queue := self._streams.get(delta.request_id)) is not None and delta.request_id in self._sent:
-                    queue.put_nowait(delta)
+                    if queue.qsize() >= MOST_UNREAD and delta.finish_reason is None:
+                        self._give_up(queue, delta.request_id)
+                    else:
+                        queue.put_nowait(delta)
+
+    def _give_up(self, queue: asyncio.Queue[Delta], request_id: str) -> None:
+        """End a request whose deltas nobody reads."""
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(Delta(request_id, 0, finish_reason=FinishReason.ERROR, error=TOO_SLOW))
+        del self._streams[request_id]
+        self._sent.discard(request_id)
+        self._aborts.append(request_id)
+        self._wake.set()
 
     async def _send(self, shard: Shard, connection: str) -> None:
         """Send new requests and aborts, in one call all that came since the last, and a sign of life now and then.

@@ -41,3 +41,15 @@ def test_names_defaults_and_access_are_the_manifests(with_defaults):
     assert listed["id"] == "mine" and listed["default_sampling"]["temperature"] == 0.6 and status == 403
     listed, status = answers({**manifest, "generation_config": "none", "http": {"admin": "open"}}, with_defaults)
     assert listed["default_sampling"]["temperature"] == 1.0 and status == 200
+
+
+def test_a_manifests_time_for_a_request_is_kept(with_defaults):
+    engine = FakeEngine(2000, delay_s=30.0)
+    app = front_door(parse_manifest({"model": "m", "http": {"request_timeout": 0.05}}), with_defaults, engine)
+
+    async def go():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
+            return await http.post("/v1/completions", json={"model": "m", "prompt": "hello"})
+
+    answer = asyncio.run(go())
+    assert answer.status_code == 408 and "time of 0.05 s" in answer.json()["error"]["message"]

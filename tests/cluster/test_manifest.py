@@ -10,6 +10,7 @@ import yaml
 from deepseek_checkpoints import make_config
 from pydantic import BaseModel
 
+from isotherm.cluster.engine.places import Room
 from isotherm.cluster.manifest import Manifest, ManifestError, kv_bytes_per_token, load_manifest, parse_manifest
 from isotherm.cluster.manifest_values import parse_bytes
 from isotherm.cluster.model.registry import parse
@@ -275,6 +276,12 @@ def test_kv_memory_divides_into_blocks():
         False,
     )
     assert config.max_model_len == 160  # what the cache holds
+
+
+def test_as_many_tokens_may_wait_as_the_cache_holds_unless_it_is_said():
+    limits = {"kv_memory": 160 * TOKEN, "max_sequences": 3, "max_waiting": 2}
+    assert engine(**limits).scheduler_config(MODEL).room == Room(5, 320)
+    assert engine(**limits, max_waiting_tokens=10).scheduler_config(MODEL).room == Room(5, 170)
 
 
 def test_the_context_is_at_most_the_models():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -87,6 +88,22 @@ def test_prometheus_can_scrape_it(served):
     found = {s.name: s.value for family in text_string_to_metric_families(answer.text) for s in family.samples}
     assert found["isotherm_placement_version"] > 1 and found["isotherm_shard_tokens_per_second"] > 0
     assert found["isotherm_autoscaler_decisions_total"] >= 1
+    for name in "gen_ai_server_time_to_first_token_seconds_count", "isotherm_step_exchange_wait_seconds_sum":
+        assert found[name] > 0, name
+
+
+def test_rays_own_prometheus_sees_it(served):
+    """At every node of Ray, as it tells Prometheus where these are."""
+    listing = served.ray_folder() / "prom_metrics_service_discovery.json"
+    wanted = "ray_isotherm_placement_version", "ray_gen_ai_server_time_to_first_token_seconds_bucket"
+    deadline, text = time.monotonic() + 60, ""
+    while not all(name in text for name in wanted) and time.monotonic() < deadline:
+        time.sleep(1)
+        targets = [target for entry in json.loads(listing.read_text()) for target in entry["targets"]]
+        text = "".join(httpx.get(f"http://{target}/metrics", timeout=10).text for target in targets)
+    found = {s.name: s for family in text_string_to_metric_families(text) for s in family.samples}
+    assert all(name in found for name in wanted), sorted(found)[:20]
+    assert found["ray_isotherm_placement_version"].value >= 1
 
 
 def test_an_operator_is_not_in_its_way(served):

@@ -27,7 +27,7 @@ from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
 from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
 from isotherm.actors.models.weights import WeightReader
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.sequence import ScheduledSequence
 from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams, TokenLogprobs
 from isotherm.cluster.model.checkpoint import Checkpoint

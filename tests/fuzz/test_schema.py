@@ -10,6 +10,7 @@ import warnings
 import httpx
 import pytest
 from fake_engine import FakeEngine, http_server, write_tokenizer
+from fake_observer import FakeObserver
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 
@@ -48,9 +49,6 @@ class FakeAdmin:
     async def autoscaler(self):
         return {}
 
-    async def metrics(self):
-        return ""
-
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
@@ -59,7 +57,9 @@ def url(tmp_path_factory):
     batches = BatchService(Store(folder, 1 << 24, 10_000), BatchLimits(), 100_000)
     settings = AppSettings(tool_format="hermes")
     engine = FakeEngine(tokenizer.vocab_size)
-    app = build_app(engine, tokenizer, "m", settings=settings, admin=FakeAdmin(), batches=batches)
+    app = build_app(
+        engine, tokenizer, "m", settings=settings, admin=FakeAdmin(), batches=batches, observer=FakeObserver()
+    )
     with http_server(app) as address:
         yield address
     tokenizer.chat_template.close()

@@ -29,24 +29,27 @@ _END = b"0\r\n\r\n"
 @dataclass(frozen=True)
 class Burst:
     """`warm` seconds pass before anything is counted; then `seconds` are. Outputs are from half to one and a half times
-    `tokens` long."""
+    `tokens` long. A client that is refused waits for as long as it is told, but for no longer than `patience`
+    seconds."""
 
     port: int
     clients: int
     seconds: float = 30.0
+    patience: float = 60.0
     warm: float = 3.0
     tokens: int = 64
     prompt: int = 16
     vocab: int = 1280
     model: str = "tiny"
     seed: int = 0
+    keys: tuple[str, ...] = ()  # of the clients, in turn; none: they have no key
 
 
 @dataclass
 class Report:
-    """`goodput`: tokens per second of streams that were complete within the counted time. `wrong`: what no answer may
-    be, the first few of them. `health`: seconds that /health took, each time, from the first moment on; `first`:
-    seconds to the status line of a stream that was let in."""
+    """`goodput`: tokens per second of streams that were complete within the counted time, `by_key` too. `wrong`: what
+    no answer may be, the first few of them. `health`: seconds that /health took, each time, from the first moment on;
+    `first`: seconds to the status line of a stream that was let in; `whole`: to its end."""
 
     goodput: float = 0.0
     complete: int = 0
@@ -54,6 +57,8 @@ class Report:
     wrong: list[str] = field(default_factory=list)
     health: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    by_key: dict[str, float] = field(default_factory=dict)
     retry_after: list[int] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,28 +101,31 @@ class Answer(asyncio.Protocol):
 async def _client(burst: Burst, number: int, begin: float, end: float, report: Report) -> None:
     rng = random.Random(burst.seed * 10**6 + number)
     loop, answer, transport = asyncio.get_running_loop(), None, None
+    key = burst.keys[number % len(burst.keys)] if burst.keys else ""
     while time.perf_counter() < end:
         if answer is None or answer.lost:
             transport, answer = await loop.create_connection(Answer, "127.0.0.1", burst.port)
         sent = time.perf_counter()
         answer.data, answer.began, answer.done = bytearray(), 0.0, loop.create_future()
-        transport.write(_request(burst, rng))  # type: ignore[union-attr]
+        transport.write(_request(burst, rng, key))  # type: ignore[union-attr]
         whole, now = await answer.done, time.perf_counter()
         status, counted = whole[9:12], begin <= now < end
         if status == b"200" and b"data: [DONE]" in whole and (tokens := _USAGE.search(whole)):
             if counted:
                 report.complete += 1
                 report.goodput += int(tokens[1]) / burst.seconds
+                report.by_key[key] = report.by_key.get(key, 0.0) + int(tokens[1]) / burst.seconds
                 report.first.append(answer.began - sent)
+                report.whole.append(now - sent)
         elif status in (b"429", b"503") and (wait := re.search(rb"retry-after: (\d+)\r\n", whole)):
             report.refused += counted
             report.retry_after.append(int(wait[1]))
-            await asyncio.sleep(int(wait[1]))
+            await asyncio.sleep(min(int(wait[1]), burst.patience))
         elif len(report.wrong) < 10:
             report.wrong.append(f"after {now - begin:.1f} s: {whole[:300]!r} … {whole[-300:]!r}")
 
 
-def _request(burst: Burst, rng: random.Random) -> bytes:
+def _request(burst: Burst, rng: random.Random, key: str) -> bytes:
     tokens = rng.randrange(burst.tokens // 2, burst.tokens * 3 // 2 + 1)
     prompt = [rng.randrange(burst.vocab) for _ in range(burst.prompt)]
     body = {
@@ -130,6 +138,8 @@ def _request(burst: Burst, rng: random.Random) -> bytes:
     }
     data = json.dumps(body | {"stream_options": {"include_usage": True}}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    if key:
+        head += f"\r\nAuthorization: Bearer {key}"
     return head.encode() + b"\r\n\r\n" + data
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+
+from isotherm.cluster.messages.feed import FeedPart, FeedTable
 
 
 class FakeAdmin:
     def __init__(self) -> None:
         self.fails: Exception | None = None
+        self.feed = FeedTable("epoch")
 
     async def operate(self, body: Any) -> dict[str, Any]:
         if self.fails is not None:
@@ -26,5 +30,14 @@ class FakeAdmin:
     async def autoscaler(self) -> dict[str, Any]:
         return {"mode": "on", "decisions": []}
 
-    async def metrics(self) -> str:
-        return "isotherm_placement_version 3.0\n"
+    async def set_autoscaler(self, body: Any) -> dict[str, Any]:
+        if self.fails is not None:
+            raise self.fails
+        return {"mode": body["mode"], "decisions": []}
+
+    async def feed_part(self, last: str) -> FeedPart | None:
+        if self.fails is not None:
+            raise self.fails
+        if last != "":
+            await asyncio.sleep(0.02)
+        return self.feed.since(last)

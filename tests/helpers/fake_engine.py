@@ -92,7 +92,7 @@ class FakeEngine:
         self.fail_after: int | None = None  # tokens; then a Delta with an error
         self.unavailable = ""
         self.full = ""  # every request is refused by the shard
-        self.places = 10_000
+        self.places, self.tokens = 10_000, 10_000_000
         self.system_fingerprint = "isotherm-0123456789ab"
         self.reason: str | None = None
         self.open: set[str] = set()
@@ -104,6 +104,9 @@ class FakeEngine:
 
     def capacity(self) -> int:
         return self.places
+
+    def token_capacity(self) -> int:
+        return self.tokens
 
     async def status(self) -> dict[str, Any]:
         return {"workers": [], "placement_version": 1}

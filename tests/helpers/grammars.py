@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine, run
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import (
     Constraint,
     FinishReason,

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from isotherm.actors.attention.shard import AttentionShard
 from isotherm.actors.experts.group import ExpertGroup
 from isotherm.actors.links.rendezvous import Rendezvous
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import Delta, GenerationRequest, SamplingParams
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.cluster.model.path import bundled_model

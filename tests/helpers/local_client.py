@@ -13,7 +13,7 @@ import torch
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.select import select_kernels
@@ -49,6 +49,9 @@ class LocalClient:
 
     def capacity(self) -> int:
         return 256
+
+    def token_capacity(self) -> int:
+        return self.engine.scheduler.config.room.tokens
 
     async def status(self) -> dict[str, Any]:
         return {}

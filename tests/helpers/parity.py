@@ -12,7 +12,7 @@ from hf_oracle import Oracle
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint

@@ -84,6 +84,11 @@ class Served:
         self.remember_processes()
         self.stop()
 
+    def ray_folder(self) -> Path:
+        """Of its Ray's session, and what Ray keeps beside it."""
+        self.remember_processes()
+        return next(iter(self.ray_folders or _ray_folders(self._family.values())))
+
     def wait_ready(self) -> None:
         """Until it has said so, which is a moment after GET /ready does."""
         deadline = time.monotonic() + START_SECONDS

@@ -12,7 +12,7 @@ import httpx
 
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.weights import parse_dtype
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model

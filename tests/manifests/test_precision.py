@@ -21,7 +21,7 @@ from transformers import DeepseekV3ForCausalLM
 
 from isotherm.actors.local import local_engine
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint

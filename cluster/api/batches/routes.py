@@ -18,7 +18,7 @@ from isotherm.cluster.api.batches.service import BatchService
 from isotherm.cluster.api.batches.state import FINAL, new_batch, window_seconds
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.batches.upload import receive_file
-from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty
+from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty, at_most
 from isotherm.cluster.api.body import read_body
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.pages import newest_first, page
@@ -45,7 +45,7 @@ class BatchBody(BodyModel):
     input_file_id: NonEmpty
     endpoint: NonEmpty
     completion_window: NonEmpty
-    metadata: dict[_MetadataKey, _MetadataText] | None = Field(None, max_length=16)
+    metadata: Annotated[dict[_MetadataKey, _MetadataText] | None, at_most(16)] = Field(None, max_length=16)
     output_expires_after: OutputExpiresAfter | None = None
 
     @field_validator("completion_window")

@@ -29,12 +29,26 @@ MAX_TOP_LOGPROBS = 20
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 1000
 _MAX_BAD_WORDS = 128
+_MAX_BIASES = 1024
 MAX_MESSAGES = 32_768  # of a chat, or items of a response
 MAX_DOCUMENTS = 1024
 
 
 def text_or_list(value: Any) -> str:
     return "list" if isinstance(value, list) else "text"
+
+
+def at_most(count: int) -> BeforeValidator:
+    """Of an object with more entries than there may be, none is looked at: each that is wrong would be an error of its
+    own, and only the first one is told."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > count:
+            text = "Expected at most {most} entries"
+            raise PydanticCustomError("too_long", text, {"most": count})
+        return value
+
+    return BeforeValidator(check)
 
 
 _T = TypeVar("_T")
@@ -117,9 +131,10 @@ class GenerationBody(RequestBody):
     presence_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     frequency_penalty: float | None = Field(None, ge=-2, le=2, allow_inf_nan=False)
     repetition_penalty: float | None = Field(None, ge=1e-6, le=2, allow_inf_nan=False)
-    logit_bias: dict[_TokenKey, _Bias] | None = Field(None, max_length=1024)
+    logit_bias: Annotated[dict[_TokenKey, _Bias] | None, at_most(_MAX_BIASES)] = Field(None, max_length=_MAX_BIASES)
     min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     priority: int | None = Field(None, ge=-(2**31), le=2**31 - 1)  # lower ones have their turn first
+    timeout: float | None = Field(None, gt=0, le=86400, allow_inf_nan=False)  # seconds from its arrival to its end
     user: str | None = Field(None, max_length=512)  # whom it is for: requests are shared out over users
     stop_token_ids: ListOf[TokenId] | None = Field(None, max_length=128)
     ignore_eos: bool | None = None

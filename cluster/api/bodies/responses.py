@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import MAX_MESSAGES, BodyModel, ListOf, NonEmpty, text_or_list
+from isotherm.cluster.api.bodies.common import MAX_MESSAGES, BodyModel, ListOf, NonEmpty, at_most, text_or_list
 from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 
@@ -226,7 +226,7 @@ class ResponsesBody(TranslatedBody):
     top_p: float | None = None
     top_logprobs: int | None = None
     include: ListOf[_Included] | None = None
-    metadata: Annotated[_Metadata, Field(max_length=_MAX_METADATA)] | None = None
+    metadata: Annotated[_Metadata | None, at_most(_MAX_METADATA)] = Field(None, max_length=_MAX_METADATA)
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None  # the prefix cache finds by itself what prompts have in common

@@ -15,7 +15,7 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.local import LocalExperts, local_engine, run
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -412,3 +412,23 @@ def test_lost_experts_are_nobodys_fault(engine: Engine):
     with pytest.raises(ExpertsLostError):
         engine.step()
     assert experts.abandoned == 1 and len(engine.scheduler) == 2
+
+
+def test_each_step_is_counted_and_an_idle_one_is_not(engine: Engine):
+    engine.step()
+    generate(engine, request("a", 3, PROMPT), request("b", 3, PROMPT))
+    found = {family.metric.name: family.values[()] for family in engine.figures.read(engine.scheduler)}
+    assert found["isotherm_step_seconds"].count == found["isotherm_step_requests"].count == engine.steps
+    assert found["isotherm_step_tokens"].total == 2 * (len(PROMPT) + 2)
+    assert found["isotherm_step_exchange_wait_seconds"].total == 0, "all experts are in this process"
+    assert found["isotherm_prefix_cache_lookup_tokens_total"] == 2 * len(PROMPT)
+
+
+def test_waits_for_groups_are_counted_with_the_step_and_the_request(checkpoint: Checkpoint):
+    config = SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128)
+    engine = local_engine(checkpoint, ReferenceKernels(torch.float32), config, groups=2)
+    deltas = list(run(engine, [request("a", 3)]))
+    found = {family.metric.name: family.values[()] for family in engine.figures.read(engine.scheduler)}
+    waited = found["isotherm_step_exchange_wait_seconds"].total
+    assert 0 < waited < found["isotherm_step_seconds"].total
+    assert deltas[-1].course is not None and 0 < deltas[-1].course.group_wait <= waited

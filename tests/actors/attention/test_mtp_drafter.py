@@ -10,7 +10,7 @@ from grammars import tiny_tokenizer
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.mtp_drafter import Run
 from isotherm.actors.local import local_engine, run
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model

@@ -14,7 +14,7 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.prompt_scores import row_scores
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.step_batch import build_batch
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams, TokenLogprobs
 from isotherm.cluster.model.checkpoint import Checkpoint

@@ -14,7 +14,8 @@ import pytest
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.step_loop import StepLoop
-from isotherm.cluster.engine.scheduler import Scheduler, SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Sampled
 from isotherm.cluster.messages.requests import Constraint, Delta, FinishReason, GenerationRequest, SamplingParams
 

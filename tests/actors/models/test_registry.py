@@ -19,7 +19,7 @@ from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.cli.offline import OfflineOptions, generate_offline
 from isotherm.cluster.deploy.inspect import inspect_model
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model import registry as model_registry

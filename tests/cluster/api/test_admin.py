@@ -44,13 +44,6 @@ def test_what_is_shown(call):
     assert call("GET", "/admin/autoscaler").json() == {"mode": "on", "decisions": []}
 
 
-def test_metrics_are_text_that_prometheus_takes(call):
-    answer = call("GET", "/metrics")
-    assert answer.text == "isotherm_placement_version 3.0\n" and answer.headers["content-type"].startswith(
-        "text/plain; version=0.0.4"
-    )
-
-
 def test_an_operation_is_taken(call):
     answer = call("POST", "/admin/operations", json={"expert_groups": 2})
     assert answer.status_code == 202 and answer.json() == {

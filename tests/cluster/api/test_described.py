@@ -10,6 +10,7 @@ import httpx
 import jsonschema
 import pytest
 from fake_engine import FakeEngine, write_tokenizer
+from fake_observer import FakeObserver
 from starlette.routing import Route
 
 from isotherm.cluster.api.app import build_app
@@ -33,7 +34,7 @@ def app(tmp_path_factory):
     tokenizer = Tokenizer.load(write_tokenizer(folder))
     batches = BatchService(Store(folder, 1 << 20, 10_000), BatchLimits(), 100_000)
     engine = FakeEngine(tokenizer.vocab_size)
-    yield build_app(engine, tokenizer, "org/m", admin=FakeAdmin(), batches=batches)  # type: ignore[arg-type]
+    yield build_app(engine, tokenizer, "org/m", admin=FakeAdmin(), batches=batches, observer=FakeObserver())  # type: ignore[arg-type]
     tokenizer.chat_template.close()
 
 

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from isotherm.cluster.api.gate import CAPACITY_HEADER, GateMiddleware
+from isotherm.cluster.api.gate import CAPACITY_HEADER, GateMiddleware, told
+from isotherm.cluster.engine.places import Band, Claim
 
 
 class Replicas:
@@ -15,22 +16,33 @@ class Replicas:
 
     def __init__(self, capacity: int | None = 2):
         self.capacity, self.reached, self.go = capacity, 0, asyncio.Event()
+        self.weights: dict[bytes, float] = {}  # of keys; none: the server has no keys
+        self.band = Band.NORMAL  # of the request that is answered
 
     async def __call__(self, scope, receive, send):
         self.reached += 1
         await self.go.wait()
-        told = [] if self.capacity is None else [(CAPACITY_HEADER, str(self.capacity).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"1"), *told]})
+        key = dict(scope["headers"]).get(b"authorization", b"")
+        if self.weights and key not in self.weights:
+            await send({"type": "http.response.start", "status": 401, "headers": []})
+            await send({"type": "http.response.body", "body": b"who?"})
+            return
+        said = ""
+        if self.capacity is not None:
+            said = told(self.capacity, Claim(key.decode(), self.weights.get(key, 1.0)), self.band)
+        headers = [(CAPACITY_HEADER, said.encode())] if said else []
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"1"), *headers]})
         await send({"type": "http.response.body", "body": b"ok"})
 
 
-async def ask(gate, method="POST", path="/v1/completions"):
+async def ask(gate, method="POST", path="/v1/completions", key=b""):
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    await gate({"type": "http", "method": method, "path": path, "headers": []}, None, send)
+    headers = [(b"authorization", key)] if key else []
+    await gate({"type": "http", "method": method, "path": path, "headers": headers}, None, send)
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
@@ -152,3 +164,73 @@ def test_a_single_refusal_comes_at_once():
         assert asyncio.get_running_loop().time() - begin < 0.1
 
     play(act)
+
+
+def test_a_key_that_floods_leaves_room_for_others():
+    async def act(replicas, gate):
+        replicas.weights = {b"a": 1.0, b"b": 1.0, b"c": 1.0}
+        replicas.go.set()
+        for key in (b"a", b"b"):
+            assert (await ask(gate, key=key))[0] == 200
+        replicas.go.clear()
+        flood = await opened(gate, 20, key=b"a")
+        assert replicas.reached == 2 + 14
+        assert (await opened(gate, 1, key=b"b")) and replicas.reached == 17
+        # Whoever has no answer yet may be anybody.
+        await opened(gate, 5, key=b"c")
+        assert replicas.reached == 18
+        refused, _ = await asyncio.wait(flood, timeout=0.5)
+        assert len(refused) == 6 and all(task.result()[0] == 429 for task in refused)
+
+    play(act, capacity=16)
+
+
+def test_keys_that_nobody_knows_cannot_take_the_places_of_others():
+    async def act(replicas, gate):
+        replicas.weights = {b"a": 1.0}
+        replicas.go.set()
+        await ask(gate, key=b"a")
+        replicas.go.clear()
+        for i in range(40):
+            await opened(gate, 1, key=b"made up %d" % i)
+        assert replicas.reached == 1 + 14
+        await opened(gate, 2, key=b"a")
+        assert replicas.reached == 17
+
+    play(act, capacity=16)
+
+
+def test_background_work_gives_its_place_back_when_it_is_known_for_what_it_is():
+    async def act(replicas, gate):
+        replicas.go.set()
+        await ask(gate)
+        replicas.band = Band.BACKGROUND
+        ended = asyncio.Event()
+
+        async def send(message):
+            if message["type"] == "http.response.body":
+                await ended.wait()
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+        rows = [asyncio.ensure_future(gate(scope, None, send)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        replicas.go.clear()
+        assert replicas.reached == 3
+        await opened(gate, 3)
+        assert replicas.reached == 5, "as many of others as if there were no rows"
+        ended.set()
+        await asyncio.gather(*rows)
+
+    play(act)
+
+
+def test_a_proxy_remembers_so_many_keys_only(monkeypatch):
+    async def act(replicas, gate):
+        replicas.weights = {b"%d" % i: 1.0 for i in range(9)}
+        replicas.go.set()
+        for key in replicas.weights:
+            await ask(gate, key=key)
+        assert len(gate._known) == 4
+
+    monkeypatch.setattr("isotherm.cluster.api.gate._MOST_KEYS", 4)
+    play(act, capacity=16)

@@ -16,6 +16,7 @@ from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
 from isotherm.cluster.api.middleware import ServeProxyMiddleware, serve_proxy_middlewares, steers_serve
 from isotherm.cluster.api.protocol import MAX_HEAD_BYTES, FrontDoorProtocol, without_upgrade
+from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.api.unrouted import UnroutedMiddleware
 
 # As Java's HttpClient and `curl --http2` send it.
@@ -256,7 +257,7 @@ def test_one_request_id_comes_back():
 
 def test_servers_of_a_proxy_use_the_protocol(monkeypatch):
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
-    inside_out = [UnroutedMiddleware, HealthMiddleware, GateMiddleware, ServeProxyMiddleware]
+    inside_out = [UnroutedMiddleware, HealthMiddleware, GateMiddleware, ServeProxyMiddleware, SlowClientMiddleware]
     assert [middleware.cls for middleware in serve_proxy_middlewares()] == inside_out
     config = uvicorn.Config(echo, log_level="warning")
     config.load()

@@ -95,3 +95,10 @@ def test_groups_that_are_gone_are_forgotten():
         )
     (track,) = meters._shards.values()
     assert len(track._rates) <= 3 and len(meters._groups) <= 31
+
+
+def test_a_shards_own_figures_are_those_that_it_reported_last():
+    meters = Meters(10.0, silence=5.0)
+    meters.observe({"attention-0": replace(SHARD, figures=("old",))}, {}, 0.0)
+    meters.observe({"attention-0": replace(SHARD, figures=("new",))}, {}, 1.0)
+    assert meters.figures(["attention-0", "attention-1"]) == {"attention-0": ("new",)}

@@ -13,7 +13,7 @@ from deepseek_checkpoints import make_checkpoint, make_config, make_tensors, wri
 
 from isotherm.actors.local import local_engine, run
 from isotherm.cluster.cli.offline import OfflineError, OfflineOptions, generate_offline, sampling_asked
-from isotherm.cluster.engine.scheduler import SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.manifest import Manifest, parse_manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint

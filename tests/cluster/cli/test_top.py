@@ -19,15 +19,17 @@ from isotherm.cluster.client import APIError
 HOSTILE = "[red]x[/] [/nothing]"
 
 
-def sample(time: float = 10.0, *, tokens: int = 0, groups: int = 2, layers: int = 2, experts: int = 8,
+def sample(time: float = 10.0, *, rate: float | None = 0.0, groups: int = 2, layers: int = 2, experts: int = 8,
            operation: Any = None, autoscaler: Any = None, hot: float = 1.0) -> Sample:  # fmt: skip
     """The first expert of the first layer is asked for `hot` times as often as each other one."""
     names = [f"expert-{i}" for i in range(groups)]
     shard = {"id": "attention-0", "role": "attention", "state": "loaded", "pid": 1, "host": "10.0.0.1", "running": 3,
-             "waiting": 2, "tokens": tokens, "kv_blocks_used": 5, "kv_blocks": 10}  # fmt: skip
+             "waiting": 2, "tokens": 5, "kv_blocks_used": 5, "kv_blocks": 10,
+             "load": None if rate is None else {"tokens_per_second": rate, "first_token_seconds": 0.25}}  # fmt: skip
     workers = [shard] + [
         {"id": g, "role": "expert", "state": "loaded", "pid": 2, "host": "10.0.0.2", "experts": 8,
-         "weight_bytes": 1 << 20, "pairs": 2 * tokens, "busy_seconds": tokens / 100} for g in names
+         "weight_bytes": 1 << 20, "pairs": 7,
+         "load": None if rate is None else {"heat": 1.25, "busy": 1.0, "rows_per_second": 2 * rate}} for g in names
     ]  # fmt: skip
     table = [
         {"layer": 3 + i, "rows": [7] * experts, "rate": [hot if i == e == 0 else 1.0 for e in range(experts)],
@@ -46,7 +48,6 @@ def sample(time: float = 10.0, *, tokens: int = 0, groups: int = 2, layers: int 
 
 def shown(
     now: Sample,
-    before: Sample | None = None,
     width: int = 120,
     height: int = 30,
     colours: bool = False,
@@ -54,7 +55,7 @@ def shown(
 ) -> str:
     console = Console(width=width, height=height, record=True, file=io.StringIO(),
                       color_system="truecolor" if colours else None, force_terminal=colours)  # fmt: skip
-    console.print(frame(now, before, "http://h:1", width, height, colours, trouble))
+    console.print(frame(now, "http://h:1", width, height, colours, trouble))
     return console.export_text(styles=colours)
 
 
@@ -68,9 +69,7 @@ def test_what_a_picture_says():
         "waiting": ["expert-2 waits"],
     }
     autoscaler = {"mode": "on", "decisions": [{"kind": "copies", "reason": HOSTILE, "result": "done"}]}
-    text = shown(
-        sample(12.0, tokens=300, operation=operation, autoscaler=autoscaler, hot=50.0), sample(10.0, tokens=100)
-    )
+    text = shown(sample(rate=100.0, operation=operation, autoscaler=autoscaler, hot=50.0))
     head = (HOSTILE, "serving", "100 tokens/s", "3 running", "2 waiting", "placement 4")
     events = (
         "op-9",
@@ -85,10 +84,9 @@ def test_what_a_picture_says():
         assert words in text, text
 
 
-def test_rates_are_of_the_same_process():
-    before, now = sample(10.0, tokens=900), sample(11.0, tokens=100)
-    now.status["workers"][0]["pid"] = 99
-    assert "- tokens/s" in shown(now, before) and "- tokens/s" in shown(now)
+def test_a_worker_that_has_just_come_has_no_rates_yet():
+    text = shown(sample(rate=None))
+    assert "- tokens/s" in text and "rows/s" not in text and "heat 1" not in text
 
 
 def test_heat_is_against_the_layer():
@@ -113,7 +111,7 @@ def test_it_fits(size: tuple[int, int], colours: bool, big: bool):
     now = sample(groups=144, layers=58, experts=256) if big else sample()
     console = Console(width=width, height=height, color_system="truecolor" if colours else None, force_terminal=colours)
     with console.capture() as capture:
-        console.print(frame(now, None, "http://h:1", width, height, colours, "as it was 3 s ago: no answer"))
+        console.print(frame(now, "http://h:1", width, height, colours, "as it was 3 s ago: no answer"))
     text = capture.get()
     lines = text.splitlines()
     assert len(lines) <= max(height, 9), text
@@ -154,11 +152,11 @@ class Server:
 
 
 def test_one_picture_for_a_script():
-    server = Server(sample(tokens=5))
+    server = Server(sample(rate=0.0))
     with http_server(server) as url:
         console = Console(width=100, record=True, file=io.StringIO())
         run_top(url, 0.1, True, console, sleep=lambda seconds: None)
-        assert "0 tokens/s" in console.export_text() and server.asked == 6
+        assert "0 tokens/s" in console.export_text() and server.asked == 3
     with pytest.raises(NoServerError, match="isotherm serve"):
         run_top(url, 0.1, True, console)
 
@@ -168,9 +166,9 @@ def test_a_server_that_is_away_for_a_while_and_an_interrupt(monkeypatch):
     pictures: list[str] = []
     real = frame
 
-    def watched(now: Sample, before: Sample | None, url: str, width: int, height: int, colours: bool, trouble: str):
+    def watched(now: Sample, url: str, width: int, height: int, colours: bool, trouble: str):
         pictures.append(trouble)
-        return real(now, before, url, width, height, colours, trouble)
+        return real(now, url, width, height, colours, trouble)
 
     monkeypatch.setattr(top, "frame", watched)
     turns = 0

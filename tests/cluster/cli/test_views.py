@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from isotherm.cluster.cli.views import human_count, show_batch_summary, show_report, show_status
+from isotherm.cluster.cli.worker_table import worker_table
 from isotherm.cluster.client.batch import BatchSummary
 from isotherm.cluster.deploy.inspect import Report, inspect_model
 from isotherm.cluster.manifest import Manifest, human_bytes
@@ -86,9 +87,25 @@ def test_a_status(console: Console):
     shown = console.export_text()
     assert (
         "placement version 1" in shown
-        and "3 running, 1 waiting, KV 5/100 blocks" in shown
+        and "3 running, 1 waiting" in shown
+        and "KV 5%" in shown
         and "32 experts, 1.0 MiB" in shown
     )
+    assert "127.0.0.1  native kernels  links over process-group (gloo)  attention-0 (pid 11)\n" in shown
+    assert "127.0.0.1  native kernels  expert-0 (pid 12)\n" in shown
+
+
+def test_a_status_fits_80_columns(console: Console):
+    load = {"tokens_per_second": 1234.5, "first_token_seconds": 12.25}
+    of_group = {"heat": 12.25, "busy": 0.999, "rows_per_second": 123456.0}
+    workers = [{**SHARD, "running": 128, "waiting": 128, "load": load, "host": f"10.11.12.{i}"} for i in range(2)]
+    workers += [{**GROUP, "id": f"expert-{i}", "weight_bytes": 900 << 30, "load": of_group, "host": f"10.11.13.{i}"}
+                for i in range(12)]  # fmt: skip
+    narrow = Console(width=80, record=True, file=io.StringIO())
+    narrow.print(worker_table(workers, 80))
+    text = narrow.export_text()
+    assert max(map(len, text.splitlines())) <= 80 and "128 running, 128 waiting" in text
+    assert "123456 rows/s" in text and "32 experts, 900.0 GiB" in text and "…" not in text, "nothing is cut"
 
 
 def test_nodes_of_a_status(console: Console):

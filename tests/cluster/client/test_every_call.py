@@ -10,7 +10,7 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from isotherm.cluster.client import APIError, AsyncClient, Client
+from isotherm.cluster.client import APIError, AsyncClient, Client, ConnectionFailedError
 
 OPERATION = {"id": "op-1", "phase": "done"}
 SAID = [{"role": "user", "content": "hi"}]
@@ -52,11 +52,14 @@ CALLS = {
     "operations": ((), {}, get("/admin/operations"), {"operations": [OPERATION]}, [OPERATION]),
     "wait_for_operation": (("op-1",), {}, get("/admin/operations/op-1"), OPERATION, OPERATION),
     "experts": ((), {}, get("/admin/experts"), {"layers": []}, {"layers": []}),
+    "set_autoscaler": (
+        ("advise",), {}, ("POST", "/admin/autoscaler", {"mode": "advise"}), {"mode": "advise"}, {"mode": "advise"}
+    ),
     "autoscaler": ((), {}, get("/admin/autoscaler"), {"mode": "on"}, {"mode": "on"}),
 }  # fmt: skip
 TESTED_ELSEWHERE = {
     "chat", "complete", "stream", "parse", "request", "local", "close", "aclose", "base_url",
-    "batch", "batch_files", "events",
+    "batch", "batch_files", "events", "feed",
 }  # fmt: skip
 
 
@@ -136,20 +139,42 @@ def test_what_is_another_thing_is_an_error_of_ours(name, body):
     assert "the answer is no" in both(body, name, *arguments)[1]
 
 
+def part(number: int, phases: dict, event: str = "change") -> bytes:
+    operation = {**OPERATION, "entered": phases, "created": 1.0, "dry_run": False}
+    data = json.dumps({"set": {"operation/op-1": operation}, "gone": []})
+    return f"id: e:{number}\nevent: {event}\ndata: {data}\n\n".encode()
+
+
 def test_events_are_those_that_come():
-    """The operation comes to its second phase at the third look."""
-    looks = []
+    """The operation comes to its second phase over the second connection, which begins where the first one broke."""
+    begun = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        looks.append(request.url.path)
-        entered = {"planned": 1.0} | ({"done": 2.0} if len(looks) % 3 == 0 else {})
-        return httpx.Response(200, json={"operations": [{**OPERATION, "entered": entered}]})
+        begun.append((request.url.path, request.headers.get("last-event-id")))
+        first = b": waiting\n\n" + part(1, {"planned": 1.0}, "snapshot")
+        return httpx.Response(200, content=part(2, {"planned": 1.0, "done": 2.0}) if begun[-1][1] else first)
 
     async def waiting():
         async with AsyncClient(transport=httpx.MockTransport(answer)) as client:
-            return await anext(client.events(0.001))
+            return await anext(client.events())
 
     with Client(transport=httpx.MockTransport(answer)) as client:
-        one = next(client.events(0.001))
-    assert (one.id, one.phase, one.time) == ("op-1", "done", 2.0) and len(looks) == 3
+        one = next(client.events())
+    assert (one.id, one.phase, one.time) == ("op-1", "done", 2.0)
+    assert begun == [("/admin/events", None), ("/admin/events", "e:1")]
     assert asyncio.run(waiting()) == one
+
+
+def test_a_feed_that_is_refused_raises_and_one_that_breaks_says_so():
+    answers = [httpx.Response(200, content=part(1, {}, "snapshot")), httpx.Response(503), httpx.Response(403, json={})]
+    with Client(transport=httpx.MockTransport(lambda request: answers.pop(0))) as client:
+        states = client.feed()
+        assert next(states).trouble == "" and "ended" in next(states).trouble and "503" in next(states).trouble
+        with pytest.raises(APIError):
+            next(states)
+    with Client(transport=httpx.MockTransport(refuse)) as client, pytest.raises(ConnectionFailedError, match="no"):
+        next(client.feed())
+
+
+def refuse(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("no")

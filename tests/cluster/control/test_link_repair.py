@@ -190,3 +190,13 @@ def test_a_worker_that_is_gone_has_no_links():
         assert not repair.failed
 
     assert list(play(act).lost) == ["expert-0"]
+
+
+def test_what_became_of_repairs_is_counted():
+    async def act(fleet: FakeFleet, repair: LinkRepair) -> None:
+        repair.report("attention-0", {"expert-0": "reset"})
+        await asyncio.sleep(0.05)
+        fleet.silent.add("expert-1")
+        repair.report("attention-0", {"expert-1": "reset"})
+
+    assert play(act).repair.results == {"made_anew": 1, "given_up": 1}

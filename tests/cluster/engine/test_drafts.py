@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from drafters import Guesser, always
 
-from isotherm.cluster.engine.scheduler import Scheduler, SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
 from isotherm.cluster.engine.speculation import Speculation
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams

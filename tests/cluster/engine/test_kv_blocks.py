@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isotherm.cluster.engine.kv_blocks import ROOT_KEY, BlockManager, block_key
+from isotherm.cluster.engine.kv_blocks import ROOT_KEY, BlockManager, block_key, root_key
 
 
 def counts(manager: BlockManager) -> tuple[int, int, int]:
@@ -223,3 +223,10 @@ def test_any_sequence_of_calls_agrees_with_a_plain_model(blocks: int, actions: l
     assert manager.used == 0
     every = manager.allocate(blocks)
     assert every is not None and sorted(every) == list(range(blocks))
+
+
+def test_each_tenant_has_keys_of_its_own_and_nobody_in_particular_has_the_plain_ones():
+    assert root_key("") == ROOT_KEY
+    roots = [root_key(tenant) for tenant in ("", "a", "b", "isotherm")]
+    keys = {block_key(root, (1, 2, 3, 4), 4) for root in roots}
+    assert len(keys) == 4 and root_key("a") == roots[1]

@@ -10,9 +10,11 @@ from isotherm.cluster.engine.sequence import ScheduledSequence
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 
 
-def sequence(arrival: int, priority: int = 0, user: str = "", tokens: int = 10) -> ScheduledSequence:
+def sequence(
+    arrival: int, priority: int = 0, user: str = "", tokens: int = 10, weight: float = 1.0
+) -> ScheduledSequence:
     params = SamplingParams(tokens)
-    request = GenerationRequest(f"{user}{arrival}", (1, 2), params, priority=priority, user=user)
+    request = GenerationRequest(f"{user}{arrival}", (1, 2), params, priority=priority, user=user, weight=weight)
     return ScheduledSequence(request, arrival, [1, 2])
 
 
@@ -85,6 +87,56 @@ def test_what_is_given_up_is_not_charged():
         waiting.remove(one)
     waiting.add(many[5])
     assert order(waiting) == ["a0", "b10", "a5", "b11", "b12"]
+
+
+def test_three_times_the_weight_is_three_times_the_turns():
+    heavy = [sequence(i, user="a", weight=3.0) for i in range(6)]
+    light = [sequence(i, user="b") for i in range(6, 9)]
+    assert order(queue(*light, *heavy)) == ["a0", "b6", "a1", "a2", "a3", "b7", "a4", "a5", "b8"]
+
+
+def test_what_was_asked_for_and_not_used_is_given_back():
+    """One asks for long outputs and has short ones: it has turns by what it has used."""
+    waiting = queue()
+    for i in range(8):
+        waiting.add(sequence(2 * i, user="a", tokens=98))
+        waiting.add(sequence(2 * i + 1, user="b", tokens=8))
+    turns = []
+    while (first := waiting.first()) is not None:
+        waiting.remove(first, has_turn=True)
+        turns.append(first.request.user)
+        first.tokens += [7] * 8
+        waiting.ended(first)
+    assert all(abs(turns[:n].count("a") - turns[:n].count("b")) <= 1 for n in range(len(turns)))
+
+
+def test_what_somebody_has_of_one_class_counts_for_nothing_in_another():
+    """A batch in the background does not keep its user's conversation waiting behind others."""
+    batch = [sequence(i, 9, "a", 1000) for i in range(5)]
+    waiting = queue(*batch)
+    for _ in range(2):
+        waiting.remove(waiting.first(), has_turn=True)
+    for i, user in ((10, "b"), (11, "b"), (12, "a"), (13, "a")):
+        waiting.add(sequence(i, user=user))
+    assert order(waiting)[:4] == ["b10", "a12", "b11", "a13"]
+
+
+def test_who_has_left_leaves_nothing_behind():
+    waiting = queue()
+    for i in range(3000):
+        one = sequence(i, priority=i % 7, user=f"u{i}")
+        waiting.add(one)
+        waiting.remove(one, has_turn=i % 2 == 0)
+        waiting.ended(one)
+    assert not waiting._heap and not waiting._classes
+
+
+def test_the_heap_has_few_entries_that_stand_for_nothing():
+    waiting = queue(*(sequence(i, user="a") for i in range(50)))
+    for i in range(50, 500):
+        waiting.remove(next(iter(waiting)))  # each that is given up moves all after it
+        waiting.add(sequence(i, user="a"))
+    assert len(waiting._heap) == 50
 
 
 def test_only_a_better_class_takes_blocks_away():

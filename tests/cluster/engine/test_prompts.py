@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from isotherm.cluster.engine.scheduler import Scheduler, SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk, Sampled
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs
 

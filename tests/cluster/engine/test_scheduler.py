@@ -12,8 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from isotherm.cluster.engine.scheduler import QueueFullError, Scheduler, SchedulerConfig
-from isotherm.cluster.engine.sequence import Chunk, Form, Sampled, ScheduledSequence
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.places import QueueFullError
+from isotherm.cluster.engine.scheduler import Scheduler
+from isotherm.cluster.engine.sequence import NOTED_CHUNKS, Chunk, Form, Sampled, ScheduledSequence
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs
 
 
@@ -68,7 +70,7 @@ def test_a_new_request_beyond_the_bound_is_refused():
     scheduler = make(max_sequences=2, max_waiting=1)
     for name in "abc":
         scheduler.add(request(name, 2))
-    with pytest.raises(QueueFullError, match="3 requests are running or waiting here, and 3 may"):
+    with pytest.raises(QueueFullError, match="at this shard 3 requests are running or waiting, and 3 may"):
         scheduler.add(request("d", 2))
     assert scheduler.request_ids() == ["a", "b", "c"]
     scheduler.abort("b")
@@ -83,6 +85,26 @@ def test_a_request_that_was_accepted_before_always_has_room():
     with pytest.raises(QueueFullError):
         scheduler.add(request("d", 2))
     assert len(plans(scheduler)) > 0 and len(scheduler) == 0
+
+
+def test_tokens_bound_the_queue_too():
+    scheduler = make(max_waiting=100, max_waiting_tokens=16)
+    assert scheduler.config.room.tokens == 64 + 16
+    for name in "abcd":
+        scheduler.add(request(name, 10, 10))
+    with pytest.raises(QueueFullError, match="at this shard the requests .* have 80 tokens, and 80 fit"):
+        scheduler.add(request("e", 2))
+    scheduler.abort("b")
+    scheduler.add(request("e", 2))
+
+
+def test_rows_of_a_batch_leave_room_for_people():
+    scheduler = make(max_sequences=2, max_waiting=1)
+    for name in "abc":
+        scheduler.add(replace(request(name, 2), priority=100))
+    with pytest.raises(QueueFullError):
+        scheduler.add(replace(request("d", 2), priority=100))
+    scheduler.add(request("e", 2))
 
 
 def test_without_a_bound_any_number_waits():
@@ -113,38 +135,38 @@ def of_class(priority: int, name: str, prompt: int, **changes: Any) -> Generatio
 
 def test_a_better_class_does_not_wait_for_a_long_prompt():
     scheduler = make(max_batch_tokens=8)
-    scheduler.add(of_class(5, "a", 24))
+    scheduler.add(of_class(0, "a", 24))
     assert step(scheduler)[0] == ["a prefill 0+8"]
-    scheduler.add(of_class(0, "b", 5))
-    scheduler.add(of_class(5, "c", 2))
+    scheduler.add(of_class(-5, "b", 5))
+    scheduler.add(of_class(0, "c", 2))
     assert step(scheduler)[0] == ["b prefill 0+5!", "a prefill 8+3"]
 
 
 def test_a_worse_class_gives_its_blocks_to_a_better_one_and_goes_on_later():
     scheduler = make(blocks=8, max_batch_tokens=32, prefix_cache=False)
-    scheduler.add(of_class(5, "a", 12, max_tokens=8))
+    scheduler.add(of_class(0, "a", 12, max_tokens=8))
     step(scheduler)
-    scheduler.add(of_class(0, "b", 20, max_tokens=2))
+    scheduler.add(of_class(-5, "b", 20, max_tokens=2))
     assert step(scheduler)[0] == ["b prefill 0+20!"] and scheduler.preemptions == 1
     assert [plan for plan in plans(scheduler) if any("a prefill" in c for c in plan)] == [["a prefill 0+12"]]
 
 
 def test_one_of_a_better_class_takes_the_place_of_another():
     scheduler = make(max_sequences=1)
-    scheduler.add(of_class(5, "a", 4))
+    scheduler.add(of_class(0, "a", 4))
     step(scheduler)
-    scheduler.add(of_class(5, "c", 4))
+    scheduler.add(of_class(0, "c", 4))
     assert step(scheduler)[0] == ["a decode 4+1!"]
-    scheduler.add(of_class(0, "b", 4))
+    scheduler.add(of_class(-5, "b", 4))
     assert step(scheduler)[0] == ["b prefill 0+4!"]
 
 
 def test_nobody_gives_way_in_vain():
     scheduler = make(block_size=1, blocks=10, max_model_len=10, max_batch_tokens=16)
-    for one in (of_class(0, "a", 3), of_class(5, "b", 2)):
+    for one in (of_class(-5, "a", 3), of_class(0, "b", 2)):
         scheduler.add(one)
         step(scheduler)
-    scheduler.add(of_class(0, "c", 9))  # it does not fit beside a, whoever else gives way
+    scheduler.add(of_class(-5, "c", 9))  # it does not fit beside a, whoever else gives way
     assert [c[0] for c in step(scheduler)[0]] == ["a", "b"] and scheduler.preemptions == 0
 
 
@@ -616,8 +638,8 @@ def test_a_resumed_request_recomputes_its_output_in_decode_form_and_goes_on_from
 
 VOCABULARY = 2  # so that prefixes are often equal
 STOP = VOCABULARY  # sampled now and then
-# A cached position: all tokens up to it, and how many of them were computed in prefill form
-Content = tuple[tuple[int, ...], int]
+# A cached position: all tokens up to it, how many of them were computed in prefill form, and for whom
+Content = tuple[tuple[int, ...], int, str]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -658,6 +680,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.added += 1
         new = request(f"r{self.added}", tokens[:prompt], max_tokens, stop=(STOP,), generated=tuple(tokens[prompt:]))
         new = replace(new, priority=data.draw(st.sampled_from([0, 0, 5])), user=data.draw(st.sampled_from("ab")))
+        new = replace(new, weight=data.draw(st.sampled_from([1.0, 3.0])), tenant=data.draw(st.sampled_from(["", "t"])))
         if data.draw(st.booleans()):
             scored = prompt - 1 if generated else data.draw(st.integers(0, prompt - 1))
             new = replace(new, params=replace(new.params, prompt_logprobs=0), scored=scored)
@@ -727,6 +750,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         meanwhile()
         still = {s.request.id for s in self.scheduler.running}
         deltas = self.scheduler.complete(chunks, sampled, scores)
+        if self.scheduler.is_shared:
+            self.scheduler.took(chunks, 1 + sum(c.count for c in chunks) / 5)
         assert [d.request_id for d in deltas] == [name for name in expected if name in still]
         for delta in deltas:
             self.check_delta(delta, *expected[delta.request_id])
@@ -751,7 +776,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for position in range(end):
             block, content = (
                 sequence.blocks[position // size],
-                (tuple(sequence.tokens[: position + 1]), min(prompt, position + 1)),
+                (tuple(sequence.tokens[: position + 1]), min(prompt, position + 1), sequence.request.tenant),
             )
             if position >= chunk.start:
                 assert block not in shared, "a block that is written has one owner"
@@ -824,3 +849,37 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestSchedulerMachine = SchedulerMachine.TestCase
 TestSchedulerMachine.settings = settings(max_examples=200, stateful_step_count=40, report_multiple_bugs=False)
+
+
+def test_a_request_is_told_its_course_with_its_first_tokens_and_its_last():
+    now = iter(float(i) for i in range(100))
+    config = SchedulerConfig(block_size=4, blocks=16, max_batch_tokens=8, max_sequences=4, max_model_len=32)
+    scheduler = Scheduler(config, clock=lambda: next(now))
+    scheduler.waited = 5.0
+    scheduler.add(request("a", 10, 3))  # at 0; its turn is at 1
+    courses = []
+    while len(scheduler):
+        for delta in step(scheduler)[1]:
+            courses.append(delta.course)
+        scheduler.waited += 0.25
+    assert [course and course.chunks for course in courses] == [((2.0, 8), (3.0, 2)), None, ((2.0, 8), (3.0, 2))]
+    assert courses[0].group_wait == 0.25 and courses[2].group_wait == 0.75
+
+
+def test_a_very_long_prompts_later_chunks_are_told_as_one():
+    scheduler = make(blocks=200, max_model_len=800, max_batch_tokens=4)
+    scheduler.add(request("a", 4 * (NOTED_CHUNKS + 3), 1))
+    (delta,) = [delta for _ in range(NOTED_CHUNKS + 3) for delta in step(scheduler)[1]]
+    assert [count for _, count in delta.course.chunks] == [4] * (NOTED_CHUNKS - 1) + [16]
+
+
+def test_prompt_tokens_are_looked_up_once_a_request():
+    scheduler = make()
+    for name in "ab":
+        scheduler.add(request(name, list(range(9)), 1))
+        plans(scheduler)
+    assert (scheduler.looked_up, scheduler.found) == (18, 8)
+    scheduler = make(prefix_cache=False)
+    scheduler.add(request("a", 9, 1))
+    plans(scheduler)
+    assert (scheduler.looked_up, scheduler.found) == (0, 0)

@@ -12,7 +12,8 @@ import pytest
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
-from isotherm.cluster.engine.scheduler import Scheduler, SchedulerConfig
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Sampled
 from isotherm.cluster.local.engine import LocalEngine
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
@@ -99,6 +100,22 @@ def test_more_than_may_wait_are_refused():
         assert refused and all(one == [0, 1, 2, 3, 4] for one in found if one not in refused)
 
     run(test, max_waiting=2)
+
+
+def test_a_stream_that_nobody_reads_ends(monkeypatch):
+    monkeypatch.setattr("isotherm.cluster.local.engine.MOST_UNREAD", 10)
+
+    async def test(local, engine):
+        stream = local.generate(request("r", 60))
+        deltas = [await anext(stream)]
+        while len(engine.scheduler):
+            await asyncio.sleep(0.01)
+        deltas += [delta async for delta in stream]
+        assert deltas[-1].finish_reason is FinishReason.ERROR and "too slowly" in deltas[-1].error
+        assert len(deltas) < 20
+        assert not local._open
+
+    run(test)
 
 
 def test_closing_ends_open_streams_with_an_error():

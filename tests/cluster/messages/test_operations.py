@@ -112,3 +112,18 @@ def test_the_autoscalers_operations_push_no_others_out():
     assert log.get(mine.id) is mine
     assert log.open(parse_operation({"expert_groups": 3, "idempotency_key": "mine"}), 9.0) == (mine, False)
     assert len(log.all()) <= 2 * HISTORY + 3
+
+
+def test_how_operations_ended_is_counted_for_ever():
+    log = OperationLog()
+    for i in range(HISTORY + 5):
+        operation, _ = opened(log)
+        operation.enter(Phase.ROLLED_BACK if i % 2 else Phase.DONE, 2.0)
+    dry, _ = opened(log, dry_run=True)
+    dry.enter(Phase.DONE, 2.0)
+    opened(log)
+    counts = {("api", "done"): (HISTORY + 6) // 2, ("api", "rolled_back"): (HISTORY + 5) // 2}
+    assert log.ended() == counts and log.open_count() == 1
+    again = OperationLog.load(log.dump(), now=3.0)
+    assert again.ended() == counts | {("api", "rolled_back"): counts["api", "rolled_back"] + 1}
+    assert again.open_count() == 0

@@ -239,6 +239,30 @@ def test_a_family_goes_to_one_shard_as_long_as_that_can_run_one_more():
     asyncio.run(go())
 
 
+def test_a_request_whose_deltas_nobody_reads_ends_at_its_shard_too(monkeypatch):
+    monkeypatch.setattr(shard_client, "MOST_UNREAD", 5)
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        (shard,) = cluster.shards.values()
+        stream = client.generate(request("a", 50))
+        first = asyncio.ensure_future(anext(stream))  # type: ignore[arg-type]
+        other = asyncio.ensure_future(collect(client, request("b", 50)))
+        for _ in range(30):
+            await asyncio.sleep(0.002)
+            shard.tick()
+        await first
+        *_, last = [delta async for delta in stream]
+        assert last.finish_reason is FinishReason.ERROR and "too slowly" in last.error
+        while "a" not in shard.aborted:
+            await asyncio.sleep(0.002)
+        await run_until(cluster, [other])
+        assert len(tokens(other.result())) == 50, "others are read, and go on"
+        (connection,) = client._connections.values()
+        assert not connection._streams and not connection._sent and not connection.families
+
+    play(lambda: FakeCluster(1), act)
+
+
 def test_each_score_of_a_prompt_is_given_out_once_whatever_is_lost():
     """Scores come in parts, and a shard dies between two of them: the next is told where they ended."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
 from fake_admin import FakeAdmin
 from fake_engine import FakeEngine
+from fake_observer import FakeObserver
 
 from isotherm.cluster.api.access.reach import Access, why_not_local
 from isotherm.cluster.api.app import build_app
@@ -27,7 +29,8 @@ FREE = ["/health", "/ready", "/version", "/v1/models"]
 
 def get(path, peer="127.0.0.1", access=None, **headers):
     settings = AppSettings() if access is None else AppSettings(access=access)
-    app = build_app(FakeEngine(100), None, "m", admin=FakeAdmin(), settings=settings)  # type: ignore[arg-type]
+    tokenizer: Any = None
+    app = build_app(FakeEngine(100), tokenizer, "m", (), settings, FakeAdmin(), observer=FakeObserver())
 
     async def ask():
         async with httpx.AsyncClient(

@@ -13,6 +13,7 @@ import pytest
 from api_keys import key_store, make_key
 from fake_admin import FakeAdmin
 from fake_engine import FakeEngine
+from fake_observer import FakeObserver
 from starlette.applications import Starlette
 from starlette.routing import Route
 
@@ -57,8 +58,9 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     keys = key_store(folder / "keys.json", [entry for _, entry in made.values()])
     batches = BatchService(Store(folder, 1 << 20, 10_000), BatchLimits(), 100_000)
     tokenizer: Any = None
+    settings = AppSettings(keys=keys)
     app = build_app(
-        FakeEngine(100), tokenizer, "org/m", settings=AppSettings(keys=keys), admin=FakeAdmin(), batches=batches
+        FakeEngine(100), tokenizer, "org/m", (), settings, FakeAdmin(), batches=batches, observer=FakeObserver()
     )
     known: dict[str, str | None] = {role: key for role, (key, _) in made.items()}
     yield Front(app, {"no key": None, "wrong key": new_key(new_key_id()), **known})

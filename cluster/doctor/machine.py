@@ -1,0 +1,99 @@
+"""Cores, instruction set, kernels, memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from isotherm.cluster.deploy.capacity import control_groups, machine_memory
+from isotherm.cluster.doctor.finding import Finding, fail, ok, warn
+from isotherm.cluster.manifest import human_bytes
+from isotherm.kernels.select import select_kernels
+
+LEAST_MEMORY, GOOD_MEMORY = 1 << 30, 4 << 30  # bytes free: Ray and the workers of a tiny model take about 2 GiB
+
+
+@dataclass(frozen=True)
+class MachineFacts:
+    """`quota`: cores' worth of time that the control group allows; None: all of them. `instructions`: what the kernels
+    were built for and use here; `kernels_reason`: why these kernels."""
+
+    cores: int
+    quota: float | None
+    memory: int
+    free_memory: int
+    kernels: str
+    instructions: str
+    kernels_reason: str
+
+
+def look_at_machine() -> MachineFacts:
+    import torch
+
+    selection = select_kernels("auto", torch.bfloat16)
+    kernels, memory = selection.kernels, machine_memory()
+    return MachineFacts(
+        cores=len(os.sched_getaffinity(0)),
+        quota=_quota([folder / "cpu.max" for folder in control_groups()]),
+        memory=memory,
+        free_memory=min(memory, psutil.virtual_memory().available),
+        kernels=kernels.name,
+        instructions=kernels.instructions,
+        kernels_reason=selection.reason,
+    )
+
+
+def _quota(files: list[Path]) -> float | None:
+    """The least that any control group above this process allows."""
+    found = []
+    for path in files:
+        try:
+            given, period = path.read_text().split()
+            if given != "max":
+                found.append(int(given) / int(period))
+        except (OSError, ValueError):
+            continue
+    return min(found, default=None)
+
+
+def judge_machine(facts: MachineFacts) -> list[Finding]:
+    return [_cores(facts), _kernels(facts), _memory(facts)]
+
+
+def _cores(facts: MachineFacts) -> Finding:
+    if facts.quota is not None and facts.quota < facts.cores:
+        return warn(
+            "cores",
+            f"{facts.cores} cores, of whose time the control group allows {facts.quota:g}",
+            f"threads would be stopped in mid-step: set attention.threads and experts.threads so that the workers of "
+            f"this machine have {max(1, int(facts.quota))} together, or allow more (docker run --cpus)",
+        )
+    if facts.cores < 2:
+        return warn("cores", "1 core", "shards and groups share it; a model of any size wants more")
+    return ok("cores", f"{facts.cores} cores")
+
+
+def _kernels(facts: MachineFacts) -> Finding:
+    if facts.kernels == "reference":
+        return warn(
+            "kernels",
+            f"plain torch: {facts.kernels_reason}",
+            "slow, and bits that depend on the batch; install a C++ compiler (g++) and install isotherm again",
+        )
+    if facts.instructions == "generic":
+        return warn(
+            "kernels", "native, without AVX2", "this processor has none, or a virtual machine hides it: it will be slow"
+        )
+    return ok("kernels", f"{facts.kernels}, {facts.instructions}")
+
+
+def _memory(facts: MachineFacts) -> Finding:
+    words = f"{human_bytes(facts.free_memory)} free of {human_bytes(facts.memory)}"
+    if facts.free_memory < LEAST_MEMORY:
+        return fail("memory", words, "Ray and the smallest workers take about 2 GiB: free some, or raise the limit")
+    if facts.free_memory < GOOD_MEMORY:
+        return warn("memory", words, "enough for the bundled model alone")
+    return ok("memory", words)

@@ -1,0 +1,60 @@
+"""Whether what is installed is what Isotherm was made for."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+from isotherm.cluster.doctor.finding import Finding, fail, ok
+
+CHECKED = ("ray", "torch")
+
+
+@dataclass(frozen=True)
+class VersionFacts:
+    """`requires`: what Isotherm's own metadata says; `python_wanted`: likewise, of Python."""
+
+    python: str
+    python_wanted: str
+    isotherm: str
+    requires: Sequence[str]
+    installed: Mapping[str, str]
+
+
+def look_at_versions() -> VersionFacts:
+    installed = {}
+    for name in CHECKED:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    own = metadata.metadata("isotherm")
+    return VersionFacts(
+        platform.python_version(),
+        own["Requires-Python"] or "",
+        own["Version"],
+        metadata.requires("isotherm") or [],
+        installed,
+    )
+
+
+def judge_versions(facts: VersionFacts) -> list[Finding]:
+    wanted = {r.name: r for r in map(Requirement, facts.requires) if r.marker is None or r.marker.evaluate()}
+    python = Requirement(f"python{facts.python_wanted}")
+    found = [_one("python", facts.python, python)]
+    return found + [_one(name, facts.installed.get(name), wanted.get(name)) for name in CHECKED]
+
+
+def _one(name: str, version: str | None, wanted: Requirement | None) -> Finding:
+    needs = "" if wanted is None else str(wanted.specifier)
+    advice = f"pip install '{name}{needs}'" if name != "python" else f"use Python {needs}"
+    if version is None:
+        return fail(name, "is not installed", advice)
+    bare = version.partition("+")[0]  # torch's builds differ by what comes after it
+    if wanted is not None and not wanted.specifier.contains(bare, prereleases=True):
+        return fail(name, f"is {version}, and Isotherm needs {needs}", advice)
+    return ok(name, version)

@@ -1,0 +1,57 @@
+"""How a process of ours writes its log: a line for each event on stderr, as text or as a JSON object."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+FIELDS = "fields"  # the attribute of a log record that holds more than its message: names and values
+
+
+class JsonLines(logging.Formatter):
+    """One object for each event: `time` in UTC, `level`, `process`, `logger`, `message`, `error` with its traceback,
+    and the event's own fields."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        said: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            said["error"] = self.formatException(record.exc_info)
+        said |= getattr(record, FIELDS, {})
+        return json.dumps(said, ensure_ascii=False, default=str)
+
+
+class _Lines(logging.StreamHandler):  # type: ignore[type-arg]  # it takes none in Python 3.10
+    """A handler that is ours."""
+
+
+def set_up_logs(process: str, form: LogFormat, level: LogLevel, logger: str = "") -> None:
+    """For a process that is ours, or, with a logger's name, for the part of it that is: everything at `level` and above
+    goes to stderr. Again in the same process it takes the place of what was before; where somebody else has set the
+    logger up, it is left alone."""
+    set_up = logging.getLogger(logger or None)
+    ours = [handler for handler in set_up.handlers if isinstance(handler, _Lines)]
+    if len(ours) < len(set_up.handlers):
+        return
+    for handler in ours:
+        set_up.removeHandler(handler)
+    new = _Lines(sys.stderr)
+    text = logging.Formatter(f"%(asctime)s {process} %(name)s %(levelname)s: %(message)s")
+    new.setFormatter(JsonLines(process) if form == "json" else text)
+    set_up.addHandler(new)
+    set_up.propagate = not logger
+    set_up.setLevel(level.upper())

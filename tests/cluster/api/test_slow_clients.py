@@ -1,0 +1,111 @@
+"""Clients that do not read, or do not send: they count as gone after a while, and what is made for them ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import pytest
+from fake_engine import http_server
+
+from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.slow_clients import SlowClientMiddleware
+
+STREAM = (
+    b'{"model": "m", "prompt": "hello", "max_tokens": 500, "stream": true, "n": 16, "ignore_eos": true, "logprobs": 20}'
+)
+
+
+def head(length: int) -> bytes:
+    return (
+        b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % length
+    )
+
+
+def wait_for(what, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def served(engine, tokenizer):
+    engine.max_model_len = 4096
+    with http_server(SlowClientMiddleware(build_app(engine, tokenizer, "m"), seconds=0.3)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        yield host, int(port)
+
+
+def test_one_that_does_not_read_its_stream_is_given_up(served, engine):
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(served)
+        client.sendall(head(len(STREAM)) + STREAM)
+        wait_for(lambda: engine.open)
+        wait_for(lambda: not engine.open)
+        assert engine.closed_early, "its choices were not finished"
+
+
+def test_one_that_reads_slowly_is_not(served, engine):
+    """It takes a little at a time, but each time within the limit."""
+    body = STREAM.replace(b'"n": 16, ', b"").replace(b"500", b"100")
+    with socket.socket() as client:
+        client.connect(served)
+        client.sendall(head(len(body)) + body)
+        got = b""
+        while not got.endswith(b"0\r\n\r\n"):
+            got += client.recv(16384)
+            time.sleep(0.02)
+    assert b"data: [DONE]" in got and not engine.closed_early
+
+
+def test_one_that_does_not_send_its_body_is_given_up(served, engine):
+    with socket.socket() as client:
+        client.settimeout(10)
+        client.connect(served)
+        client.sendall(head(1000) + b'{"model"')
+        begin = time.monotonic()
+        assert not client.recv(100).startswith(b"HTTP/1.1 200"), "the connection ends, or says why"
+        assert 0.2 < time.monotonic() - begin < 5 and not engine.seen
+
+
+def test_those_in_time_get_every_message_and_a_disconnect_that_comes():
+    async def app(scope, receive, send):
+        assert (await receive())["body"] == b"a" and (await receive())["body"] == b"b"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": (await receive())["type"].encode()})
+
+    async def go():
+        incoming = asyncio.Queue()
+        incoming.put_nowait({"type": "http.request", "body": b"a", "more_body": True})
+        incoming.put_nowait({"type": "http.request", "body": b"b"})
+        asyncio.get_running_loop().call_later(0.2, incoming.put_nowait, {"type": "http.disconnect"})
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        await SlowClientMiddleware(app, 0.05)({"type": "http", "path": "/"}, incoming.get, send)
+        return sent
+
+    assert asyncio.run(go())[1]["body"] == b"http.disconnect", "waiting for it is no stall"
+
+
+def test_a_request_that_is_cancelled_meanwhile_is_cancelled():
+    async def go():
+        async def send(message):
+            await asyncio.Event().wait()
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        task = asyncio.ensure_future(SlowClientMiddleware(app, 30)({"type": "http", "path": "/"}, None, send))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(go())

@@ -1,0 +1,84 @@
+"""The bundled model served without Ray, in a process of its own: `python alone_served.py PORT FOLDER [KEYS]`. Files and
+batches are in the folder; KEYS, JSON of names and weights, makes `Authorization: Bearer NAME` a key of that weight."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import uvicorn
+from starlette.requests import HTTPConnection
+
+from isotherm.actors.local import local_engine
+from isotherm.actors.models.weights import parse_dtype
+from isotherm.cluster.api import behalf
+from isotherm.cluster.api.access.caller import ANYONE, Caller
+from isotherm.cluster.api.batches.service import BatchLimits, BatchService
+from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.api.slow_clients import SlowClientMiddleware
+from isotherm.cluster.front_door import front_door
+from isotherm.cluster.local.engine import LocalEngine
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.served_model import served_model
+from isotherm.kernels.select import select_kernels
+
+
+async def serve(port: int, folder: Path) -> None:
+    manifest, path = served_model("tiny", admin="open", metrics="open")
+    checkpoint = Checkpoint.open(path)
+    kernels = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device).kernels
+    scheduler = manifest.scheduler_config(checkpoint.config)
+    engine = LocalEngine(local_engine(checkpoint, kernels, scheduler), checkpoint.config.vocab_size, "alone")
+    batches = BatchService(Store(folder, 1 << 30, 86400), BatchLimits(), 8 << 20)
+    app = front_door(manifest, path, engine, batches=batches)
+    batches.begin()
+    config = uvicorn.Config(SlowClientMiddleware(app), port=port, log_level="error", lifespan="off")
+    try:
+        await uvicorn.Server(config).serve()
+    finally:
+        engine.close()
+
+
+@contextlib.contextmanager
+def alone_served(folder: Path, keys: dict[str, float] | None = None) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """The port and the process of one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [str(port), str(folder), *([json.dumps(keys)] if keys else [])]
+    process = subprocess.Popen([sys.executable, __file__, *arguments])
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
+                    break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server has not started (its status is {process.poll()})")
+            time.sleep(0.1)
+        yield port, process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _by_bearer(weights: dict[str, float]) -> None:
+    def caller(request: HTTPConnection) -> Caller:
+        name = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return Caller(name, tenant=name, weight=weights[name]) if name else ANYONE
+
+    behalf.caller_of = caller
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        _by_bearer(json.loads(sys.argv[3]))
+    asyncio.run(serve(int(sys.argv[1]), Path(sys.argv[2])))
