@@ -130,9 +130,9 @@ class Delta:
     error: str = field(default="")
     prompt: PromptLogprobs | None = None
     queued_seconds: float = field(default=0.0, compare=False)  # from the request's arrival at the shard to its turn
+    course: Course | None = field(default=None, compare=False)  # with the first tokens, the last ones, and after moves
     drafts_accepted: int = field(default=0, compare=False)  # tokens of these that were guessed and came with others
     drafts_rejected: int = field(default=0, compare=False)  # guesses that were wrong, or behind a wrong one
-    course: Course | None = field(default=None, compare=False)  # with the first tokens, the last ones, and after moves
 
 
 def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:
