@@ -6,7 +6,7 @@ MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*)
 
 .PHONY: serve test test-fast test-page test-metrics clients fuzz exactness chaos bench bench-elastic bench-overload check
-.PHONY: families clean help
+.PHONY: bench-mtp families clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
@@ -21,6 +21,7 @@ help:
 	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
+	@echo "make bench-mtp            speculation: tokens and speed with and without"
 	@echo "make bench-overload       ten times the clients there is room for; keys, batches, tenants"
 	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
@@ -102,6 +103,10 @@ bench-elastic: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/compare.py --bf16 $(BF16) $(if $(FP8),--fp8 $(FP8)) $(PEERS)
 	$(BIN)/isotherm bench served $(or $(FP8),$(BF16))
+
+# make bench-mtp [MODEL=tiny]: criteria 1 to 3 of speculation.
+bench-mtp: $(VENV)/.installed-dev
+	$(BIN)/python tests/bench/mtp.py $(if $(MODEL),--model $(MODEL))
 
 bench-overload: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/overload.py

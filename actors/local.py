@@ -12,8 +12,10 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.attention.masks import Masks
 from isotherm.actors.attention.sampling import Sampler
+from isotherm.actors.attention.speculation import speculation_of
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
+from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.config import SchedulerConfig
@@ -63,9 +65,13 @@ def local_engine(
     groups: int = 1,
     placement: Placement | None = None,
     choice: WeightChoice | None = None,
+    speculation: str = "off",
+    tokens: int = 4,
 ) -> Engine:
     """An engine over `groups` in-process expert groups (they change no token; tests use several), or with all experts
-    in its own process where there is one. `choice`: in how many bits weights are kept."""
+    in its own process where there is one. `choice`: in how many bits weights are kept. `speculation`: auto, mtp, ngram
+    or off, with at most `tokens` drafts of a stream in one step. Raises CheckpointError where it cannot be had."""
+    checkpoint, kind = checkpoint.drafting(speculation)
     c = checkpoint.config
     names = [f"expert-{i}" for i in range(groups)]
     alone = groups == 1 and placement is None
@@ -79,9 +85,13 @@ def local_engine(
             workers[name].load(reader, held)
     sampler = Sampler(kernels, Masks(lambda: Tokenizer.load(checkpoint.path).grammar_vocabulary(c.vocab_size)))
     if alone and workers:
-        return Engine(model, LocalExperts(workers[names[0]]), config, sampler=sampler)
-    links = {name: InProcessLink(worker.compute) for name, worker in workers.items()}
-    return Engine(model, ExpertExchange(kernels, placement, links), config, sampler=sampler)
+        experts: RoutedExperts = LocalExperts(workers[names[0]])
+    else:
+        links = {name: InProcessLink(worker.compute) for name, worker in workers.items()}
+        experts = ExpertExchange(kernels, placement, links)
+    engine = Engine(model, experts, config, sampler=sampler)
+    engine.speculation = speculation_of(kind, tokens, engine, c.n_routed_experts, c.num_experts_per_tok)
+    return engine
 
 
 def run(engine: Engine, requests: Sequence[GenerationRequest]) -> Iterator[Delta]:

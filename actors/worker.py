@@ -48,7 +48,7 @@ class WorkerBase:
         self.read_bytes, self.read_seconds = 0, 0.0  # of the last load
         self._fingerprint: Fingerprint | None = None
         self._obeys = 0  # generation of the newest controller that has given an order
-        self.checkpoint = Checkpoint.open(spec.model_path)
+        self.checkpoint, self.speculation = Checkpoint.open(spec.model_path).drafting(spec.speculation)
         self.threads = spec.threads or max(1, len(os.sched_getaffinity(0)) // spec.sharers)
         selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), self.threads, spec.device, spec.isa)
         self.kernels: Kernels = selection.kernels

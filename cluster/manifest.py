@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from isotherm.cluster.control import link_choice
 from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.speculation import MOST
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.logs import LogFormat, LogLevel
 from isotherm.cluster.manifest_values import AbsolutePath, Bytes, Labels, Origin, one_of
@@ -80,6 +81,20 @@ class EngineSection(_Section):
     max_model_len: int | None = Field(None, ge=2, description="prompt and output; default: what model and cache allow")
     prefix_cache: bool = True
     shared_prefix_cache: bool = Field(False, description="one for all API keys; else each has its own")
+
+
+def _off(value: Any) -> Any:
+    """YAML reads `off` as false."""
+    return "off" if value is False else value
+
+
+class SpeculationSection(_Section):
+    kind: Annotated[Literal["auto", "mtp", "ngram", "off"], BeforeValidator(_off)] = Field(
+        "off",
+        description="what guesses tokens: the model's multi-token-prediction layer, or what stood before; "
+        "auto: the layer where the checkpoint has one",
+    )
+    tokens: int = Field(4, ge=1, le=MOST, description="guesses of a stream in one step, at most")
 
 
 class LinkSection(_Section):
@@ -256,6 +271,7 @@ class Manifest(_Section):
     attention: AttentionSection = AttentionSection()
     experts: ExpertSection = ExpertSection()
     engine: EngineSection = EngineSection()
+    speculation: SpeculationSection = SpeculationSection()
     links: LinkSection = LinkSection()
     liveness: LivenessSection = LivenessSection()
     autoscaling: AutoscalingSection = AutoscalingSection()
@@ -320,7 +336,7 @@ class Manifest(_Section):
 
 def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
     """Latent and rotary key of every layer."""
-    return model.num_hidden_layers * model.cache_width * {"bfloat16": 2, "float32": 4}[dtype]
+    return model.cache_layers * model.cache_width * {"bfloat16": 2, "float32": 4}[dtype]
 
 
 def parse_manifest(data: Any, where: str = "manifest") -> Manifest:

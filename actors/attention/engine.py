@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.attention.prompt_scores import score_prompts
@@ -16,8 +17,9 @@ from isotherm.actors.attention.step_figures import StepFigures
 from isotherm.actors.models.protocol import AttentionModel, RoutedExperts
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.cluster.engine.config import SchedulerConfig
-from isotherm.cluster.engine.scheduler import Drafter, Scheduler
+from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk
+from isotherm.cluster.engine.speculation import Speculation
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 
@@ -25,19 +27,21 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
+    """`speculation`: what guesses the tokens that come next; None: nothing does."""
+
     def __init__(
         self,
         model: AttentionModel,
         experts: RoutedExperts,
         config: SchedulerConfig,
-        drafter: Drafter | None = None,
+        speculation: Speculation | None = None,
         sampler: Sampler | None = None,
     ):
-        self.model, self.experts = model, experts
-        self.scheduler = Scheduler(config, drafter)
+        self.model, self.experts, self.speculation = model, experts, speculation
+        self.scheduler = Scheduler(config)
         self.sampler = sampler or Sampler(model.kernels)
         self.cache = model.new_cache(config.blocks, config.block_size)
-        self.steps = 0
+        self.steps = self.failed = 0
         self.figures = StepFigures()
         self._unsent: list[Delta] = []  # what parts of a step gave before experts were lost that its rest needs
 
@@ -61,10 +65,13 @@ class Engine:
         need cannot be reached in time."""
         begin, waited = time.perf_counter(), self.experts.waited_seconds
         self.scheduler.waited = waited
-        chunks = self.scheduler.schedule()
+        chunks: Sequence[Chunk] = self.scheduler.schedule()
         another = False
         try:
-            deltas = self._attempt(chunks) if chunks else []
+            if self.speculation is not None and chunks:
+                chunks, deltas = self._speculate(chunks, self.speculation)
+            else:
+                deltas = self._attempt(chunks) if chunks else []
             if chunks:
                 seconds = time.perf_counter() - begin
                 self.figures.add(chunks, seconds, self.experts.waited_seconds - waited)
@@ -76,6 +83,26 @@ class Engine:
             if not another:
                 self.experts.end_step()
 
+    def _speculate(self, chunks: Sequence[Chunk], speculation: Speculation) -> tuple[Sequence[Chunk], list[Delta]]:
+        """A step with drafts. A drafter that fails takes nobody's tokens: there are no more drafts, and status says
+        why."""
+        config = self.scheduler.config
+        try:
+            chunks = speculation.extended(chunks, self.scheduler.blocks, config.max_batch_tokens, config.max_model_len)
+        except ExpertsLostError:
+            raise
+        except Exception as error:
+            self._stop(speculation, error)
+        failed, deltas = self.failed, self._attempt(chunks)
+        if self.failed == failed:
+            speculation.completed(chunks)
+        return chunks, deltas
+
+    def _stop(self, speculation: Speculation, error: Exception) -> None:
+        log.exception("drafting failed; there are no drafts from now on")
+        speculation.stopped = f"drafting failed: {named_line(error)}"
+        self.experts.abandon()
+
     def _attempt(self, chunks: Sequence[Chunk]) -> list[Delta]:
         try:
             return self._compute(chunks)
@@ -83,6 +110,7 @@ class Engine:
             raise
         except Exception as error:
             log.exception("a step of %d requests failed; the one that is the cause is looked for", len(chunks))
+            self.failed += 1
             self.experts.finding_fault = True
             try:
                 return self._isolate(chunks, error)
@@ -125,4 +153,14 @@ class Engine:
         self.steps += 1
         scored = score_prompts(chunks, x_TD, self.model.logits)
         sampled = self.sampler.sample(chunks, self.model.logits(x_TD[batch.sample_rows]))
-        return self.scheduler.complete(chunks, sampled, scored)
+        deltas = self.scheduler.complete(chunks, sampled, scored)
+        if self.speculation is not None and not self.speculation.stopped:
+            self._tell_drafter(chunks, x_TD, self.speculation)
+        return deltas
+
+    def _tell_drafter(self, chunks: Sequence[Chunk], x_TD: Tensor, speculation: Speculation) -> None:
+        """The tokens are taken: what fails now may not fail them."""
+        try:
+            speculation.drafter.computed(chunks, x_TD)
+        except Exception as error:
+            self._stop(speculation, error)

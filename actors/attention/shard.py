@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.attention.masks import Masks
 from isotherm.actors.attention.sampling import Sampler
+from isotherm.actors.attention.speculation import speculation_of
 from isotherm.actors.attention.step_loop import StepLoop
 from isotherm.actors.links.protocol import Link
 from isotherm.actors.links.registry import carrier
@@ -132,6 +134,8 @@ class AttentionShard(WorkerBase):
         exchange = ExpertExchange(self.kernels, placement, self._links, link_failed=link_failed, pulse=pulse)
         sampler = Sampler(self.kernels, Masks(self._grammar_vocabulary))
         engine = Engine(self._model, exchange, self._scheduler_config, sampler=sampler)
+        c, tokens = self.checkpoint.config, self.spec.draft_tokens
+        engine.speculation = speculation_of(self.speculation, tokens, engine, c.n_routed_experts, c.num_experts_per_tok)
         self._delivery = Delivery(lambda request_id: steps.abort(request_id))
         self._steps = steps = StepLoop(engine, self._delivery.publish, pulse)
         self._exchange = exchange
@@ -199,6 +203,7 @@ class AttentionShard(WorkerBase):
             group_wait=dict(self._exchange.waited),
             rows_routed=self._exchange.rows_routed.copy(),
             reads=self._exchange.reads.copy(),
+            speculation=None if engine.speculation is None else engine.speculation.meter(),
             figures=engine.figures.read(scheduler),
         )
 
@@ -221,6 +226,8 @@ class AttentionShard(WorkerBase):
                 "thread": self._steps.thread.native_id,
                 "group_wait": {group: round(seconds, 3) for group, seconds in self._exchange.waited.items()},
             }
+            if engine.speculation is not None:
+                out["speculation"] = asdict(engine.speculation.meter())
         return out
 
     # --- called by ingress replicas ---------------------------------------------------------------

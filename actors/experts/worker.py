@@ -28,7 +28,7 @@ class ExpertWorker:
         self.config, self.kernels = config, kernels
         self.bank = kernels.expert_bank(slots, config.hidden_size, config.moe_intermediate_size)
         # [layer, expert]; -1: not held
-        self.slot_of = np.full((config.num_hidden_layers, config.n_routed_experts), -1, dtype=np.int32)
+        self.slot_of = np.full((config.cache_layers, config.n_routed_experts), -1, dtype=np.int32)
         self.rows_served = np.zeros_like(self.slot_of, dtype=np.int64)  # [layer, expert]: rows computed so far
         self.gate: AbstractContextManager[object] = gate or threading.Lock()
         self._free = list(range(slots - 1, -1, -1))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isotherm.actors.models.mtp import MtpLayer
 from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.rope import rope_tables
 from isotherm.actors.models.step_batch import StepBatch
@@ -58,7 +59,36 @@ class DeepseekV3Model:
         self.cos, self.sin = (
             table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions)
         )
+        self.mtp = self._load_mtp(reader, config.num_hidden_layers) if config.drafting_layers else None
         progress(1.0)
+
+    def _load_mtp(self, reader: WeightReader, i: int) -> MtpLayer:
+        """Embedding and head are the model's own where the files have the same again, or nothing."""
+        c, layer = self.config, self._load_layer(reader, i)
+        p, embedding, head = c.layer(i), self.embedding, self.head
+        own = f"{p}.embed_tokens.weight"
+        if reader.has(own) and not reader.are_equal(own, c.embedding):
+            embedding = self._own(reader.tensor(own))
+        own = f"{p}.shared_head.head.weight"
+        if reader.has(own) and not reader.are_equal(own, c.head):
+            head = self.kernels.pack_linear([reader.stored(own)])
+        assert layer.router is not None
+        return MtpLayer(
+            kernels=self.kernels,
+            number=i,
+            eps=c.rms_norm_eps,
+            main_norm=self.norm,
+            embedding=embedding,
+            enorm=self._norm(reader, f"{p}.enorm"),
+            hnorm=self._norm(reader, f"{p}.hnorm"),
+            eh_proj=self.kernels.pack_linear([reader.stored(f"{p}.eh_proj.weight")]),
+            attention=layer.attention,
+            router=layer.router,
+            gate_up=None if layer.mlp is None else layer.mlp.gate_up,
+            down=None if layer.mlp is None else layer.mlp.down,
+            norm=self._norm(reader, f"{p}.shared_head.norm"),
+            head=head,
+        )
 
     def _load_layer(self, reader: WeightReader, i: int) -> Layer:
         c, p = self.config, self.config.layer(i)

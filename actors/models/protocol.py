@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from isotherm.actors.models.step_batch import StepBatch
 from isotherm.kernels.ops import Kernels, LinearWeight, Router
+
+if TYPE_CHECKING:
+    from isotherm.actors.models.mtp import MtpLayer
 
 
 class RoutedExperts(Protocol):
@@ -44,9 +47,10 @@ class AttentionModel(Protocol):
     kernels: Kernels
     cos: Tensor  # float32 [positions, R/2], of rotary embedding; and its sine
     sin: Tensor
+    mtp: MtpLayer | None  # where it is to draft
 
     def new_cache(self, blocks: int, block_size: int) -> list[Tensor]:
-        """One zeroed cache per layer."""
+        """One zeroed cache per layer; the layer that drafts has its own."""
 
     def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
         """The last layer's output [T, D]; writes into the cache what later rows need."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,46 +22,62 @@ class StepBatch:
     sample_rows: Tensor  # int64 [samples]
 
 
+class Span(NamedTuple):
+    """Rows of one sequence: positions start … start+rows-1. Keys before block `skipped` are not looked at."""
+
+    blocks: list[int]
+    start: int
+    rows: int
+    form: Form
+    skipped: int = 0
+
+
 def build_batch(chunks: Sequence[Chunk], block_size: int, cos: Tensor, sin: Tensor) -> StepBatch:
     """`chunks` as the scheduler gives them: decode form first. cos, sin: float32 [positions, R/2]; everything comes to
     their device."""
-    device = cos.device
     tokens: list[int] = []
+    sample_rows: list[int] = []
+    for chunk in chunks:
+        tokens += chunk.token_ids
+        sample_rows += range(len(tokens) - chunk.samples, len(tokens))
+    spans = [Span(c.sequence.blocks, c.start, c.count, c.form) for c in chunks]
+    return StepBatch(
+        token_ids=torch.tensor(tokens, device=cos.device),
+        attention=attention_rows(spans, block_size, cos, sin),
+        sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=cos.device),
+    )
+
+
+def attention_rows(spans: Sequence[Span], block_size: int, cos: Tensor, sin: Tensor) -> AttentionRows:
+    """Where rows stand; those in decode form come first."""
+    device = cos.device
     positions: list[int] = []
     slots: list[int] = []
     tables: list[list[int]] = []
+    lengths: list[int] = []
     sequence_of: list[int] = []
     prefills: list[PrefillRows] = []
-    sample_rows: list[int] = []
-    for chunk in chunks:
-        blocks, end = chunk.sequence.blocks, chunk.start + chunk.count
-        if chunk.form is Form.PREFILL:
-            prefills.append(
-                PrefillRows(
-                    len(tokens), chunk.count, chunk.start, torch.tensor(blocks, dtype=torch.int32, device=device)
-                )
-            )
+    for blocks, start, count, form, skipped in spans:
+        end, before = start + count, skipped * block_size
+        table = blocks[skipped:] if skipped else blocks
+        if form is Form.PREFILL:
+            table_M = torch.tensor(table, dtype=torch.int32, device=device)
+            prefills.append(PrefillRows(len(positions), count, start - before, table_M))
         else:
-            sequence_of += [len(tables)] * chunk.count
-            tables.append(blocks)
-        tokens += chunk.token_ids
-        positions += range(chunk.start, end)
-        slots += [blocks[p // block_size] * block_size + p % block_size for p in range(chunk.start, end)]
-        sample_rows += range(len(tokens) - chunk.samples, len(tokens))
-    decodes = len(sequence_of)
+            sequence_of += [len(tables)] * count
+            tables.append(table)
+            lengths += range(start - before + 1, end - before + 1)
+        positions += range(start, end)
+        slots += [blocks[p // block_size] * block_size + p % block_size for p in range(start, end)]
     width = max((len(t) for t in tables), default=0)
     where = torch.tensor(positions, device=device)
-    return StepBatch(
-        token_ids=torch.tensor(tokens, device=device),
-        attention=AttentionRows(
-            cos_TR2=cos[where],
-            sin_TR2=sin[where],
-            cache_slots=torch.tensor(slots, device=device),
-            decodes=decodes,
-            decode_tables=torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32, device=device),
-            decode_sequence=torch.tensor(sequence_of, dtype=torch.int32, device=device),
-            decode_lengths=torch.tensor([p + 1 for p in positions[:decodes]], dtype=torch.int32, device=device),
-            prefills=tuple(prefills),
-        ),
-        sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=device),
+    return AttentionRows(
+        cos_TR2=cos[where],
+        sin_TR2=sin[where],
+        cache_slots=torch.tensor(slots, device=device),
+        decodes=len(sequence_of),
+        decode_tables=torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32, device=device),
+        decode_sequence=torch.tensor(sequence_of, dtype=torch.int32, device=device),
+        decode_lengths=torch.tensor(lengths, dtype=torch.int32, device=device),
+        prefills=tuple(prefills),
     )

@@ -119,6 +119,16 @@ class WeightReader:
             self._room -= size
             self._under_way[name] = self._pool.submit(self._load, name), size
 
+    def has(self, name: str) -> bool:
+        return name in self.checkpoint.tensors
+
+    def are_equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers."""
+        infos = self.checkpoint.tensors[one], self.checkpoint.tensors[other]
+        if infos[0].dtype != infos[1].dtype or infos[0].shape != infos[1].shape:
+            return False
+        return torch.equal(*(self.tensor(name).view(torch.uint8) for name in (one, other)))
+
     def stored(self, name: str) -> StoredWeight:
         """A projection, in the form that is chosen for it: as it is stored, in whatever format, or quantised."""
         self._waiting.pop(name, None)

@@ -86,6 +86,7 @@ class ChoiceStream:
         self.completion_tokens = 0
         self.reasoning_tokens = 0  # of these, the thought's and its closing tag
         self.cached_tokens = 0
+        self.drafts_accepted = self.drafts_rejected = 0
         self.logprob_sum = 0.0  # of the tokens that count, where the request asks for log-probabilities
         self.finish_reason: str | None = None
         self._request = request
@@ -125,6 +126,8 @@ class ChoiceStream:
             raise GenerationError(f"tokens {self.completion_tokens} to {delta.start - 1} of the output are missing")
         tokens, logprobs = delta.token_ids[skip:], delta.logprobs[skip:]
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
+        self.drafts_accepted += delta.drafts_accepted
+        self.drafts_rejected += delta.drafts_rejected
         finish = delta.finish_reason
         if delta.prompt is not None and self._scores is not None:
             self._scores.take(delta.prompt)

@@ -161,6 +161,7 @@ def _sampling(body: ChatBody | CompletionBody, served: Served, constraint: Const
         logprobs=logprobs,
         logit_bias=bias,
         constraint=constraint,
+        speculate=body.speculation != "off",
     )
 
 

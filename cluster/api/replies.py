@@ -37,6 +37,8 @@ def usage(prompt_tokens: int, choices: Sequence[ChoiceStream], n: int) -> Usage:
         sum(choice.completion_tokens for choice in choices),
         sum(choice.cached_tokens for choice in choices[::n]),
         sum(choice.reasoning_tokens for choice in choices),
+        sum(choice.drafts_accepted for choice in choices),
+        sum(choice.drafts_rejected for choice in choices),
     )
 
 

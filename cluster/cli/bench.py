@@ -87,12 +87,15 @@ def _engine(
     threads: int | None,
     as_json: bool,
     plot: Path | None,
+    speculation: str = "off",
 ) -> None:
     from isotherm.cluster.cli.bench_engine import EngineBench
     from isotherm.cluster.cli.bench_kernels import matmul_peak, stream_bandwidth
     from isotherm.cluster.model.path import resolve_model
     from isotherm.cluster.model.weight_choice import WeightChoice
 
+    if speculation not in ("auto", "mtp", "ngram", "off"):
+        raise typer.BadParameter(f'--speculation is "{speculation}"; it must be "auto", "mtp", "ngram" or "off"')
     bench = EngineBench(
         resolve_model(model),
         dtype=dtype,
@@ -102,6 +105,7 @@ def _engine(
         most_streams=max(batches, default=1),
         most_prompt=max(prompts, default=1),
         choice=WeightChoice().with_changes(*choice),
+        speculation=speculation,
     )
     rows = [figure.as_dict() for figure in bench.measure(batches, prompts, runs)]
     facts = {
@@ -125,11 +129,14 @@ def decode(
     kernels: str = "auto",
     isa: IsaOption = "auto",
     threads: ThreadsOption = None,
+    speculation: Annotated[str, typer.Option(help="auto, mtp, ngram or off: what guesses tokens")] = "off",
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Tokens per second of the offline engine while it generates."""
-    _engine(model, _sizes(batch), [], runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot)
+    _engine(
+        model, _sizes(batch), [], runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot, speculation
+    )
 
 
 @app.command()

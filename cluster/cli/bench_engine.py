@@ -54,6 +54,7 @@ class EngineBench:
         seed: int = 0,
         choice: WeightChoice | None = None,
         most_output: int = 125,
+        speculation: str = "off",
     ):
         checkpoint = Checkpoint.open(path)
         self.kernels = select_kernels(kernels, parse_dtype(dtype), threads, isa=isa).kernels
@@ -63,7 +64,7 @@ class EngineBench:
         length = max(reply, most_prompt + 1)
         blocks = most_streams * -(-reply // 16) + -(-length // 16)
         config = SchedulerConfig(16, blocks, max(512, most_prompt), max(1, most_streams), length, prefix_cache=False)
-        self.engine: Engine = local_engine(checkpoint, self.kernels, config, choice=choice)
+        self.engine: Engine = local_engine(checkpoint, self.kernels, config, choice=choice, speculation=speculation)
         self._requests = 0
 
     def _add(self, prompt: int, output: int) -> None:
@@ -78,14 +79,14 @@ class EngineBench:
         counted."""
         for _ in range(streams):
             self._add(PROMPT, tokens + 3)
-        steps = []
+        steps = []  # (tokens, seconds)
         while len(self.engine.scheduler):
             begin = time.perf_counter()
-            produced = len(self.engine.step())
-            if produced == streams:
-                steps.append(time.perf_counter() - begin)
+            deltas = self.engine.step()
+            if len(deltas) == streams:
+                steps.append((sum(len(delta.token_ids) for delta in deltas), time.perf_counter() - begin))
         counted = steps[2:]
-        return streams * len(counted) / sum(counted)
+        return sum(tokens for tokens, _ in counted) / sum(seconds for _, seconds in counted)
 
     def prefill(self, prompt: int) -> float:
         """Prompt tokens per second of one request alone, to its first token."""

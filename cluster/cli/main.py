@@ -132,6 +132,10 @@ def generate(
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="log-probabilities of each token and of the N most likely ones"),
     ] = None,
+    speculation: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="KIND", help="auto, mtp, ngram or off; it changes no token. Default: the manifest's"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Continue one prompt offline: the same engine in this process, without Ray."""
@@ -154,6 +158,7 @@ def generate(
         manifest.weights.choice.with_changes(experts, dense, head),
         sampling_asked(sampling or ()),
         isa,
+        speculation,
     )
     result = generate_offline(
         manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True)

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.speculation import KINDS
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
@@ -19,6 +21,7 @@ from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tokenizer_files import has_tokenizer
+from isotherm.kernels.ops import Kernels
 from isotherm.kernels.select import NAMES, select_kernels
 
 log = logging.getLogger(__name__)
@@ -50,13 +53,15 @@ class OfflineOptions:
     weights: WeightChoice | None = None  # None: the manifest's
     sampling: Mapping[str, float] = field(default_factory=dict)  # other fields of SamplingParams
     isa: str = "auto"
+    speculation: str | None = None  # None: as the manifest says
 
 
 def generate_offline(
     manifest: Manifest, path: Path, options: OfflineOptions, show: Callable[[str], None] | None = None
 ) -> JSON:
-    """token_ids, text, logprobs (per token: token_id, logprob, top), finish_reason and system_fingerprint, which
-    replies of a cluster that computes the same bits have too. `show` is given the text as it grows."""
+    """token_ids, text, logprobs (per token: token_id, logprob, top), finish_reason, drafts (how many were right and
+    wrong) and system_fingerprint, which replies of a cluster that computes the same bits have too. `show` is given the
+    text as it grows."""
     _check(options)
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
@@ -72,7 +77,7 @@ def generate_offline(
         block_size, -(-length // block_size), manifest.engine.max_batch_tokens, 1, length, prefix_cache=False
     )
     choice = options.weights or manifest.weights.choice
-    engine = local_engine(checkpoint, selection.kernels, scheduler, choice=choice)
+    engine = _engine(manifest, checkpoint, selection.kernels, scheduler, choice, options.speculation)
     stop = () if options.ignore_eos else tokenizer.eos_token_ids if tokenizer is not None else config.eos_token_ids
     params = SamplingParams(
         options.max_tokens,
@@ -88,9 +93,11 @@ def generate_offline(
     text, reason = "", None
     tokens: list[int] = []
     logprobs: list[JSON] = []
+    accepted = rejected = 0
     for delta in run(engine, [GenerationRequest("offline", prompt, params)]):
         tokens += delta.token_ids
         reason = delta.finish_reason
+        accepted, rejected = accepted + delta.drafts_accepted, rejected + delta.drafts_rejected
         logprobs += [
             {"token_id": t, "logprob": p.chosen, "top": p.top}
             for t, p in zip(delta.token_ids, delta.logprobs, strict=False)
@@ -106,8 +113,22 @@ def generate_offline(
         "logprobs": logprobs if options.logprobs is not None else None,
         "finish_reason": None if reason is None else reason.value,
         "prompt_tokens": len(prompt),
+        "drafts": {"accepted": accepted, "rejected": rejected},
         "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, choice).digest,
     }
+
+
+def _engine(
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    kernels: Kernels,
+    scheduler: SchedulerConfig,
+    choice: WeightChoice,
+    speculation: str | None,
+) -> Engine:
+    wished = manifest.speculation
+    kind = speculation or wished.kind
+    return local_engine(checkpoint, kernels, scheduler, choice=choice, speculation=kind, tokens=wished.tokens)
 
 
 def sampling_asked(words: Sequence[str]) -> dict[str, float]:
@@ -148,6 +169,8 @@ def _check_fit(options: OfflineOptions, prompt_tokens: int, config: ModelConfig)
             f"{prompt_tokens} prompt tokens and --max-tokens {options.max_tokens} exceed the model's "
             f"{config.max_position_embeddings}"
         )
+    if options.speculation not in (None, *KINDS):
+        raise OfflineError(f'--speculation is "{options.speculation}"; it must be {", ".join(KINDS)}')
     if options.logprobs is not None and options.logprobs > config.vocab_size:
         raise OfflineError(f"--logprobs is {options.logprobs}; the vocabulary has {config.vocab_size} tokens")
 

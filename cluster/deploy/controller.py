@@ -61,7 +61,7 @@ class Controller:
         set_up_logs("controller", manifest.logging.format, manifest.logging.level)
         self.manifest = manifest
         self._owner, self._dashboard = owner, dashboard
-        self.checkpoint = Checkpoint.open(Path(model_path))
+        self.checkpoint, self.speculation = Checkpoint.open(Path(model_path)).drafting(manifest.speculation.kind)
         self.config = self.checkpoint.config
         self.started = time.time()
         self._store = StateStore(cluster_id)

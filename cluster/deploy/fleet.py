@@ -173,6 +173,8 @@ class RayFleet:
             threads=threads,
             link_timeout=m.link_timeout,
             gather_window=links.gather_window,
+            speculation=m.speculation.kind,
+            draft_tokens=m.speculation.tokens,
             sharers=sharers,
             log_format=m.logging.format,
             log_level=m.logging.level,

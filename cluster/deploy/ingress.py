@@ -21,6 +21,7 @@ from isotherm.cluster.deploy.kept_responses import SharedResponseStore
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.on_ray.controller_client import ControllerClient
@@ -38,6 +39,8 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
     def build() -> Starlette:  # runs in each replica, on the event loop that will serve its requests
         listen_at_node_address_alone()
         config = load_config(model_path)
+        if manifest.speculation.kind != "off":  # a layer that drafts has a KV cache too
+            config = Checkpoint.open(model_path).drafting(manifest.speculation.kind)[0].config
         controller = ControllerClient()
         limits = manifest.scheduler_config(config)
         room, vocab_size, length = limits.room, config.vocab_size, limits.max_model_len

@@ -19,7 +19,7 @@ def check_servable(manifest: Manifest, path: Path, cuda_unavailable: Callable[[]
     _check_devices(manifest)
     if manifest.device == "cuda" and cuda_unavailable is not None and (reason := cuda_unavailable()) is not None:
         raise ManifestError(f"device is cuda, but {reason}; or use device: cpu")
-    manifest.scheduler_config(Checkpoint.open(path).config)
+    manifest.scheduler_config(Checkpoint.open(path).drafting(manifest.speculation.kind)[0].config)
     Tokenizer.load(path)
     if manifest.generation_config == "auto":
         generation_defaults(path)

@@ -12,8 +12,8 @@ import math
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import Protocol
 
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.kv_blocks import BlockManager
@@ -31,25 +31,14 @@ from isotherm.cluster.messages.requests import (
 )
 
 
-class Drafter(Protocol):
-    """Guesses what comes next. Whatever it says, the tokens of a stream are the same: only how many of them a step
-    gives depends on it. (Speculation, which is not there yet, is to be one; the tests have theirs.)"""
-
-    def draft(self, sequence: ScheduledSequence, most: int) -> Sequence[int]:
-        """Up to `most` tokens that may follow those of the sequence."""
-
-
 class Scheduler:
     """`clock` gives seconds; it is read for what requests are told of their wait, and decides nothing."""
 
-    def __init__(
-        self, config: SchedulerConfig, drafter: Drafter | None = None, clock: Callable[[], float] = time.monotonic
-    ):
+    def __init__(self, config: SchedulerConfig, clock: Callable[[], float] = time.monotonic):
         self.config, self._clock = config, clock
         self.blocks = BlockManager(config.blocks, config.block_size)
         self.waiting = Waiting()
         self.running: list[ScheduledSequence] = []  # by precedence: the last one gives way first
-        self._drafter = drafter
         # The first in the queue, and the blocks that were there and known when there was no room for it; None where
         # somebody has left since
         self._blocked: tuple[ScheduledSequence, int, int] | None = None
@@ -134,8 +123,6 @@ class Scheduler:
         for sequence in step.held:
             self.waiting.add(sequence)
         chunks = step.chunks
-        if self._drafter is not None:
-            chunks = self._with_drafts(chunks, self._drafter, self.config.max_batch_tokens - step.tokens)
         return sorted(chunks, key=lambda c: c.form is Form.PREFILL)
 
     def _plan(self, step: StepPlan, running: Sequence[ScheduledSequence], before: float) -> None:
@@ -183,26 +170,6 @@ class Scheduler:
         background = sum(chunk.count for chunk in chunks if chunk.sequence.is_background)
         if others := sum(chunk.count for chunk in chunks) - background:
             self.yielding.took(others, background, seconds)
-
-    def _with_drafts(self, chunks: Iterable[Chunk], drafter: Drafter, budget: int) -> list[Chunk]:
-        """The same with guesses after each last token in decode form, as far as there is room that nobody else needs
-        in this step."""
-        out = []
-        for chunk in chunks:
-            sequence = chunk.sequence
-            if chunk.form is Form.DECODE and chunk.sample:
-                of_request = sequence.request.params.max_tokens - sequence.generated
-                of_model = self.config.max_model_len - len(sequence.tokens)
-                of_blocks = (len(sequence.blocks) + self.blocks.available) * self.config.block_size
-                most = min(of_request - 1, of_model - 1, of_blocks - len(sequence.tokens), budget)
-                draft = tuple(islice(drafter.draft(sequence, most), most)) if most > 0 else ()
-                taken = self.blocks.allocate(max(0, self._blocks_for(sequence, len(sequence.tokens) + len(draft))))
-                assert taken is not None
-                sequence.blocks += taken
-                budget -= len(draft)
-                chunk = chunk._replace(count=chunk.count + len(draft), draft=draft)
-            out.append(chunk)
-        return out
 
     def _next_count(self, sequence: ScheduledSequence, budget: int) -> int:
         until = sequence.prompt_length if sequence.computed < sequence.prompt_length else len(sequence.tokens)
@@ -342,7 +309,11 @@ class Scheduler:
             if self.config.prefix_cache:
                 self._register_full_blocks(sequence, chunk.start)
             if new or (not error and (prompt is not None or not sequence.remaining)):
-                deltas.append(self._delta(sequence, start, new, prompt))
+                delta = self._delta(sequence, start, new, prompt)
+                if chunk.draft:
+                    right = max(0, len(new) - 1)
+                    delta = replace(delta, drafts_accepted=right, drafts_rejected=len(chunk.draft) - right)
+                deltas.append(delta)
             if error:
                 deltas += self.fail(sequence.request.id, error)
         return deltas

@@ -44,6 +44,8 @@ class ScheduledSequence:
     chunks: list[tuple[float, int]] = field(default_factory=list)  # as Course has them
     waited_before: float = 0.0  # the scheduler's `waited` at its first turn
     sampling: object = None  # what the sampler keeps with it
+    drafting: object = None  # what the drafter keeps with it
+    acceptance: object = None  # what became of its drafts (draft_lengths.py)
 
     def note(self, now: float, count: int) -> None:
         """So many of its prompt tokens have been computed. A very long prompt's later parts are noted as one."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class LocalEngine:
         """The one worker, with the names that an attention shard's status has."""
         engine = self._steps.engine
         scheduler = engine.scheduler
-        worker = {
+        worker: JSON = {
             "id": "local",
             "role": "attention",
             "state": "serving" if self.not_ready() is None else "ended",
@@ -84,6 +85,8 @@ class LocalEngine:
             "steps": engine.steps,
             "tokens": self._tokens,
         }
+        if engine.speculation is not None:
+            worker["speculation"] = asdict(engine.speculation.meter())
         return {"workers": [worker], "nodes": [], "placement_version": None}
 
     def meter(self) -> ShardMeter:

@@ -127,7 +127,12 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     kernels = select_kernels(
         manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device, isa=manifest.isa
     ).kernels
-    engine = local_engine(checkpoint, kernels, manifest.scheduler_config(config), choice=manifest.weights.choice)
+    wished = manifest.speculation
+    checkpoint, kind = checkpoint.drafting(wished.kind)
+    scheduler = manifest.scheduler_config(checkpoint.config)
+    engine = local_engine(
+        checkpoint, kernels, scheduler, choice=manifest.weights.choice, speculation=kind, tokens=wished.tokens
+    )
     digest = own_fingerprint(checkpoint, kernels, manifest.weights.choice).digest
     client = LocalEngine(engine, config.vocab_size, digest)
     try:

@@ -31,6 +31,20 @@ class DecayedMean:
 
 
 @dataclass(frozen=True)
+class SpeculationMeter:
+    """What speculation came to since the start, and what it does now. `tried` and `accepted` by position: a draft
+    counts as tried where those before it were right."""
+
+    kind: str
+    drafted: int
+    tried: tuple[int, ...]
+    accepted: tuple[int, ...]
+    steps: int  # that verified drafts
+    gain: float  # expected speed ÷ that without drafts, as decided last
+    why: str
+
+
+@dataclass(frozen=True)
 class ShardMeter:
     """An attention shard at one moment. Counts are since its start."""
 
@@ -46,6 +60,7 @@ class ShardMeter:
     group_wait: Mapping[str, float]  # seconds for which the shard had nothing to do but wait for each group
     rows_routed: np.ndarray  # int64 [layers, experts]
     reads: np.ndarray  # int64 [layers, experts]: steps in which an expert was computed at all
+    speculation: SpeculationMeter | None = None
     figures: Figures = ()  # of its steps and its scheduler
 
 

@@ -57,6 +57,7 @@ class SamplingParams:
     constraint: Constraint | None = None
     processed_logprobs: bool = False  # of the distribution that tokens are drawn from, not of the model's own
     prompt_logprobs: int | None = None  # as `logprobs`, of each prompt token after the first; of the model's own
+    speculate: bool = True  # its tokens may be guessed before they are computed, which changes none of them
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ class Delta:
     prompt: PromptLogprobs | None = None
     queued_seconds: float = field(default=0.0, compare=False)  # from the request's arrival at the shard to its turn
     course: Course | None = field(default=None, compare=False)  # with the first tokens, the last ones, and after moves
+    drafts_accepted: int = field(default=0, compare=False)  # tokens of these that were guessed and came with others
+    drafts_rejected: int = field(default=0, compare=False)  # guesses that were wrong, or behind a wrong one
 
 
 def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:
@@ -164,7 +167,9 @@ def _joined(run: list[Delta]) -> Delta:
     logprobs = tuple(logprob for delta in run for logprob in delta.logprobs)
     reason, prompt = run[-1].finish_reason, _joined_prompt(run)
     course = next((delta.course for delta in reversed(run) if delta.course is not None), None)
-    return replace(run[0], token_ids=tokens, logprobs=logprobs, finish_reason=reason, prompt=prompt, course=course)
+    right, wrong = (sum(getattr(delta, name) for delta in run) for name in ("drafts_accepted", "drafts_rejected"))
+    joined = replace(run[0], token_ids=tokens, logprobs=logprobs, finish_reason=reason, prompt=prompt, course=course)
+    return replace(joined, drafts_accepted=right, drafts_rejected=wrong) if right or wrong else joined
 
 
 def _joined_prompt(run: Iterable[Delta]) -> PromptLogprobs | None:

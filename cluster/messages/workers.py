@@ -24,6 +24,8 @@ class WorkerSpec:
     threads: int | None  # compute threads; None: its share of the node's cores
     link_timeout: float  # seconds
     gather_window: float  # in layer times; see LinkSection
+    speculation: str = "off"  # auto | mtp | ngram | off
+    draft_tokens: int = 4  # of a stream in one step, at most
     sharers: int = 1  # workers that share the node's cores, itself among them
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"

@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ INDEX = "model.safetensors.index.json"
 SAMPLE_BYTES, SAMPLED_TENSORS = 4096, 4096
 UNNAMED_FAMILY = "deepseek_v3"  # was the only one when digests were first made: they do not name it
 # Of ModelConfig: what no logit depends on.
-NO_NUMERICS = {"num_nextn_predict_layers", "quantisation", "stored_dtype", "eos_token_ids"}
+NO_NUMERICS = {"num_nextn_predict_layers", "drafting_layers", "quantisation", "stored_dtype", "eos_token_ids"}
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
 
 
@@ -161,8 +161,30 @@ class Checkpoint:
         return max(narrow or stored, key=lambda words: stored[words])
 
     def mtp_tensors(self) -> list[str]:
-        """Names of the tensors of multi-token-prediction layers; recognised, and not used to serve yet."""
+        """Names of the tensors of multi-token-prediction layers."""
         return [name for name in self.tensors if self.config.mtp_layer(name) is not None]
+
+    @property
+    def has_mtp(self) -> bool:
+        """Whether the files have a layer that can draft, whatever config.json says."""
+        return any(self.config.mtp_layer(name) == self.config.num_hidden_layers for name in self.tensors)
+
+    def with_mtp(self) -> Checkpoint:
+        """The same with its first multi-token-prediction layer in use. Raises CheckpointError where it is not whole."""
+        for spec in self.config.mtp_tensors(self.config.num_hidden_layers):
+            self._check(spec)
+        return replace(self, config=replace(self.config, drafting_layers=1))
+
+    def drafting(self, kind: str) -> tuple[Checkpoint, str]:
+        """What it is where speculation is of this kind: auto, mtp, ngram or off; and which of the last three that comes
+        to. Raises CheckpointError."""
+        if kind == "mtp" and not self.has_mtp:
+            raise CheckpointError(
+                f"{self.path}: has no multi-token-prediction layer, which speculation of kind mtp needs; ngram does not"
+            )
+        if kind == "auto":
+            kind = "mtp" if self.has_mtp else "ngram"
+        return (self.with_mtp() if kind == "mtp" else self), kind
 
 
 def sampled(others: list[str], experts: list[str]) -> list[str]:

@@ -77,6 +77,7 @@ class ModelConfig(ABC):
     quantisation: WeightFormat | None  # what config.json says; how a tensor is stored stands in its header
     stored_dtype: str  # likewise
     eos_token_ids: tuple[int, ...]
+    drafting_layers: int = 0  # multi-token-prediction layers that are used: Checkpoint.with_mtp
 
     @classmethod
     @abstractmethod
@@ -114,7 +115,13 @@ class ModelConfig(ABC):
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
-        return tuple(i for i in range(self.num_hidden_layers) if self.is_moe(i))
+        """Those with routed experts, of the layers that draft too."""
+        return tuple(i for i in range(self.cache_layers) if self.is_moe(i))
+
+    @property
+    def cache_layers(self) -> int:
+        """Layers with a KV cache."""
+        return self.num_hidden_layers + self.drafting_layers
 
 
 class Fields:

@@ -207,12 +207,12 @@ class DeepseekV3Config(ModelConfig):
 
     def mtp_tensors(self, layer: int) -> Iterator[TensorSpec]:
         """A layer, norms of its two inputs and one before the head, and a projection from twice the hidden size. The
-        embedding and the head, which the files have again, are the model's own."""
+        embedding and the head, which the files may have again, are the model's own as a rule."""
         p, d = self.layer(layer), self.hidden_size
         yield from self.layer_tensors(layer)
         for norm in ("enorm", "hnorm", "shared_head.norm"):
             yield TensorSpec(f"{p}.{norm}.weight", (d,), Part.MTP)
-        yield TensorSpec(f"{p}.eh_proj.weight", (d, 2 * d), Part.MTP)
+        yield TensorSpec(f"{p}.eh_proj.weight", (d, 2 * d), Part.MTP, quantisable=True)
 
     def describe(self) -> JSON:
         return {

@@ -15,12 +15,14 @@ import pytest
 import tokenizers
 import torch
 from deepseek_checkpoints import make_checkpoint
+from drafters import Guesser, always
 from tokenizers import decoders, models, pre_tokenizers
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.attention.masks import Masks
 from isotherm.actors.attention.sampling import Sampler
+from isotherm.actors.attention.speculation import speculation_of
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
 from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
@@ -101,13 +103,13 @@ class Recorder(Sampler):
         return super().sample(chunks, logits_NV)
 
 
-class Guesses:
+class Guesses(Guesser):
     """Drafts of what the lone run gave, with mistakes."""
 
     def __init__(self, world: World, rng: random.Random):
         self.world, self.rng, self.right, self.wrong = world, rng, rng.random(), 0
 
-    def draft(self, sequence: ScheduledSequence, most: int) -> list[int]:
+    def guess(self, sequence: ScheduledSequence, most: int) -> list[int]:
         known = self.world.alone(replace(sequence.request, generated=(), scored=0, accepted=False)).tokens[
             sequence.generated :
         ]
@@ -119,7 +121,7 @@ class World:
     """A checkpoint loaded once per thread count, with a full set of experts that any placement can use."""
 
     def __init__(self, path, dtype, reads: type[WeightReader]):
-        self.checkpoint = Checkpoint.open(path)
+        self.checkpoint = Checkpoint.open(path).with_mtp()
         self.config = self.checkpoint.config
         self.models = {}
         self.workers = {}
@@ -134,12 +136,26 @@ class World:
         self.lone: dict[GenerationRequest, Seen] = {}
 
     def engine(
-        self, threads: int, scheduler: SchedulerConfig, placement: Placement, drafter: Guesses | None = None
+        self,
+        threads: int,
+        scheduler: SchedulerConfig,
+        placement: Placement,
+        speculation: str = "off",
+        rng: random.Random | None = None,
     ) -> Engine:
         links = {f"g{i}": InProcessLink(worker.compute) for i, worker in enumerate(self.workers[threads])}
         model = self.models[threads]
         sampler = Recorder(model.kernels)
-        return Engine(model, ExpertExchange(model.kernels, placement, links), scheduler, drafter, sampler)
+        engine = Engine(model, ExpertExchange(model.kernels, placement, links), scheduler, sampler=sampler)
+        if speculation == "guesses":
+            engine.speculation = always(Guesses(self, rng or random.Random(0)))
+        else:
+            engine.speculation = speculation_of(
+                speculation, 4, engine, self.config.n_routed_experts, self.config.num_experts_per_tok
+            )
+            if engine.speculation is not None and rng is not None and rng.random() < 0.7:
+                engine.speculation.lengths = None  # else it would find that nothing can be gained with these
+        return engine
 
     def placement(self, rng: random.Random, groups: int) -> Placement:
         names = [f"g{i}" for i in range(groups)]
@@ -189,7 +205,7 @@ def play(
 @pytest.fixture(scope="module", params=MODELS)
 def world(request, tmp_path_factory):
     overrides = {"vocab_size": VOCABULARY, "attention_bias": True}
-    path = make_checkpoint(tmp_path_factory.mktemp(request.param), overrides, seed=3, **MODELS[request.param])
+    path = make_checkpoint(tmp_path_factory.mktemp(request.param), overrides, seed=3, mtp=True, **MODELS[request.param])
     dtype = torch.float32 if request.param == "float32" else torch.bfloat16
     return World(path, dtype, Int4Reader if request.param == "int4" else WeightReader)
 
@@ -253,8 +269,8 @@ def test_nothing_around_a_request_changes_its_bits(world):
             max_model_len=longest,
             prefix_cache=rng.random() < 0.7,
         )
-        drafter = Guesses(world, rng) if rng.random() < 0.5 else None
-        engine = world.engine(rng.choice([1, 2, 3]), scheduler, world.placement(rng, rng.randint(1, 3)), drafter)
+        kind = rng.choice(["off", "guesses", "ngram", "mtp"])
+        engine = world.engine(rng.choice([1, 2, 3]), scheduler, world.placement(rng, rng.randint(1, 3)), kind, rng)
         arrivals = []
         for request in chosen:
             expected = world.alone(request)

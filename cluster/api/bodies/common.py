@@ -138,6 +138,7 @@ class GenerationBody(RequestBody):
     user: str | None = Field(None, max_length=512)  # whom it is for: requests are shared out over users
     stop_token_ids: ListOf[TokenId] | None = Field(None, max_length=128)
     ignore_eos: bool | None = None
+    speculation: Literal["auto", "off"] | None = None  # off: its tokens are not guessed before they are computed
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     bad_words: ListOf[_Stop] | None = Field(None, max_length=_MAX_BAD_WORDS)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
+from drafters import Guesser, always
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertsLostError
 from isotherm.actors.local import LocalExperts, local_engine, run
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.cluster.engine.config import SchedulerConfig
-from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
 from isotherm.cluster.messages.requests import FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -146,13 +146,13 @@ def test_log_probabilities_are_given_as_many_as_asked(engine: Engine, top: int |
 # --- several tokens per step ----------------------------------------------------------------------
 
 
-class Guess:
+class Guess(Guesser):
     """Drafts what is given for a request, by how far it is; wrong in every n-th place."""
 
     def __init__(self, tokens: dict[str, list[int]], wrong: int):
         self.tokens, self.wrong = tokens, wrong
 
-    def draft(self, sequence: ScheduledSequence, most: int) -> list[int]:
+    def guess(self, sequence: ScheduledSequence, most: int) -> list[int]:
         known = self.tokens[sequence.request.id]
         right = known[sequence.generated : sequence.generated + 3]
         return [t + 1 if self.wrong and (sequence.generated + i) % self.wrong == 0 else t for i, t in enumerate(right)]
@@ -171,7 +171,7 @@ def test_drafts_change_no_token(checkpoint: Checkpoint, wrong: int):
 
     def deltas(drafter: Guess | None) -> tuple[dict[str, list[Any]], dict[str, list[int]], int]:
         engine = local_engine(checkpoint, ReferenceKernels(torch.float32), config)
-        engine.scheduler = Scheduler(config, drafter)
+        engine.speculation = None if drafter is None else always(drafter)
         out: dict[str, list[Any]] = {r.id: [] for r in asked}
         tokens: dict[str, list[int]] = {r.id: list(r.generated) for r in asked}
         for delta in run(engine, asked):

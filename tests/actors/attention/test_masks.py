@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from drafters import Guesser, always
 from grammars import (
     BYTES_END,
     Output,
@@ -161,13 +162,13 @@ def test_masks_do_not_wait_for_a_thread_that_does_not_come_to_them():
     assert torch.equal(got.forbidden, masks.begin(lambda: [ask])().forbidden)
 
 
-class Guesses:
+class Guesses(Guesser):
     """Drafts of what is known to come, with mistakes."""
 
     def __init__(self, known: dict[str, list[int]], right: float):
         self.known, self.right, self.rng = known, right, random.Random(3)
 
-    def draft(self, sequence: ScheduledSequence, most: int) -> Sequence[int]:
+    def guess(self, sequence: ScheduledSequence, most: int) -> Sequence[int]:
         guessed = self.known[sequence.request.id][sequence.generated :][: self.rng.randint(0, 5)]
         return [t if self.rng.random() < self.right else self.rng.randrange(1280) for t in guessed]
 
@@ -177,7 +178,7 @@ def test_drafts_change_nothing(engine: Engine, right: float):
     requests = batch()
     expected = outputs(engine, *requests)
     drafter = Guesses({name: one.tokens for name, one in expected.items()}, right)
-    drafted = Engine(engine.model, engine.experts, engine.scheduler.config, drafter, engine.sampler)
+    drafted = Engine(engine.model, engine.experts, engine.scheduler.config, always(drafter), engine.sampler)
     before = drafted.steps
     assert outputs(drafted, *requests) == expected
     assert right == 0.0 or drafted.steps - before < max(len(one.tokens) for one in expected.values())

@@ -96,6 +96,15 @@ def test_however_the_tokens_are_cut_the_choice_is_the_same(cuts, prompt, stop, s
     assert usage(1, [whole], 1) == usage(1, [cut], 1)
 
 
+def test_guesses_that_were_right_and_wrong_are_counted():
+    streams = [choice(), choice()]
+    for stream in streams:
+        stream.feed(Delta("a", 0, tuple(ids("7 is")), drafts_accepted=2, drafts_rejected=1))
+        stream.feed(Delta("a", len(ids("7 is")), (), FinishReason.LENGTH, drafts_rejected=3))
+    used = usage(1, streams, 2)
+    assert (used.accepted_tokens, used.rejected_tokens) == (4, 8)
+
+
 @pytest.mark.parametrize("prompt", ["", "<Assistant><think>"])
 @pytest.mark.parametrize("tokenizer", [TINY, HIDING], ids=["tags as published", "special tags"])
 def test_the_thought_is_a_field_of_its_own(prompt, tokenizer):

@@ -180,6 +180,7 @@ def test_completion_prompts(tokenizer):
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"repetition_penalty": 1e-46}, "repetition_penalty"),  # 0 in float32: a forbidden token's logit is no number
         ({"min_p": 1.1}, "min_p"),
+        ({"speculation": "mtp"}, "speculation"),
         ({"priority": 1.5}, "priority"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"logit_bias": {"five": 1}}, "logit_bias.five"),
@@ -241,6 +242,8 @@ def test_what_a_body_says_of_sampling_goes_to_the_engine(tokenizer):
     assert (request.priority, request.user) == (-3, "me")
     (request,) = chat(tokenizer, logit_bias={"7": -100, "3": 1, "03": 1.5}, min_tokens=2).requests
     assert (request.params.logit_bias, request.params.min_tokens) == (((3, 1.5), (7, -100.0)), 2)
+    assert chat(tokenizer, speculation="auto").requests[0].params.speculate
+    assert not chat(tokenizer, speculation="off").requests[0].params.speculate
     chat(tokenizer, chat_template_kwargs={"template_kwargs": 1, "tokenizer": 2})  # any other name is the template's
     (request,) = complete(tokenizer).requests
     assert (request.params.min_p, request.params.repetition_penalty, request.priority) == (0, 1, 0)

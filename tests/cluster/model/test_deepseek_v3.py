@@ -61,7 +61,7 @@ SIZES = {
     "num_experts_per_tok",
 }  # fmt: skip
 # Fields that transformers' class has not, or under another name.
-OWN_NAMES = {"rope", "quantisation", "stored_dtype", "eos_token_ids", "moe_layer_freq"}
+OWN_NAMES = {"rope", "quantisation", "stored_dtype", "eos_token_ids", "moe_layer_freq", "drafting_layers"}
 
 
 def test_fields_that_may_be_absent_have_the_defaults_of_transformers():

@@ -1,0 +1,196 @@
+"""Drafts by the model's own multi-token-prediction layer, applied once for each token of a draft.
+
+For each stream the layer has a KV cache in the blocks that the stream has for the main model. Its entries are a run of
+positions that begins at a block and grows as the stream does; those of guesses are written behind its end and
+overwritten by what came. A run may begin late: at the last WINDOW positions of a prompt, after a prefix whose entries
+nobody has computed, after steps in which there were no drafts. That costs acceptance and no token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from isotherm.actors.attention.sampling import LEAST_TEMPERATURE
+from isotherm.actors.models.mtp import MtpLayer
+from isotherm.actors.models.protocol import RoutedExperts
+from isotherm.actors.models.step_batch import Span, attention_rows
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
+
+WINDOW = 64  # positions of which the main model's output is kept until the layer has had them: what a late begin costs
+EXPANDED = 8  # rows of a stream from which on prefill form is the quicker one
+
+
+@dataclass
+class Run:
+    """What the layer has of one sequence: entries for positions begin … end-1, and rows of the main model's output for
+    positions held_from … held_to-1, which are still to come."""
+
+    preemptions: int
+    begin: int
+    end: int
+    held_from: int
+    held_to: int
+    held: deque[tuple[Tensor, int, int]] = field(
+        default_factory=deque
+    )  # a step's output, the first row of it, how many
+
+    def hold(self, rows_TD: Tensor, row: int, count: int) -> None:
+        self.held.append((rows_TD, row, count))
+        self.held_to += count
+        while self.held_to - self.held_from - self.held[0][2] >= WINDOW:
+            self.held_from += self.held.popleft()[2]
+
+    def take(self, most: int, block_size: int) -> tuple[int, Tensor] | None:
+        """The held rows, at most so many, and the position of the first; None where none can begin a run."""
+        first = max(self.held_from, self.held_to - most)
+        goes_on = first == self.end
+        if not goes_on:
+            first = -(-first // block_size) * block_size
+        if first >= self.held_to:
+            return None
+        if not goes_on:
+            self.begin = first
+        rows, at = [], self.held_from
+        for x_TD, row, count in self.held:
+            if (skip := max(0, first - at)) < count:
+                rows.append(x_TD[row + skip : row + count])
+            at += count
+        self.held.clear()
+        self.held_from = self.end = self.held_to
+        return first, rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+class MtpDrafter:
+    """`cos`, `sin`: the model's."""
+
+    kind = "mtp"
+
+    def __init__(
+        self,
+        layer: MtpLayer,
+        cos: Tensor,
+        sin: Tensor,
+        experts: RoutedExperts,
+        config: SchedulerConfig,
+    ):
+        self.layer, self._experts, self._config = layer, experts, config
+        self._cache = layer.new_cache(config.blocks, config.block_size)
+        self._cos, self._sin = cos, sin
+        self.passes: Sequence[int] = ()
+        self._written: dict[int, bytes] = {}  # block → the prefix whose entries it holds, all of them
+
+    def most(self, sequence: ScheduledSequence, room: int) -> int:
+        run = sequence.drafting
+        ready = isinstance(run, Run) and run.preemptions == sequence.preemptions and run.held_to == sequence.computed
+        return room if ready and sequence.remaining == 1 else 0
+
+    def computed(self, chunks: Sequence[Chunk], rows_TD: Tensor) -> None:
+        row = 0
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.running and sequence.request.params.speculate:
+                run = sequence.drafting
+                if not isinstance(run, Run) or run.preemptions != sequence.preemptions or run.held_to != chunk.start:
+                    run = sequence.drafting = self._new_run(sequence, chunk.start)
+                run.hold(rows_TD, row, sequence.computed - chunk.start)
+            row += chunk.count
+
+    def _new_run(self, sequence: ScheduledSequence, start: int) -> Run:
+        """One that goes on with the entries of a cached prefix, as far as they are there."""
+        block = start // self._config.block_size
+        begin = start
+        while block and block <= len(sequence.keys):
+            block -= 1
+            if self._written.get(sequence.blocks[block]) != sequence.keys[block]:
+                break
+            begin = block * self._config.block_size
+        return Run(sequence.preemptions, begin, start, start, start)
+
+    @torch.inference_mode()
+    def draft(self, asked: Sequence[tuple[ScheduledSequence, int]]) -> list[list[int]]:
+        self.passes = ()
+        drafts: list[list[int]] = [[] for _ in asked]
+        spans: list[tuple[int, Span, Tensor, list[int]]] = []  # with which of those asked each is
+        room = self._config.max_batch_tokens
+        for i, (sequence, _) in enumerate(asked):
+            run = sequence.drafting
+            assert isinstance(run, Run)
+            old_end = run.end
+            if room > 0 and (taken := run.take(min(room, WINDOW), self._config.block_size)) is not None:
+                first, rows_TD = taken
+                room -= len(rows_TD)
+                form = Form.PREFILL if len(rows_TD) >= EXPANDED else Form.DECODE
+                skipped = run.begin // self._config.block_size
+                span = Span(sequence.blocks, first, len(rows_TD), form, skipped)
+                spans.append((i, span, rows_TD, sequence.tokens[first + 1 : run.end + 1]))
+                self._mark(sequence, run, max(old_end, run.begin))
+        if not spans:
+            return drafts
+        spans.sort(key=lambda one: one[1].form is Form.PREFILL)
+        self._experts.begin_step()
+        rows = self.layer.hidden(torch.cat([rows_TD for _, _, rows_TD, _ in spans]))
+        hidden = self._pass([span for _, span, _, _ in spans], [t for *_, tokens in spans for t in tokens], rows)
+        last, row = [], -1
+        for _, span, _, _ in spans:
+            last.append(row := row + span.rows)
+        going = [(i, Span(s.blocks, s.start + s.rows - 1, 1, Form.DECODE, s.skipped)) for i, s, _, _ in spans]
+        hidden = hidden[torch.tensor(last, device=hidden.device)] if len(last) < len(hidden) else hidden
+        while True:
+            for (i, _), token in zip(going, self._tokens(asked, drafts, [i for i, _ in going], hidden), strict=True):
+                drafts[i].append(token)
+            kept = [at for at, (i, _) in enumerate(going) if len(drafts[i]) < asked[i][1]]
+            if not kept:
+                return drafts
+            if len(kept) < len(going):
+                hidden = hidden[torch.tensor(kept, device=hidden.device)]
+            going = [(i, span._replace(start=span.start + 1)) for i, span in (going[at] for at in kept)]
+            hidden = self._pass([span for _, span in going], [drafts[i][-1] for i, _ in going], hidden)
+
+    def _pass(self, spans: Sequence[Span], tokens: Sequence[int], hidden_TD: Tensor) -> Tensor:
+        self.passes = (*self.passes, len(tokens))
+        rows = attention_rows(spans, self._config.block_size, self._cos, self._sin)
+        token_ids = torch.tensor(tokens, device=hidden_TD.device)
+        try:
+            return self.layer.forward(hidden_TD, token_ids, rows, self._cache, self._experts)
+        except BaseException:
+            self._experts.abandon()
+            raise
+
+    def _tokens(
+        self,
+        asked: Sequence[tuple[ScheduledSequence, int]],
+        drafts: Sequence[Sequence[int]],
+        going: Sequence[int],
+        hidden_ND: Tensor,
+    ) -> list[int]:
+        """One more token for each of those that go on. It is drawn with the noise that its own place will have, so that
+        a sampled token is guessed as well as a greedy one."""
+        logits = self.layer.logits(hidden_ND)
+        params = [asked[i][0].request.params for i in going]
+        if all(p.temperature < LEAST_TEMPERATURE for p in params):
+            greedy: list[int] = logits.argmax(-1).tolist()
+            return greedy
+        indices = [asked[i][0].generated + len(drafts[i]) for i in going]
+        temperatures = [p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p in params]
+        tokens: list[int] = self.layer.kernels.sample(
+            logits,
+            torch.tensor(temperatures, dtype=torch.float64),
+            torch.tensor([p.top_p for p in params], dtype=torch.float64),
+            torch.tensor([p.top_k for p in params]),
+            torch.tensor([p.seed for p in params]),
+            torch.tensor(indices),
+        ).tolist()
+        return tokens
+
+    def _mark(self, sequence: ScheduledSequence, run: Run, written_from: int) -> None:
+        """Remember which blocks are about to hold all entries of a prefix that others may find in the cache."""
+        if self._config.prefix_cache:
+            size = self._config.block_size
+            for index in range(written_from // size, run.end // size):
+                self._written[sequence.blocks[index]] = sequence.key(index, size)

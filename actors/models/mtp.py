@@ -1,0 +1,71 @@
+"""The layer that predicts a token beyond the next one (DeepSeek-V3, arXiv:2412.19437, §2.2): an embedding and a hidden
+state become one, go through a decoder layer with routed experts of its own, and are what the head reads.
+
+The hidden state is the main model's after its final norm, and where the layer is applied again its own after
+`shared_head.norm`: what `hnorm` was trained on. Shape suffixes as in kernels/ops.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isotherm.actors.models.protocol import RoutedExperts
+from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, LinearWeight, Router
+
+
+@dataclass(frozen=True)
+class MtpLayer:
+    """`number`: the layer that its experts have in placements. `main_norm`: the main model's final norm."""
+
+    kernels: Kernels
+    number: int
+    eps: float
+    main_norm: Tensor  # [D]
+    embedding: Tensor  # [V, D]
+    enorm: Tensor  # [D]
+    hnorm: Tensor  # [D]
+    eh_proj: LinearWeight  # [embedding | hidden] → D
+    attention: AttentionWeights
+    router: Router
+    gate_up: LinearWeight | None  # of the shared experts
+    down: LinearWeight | None
+    norm: Tensor  # [D], before the head
+    head: LinearWeight
+
+    def new_cache(self, blocks: int, block_size: int) -> Tensor:
+        """Zeroed [blocks, block_size, C + R]."""
+        width, k = self.attention.latent + self.attention.rotary, self.kernels
+        return torch.zeros(blocks, block_size, width, dtype=k.dtype, device=k.device)
+
+    def hidden(self, x_TD: Tensor) -> Tensor:
+        """What `forward` takes of what the main model's forward pass gives."""
+        return self.kernels.rms_norm(x_TD, self.main_norm, self.eps)
+
+    @torch.inference_mode()
+    def forward(
+        self, hidden_TD: Tensor, token_ids_T: Tensor, rows: AttentionRows, cache: Tensor, experts: RoutedExperts
+    ) -> Tensor:
+        """The hidden state of each position and the token after it → the hidden state [T, D] that tells the token after
+        that; writes the rows' latents into the layer's cache."""
+        k = self.kernels
+        x_TD = k.linear(
+            torch.cat(
+                [
+                    k.rms_norm(self.embedding[token_ids_T], self.enorm, self.eps),
+                    k.rms_norm(hidden_TD, self.hnorm, self.eps),
+                ],
+                -1,
+            ),
+            self.eh_proj,
+        )
+        h_TD = k.attention(x_TD, self.attention, rows, cache)
+        x_TD = experts.moe(self.number, h_TD, self.router, self.gate_up, self.down, x_TD)
+        return k.rms_norm(x_TD, self.norm, self.eps)
+
+    @torch.inference_mode()
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Float32 [N, V], of what `forward` gave."""
+        return self.kernels.linear(hidden_ND, self.head, torch.float32)

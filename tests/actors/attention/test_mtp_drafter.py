@@ -1,0 +1,165 @@
+"""Drafts by the bundled model's own multi-token-prediction layer: mostly right, whatever happened to a stream before;
+that they change no token is tests/exactness'."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from grammars import tiny_tokenizer
+
+from isotherm.actors.attention.engine import Engine
+from isotherm.actors.attention.mtp_drafter import Run
+from isotherm.actors.local import local_engine, run
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.path import bundled_model
+from isotherm.kernels.select import select_kernels
+
+CONFIG = SchedulerConfig(block_size=16, blocks=64, max_batch_tokens=64, max_sequences=4, max_model_len=512)
+
+
+def make(speculation: str, config: SchedulerConfig = CONFIG, groups: int = 1) -> Engine:
+    kernels = select_kernels("auto", torch.bfloat16).kernels
+    engine = local_engine(Checkpoint.open(bundled_model()), kernels, config, groups, speculation=speculation)
+    if engine.speculation is not None:
+        engine.speculation.lengths = None  # always as many as there can be
+    return engine
+
+
+@pytest.fixture(scope="module")
+def plain() -> Engine:
+    return make("off")
+
+
+@pytest.fixture(scope="module")
+def drafting() -> Engine:
+    return make("auto")
+
+
+def story(name: str, of: str, **params) -> GenerationRequest:
+    prompt = tiny_tokenizer().encode_chat([{"role": "user", "content": f"Tell me a story about a {of}."}]).ids
+    return GenerationRequest(name, tuple(prompt), SamplingParams(64, **{"temperature": 0.0, **params}))
+
+
+def outputs(engine: Engine, *requests: GenerationRequest) -> dict[str, list[int]]:
+    out: dict[str, list[int]] = {request.id: list(request.generated) for request in requests}
+    for delta in run(engine, requests):
+        out[delta.request_id] += delta.token_ids
+    assert engine.scheduler.blocks.used == 0
+    return out
+
+
+def first_rate(engine: Engine, *requests: GenerationRequest) -> float:
+    """Of first drafts, how many are right."""
+    assert engine.speculation is not None
+    before = engine.speculation.meter()
+    outputs(engine, *requests)
+    after = engine.speculation.meter()
+    return (after.accepted[0] - before.accepted[0]) / (after.tried[0] - before.tried[0])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_most_first_drafts_are_right(plain: Engine, drafting: Engine, temperature: float):
+    """Sampled ones too, for they are drawn with the noise of their place."""
+    asked = [story(f"{i}", of, temperature=temperature, seed=i) for i, of in enumerate(("fox", "boat", "river"))]
+    before = drafting.steps
+    assert outputs(drafting, *asked) == outputs(plain, *asked)
+    assert drafting.steps - before < 50  # for 64 tokens
+    rates = [first_rate(drafting, story("again", "dog", temperature=temperature, seed=seed)) for seed in range(3)]
+    assert sum(rates) / 3 > 0.75
+
+
+def test_a_prefix_from_the_cache_brings_its_entries(drafting: Engine):
+    request = story("a", "fox")
+    told = outputs(drafting, request)["a"]
+    longer = GenerationRequest("b", (*request.prompt, *told[:40]), request.params)
+    outputs(drafting, longer)
+    drafting.scheduler.add(longer)
+    drafting.step()
+    (sequence,) = drafting.scheduler.running
+    found = sequence.drafting
+    drafting.scheduler.abort("b")
+    assert sequence.cached_tokens == 48 and isinstance(found, Run)
+    assert found.begin == 0 and found.end == 48 == found.held_from
+
+
+def test_a_stream_that_gave_way_drafts_again(plain: Engine, drafting: Engine):
+    request = story("a", "fox")
+    expected = outputs(plain, request)["a"]
+    drafting.scheduler.add(request)
+    got = [token for _ in range(6) for delta in drafting.step() for token in delta.token_ids]
+    drafting.scheduler.preempt("a")
+    before = drafting.speculation.meter()  # type: ignore[union-attr]
+    while len(drafting.scheduler):
+        got += [token for delta in drafting.step() for token in delta.token_ids]
+    after = drafting.speculation.meter()  # type: ignore[union-attr]
+    assert got == expected
+    assert after.accepted[0] - before.accepted[0] > 0.6 * (after.tried[0] - before.tried[0]) > 0
+
+
+def test_a_stream_that_comes_from_elsewhere_drafts(plain: Engine, drafting: Engine):
+    request = story("a", "fox")
+    expected = outputs(plain, request)["a"]
+    moved = request.resumed(tuple(expected[:20]))
+    assert outputs(drafting, moved)["a"] == expected
+    assert first_rate(drafting, moved) > 0.6
+
+
+def test_after_steps_without_drafts_a_run_begins_late(plain: Engine, drafting: Engine):
+    """With what was kept of the last positions, from a block on."""
+    assert drafting.speculation is not None
+    request = story("a", "fox")
+    expected = outputs(plain, request)["a"]
+    drafter = drafting.speculation.drafter
+    room, drafter.most = drafter.most, lambda sequence, room: 0  # type: ignore[method-assign]
+    drafting.scheduler.add(request)
+    got = [token for _ in range(30) for delta in drafting.step() for token in delta.token_ids]
+    drafter.most = room  # type: ignore[method-assign]
+    before = drafting.speculation.meter()
+    while len(drafting.scheduler):
+        got += [token for delta in drafting.step() for token in delta.token_ids]
+    after = drafting.speculation.meter()
+    assert got == expected
+    assert after.accepted[0] - before.accepted[0] > 0.6 * (after.tried[0] - before.tried[0]) > 0
+
+
+def test_its_experts_are_on_groups_like_all_others(plain: Engine):
+    engine = make("mtp", groups=3)
+    asked = story("a", "fox")
+    assert outputs(engine, asked) == outputs(plain, asked)
+    layer = Checkpoint.open(bundled_model()).config.num_hidden_layers
+    assert engine.experts.placement.layers[-1] == layer  # type: ignore[attr-defined]
+    assert engine.experts.rows_routed[-1].sum() > 0  # type: ignore[attr-defined]
+
+
+def test_a_drafter_that_fails_ends_no_stream(plain: Engine, caplog: pytest.LogCaptureFixture):
+    engine = make("mtp")
+    assert engine.speculation is not None
+
+    def fail(*_: object) -> None:
+        raise ValueError("a layer of nothing")
+
+    engine.speculation.drafter._pass = fail  # type: ignore[attr-defined]
+    asked = story("a", "fox")
+    assert outputs(engine, asked) == outputs(plain, asked)
+    assert "a layer of nothing" in engine.speculation.meter().why
+    assert "there are no drafts from now on" in caplog.text
+
+
+def test_a_request_may_want_none(plain: Engine, drafting: Engine):
+    assert drafting.speculation is not None
+    before = drafting.speculation.meter()
+    asked = story("a", "fox", speculate=False)
+    assert outputs(drafting, asked) == outputs(plain, asked)
+    assert drafting.speculation.meter().drafted == before.drafted
+
+
+def test_rows_for_which_a_pass_has_no_room_wait(plain: Engine):
+    """More streams than one pass has rows for, and none is lost."""
+    config = SchedulerConfig(block_size=16, blocks=256, max_batch_tokens=20, max_sequences=16, max_model_len=128)
+    engine = make("mtp", config)
+    asked = [story(f"{i}", of) for i, of in enumerate(("fox", "boat", "river", "dog", "lamp", "horse", "bridge") * 2)]
+    assert outputs(engine, *asked) == outputs(plain, *asked)
+    assert engine.speculation is not None and not engine.speculation.stopped
+    assert engine.speculation.meter().accepted[0] > 50

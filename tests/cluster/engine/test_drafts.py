@@ -1,0 +1,102 @@
+"""Which chunks have drafts, and room for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from drafters import Guesser, always
+
+from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.scheduler import Scheduler
+from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
+from isotherm.cluster.engine.speculation import Speculation
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
+
+CONFIG = SchedulerConfig(block_size=4, blocks=8, max_batch_tokens=12, max_sequences=4, max_model_len=32)
+
+
+class Sevens(Guesser):
+    def guess(self, sequence: ScheduledSequence, most: int) -> list[int]:
+        return [7] * most
+
+
+def request(name: str, prompt: int = 3, max_tokens: int = 20, **params) -> GenerationRequest:
+    return GenerationRequest(name, tuple(range(prompt)), SamplingParams(max_tokens, **params))
+
+
+def engine(*requests: GenerationRequest, **config) -> tuple[Scheduler, Speculation]:
+    scheduler = Scheduler(replace(CONFIG, **config))
+    for one in requests:
+        scheduler.add(one)
+    return scheduler, always(Sevens(), 4)
+
+
+def step(scheduler: Scheduler, speculation: Speculation, tokens: int = 7) -> tuple[list[Chunk], list[Delta]]:
+    config = scheduler.config
+    chunks = scheduler.schedule()
+    chunks = speculation.extended(chunks, scheduler.blocks, config.max_batch_tokens, config.max_model_len)
+    for chunk in chunks:
+        assert len(chunk.sequence.blocks) * config.block_size >= chunk.start + chunk.count
+    deltas = scheduler.complete(chunks, [Sampled(tokens)] * sum(chunk.samples for chunk in chunks))
+    speculation.completed(chunks)
+    return list(chunks), deltas
+
+
+def test_right_drafts_come_together_and_are_counted():
+    scheduler, speculation = engine(request("a"))
+    chunks, _ = step(scheduler, speculation)
+    assert not chunks[0].draft, "a prompt's first token is not guessed"
+    chunks, (delta,) = step(scheduler, speculation)
+    assert chunks[0].draft == (7, 7, 7, 7) and delta.token_ids == (7,) * 5
+    assert (delta.drafts_accepted, delta.drafts_rejected) == (4, 0)
+    chunks, (delta,) = step(scheduler, speculation, tokens=8)
+    assert delta.token_ids == (8,) and (delta.drafts_accepted, delta.drafts_rejected) == (0, 4)
+    meter = speculation.meter()
+    assert (meter.drafted, meter.tried, meter.accepted, meter.steps) == (8, (2, 1, 1, 1), (1, 1, 1, 1), 2)
+
+
+def test_a_stop_token_among_drafts_ends_the_stream_there():
+    scheduler, speculation = engine(request("a", stop_token_ids=(7,)), request("b"))
+    step(scheduler, speculation, tokens=6)
+    _, deltas = step(scheduler, speculation)
+    by_id = {delta.request_id: delta for delta in deltas}
+    assert by_id["a"].token_ids == (7,) and by_id["a"].finish_reason is FinishReason.STOP
+    assert by_id["b"].finish_reason is None and len(by_id["b"].token_ids) > 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "config", "drafts"),
+    [
+        ({"max_tokens": 4}, {}, 2),  # of four tokens one is there, and one comes with the drafts
+        ({"max_tokens": 2}, {}, 0),
+        ({"prompt": 28}, {"max_batch_tokens": 32}, 2),  # of the model's 32 tokens
+        ({}, {"max_batch_tokens": 3}, 2),
+        ({"speculate": False}, {}, 0),
+        ({"prompt": 6}, {"blocks": 2, "max_model_len": 8, "max_batch_tokens": 12}, 0),
+        ({"prompt": 5}, {"blocks": 2, "max_model_len": 8, "max_batch_tokens": 12}, 1),
+    ],
+)
+def test_there_are_as_many_as_there_is_room_for(asked: dict, config: dict, drafts: int):
+    scheduler, speculation = engine(request("a", **asked), **config)
+    step(scheduler, speculation)
+    chunks, _ = step(scheduler, speculation)
+    assert len(chunks[0].draft) == drafts
+
+
+def test_what_one_stream_gets_another_cannot_have():
+    """Neither tokens of the step nor blocks; and no one gives way for drafts."""
+    scheduler, speculation = engine(request("a"), request("b"), request("c"), max_batch_tokens=9)
+    step(scheduler, speculation)
+    chunks, _ = step(scheduler, speculation)
+    assert [len(chunk.draft) for chunk in chunks] == [4, 2, 0]
+    scheduler, speculation = engine(request("a", 4, 4), request("b", 4, 4), blocks=4, max_model_len=16)
+    step(scheduler, speculation)
+    for _ in range(3):
+        step(scheduler, speculation, tokens=9)
+    assert scheduler.preemptions == 0
+
+
+def test_counts_of_tokens_are_within_bounds():
+    with pytest.raises(ValueError, match="drafts have 9 tokens; it must be 1 to 8"):
+        Speculation(Sevens(), 9)
