@@ -21,8 +21,13 @@ class IsothermError(Exception):
       NumericsError              cluster.model.fingerprint: a worker would not compute the others' bits
       TokenizerError             cluster.text.tokenizer: the tokenizer's files are missing or unusable
       NoChatTemplateError        cluster.text.tokenizer: the model can complete text, but not chat
+        TiktokenError            cluster.text.tiktoken_vocabulary: … a tiktoken vocabulary cannot be read
       LinkChoiceError            cluster.control.link_choice: the manifest wants a link that cannot be
       WeightChoiceError          cluster.model.weight_choice: weights cannot be kept in these bits
+      ConversionError            cluster.model.conversion: a checkpoint cannot be converted, or not to that place
+      QualityError               cluster.cli.quality: what quantising loses cannot be measured
+      KeysFileError              cluster.api.access.keys_file: a file of API keys cannot be read
+      TracingError               cluster.observe.tracing: traces are wanted, and what makes them is not installed
       OfflineError               cluster.cli.offline: options of `isotherm generate` that do not fit
 
     The cluster as a whole; the message says which command to give, or which log to read.
@@ -41,10 +46,12 @@ class IsothermError(Exception):
         ChatTemplateBrokenError  … it does not compile
       GrammarError               cluster.text.json_schema: what the output is to be cannot be had
         ToolSchemaError          … a tool's schema cannot be enforced in the model's format
-      QueueFullError             cluster.engine.scheduler: as many requests as there may be; try again later
+        UndeclarableError        cluster.text.typescript_tools: … a tool cannot be declared in TypeScript
+      QueueFullError             cluster.engine.places: as many requests as there may be; try again later
       EngineUnavailableError     cluster.api.engine_client: no shard can take it now; try again later
         EngineOverloadedError    … as many requests as there may be
       GenerationError            cluster.api.choices: the engine gave up on it
+        DeadlineError            … its time is over
 
     A change of the running cluster; what was before serves on.
       OperationError             cluster.messages.operations: it cannot be taken; names the field

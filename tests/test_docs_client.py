@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from fake_engine import FakeEngine, http_server, write_tokenizer
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.client import Client
+from isotherm.cluster.messages.feed import FeedPart, FeedTable
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "client.md"
@@ -24,6 +26,7 @@ class Admin:
 
     def __init__(self) -> None:
         self.looks = 0
+        self.feed = FeedTable("epoch")
 
     def _operation(self) -> dict[str, Any]:
         self.looks += 1
@@ -39,6 +42,12 @@ class Admin:
 
     async def operation_history(self) -> list[dict[str, Any]]:
         return [self._operation()]
+
+    async def feed_part(self, last: str) -> FeedPart | None:
+        if last != "":
+            await asyncio.sleep(0.02)
+        self.feed.put("operation/op-1", {**self._operation(), "created": 0.0})
+        return self.feed.since(last)
 
 
 @pytest.fixture(scope="module")

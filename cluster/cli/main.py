@@ -142,24 +142,11 @@ def generate(
     manifest, path = _manifest(model)
     from isotherm.cluster.cli.offline import OfflineOptions, generate_offline, sampling_asked
 
+    choice = manifest.weights.choice.with_changes(experts, dense, head)
     options = OfflineOptions(
-        prompt,
-        prompt_ids,
-        chat_prompt,
-        max_tokens,
-        temperature,
-        top_p,
-        top_k,
-        seed,
-        ignore_eos,
-        dtype,
-        kernels,
-        logprobs,
-        manifest.weights.choice.with_changes(experts, dense, head),
-        sampling_asked(sampling or ()),
-        isa,
-        speculation,
-    )
+        prompt, prompt_ids, chat_prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos, dtype, kernels,
+        logprobs, choice, sampling_asked(sampling or ()), isa, speculation,
+    )  # fmt: skip
     result = generate_offline(
         manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True)
     )

@@ -53,6 +53,7 @@ class GenerationParams(TypedDict, total=False):
     priority: int | None  # lower values have their turn first
     timeout: float | None  # seconds from the request's arrival at the server to its end
     user: str | None
+    speculation: Literal["auto", "off"] | None
     extra_body: Mapping[str, Any]  # fields of the body that are not named here
 
 

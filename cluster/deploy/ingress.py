@@ -22,6 +22,7 @@ from isotherm.cluster.front_door import front_door
 from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.on_ray.controller_client import ControllerClient
@@ -38,9 +39,7 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
 
     def build() -> Starlette:  # runs in each replica, on the event loop that will serve its requests
         listen_at_node_address_alone()
-        config = load_config(model_path)
-        if manifest.speculation.kind != "off":  # a layer that drafts has a KV cache too
-            config = Checkpoint.open(model_path).drafting(manifest.speculation.kind)[0].config
+        config = _config(manifest, model_path)
         controller = ControllerClient()
         limits = manifest.scheduler_config(config)
         room, vocab_size, length = limits.room, config.vocab_size, limits.max_model_len
@@ -93,6 +92,12 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
     )
     application: Application = deployment.bind()
     return application
+
+
+def _config(manifest: Manifest, model_path: Path) -> ModelConfig:
+    if manifest.speculation.kind == "off":
+        return load_config(model_path)
+    return Checkpoint.open(model_path).drafting(manifest.speculation.kind)[0].config  # which has a KV cache too
 
 
 def _observer(manifest: Manifest, controller: ControllerClient) -> IngressObserver:

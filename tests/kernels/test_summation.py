@@ -69,12 +69,12 @@ def bits(kernels: NativeKernels) -> str:
 
 VERSION = 1
 BITS = {
-    ("avx512_bf16", "bfloat16"): "b388d493a72f",
-    ("avx512_bf16", "float32"): "3ceec6b0765d",
-    ("avx2", "bfloat16"): "de74f96286a2",
-    ("avx2", "float32"): "8e8e6b8c5f3b",
-    ("generic", "bfloat16"): "57d07060b9ea",
-    ("generic", "float32"): "87b11fc948db",
+    ("avx512_bf16", "bfloat16"): "ab70b5203d13",
+    ("avx512_bf16", "float32"): "c1143067441a",
+    ("avx2", "bfloat16"): "40a4b4955572",
+    ("avx2", "float32"): "bfa692cca9e7",
+    ("generic", "bfloat16"): "70d9360cfa9d",
+    ("generic", "float32"): "c3ae5c18df9a",
 }
 
 

@@ -285,9 +285,9 @@ def test_every_parameter_is_taken_by_somebody():
     """A field of SamplingParams that neither this room nor the scheduler reads would be one without effect."""
     import inspect
 
-    from isotherm.cluster.engine import policy, scheduler
+    from isotherm.cluster.engine import drafts, policy, scheduler, speculation
 
-    source = "".join(map(inspect.getsource, (sampling, prompt_scores, scheduler, policy)))
+    source = "".join(map(inspect.getsource, (sampling, prompt_scores, scheduler, policy, drafts, speculation)))
     assert [f.name for f in dataclasses.fields(SamplingParams) if f".{f.name}" not in source] == []
 
 

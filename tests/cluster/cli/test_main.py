@@ -55,7 +55,13 @@ class _Console:
 
 
 def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(cli.app, list(arguments))
+    """What a command sets in its process's environment is gone again afterwards."""
+    before = dict(os.environ)
+    try:
+        return CliRunner().invoke(cli.app, list(arguments))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def one_error(result: Result) -> str:
@@ -127,8 +133,13 @@ def test_a_broken_checkpoint_is_one_message(command: tuple[str, ...], tmp_path: 
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """`serve` stops before Ray; what it would have served."""
     calls: list[Any] = []
+
+    def serve(*args: Any) -> None:
+        assert "ISOTHERM_API_KEY" not in os.environ  # which what is started from here would have too
+        calls.append(args)
+
     monkeypatch.setattr("isotherm.cluster.on_ray.environment.os.environ", dict(os.environ))
-    monkeypatch.setattr("isotherm.cluster.supervise.supervisor.serve_until_stopped", lambda *args: calls.append(args))
+    monkeypatch.setattr("isotherm.cluster.supervise.supervisor.serve_until_stopped", serve)
     return calls
 
 
@@ -144,7 +155,8 @@ def test_without_keys_serve_stays_on_this_machine(served: list[Any], tmp_path: P
 def test_serve_hands_on_hashes_and_never_a_key(served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(os.environ, "ISOTHERM_API_KEY", "made-up-by-somebody-123")
     done = invoke("serve", "--host", "0.0.0.0", "--port", "18762")
-    assert done.exit_code == 0 and "ISOTHERM_API_KEY" not in os.environ, done.stderr
+    assert done.exit_code == 0, done.stderr
+    monkeypatch.delitem(os.environ, "ISOTHERM_API_KEY")
     assert invoke("keys", "create", "ann", "--file", "k.json").exit_code == 0
     done = invoke("serve", "--host", "0.0.0.0", "--port", "18762", "--keys", "k.json")
     assert done.exit_code == 0, done.stderr
@@ -315,7 +327,9 @@ def test_generate_prints_json(random_model: Path):
     result = invoke("generate", str(random_model), *arguments)
     assert result.exit_code == 0, result.output
     out = json.loads(result.stdout)
-    assert set(out) == {"token_ids", "text", "logprobs", "finish_reason", "prompt_tokens", "system_fingerprint"}
+    assert set(out) == {
+        "token_ids", "text", "logprobs", "finish_reason", "prompt_tokens", "drafts", "system_fingerprint"
+    }  # fmt: skip
     assert len(out["token_ids"]) == 4 and all(0 <= t < 300 for t in out["token_ids"])
     assert (out["text"], out["finish_reason"], out["prompt_tokens"]) == (None, "length", 3)
     assert [entry["token_id"] for entry in out["logprobs"]] == out["token_ids"]

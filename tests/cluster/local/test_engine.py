@@ -25,6 +25,7 @@ class Counting:
     def __init__(self, **config: Any) -> None:
         self.scheduler = Scheduler(SchedulerConfig(4, 64, 64, 8, 64, **config))
         self.model = SimpleNamespace(kernels=SimpleNamespace(name="none"))
+        self.speculation = None
         self.steps = 0
         self.gate = threading.Event()
         self.gate.set()
