@@ -88,12 +88,15 @@ def requests_of(tokenizer: Tokenizer, count: int) -> list[GenerationRequest]:
 
 
 def outputs(engine: Engine, asked: list[GenerationRequest]) -> dict[str, list[object]]:
-    out: dict[str, list[object]] = {request.id: [] for request in asked}
+    """By request: its tokens in order, then their log-probabilities, then why it ended, however a step cut them."""
+    tokens: dict[str, list[object]] = {request.id: [] for request in asked}
+    others: dict[str, list[object]] = {request.id: [] for request in asked}
     for delta in run(engine, asked):
-        out[delta.request_id] += [*delta.token_ids, *delta.logprobs]
+        tokens[delta.request_id] += delta.token_ids
+        others[delta.request_id] += delta.logprobs
         if delta.finish_reason is not None:
-            out[delta.request_id].append(delta.finish_reason)
-    return {name: sorted(map(repr, got)) if got else [] for name, got in out.items()}
+            others[delta.request_id].append(delta.finish_reason)
+    return {name: [*got, *others[name]] for name, got in tokens.items()}
 
 
 def same_tokens(path: Path, kind: str, count: int) -> bool:
