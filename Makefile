@@ -10,7 +10,7 @@ NATIVE := $(wildcard kernels/native/*)
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
-	@echo "make test                 all tests"
+	@echo "make test                 all tests but those of the page, metrics and clients"
 	@echo "make test-fast            those that need neither a cluster nor much time"
 	@echo "make test-page            the page, in headless Chromium"
 	@echo "make fuzz                 10,000 mutated bodies, and schemathesis on /openapi.json"

@@ -71,7 +71,7 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
         architecture={
             **config.describe(),
             "weights": weights,
-            "multi_token_prediction": "recognised, not used yet" if parameters[Part.MTP] else "none",
+            "multi_token_prediction": "there, for `speculation`" if parameters[Part.MTP] else "none",
             "tokenizer": text.tokenizer,
             "chat_template": text.template_from,
             "tool_calls": "none that is known" if calls is None else calls.name,

@@ -1,5 +1,4 @@
-"""Text to token ids and back: a checkpoint's tokenizer, its special tokens and chat template, and the incremental
-detokeniser.
+"""Text to token ids and back: a checkpoint's tokenizer, its special tokens and chat template.
 
 Knows nothing about HTTP, requests or engines."""
 

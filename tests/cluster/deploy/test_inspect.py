@@ -189,7 +189,7 @@ def test_the_files_decide_whether_there_is_an_mtp_layer(tmp_path: Path, in_files
         t.numel() for name, t in tensors.items() if name.startswith("model.layers.3.") and not name.endswith(again)
     )
     assert report.parameters["multi_token_prediction"] == mtp and (mtp > 0) == in_files
-    assert report.architecture["multi_token_prediction"] == ("recognised, not used yet" if in_files else "none")
+    assert report.architecture["multi_token_prediction"] == ("there, for `speculation`" if in_files else "none")
 
 
 def test_headers_alone_are_enough_and_weights_are_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
