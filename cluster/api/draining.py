@@ -67,6 +67,9 @@ class EndableEngine:
                     yield delta
                     if self._reason is not None:
                         raise EngineUnavailableError(self._reason)
+                    # Whoever asks for the next one need not be who asked for this.
+                    reader = asyncio.current_task()
+                    assert reader is not None
                     self._waiting.add(reader)
         except asyncio.CancelledError:
             if reader not in self._interrupted or self._cancelled_besides(reader):

@@ -120,6 +120,8 @@ class Events:
             await stream.first_event(request.receive, FIRST_SECONDS)
         except WorkerGoneError as error:
             raise _away(error) from None
+        except StopAsyncIteration:
+            raise _away(WorkerGoneError("this server is about to end")) from None
         return stream
 
     def _left(self) -> None:

@@ -12,9 +12,11 @@ import sys
 import time
 from collections import OrderedDict
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isotherm.cluster.api.access.presented import presented
 from isotherm.cluster.api.admission import Admission
 from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError
@@ -22,7 +24,6 @@ from isotherm.cluster.api.replies import to_json
 from isotherm.cluster.engine.places import Band, Claim, Room
 
 CAPACITY_HEADER = b"x-isotherm-capacity"  # of the replicas' responses, taken out by the proxy
-_KEY_HEADERS = (b"authorization", b"x-api-key")
 _MOST_KEYS = 4096  # that a proxy remembers, those that were used last
 _STRANGERS = "?"  # whose key has not been answered yet: all of them together count as one
 
@@ -130,5 +131,5 @@ class _Visit:
 
 
 def _digest(scope: Scope) -> str:
-    held = next((value for name, value in scope["headers"] if name.lower() in _KEY_HEADERS), b"")
-    return hashlib.blake2b(held, digest_size=16).hexdigest()
+    held = presented(Headers(scope=scope)) or ""  # however it is sent, it is one key
+    return hashlib.blake2b(held.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

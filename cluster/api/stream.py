@@ -92,6 +92,8 @@ class EventStream(Response):
             async for event in self._events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
                 self._sent_at = clock()
+        except StopAsyncIteration:
+            pass  # there was no event at all
         except Exception as error:
             await send({"type": "http.response.body", "body": self._error_event(error), "more_body": True})
         finally:

@@ -152,9 +152,10 @@ class Scheduler:
                 step.held.append(first)
                 self.waiting.set_aside(first)
                 continue
-            if (chunk := self._admit(first, step.budget)) is None:
+            chunk = self._admit(first, step.budget)
+            step.drop_preempted(self.preemptions)  # also where those that gave way were not enough
+            if chunk is None:
                 break
-            step.drop_preempted(self.preemptions)
             step.chunks.append(chunk)
             step.budget -= chunk.count
 

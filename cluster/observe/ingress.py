@@ -22,6 +22,7 @@ from isotherm.cluster.observe.request_log import log_request
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 2.0  # between two reports to the others
+PATIENCE = 2.0  # with which others are asked, while somebody waits
 REPORTED = 50  # requests that have ended, of which the others hear
 OPEN = Metric("isotherm_requests_open", "Requests that are open at an ingress replica", "gauge")
 
@@ -66,16 +67,17 @@ class IngressObserver:
         """What GET /metrics gives."""
         figures = self.figures()
         try:
-            return await self._others.metrics(self.name, figures)
-        except WorkerGoneError as error:
+            # A controller that is being replaced is not gone: Ray keeps the question for the next one.
+            return await asyncio.wait_for(self._others.metrics(self.name, figures), PATIENCE)
+        except (WorkerGoneError, asyncio.TimeoutError) as error:
             log.warning("metrics are this replica's alone: %s", one_line(error))
             return render_alone({self.name: figures})
 
     async def requests(self) -> JSON:
         """What GET /admin/requests gives: of this replica as it is now, of others as they have reported."""
         found: dict[str, JSON] = {}
-        with contextlib.suppress(WorkerGoneError):
-            found = await self._others.requests()
+        with contextlib.suppress(WorkerGoneError, asyncio.TimeoutError):
+            found = await asyncio.wait_for(self._others.requests(), PATIENCE)
         own = self._own_requests(REMEMBERED)
         replicas = [own, *(reported for name, reported in sorted(found.items()) if name != self.name)]
         running = [one for replica in replicas for one in replica["running"]]

@@ -76,6 +76,7 @@ class KeyStore:
         self._waiting = 0
         self._background = Background()
         self._begun = False
+        self._put_in_force(())
         self.look()
 
     # --- the file -----------------------------------------------------------------------------------

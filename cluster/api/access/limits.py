@@ -49,6 +49,14 @@ def check_limits(caller: Caller, body: _Body) -> None:
         raise _too_much(caller, "priority", f"{body.priority} comes before the {caller.priority}")
 
 
+def check_streams(caller: Caller, streams: int) -> None:
+    """Raises ReplyError where one request alone is of more streams than the caller may have open."""
+    most = caller.limits.streams
+    if most is not None and streams > most:
+        what = f"{streams} streams, one for each choice of each prompt, are more than the {most}"
+        raise _too_much(caller, "prompt", what)
+
+
 def most_tokens(caller: Caller, room: int) -> int:
     """Of the output of a body that does not say, where so many are possible."""
     return room if caller.limits.max_tokens is None else min(room, caller.limits.max_tokens)

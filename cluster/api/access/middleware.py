@@ -13,6 +13,7 @@ from isotherm.cluster.api.access.allowance import Allowance, Refusal
 from isotherm.cluster.api.access.caller import ANYONE, ROLES, Caller
 from isotherm.cluster.api.access.key_store import Key, KeyStore, now
 from isotherm.cluster.api.access.needs import is_open, is_work, needed_role
+from isotherm.cluster.api.access.presented import presented
 from isotherm.cluster.api.access.reach import Access, check_reach, operators_field
 from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError
@@ -88,14 +89,6 @@ def allowance_of(request: HTTPConnection) -> Allowance | None:
     """What is left to the key of a request; None where nothing is counted."""
     found: Allowance | None = getattr(request.state, "allowance", None)
     return found
-
-
-def presented(headers: Headers) -> str | None:
-    """The key's text as OpenAI's clients send it, else as Anthropic's do."""
-    kind, _, text = headers.get("authorization", "").partition(" ")
-    if kind.lower() == "bearer" and text.strip():
-        return text.strip()
-    return headers.get("x-api-key", "").strip() or None
 
 
 def rate_limited(caller: Caller, refusal: Refusal) -> ReplyError:

@@ -142,3 +142,25 @@ def test_over_http_a_stream_ends_with_an_error_event_and_a_reply_is_a_503(tmp_pa
             assert refused.json()["error"]["message"] == "it is over"
         ready = httpx.get(f"{url}/ready")
         assert ready.status_code == 503 and ready.json()["reason"] == "it is over"
+
+
+def test_a_request_that_several_tasks_read_in_turn_is_ended_too():
+    """As an event stream does, whose first event has a task of its own."""
+    engine = FakeEngine(300, delay_s=0.2)
+    endable = EndableEngine(engine)
+
+    async def go() -> None:
+        deltas = endable.generate(request(500))
+
+        async def one() -> Delta:
+            return await anext(deltas)
+
+        await asyncio.create_task(one())
+        second = asyncio.create_task(one())
+        await asyncio.sleep(0.05)
+        endable.end_all("it is over")
+        with pytest.raises(EngineUnavailableError, match="it is over"):
+            await asyncio.wait_for(second, 0.1)
+
+    asyncio.run(go())
+    assert engine.open == set()

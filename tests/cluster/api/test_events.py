@@ -85,6 +85,12 @@ def test_it_ends_when_the_server_does():
         assert parts(lines, 2) == []
 
 
+def test_a_server_that_ends_has_no_stream_to_begin():
+    with http_server(app_with(FakeAdmin(), ends=lambda: True)) as url:
+        answer = httpx.get(f"{url}/admin/events", timeout=20)
+    assert answer.status_code == 503 and "about to end" in answer.text
+
+
 def test_so_many_streams_and_no_more(monkeypatch):
     monkeypatch.setattr(events, "MAX_STREAMS", 1)
     admin = FakeAdmin()

@@ -22,7 +22,8 @@ class Replicas:
     async def __call__(self, scope, receive, send):
         self.reached += 1
         await self.go.wait()
-        key = dict(scope["headers"]).get(b"authorization", b"")
+        headers = dict(scope["headers"])
+        key = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         if self.weights and key not in self.weights:
             await send({"type": "http.response.start", "status": 401, "headers": []})
             await send({"type": "http.response.body", "body": b"who?"})
@@ -35,13 +36,14 @@ class Replicas:
         await send({"type": "http.response.body", "body": b"ok"})
 
 
-async def ask(gate, method="POST", path="/v1/completions", key=b""):
+async def ask(gate, method="POST", path="/v1/completions", key=b"", spelling=b"Bearer "):
+    """`spelling`: what stands before the key; none: it has a header of its own."""
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    headers = [(b"authorization", key)] if key else []
+    headers = [(b"authorization", spelling + key) if spelling else (b"x-api-key", key)] if key else []
     await gate({"type": "http", "method": method, "path": path, "headers": headers}, None, send)
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
@@ -181,6 +183,20 @@ def test_a_key_that_floods_leaves_room_for_others():
         assert replicas.reached == 18
         refused, _ = await asyncio.wait(flood, timeout=0.5)
         assert len(refused) == 6 and all(task.result()[0] == 429 for task in refused)
+
+    play(act, capacity=16)
+
+
+def test_one_key_in_many_spellings_is_one_key():
+    async def act(replicas, gate):
+        replicas.weights = {b"a": 1.0, b"b": 1.0}
+        replicas.go.set()
+        assert (await ask(gate, key=b"a"))[0] == (await ask(gate, key=b"b"))[0] == 200
+        replicas.go.clear()
+        for spelling in (b"Bearer ", b"bearer ", b"BEARER  ", b""):
+            await opened(gate, 5, key=b"a", spelling=spelling)
+        assert replicas.reached == 2 + 14
+        assert (await opened(gate, 1, key=b"b")) and replicas.reached == 17
 
     play(act, capacity=16)
 

@@ -883,3 +883,19 @@ def test_prompt_tokens_are_looked_up_once_a_request():
     scheduler.add(request("a", 9, 1))
     plans(scheduler)
     assert (scheduler.looked_up, scheduler.found) == (0, 0)
+
+
+def test_who_gives_way_leaves_the_step_also_where_that_is_not_enough():
+    """B's blocks are half shared with A's, so that C, for whom B gives way, has not enough of them."""
+    scheduler = make(blocks=8, max_batch_tokens=64, max_sequences=8)
+    shared = list(range(10, 26))
+    for name, prompt, priority in (("a", shared, 0), ("b", [*shared, 50], 0), ("c", list(range(100, 114)), -1)):
+        params = SamplingParams(8, temperature=0.0)
+        scheduler.add(GenerationRequest(name, tuple(prompt), params, priority=priority))
+        chunks = scheduler.schedule()
+        assert all(chunk.sequence.running and len(chunk.sequence.blocks) * 4 >= chunk.start + 1 for chunk in chunks)
+        scheduler.complete(chunks, [Sampled(7) for chunk in chunks if chunk.sample])
+    while len(scheduler):
+        chunks = scheduler.schedule()
+        assert chunks and all(chunk.sequence.running for chunk in chunks)
+        scheduler.complete(chunks, [Sampled(7) for chunk in chunks if chunk.sample])

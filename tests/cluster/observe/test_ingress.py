@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -65,6 +66,19 @@ def test_without_a_controller_it_tells_its_own(observer, others):
     assert families["isotherm_controller_reachable"].samples[0].value == 0
     assert families["isotherm_requests"].samples[0].labels["ingress"] == "one"
     assert "isotherm_ready" not in families
+
+
+def test_a_controller_that_is_slow_to_come_back_is_not_waited_for(observer, others, monkeypatch):
+    monkeypatch.setattr("isotherm.cluster.observe.ingress.PATIENCE", 0.05)
+
+    async def never(*_: Any) -> str:
+        await asyncio.sleep(60)
+        return ""
+
+    others.metrics = others.requests = never
+    ended(observer, "a")
+    assert "isotherm_controller_reachable 0" in asyncio.run(observer.metrics())
+    assert [one["id"] for one in asyncio.run(observer.requests())["recent"]] == ["a"]
 
 
 def test_requests_of_all_replicas_the_newest_first(observer, others):

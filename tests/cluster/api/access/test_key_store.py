@@ -143,6 +143,7 @@ def test_given_keys_stay_whatever_the_file_says(tmp_path: Path):
     store.look()
     assert (find(store, own), find(store, ann)) == ("isotherm-serve", None)
     assert parse_key_source(key_source_as_json(None)) is None
+    assert find(KeyStore(KeySource(tmp_path / "missing.json", (given,))), own) == "isotherm-serve"
 
 
 def test_many_keys_that_were_never_seen_are_checked_one_by_one_and_refused_when_they_are_too_many(

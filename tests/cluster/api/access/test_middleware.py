@@ -14,7 +14,7 @@ from fake_engine import FakeEngine
 from starlette.datastructures import Headers
 
 from isotherm.cluster.api.access.key_store import KeyStore
-from isotherm.cluster.api.access.middleware import presented
+from isotherm.cluster.api.access.presented import presented
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.batches.in_process import ask as ask_in_process
 from isotherm.cluster.api.batches.service import BatchLimits, BatchService
@@ -136,9 +136,13 @@ def test_streams_at_once(engine, tokenizer, tmp_path):
             third = await post()
             assert third.headers["retry-after"] == "1" and "streams, 2" in third.text
             done = [answer.status_code for answer in await asyncio.gather(*open_)]
-            return [third.status_code, *done, (await post(n=2)).status_code, (await post(n=3)).status_code]
+            headers, prompts = {"x-api-key": front.ann}, {"model": "m", "prompt": ["a", "b", "c"], "max_tokens": 2}
+            many = await client.post("/v1/completions", json=prompts, headers=headers)
+            assert "3 streams" in many.text and many.json()["error"]["code"] == "key_limit_exceeded"
+            two, three = await post(n=2), await post(n=3)
+            return [third.status_code, *done, two.status_code, three.status_code, many.status_code]
 
-    assert asyncio.run(go()) == [429, 200, 200, 200, 400]
+    assert asyncio.run(go()) == [429, 200, 200, 200, 400, 400]
     key = front.keys.named("ann")
     assert key is not None and key.allowance.streams == 0
 
