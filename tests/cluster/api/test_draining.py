@@ -146,7 +146,7 @@ def test_over_http_a_stream_ends_with_an_error_event_and_a_reply_is_a_503(tmp_pa
 
 def test_a_request_that_several_tasks_read_in_turn_is_ended_too():
     """As an event stream does, whose first event has a task of its own."""
-    engine = FakeEngine(300, delay_s=0.2)
+    engine = FakeEngine(300, delay_s=1.0)
     endable = EndableEngine(engine)
 
     async def go() -> None:
@@ -159,8 +159,10 @@ def test_a_request_that_several_tasks_read_in_turn_is_ended_too():
         second = asyncio.create_task(one())
         await asyncio.sleep(0.05)
         endable.end_all("it is over")
+        done, _ = await asyncio.wait({second}, timeout=0.5)
+        assert done, "it waits for its next token"
         with pytest.raises(EngineUnavailableError, match="it is over"):
-            await asyncio.wait_for(second, 0.1)
+            second.result()
 
     asyncio.run(go())
     assert engine.open == set()
