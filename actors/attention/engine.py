@@ -65,7 +65,8 @@ class Engine:
         need cannot be reached in time."""
         begin, waited = time.perf_counter(), self.experts.waited_seconds
         self.scheduler.waited = waited
-        chunks: Sequence[Chunk] = self.scheduler.schedule()
+        planned = self.scheduler.schedule()
+        chunks: Sequence[Chunk] = planned
         another = False
         try:
             if self.speculation is not None and chunks:
@@ -76,7 +77,7 @@ class Engine:
                 seconds = time.perf_counter() - begin
                 self.figures.add(chunks, seconds, self.experts.waited_seconds - waited)
                 if self.scheduler.is_shared:
-                    self.scheduler.took(chunks, seconds)
+                    self.scheduler.took(planned, seconds)  # drafts are no work that was allowed for
             another = len(self.scheduler) > 0
             return deltas
         finally:
@@ -89,9 +90,7 @@ class Engine:
         config = self.scheduler.config
         try:
             chunks = speculation.extended(chunks, self.scheduler.blocks, config.max_batch_tokens, config.max_model_len)
-        except ExpertsLostError:
-            raise
-        except Exception as error:
+        except Exception as error:  # experts of the layer that drafts may be lost too, and need end no stream
             self._stop(speculation, error)
         failed, deltas = self.failed, self._attempt(chunks)
         if self.failed == failed:

@@ -41,6 +41,12 @@ class Run:
     )  # a step's output, the first row of it, how many
 
     def hold(self, rows_TD: Tensor, row: int, count: int) -> None:
+        if (skipped := count - WINDOW) > 0:
+            self.held.clear()
+            self.held_from = self.held_to + skipped
+            self.held_to, row, count = self.held_from, row + skipped, WINDOW
+        if 2 * count < len(rows_TD):  # a few rows are not to keep all of a step's
+            rows_TD, row = rows_TD[row : row + count].clone(), 0
         self.held.append((rows_TD, row, count))
         self.held_to += count
         while self.held_to - self.held_from - self.held[0][2] >= WINDOW:

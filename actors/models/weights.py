@@ -124,6 +124,8 @@ class WeightReader:
 
     def are_equal(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same numbers."""
+        if not {one, other} <= self.checkpoint.tensors.keys():
+            return False  # one of them is stored in several
         infos = self.checkpoint.tensors[one], self.checkpoint.tensors[other]
         if infos[0].dtype != infos[1].dtype or infos[0].shape != infos[1].shape:
             return False

@@ -44,7 +44,7 @@ class Speculation:
             chosen = self._chosen(rows, found, max_batch_tokens - rows)
             if chosen:
                 out = with_drafts(chunks, chosen, self.drafter, blocks)
-                if self.lengths is not None:
+                if self.lengths is not None and any(chunk.draft for chunk in out):
                     self.lengths.drafting_took(self.drafter.passes, self.clock() - begin)
         self._begun = self.clock()
         return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import struct
@@ -27,6 +28,7 @@ SAMPLE_BYTES, SAMPLED_TENSORS = 4096, 4096
 UNNAMED_FAMILY = "deepseek_v3"  # was the only one when digests were first made: they do not name it
 # Of ModelConfig: what no logit depends on.
 NO_NUMERICS = {"num_nextn_predict_layers", "drafting_layers", "quantisation", "stored_dtype", "eos_token_ids"}
+log = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
 
 
@@ -78,7 +80,9 @@ class Checkpoint:
         """Every tensor that the family knows, those of multi-token-prediction layers that are here among them."""
         yield from self.config.tensors()
         for layer in sorted({layer for name in self.tensors if (layer := self.config.mtp_layer(name)) is not None}):
-            yield from self.config.mtp_tensors(layer)
+            for spec in self.config.mtp_tensors(layer):  # a layer that nobody needs may have lost some
+                if self.tensors_of(spec.name, spec.quantisable):
+                    yield spec
 
     def _check(self, spec: TensorSpec) -> None:
         stored_as = self.format_of(spec.name) if spec.quantisable else PLAIN
@@ -183,7 +187,11 @@ class Checkpoint:
                 f"{self.path}: has no multi-token-prediction layer, which speculation of kind mtp needs; ngram does not"
             )
         if kind == "auto":
-            kind = "mtp" if self.has_mtp else "ngram"
+            try:
+                return (self.with_mtp(), "mtp") if self.has_mtp else (self, "ngram")
+            except CheckpointError as error:
+                log.warning("its multi-token-prediction layer is not whole, so prompts are looked up: %s", error)
+                return self, "ngram"
         return (self.with_mtp() if kind == "mtp" else self), kind
 
 

@@ -104,7 +104,9 @@ class ClusterNumerics:
     def restore(self, dumped: str) -> None:
         names = {field.name for field in fields(Fingerprint)}
         for values in json.loads(dumped or "[]"):
-            found = Fingerprint(**{name: value for name, value in values.items() if name in names})
+            if not names <= values.keys():
+                continue  # of an earlier release, which could not say all that counts now
+            found = Fingerprint(**{name: values[name] for name in names})
             if self._differences(found):
                 self._others.add(found)
             else:

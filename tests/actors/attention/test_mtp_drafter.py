@@ -3,12 +3,15 @@ that they change no token is tests/exactness'."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from grammars import tiny_tokenizer
 
 from isotherm.actors.attention.engine import Engine
-from isotherm.actors.attention.mtp_drafter import Run
+from isotherm.actors.attention.exchange import ExpertsLostError
+from isotherm.actors.attention.mtp_drafter import WINDOW, Run
 from isotherm.actors.local import local_engine, run
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
@@ -163,3 +166,29 @@ def test_rows_for_which_a_pass_has_no_room_wait(plain: Engine):
     assert outputs(engine, *asked) == outputs(plain, *asked)
     assert engine.speculation is not None and not engine.speculation.stopped
     assert engine.speculation.meter().accepted[0] > 50
+
+
+def test_a_stream_goes_on_where_the_experts_of_the_layer_are_lost(plain: Engine):
+    engine = make("mtp", groups=2)
+    layer, moe = engine.model.config.num_hidden_layers, engine.experts.moe
+
+    def lose(at: int, *rest: Any) -> Any:
+        if at >= layer:
+            raise ExpertsLostError(f"layer {at}: nobody holds expert 3")
+        return moe(at, *rest)
+
+    engine.experts.moe = lose  # type: ignore[method-assign]
+    asked = [story("a", "cat"), story("b", "dog")]
+    assert outputs(engine, *asked) == outputs(plain, *asked)
+    assert engine.speculation is not None and "nobody holds expert 3" in engine.speculation.stopped
+
+
+def test_no_more_rows_are_kept_than_can_be_needed():
+    held = Run(0, 0, 0, 0, 0)
+    step_TD = torch.arange(500.0)[:, None]
+    held.hold(step_TD, 10, 400)
+    held.hold(step_TD, 490, 3)
+    assert (held.held_from, held.held_to) == (400 - WINDOW, 403)
+    assert all(rows_TD is not step_TD and len(rows_TD) <= WINDOW for rows_TD, _, _ in held.held)
+    first, rows_TD = held.take(WINDOW, 16) or (0, step_TD)
+    assert first % 16 == 0 and rows_TD[:, 0].tolist() == [*range(10 + first, 410), 490, 491, 492]

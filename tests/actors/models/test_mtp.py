@@ -154,4 +154,4 @@ def test_hidden_states_and_logits_are_those_of_the_statement(tmp_path: Path, fam
 def test_a_layer_that_is_not_whole_is_named(tmp_path: Path):
     make_checkpoint(tmp_path, mtp=True, change=lambda tensors: tensors.pop("model.layers.3.hnorm.weight"))
     with pytest.raises(CheckpointError, match=r"model\.layers\.3\.hnorm\.weight is missing"):
-        Checkpoint.open(tmp_path).drafting("auto")
+        Checkpoint.open(tmp_path).drafting("mtp")

@@ -457,3 +457,15 @@ def test_specs_of_a_671b_model_are_quick():
     parameters = sum(s.shape[0] * (s.shape[1] if len(s.shape) > 1 else 1) for s in specs)
     assert round(parameters / 1e9) == 671  # as the model card counts it, without the MTP layer
     assert len(specs) == 58 * (256 * 3 + 3 + 2) + 3 * 3 + 61 * 9 + 3
+
+
+def test_a_layer_that_drafts_and_is_not_whole_is_no_reason_not_to_serve(tmp_path: Path):
+    def lose(tensors: dict[str, Tensor]) -> None:
+        for name in [n for n in tensors if n.endswith("eh_proj.weight") or (".layers.3." in n and ".experts.1." in n)]:
+            del tensors[name]
+
+    checkpoint = Checkpoint.open(make_checkpoint(tmp_path, {"num_hidden_layers": 3}, mtp=True, change=lose))
+    assert checkpoint.has_mtp and checkpoint.drafting("auto") == (checkpoint, "ngram")
+    with pytest.raises(CheckpointError, match=r"layers\.3\..* is missing"):
+        checkpoint.drafting("mtp")
+    assert all(checkpoint.tensors_of(spec.name, spec.quantisable) for spec in checkpoint.weights())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import re
 from collections.abc import Callable
@@ -196,3 +197,12 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor .* cannot be read"):
         checkpoint.digest()
+
+
+def test_what_an_earlier_release_has_written_is_no_fingerprint():
+    before, after = ClusterNumerics("refuse"), ClusterNumerics("refuse")
+    before.admit("a", CPU)
+    old = json.loads(before.dump())
+    del old[0]["kept"]
+    after.restore(json.dumps(old))
+    after.admit("b", replace(CPU, weights="other"))  # is the first one
