@@ -19,7 +19,8 @@ from isotherm.cluster.api.batches.service import BatchLimits, BatchService
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.described import DESCRIBED
 from isotherm.cluster.api.settings import AppSettings
-from isotherm.cluster.messages.operations import OperationError
+from isotherm.cluster.messages.feed import FeedTable
+from isotherm.cluster.messages.operations import OperationError, parse_mode
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,15 @@ class FakeAdmin:
 
     async def autoscaler(self):
         return {}
+
+    async def set_autoscaler(self, body):
+        return {"mode": parse_mode(body)}
+
+    async def feed_part(self, last):
+        """Everything, and then an end: schemathesis waits for that of each answer."""
+        if last.startswith("epoch:"):
+            raise EOFError
+        return FeedTable("epoch").since(last)
 
 
 @pytest.fixture(scope="module")
