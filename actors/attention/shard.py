@@ -204,7 +204,7 @@ class AttentionShard(WorkerBase):
             rows_routed=self._exchange.rows_routed.copy(),
             reads=self._exchange.reads.copy(),
             speculation=None if engine.speculation is None else engine.speculation.meter(),
-            figures=engine.figures.read(scheduler),
+            figures=engine.figures.read(scheduler, engine.speculation),
         )
 
     async def status(self) -> JSON:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk
+from isotherm.cluster.engine.speculation import Speculation
 from isotherm.cluster.messages.figures import Buckets, Family, Histogram, Metric
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048, 4.096, 8.192)
@@ -25,7 +26,14 @@ LOOKUPS = Metric(
     "isotherm_prefix_cache_lookup_tokens_total", "Prompt tokens that were looked up in the prefix cache, once a request"
 )
 HITS = Metric("isotherm_prefix_cache_hit_tokens_total", "Prompt tokens that were found in the prefix cache")
-METRICS = (STEP_SECONDS, STEP_REQUESTS, STEP_TOKENS, EXCHANGE_WAIT, PREEMPTIONS, LOOKUPS, HITS)
+DRAFTED = Metric("isotherm_drafts_total", "Tokens that speculation guessed and a step verified")
+ACCEPTED = Metric("isotherm_drafts_accepted_total", "Guessed tokens that were right")
+GAIN = Metric(
+    "isotherm_speculation_gain", "Speed that speculation expects ÷ the one without it, as decided last", "gauge"
+)
+METRICS = (
+    STEP_SECONDS, STEP_REQUESTS, STEP_TOKENS, EXCHANGE_WAIT, PREEMPTIONS, LOOKUPS, HITS, DRAFTED, ACCEPTED, GAIN
+)  # fmt: skip
 
 
 class StepFigures:
@@ -42,8 +50,9 @@ class StepFigures:
         self._requests.add(len(chunks))
         self._tokens.add(sum([chunk.count for chunk in chunks]))
 
-    def read(self, scheduler: Scheduler) -> list[Family]:
-        """As they are now, with the scheduler's own counts; from any thread."""
+    def read(self, scheduler: Scheduler, speculation: Speculation | None = None) -> list[Family]:
+        """As they are now, with the counts of the scheduler and of speculation; from any thread."""
+        meter = None if speculation is None else speculation.meter()
         values: dict[Metric, float | Buckets] = {
             STEP_SECONDS: self._seconds.read(),
             STEP_REQUESTS: self._requests.read(),
@@ -52,5 +61,8 @@ class StepFigures:
             PREEMPTIONS: scheduler.preemptions,
             LOOKUPS: scheduler.looked_up,
             HITS: scheduler.found,
+            DRAFTED: 0 if meter is None else meter.drafted,
+            ACCEPTED: 0 if meter is None else sum(meter.accepted),
+            GAIN: 1.0 if meter is None else meter.gain,
         }
         return [Family(metric, {(): value}) for metric, value in values.items()]

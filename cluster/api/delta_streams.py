@@ -13,6 +13,7 @@ from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.stream import cancelled
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 
+AT_ONCE = 4  # deltas of an only stream that are there already, after which others have their turn
 ENDED = "the engine's stream ended without a finish reason"
 
 
@@ -22,6 +23,7 @@ class DeltaStreams:
 
     def __init__(self, engine: EngineClient, requests: Sequence[GenerationRequest], deadline: Deadline) -> None:
         self._only: AsyncGenerator[Delta, None] | None = None
+        self._given = 0
         self._tasks: list[asyncio.Task[None]] = []
         if len(requests) == 1 and deadline.at is None:
             self._only = _deltas(engine, requests[0])
@@ -35,6 +37,9 @@ class DeltaStreams:
         """The next delta of any stream. Raises what a stream raised; GenerationError if one ended without a finish
         reason, DeadlineError when their time is over."""
         if self._only is not None:
+            self._given += 1
+            if self._given % AT_ONCE == 0:
+                await asyncio.sleep(0)
             async for delta in self._only:
                 return 0, delta
             raise GenerationError(ENDED)

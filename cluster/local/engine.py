@@ -105,7 +105,7 @@ class LocalEngine:
             group_wait={},
             rows_routed=_NO_ROWS,
             reads=_NO_ROWS,
-            figures=engine.figures.read(scheduler),
+            figures=engine.figures.read(scheduler, engine.speculation),
         )
 
     def close(self) -> None:
