@@ -136,7 +136,8 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     digest = own_fingerprint(checkpoint, kernels, manifest.weights.choice).digest
     client = LocalEngine(engine, config.vocab_size, digest)
     try:
-        observer = IngressObserver.of(manifest, "local", Alone(client.meter, lambda: client.not_ready() is None))
+        alone = Alone(client.meter, lambda: client.not_ready() is None)
+        observer = IngressObserver.of(manifest, "local", alone, logs=False)
         app = front_door(
             manifest, path, client, batches_refused=_NO_BATCHES, observer=observer, ends=lambda: client.closed
         )

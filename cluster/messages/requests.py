@@ -116,7 +116,7 @@ class Course:
     resumed: int = 0  # times that it went on elsewhere after its shard was lost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Delta:
     """New tokens of one request, from one engine step or several. `start` is the index of the first of them among the
     request's output tokens, so a receiver can tell a repeat or a gap."""
@@ -133,6 +133,37 @@ class Delta:
     course: Course | None = field(default=None, compare=False)  # with the first tokens, the last ones, and after moves
     drafts_accepted: int = field(default=0, compare=False)  # tokens of these that were guessed and came with others
     drafts_rejected: int = field(default=0, compare=False)  # guesses that were wrong, or behind a wrong one
+
+    def __init__(
+        self,
+        request_id: str,
+        start: int,
+        token_ids: tuple[int, ...] = (),
+        finish_reason: FinishReason | None = None,
+        logprobs: tuple[TokenLogprobs, ...] = (),
+        cached_tokens: int = 0,
+        error: str = "",
+        prompt: PromptLogprobs | None = None,
+        queued_seconds: float = 0.0,
+        course: Course | None = None,
+        drafts_accepted: int = 0,
+        drafts_rejected: int = 0,
+    ) -> None:
+        """Written out, since one is made for each token of each request: the one that a frozen dataclass has takes
+        three times as long."""
+        values = self.__dict__
+        values["request_id"] = request_id
+        values["start"] = start
+        values["token_ids"] = token_ids
+        values["finish_reason"] = finish_reason
+        values["logprobs"] = logprobs
+        values["cached_tokens"] = cached_tokens
+        values["error"] = error
+        values["prompt"] = prompt
+        values["queued_seconds"] = queued_seconds
+        values["course"] = course
+        values["drafts_accepted"] = drafts_accepted
+        values["drafts_rejected"] = drafts_rejected
 
 
 def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:

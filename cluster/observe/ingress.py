@@ -50,9 +50,10 @@ class IngressObserver:
         self._reported: list[Family] = []
 
     @classmethod
-    def of(cls, manifest: Manifest, name: str, others: Others) -> IngressObserver:
-        """With a log line for each request, and traces where the manifest wants them. Raises TracingError."""
-        observer = cls(name, others, [log_request])
+    def of(cls, manifest: Manifest, name: str, others: Others, logs: bool = True) -> IngressObserver:
+        """With a log line for each request, unless the process's log is somebody else's, and traces where the manifest
+        wants them. Raises TracingError."""
+        observer = cls(name, others, [log_request] if logs else [])
         if (endpoint := manifest.tracing.endpoint) is not None:
             from isotherm.cluster.observe.tracing import Traces, otlp
 

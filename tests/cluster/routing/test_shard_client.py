@@ -475,7 +475,10 @@ def test_a_full_shard_refuses_what_is_new_and_nothing_else():
         for shard in cluster.shards.values():
             shard.room = 2
         work = ask(client, *(request(f"r{i}") for i in range(10)))
-        await asyncio.sleep(0.05)
+        deadline = asyncio.get_running_loop().time() + 5
+        while sum(task.done() for task in work) < 6 and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # no more than these
         refused = [task for task in work if task.done()]
         assert len(refused) == 6 and all(isinstance(task.exception(), EngineOverloadedError) for task in refused)
         cluster.replacing = False
