@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from isotherm.actors.attention.sampling import LEAST_TEMPERATURE
+from isotherm.actors.attention.sampling import LEAST_TEMPERATURE, drawn
 from isotherm.actors.models.mtp import MtpLayer
 from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.step_batch import Span, attention_rows
@@ -184,15 +184,7 @@ class MtpDrafter:
             return greedy
         indices = [asked[i][0].generated + len(drafts[i]) for i in going]
         temperatures = [p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p in params]
-        tokens: list[int] = self.layer.kernels.sample(
-            logits,
-            torch.tensor(temperatures, dtype=torch.float64),
-            torch.tensor([p.top_p for p in params], dtype=torch.float64),
-            torch.tensor([p.top_k for p in params]),
-            torch.tensor([p.seed for p in params]),
-            torch.tensor(indices),
-        ).tolist()
-        return tokens
+        return drawn(self.layer.kernels, logits, params, temperatures, indices)
 
     def _mark(self, sequence: ScheduledSequence, run: Run, written_from: int) -> None:
         """Remember which blocks are about to hold all entries of a prefix that others may find in the cache."""

@@ -303,16 +303,27 @@ class Sampler:
         return told
 
     def _draw(self, rows: Sequence[SequenceSampling], indices: Sequence[int], logits_NV: Tensor) -> list[int]:
-        params = [own.params for own in rows]
-        tokens: list[int] = self._kernels.sample(
-            logits_NV,
-            torch.tensor([own.temperature for own in rows], dtype=torch.float64),
-            torch.tensor([p.top_p for p in params], dtype=torch.float64),
-            torch.tensor([p.top_k for p in params]),
-            torch.tensor([p.seed for p in params]),
-            torch.tensor(indices),
-        ).tolist()
-        return tokens
+        temperatures = [own.temperature for own in rows]
+        return drawn(self._kernels, logits_NV, [own.params for own in rows], temperatures, indices)
+
+
+def drawn(
+    kernels: Kernels,
+    logits_NV: Tensor,
+    params: Sequence[SamplingParams],
+    temperatures: Sequence[float],
+    indices: Sequence[int],
+) -> list[int]:
+    """A token for each row, with the noise of its index among its request's output tokens."""
+    tokens: list[int] = kernels.sample(
+        logits_NV,
+        torch.tensor(temperatures, dtype=torch.float64),
+        torch.tensor([p.top_p for p in params], dtype=torch.float64),
+        torch.tensor([p.top_k for p in params]),
+        torch.tensor([p.seed for p in params]),
+        torch.tensor(indices),
+    ).tolist()
+    return tokens
 
 
 def drawn_from(own: SequenceSampling, logits_V: Tensor) -> Tensor:
