@@ -43,6 +43,7 @@ AddressOption = Annotated[
     typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster"),
 ]
 DEFAULT_URL = "http://127.0.0.1:8000"
+TOP_INTERVAL_HELP = "seconds between two looks, where the event stream cannot be read"
 COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
 
 
@@ -306,7 +307,7 @@ def top(
         typer.Option(help="where `isotherm serve` listens; default: as the running cluster says"),
     ] = None,
     address: AddressOption = None,
-    interval: Annotated[float, typer.Option(min=0.1, max=60, help="seconds between two looks")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.1, max=60, help=TOP_INTERVAL_HELP)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="print one picture and end")] = False,
     key_file: KeyFileOption = None,
 ) -> None:
