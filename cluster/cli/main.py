@@ -43,6 +43,7 @@ AddressOption = Annotated[
     typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster"),
 ]
 DEFAULT_URL = "http://127.0.0.1:8000"
+TOP_INTERVAL_HELP = "seconds between two looks, where the event stream cannot be read"
 COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
 
 
@@ -163,7 +164,7 @@ app.command("convert")(user_errors(convert_command))
 @user_errors
 def inspect_command(
     model: ModelArgument = "tiny",
-    quality: Annotated[bool, typer.Option("--quality", help="what --experts, --dense and --head lose")] = False,
+    quality: Annotated[bool, typer.Option("--quality", help="measure what --experts, --dense and --head lose")] = False,
     text: Annotated[Optional[Path], typer.Option(help="whose perplexity --quality measures")] = None,  # noqa: UP045
     experts: ExpertsOption = None,
     dense: DenseOption = None,
@@ -173,17 +174,17 @@ def inspect_command(
     """Print what a checkpoint is and what a manifest would place where, without reading weights; or, with --quality,
     what quantising them loses."""
     manifest, path = _manifest(model)
+    choice = manifest.weights.choice.with_changes(experts, dense, head)
     if quality:
         from isotherm.cluster.cli.quality import measure_quality, show_quality
 
-        choice = manifest.weights.choice.with_changes(experts, dense, head)
         found = measure_quality(manifest, path, choice, text, lambda words: print(words, file=sys.stderr))
         print(json.dumps(found)) if as_json else show_quality(found, console)
         return
     from isotherm.cluster.cli.views import show_report
     from isotherm.cluster.deploy.inspect import inspect_model
 
-    report = inspect_model(path, manifest)
+    report = inspect_model(path, manifest, choice)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
@@ -306,7 +307,7 @@ def top(
         typer.Option(help="where `isotherm serve` listens; default: as the running cluster says"),
     ] = None,
     address: AddressOption = None,
-    interval: Annotated[float, typer.Option(min=0.1, max=60, help="seconds between two looks")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.1, max=60, help=TOP_INTERVAL_HELP)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="print one picture and end")] = False,
     key_file: KeyFileOption = None,
 ) -> None:

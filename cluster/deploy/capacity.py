@@ -21,7 +21,7 @@ TOLERANCE = 1e-6  # of sums of fractions
 def check_machine(manifest: Manifest, path: Path, memory: int, cpus: int) -> None:
     """Before anything is started: whether this machine, with so many bytes of memory and so many CPUs, could hold the
     workers. Raises ManifestError, CheckpointError."""
-    _check_memory(manifest, Checkpoint.open(path), memory)
+    _check_memory(manifest, Checkpoint.open(path).drafting(manifest.speculation.kind)[0], memory)
     _check_total(manifest, "cpus", cpus)
 
 
@@ -69,7 +69,7 @@ def _check_memory(manifest: Manifest, checkpoint: Checkpoint, memory: int) -> No
     """Refuses what is sure not to fit. The memory of GPUs is not looked at."""
     shards, kv = (0 if manifest.attention.gpus else manifest.attention.shards), manifest.engine.kv_memory
     shard = group = 0
-    for spec in checkpoint.config.tensors():
+    for spec in checkpoint.config.loaded_tensors():
         stored_as = checkpoint.format_of(spec.name) if spec.quantisable else PLAIN
         form = manifest.weights.choice.form(spec)
         least = int(math.prod(spec.shape) * min(stored_as.least_bytes, LEAST_BYTES.get(form, stored_as.least_bytes)))
