@@ -39,3 +39,21 @@ def test_every_sample_is_a_gauge_and_what_is_gone_goes_to_zero():
     assert Gauge.all["c_total"][(("key", "a"), ("shard", "two"))] == 0  # type: ignore[attr-defined]
     assert Gauge.all["c_total"][(("key", "a"), ("shard", "one"))] == 3  # type: ignore[attr-defined]
     assert Gauge.made == made, "each is made once: Ray keeps them"
+
+
+def test_ray_is_told_nothing_but_ascii_which_is_all_that_it_takes():
+    told: list[str] = []
+
+    class Strict:
+        def __init__(self, name, words, labels):
+            told.extend([name, words, *labels])
+
+        def set(self, value, tags=None):
+            told.extend(tags.values())
+
+    tally = Tally([Metric("d_total", "Speed ÷ speed", labels=("key",))])
+    for key in ("zoë", "zo\u0308", "zoe"):
+        tally.add(Metric("d_total", "Speed ÷ speed", labels=("key",)), (key,), 1)
+    RayMirror(Strict).show(families_of("shard", {"one": tally.read()}))
+    assert all(text.isascii() for text in told), told
+    assert len({text for text in told if text.startswith("zo")}) == 3, "three keys stay three"
