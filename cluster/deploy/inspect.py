@@ -82,7 +82,7 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
         bytes_by_part={part.value: n for part, n in bytes_by_part.items()},
         bytes_from=source,
         files=len(files),
-        kv_bytes_per_token=kv_bytes_per_token(config, manifest.dtype),
+        kv_bytes_per_token=kv_bytes_per_token(config, manifest.dtype, manifest.engine.kv_cache_dtype),
         placement=_placement(config, bytes_by_part, manifest),
     )
 
