@@ -18,7 +18,7 @@ help:
 	@echo "make test-metrics         dashboards and alerts with a real Prometheus, which must be on the PATH"
 	@echo "make exactness            10,000 random cases of the exactness test"
 	@echo "make families             12 random configs of each family beside transformers, 10 MB of text beside tiktoken"
-	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
+	@echo "make chaos                scale, roll, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
 	@echo "make bench-mtp            speculation: tokens and speed with and without"
@@ -86,6 +86,7 @@ exactness: $(VENV)/.installed-dev
 
 chaos: $(VENV)/.installed-dev
 	ISOTHERM_CHAOS_ROUNDS=20 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_elastic.py
+	ISOTHERM_CHAOS_ROUNDS=5 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_roll.py
 	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_pauses.py
 	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_hosts.py
 	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_lifecycle.py

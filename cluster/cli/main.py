@@ -17,6 +17,7 @@ from isotherm.cluster.cli.bench import app as bench_app
 from isotherm.cluster.cli.convert import convert_command
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.cli.keys import app as keys_app
+from isotherm.cluster.cli.roll import roll
 from isotherm.cluster.cli.user_errors import user_errors
 from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption, KvCacheOption
 from isotherm.cluster.jsontypes import JSON
@@ -48,6 +49,7 @@ COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler
 
 
 app.command()(user_errors(batch))
+app.command()(user_errors(roll))
 for _command in (*bench_app.registered_commands, *keys_app.registered_commands):
     _command.callback = user_errors(_command.callback)  # type: ignore[arg-type]  # each has one
 
@@ -277,6 +279,7 @@ def scale(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Change the number of workers, the nodes that they run on, or the copies of experts, under live traffic."""
+    from isotherm.cluster.cli.views import show_operation
     from isotherm.cluster.client import Client
 
     if drain_node and drain_none:
@@ -295,9 +298,7 @@ def scale(
     if as_json:
         print(json.dumps(operation))
     else:
-        console.print(f"{operation['id']}: {operation['phase']}", highlight=False)
-        for line in [*operation["plan"], *operation["reasons"]]:
-            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        show_operation(operation, console)
     if operation["phase"] in ("rolled_back", "failed"):
         raise typer.Exit(1)
 

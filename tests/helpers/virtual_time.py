@@ -1,4 +1,4 @@
-"""Time that passes as soon as nobody has anything to do: limits in a test mean what they say on a machine of any load."""
+"""Time that passes as soon as nobody has anything to do, so that limits in a test mean the same at any load."""
 
 from __future__ import annotations
 
