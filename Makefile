@@ -40,13 +40,16 @@ serve: $(VENV)/.installed
 	$(BIN)/isotherm serve $(MODEL)
 
 # The compiler tests have a process of their own: Python's parser, which Triton calls, fails now and then beside the
-# threads that other tests leave.
+# threads that other tests leave. Clusters come one at a time, all else two modules at a time.
+AOT := tests/kernels/triton/test_triton_aot.py
+TWO := -n 2 --dist loadfile
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest tests/kernels/triton/test_triton_aot.py
-	$(BIN)/pytest --ignore=tests/kernels/triton/test_triton_aot.py --ignore=tests/page
+	$(BIN)/pytest $(AOT)
+	$(BIN)/pytest -m "not e2e" $(TWO) --durations=25 --ignore=$(AOT) --ignore=tests/page
+	$(BIN)/pytest -m e2e --durations=25
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/pytest -m unit -n 2 --dist loadfile --ignore=tests/page
+	$(BIN)/pytest -m unit $(TWO) --ignore=tests/page
 
 # In headless Chromium, which is the system's own: apt-get install chromium. With ISOTHERM_SCREENSHOTS=docs/images it
 # makes the pictures of docs/page.md.

@@ -63,7 +63,14 @@ class AttentionShard(WorkerBase):
     def _load(self) -> AttentionModel:
         with self._reading() as reader:
             positions = self._scheduler_config.max_model_len
-            return load_model(self.checkpoint.config, self.kernels, reader, positions, progress=self._set_progress)
+            return load_model(
+                self.checkpoint.config,
+                self.kernels,
+                reader,
+                positions,
+                kv_cache_dtype=self.spec.kv_cache_dtype,
+                progress=self._set_progress,
+            )
 
     async def connect(self, group: str, meeting: Meeting) -> None:
         """Meet an expert group; rows go there once a placement names it. A second link to a group takes the place of

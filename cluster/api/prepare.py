@@ -130,7 +130,7 @@ def generation_requests(
                         prompt_logprobs=of_prompt if sample == 0 or body.stream else None,
                     ),
                     priority=caller.priority if body.priority is None else body.priority,
-                    user=caller.name or body.user or "",
+                    key=caller.name,
                     family=f"{reply_id}/{index}" if body.samples > 1 else "",
                 )
             )

@@ -43,8 +43,9 @@ def show_report(report: Report, console: Console) -> None:
     for part, size in report.bytes_by_part.items():
         parts.add_row(part, human_count(report.parameters_by_part.get(part, 0)), human_bytes(size))
     console.print(parts)
+    kept = "" if report.kept == "stored" else f", with {report.kept}"
     workers = Table(
-        "worker", "weights", "KV cache", "holds", title="what the manifest places where", title_justify="left"
+        "worker", "weights", "KV cache", "holds", title=f"what the manifest places where{kept}", title_justify="left"
     )
     for row in report.placement:
         kv = f"{human_bytes(row['kv_bytes'])} = {row['kv_tokens']} tokens" if "kv_bytes" in row else ""

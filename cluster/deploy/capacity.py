@@ -23,7 +23,7 @@ TOLERANCE = 1e-6  # of sums of fractions
 def check_machine(manifest: Manifest, path: Path, memory: int, cpus: int) -> None:
     """Before anything is started: whether this machine, with so many bytes of memory and so many CPUs, could hold the
     workers. Raises ManifestError, CheckpointError."""
-    _check_memory(manifest, Checkpoint.open(path), memory)
+    _check_memory(manifest, Checkpoint.open(path).drafting(manifest.speculation.kind)[0], memory)
     _check_total(manifest, "cpus", cpus)
 
 
@@ -85,7 +85,7 @@ def least_weights(manifest: Manifest, checkpoint: Checkpoint, shards: int) -> in
     """Bytes of the machines' own memory that the weights of so many shards, and of one copy of each expert, take at the
     least."""
     shard = experts = 0
-    for spec in checkpoint.config.tensors():
+    for spec in checkpoint.config.loaded_tensors():
         stored_as = checkpoint.format_of(spec.name) if spec.quantisable else PLAIN
         form = manifest.weights.choice.form(spec)
         least = int(math.prod(spec.shape) * min(stored_as.least_bytes, LEAST_BYTES.get(form, stored_as.least_bytes)))

@@ -172,6 +172,7 @@ class RayFleet:
             model_path=self.checkpoint.path,
             device=device,
             dtype=m.dtype,
+            kv_cache_dtype=m.engine.kv_cache_dtype,
             weights=m.weights.choice,
             kernels=m.kernels,
             isa=m.isa,

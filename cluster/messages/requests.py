@@ -73,8 +73,8 @@ class GenerationRequest:
     generated: tuple[int, ...] = ()
     accepted: bool = False
     priority: int = 0  # lower ones have their turn first
-    user: str = ""  # whom it is for: requests of one priority are shared out over users, by weight
-    weight: float = 1.0  # its user's share beside other users
+    key: str = ""  # name of the API key that it came with: requests of one priority are shared out over keys, by weight
+    weight: float = 1.0  # its key's share beside other keys
     tenant: str = ""  # requests of one tenant share a prefix cache, and those of none
     family: str = ""  # those of one family have one prompt, which is computed once for all of them
     scored: int = 0

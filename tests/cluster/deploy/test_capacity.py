@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,17 @@ def test_weights_count_as_little_as_they_can_take(tmp_path: Path):
     manifest = {"engine": {"kv_memory": "1MiB"}}
     assert "give the --address" in refused(manifest, stored // 4, path=path)
     check_machine(parse_manifest(manifest), path, stored + (1 << 20), 2)
+
+
+def test_a_layer_that_drafts_counts(tmp_path: Path):
+    path = make_checkpoint(tmp_path, dtype="bfloat16", mtp=True)
+    needed = {}
+    for kind in ("off", "auto"):
+        found = re.search(r"with the weights, ([0-9.]+) KiB at the least", refused(
+            {"engine": {"kv_memory": "1MiB"}, "speculation": {"kind": kind}}, 1 << 10, path=path))  # fmt: skip
+        assert found is not None
+        needed[kind] = float(found[1])
+    assert needed["auto"] > 1.2 * needed["off"]
 
 
 def test_what_is_on_gpus_does_not_count():
