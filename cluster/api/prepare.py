@@ -78,6 +78,10 @@ class Prepared:
         """Each prompt counted once, however many choices it has."""
         return sum(len(request.prompt) for request in self.requests[:: self.body.samples])
 
+    def bound(self, fingerprint: str) -> Prepared:
+        """With all choices of the weights whose fingerprint the reply has."""
+        return replace(self, requests=tuple(replace(one, fingerprint=fingerprint) for one in self.requests))
+
 
 def choice_seed(seed: int, sample: int) -> int:
     """The seed of the sample-th of `n` choices, 63 bits. Sample 0 has the request's own seed (a negative one modulo

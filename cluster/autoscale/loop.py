@@ -117,6 +117,10 @@ class AutoscaleLoop:
             self._load(saved)
         self._decided = decided
 
+    def follow(self, fleet: MeteredFleet, reconfigurer: Reconfigures) -> None:
+        """Look at these workers from now on, which serve in the place of the others."""
+        self._fleet, self._reconfigurer = fleet, reconfigurer
+
     # --- looking ----------------------------------------------------------------------------------
 
     async def run(self) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from isotherm.cluster.cli.worker_table import totals, worker_table
 from isotherm.cluster.client.batch import BatchSummary
+from isotherm.cluster.client.params import Operation
 from isotherm.cluster.deploy.inspect import Report
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import human_bytes
@@ -68,6 +69,10 @@ def show_status(status: JSON, console: Console) -> None:
         known = status["numerics"]["numerics"]
         words = "; ".join(f"{n['dtype']}, {n['kernels']} {n['instructions']}, weights {n['weights']}" for n in known)
         console.print(f"numerics {fingerprint}  {words}", highlight=False, markup=False, soft_wrap=True)
+    if (leaving := status.get("leaving")) is not None:
+        left = "some" if leaving["open_requests"] is None else leaving["open_requests"]
+        words = f"{left} streams finish on {leaving['path']}, {leaving['system_fingerprint']}, which was rolled away"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{totals(status['workers'])}", highlight=False, markup=False)
     console.print(worker_table(status["workers"], console.width))
     for words in _processes(status["workers"]):
@@ -93,6 +98,12 @@ def _processes(workers: Sequence[JSON]) -> Iterator[str]:
     for (host, kernels, links), names in alike.items():
         if host:
             yield f"{host}  {kernels} kernels  {f'links over {links}  ' if links else ''}{', '.join(names)}"
+
+
+def show_operation(operation: Operation, console: Console) -> None:
+    console.print(f"{operation['id']}: {operation['phase']}", highlight=False)
+    for line in [*operation["plan"], *operation["reasons"]]:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_batch_summary(summary: BatchSummary, console: Console) -> None:

@@ -40,7 +40,8 @@ HEARD = 30.0  # seconds after its last question for which a listener counts
 class FedFleet(Protocol):
     """What is told of the fleet without asking the workers."""
 
-    placement: Placement
+    @property
+    def placement(self) -> Placement: ...
 
     def group_names(self) -> list[str]: ...
 

@@ -91,7 +91,7 @@ def inspect_model(path: Path, manifest: Manifest, choice: WeightChoice | None = 
         bytes_by_part={part.value: n for part, n in bytes_by_part.items()},
         bytes_from=source,
         files=len(files),
-        kv_bytes_per_token=kv_bytes_per_token(served, manifest.dtype),
+        kv_bytes_per_token=kv_bytes_per_token(served, manifest.dtype, manifest.engine.kv_cache_dtype),
         kept=choice.words,
         placement=_placement(served, manifest, choice, stored),
     )

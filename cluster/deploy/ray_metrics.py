@@ -76,5 +76,10 @@ class RayMirror:
 
     def _set(self, name: str, labels: tuple[tuple[str, str], ...], words: str, value: float) -> None:
         if name not in self._gauges:
-            self._gauges[name] = self._new(name, words, tuple(label for label, _ in labels))
-        self._gauges[name].set(value, dict(labels))
+            self._gauges[name] = self._new(name, _ascii(words), tuple(label for label, _ in labels))
+        self._gauges[name].set(value, {label: _ascii(of) for label, of in labels})
+
+
+def _ascii(text: str) -> str:
+    """Ray takes nothing else, and one text that it does not take would keep all the others from it."""
+    return text.encode("ascii", "backslashreplace").decode()

@@ -78,6 +78,7 @@ class GenerationRequest:
     tenant: str = ""  # requests of one tenant share a prefix cache, and those of none
     family: str = ""  # those of one family have one prompt, which is computed once for all of them
     scored: int = 0
+    fingerprint: str = ""  # its reply's: no shard with other weights may have it; empty: any may
 
     def resumed(self, generated: tuple[int, ...], scored: int = 0) -> GenerationRequest:
         """The same request after `generated` tokens, and the log-probabilities of `scored` prompt tokens, reached the

@@ -13,6 +13,7 @@ from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.formats.base import WeightFormat
 from isotherm.cluster.model.formats.registry import configured
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.tensors import TensorSpec
 
 
@@ -84,10 +85,9 @@ class ModelConfig(ABC):
     def read(cls, f: Fields) -> JSON:
         """The values of the fields of this class, checked. Raises ModelConfigError."""
 
-    @property
     @abstractmethod
-    def cache_width(self) -> int:
-        """Elements in the KV cache per token and layer."""
+    def cache_bytes(self, element: int, kept: KvCacheDtype) -> int:
+        """Bytes in the KV cache per token and layer. `element`: bytes of an activation."""
 
     @abstractmethod
     def is_moe(self, layer: int) -> bool:

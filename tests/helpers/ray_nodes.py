@@ -103,11 +103,7 @@ def main(folder: str) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Ray prints is no answer
     prepare_local_ray()
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.cluster_utils import Cluster
-
-    # As `ray.init` and `ray start --head` do it: where no Ray has run before, there is no token.
-    ensure_token_if_auth_enabled({}, create_token_if_missing=True)
 
     def say(**answer: Any) -> None:
         print(json.dumps(answer), file=out, flush=True)

@@ -55,6 +55,16 @@ def test_tokens_are_the_engines(model: Path, params: dict[str, Any]):
     assert (out["text"], out["logprobs"], out["finish_reason"], out["prompt_tokens"]) == (None, None, "length", 6)
 
 
+def test_the_kv_cache_is_kept_as_the_manifest_or_the_option_says(model: Path):
+    """Sampled at a high temperature, so that rounded latents show in tokens."""
+    options = {**IDS, "temperature": 2.0, "max_tokens": 40}
+    plain, coded = generate(model, **options), generate(model, **options, kv_cache_dtype="fp8")
+    assert plain["token_ids"] != coded["token_ids"] and plain["system_fingerprint"] != coded["system_fingerprint"]
+    manifest = parse_manifest({"engine": {"kv_cache_dtype": "fp8"}})
+    assert generate(model, manifest, **options) == coded
+    assert generate(model, manifest, **options, kv_cache_dtype="auto") == plain
+
+
 @pytest.mark.parametrize("fp8", [True, False])
 def test_the_headers_decide_how_weights_are_read(tmp_path: Path, fp8: bool):
     """Whatever config.json says of quantisation, and whether or not it promises an MTP layer that is not there."""
@@ -173,3 +183,20 @@ def test_they_are_the_engines_too(model: Path):
     out = generate(model, **IDS, temperature=2.0, sampling=asked)
     assert out["token_ids"] == engine_tokens(model, temperature=2.0, **asked)
     assert out["token_ids"] != engine_tokens(model, temperature=2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": float("nan")}, "temperature is nan; it must be between 0 and 2"),
+        ({"top_p": float("nan")}, "top_p is nan; it must be between 0 and 1"),
+        ({"sampling": {"min_p": 5.0}}, "min_p is 5; it must be between 0 and 1"),
+        ({"sampling": {"repetition_penalty": 0.0}}, "repetition_penalty is 0; it must be between 1e-06 and 2"),
+        ({"sampling": {"presence_penalty": float("inf")}}, "presence_penalty is inf; it must be between -2 and 2"),
+        ({"sampling": {"min_tokens": 9}}, "min_tokens is 9; it must be between 0 and 8"),
+    ],
+)
+def test_numbers_have_the_ranges_that_requests_have(model: Path, changes: dict[str, Any], words: str):
+    with pytest.raises(OfflineError) as caught:
+        generate(model, **IDS, **changes)
+    assert str(caught.value) == words

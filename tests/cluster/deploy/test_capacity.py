@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 from deepseek_checkpoints import make_checkpoint
 
-from isotherm.cluster.deploy.capacity import check_machine, check_resources, control_groups, machine_memory, selects
+from isotherm.cluster.deploy.capacity import (
+    check_machine,
+    check_resources,
+    control_groups,
+    free_memory,
+    least_weights,
+    machine_memory,
+    selects,
+)
 from isotherm.cluster.manifest import ManifestError, parse_manifest
+from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model
 
 GIB = 1 << 30
@@ -112,3 +121,24 @@ def test_control_groups_of_both_versions(tmp_path: Path):
 
 def test_this_machine_has_some_memory():
     assert 1 << 28 < machine_memory() <= 1 << 50
+
+
+def test_each_shard_has_weights_of_its_own_and_the_experts_are_there_once():
+    manifest, checkpoint = parse_manifest({}), Checkpoint.open(bundled_model())
+    one, two = (least_weights(manifest, checkpoint, shards) for shards in (1, 2))
+    assert 0 < two - one < one
+    on_gpus = parse_manifest({"device": "cuda", "attention": {"gpus": 1}})
+    assert least_weights(on_gpus, checkpoint, 2) == one - (two - one)
+
+
+def test_free_memory_is_what_the_control_group_leaves(tmp_path: Path):
+    own, root = tmp_path / "cgroup", tmp_path / "root"
+    own.write_text("0::/a\n")
+    (root / "a").mkdir(parents=True)
+    assert 0 < free_memory(root, own) <= machine_memory()
+    (root / "a" / "memory.max").write_text("3000000\n")
+    (root / "a" / "memory.current").write_text("2500000\n")
+    (root / "a" / "memory.stat").write_text("anon 1\ninactive_file 400000\n")
+    assert free_memory(root, own) == 900000
+    (root / "a" / "memory.max").write_text("max\n")
+    assert free_memory(root, own) > 900000

@@ -61,3 +61,21 @@ def test_who_stays_keeps_its_number_and_the_least_free_one_is_given():
     assert [numbers.of(name) for name in "cd"] == ["2", "0"]
     numbers.keep({"c", "d", "e", "f"})
     assert [numbers.of(name) for name in "cdef"] == ["2", "0", "1", "3"]
+
+
+def test_ray_is_told_nothing_but_ascii_which_is_all_that_it_takes():
+    told: list[str] = []
+
+    class Strict:
+        def __init__(self, name, words, labels):
+            told.extend([name, words, *labels])
+
+        def set(self, value, tags=None):
+            told.extend(tags.values())
+
+    tally = Tally([Metric("d_total", "Speed ÷ speed", labels=("key",))])
+    for key in ("zoë", "zo\u0308", "zoe"):
+        tally.add(Metric("d_total", "Speed ÷ speed", labels=("key",)), (key,), 1)
+    RayMirror(Strict).show(families_of("shard", {"one": tally.read()}))
+    assert all(text.isascii() for text in told), told
+    assert len({text for text in told if text.startswith("zo")}) == 3, "three keys stay three"
