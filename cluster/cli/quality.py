@@ -43,17 +43,24 @@ def measure_quality(
     if choice.is_stored:
         raise QualityError("nothing is quantised; give --experts int4, --dense fp8|int4 or --head fp8|int8")
     checkpoint = Checkpoint.open(path)
-    note("reading the weights")
-    layers = layer_errors(checkpoint, choice)
-    tokens = Tokenizer.load(path).encode(own_text() if text is None else text.read_text(encoding="utf-8"))
+    tokens = Tokenizer.load(path).encode(own_text() if text is None else _text_of(text))
     if len(tokens) < 2:
         raise QualityError(f"{text} has {len(tokens)} token(s); perplexity needs at least 2")
+    note("reading the weights")
+    layers = layer_errors(checkpoint, choice)
     kernels = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device).kernels
     found = {}
     for name, one in (("stored", WeightChoice()), ("chosen", choice)):
         note(f"computing {len(tokens)} tokens, weights as {one.words}")
         found[name] = perplexity(checkpoint, kernels, one, tokens)
     return {"weights": choice.words, "layers": layers, "tokens": len(tokens), "perplexity": found}
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise QualityError(f"{file}: cannot be read as UTF-8 text ({error})") from None
 
 
 def own_text() -> str:

@@ -54,9 +54,16 @@ def test_quality_of_the_bundled_model(tmp_path: Path):
     assert [row["layer"] for row in found["layers"]] == ["0", "1", "2", "3", "4"]
     with pytest.raises(QualityError, match="nothing is quantised; give --experts int4"):
         measure_quality(MANIFEST, bundled_model(), WeightChoice(), None, said.append)
-    text.write_text("")
-    with pytest.raises(QualityError, match="has 1 token"):
-        measure_quality(MANIFEST, bundled_model(), WeightChoice("int4"), text, said.append)
+    said.clear()
+    for content, wrong in (
+        (b"", "has 1 token"),
+        (b"\xff\xfe", "cannot be read as UTF-8 text"),
+        (None, "cannot be read"),
+    ):
+        text.unlink() if content is None else text.write_bytes(content)
+        with pytest.raises(QualityError, match=wrong):
+            measure_quality(MANIFEST, bundled_model(), WeightChoice("int4"), text, said.append)
+    assert not said, "no weight is read before"
 
 
 def test_layers_have_the_number_in_their_weights_names():
