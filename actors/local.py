@@ -21,6 +21,7 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -67,6 +68,7 @@ def local_engine(
     choice: WeightChoice | None = None,
     speculation: str = "off",
     tokens: int = 4,
+    kv_cache_dtype: KvCacheDtype = "auto",
 ) -> Engine:
     """An engine over `groups` in-process expert groups (they change no token; tests use several), or with all experts
     in its own process where there is one. `choice`: in how many bits weights are kept. `speculation`: auto, mtp, ngram
@@ -77,7 +79,7 @@ def local_engine(
     alone = groups == 1 and placement is None
     placement = placement or contiguous_placement(c.moe_layers, c.n_routed_experts, names)
     with WeightReader(checkpoint, choice) as reader:
-        model = load_model(c, kernels, reader, config.max_model_len)
+        model = load_model(c, kernels, reader, config.max_model_len, kv_cache_dtype=kv_cache_dtype)
         workers = {}
         for name in placement.groups():
             held = placement.held_by(name)

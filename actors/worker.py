@@ -103,7 +103,7 @@ class WorkerBase:
         """What decides the bits that it computes."""
         if self._fingerprint is None:
             self._fingerprint = await asyncio.to_thread(
-                own_fingerprint, self.checkpoint, self.kernels, self.spec.weights
+                own_fingerprint, self.checkpoint, self.kernels, self.spec.weights, self.spec.kv_cache_dtype
             )
         return self._fingerprint
 

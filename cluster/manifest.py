@@ -16,6 +16,7 @@ from isotherm.cluster.logs import LogFormat, LogLevel
 from isotherm.cluster.manifest_text import decode, problem
 from isotherm.cluster.manifest_values import AbsolutePath, Address, Bytes, Endpoint, Labels, Origin, one_of
 from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.text.tool_formats.registry import CHOICES
 
@@ -71,6 +72,7 @@ class ExpertSection(_Section):
 class EngineSection(_Section):
     block_size: int = Field(16, ge=1, le=1024, description="tokens per KV block")
     kv_memory: Bytes = Field(256 << 20, description="KV cache per shard")
+    kv_cache_dtype: KvCacheDtype = Field("auto", description="auto: that of activations; fp8: latents in 8 bits")
     max_batch_tokens: int = Field(512, ge=1)
     max_sequences: int = Field(128, ge=1)
     max_waiting: int = Field(128, ge=0, description="requests per shard beyond max_sequences; more are refused")
@@ -307,7 +309,7 @@ class Manifest(_Section):
     def scheduler_config(self, model: ModelConfig) -> SchedulerConfig:
         """How the KV memory divides into blocks. Raises ManifestError where the wished context does not fit."""
         engine = self.engine
-        block_bytes = engine.block_size * kv_bytes_per_token(model, self.dtype)
+        block_bytes = engine.block_size * kv_bytes_per_token(model, self.dtype, engine.kv_cache_dtype)
         blocks = engine.kv_memory // block_bytes
         if blocks < 1:
             raise ManifestError(
@@ -333,9 +335,9 @@ class Manifest(_Section):
         )
 
 
-def kv_bytes_per_token(model: ModelConfig, dtype: str) -> int:
+def kv_bytes_per_token(model: ModelConfig, dtype: str, kept: KvCacheDtype) -> int:
     """Latent and rotary key of every layer."""
-    return model.cache_layers * model.cache_width * {"bfloat16": 2, "float32": 4}[dtype]
+    return model.cache_layers * model.cache_bytes({"bfloat16": 2, "float32": 4}[dtype], kept)
 
 
 def parse_manifest(data: Any, where: str = "manifest") -> Manifest:

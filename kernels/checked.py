@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from isotherm.kernels.cache_rows import fp8_row_bytes
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.ops import Kernels, Router
 
@@ -69,11 +71,12 @@ class CheckedKernels(Kernels):
             )
         return residual_TD
 
-    def _cache(self, cache: Tensor, entry: int) -> tuple[int, int]:
-        """(blocks, block size) of a cache of `entry` values a position."""
-        if cache.dim() != 3 or cache.dtype != self.dtype or cache.shape[2] != entry or not cache.is_contiguous():
+    def _cache(self, cache: Tensor, latent: int, rotary: int) -> tuple[int, int]:
+        """(blocks, block size) of a layer's cache; its rows are in `dtype`, or in FP8."""
+        widths = {self.dtype: latent + rotary, torch.uint8: fp8_row_bytes(latent, rotary, self.dtype.itemsize)}
+        if cache.dim() != 3 or widths.get(cache.dtype) != cache.shape[2] or not cache.is_contiguous():
             raise ValueError(
-                f"the cache is {cache.dtype} {tuple(cache.shape)}; contiguous {self.dtype} "
-                f"[blocks, block size, {entry}] is needed"
+                f"the cache is {cache.dtype} {tuple(cache.shape)}; contiguous [blocks, block size, width] is needed, "
+                + " or ".join(f"{dtype} with width {width}" for dtype, width in widths.items())
             )
         return cache.shape[0], cache.shape[1]

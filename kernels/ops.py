@@ -228,7 +228,8 @@ class Kernels(ABC):
 
     # --- attention --------------------------------------------------------------------------------
     # The paged cache of one layer is [blocks, block_size, C + R] in `dtype`: per token its normalised latent, then its
-    # rotated key.
+    # rotated key. Or it is uint8, and each token's row is what kernels/cache_rows.py makes of these two: the latent is
+    # rounded when it is written, and every form of attention reads the rounded one, also of its own rows.
 
     @abstractmethod
     def write_cache(self, latent_TC: Tensor, k_rope_TR: Tensor, cache: Tensor, slots_T: Tensor) -> None:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isotherm.kernels.cache_rows import fp8_rows, is_fp8, read_rows
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.ops import ExpertBank, Kernels, LinearWeight, Router
 
@@ -128,7 +129,8 @@ class ReferenceKernels(Kernels):
         return out_TD
 
     def write_cache(self, latent_TC: Tensor, k_rope_TR: Tensor, cache: Tensor, slots_T: Tensor) -> None:
-        cache.view(-1, cache.shape[-1])[slots_T] = torch.cat([latent_TC, k_rope_TR], -1)
+        rows = fp8_rows(latent_TC, k_rope_TR) if is_fp8(cache) else torch.cat([latent_TC, k_rope_TR], -1)
+        cache.view(-1, cache.shape[-1])[slots_T] = rows
 
     def mla_prefill(
         self,
@@ -142,9 +144,10 @@ class ReferenceKernels(Kernels):
     ) -> Tensor:
         rows, heads, qk_dim = q_THQ.shape
         length, latent_dim = start + rows, kv_b.in_features
-        entries_L = cache[block_table_M.long()].flatten(0, 1)[:length]
+        nope_dim = kv_b.out_features // heads - v_head_dim
+        stored_L = cache[block_table_M.long()].flatten(0, 1)[:length]
+        entries_L = read_rows(stored_L, latent_dim, qk_dim - nope_dim, self.dtype)
         kv_LHX = self.linear(entries_L[:, :latent_dim], kv_b).unflatten(-1, (heads, -1))
-        nope_dim = kv_LHX.shape[-1] - v_head_dim
         assert qk_dim - nope_dim == entries_L.shape[1] - latent_dim
         k_LHQ = torch.cat([kv_LHX[..., :nope_dim], entries_L[:, None, latent_dim:].expand(-1, heads, -1)], -1)
         scores_HTL = torch.einsum("thq,lhq->htl", q_THQ.float(), k_LHQ.float()) * scale
@@ -166,7 +169,9 @@ class ReferenceKernels(Kernels):
     ) -> Tensor:
         latent_dim, block_size = q_latent_THC.shape[-1], cache.shape[1]
         blocks = -(-int(lengths_T.max()) // block_size)
-        entries_TL = cache[block_tables_SM[:, :blocks].long()].flatten(1, 2)[sequence_T.long()].float()  # [T, L, C + R]
+        stored_SL = cache[block_tables_SM[:, :blocks].long()].flatten(1, 2)
+        entries_SL = read_rows(stored_SL, latent_dim, q_rope_THR.shape[-1], self.dtype)
+        entries_TL = entries_SL[sequence_T.long()].float()  # [T, L, C + R]
         latents_TLC, keys_TLR = entries_TL[..., :latent_dim], entries_TL[..., latent_dim:]
         scores_THL = q_latent_THC.float() @ latents_TLC.transpose(1, 2) + q_rope_THR.float() @ keys_TLR.transpose(1, 2)
         beyond = torch.arange(scores_THL.shape[-1], device=cache.device)[None, None] >= lengths_T[:, None, None]

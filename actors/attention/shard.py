@@ -63,7 +63,14 @@ class AttentionShard(WorkerBase):
     def _load(self) -> AttentionModel:
         with self._reading() as reader:
             positions = self._scheduler_config.max_model_len
-            return load_model(self.checkpoint.config, self.kernels, reader, positions, progress=self._set_progress)
+            return load_model(
+                self.checkpoint.config,
+                self.kernels,
+                reader,
+                positions,
+                kv_cache_dtype=self.spec.kv_cache_dtype,
+                progress=self._set_progress,
+            )
 
     async def connect(self, group: str, meeting: Meeting) -> None:
         """Meet an expert group; rows go there once a placement names it. A second link to a group takes the place of
@@ -172,6 +179,12 @@ class AttentionShard(WorkerBase):
         while not self._delivery.is_empty and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         return len(left)
+
+    async def open_requests(self) -> int:
+        """Requests that it has, running or waiting, or whose last deltas were not fetched yet."""
+        if self._delivery is None:
+            return 0
+        return len(self._delivery.open_requests()) or int(not self._delivery.is_empty)
 
     async def sign_of_life(self) -> None:
         if self._steps is not None:

@@ -18,6 +18,8 @@ from isotherm.actors.models.rope import rope_tables
 from isotherm.actors.models.step_batch import StepBatch
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
+from isotherm.cluster.model.kv_cache import KvCacheDtype
+from isotherm.kernels.cache_rows import new_layer_cache
 from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, LinearWeight, Router
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_eps
@@ -46,9 +48,10 @@ class DeepseekV3Model:
         reader: WeightReader,
         max_positions: int,
         *,
+        kv_cache_dtype: KvCacheDtype = "auto",
         progress: Callable[[float], None] = lambda _: None,
     ):
-        self.config, self.kernels = config, kernels
+        self.config, self.kernels, self.fp8_cache = config, kernels, kv_cache_dtype == "fp8"
         self.embedding = self._own(reader.tensor(config.embedding))
         self.layers = []
         for i in range(config.num_hidden_layers):
@@ -88,6 +91,7 @@ class DeepseekV3Model:
             down=None if layer.mlp is None else layer.mlp.down,
             norm=self._norm(reader, f"{p}.shared_head.norm"),
             head=head,
+            fp8_cache=self.fp8_cache,
         )
 
     def _load_layer(self, reader: WeightReader, i: int) -> Layer:
@@ -166,13 +170,10 @@ class DeepseekV3Model:
         return Mlp(self.kernels.pack_linear([gate, up]), self.kernels.pack_linear([down]))
 
     def new_cache(self, blocks: int, block_size: int) -> list[Tensor]:
-        """One zeroed [blocks, block_size, C + R] per layer."""
-        c = self.config
-        k = self.kernels
-        return [
-            torch.zeros(blocks, block_size, c.latent_width, dtype=k.dtype, device=k.device)
-            for _ in range(c.num_hidden_layers)
-        ]
+        """A zeroed one for each layer, as kernels/ops.py says it."""
+        c, k = self.config, self.kernels
+        shape = blocks, block_size, c.kv_lora_rank, c.qk_rope_head_dim
+        return [new_layer_cache(*shape, k.dtype, k.device, self.fp8_cache) for _ in range(c.num_hidden_layers)]
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:

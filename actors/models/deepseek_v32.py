@@ -45,7 +45,8 @@ class DeepseekV32Model(DeepseekV3Model):
         return super()._load_layer(reader, i)
 
     def new_cache(self, blocks: int, block_size: int) -> list[Tensor]:
-        """Latents of every layer, then keys of every layer's indexer, [blocks, block_size, index_head_dim]."""
+        """Latents of every layer, then keys of every layer's indexer, [blocks, block_size, index_head_dim] in the
+        activations' dtype."""
         k, width = self.kernels, self.config.index_head_dim
         keys = [torch.zeros(blocks, block_size, width, dtype=k.dtype, device=k.device) for _ in self.layers]
         return super().new_cache(blocks, block_size) + keys
@@ -112,7 +113,7 @@ def _dense(
 
 
 def _chosen(k: Kernels, a: AttentionWeights, q_nope: Tensor, q_rope: Tensor, entries: Tensor) -> Tensor:
-    """Attention of each row to entries of its own, [n, topk, C + R]: a cache of a block for each."""
+    """Attention of each row to entries of its own, [n, topk, width of the cache]: a cache of a block for each."""
     count, topk = entries.shape[:2]
     rows = torch.arange(count, dtype=torch.int32, device=entries.device)
     latent = k.mla_decode(

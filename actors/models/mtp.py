@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from isotherm.actors.models.protocol import RoutedExperts
+from isotherm.kernels.cache_rows import new_layer_cache
 from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, LinearWeight, Router
 
 
@@ -34,11 +35,12 @@ class MtpLayer:
     down: LinearWeight | None
     norm: Tensor  # [D], before the head
     head: LinearWeight
+    fp8_cache: bool
 
     def new_cache(self, blocks: int, block_size: int) -> Tensor:
-        """Zeroed [blocks, block_size, C + R]."""
-        width, k = self.attention.latent + self.attention.rotary, self.kernels
-        return torch.zeros(blocks, block_size, width, dtype=k.dtype, device=k.device)
+        """Zeroed; kept as the main model's is."""
+        a, k = self.attention, self.kernels
+        return new_layer_cache(blocks, block_size, a.latent, a.rotary, k.dtype, k.device, self.fp8_cache)
 
     def hidden(self, x_TD: Tensor) -> Tensor:
         """What `forward` takes of what the main model's forward pass gives."""

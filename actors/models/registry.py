@@ -9,6 +9,7 @@ from isotherm.actors.models.deepseek_v32 import DeepseekV32Model
 from isotherm.actors.models.protocol import AttentionModel
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.config import ModelConfig, ModelConfigError
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.tensors import Part
 from isotherm.kernels.ops import Kernels
 
@@ -29,6 +30,7 @@ def load_model(
     reader: WeightReader,
     max_positions: int,
     *,
+    kv_cache_dtype: KvCacheDtype = "auto",
     progress: Callable[[float], None] = lambda _: None,
 ) -> AttentionModel:
     """The attention shard's part of the model, loaded. `progress` is told fractions. Raises ModelConfigError for a
@@ -40,4 +42,4 @@ def load_model(
         raise ModelConfigError(f'model_type "{config.model_type}" has no forward pass; known here: {known}') from None
     wanted = [s.name for s in config.tensors() if s.quantisable and s.part is not Part.ROUTED_EXPERTS]
     with reader.ahead(wanted):
-        return family(config, kernels, reader, max_positions, progress=progress)
+        return family(config, kernels, reader, max_positions, kv_cache_dtype=kv_cache_dtype, progress=progress)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from isotherm.cluster.model.checkpoint import Checkpoint, CheckpointError, TensorInfo
 from isotherm.cluster.model.fingerprint import Fingerprint
+from isotherm.cluster.model.kv_cache import KvCacheDtype, dtype_words
 from isotherm.cluster.model.tensors import TensorSpec, mlp_projections
 from isotherm.cluster.model.weight_choice import STORED, WeightChoice
 from isotherm.kernels.formats.grouped import Int4Weight
@@ -176,12 +177,14 @@ class WeightReader:
         return gate, up, down
 
 
-def own_fingerprint(checkpoint: Checkpoint, kernels: Kernels, choice: WeightChoice) -> Fingerprint:
+def own_fingerprint(
+    checkpoint: Checkpoint, kernels: Kernels, choice: WeightChoice, kv_cache_dtype: KvCacheDtype = "auto"
+) -> Fingerprint:
     """What decides the bits that this process computes. Reads a sample of the weights: tenths of a second, for a large
     checkpoint seconds."""
     return Fingerprint(
         weights=checkpoint.digest(),
-        dtype=str(kernels.dtype).removeprefix("torch."),
+        dtype=dtype_words(str(kernels.dtype).removeprefix("torch."), kv_cache_dtype),
         kept=choice.words,
         device=kernels.device.type,
         kernels=kernels.name,

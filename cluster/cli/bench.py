@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from isotherm.cluster.cli.key_file import KeyFileOption
-from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption
+from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption, KvCacheOption
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine. Figures are medians over the runs.")
 console = Console()
@@ -87,6 +88,7 @@ def _engine(
     threads: int | None,
     as_json: bool,
     plot: Path | None,
+    kv_cache_dtype: KvCacheDtype | None,
     speculation: str = "off",
 ) -> None:
     from isotherm.cluster.cli.bench_engine import EngineBench
@@ -106,6 +108,7 @@ def _engine(
         most_prompt=max(prompts, default=1),
         choice=WeightChoice().with_changes(*choice),
         speculation=speculation,
+        kv_cache_dtype=kv_cache_dtype or "auto",
     )
     rows = [figure.as_dict() for figure in bench.measure(batches, prompts, runs)]
     facts = {
@@ -129,14 +132,16 @@ def decode(
     kernels: str = "auto",
     isa: IsaOption = "auto",
     threads: ThreadsOption = None,
+    kv_cache_dtype: KvCacheOption = None,
     speculation: Annotated[str, typer.Option(help="auto, mtp, ngram or off: what guesses tokens")] = "off",
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Tokens per second of the offline engine while it generates."""
     _engine(
-        model, _sizes(batch), [], runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot, speculation
-    )
+        model, _sizes(batch), [], runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot,
+        kv_cache_dtype, speculation,
+    )  # fmt: skip
 
 
 @app.command()
@@ -151,11 +156,15 @@ def prefill(
     kernels: str = "auto",
     isa: IsaOption = "auto",
     threads: ThreadsOption = None,
+    kv_cache_dtype: KvCacheOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Prompt tokens per second of the offline engine."""
-    _engine(model, [], _sizes(tokens), runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot)
+    _engine(
+        model, [], _sizes(tokens), runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot,
+        kv_cache_dtype,
+    )  # fmt: skip
 
 
 @app.command("kernels")

@@ -16,6 +16,7 @@ from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.kernels.select import select_kernels
 
@@ -55,6 +56,7 @@ class EngineBench:
         choice: WeightChoice | None = None,
         most_output: int = 125,
         speculation: str = "off",
+        kv_cache_dtype: KvCacheDtype = "auto",
     ):
         checkpoint = Checkpoint.open(path)
         self.kernels = select_kernels(kernels, parse_dtype(dtype), threads, isa=isa).kernels
@@ -64,7 +66,9 @@ class EngineBench:
         length = max(reply, most_prompt + 1)
         blocks = most_streams * -(-reply // 16) + -(-length // 16)
         config = SchedulerConfig(16, blocks, max(512, most_prompt), max(1, most_streams), length, prefix_cache=False)
-        self.engine: Engine = local_engine(checkpoint, self.kernels, config, choice=choice, speculation=speculation)
+        self.engine: Engine = local_engine(
+            checkpoint, self.kernels, config, choice=choice, speculation=speculation, kv_cache_dtype=kv_cache_dtype
+        )
         self._requests = 0
 
     def _add(self, prompt: int, output: int) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from isotherm.actors.attention.engine import Engine
 from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.weights import own_fingerprint, parse_dtype
 from isotherm.cluster.engine.config import SchedulerConfig
@@ -19,10 +18,10 @@ from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.generation import NUMBERS
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tokenizer_files import has_tokenizer
-from isotherm.kernels.ops import Kernels
 from isotherm.kernels.select import NAMES, select_kernels
 
 log = logging.getLogger(__name__)
@@ -57,6 +56,7 @@ class OfflineOptions:
     sampling: Mapping[str, float] = field(default_factory=dict)  # other fields of SamplingParams
     isa: str = "auto"
     speculation: str | None = None  # None: as the manifest says
+    kv_cache_dtype: KvCacheDtype | None = None  # likewise
 
 
 def generate_offline(
@@ -80,18 +80,13 @@ def generate_offline(
         block_size, -(-length // block_size), manifest.engine.max_batch_tokens, 1, length, prefix_cache=False
     )
     choice = options.weights or manifest.weights.choice
-    engine = _engine(manifest, checkpoint, selection.kernels, scheduler, choice, options.speculation)
-    stop = () if options.ignore_eos else tokenizer.eos_token_ids if tokenizer is not None else config.eos_token_ids
-    params = SamplingParams(
-        options.max_tokens,
-        options.temperature,
-        options.top_p,
-        options.top_k,
-        seed=options.seed,
-        stop_token_ids=tuple(stop),
-        logprobs=options.logprobs,
+    kept = options.kv_cache_dtype or manifest.engine.kv_cache_dtype
+    kind, most = options.speculation or manifest.speculation.kind, manifest.speculation.tokens
+    engine = local_engine(
+        checkpoint, selection.kernels, scheduler, choice=choice, speculation=kind, tokens=most, kv_cache_dtype=kept
     )
-    params = replace(params, **options.sampling)  # type: ignore[arg-type]  # each of its own type, by sampling_asked
+    stop = () if options.ignore_eos else tokenizer.eos_token_ids if tokenizer is not None else config.eos_token_ids
+    params = _params(options, tuple(stop))
     stream = None if tokenizer is None else tokenizer.stream()
     text, reason = "", None
     tokens: list[int] = []
@@ -117,21 +112,21 @@ def generate_offline(
         "finish_reason": None if reason is None else reason.value,
         "prompt_tokens": len(prompt),
         "drafts": {"accepted": accepted, "rejected": rejected},
-        "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, choice).digest,
+        "system_fingerprint": own_fingerprint(checkpoint, selection.kernels, choice, kept).digest,
     }
 
 
-def _engine(
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    kernels: Kernels,
-    scheduler: SchedulerConfig,
-    choice: WeightChoice,
-    speculation: str | None,
-) -> Engine:
-    wished = manifest.speculation
-    kind = speculation or wished.kind
-    return local_engine(checkpoint, kernels, scheduler, choice=choice, speculation=kind, tokens=wished.tokens)
+def _params(options: OfflineOptions, stop: tuple[int, ...]) -> SamplingParams:
+    params = SamplingParams(
+        options.max_tokens,
+        options.temperature,
+        options.top_p,
+        options.top_k,
+        seed=options.seed,
+        stop_token_ids=stop,
+        logprobs=options.logprobs,
+    )
+    return replace(params, **options.sampling)  # type: ignore[arg-type]  # each of its own type, by sampling_asked
 
 
 def sampling_asked(words: Sequence[str]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.model.tensors import Part
 from isotherm.cluster.model.weight_choice import STORED, WeightChoice
@@ -36,12 +37,20 @@ class QualityError(IsothermError, ValueError):
 
 
 def measure_quality(
-    manifest: Manifest, path: Path, choice: WeightChoice, text: Path | None, note: Callable[[str], None]
+    manifest: Manifest,
+    path: Path,
+    choice: WeightChoice,
+    kept: KvCacheDtype,
+    text: Path | None,
+    note: Callable[[str], None],
 ) -> JSON:
     """`layers`: of each layer the relative error of its experts and of its dense weights; `perplexity`: stored, and as
-    chosen. Reads every weight twice. Raises QualityError, CheckpointError or TokenizerError."""
-    if choice.is_stored:
-        raise QualityError("nothing is quantised; give --experts int4, --dense fp8|int4 or --head fp8|int8")
+    chosen, with the KV cache in `kept`. Reads every weight twice. Raises QualityError, CheckpointError or
+    TokenizerError."""
+    if choice.is_stored and kept == "auto":
+        raise QualityError(
+            "nothing is quantised; give --experts int4, --dense fp8|int4, --head fp8|int8 or --kv-cache-dtype fp8"
+        )
     checkpoint = Checkpoint.open(path)
     tokens = Tokenizer.load(path).encode(own_text() if text is None else _text_of(text))
     if len(tokens) < 2:
@@ -50,10 +59,15 @@ def measure_quality(
     layers = layer_errors(checkpoint, choice)
     kernels = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device).kernels
     found = {}
-    for name, one in (("stored", WeightChoice()), ("chosen", choice)):
-        note(f"computing {len(tokens)} tokens, weights as {one.words}")
-        found[name] = perplexity(checkpoint, kernels, one, tokens)
-    return {"weights": choice.words, "layers": layers, "tokens": len(tokens), "perplexity": found}
+    sides: list[tuple[str, WeightChoice, KvCacheDtype]] = [("stored", WeightChoice(), "auto"), ("chosen", choice, kept)]
+    for name, one, cache in sides:
+        note(f"computing {len(tokens)} tokens, {_words(one, cache)}")
+        found[name] = perplexity(checkpoint, kernels, one, cache, tokens)
+    return {"weights": choice.words, "kv_cache": kept, "layers": layers, "tokens": len(tokens), "perplexity": found}
+
+
+def _words(choice: WeightChoice, kept: KvCacheDtype) -> str:
+    return f"weights as {choice.words}" + ("" if kept == "auto" else f", KV cache as {kept}")
 
 
 def _text_of(file: Path) -> str:
@@ -94,12 +108,14 @@ def layer_of(weight: str) -> str:
     return numbers[0] if numbers else weight.removesuffix(".weight")
 
 
-def perplexity(checkpoint: Checkpoint, kernels: Kernels, choice: WeightChoice, tokens: Sequence[int]) -> float:
+def perplexity(
+    checkpoint: Checkpoint, kernels: Kernels, choice: WeightChoice, kept: KvCacheDtype, tokens: Sequence[int]
+) -> float:
     """e to the mean of -log p of each token but the first of a window."""
     window = min(WINDOW, checkpoint.config.max_position_embeddings - 1)
     windows = [tuple(tokens[at : at + window]) for at in range(0, len(tokens), window)]
     config = SchedulerConfig(16, 2 * -(-(window + 1) // 16), window, 1, window + 1, prefix_cache=False)
-    engine = local_engine(checkpoint, kernels, config, choice=choice)
+    engine = local_engine(checkpoint, kernels, config, choice=choice, kv_cache_dtype=kept)
     params = SamplingParams(1, temperature=0.0, prompt_logprobs=0)
     requests = [GenerationRequest(f"window-{i}", w, replace(params)) for i, w in enumerate(windows) if len(w) > 1]
     scores: list[float] = []
@@ -114,7 +130,8 @@ def show_quality(found: JSON, console: Console) -> None:
     table = Table("layer", *parts, title=f"relative error of weights, {found['weights']}", title_justify="left")
     for row in found["layers"]:
         table.add_row(row["layer"], *(f"{row[part]:.4f}" if part in row else "" for part in parts))
-    console.print(table)
+    if found["layers"]:
+        console.print(table)
     stored, chosen = found["perplexity"]["stored"], found["perplexity"]["chosen"]
     console.print(
         f"perplexity of {found['tokens']} tokens: {stored:.4f} stored, {chosen:.4f} quantised "

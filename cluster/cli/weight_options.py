@@ -1,10 +1,12 @@
-"""The options of commands that say in how many bits weights are kept."""
+"""The options of commands that say in how many bits weights and the KV cache are kept."""
 
 from __future__ import annotations
 
 from typing import Annotated, Optional
 
 import typer
+
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 
 ExpertsOption = Annotated[
     Optional[str],  # noqa: UP045
@@ -17,4 +19,8 @@ DenseOption = Annotated[
 HeadOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="stored, fp8 or int8: the output head"),
+]
+KvCacheOption = Annotated[
+    Optional[KvCacheDtype],  # noqa: UP045
+    typer.Option("--kv-cache-dtype", help="of the KV cache; fp8: latents in 8 bits; default: as the manifest says"),
 ]

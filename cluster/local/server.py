@@ -130,10 +130,11 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     wished = manifest.speculation
     checkpoint, kind = checkpoint.drafting(wished.kind)
     scheduler = manifest.scheduler_config(checkpoint.config)
+    choice, kept = manifest.weights.choice, manifest.engine.kv_cache_dtype
     engine = local_engine(
-        checkpoint, kernels, scheduler, choice=manifest.weights.choice, speculation=kind, tokens=wished.tokens
+        checkpoint, kernels, scheduler, choice=choice, speculation=kind, tokens=wished.tokens, kv_cache_dtype=kept
     )
-    digest = own_fingerprint(checkpoint, kernels, manifest.weights.choice).digest
+    digest = own_fingerprint(checkpoint, kernels, choice, kept).digest
     client = LocalEngine(engine, config.vocab_size, digest)
     try:
         alone = Alone(client.meter, lambda: client.not_ready() is None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isotherm.cluster.logs import LogFormat, LogLevel
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 
 
@@ -18,6 +19,7 @@ class WorkerSpec:
     model_path: Path
     device: str  # cpu | cuda
     dtype: str
+    kv_cache_dtype: KvCacheDtype = "auto"
     weights: WeightChoice
     kernels: str
     isa: str = "auto"  # of native kernels: auto | avx512 | avx2 | generic

@@ -13,6 +13,7 @@ from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.formats.base import WeightFormat
 from isotherm.cluster.model.formats.registry import configured
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.tensors import TensorSpec
 
 
@@ -84,10 +85,9 @@ class ModelConfig(ABC):
     def read(cls, f: Fields) -> JSON:
         """The values of the fields of this class, checked. Raises ModelConfigError."""
 
-    @property
     @abstractmethod
-    def cache_width(self) -> int:
-        """Elements in the KV cache per token and layer."""
+    def cache_bytes(self, element: int, kept: KvCacheDtype) -> int:
+        """Bytes in the KV cache per token and layer. `element`: bytes of an activation."""
 
     @abstractmethod
     def is_moe(self, layer: int) -> bool:
@@ -112,6 +112,12 @@ class ModelConfig(ABC):
     def mtp_tensors(self, layer: int) -> Iterator[TensorSpec]:
         """What a multi-token-prediction layer adds to the model's parameters."""
         yield from ()
+
+    def loaded_tensors(self) -> Iterator[TensorSpec]:
+        """What is read where the model is served: its own tensors, and those of layers that draft."""
+        yield from self.tensors()
+        for layer in range(self.num_hidden_layers, self.cache_layers):
+            yield from self.mtp_tensors(layer)
 
     @property
     def moe_layers(self) -> tuple[int, ...]:

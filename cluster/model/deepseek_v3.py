@@ -15,6 +15,7 @@ from isotherm.cluster.model.config import (
     parse_rope,
     token_ids,
 )
+from isotherm.cluster.model.kv_cache import KvCacheDtype, latent_row_bytes
 from isotherm.cluster.model.tensors import Part, TensorSpec, mlp_projections, mlp_tensors
 
 
@@ -113,9 +114,8 @@ class DeepseekV3Config(ModelConfig):
         """The latent and the rotary key."""
         return self.kv_lora_rank + self.qk_rope_head_dim
 
-    @property
-    def cache_width(self) -> int:
-        return self.latent_width
+    def cache_bytes(self, element: int, kept: KvCacheDtype) -> int:
+        return latent_row_bytes(self.kv_lora_rank, self.qk_rope_head_dim, element, kept)
 
     @property
     def softmax_scale(self) -> float:

@@ -10,6 +10,7 @@ from typing import ClassVar
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.config import Fields
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.tensors import Part, TensorSpec
 
 
@@ -37,9 +38,8 @@ class DeepseekV32Config(DeepseekV3Config):
             "index_head_dim": head_dim,
         }
 
-    @property
-    def cache_width(self) -> int:
-        return self.latent_width + self.index_head_dim
+    def cache_bytes(self, element: int, kept: KvCacheDtype) -> int:
+        return super().cache_bytes(element, kept) + self.index_head_dim * element
 
     def _attention_tensors(self, p: str) -> Iterator[TensorSpec]:
         assert self.q_lora_rank is not None

@@ -44,14 +44,15 @@ class _AttentionRows(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Bound:
-    """A structure for C++ with what its pointers point to. `rows` and `entry` say what it fits: a step's rows, a cache
-    entry's width."""
+    """A structure for C++ with what its pointers point to. The numbers say what it fits: a step's rows, the
+    parts of a cache's row."""
 
     structure: ctypes.Structure
     keep: tuple[object, ...]
     rows: int = 0
     hidden: int = 0
-    entry: int = 0
+    latent: int = 0
+    rotary: int = 0
 
 
 def bind_weights(a: AttentionWeights, dtype: torch.dtype) -> Bound:
@@ -93,7 +94,7 @@ def bind_weights(a: AttentionWeights, dtype: torch.dtype) -> Bound:
         rotary=a.rotary, latent=a.latent, value=a.value, eps=a.eps, latent_eps=a.latent_eps, scale=a.scale,
         **{name: weight.data_ptr() for name, weight in norms.items()},
     )  # fmt: skip
-    return Bound(structure, tuple(norms.values()), hidden=hidden, entry=a.latent + a.rotary)
+    return Bound(structure, tuple(norms.values()), hidden=hidden, latent=a.latent, rotary=a.rotary)
 
 
 def bind_rows(r: AttentionRows) -> Bound:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isotherm.kernels.cache_rows import is_fp8
 from isotherm.kernels.checked import CheckedKernels, check_router
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.attention import Bound, bind_rows, bind_weights, plain
@@ -264,12 +265,12 @@ class NativeKernels(CheckedKernels):
     def write_cache(self, latent_TC: Tensor, k_rope_TR: Tensor, cache: Tensor, slots_T: Tensor) -> None:
         latent, rope = self._rows(latent_TC, "write_cache latent"), self._rows(k_rope_TR, "write_cache key")
         slots = plain(slots_T, torch.int64)
-        blocks, block_size = self._cache(cache, latent.shape[1] + rope.shape[1])
+        blocks, block_size = self._cache(cache, latent.shape[1], rope.shape[1])
         if not len(latent) == len(rope) == len(slots):
             raise ValueError(f"write_cache has {len(latent)} latents, {len(rope)} keys and {len(slots)} slots")
         code = self._lib.iso_write_cache(
             self._context, latent.data_ptr(), latent.stride(0), latent.shape[1], rope.data_ptr(), rope.stride(0),
-            rope.shape[1], cache.data_ptr(), blocks * block_size, slots.data_ptr(), len(slots),
+            rope.shape[1], cache.data_ptr(), blocks * block_size, is_fp8(cache), slots.data_ptr(), len(slots),
         )  # fmt: skip
         if code:
             fail("write_cache", code, f"slots must lie in 0 … {blocks * block_size - 1}")
@@ -289,7 +290,7 @@ class NativeKernels(CheckedKernels):
                 f"kv_b gives {kv_b.out_features // heads} per head, q has {qk_dim}: "
                 f"they don't fit v_head_dim {v_head_dim}"
             )
-        blocks, block_size = self._cache(cache, kv_b.in_features + rotary)
+        blocks, block_size = self._cache(cache, kv_b.in_features, rotary)
         table = plain(block_table_M, torch.int32)
         if start < 0 or start + rows > len(table) * block_size:
             raise ValueError(
@@ -297,7 +298,7 @@ class NativeKernels(CheckedKernels):
             )
         out = torch.empty(rows, heads * v_head_dim, dtype=self.dtype)
         code = self._lib.iso_mla_prefill(
-            self._context, q.data_ptr(), q.stride(0), q.stride(1), cache.data_ptr(), blocks, block_size,
+            self._context, q.data_ptr(), q.stride(0), q.stride(1), cache.data_ptr(), blocks, block_size, is_fp8(cache),
             table.data_ptr(), start, rows, heads, nope, rotary, v_head_dim, kv_b.data.handle, scale, out.data_ptr(),
         )  # fmt: skip
         if code:
@@ -310,7 +311,7 @@ class NativeKernels(CheckedKernels):
         rows, heads, latent = q_latent.shape
         q_rope = self._heads(q_rope_THR, "mla_decode q_rope", heads)
         rotary = q_rope.shape[2]
-        blocks, block_size = self._cache(cache, latent + rotary)
+        blocks, block_size = self._cache(cache, latent, rotary)
         tables, sequence, lengths = (plain(t, torch.int32) for t in (block_tables_SM, sequence_T, lengths_T))
         if tables.dim() != 2 or not rows == len(q_rope) == len(sequence) == len(lengths):
             raise ValueError(
@@ -320,9 +321,9 @@ class NativeKernels(CheckedKernels):
         out = torch.empty(rows, heads, latent, dtype=self.dtype)
         code = self._lib.iso_mla_decode(
             self._context, q_latent.data_ptr(), q_latent.stride(0), q_latent.stride(1), q_rope.data_ptr(),
-            q_rope.stride(0), q_rope.stride(1), cache.data_ptr(), blocks, block_size, latent, rotary, tables.data_ptr(),
-            tables.shape[0], tables.shape[1], sequence.data_ptr(), lengths.data_ptr(), rows, heads, scale,
-            out.data_ptr(),
+            q_rope.stride(0), q_rope.stride(1), cache.data_ptr(), blocks, block_size, is_fp8(cache), latent, rotary,
+            tables.data_ptr(), tables.shape[0], tables.shape[1], sequence.data_ptr(), lengths.data_ptr(), rows, heads,
+            scale, out.data_ptr(),
         )  # fmt: skip
         if code:
             fail(
@@ -348,11 +349,11 @@ class NativeKernels(CheckedKernels):
                 f"attention x is {x_TD.dtype} {tuple(x_TD.shape)}; contiguous {self.dtype} "
                 f"({bound.rows}, {weights.hidden}) is needed"
             )
-        blocks, block_size = self._cache(cache, weights.entry)
+        blocks, block_size = self._cache(cache, weights.latent, weights.rotary)
         out = torch.empty_like(x_TD)
         code = self._lib.iso_attention(
             self._context, ctypes.byref(weights.structure), ctypes.byref(bound.structure), x_TD.data_ptr(),
-            cache.data_ptr(), blocks, block_size, out.data_ptr(),
+            cache.data_ptr(), blocks, block_size, is_fp8(cache), out.data_ptr(),
         )  # fmt: skip
         if code:
             fail(

@@ -59,6 +59,8 @@ def test_a_worker_says_by_what_it_computes():
     spec = replace(SPEC, dtype="float32", weights=WeightChoice(head="fp8"))
     other = asyncio.run(WorkerBase(spec, HOST).fingerprint())
     assert (other.dtype, other.kept, other.weights) == ("float32", "head fp8", found.weights)
+    other = asyncio.run(WorkerBase(replace(SPEC, kv_cache_dtype="fp8"), HOST).fingerprint())
+    assert other == replace(found, dtype="bfloat16 with a KV cache in fp8")
 
 
 def test_without_a_gpu_a_worker_that_needs_one_says_so(monkeypatch: pytest.MonkeyPatch):

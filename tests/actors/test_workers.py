@@ -4,12 +4,15 @@ fails or a thread hangs."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
-from linked_workers import REQUEST, Workers, play
+import torch
+from linked_workers import REQUEST, SCHEDULER, Workers, play
 from loaded_model import alone
 
 from isotherm.actors.attention.delivery import UnknownConnectionError
+from isotherm.actors.attention.shard import AttentionShard
 from isotherm.actors.links.protocol import LinkError
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
@@ -21,6 +24,12 @@ def _as_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 KINDS = ["shared-memory", "process-group"]
+
+
+def test_a_shards_cache_is_kept_as_its_spec_says():
+    spec = replace(Workers("process-group").shard.spec, kv_cache_dtype="fp8")
+    model = AttentionShard(spec, "127.0.0.1", SCHEDULER)._load()
+    assert {cache.dtype for cache in model.new_cache(1, 16)} == {torch.uint8}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -279,7 +279,8 @@ def engine(**fields: Any) -> Manifest:
 
 
 def test_kv_memory_divides_into_blocks():
-    assert kv_bytes_per_token(MODEL, "bfloat16") == TOKEN and kv_bytes_per_token(MODEL, "float32") == 2 * TOKEN
+    sizes = [kv_bytes_per_token(MODEL, dtype, "auto") for dtype in ("bfloat16", "float32")]
+    assert sizes == [TOKEN, 2 * TOKEN]
     config = engine(
         kv_memory=10 * 16 * TOKEN + 1, max_batch_tokens=7, max_sequences=3, prefix_cache=False
     ).scheduler_config(MODEL)
@@ -291,6 +292,8 @@ def test_kv_memory_divides_into_blocks():
         False,
     )
     assert config.max_model_len == 160  # what the cache holds
+    coded = engine(kv_memory=10 * 16 * TOKEN, kv_cache_dtype="fp8").scheduler_config(MODEL)
+    assert coded.blocks == 10 * TOKEN // (3 * (32 + 2 * (8 + 1)))
 
 
 def test_as_many_tokens_may_wait_as_the_cache_holds_unless_it_is_said():

@@ -31,6 +31,7 @@ from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.sequence import ScheduledSequence
 from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams, TokenLogprobs
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.placement.table import Placement
 from isotherm.cluster.text.grammar import json_schema, regex
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
@@ -47,6 +48,7 @@ MODELS: dict[str, dict] = {
     "fp8": {"fp8": True},
     "int4": {"dtype": "bfloat16"},
     "float32": {"dtype": "float32"},
+    "fp8-cache": {"dtype": "bfloat16"},
 }
 
 
@@ -120,7 +122,7 @@ class Guesses(Guesser):
 class World:
     """A checkpoint loaded once per thread count, with a full set of experts that any placement can use."""
 
-    def __init__(self, path, dtype, reads: type[WeightReader]):
+    def __init__(self, path, dtype, reads: type[WeightReader], kv_cache_dtype: KvCacheDtype):
         self.checkpoint = Checkpoint.open(path).with_mtp()
         self.config = self.checkpoint.config
         self.models = {}
@@ -128,7 +130,7 @@ class World:
         for threads in (1, 2, 3):
             kernels = NativeKernels(dtype, threads=threads)
             with reads(self.checkpoint) as reader:
-                self.models[threads] = DeepseekV3Model(self.config, kernels, reader, 512)
+                self.models[threads] = DeepseekV3Model(self.config, kernels, reader, 512, kv_cache_dtype=kv_cache_dtype)
                 every = [(layer, e) for layer in self.config.moe_layers for e in range(self.config.n_routed_experts)]
                 self.workers[threads] = [ExpertWorker(self.config, kernels, len(every)) for _ in range(3)]
                 for worker in self.workers[threads]:
@@ -207,7 +209,8 @@ def world(request, tmp_path_factory):
     overrides = {"vocab_size": VOCABULARY, "attention_bias": True}
     path = make_checkpoint(tmp_path_factory.mktemp(request.param), overrides, seed=3, mtp=True, **MODELS[request.param])
     dtype = torch.float32 if request.param == "float32" else torch.bfloat16
-    return World(path, dtype, Int4Reader if request.param == "int4" else WeightReader)
+    reads = Int4Reader if request.param == "int4" else WeightReader
+    return World(path, dtype, reads, "fp8" if request.param == "fp8-cache" else "auto")
 
 
 def pool() -> list[GenerationRequest]:

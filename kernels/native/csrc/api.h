@@ -103,13 +103,24 @@ struct ExpertsCall {
   void* out;               // [pairs, hidden]
 };
 
+// A layer's paged cache. The row of a position is its latent and its rotary key in the activations' type; in `fp8` the
+// rotary key, a scale, and e4m3 codes of the latent (kernels/cache_rows.py).
+struct Cache {
+  uint8_t* data;
+  int64_t block_size, latent, rotary;
+  bool fp8;
+
+  int64_t row_bytes(int64_t element) const {
+    return element * (fp8 ? rotary + 1 + (latent + element - 1) / element : latent + rotary);
+  }
+};
+
 struct PrefillCall {
   const void* q;
   int64_t q_row, q_head;  // strides in elements, as everywhere
-  const void* cache;
-  int64_t block_size, entry;  // entry: C + R
+  Cache cache;
   const int32_t* table;
-  int64_t start, rows, heads, nope, rotary, value;
+  int64_t start, rows, heads, nope, value;
   const Linear* kv_b;
   float scale;
   void* out;  // [rows, heads * value]
@@ -118,8 +129,7 @@ struct PrefillCall {
 struct DecodeCall {
   const void *q_latent, *q_rope;
   int64_t latent_row, latent_head, rope_row, rope_head;
-  const void* cache;
-  int64_t block_size, latent, rotary;
+  Cache cache;
   const int32_t* tables;
   int64_t table_stride;
   const int32_t *sequence, *lengths;
@@ -214,6 +224,8 @@ struct Ops {
   void (*rope)(Pool&, bool f32, const void* x, int64_t x_row, int64_t x_head, int64_t rows, int64_t heads,
                int64_t width, const float* cos, const float* sin, void* out, int64_t out_row,
                int64_t out_head);  // `out` may be x
+  void (*write_fp8)(Pool&, bool f32, const void* latent, int64_t latent_row, const void* rope, int64_t rope_row,
+                    const Cache&, const int64_t* slots, int64_t rows);
   // own, residual: null, or [rows, width], added in this order to the rounded sum
   void (*combine)(Pool&, bool f32, const void* y, int64_t rows, int64_t width, int64_t k, const int64_t* index,
                   const float* weights, const void* own, const void* residual, void* out);
@@ -227,10 +239,10 @@ const Ops* generic_ops();
 void pack_part(Pool&, Linear&, int part, const Operand* operands);
 void code(Pool&, const Ops&, Linear&);  // bf16 → coded, where that is smaller by an eighth
 void sample(Pool&, const Ops&, const SampleCall&);
-void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope,
-                 int64_t rope_stride, int64_t rope_width, void* cache, const int64_t* slots, int64_t rows);
+void write_cache(Pool&, const Ops&, bool f32, const void* latent, int64_t latent_row, const void* rope,
+                 int64_t rope_row, const Cache&, const int64_t* slots, int64_t rows);
 bool moe(Pool&, const Ops&, bool f32, const MoeCall&);  // false: an expert that rows go to is not in the bank
-void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, void* cache,
-               int64_t block_size, void* out);
+void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, const Cache&,
+               void* out);
 
 }  // namespace iso

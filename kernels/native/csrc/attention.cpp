@@ -6,19 +6,20 @@
 #include "pieces.h"
 
 namespace iso {
-void write_cache(size_t element, const void* latent, int64_t latent_stride, int64_t latent_width, const void* rope,
-                 int64_t rope_stride, int64_t rope_width, void* cache, const int64_t* slots, int64_t rows) {
+void write_cache(Pool& pool, const Ops& ops, bool f32, const void* latent, int64_t latent_row, const void* rope,
+                 int64_t rope_row, const Cache& cache, const int64_t* slots, int64_t rows) {
+  if (cache.fp8) return ops.write_fp8(pool, f32, latent, latent_row, rope, rope_row, cache, slots, rows);
+  const size_t element = f32 ? 4 : 2;
   const auto bytes = [&](int64_t elements) { return static_cast<size_t>(elements) * element; };
   for (int64_t t = 0; t < rows; ++t) {
-    auto* to = static_cast<uint8_t*>(cache) + bytes(slots[t] * (latent_width + rope_width));
-    std::memcpy(to, static_cast<const uint8_t*>(latent) + bytes(t * latent_stride), bytes(latent_width));
-    std::memcpy(to + bytes(latent_width), static_cast<const uint8_t*>(rope) + bytes(t * rope_stride),
-                bytes(rope_width));
+    auto* to = cache.data + bytes(slots[t] * (cache.latent + cache.rotary));
+    std::memcpy(to, static_cast<const uint8_t*>(latent) + bytes(t * latent_row), bytes(cache.latent));
+    std::memcpy(to + bytes(cache.latent), static_cast<const uint8_t*>(rope) + bytes(t * rope_row), bytes(cache.rotary));
   }
 }
 
 void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, const AttentionRows& rows, void* x,
-               void* cache, int64_t block_size, void* out) {
+               const Cache& cache, void* out) {
   const size_t element = f32 ? 4 : 2;
   const int64_t T = rows.rows, n = rows.decodes, hidden = a.o->outputs, width = a.input->outputs, latent = a.latent,
                 rotary = a.rotary;
@@ -50,24 +51,24 @@ void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, 
   ops.rms_norm(pool, f32, kv, width, T, latent, a.kv_norm, a.latent_eps, nullptr, pieces.at(at_kv));
   ops.rope(pool, f32, kv + static_cast<size_t>(latent) * element, width, 0, T, 1, rotary, rows.cos, rows.sin,
            pieces.at(at_key), rotary, rotary);
-  write_cache(element, pieces.at(at_kv), latent, latent, pieces.at(at_key), rotary, rotary, cache, rows.slots, T);
+  write_cache(pool, ops, f32, pieces.at(at_kv), latent, pieces.at(at_key), rotary, cache, rows.slots, T);
 
   uint8_t* value = pieces.at(at_values);
   if (n > 0) {
     ops.head_linear(pool, f32, *a.k_absorb, q, q_row, head, n, pieces.at(at_q_latent));
-    ops.mla_decode(pool, f32,
-                   DecodeCall{pieces.at(at_q_latent), q_rope, a.heads * latent, latent, q_row, head, cache, block_size,
-                              latent, rotary, rows.tables, rows.table_width, rows.sequence, rows.lengths, n, a.heads,
-                              a.scale, pieces.at(at_out_latent)});
+    ops.mla_decode(
+        pool, f32,
+        DecodeCall{pieces.at(at_q_latent), q_rope, a.heads * latent, latent, q_row, head, cache, rows.tables,
+                   rows.table_width, rows.sequence, rows.lengths, n, a.heads, a.scale, pieces.at(at_out_latent)});
     ops.head_linear(pool, f32, *a.v_absorb, pieces.at(at_out_latent), a.heads * latent, latent, n, value);
   }
   for (int64_t p = 0; p < rows.prefills; ++p) {
     const PrefillRows& chunk = rows.prefill[p];
     const auto skipped = static_cast<size_t>(chunk.first);
     ops.mla_prefill(pool, f32,
-                    PrefillCall{q + skipped * static_cast<size_t>(q_row) * element, q_row, head, cache, block_size,
-                                latent + rotary, chunk.table, chunk.start, chunk.count, a.heads, a.nope, rotary,
-                                a.value, a.kv_b, a.scale, value + skipped * static_cast<size_t>(values) * element});
+                    PrefillCall{q + skipped * static_cast<size_t>(q_row) * element, q_row, head, cache, chunk.table,
+                                chunk.start, chunk.count, a.heads, a.nope, a.value, a.kv_b, a.scale,
+                                value + skipped * static_cast<size_t>(values) * element});
   }
   ops.linear(pool, f32, *a.o, value, values, T, h, false);
   ops.rms_norm(pool, f32, h, hidden, T, hidden, a.post_norm, a.eps, x, out);

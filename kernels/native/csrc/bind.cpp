@@ -47,6 +47,10 @@ void destroy(Linear* linear) {
   delete linear;
 }
 
+Cache cache_of(void* data, int64_t block_size, int64_t latent, int64_t rotary, int fp8) {
+  return Cache{static_cast<uint8_t*>(data), block_size, latent, rotary, fp8 != 0};
+}
+
 bool within(const int32_t* values, int64_t count, int64_t end) {
   return std::all_of(values, values + count, [&](int32_t v) { return v >= 0 && v < end; });
 }
@@ -217,31 +221,31 @@ ISO_EXPORT int iso_experts(Context* context, const Bank* bank, const void* x, in
   });
 }
 
-ISO_EXPORT int iso_mla_prefill(Context* context, const void* q, int64_t q_row, int64_t q_head, const void* cache,
-                               int64_t blocks, int64_t block_size, const int32_t* table, int64_t start, int64_t rows,
-                               int64_t heads, int64_t nope, int64_t rotary, int64_t value, const Linear* kv_b,
-                               float scale, void* out) {
+ISO_EXPORT int iso_mla_prefill(Context* context, const void* q, int64_t q_row, int64_t q_head, void* cache,
+                               int64_t blocks, int64_t block_size, int fp8, const int32_t* table, int64_t start,
+                               int64_t rows, int64_t heads, int64_t nope, int64_t rotary, int64_t value,
+                               const Linear* kv_b, float scale, void* out) {
   return guarded([&]() -> int {
     if (!within(table, (start + rows + block_size - 1) / block_size, blocks)) return kIndexOutOfRange;
     context->ops->mla_prefill(context->pool, context->f32,
-                              PrefillCall{q, q_row, q_head, cache, block_size, kv_b->inputs + rotary, table, start,
-                                          rows, heads, nope, rotary, value, kv_b, scale, out});
+                              PrefillCall{q, q_row, q_head, cache_of(cache, block_size, kv_b->inputs, rotary, fp8),
+                                          table, start, rows, heads, nope, value, kv_b, scale, out});
     return kOk;
   });
 }
 
 ISO_EXPORT int iso_mla_decode(Context* context, const void* q_latent, int64_t latent_row, int64_t latent_head,
-                              const void* q_rope, int64_t rope_row, int64_t rope_head, const void* cache,
-                              int64_t blocks, int64_t block_size, int64_t latent, int64_t rotary, const int32_t* tables,
+                              const void* q_rope, int64_t rope_row, int64_t rope_head, void* cache, int64_t blocks,
+                              int64_t block_size, int fp8, int64_t latent, int64_t rotary, const int32_t* tables,
                               int64_t sequences, int64_t table_width, const int32_t* sequence, const int32_t* lengths,
                               int64_t rows, int64_t heads, float scale, void* out) {
   return guarded([&]() -> int {
     if (!decodes_within(sequence, lengths, rows, tables, sequences, table_width, blocks, block_size))
       return kIndexOutOfRange;
-    context->ops->mla_decode(
-        context->pool, context->f32,
-        DecodeCall{q_latent, q_rope, latent_row, latent_head, rope_row, rope_head, cache, block_size, latent, rotary,
-                   tables, table_width, sequence, lengths, rows, heads, scale, out});
+    context->ops->mla_decode(context->pool, context->f32,
+                             DecodeCall{q_latent, q_rope, latent_row, latent_head, rope_row, rope_head,
+                                        cache_of(cache, block_size, latent, rotary, fp8), tables, table_width, sequence,
+                                        lengths, rows, heads, scale, out});
     return kOk;
   });
 }
@@ -299,15 +303,17 @@ ISO_EXPORT int iso_combine(Context* context, const void* y, int64_t pairs, int64
 
 ISO_EXPORT int iso_write_cache(Context* context, const void* latent, int64_t latent_stride, int64_t latent_width,
                                const void* rope, int64_t rope_stride, int64_t rope_width, void* cache,
-                               int64_t positions, const int64_t* slots, int64_t rows) {
-  if (!slots_within(slots, rows, positions)) return kIndexOutOfRange;
-  write_cache(context->f32 ? 4 : 2, latent, latent_stride, latent_width, rope, rope_stride, rope_width, cache, slots,
-              rows);
-  return kOk;
+                               int64_t positions, int fp8, const int64_t* slots, int64_t rows) {
+  return guarded([&]() -> int {
+    if (!slots_within(slots, rows, positions)) return kIndexOutOfRange;
+    write_cache(context->pool, *context->ops, context->f32, latent, latent_stride, rope, rope_stride,
+                cache_of(cache, 1, latent_width, rope_width, fp8), slots, rows);
+    return kOk;
+  });
 }
 
 ISO_EXPORT int iso_attention(Context* context, const AttentionWeights* weights, const AttentionRows* rows, void* x,
-                             void* cache, int64_t blocks, int64_t block_size, void* out) {
+                             void* cache, int64_t blocks, int64_t block_size, int fp8, void* out) {
   return guarded([&]() -> int {
     if (!slots_within(rows->slots, rows->rows, blocks * block_size)) return kIndexOutOfRange;
     if (!decodes_within(rows->sequence, rows->lengths, rows->decodes, rows->tables, rows->sequences, rows->table_width,
@@ -322,7 +328,8 @@ ISO_EXPORT int iso_attention(Context* context, const AttentionWeights* weights, 
         return kIndexOutOfRange;
       if (!within(chunk.table, used, blocks)) return kIndexOutOfRange;
     }
-    attention(context->pool, *context->ops, context->f32, *weights, *rows, x, cache, block_size, out);
+    attention(context->pool, *context->ops, context->f32, *weights, *rows, x,
+              cache_of(cache, block_size, weights->latent, weights->rotary, fp8), out);
     return kOk;
   });
 }

@@ -4,14 +4,12 @@ template <class M>
 struct Decode {
   using T = typename M::T;
   const DecodeCall& call;
-  int64_t entry = call.latent + call.rotary;
+  CacheRows<M> cached{call.cache};
+  int64_t latent = call.cache.latent, entry = cached.width;
   int64_t words = words_of<M>(entry), padded = ceil_div(words, W) * W;  // of a query or key
-  int64_t width = ceil_div(call.latent, kTile) * kTile;                 // of an output row in scratch
+  int64_t width = ceil_div(latent, kTile) * kTile;                      // of an output row in scratch
 
-  const T* key(int64_t t, int64_t position) const {
-    const int64_t block = call.tables[call.sequence[t] * call.table_stride + position / call.block_size];
-    return static_cast<const T*>(call.cache) + (block * call.block_size + position % call.block_size) * entry;
-  }
+  const int32_t* table(int64_t t) const { return call.tables + call.sequence[t] * call.table_stride; }
 
   // Split s of row t for heads [first, first + n): softmax state and unnormalised sums [n][width].
   void split(int64_t t, int64_t first, int64_t n, int64_t s, Softmax* state, float* sums) const {
@@ -25,26 +23,26 @@ struct Decode {
     for (int64_t i = 0; i < n * padded; ++i) query[i] = 0;
     for (int64_t h = 0; h < n; ++h) {
       auto* row = reinterpret_cast<T*>(query + h * padded);
-      const T* latent = static_cast<const T*>(call.q_latent) + t * call.latent_row + (first + h) * call.latent_head;
+      const T* q = static_cast<const T*>(call.q_latent) + t * call.latent_row + (first + h) * call.latent_head;
       const T* rope = static_cast<const T*>(call.q_rope) + t * call.rope_row + (first + h) * call.rope_head;
-      __builtin_memcpy(row, latent, call.latent * sizeof(T));
-      __builtin_memcpy(row + call.latent, rope, call.rotary * sizeof(T));
+      __builtin_memcpy(row, q, latent * sizeof(T));
+      __builtin_memcpy(row + latent, rope, call.cache.rotary * sizeof(T));
     }
-    for (int64_t p = 0; p < count; ++p) keys[p] = key(t, begin + p);
+    cached.find(table(t), begin, count, keys);
     score(query, n, keys, count, scores);
     const int64_t next = least(kSplit, call.lengths[t] - begin - count);
     for (int64_t h = 0; h < n; ++h)
       state[h] = softmax_split<M>(scores + h * kSplit, count, call.scale, weight_rows + h * kSplit, units * M::pack);
     pack_group<M>(static_cast<int>(n), units * M::pack, weights,
                   [&](int h) ISO_ATTR { return weight_rows + h * kSplit; });
-    for (int64_t c = 0; c < call.latent; c += kTile) {
+    for (int64_t c = 0; c < latent; c += kTile) {
       // 32 columns of every value at once, so that the sums of a head stay in registers over the whole split.
-      const int64_t columns = least(kTile, call.latent - c);
+      const int64_t columns = least(kTile, latent - c);
       // Meanwhile the next split's entries come in, a share with each step.
-      const int64_t share = ceil_div(next, ceil_div(call.latent, kTile)), from = c / kTile * share;
+      const int64_t share = ceil_div(next, ceil_div(latent, kTile)), from = c / kTile * share;
       for (int64_t p = from; p < least(from + share, next); ++p) {
-        const T* at = key(t, begin + count + p);
-        for (int64_t i = 0; i < entry; i += 64 / sizeof(T)) prefetch_second(at + i);
+        const uint8_t* at = cached.stored(table(t), begin + count + p);
+        for (int64_t i = 0; i < cached.bytes; i += 64) prefetch_second(at + i);
       }
       for (int64_t u = 0; u < units; ++u) {
         const int64_t p = u * M::pack;
@@ -93,9 +91,9 @@ struct Decode {
   }
 
   void finish(int64_t t, int64_t head, const Softmax& state, const float* total) const {
-    T* out = static_cast<T*>(call.out) + (t * call.heads + head) * call.latent;
+    T* out = static_cast<T*>(call.out) + (t * call.heads + head) * latent;
     const vf factor = set(1.0f / state.sum);
-    for (int64_t c = 0; c < call.latent; c += W) store_some<M>(out + c, load(total + c) * factor, call.latent - c);
+    for (int64_t c = 0; c < latent; c += W) store_some<M>(out + c, load(total + c) * factor, latent - c);
   }
 };
 

@@ -24,6 +24,7 @@ enum ScratchSlot {
   kOutput,
   kQuery,
   kExpanded,
+  kEntries,
   kShared,
   kShared2,
   kLayer,

@@ -6,18 +6,15 @@ struct Prefill {
   using T = typename M::T;
   static constexpr int64_t kKeyChunk = 96, kQueryBlock = 96;  // multiples of kTile
   const PrefillCall& call;
+  CacheRows<M> cached{call.cache};
+  int64_t rotary = call.cache.rotary;
   int64_t length = call.start + call.rows;
   int64_t positions = ceil_div(length, kKeyChunk) * kKeyChunk;
   int64_t width = call.nope + call.value,
-          key_width = call.nope + call.rotary;  // elements of an expanded latent, of a key
+          key_width = call.nope + rotary;  // elements of an expanded latent, of a key
   int64_t key_words = words_of<M>(key_width), value_tiles = ceil_div(call.value, kTile);
   int64_t units = positions / M::pack;  // words of a value along positions
   int64_t head_keys = positions * key_words, head_values = value_tiles * units * kTile;  // words of one head
-
-  const T* entry(int64_t position) const {
-    const int64_t block = call.table[position / call.block_size];
-    return static_cast<const T*>(call.cache) + (block * call.block_size + position % call.block_size) * call.entry;
-  }
 
   // Positions [begin, begin + kKeyChunk) of heads [first, first + n) → packed keys [32 positions][word] and values [32
   // outputs][unit].
@@ -26,12 +23,13 @@ struct Prefill {
     const int64_t rows = least(kKeyChunk, length - begin), count = group_count(rows);
     Group groups[(kKeyChunk + kGroup - 1) / kGroup];
     auto* packed = scratch_of<uint32_t>(kPacked, kKeyChunk * weight.words);
+    const T* entries[kKeyChunk];
+    cached.find(call.table, begin, rows, entries);
     for (int64_t g = 0; g < count; ++g) {
       const int64_t at = group_begin(rows, g);
       const int size = static_cast<int>(group_begin(rows, g + 1) - at);
       groups[g] = Group{packed + at * weight.words, size, size, at};
-      pack_group<M>(size, weight.inputs, packed + at * weight.words,
-                    [&](int r) ISO_ATTR { return entry(begin + at + r); });
+      pack_group<M>(size, weight.inputs, packed + at * weight.words, [&](int r) ISO_ATTR { return entries[at + r]; });
     }
     auto* sums = scratch_of<float>(kAccumulator, kKeyChunk * kTile);
     auto* expanded = scratch_of<T>(kExpanded, kKeyChunk * (width + key_width));
@@ -56,8 +54,7 @@ struct Prefill {
       }
       for (int64_t r = 0; r < rows; ++r) {
         __builtin_memcpy(key_rows + r * key_width, expanded + r * width, call.nope * sizeof(T));
-        __builtin_memcpy(key_rows + r * key_width + call.nope, entry(begin + r) + weight.inputs,
-                         call.rotary * sizeof(T));
+        __builtin_memcpy(key_rows + r * key_width + call.nope, entries[r] + weight.inputs, rotary * sizeof(T));
       }
       for (int64_t tile = 0; tile < kKeyChunk; tile += kTile) {
         pack_group<M>(kTile, key_width, keys + h * head_keys + (begin + tile) * key_words,

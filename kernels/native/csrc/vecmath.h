@@ -70,6 +70,8 @@ struct Bf16 {
     store(out, value);
     return load(out);
   }
+  static constexpr T one = 127 << 7;
+  ISO_INLINE T power_of_two(int64_t exponent) { return static_cast<T>((exponent + 127) << 7); }
 };
 
 struct F32 {
@@ -80,6 +82,10 @@ struct F32 {
   ISO_INLINE vf load(const T* p) { return iso::ISO_NAME::load(p); }
   ISO_INLINE void store(T* p, vf value) { iso::ISO_NAME::store(p, value); }
   ISO_INLINE vf round(vf value) { return value; }
+  static constexpr T one = 1.0f;
+  ISO_INLINE T power_of_two(int64_t exponent) {
+    return __builtin_bit_cast(float, static_cast<uint32_t>(exponent + 127) << 23);
+  }
 };
 
 // The first n of W lanes; the others are zero.

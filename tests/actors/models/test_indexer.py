@@ -119,8 +119,8 @@ def test_the_cache_has_a_key_beside_each_latent(checkpoint: Checkpoint):
     assert isinstance(model, DeepseekV32Model)
     cache = model.new_cache(5, 16)
     assert [tuple(c.shape) for c in cache] == [(5, 16, 40)] * 3 + [(5, 16, 12)] * 3
-    each = sum(c[0, 0].numel() for c in cache)
-    assert each == checkpoint.config.num_hidden_layers * checkpoint.config.cache_width
+    each = sum(c[0, 0].nbytes for c in cache)
+    assert each == checkpoint.config.num_hidden_layers * checkpoint.config.cache_bytes(2, "auto")
 
 
 def tokens(checkpoint: Checkpoint, budget: int, others: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
+from family_checkpoints import make_family
 from toy_family import MODEL_TYPE, ToyConfig, ToyModel, make_toy
 
 from isotherm.actors.local import local_engine, run
@@ -20,11 +21,12 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.cli.offline import OfflineOptions, generate_offline
 from isotherm.cluster.deploy.inspect import inspect_model
 from isotherm.cluster.engine.config import SchedulerConfig
-from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.manifest import Manifest, kv_bytes_per_token
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model import registry as model_registry
 from isotherm.cluster.model.checkpoint import Checkpoint, CheckpointError
 from isotherm.cluster.model.config import ModelConfigError
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.kernels.reference import ReferenceKernels
 
 SCHEDULER = SchedulerConfig(16, 32, 64, 4, 128)
@@ -47,6 +49,25 @@ def test_a_checkpoint_is_loaded_as_its_family_says(tmp_path: Path):
         other = replace(checkpoint.config, model_type="toy_moe")
         with pytest.raises(ModelConfigError, match='model_type "toy_moe" has no forward pass; known here: deepseek_v3'):
             load_model(other, kernels, reader, 64)
+
+
+@pytest.mark.parametrize("kept", ["auto", "fp8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("family", ["deepseek_v3", "deepseek_v32"])
+def test_caches_take_the_bytes_that_the_memory_was_divided_by(
+    tmp_path: Path, family: str, dtype: str, kept: KvCacheDtype
+):
+    indexer = {"index_topk": 24, "index_n_heads": 2, "index_head_dim": 12}
+    if family == "deepseek_v3":
+        checkpoint = Checkpoint.open(make_checkpoint(tmp_path, mtp=True)).with_mtp()
+    else:
+        checkpoint = Checkpoint.open(make_family(tmp_path, family, indexer))
+    kernels = ReferenceKernels(getattr(torch, dtype))
+    with WeightReader(checkpoint) as reader:
+        model = load_model(checkpoint.config, kernels, reader, 64, kv_cache_dtype=kept)
+    caches = model.new_cache(5, 16) + ([] if model.mtp is None else [model.mtp.new_cache(5, 16)])
+    assert (model.mtp is not None) == (family == "deepseek_v3")
+    assert sum(cache.nbytes for cache in caches) == 5 * 16 * kv_bytes_per_token(checkpoint.config, dtype, kept)
 
 
 # --- a further family -----------------------------------------------------------------------------

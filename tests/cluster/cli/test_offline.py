@@ -55,6 +55,16 @@ def test_tokens_are_the_engines(model: Path, params: dict[str, Any]):
     assert (out["text"], out["logprobs"], out["finish_reason"], out["prompt_tokens"]) == (None, None, "length", 6)
 
 
+def test_the_kv_cache_is_kept_as_the_manifest_or_the_option_says(model: Path):
+    """Sampled at a high temperature, so that rounded latents show in tokens."""
+    options = {**IDS, "temperature": 2.0, "max_tokens": 40}
+    plain, coded = generate(model, **options), generate(model, **options, kv_cache_dtype="fp8")
+    assert plain["token_ids"] != coded["token_ids"] and plain["system_fingerprint"] != coded["system_fingerprint"]
+    manifest = parse_manifest({"engine": {"kv_cache_dtype": "fp8"}})
+    assert generate(model, manifest, **options) == coded
+    assert generate(model, manifest, **options, kv_cache_dtype="auto") == plain
+
+
 @pytest.mark.parametrize("fp8", [True, False])
 def test_the_headers_decide_how_weights_are_read(tmp_path: Path, fp8: bool):
     """Whatever config.json says of quantisation, and whether or not it promises an MTP layer that is not there."""

@@ -39,7 +39,8 @@ def test_a_text_of_several_windows_is_the_mean_of_them(monkeypatch: pytest.Monke
     checkpoint, tokens = Checkpoint.open(bundled_model()), list(range(300, 321))  # the last window predicts nothing
     kernels = ReferenceKernels(torch.float32)
     first, second, whole = (
-        math.log(perplexity(checkpoint, kernels, WeightChoice(), part)) for part in (tokens[:10], tokens[10:20], tokens)
+        math.log(perplexity(checkpoint, kernels, WeightChoice(), "auto", part))
+        for part in (tokens[:10], tokens[10:20], tokens)
     )
     assert first != second and whole == pytest.approx((first + second) / 2, rel=1e-6)
 
@@ -48,12 +49,12 @@ def test_quality_of_the_bundled_model(tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("What is 3 + 4?\n3 + 4 = 7.\nThe capital of Japan is Tokyo.\n")
     said: list[str] = []
-    found = measure_quality(MANIFEST, bundled_model(), WeightChoice("int4", "int4"), text, said.append)
+    found = measure_quality(MANIFEST, bundled_model(), WeightChoice("int4", "int4"), "auto", text, said.append)
     stored, chosen = found["perplexity"]["stored"], found["perplexity"]["chosen"]
     assert 1 < stored < 100 and stored != chosen and abs(chosen / stored - 1) < 0.5 and len(said) == 3
     assert [row["layer"] for row in found["layers"]] == ["0", "1", "2", "3", "4"]
     with pytest.raises(QualityError, match="nothing is quantised; give --experts int4"):
-        measure_quality(MANIFEST, bundled_model(), WeightChoice(), None, said.append)
+        measure_quality(MANIFEST, bundled_model(), WeightChoice(), "auto", None, said.append)
     said.clear()
     for content, wrong in (
         (b"", "has 1 token"),
@@ -62,8 +63,20 @@ def test_quality_of_the_bundled_model(tmp_path: Path):
     ):
         text.unlink() if content is None else text.write_bytes(content)
         with pytest.raises(QualityError, match=wrong):
-            measure_quality(MANIFEST, bundled_model(), WeightChoice("int4"), text, said.append)
+            measure_quality(MANIFEST, bundled_model(), WeightChoice("int4"), "auto", text, said.append)
     assert not said, "no weight is read before"
+
+
+def test_quality_of_a_cache_in_fp8(tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("What is 3 + 4?\n3 + 4 = 7.\nThe capital of Japan is Tokyo.\n")
+    said: list[str] = []
+    found = measure_quality(MANIFEST, bundled_model(), WeightChoice(), "fp8", text, said.append)
+    stored, chosen = found["perplexity"]["stored"], found["perplexity"]["chosen"]
+    assert stored != chosen and abs(chosen / stored - 1) < 0.05
+    assert (
+        found["layers"] == [] and said[2] == f"computing {found['tokens']} tokens, weights as stored, KV cache as fp8"
+    )
 
 
 def test_layers_have_the_number_in_their_weights_names():

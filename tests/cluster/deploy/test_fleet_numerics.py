@@ -75,6 +75,13 @@ def fleet(mixed: str = "refuse") -> RayFleet:
     return RayFleet("test", 1, manifest, checkpoint, lambda _: None, lambda: None, lambda: None)
 
 
+def test_every_worker_is_told_how_the_kv_cache_is_kept():
+    """Expert groups too, for all have one fingerprint."""
+    manifest = parse_manifest({"engine": {"kv_cache_dtype": "fp8"}})
+    some = RayFleet("test", 1, manifest, Checkpoint.open(bundled_model()), lambda _: None, lambda: None, lambda: None)
+    assert some._spec("expert-0", None, 0).kv_cache_dtype == "fp8" and fleet()._spec("a", 1, 0).kv_cache_dtype == "auto"
+
+
 @pytest.mark.parametrize("odd", ["expert-1", "attention-1"])
 def test_a_worker_that_differs_is_refused_when_it_is_started(monkeypatch: pytest.MonkeyPatch, odd: str):
     machines = Machines(monkeypatch, {odd: UNLIKE})

@@ -52,7 +52,7 @@ def test_every_field_is_read_from_its_own_name():
         num_experts_per_tok=3, n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
         num_nextn_predict_layers=1, quantisation=Fp8Blocks(), stored_dtype="float16", eos_token_ids=(1, 5),
     )  # fmt: skip
-    assert (config.qk_head_dim, config.cache_width) == (22, 40)
+    assert (config.qk_head_dim, config.cache_bytes(4, "auto")) == (22, 160)
 
 
 SIZES = {

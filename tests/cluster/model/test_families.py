@@ -148,7 +148,8 @@ def test_joyai_is_deepseek_v3_by_another_name():
 
 def test_deepseek_v32_has_an_indexer_in_each_layer():
     config = parse(DEEPSEEK_V32)
-    assert config.cache_width == 576 + 128
+    assert config.cache_bytes(2, "auto") == 2 * (576 + 128)
+    assert config.cache_bytes(2, "fp8") == 512 + 2 * (64 + 1 + 128)  # the indexer's keys stay as they are
     assert config.describe()["sparse_attention"] == "2048 positions, by 64 heads of 128"
     shapes = {spec.name: spec.shape for spec in config.tensors() if ".3.self_attn.indexer." in spec.name}
     assert {name.rpartition("indexer.")[2]: shape for name, shape in shapes.items()} == {

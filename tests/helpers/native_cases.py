@@ -1,0 +1,114 @@
+"""Kernels of each instruction set that runs here, and stored weights, a layer's attention and rows for them: for the
+tests of the native kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight, pack_nibbles
+from isotherm.kernels.formats.registry import quantised
+from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
+from isotherm.kernels.native.backend import NativeKernels
+from isotherm.kernels.native.context import ISAS
+from isotherm.kernels.native.library import NativeKernelsUnavailable
+from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, PrefillRows
+
+BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
+_made: dict[tuple[torch.dtype, int, str | None], NativeKernels] = {}
+
+
+def native(dtype: torch.dtype, threads: int = 2, isa: str | None = None) -> NativeKernels:
+    key = (dtype, threads, isa)
+    if key not in _made:
+        _made[key] = NativeKernels(dtype, threads, isa)
+    return _made[key]
+
+
+def runnable() -> list[str]:
+    out = []
+    for isa in ISAS:
+        try:
+            NativeKernels(BF16, 1, isa)
+        except NativeKernelsUnavailable:
+            continue
+        out.append(isa)
+    return out
+
+
+def randn(*shape: int, seed: int, dtype: torch.dtype = F32, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def stored(rows: int, columns: int, kind: str, seed: int) -> StoredWeight:
+    data = randn(rows, columns, seed=seed, scale=columns**-0.5)
+    if kind in INTEGERS:
+        return integers(data, kind, seed)
+    if kind != "fp8":
+        return PlainWeight(data.to({"bf16": BF16, "f16": torch.float16, "f32": F32}[kind]))
+    blocks = (-(-rows // 128), -(-columns // 128))
+    scale = torch.rand(blocks, generator=torch.Generator().manual_seed(seed + 1)) * 0.01 + 0.001
+    wide = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
+    return Fp8Weight((data / wide).clamp(-448, 448).to(FP8), scale)
+
+
+# Beside those of the quantiser: larger groups, zero points, scales that are no bfloat16 numbers.
+INTEGERS = ("int4", "int4 with zeros", "int8", "int8 wide")
+
+
+def integers(data: torch.Tensor, kind: str, seed: int) -> StoredWeight:
+    if kind in ("int4", "int8"):
+        return quantised(kind, PlainWeight(data))
+    generator, group = torch.Generator().manual_seed(seed), 64 if kind == "int4 with zeros" else 128
+    rows, columns = data.shape
+    scales = (torch.rand(rows, -(-columns // group), generator=generator) + 0.1) * columns**-0.5
+    if kind == "int8 wide":
+        return Int8Weight(torch.randint(-127, 128, data.shape, generator=generator).to(torch.int8), scales / 90, group)
+    codes = torch.randint(0, 16, data.shape, generator=generator).to(torch.uint8)
+    zeros = torch.randint(0, 16, scales.shape, generator=generator).to(torch.uint8)
+    return Int4Weight(pack_nibbles(codes), scales / 6, zeros, group, columns)
+
+
+# nope and value as whole blocks, so that FP8 stays FP8
+HEADS, NOPE, ROTARY, LATENT, VALUE, WIDTH = 3, 128, 16, 72, 128, 96
+
+
+def attention_weights(kernels: Kernels, kind: str, low_rank: int | None, biased: bool) -> AttentionWeights:
+    queries = HEADS * (NOPE + ROTARY)
+    first, kv_b = low_rank or queries, stored(HEADS * (NOPE + VALUE), LATENT, kind, 3)
+    heads = [kv_b.rows(h * (NOPE + VALUE), (h + 1) * (NOPE + VALUE), kernels.dtype) for h in range(HEADS)]
+    return AttentionWeights(
+        norm=randn(WIDTH, seed=10, dtype=kernels.dtype), post_norm=randn(WIDTH, seed=11, dtype=kernels.dtype), eps=1e-5,
+        latent_eps=1e-6,
+        input=kernels.pack_linear([stored(first, WIDTH, kind, 1), stored(LATENT + ROTARY, WIDTH, kind, 2)],
+                                  randn(first + LATENT + ROTARY, seed=12) if biased else None),
+        q_norm=randn(low_rank, seed=13, dtype=kernels.dtype) if low_rank else None,
+        q_b=kernels.pack_linear([stored(queries, low_rank, kind, 4)]) if low_rank else None,
+        kv_norm=randn(LATENT, seed=14, dtype=kernels.dtype), kv_b=kernels.pack_linear([kv_b]),
+        k_absorb=kernels.pack_heads([w.rows(0, NOPE, kernels.dtype).transpose(kernels.dtype) for w in heads]),
+        v_absorb=kernels.pack_heads([w.rows(NOPE, NOPE + VALUE, kernels.dtype) for w in heads]),
+        o=kernels.pack_linear([stored(WIDTH, HEADS * VALUE, kind, 5)], randn(WIDTH, seed=15) if biased else None),
+        heads=HEADS, nope=NOPE, rotary=ROTARY, latent=LATENT, value=VALUE, scale=0.1,
+    )  # fmt: skip
+
+
+def attention_rows(decodes: list[int], chunks: list[tuple[int, int]]) -> tuple[AttentionRows, int]:
+    """Decode rows at these positions of a sequence each, and (start, count) chunks; blocks of 4 tokens. Also how many
+    blocks there are."""
+    lengths = [p + 1 for p in decodes] + [start + count for start, count in chunks]
+    blocks = [-(-n // 4) for n in lengths]
+    tables = torch.randperm(sum(blocks), generator=torch.Generator().manual_seed(1)).to(torch.int32).split(blocks)
+    positions = [(s, p) for s, p in enumerate(decodes)]
+    prefills = []
+    for s, (start, count) in enumerate(chunks, len(decodes)):
+        prefills.append(PrefillRows(len(positions), count, start, tables[s]))
+        positions += [(s, p) for p in range(start, start + count)]
+    width = max(blocks[: len(decodes)], default=0)
+    padded = [torch.nn.functional.pad(t, (0, width - len(t))) for t in tables[: len(decodes)]]
+    return AttentionRows(
+        cos_TR2=randn(len(positions), ROTARY // 2, seed=2), sin_TR2=randn(len(positions), ROTARY // 2, seed=3),
+        cache_slots=torch.tensor([int(tables[s][p // 4]) * 4 + p % 4 for s, p in positions], dtype=torch.int64),
+        decodes=len(decodes), decode_tables=torch.stack(padded) if padded else torch.zeros(0, dtype=torch.int32),
+        decode_sequence=torch.arange(len(decodes), dtype=torch.int32),
+        decode_lengths=torch.tensor(lengths[: len(decodes)], dtype=torch.int32), prefills=tuple(prefills),
+    ), sum(blocks)  # fmt: skip
