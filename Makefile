@@ -18,7 +18,7 @@ help:
 	@echo "make test-metrics         dashboards and alerts with a real Prometheus, which must be on the PATH"
 	@echo "make exactness            10,000 random cases of the exactness test"
 	@echo "make families             12 random configs of each family beside transformers, 10 MB of text beside tiktoken"
-	@echo "make chaos                scale, kill, pause and part under load, 10 to 20 times"
+	@echo "make chaos                scale, roll, kill, pause and part under load, 10 to 20 times"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
 	@echo "make bench-mtp            speculation: tokens and speed with and without"
@@ -40,13 +40,16 @@ serve: $(VENV)/.installed
 	$(BIN)/isotherm serve $(MODEL)
 
 # The compiler tests have a process of their own: Python's parser, which Triton calls, fails now and then beside the
-# threads that other tests leave.
+# threads that other tests leave. Clusters come one at a time, all else two modules at a time.
+AOT := tests/kernels/triton/test_triton_aot.py
+TWO := -n 2 --dist loadfile
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest tests/kernels/triton/test_triton_aot.py
-	$(BIN)/pytest --ignore=tests/kernels/triton/test_triton_aot.py --ignore=tests/page
+	$(BIN)/pytest $(AOT)
+	$(BIN)/pytest -m "not e2e" $(TWO) --durations=25 --ignore=$(AOT) --ignore=tests/page
+	$(BIN)/pytest -m e2e --durations=25
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/pytest -m unit -n 2 --dist loadfile --ignore=tests/page
+	$(BIN)/pytest -m unit $(TWO) --ignore=tests/page
 
 # In headless Chromium, which is the system's own: apt-get install chromium. With ISOTHERM_SCREENSHOTS=docs/images it
 # makes the pictures of docs/page.md.
@@ -83,6 +86,7 @@ exactness: $(VENV)/.installed-dev
 
 chaos: $(VENV)/.installed-dev
 	ISOTHERM_CHAOS_ROUNDS=20 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_elastic.py
+	ISOTHERM_CHAOS_ROUNDS=5 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_roll.py
 	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_pauses.py
 	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_hosts.py
 	ISOTHERM_CHAOS_ROUNDS=10 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_lifecycle.py

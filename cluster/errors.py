@@ -32,6 +32,7 @@ class IsothermError(Exception):
 
     The cluster as a whole; the message says which command to give, or which log to read.
       NoClusterError             cluster.on_ray.session: there is no cluster to attach to
+      RayTokenError              cluster.on_ray.token_file: there is no place for Ray's token
       DatasetError               cluster.on_ray.datasets: a table that lies elsewhere cannot be read
       ServeError                 cluster.supervise.supervisor: the cluster did not start, or has ended
       NoAnswerError              cluster.deploy.first_answer: the workers are up, but no request is answered

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,7 +13,8 @@ from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.speculation import MOST
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.logs import LogFormat, LogLevel
-from isotherm.cluster.manifest_values import AbsolutePath, Bytes, Labels, Origin, one_of
+from isotherm.cluster.manifest_text import decode, problem
+from isotherm.cluster.manifest_values import AbsolutePath, Address, Bytes, Endpoint, Labels, Origin, one_of
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
@@ -211,7 +210,7 @@ class TlsSection(_Section):
 
 
 class HttpSection(_Section):
-    host: str = Field("127.0.0.1", min_length=1)
+    host: Address = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(1, ge=1, description="ingress replicas")
     max_ongoing_requests: int = Field(1024, ge=1, description="per replica")
@@ -238,7 +237,7 @@ class LoggingSection(_Section):
 
 
 class TracingSection(_Section):
-    endpoint: str | None = Field(None, pattern=r"^https?://", description="OTLP over HTTP; default: no traces")
+    endpoint: Endpoint | None = Field(None, description="OTLP over HTTP; default: no traces")
     sample: float = Field(1.0, ge=0, le=1, description="share of the requests, of those that bring no traceparent")
 
 
@@ -350,19 +349,10 @@ def parse_manifest(data: Any, where: str = "manifest") -> Manifest:
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:
-        problems = []
-        for e in error.errors():
-            field = ".".join(str(part) for part in e["loc"])
-            known = _fields_at(e["loc"][:-1]) if e["type"] == "extra_forbidden" else None
-            hint = f"unknown field; known here: {', '.join(known)}" if known else _allowed(e["msg"])
-            problems.append(f"{where}: {field} is {reprlib.repr(e['input'])}: {hint}")
-        raise ManifestError("\n".join(problems)) from None
-
-
-def _allowed(message: str) -> str:
-    """pydantic's words, in ours: "must be …"."""
-    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
-    return re.sub(r"a valid dictionary or instance of \w+", "a mapping", message)
+        problems = [
+            problem(e, _fields_at(e["loc"][:-1]) if e["type"] == "extra_forbidden" else None) for e in error.errors()
+        ]
+        raise ManifestError("\n".join(f"{where}: {words}" for words in problems)) from None
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
@@ -376,7 +366,7 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
 def load_manifest(path: Path) -> Manifest:
     """Read a YAML file. Raises ManifestError."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = decode(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99

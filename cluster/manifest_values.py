@@ -1,10 +1,11 @@
-"""The values that fields of the manifest have: sizes, labels, origins, paths, one of several names. Pure."""
+"""The values that fields of the manifest have: sizes, labels, addresses, origins, paths, one of several names. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,12 +67,30 @@ def check_origin(origin: str) -> str:
     return origin
 
 
+def check_address(host: str) -> str:
+    """A name or an IP address to bind: neither a URL, nor with a port."""
+    try:
+        ip_address(host)
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", host):
+            raise ValueError("must be an IP address or a host's name, without a scheme and a port") from None
+    return host
+
+
+def check_endpoint(url: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+        raise ValueError("must be a URL such as http://localhost:4318/v1/traces")
+    return url
+
+
 def check_absolute(path: str) -> str:
     if not Path(path).is_absolute():
         raise ValueError(f"must be an absolute path, not {path!r}")
     return path
 
 
+Address = Annotated[str, AfterValidator(check_address)]
+Endpoint = Annotated[str, AfterValidator(check_endpoint)]
 AbsolutePath = Annotated[str, AfterValidator(check_absolute)]
 Origin = Annotated[str, AfterValidator(check_origin)]
 Labels = Annotated[dict[str, str], AfterValidator(check_labels)]

@@ -38,10 +38,11 @@ ROOMS: dict[str, set[str]] = {
     "cluster.engine": {"cluster.errors", "cluster.messages"},
     "cluster.placement": {"cluster.jsontypes", "cluster.messages"},
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
+    "cluster.manifest_text": set(),
     "cluster.manifest_values": set(),
     "cluster.manifest": {
-        "cluster.control", "cluster.engine", "cluster.errors", "cluster.logs", "cluster.manifest_values",
-        "cluster.model", "cluster.text",
+        "cluster.control", "cluster.engine", "cluster.errors", "cluster.logs", "cluster.manifest_text",
+        "cluster.manifest_values", "cluster.model", "cluster.text",
     },
     "cluster.served_model": {"cluster.manifest", "cluster.model"},
     # Where tensors live.

@@ -180,6 +180,12 @@ class AttentionShard(WorkerBase):
             await asyncio.sleep(0.01)
         return len(left)
 
+    async def open_requests(self) -> int:
+        """Requests that it has, running or waiting, or whose last deltas were not fetched yet."""
+        if self._delivery is None:
+            return 0
+        return len(self._delivery.open_requests()) or int(not self._delivery.is_empty)
+
     async def sign_of_life(self) -> None:
         if self._steps is not None:
             await self._steps.pulse.felt()

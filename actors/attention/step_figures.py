@@ -29,7 +29,7 @@ HITS = Metric("isotherm_prefix_cache_hit_tokens_total", "Prompt tokens that were
 DRAFTED = Metric("isotherm_drafts_total", "Tokens that speculation guessed and a step verified")
 ACCEPTED = Metric("isotherm_drafts_accepted_total", "Guessed tokens that were right")
 GAIN = Metric(
-    "isotherm_speculation_gain", "Speed that speculation expects ÷ the one without it, as decided last", "gauge"
+    "isotherm_speculation_gain", "Speed that speculation expects / the one without it, as decided last", "gauge"
 )
 METRICS = (
     STEP_SECONDS, STEP_REQUESTS, STEP_TOKENS, EXCHANGE_WAIT, PREEMPTIONS, LOOKUPS, HITS, DRAFTED, ACCEPTED, GAIN

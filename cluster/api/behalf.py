@@ -26,8 +26,8 @@ def claim_for(request: Request) -> Claim:
 
 
 def on_behalf(prepared: Prepared, request: Request, shared_cache: bool) -> Prepared:
-    """With what the engine has to know of who asks. Behind a key its name is the user, whatever the body says: else a
-    client could have one share after the other; and no request comes before those of its key's own priority."""
+    """With what the engine has to know of who asks. Shares are those of keys, whatever `user` a body names: else a
+    client could have one share after the other. No request comes before those of its key's own priority."""
     caller, said = caller_of(request), in_process_priority(request)
     asked = prepared.body.priority
     if said is None and not caller.name:
@@ -38,6 +38,6 @@ def on_behalf(prepared: Prepared, request: Request, shared_cache: bool) -> Prepa
         if not caller.name:
             return replace(one, priority=priority)
         tenant, best = "" if shared_cache else caller.tenant, max(priority, caller.priority)
-        return replace(one, priority=best, user=caller.name, weight=caller.weight, tenant=tenant)
+        return replace(one, priority=best, key=caller.name, weight=caller.weight, tenant=tenant)
 
     return replace(prepared, requests=tuple(map(named, prepared.requests)))

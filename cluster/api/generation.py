@@ -117,7 +117,8 @@ class Generator:
         return await read_body(request, self._settings.max_body_bytes)
 
     async def _answer(self, request: Request, prepared: Prepared, entry: OpenRequest, deadline: Deadline) -> Response:
-        body = prepared.body
+        body, fingerprint = prepared.body, self._engine.system_fingerprint
+        prepared = prepared.bound(fingerprint)
         choices = [
             ChoiceStream(
                 i,
@@ -135,7 +136,7 @@ class Generator:
             for i, generation in enumerate(prepared.requests)
         ]
         entry.prepared(prepared, choices)
-        reply = prepared.new_reply(int(time.time()), self._engine.system_fingerprint or None)
+        reply = prepared.new_reply(int(time.time()), fingerprint or None)
         try:
             if not body.stream:
                 collected = self._collect(prepared, choices, reply, entry, deadline)

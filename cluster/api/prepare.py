@@ -78,6 +78,10 @@ class Prepared:
         """Each prompt counted once, however many choices it has."""
         return sum(len(request.prompt) for request in self.requests[:: self.body.samples])
 
+    def bound(self, fingerprint: str) -> Prepared:
+        """With all choices of the weights whose fingerprint the reply has."""
+        return replace(self, requests=tuple(replace(one, fingerprint=fingerprint) for one in self.requests))
+
 
 def choice_seed(seed: int, sample: int) -> int:
     """The seed of the sample-th of `n` choices, 63 bits. Sample 0 has the request's own seed (a negative one modulo
@@ -126,7 +130,7 @@ def generation_requests(
                         prompt_logprobs=of_prompt if sample == 0 or body.stream else None,
                     ),
                     priority=caller.priority if body.priority is None else body.priority,
-                    user=caller.name or body.user or "",
+                    key=caller.name,
                     family=f"{reply_id}/{index}" if body.samples > 1 else "",
                 )
             )

@@ -26,67 +26,92 @@ class SlowClientMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        gone = asyncio.Event()
-        has_body = False
-
-        def give_up(doing: str) -> None:
-            if not gone.is_set():
-                log.warning("a client %s for %g s; its request to %s ends", doing, self._seconds, scope["path"][:200])
-            gone.set()
-
-        async def receive_in_time() -> Message:
-            nonlocal has_body
-            if has_body:
-                return await _first(receive, gone)
-            with _Stall(self._seconds) as stall:
-                message = await receive()
-            if stall.is_over:
-                give_up("has sent nothing of its body")
-                return {"type": "http.disconnect"}
-            has_body = not message.get("more_body", False)
-            return message
-
-        async def send_in_time(message: Message) -> None:
-            if not gone.is_set():
-                with _Stall(self._seconds) as stall:
-                    await send(message)
-                if stall.is_over:
-                    give_up("has taken nothing of its answer")
-
-        await self.app(scope, receive_in_time, send_in_time)
+        client = _Client(scope["path"], receive, send, self._seconds)
+        try:
+            await self.app(scope, client.receive, client.send)
+        finally:
+            client.close()
 
 
-async def _first(receive: Receive, gone: asyncio.Event) -> Message:
-    """The next message; that the client has gone, as soon as it counts as gone."""
-    receiving, waiting = asyncio.ensure_future(receive()), asyncio.ensure_future(gone.wait())
-    try:
-        await asyncio.wait({receiving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        return {"type": "http.disconnect"} if waiting.done() else receiving.result()
-    finally:
-        receiving.cancel()
-        waiting.cancel()
+class _Client:
+    """The client of one request, as the application sees it. It costs one timer, which is looked at when it goes off: a
+    timer for each message would cost more than the message."""
+
+    def __init__(self, path: str, receive: Receive, send: Send, seconds: float) -> None:
+        self._path, self._receive, self._send, self._seconds = path, receive, send, seconds
+        self._loop = asyncio.get_running_loop()
+        self._waits: set[_Wait] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._has_body = self._is_gone = False
+
+    async def receive(self) -> Message:
+        """The next message; that the client has gone, as soon as it counts as gone."""
+        message: Message = {"type": "http.disconnect"}
+        if not self._is_gone:
+            with _Wait(self, None if self._has_body else "has sent nothing of its body"):
+                message = await self._receive()
+        self._has_body = self._has_body or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if not self._is_gone:
+            with _Wait(self, "has taken nothing of its answer"):
+                await self._send(message)
+
+    def close(self) -> None:
+        """The request is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def begin(self, wait: _Wait) -> float:
+        """A wait begins → when."""
+        now = self._loop.time()
+        self._waits.add(wait)
+        if self._timer is None and wait.doing is not None:
+            self._timer = self._loop.call_at(now + self._seconds, self._look)
+        return now
+
+    def end(self, wait: _Wait) -> None:
+        self._waits.discard(wait)
+
+    def _look(self) -> None:
+        """A client that is in time has its timer put off to where the wait that is on then is too long; where none is
+        on, the next one sets it."""
+        self._timer = None
+        begun = [(wait.since, wait.doing) for wait in self._waits if wait.doing is not None]
+        if not begun:
+            return
+        since, doing = min(begun)
+        if self._loop.time() < since + self._seconds:
+            self._timer = self._loop.call_at(since + self._seconds, self._look)
+            return
+        log.warning("a client %s for %g s; its request to %s ends", doing, self._seconds, self._path[:200])
+        self._is_gone = True
+        for wait in self._waits:
+            wait.give_up()
 
 
-class _Stall:
-    """Ends the block below it after a time, without an error; `is_over` says that it has done so. It costs a timer: a
-    task for each message, as asyncio.wait_for would have, is too much."""
+class _Wait:
+    """The block below it waits for a client: it ends without an error where that is given up. `doing`: what the client
+    does if that takes too long; None: it may take as long as it likes."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.is_over = False
+    __slots__ = ("_client", "_is_over", "_task", "doing", "since")
 
-    def __enter__(self) -> _Stall:
+    def __init__(self, client: _Client, doing: str | None) -> None:
+        self._client, self.doing = client, doing
+        self._is_over = False
+
+    def __enter__(self) -> None:
         task: Any = asyncio.current_task()
         self._task = task
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
-        return self
+        self.since = self._client.begin(self)
 
-    def _end(self) -> None:
-        self.is_over = True
+    def give_up(self) -> None:
+        self._is_over = True
         self._task.cancel()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self._timer.cancel()
+        self._client.end(self)
         # Python counts, from 3.11 on, how often a task was cancelled: it may have been by somebody else too.
-        besides = self.is_over and hasattr(self._task, "uncancel") and self._task.uncancel() > 0
-        return kind is asyncio.CancelledError and self.is_over and not besides
+        besides = self._is_over and hasattr(self._task, "uncancel") and self._task.uncancel() > 0
+        return kind is asyncio.CancelledError and self._is_over and not besides

@@ -117,6 +117,10 @@ class AutoscaleLoop:
             self._load(saved)
         self._decided = decided
 
+    def follow(self, fleet: MeteredFleet, reconfigurer: Reconfigures) -> None:
+        """Look at these workers from now on, which serve in the place of the others."""
+        self._fleet, self._reconfigurer = fleet, reconfigurer
+
     # --- looking ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -138,14 +142,11 @@ class AutoscaleLoop:
         self.metered(shards, groups, now)
         self.rows.observe({name: meter.rows_routed for name, meter in shards.items()}, now)
         self._reads.observe({name: meter.reads for name, meter in shards.items()}, now)
-        if (
-            self.mode == "off"
-            or COPIES in self._tasks
-            or self._operations.running() is not None
-            or not self._fleet.all_alive()
-        ):
+        if not self._has_turn():
             return
         observation = await self._observe(now)
+        if not self._has_turn():  # an operator has turned it off meanwhile, or has begun something
+            return
         scaling = self._tasks or self._operations.waiting() is not None
         decision = self._autoscaler.decide(observation, (COPIES,) if scaling else (GROUPS, SHARDS, COPIES))
         if decision is None:
@@ -156,6 +157,11 @@ class AutoscaleLoop:
         else:
             work = self._carry_out(decision, self._record(decision))
             self._tasks[decision.kind] = self._background.spawn(f"the autoscaler's change of {decision.kind}", work)
+
+    def _has_turn(self) -> bool:
+        """Whether it may act, and nobody else does."""
+        idle = COPIES not in self._tasks and self._operations.running() is None
+        return self.mode != "off" and idle and self._fleet.all_alive()
 
     async def _observe(self, now: float) -> Observation:
         group_nodes, shard_nodes = self._fleet.nodes()

@@ -17,6 +17,7 @@ from isotherm.cluster.cli.bench import app as bench_app
 from isotherm.cluster.cli.convert import convert_command
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.cli.keys import app as keys_app
+from isotherm.cluster.cli.roll import roll
 from isotherm.cluster.cli.user_errors import user_errors
 from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption, KvCacheOption
 from isotherm.cluster.jsontypes import JSON
@@ -43,10 +44,12 @@ AddressOption = Annotated[
     typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster"),
 ]
 DEFAULT_URL = "http://127.0.0.1:8000"
+TOP_INTERVAL_HELP = "seconds between two looks, where the event stream cannot be read"
 COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
 
 
 app.command()(user_errors(batch))
+app.command()(user_errors(roll))
 for _command in (*bench_app.registered_commands, *keys_app.registered_commands):
     _command.callback = user_errors(_command.callback)  # type: ignore[arg-type]  # each has one
 
@@ -175,10 +178,10 @@ def inspect_command(
     """Print what a checkpoint is and what a manifest would place where, without reading weights; or, with --quality,
     what quantising them, or the KV cache, loses."""
     manifest, path = _manifest(model)
+    choice = manifest.weights.choice.with_changes(experts, dense, head)
     if quality:
         from isotherm.cluster.cli.quality import measure_quality, show_quality
 
-        choice = manifest.weights.choice.with_changes(experts, dense, head)
         kept = kv_cache_dtype or manifest.engine.kv_cache_dtype
         found = measure_quality(manifest, path, choice, kept, text, lambda words: print(words, file=sys.stderr))
         print(json.dumps(found)) if as_json else show_quality(found, console)
@@ -186,7 +189,7 @@ def inspect_command(
     from isotherm.cluster.cli.views import show_report
     from isotherm.cluster.deploy.inspect import inspect_model
 
-    report = inspect_model(path, manifest)
+    report = inspect_model(path, manifest, choice)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:
@@ -276,6 +279,7 @@ def scale(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Change the number of workers, the nodes that they run on, or the copies of experts, under live traffic."""
+    from isotherm.cluster.cli.views import show_operation
     from isotherm.cluster.client import Client
 
     if drain_node and drain_none:
@@ -294,9 +298,7 @@ def scale(
     if as_json:
         print(json.dumps(operation))
     else:
-        console.print(f"{operation['id']}: {operation['phase']}", highlight=False)
-        for line in [*operation["plan"], *operation["reasons"]]:
-            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        show_operation(operation, console)
     if operation["phase"] in ("rolled_back", "failed"):
         raise typer.Exit(1)
 
@@ -309,7 +311,7 @@ def top(
         typer.Option(help="where `isotherm serve` listens; default: as the running cluster says"),
     ] = None,
     address: AddressOption = None,
-    interval: Annotated[float, typer.Option(min=0.1, max=60, help="seconds between two looks")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.1, max=60, help=TOP_INTERVAL_HELP)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="print one picture and end")] = False,
     key_file: KeyFileOption = None,
 ) -> None:

@@ -17,6 +17,7 @@ from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.generation import NUMBERS
 from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 
 _OPTIONS = ("temperature", "top_p", "top_k", "seed", "logprobs")
+# What a request over HTTP may ask for, too.
+_RANGES = {**NUMBERS, "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0)}
 
 
 class OfflineError(IsothermError, ValueError):
@@ -155,6 +158,11 @@ def _check(options: OfflineOptions) -> None:
         raise OfflineError(f'--dtype is "{options.dtype}"; it must be "float32" or "bfloat16"')
     if options.kernels not in NAMES:
         raise OfflineError(f'--kernels is "{options.kernels}"; it must be "auto", "native", "reference" or "triton"')
+    ranges = {**_RANGES, "min_tokens": (0, options.max_tokens)}
+    for name, value in {"temperature": options.temperature, "top_p": options.top_p, **options.sampling}.items():
+        least, most = ranges[name]
+        if not least <= value <= most:  # NaN is not, either
+            raise OfflineError(f"{name} is {value:g}; it must be between {least:g} and {most:g}")
 
 
 def _check_fit(options: OfflineOptions, prompt_tokens: int, config: ModelConfig) -> None:

@@ -1,12 +1,12 @@
 """`isotherm top`: workers, operations and the heat of every expert, live in the terminal. What is shown is a pure
-function of what was read."""
+function of what is known."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
 from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
@@ -16,35 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from isotherm.cluster.cli.chat import NoServerError
+from isotherm.cluster.cli.looks import Sample, looks
 from isotherm.cluster.cli.worker_table import totals, worker_table
-from isotherm.cluster.client import APIError, Client, ConnectionFailedError
+from isotherm.cluster.client import Client, ConnectionFailedError
 from isotherm.cluster.jsontypes import JSON
 
 T = TypeVar("T")
 RAMP = " .:-=+*#%@"  # cold … hot, where there are no colours
 COLDEST, HOTTEST = 1 / 8, 8.0  # times the layer's mean: the ends of the scale
 HOT_EXPERTS = 4
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What was read at one moment. `autoscaler` is None where the server has none."""
-
-    time: float  # seconds, of any clock
-    status: JSON
-    experts: JSON
-    autoscaler: JSON | None
-
-
-def read(client: Client) -> Sample:
-    """Raises ConnectionFailedError, and APIError when the server has no such routes or its controller is away."""
-    try:
-        autoscaler = client.autoscaler()
-    except APIError as error:
-        if error.status != 404:
-            raise
-        autoscaler = None
-    return Sample(time.monotonic(), client.status(), client.experts(), autoscaler)
+TIMEOUT = 15.0  # seconds; a stream that has nothing to tell has a comment every 5 s, and begins within 10 s
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -52,10 +33,12 @@ def read(client: Client) -> Sample:
 
 def frame(now: Sample, url: str, width: int, height: int, colours: bool, trouble: str = "") -> RenderableType:
     """One picture, `width` × `height` characters at most. `trouble`: why `now` is old."""
-    parts = [_head(now, url)]
+    parts = [_head(now, url, width)]
     if trouble:
         parts.append(Text(trouble, style="bold red"))
-    parts += [*_operation(now.status.get("operation")), *_autoscaler(now.autoscaler), *_hottest(now.experts)]
+    elif now.note:
+        parts.append(Text(now.note, style="yellow"))
+    parts += [*_operation(now.status.get("operation")), *_autoscaler(now.autoscaler), *_hottest(now.experts, width)]
     # The table's heading and a line of space, the map's heading, and the last line for the cursor
     left = height - len(parts) - 4
     layers = now.experts["layers"]
@@ -70,14 +53,18 @@ def _cut(text: Text, width: int) -> Text:
     return text
 
 
-def _head(now: Sample, url: str) -> Text:
+def _head(now: Sample, url: str, width: int) -> Text:
+    """Of the model, its load, its placement and its URL as much as there is room for."""
     status = now.status
     phase = status["controller"]["phase"]
     version = status["placement_version"]
-    words = f"{totals(status['workers'])}  placement {version if version is not None else '-'}  {url}"
-    return Text.assemble(
-        (status["model"]["id"], "bold"), "  ", (phase, "green" if phase == "serving" else "yellow"), "  ", words
-    )
+    head = Text.assemble((status["model"]["id"], "bold"), "  ", (phase, "green" if phase == "serving" else "yellow"))
+    placed = f"placement {version if version is not None else '-'}"
+    for words in (*totals(status["workers"]).split("  "), placed, url):
+        if len(head) + 2 + len(words) > width:
+            break
+        head.append(f"  {words}")
+    return head
 
 
 def _operation(operation: JSON | None) -> Iterator[Text]:
@@ -98,18 +85,22 @@ def _autoscaler(report: JSON | None) -> Iterator[Text]:
     if report is None:
         return
     last = report["decisions"][-1] if report["decisions"] else None
-    words = "no decision yet" if last is None else f"last: {last['kind']}, {last['reason']} ({last['result']})"
+    words = "no decision yet" if last is None else f"{last['kind']} ({last['result']}): {last['reason']}"
     yield Text(f"autoscaler {report['mode']}  {words}", style="magenta")
 
 
-def _hottest(experts: JSON) -> Iterator[Text]:
+def _hottest(experts: JSON, width: int) -> Iterator[Text]:
+    """As many as there is room for, of a few."""
     found = [(rate, layer["layer"], e, held) for layer in experts["layers"]
              for e, (rate, held) in enumerate(zip(_rates(layer), layer["holders"], strict=True)) if rate]  # fmt: skip
+    words = "hottest"
+    for _, layer, e, held in sorted(found, key=lambda f: (-f[0], f[1:3]))[:HOT_EXPERTS]:
+        more = f"{words}   layer {layer} expert {e} on {', '.join(held)}"
+        if len(more) > width and words != "hottest":
+            break
+        words = more
     if found:
-        hot = sorted(found, key=lambda f: (-f[0], f[1:3]))[:HOT_EXPERTS]
-        yield Text(
-            "hottest  " + "   ".join(f"layer {layer} expert {e} on {', '.join(held)}" for _, layer, e, held in hot)
-        )
+        yield Text(words)
 
 
 def _workers(now: Sample, width: int, lines: int) -> Table:
@@ -183,9 +174,9 @@ def run_top(
 ) -> None:
     """Until Ctrl-C, or for one frame. A server that is gone is waited for, with the last picture. Raises NoServerError
     where none answers at the start, and APIError where it is not Isotherm's."""
-    with Client(url, timeout=10.0, max_retries=0) as client:
+    with Client(url, timeout=TIMEOUT, max_retries=0) as client, closing(looks(client, interval, sleep)) as found:
         try:
-            now = read(client)
+            now = next(sample for sample in found if isinstance(sample, Sample))
         except ConnectionFailedError as error:
             raise NoServerError(
                 f"no server answers at {error}; start one with: isotherm serve, or name another with --url"
@@ -194,20 +185,18 @@ def run_top(
 
         def picture() -> RenderableType:
             size = console.size  # asked anew each time: a window may have been resized
-            return frame(now, url, size.width, size.height, console.color_system is not None, trouble)
+            since = f"as it was {time.monotonic() - now.time:.0f} s ago: {trouble}" if trouble else ""
+            return frame(now, url, size.width, size.height, console.color_system is not None, since)
 
         if once:
             console.print(picture())
             return
         try:
             with Live(get_renderable=picture, console=console, screen=True, refresh_per_second=4):
-                while True:
-                    sleep(interval)
-                    try:
-                        sample = read(client)
-                    except (ConnectionFailedError, APIError) as error:
-                        trouble = f"as it was {time.monotonic() - now.time:.0f} s ago: {error}"
-                    else:
+                for sample in found:
+                    if isinstance(sample, Sample):
                         now, trouble = sample, ""
+                    else:
+                        trouble = sample
         except KeyboardInterrupt:
             return

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from isotherm.cluster.cli.worker_table import totals, worker_table
 from isotherm.cluster.client.batch import BatchSummary
+from isotherm.cluster.client.params import Operation
 from isotherm.cluster.deploy.inspect import Report
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import human_bytes
@@ -42,8 +43,9 @@ def show_report(report: Report, console: Console) -> None:
     for part, size in report.bytes_by_part.items():
         parts.add_row(part, human_count(report.parameters_by_part.get(part, 0)), human_bytes(size))
     console.print(parts)
+    kept = "" if report.kept == "stored" else f", with {report.kept}"
     workers = Table(
-        "worker", "weights", "KV cache", "holds", title="what the manifest places where", title_justify="left"
+        "worker", "weights", "KV cache", "holds", title=f"what the manifest places where{kept}", title_justify="left"
     )
     for row in report.placement:
         kv = f"{human_bytes(row['kv_bytes'])} = {row['kv_tokens']} tokens" if "kv_bytes" in row else ""
@@ -67,6 +69,10 @@ def show_status(status: JSON, console: Console) -> None:
         known = status["numerics"]["numerics"]
         words = "; ".join(f"{n['dtype']}, {n['kernels']} {n['instructions']}, weights {n['weights']}" for n in known)
         console.print(f"numerics {fingerprint}  {words}", highlight=False, markup=False, soft_wrap=True)
+    if (leaving := status.get("leaving")) is not None:
+        left = "some" if leaving["open_requests"] is None else leaving["open_requests"]
+        words = f"{left} streams finish on {leaving['path']}, {leaving['system_fingerprint']}, which was rolled away"
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{totals(status['workers'])}", highlight=False, markup=False)
     console.print(worker_table(status["workers"], console.width))
     for words in _processes(status["workers"]):
@@ -92,6 +98,12 @@ def _processes(workers: Sequence[JSON]) -> Iterator[str]:
     for (host, kernels, links), names in alike.items():
         if host:
             yield f"{host}  {kernels} kernels  {f'links over {links}  ' if links else ''}{', '.join(names)}"
+
+
+def show_operation(operation: Operation, console: Console) -> None:
+    console.print(f"{operation['id']}: {operation['phase']}", highlight=False)
+    for line in [*operation["plan"], *operation["reasons"]]:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_batch_summary(summary: BatchSummary, console: Console) -> None:

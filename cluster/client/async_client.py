@@ -227,6 +227,18 @@ class AsyncClient:
         }
         return await self._run(self._calls.scale(dry_run, idempotency_key, target))
 
+    async def roll(
+        self,
+        model: str,
+        *,
+        deadline_seconds: float | None = None,
+        dry_run: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Operation:
+        """As Client.roll."""
+        target = {"model": model, "deadline_seconds": deadline_seconds}
+        return await self._run(self._calls.scale(dry_run, idempotency_key, target))
+
     async def operation(self, operation_id: str) -> Operation:
         """As Client.operation."""
         return await self._run(self._calls.operation(operation_id))

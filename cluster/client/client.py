@@ -249,6 +249,19 @@ class Client:
         }
         return self._run(self._calls.scale(dry_run, idempotency_key, target))
 
+    def roll(
+        self,
+        model: str,
+        *,
+        deadline_seconds: float | None = None,
+        dry_run: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Operation:
+        """Begin to serve other weights of the same architecture (POST /admin/operations): `model` is their directory,
+        as the cluster sees it. Streams finish on the weights that they began with. Raises APIError."""
+        target = {"model": model, "deadline_seconds": deadline_seconds}
+        return self._run(self._calls.scale(dry_run, idempotency_key, target))
+
     def operation(self, operation_id: str) -> Operation:
         """What has become of an operation."""
         return self._run(self._calls.operation(operation_id))

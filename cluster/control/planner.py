@@ -9,7 +9,7 @@ from typing import Protocol
 
 from isotherm.cluster.messages.operations import Target
 from isotherm.cluster.placement.changes import Pair, difference, for_groups, with_copies
-from isotherm.cluster.placement.table import Placement
+from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 
 class Workers(Protocol):
@@ -94,6 +94,25 @@ class Planner:
         if set(placement.groups()) - set(groups) or set(groups) - set(have_groups):
             placement = for_groups(placement, groups, workers.expert_load())
         return Desired(tuple(groups), tuple(shards), placement, now.drained, now.pinned)
+
+    def first(self, shards: int, groups: int, layers: Sequence[int], experts: int) -> Desired:
+        """What a cluster begins with; where no layer has routed experts there are no groups."""
+        named_shards = self.new_names("attention", shards)
+        named = self.new_names("expert", groups) if layers else ()
+        placement = contiguous_placement(layers, experts, named) if named else Placement(1, (), ())
+        return Desired(named, named_shards, placement)
+
+    def twin(self, now: Desired) -> Desired:
+        """As many new workers as there are, where the experts of another model have as many copies as those of this one
+        have, each in the place of one."""
+        groups = self._names([], "expert", len(now.groups))
+        shards = self._names([], "attention", len(now.shards))
+        successor = dict(zip(now.groups, groups, strict=True))
+        holders = tuple(
+            tuple(tuple(successor[g] for g in held) for held in experts) for experts in now.placement.holders
+        )
+        placement = Placement(now.placement.version + 1, now.placement.layers, holders)
+        return Desired(groups, shards, placement, now.drained, now.pinned)
 
     def new(self, desired: Desired) -> list[str]:
         """Workers that have to be started."""

@@ -40,45 +40,50 @@ class Reconfigurer:
     ) -> None:
         self._fleet, self._operations = fleet, operations
         self.planner = Planner(fleet)
-        self._transactions = Transactions(fleet, self.planner, changed, save)
+        self.transactions = Transactions(fleet, self.planner, changed, save)
         self._healing = False
         self._background = Background()
 
     @property
     def desired(self) -> Desired:
         """What was committed last."""
-        return self._transactions.desired
+        return self.transactions.desired
 
     @desired.setter
     def desired(self, desired: Desired) -> None:
-        self._transactions.desired = desired
+        self.transactions.desired = desired
 
     def submit(self, request: OperationRequest, origin: str = "api") -> Operation:
         """Begin an operation; it goes on in the background. Raises OperationError, or PlacementChangeError for copies
         that cannot be."""
-        operation, new = self._operations.open(request, time.time(), origin)
-        about_workers = request.target.about_workers
+        operation, new = self.open(request, origin)
         if not new:
             return operation
-        if origin != AUTOSCALER and not request.dry_run:
-            self._transactions.give_way(
-                f"operation {operation.id} was asked for",
-                lambda o: o.origin == AUTOSCALER and (about_workers or not o.waiting),
-            )
         try:
             desired = self.planner.aim(self.desired, request.target)
         except PlacementChangeError as error:
-            self._transactions.enter(operation, Phase.ROLLED_BACK, str(error))
+            self.transactions.enter(operation, Phase.ROLLED_BACK, str(error))
             raise
         operation.plan = self.planner.describe(self.desired, desired)
         if request.dry_run:
-            self._transactions.enter(operation, Phase.DONE, "dry run: nothing was changed")
+            self.transactions.enter(operation, Phase.DONE, "dry run: nothing was changed")
         else:
             plan = lambda names: self.planner.aim(self.desired, request.target, names)  # noqa: E731
             self._background.spawn(
-                f"operation {operation.id}", self._transactions.run(operation, plan, request.deadline_seconds)
+                f"operation {operation.id}", self.transactions.run(operation, plan, request.deadline_seconds)
             )
         return operation
+
+    def open(self, request: OperationRequest, origin: str = "api") -> tuple[Operation, bool]:
+        """As OperationLog.open; what the autoscaler does gives way to an operator."""
+        operation, new = self._operations.open(request, time.time(), origin)
+        about_workers = request.target.about_workers
+        if new and origin != AUTOSCALER and not request.dry_run:
+            self.transactions.give_way(
+                f"operation {operation.id} was asked for",
+                lambda o: o.origin == AUTOSCALER and (about_workers or not o.waiting),
+            )
+        return operation, new
 
     def rebalance(self, placement: Placement, reason: str) -> Operation:
         """Begin a change of copies alone, decided by the autoscaler. Raises OperationError while another operation
@@ -101,7 +106,7 @@ class Reconfigurer:
                 raise OperationError("the cluster has changed since it was planned")
             return replace(desired, drained=self.desired.drained, pinned=self.desired.pinned)
 
-        self._background.spawn(f"operation {operation.id}", self._transactions.run(operation, plan, RECOVERY_SECONDS))
+        self._background.spawn(f"operation {operation.id}", self.transactions.run(operation, plan, RECOVERY_SECONDS))
         return operation
 
     def pinned(self) -> frozenset[Pair]:
@@ -110,12 +115,12 @@ class Reconfigurer:
 
     async def ended(self, operation: Operation) -> Operation:
         """The operation when it has ended."""
-        return await self._transactions.ended(operation)
+        return await self.transactions.ended(operation)
 
     def heal(self) -> None:
         """Replace every worker that has died. An operation that still prepares ends: it may be waiting for resources,
         and the death comes first."""
-        self._transactions.give_way("a worker was lost", lambda o: o.origin != "recovery")
+        self.transactions.give_way("a worker was lost", lambda o: o.origin != "recovery")
         if not self._healing:
             self._healing = True
             self._background.keep("healing", self._heal)
@@ -125,7 +130,7 @@ class Reconfigurer:
         fleet, late = self._fleet, False
         wanted = len(fleet.group_names()), len(fleet.shard_names())
         for pause in pauses(HEAL_PAUSE, LONGEST_HEAL_PAUSE):
-            async with self._transactions.turn:
+            async with self.transactions.turn:
                 dead = [w for w in fleet.group_names() + fleet.shard_names() if w not in fleet.alive([w])]
                 if not dead:
                     break
@@ -134,7 +139,7 @@ class Reconfigurer:
                 self._operations.record(operation)
                 # Where a replacement finds no place in time, the others take over what they can.
                 replace = not late
-                late = await self._transactions.transact(
+                late = await self.transactions.transact(
                     operation,
                     lambda: self.planner.heal(self.desired, replace),  # noqa: B023
                     RECOVERY_SECONDS,
@@ -165,11 +170,11 @@ class Reconfigurer:
 
     async def take_over(self, desired: Desired) -> None:
         """Begin with workers that a controller before this one has left, and replace those of them that are dead."""
-        await self._transactions.take_over(desired)
+        await self.transactions.take_over(desired)
         self.heal()
 
     async def interrupt(self, why: str) -> None:
         """Roll back whatever has not been committed, for good; return when no place is waited for any more."""
-        if ending := self._transactions.give_way(why, lambda _: True):
+        if ending := self.transactions.give_way(why, lambda _: True):
             await asyncio.wait(ending)
         self._background.cancel()

@@ -9,48 +9,84 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from isotherm.cluster.control.planner import Desired
+from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.placement.table import Placement
 
-FORMAT = 3
+FORMAT = 4
+
+
+@dataclass(frozen=True)
+class SavedRevision:
+    """The workers that have one model. The placement has version 0 until the first one is committed."""
+
+    number: int
+    model: str  # directory of the checkpoint
+    desired: Desired
+    numerics: str  # ClusterNumerics.dump()
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        return (*self.desired.groups, *self.desired.shards)
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """Everything else is asked of the workers. `placement` has version 0 until the first one is committed."""
+    """Everything else is asked of the workers."""
 
-    groups: tuple[str, ...]
-    shards: tuple[str, ...]
-    placement: Placement
-    drained_nodes: tuple[str, ...]  # Ray's node ids
-    pinned: tuple[tuple[int, int], ...]  # (layer, expert) whose number of copies an operator has set
+    serving: SavedRevision
+    leaving: SavedRevision | None  # was rolled away, and finishes streams
     numbers: Mapping[str, int]  # role → the next worker's number
     operations: str  # OperationLog.dump()
     autoscaler: str  # AutoscaleLoop.dump()
-    numerics: str = ""  # ClusterNumerics.dump()
+    manifest: str  # as JSON
 
     def encode(self) -> bytes:
         """58 layers of 256 experts take some 20 KB."""
-        groups = self.placement.groups()
-        number = {g: i for i, g in enumerate(groups)}
-        holders = [[[number[g] for g in held] for held in experts] for experts in self.placement.holders]
-        placement = {
-            "version": self.placement.version,
-            "layers": self.placement.layers,
-            "groups": groups,
-            "holders": holders,
-        }
-        rest = {
+        state = {
             "format": FORMAT,
-            "groups": self.groups,
-            "shards": self.shards,
-            "drained_nodes": self.drained_nodes,
-            "pinned": self.pinned,
+            "serving": _revision_as_json(self.serving),
+            "leaving": None if self.leaving is None else _revision_as_json(self.leaving),
             "numbers": dict(self.numbers),
             "operations": self.operations,
             "autoscaler": self.autoscaler,
-            "numerics": self.numerics,
+            "manifest": self.manifest,
         }
-        return zlib.compress(json.dumps(rest | {"placement": placement}, separators=(",", ":")).encode(), 3)
+        return zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 3)
+
+
+def _revision_as_json(saved: SavedRevision) -> JSON:
+    desired, placement = saved.desired, saved.desired.placement
+    groups = placement.groups()
+    number = {g: i for i, g in enumerate(groups)}
+    return {
+        "number": saved.number,
+        "model": saved.model,
+        "numerics": saved.numerics,
+        "groups": desired.groups,
+        "shards": desired.shards,
+        "drained_nodes": sorted(desired.drained),  # Ray's node ids
+        "pinned": sorted(desired.pinned),
+        "placement": {
+            "version": placement.version,
+            "layers": placement.layers,
+            "groups": groups,
+            "holders": [[[number[g] for g in held] for held in experts] for experts in placement.holders],
+        },
+    }
+
+
+def _revision(saved: Any) -> SavedRevision:
+    p = saved["placement"]
+    holders = tuple(tuple(tuple(p["groups"][i] for i in held) for held in experts) for experts in p["holders"])
+    desired = Desired(
+        tuple(saved["groups"]),
+        tuple(saved["shards"]),
+        Placement(p["version"], tuple(p["layers"]), holders),
+        frozenset(saved["drained_nodes"]),
+        frozenset((layer, expert) for layer, expert in saved["pinned"]),
+    )
+    return SavedRevision(saved["number"], saved["model"], desired, saved["numerics"])
 
 
 def decode(data: bytes) -> SavedState:
@@ -61,9 +97,6 @@ def decode(data: bytes) -> SavedState:
         raise ValueError(f"the saved state is not readable: {error}") from None
     if saved.get("format") != FORMAT:
         raise ValueError(f"the saved state has format {saved.get('format')}; this version reads {FORMAT}")
-    p = saved["placement"]
-    holders = tuple(tuple(tuple(p["groups"][i] for i in held) for held in experts) for experts in p["holders"])
-    placement = Placement(p["version"], tuple(p["layers"]), holders)
-    fields: dict[str, Any] = {name: tuple(saved[name]) for name in ("groups", "shards", "drained_nodes")}
-    fields |= {name: saved[name] for name in ("numbers", "operations", "autoscaler", "numerics")}
-    return SavedState(**fields, placement=placement, pinned=tuple((layer, expert) for layer, expert in saved["pinned"]))
+    leaving = None if saved["leaving"] is None else _revision(saved["leaving"])
+    logs = {name: saved[name] for name in ("numbers", "operations", "autoscaler", "manifest")}
+    return SavedState(_revision(saved["serving"]), leaving, **logs)

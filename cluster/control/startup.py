@@ -48,7 +48,7 @@ async def start_fleet(
         await fleet.load(name, placement.held_by(name))
 
     try:
-        places = {name: begin(fleet.reserve(name, frozenset())) for name in (*shards, *groups)}
+        places = {name: begin(fleet.reserve(name, fleet.avoid)) for name in (*shards, *groups)}
         # Groups that know of one another share their node's cores; one that has no place yet need not keep others
         # waiting.
         await asyncio.wait(places.values(), timeout=PLACES_SECONDS)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,9 +98,9 @@ class Transactions:
                     operation.plan = self._planner.describe(self.desired, desired)
                     names = self._planner.new(desired)
                     self._planner.use_names(names)
-                await self._within(seconds, operation, self._reserve(operation, names, desired.drained))
+                await self.within(seconds, operation, self._reserve(operation, names, desired.drained))
             except Exception as error:  # nothing has been changed, and another one may be under way
-                self.enter(operation, Phase.ROLLING_BACK, _reason(error, seconds))
+                self.enter(operation, Phase.ROLLING_BACK, reason_of(error, seconds))
                 self.enter(operation, Phase.ROLLED_BACK)
                 return
             async with self.turn:
@@ -137,13 +137,13 @@ class Transactions:
             self._fleet.avoid = desired.drained
             change = difference(self._fleet.placement, desired.placement)
             self.enter(operation, Phase.PREPARING)
-            await self._within(
+            await self.within(
                 min(seconds, deadline - time.monotonic()), operation, self._prepare(operation, desired, change, undo)
             )
             self.enter(operation, Phase.COMMITTING)
             await asyncio.wait_for(self._commit(operation, desired), COMMIT_SECONDS)
         except Exception as error:
-            await self._roll_back(operation, undo, _reason(error, seconds))
+            await self._roll_back(operation, undo, reason_of(error, seconds))
             return isinstance(error, asyncio.TimeoutError)
         try:
             await self._free(desired, change)
@@ -164,8 +164,15 @@ class Transactions:
                 ending.append(work)
         return ending
 
-    async def _within(self, seconds: float, operation: Operation, work: Coroutine[Any, Any, None]) -> None:
-        """Raises what `work` raises, TimeoutError when its time is over, OperationError when it has given way."""
+    async def within(
+        self,
+        seconds: float,
+        operation: Operation,
+        work: Coroutine[Any, Any, None],
+        waits: Mapping[str, str] | None = None,
+    ) -> None:
+        """Raises what `work` raises, TimeoutError when its time is over, OperationError when it has given way. `waits`:
+        what workers of another fleet wait for."""
         working = asyncio.ensure_future(work)
         self._interruptible[operation.id] = operation, working
         try:
@@ -173,12 +180,11 @@ class Transactions:
         finally:
             del self._interruptible[operation.id]
         if not working.done():
-            waits = "; ".join(
-                words for worker, words in self._fleet.waits.items() if f"start {worker}" in operation.plan
-            )
+            places = (self._fleet.waits if waits is None else waits).items()
+            why = "; ".join(words for worker, words in places if f"start {worker}" in operation.plan)
             working.cancel()
             await asyncio.wait([working])
-            raise asyncio.TimeoutError(waits)
+            raise asyncio.TimeoutError(why)
         if working.cancelled():
             raise OperationError("it was interrupted")
         working.result()
@@ -268,7 +274,7 @@ async def _all(work: Iterable[Awaitable[None]]) -> None:
             raise result
 
 
-def _reason(error: Exception, seconds: float) -> str:
+def reason_of(error: Exception, seconds: float) -> str:
     """Why an operation fails that had so many seconds."""
     if isinstance(error, asyncio.TimeoutError):
         return ": ".join(filter(None, [f"not within {seconds:g} s", str(error)]))

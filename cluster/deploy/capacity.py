@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.formats.registry import PLAIN
@@ -21,7 +23,7 @@ TOLERANCE = 1e-6  # of sums of fractions
 def check_machine(manifest: Manifest, path: Path, memory: int, cpus: int) -> None:
     """Before anything is started: whether this machine, with so many bytes of memory and so many CPUs, could hold the
     workers. Raises ManifestError, CheckpointError."""
-    _check_memory(manifest, Checkpoint.open(path), memory)
+    _check_memory(manifest, Checkpoint.open(path).drafting(manifest.speculation.kind)[0], memory)
     _check_total(manifest, "cpus", cpus)
 
 
@@ -68,13 +70,7 @@ def selects(selector: str, value: str | None) -> bool:
 def _check_memory(manifest: Manifest, checkpoint: Checkpoint, memory: int) -> None:
     """Refuses what is sure not to fit. The memory of GPUs is not looked at."""
     shards, kv = (0 if manifest.attention.gpus else manifest.attention.shards), manifest.engine.kv_memory
-    shard = group = 0
-    for spec in checkpoint.config.tensors():
-        stored_as = checkpoint.format_of(spec.name) if spec.quantisable else PLAIN
-        form = manifest.weights.choice.form(spec)
-        least = int(math.prod(spec.shape) * min(stored_as.least_bytes, LEAST_BYTES.get(form, stored_as.least_bytes)))
-        shard, group = (shard, group + least) if spec.part is Part.ROUTED_EXPERTS else (shard + least, group)
-    weights = shards * shard + (0 if manifest.experts.gpus else group)
+    weights = least_weights(manifest, checkpoint, manifest.attention.shards)
     if shards * kv + weights <= memory:
         return
     raise ManifestError(
@@ -83,6 +79,32 @@ def _check_memory(manifest: Manifest, checkpoint: Checkpoint, memory: int) -> No
         f"has {human_bytes(memory)} of memory; "
         + ("give less to engine.kv_memory" if weights < memory else "give the --address of a larger cluster")
     )
+
+
+def least_weights(manifest: Manifest, checkpoint: Checkpoint, shards: int) -> int:
+    """Bytes of the machines' own memory that the weights of so many shards, and of one copy of each expert, take at the
+    least."""
+    shard = experts = 0
+    for spec in checkpoint.config.loaded_tensors():
+        stored_as = checkpoint.format_of(spec.name) if spec.quantisable else PLAIN
+        form = manifest.weights.choice.form(spec)
+        least = int(math.prod(spec.shape) * min(stored_as.least_bytes, LEAST_BYTES.get(form, stored_as.least_bytes)))
+        shard, experts = (shard, experts + least) if spec.part is Part.ROUTED_EXPERTS else (shard + least, experts)
+    return (0 if manifest.attention.gpus else shards * shard) + (0 if manifest.experts.gpus else experts)
+
+
+def free_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that new processes here could have: what the machine could give, or less where the control group that they
+    are in, or one above it, says so (version 2). What the page cache would give back is free."""
+    free: list[int] = [psutil.virtual_memory().available]
+    for folder in control_groups(own, root):
+        try:
+            limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+            figures = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
+            free.append(limit - used + int(figures["inactive_file"]))
+        except (OSError, ValueError, KeyError):  # not there; "max"
+            continue
+    return max(0, min(free))
 
 
 def machine_memory() -> int:

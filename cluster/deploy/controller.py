@@ -13,34 +13,35 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 
+from isotherm.cluster.api.access.key_store import KeySource
 from isotherm.cluster.autoscale.loop import AutoscaleLoop
 from isotherm.cluster.background import Background
-from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.control.saved_state import SavedState, decode
-from isotherm.cluster.control.startup import start_again_and_again, start_fleet
+from isotherm.cluster.control.startup import start_again_and_again
 from isotherm.cluster.deploy.feed import ClusterFeed
-from isotherm.cluster.deploy.fleet import RayFleet
+from isotherm.cluster.deploy.fleet import RayFleet, fence
 from isotherm.cluster.deploy.observatory import Observatory
+from isotherm.cluster.deploy.revision import Revision
+from isotherm.cluster.deploy.revisions import Revisions
+from isotherm.cluster.deploy.roll_check import open_checkpoint
+from isotherm.cluster.deploy.standing import end_if_superseded, watch_standing
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.feed import FeedPart
 from isotherm.cluster.messages.figures import Figures
-from isotherm.cluster.messages.membership import Membership, SupersededError
-from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, parse_mode, parse_operation
+from isotherm.cluster.messages.membership import Membership
+from isotherm.cluster.messages.operations import OperationError, OperationLog, parse_mode, parse_operation
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.on_ray.state_store import StateStore
 from isotherm.cluster.placement.report import experts_report
-from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 log = logging.getLogger(__name__)
-STANDING_PERIOD = 5.0  # seconds between looks whether this is still the newest controller
 
 
 @dataclass(frozen=True)
@@ -53,31 +54,33 @@ class Owner:
 
 class Controller:
     async def __init__(  # type: ignore[misc]
-        self, cluster_id: str, manifest: Manifest, model_path: str, owner: Owner | None, dashboard: str | None
+        self,
+        cluster_id: str,
+        manifest: Manifest,
+        model_path: str,
+        keys: KeySource | None,
+        owner: Owner | None,
+        dashboard: str | None,
     ):
         """Ray awaits it, at each start anew with the same arguments; no other call comes before it is done.
         `cluster_id` is this cluster's alone. `dashboard`: where `ray job submit` goes, as the driver knows it; in an
         actor Ray may name another cluster's port."""
         set_up_logs("controller", manifest.logging.format, manifest.logging.level)
         self.manifest = manifest
-        self._owner, self._dashboard = owner, dashboard
-        self.checkpoint, self.speculation = Checkpoint.open(Path(model_path)).drafting(manifest.speculation.kind)
-        self.config = self.checkpoint.config
+        self._keys, self._owner, self._dashboard = keys, owner, dashboard
         self.started = time.time()
         self._store = StateStore(cluster_id)
-        generation = self._store.claim()
-        self.fleet = RayFleet(
-            cluster_id, generation, manifest, self.checkpoint, self._died, self._publish, self._standing
-        )
-        if (written := self._store.read()) is not None:
-            # The one before may still run. When the workers refuse its orders it commits nothing more: what is written
-            # then is what holds.
-            before = decode(written)
-            await self.fleet.fence([*before.groups, *before.shards])
-            written = self._store.read()
-        saved = None if written is None else decode(written)
+        self._cluster_id, generation = cluster_id, self._store.claim()
+        saved = await self._saved()
+        if saved is not None:  # an update of the ingress may have changed it
+            self.manifest = manifest = Manifest.model_validate_json(saved.manifest)
         self.operations = OperationLog() if saved is None else OperationLog.load(saved.operations, time.time())
-        self.reconfigurer = Reconfigurer(self.fleet, self.operations, self._log_changed, self._save)
+        number, model = (0, model_path) if saved is None else (saved.serving.number, saved.serving.model)
+        first = self._revision(number, open_checkpoint(manifest, model))
+        self.revisions = Revisions(
+            manifest, first, self.operations, self._revision, self._save, self._publish, self._other_model
+        )
+        self.config = first.checkpoint.config  # of every revision
         self.autoscale = AutoscaleLoop(
             manifest,
             self.config,
@@ -90,7 +93,7 @@ class Controller:
         self.fleet.load_view = self.autoscale.load_view
         self.observatory = Observatory(self, manifest)
         self._feed = ClusterFeed(
-            self.fleet, self.autoscale, self.status, self._operations_told, self.reconfigurer.pinned
+            self.revisions, self.autoscale, self.status, self._operations_told, lambda: self.reconfigurer.pinned()
         )
         self._phase = "starting workers"  # "serving" once every worker has come up
         # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it
@@ -104,9 +107,40 @@ class Controller:
         self._ending = False
         self._starting: asyncio.Task[None] | None = None
         self._background = Background()
-        self._background.keep("the watch over this controller's standing", self._watch_standing)
+        standing = lambda: watch_standing(self._store, self._stopped.is_set)  # noqa: E731
+        self._background.keep("the watch over this controller's standing", standing)
         if saved is not None:
             await self._resume(saved)
+
+    async def _saved(self) -> SavedState | None:
+        """What the controller before this one has left. It may still run: when the workers refuse its orders it commits
+        nothing more, and what is written then is what holds."""
+        if (written := self._store.read()) is None:
+            return None
+        before = decode(written)
+        gone = () if before.leaving is None else before.leaving.workers
+        await fence(self._store.generation, [*before.serving.workers, *gone])
+        written = self._store.read()
+        return None if written is None else decode(written)
+
+    def _revision(self, number: int, checkpoint: Checkpoint) -> Revision:
+        died = lambda worker: self._died(number, worker)  # noqa: E731
+        standing = lambda: end_if_superseded(self._store)  # noqa: E731
+        generation, publish = self._store.generation, self._publish
+        fleet = RayFleet(self._cluster_id, generation, self.manifest, checkpoint, died, publish, standing)
+        return Revision(number, checkpoint, fleet, self.operations, self._log_changed, self._save)
+
+    @property
+    def fleet(self) -> RayFleet:
+        return self.revisions.serving.fleet
+
+    @property
+    def reconfigurer(self) -> Reconfigurer:
+        return self.revisions.serving.reconfigurer
+
+    def _other_model(self) -> None:
+        self.autoscale.follow(self.fleet, self.reconfigurer)
+        self._publish()
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -128,45 +162,29 @@ class Controller:
 
     async def _start_fleet(self) -> None:
         """Start what the manifest says, and publish placement version 1."""
-        m, fleet, planner = self.manifest, self.fleet, self.reconfigurer.planner
-        shards = planner.new_names("attention", m.attention.shards)
-        groups = planner.new_names("expert", m.experts.groups) if self.config.moe_layers else ()
+        m, c = self.manifest, self.config
+        planned = self.reconfigurer.planner.first(
+            m.attention.shards, m.experts.groups, c.moe_layers, c.n_routed_experts
+        )
         self._save()
-        layers, experts = self.config.moe_layers, self.config.n_routed_experts
-        placement = contiguous_placement(layers, experts, groups) if groups else Placement(1, (), ())
-        await start_fleet(fleet, shards, groups, placement, self._set_phase)
-        self.reconfigurer.desired = Desired(groups, shards, placement)
+        await self.revisions.serving.start(planned, self._set_phase)
         self._save()
-        fleet.committed(placement)
+        self.fleet.committed(planned.placement)
         self._serve()
-        log.info("serving with %d attention shards and %d expert groups", len(shards), len(groups))
+        log.info("serving with %d attention shards and %d expert groups", len(planned.shards), len(planned.groups))
 
     async def _resume(self, saved: SavedState) -> None:
         """Take over from a controller that has died."""
         log.warning(
             "restarted, %d times now; placement version %d was committed last",
             self._store.generation,
-            saved.placement.version,
+            saved.serving.desired.placement.version,
         )
-        fleet = self.fleet
-        strays = fleet.find(saved.groups, saved.shards)
-        self.reconfigurer.planner.numbers.update(saved.numbers)
-        self.reconfigurer.planner.use_names(strays)
-        if not saved.placement.version:  # it died while it started the cluster: once more, from the beginning
-            for worker in strays:
-                await fleet.end(worker)
-            await self.begin()
-            return
-        fleet.placement = saved.placement
-        fleet.numerics.restore(saved.numerics)
-        fleet.in_service = set(fleet.alive(saved.shards))
-        desired = Desired(
-            saved.groups, saved.shards, saved.placement, frozenset(saved.drained_nodes), frozenset(saved.pinned)
-        )
-        self._background.spawn("taking over the workers", self.reconfigurer.take_over(desired))
-        self.reconfigurer.desired = desired
-        self._save()
-        self._serve()
+        if await self.revisions.resume(saved):
+            self._save()
+            self._serve()
+        else:
+            await self.begin()  # once more, from the beginning
 
     def _serve(self) -> None:
         """From now on requests, operations and deaths are taken."""
@@ -174,32 +192,13 @@ class Controller:
         self._background.keep("the autoscaler", self.autoscale.run)
         self._background.keep("the metrics in Ray", self.observatory.mirror)
 
-    def _standing(self) -> None:
-        """Ends this process where a newer controller has been started: it was taken for dead and is not, and must not
-        act."""
-        try:
-            self._store.check()
-        except SupersededError as error:
-            log.error("%s; this one ends", error)
-            os._exit(1)
-
-    async def _watch_standing(self) -> None:
-        while not self._stopped.is_set():
-            await asyncio.sleep(STANDING_PERIOD)
-            try:
-                await asyncio.to_thread(self._standing)
-            except Exception as error:  # Ray's head is away
-                log.warning("cannot see whether there is a newer controller: %s", error)
-
     def _save(self) -> None:
         """Raises what Ray raises when its head cannot be reached, RuntimeError when the cluster ends, SupersededError
         for a controller that is not the newest."""
         if self._stopped.is_set():
             raise RuntimeError("the cluster is being ended")
-        desired, numbers = self.reconfigurer.desired, self.reconfigurer.planner.numbers
-        drained, pinned = tuple(sorted(desired.drained)), tuple(sorted(desired.pinned))
-        logs = self.operations.dump(), self.autoscale.dump(), self.fleet.numerics.dump()
-        state = SavedState(desired.groups, desired.shards, desired.placement, drained, pinned, numbers, *logs)
+        logs = self.operations.dump(), self.autoscale.dump()
+        state = SavedState(*self.revisions.saved(), *logs, self.manifest.model_dump_json())
         self._store.write(state.encode())
 
     def _try_save(self) -> None:
@@ -216,12 +215,11 @@ class Controller:
 
     # --- what ingress replicas and commands see ---------------------------------------------------
 
-    def _died(self, worker: str) -> None:
+    def _died(self, revision: int, worker: str) -> None:
         self.observatory.lost(worker)
-        if self._phase == "serving" and not self._stopped.is_set():
-            self.reconfigurer.heal()
-        elif not self._stopped.is_set():
-            log.error("%s died while the cluster was started: %s", worker, self.fleet.dead[worker])
+        if self._stopped.is_set() or (self._phase == "serving" and self.revisions.died(revision)):
+            return
+        log.error("%s died while it was started with others", worker)
 
     def _set_phase(self, phase: str) -> None:
         self._phase = phase
@@ -249,6 +247,8 @@ class Controller:
             before.max_model_len,
             recovering,
             self.fleet.numerics.system_fingerprint,
+            self.revisions.serving.number,
+            self.revisions.shards_of_others(),
         )
         self._changed.set()
         self._changed = asyncio.Event()
@@ -269,9 +269,7 @@ class Controller:
 
     async def status(self) -> JSON:
         """What `isotherm status --json` prints."""
-        nodes = {node["NodeID"]: node for node in ray.nodes()}
-        loads = self.observatory.loads()
-        running, drained = self.operations.running() or self.operations.waiting(), self.reconfigurer.desired.drained
+        running = self.operations.under_way()
         return {
             "controller": {
                 "pid": os.getpid(),
@@ -281,20 +279,15 @@ class Controller:
             },
             "model": {
                 "id": self.manifest.model_id,
-                "path": str(self.checkpoint.path),
+                "path": str(self.revisions.serving.checkpoint.path),
+                "revision": self.revisions.serving.number,
                 "max_model_len": self._membership.max_model_len,
             },
             "url": await self.url(),
             "dashboard": self._dashboard,
-            "placement_version": self.fleet.placement.version or None,
-            "numerics": self.fleet.numerics.as_dict(),
-            "operation": None if running is None else self._told(running),
+            "operation": None if running is None else self.revisions.told(running),
             "autoscaler": self.autoscale.summary(),
-            "workers": [worker | {"load": loads.get(worker["id"])} for worker in await self.fleet.statuses()],
-            "nodes": [
-                {"id": i, "address": n["NodeManagerAddress"], "alive": n["Alive"], "drained": i in drained}
-                for i, n in nodes.items()
-            ],
+            **await self.revisions.status(self.observatory.loads()),
         }
 
     async def operate(self, body: Any) -> JSON:
@@ -308,26 +301,18 @@ class Controller:
                 raise OperationError(
                     f"drain_nodes: there is no node {node}; those there are: {', '.join(sorted(known))}", "drain_nodes"
                 )
-        return self._told(self.reconfigurer.submit(request))
+        rolls = request.target.model is not None
+        return self.revisions.told(await self.revisions.submit(request) if rolls else self.reconfigurer.submit(request))
 
     async def operation(self, operation_id: str) -> JSON | None:
         found = self.operations.get(operation_id)
-        return None if found is None else self._told(found)
+        return None if found is None else self.revisions.told(found)
 
     async def operation_history(self) -> list[JSON]:
         return self._operations_told()
 
     def _operations_told(self) -> list[JSON]:
-        return [self._told(o) for o in self.operations.all()]
-
-    def _told(self, operation: Operation) -> JSON:
-        """`waiting`: what it waits for, in words; tokens go on meanwhile."""
-        waits = (
-            []
-            if operation.phase.is_final
-            else [words for worker, words in self.fleet.waits.items() if f"start {worker}" in operation.plan]
-        )
-        return operation.as_dict() | {"waiting": waits}
+        return [self.revisions.told(o) for o in self.operations.all()]
 
     async def experts(self) -> JSON:
         """What GET /admin/experts gives."""
@@ -373,8 +358,7 @@ class Controller:
         self._set_phase("stopping")
         if self._starting is not None:
             self._starting.cancel()
-        await self.reconfigurer.interrupt("the cluster is being ended")
-        await self.fleet.end_all()
+        await self.revisions.stop()
         self._store.clear()
 
     async def ask_to_end(self) -> None:
@@ -394,6 +378,19 @@ class Controller:
 
     async def served(self) -> Manifest:
         return self.manifest
+
+    async def front_door(self) -> tuple[Manifest, KeySource | None]:
+        """What the ingress was built with last."""
+        return self.manifest, self._keys
+
+    async def take_front_door(self, manifest: Manifest) -> None:
+        """The ingress has been built anew."""
+        self.manifest = manifest
+        self._save()
+
+    async def model_path(self) -> str:
+        """The directory of the model that serves."""
+        return str(self.revisions.serving.checkpoint.path)
 
     async def wait_stopped(self) -> None:
         await self._asked_to_end.wait()

@@ -6,7 +6,7 @@ last minutes, so that whoever comes sees them."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Set
@@ -14,8 +14,10 @@ from typing import Protocol
 
 from isotherm.cluster.autoscale.loop import AutoscaleLoop
 from isotherm.cluster.background import Background
+from isotherm.cluster.errors import named_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.feed import FeedPart, FeedTable
+from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.observe.rows import (
     Rows,
@@ -29,6 +31,7 @@ from isotherm.cluster.observe.rows import (
 from isotherm.cluster.observe.traffic import Traffic
 from isotherm.cluster.placement.table import Placement
 
+log = logging.getLogger(__name__)
 PERIOD = 1.0  # seconds between two looks while somebody listens
 WAIT = 20.0  # seconds after which a listener who waits is told that there is nothing new
 HEARD = 30.0  # seconds after its last question for which a listener counts
@@ -37,7 +40,8 @@ HEARD = 30.0  # seconds after its last question for which a listener counts
 class FedFleet(Protocol):
     """What is told of the fleet without asking the workers."""
 
-    placement: Placement
+    @property
+    def placement(self) -> Placement: ...
 
     def group_names(self) -> list[str]: ...
 
@@ -62,22 +66,30 @@ class ClusterFeed:
         self._asked = float("-inf")
         self._changed = asyncio.Event()
         self._looked = asyncio.Event()  # since somebody listens again
+        self._failure: Exception | None = None  # of the last look
         self._background = Background()
         self._looking: asyncio.Task[None] | None = None  # while somebody listens
         autoscale.metered = self._meter
 
     async def part(self, last: str) -> FeedPart | None:
-        """What is new since the part whose id is `last`; waits for it, and gives None where nothing comes."""
+        """What is new since the part whose id is `last`; waits for it, and gives None where nothing comes. Raises
+        WorkerGoneError while the cluster cannot be looked at: what is known of it may hold no more."""
         self._asked = self._clock()
         if self._looking is None or self._looking.done():
             self._looked.clear()
             self._looking = self._background.keep("looking for listeners", self._look_on)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._looked.wait(), WAIT)
+        try:
+            return await asyncio.wait_for(self._next(last), WAIT)
+        except asyncio.TimeoutError:
+            return None
+
+    async def _next(self, last: str) -> FeedPart:
+        await self._looked.wait()
+        while self._failure is None:
             if (part := self._table.since(last)) is not None:
                 return part
-            await asyncio.wait_for(self._changed.wait(), WAIT)
-        return self._table.since(last)
+            await self._changed.wait()
+        raise WorkerGoneError(f"the cluster cannot be looked at: {named_line(self._failure)}")
 
     def tell(self) -> None:
         """Operations or the placement have changed."""
@@ -89,11 +101,20 @@ class ClusterFeed:
 
     async def _look_on(self) -> None:
         while self._clock() - self._asked < HEARD:
-            try:
-                await self._look()
-            finally:
-                self._looked.set()
+            await self._try_to_look()
+            self._looked.set()
             await asyncio.sleep(PERIOD)
+
+    async def _try_to_look(self) -> None:
+        try:
+            await self._look()
+        except Exception as error:  # of Ray's, whose head may be away
+            if self._failure is None:
+                log.exception("cannot look at the cluster for those who listen; tried again every %g s", PERIOD)
+            self._failure = error
+            self._wake()
+        else:
+            self._failure = None
 
     async def _look(self) -> None:
         status = await self._status()
@@ -120,5 +141,8 @@ class ClusterFeed:
             else:
                 self._table.replace(prefix, values)
         if self._table.version != before:
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -46,6 +46,17 @@ STATUS_TIMEOUT = 5.0  # seconds that a worker has to answer
 DRAIN_GRACE = 60.0  # seconds beyond its time that a shard may take to give its requests back
 
 
+async def fence(generation: int, workers: Iterable[str]) -> None:
+    """When it returns, none of the named workers takes orders of a controller older than this generation; who is gone,
+    or hangs, is left out."""
+
+    async def tell(name: str) -> None:
+        with contextlib.suppress(ValueError, RayError, asyncio.TimeoutError):  # ValueError: Ray knows no such actor
+            await asyncio.wait_for(find_worker(name).order.remote(generation, "pid"), STATUS_TIMEOUT)
+
+    await asyncio.gather(*map(tell, workers))
+
+
 class RayFleet:
     """`Fleet` of cluster/control/fleet.py over Ray actors. `cluster_id` tells this cluster's placement groups
     from others. `died` is told a worker's name; `changed` that the shards in service or the waits have changed. Workers
@@ -101,16 +112,6 @@ class RayFleet:
     def _order(self, worker: ActorHandle, name: str, *args: Any) -> Reference:
         return worker.order.remote(self.generation, name, *args)
 
-    async def fence(self, workers: Iterable[str]) -> None:
-        """When it returns, none of the named workers takes orders of an older controller; who is gone, or hangs, is
-        left out."""
-
-        async def tell(name: str) -> None:
-            with contextlib.suppress(ValueError, RayError, asyncio.TimeoutError):  # ValueError: Ray knows no such actor
-                await asyncio.wait_for(self._order(find_worker(name), "pid"), STATUS_TIMEOUT)
-
-        await asyncio.gather(*map(tell, workers))
-
     # --- starting and ending ----------------------------------------------------------------------
 
     async def start_group(self, name: str) -> None:
@@ -127,20 +128,24 @@ class RayFleet:
         self._watch.add(worker, has_links=False)
 
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
-        """Take over the workers that a controller before this one has left, as they are. Those named that are gone
-        count as dead. Gives the names of workers found that are not named."""
+        """Take over these workers, which a controller before this one has left, as they are. Those that are gone count
+        as dead. Gives the names of workers found that are not named."""
         found = find_workers(self.places.prefix)
         wanted = {**dict.fromkeys(groups, self.groups), **dict.fromkeys(shards, self.shards)}
         for name, workers in wanted.items():
             workers[name] = found.get(name) or RayWorker(name, None, None)
-            if name not in found:
+            if name in found:
+                self._watch.add(found[name], has_links=name in self.shards)
+            else:
                 self.dead[name] = "it was gone when the controller came back"
-        strays = [name for name in found if name not in wanted]
-        for name in strays:
-            (self.groups if name.startswith("expert") else self.shards)[name] = found[name]
-        for worker in found.values():
+        return [name for name in found if name not in wanted]
+
+    def take_in(self, strays: Iterable[str]) -> None:
+        """Workers that nobody knows of, to be ended like any other."""
+        found = find_workers(self.places.prefix)
+        for worker in (found[name] for name in strays if name in found):
+            (self.groups if worker.id.startswith("expert") else self.shards)[worker.id] = worker
             self._watch.add(worker, has_links=worker.id in self.shards)
-        return strays
 
     async def start_shard(self, name: str) -> None:
         section = self.manifest.attention
@@ -297,6 +302,12 @@ class RayFleet:
 
     async def relink(self, shard: str, group: str) -> None:
         await self.link(shard, group, RELINK_SECONDS)
+
+    async def open_requests(self) -> int | None:
+        """Of all shards; None where a worker was lost, or a shard does not answer, whose streams may be on their way to
+        another."""
+        counts = await self._ask("open_requests", self.shards, self.alive(self.shards))
+        return None if self.dead or len(counts) < len(self.shards) else sum(counts.values())
 
     async def rows_routed(self) -> dict[str, Any]:
         """Each live shard's counts of rows per (layer, expert), int64 [layers, experts]."""

@@ -27,18 +27,20 @@ from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.on_ray.controller_client import ControllerClient
 from isotherm.cluster.on_ray.replica_port import listen_at_node_address_alone
-from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess
+from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess, find_controller
 from isotherm.cluster.routing.shard_client import ShardClient
 
+CONTROLLER_SECONDS = 60.0  # in which the controller must say what is served; Serve starts the replica again then
 KILL_SECONDS = 5.0  # after which a replica that has ended its requests is killed
 
 
-def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | None) -> Application:
-    """The Serve application; the model's path, and the file of keys, must be readable where replicas run. Without
-    `keys` nobody is asked for one."""
+def ingress_application(manifest: Manifest, keys: KeySource | None) -> Application:
+    """The Serve application; the model that the controller serves, and the file of keys, must be readable where
+    replicas run. Without `keys` nobody is asked for one."""
 
     def build() -> Starlette:  # runs in each replica, on the event loop that will serve its requests
         listen_at_node_address_alone()
+        model_path = _model_path()
         config = _config(manifest, model_path)
         controller = ControllerClient()
         limits = manifest.scheduler_config(config)
@@ -92,6 +94,13 @@ def ingress_application(manifest: Manifest, model_path: Path, keys: KeySource | 
     )
     application: Application = deployment.bind()
     return application
+
+
+def _model_path() -> Path:
+    """Of the model that serves now: others may have been rolled out since the cluster was started. Waits for a
+    controller that is on its way."""
+    path: str = ray.get(find_controller().model_path.remote(), timeout=CONTROLLER_SECONDS)
+    return Path(path)
 
 
 def _config(manifest: Manifest, model_path: Path) -> ModelConfig:

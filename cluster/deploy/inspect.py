@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, kv_bytes_per_token
 from isotherm.cluster.model.checkpoint import Checkpoint, shard_files
 from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.model.conversion import kept_bytes
 from isotherm.cluster.model.formats.base import WeightFormat
 from isotherm.cluster.model.formats.registry import PLAIN, format_of, scale_suffixes
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.model.tensors import Part, TensorSpec
+from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.placement.table import contiguous_placement
 from isotherm.cluster.text.tokenizer_files import described
 from isotherm.cluster.text.tool_formats.registry import chosen_format
@@ -32,17 +35,18 @@ class Report:
     bytes_by_part: dict[str, int]
     bytes_from: str  # headers, or an estimate from config.json
     files: int
-    kv_bytes_per_token: int
+    kv_bytes_per_token: int  # of the layer that drafts too, where one does
+    kept: str  # in how many bits weights are kept where they are served: "stored", or what is quantised
     placement: list[JSON]
 
     def as_dict(self) -> JSON:
         return asdict(self)
 
 
-def inspect_model(path: Path, manifest: Manifest) -> Report:
-    """Raises ModelConfigError or CheckpointError. Weight files may be absent as a whole (only config.json and the index
-    were fetched); then bytes are estimated."""
-    config = load_config(path)
+def inspect_model(path: Path, manifest: Manifest, choice: WeightChoice | None = None) -> Report:
+    """`choice` stands in for the manifest's `weights`. Raises ModelConfigError or CheckpointError. Weight files may be
+    absent as a whole (only config.json and the index were fetched); then bytes are estimated."""
+    config, choice = load_config(path), choice or manifest.weights.choice
     parameters = {part: 0 for part in Part}
     for spec in config.tensors():
         parameters[spec.part] += math.prod(spec.shape)
@@ -51,12 +55,17 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
         checkpoint = Checkpoint.open(path)
         mtp = [checkpoint.tensors[name] for name in checkpoint.mtp_tensors() if _counts(name)]
         parameters[Part.MTP] = sum(math.prod(info.shape) for info in mtp)
+        stored: _Stored = _InFiles(checkpoint)
+        served = checkpoint.drafting(manifest.speculation.kind)[0].config
         bytes_by_part, source, weights = checkpoint.nbytes_by_part(), "safetensors headers", checkpoint.weight_format()
     else:
         names = weight_map or {}  # where no file is there, the index has named them
-        for layer in _mtp_layers(names, config):
+        for layer in (mtp_layers := _mtp_layers(names, config)):
             parameters[Part.MTP] += sum(math.prod(s.shape) for s in config.mtp_tensors(layer))
-        bytes_by_part, weights = _estimate(config, parameters, names)
+        stored = estimated = _Estimated(config, names)
+        drafts = manifest.speculation.kind in ("auto", "mtp") and config.num_hidden_layers in mtp_layers
+        served = replace(config, drafting_layers=int(drafts))
+        bytes_by_part, weights = estimated.by_part(bool(mtp_layers))
         source = "estimate from config.json and the index: the weight files are not here"
     text = described(path)
     calls = chosen_format(manifest.tool_format, text.template)
@@ -71,7 +80,7 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
         architecture={
             **config.describe(),
             "weights": weights,
-            "multi_token_prediction": "there, for `speculation`" if parameters[Part.MTP] else "none",
+            "multi_token_prediction": _mtp_words(served, parameters[Part.MTP]),
             "tokenizer": text.tokenizer,
             "chat_template": text.template_from,
             "tool_calls": "none that is known" if calls is None else calls.name,
@@ -82,8 +91,9 @@ def inspect_model(path: Path, manifest: Manifest) -> Report:
         bytes_by_part={part.value: n for part, n in bytes_by_part.items()},
         bytes_from=source,
         files=len(files),
-        kv_bytes_per_token=kv_bytes_per_token(config, manifest.dtype, manifest.engine.kv_cache_dtype),
-        placement=_placement(config, bytes_by_part, manifest),
+        kv_bytes_per_token=kv_bytes_per_token(served, manifest.dtype, manifest.engine.kv_cache_dtype),
+        kept=choice.words,
+        placement=_placement(served, manifest, choice, stored),
     )
 
 
@@ -93,44 +103,76 @@ def _counts(name: str) -> bool:
     return not name.endswith((*scale_suffixes(), ".embed_tokens.weight", ".shared_head.head.weight"))
 
 
+def _mtp_words(served: ModelConfig, parameters: int) -> str:
+    return "there, and drafts" if served.drafting_layers else "there, for `speculation`" if parameters else "none"
+
+
 def _mtp_layers(names: Iterable[str], config: ModelConfig) -> list[int]:
     """Indices of the multi-token-prediction layers that the index names."""
     layers = {config.mtp_layer(name) for name in names}
     return sorted(layer for layer in layers if layer is not None)
 
 
-def _estimate(c: ModelConfig, parameters: dict[Part, int], names: Mapping[str, str]) -> tuple[dict[Part, int], str]:
-    """Bytes by part, and how the weights are stored. A projection that the index names is in the format of which it
-    names the tensors; of one that it does not name, and of the width of all others, config.json is believed."""
-    width = STORED_BYTES.get(c.stored_dtype, 2)
-    sizes = {part: 0 for part in Part}
-    words = c.stored_dtype
+class _Stored(Protocol):
+    """How the checkpoint has a tensor."""
 
-    def stored_form(spec: TensorSpec) -> WeightFormat:
+    def form(self, spec: TensorSpec) -> WeightFormat: ...
+
+    def nbytes(self, spec: TensorSpec) -> int: ...
+
+
+class _InFiles:
+    """As headers say."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def form(self, spec: TensorSpec) -> WeightFormat:
+        return self._checkpoint.format_of(spec.name) if spec.quantisable else PLAIN
+
+    def nbytes(self, spec: TensorSpec) -> int:
+        return sum(info.nbytes for info in self._checkpoint.tensors_of(spec.name, spec.quantisable).values())
+
+
+class _Estimated:
+    """Where no file is there. A projection that the index names is in the format of which it names the tensors; of one
+    that it does not name, and of the width of all others, config.json is believed."""
+
+    def __init__(self, config: ModelConfig, names: Mapping[str, str]) -> None:
+        self._config, self._names = config, names
+        self._width = STORED_BYTES.get(config.stored_dtype, 2)
+
+    def form(self, spec: TensorSpec) -> WeightFormat:
+        if not spec.quantisable:
+            return PLAIN
+        c, names = self._config, self._names
         stored_as = format_of(spec.name, lambda name: "" if name in names else None, c.quantisation)
         if stored_as is PLAIN and spec.name not in names and spec.part is not Part.HEAD:
             return c.quantisation or PLAIN  # the published checkpoints leave the head in bf16
         return stored_as
 
-    def add(spec: TensorSpec, part: Part) -> None:
-        nonlocal words
-        stored_as = stored_form(spec) if spec.quantisable else PLAIN
-        if stored_as is PLAIN:
-            sizes[part] += width * math.prod(spec.shape)
-        else:
-            words = stored_as.words()
-            sizes[part] += stored_as.nbytes(spec.shape)
+    def nbytes(self, spec: TensorSpec) -> int:
+        stored_as = self.form(spec)
+        return self._width * math.prod(spec.shape) if stored_as is PLAIN else stored_as.nbytes(spec.shape)
 
-    for spec in c.tensors():
-        add(spec, spec.part)
-    if parameters[Part.MTP]:
-        for spec in c.mtp_tensors(c.num_hidden_layers):
-            add(spec, Part.MTP)
-    return {part: n for part, n in sizes.items() if n}, words
+    def by_part(self, mtp: bool) -> tuple[dict[Part, int], str]:
+        """Bytes, with one layer for multi-token prediction or without, and how the weights are stored."""
+        sizes = dict.fromkeys(Part, 0)
+        words = self._config.stored_dtype
+        for spec in self._config.tensors():
+            sizes[spec.part] += self.nbytes(spec)
+            if (stored_as := self.form(spec)) is not PLAIN:
+                words = stored_as.words()
+        if mtp:
+            sizes[Part.MTP] = sum(map(self.nbytes, self._config.mtp_tensors(self._config.num_hidden_layers)))
+        return {part: n for part, n in sizes.items() if n}, words
 
 
-def _placement(c: ModelConfig, sizes: dict[Part, int], manifest: Manifest) -> list[JSON]:
-    own = sum(n for part, n in sizes.items() if part not in (Part.ROUTED_EXPERTS, Part.MTP))
+def _placement(c: ModelConfig, manifest: Manifest, choice: WeightChoice, stored: _Stored) -> list[JSON]:
+    own = routed = 0
+    for spec in c.loaded_tensors():
+        size = kept_bytes(spec, choice, stored.form(spec), stored.nbytes(spec))
+        own, routed = (own, routed + size) if spec.part is Part.ROUTED_EXPERTS else (own + size, routed)
     scheduler = manifest.scheduler_config(c)
     rows: list[JSON] = [
         {
@@ -144,7 +186,7 @@ def _placement(c: ModelConfig, sizes: dict[Part, int], manifest: Manifest) -> li
     if c.moe_layers:
         groups = [f"expert-{i}" for i in range(manifest.experts.groups)]
         placement = contiguous_placement(c.moe_layers, c.n_routed_experts, groups)
-        each = sizes.get(Part.ROUTED_EXPERTS, 0) // (len(c.moe_layers) * c.n_routed_experts)
+        each = routed // (len(c.moe_layers) * c.n_routed_experts)
         for group in groups:
             experts = len(placement.held_by(group))
             rows.append({"worker": group, "weight_bytes": experts * each, "experts": experts})

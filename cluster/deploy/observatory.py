@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 class Observed(Protocol):
     """What is looked at: the controller's parts."""
 
-    fleet: RayFleet
     autoscale: AutoscaleLoop
-    reconfigurer: Reconfigurer
     operations: OperationLog
+
+    @property
+    def fleet(self) -> RayFleet: ...
+
+    @property
+    def reconfigurer(self) -> Reconfigurer: ...
 
     @property
     def restarts(self) -> int: ...

@@ -11,6 +11,7 @@ from ray.serve import Application
 from isotherm.cluster.api.access.key_store import KeySource
 from isotherm.cluster.deploy.front_door_keys import MAKE_KEYS, check_bound
 from isotherm.cluster.deploy.ingress import ingress_application
+from isotherm.cluster.deploy.ingress_update import workers_of
 from isotherm.cluster.deploy.preflight import check_servable
 from isotherm.cluster.deploy.serve import start_controller
 from isotherm.cluster.manifest import Manifest, load_manifest
@@ -42,17 +43,12 @@ def application(args: Arguments) -> Application:
     try:
         controller = find_controller()
     except ValueError:
-        controller = start_controller(manifest, path, owner=None)
+        controller = start_controller(manifest, path, keys, owner=None)
     running: Manifest = ray.get(controller.served.remote())
-    if _workers_of(running) != _workers_of(manifest):
+    if workers_of(running) != workers_of(manifest):
         raise ServeError(
             f"{args.manifest} has changed since the workers were started; a new RayCluster takes it up "
             "(upgradeStrategy NewCluster), or delete the RayService and apply it again"
         )
     ray.get(controller.begin.remote())
-    return ingress_application(manifest, path, keys)
-
-
-def _workers_of(manifest: Manifest) -> dict[str, object]:
-    """What the workers depend on; the front door may change under them."""
-    return manifest.model_dump(exclude={"http", "served_name"})
+    return ingress_application(manifest, keys)

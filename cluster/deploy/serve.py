@@ -54,8 +54,9 @@ STOP_TIMEOUT = 120.0  # seconds beyond the drain that `isotherm stop` waits for 
 DRAIN_SLACK = 10.0  # seconds beyond the drain in which an ingress replica ends by itself; then Serve ends it
 
 
-def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) -> ActorHandle:
-    """The detached controller actor; its workers are not started yet. `owner` is the process that waits for
+def start_controller(manifest: Manifest, model_path: Path, keys: KeySource | None, owner: Owner | None) -> ActorHandle:
+    """The detached controller actor; its workers are not started yet. `keys`: what the front door asks for, whoever
+    updates it. `owner` is the process that waits for
     `wait_stopped`; None where there is none. Raises ServeError where a controller runs already."""
     try:
         find_controller()
@@ -69,11 +70,11 @@ def start_controller(manifest: Manifest, model_path: Path, owner: Owner | None) 
     return (
         ray.remote(Controller)
         .options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached", **options)
-        .remote(uuid.uuid4().hex[:12], manifest, str(model_path), owner, f"http://{address}" if address else None)
+        .remote(uuid.uuid4().hex[:12], manifest, str(model_path), keys, owner, f"http://{address}" if address else None)
     )
 
 
-def start_ingress(manifest: Manifest, model_path: Path, keys: KeySource | None) -> None:
+def start_ingress(manifest: Manifest, keys: KeySource | None) -> None:
     """Raises ManifestError where Serve, which may have been there before, listens where it must not without keys."""
     options: JSON = {"host": manifest.http.host, "port": manifest.http.port}
     if (tls := manifest.http.tls) is not None:
@@ -82,7 +83,7 @@ def start_ingress(manifest: Manifest, model_path: Path, keys: KeySource | None) 
     client = _get_global_client()
     assert client is not None  # it would have raised
     check_bound(client.http_config.host, keys)
-    serve.run(ingress_application(manifest, model_path, keys), name=APPLICATION, route_prefix="/")
+    serve.run(ingress_application(manifest, keys), name=APPLICATION, route_prefix="/")
 
 
 def stop_everything() -> list[str]:
@@ -229,11 +230,11 @@ def _serve(
     if keys is not None:  # with one more key, for the one request that is asked here
         own_key, entry = passing_key("isotherm-serve")
         keys = replace(keys, given=(*keys.given, entry))
-    controller = start_controller(manifest, path, owner)
+    controller = start_controller(manifest, path, keys, owner)
     served = False
     try:
         starting = controller.start.remote()
-        stop.until_set(lambda: start_ingress(manifest, path, keys))
+        stop.until_set(lambda: start_ingress(manifest, keys))
         _show_loading(controller, starting, stop, console)
         url = ray.get(controller.url.remote(), timeout=30)
         wait = wait_for_answer if own_ray else _wait_on_head

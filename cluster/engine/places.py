@@ -145,7 +145,7 @@ class OutputLengths:
 
 
 def claim_of(request: GenerationRequest) -> Claim:
-    return Claim(request.user, request.weight, band_of(request.priority))
+    return Claim(request.key, request.weight, band_of(request.priority))
 
 
 class ShardPlaces:

@@ -1,10 +1,10 @@
-"""In which order requests get their turn: classes of priority, and fairness between users within a class. Pure: knows
+"""In which order requests get their turn: classes of priority, and fairness between keys within a class. Pure: knows
 nothing of KV blocks or steps.
 
-Fairness is start-time fair queueing (Goyal, Vin, Cheng 1997): each request of a user starts, in virtual time, where the
-last one of that user has ended, so that who asks for much waits behind who asks for little. A user of three times the
+Fairness is start-time fair queueing (Goyal, Vin, Cheng 1997): each request of an API key starts, in virtual time, where
+the last one of that key has ended, so that who asks for much waits behind who asks for little. A key of three times the
 weight has its virtual time pass three times as slowly, and so gets three times as many tokens. What a request has not
-used of what it might have, its user gets back when it ends. With one user it is first come, first served.
+used of what it might have, its key gets back when it ends. With one key, or none, it is first come, first served.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Class:
     """The virtual time of one priority: what somebody has of one counts for nothing in another."""
 
     now: float  # of the sequence that had its turn last
-    ends: dict[str, float] = field(default_factory=dict)  # user → when its last request ends
+    ends: dict[str, float] = field(default_factory=dict)  # key → when its last request ends
     turns: int = 0  # sequences that wait in it
 
 
@@ -55,8 +55,8 @@ class Waiting:
         request = sequence.request
         of_class = self._classes.setdefault(request.priority, _Class(self._passed))
         if sequence.virtual_start is None:
-            sequence.virtual_start = max(of_class.now, of_class.ends.get(request.user, 0.0))
-            of_class.ends[request.user] = sequence.virtual_start + cost(request) / request.weight
+            sequence.virtual_start = max(of_class.now, of_class.ends.get(request.key, 0.0))
+            of_class.ends[request.key] = sequence.virtual_start + cost(request) / request.weight
         if sequence in self._aside:
             self._aside.remove(sequence)
         else:
@@ -78,7 +78,7 @@ class Waiting:
         self._aside.add(sequence)
 
     def remove(self, sequence: ScheduledSequence, has_turn: bool = False) -> None:
-        """`has_turn`: it is computed now. Else it has been given up, and its user has no less for it."""
+        """`has_turn`: it is computed now. Else it has been given up, and its key has no less for it."""
         _, _, start, _ = self._turns.pop(sequence)
         of_class = self._classes[sequence.request.priority]
         of_class.turns -= 1
@@ -91,20 +91,20 @@ class Waiting:
         self._forget(sequence.request.priority)
 
     def ended(self, sequence: ScheduledSequence) -> None:
-        """It has left after its turn: what it might have used besides is its user's again."""
+        """It has left after its turn: what it might have used besides is its key's again."""
         if (unused := cost(sequence.request) - len(sequence.tokens)) > 0:
             self._give_back(sequence, unused)
 
     def _give_back(self, sequence: ScheduledSequence, tokens: int) -> None:
-        """What a user has asked for after a request starts so much earlier."""
+        """What a key has asked for after a request starts so much earlier."""
         request, start = sequence.request, sequence.virtual_start
         of_class = self._classes.get(request.priority)
-        if of_class is None or request.user not in of_class.ends or start is None:
+        if of_class is None or request.key not in of_class.ends or start is None:
             return
         saved = tokens / request.weight
-        of_class.ends[request.user] -= saved
+        of_class.ends[request.key] -= saved
         for other, turn in self._turns.items():
-            if other.request.user == request.user and turn[0] == request.priority and turn[2] > start:
+            if other.request.key == request.key and turn[0] == request.priority and turn[2] > start:
                 other.virtual_start = max(of_class.now, turn[2] - saved)
                 self._turns[other] = self._turn(other)
         self._heap = [(turn, other) for other, turn in self._turns.items()]
@@ -115,7 +115,7 @@ class Waiting:
         where nobody waits."""
         of_class = self._classes[priority]
         if of_class.turns:
-            of_class.ends = {user: end for user, end in of_class.ends.items() if end > of_class.now}
+            of_class.ends = {key: end for key, end in of_class.ends.items() if end > of_class.now}
         else:
             self._passed = max(self._passed, of_class.now, *of_class.ends.values())
             del self._classes[priority]

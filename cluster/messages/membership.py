@@ -3,7 +3,8 @@ controller is told that is not the newest any more."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from isotherm.cluster.errors import IsothermError
 
@@ -26,3 +27,6 @@ class Membership:
     max_model_len: int
     recovering: bool = False  # not ready because every shard was lost; others are on their way
     system_fingerprint: str = ""  # as ClusterNumerics says; empty before the first worker has come
+    revision: int = 0  # which of the models that were rolled out one after the other these shards have
+    # Revision → its shards, which take nothing but what began there: it is about to come, or was rolled away
+    others: Mapping[int, tuple[str, ...]] = field(default_factory=dict)

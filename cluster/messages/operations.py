@@ -68,11 +68,13 @@ class Target(_Model):
     drain_nodes: list[str] | None = (
         None  # Ray's ids of all nodes that are to have no worker of ours; an empty list: every node may have some
     )
+    model: str | None = None  # directory of the checkpoint that is to be served in the place of the one that is
 
     @property
     def about_workers(self) -> bool:
         """Not copies alone."""
-        return not (self.expert_groups is None and self.attention_shards is None and self.drain_nodes is None)
+        of_workers = self.expert_groups, self.attention_shards, self.drain_nodes, self.model
+        return any(value is not None for value in of_workers)
 
     @property
     def is_empty(self) -> bool:
@@ -94,6 +96,7 @@ class _Body(_Model):
     attention_shards: int | None = Field(None, ge=1, le=1024)
     copies: list[CopyTarget] = Field([], max_length=100_000)
     drain_nodes: list[Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")]] | None = Field(None, max_length=4096)
+    model: str | None = Field(None, pattern="^/", max_length=4096)
     idempotency_key: str = Field("", max_length=200)
     dry_run: bool = False
     deadline_seconds: float = Field(120.0, gt=0, le=86400, strict=False)
@@ -111,6 +114,8 @@ def parse_operation(body: Any) -> OperationRequest:
     target = Target.model_validate(parsed.model_dump(include=set(Target.model_fields)))
     if target.is_empty:
         raise OperationError(f"give at least one of {', '.join(Target.model_fields)}", "body")
+    if target.model is not None and len(target.model_dump(exclude_defaults=True)) > 1:
+        raise OperationError("model goes alone: change numbers, copies or nodes before or afterwards", "model")
     return OperationRequest(target, parsed.idempotency_key, parsed.dry_run, parsed.deadline_seconds)
 
 
@@ -147,6 +152,11 @@ class Operation:
     plan: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     entered: dict[str, float] = field(default_factory=dict)  # phase → when
+
+    @property
+    def finishes(self) -> bool:
+        """Another model has taken over; what is left is that streams end on the weights that they began with."""
+        return self.committed and "model" in self.target and not self.phase.is_final
 
     def enter(self, phase: Phase, now: float, reason: str = "") -> None:
         """Go on to a phase. Raises OperationError where the operation has ended."""
@@ -191,19 +201,9 @@ class OperationLog:
         """The operation for a request, and whether it is new. The same key again gives the operation that it had
         before. Raises OperationError (conflict) while another one runs, or waits for resources and both are about
         workers."""
-        # None means something within `copies`.
-        target = {
-            name: value for name, value in request.target.model_dump(exclude_defaults=True).items() if value is not None
-        }
-        if request.idempotency_key:
-            for operation in self._operations.values():
-                if operation.idempotency_key == request.idempotency_key:
-                    if operation.target != target or operation.dry_run != request.dry_run:
-                        raise OperationError(
-                            f"idempotency_key {request.idempotency_key!r} was used for another target",
-                            "idempotency_key",
-                        )
-                    return operation, False
+        if (known := self.known(request)) is not None:
+            return known, False
+        target = _target_of(request)
         if not request.dry_run:
             self._refuse_beside_others(request, origin)
         self._count += 1
@@ -212,10 +212,32 @@ class OperationLog:
         self.record(operation)
         return operation, True
 
+    def known(self, request: OperationRequest) -> Operation | None:
+        """The one that the request's key had before. Raises OperationError where it was asked for something else."""
+        if not request.idempotency_key:
+            return None
+        for operation in self._operations.values():
+            if operation.idempotency_key == request.idempotency_key:
+                if operation.target != _target_of(request) or operation.dry_run != request.dry_run:
+                    raise OperationError(
+                        f"idempotency_key {request.idempotency_key!r} was used for another target",
+                        "idempotency_key",
+                    )
+                return operation
+        return None
+
     def _refuse_beside_others(self, request: OperationRequest, origin: str) -> None:
         for other in self._running():
             if origin != AUTOSCALER and other.origin == AUTOSCALER:
                 continue  # it does not stand in an operator's way: theirs comes next, or in its place
+            if other.finishes and request.target.model is None and request.target.drain_nodes is None:
+                continue  # it has nothing to do with the workers that serve now
+            if other.finishes:
+                raise OperationError(
+                    f"operation {other.id} is committed, and streams finish on the workers that it replaces; "
+                    "until they are gone no other model comes and no node is drained",
+                    conflict=True,
+                )
             if not other.waiting:
                 raise OperationError(f"operation {other.id} is {other.phase.value}; one runs at a time", conflict=True)
             if request.target.about_workers:
@@ -234,11 +256,19 @@ class OperationLog:
 
     def running(self) -> Operation | None:
         """The one that others wait for."""
-        return next((o for o in self._running() if not o.waiting), None)
+        return next((o for o in self._running() if not o.waiting and not o.finishes), None)
 
     def waiting(self) -> Operation | None:
         """The one that waits for resources."""
         return next((o for o in self._running() if o.waiting), None)
+
+    def finishing(self) -> Operation | None:
+        """The one after which streams still end on the weights that they began with."""
+        return next((o for o in self._running() if o.finishes), None)
+
+    def under_way(self) -> Operation | None:
+        """The one to be shown."""
+        return self.running() or self.waiting() or self.finishing()
 
     def _running(self) -> Iterator[Operation]:
         return (o for o in self._operations.values() if not o.phase.is_final and not o.dry_run)
@@ -266,19 +296,26 @@ class OperationLog:
     @staticmethod
     def load(text: str, now: float) -> OperationLog:
         """What `dump` wrote. Operations that were under way ended with the controller: those that were committed are
-        done, for what was left of them is freed by the one that comes back; the others are rolled back."""
+        done, for what was left of them is freed by the one that comes back; the others are rolled back. One that
+        `finishes` goes on to."""
         log = OperationLog()
         data: Mapping[str, Any] = json.loads(text)
         log._count = data["count"]
         log._forgotten.update({(origin, phase): count for origin, phase, count in data["forgotten"]})
         for record in data["operations"]:
             operation = Operation(**record | {"phase": Phase(record["phase"])})
-            if not operation.phase.is_final:
+            if not operation.phase.is_final and not operation.finishes:
                 operation.enter(
                     Phase.DONE if operation.committed else Phase.ROLLED_BACK, now, "the controller was restarted"
                 )
             log._operations[operation.id] = operation
         return log
+
+
+def _target_of(request: OperationRequest) -> JSON:
+    """What is asked for. Within `copies` None means something."""
+    target = request.target.model_dump(exclude_defaults=True)
+    return {name: value for name, value in target.items() if value is not None}
 
 
 def _outcome(operation: Operation) -> tuple[str, str]:

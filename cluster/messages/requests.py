@@ -73,11 +73,12 @@ class GenerationRequest:
     generated: tuple[int, ...] = ()
     accepted: bool = False
     priority: int = 0  # lower ones have their turn first
-    user: str = ""  # whom it is for: requests of one priority are shared out over users, by weight
-    weight: float = 1.0  # its user's share beside other users
+    key: str = ""  # name of the API key that it came with: requests of one priority are shared out over keys, by weight
+    weight: float = 1.0  # its key's share beside other keys
     tenant: str = ""  # requests of one tenant share a prefix cache, and those of none
     family: str = ""  # those of one family have one prompt, which is computed once for all of them
     scored: int = 0
+    fingerprint: str = ""  # its reply's: no shard with other weights may have it; empty: any may
 
     def resumed(self, generated: tuple[int, ...], scored: int = 0) -> GenerationRequest:
         """The same request after `generated` tokens, and the log-probabilities of `scored` prompt tokens, reached the

@@ -113,6 +113,12 @@ class ModelConfig(ABC):
         """What a multi-token-prediction layer adds to the model's parameters."""
         yield from ()
 
+    def loaded_tensors(self) -> Iterator[TensorSpec]:
+        """What is read where the model is served: its own tensors, and those of layers that draft."""
+        yield from self.tensors()
+        for layer in range(self.num_hidden_layers, self.cache_layers):
+            yield from self.mtp_tensors(layer)
+
     @property
     def moe_layers(self) -> tuple[int, ...]:
         """Those with routed experts, of the layers that draft too."""

@@ -133,8 +133,21 @@ def _piece(checkpoint: Checkpoint, spec: TensorSpec, choice: WeightChoice) -> tu
         )
     if form == STORED or isinstance(stored_as, PackQuantized) or form == stored_as.name:
         return _copied(checkpoint, spec, stored_as)
-    written: WeightFormat = {"int4": PackQuantized(GROUP), "fp8": CompressedFp8Blocks(), "int8": Int8Groups()}[form]
-    return _written(spec, written, form, "F32" if form == "fp8" else "BF16")
+    return _written(spec, made_in(form), form, "F32" if form == "fp8" else "BF16")
+
+
+def made_in(form: str) -> WeightFormat:
+    """The format of a weight that is quantised to a form of WeightChoice."""
+    return {"int4": PackQuantized(GROUP), "fp8": CompressedFp8Blocks(), "int8": Int8Groups()}[form]
+
+
+def kept_bytes(spec: TensorSpec, choice: WeightChoice, stored_as: WeightFormat, stored_bytes: int) -> int:
+    """Of a weight where it is served: those that it is stored in, or fewer where it is quantised while it is read. What
+    has four bits already stays as it is."""
+    form = choice.form(spec)
+    if form in (STORED, stored_as.name) or isinstance(stored_as, PackQuantized | Gptq):
+        return stored_bytes
+    return made_in(form).nbytes(spec.shape)
 
 
 def _copied(checkpoint: Checkpoint, spec: TensorSpec, stored_as: WeightFormat) -> tuple[Piece, WeightFormat]:

@@ -18,12 +18,16 @@ Rows = dict[str, dict[str, JSONValue]]  # by prefix, then by the rest of the nam
 
 
 def status_rows(status: JSON, loads: Iterable[JSON]) -> Rows:
-    """`cluster`, and one value for each worker and node. `loads`: decayed rates of the workers, with their `name`."""
+    """`cluster`, and one value for each worker and node. `loads`: decayed rates of workers, by `name`, which are put to
+    those that the status has of them."""
     by_name = {load["name"]: {k: v for k, v in load.items() if k not in ("name", "node")} for load in loads}
     parts = ("workers", "nodes", "operation", "autoscaler")
     head = {name: value for name, value in status.items() if name not in parts}
     head["controller"] = {k: v for k, v in head.get("controller", {}).items() if k != "uptime_seconds"}
-    workers = {w["id"]: w | ({"load": by_name[w["id"]]} if w["id"] in by_name else {}) for w in status["workers"]}
+    workers = {
+        w["id"]: w | ({"load": {**(w.get("load") or {}), **by_name[w["id"]]}} if w["id"] in by_name else {})
+        for w in status["workers"]
+    }
     return {"cluster": {"": head}, "worker/": workers, "node/": {n["id"]: n for n in status["nodes"]}}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from isotherm.cluster.on_ray.run_file import local_address
+from isotherm.cluster.on_ray.token_file import keep_token
 
 # Despite its name, on every system: with 0 Ray uses the loopback address and listens on no other, and a driver looks
 # for its node there.
@@ -18,13 +18,15 @@ LOCAL_RAY = LOOPBACK | {
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process of the machine stall every stream
     # A worker that hangs cannot end itself: Ray's 5 s are 5 s more for streams that wait for it
     "RAY_kill_worker_timeout_milliseconds": "1000",
-    "RAY_AUTH_MODE": "token",  # Ray makes a token in ~/.ray where there is none
+    "RAY_AUTH_MODE": "token",
     # Serve's proxy would let any client switch off its timeouts and disconnect handling by headers; this strips
     # them.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "isotherm.cluster.api.middleware:serve_proxy_middlewares",
     # A chunk of a stream goes from replica to proxy as a gRPC message, not as a Ray object, and from no event loop
     # to another: a third of the cost.
     "RAY_SERVE_PROXY_USE_GRPC": "1",
+    # A whole reply is one of them, and one with many log-probabilities has more than gRPC's 4 MiB.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # A proxy that has died is missed after a second, not ten. One that does not answer has Serve's 10 s, three
@@ -41,7 +43,8 @@ GCS_PORT = 6379  # where `ray start --head` and KubeRay put Ray's head
 
 
 def prepare_local_ray() -> None:
-    """Call before the first `import ray` of a process that will start a local Ray."""
+    """Call before the first `import ray` of a process that will start a local Ray. Raises RayTokenError."""
+    keep_token()
     os.environ.update(LOCAL_RAY)
     keep_from_proxies(UNPROXIED)
 
@@ -70,7 +73,7 @@ def prepare_attach(address: str | None) -> str | None:
         os.environ.update(LOOPBACK)
         keep_from_proxies(UNPROXIED)
     if "RAY_AUTH_MODE" not in os.environ and (
-        "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").is_file()
+        "RAY_AUTH_TOKEN" in os.environ or os.path.isfile(os.path.expanduser("~/.ray/auth_token"))
     ):
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks for a token by itself only when it is given no address
     return address

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import sys
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Protocol
 
@@ -30,6 +31,10 @@ HANDED_OUT = 8
 PING_PERIOD = 5.0  # seconds between signs of life; shards give up on a replica that is silent for several of these
 RECONNECT = 0.25, 5.0  # seconds before a connection that was lost is made again: at first, and at most
 OPEN_SECONDS = 30.0  # in which a shard must have opened a stream
+
+
+class WeightsGoneError(EngineUnavailableError):
+    """The weights that the request is bound to are not served any more, nor will they be."""
 
 
 class Shard(Protocol):
@@ -72,6 +77,7 @@ class ShardClient:
         self._cluster = cluster
         self._connections: dict[str, Connection] = {}  # by shard
         self._membership: Membership | None = None
+        self._revisions: dict[str, int] = {}  # which revision said of itself that it had a fingerprint
         self._trial = asyncio.Lock()  # held by a request under which a shard was lost, until it gets on again
         self.background = Background()
         self.system_fingerprint = ""
@@ -95,14 +101,13 @@ class ShardClient:
         return self._shard_tokens * max(1, len(self._serving()))
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        """As EngineClient says. A request whose shard is lost or drained goes on at another, from the tokens that were
-        already given out."""
+        """As EngineClient says. A request whose shard is lost or drained goes on at another that has the weights of the
+        request's fingerprint, from the tokens that were already given out."""
         journey = Journey(request)
-        family = request.family
         if self._will_serve():
-            connection = await self._choose_within(ADMISSION_SECONDS, family)
+            connection = await self._choose_within(ADMISSION_SECONDS, request)
         else:
-            connection = self._choose(family)
+            connection = self._choose(request)
         while True:
             async with self._alone(journey) as cleared, aclosing(connection.attempt(journey.resumed())) as deltas:
                 async for delta in deltas:
@@ -121,10 +126,10 @@ class ShardClient:
                 yield journey.told(end)
                 return
             if not journey.has_begun:
-                connection = await self._choose_within(ADMISSION_SECONDS, family)
+                connection = await self._choose_within(ADMISSION_SECONDS, request)
                 continue
             try:
-                connection = await self._choose_within(RESUBMIT_SECONDS, family)
+                connection = await self._choose_within(RESUBMIT_SECONDS, request)
             except EngineUnavailableError as error:
                 yield journey.told(journey.failure(f"its attention shard was lost, and {error}"))
                 return
@@ -155,15 +160,28 @@ class ShardClient:
 
     def _serving(self) -> list[Connection]:
         """Those that take new requests."""
-        named = () if self._membership is None else self._membership.shards
-        return [c for name in named if (c := self._connections.get(name)) is not None and c.is_open]
+        return self._open(() if self._membership is None else self._membership.shards)
 
-    def _choose(self, family: str = "") -> Connection:
+    def _open(self, names: Iterable[str]) -> list[Connection]:
+        return [c for name in names if (c := self._connections.get(name)) is not None and c.is_open]
+
+    def _able(self, request: GenerationRequest) -> list[Connection]:
+        """Shards that may have the request. Raises EngineUnavailableError where there are none."""
+        membership, revision = self._membership, self._revisions.get(request.fingerprint)
+        if membership is None or revision in (None, membership.revision):
+            if (reason := self.not_ready()) is not None:
+                raise EngineUnavailableError(reason)
+            return self._serving()
+        if revision not in membership.others:
+            raise WeightsGoneError(f"the weights {request.fingerprint} that it began with are not served any more")
+        if not (able := self._open(membership.others[revision])):
+            raise EngineUnavailableError(f"no attention shard with the weights {request.fingerprint} can be reached")
+        return able
+
+    def _choose(self, request: GenerationRequest) -> Connection:
         """The least loaded shard; one that has others of the family comes before, since it has computed their prompt,
         as long as it can run one more: to wait there while others are idle would take longer than the prompt."""
-        if (reason := self.not_ready()) is not None:
-            raise EngineUnavailableError(reason)
-        serving = self._serving()
+        serving, family = self._able(request), request.family
         related = [c for c in serving if family and c.families[family]]
         able = [c for c in related if c.load < self._max_sequences]
         return min(able or serving, key=lambda c: (c.load, c not in related))
@@ -173,12 +191,15 @@ class ShardClient:
         it serves there may be none either, for a moment: a shard can be gone before the controller has said so."""
         return self._membership is not None and (self._membership.recovering or self._membership.not_ready is None)
 
-    async def _choose_within(self, seconds: float, family: str) -> Connection:
-        """Like `_choose`, but waits for a shard. Raises EngineUnavailableError when the time is over."""
+    async def _choose_within(self, seconds: float, request: GenerationRequest) -> Connection:
+        """Like `_choose`, but waits for a shard. Raises EngineUnavailableError when the time is over, WeightsGoneError
+        at once."""
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             try:
-                return self._choose(family)
+                return self._choose(request)
+            except WeightsGoneError:
+                raise
             except EngineUnavailableError:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
@@ -199,10 +220,17 @@ class ShardClient:
     def _adopt(self, membership: Membership) -> None:
         self._membership = membership
         self.max_model_len, self.system_fingerprint = membership.max_model_len, membership.system_fingerprint
-        for name in membership.shards:
+        if membership.system_fingerprint:
+            self._revisions[membership.system_fingerprint] = membership.revision
+        for name in self._named():
             if name not in self._connections:
                 self._connections[name] = Connection(name)
                 self.background.spawn(f"the connection to {name}", self._keep_connected(self._connections[name]))
+
+    def _named(self) -> list[str]:
+        """Every shard that the controller names."""
+        membership = self._membership
+        return [] if membership is None else [*membership.shards, *itertools.chain(*membership.others.values())]
 
     async def _keep_connected(self, connection: Connection) -> None:
         """Connect again and again, as long as the controller names the shard. One that is named no more takes no new
@@ -219,7 +247,7 @@ class ShardClient:
                     log.exception("the connection to %s failed", name)
                     reason = one_line(error)
                 log.warning("the connection to attention shard %s has ended: %s", name, reason)
-                if self._membership is None or name not in self._membership.shards:
+                if name not in self._named():
                     return
                 pause = RECONNECT[0] if asyncio.get_running_loop().time() > begin + longest else min(2 * pause, longest)
                 await asyncio.sleep(pause)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from typing import Any
 
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.text.template_child import read_frame, write_frame
+from isotherm.cluster.text.child_pipe import ask, send
+
+START_SECONDS = 30.0  # for a child to be there, on a machine that is very busy
 
 
 class ChatTemplateError(IsothermError):
@@ -126,25 +129,36 @@ class ChatTemplate:
         raise kinds.get(reply["kind"], ChatTemplateError)(reply["message"])
 
     def _exchange(self, payload: bytes) -> JSON:
-        """The child's reply, or {"kind": …, "message": …} where it ended instead."""
-        if self._child is None or self._child.poll() is not None:
-            self._end_child()
-            self._child = _start_child()
-            self._ending = weakref.finalize(self, _end, self._child)  # for those who forget this object
-            self._ending.atexit = False  # it ends by itself when this process has gone
-            write_frame(self._child.stdin, json.dumps(self._setup).encode())
-        child = self._child
-        try:
-            write_frame(child.stdin, payload)
-            reply = read_frame(child.stdout)
-        except (BrokenPipeError, EOFError):
-            child.wait()
-            self._end_child()
-            if child.returncode == -signal.SIGALRM:
-                return {"kind": "limit", "message": f"the chat template ran for more than {self._time_limit:g} s"}
-            return {"kind": "limit", "message": f"the chat template's process ended (status {child.returncode})"}
-        said: JSON = json.loads(reply)
-        return said
+        """The child's reply, or {"kind": …, "message": …} where it ended instead. One that somebody else has killed or
+        stopped says nothing about the template: another child is asked."""
+        status = 0
+        for _ in range(2):
+            child, seconds = self._child, 2 * self._time_limit  # its own timer ends it long before that
+            fresh = child is None or child.poll() is not None
+            if child is None or fresh:
+                child, seconds = self._new_child(), seconds + START_SECONDS
+            try:
+                if fresh:
+                    send(child, json.dumps(self._setup).encode(), START_SECONDS)
+                said: JSON = json.loads(ask(child, payload, seconds))
+                return said
+            except TimeoutError:
+                self._end_child()
+            except (BrokenPipeError, EOFError):
+                status = child.wait()
+                self._end_child()
+                if status not in (-signal.SIGKILL, -signal.SIGTERM):
+                    break
+        if status == -signal.SIGALRM:
+            return {"kind": "limit", "message": f"the chat template ran for more than {self._time_limit:g} s"}
+        return {"kind": "limit", "message": f"the chat template's process ended (status {status})"}
+
+    def _new_child(self) -> subprocess.Popen[bytes]:
+        self._end_child()
+        self._child = child = _start_child()
+        self._ending = weakref.finalize(self, _end, child)  # for those who forget this object
+        self._ending.atexit = False  # it ends by itself when this process has gone
+        return child
 
     def _end_child(self) -> None:
         if self._child is not None:
@@ -167,6 +181,13 @@ def _start_child() -> subprocess.Popen[bytes]:
         f"import sys; sys.path[:] = {sys.path!r}; "
         "from isotherm.cluster.text.template_child import child_main; child_main()"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
+    assert child.stdin is not None
+    os.set_blocking(child.stdin.fileno(), False)
+    return child

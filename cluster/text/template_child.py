@@ -18,24 +18,24 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.template_environment import ChatEnvironment
 from isotherm.cluster.text.template_text import own_runs, written
 
-_FRAME = struct.Struct(">Q")  # payload bytes; the payload is JSON
+FRAME = struct.Struct(">Q")  # payload bytes; the payload is JSON
 # A role is one of a few words, whoever says it, and templates make markers of it: '<|' + message.role + '|>'.
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
 def write_frame(pipe: IO[bytes] | None, payload: bytes) -> None:
     assert pipe is not None
-    pipe.write(_FRAME.pack(len(payload)) + payload)
+    pipe.write(FRAME.pack(len(payload)) + payload)
     pipe.flush()
 
 
 def read_frame(pipe: IO[bytes] | None) -> bytes:
     """One payload. Raises EOFError when the other end has gone."""
     assert pipe is not None
-    header = pipe.read(_FRAME.size)
-    if len(header) < _FRAME.size:
+    header = pipe.read(FRAME.size)
+    if len(header) < FRAME.size:
         raise EOFError
-    (size,) = _FRAME.unpack(header)
+    (size,) = FRAME.unpack(header)
     payload = pipe.read(size)
     if len(payload) < size:
         raise EOFError

@@ -93,7 +93,7 @@ def read_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str]
     if (jinja := directory / "chat_template.jinja").is_file():
         files["default"] = jinja
     if files:
-        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        return {name: _read_text(path) for name, path in files.items()}
     path, found = directory / "tokenizer_config.json", config.get("chat_template")
     if found is None:
         path = directory / "chat_template.json"
@@ -118,13 +118,21 @@ def read_json(path: Path) -> JSON:
     """The file's object, or an empty one when there is no such file."""
     if not path.is_file():
         return {}
+    text = _read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: cannot be read ({error})") from None
 
 
 def token_text(value: Any) -> str | None:

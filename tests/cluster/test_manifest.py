@@ -79,7 +79,6 @@ def test_a_manifest_survives_being_written_and_read():
 BAD: list[tuple[str, Any, str]] = [
     ("model", "", "at least 1 character"),
     ("model", 3, "string"),
-    ("served_name", "", "at least 1 character"),
     ("device", "tpu", "'cpu' or 'cuda'"),
     ("dtype", "fp8", "'bfloat16' or 'float32'"),
     ("kernels", "cuda", "'auto', 'native', 'reference' or 'triton'"),
@@ -136,7 +135,14 @@ BAD: list[tuple[str, Any, str]] = [
     ("autoscaling.expert_groups", {"max": 2, "min": 3}, "min at most max"),
     ("autoscaling.expert_groups", {"busy_below": 0.9}, "busy_below below busy_above"),
     ("autoscaling.attention_shards", {"kv_above": 0.4}, "kv_below below kv_above"),
-    ("http.host", "", "at least 1 character"),
+    ("http.host", "", "must be an IP address or a host's name"),
+    ("http.host", "http://127.0.0.1", "must be an IP address or a host's name"),
+    ("http.host", "127.0.0.1:8000", "without a scheme and a port"),
+    ("http.host", "127.0.0.1 ", "must be an IP address or a host's name"),
+    ("tracing.endpoint", "collector:4318", "must be a URL such as http://localhost:4318/v1/traces"),
+    ("tracing.endpoint", "http://", "must be a URL such as"),
+    ("served_name", "", "must have at least 1 character"),
+    ("attention.labels", None, "must be a mapping"),
     ("http.port", 0, "greater than or equal to 1"),
     ("http.port", 65536, "less than or equal to 65535"),
     ("http.port", "8000", "integer"),
@@ -169,6 +175,15 @@ def test_origins_are_as_browsers_write_them(origin: str):
 def test_an_unknown_field_of_a_section_that_need_not_be_there():
     message = refusal({"http": {"tls": {"certificate": "/c", "key": "/k", "password": "x"}}})
     assert "http.tls.password" in message and "known here: certificate, key" in message
+
+
+def test_a_field_that_must_be_there_is_said_to_be_missing():
+    assert refusal({"http": {"tls": {"certificate": "/c"}}}) == "here.yaml: http.tls.key is missing: it must be given"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::1", "fe80::1%eth0", "localhost", "node-1.example.org", "my_host"])
+def test_hosts_to_bind(host: str):
+    assert parse_manifest({"http": {"host": host}}).http.host == host
 
 
 def test_paths_are_absolute():
@@ -210,7 +225,7 @@ def test_a_manifest_is_a_mapping(data: Any):
 
 
 def test_field_names_are_strings():
-    assert "strings" in refusal({1: 2})
+    assert refusal({True: 2}) == "here.yaml: 1 is a name that YAML reads as True: names of fields must be strings"
 
 
 # --- sizes and labels -----------------------------------------------------------------------------

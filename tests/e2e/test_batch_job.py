@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from programs import last_words, running
 from pyarrow import Table, parquet
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from served import ISOTHERM, Served
@@ -41,13 +42,13 @@ def served(another_ray, tmp_path_factory):
     assert cluster.left_over() == {"processes": [], "shared memory": []}
 
 
-def submit(served: Served, folder: Path, *more: str) -> subprocess.Popen[str]:
+def submit(served: Served, folder: Path, *more: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """The README's own command line."""
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--working-dir", str(folder), "--",
                ISOTHERM, "batch", "--input", str(folder / "in.jsonl"),
                "--output", str(folder / "out.jsonl"), *more]  # fmt: skip
     environment = os.environ | {"RAY_ADDRESS": served.status()["dashboard"], "RAY_AUTH_MODE": "token"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return running(command, environment)
 
 
 def rows_of(path: Path) -> list[dict]:
@@ -68,27 +69,27 @@ def test_batch_survives_its_driver(served, tmp_path_factory):
     requests[7]["body"]["max_tokens"] = -1  # a bad row is recorded and stops nothing
     (folder / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in requests))
 
-    first = submit(served, folder, "--concurrency", "8")
-    deadline = time.monotonic() + 120
-    while not ROWS // 8 < len(rows_of_lines(folder)) < ROWS:
-        assert time.monotonic() < deadline and first.poll() is None, first.communicate()[0]
-        time.sleep(0.05)
-    drivers = [
-        p
-        for p in psutil.process_iter(["cmdline"])
-        if str(folder / "out.jsonl") in (p.info["cmdline"] or [])
-        and "batch" in p.info["cmdline"]
-        and "submit" not in p.info["cmdline"]
-    ]
-    assert drivers
-    for driver in drivers:
-        driver.kill()
-    first.wait(60)
+    with submit(served, folder, "--concurrency", "8") as first:
+        deadline = time.monotonic() + 120
+        while not ROWS // 8 < len(rows_of_lines(folder)) < ROWS:
+            assert time.monotonic() < deadline and first.poll() is None, last_words(first)
+            time.sleep(0.05)
+        drivers = [
+            p
+            for p in psutil.process_iter(["cmdline"])
+            if str(folder / "out.jsonl") in (p.info["cmdline"] or [])
+            and "batch" in p.info["cmdline"]
+            and "submit" not in p.info["cmdline"]
+        ]
+        assert drivers
+        for driver in drivers:
+            driver.kill()
+        first.wait(60)
     done = len(rows_of_lines(folder))
     assert 0 < done < ROWS
 
-    second = submit(served, folder)
-    output = second.communicate(timeout=180)[0]
+    with submit(served, folder) as second:
+        output = second.communicate(timeout=180)[0]
     # Every row is answered, one with an error: the job says so by its status.
     assert second.returncode != 0 and f"{ROWS} of {ROWS} rows done" in output and "1 with an error" in output, output
     results = rows_of(folder / "out.jsonl")

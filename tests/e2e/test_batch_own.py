@@ -5,22 +5,23 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
+from programs import last_words, running
 from served import ISOTHERM
 
 ROWS = 300
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     command = [ISOTHERM, "batch", "--own", "tiny", "--input", str(folder / "*.jsonl"),
                "--output", str(folder / "out.jsonl"), "--concurrency", "8"]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return running(command, environment)
 
 
 def lines(folder: Path) -> list[str]:
@@ -34,21 +35,20 @@ def test_a_batch_with_its_own_cluster_is_killed_and_completed(tmp_path: Path):
             for i in range(ROWS // 2):
                 said = [{"role": "user", "content": f"What is {i} + {len(name)}?"}]
                 file.write(json.dumps({"messages": said, "temperature": 0, "max_tokens": 40}) + "\n")
-    first = start(tmp_path)
     family: dict[int, psutil.Process] = {}
-    deadline = time.monotonic() + 250
-    while not ROWS // 10 < len(lines(tmp_path)) < ROWS:
-        assert time.monotonic() < deadline and first.poll() is None, first.communicate()[0]
-        family |= {process.pid: process for process in psutil.Process(first.pid).children(recursive=True)}
-        time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    with start(tmp_path) as first:
+        deadline = time.monotonic() + 250
+        while not ROWS // 10 < len(lines(tmp_path)) < ROWS:
+            assert time.monotonic() < deadline and first.poll() is None, last_words(first)
+            family |= {process.pid: process for process in psutil.Process(first.pid).children(recursive=True)}
+            time.sleep(0.05)
+        first.kill()
     assert len(family) > 5  # Ray and its workers
     _, alive = psutil.wait_procs(list(family.values()), timeout=60)
     assert alive == []
 
-    second = start(tmp_path)
-    output = second.communicate(timeout=250)[0]
+    with start(tmp_path) as second:
+        output = second.communicate(timeout=250)[0]
     assert second.returncode == 0 and f"{ROWS} of {ROWS} rows done" in output, output
     results = [json.loads(line) for line in lines(tmp_path)]
     assert sorted(one["custom_id"] for one in results) == sorted(

@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -192,23 +191,10 @@ def test_the_terminal_goes(tmp_path, workload):
 
 # --- an update ------------------------------------------------------------------------------------
 
-REDEPLOY = """
-import sys
-from pathlib import Path
-from isotherm.cluster.on_ray.environment import prepare_attach
-address = prepare_attach(sys.argv[1])
-from isotherm.cluster.manifest import load_manifest
-from isotherm.cluster.model.path import bundled_model
-from isotherm.cluster.on_ray.session import attach
-from isotherm.cluster.deploy.serve import start_ingress
-attach(address)
-start_ingress(load_manifest(Path(sys.argv[2])), bundled_model(), None)
-"""
-
 
 def redeploy(served: Served) -> None:
-    command = [sys.executable, "-c", REDEPLOY, served.ray_address(), str(served.manifest)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd="/")  # it waits for the drain
+    update = "roll", "--ingress", str(served.manifest), "--address", served.ray_address()
+    done = served.command(*update, timeout=240)  # it waits for the drain
     assert done.returncode == 0, done.stderr
 
 

@@ -16,6 +16,7 @@ import random
 import re
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -36,6 +37,7 @@ class Burst:
     clients: int
     seconds: float = 30.0
     patience: float = 60.0
+    grace: float = 60.0  # for streams that are open when the time is over
     warm: float = 3.0
     tokens: int = 64
     prompt: int = 16
@@ -98,23 +100,40 @@ class Answer(asyncio.Protocol):
         return length is not None and len(body) >= int(length[1])
 
 
-async def _client(burst: Burst, number: int, begin: float, end: float, report: Report) -> None:
-    rng = random.Random(burst.seed * 10**6 + number)
-    loop, answer, transport = asyncio.get_running_loop(), None, None
-    key = burst.keys[number % len(burst.keys)] if burst.keys else ""
-    while time.perf_counter() < end:
-        if answer is None or answer.lost:
-            transport, answer = await loop.create_connection(Answer, "127.0.0.1", burst.port)
-        sent = time.perf_counter()
+class Client:
+    """One that always has a request open, over a connection that is kept."""
+
+    def __init__(self, burst: Burst, number: int, begin: float, report: Report) -> None:
+        self._burst, self._begin, self._report = burst, begin, report
+        self._end = begin + burst.seconds
+        self._rng = random.Random(burst.seed * 10**6 + number)
+        self._key = burst.keys[number % len(burst.keys)] if burst.keys else ""
+        self._answer: Answer | None = None
+        self._transport: asyncio.Transport | None = None
+
+    async def run(self) -> None:
+        try:
+            while time.perf_counter() < self._end:
+                await self._ask()
+        finally:
+            if self._transport is not None:
+                self._transport.close()
+
+    async def _ask(self) -> None:
+        burst, loop, report = self._burst, asyncio.get_running_loop(), self._report
+        if self._answer is None or self._answer.lost:
+            self._transport, self._answer = await loop.create_connection(Answer, "127.0.0.1", burst.port)
+        answer, sent = self._answer, time.perf_counter()
         answer.data, answer.began, answer.done = bytearray(), 0.0, loop.create_future()
-        transport.write(_request(burst, rng, key))  # type: ignore[union-attr]
+        assert self._transport is not None
+        self._transport.write(_request(burst, self._rng, self._key))
         whole, now = await answer.done, time.perf_counter()
-        status, counted = whole[9:12], begin <= now < end
+        status, counted = whole[9:12], self._begin <= now < self._end
         if status == b"200" and b"data: [DONE]" in whole and (tokens := _USAGE.search(whole)):
             if counted:
                 report.complete += 1
                 report.goodput += int(tokens[1]) / burst.seconds
-                report.by_key[key] = report.by_key.get(key, 0.0) + int(tokens[1]) / burst.seconds
+                report.by_key[self._key] = report.by_key.get(self._key, 0.0) + int(tokens[1]) / burst.seconds
                 report.first.append(answer.began - sent)
                 report.whole.append(now - sent)
         elif status in (b"429", b"503") and (wait := re.search(rb"retry-after: (\d+)\r\n", whole)):
@@ -122,7 +141,7 @@ async def _client(burst: Burst, number: int, begin: float, end: float, report: R
             report.retry_after.append(int(wait[1]))
             await asyncio.sleep(min(int(wait[1]), burst.patience))
         elif len(report.wrong) < 10:
-            report.wrong.append(f"after {now - begin:.1f} s: {whole[:300]!r} … {whole[-300:]!r}")
+            report.wrong.append(f"after {now - self._begin:.1f} s: {whole[:300]!r} … {whole[-300:]!r}")
 
 
 def _request(burst: Burst, rng: random.Random, key: str) -> bytes:
@@ -149,12 +168,11 @@ def _ask_health(port: int, end: float, results: Connection) -> None:
     wrong: list[str] = []
     while (now := time.perf_counter()) < end:
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            connection.request("GET", "/health")
-            answer = connection.getresponse()
-            if answer.status != 200:
-                wrong.append(f"/health said {answer.status}: {answer.read()[:200]!r}")
-            connection.close()
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+                connection.request("GET", "/health")
+                answer = connection.getresponse()
+                if answer.status != 200:
+                    wrong.append(f"/health said {answer.status}: {answer.read()[:200]!r}")
         except (OSError, http.client.HTTPException) as error:
             wrong.append(f"/health: {error!r}")
         taken.append(time.perf_counter() - now)
@@ -162,29 +180,31 @@ def _ask_health(port: int, end: float, results: Connection) -> None:
     results.send((taken, wrong[:10]))
 
 
-async def _all(burst: Burst, begin: float, report: Report) -> None:
-    end = begin + burst.seconds
-    tasks = [asyncio.ensure_future(_client(burst, i, begin, end, report)) for i in range(burst.clients)]
-    await asyncio.wait(tasks, timeout=burst.warm + burst.seconds + 60)
-    for task in tasks:
-        if not task.done():
-            report.wrong.append("a stream had no end a minute after the last request")
-        elif task.exception() is not None:
-            report.wrong.append(repr(task.exception()))
+async def run_clients(burst: Burst, begin: float, report: Report) -> None:
+    """Whoever of them still waits when the time is over is told of, and leaves. No connection is left open."""
+    tasks = [asyncio.ensure_future(Client(burst, i, begin, report).run()) for i in range(burst.clients)]
+    _, late = await asyncio.wait(tasks, timeout=burst.warm + burst.seconds + burst.grace)
+    for task in late:
+        report.wrong.append(f"a stream had no end {burst.grace:g} s after the last request")
         task.cancel()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    report.wrong += [repr(error) for error in ended if isinstance(error, Exception)]
+    await asyncio.sleep(0)  # in which transports that are closed let go of their sockets
 
 
 def run_burst(burst: Burst) -> Report:
     report, begin = Report(), time.perf_counter() + burst.warm
     mine, theirs = multiprocessing.Pipe()
-    asker = multiprocessing.get_context("fork").Process(
-        target=_ask_health, args=(burst.port, begin + burst.seconds, theirs)
-    )
-    asker.start()
-    uvloop.run(_all(burst, begin, report))
-    report.health, wrong = mine.recv()
-    report.wrong += wrong
-    asker.join()
+    with mine, theirs:
+        asker = multiprocessing.get_context("fork").Process(
+            target=_ask_health, args=(burst.port, begin + burst.seconds, theirs)
+        )
+        asker.start()
+        uvloop.run(run_clients(burst, begin, report))
+        report.health, wrong = mine.recv()
+        report.wrong += wrong
+        asker.join()
+        asker.close()
     return report
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +26,42 @@ class RayNodes:
         self._raylets: dict[str, psutil.Process] = {}
 
     def __enter__(self) -> RayNodes:
-        self._folder = tempfile.mkdtemp(prefix="nodes-")
-        self._log = open(os.path.join(self._folder, "nodes.log"), "w")
-        command = [sys.executable, __file__, self._folder]
-        # Ray's Cluster writes down its address where any Ray of this machine would look for one, in a folder that it
-        # does not make; here that is not for others to find, nor over what they wrote.
-        environment = os.environ | {"RAY_TMPDIR": self._folder, "RAY_raylet_start_wait_time_s": "120"}
-        os.mkdir(os.path.join(self._folder, "ray"))
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}
-        self._process = subprocess.Popen(command, cwd="/", env=environment, **pipes)
-        self.address: str = self._answer()["address"]
+        with ExitStack() as left:
+            folder = tempfile.mkdtemp(prefix="nodes-")
+            left.callback(shutil.rmtree, folder, ignore_errors=True)
+            self._log = left.enter_context(open(os.path.join(folder, "nodes.log"), "w"))
+            # Ray's Cluster writes down its address where any Ray of this machine would look for one, in a folder that
+            # it does not make; here that is not for others to find, nor over what they wrote.
+            environment = os.environ | {"RAY_TMPDIR": folder, "RAY_raylet_start_wait_time_s": "120"}
+            os.mkdir(os.path.join(folder, "ray"))
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log, "text": True}
+            command = [sys.executable, __file__, folder]
+            self._process = subprocess.Popen(command, cwd="/", env=environment, **pipes)
+            left.callback(self._end)
+            self.address: str = self._answer()["address"]
+            self._left = left.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        family = psutil.Process(self._process.pid).children(recursive=True)
-        self._process.stdin.close()
+        self._left.close()
+
+    def _end(self) -> None:
+        """The process and all below it."""
+        family = []
+        with suppress(psutil.NoSuchProcess):
+            family = psutil.Process(self._process.pid).children(recursive=True)
         try:
+            with suppress(BrokenPipeError):  # of a question that it did not live to hear
+                self._process.stdin.close()
             self._process.wait(60)
         finally:
-            for process in [*family, psutil.Process(self._process.pid)] if self._process.poll() is None else family:
-                if process.is_running():
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
                     process.kill()
-            self._log.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._process.stdout.close()
 
     def add(self, cpus: float, environment: dict[str, str] | None = None, **labels: str) -> str:
         """Start a node; gives Ray's id of it. `environment` is added to that of its workers."""
@@ -89,11 +103,7 @@ def main(folder: str) -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what Ray prints is no answer
     prepare_local_ray()
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.cluster_utils import Cluster
-
-    # As `ray.init` and `ray start --head` do it: where no Ray has run before, there is no token.
-    ensure_token_if_auth_enabled({}, create_token_if_missing=True)
 
     def say(**answer: Any) -> None:
         print(json.dumps(answer), file=out, flush=True)

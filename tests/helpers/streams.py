@@ -7,6 +7,7 @@ import json
 import random
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 
@@ -40,6 +41,7 @@ class Stream:
     done: bool = False
     first: float = 0.0
     gaps: list[float] = field(default_factory=list)
+    fingerprints: set[str] = field(default_factory=set)  # of its chunks
 
 
 class Workload:
@@ -59,12 +61,11 @@ class Workload:
             params = SamplingParams(tokens[i % len(tokens)], temperatures[i % len(temperatures)], seed=i)
             self.requests.append(GenerationRequest(f"alone-{i}", tuple(prompt), params))
 
-    def alone(self) -> list[str]:
-        """Each request's text from an engine of its own, in this process."""
+    def alone(self, model: Path | None = None) -> list[str]:
+        """Each request's text from an engine of its own, in this process, with the bundled weights or others."""
         kernels = select_kernels("auto", parse_dtype("bfloat16")).kernels
-        engine = local_engine(
-            Checkpoint.open(bundled_model()), kernels, SchedulerConfig(16, 256, 512, 1, 4096, prefix_cache=False)
-        )
+        config = SchedulerConfig(16, 256, 512, 1, 4096, prefix_cache=False)
+        engine = local_engine(Checkpoint.open(model or bundled_model()), kernels, config)
         texts = []
         for request in self.requests:
             stream = self.tokenizer.stream()
@@ -113,6 +114,7 @@ class Workload:
                     if "error" in chunk:
                         stream.error = str(chunk["error"])
                     else:
+                        stream.fingerprints.add(chunk["system_fingerprint"])
                         stream.text += chunk["choices"][0]["text"]
                 elif line == "data: [DONE]":
                     stream.done = True

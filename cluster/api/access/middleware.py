@@ -65,7 +65,7 @@ class AccessMiddleware:
         if (owner := scope["state"].get("owner")) is not None:
             # A row of a batch, which the application asks of itself: no client can set this.
             if (found := keys.named(owner)) is None:
-                raise _unauthorized("invalid_api_key", f"the key {owner!r}, which made this batch, is no more")
+                raise _unauthorized("invalid_api_key", _made_by_nobody(owner))
         elif is_open(path):
             return None
         elif (text := presented(Headers(scope=scope))) is None:
@@ -106,6 +106,13 @@ def rate_limited(caller: Caller, refusal: Refusal) -> ReplyError:
 def _unauthorized(code: str, message: str) -> ReplyError:
     headers = {"www-authenticate": "Bearer"}
     return ReplyError(message, status=401, code=code, kind="authentication_error", headers=headers)
+
+
+def _made_by_nobody(owner: str) -> str:
+    """Why a batch's rows cannot be asked."""
+    if owner:
+        return f"the key {owner!r}, which made this batch, is no more; make the batch again with another key"
+    return "this batch was made while the server asked for no API key, and now it does; make it again with a key"
 
 
 def _counting(allowance: Allowance, send: Send) -> Send:

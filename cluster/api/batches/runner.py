@@ -35,6 +35,7 @@ from isotherm.cluster.jsontypes import JSON
 
 log = logging.getLogger(__name__)
 _BUSY = (429, 503)  # the server's matter, not the row's: asked again
+_WHOSE = 401  # the batch's matter: rows are asked as the key that made it, which is no more, or as nobody
 _LONGEST_PAUSE = 30.0  # seconds between two tries of a row
 _ROOM_SECONDS = 5.0  # from one look whether there is room for more output to the next
 _ROWS_AT_ONCE = 500  # written in one go, between which a run can be cancelled
@@ -46,8 +47,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _StorageFull(Exception):
-    pass
+_FULL = Fault("storage_full", "the storage of this server's files is full; what was answered is in the output file")
+
+
+class _GivenUp(Exception):
+    """The batch is given up, for a reason that every row of it would meet."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
 
 
 class Places:
@@ -89,6 +97,7 @@ class BatchRun:
         self._batch = store.stored(batch_id)
         self._tally = Tally()
         self._saw_room = 0.0  # on the event loop's clock
+        self._fault: Fault | None = None  # for which it is given up
 
     async def run(self) -> None:
         """Until the batch is final. Cancelled, it is left for whoever goes on with it."""
@@ -179,7 +188,9 @@ class BatchRun:
                 if self._store.clock() >= self._batch["expires_at"]:
                     return "expired"
                 await self._look()
-        except _StorageFull:
+        except _GivenUp as end:
+            self._fault = end.fault
+            log.warning("batch %s is given up: %s", self._batch["id"], end)
             return "failed"
         finally:
             for worker in workers:
@@ -194,14 +205,17 @@ class BatchRun:
         if now - self._saw_room >= _ROOM_SECONDS:
             self._saw_room = now
             if await asyncio.to_thread(self._store.room) <= 0:
-                raise _StorageFull
+                raise _GivenUp(_FULL)
 
     async def _answer(self, row: Row) -> JSON:
-        """The row's output line. A server that has no room for it now is asked again, until it has."""
+        """The row's output line. A server that has no room for it now is asked again, until it has. Raises _GivenUp
+        where whoever made the batch may ask for nothing any more."""
         pause = 1.0
         while True:
             async with self._settings.places.take(choices(row.body)):
                 answer = await self._ask(self._batch["endpoint"], row.body)
+            if answer.status == _WHOSE:
+                raise _GivenUp(Fault("invalid_api_key", str(answer.body["error"]["message"])))
             if answer.status not in _BUSY:
                 request_id = answer.headers.get("x-request-id", "")
                 return answered(row.custom_id, answer.status, request_id, answer.body)
@@ -220,9 +234,8 @@ class BatchRun:
 
     async def _finalize(self, then: str) -> None:
         fields = {"request_counts": self._counts(), "usage": self._tally.usage}
-        if then == "failed":
-            message = "the storage of this server's files is full; what was answered is in the output file"
-            fields["errors"] = _error_list([Fault("storage_full", message)])
+        if self._fault is not None:
+            fields["errors"] = _error_list([self._fault])
         await self._move("finalizing", **fields, then=then)
 
     async def _publish(self, then: str) -> None:

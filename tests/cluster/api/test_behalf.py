@@ -20,22 +20,22 @@ def asked(caller=None, in_process=None):
     return SimpleNamespace(state=SimpleNamespace(**state, **({} if in_process is None else {"priority": in_process})))
 
 
-def told(request, priority=None, shared=False, user=""):
+def told(request, priority=None, shared=False):
     body = SimpleNamespace(priority=priority)
-    first = GenerationRequest("r", (1,), SamplingParams(1), priority=priority or 0, user=user)
+    first = GenerationRequest("r", (1,), SamplingParams(1), priority=priority or 0)
     prepared = Prepared("r", body, (first, first), (), None, None)  # type: ignore[arg-type]
     one, other = on_behalf(prepared, request, shared).requests
     assert one == other
-    return one.priority, one.user, one.weight, one.tenant
+    return one.priority, one.key, one.weight, one.tenant
 
 
-def test_without_keys_it_is_as_the_body_says():
-    assert told(asked(), -3, user="me") == (-3, "me", 1.0, "")
+def test_without_keys_nobody_has_a_share_of_its_own():
+    assert told(asked(), -3) == (-3, "", 1.0, "")
     assert claim_for(asked()) == Claim()
 
 
-def test_behind_a_key_the_user_is_the_key():
-    assert told(asked(KEY), user="somebody else") == (2, "team", 3.0, "team")
+def test_behind_a_key_it_is_the_keys():
+    assert told(asked(KEY)) == (2, "team", 3.0, "team")
     assert claim_for(asked(KEY)) == Claim("team", 3.0, Band.BACKGROUND)
 
 
@@ -49,7 +49,7 @@ def test_a_switch_has_all_keys_share_one_cache():
 
 
 def test_rows_of_a_batch_come_last_unless_they_say_otherwise():
-    assert told(asked(in_process=1000), user="me") == (1000, "me", 1.0, "")
+    assert told(asked(in_process=1000)) == (1000, "", 1.0, "")
     assert told(asked(in_process=1000), 5)[0] == 5
     assert told(asked(KEY, 1000)) == (1000, "team", 3.0, "team")
     assert told(asked(KEY, 1000), 0)[0] == 2

@@ -186,3 +186,12 @@ def test_what_is_said_of_a_long_prompt_does_not_hold_up_the_event_loop(ask, monk
     text, cost = said(400)
     assert cost < 400 and len(text) > 50_000
     assert said(20)[1] > 0, "a short one needs no thread"
+
+
+@paths
+def test_every_choice_is_bound_to_the_weights_that_the_reply_names(engine, ask, path):
+    """Also where others are served by the time at which it is sent on."""
+    engine.system_fingerprint = "isotherm-aaaaaaaaaaaa"
+    reply = ask(path, n=3).json()
+    assert reply["system_fingerprint"] == "isotherm-aaaaaaaaaaaa"
+    assert [request.fingerprint for request in engine.seen] == ["isotherm-aaaaaaaaaaaa"] * 3

@@ -80,7 +80,7 @@ def test_a_whole_message(client, engine):
     assert message.id.startswith("msg_") and message._request_id
     assert [block.text for block in message.content] == ["the quick brown fox"]
     assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
-    assert engine.prompt == "[system]be brief[user]hi[assistant]" and engine.seen[-1].user == "me"
+    assert engine.prompt == "[system]be brief[user]hi[assistant]" and engine.seen[-1].key == ""
     prompt_tokens, used = len(engine.seen[-1].prompt), message.usage
     assert used.input_tokens + used.cache_read_input_tokens == prompt_tokens
     assert used.cache_read_input_tokens == prompt_tokens // 2 and used.output_tokens == len(engine.script)

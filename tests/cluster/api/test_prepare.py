@@ -13,6 +13,7 @@ from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import PromptLimits, Served, choice_seed
 from isotherm.cluster.api.prepare_chat import prepare_chat
 from isotherm.cluster.api.prepare_completion import prepare_completion
+from isotherm.cluster.engine.places import QueueFullError, Room, ShardPlaces
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 LIMITS = PromptLimits(max_model_len=64, vocab_size=1000, max_prompt_chars=500)
@@ -235,11 +236,22 @@ def test_completion_errors_name_the_field(tokenizer, fields, param):
     assert (info.value.status, info.value.param) == (400, param)
 
 
+def test_a_bodys_user_has_no_share_and_is_called_no_key(tokenizer):
+    """Two clients, or one under two names: each place is anybody's until there is none."""
+    places = ShardPlaces(Room(8))
+    made = [chat(tokenizer, user=f"user {i % 2}").requests[0] for i in range(9)]
+    for request in made[:8]:
+        places.enter(request)
+    with pytest.raises(QueueFullError) as refused:
+        places.enter(made[8])
+    assert str(refused.value) == "at this shard 8 requests are running or waiting, and 8 may"
+
+
 def test_what_a_body_says_of_sampling_goes_to_the_engine(tokenizer):
     asked = {"min_p": 0.1, "presence_penalty": -2, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "top_k": 4}
     (request,) = chat(tokenizer, **asked, priority=-3, user="me").requests
     assert {name: getattr(request.params, name) for name in asked} == asked
-    assert (request.priority, request.user) == (-3, "me")
+    assert (request.priority, request.key) == (-3, ""), "a body's user is no key"
     (request,) = chat(tokenizer, logit_bias={"7": -100, "3": 1, "03": 1.5}, min_tokens=2).requests
     assert (request.params.logit_bias, request.params.min_tokens) == (((3, 1.5), (7, -100.0)), 2)
     assert chat(tokenizer, speculation="auto").requests[0].params.speculate

@@ -78,7 +78,7 @@ def test_a_whole_response(client, engine):
     assert response.id.startswith("resp_") and response.object == "response" and response.model == MODEL
     assert response.metadata == {"k": "v"} and response.instructions == "be brief" and response.store
     assert (response.temperature, response.top_p, response.tool_choice, response.tools) == (0, 1, "auto", [])
-    assert engine.prompt == "[system]be brief[user]hi[assistant]" and engine.seen[-1].user == "me"
+    assert engine.prompt == "[system]be brief[user]hi[assistant]" and engine.seen[-1].key == ""
     used = response.usage
     assert used is not None and used.input_tokens == len(engine.seen[-1].prompt)
     assert used.output_tokens == len(engine.script) and used.total_tokens == used.input_tokens + used.output_tokens

@@ -109,3 +109,107 @@ def test_a_request_that_is_cancelled_meanwhile_is_cancelled():
             await task
 
     asyncio.run(go())
+
+
+def through(app, receive=None, send=None, seconds=0.2):
+    """An application behind the middleware, run to its end → how many tasks and timers that took besides."""
+    made = {"tasks": 0, "timers": 0}
+
+    async def go():
+        loop = asyncio.get_running_loop()
+        call_at = loop.call_at
+
+        def counted(*args, **options):
+            made["timers"] += 1
+            return call_at(*args, **options)
+
+        def task(loop, work, **options):
+            made["tasks"] += 1
+            return asyncio.Task(work, loop=loop, **options)
+
+        loop.call_at = counted
+        loop.set_task_factory(task)
+        await SlowClientMiddleware(app, seconds)({"type": "http", "path": "/"}, receive, send)
+        return dict(made)  # before the loop's own end, which has tasks too
+
+    return asyncio.run(go())
+
+
+async def taken(message):
+    """A client in time."""
+
+
+def test_messages_in_time_cost_no_timer_and_no_task_each():
+    incoming = [{"type": "http.request", "body": b"", "more_body": i < 9} for i in range(10)]
+    seen = []
+
+    async def receive():
+        return incoming.pop(0) if incoming else {"type": "http.disconnect"}
+
+    async def app(scope, receive, send):
+        seen.extend([(await receive())["type"] for _ in range(11)])
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+
+    assert through(app, receive, taken, seconds=30) == {"tasks": 0, "timers": 1}
+    assert seen == ["http.request"] * 10 + ["http.disconnect"]
+
+
+def test_a_stall_is_counted_from_when_sending_began_not_from_the_first_message():
+    """The timer of the first message goes off in the middle of another one, which then has its whole time."""
+    moments = []
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(0.15)
+        moments.append(time.monotonic())
+        await send({"type": "http.response.body", "body": b""})
+        moments.append(time.monotonic())
+        await send({"type": "http.response.body", "body": b"not sent"})
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+        if len(sent) > 1:
+            await asyncio.Event().wait()
+
+    through(app, None, send)
+    assert 0.19 < moments[1] - moments[0] < 2 and len(sent) == 2
+
+
+def test_whoever_waits_for_the_client_learns_that_it_counts_as_gone():
+    """Both that wait for it to take something, and the one that waits for its going away."""
+
+    async def app(scope, receive, send):
+        await receive()
+        waiting = [asyncio.ensure_future(send({"type": "http.response.body", "body": b""})) for _ in range(2)]
+        told = await asyncio.wait_for(receive(), 5)
+        assert told == {"type": "http.disconnect"} == await receive()
+        await asyncio.wait_for(asyncio.gather(*waiting), 5)
+        assert not any(task.cancelled() for task in waiting)
+
+    incoming = [{"type": "http.request", "body": b""}]
+
+    async def receive():
+        return incoming.pop() if incoming else await asyncio.Event().wait()
+
+    async def send(message):
+        await asyncio.Event().wait()
+
+    through(app, receive, send)
+
+
+def test_one_that_pauses_for_long_between_messages_is_none_that_stalls():
+    async def app(scope, receive, send):
+        for _ in range(3):
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+            await asyncio.sleep(0.12)
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    assert through(app, None, send, seconds=0.05)["timers"] <= 3 + 3  # those of asyncio.sleep among them
+    assert len(sent) == 3

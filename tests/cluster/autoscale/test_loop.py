@@ -311,6 +311,37 @@ def test_decisions_and_pauses_outlive_the_controller():
     assert fresh.heat() < 1.2
 
 
+def test_an_operators_mode_outlives_the_controller():
+    """It is saved at once. Where it is the manifest's own, nothing is: then the manifest's holds, also a later one."""
+    s = Simulation()
+    s.loop.set_mode("off")
+    s.run(30)
+    assert s.saves == 1 and not s.loop.decisions
+    back = Simulation(saved=s.loop.dump())
+    back.run(30)
+    assert back.loop.report()["mode"] == back.loop.summary()["mode"] == "off" and not back.loop.decisions
+    back.loop.set_mode("advise")
+    again = Simulation(saved=back.loop.dump())
+    again.run(30)
+    assert {d["result"] for d in again.loop.decisions} == {"advised"} and again.placement.version == 1
+    again.loop.set_mode("on")
+    assert Simulation(saved=again.loop.dump()).loop.mode == "on"
+    assert Simulation(manifest={"autoscaling": {"mode": "advise"}}, saved=again.loop.dump()).loop.mode == "advise"
+
+
+def test_an_operator_who_turns_it_off_while_it_makes_up_its_mind():
+    s = Simulation()
+    make_plan = s.loop._make_plan
+
+    def plan(*given: Any) -> Any:
+        s.loop.set_mode("off")
+        return make_plan(*given)
+
+    s.loop._make_plan = plan  # type: ignore[method-assign]
+    s.run(30)
+    assert s.loop.mode == "off" and not s.loop.decisions and not s.operations.all() and s.placement.version == 1
+
+
 def test_what_is_saved_is_bounded():
     s = Simulation()
     for i in range(5 * REMEMBERED):

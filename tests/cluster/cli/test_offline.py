@@ -183,3 +183,20 @@ def test_they_are_the_engines_too(model: Path):
     out = generate(model, **IDS, temperature=2.0, sampling=asked)
     assert out["token_ids"] == engine_tokens(model, temperature=2.0, **asked)
     assert out["token_ids"] != engine_tokens(model, temperature=2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temperature": float("nan")}, "temperature is nan; it must be between 0 and 2"),
+        ({"top_p": float("nan")}, "top_p is nan; it must be between 0 and 1"),
+        ({"sampling": {"min_p": 5.0}}, "min_p is 5; it must be between 0 and 1"),
+        ({"sampling": {"repetition_penalty": 0.0}}, "repetition_penalty is 0; it must be between 1e-06 and 2"),
+        ({"sampling": {"presence_penalty": float("inf")}}, "presence_penalty is inf; it must be between -2 and 2"),
+        ({"sampling": {"min_tokens": 9}}, "min_tokens is 9; it must be between 0 and 8"),
+    ],
+)
+def test_numbers_have_the_ranges_that_requests_have(model: Path, changes: dict[str, Any], words: str):
+    with pytest.raises(OfflineError) as caught:
+        generate(model, **IDS, **changes)
+    assert str(caught.value) == words

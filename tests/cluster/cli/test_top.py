@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
-import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_engine import http_server
+from fake_admin import FakeAdmin
+from fake_engine import FakeEngine, http_server
 from rich.console import Console
+from starlette.datastructures import Headers
 
+from isotherm.cluster.api import events
+from isotherm.cluster.api.app import build_app
 from isotherm.cluster.cli import top
 from isotherm.cluster.cli.chat import NoServerError
-from isotherm.cluster.cli.top import RAMP, Sample, frame, run_top
-from isotherm.cluster.client import APIError
+from isotherm.cluster.cli.looks import Sample, looks
+from isotherm.cluster.cli.top import RAMP, frame, run_top
+from isotherm.cluster.messages.membership import WorkerGoneError
 
 HOSTILE = "[red]x[/] [/nothing]"
 
@@ -77,11 +82,19 @@ def test_what_a_picture_says():
         "expert_groups 3",
         "expert-2 waits",
         "autoscaler on",
-        f"copies, {HOSTILE} (done)",
+        f"copies (done): {HOSTILE}",
         "expert 0 on expert-0",
     )
     for words in (*head, *events, "layer 3", "KV 50%", "200 rows/s", "busy 100%", "8 experts, 1.0 MiB"):
         assert words in text, text
+
+
+def test_80_columns_have_whole_words_only():
+    """What there is no room for is left out, rather than cut in its middle."""
+    heads = [line for line in shown(sample(rate=12345.0, hot=50.0), width=80, height=24).splitlines() if line]
+    assert heads[0].endswith("serving  12345 tokens/s  3 running  2 waiting")
+    assert heads[2].startswith("hottest") and heads[2].endswith(("expert-0", "expert-1")), heads[2]
+    assert max(map(len, heads)) <= 80
 
 
 def test_a_worker_that_has_just_come_has_no_rates_yet():
@@ -127,64 +140,107 @@ def test_a_model_without_experts_and_a_cluster_that_starts():
     assert "25%" in text and "placement -" in text and "heat of" not in text
 
 
-class Server:
-    """Answers the three routes from a sample; `gone` as a controller that is away, `autoscaler` None as a server that
-    has none."""
+def told(given: Sample) -> FakeAdmin:
+    """An operator's side whose event stream tells a sample."""
+    admin = FakeAdmin()
+    admin.feed.put("cluster", {name: given.status[name] for name in ("controller", "model", "placement_version")})
+    admin.feed.replace("worker/", {worker["id"]: worker for worker in given.status["workers"]})
+    for layer in given.experts["layers"]:
+        number = layer["layer"]
+        admin.feed.put(f"layer/{number}", {"layer": number, "holders": layer["holders"], "pinned": []})
+        admin.feed.put(f"heat/{number}", {"rate": layer["rate"], "rows": layer["rows"]})
+    admin.feed.put("heat/groups", given.experts["heat"])
+    return admin
 
-    def __init__(self, given: Sample):
-        self.sample, self.gone, self.asked = given, False, 0
+
+class Watched:
+    """An application, and the requests that it has had."""
+
+    def __init__(self, admin: FakeAdmin) -> None:
+        self.engine = FakeEngine(100)
+        self.app = build_app(self.engine, None, "m", admin=admin)  # type: ignore[arg-type]
+        self.asked: list[tuple[str, str | None]] = []  # path and Last-Event-ID
 
     async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            return
-        self.asked += 1
-        body = {
-            "/status": self.sample.status,
-            "/admin/experts": self.sample.experts,
-            "/admin/autoscaler": self.sample.autoscaler,
-        }.get(scope["path"])
-        status = 503 if self.gone else 404 if body is None else 200
-        body = {"error": {"message": "away"}} if status != 200 else body
-        await send(
-            {"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]}
-        )
-        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+        if scope["type"] == "http":
+            self.asked.append((scope["path"], Headers(scope=scope).get("last-event-id")))
+        await self.app(scope, receive, send)
 
 
-def test_one_picture_for_a_script():
-    server = Server(sample(rate=0.0))
-    with http_server(server) as url:
-        console = Console(width=100, record=True, file=io.StringIO())
-        run_top(url, 0.1, True, console, sleep=lambda seconds: None)
-        assert "0 tokens/s" in console.export_text() and server.asked == 3
+class Console80(Console):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(width=80, height=24, file=io.StringIO(), **options)
+
+
+def test_one_picture_for_a_script_is_the_event_streams():
+    given = sample(rate=0.0)
+    with http_server(app := Watched(told(given))) as url:
+        console = Console80(record=True)
+        run_top(url, 0.1, True, console)
+    text = console.export_text()
+    assert app.asked == [("/admin/events", None)]
+    assert "0 tokens/s" in text and "heat of 8 experts in 2 layers" in text and "asking" not in text
     with pytest.raises(NoServerError, match="isotherm serve"):
         run_top(url, 0.1, True, console)
 
 
+def test_where_the_event_stream_is_full_the_server_is_asked(monkeypatch):
+    monkeypatch.setattr(events, "MAX_STREAMS", 0)
+    given = sample()
+    admin = told(given)
+    admin.experts = answer(given.experts)  # type: ignore[method-assign]
+    app = Watched(admin)
+    app.engine.status = answer(given.status)  # type: ignore[method-assign]
+    with http_server(app) as url:
+        console = Console(width=160, record=True, file=io.StringIO())
+        run_top(url, 0.5, True, console)
+    text = console.export_text()
+    assert "asking every 0.5 s; the event stream cannot be read: HTTP 429: 0 event streams are open" in text
+    assert [path for path, _ in app.asked] == ["/admin/events", "/admin/autoscaler", "/status", "/admin/experts"]
+
+
+def answer(value: Any) -> Any:
+    async def answered() -> Any:
+        return value
+
+    return answered
+
+
 def test_a_server_that_is_away_for_a_while_and_an_interrupt(monkeypatch):
-    server = Server(sample())
-    pictures: list[str] = []
-    real = frame
+    """The stream is taken up where it broke off."""
+    admin, pictures = told(sample()), [""]
+    app = Watched(admin)
 
     def watched(now: Sample, url: str, width: int, height: int, colours: bool, trouble: str):
         pictures.append(trouble)
-        return real(now, url, width, height, colours, trouble)
+        return frame(now, url, width, height, colours, trouble)
+
+    def shown_until(what: Any) -> None:
+        deadline = time.monotonic() + 20
+        while not what(pictures[-1]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def script(*given: Any) -> Iterator[Sample | str]:
+        found = looks(*given)
+        first = next(found)
+        assert isinstance(first, Sample)
+        yield first
+        admin.fails = WorkerGoneError("the controller is away")
+        trouble = next(found)
+        assert isinstance(trouble, str) and "away" in trouble
+        yield trouble
+        shown_until(lambda words: "s ago: " in words and "away" in words)
+        admin.fails = None
+        admin.feed.put("cluster", {**first.status, "placement_version": 5})
+        yield (last := next(sample for sample in found if isinstance(sample, Sample)))
+        assert last.status["placement_version"] == 5 and last.status["workers"] == first.status["workers"]
+        shown_until(lambda words: words == "")
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(top, "frame", watched)
-    turns = 0
-
-    def sleep(seconds: float) -> None:
-        nonlocal turns
-        turns += 1
-        server.gone = turns == 2
-        # Pictures are drawn a few times a second: until one has been that shows the trouble, and one without it.
-        while (turns == 3 and not any(pictures)) or (turns == 4 and pictures[-1]):
-            time.sleep(0.01)
-        if turns == 4:
-            raise KeyboardInterrupt
-
-    with http_server(server) as url:
-        run_top(url, 0.1, False, Console(width=80, height=24, force_terminal=True, file=io.StringIO()), sleep)
-    assert any("away" in trouble for trouble in pictures) and pictures[-1] == ""
-    with http_server(Server(Sample(0.0, None, None, None))) as url, pytest.raises(APIError):
-        run_top(url, 0.1, True, Console(file=io.StringIO()))
+    monkeypatch.setattr(top, "looks", script)
+    with http_server(app) as url:
+        run_top(url, 0.1, False, Console80(force_terminal=True))
+    paths, ids = zip(*app.asked, strict=True)
+    assert set(paths) == {"/admin/events"} and ids[0] is None and None not in ids[1:]

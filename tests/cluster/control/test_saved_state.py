@@ -7,21 +7,30 @@ import zlib
 
 import pytest
 
-from isotherm.cluster.control.saved_state import SavedState, decode
+from isotherm.cluster.control.planner import Desired
+from isotherm.cluster.control.saved_state import SavedRevision, SavedState, decode
 from isotherm.cluster.messages.operations import OperationLog
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 
-def state(placement: Placement) -> SavedState:
-    numbers, pinned = {"expert": 9, "attention": 8}, ((3, 1), (4, 255))
-    logs = OperationLog().dump(), '{"decisions": []}', '[{"weights": "0123"}]'
-    return SavedState(placement.groups(), ("attention-0", "attention-7"), placement, ("a1b2",), pinned, numbers, *logs)
+def revision(placement: Placement, number: int = 0) -> SavedRevision:
+    shards, pinned = ("attention-0", "attention-7"), frozenset({(3, 1), (4, 255)})
+    desired = Desired(placement.groups(), shards, placement, frozenset({"a1b2"}), pinned)
+    return SavedRevision(number, f"/models/{number}", desired, '[{"weights": "0123"}]')
+
+
+def state(placement: Placement, leaving: SavedRevision | None = None) -> SavedState:
+    logs = OperationLog().dump(), '{"decisions": []}', '{"model": "tiny"}'
+    return SavedState(revision(placement, 3), leaving, {"expert": 9, "attention": 8}, *logs)
 
 
 def test_round_trip():
     holders = ((("expert-0",), ("expert-2", "expert-8")), (("expert-8",), ("expert-0",)))
     saved = state(Placement(12, (1, 3), holders))
     assert decode(saved.encode()) == saved
+    rolled = state(saved.serving.desired.placement, leaving=revision(Placement(9, (1, 3), holders), 2))
+    assert decode(rolled.encode()) == rolled and rolled.leaving is not None
+    assert rolled.leaving.workers == ("expert-0", "expert-2", "expert-8", "attention-0", "attention-7")
     empty = state(Placement(0, (), ()))
     assert decode(empty.encode()) == empty
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
+from virtual_time import run_in_virtual_time
 
 from isotherm.cluster import background
 from isotherm.cluster.control.worker_watch import WorkerWatch
@@ -28,7 +28,7 @@ class FakeWorker:
         self.dead = asyncio.Event()
         self.well = asyncio.Event()
         self.well.set()
-        self.waiting_for, self.waits_since = "", time.monotonic()
+        self.waiting_for, self.waits_since = "", asyncio.get_running_loop().time()
         self.links: tuple[int, dict[str, str]] = (0, {})
         self.changed = asyncio.Event()
         self.away = 0  # calls that fail because Ray's head cannot be reached
@@ -53,7 +53,7 @@ class FakeWorker:
         await self.well.wait()
 
     async def waits_for(self) -> tuple[str, float]:
-        return self.waiting_for, time.monotonic() - self.waits_since
+        return self.waiting_for, asyncio.get_running_loop().time() - self.waits_since
 
     async def failed_links(self, known: int) -> tuple[int, dict[str, str]]:
         while self.links[0] == known:
@@ -92,7 +92,7 @@ def play(act: Callable[[Told, FakeWorker, FakeWorker], Awaitable[None]]) -> Told
             told.watch.remove(name)
         return told
 
-    return asyncio.run(go())
+    return run_in_virtual_time(go())
 
 
 def test_nobody_is_lost_who_answers():
@@ -140,10 +140,10 @@ def test_the_limit_counts_from_the_last_sign_of_life(after: float):
     async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
         await asyncio.sleep(after * LIMIT)
         shard.well.clear()
-        begin = time.monotonic()
+        begin = asyncio.get_running_loop().time()
         while "attention-0" not in told.lost:
             await asyncio.sleep(0.002)
-        lost.append(time.monotonic() - begin)
+        lost.append(asyncio.get_running_loop().time() - begin)
 
     play(act)
     assert LIMIT * 0.6 < lost[0] < LIMIT * 1.15
@@ -178,7 +178,7 @@ def test_a_shard_whose_links_fall_silent_one_after_another_does_not_hang():
         shard.waiting_for = "expert-0"
         shard.well.clear()
         for _ in range(10):
-            shard.waits_since = time.monotonic()
+            shard.waits_since = asyncio.get_running_loop().time()
             await asyncio.sleep(0.8 * PATIENCE)
 
     assert play(act).lost == {}

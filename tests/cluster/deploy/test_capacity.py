@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deepseek_checkpoints import make_checkpoint
 
-from isotherm.cluster.deploy.capacity import check_machine, check_resources, control_groups, machine_memory, selects
+from isotherm.cluster.deploy.capacity import (
+    check_machine,
+    check_resources,
+    control_groups,
+    free_memory,
+    least_weights,
+    machine_memory,
+    selects,
+)
 from isotherm.cluster.manifest import ManifestError, parse_manifest
+from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model
 
 GIB = 1 << 30
@@ -43,6 +53,17 @@ def test_weights_count_as_little_as_they_can_take(tmp_path: Path):
     manifest = {"engine": {"kv_memory": "1MiB"}}
     assert "give the --address" in refused(manifest, stored // 4, path=path)
     check_machine(parse_manifest(manifest), path, stored + (1 << 20), 2)
+
+
+def test_a_layer_that_drafts_counts(tmp_path: Path):
+    path = make_checkpoint(tmp_path, dtype="bfloat16", mtp=True)
+    needed = {}
+    for kind in ("off", "auto"):
+        found = re.search(r"with the weights, ([0-9.]+) KiB at the least", refused(
+            {"engine": {"kv_memory": "1MiB"}, "speculation": {"kind": kind}}, 1 << 10, path=path))  # fmt: skip
+        assert found is not None
+        needed[kind] = float(found[1])
+    assert needed["auto"] > 1.2 * needed["off"]
 
 
 def test_what_is_on_gpus_does_not_count():
@@ -100,3 +121,24 @@ def test_control_groups_of_both_versions(tmp_path: Path):
 
 def test_this_machine_has_some_memory():
     assert 1 << 28 < machine_memory() <= 1 << 50
+
+
+def test_each_shard_has_weights_of_its_own_and_the_experts_are_there_once():
+    manifest, checkpoint = parse_manifest({}), Checkpoint.open(bundled_model())
+    one, two = (least_weights(manifest, checkpoint, shards) for shards in (1, 2))
+    assert 0 < two - one < one
+    on_gpus = parse_manifest({"device": "cuda", "attention": {"gpus": 1}})
+    assert least_weights(on_gpus, checkpoint, 2) == one - (two - one)
+
+
+def test_free_memory_is_what_the_control_group_leaves(tmp_path: Path):
+    own, root = tmp_path / "cgroup", tmp_path / "root"
+    own.write_text("0::/a\n")
+    (root / "a").mkdir(parents=True)
+    assert 0 < free_memory(root, own) <= machine_memory()
+    (root / "a" / "memory.max").write_text("3000000\n")
+    (root / "a" / "memory.current").write_text("2500000\n")
+    (root / "a" / "memory.stat").write_text("anon 1\ninactive_file 400000\n")
+    assert free_memory(root, own) == 900000
+    (root / "a" / "memory.max").write_text("max\n")
+    assert free_memory(root, own) > 900000

@@ -20,6 +20,7 @@ from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
 from isotherm.cluster.model.checkpoint import INDEX, CheckpointError
 from isotherm.cluster.model.config import ModelConfigError
 from isotherm.cluster.model.registry import parse
+from isotherm.cluster.model.weight_choice import WeightChoice
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,37 @@ def test_what_goes_where(v3: Path):
     assert 17e9 < rows[0]["weight_bytes"] < 20e9
 
 
+def test_the_weights_that_a_manifest_chooses_are_those_that_are_counted(v3: Path):
+    stored = inspect_model(v3, Manifest())
+    chosen = inspect_model(v3, parse_manifest({"weights": {"experts": "int4", "head": "fp8"}}))
+    projection = 7168 * 2048
+    int4 = 3 * (projection // 2 + 2 * projection // 32 + 16)  # codes, bfloat16 scales of groups of 32, and its shape
+    group = chosen.placement[1]
+    assert group["weight_bytes"] == group["experts"] * int4
+    head, scales = 129280 * 7168, 4 * 1010 * 56
+    assert chosen.placement[0]["weight_bytes"] == stored.placement[0]["weight_bytes"] - 2 * head + head + scales
+    assert (stored.kept, chosen.kept) == ("stored", "experts int4, head fp8")
+    assert chosen.bytes_by_part == stored.bytes_by_part, "what the files have"
+    dense = inspect_model(v3, Manifest(), WeightChoice(dense="fp8"))
+    assert dense.placement == stored.placement, "it has them in FP8"
+
+
+def test_the_layer_that_drafts_is_counted_where_it_does(v3: Path, tmp_path: Path):
+    plain, drafting = (inspect_model(v3, parse_manifest({"speculation": {"kind": kind}})) for kind in ("ngram", "mtp"))
+    assert plain.placement == inspect_model(v3, Manifest()).placement
+    assert drafting.kv_bytes_per_token == 576 * 62 * 2 == plain.kv_bytes_per_token + 576 * 2
+    groups, before = drafting.placement[1:], plain.placement[1:]
+    assert sum(row["experts"] for row in groups) == 59 * 256
+    assert groups[0]["weight_bytes"] * 58 == before[0]["weight_bytes"] * 59
+    more = drafting.placement[0]["weight_bytes"] - plain.placement[0]["weight_bytes"]
+    assert more == drafting.bytes_by_part["multi-token prediction"] - 256 * 3 * (7168 * 2048 + 4 * 16 * 56)
+    assert drafting.placement[0]["kv_tokens"] < plain.placement[0]["kv_tokens"]
+    assert drafting.architecture["multi_token_prediction"] == "there, and drafts"
+    assert (drafting.architecture["moe_layers"], drafting.parameters) == (58, plain.parameters)
+    without = inspect_model(without_mtp_layer(tmp_path, v3), parse_manifest({"speculation": {"kind": "auto"}}))
+    assert without.placement == plain.placement
+
+
 def test_a_cache_that_is_too_small_is_refused(v3: Path):
     with pytest.raises(ManifestError, match=r"engine\.kv_memory is 1000 bytes"):
         inspect_model(v3, parse_manifest({"engine": {"kv_memory": 1000}}))
@@ -159,6 +191,20 @@ def test_bytes_and_parameters_are_those_of_the_files(tmp_path: Path, fp8: bool, 
     assert report.parameters["total"] == sum(t.numel() for t in main.values())
     experts = [t.numel() for name, t in main.items() if ".experts." in name]
     assert report.parameters["active"] == report.parameters["total"] - sum(experts) * 9 // 12  # 3 of 12 experts
+
+
+def test_what_drafts_and_what_is_chosen_are_counted_in_files_too(tmp_path: Path):
+    make_checkpoint(tmp_path, dtype="bfloat16", mtp=True)
+    tensors = make_tensors(make_config(mtp=True), dtype="bfloat16")
+    again = ("layers.3.embed_tokens.weight", "layers.3.shared_head.head.weight")
+    loaded = {name: t for name, t in tensors.items() if not name.endswith(again)}
+    experts = {name: t for name, t in loaded.items() if ".experts." in name}
+    manifest = {"speculation": {"kind": "auto"}, "experts": {"groups": 1}}
+    shard, group = inspect_model(tmp_path, parse_manifest(manifest)).placement
+    assert group["weight_bytes"] == sum(t.nbytes for t in experts.values())
+    assert shard["weight_bytes"] == sum(t.nbytes for name, t in loaded.items() if name not in experts)
+    _, int4 = inspect_model(tmp_path, parse_manifest({**manifest, "weights": {"experts": "int4"}})).placement
+    assert int4["experts"] == group["experts"] and 0.25 < int4["weight_bytes"] / group["weight_bytes"] < 0.4
 
 
 @pytest.mark.parametrize(

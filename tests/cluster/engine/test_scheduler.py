@@ -679,7 +679,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.added += 1
         new = request(f"r{self.added}", tokens[:prompt], max_tokens, stop=(STOP,), generated=tuple(tokens[prompt:]))
-        new = replace(new, priority=data.draw(st.sampled_from([0, 0, 5])), user=data.draw(st.sampled_from("ab")))
+        new = replace(new, priority=data.draw(st.sampled_from([0, 0, 5])), key=data.draw(st.sampled_from("ab")))
         new = replace(new, weight=data.draw(st.sampled_from([1.0, 3.0])), tenant=data.draw(st.sampled_from(["", "t"])))
         if data.draw(st.booleans()):
             scored = prompt - 1 if generated else data.draw(st.integers(0, prompt - 1))

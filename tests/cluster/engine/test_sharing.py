@@ -44,19 +44,19 @@ def test_keys_get_tokens_by_weight_while_both_have_more_than_fits(weights):
     lengths: dict[str, int] = {}
 
     def fill() -> None:
-        for user, weight in zip("ab", weights, strict=True):
-            queued = sum(sequence.request.user == user for sequence in scheduler.waiting)
+        for key, weight in zip("ab", weights, strict=True):
+            queued = sum(sequence.request.key == key for sequence in scheduler.waiting)
             for _ in range(12 - queued):
-                name = f"{user}{len(lengths)}"
+                name = f"{key}{len(lengths)}"
                 lengths[name] = rng.randint(4, 24)
-                most = lengths[name] if user == "a" else 300
-                scheduler.add(request(name, rng.randint(1, 12), most, user=user, weight=weight))
+                most = lengths[name] if key == "a" else 300
+                scheduler.add(request(name, rng.randint(1, 12), most, key=key, weight=weight))
 
     for i in range(3000):
         fill()
         for chunk in step(scheduler, lambda one: one.generated + 1 >= lengths[one.request.id]):
             if i > 500:
-                had[chunk.sequence.request.user] += chunk.sample
+                had[chunk.sequence.request.key] += chunk.sample
     assert had["a"] / had["b"] == pytest.approx(weights[0] / weights[1], rel=0.1)
 
 

@@ -15,14 +15,17 @@ def test_a_status():
         "controller": {"phase": "serving", "uptime_seconds": 5.0},
         "model": {"id": "m"},
         "placement_version": 4,
-        "workers": [{"id": "a", "x": 1}, {"id": "b"}],
+        "workers": [{"id": "a", "x": 1, "load": {"heat": 2.0, "busy": 0.4}}, {"id": "b", "load": None}],
         "nodes": [{"id": "n"}],
         "operation": {},
         "autoscaler": {},
     }
     found = rows.status_rows(status, [{"name": "a", "node": "n", "busy": 0.5}])
     assert found["cluster"] == {"": {"controller": {"phase": "serving"}, "model": {"id": "m"}, "placement_version": 4}}
-    assert found["worker/"] == {"a": {"id": "a", "x": 1, "load": {"busy": 0.5}}, "b": {"id": "b"}}
+    assert found["worker/"] == {
+        "a": {"id": "a", "x": 1, "load": {"heat": 2.0, "busy": 0.5}},
+        "b": {"id": "b", "load": None},
+    }
     assert found["node/"] == {"n": {"id": "n"}}
 
 

@@ -59,7 +59,7 @@ class Front:
 def test_the_caller_is_whose_request_it_is(engine, tokenizer, tmp_path):
     front = Front(engine, tokenizer, tmp_path, priority=3)
     assert front.chat(user="somebody").status_code == 200 and front.chat(front.bob, priority=9).status_code == 200
-    assert [(request.user, request.priority) for request in engine.seen] == [("ann", 3), ("bob", 9)]
+    assert [(request.key, request.priority) for request in engine.seen] == [("ann", 3), ("bob", 9)]
 
 
 @pytest.mark.parametrize(
@@ -213,12 +213,14 @@ def test_rows_of_a_batch_are_asked_as_the_key_that_made_it(engine, tokenizer, tm
         front.keys.begin()
         path = "/v1/chat/completions"
         answers = [await ask_in_process(front.app, 7, "ann", path, CHAT) for _ in range(3)]
-        answers.append(await ask_in_process(front.app, 7, "gone", path, CHAT))
+        answers += [await ask_in_process(front.app, 7, name, path, CHAT) for name in ("gone", "")]
         await front.keys.close()
+        assert "'gone', which made this batch, is no more" in answers[-2].body["error"]["message"]
+        assert "made while the server asked for no API key" in answers[-1].body["error"]["message"]
         return [answer.status for answer in answers]
 
-    assert asyncio.run(go()) == [200, 200, 429, 401]
-    assert [(request.user, request.priority) for request in engine.seen] == [("ann", 7)] * 2
+    assert asyncio.run(go()) == [200, 200, 429, 401, 401]
+    assert [(request.key, request.priority) for request in engine.seen] == [("ann", 7)] * 2
 
 
 def test_without_keys_nobody_is_asked_and_nothing_is_counted(engine, tokenizer):
@@ -230,4 +232,4 @@ def test_without_keys_nobody_is_asked_and_nothing_is_counted(engine, tokenizer):
 
     answer = asyncio.run(go())
     assert answer.status_code == 200 and not any(name.startswith("x-ratelimit") for name in answer.headers)
-    assert engine.seen[0].user == ""
+    assert engine.seen[0].key == ""

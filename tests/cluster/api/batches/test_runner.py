@@ -48,6 +48,8 @@ class Server:
             return Answer(503 if self.busy % 2 else 429, Headers({"retry-after": "0"}), {"error": {}})
         self.asked.append(body["prompt"])
         status = body.get("status", 200)
+        if status == 401:
+            return Answer(401, Headers(), {"error": {"message": "whose is it?"}})
         used = {"prompt_tokens": 2, "completion_tokens": 3}
         return Answer(status, Headers({"x-request-id": "r"}), {"usage": used, "echo": body["prompt"]})
 
@@ -310,3 +312,16 @@ def test_a_run_that_is_cancelled_ends_when_its_last_call_has(store, server, monk
         assert ended.is_set()
 
     asyncio.run(go())
+
+
+def test_a_batch_whose_maker_may_not_ask_any_more_ends_as_a_whole(store, server):
+    """With the rows that were done by then, one reason, and no line for each row that would meet it."""
+    batch_id = batch_of(store, *prompts(3), *({"prompt": f"not {i}", "status": 401} for i in range(50)))
+    batch = asyncio.run(run(store, batch_id, server, places=1))
+    assert batch["status"] == "failed"
+    assert batch["errors"]["data"] == [
+        {"code": "invalid_api_key", "message": "whose is it?", "param": None, "line": None}
+    ]
+    assert batch["request_counts"] == {"total": 53, "completed": 3, "failed": 0}
+    assert len(output(store, batch["output_file_id"])) == 3 and batch["error_file_id"] is None
+    assert len(server.asked) < 3 + 9, "those that were on their way"

@@ -1,0 +1,76 @@
+"""`isotherm roll` as a command: its options, what it prints, its exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from isotherm.cluster.cli.key_file import KeyFileOption
+from isotherm.cluster.on_ray.environment import prepare_attach
+
+console = Console()
+LONGEST_WAIT = 86400.0  # seconds that --wait waits for streams to finish on the weights that they began with
+MODEL_HELP = (
+    'a directory that the cluster can read, a hub id, or "tiny": the same architecture and tokenizer; '
+    "with --ingress a manifest, or nothing"
+)
+INGRESS_HELP = "replace the ingress replicas instead: by the code that is installed, and a manifest's http values"
+
+
+def roll(
+    model: Annotated[Optional[str], typer.Argument(metavar="MODEL|MANIFEST", help=MODEL_HELP)] = None,  # noqa: UP045
+    ingress: Annotated[bool, typer.Option("--ingress", help=INGRESS_HELP)] = False,
+    url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = "http://127.0.0.1:8000",
+    deadline: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="seconds in which the new workers must have loaded; default 120"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="only show what would be done, and whether it fits")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="until the old workers are gone, or it is rolled back")] = False,
+    key_file: KeyFileOption = None,
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Ray address, for --ingress; default: RAY_ADDRESS or this machine's cluster"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Serve other weights of the same architecture, under live traffic: streams finish on those that they began with.
+
+    Exit status: 1 where it was rolled back.
+    """
+    if ingress:
+        _update_ingress(model, address)
+        return
+    if model is None:
+        raise typer.BadParameter("give the MODEL to serve, or --ingress")
+    from isotherm.cluster.cli.views import show_operation
+    from isotherm.cluster.client import Client
+    from isotherm.cluster.model.path import resolve_model
+
+    path = model if model.startswith("/") else str(resolve_model(model))  # which the cluster reads, not this process
+    with Client(url) as client:
+        operation = client.roll(path, deadline_seconds=deadline, dry_run=dry_run)
+        if wait:
+            operation = client.wait_for_operation(operation["id"], LONGEST_WAIT)
+    if as_json:
+        print(json.dumps(operation))
+    else:
+        show_operation(operation, console)
+    if operation["phase"] in ("rolled_back", "failed"):
+        raise typer.Exit(1)
+
+
+def _update_ingress(manifest: str | None, address: str | None) -> None:
+    from isotherm.cluster.manifest import load_manifest
+
+    wanted = None if manifest is None else load_manifest(Path(manifest))
+    address = prepare_attach(address)
+    from isotherm.cluster.deploy.ingress_update import update_ingress
+
+    console.print(f"{update_ingress(address, wanted)} ingress replica(s) replaced", highlight=False)

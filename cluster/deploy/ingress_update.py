@@ -1,0 +1,66 @@
+"""Replaces the ingress replicas of a cluster that serves by new ones: with the code that is installed now, and with the
+values that a manifest has for the front door. Streams finish at the replicas where they began."""
+
+from __future__ import annotations
+
+import logging
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+
+from isotherm.cluster.api.access.key_store import KeySource
+from isotherm.cluster.deploy.ingress import ingress_application
+from isotherm.cluster.deploy.serve import APPLICATION
+from isotherm.cluster.errors import one_line
+from isotherm.cluster.manifest import Manifest, ManifestError
+from isotherm.cluster.on_ray.session import attach, running_controller
+from isotherm.cluster.supervise.supervisor import ServeError
+
+# Of `http`: where Serve listens, and who is asked for a key, is settled when a cluster is started.
+SETTLED = ("host", "port", "tls", "keys")
+FRONT_DOOR = {"http", "served_name"}  # what the front door alone depends on
+
+
+def workers_of(manifest: Manifest) -> dict[str, object]:
+    """What the workers depend on; the front door may change under them."""
+    return manifest.model_dump(exclude=FRONT_DOOR)
+
+
+def check_front_door(running: Manifest, wanted: Manifest) -> None:
+    """Whether the front door alone is to be another. Raises ManifestError."""
+    has, wants = workers_of(running), workers_of(wanted)
+    differing = [name for name in wants if name != "model" and wants[name] != has[name]]
+    differing += [f"http.{name}" for name in SETTLED if getattr(running.http, name) != getattr(wanted.http, name)]
+    if differing:
+        raise ManifestError(
+            f"{', '.join(differing)}: not as this cluster was started with; under a cluster that serves only "
+            f"served_name and http can change, but for {', '.join(SETTLED)}. For other weights: isotherm roll MODEL"
+        )
+
+
+def update_ingress(address: str | None, manifest: Manifest | None) -> int:
+    """Without a manifest the front door's values stay as they are. Returns how many replicas were replaced, when the
+    new ones serve and the old ones have finished what they had. Raises NoClusterError, ManifestError; ServeError where
+    new replicas cannot start, and then the old ones serve on."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    attach(address)
+    try:
+        controller = running_controller()
+        if ray.get(controller.owner.remote(), timeout=30) is None:
+            raise ServeError("this cluster belongs to a RayService: change its serveConfigV2, which does the same")
+        running: Manifest
+        keys: KeySource | None
+        running, keys = ray.get(controller.front_door.remote(), timeout=30)
+        wanted = running if manifest is None else manifest.model_copy(update={"model": running.model})
+        check_front_door(running, wanted)
+        try:
+            serve.run(ingress_application(wanted, keys), name=APPLICATION, route_prefix="/")
+        except (RuntimeError, RayError) as error:
+            raise ServeError(
+                f"the new ingress replicas cannot start, the old ones serve on: {one_line(error)}"
+            ) from None
+        ray.get(controller.take_front_door.remote(wanted), timeout=30)
+        return wanted.http.replicas
+    finally:
+        ray.shutdown()

@@ -1,0 +1,29 @@
+"""What of a manifest an update of the ingress may change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from isotherm.cluster.deploy.ingress_update import check_front_door
+from isotherm.cluster.manifest import ManifestError, parse_manifest
+
+RUNNING = {"model": "tiny", "http": {"port": 8001}}
+
+
+@pytest.mark.parametrize("fields", [
+    {"http": {"port": 8001, "aliases": ["a"], "drain_seconds": 9.0}}, {"served_name": "other"}, {"model": "elsewhere"},
+])  # fmt: skip
+def test_what_the_front_door_alone_depends_on_may_change(fields: dict[str, Any]):
+    check_front_door(parse_manifest(RUNNING), parse_manifest(RUNNING | fields))
+
+
+@pytest.mark.parametrize(("fields", "named"), [
+    ({"http": {"port": 8002}}, "http.port: not as"),
+    ({"http": {"port": 8001, "host": "0.0.0.0", "keys": "/k.json"}}, "http.host, http.keys: not as"),
+    ({"engine": {"block_size": 8}, "dtype": "float32"}, "dtype, engine: not as"),
+])  # fmt: skip
+def test_what_cannot_change_under_a_cluster_is_named(fields: dict[str, Any], named: str):
+    with pytest.raises(ManifestError, match=named):
+        check_front_door(parse_manifest(RUNNING), parse_manifest(RUNNING | fields))
