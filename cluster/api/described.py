@@ -108,7 +108,7 @@ DESCRIBED: dict[tuple[str, str], Described] = {
     ("GET", "/status"): Described("The cluster, for its operator", reply=_object()),
     ("GET", "/version"): Described("Isotherm's version", reply=_object("version", version=_TEXT)),
     ("GET", "/admin/operations"): Described("Operations so far", reply=_object("operations")),
-    ("POST", "/admin/operations"): Described("Scale the cluster", raw=True, reply=_object(), status=202),
+    ("POST", "/admin/operations"): Described("Change the cluster", raw=True, reply=_object(), status=202),
     ("GET", "/admin/operations/{id}"): Described("An operation", reply=_object()),
     ("GET", "/admin/experts"): Described("The load and the holders of every expert", reply=_object()),
     ("GET", "/admin/autoscaler"): Described("What the autoscaler did, and why", reply=_object()),

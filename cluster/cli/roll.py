@@ -18,12 +18,15 @@ MODEL_HELP = (
     'a directory that the cluster can read, a hub id, or "tiny": the same architecture and tokenizer; '
     "with --ingress a manifest, or nothing"
 )
+FEWER_HELP = "to begin with, where there is no room for as many beside those that serve; default: as many"
 INGRESS_HELP = "replace the ingress replicas instead: by the code that is installed, and a manifest's http values"
 
 
 def roll(
     model: Annotated[Optional[str], typer.Argument(metavar="MODEL|MANIFEST", help=MODEL_HELP)] = None,  # noqa: UP045
     ingress: Annotated[bool, typer.Option("--ingress", help=INGRESS_HELP)] = False,
+    expert_groups: Annotated[Optional[int], typer.Option(min=1, help=FEWER_HELP)] = None,  # noqa: UP045
+    attention_shards: Annotated[Optional[int], typer.Option(min=1, help=FEWER_HELP)] = None,  # noqa: UP045
     url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = "http://127.0.0.1:8000",
     deadline: Annotated[
         Optional[float],  # noqa: UP045
@@ -55,7 +58,13 @@ def roll(
 
     path = model if model.startswith("/") else str(resolve_model(model))  # which the cluster reads, not this process
     with Client(url) as client:
-        operation = client.roll(path, deadline_seconds=deadline, dry_run=dry_run)
+        operation = client.roll(
+            path,
+            expert_groups=expert_groups,
+            attention_shards=attention_shards,
+            deadline_seconds=deadline,
+            dry_run=dry_run,
+        )
         if wait:
             operation = client.wait_for_operation(operation["id"], LONGEST_WAIT)
     if as_json:

@@ -231,12 +231,19 @@ class AsyncClient:
         self,
         model: str,
         *,
+        expert_groups: int | None = None,
+        attention_shards: int | None = None,
         deadline_seconds: float | None = None,
         dry_run: bool = False,
         idempotency_key: str | None = None,
     ) -> Operation:
         """As Client.roll."""
-        target = {"model": model, "deadline_seconds": deadline_seconds}
+        target = {
+            "model": model,
+            "expert_groups": expert_groups,
+            "attention_shards": attention_shards,
+            "deadline_seconds": deadline_seconds,
+        }
         return await self._run(self._calls.scale(dry_run, idempotency_key, target))
 
     async def operation(self, operation_id: str) -> Operation:

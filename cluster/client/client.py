@@ -253,13 +253,21 @@ class Client:
         self,
         model: str,
         *,
+        expert_groups: int | None = None,
+        attention_shards: int | None = None,
         deadline_seconds: float | None = None,
         dry_run: bool = False,
         idempotency_key: str | None = None,
     ) -> Operation:
         """Begin to serve other weights of the same architecture (POST /admin/operations): `model` is their directory,
-        as the cluster sees it. Streams finish on the weights that they began with. Raises APIError."""
-        target = {"model": model, "deadline_seconds": deadline_seconds}
+        as the cluster sees it. Streams finish on the weights that they began with. Fewer groups or shards than
+        there are take less room until the old ones are gone; then there are as many again. Raises APIError."""
+        target = {
+            "model": model,
+            "expert_groups": expert_groups,
+            "attention_shards": attention_shards,
+            "deadline_seconds": deadline_seconds,
+        }
         return self._run(self._calls.scale(dry_run, idempotency_key, target))
 
     def operation(self, operation_id: str) -> Operation:

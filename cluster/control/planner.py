@@ -102,17 +102,18 @@ class Planner:
         placement = contiguous_placement(layers, experts, named) if named else Placement(1, (), ())
         return Desired(named, named_shards, placement)
 
-    def twin(self, now: Desired) -> Desired:
-        """As many new workers as there are, where the experts of another model have as many copies as those of this one
-        have, each in the place of one."""
-        groups = self._names([], "expert", len(now.groups))
-        shards = self._names([], "attention", len(now.shards))
+    def twin(self, now: Desired, target: Target) -> Desired:
+        """New workers alone, as many as there are or as the target says. Where there are as many groups, the experts of
+        another model have as many copies as those of this one, each in the place of one; else each has one."""
+        groups = self._names([], "expert", (target.expert_groups if now.groups else None) or len(now.groups))
+        shards = self._names([], "attention", target.attention_shards or len(now.shards))
+        before, version = now.placement, now.placement.version + 1
+        if len(groups) != len(now.groups):
+            placement = contiguous_placement(before.layers, len(before.holders[0]), groups, version)
+            return Desired(groups, shards, placement, now.drained)
         successor = dict(zip(now.groups, groups, strict=True))
-        holders = tuple(
-            tuple(tuple(successor[g] for g in held) for held in experts) for experts in now.placement.holders
-        )
-        placement = Placement(now.placement.version + 1, now.placement.layers, holders)
-        return Desired(groups, shards, placement, now.drained, now.pinned)
+        holders = tuple(tuple(tuple(successor[g] for g in held) for held in experts) for experts in before.holders)
+        return Desired(groups, shards, Placement(version, before.layers, holders), now.drained, now.pinned)
 
     def new(self, desired: Desired) -> list[str]:
         """Workers that have to be started."""

@@ -147,11 +147,14 @@ class Reconfigurer:
             await asyncio.sleep(pause)
         self._healing = False
         if (len(fleet.group_names()), len(fleet.shard_names())) < wanted:
-            self._background.spawn("restoring the number of workers", self._restore(*wanted))
+            self.restore(*wanted, "as many workers as before some were lost")
 
-    async def _restore(self, groups: int, shards: int) -> None:
-        """Bring the number of workers back to what it was before some were lost for which there was no place. Gives way
+    def restore(self, groups: int, shards: int, reason: str) -> None:
+        """Bring the number of workers back to what it was before some could not be had for want of a place. Gives way
         to an operator."""
+        self._background.spawn("restoring the number of workers", self._restore(groups, shards, reason))
+
+    async def _restore(self, groups: int, shards: int, reason: str) -> None:
         have = len(self._fleet.group_names()), len(self._fleet.shard_names())
         request = OperationRequest(
             Target(expert_groups=groups or None, attention_shards=shards), "", False, RESTORE_SECONDS
@@ -164,7 +167,7 @@ class Reconfigurer:
                 operation = self.submit(request, AUTOSCALER)
             except OperationError:  # another one runs
                 continue
-            operation.reasons.append("as many workers as before some were lost")
+            operation.reasons.append(reason)
             if (await self.ended(operation)).phase is Phase.DONE:
                 return
 

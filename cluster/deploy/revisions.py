@@ -19,7 +19,7 @@ from isotherm.cluster.deploy.revision import Revision
 from isotherm.cluster.deploy.roll_check import check_memory, check_successor, open_checkpoint, room_for
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
-from isotherm.cluster.messages.operations import Operation, OperationLog, OperationRequest, Phase
+from isotherm.cluster.messages.operations import Operation, OperationLog, OperationRequest, Phase, Target
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.placement.table import Placement
 
@@ -116,7 +116,7 @@ class Revisions:
         if (known := self._operations.known(request)) is not None:
             return known
         checkpoint = await asyncio.to_thread(check_successor, self._manifest, serving.checkpoint, path)
-        desired = serving.reconfigurer.planner.twin(serving.reconfigurer.desired)
+        desired = serving.reconfigurer.planner.twin(serving.reconfigurer.desired, request.target)
         needs = check_memory(self._manifest, checkpoint, len(desired.shards))
         needs += room_for([serving.fleet.places.resources(w) for w in (*desired.shards, *desired.groups)])
         if not request.dry_run:
@@ -130,8 +130,7 @@ class Revisions:
             operation.reasons += needs.lacks
             serving.reconfigurer.transactions.enter(operation, Phase.DONE, "dry run: nothing was changed")
         else:
-            work = self._roll(operation, revision, request.deadline_seconds)
-            self._background.spawn(f"operation {operation.id}", work)
+            self._background.spawn(f"operation {operation.id}", self._roll(operation, revision, request))
         return operation
 
     def _described(self, desired: Desired, path: Path) -> list[str]:
@@ -144,9 +143,9 @@ class Revisions:
             *(f"end {worker}" for worker in (*now.fleet.shard_names(), *now.fleet.group_names())),
         ]
 
-    async def _roll(self, operation: Operation, revision: Revision, seconds: float) -> None:
-        before = self.serving.reconfigurer
-        if await roll(before.transactions, operation, _Successor(self, revision), seconds):
+    async def _roll(self, operation: Operation, revision: Revision, request: OperationRequest) -> None:
+        before, successor = self.serving.reconfigurer, _Successor(self, revision, request.target)
+        if await roll(before.transactions, operation, successor, request.deadline_seconds):
             self._changed()
             self._begin_to_finish(operation)
 
@@ -171,7 +170,19 @@ class Revisions:
             except BaseException:
                 self.leaving = leaving
                 raise
+            self._grow(leaving.reconfigurer.desired, operation)
         self.serving.reconfigurer.transactions.enter(operation, Phase.DONE)
+
+    def _grow(self, before: Desired, operation: Operation) -> None:
+        """There is room now for as many workers as there were, if fewer were asked for until then and nobody has asked
+        for others meanwhile."""
+        had = len(before.groups), len(before.shards)
+        asked = operation.target.get("expert_groups", had[0]), operation.target.get("attention_shards", had[1])
+        now = self.serving.reconfigurer.desired
+        if (len(now.groups), len(now.shards)) == asked:
+            wanted = max(asked[0], had[0]), max(asked[1], had[1])
+            if wanted != asked:
+                self.serving.reconfigurer.restore(*wanted, "as many workers as before the other model came")
 
     def take_over(self, coming: Revision) -> None:
         """As Successor says."""
@@ -232,8 +243,8 @@ class Revisions:
 class _Successor:
     """`Successor` of cluster/control/roll.py."""
 
-    def __init__(self, revisions: Revisions, revision: Revision):
-        self._revisions, self._revision = revisions, revision
+    def __init__(self, revisions: Revisions, revision: Revision, target: Target):
+        self._revisions, self._revision, self._target = revisions, revision, target
         self.waits = revision.fleet.waits
 
     async def start(self) -> None:
@@ -241,7 +252,7 @@ class _Successor:
         before = revisions.serving.reconfigurer
         planner = revision.reconfigurer.planner
         planner.numbers = before.planner.numbers  # names are never used again, by whichever revision
-        planned = before.planner.twin(before.desired)
+        planned = before.planner.twin(before.desired, self._target)
         planner.use_names([*planned.groups, *planned.shards])
         revision.fleet.load_view, revision.fleet.repair.results = (
             revisions.serving.fleet.load_view,

@@ -72,7 +72,7 @@ def memory_room(weights: int, kv: int, free: int | None) -> Room:
     if free is None:
         return Room([f"{words}; what the nodes have free is not known here"])
     words = f"{words}; {human_bytes(free)} is free"
-    short = f"it does not fit: {words}. End something, or serve fewer shards until it is done"
+    short = f"it does not fit: {words}. Begin with fewer shards (--attention-shards), or end something"
     return Room([words]) if weights + kv <= free else Room([words], [short], hopeless=True)
 
 

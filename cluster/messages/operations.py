@@ -116,8 +116,8 @@ def parse_operation(body: Any) -> OperationRequest:
     target = Target.model_validate(parsed.model_dump(include=set(Target.model_fields)))
     if target.is_empty:
         raise OperationError(f"give at least one of {', '.join(Target.model_fields)}", "body")
-    if target.model is not None and len(target.model_dump(exclude_defaults=True)) > 1:
-        raise OperationError("model goes alone: change numbers, copies or nodes before or afterwards", "model")
+    if target.model is not None and (target.copies or target.drain_nodes is not None):
+        raise OperationError("model: copies and nodes are changed before it or afterwards, not with it", "model")
     return OperationRequest(target, parsed.idempotency_key, parsed.dry_run, parsed.deadline_seconds)
 
 

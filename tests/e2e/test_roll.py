@@ -34,6 +34,7 @@ def models(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     manifest = {
+        "liveness": {"timeout": 60.0},  # what is slow here is the machine
         "attention": {"cpus": 0.2},
         "experts": {"cpus": 0.1},
         "engine": {"kv_memory": "64MiB"},
@@ -56,7 +57,7 @@ def rolled(served: Served, model: Path) -> str:
     """The fingerprint that the model has once it is rolled out and the one before is gone."""
     with Client(served.url) as client:
         operation = client.wait_for_operation(client.roll(str(model), deadline_seconds=300)["id"], timeout=400)
-    assert operation["phase"] == "done", operation
+    assert operation["phase"] == "done", operation["reasons"]
     status = served.status()
     assert status["model"]["path"] == str(model) and status["leaving"] is None
     roles = Counter(worker["role"] for worker in status["workers"])
@@ -185,6 +186,19 @@ def test_an_updated_ingress_has_a_manifests_values_and_the_model_that_was_rolled
     done = served.command("roll", "--ingress", str(other), "--address", served.ray_address())
     assert done.returncode == 1 and "engine, autoscaling: not as this cluster" in done.stderr, done
     rolled(served, models[0])
+
+
+def test_one_that_begins_smaller_grows_when_the_other_is_gone(served, models):
+    before = served.status()["numerics"]["system_fingerprint"]
+    with Client(served.url) as client:
+        begun = client.roll(str(models[1]), expert_groups=1, deadline_seconds=300)
+        assert client.wait_for_operation(begun["id"], timeout=400)["phase"] == "done"
+        deadline = time.monotonic() + 120
+        while len([w for w in served.status()["workers"] if w["state"] == "loaded"]) < 3:
+            assert time.monotonic() < deadline, client.operations()[-1]
+            time.sleep(0.2)
+        assert client.operations()[-1]["reasons"] == ["as many workers as before the other model came"]
+    assert rolled(served, models[0]) == before
 
 
 def test_dry_runs_and_refusals(served, models, tmp_path):

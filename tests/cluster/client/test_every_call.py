@@ -50,9 +50,10 @@ CALLS = {
     ),
     "roll": (
         ("/m",),
-        {"deadline_seconds": 9.0, "idempotency_key": "k"},
+        {"attention_shards": 1, "deadline_seconds": 9.0, "idempotency_key": "k"},
         ("POST", "/admin/operations",
-         {"dry_run": False, "idempotency_key": "k", "model": "/m", "deadline_seconds": 9.0}),
+         {"dry_run": False, "idempotency_key": "k", "model": "/m", "attention_shards": 1,
+          "deadline_seconds": 9.0}),
         OPERATION,
         OPERATION,
     ),

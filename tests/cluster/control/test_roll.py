@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from table_fleet import EXPERTS, LAYERS, TableFleet, idle, reconfigurer
 from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.control.roll import Quiet, roll
-from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, Phase, parse_operation
+from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, Phase, Target, parse_operation
 from isotherm.cluster.placement.table import contiguous_placement
 
 
@@ -122,12 +123,20 @@ def test_a_twin_has_every_copy_in_the_place_of_one():
         frozenset({"aa"}),
         frozenset({(1, 0)}),
     )
-    twin = made.planner.twin(now)
+    twin = made.planner.twin(now, Target())
     assert (twin.groups, twin.shards) == (("expert-6", "expert-7"), ("attention-2",))
     assert twin.placement.version == 8 and twin.placement.holders[0][0] == ("expert-6", "expert-7")
     assert len(twin.placement.held_by("expert-6")) == len(now.placement.held_by("expert-3"))
     assert (twin.drained, twin.pinned) == (now.drained, now.pinned)
-    assert made.planner.twin(now) == twin  # a dry run takes no names
+    assert made.planner.twin(now, Target()) == twin  # a dry run takes no names
+
+
+def test_a_twin_may_be_smaller():
+    made = reconfigurer(TableFleet(["expert-3", "expert-5"], ["attention-1", "attention-2"]))
+    now = replace(made.desired, pinned=frozenset({(1, 0)}))
+    twin = made.planner.twin(now, Target(model="/m", expert_groups=1, attention_shards=1))
+    assert (twin.groups, twin.shards) == (("expert-6",), ("attention-3",)) and not twin.pinned
+    assert twin.placement == contiguous_placement(LAYERS, EXPERTS, ["expert-6"], version=2)
 
 
 def test_the_one_before_ends_when_it_has_been_quiet_for_long_enough():
@@ -168,7 +177,7 @@ def test_a_controller_that_comes_back_goes_on_with_it():
 
 
 @pytest.mark.parametrize(
-    ("body", "words"), [({"model": "m"}, "pattern"), ({"model": "/m", "expert_groups": 2}, "goes alone")]
+    ("body", "words"), [({"model": "m"}, "pattern"), ({"model": "/m", "drain_nodes": []}, "not with it")]
 )
 def test_bodies_that_are_refused(body: dict[str, Any], words: str):
     with pytest.raises(OperationError, match=words) as error:

@@ -110,3 +110,19 @@ def test_what_an_operation_waits_for_is_told_of_whichever_revision():
     assert c.revisions.told(operation)["waiting"] == ["a node"]
     operation.enter(Phase.DONE, 2.0)
     assert c.revisions.told(operation)["waiting"] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "grows"),
+    [({}, False), ({"attention_shards": 1}, True), ({"attention_shards": 2}, False), ({"expert_groups": 1}, False)],
+)
+def test_one_that_began_smaller_grows_when_there_is_room(asked: dict[str, int], grows: bool):
+    """But where its size was changed meanwhile, which is how it differs from what was asked for."""
+    c = Cluster()
+    grown: list[tuple[int, int]] = []
+    c.revisions.serving.reconfigurer.restore = lambda groups, shards, _: grown.append((groups, shards))  # type: ignore[method-assign]
+    operation, _ = OperationLog().open(parse_operation({"model": "/m", **asked}), 1.0)
+    before = c.coming.reconfigurer.desired
+    more = Desired(before.groups, (*before.shards, "attention-7", "attention-8"), before.placement)
+    c.revisions._grow(more if asked else before, operation)
+    assert grown == ([(1, 3)] if grows else [])
