@@ -127,6 +127,7 @@ class Kernels(ABC):
     summation: int = 1
     # What else decides a result's last bit: the instruction set, and the library where the order is a library's.
     instructions: str
+    has_fp8_cache: bool = False  # whether a layer's cache may be in FP8
 
     # --- weights ----------------------------------------------------------------------------------
 

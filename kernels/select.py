@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from isotherm.kernels.errors import KernelsUnavailable
+from isotherm.kernels.errors import KernelsUnavailable, UnknownKernels
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 
@@ -25,12 +25,12 @@ def select_kernels(
     name: str, dtype: torch.dtype, threads: int | None = None, device: str = "cpu", isa: str = "auto"
 ) -> Selection:
     """`name`: one of NAMES; `device`: cpu or cuda, where auto is triton; `isa`: one of ISAS, for native kernels on a
-    CPU. Sets torch's thread count. Raises KernelsUnavailable where what is asked for cannot load, or is
-    not for this device."""
+    CPU. Sets torch's thread count. Raises KernelsUnavailable where what is asked for is not known,
+    cannot load, or is not for this device."""
     if name not in NAMES:
-        raise ValueError(f'kernels is "{name}"; it must be "auto", "native", "reference" or "triton"')
+        raise UnknownKernels(f'kernels is "{name}"; it must be "auto", "native", "reference" or "triton"')
     if isa not in ISAS:
-        raise ValueError(f'isa is "{isa}"; it must be "auto", "avx512", "avx2" or "generic"')
+        raise UnknownKernels(f'isa is "{isa}"; it must be "auto", "avx512", "avx2" or "generic"')
     if isa != "auto" and name in ("reference", "triton"):
         raise KernelsUnavailable(f'isa "{isa}" is for native kernels, not for kernels "{name}"; use kernels "native"')
     if threads is not None:

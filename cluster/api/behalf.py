@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from starlette.requests import Request
 
-from isotherm.cluster.api.access.caller import caller_of
+from isotherm.cluster.api.access.caller import caller_of, known_of
 from isotherm.cluster.api.prepare import Prepared
 from isotherm.cluster.engine.places import Claim, band_of
 from isotherm.cluster.messages.requests import GenerationRequest
@@ -15,8 +15,8 @@ from isotherm.cluster.messages.requests import GenerationRequest
 
 def in_process_priority(request: Request) -> int | None:
     """Of a request that this process makes itself, for a batch; None for one that came over HTTP."""
-    found: int | None = getattr(request.state, "priority", None)
-    return found
+    none: int | None = None
+    return known_of(request, "priority", none)
 
 
 def claim_for(request: Request) -> Claim:

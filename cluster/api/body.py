@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from email.message import Message as MailMessage
+from functools import lru_cache
 
 from starlette.requests import Request
 
@@ -36,15 +37,20 @@ async def read_body(request: Request, limit: int, json_only: bool = True) -> byt
     return body.removeprefix(_BOM)
 
 
-def _check_content_type(value: str) -> None:
+@lru_cache(maxsize=64)
+def _kind_and_charset(content_type: str) -> tuple[str, str]:
     header = MailMessage()
-    header["content-type"] = value
-    kind = value.partition(";")[0].strip().lower()
+    header["content-type"] = content_type
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind, str(header.get_param("charset", "utf-8")).lower()
+
+
+def _check_content_type(value: str) -> None:
+    kind, charset = _kind_and_charset(value)
     if kind != "application/json" and not kind.endswith("+json"):
         raise ReplyError(
             f"content-type: expected application/json, got {kind[:100]!r}", status=415, param="content-type"
         )
-    charset = str(header.get_param("charset", "utf-8")).lower()
     if charset not in _CHARSETS:
         raise ReplyError(
             f"content-type: JSON is taken in UTF-8, not in charset {charset[:100]!r}", status=415, param="content-type"

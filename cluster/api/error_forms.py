@@ -5,7 +5,7 @@ from __future__ import annotations
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.jsontypes import JSON
 
-_ANTHROPIC_ROUTES = ("/v1/messages",)
+_ANTHROPIC_ROUTE = "/v1/messages"
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -18,7 +18,7 @@ _ANTHROPIC_KINDS = {
 
 
 def is_anthropic(path: str) -> bool:
-    return any(path == route or path.startswith(f"{route}/") for route in _ANTHROPIC_ROUTES)
+    return path.startswith(_ANTHROPIC_ROUTE) and path[len(_ANTHROPIC_ROUTE) :][:1] in ("", "/")
 
 
 def error_body(path: str, error: ReplyError) -> JSON:

@@ -7,7 +7,7 @@ import os
 import re
 import uuid
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,7 +36,7 @@ _STEERING_PREFIX = b"x-serve-router-"
 
 def _request_id(scope: Scope) -> str:
     """The client's X-Request-Id where it is short and safe to log, else a new one."""
-    given = Headers(scope=scope).get("x-request-id", "")
+    given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
     return given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
@@ -59,10 +59,11 @@ class RequestIdMiddleware:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
                 for name in names:
-                    MutableHeaders(scope=message)[name] = request_id
+                    headers[name] = request_id
                 if (parent := scope["state"].get("traceparent")) is not None:
-                    MutableHeaders(scope=message)["traceparent"] = parent
+                    headers["traceparent"] = parent
             await send(message)
 
         await self.app(scope, receive, send_with_id)

@@ -47,8 +47,10 @@ def json_object(body: bytes) -> JSON:
         raise ReplyError(f"the body is not valid UTF-8: {error}") from None
     except RecursionError:
         raise ReplyError("the body is nested too deeply") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise ReplyError(f"the body is not valid JSON: {error}") from None
+    except ValueError:  # Python's own limit, whose words are for programmers
+        raise ReplyError("the body has an integer of too many digits") from None
     if not isinstance(data, dict):
         raise ReplyError(f"the body must be a JSON object, got {_json_type(data)}")
     if b"\\u" in body and (path := _where(data, _is_unpaired)) is not None:
@@ -83,7 +85,8 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
         expected = error["ctx"].get("expected_tags")
         message = f"must be one of {expected}, got {_show(at.get(named))}" if expected else "this field is required"
     else:
-        message = f"{message[0].lower()}{message[1:]}, got {_show(at)}"
+        message = re.sub(r"a valid dictionary( or instance of \w+)?", "an object", message)
+        message = f"{message[0].lower()}{message[1:].replace(' after validation', '')}, got {_show(at)}"
     param = _param(path)
     says_it = kind.startswith("field:") and param and message.startswith(param.rsplit(".", 1)[-1])
     return ReplyError(message if says_it else f"{param}: {message}", param=param)

@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from isotherm.cluster.api.access.caller import caller_of
+from isotherm.cluster.api.access.caller import caller_of, known_of
 from isotherm.cluster.api.choices import ChoiceStream
 from isotherm.cluster.api.errors import ReplyError, internal_error
 from isotherm.cluster.api.prepare import Prepared
@@ -206,8 +206,8 @@ class RequestBook:
 
     def open(self, request: Request) -> OpenRequest:
         """A request for tokens has come; to be entered as a context."""
-        request_id = getattr(request.state, "request_id", "")
-        opened = OpenRequest(request_id, caller_of(request).name, request.url.path, self._end, self._clock)
+        request_id, path = known_of(request, "request_id", ""), request.scope["path"]
+        opened = OpenRequest(request_id, caller_of(request).name, path, self._end, self._clock)
         if self._sample is not None:
             headers = request.headers
             opened.trace = begin(headers.get(HEADER), headers.get(STATE), self._sample, random)

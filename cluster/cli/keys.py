@@ -74,7 +74,7 @@ def create(
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise KeysFileError(f"{first['loc'][0]}: {first['msg']}") from None
+        raise KeysFileError(f"{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}") from None
     with changing(file):
         entries = read_keys(file) if file.exists() else ()
         if find(entries, name) is not None:

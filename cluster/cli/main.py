@@ -179,17 +179,18 @@ def inspect_command(
     what quantising them, or the KV cache, loses."""
     manifest, path = _manifest(model)
     choice = manifest.weights.choice.with_changes(experts, dense, head)
+    kept = kv_cache_dtype or manifest.engine.kv_cache_dtype
     if quality:
         from isotherm.cluster.cli.quality import measure_quality, show_quality
 
-        kept = kv_cache_dtype or manifest.engine.kv_cache_dtype
         found = measure_quality(manifest, path, choice, kept, text, lambda words: print(words, file=sys.stderr))
         print(json.dumps(found)) if as_json else show_quality(found, console)
         return
     from isotherm.cluster.cli.views import show_report
     from isotherm.cluster.deploy.inspect import inspect_model
 
-    report = inspect_model(path, manifest, choice)
+    engine = manifest.engine.model_copy(update={"kv_cache_dtype": kept})
+    report = inspect_model(path, manifest.model_copy(update={"engine": engine}), choice)
     if as_json:
         print(json.dumps(report.as_dict()))
     else:

@@ -52,11 +52,11 @@ def measure_quality(
             "nothing is quantised; give --experts int4, --dense fp8|int4, --head fp8|int8 or --kv-cache-dtype fp8"
         )
     checkpoint = Checkpoint.open(path)
-    note("reading the weights")
-    layers = layer_errors(checkpoint, choice)
-    tokens = Tokenizer.load(path).encode(own_text() if text is None else text.read_text(encoding="utf-8"))
+    tokens = Tokenizer.load(path).encode(own_text() if text is None else _text_of(text))
     if len(tokens) < 2:
         raise QualityError(f"{text} has {len(tokens)} token(s); perplexity needs at least 2")
+    note("reading the weights")
+    layers = layer_errors(checkpoint, choice)
     kernels = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device).kernels
     found = {}
     sides: list[tuple[str, WeightChoice, KvCacheDtype]] = [("stored", WeightChoice(), "auto"), ("chosen", choice, kept)]
@@ -68,6 +68,13 @@ def measure_quality(
 
 def _words(choice: WeightChoice, kept: KvCacheDtype) -> str:
     return f"weights as {choice.words}" + ("" if kept == "auto" else f", KV cache as {kept}")
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise QualityError(f"{file}: cannot be read as UTF-8 text ({error})") from None
 
 
 def own_text() -> str:

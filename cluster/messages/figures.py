@@ -68,20 +68,21 @@ class Tally:
 
     def __init__(self, metrics: Iterable[Metric]):
         self._metrics = tuple(metrics)
-        self._counts: dict[Metric, dict[tuple[str, ...], float]] = {}
-        self._histograms: dict[Metric, dict[tuple[str, ...], Histogram]] = {}
+        # By the metric's name, whose hash is known: they are looked for many times a request
+        self._counts: dict[str, dict[tuple[str, ...], float]] = {}
+        self._histograms: dict[str, dict[tuple[str, ...], Histogram]] = {}
         for metric in self._metrics:
             if metric.kind == "histogram":
-                self._histograms[metric] = {} if metric.labels else {(): Histogram(metric.bounds)}
+                self._histograms[metric.name] = {} if metric.labels else {(): Histogram(metric.bounds)}
             else:
-                self._counts[metric] = {} if metric.labels else {(): 0.0}
+                self._counts[metric.name] = {} if metric.labels else {(): 0.0}
 
     def add(self, metric: Metric, labels: tuple[str, ...] = (), amount: float = 1.0) -> None:
-        counts = self._counts[metric]
+        counts = self._counts[metric.name]
         counts[labels] = counts.get(labels, 0.0) + amount
 
     def observe(self, metric: Metric, value: float, labels: tuple[str, ...] = ()) -> None:
-        histograms = self._histograms[metric]
+        histograms = self._histograms[metric.name]
         if (histogram := histograms.get(labels)) is None:
             histogram = histograms[labels] = Histogram(metric.bounds)
         histogram.add(value)
@@ -90,9 +91,9 @@ class Tally:
         found = []
         for metric in self._metrics:
             if metric.kind == "histogram":
-                found.append(Family(metric, {key: h.read() for key, h in self._histograms[metric].items()}))
+                found.append(Family(metric, {key: h.read() for key, h in self._histograms[metric.name].items()}))
             else:
-                found.append(Family(metric, dict(self._counts[metric])))
+                found.append(Family(metric, dict(self._counts[metric.name])))
         return found
 
 

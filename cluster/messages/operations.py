@@ -110,6 +110,8 @@ def parse_operation(body: Any) -> OperationRequest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
         known = f"; known: {', '.join(_Body.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        if first["type"] == "string_pattern_mismatch":
+            known = f", got {str(first['input'])[:80]!r}; `isotherm status` shows the IDs of nodes"
         raise OperationError(f"{where}: {first['msg']}{known}", where) from None
     target = Target.model_validate(parsed.model_dump(include=set(Target.model_fields)))
     if target.is_empty:

@@ -31,6 +31,7 @@ class Reports:
         return dict(sorted(self._figures.items()))
 
     def requests(self) -> dict[str, JSON]:
+        """What each replica has reported last of its requests."""
         self._forget()
         return dict(self._requests)
 

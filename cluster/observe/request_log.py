@@ -19,13 +19,14 @@ def log_request(record: RequestRecord) -> None:
     level = logging.WARNING if record.status >= 500 or (record.status == 200 and record.error) else logging.INFO
     if logger.isEnabledFor(level):
         fields = fields_of(record)
-        words = " ".join(f"{name}={_word(value)}" for name, value in fields.items() if value not in ("", None, []))
+        words = " ".join([f"{name}={_word(value)}" for name, value in fields.items() if not _says_nothing(value)])
         logger.log(level, "%s", words, extra={FIELDS: fields})
 
 
 def fields_of(record: RequestRecord) -> JSON:
     """Times in milliseconds."""
-    times = {f"{name}_ms": _milliseconds(getattr(record, name)) for name in _SECONDS}
+    of = vars(record)
+    times = {f"{name}_ms": _milliseconds(of[name]) for name in _SECONDS}
     return {
         "request": record.id,
         "reply": record.reply,
@@ -36,7 +37,7 @@ def fields_of(record: RequestRecord) -> JSON:
         "error_type": record.error,
         "stream": record.stream,
         "finish": list(record.finish_reasons),
-        **{name: getattr(record, name) for name in _COUNTS},
+        **{name: of[name] for name in _COUNTS},
         **times,
         "trace": "" if record.trace is None else record.trace.trace,
     }
@@ -46,7 +47,11 @@ def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(1000 * seconds, 1)
 
 
-def _word(value: object) -> str:
-    if isinstance(value, bool):
+def _says_nothing(value: object) -> bool:
+    return value is None or value == "" or value == []
+
+
+def _word(value: object) -> object:
+    if value is True or value is False:
         return "yes" if value else "no"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(value) if isinstance(value, list) else value

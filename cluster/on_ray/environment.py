@@ -4,6 +4,7 @@ import Ray."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -46,7 +47,16 @@ def prepare_local_ray() -> None:
     """Call before the first `import ray` of a process that will start a local Ray. Raises RayTokenError."""
     keep_token()
     os.environ.update(LOCAL_RAY)
+    _offer_commands()
     keep_from_proxies(UNPROXIED)
+
+
+def _offer_commands() -> None:
+    """Jobs of this Ray have its PATH, and look there for `isotherm`: where this one was called by its path, as `make
+    serve` does, that would find none, or another."""
+    own, path = os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)
+    if path.split(os.pathsep)[0] != own:
+        os.environ["PATH"] = os.pathsep.join([own, path])
 
 
 def keep_from_proxies(hosts: Sequence[str]) -> None:

@@ -8,11 +8,10 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from isotherm.kernels.cache_rows import is_fp8, read_rows
 from isotherm.kernels.ops import LinearWeight
 from isotherm.kernels.triton.base import TritonBase
 from isotherm.kernels.triton.decode import merge_kernel, mla_decode_kernel
-from isotherm.kernels.triton.elementwise import write_cache_kernel, write_fp8_kernel
+from isotherm.kernels.triton.elementwise import write_cache_kernel
 from isotherm.kernels.triton.launch import cdiv, power_of_two
 from isotherm.kernels.triton.prefill import mla_prefill_kernel
 
@@ -31,17 +30,10 @@ class TritonAttention(TritonBase):
         self._block_size(cache, latent.shape[1], rope.shape[1])
         if not len(latent) == len(rope) == len(slots_T):
             raise ValueError(f"write_cache has {len(latent)} latents, {len(rope)} keys and {len(slots_T)} slots")
-        rows = {
-            "latent": latent, "rope": rope, "slots": slots_T.contiguous(), "C": latent.shape[1], "R": rope.shape[1],
-            "stride_latent": latent.stride(0), "stride_rope": rope.stride(0),
-            "BLOCK": power_of_two(max(latent.shape[1], rope.shape[1])),
-        }  # fmt: skip
-        if is_fp8(cache):
-            values, codes = self._fp8_views(cache, rope.shape[1])
-            self._run(write_fp8_kernel, (len(latent),), 4, 1, values=values, codes=codes,
-                      stride_values=values.stride(0), stride_codes=codes.stride(0), **rows)  # fmt: skip
-        else:
-            self._run(write_cache_kernel, (len(latent),), 4, 1, cache=cache, **rows)
+        block = power_of_two(max(latent.shape[1], rope.shape[1]))
+        self._run(write_cache_kernel, (len(latent),), 4, 1, latent=latent, rope=rope, cache=cache,
+                  slots=slots_T.contiguous(), C=latent.shape[1], R=rope.shape[1], stride_latent=latent.stride(0),
+                  stride_rope=rope.stride(0), BLOCK=block)  # fmt: skip
 
     def mla_prefill(self, q_THQ: Tensor, cache: Tensor, block_table_M: Tensor, start: int, kv_b: LinearWeight,
                     v_head_dim: int, scale: float) -> Tensor:  # fmt: skip
@@ -67,10 +59,6 @@ class TritonAttention(TritonBase):
         slots = (block_table_M.to(self.device)[position // block_size] * block_size + position % block_size).to(
             torch.int32
         )
-        if is_fp8(cache):  # its rows are decoded side by side, which costs less than expanding them
-            stored = cache.view(-1, cache.shape[-1])[slots.long()]
-            cache = read_rows(stored, kv_b.in_features, rotary, self.dtype)
-            slots = position.to(torch.int32)
         entries = cache.view(-1, cache.shape[-1])
         blocks = {
             "BLOCK_N": power_of_two(max(nope, 16)),
@@ -109,7 +97,6 @@ class TritonAttention(TritonBase):
             t.to(self.device, torch.int32).contiguous() for t in (block_tables_SM, sequence_T, lengths_T)
         )
         out = self._empty(rows, heads, latent)
-        entries, codes = self._fp8_views(cache, rotary) if is_fp8(cache) else (cache.view(-1, cache.shape[-1]), None)
         splits = max(1, cdiv(tables.shape[1] * block_size, KV_SPLIT))
         block_c, block_r = power_of_two(max(latent, 16)), power_of_two(max(rotary, 16))
         even = (block_c, block_r, 0) == (latent, rotary, heads % 64)
@@ -122,23 +109,17 @@ class TritonAttention(TritonBase):
             count = some.stop - some.start
             self._run(
                 mla_decode_kernel, (count * cdiv(heads, 64), splits), 8, 2, q_latent=q[some], q_rope=q_rope[some],
-                cache=entries, codes=codes, tables=tables, sequence=sequence[some], lengths=lengths[some],
-                out=out[some], partial=partial, partial_ml=partial_ml, scale=scale, splits=splits, H=heads, C=latent,
-                R=rotary, stride_qt=q.stride(0), stride_qh=q.stride(1), stride_rt=q_rope.stride(0),
-                stride_rh=q_rope.stride(1), stride_table=tables.stride(0), WIDTH=entries.stride(0),
-                CODES=0 if codes is None else codes.stride(0), BLOCK_SIZE=block_size, SPLIT=KV_SPLIT, EVEN=even,
-                BLOCK_H=64, BLOCK_L=DECODE_KEYS, BLOCK_C=block_c, BLOCK_R=block_r,
+                cache=cache, tables=tables, sequence=sequence[some], lengths=lengths[some], out=out[some],
+                partial=partial, partial_ml=partial_ml, scale=scale, splits=splits, H=heads, C=latent, R=rotary,
+                stride_qt=q.stride(0), stride_qh=q.stride(1), stride_rt=q_rope.stride(0), stride_rh=q_rope.stride(1),
+                stride_table=tables.stride(0), BLOCK_SIZE=block_size, SPLIT=KV_SPLIT, EVEN=even, BLOCK_H=64,
+                BLOCK_L=DECODE_KEYS, BLOCK_C=block_c, BLOCK_R=block_r,
             )  # fmt: skip
             if splits > 1:
                 self._run(merge_kernel, (count, heads), 4, 1, lengths=lengths[some], partial=partial,
                           partial_ml=partial_ml, out=out[some], splits=splits, H=heads, C=latent, SPLIT=KV_SPLIT,
                           BLOCK_C=block_c)  # fmt: skip
         return out
-
-    def _fp8_views(self, cache: Tensor, rotary: int) -> tuple[Tensor, Tensor]:
-        """An FP8 cache's rows as values, the rotary key and the scale first, and as bytes, the codes first."""
-        stored = cache.view(-1, cache.shape[-1])
-        return stored.view(self.dtype), stored[:, (rotary + 1) * self.dtype.itemsize :]
 
     def _block_size(self, cache: Tensor, latent: int, rotary: int) -> int:
         """The cache's block size."""

@@ -17,16 +17,14 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["splits"])
 def mla_decode_kernel(
-    q_latent, q_rope, cache, codes, tables, sequence, lengths, out, partial, partial_ml, scale, splits,
+    q_latent, q_rope, cache, tables, sequence, lengths, out, partial, partial_ml, scale, splits,
     stride_qt, stride_qh, stride_rt, stride_rh, stride_table,
-    H: tl.constexpr, C: tl.constexpr, R: tl.constexpr, WIDTH: tl.constexpr, CODES: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+    H: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Grid: (rows × ⌈H / BLOCK_H⌉, splits). out [T, H, C]; partial float32 [T, splits, H, C], not normalised, and
     partial_ml float32 [T, splits, 2, H]: the largest score (in units of log 2) and the sum of exponentials. EVEN: H, C
-    and R fill their blocks. Rows of `cache` are WIDTH values: a latent and a rotary key; where there are `codes`, a
-    rotary key and the scale of the latent's codes, whose rows are CODES bytes apart."""
+    and R fill their blocks."""
     blocks_h = tl.cdiv(H, BLOCK_H)
     row = tl.program_id(0) // blocks_h
     split = tl.program_id(1)
@@ -59,27 +57,18 @@ def mla_decode_kernel(
         # A tile lies in one block: one address, and its rows' are known from it, which spares registers
         if BLOCK_SIZE % BLOCK_L == 0:
             base = tl.load(table + first // BLOCK_SIZE) * BLOCK_SIZE + first % BLOCK_SIZE
-            entry = base * WIDTH + tl.arange(0, BLOCK_L) * WIDTH
-            coded = base * CODES + tl.arange(0, BLOCK_L) * CODES
+            entry = base * (C + R) + tl.arange(0, BLOCK_L) * (C + R)
         else:
             block = tl.load(table + position // BLOCK_SIZE, mask=seen, other=0)
-            entry = (block * BLOCK_SIZE + position % BLOCK_SIZE) * WIDTH
-            coded = (block * BLOCK_SIZE + position % BLOCK_SIZE) * CODES
+            entry = (block * BLOCK_SIZE + position % BLOCK_SIZE) * (C + R)
         # What no row has written may be NaN: it is never read.
         latent_mask = seen[:, None]
         rope_mask = seen[:, None]
         if not EVEN:
             latent_mask = seen[:, None] & (c < C)[None, :]
             rope_mask = seen[:, None] & (r < R)[None, :]
-        if codes is None:
-            latent = tl.load(cache + entry[:, None] + c[None, :], mask=latent_mask, other=0.0)
-            key = tl.load(cache + entry[:, None] + (C + r)[None, :], mask=rope_mask, other=0.0)
-        else:
-            code = tl.load(codes + coded[:, None] + c[None, :], mask=latent_mask, other=0)
-            # A power of two, so that the product is exact.
-            latent_scale = tl.load(cache + entry + R, mask=seen, other=0.0)
-            latent = code.to(tl.float8e4nv, bitcast=True).to(cache.dtype.element_ty) * latent_scale[:, None]
-            key = tl.load(cache + entry[:, None] + r[None, :], mask=rope_mask, other=0.0)
+        latent = tl.load(cache + entry[:, None] + c[None, :], mask=latent_mask, other=0.0)
+        key = tl.load(cache + entry[:, None] + (C + r)[None, :], mask=rope_mask, other=0.0)
         score = tl.dot(q, tl.trans(latent), input_precision="ieee")
         score = tl.dot(qr, tl.trans(key), score, input_precision="ieee")
         score = tl.where(seen[None, :], score, float("-inf"))

@@ -1,4 +1,4 @@
-"""rms_norm, rope, combine and write_cache, of plain rows and of FP8 ones: memory-bound, one pass each."""
+"""rms_norm, rope, combine and write_cache: memory-bound, one pass each."""
 
 from __future__ import annotations
 
@@ -66,32 +66,3 @@ def write_cache_kernel(latent, rope, cache, slots, C, R, stride_latent, stride_r
     entry = cache + tl.load(slots + row) * (C + R)
     tl.store(entry + i, tl.load(latent + row * stride_latent + i, mask=i < C), mask=i < C)
     tl.store(entry + C + i, tl.load(rope + row * stride_rope + i, mask=i < R), mask=i < R)
-
-
-@triton.jit
-def write_fp8_kernel(
-    latent, rope, values, codes, slots, C, R, stride_latent, stride_rope, stride_values, stride_codes,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """An FP8 row (kernels/cache_rows.py) for each slot: rope[t] and the scale to `values`, the codes of latent[t] to
-    `codes`, which are two views of one cache. Grid: (rows,)."""
-    row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + row)
-    i = tl.arange(0, BLOCK)
-    x = tl.load(latent + row * stride_latent + i, mask=i < C, other=0.0).to(tl.float32)
-    bits = x.to(tl.int32, bitcast=True)
-    largest = tl.max(bits & 0x7FFFFFFF, 0)
-    finite = largest < 0x7F800000
-    exponent = (largest >> 23) - 135 + ((largest & 0x7FFFFF) > 0x600000).to(tl.int32)
-    exponent = tl.where(finite, tl.maximum(exponent, -100), 0)
-    scaled = tl.abs(x) * ((127 - exponent) << 23).to(tl.float32, bitcast=True)
-    magnitude = scaled.to(tl.int32, bitcast=True)
-    # To nearest even. Below 2^-6 codes count steps of 2^-9, and so do the last bits of the sum with 2^14.
-    normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
-    tiny = (scaled + 16384.0).to(tl.int32, bitcast=True) & 0xFF
-    code = tl.where(magnitude < (121 << 23), tiny, normal) | ((bits >> 24) & 0x80)
-    code = tl.where(finite, code, 0x7F)
-    tl.store(codes + slot * stride_codes + i, code.to(tl.uint8), mask=i < C)
-    entry = values + slot * stride_values
-    tl.store(entry + i, tl.load(rope + row * stride_rope + i, mask=i < R), mask=i < R)
-    tl.store(entry + R, ((127 + exponent) << 23).to(tl.float32, bitcast=True).to(values.dtype.element_ty))

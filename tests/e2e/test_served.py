@@ -130,6 +130,9 @@ def test_what_the_front_door_takes(served):
         for path in ("/v1/models/", "//v1/models"):
             assert client.get(served.url + path).json()["data"][0]["id"] == "tiny"
         assert client.get("/health").json() == {"status": "alive"} and client.get("/ready").status_code == 200
+        # A whole reply is one gRPC message from replica to proxy, which by itself may have 4 MiB.
+        long = client.post("/detokenize", json={"tokens": [3] * 400_000})
+        assert long.status_code == 200 and len(long.content) > 4 << 20
         for path in ("/admin/experts", "/status", "/metrics"):
             assert client.get(path).status_code == 200
             assert client.get(path, headers={"x-forwarded-for": "10.0.0.7"}).status_code == 403

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from starlette.requests import HTTPConnection
 
 Role = Literal["use", "observe", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
+_NOTHING: dict[str, Any] = {}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -40,5 +42,11 @@ ANYONE = Caller()
 
 def caller_of(request: HTTPConnection) -> Caller:
     """Who made this request."""
-    found: Caller = getattr(request.state, "caller", ANYONE)
+    return known_of(request, "caller", ANYONE)
+
+
+def known_of(request: HTTPConnection, name: str, default: _T) -> _T:
+    """What a middleware has written down of this request, as `request.state` has it: an attribute that is not there
+    costs two exceptions."""
+    found: _T = request.scope.get("state", _NOTHING).get(name, default)
     return found

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -26,13 +27,23 @@ class KeysFileError(IsothermError, ValueError):
     """The file cannot be used; the message names it, the field and what would be right."""
 
 
+def _check_name(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        wanted = "1 to 63 letters, digits, '.', '_', '@' and '-', and begin with a letter or digit"
+        raise ValueError(f"{name[:80]!r} must be {wanted}")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_check_name)]
+
+
 class KeyEntry(BaseModel):
     """One key, as the file has it. What is None is not limited."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     id: str = Field(pattern=rf"^{KEY_ID}$")  # stands in the key's own text
-    name: str = Field(pattern=rf"^{_NAME}$")  # whose files, batches and responses they are
+    name: _Name  # whose files, batches and responses they are
     hash: Annotated[str, AfterValidator(check_hash)]
     created: str = Field("", max_length=40)
     roles: list[Role] = Field(["use"], min_length=1)
@@ -44,7 +55,7 @@ class KeyEntry(BaseModel):
     models: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
     priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
     weight: float = Field(1.0, gt=0, le=1000)
-    tenant: str | None = Field(None, pattern=rf"^{_NAME}$")  # default: the name
+    tenant: _Name | None = None  # default: the name
 
     def caller(self) -> Caller:
         models = None if self.models is None else frozenset(self.models)

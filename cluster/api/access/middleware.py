@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isotherm.cluster.api.access.allowance import Allowance, Refusal
-from isotherm.cluster.api.access.caller import ANYONE, ROLES, Caller
+from isotherm.cluster.api.access.caller import ANYONE, ROLES, Caller, known_of
 from isotherm.cluster.api.access.key_store import Key, KeyStore, now
 from isotherm.cluster.api.access.needs import is_open, is_work, needed_role
 from isotherm.cluster.api.access.presented import presented
@@ -87,8 +87,8 @@ class AccessMiddleware:
 
 def allowance_of(request: HTTPConnection) -> Allowance | None:
     """What is left to the key of a request; None where nothing is counted."""
-    found: Allowance | None = getattr(request.state, "allowance", None)
-    return found
+    nothing: Allowance | None = None
+    return known_of(request, "allowance", nothing)
 
 
 def rate_limited(caller: Caller, refusal: Refusal) -> ReplyError:

@@ -63,9 +63,8 @@ class Message(BodyModel):
     def _has_content(self) -> Message:
         assistants = bool(self.tool_calls) or self._thought is not None or self.refusal is not None
         if self.content is None and not (self.role == "assistant" and assistants):
-            raise PydanticCustomError(
-                "field:content", "a {role} message needs content: a string or a list of text parts", {"role": self.role}
-            )
+            text = "a message of role {role} needs content: a string or a list of text parts"
+            raise PydanticCustomError("field:content", text, {"role": self.role})
         if self.role != "assistant" and self.prefix:
             raise PydanticCustomError("field:prefix", "prefix is for a message of the assistant")
         if self.role != "assistant" and isinstance(self.content, list):

@@ -96,7 +96,7 @@ class RequestBody(BodyModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, data: Any) -> Any:
-        if isinstance(data, dict):
+        if isinstance(data, dict) and not cls.neutral.keys().isdisjoint(data):
             for name, neutral in cls.neutral.items():
                 value = data.get(name)
                 if value is not None and not any(

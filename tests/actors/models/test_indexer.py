@@ -17,6 +17,7 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.kernels.formats.stored import PlainWeight
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.ops import AttentionRows, Kernels, PrefillRows
@@ -123,10 +124,9 @@ def test_the_cache_has_a_key_beside_each_latent(checkpoint: Checkpoint):
     assert each == checkpoint.config.num_hidden_layers * checkpoint.config.cache_bytes(2, "auto")
 
 
-def tokens(checkpoint: Checkpoint, budget: int, others: int) -> list[int]:
-    engine = local_engine(
-        checkpoint, NativeKernels(torch.bfloat16), SchedulerConfig(16, 64, budget, 8, 128, prefix_cache=False)
-    )
+def tokens(checkpoint: Checkpoint, budget: int, others: int, kept: KvCacheDtype = "auto") -> list[int]:
+    scheduler = SchedulerConfig(16, 64, budget, 8, 128, prefix_cache=False)
+    engine = local_engine(checkpoint, NativeKernels(torch.bfloat16), scheduler, kv_cache_dtype=kept)
     prompt = tuple(range(5, 65))
     requests = [GenerationRequest("r", prompt, SamplingParams(20, temperature=1.0, seed=5))]
     for i in range(others):
@@ -134,12 +134,13 @@ def tokens(checkpoint: Checkpoint, budget: int, others: int) -> list[int]:
     return [t for delta in run(engine, requests) if delta.request_id == "r" for t in delta.token_ids]
 
 
-def test_a_streams_bits_depend_on_it_alone(checkpoint: Checkpoint):
+@pytest.mark.parametrize("kept", ["auto", "fp8"])
+def test_a_streams_bits_depend_on_it_alone(checkpoint: Checkpoint, kept: KvCacheDtype):
     """In bf16, across the point from which attention is sparse: whole, in chunks that cross it, and in company."""
-    alone = tokens(checkpoint, 128, 0)
+    alone = tokens(checkpoint, 128, 0, kept)
     assert len(alone) == 20
     for budget, others in ((7, 0), (23, 0), (128, 3), (31, 3)):
-        assert tokens(checkpoint, budget, others) == alone
+        assert tokens(checkpoint, budget, others, kept) == alone
 
 
 def test_within_index_topk_it_is_deepseek_v3(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from starlette.requests import Request
 
 from isotherm.cluster.api.access.caller import Caller
 from isotherm.cluster.api.behalf import claim_for, on_behalf
@@ -17,7 +18,7 @@ KEY = Caller("team", tenant="team", weight=3.0, priority=2)
 
 def asked(caller=None, in_process=None):
     state = {"caller": caller} if caller else {}
-    return SimpleNamespace(state=SimpleNamespace(**state, **({} if in_process is None else {"priority": in_process})))
+    return Request({"type": "http", "state": state | ({} if in_process is None else {"priority": in_process})})
 
 
 def told(request, priority=None, shared=False):

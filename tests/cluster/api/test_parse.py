@@ -93,3 +93,18 @@ def test_only_the_first_wrong_element_of_a_list_costs_anything(model, body, para
     error, most = refused(lambda: parse_body(model, raw))
     assert error.status == 400 and error.param == param
     assert most < 100_000 + 40 * len(raw)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"messages": ["hi"]}', 'messages[0]: input should be an object, got "hi"'),
+        ('{"messages": []}', "messages: list should have at least 1 item, not 0, got an array of 0"),
+        ('{"messages": [{"role": "assistant"}]}', "messages[0].content: a message of role assistant needs content: "),
+        (f'{{"seed": {"9" * 5000}}}', "the body has an integer of too many digits"),
+    ],
+)
+def test_messages_are_for_people_who_know_json_and_not_python(body, words):
+    with pytest.raises(ReplyError) as caught:
+        parse_body(ChatBody, body.replace("{", '{"model": "m", ', 1).encode())
+    assert str(caught.value).startswith(words)

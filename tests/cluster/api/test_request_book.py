@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_observer import FakeObserver
+from starlette.requests import Request
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.request_book import REMEMBERED, RequestBook, RequestRecord
@@ -138,14 +139,9 @@ def test_open_requests_and_those_whose_client_goes(tokenizer, ended, stream):
 
 
 def test_the_book_is_bounded_and_the_newest_come_first(app, ended):
-    class Asked:
-        state = type("State", (), {"request_id": ""})()
-        url = type("Url", (), {"path": PATH})()
-
     book = RequestBook()
     for i in range(REMEMBERED + 5):
-        Asked.state.request_id = str(i)
-        with book.open(Asked()):  # type: ignore[arg-type]
+        with book.open(Request({"type": "http", "path": PATH, "state": {"request_id": str(i)}})):
             assert [r.id for r in book.running()] == [str(i)]
     recent = book.recent()
     assert len(recent) == REMEMBERED and recent[0].id == str(REMEMBERED + 4) and book.running() == []
@@ -158,10 +154,6 @@ def test_a_sink_that_fails_stops_nothing(app, ended):
     book = RequestBook([fails])
     book.tell(ended.append)
 
-    class Asked:
-        state = type("State", (), {})()
-        url = type("Url", (), {"path": PATH})()
-
-    with book.open(Asked()):  # type: ignore[arg-type]
+    with book.open(Request({"type": "http", "path": PATH})):
         pass
     assert len(ended) == 1

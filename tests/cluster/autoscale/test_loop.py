@@ -329,17 +329,29 @@ def test_an_operators_mode_outlives_the_controller():
     assert Simulation(manifest={"autoscaling": {"mode": "advise"}}, saved=again.loop.dump()).loop.mode == "advise"
 
 
-def test_an_operator_who_turns_it_off_while_it_makes_up_its_mind():
-    s = Simulation()
+def turned_off_at(number: int) -> tuple[Simulation, list[int]]:
+    """By an operator while plan `number` is made; and how many decisions there were before each plan."""
+    s, known = Simulation(), list[int]()
     make_plan = s.loop._make_plan
 
     def plan(*given: Any) -> Any:
-        s.loop.set_mode("off")
+        known.append(len(s.loop.decisions))
+        if len(known) == number:
+            s.loop.set_mode("off")
         return make_plan(*given)
 
     s.loop._make_plan = plan  # type: ignore[method-assign]
     s.run(30)
-    assert s.loop.mode == "off" and not s.loop.decisions and not s.operations.all() and s.placement.version == 1
+    return s, known
+
+
+def test_an_operator_who_turns_it_off_while_it_makes_up_its_mind():
+    s, known = turned_off_at(0)
+    assert s.loop.decisions
+    followed = known.index(1)  # plans were made before the one after the first decision: it came of the last of them
+    s, known = turned_off_at(followed)
+    assert len(known) == followed and s.loop.mode == "off"
+    assert not s.loop.decisions and not s.operations.all() and s.placement.version == 1
 
 
 def test_what_is_saved_is_bounded():

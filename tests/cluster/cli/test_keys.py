@@ -57,7 +57,7 @@ def test_a_revoked_key_is_gone_and_others_stay(file: Path):
     ("arguments", "words"),
     [
         (["create", "ann"], "there is a key 'ann' already"),
-        (["create", "two words"], "name: "),
+        (["create", "two words"], "name: 'two words' must be 1 to 63 letters, digits, "),
         (["create", "bob", "--weight", "0"], "weight: "),
         (["revoke", "nobody"], "there is no key 'nobody'"),
     ],

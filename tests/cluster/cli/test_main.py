@@ -259,6 +259,9 @@ def test_inspect_prints_json(random_model: Path):
         "expert-0",
         "expert-1",
     ]
+    coded = json.loads(invoke("inspect", str(random_model), "--json", "--kv-cache-dtype", "fp8").stdout)
+    assert coded["kv_bytes_per_token"] == 150  # of 3 layers: 32 codes, 8 rotary values and a scale
+    assert coded["placement"][0]["kv_tokens"] == (256 << 20) // (16 * 150) * 16
 
 
 def test_inspect_prints_tables():

@@ -55,9 +55,16 @@ def test_quality_of_the_bundled_model(tmp_path: Path):
     assert [row["layer"] for row in found["layers"]] == ["0", "1", "2", "3", "4"]
     with pytest.raises(QualityError, match="nothing is quantised; give --experts int4"):
         measure_quality(MANIFEST, bundled_model(), WeightChoice(), "auto", None, said.append)
-    text.write_text("")
-    with pytest.raises(QualityError, match="has 1 token"):
-        measure_quality(MANIFEST, bundled_model(), WeightChoice("int4"), "auto", text, said.append)
+    said.clear()
+    for content, wrong in (
+        (b"", "has 1 token"),
+        (b"\xff\xfe", "cannot be read as UTF-8 text"),
+        (None, "cannot be read"),
+    ):
+        text.unlink() if content is None else text.write_bytes(content)
+        with pytest.raises(QualityError, match=wrong):
+            measure_quality(MANIFEST, bundled_model(), WeightChoice("int4"), "auto", text, said.append)
+    assert not said, "no weight is read before"
 
 
 def test_quality_of_a_cache_in_fp8(tmp_path: Path):

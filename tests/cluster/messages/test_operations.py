@@ -40,6 +40,11 @@ def opened(log: OperationLog, **body):
     return log.open(parse_operation({"expert_groups": 3} | body), now=1.0)
 
 
+def test_what_is_no_nodes_id_is_shown_with_where_these_are():
+    with pytest.raises(OperationError, match="got 'node-1'; `isotherm status` shows the IDs of nodes"):
+        parse_operation({"drain_nodes": ["node-1"]})
+
+
 def test_a_key_used_again_is_the_same_operation():
     log = OperationLog()
     first, new = opened(log, idempotency_key="a")

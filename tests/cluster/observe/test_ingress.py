@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from request_records import record
+from starlette.requests import Request
 
 from isotherm.cluster.manifest import parse_manifest
 from isotherm.cluster.messages.membership import WorkerGoneError
@@ -49,9 +49,12 @@ def observer(others) -> IngressObserver:
     return IngressObserver("one", others)
 
 
+def asked(**state: str) -> Request:
+    return Request({"type": "http", "path": "/v1/completions", "state": state})
+
+
 def ended(observer: IngressObserver, request_id: str) -> None:
-    asked = SimpleNamespace(state=SimpleNamespace(request_id=request_id), url=SimpleNamespace(path="/v1/completions"))
-    with observer.book.open(asked):  # type: ignore[arg-type]
+    with observer.book.open(asked(request_id=request_id)):
         pass
 
 
@@ -113,7 +116,6 @@ def test_it_reports_what_is_new(observer, others, monkeypatch):
 
 def test_a_manifest_without_traces_needs_no_opentelemetry(others):
     observer = IngressObserver.of(parse_manifest({}), "one", others)
-    asked = SimpleNamespace(state=SimpleNamespace(), url=SimpleNamespace(path="/v1/completions"))
-    with observer.book.open(asked):  # type: ignore[arg-type]
+    with observer.book.open(asked()):
         pass
     assert observer.book.recent()[0].trace is None

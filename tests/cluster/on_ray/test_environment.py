@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,18 @@ def test_a_local_ray_is_loopback_only_with_a_token():
     prepare_local_ray()
     assert ray_variables() == LOCAL_RAY
     assert LOOPBACK.items() <= LOCAL_RAY.items() and LOCAL_RAY["RAY_AUTH_MODE"] == "token"
+
+
+def test_jobs_find_the_commands_of_this_installation_first(tmp_path: Path):
+    """`ray job submit … -- isotherm batch` is a job of a Ray that `.venv/bin/isotherm serve` has started."""
+    (tmp_path / "isotherm").write_text("#!/bin/sh")
+    (tmp_path / "isotherm").chmod(0o755)
+    os.environ["PATH"] = str(tmp_path)
+    prepare_local_ray()
+    prepare_local_ray()
+    folder = Path(sys.executable).parent
+    assert os.environ["PATH"] == f"{folder}{os.pathsep}{tmp_path}"
+    assert shutil.which("isotherm", path=os.environ["PATH"]) == str(folder / "isotherm")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from isotherm.kernels import triton as triton_package
-from isotherm.kernels.cache_rows import fp8_row_bytes
 from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.stored import PlainWeight
 from isotherm.kernels.ops import Router
@@ -169,23 +168,16 @@ def record() -> list[Launch]:
     cache = meta(4096, BLOCK_SIZES[0], LATENT + ROPE)
     recorder.label = "write_cache"
     k.write_cache(meta(64, LATENT), meta(64, LATENT + ROPE)[:, LATENT:], cache, meta(64, dtype=torch.int64))
-    coded = meta(4096, BLOCK_SIZES[0], fp8_row_bytes(LATENT, ROPE, 2), dtype=torch.uint8)
-    recorder.label = "write_cache in FP8"
-    k.write_cache(meta(64, LATENT), meta(64, LATENT + ROPE)[:, LATENT:], coded, meta(64, dtype=torch.int64))
     indices = meta(64, dtype=torch.int32)
     for size in BLOCK_SIZES:
         for length in (1024, 65536):
             recorder.label = f"mla_decode {size} a block, to {length}"
             blocks = meta(4096, size, LATENT + ROPE), meta(64, length // size, dtype=torch.int32)
             k.mla_decode(meta(64, HEADS, LATENT), q[..., NOPE:], *blocks, indices, indices, 0.1)
-            recorder.label += " in FP8"
-            blocks = meta(4096, size, coded.shape[-1], dtype=torch.uint8), blocks[1]
-            k.mla_decode(meta(64, HEADS, LATENT), q[..., NOPE:], *blocks, indices, indices, 0.1)
     kv_b = k.pack_linear([fp8(HEADS * (NOPE + VALUE), LATENT)])
     for start in (0, 8192):
         recorder.label = f"mla_prefill from {start}"
         k.mla_prefill(meta(2048, HEADS, NOPE + ROPE), cache, meta(1024, dtype=torch.int32), start, kv_b, VALUE, 0.1)
-        k.mla_prefill(meta(2048, HEADS, NOPE + ROPE), coded, meta(1024, dtype=torch.int32), start, kv_b, VALUE, 0.1)
     recorder.label = "sample"
     parameters = (
         torch.tensor([0.0, 1.0]).double(),

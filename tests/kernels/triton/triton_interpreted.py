@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from triton_cases import KERNELS, Paged, close, filled_banks, pairs_of, randn, stored
 
-from isotherm.kernels.cache_rows import fp8_rows, new_layer_cache, read_rows
 from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.ops import Router
@@ -277,39 +276,6 @@ def test_write_cache_equals_the_reference(kernels: TritonKernels, latent: int, r
         k.write_cache(entry[:, :latent], entry[:, latent:], cache, slots)
         k.write_cache(entry[:0, :latent], entry[:0, latent:], cache, slots[:0])
     assert torch.equal(ours, theirs)
-
-
-@pytest.mark.parametrize("latent, rotary", [(32, 16), (40, 6), (3, 30)])
-def test_an_fp8_row_equals_the_references(kernels: TritonKernels, latent: int, rotary: int) -> None:
-    slots = torch.randperm(60, generator=torch.Generator().manual_seed(1))[:11]
-    x = randn(11, latent, seed=2) * torch.exp2(12 * randn(11, latent, seed=3))
-    x[3, :2], x[4], x[5, 1], x[6, 0] = 0.0, -0.0, torch.inf, torch.nan
-    x, rope = x.to(kernels.dtype), randn(11, rotary, seed=4, dtype=kernels.dtype)
-    cache = new_layer_cache(10, 6, latent, rotary, kernels.dtype, kernels.device, True)
-    kernels.write_cache(x, rope, cache, slots)
-    assert torch.equal(cache.view(60, -1)[slots], fp8_rows(x, rope))
-
-
-@pytest.mark.parametrize("shape", [(1, 32, 16), (3, 40, 6), (2, 33, 2)])
-def test_attention_over_fp8_rows_equals_that_over_plain_ones(
-    kernels: TritonKernels, shape: tuple[int, int, int]
-) -> None:
-    """To the bit, of the same rounded latents, in both forms."""
-    heads, latent, rotary = shape
-    coded = new_layer_cache(12, 16, latent, rotary, kernels.dtype, kernels.device, True)
-    slots = torch.arange(12 * 16)
-    x, rope = (randn(192, width, seed=width, dtype=kernels.dtype) for width in (latent, rotary))
-    kernels.write_cache(x, rope, coded, slots)
-    caches = coded, read_rows(coded, latent, rotary, kernels.dtype)
-    tables = torch.randperm(12, generator=torch.Generator().manual_seed(1)).to(torch.int32)[None]
-    q = randn(2, heads, latent + rotary, seed=5, dtype=kernels.dtype)
-    rows = tables, torch.zeros(2, dtype=torch.int32), torch.tensor([150, 7], dtype=torch.int32), 0.2
-    one, other = (kernels.mla_decode(q[..., :latent], q[..., latent:], cache, *rows) for cache in caches)
-    assert torch.equal(one, other) and one.isfinite().all()
-    kv_b = kernels.pack_linear([stored(heads * 32, latent, "bf16", 3)])
-    q = randn(40, heads, 20 + rotary, seed=4, dtype=kernels.dtype)
-    one, other = (kernels.mla_prefill(q, cache, tables[0], 100, kv_b, 12, 0.2) for cache in caches)
-    assert torch.equal(one, other) and one.isfinite().all()
 
 
 @SETTINGS
