@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= tiny
-NATIVE := $(wildcard kernels/native/*)
+NATIVE := $(wildcard kernels/native/*.py kernels/native/csrc/*)
 
 .PHONY: serve test test-fast test-page test-metrics clients fuzz exactness chaos bench bench-elastic bench-overload check
 .PHONY: bench-mtp families clean help

@@ -6,12 +6,14 @@ import ctypes
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from zlib import crc32
 
 from isotherm.kernels.errors import KernelsUnavailable
 
 _P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+    "interface": (_I, []),
     "context_create": (_P, [_I, _I, _I]),
     "context_destroy": (None, [_P]),
     "context_isa": (ctypes.c_char_p, [_P]),
@@ -40,6 +42,18 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 }  # fmt: skip
 
 
+_LETTERS: dict[type | None, str] = {None: "-", _P: "P", _L: "L", _I: "I", _F: "F", ctypes.c_char_p: "S"}
+
+
+def interface() -> int:
+    """The number of the signatures above, which the library has to give too: one that was built from other sources
+    would take arguments for what they are not."""
+    said = (
+        (name, _LETTERS[result], *(_LETTERS[a] for a in arguments)) for name, (result, arguments) in _SIGNATURES.items()
+    )
+    return crc32(repr(sorted(said)).encode()) >> 1
+
+
 class NativeKernelsUnavailable(KernelsUnavailable):
     """The native library isn't there or can't run here; the message says why and what to do."""
 
@@ -65,6 +79,8 @@ def load(path: Path | None = None) -> ctypes.CDLL:
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, f"iso_{name}")
             function.restype, function.argtypes = result, arguments
+        if (built := library.iso_interface()) != interface():
+            raise AttributeError(f"built from other sources (interface {built}, not {interface()})")
     except (OSError, AttributeError) as error:
         raise NativeKernelsUnavailable(
             f"the native CPU kernels at {path} don't load: {error}; reinstall isotherm to rebuild them"

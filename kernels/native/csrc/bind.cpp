@@ -83,6 +83,9 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
     return nullptr;
   }
 }
+// Of kernels/native/library.py, whose `interface()` gives it: it changes with any of these functions' signatures.
+ISO_EXPORT int iso_interface() { return 269835630; }
+
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
 

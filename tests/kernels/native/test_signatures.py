@@ -58,3 +58,15 @@ def test_a_short_name_means_one_type_everywhere(module: object):
         "_D": ctypes.c_double,
     }
     assert {name: kind for name, kind in types.items() if getattr(module, name, kind) is not kind} == {}
+
+
+def test_a_library_of_other_sources_is_refused_before_it_is_called(monkeypatch: pytest.MonkeyPatch):
+    """Arguments that it would take for others end the process without a word."""
+    built = native_library.built_library()
+    assert built is not None
+    number = native_library.interface()
+    more = native_library._SIGNATURES | {"context_destroy": (None, [ctypes.c_int])}
+    monkeypatch.setattr(native_library, "_SIGNATURES", more)
+    assert native_library.interface() != number
+    with pytest.raises(native_library.NativeKernelsUnavailable, match=r"other sources.*reinstall isotherm"):
+        native_library.load.__wrapped__(built)
