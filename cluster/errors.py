@@ -51,6 +51,7 @@ class IsothermError(Exception):
       QueueFullError             cluster.engine.places: as many requests as there may be; try again later
       EngineUnavailableError     cluster.api.engine_client: no shard can take it now; try again later
         EngineOverloadedError    … as many requests as there may be
+        WeightsGoneError         … and none ever will: the weights that it is bound to are served no more
       GenerationError            cluster.api.choices: the engine gave up on it
         DeadlineError            … its time is over
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -343,4 +344,6 @@ def chat(
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it is None where the shell has closed it
+        sys.stdout.reconfigure(errors="replace")  # a terminal without a character for what is told gets a question mark
     sys.exit(app())

@@ -513,3 +513,11 @@ def test_scale_says_which_copies_there_are_to_be():
 def test_scale_refuses_copies_that_say_nothing(word):
     done = invoke("scale", "--copies", word)
     assert done.exit_code == 2 and "must be LAYER:EXPERT=N" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_some_characters_is_told_the_others(encoding: str):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([ISOTHERM, "inspect", "tiny"], capture_output=True, env=environment, timeout=60)
+    said = done.stdout.decode(encoding)
+    assert done.returncode == 0 and not done.stderr and "attention heads" in said and "block" in said
