@@ -107,7 +107,7 @@ def test_who_asks_for_nothing_has_no_constraint(fields):
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice", "give one of them"),
         ({"response_format": {"type": "json_object"}, "regex": "a"}, "regex", "response_format"),
         ({"guided_json": "{"}, "guided_json", "not valid JSON"),
-        ({"guided_json": []}, "guided_json", "dictionary"),
+        ({"guided_json": []}, "guided_json", "object"),
         ({"guided_regex": "a" * (MOST_CHARS + 1)}, "guided_regex", f"at most {MOST_CHARS}"),
         ({"guided_grammar": "start: x"}, "guided_grammar", '"x"'),
         ({"guided_whitespace_pattern": " *"}, "guided_whitespace_pattern", "not supported"),

@@ -74,7 +74,7 @@ def test_a_tool_is_what_was_said_of_it():
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"tools": [1]}, "tools[0]", "dictionary"),
+        ({"tools": [1]}, "tools[0]", "object"),
         ({"tools": {}}, "tools", "list"),
         ({"tools": [NOW] * 513}, "tools", "512"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "required"),
