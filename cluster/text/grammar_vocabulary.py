@@ -108,7 +108,8 @@ class GrammarVocabulary:
         def compiled() -> tuple[LLMatcher, float]:
             begin = time.thread_time()
             matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)
-            if not matcher.is_error():
+            if not matcher.is_error() and (token := _first(matcher.compute_bitmask(), self.eos)) is not None:
+                matcher.try_consume_tokens([token])  # what a lexer has to be for a long repetition shows only here
                 matcher.compute_bitmask()
             return matcher, time.thread_time() - begin
 
@@ -178,6 +179,15 @@ def _with_deep_stack(work: Callable[[], _V]) -> _V:
             threading.stack_size(usual)
     thread.join()
     return done[0]
+
+
+def _first(mask: bytes, eos: int) -> int | None:
+    """The first token that a mask allows, but for the one that ends the text."""
+    for at, byte in enumerate(mask):
+        for bit in range(8) if byte else ():
+            if byte >> bit & 1 and 8 * at + bit != eos:
+                return 8 * at + bit
+    return None
 
 
 def error_of(matcher: LLMatcher) -> str:

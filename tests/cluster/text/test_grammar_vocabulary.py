@@ -114,6 +114,18 @@ def test_what_was_compiled_is_kept_as_far_as_there_is_room(monkeypatch, backend)
     assert compiled[4:] == ["start: x"]
 
 
+@pytest.mark.parametrize("pattern", ["a{1000000}", "(a{1000}){1000}"])
+def test_a_repetition_that_the_lexer_cannot_hold_is_refused_before_it_is_begun(vocabulary, pattern):
+    """It compiles, and its first mask is made; the first token was an error of ours."""
+    with pytest.raises(GrammarError, match="too many expressions"):
+        vocabulary.check(regex(pattern))
+
+
+def test_one_token_may_be_all_that_a_grammar_allows(vocabulary):
+    for grammar in (choice(["a"]), regex(""), regex("a?")):
+        vocabulary.check(grammar)
+
+
 def test_what_takes_too_long_is_refused_from_then_on(monkeypatch, vocabulary):
     monkeypatch.setattr(grammar_vocabulary, "MOST_SECONDS", 0.0)
     for _ in range(2):
