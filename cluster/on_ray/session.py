@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import grpc
 import ray
 from ray._private import parameter
 from ray._private.utils import write_ray_address
@@ -97,10 +98,17 @@ def attach(address: str | None) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself tries for a minute. Raises OSError."""
+    """Ray itself tries for a minute where nothing listens, and for ever where what listens stands still, whose system
+    takes connections all the same. Raises OSError."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+    if not colon or not port.isdecimal() or "/" in host:
+        return
+    socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT)
+        except grpc.FutureTimeoutError:
+            raise TimeoutError(f"it takes connections, and has not answered in {CONNECT_TIMEOUT:g} s") from None
 
 
 def running_controller() -> ActorHandle:
