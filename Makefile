@@ -46,7 +46,7 @@ TWO := -n 2 --dist loadfile
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest $(AOT)
 	$(BIN)/pytest -m "not e2e" $(TWO) --durations=25 --ignore=$(AOT) --ignore=tests/page
-	$(BIN)/pytest -m e2e --durations=25
+	$(BIN)/pytest -m e2e --durations=25 --ignore=tests/page
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/pytest -m unit $(TWO) --ignore=tests/page
