@@ -7,6 +7,8 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+from virtual_time import run_in_virtual_time
+
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.routing.shard_client import ShardClient
@@ -151,4 +153,4 @@ def play(cluster: Callable[[], FakeCluster], act: Callable[[FakeCluster, ShardCl
         finally:
             await client.background.close()
 
-    return asyncio.run(go())
+    return run_in_virtual_time(go())

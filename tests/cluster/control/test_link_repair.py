@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.control import link_repair
 from isotherm.cluster.control.link_repair import OFTEN, SPAN, LinkRepair
@@ -64,7 +65,7 @@ def play(act: Callable[[FakeFleet, LinkRepair], Awaitable[None]]) -> FakeFleet:
         await asyncio.sleep(0.3)
         return fleet
 
-    return asyncio.run(go())
+    return run_in_virtual_time(go())
 
 
 def test_a_link_is_made_anew_once():

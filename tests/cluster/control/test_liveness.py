@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from virtual_time import run_in_virtual_time
+
 from isotherm.cluster.control.liveness import answers_within, watch_controller
 
 LIMIT = 0.2
@@ -60,7 +62,7 @@ def play(act: Callable[[Ray], Awaitable[None]], watchers: int = 3) -> Ray:
         await asyncio.gather(*tasks, return_exceptions=True)
         return ray
 
-    return asyncio.run(go())
+    return run_in_virtual_time(go())
 
 
 def test_one_of_all_watchers_kills_it_and_only_once():
@@ -146,4 +148,4 @@ def test_the_watchers_own_standing_still_is_nobodys_silence():
         time.sleep(2 * LIMIT)
         return await waiting
 
-    assert asyncio.run(go())
+    assert run_in_virtual_time(go())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fake_shards import FakeCluster, FakeShard, collect, play, request, tokens
+from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.messages.requests import (
@@ -93,7 +94,7 @@ def test_a_family_goes_to_one_shard_as_long_as_that_can_run_one_more():
         await asyncio.wait_for(act(cluster, client), 20)
         await client.background.close()
 
-    asyncio.run(go())
+    run_in_virtual_time(go())
 
 
 def test_a_request_whose_deltas_nobody_reads_ends_at_its_shard_too(monkeypatch):
@@ -365,4 +366,4 @@ def test_there_is_room_for_as_many_as_the_shards_take():
         await asyncio.wait_for(act(cluster, client), 20)
         await client.background.close()
 
-    asyncio.run(go())
+    run_in_virtual_time(go())
