@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeEngine, http_server, write_tokenizer
+from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
@@ -37,7 +38,7 @@ def test_it_hands_everything_on():
         assert await endable.status() == await engine.status()
         assert await collect(endable.generate(request())) == await collect(engine.generate(request()))
 
-    asyncio.run(go())
+    run_in_virtual_time(go())
     assert engine.open == set()
 
 
@@ -56,7 +57,7 @@ def test_open_requests_end_and_new_ones_are_refused():
         with pytest.raises(EngineUnavailableError, match="it is over"):
             await collect(endable.generate(request()))
 
-    asyncio.run(go())
+    run_in_virtual_time(go())
 
 
 def test_a_reader_that_is_busy_learns_of_it_when_it_asks_for_more():
@@ -76,7 +77,7 @@ def test_a_reader_that_is_busy_learns_of_it_when_it_asks_for_more():
         with pytest.raises(EngineUnavailableError, match="it is over"):
             await asyncio.wait_for(task, 2)
 
-    asyncio.run(go())
+    run_in_virtual_time(go())
     assert len(held) == 1
 
 
@@ -92,8 +93,8 @@ def test_a_reader_that_is_cancelled_stays_cancelled():
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(task, 2)
 
-    asyncio.run(go(end=False))
-    asyncio.run(go(end=True))
+    run_in_virtual_time(go(end=False))
+    run_in_virtual_time(go(end=True))
 
 
 def test_the_time_begins_when_the_replica_stops():
@@ -110,7 +111,7 @@ def test_the_time_begins_when_the_replica_stops():
         await asyncio.wait_for(task, 2)
         assert "is being stopped or updated" in engine.not_ready() and "0.3 s" in engine.not_ready()
 
-    asyncio.run(go())
+    run_in_virtual_time(go())
 
 
 def events(url: str, **fields: Any) -> list[str]:
@@ -164,5 +165,5 @@ def test_a_request_that_several_tasks_read_in_turn_is_ended_too():
         with pytest.raises(EngineUnavailableError, match="it is over"):
             second.result()
 
-    asyncio.run(go())
+    run_in_virtual_time(go())
     assert engine.open == set()

@@ -6,6 +6,7 @@ import asyncio
 import json
 
 import pytest
+from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.api.gate import CAPACITY_HEADER, GateMiddleware, told
 from isotherm.cluster.engine.places import Band, Claim
@@ -53,7 +54,7 @@ def play(act, **options):
         replicas = Replicas(**options)
         await asyncio.wait_for(act(replicas, GateMiddleware(replicas)), 20)
 
-    asyncio.run(go())
+    run_in_virtual_time(go())
 
 
 async def opened(gate, count, **request):

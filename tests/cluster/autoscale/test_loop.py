@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from deepseek_checkpoints import make_config
+from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.autoscale.autoscaler import GROUPS, Decision
 from isotherm.cluster.autoscale.loop import REMEMBERED, AutoscaleLoop
@@ -138,7 +139,7 @@ class Simulation:
                 heats.append(self.heat())
             return heats
 
-        return asyncio.run(looks())
+        return run_in_virtual_time(looks())
 
 
 def done(simulation: Simulation, kind: str = "copies") -> list[dict[str, Any]]:

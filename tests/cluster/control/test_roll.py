@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from table_fleet import EXPERTS, LAYERS, TableFleet, idle, reconfigurer
+from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
@@ -61,7 +62,7 @@ def rolled(successor: Successor, seconds: float = 5.0) -> Operation:
         assert committed == operation.committed
         return operation
 
-    return asyncio.run(work())
+    return run_in_virtual_time(work())
 
 
 def test_it_is_announced_before_it_takes_over():
@@ -108,7 +109,7 @@ def test_a_loss_among_the_workers_that_serve_comes_first():
         assert sorted(fleet.experts) == ["expert-1", "expert-2"]
         fleet.check()
 
-    asyncio.run(work())
+    run_in_virtual_time(work())
 
 
 def test_a_twin_has_every_copy_in_the_place_of_one():

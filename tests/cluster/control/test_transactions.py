@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from table_fleet import EXPERTS, LAYERS, TableFleet, idle, reconfigurer
+from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
@@ -22,7 +23,7 @@ def run(made: Reconfigurer, **target: Any) -> Operation:
         await idle(made)
         return operation
 
-    return asyncio.run(work())
+    return run_in_virtual_time(work())
 
 
 def test_a_change_is_saved_when_it_is_adopted_and_before_anything_is_freed():
@@ -108,7 +109,7 @@ def test_a_number_of_copies_stays_an_operators_until_it_is_handed_back():
     assert made.pinned() == {(1, 0), (1, 5)}
     assert run(made, expert_groups=3).phase is Phase.DONE
     fleet.dead = {"expert-0"}
-    asyncio.run(healed(made))
+    run_in_virtual_time(healed(made))
     assert made.pinned() == {(1, 0), (1, 5)} and not fleet.dead
     version = fleet.placement.version
     fleet.fails = {"adopt attention-0"}
@@ -142,7 +143,7 @@ def test_a_rebalance_leaves_what_an_operator_has_set_meanwhile():
         await idle(made)
         assert moving.phase is Phase.DONE or "gives way" in moving.reasons[-1]
 
-    asyncio.run(work())
+    run_in_virtual_time(work())
     assert made.pinned() == set()
     fleet.check()
 
@@ -155,7 +156,7 @@ def taken_over(fleet: TableFleet, desired: Desired) -> Reconfigurer:
         await idle(made)
         return made
 
-    return asyncio.run(work())
+    return run_in_virtual_time(work())
 
 
 def test_taking_over_ends_what_was_half_prepared():
@@ -169,7 +170,7 @@ def test_taking_over_ends_what_was_half_prepared():
         await fleet.load("expert-2", [(1, 7)])
         await fleet.load("expert-0", [(2, 7)])
 
-    asyncio.run(half())
+    run_in_virtual_time(half())
     assert taken_over(fleet, desired).desired == desired
     assert set(fleet.experts) == {"expert-0", "expert-1"} and set(fleet.routes) == {"attention-0"}
     fleet.check()
@@ -186,7 +187,7 @@ def test_taking_over_in_mid_commit_goes_back_and_in_mid_freeing_goes_on():
             for shard in fleet.shard_names()[: 2 if committed else 1]:
                 await fleet.adopt(shard, new)
 
-        asyncio.run(half())
+        run_in_virtual_time(half())
         fleet.placement = new if committed else old
         taken_over(fleet, Desired(tuple(fleet.experts), tuple(fleet.routes), fleet.placement))
         fleet.check()
@@ -201,7 +202,7 @@ def test_taking_over_where_one_has_died_replaces_it_unless_it_was_half_prepared(
         await fleet.start_group("expert-2")
         await fleet.start_shard("attention-2")
 
-    asyncio.run(half())
+    run_in_virtual_time(half())
     fleet.dead = {victim}
     made = taken_over(fleet, desired)
     assert not fleet.dead and len(fleet.experts) == len(fleet.routes) == 2
@@ -220,7 +221,7 @@ def test_what_dies_while_another_is_replaced_is_replaced_too():
         fleet.dead.add("expert-1")  # after the plan was made
         await idle(made)
 
-    asyncio.run(work())
+    run_in_virtual_time(work())
     assert len(fleet.experts) == 3 and len(fleet.routes) == 1 and not fleet.dead
     fleet.check()
 
@@ -241,7 +242,7 @@ def test_where_there_is_no_room_the_others_take_over_until_there_is(monkeypatch)
         fleet.full = False
         await idle(made)
 
-    asyncio.run(work())
+    run_in_virtual_time(work())
     assert seen == [{"expert-0", "expert-2"}] and len(fleet.experts) == 3 and "expert-1" not in fleet.experts
     fleet.check()
 
@@ -272,7 +273,7 @@ def test_healing_goes_on_for_as_long_as_it_takes(monkeypatch):
         await idle(made)
         assert attempts == 41
 
-    asyncio.run(work())
+    run_in_virtual_time(work())
     fleet.check()
     assert "expert-1" not in fleet.experts and len(fleet.experts) == 2
 
@@ -299,6 +300,6 @@ def test_healing_begins_anew_where_it_fails_itself(monkeypatch):
         made.heal()
         await idle(made)
 
-    asyncio.run(work())
+    run_in_virtual_time(work())
     fleet.check()
     assert len(failures) == 3

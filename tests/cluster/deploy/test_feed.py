@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.deploy import feed
 from isotherm.cluster.deploy.feed import ClusterFeed
@@ -63,7 +64,7 @@ def played(scene: Callable[[Controller], Awaitable[None]]) -> None:
         finally:
             await controller.feed._background.close()
 
-    asyncio.run(go())
+    run_in_virtual_time(go())
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from virtual_time import run_in_virtual_time
 
 from isotherm.cluster import background
 from isotherm.cluster.deploy import fleet
@@ -59,7 +60,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ray]:
             await act(ray, ray.fleet())
             return ray
 
-        return asyncio.run(run())
+        return run_in_virtual_time(run())
 
     return go
 
