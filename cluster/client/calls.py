@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ import httpx
 
 from isotherm.cluster.client.answers import Completion, RawResponse, checked, completion, raw, read_as
 from isotherm.cluster.client.errors import APIError, OutputCutError
-from isotherm.cluster.client.params import Messages, ModelInfo, Operation, Prompt
+from isotherm.cluster.client.params import ChatParams, CompletionParams, Messages, ModelInfo, Operation, Prompt
 from isotherm.cluster.client.tries import Send, StreamedReply, Tries
 from isotherm.cluster.client.typed import as_tool, checked_json, response_format
 from isotherm.cluster.jsontypes import JSON
@@ -97,12 +98,14 @@ class Calls:
 
     def chat_request(self, messages: Messages, params: Mapping[str, Any]) -> Call[Send]:
         """The request alone, to be streamed or not."""
+        _check_names(params, ChatParams.__optional_keys__)
         body = {"messages": _said(messages), **params}
         if body.get("tools"):
             body["tools"] = [as_tool(one) for one in body["tools"]]
         return (yield from self._with_model("/v1/chat/completions", body))
 
     def completion_request(self, prompt: Prompt, params: Mapping[str, Any]) -> Call[Send]:
+        _check_names(params, CompletionParams.__optional_keys__)
         return (yield from self._with_model("/v1/completions", {"prompt": prompt, **params}))
 
     def stream_request(self, call: Call[Send]) -> Call[Send]:
@@ -174,6 +177,16 @@ class Calls:
 
 def _said(messages: Messages) -> list[Mapping[str, Any]]:
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+
+
+def _check_names(params: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Raises TypeError. A server takes no notice of a field that it does not know, and a temperature that was spelled
+    wrong would be the default without a word."""
+    for name in params:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise TypeError(f"unknown parameter {name!r}{meant}; what has no name here goes into extra_body")
 
 
 def http_options(base_url: str, api_key: str | None, timeout: float) -> JSON:

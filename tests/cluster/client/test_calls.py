@@ -108,3 +108,16 @@ def test_functions_are_sent_as_tools():
     entry = {"type": "function", "function": {"name": "other"}}
     asked, _ = run(Calls("http://x", 0).chat("hi", {"model": "m", "tools": [weather, entry]}), reply("7"))
     assert [one["function"]["name"] for one in asked[0].body["tools"]] == ["weather", "other"]
+
+
+def test_a_parameter_that_nobody_knows_is_an_error_before_anything_is_asked():
+    """A server takes no notice of it."""
+    calls = Calls("http://x", 0)
+    with pytest.raises(TypeError, match=r"unknown parameter 'temprature' \(did you mean 'temperature'\?\)"):
+        run(calls.chat("hi", {"temprature": 0}))
+    with pytest.raises(TypeError, match=r"'tools'.*extra_body"):
+        run(calls.complete("hi", {"tools": []}))
+    asked, _ = run(
+        calls.chat("hi", {"model": "m", "extra_body": {"new": 1}}), ok(choices=[{"message": {"content": ""}}])
+    )
+    assert asked[0].body["new"] == 1
