@@ -9,23 +9,33 @@ from functools import wraps
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
 
 from isotherm.cluster.client.errors import OutputInvalidError
+from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
 
 
 def response_format(kind: Any) -> JSON:
     """The `response_format` that has replies fit a type: a pydantic model, a dataclass, `list[int]`, …"""
-    schema = _closed(TypeAdapter(kind).json_schema())
+    schema = _closed(_schema_of(kind))
     name = re.sub(r"\W+", "_", getattr(kind, "__name__", "reply"))[:64]
     return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
+
+
+def _schema_of(kind: Any) -> JSON:
+    """Raises TypeError where JSON has nothing like it, such as a function's `*args`."""
+    try:
+        return TypeAdapter(kind).json_schema()
+    except PydanticInvalidForJsonSchema as error:
+        raise TypeError(f"{getattr(kind, '__name__', kind)}: {one_line(error)}") from None
 
 
 def tool(function: Callable[..., Any]) -> JSON:
     """An entry of `tools` for a Python function: its name, its docstring, and its annotated parameters."""
     description = {"description": text} if (text := inspect.getdoc(function)) else {}
     called: Any = function  # whose call pydantic knows as a type, which type checkers do not
-    parameters = _closed(TypeAdapter(called).json_schema())
+    parameters = _closed(_schema_of(called))
     return {"type": "function", "function": {"name": function.__name__, **description, "parameters": parameters}}
 
 
@@ -69,7 +79,8 @@ def _closed(schema: Any) -> Any:
             closed[key] = {name: _closed(one) for name, one in value.items()}
         elif key in ("default", "const", "enum", "examples"):
             closed[key] = value
-        elif key != "discriminator":  # OpenAPI's
+        # The first is OpenAPI's; the second a set has, which takes values that stand twice, as no grammar counts them.
+        elif key not in ("discriminator", "uniqueItems"):
             closed[key] = _closed(value)
     if "properties" in closed:
         closed.setdefault("additionalProperties", False)

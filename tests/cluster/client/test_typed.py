@@ -112,3 +112,20 @@ def test_a_calls_arguments_and_result():
     assert call.result({"t": "é"})["content"] == '{"t": "é"}'
     with pytest.raises(OutputInvalidError):
         ToolCall("c", "f", "[1]").parsed()
+
+
+def test_a_set_is_a_list_for_a_grammar_and_a_set_again_for_who_asked():
+    schema = response_format(set[int])["json_schema"]["schema"]
+    assert "uniqueItems" not in schema
+    assert checked_json(set[int], "[1, 2, 2]", "the reply") == {1, 2}
+
+
+def test_a_function_that_json_cannot_call_is_named():
+    def total(*numbers: int) -> int:
+        return sum(numbers)
+
+    def spread(*numbers: int, **named: int) -> int:
+        return total(*numbers, *named.values())
+
+    with pytest.raises(TypeError, match="spread: "):
+        tool(spread)
