@@ -366,6 +366,6 @@ def _announce(manifest: Manifest, asks_for_keys: bool, console: Console) -> None
         source = f"those of {manifest.http.keys}" if manifest.http.keys is not None else f"the one of {ENVIRONMENT}"
         console.print(f"  every route but /health and /ready asks for a key: {source}", highlight=False, soft_wrap=True)
         return
-    who = {"loopback": "answer this machine alone", "open": "answer whoever reaches the port: there are no keys"}
+    who = {"loopback": "this machine alone", "open": "whoever reaches the port, for there are no keys"}
     for routes, opened in ("/admin and /status", manifest.http.admin), ("/metrics", manifest.http.metrics):
-        console.print(f"  {routes} {who[opened]}", highlight=False, soft_wrap=True)
+        console.print(f"  open to {who[opened]}: {routes}", highlight=False, soft_wrap=True)
