@@ -36,18 +36,22 @@ export function operateView() {
   const mode = segmented("Autoscaler", [["off", "Off"], ["advise", "Advise"], ["on", "On"]], "", setMode);
   const said = h("p", { class: "remark" });
   const scaler = h("section", { class: "panel", "aria-labelledby": "mode-title" }, h("header", {}, h("h2", { id: "mode-title" }, "Autoscaler")), mode, said);
+  let asked = null; // the mode that was chosen here, and the one before it, which the feed tells for a while yet
   async function setMode(name) {
+    asked = { name, before: feed.get("autoscaler")?.mode ?? "" };
     try {
       await json("/admin/autoscaler", { method: "POST", body: { mode: name } });
       toast(`Autoscaler: ${name}`);
     } catch (error) {
+      asked = null;
       toast(error.message, "bad");
     }
     showMode();
   }
   function showMode() {
     const current = feed.get("autoscaler")?.mode ?? "";
-    mode.choose(current);
+    if (asked && current !== asked.before) asked = null;
+    mode.choose(asked ? asked.name : current);
     say(said, { on: "It moves and copies hot experts, and changes the numbers of workers where the manifest gives bounds.", advise: "It writes what it would do, and does nothing.", off: "Nothing changes unless somebody asks for it." }[current] ?? "");
   }
 
