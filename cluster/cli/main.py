@@ -281,7 +281,7 @@ def scale(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Change the number of workers, the nodes that they run on, or the copies of experts, under live traffic."""
-    from isotherm.cluster.cli.views import show_operation
+    from isotherm.cluster.cli.views import end_with
     from isotherm.cluster.client import Client
 
     if drain_node and drain_none:
@@ -297,12 +297,7 @@ def scale(
         operation = client.scale(**{name: n for name, n in target.items() if n is not None}, dry_run=dry_run)
         if wait:
             operation = client.wait_for_operation(operation["id"])
-    if as_json:
-        print(json.dumps(operation))
-    else:
-        show_operation(operation, console)
-    if operation["phase"] in ("rolled_back", "failed"):
-        raise typer.Exit(1)
+    end_with(operation, console, as_json)
 
 
 @app.command()

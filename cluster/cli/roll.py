@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -52,7 +51,7 @@ def roll(
         return
     if model is None:
         raise typer.BadParameter("give the MODEL to serve, or --ingress")
-    from isotherm.cluster.cli.views import show_operation
+    from isotherm.cluster.cli.views import end_with
     from isotherm.cluster.client import Client
     from isotherm.cluster.model.path import resolve_model
 
@@ -67,12 +66,7 @@ def roll(
         )
         if wait:
             operation = client.wait_for_operation(operation["id"], LONGEST_WAIT)
-    if as_json:
-        print(json.dumps(operation))
-    else:
-        show_operation(operation, console)
-    if operation["phase"] in ("rolled_back", "failed"):
-        raise typer.Exit(1)
+    end_with(operation, console, as_json)
 
 
 def _update_ingress(manifest: str | None, address: str | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -100,10 +102,16 @@ def _processes(workers: Sequence[JSON]) -> Iterator[str]:
             yield f"{host}  {kernels} kernels  {f'links over {links}  ' if links else ''}{', '.join(names)}"
 
 
-def show_operation(operation: Operation, console: Console) -> None:
-    console.print(f"{operation['id']}: {operation['phase']}", highlight=False)
-    for line in [*operation["plan"], *operation["reasons"]]:
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+def end_with(operation: Operation, console: Console, as_json: bool) -> None:
+    """What a command that began an operation prints at last. Raises typer.Exit 1 where it was rolled back."""
+    if as_json:
+        print(json.dumps(operation))
+    else:
+        console.print(f"{operation['id']}: {operation['phase']}", highlight=False)
+        for line in [*operation["plan"], *operation["reasons"]]:
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    if operation["phase"] in ("rolled_back", "failed"):
+        raise typer.Exit(1)
 
 
 def show_batch_summary(summary: BatchSummary, console: Console) -> None:

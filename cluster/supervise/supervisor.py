@@ -121,8 +121,15 @@ class _Supervisor:
         root, as Ray's driver must be (cluster/on_ray/session.py)."""
         reader, writer = os.pipe()
         command = [sys.executable, "-c", DRIVER, str(writer)]
+        # Temporary files of Ray's processes, which are killed and leave them, end with the session's folder.
+        folder = self._job["folder"]
         self._driver = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=[writer], start_new_session=True, cwd=os.path.abspath(os.sep)
+            command,
+            stdin=subprocess.PIPE,
+            pass_fds=[writer],
+            start_new_session=True,
+            cwd=os.path.abspath(os.sep),
+            env=None if folder is None else os.environ | {"TMPDIR": folder},
         )
         os.close(writer)
         self._tell(json.dumps(self._job))

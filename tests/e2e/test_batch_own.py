@@ -6,15 +6,26 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
+import pytest
 from programs import last_words, running
 from served import ISOTHERM
 
 ROWS = 300
+
+
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A short folder for what a killed batch leaves: Unix sockets have room for 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="b-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
 
 
 def start(folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:

@@ -1,20 +1,16 @@
-"""Kernels of each instruction set that runs here, and stored weights, a layer's attention and rows for them: for the
+"""Kernels of each instruction set that runs here, and a layer's attention and rows for them: for the
 tests of the native kernels."""
 
 from __future__ import annotations
 
 import torch
+from weight_cases import BF16, randn, stored
 
-from isotherm.kernels.formats.fp8 import Fp8Weight
-from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight, pack_nibbles
-from isotherm.kernels.formats.registry import quantised
-from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.native.context import ISAS
 from isotherm.kernels.native.library import NativeKernelsUnavailable
 from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, PrefillRows
 
-BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 _made: dict[tuple[torch.dtype, int, str | None], NativeKernels] = {}
 
 
@@ -34,39 +30,6 @@ def runnable() -> list[str]:
             continue
         out.append(isa)
     return out
-
-
-def randn(*shape: int, seed: int, dtype: torch.dtype = F32, scale: float = 1.0) -> torch.Tensor:
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
-
-
-def stored(rows: int, columns: int, kind: str, seed: int) -> StoredWeight:
-    data = randn(rows, columns, seed=seed, scale=columns**-0.5)
-    if kind in INTEGERS:
-        return integers(data, kind, seed)
-    if kind != "fp8":
-        return PlainWeight(data.to({"bf16": BF16, "f16": torch.float16, "f32": F32}[kind]))
-    blocks = (-(-rows // 128), -(-columns // 128))
-    scale = torch.rand(blocks, generator=torch.Generator().manual_seed(seed + 1)) * 0.01 + 0.001
-    wide = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
-    return Fp8Weight((data / wide).clamp(-448, 448).to(FP8), scale)
-
-
-# Beside those of the quantiser: larger groups, zero points, scales that are no bfloat16 numbers.
-INTEGERS = ("int4", "int4 with zeros", "int8", "int8 wide")
-
-
-def integers(data: torch.Tensor, kind: str, seed: int) -> StoredWeight:
-    if kind in ("int4", "int8"):
-        return quantised(kind, PlainWeight(data))
-    generator, group = torch.Generator().manual_seed(seed), 64 if kind == "int4 with zeros" else 128
-    rows, columns = data.shape
-    scales = (torch.rand(rows, -(-columns // group), generator=generator) + 0.1) * columns**-0.5
-    if kind == "int8 wide":
-        return Int8Weight(torch.randint(-127, 128, data.shape, generator=generator).to(torch.int8), scales / 90, group)
-    codes = torch.randint(0, 16, data.shape, generator=generator).to(torch.uint8)
-    zeros = torch.randint(0, 16, scales.shape, generator=generator).to(torch.uint8)
-    return Int4Weight(pack_nibbles(codes), scales / 6, zeros, group, columns)
 
 
 # nope and value as whole blocks, so that FP8 stays FP8

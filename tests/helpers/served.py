@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -83,6 +84,8 @@ class Served:
     def __exit__(self, *_: object) -> None:
         self.remember_processes()
         self.stop()
+        for folder in re.findall("Ray's logs are in (.+)/session_latest", self.log.read_text()):
+            shutil.rmtree(folder, ignore_errors=True)  # kept for a person to read
 
     def ray_folder(self) -> Path:
         """Of its Ray's session, and what Ray keeps beside it."""

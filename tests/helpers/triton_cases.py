@@ -5,30 +5,14 @@ from __future__ import annotations
 
 import torch
 import triton
+from weight_cases import BF16, F32, randn, stored
 
-from isotherm.kernels.formats.fp8 import Fp8Weight
-from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.ops import ExpertBank, Kernels
 from isotherm.kernels.triton.backend import TritonKernels
 
 assert triton.knobs.runtime.interpret, "run tests/kernels/triton/test_triton.py, which sets TRITON_INTERPRET=1"
 
-BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 KERNELS = {dtype: TritonKernels(dtype, "cpu") for dtype in (BF16, F32)}
-
-
-def randn(*shape: int, seed: int, dtype: torch.dtype = F32, scale: float = 1.0) -> torch.Tensor:
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
-
-
-def stored(rows: int, columns: int, kind: str, seed: int) -> StoredWeight:
-    data = randn(rows, columns, seed=seed, scale=columns**-0.5)
-    if kind != "fp8":
-        return PlainWeight(data.to({"bf16": BF16, "f16": torch.float16, "f32": F32}[kind]))
-    blocks = (-(-rows // 128), -(-columns // 128))
-    scale = torch.rand(blocks, generator=torch.Generator().manual_seed(seed + 1)) * 0.01 + 0.001
-    wide = scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
-    return Fp8Weight((data / wide).clamp(-448, 448).to(FP8), scale)
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, steps: float = 2.0) -> None:

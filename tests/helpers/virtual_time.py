@@ -29,7 +29,7 @@ async def _rest_cancelled() -> None:
     await asyncio.gather(*rest, return_exceptions=True)
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _Selector(selectors.DefaultSelector):
     now = 0.0
 
     def select(self, timeout: float | None = None) -> Any:

@@ -90,7 +90,7 @@ def test_one_whose_command_fails_ends():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a parent cannot be outlived by order")
-def test_it_ends_when_its_command_is_killed():
+def test_it_ends_when_its_command_is_killed(tmp_path: Path):
     code = (
         "import httpx, time\n"
         "from isotherm.cluster.cli import own_cluster\n"
@@ -99,7 +99,8 @@ def test_it_ends_when_its_command_is_killed():
         "    print(httpx.get(f'{cluster.url}/', trust_env=False).text, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # who is killed leaves its folder
+    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     pid = int(command.stdout.readline())
     assert runs_as(pid)
     os.kill(command.pid, signal.SIGKILL)

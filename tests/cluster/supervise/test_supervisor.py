@@ -97,6 +97,15 @@ def nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     yield folder
 
 
+def test_temporary_files_of_what_is_killed_end_with_it(nothing_stays: Path):
+    """Each server left a folder of Ray's dashboard in /tmp."""
+    run = Run(f"import tempfile; tempfile.mkdtemp(prefix='pymp-'); {OBEDIENT}")
+    run.wait_up()
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end()[0] == 0
+    assert list(nothing_stays.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", supervisor.SIGNALS, ids=lambda s: s.name)
 def test_a_signal_is_passed_on_and_the_status_is_zero(number: signal.Signals, nothing_stays: Path):
     run = Run(OBEDIENT)

@@ -5,20 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_cases import (
-    BF16,
-    F32,
-    LATENT,
-    ROTARY,
-    WIDTH,
-    attention_rows,
-    attention_weights,
-    native,
-    randn,
-    runnable,
-    stored,
-)
+from native_cases import LATENT, ROTARY, WIDTH, attention_rows, attention_weights, native, runnable
 from native_there import require_native
+from weight_cases import BF16, F32, randn, stored
 
 from isotherm.kernels.cache_rows import fp8_row_bytes, fp8_rows, new_layer_cache, read_rows
 from isotherm.kernels.native.backend import NativeKernels

@@ -18,22 +18,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_cases import (
-    BF16,
-    F32,
-    FP8,
-    INTEGERS,
-    LATENT,
-    ROTARY,
-    WIDTH,
-    attention_rows,
-    attention_weights,
-    native,
-    randn,
-    runnable,
-    stored,
-)
+from native_cases import LATENT, ROTARY, WIDTH, attention_rows, attention_weights, native, runnable
 from native_there import require_native
+from weight_cases import BF16, F32, FP8, INTEGERS, randn, stored
 
 from isotherm.kernels.cache_rows import new_layer_cache
 from isotherm.kernels.formats.fp8 import Fp8Weight
