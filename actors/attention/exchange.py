@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isotherm.actors.attention.native_exchange import NativeLayers, Unfinished
 from isotherm.actors.attention.row_split import NONE, GroupShare, layer_tables, share_of, split_rows
-from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError, GroupFailedError, Link, LinkError
+from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError, GroupFailedError, Link, LinkError, NativeLink
 from isotherm.actors.pulse import Pulse
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.placement.table import Placement
@@ -91,6 +92,7 @@ class ExpertExchange:
         self.placement, self._groups, self._links = placement, groups, [links[g] for g in groups]
         self._tables = layer_tables(placement, groups)
         self._failed = {g: link for g, link in self._failed.items() if links.get(g) is link}
+        self._native = self._native_layers()
         self.waited = {g: self.waited.get(g, 0.0) for g in groups}
 
     def offer(self, placement: Placement, links: Mapping[str, Link], adopted: Callable[[], None]) -> None:
@@ -124,8 +126,13 @@ class ExpertExchange:
             if group in self._groups:
                 self._links[self._groups.index(group)] = link
                 self._failed.pop(group, None)
+                self._native = self._native_layers()
         for adopted in on_adopted:
             adopted()
+
+    def _native_layers(self) -> NativeLayers | None:
+        counters = {layer: (self.rows_routed[row], self.reads[row]) for layer, row in self._row_index.items()}
+        return NativeLayers.over(self.kernels, self._links, self.placement.version, self._tables, counters)
 
     def begin_step(self) -> None:
         for link in self._links:
@@ -168,25 +175,62 @@ class ExpertExchange:
     ) -> Tensor:
         """residual + (Σ weight × expert + shared experts) → [T, D]. Where links allow it, the shared experts overlap
         the exchange."""
-        self.dispatch(layer, x_TD, *self.kernels.route(x_TD, router))
+        turn = self._begin_layer(layer)
+        if self._failed or (native := self._native) is None:
+            self._dispatch(layer, x_TD, *self.kernels.route(x_TD, router), turn)
+        else:
+            done = native.moe(layer, x_TD, router, (gate_up, down), residual_TD, turn)
+            self._count_waits(native)
+            self.pulse.begin()
+            if not isinstance(done, Unfinished):
+                return done
+            self._go_on(layer, x_TD, done, turn)
         own_TD = None if gate_up is None or down is None else self.kernels.mlp(x_TD, gate_up, down)
         return self.combine(own_TD, residual_TD)
 
     def dispatch(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor) -> None:
+        self._dispatch(layer, x_TD, ids_Tk, weights_Tk, self._begin_layer(layer))
+
+    def _dispatch(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor, turn: int) -> None:
+        self._set_layer(layer, x_TD, ids_Tk, weights_Tk, turn)
+        for share in self._shares:
+            self._send(share)
+        # While the groups compute
+        rows_E = np.bincount(self._ids_Tk.ravel(), minlength=self.rows_routed.shape[1])
+        self.rows_routed[self._row_index[layer]] += rows_E
+        self.reads[self._row_index[layer]] += rows_E > 0
+
+    def _begin_layer(self, layer: int) -> int:
+        """The layer's turn, under the placement that is in force from now on."""
         self.pulse.beat()
         if self._news:
             self.adopt_offered()
             self.begin_step()
+        self._failed_answers = 0
         turn = self._turns[layer] = self._turns.get(layer, layer) + 1
+        return turn
+
+    def _set_layer(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor, turn: int) -> None:
         ids = ids_Tk.cpu().numpy()
         self._layer, self._x_TD, self._ids_Tk, self._weights_Tk = layer, x_TD, ids, weights_Tk
-        self._failed_answers = 0
         self._shares = split_rows(ids, self._tables[layer], turn)
+
+    def _go_on(self, layer: int, x_TD: Tensor, unfinished: Unfinished, turn: int) -> None:
+        """Take over what was begun in native code: send what was not sent; the rest is under way."""
+        self._set_layer(layer, x_TD, unfinished.ids_Tk, unfinished.weights_Tk, turn)
         for share in self._shares:
-            self._send(share)
-        rows_E = np.bincount(ids.ravel(), minlength=self.rows_routed.shape[1])  # while the groups compute
-        self.rows_routed[self._row_index[layer]] += rows_E
-        self.reads[self._row_index[layer]] += rows_E > 0
+            link = self._links[share.group]
+            if pairs := unfinished.pairs_sent[share.group]:
+                assert isinstance(link, NativeLink) and pairs == len(share.pairs_P)
+                link.expect(pairs, x_TD.shape[1], x_TD.dtype)
+                self._under_way[self._groups[share.group]] = link
+            else:
+                self._send(share)
+
+    def _count_waits(self, native: NativeLayers) -> None:
+        for group, nanoseconds in zip(self._groups, native.take_waits(), strict=True):
+            self.waited[group] += 1e-9 * nanoseconds
+            self.waited_seconds += 1e-9 * nanoseconds
 
     def _send(self, share: GroupShare) -> None:
         group, link = self._groups[share.group], self._links[share.group]

@@ -4,8 +4,9 @@ they are made, and errors."""
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -52,6 +53,20 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Tell the peer and let go. Never raises."""
+
+
+@runtime_checkable
+class NativeLink(Link, Protocol):
+    """A link whose end is in native code, which may use it for a while instead of `send` and `receive`."""
+
+    in_use: threading.Lock  # held meanwhile
+
+    @property
+    def end(self) -> int | None:
+        """The end (`iso_end_open`); None once the link was closed."""
+
+    def expect(self, pairs: int, width: int, dtype: torch.dtype) -> None:
+        """Native code has sent a message: `receive` is to give its outputs [pairs, width]."""
 
 
 class LinkError(IsothermError, ConnectionError):

@@ -210,7 +210,7 @@ class SharedMemoryLink:
         self._lib, self._timeout = self._end.lib, timeout
         self._expected: tuple[int, int, torch.dtype] = (0, 0, torch.float32)  # pairs, width, dtype
         self._reply = (ctypes.c_int64 * 3)()
-        self._in_use, self._closing = threading.Lock(), threading.Lock()
+        self.in_use, self._closing = threading.Lock(), threading.Lock()
 
     @classmethod
     def open(cls, name: str, nbytes: int, timeout: float, meeting_timeout: float) -> SharedMemoryLink:
@@ -232,7 +232,7 @@ class SharedMemoryLink:
         )
         size = x.element_size()
         self._expected = (len(pairs), width, x.dtype)
-        with self._in_use:
+        with self.in_use:
             for _ in range(2):
                 outcome = self._lib.iso_end_send(
                     self._handle(), message.layer, message.placement_version, experts.ctypes.data, len(experts),
@@ -246,7 +246,7 @@ class SharedMemoryLink:
 
     def receive(self) -> Tensor:
         """Outputs [P, D], a view that the next `send` overwrites."""
-        with self._in_use:
+        with self.in_use:
             outcome = self._lib.iso_end_receive(self._handle(), self._timeout, self._reply)
             self._check(outcome)
             kind, at, nbytes = self._reply
@@ -259,15 +259,22 @@ class SharedMemoryLink:
             raise LinkError(f"protocol error: {nbytes} bytes for {pairs} outputs of {width} {dtype}")
         return _tensor(memory, dtype, pairs, width, at)
 
+    @property
+    def end(self) -> int | None:
+        return self._end.handle if self._end.close.alive else None
+
+    def expect(self, pairs: int, width: int, dtype: torch.dtype) -> None:
+        self._expected = (pairs, width, dtype)
+
     def in_step(self, inside: bool) -> None:
-        with self._in_use, contextlib.suppress(LinkError):
+        with self.in_use, contextlib.suppress(LinkError):
             self._lib.iso_end_step(self._handle(), inside)
 
     def close(self) -> None:
         with self._closing:
             if self._end.close.alive:
                 self._lib.iso_end_abandon(self._end.handle)  # a thread that waits in `receive` comes back
-                with self._in_use:
+                with self.in_use:
                     self._end.close()
 
     def _handle(self) -> int:

@@ -35,6 +35,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "rms_norm": (_I, [_P, _P, _L, _L, _L, _P, _F, _P, _P]),
     "rope": (_I, [_P, _P, _L, _L, _L, _L, _L, _P, _P, _P]),
     "combine": (_I, [_P, _P, _L, _L, _L, _L, _P, _P, _P, _P, _P]),
+    "combine_outputs": (_I, [_P, _P, _L, _L, _L, _P, _P, _P, _P]),
     "moe": (_I, [_P, _P, _L, _L, _L, _P, _P, _I, _I, _I, _I, _F, _P, _P, _P, _P, _P, _P]),
     "attention": (_I, [_P, _P, _P, _P, _P, _L, _L, _I, _P]),
     "write_cache": (_I, [_P, _P, _L, _L, _P, _L, _L, _P, _L, _I, _P, _L]),

@@ -53,6 +53,9 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "loop_detach": (None, [_P, _L]),
     "loop_event": (_I, [_P, _P, _P, _L]),
     "loop_counts": (None, [_P, _P]),
+    "exchange_create": (_P, [_P, _P, _L]),
+    "exchange_destroy": (None, [_P]),
+    "exchange_layer": (_I, [_P, _P, _P]),
     "gather_choose": (None, [_P, _L, _L, _L, _L, _L, _P]),
 }  # fmt: skip
 

@@ -226,8 +226,9 @@ struct Ops {
                int64_t out_head);  // `out` may be x
   void (*write_fp8)(Pool&, bool f32, const void* latent, int64_t latent_row, const void* rope, int64_t rope_row,
                     const Cache&, const int64_t* slots, int64_t rows);
-  // own, residual: null, or [rows, width], added in this order to the rounded sum
-  void (*combine)(Pool&, bool f32, const void* y, int64_t rows, int64_t width, int64_t k, const int64_t* index,
+  // outputs: [rows, k], where each pair's output is. own, residual: null, or [rows, width], added in this order to the
+  // rounded sum
+  void (*combine)(Pool&, bool f32, const void* const* outputs, int64_t rows, int64_t width, int64_t k,
                   const float* weights, const void* own, const void* residual, void* out);
   SampleOps sample;
 };

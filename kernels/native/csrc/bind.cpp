@@ -84,7 +84,7 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
   }
 }
 // Of kernels/native/library.py, whose `interface()` gives it: it changes with any of these functions' signatures.
-ISO_EXPORT int iso_interface() { return 269835630; }
+ISO_EXPORT int iso_interface() { return 1960061544; }
 
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
@@ -299,7 +299,19 @@ ISO_EXPORT int iso_combine(Context* context, const void* y, int64_t pairs, int64
                            void* out) {
   return guarded([&]() -> int {
     if (!std::all_of(index, index + rows * k, [&](int64_t i) { return i >= 0 && i < pairs; })) return kIndexOutOfRange;
-    context->ops->combine(context->pool, context->f32, y, rows, width, k, index, weights, own, residual, out);
+    std::vector<const void*> outputs(static_cast<size_t>(rows * k));
+    const int64_t row_bytes = width * (context->f32 ? 4 : 2);
+    for (size_t p = 0; p < outputs.size(); ++p) outputs[p] = static_cast<const uint8_t*>(y) + index[p] * row_bytes;
+    context->ops->combine(context->pool, context->f32, outputs.data(), rows, width, k, weights, own, residual, out);
+    return kOk;
+  });
+}
+
+// As iso_combine, from outputs that lie apart: [rows, k].
+ISO_EXPORT int iso_combine_outputs(Context* context, const void* const* outputs, int64_t rows, int64_t width, int64_t k,
+                                   const float* weights, const void* own, const void* residual, void* out) {
+  return guarded([&] {
+    context->ops->combine(context->pool, context->f32, outputs, rows, width, k, weights, own, residual, out);
     return kOk;
   });
 }

@@ -81,14 +81,15 @@ static void rope(Pool& pool, bool f32, const void* x, int64_t x_row, int64_t x_h
 }
 
 template <class M>
-static void combine_of(Pool& pool, const typename M::T* y, int64_t rows, int64_t width, int64_t k, const int64_t* index,
+static void combine_of(Pool& pool, const void* const* outputs, int64_t rows, int64_t width, int64_t k,
                        const float* weights, const typename M::T* own, const typename M::T* residual,
                        typename M::T* out) {
   auto body = [&](int64_t t) ISO_ATTR {
     for (int64_t i = 0; i < width; i += W) {
       vf total = set(0.0f);
       for (int64_t j = 0; j < k; ++j) {
-        const vf term = load_some<M>(y + index[t * k + j] * width + i, width - i) * set(weights[t * k + j]);
+        const auto* output = static_cast<const typename M::T*>(outputs[t * k + j]);
+        const vf term = load_some<M>(output + i, width - i) * set(weights[t * k + j]);
         total = j == 0 ? term : total + term;
       }
       const int64_t at = t * width + i;
@@ -102,14 +103,13 @@ static void combine_of(Pool& pool, const typename M::T* y, int64_t rows, int64_t
   parallel(pool_for(pool, single(), rows * width * k), rows, body);
 }
 
-static void combine(Pool& pool, bool f32, const void* y, int64_t rows, int64_t width, int64_t k, const int64_t* index,
+static void combine(Pool& pool, bool f32, const void* const* outputs, int64_t rows, int64_t width, int64_t k,
                     const float* weights, const void* own, const void* residual, void* out) {
   if (f32) {
-    combine_of<F32>(pool, static_cast<const float*>(y), rows, width, k, index, weights, static_cast<const float*>(own),
+    combine_of<F32>(pool, outputs, rows, width, k, weights, static_cast<const float*>(own),
                     static_cast<const float*>(residual), static_cast<float*>(out));
   } else {
-    combine_of<Bf16>(pool, static_cast<const uint16_t*>(y), rows, width, k, index, weights,
-                     static_cast<const uint16_t*>(own), static_cast<const uint16_t*>(residual),
-                     static_cast<uint16_t*>(out));
+    combine_of<Bf16>(pool, outputs, rows, width, k, weights, static_cast<const uint16_t*>(own),
+                     static_cast<const uint16_t*>(residual), static_cast<uint16_t*>(out));
   }
 }

@@ -235,7 +235,7 @@ class ExpertLoop {
     if (batch_.size() > 1) add(kGathered, static_cast<int64_t>(batch_.size()));
     for (GroupLink* link : batch_) {
       add(kPairs, link->message.request.pairs);
-      link->answer(kOutput, link->message.request.pairs * experts_.row_bytes);
+      link->answer(kOutputs, link->message.request.pairs * experts_.row_bytes);
     }
   }
 

@@ -16,7 +16,7 @@ bool moe(Pool& pool, const Ops& ops, bool f32, const MoeCall& call) {
   const int64_t active_most = (pairs < experts ? pairs : experts) + 1, all_pairs = pairs + (shared ? T : 0);
   Pieces pieces(1);
   const auto add = [&](int64_t count, size_t bytes) { return pieces.add(count * static_cast<int64_t>(bytes)); };
-  const size_t at_ids = add(pairs, 4), at_weights = add(pairs, 4), at_index = add(pairs, 8),
+  const size_t at_ids = add(pairs, 4), at_weights = add(pairs, 4), at_outputs = add(pairs, sizeof(void*)),
                at_rows = add(all_pairs, 4), at_places = add(experts + 1, 8), at_offsets = add(active_most + 1, 8),
                at_gate_up = add(active_most, sizeof(void*)), at_down = add(active_most, sizeof(void*)),
                at_y = add(all_pairs * hidden, element);
@@ -46,12 +46,13 @@ bool moe(Pool& pool, const Ops& ops, bool f32, const MoeCall& call) {
     offsets[++active] = places[e + 1];
   }
   auto* rows = pieces.as<int32_t>(at_rows);
-  auto* index = pieces.as<int64_t>(at_index);
-  for (int64_t p = 0; p < pairs; ++p) {
-    index[p] = places[ids[p]]++;
-    rows[index[p]] = static_cast<int32_t>(p / k);
-  }
   auto* y = pieces.as<uint8_t>(at_y);
+  auto** outputs = pieces.as<const void*>(at_outputs);
+  for (int64_t p = 0; p < pairs; ++p) {
+    const int64_t place = places[ids[p]]++;
+    outputs[p] = y + static_cast<size_t>(place * hidden) * element;
+    rows[place] = static_cast<int32_t>(p / k);
+  }
   uint8_t* own = shared ? y + static_cast<size_t>(pairs * hidden) * element : nullptr;
   if (joined) {
     gate_up[active] = call.gate_up, down[active] = call.down;
@@ -67,7 +68,7 @@ bool moe(Pool& pool, const Ops& ops, bool f32, const MoeCall& call) {
                 ExpertsCall{route.x, route.x_stride, T, &call.gate_up, &call.down, 1, T, call.down->inputs, hidden,
                             nullptr, all, own});
   }
-  ops.combine(pool, f32, y, T, hidden, k, index, weights, own, call.residual, call.out);
+  ops.combine(pool, f32, outputs, T, hidden, k, weights, own, call.residual, call.out);
   return true;
 }
 

@@ -145,7 +145,7 @@ Outcome End::await(int64_t until, bool (End::*ready)() const) {
 }
 
 Outcome End::send(const Request& request, const int32_t* experts, const int32_t* offsets, const int32_t* rows,
-                  const uint8_t* x, int64_t x_stride) {
+                  const uint8_t* x, int64_t x_stride, const int32_t* taken) {
   if (const Outcome gone = peer(); gone != kReady) return gone;
   const Layout at = Layout::of(request.active, request.pairs, request.rows * request.row_bytes);
   const auto copy = [&](int64_t offset, const void* from, int64_t bytes) {
@@ -154,10 +154,11 @@ Outcome End::send(const Request& request, const int32_t* experts, const int32_t*
   copy(at.experts, experts, request.active * 4);
   copy(at.offsets, offsets, (request.active + 1) * 4);
   copy(at.rows, rows, request.pairs * 4);
-  if (x_stride == request.row_bytes) {
+  if (taken == nullptr && x_stride == request.row_bytes) {
     copy(at.x, x, request.rows * request.row_bytes);
   } else {
-    for (int64_t r = 0; r < request.rows; ++r) copy(at.x + r * request.row_bytes, x + r * x_stride, request.row_bytes);
+    for (int64_t r = 0; r < request.rows; ++r)
+      copy(at.x + r * request.row_bytes, x + (taken == nullptr ? r : taken[r]) * x_stride, request.row_bytes);
   }
   header->request = request;
   header->in_step.store(1, std::memory_order_relaxed);

@@ -24,7 +24,7 @@ constexpr int64_t kAlign = 64;
 constexpr int64_t kLeastReply = 4096;  // room for a refusal's text
 constexpr int64_t kNever = INT64_MAX;
 
-enum ReplyKind : int32_t { kOutput = 2, kNotHeld = 3, kFailed = 4 };
+enum ReplyKind : int32_t { kOutputs = 2, kNotHeld = 3, kFailed = 4 };
 enum Outcome : int { kReady = 0, kTimedOut = 1, kLost = 2, kClosed = 3 };
 
 int64_t now_ns();
@@ -133,9 +133,12 @@ class End {
   void mark_lost();  // by the watcher, or after a timeout
 
   // --- the shard's side ---
+  // `taken`: which rows of x the message has; null: the first ones, in order.
   Outcome send(const Request& request, const int32_t* experts, const int32_t* offsets, const int32_t* rows,
-               const uint8_t* x, int64_t x_stride);
+               const uint8_t* x, int64_t x_stride, const int32_t* taken = nullptr);
   Outcome await_reply(int64_t until);
+  // Whether there is one at `until`. Where there is none, it may be waited for again.
+  bool reply_comes(int64_t until) { return await(until, &End::answered) == kReady; }
   void step(bool inside);
 
   // --- the group's side ---

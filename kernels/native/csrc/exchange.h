@@ -1,0 +1,74 @@
+// A MoE layer whose experts are in other processes, in one call: what actors/attention/exchange.py does where every
+// group is reached through shared memory, to the same bits. It undoes nothing: where a group does not answer, its
+// caller goes on from what was sent.
+#pragma once
+
+#if defined(__linux__)
+
+#include <cstdint>
+#include <vector>
+
+#include "api.h"
+#include "ring.h"
+
+struct Context;
+
+namespace iso {
+
+// What stays the same from step to step. Python fills it: see _Layer in exchange.py.
+struct ExchangeLayer {
+  int64_t layer, version, hidden, experts;
+  const float *router, *bias;
+  int n_group, topk_group, top_k, normalise;
+  float scaling;
+  int f32;                        // float32 rows, otherwise bfloat16
+  const Linear *gate_up, *down;   // the shared experts, or null
+  const int32_t *copies, *count;  // [experts, most]: the group with each copy; [experts]: how many copies there are
+  int64_t most;
+  int64_t *rows_routed, *reads;  // [experts], counted up
+};
+
+// Python fills it: see _Step in exchange.py.
+struct ExchangeStep {
+  const void *x, *residual;
+  void* out;
+  int64_t x_stride, rows, turn;  // the copy that takes an expert's first row
+  int64_t patience;              // nanoseconds to wait for an answer
+  int32_t* ids;                  // [rows, top_k]
+  float* weights;                // [rows, top_k]
+  int32_t* pairs_sent;           // [groups]: pairs in the message that is under way or answered; 0: there is none
+  int64_t* waited;               // [groups], nanoseconds, counted up
+};
+
+// What one group computes of a layer; as GroupShare in row_split.py.
+struct Share {
+  std::vector<int32_t> experts, offsets, rows;  // each pair's row among those that are sent
+  std::vector<int32_t> sent;                    // which of the step's rows those are; empty: all of them
+  std::vector<int64_t> pairs;                   // each pair's place in [rows, top_k]
+};
+
+class Exchange {
+ public:
+  enum Result : int { kWhole = 0, kOutOfMemory = 1, kNotSent = -1, kNotAnswered = -2 };
+
+  Exchange(Context* context, End* const* ends, int64_t groups);
+
+  Result layer(const ExchangeLayer& layer, const ExchangeStep& step);
+
+ private:
+  void split(const ExchangeLayer& layer, const int32_t* ids, int64_t rows, int64_t turn);
+  bool send(const ExchangeLayer& layer, const ExchangeStep& step);
+  bool receive(const ExchangeLayer& layer, const ExchangeStep& step);
+  void count(const ExchangeLayer& layer, const ExchangeStep& step) const;
+
+  Context* context_;
+  std::vector<End*> ends_;
+  std::vector<Share> shares_;  // by group
+  std::vector<int64_t> places_, order_;
+  std::vector<int32_t> row_number_;
+  std::vector<const void*> outputs_;  // of each pair
+};
+
+}  // namespace iso
+
+#endif
