@@ -19,7 +19,9 @@ class Journey:
         self._scored = request.scored  # prompt tokens whose log-probabilities were given out
         self._moved = False  # a shard had it before
         self.moves = self.resumptions = 0  # times that a shard gave it back, and that one was lost under it
-        self.losses = 0  # in succession, without a token or a score in between
+        self.losses = 0  # in succession, without a token or a score in between, that it may be the only cause of
+
+        self.lost_in_company = False  # the last time
 
     @property
     def has_begun(self) -> bool:
@@ -38,11 +40,13 @@ class Journey:
         """What the next shard is to be sent."""
         return self._request.resumed(tuple(self._given), self._scored) if self._moved else self._request
 
-    def take(self, delta: Delta) -> bool:
-        """Whether the delta is the client's; where it is not, the request goes on at another shard. Raises RuntimeError
-        on a gap or a repeat, of tokens or of what scores the prompt."""
+    def take(self, delta: Delta, in_company: bool = False) -> bool:
+        """Whether the delta is the client's; where it is not, the request goes on at another shard. `in_company`: of a
+        suspect beside other suspects, any of which may be the cause of a loss. Raises RuntimeError on a gap or a
+        repeat, of tokens or of what scores the prompt."""
         if delta.finish_reason is FinishReason.LOST:
-            self.losses += 1
+            self.losses = max(self.losses, 1) if in_company else self.losses + 1
+            self.lost_in_company = in_company
             self.resumptions += 1
         if delta.finish_reason is FinishReason.MOVED:
             self.moves += 1

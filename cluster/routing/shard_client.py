@@ -10,7 +10,7 @@ import logging
 import sys
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 from isotherm.cluster.routing.journey import Journey
+from isotherm.cluster.routing.trial import Trial
 
 log = logging.getLogger(__name__)
 ADMISSION_SECONDS = 60.0  # how long a request without a token waits while every shard is lost
@@ -78,7 +79,7 @@ class ShardClient:
         self._connections: dict[str, Connection] = {}  # by shard
         self._membership: Membership | None = None
         self._revisions: dict[str, int] = {}  # which revision said of itself that it had a fingerprint
-        self._trial = asyncio.Lock()  # held by a request under which a shard was lost, until it gets on again
+        self._trial = Trial()  # of requests under which a shard was lost, until they get on again
         self.background = Background()
         self.system_fingerprint = ""
 
@@ -109,14 +110,19 @@ class ShardClient:
         else:
             connection = self._choose(request)
         while True:
-            async with self._alone(journey) as cleared, aclosing(connection.attempt(journey.resumed())) as deltas:
+            async with (
+                self._trial.place(journey.is_suspect, journey.lost_in_company) as place,
+                aclosing(connection.attempt(journey.resumed())) as deltas,
+            ):
                 async for delta in deltas:
-                    if not journey.take(delta):
+                    if not journey.take(delta, place.in_company):
+                        if delta.finish_reason is FinishReason.LOST:
+                            place.lost()
                         break
                     if delta.finish_reason is FinishReason.REFUSED:
                         raise EngineOverloadedError(delta.error)
                     if delta.token_ids or delta.prompt is not None:
-                        cleared()
+                        place.cleared()
                     yield journey.told(delta)
                     if delta.finish_reason is not None:
                         return
@@ -133,25 +139,6 @@ class ShardClient:
             except EngineUnavailableError as error:
                 yield journey.told(journey.failure(f"its attention shard was lost, and {error}"))
                 return
-
-    @contextlib.asynccontextmanager
-    async def _alone(self, journey: Journey) -> AsyncIterator[Callable[[], None]]:
-        """Suspects are tried one at a time: if a shard is lost again, only the one that it then had counts as the
-        cause. Gives what is called when the request is cleared."""
-        held = journey.is_suspect
-        if held:
-            await self._trial.acquire()
-
-        def cleared() -> None:
-            nonlocal held
-            if held:
-                held = False
-                self._trial.release()
-
-        try:
-            yield cleared
-        finally:
-            cleared()
 
     async def status(self) -> JSON:
         return await self._cluster.status()

@@ -1,0 +1,108 @@
+"""Requests under which a shard was lost: they are tried until it is known which of them it was. Does no I/O."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+ALONE_SECONDS = 1.0  # after a loss, in which suspects are tried one at a time
+
+
+class Place:
+    """What one request has of the trial. One that is no suspect has a place too, which stands for nothing."""
+
+    def __init__(self, trial: Trial, is_suspect: bool, alone: bool):
+        self._trial, self.is_on_trial, self.alone = trial, is_suspect, alone
+        self.in_company = False  # another suspect may be the cause of a loss as well
+
+    def cleared(self) -> None:
+        """The request has got on."""
+        if self.is_on_trial:
+            self._trial._leave(self, cleared=True)
+
+    def lost(self) -> None:
+        """Its shard was lost."""
+        if self.is_on_trial:
+            self._trial._lost(self)
+
+
+class Trial:
+    """At first one suspect at a time: if a shard is lost again, the one that it then had is the cause. Where that takes
+    long, since there are many or their prompts are long, two are tried together, and twice as many after as many have
+    been cleared; a loss then accuses nobody, but each that met it is tried alone before anybody else is tried."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[asyncio.Future[None], Place]] = deque()  # those to be tried alone come first
+        self._inside: list[Place] = []
+        self._width = 1  # how many may be inside
+        self._cleared = 0  # since the width was set
+        self._alone_until = 0.0
+
+    @asynccontextmanager
+    async def place(self, is_suspect: bool, alone: bool = False) -> AsyncIterator[Place]:
+        """Waits for a suspect's turn. `alone`: it was lost in company."""
+        place = Place(self, is_suspect, alone)
+        if is_suspect:
+            await self._turn(place)
+        try:
+            yield place
+        finally:
+            if place.is_on_trial:
+                self._leave(place, cleared=False)
+
+    async def _turn(self, place: Place) -> None:
+        if not self._inside and not self._waiting:
+            self._begin_alone()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if place.alone:
+            self._waiting.appendleft((turn, place))
+        else:
+            self._waiting.append((turn, place))
+        self._admit()
+        try:
+            await turn
+        except BaseException:
+            if place in self._inside:
+                self._leave(place, cleared=False)
+            else:
+                self._waiting.remove((turn, place))
+            raise
+
+    def _begin_alone(self) -> None:
+        self._width, self._cleared = 1, 0
+        self._alone_until = asyncio.get_running_loop().time() + ALONE_SECONDS
+
+    def _has_room(self, place: Place) -> bool:
+        if not self._inside:
+            return True
+        return len(self._inside) < self._width and not place.alone and not self._inside[0].alone
+
+    def _admit(self) -> None:
+        while self._waiting and self._has_room(self._waiting[0][1]):
+            turn, place = self._waiting.popleft()
+            self._inside.append(place)
+            if len(self._inside) > 1:
+                for each in self._inside:
+                    each.in_company = True
+            if not turn.done():
+                turn.set_result(None)
+
+    def _leave(self, place: Place, cleared: bool) -> None:
+        self._inside.remove(place)
+        place.is_on_trial = False
+        if cleared:
+            self._cleared += 1
+        if self._cleared >= self._width and asyncio.get_running_loop().time() > self._alone_until:
+            self._width, self._cleared = 2 * self._width, 0
+        if len(self._inside) == 1:
+            self._inside[0].in_company = False  # whoever has left is not the cause
+        self._admit()
+
+    def _lost(self, place: Place) -> None:
+        """Those that were inside with it have been lost with it, or will be told so next."""
+        self._inside.remove(place)
+        place.is_on_trial = False
+        self._begin_alone()
+        self._admit()

@@ -1,0 +1,172 @@
+"""Suspects are tried alone at first, and in growing company where that takes long: the one that is the cause is found,
+and those that are not wait no longer than they must."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+from virtual_time import run_in_virtual_time
+
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
+from isotherm.cluster.routing.journey import Journey
+from isotherm.cluster.routing.trial import Trial
+
+
+class Shard:
+    """Computes suspects for so long each, all that it has at once; dies of a request that is poison as soon as it has
+    it for half that time, and is replaced."""
+
+    def __init__(self, seconds: float, poison: int | None):
+        self.seconds, self.poison = seconds, poison
+        self.deaths = 0
+        self.together: list[int] = []  # how many it had at each arrival
+        self._here: dict[int, asyncio.Future[bool]] = {}
+
+    async def compute(self, number: int) -> bool:
+        """Whether it gave a token."""
+        self._here[number] = asyncio.get_running_loop().create_future()
+        self.together.append(len(self._here))
+        loop = asyncio.get_running_loop()
+        if number == self.poison:
+            loop.call_later(self.seconds / 2, self.die)
+        loop.call_later(self.seconds, self._done, self._here[number])
+        try:
+            return await self._here[number]
+        finally:
+            self._here.pop(number, None)
+
+    def _done(self, future: asyncio.Future[bool]) -> None:
+        if not future.done():
+            future.set_result(True)
+
+    def die(self) -> None:
+        self.deaths += 1
+        for future in self._here.values():
+            if not future.done():
+                future.set_result(False)
+
+
+async def serve(trial: Trial, shard: Shard, number: int) -> tuple[int, bool]:
+    """One request under which a shard was lost just now → (number, whether it got on)."""
+    journey = Journey(GenerationRequest(str(number), (1,), SamplingParams(9)))
+    lost = Delta(str(number), 0, finish_reason=FinishReason.LOST)
+    journey.take(lost)
+    while journey.verdict() is None:
+        async with trial.place(journey.is_suspect, journey.lost_in_company) as place:
+            if await shard.compute(number):
+                place.cleared()
+                return number, True
+            journey.take(lost, place.in_company)
+            place.lost()
+    return number, False
+
+
+def play(count: int, seconds: float, poison: int | None = None) -> tuple[dict[int, bool], Shard, float]:
+    async def act() -> tuple[dict[int, bool], Shard, float]:
+        trial, shard = Trial(), Shard(seconds, poison)
+        served = await asyncio.gather(*(serve(trial, shard, i) for i in range(count)))
+        return dict(served), shard, asyncio.get_running_loop().time()
+
+    return run_in_virtual_time(act())
+
+
+def test_those_that_are_tried_quickly_are_tried_one_at_a_time():
+    served, shard, seconds = play(40, 0.02)
+    assert all(served.values()) and shard.together == [1] * 40 and seconds < 1
+
+
+def test_many_long_prompts_are_tried_in_growing_company():
+    served, shard, seconds = play(64, 2.0)
+    assert all(served.values()) and shard.together[:2] == [1, 1] and max(shard.together) >= 16
+    assert seconds < 20, "one after another they would take 128 s"
+
+
+@pytest.mark.parametrize("poison", [0, 1, 5, 20, 39])
+@pytest.mark.parametrize("seconds", [0.02, 0.5])
+def test_the_cause_is_found_and_the_others_are_served(poison: int, seconds: float):
+    served, shard, _ = play(40, seconds, poison)
+    assert [number for number, got_on in served.items() if not got_on] == [poison]
+    # After the loss that made them suspects: one where it was tried alone, two where it was not.
+    assert shard.deaths == (1 if seconds == 0.02 or poison < 3 else 2)
+
+
+def test_a_loss_in_company_accuses_nobody():
+    async def act() -> None:
+        trial, shard = Trial(), Shard(1.0, None)
+        work = [asyncio.ensure_future(serve(trial, shard, i)) for i in range(16)]
+        while max(shard.together, default=0) < 4:
+            await asyncio.sleep(0.1)
+        shard.die()
+        served = dict(await asyncio.gather(*work))
+        assert all(served.values())
+        at = shard.together.index(4)
+        assert 1 in shard.together[at:], "alone again after it"
+
+    run_in_virtual_time(act())
+
+
+def test_who_gives_up_leaves_the_turn_to_others():
+    async def act() -> None:
+        trial, shard = Trial(), Shard(1.0, None)
+        first, second, third = (asyncio.ensure_future(serve(trial, shard, i)) for i in range(3))
+        await asyncio.sleep(0.5)
+        second.cancel()  # while it waits
+        first.cancel()  # while it is computed
+        assert await third == (2, True)
+        await asyncio.gather(first, second, return_exceptions=True)
+        async with trial.place(True):
+            pass  # nobody is left inside
+
+    run_in_virtual_time(act())
+
+
+def test_who_is_left_by_the_others_is_alone():
+    async def act() -> None:
+        trial, there = Trial(), []
+        go_on = [asyncio.Event() for _ in range(3)]
+
+        async def stay(number: int) -> None:
+            async with trial.place(True) as place:
+                there.append(place)
+                await go_on[number].wait()
+                place.cleared()
+
+        work = [asyncio.ensure_future(stay(i)) for i in range(3)]
+        await asyncio.sleep(2)
+        assert len(there) == 1 and not there[0].in_company
+        go_on[0].set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(there) == 3 and there[1].in_company and there[2].in_company
+        go_on[2].set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not there[1].in_company
+        go_on[1].set()
+        await asyncio.gather(*work)
+
+    run_in_virtual_time(act())
+
+
+def test_who_is_no_suspect_has_no_turn_to_wait_for():
+    async def act() -> None:
+        trial = Trial()
+        async with trial.place(True), trial.place(False) as innocent:
+            innocent.cleared()
+            innocent.lost()
+            assert not innocent.in_company and not innocent.is_on_trial
+
+    run_in_virtual_time(act())
+
+
+def test_nobody_waits_while_there_is_room():
+    async def act() -> None:
+        trial = Trial()
+        for _ in itertools.repeat(None, 5):
+            async with trial.place(True) as place:
+                place.cleared()
+            assert asyncio.get_running_loop().time() == 0
+
+    run_in_virtual_time(act())
