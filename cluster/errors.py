@@ -44,7 +44,7 @@ class IsothermError(Exception):
       ReplyError                 cluster.api.errors: what the front door answers; 4xx is the sender's to mend
       ChatTemplateError          cluster.text.chat_template: the template refuses these messages
         ChatTemplateLimitError   … it took too long, or too much
-        ChatTemplateBrokenError  … it does not compile
+        ChatTemplateBrokenError  … it does not compile: our operator's to mend, as where it refuses any message
       GrammarError               cluster.text.json_schema: what the output is to be cannot be had
         ToolSchemaError          … a tool's schema cannot be enforced in the model's format
         UndeclarableError        cluster.text.typescript_tools: … a tool cannot be declared in TypeScript

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -16,9 +18,14 @@ from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.observed import Observer
 from isotherm.cluster.api.response_store import ResponseStore
 from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.background import spawn_thread
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.generation import generation_defaults
+from isotherm.cluster.text.chat_template import ChatTemplate
+from isotherm.cluster.text.chat_trouble import chat_trouble
 from isotherm.cluster.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 def front_door(
@@ -53,6 +60,8 @@ def front_door(
         shared_prefix_cache=manifest.engine.shared_prefix_cache,
     )
     tokenizer = Tokenizer.load(model_path, control_tokens_anywhere=manifest.control_tokens == "anywhere")
+    if tokenizer.chat_template is not None:  # beside the start, which waits for no template
+        spawn_thread("chat templates", partial(_warn, tokenizer.chat_template), vital=False)
     return build_app(
         engine,
         tokenizer,
@@ -65,3 +74,8 @@ def front_door(
         observer=observer,
         ends=ends,
     )
+
+
+def _warn(template: ChatTemplate) -> None:
+    for words in chat_trouble(template):
+        log.warning("chats: %s", words)

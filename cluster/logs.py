@@ -13,6 +13,24 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 FIELDS = "fields"  # the attribute of a log record that holds more than its message: names and values
 
 
+class TextLines(logging.Formatter):
+    """The event's own fields stand behind its message, as name=value, those left out that say nothing."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__(f"%(asctime)s {process} %(name)s %(levelname)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, FIELDS, {})
+        words = [f"{name}={_word(value)}" for name, value in fields.items() if value not in (None, "", [])]
+        return " ".join([super().formatMessage(record), *words])
+
+
+def _word(value: object) -> object:
+    if value is True or value is False:
+        return "yes" if value else "no"
+    return ",".join(value) if isinstance(value, list) else value
+
+
 class JsonLines(logging.Formatter):
     """One object for each event: `time` in UTC, `level`, `process`, `logger`, `message`, `error` with its traceback,
     and the event's own fields."""
@@ -50,8 +68,7 @@ def set_up_logs(process: str, form: LogFormat, level: LogLevel, logger: str = ""
     for handler in ours:
         set_up.removeHandler(handler)
     new = _Lines(sys.stderr)
-    text = logging.Formatter(f"%(asctime)s {process} %(name)s %(levelname)s: %(message)s")
-    new.setFormatter(JsonLines(process) if form == "json" else text)
+    new.setFormatter(JsonLines(process) if form == "json" else TextLines(process))
     set_up.addHandler(new)
     set_up.propagate = not logger
     set_up.setLevel(level.upper())

@@ -365,13 +365,17 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
 
 def load_manifest(path: Path) -> Manifest:
     """Read a YAML file. Raises ManifestError."""
+    return parse_manifest(read_manifest(path), str(path))
+
+
+def read_manifest(path: Path) -> Any:
+    """What a YAML file says, to be checked by `parse_manifest`. Raises ManifestError."""
     try:
-        data = decode(path.read_text(encoding="utf-8"))
+        return decode(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
         raise ManifestError(f"{path}: not valid YAML ({error})") from None
-    return parse_manifest(data, str(path))
 
 
 def human_bytes(count: int) -> str:

@@ -71,7 +71,7 @@ ROOMS: dict[str, set[str]] = {
     # What is let in goes by the same rule at the front door and at each shard.
     "cluster.api": {*BASE, "cluster.engine", "cluster.messages", "cluster.text"},
     "cluster.client": {"cluster.errors", "cluster.jsontypes", "cluster.loopback"},
-    "cluster.front_door": {"cluster.api", "cluster.manifest", "cluster.model", "cluster.text"},
+    "cluster.front_door": {"cluster.api", "cluster.background", "cluster.manifest", "cluster.model", "cluster.text"},
     # Everything in one process, without Ray. The client loads it by its name (cluster/client/in_process.py).
     "cluster.local": {
         *BASE, "actors.attention", "actors.local", "actors.models", "cluster.api", "cluster.front_door",
@@ -91,7 +91,7 @@ ROOMS: dict[str, set[str]] = {
         "cluster.observe", "cluster.on_ray", "cluster.placement", "cluster.routing", "cluster.supervise",
         "cluster.text",
     },
-    "cluster.doctor": {*BASE, "cluster.deploy", "cluster.manifest", "kernels"},
+    "cluster.doctor": {*BASE, "cluster.deploy", "cluster.manifest", "cluster.text", "kernels"},
     "cluster.cli": {
         *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.api",
         "cluster.client", "cluster.control", "cluster.deploy", "cluster.doctor", "cluster.engine", "cluster.manifest",

@@ -87,7 +87,17 @@ def encode_chat_body(
     except ChatTemplateBrokenError as error:
         raise ReplyError(str(error), status=500, kind="server_error") from None
     except ChatTemplateError as error:
+        if trouble := _trouble(body, tokenizer):
+            raise ReplyError(trouble, status=500, kind="server_error") from None
         raise ReplyError(f"messages: the model's chat template refused them: {error}", param="messages") from None
+
+
+def _trouble(body: ChatBody, tokenizer: Tokenizer) -> str:
+    """Why the template for this chat could not tell any other one either; empty where it could."""
+    try:
+        return tokenizer.template_traits(body.chat_template, tools=body.template_tools is not None).trouble
+    except ChatTemplateError as error:
+        return str(error)
 
 
 def _traits(body: ChatBody, tokenizer: Tokenizer) -> TemplateTraits:

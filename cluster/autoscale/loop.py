@@ -117,9 +117,11 @@ class AutoscaleLoop:
             self._load(saved)
         self._decided = decided
 
-    def follow(self, fleet: MeteredFleet, reconfigurer: Reconfigures) -> None:
-        """Look at these workers from now on, which serve in the place of the others."""
-        self._fleet, self._reconfigurer = fleet, reconfigurer
+    def follow(self, manifest: Manifest, fleet: MeteredFleet, reconfigurer: Reconfigures) -> None:
+        """Look at these workers from now on, which serve in the place of the others, with the values that this manifest
+        has for them; its `autoscaling` is as it was."""
+        self._manifest, self._fleet, self._reconfigurer = manifest, fleet, reconfigurer
+        self._autoscaler.limits = replace(self._autoscaler.limits, group_memory=manifest.experts.memory)
 
     # --- looking ----------------------------------------------------------------------------------
 

@@ -89,12 +89,15 @@ def serve(
     from isotherm.cluster.deploy.capacity import check_machine, machine_memory
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
     from isotherm.cluster.deploy.preflight import check_port, check_servable
+    from isotherm.cluster.text.tokenizer_files import trouble_with_chats
 
     source = key_source(manifest.http, os.environ)
     check_bound(manifest.http.host, source)
     check_tls(manifest.http)
     os.environ.pop(ENVIRONMENT, None)  # nothing that is started below this process needs the key itself
     check_servable(manifest, path, _cuda_unavailable if address is None else None)
+    for words in trouble_with_chats(path):
+        console.print(f"warning: chats: {words}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if address is None:
         check_machine(manifest, path, machine_memory(), os.cpu_count() or 1)
         check_port(manifest.http.host, manifest.http.port)

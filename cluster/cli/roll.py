@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -18,11 +19,15 @@ MODEL_HELP = (
     "with --ingress a manifest, or nothing"
 )
 FEWER_HELP = "to begin with, where there is no room for as many beside those that serve; default: as many"
+MANIFEST_HELP = (
+    "a whole manifest: the new workers get the values that it has for workers, with MODEL or with the same weights"
+)
 INGRESS_HELP = "replace the ingress replicas instead: by the code that is installed, and a manifest's http values"
 
 
 def roll(
     model: Annotated[Optional[str], typer.Argument(metavar="MODEL|MANIFEST", help=MODEL_HELP)] = None,  # noqa: UP045
+    manifest: Annotated[Optional[Path], typer.Option(metavar="FILE", help=MANIFEST_HELP)] = None,  # noqa: UP045
     ingress: Annotated[bool, typer.Option("--ingress", help=INGRESS_HELP)] = False,
     expert_groups: Annotated[Optional[int], typer.Option(min=1, help=FEWER_HELP)] = None,  # noqa: UP045
     attention_shards: Annotated[Optional[int], typer.Option(min=1, help=FEWER_HELP)] = None,  # noqa: UP045
@@ -42,23 +47,28 @@ def roll(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Serve other weights of the same architecture, under live traffic: streams finish on those that they began with.
+    """Serve other weights of the same architecture, or with other values of the manifest, under live traffic: streams
+    finish on the workers that they began on.
 
     Exit status: 1 where it was rolled back.
     """
     if ingress:
+        if manifest is not None:
+            raise typer.BadParameter(
+                "--ingress takes its manifest without --manifest; workers are rolled by themselves"
+            )
         _update_ingress(model, address)
         return
-    if model is None:
-        raise typer.BadParameter("give the MODEL to serve, or --ingress")
+    if model is None and manifest is None:
+        raise typer.BadParameter("give the MODEL to serve, --manifest, or --ingress")
     from isotherm.cluster.cli.views import end_with
     from isotherm.cluster.client import Client
-    from isotherm.cluster.model.path import resolve_model
 
-    path = model if model.startswith("/") else str(resolve_model(model))  # which the cluster reads, not this process
+    path, values = _directory(model), _values(manifest)
     with Client(url) as client:
         operation = client.roll(
             path,
+            manifest=values,
             expert_groups=expert_groups,
             attention_shards=attention_shards,
             deadline_seconds=deadline,
@@ -67,6 +77,24 @@ def roll(
         if wait:
             operation = client.wait_for_operation(operation["id"], LONGEST_WAIT)
     end_with(operation, console, as_json)
+
+
+def _directory(model: str | None) -> str | None:
+    """Which the cluster reads, not this process."""
+    from isotherm.cluster.model.path import resolve_model
+
+    return model if model is None or model.startswith("/") else str(resolve_model(model))
+
+
+def _values(path: Path | None) -> Mapping[str, Any] | None:
+    """As the file says, which is checked here already: its errors name the file. Raises ManifestError."""
+    from isotherm.cluster.manifest import parse_manifest, read_manifest
+
+    if path is None:
+        return None
+    said = read_manifest(path)
+    parse_manifest(said, str(path))
+    return said or {}
 
 
 def _update_ingress(manifest: str | None, address: str | None) -> None:

@@ -73,7 +73,8 @@ def show_status(status: JSON, console: Console) -> None:
         console.print(f"numerics {fingerprint}  {words}", highlight=False, markup=False, soft_wrap=True)
     if (leaving := status.get("leaving")) is not None:
         left = "some" if leaving["open_requests"] is None else leaving["open_requests"]
-        words = f"{left} streams finish on {leaving['path']}, {leaving['system_fingerprint']}, which was rolled away"
+        weights = f"{leaving['path']}, {leaving['system_fingerprint']}"
+        words = f"{left} streams finish on revision {leaving['revision']} ({weights}), which was rolled away"
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{totals(status['workers'])}", highlight=False, markup=False)
     console.print(worker_table(status["workers"], console.width))

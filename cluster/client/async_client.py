@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -31,11 +31,12 @@ from isotherm.cluster.client.operations import OperationEvent, OperationEvents
 from isotherm.cluster.client.params import (
     ChatParams,
     CompletionParams,
-    Copies,
     Messages,
     ModelInfo,
     Operation,
     Prompt,
+    RollTarget,
+    ScaleTarget,
 )
 from isotherm.cluster.client.tries import Send, StreamedReply
 from isotherm.cluster.jsontypes import JSON
@@ -207,44 +208,22 @@ class AsyncClient:
         return await self._run(self._calls.get("/status"))
 
     async def scale(
-        self,
-        *,
-        expert_groups: int | None = None,
-        attention_shards: int | None = None,
-        copies: Sequence[Copies] | None = None,
-        drain_nodes: Sequence[str] | None = None,
-        deadline_seconds: float | None = None,
-        dry_run: bool = False,
-        idempotency_key: str | None = None,
+        self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Unpack[ScaleTarget]
     ) -> Operation:
         """As Client.scale."""
-        target = {
-            "expert_groups": expert_groups,
-            "attention_shards": attention_shards,
-            "copies": copies,
-            "drain_nodes": drain_nodes,
-            "deadline_seconds": deadline_seconds,
-        }
         return await self._run(self._calls.scale(dry_run, idempotency_key, target))
 
     async def roll(
         self,
-        model: str,
+        model: str | None = None,
         *,
-        expert_groups: int | None = None,
-        attention_shards: int | None = None,
-        deadline_seconds: float | None = None,
+        manifest: Mapping[str, Any] | None = None,
         dry_run: bool = False,
         idempotency_key: str | None = None,
+        **target: Unpack[RollTarget],
     ) -> Operation:
         """As Client.roll."""
-        target = {
-            "model": model,
-            "expert_groups": expert_groups,
-            "attention_shards": attention_shards,
-            "deadline_seconds": deadline_seconds,
-        }
-        return await self._run(self._calls.scale(dry_run, idempotency_key, target))
+        return await self._run(self._calls.roll(model, manifest, dry_run, idempotency_key, target))
 
     async def operation(self, operation_id: str) -> Operation:
         """As Client.operation."""

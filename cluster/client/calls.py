@@ -19,7 +19,16 @@ import httpx
 
 from isotherm.cluster.client.answers import Completion, RawResponse, checked, completion, raw, read_as
 from isotherm.cluster.client.errors import APIError, OutputCutError
-from isotherm.cluster.client.params import ChatParams, CompletionParams, Messages, ModelInfo, Operation, Prompt
+from isotherm.cluster.client.params import (
+    ChatParams,
+    CompletionParams,
+    Messages,
+    ModelInfo,
+    Operation,
+    Prompt,
+    RollTarget,
+    ScaleTarget,
+)
 from isotherm.cluster.client.tries import Send, StreamedReply, Tries
 from isotherm.cluster.client.typed import as_tool, checked_json, response_format
 from isotherm.cluster.jsontypes import JSON
@@ -146,6 +155,21 @@ class Calls:
     # --- operations -------------------------------------------------------------------------------
 
     def scale(self, dry_run: bool, idempotency_key: str | None, target: Mapping[str, Any]) -> Call[Operation]:
+        _check_names(target, ScaleTarget.__optional_keys__)
+        return self._operate(dry_run, idempotency_key, target)
+
+    def roll(
+        self,
+        model: str | None,
+        manifest: Mapping[str, Any] | None,
+        dry_run: bool,
+        idempotency_key: str | None,
+        target: Mapping[str, Any],
+    ) -> Call[Operation]:
+        _check_names(target, RollTarget.__optional_keys__)
+        return self._operate(dry_run, idempotency_key, {"model": model, "manifest": manifest, **target})
+
+    def _operate(self, dry_run: bool, idempotency_key: str | None, target: Mapping[str, Any]) -> Call[Operation]:
         """What is None in `target` stays as it is."""
         asked = {name: value for name, value in target.items() if value is not None}
         body = {"dry_run": dry_run, "idempotency_key": idempotency_key or uuid.uuid4().hex, **asked}
@@ -186,7 +210,8 @@ def _check_names(params: Mapping[str, Any], known: frozenset[str]) -> None:
         if name not in known:
             near = get_close_matches(name, known, 1)
             meant = f" (did you mean {near[0]!r}?)" if near else ""
-            raise TypeError(f"unknown parameter {name!r}{meant}; what has no name here goes into extra_body")
+            beyond = "" if "extra_body" not in known else "; what has no name here goes into extra_body"
+            raise TypeError(f"unknown parameter {name!r}{meant}{beyond}")
 
 
 def http_options(base_url: str, api_key: str | None, timeout: float) -> JSON:

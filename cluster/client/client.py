@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -41,11 +41,12 @@ from isotherm.cluster.client.operations import OperationEvent, OperationEvents
 from isotherm.cluster.client.params import (
     ChatParams,
     CompletionParams,
-    Copies,
     Messages,
     ModelInfo,
     Operation,
     Prompt,
+    RollTarget,
+    ScaleTarget,
 )
 from isotherm.cluster.client.tries import Send, StreamedReply
 from isotherm.cluster.jsontypes import JSON
@@ -227,48 +228,28 @@ class Client:
         return self._run(self._calls.get("/status"))
 
     def scale(
-        self,
-        *,
-        expert_groups: int | None = None,
-        attention_shards: int | None = None,
-        copies: Sequence[Copies] | None = None,
-        drain_nodes: Sequence[str] | None = None,
-        deadline_seconds: float | None = None,
-        dry_run: bool = False,
-        idempotency_key: str | None = None,
+        self, *, dry_run: bool = False, idempotency_key: str | None = None, **target: Unpack[ScaleTarget]
     ) -> Operation:
-        """Begin an operation (POST /admin/operations): each number is what there is to be, what is None stays as it is;
-        an empty `drain_nodes` lets every node have workers again. A key is made where none is given, so that a retry
-        cannot scale twice. Raises APIError."""
-        target = {
-            "expert_groups": expert_groups,
-            "attention_shards": attention_shards,
-            "copies": copies,
-            "drain_nodes": drain_nodes,
-            "deadline_seconds": deadline_seconds,
-        }
+        """Begin an operation (POST /admin/operations): each number of the target is what there is to be, what is None
+        stays as it is; an empty `drain_nodes` lets every node have workers again. A key is made where none is given, so
+        that a retry cannot scale twice. Raises APIError."""
         return self._run(self._calls.scale(dry_run, idempotency_key, target))
 
     def roll(
         self,
-        model: str,
+        model: str | None = None,
         *,
-        expert_groups: int | None = None,
-        attention_shards: int | None = None,
-        deadline_seconds: float | None = None,
+        manifest: Mapping[str, Any] | None = None,
         dry_run: bool = False,
         idempotency_key: str | None = None,
+        **target: Unpack[RollTarget],
     ) -> Operation:
-        """Begin to serve other weights of the same architecture (POST /admin/operations): `model` is their directory,
-        as the cluster sees it. Streams finish on the weights that they began with. Fewer groups or shards than
+        """Begin to serve other weights of the same architecture, or other values of workers, or both (POST
+        /admin/operations). `model` is the directory of the weights, as the cluster sees it; without one they stay the
+        same. `manifest` is a whole one, as its file says: what it has for workers they get, and the operation's plan
+        says what of it stays as it is. Streams finish on the workers that they began on. Fewer groups or shards than
         there are take less room until the old ones are gone; then there are as many again. Raises APIError."""
-        target = {
-            "model": model,
-            "expert_groups": expert_groups,
-            "attention_shards": attention_shards,
-            "deadline_seconds": deadline_seconds,
-        }
-        return self._run(self._calls.scale(dry_run, idempotency_key, target))
+        return self._run(self._calls.roll(model, manifest, dry_run, idempotency_key, target))
 
     def operation(self, operation_id: str) -> Operation:
         """What has become of an operation."""

@@ -99,6 +99,21 @@ class Copies(TypedDict):
     count: int | None
 
 
+class RollTarget(TypedDict, total=False):
+    """Of POST /admin/operations that brings other workers; None is as if it were not given."""
+
+    expert_groups: int | None
+    attention_shards: int | None
+    deadline_seconds: float | None
+
+
+class ScaleTarget(RollTarget, total=False):
+    """Of POST /admin/operations that keeps those there are."""
+
+    copies: Sequence[Copies] | None
+    drain_nodes: Sequence[str] | None
+
+
 class Operation(TypedDict):
     """What has become of a change of the cluster, as GET /admin/operations/ID gives it."""
 

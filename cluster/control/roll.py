@@ -1,6 +1,6 @@
-"""Another model takes the place of the one that serves, as a transaction: its workers are started beside those that
-serve, new requests go to them when all are ready, and the others end when their streams have. Until then whatever fails
-is undone. Decides; what is done to workers is done by a `Successor`."""
+"""Another model, or the same with other values, takes the place of the one that serves, as a transaction: its workers
+are started beside those that serve, new requests go to them when all are ready, and the others end when their streams
+have. Until then whatever fails is undone. Decides; what is done to workers is done by a `Successor`."""
 
 from __future__ import annotations
 

@@ -13,17 +13,19 @@ from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.placement.table import Placement
 
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
 class SavedRevision:
-    """The workers that have one model. The placement has version 0 until the first one is committed."""
+    """The workers that have one model and one manifest's values. The placement has version 0 until the first one is
+    committed."""
 
     number: int
     model: str  # directory of the checkpoint
     desired: Desired
     numerics: str  # ClusterNumerics.dump()
+    manifest: str  # with the values that its workers have; as JSON
 
     @property
     def workers(self) -> tuple[str, ...]:
@@ -39,7 +41,7 @@ class SavedState:
     numbers: Mapping[str, int]  # role → the next worker's number
     operations: str  # OperationLog.dump()
     autoscaler: str  # AutoscaleLoop.dump()
-    manifest: str  # as JSON
+    manifest: str  # what the front door has; as JSON
 
     def encode(self) -> bytes:
         """58 layers of 256 experts take some 20 KB."""
@@ -63,6 +65,7 @@ def _revision_as_json(saved: SavedRevision) -> JSON:
         "number": saved.number,
         "model": saved.model,
         "numerics": saved.numerics,
+        "manifest": saved.manifest,
         "groups": desired.groups,
         "shards": desired.shards,
         "drained_nodes": sorted(desired.drained),  # Ray's node ids
@@ -86,7 +89,7 @@ def _revision(saved: Any) -> SavedRevision:
         frozenset(saved["drained_nodes"]),
         frozenset((layer, expert) for layer, expert in saved["pinned"]),
     )
-    return SavedRevision(saved["number"], saved["model"], desired, saved["numerics"])
+    return SavedRevision(saved["number"], saved["model"], desired, saved["numerics"], saved["manifest"])
 
 
 def decode(data: bytes) -> SavedState:

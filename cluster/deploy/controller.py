@@ -27,15 +27,16 @@ from isotherm.cluster.deploy.feed import ClusterFeed
 from isotherm.cluster.deploy.fleet import RayFleet, fence
 from isotherm.cluster.deploy.observatory import Observatory
 from isotherm.cluster.deploy.revision import Revision
-from isotherm.cluster.deploy.revisions import Revisions
+from isotherm.cluster.deploy.revisions import Revisions, made_again
 from isotherm.cluster.deploy.roll_check import open_checkpoint
+from isotherm.cluster.deploy.rolled_values import with_workers_of
 from isotherm.cluster.deploy.standing import end_if_superseded, watch_standing
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.feed import FeedPart
 from isotherm.cluster.messages.figures import Figures
-from isotherm.cluster.messages.membership import Membership
+from isotherm.cluster.messages.membership import Membership, ShardLimits
 from isotherm.cluster.messages.operations import OperationError, OperationLog, parse_mode, parse_operation
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.on_ray.state_store import StateStore
@@ -66,23 +67,23 @@ class Controller:
         `cluster_id` is this cluster's alone. `dashboard`: where `ray job submit` goes, as the driver knows it; in an
         actor Ray may name another cluster's port."""
         set_up_logs("controller", manifest.logging.format, manifest.logging.level)
-        self.manifest = manifest
         self._keys, self._owner, self._dashboard = keys, owner, dashboard
         self.started = time.time()
         self._store = StateStore(cluster_id)
         self._cluster_id, generation = cluster_id, self._store.claim()
         saved = await self._saved()
-        if saved is not None:  # an update of the ingress may have changed it
-            self.manifest = manifest = Manifest.model_validate_json(saved.manifest)
+        self._front_door = manifest if saved is None else Manifest.model_validate_json(saved.manifest)
         self.operations = OperationLog() if saved is None else OperationLog.load(saved.operations, time.time())
-        number, model = (0, model_path) if saved is None else (saved.serving.number, saved.serving.model)
-        first = self._revision(number, open_checkpoint(manifest, model))
+        if saved is None:
+            first = self._revision(0, manifest, open_checkpoint(manifest, model_path))
+        else:
+            first = made_again(saved.serving, self._revision)
         self.revisions = Revisions(
-            manifest, first, self.operations, self._revision, self._save, self._publish, self._other_model
+            lambda: self.manifest, first, self.operations, self._revision, self._save, self._publish, self._swapped
         )
         self.config = first.checkpoint.config  # of every revision
         self.autoscale = AutoscaleLoop(
-            manifest,
+            first.manifest,
             self.config,
             self.fleet,
             self.reconfigurer,
@@ -98,9 +99,7 @@ class Controller:
         self._phase = "starting workers"  # "serving" once every worker has come up
         # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it
         # knows.
-        self._membership = Membership(
-            generation << 32, (), self._phase, manifest.scheduler_config(self.config).max_model_len
-        )
+        self._membership = Membership(generation << 32, (), self._phase, first.limits)
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
         self._asked_to_end = asyncio.Event()
@@ -123,12 +122,17 @@ class Controller:
         written = self._store.read()
         return None if written is None else decode(written)
 
-    def _revision(self, number: int, checkpoint: Checkpoint) -> Revision:
+    def _revision(self, number: int, manifest: Manifest, checkpoint: Checkpoint) -> Revision:
         died = lambda worker: self._died(number, worker)  # noqa: E731
         standing = lambda: end_if_superseded(self._store)  # noqa: E731
         generation, publish = self._store.generation, self._publish
-        fleet = RayFleet(self._cluster_id, generation, self.manifest, checkpoint, died, publish, standing)
-        return Revision(number, checkpoint, fleet, self.operations, self._log_changed, self._save)
+        fleet = RayFleet(self._cluster_id, generation, manifest, checkpoint, died, publish, standing)
+        return Revision(number, manifest, checkpoint, fleet, self.operations, self._log_changed, self._save)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the cluster has now: its front door and its workers are changed each by themselves."""
+        return with_workers_of(self._front_door, self.revisions.serving.manifest)
 
     @property
     def fleet(self) -> RayFleet:
@@ -138,8 +142,8 @@ class Controller:
     def reconfigurer(self) -> Reconfigurer:
         return self.revisions.serving.reconfigurer
 
-    def _other_model(self) -> None:
-        self.autoscale.follow(self.fleet, self.reconfigurer)
+    def _swapped(self) -> None:
+        self.autoscale.follow(self.revisions.serving.manifest, self.fleet, self.reconfigurer)
         self._publish()
 
     # --- starting ---------------------------------------------------------------------------------
@@ -198,7 +202,7 @@ class Controller:
         if self._stopped.is_set():
             raise RuntimeError("the cluster is being ended")
         logs = self.operations.dump(), self.autoscale.dump()
-        state = SavedState(*self.revisions.saved(), *logs, self.manifest.model_dump_json())
+        state = SavedState(*self.revisions.saved(), *logs, self._front_door.model_dump_json())
         self._store.write(state.encode())
 
     def _try_save(self) -> None:
@@ -244,7 +248,7 @@ class Controller:
             before.version + 1,
             shards,
             self.not_ready(),
-            before.max_model_len,
+            self.revisions.serving.limits,
             recovering,
             self.fleet.numerics.system_fingerprint,
             self.revisions.serving.number,
@@ -281,7 +285,7 @@ class Controller:
                 "id": self.manifest.model_id,
                 "path": str(self.revisions.serving.checkpoint.path),
                 "revision": self.revisions.serving.number,
-                "max_model_len": self._membership.max_model_len,
+                "max_model_len": self._membership.limits.max_model_len,
             },
             "url": await self.url(),
             "dashboard": self._dashboard,
@@ -301,7 +305,7 @@ class Controller:
                 raise OperationError(
                     f"drain_nodes: there is no node {node}; those there are: {', '.join(sorted(known))}", "drain_nodes"
                 )
-        rolls = request.target.model is not None
+        rolls = request.target.rolls
         return self.revisions.told(await self.revisions.submit(request) if rolls else self.reconfigurer.submit(request))
 
     async def operation(self, operation_id: str) -> JSON | None:
@@ -380,17 +384,17 @@ class Controller:
         return self.manifest
 
     async def front_door(self) -> tuple[Manifest, KeySource | None]:
-        """What the ingress was built with last."""
+        """What the ingress is built with."""
         return self.manifest, self._keys
 
     async def take_front_door(self, manifest: Manifest) -> None:
         """The ingress has been built anew."""
-        self.manifest = manifest
+        self._front_door = manifest
         self._save()
 
-    async def model_path(self) -> str:
-        """The directory of the model that serves."""
-        return str(self.revisions.serving.checkpoint.path)
+    async def what_serves(self) -> tuple[str, ShardLimits]:
+        """The directory of the model that serves, and what its shards take."""
+        return str(self.revisions.serving.checkpoint.path), self.revisions.serving.limits
 
     async def wait_stopped(self) -> None:
         await self._asked_to_end.wait()

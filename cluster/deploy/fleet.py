@@ -85,7 +85,7 @@ class RayFleet:
         self.avoid: frozenset[str] = frozenset()  # nodes on which nothing is started
         self.load_view: Callable[[], list[list[float]] | None] = lambda: None
         self._died, self._changed, self._standing = died, changed, standing
-        self._scheduler_config = manifest.scheduler_config(checkpoint.config)
+        self.scheduler_config = manifest.scheduler_config(checkpoint.config)
         self._loading: set[str] = set()  # workers that may be too busy to answer
         self._background = Background()
         self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
@@ -152,7 +152,7 @@ class RayFleet:
         slot = await self.places.take(name, self.avoid)
         spec = self._spec(name, section.threads, section.gpus)
         resources = self.places.resources(name)
-        worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self._scheduler_config)
+        worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self.scheduler_config)
         self.shards[name] = worker
         self.numerics.admit(name, await worker.call("fingerprint"))
         await self._order(worker.actor, "load")

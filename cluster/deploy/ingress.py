@@ -21,8 +21,7 @@ from isotherm.cluster.deploy.kept_responses import SharedResponseStore
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.manifest import Manifest
-from isotherm.cluster.model.checkpoint import Checkpoint
-from isotherm.cluster.model.config import ModelConfig
+from isotherm.cluster.messages.membership import ShardLimits
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.on_ray.controller_client import ControllerClient
@@ -40,12 +39,9 @@ def ingress_application(manifest: Manifest, keys: KeySource | None) -> Applicati
 
     def build() -> Starlette:  # runs in each replica, on the event loop that will serve its requests
         listen_at_node_address_alone()
-        model_path = _model_path()
-        config = _config(manifest, model_path)
+        model_path, limits = _what_serves()
         controller = ControllerClient()
-        limits = manifest.scheduler_config(config)
-        room, vocab_size, length = limits.room, config.vocab_size, limits.max_model_len
-        engine = ShardClient(controller, vocab_size, length, room.requests, limits.max_sequences, room.tokens)
+        engine = ShardClient(controller, load_config(model_path).vocab_size, limits)
         engine.start()
         if limit := manifest.liveness.timeout:
             engine.background.keep(
@@ -96,17 +92,11 @@ def ingress_application(manifest: Manifest, keys: KeySource | None) -> Applicati
     return application
 
 
-def _model_path() -> Path:
-    """Of the model that serves now: others may have been rolled out since the cluster was started. Waits for a
-    controller that is on its way."""
-    path: str = ray.get(find_controller().model_path.remote(), timeout=CONTROLLER_SECONDS)
-    return Path(path)
-
-
-def _config(manifest: Manifest, model_path: Path) -> ModelConfig:
-    if manifest.speculation.kind == "off":
-        return load_config(model_path)
-    return Checkpoint.open(model_path).drafting(manifest.speculation.kind)[0].config  # which has a KV cache too
+def _what_serves() -> tuple[Path, ShardLimits]:
+    """The model that serves now, and what its shards take: other weights, or other values, may have been rolled out
+    since the cluster was started. Waits for a controller that is on its way."""
+    path, limits = ray.get(find_controller().what_serves.remote(), timeout=CONTROLLER_SECONDS)
+    return Path(path), limits
 
 
 def _observer(manifest: Manifest, controller: ControllerClient) -> IngressObserver:

@@ -11,31 +11,25 @@ from ray.exceptions import RayError
 
 from isotherm.cluster.api.access.key_store import KeySource
 from isotherm.cluster.deploy.ingress import ingress_application
+from isotherm.cluster.deploy.rolled_values import By, Change, changes
 from isotherm.cluster.deploy.serve import APPLICATION
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.manifest import Manifest, ManifestError
 from isotherm.cluster.on_ray.session import attach, running_controller
 from isotherm.cluster.supervise.supervisor import ServeError
 
-# Of `http`: where Serve listens, and who is asked for a key, is settled when a cluster is started.
-SETTLED = ("host", "port", "tls", "keys")
-FRONT_DOOR = {"http", "served_name"}  # what the front door alone depends on
 
-
-def workers_of(manifest: Manifest) -> dict[str, object]:
-    """What the workers depend on; the front door may change under them."""
-    return manifest.model_dump(exclude=FRONT_DOOR)
+def beside_the_front_door(running: Manifest, wanted: Manifest, model: bool = False) -> list[Change]:
+    """What else is different than values that the front door alone depends on; `model`: the model's name too."""
+    others = {By.WORKERS, By.SCALE, By.NOTHING} | ({By.MODEL} if model else set())
+    return [change for change in changes(running, wanted) if change.by in others]
 
 
 def check_front_door(running: Manifest, wanted: Manifest) -> None:
     """Whether the front door alone is to be another. Raises ManifestError."""
-    has, wants = workers_of(running), workers_of(wanted)
-    differing = [name for name in wants if name != "model" and wants[name] != has[name]]
-    differing += [f"http.{name}" for name in SETTLED if getattr(running.http, name) != getattr(wanted.http, name)]
-    if differing:
+    if differing := beside_the_front_door(running, wanted):
         raise ManifestError(
-            f"{', '.join(differing)}: not as this cluster was started with; under a cluster that serves only "
-            f"served_name and http can change, but for {', '.join(SETTLED)}. For other weights: isotherm roll MODEL"
+            f"an update of the ingress changes the front door alone, but {'; '.join(c.otherwise for c in differing)}"
         )
 
 

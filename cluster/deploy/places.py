@@ -19,6 +19,17 @@ SUSPECT_PATIENCE = 2.0  # seconds in which there must be a place on another node
 SUSPECT_SECONDS = 60.0
 
 
+def resources(manifest: Manifest, worker: str) -> dict[str, float]:
+    """Ray resources of one worker; zero entries are left out, as Ray wants it."""
+    section = _section(manifest, worker)
+    amounts = (("CPU", section.cpus), ("GPU", section.gpus), ("memory", section.memory))
+    return {name: amount for name, amount in amounts if amount}
+
+
+def _section(manifest: Manifest, worker: str) -> AttentionSection | ExpertSection:
+    return manifest.experts if worker.startswith("expert") else manifest.attention
+
+
 class Places:
     """The places of workers that are to be started. The names of their placement groups begin with `prefix`. `changed`
     is called when the waits have changed; `standing` before and after a place is reserved: it raises where this is not
@@ -34,10 +45,7 @@ class Places:
         self._suspects: dict[str, float] = {}  # node → until when nothing is started there
 
     def resources(self, worker: str) -> dict[str, float]:
-        """Ray resources of one worker; zero entries are left out, as Ray wants it."""
-        section = self._section(worker)
-        amounts = (("CPU", section.cpus), ("GPU", section.gpus), ("memory", section.memory))
-        return {name: amount for name, amount in amounts if amount}
+        return resources(self._manifest, worker)
 
     async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
         """Wait for a place, on none of the nodes in `avoid`, and keep it for the worker."""
@@ -63,9 +71,6 @@ class Places:
         """Start nothing there for a while, if there are other nodes."""
         self._suspects[node] = time.monotonic() + SUSPECT_SECONDS
 
-    def _section(self, worker: str) -> AttentionSection | ExpertSection:
-        return self._manifest.experts if worker.startswith("expert") else self._manifest.attention
-
     async def _place(self, name: str, avoid: frozenset[str]) -> Slot:
         """Off the nodes in `avoid`, and off suspect ones too where there is room elsewhere; the last one to come under
         suspicion before the others."""
@@ -79,7 +84,7 @@ class Places:
         return await self._place_off(name, avoid)
 
     async def _place_off(self, name: str, avoid: frozenset[str]) -> Slot:
-        resources, labels = self.resources(name), self._section(name).labels
+        resources, labels = self.resources(name), _section(self._manifest, name).labels
         if avoid:
             labels = labels | {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}
         self._standing()

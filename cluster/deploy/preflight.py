@@ -16,7 +16,7 @@ def check_servable(manifest: Manifest, path: Path, cuda_unavailable: Callable[[]
     """Whether the manifest can be served with the model in `path`. Reads headers, no weights. `cuda_unavailable` says
     why this machine has no GPU, where its workers will run; it is asked only where the manifest wants one. Raises
     ManifestError, ModelConfigError, CheckpointError or TokenizerError."""
-    _check_devices(manifest)
+    check_devices(manifest)
     if manifest.device == "cuda" and cuda_unavailable is not None and (reason := cuda_unavailable()) is not None:
         raise ManifestError(f"device is cuda, but {reason}; or use device: cpu")
     manifest.scheduler_config(Checkpoint.open(path).drafting(manifest.speculation.kind)[0].config)
@@ -25,7 +25,8 @@ def check_servable(manifest: Manifest, path: Path, cuda_unavailable: Callable[[]
         generation_defaults(path)
 
 
-def _check_devices(manifest: Manifest) -> None:
+def check_devices(manifest: Manifest) -> None:
+    """Whether devices, kernels and reserved GPUs go together. Raises ManifestError."""
     if manifest.isa != "auto" and manifest.kernels in ("reference", "triton"):
         raise ManifestError(f"isa is {manifest.isa}, which is for native kernels, but kernels is {manifest.kernels}")
     gpus = {"attention": manifest.attention.gpus, "experts": manifest.experts.gpus}

@@ -11,7 +11,7 @@ from ray.serve import Application
 from isotherm.cluster.api.access.key_store import KeySource
 from isotherm.cluster.deploy.front_door_keys import MAKE_KEYS, check_bound
 from isotherm.cluster.deploy.ingress import ingress_application
-from isotherm.cluster.deploy.ingress_update import workers_of
+from isotherm.cluster.deploy.ingress_update import beside_the_front_door
 from isotherm.cluster.deploy.preflight import check_servable
 from isotherm.cluster.deploy.serve import start_controller
 from isotherm.cluster.manifest import Manifest, load_manifest
@@ -45,9 +45,10 @@ def application(args: Arguments) -> Application:
     except ValueError:
         controller = start_controller(manifest, path, keys, owner=None)
     running: Manifest = ray.get(controller.served.remote())
-    if workers_of(running) != workers_of(manifest):
+    if differing := beside_the_front_door(running, manifest, model=True):
         raise ServeError(
-            f"{args.manifest} has changed since the workers were started; a new RayCluster takes it up "
+            f"{args.manifest} is not what the workers that run have: {'; '.join(map(str, differing))}. "
+            "`isotherm roll --manifest` gives them its values; a new RayCluster takes up the rest "
             "(upgradeStrategy NewCluster), or delete the RayService and apply it again"
         )
     ray.get(controller.begin.remote())

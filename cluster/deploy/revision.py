@@ -1,5 +1,5 @@
-"""A revision: the workers that have one model, and what is decided about them. There is one, but while another model is
-rolled out."""
+"""A revision: the workers that have one model and one manifest's values, and what is decided about them. There is one,
+but while another is rolled out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from isotherm.cluster.control.saved_state import SavedRevision
 from isotherm.cluster.control.startup import start_fleet
 from isotherm.cluster.deploy.fleet import RayFleet
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.operations import OperationLog
 from isotherm.cluster.model.checkpoint import Checkpoint
 
@@ -21,13 +22,15 @@ class Revision:
     def __init__(
         self,
         number: int,
+        manifest: Manifest,
         checkpoint: Checkpoint,
         fleet: RayFleet,
         operations: OperationLog,
         changed: Callable[[], None],
         save: Callable[[], None],
     ):
-        self.number, self.checkpoint, self.fleet = number, checkpoint, fleet
+        self.number, self.manifest, self.checkpoint, self.fleet = number, manifest, checkpoint, fleet
+        self.limits = manifest.scheduler_config(checkpoint.config).limits
         self.reconfigurer = Reconfigurer(fleet, operations, changed, save)
 
     async def start(self, planned: Desired, phase: Callable[[str], None]) -> None:
@@ -37,8 +40,8 @@ class Revision:
         self.reconfigurer.desired = planned
 
     def saved(self) -> SavedRevision:
-        numerics = self.fleet.numerics.dump()
-        return SavedRevision(self.number, str(self.checkpoint.path), self.reconfigurer.desired, numerics)
+        numerics, values = self.fleet.numerics.dump(), self.manifest.model_dump_json()
+        return SavedRevision(self.number, str(self.checkpoint.path), self.reconfigurer.desired, numerics, values)
 
     def find(self, saved: SavedRevision) -> list[str]:
         """Take its workers over from a controller that has died. Gives the names of workers found that are others'."""

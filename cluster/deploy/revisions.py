@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,8 +14,15 @@ from isotherm.cluster.background import Background
 from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.roll import Quiet, roll
 from isotherm.cluster.control.saved_state import SavedRevision, SavedState
+from isotherm.cluster.deploy.places import resources
 from isotherm.cluster.deploy.revision import Revision
-from isotherm.cluster.deploy.roll_check import check_memory, check_successor, open_checkpoint, room_for
+from isotherm.cluster.deploy.roll_check import (
+    check_memory,
+    check_successor,
+    open_checkpoint,
+    room_for,
+    wanted_values,
+)
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.operations import Operation, OperationLog, OperationRequest, Phase, Target
@@ -28,17 +34,23 @@ LOOK_SECONDS = 0.5  # between two looks whether the streams of a revision that w
 ANNOUNCED_SECONDS = 1.0  # in which ingress replicas connect to shards that they are told of
 
 
+def made_again(saved: SavedRevision, make: Callable[[int, Manifest, Checkpoint], Revision]) -> Revision:
+    """The revision that a controller before this one has had, with the values that its workers have."""
+    manifest = Manifest.model_validate_json(saved.manifest)
+    return make(saved.number, manifest, open_checkpoint(manifest, saved.model))
+
+
 class Revisions:
-    """`make` gives a revision without workers, of a number and a checkpoint; `save` writes down what is
-    committed, and raises where that fails; `changed` is called when shards have come or gone; `swapped` when another
-    revision serves."""
+    """`manifest` gives what the cluster has now; `make` a revision without workers, of a number, a manifest and a
+    checkpoint; `save` writes down what is committed, and raises where that fails; `changed` is called when shards have
+    come or gone; `swapped` when another revision serves."""
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: Callable[[], Manifest],
         serving: Revision,
         operations: OperationLog,
-        make: Callable[[int, Checkpoint], Revision],
+        make: Callable[[int, Manifest, Checkpoint], Revision],
         save: Callable[[], None],
         changed: Callable[[], None],
         swapped: Callable[[], None],
@@ -96,7 +108,7 @@ class Revisions:
         for revision in self.there() if not operation.phase.is_final else ():
             waits += [words for worker, words in revision.fleet.waits.items() if f"start {worker}" in operation.plan]
         if operation.finishes and self._open:
-            waits.append(f"{self._open} requests finish on the weights that they began with")
+            waits.append(f"{self._open} requests finish on the workers that they began on")
         return operation.as_dict() | {"waiting": waits}
 
     def died(self, number: int) -> bool:
@@ -110,22 +122,24 @@ class Revisions:
     # --- rolling ----------------------------------------------------------------------------------
 
     async def submit(self, request: OperationRequest) -> Operation:
-        """Begin an operation that serves another model; it goes on in the background. Raises OperationError."""
-        assert request.target.model is not None
-        path, serving = Path(request.target.model), self.serving
+        """Begin an operation that serves another model, or has other values for workers; it goes on in the background.
+        Raises OperationError."""
+        target, serving = request.target, self.serving
         if (known := self._operations.known(request)) is not None:
             return known
-        checkpoint = await asyncio.to_thread(check_successor, self._manifest, serving.checkpoint, path)
-        desired = serving.reconfigurer.planner.twin(serving.reconfigurer.desired, request.target)
-        needs = check_memory(self._manifest, checkpoint, len(desired.shards))
-        needs += room_for([serving.fleet.places.resources(w) for w in (*desired.shards, *desired.groups)])
+        path = serving.checkpoint.path if target.model is None else Path(target.model)
+        values = wanted_values(self._manifest(), target.manifest, target.model is not None)
+        checkpoint = await asyncio.to_thread(check_successor, values, serving.checkpoint, path)
+        desired = serving.reconfigurer.planner.twin(serving.reconfigurer.desired, target)
+        needs = check_memory(values.manifest, checkpoint, len(desired.shards))
+        needs += room_for([resources(values.manifest, worker) for worker in (*desired.shards, *desired.groups)])
         if not request.dry_run:
             needs.refuse()
-        revision = None if request.dry_run else self._make(serving.number + 1, checkpoint)
+        revision = None if request.dry_run else self._make(serving.number + 1, values.manifest, checkpoint)
         operation, new = serving.reconfigurer.open(request)
         if not new:
             return operation
-        operation.plan = self._described(desired, path) + needs.words
+        operation.plan = values.words() + self._described(desired, path) + needs.words
         if revision is None:
             operation.reasons += needs.lacks
             serving.reconfigurer.transactions.enter(operation, Phase.DONE, "dry run: nothing was changed")
@@ -139,7 +153,7 @@ class Revisions:
         return [
             *(f"start {worker}" for worker in (*desired.groups, *desired.shards)),
             f"serve {path} as revision {now.number + 1}, with placement version {desired.placement.version}",
-            f"finish the streams of {now.checkpoint.path}",
+            f"finish the streams of revision {now.number}, {now.checkpoint.path}",
             *(f"end {worker}" for worker in (*now.fleet.shard_names(), *now.fleet.group_names())),
         ]
 
@@ -157,8 +171,9 @@ class Revisions:
         """Wait until no stream needs the revision before any more, and end it. What is left of it where this process
         dies meanwhile is ended by the next one, for nobody names it any more."""
         quiet, leaving, self._open = Quiet(), self.leaving, None
+        clock = asyncio.get_running_loop().time
         if leaving is not None:
-            while not quiet.look(self._open, time.monotonic()):
+            while not quiet.look(self._open, clock()):
                 await asyncio.sleep(LOOK_SECONDS)
                 self._open = await leaving.fleet.open_requests()
             self.leaving = None
@@ -182,11 +197,11 @@ class Revisions:
         if (len(now.groups), len(now.shards)) == asked:
             wanted = max(asked[0], had[0]), max(asked[1], had[1])
             if wanted != asked:
-                self.serving.reconfigurer.restore(*wanted, "as many workers as before the other model came")
+                self.serving.reconfigurer.restore(*wanted, "as many workers as before others took their place")
 
     def take_over(self, coming: Revision) -> None:
         """As Successor says."""
-        dead = [w for w in (*coming.fleet.groups, *coming.fleet.shards) if w in coming.fleet.dead]
+        dead = [w for w in (*coming.fleet.group_names(), *coming.fleet.shard_names()) if w in coming.fleet.dead]
         if dead:
             raise RuntimeError(f"{dead[0]} was lost: {coming.fleet.dead[dead[0]]}")
         before = self.serving, self.coming, self.leaving
@@ -212,7 +227,7 @@ class Revisions:
         serving = self.serving
         elsewhere: set[str] = set()
         if saved.leaving is not None:
-            self.leaving = self._make(saved.leaving.number, open_checkpoint(self._manifest, saved.leaving.model))
+            self.leaving = made_again(saved.leaving, self._make)
             self.leaving.reconfigurer.planner.numbers = serving.reconfigurer.planner.numbers
             elsewhere = set(saved.leaving.workers)
             self.leaving.find(saved.leaving)

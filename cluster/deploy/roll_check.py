@@ -1,5 +1,5 @@
-"""Whether another model can be rolled out: whether the front door could go on with it, and whether there is room for
-its workers beside those that serve."""
+"""Whether another model, or other values of workers, can be rolled out: whether the front door could go on with it, and
+whether there is room for its workers beside those that serve."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from isotherm.cluster.deploy.capacity import free_memory, least_weights
+from isotherm.cluster.deploy.preflight import check_devices
+from isotherm.cluster.deploy.rolled_values import By, Change, changes, with_workers_of
 from isotherm.cluster.errors import IsothermError
-from isotherm.cluster.manifest import Manifest, human_bytes
+from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes, parse_manifest
 from isotherm.cluster.messages.operations import OperationError
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.sameness import differences
@@ -35,28 +38,80 @@ class Room:
             raise OperationError("; ".join(self.lacks), "model", conflict=True)
 
 
+@dataclass(frozen=True)
+class Values:
+    """What a manifest that is to be rolled out comes to."""
+
+    manifest: Manifest  # what the cluster has, with what the new one says of workers
+    rolled: list[Change] = field(default_factory=list)
+    left: list[Change] = field(default_factory=list)  # what it has besides, which stays
+
+    def words(self) -> list[str]:
+        return [f"change {change}" for change in self.rolled] + [f"leave {change.otherwise}" for change in self.left]
+
+
+def wanted_values(running: Manifest, given: Mapping[str, Any] | None, other_model: bool) -> Values:
+    """`given`: a manifest as its file says, or none; `other_model`: another one is asked for by itself, so that what
+    the manifest calls it does not count. Raises OperationError."""
+    if given is None:
+        return Values(running)
+    try:
+        wanted = parse_manifest(given)
+        found = changes(running, wanted)
+        manifest = with_workers_of(running, wanted)
+        check_devices(manifest)
+    except ManifestError as error:
+        raise OperationError(str(error), "manifest") from None
+    left = [c for c in found if c.by is not By.WORKERS and not (other_model and c.by is By.MODEL)]
+    values = Values(manifest, [c for c in found if c.by is By.WORKERS], left)
+    if not values.rolled and not other_model:
+        words = ["manifest: it has the values that the workers have already", *values.words()]
+        raise OperationError("; ".join(words), "manifest")
+    return values
+
+
 def open_checkpoint(manifest: Manifest, path: str | Path) -> Checkpoint:
     """As the manifest has it drafting. Raises ModelConfigError, CheckpointError."""
     return Checkpoint.open(Path(path)).drafting(manifest.speculation.kind)[0]
 
 
-def check_successor(manifest: Manifest, serving: Checkpoint, path: Path) -> Checkpoint:
-    """The checkpoint there, if it can take the place of the one that serves. Reads headers. Raises OperationError."""
+def check_successor(values: Values, serving: Checkpoint, path: Path) -> Checkpoint:
+    """The checkpoint there, if it can take the place of the one that serves, or be it with other values. Reads headers.
+    Raises OperationError."""
+    manifest, field = values.manifest, "manifest" if path == serving.path else "model"
     try:
         found = open_checkpoint(manifest, path)
+        _check_drafting(serving, found)
+        manifest.scheduler_config(found.config)
         differing = differences(serving, found, defaults_matter=manifest.generation_config == "auto")
-        same = not differing and found.digest() == serving.digest()
+        same = not values.rolled and not differing and found.digest() == serving.digest()
+    except ManifestError as error:
+        raise OperationError(f"manifest: {error}", "manifest") from None
+    except OperationError:
+        raise
     except (IsothermError, OSError) as error:
-        raise OperationError(f"model: {error}", "model") from None
+        raise OperationError(f"{field}: {error}", field) from None
     if differing:
         raise OperationError(
-            f"model: {path} cannot take the place of {serving.path}, for it must have the same architecture and the "
+            f"{field}: {path} cannot take the place of {serving.path}, for it must have the same architecture and the "
             f"same tokenizer: {'; '.join(differing)}. End this cluster and serve it anew",
-            "model",
+            field,
         )
     if same:
         raise OperationError(f"model: {path} has the weights that are served already, from {serving.path}", "model")
     return found
+
+
+def _check_drafting(serving: Checkpoint, found: Checkpoint) -> None:
+    """A layer that drafts has experts of its own, and a placement is one of as many layers as it was made for."""
+    now, then = serving.config.drafting_layers, found.config.drafting_layers
+    if serving.path == found.path and now != then:
+        raise OperationError(
+            f"manifest: speculation.kind: it would {'end' if now else 'begin'} the use of the model's "
+            "multi-token-prediction layer, whose experts are part of the placement: that cannot be rolled, as "
+            "speculation.tokens can, and ngram or off in the place of each other. End this cluster and serve it anew",
+            "manifest",
+        )
 
 
 def check_memory(manifest: Manifest, checkpoint: Checkpoint, shards: int) -> Room:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from isotherm.cluster.engine.places import Room
+from isotherm.cluster.messages.membership import ShardLimits
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,8 @@ class SchedulerConfig:
             sys.maxsize if requests is None else self.max_sequences + requests,
             sys.maxsize if tokens is None else self.kv_tokens + tokens,
         )
+
+    @property
+    def limits(self) -> ShardLimits:
+        """The same as ingress replicas are told of it."""
+        return ShardLimits(self.max_model_len, self.max_sequences, self.room.requests, self.room.tokens)

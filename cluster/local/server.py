@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import weakref
@@ -35,15 +37,14 @@ _NO_BATCHES = (
 
 
 class InProcessServer:
-    """Listens when it is made. `socket` is the path of its Unix socket."""
+    """Listens when it is made. `socket` is the path of its Unix socket, in this process."""
 
     def __init__(self, make: Callable[[], tuple[LocalEngine, uvicorn.Server]]) -> None:
-        folder = tempfile.mkdtemp(prefix="isotherm-")  # for this user only
-        self.socket = str(Path(folder) / "http")
-        with socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(self.socket)
+        with socket.socket(socket.AF_UNIX) as listening, contextlib.ExitStack() as ends:
+            self.socket = _bound(listening, ends)
             run = _Run(make, listening.dup())
-        self._end = weakref.finalize(self, _end, run, folder)  # at the process's end too
+            ends.callback(run.stop)
+            self._end = weakref.finalize(self, ends.pop_all().close)  # at the process's end too
         try:
             run.wait_started()
         except BaseException:
@@ -108,9 +109,21 @@ def _unless_closed(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) ->
         loop.call_soon_threadsafe(call)
 
 
-def _end(run: _Run, folder: str) -> None:
-    run.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+def _bound(listening: socket.socket, ends: contextlib.ExitStack) -> str:
+    """The path by which this process reaches the socket, and nobody else. On Linux it leads to the socket itself, whose
+    folder is gone by then: a signal that ends this process while it loads or serves leaves nothing behind. `ends` gets
+    what is to be done when it is over."""
+    folder = tempfile.mkdtemp(prefix="isotherm-")  # for this user only
+    with contextlib.ExitStack() as made:
+        made.callback(shutil.rmtree, folder, ignore_errors=True)
+        path = str(Path(folder) / "http")
+        listening.bind(path)
+        if sys.platform.startswith("linux"):
+            held = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            ends.callback(os.close, held)
+            return f"/proc/self/fd/{held}"
+        ends.push(made.pop_all())
+        return path
 
 
 def serve_in_process(model: str) -> InProcessServer:

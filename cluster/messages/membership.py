@@ -3,6 +3,7 @@ controller is told that is not the newest any more."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,15 +19,25 @@ class SupersededError(IsothermError, RuntimeError):
 
 
 @dataclass(frozen=True)
+class ShardLimits:
+    """What one attention shard takes, as the manifest that its revision was started with has it."""
+
+    max_model_len: int  # prompt and output of one request
+    max_sequences: int = sys.maxsize  # requests that run
+    requests: int = sys.maxsize  # that run or wait
+    tokens: int = sys.maxsize  # that all of those may have
+
+
+@dataclass(frozen=True)
 class Membership:
     """One state of the cluster. `version` grows with every change, and from one controller to the next."""
 
     version: int
     shards: tuple[str, ...]  # names of attention shards that take requests
     not_ready: str | None  # None: serving; else why not
-    max_model_len: int
+    limits: ShardLimits  # of these shards
     recovering: bool = False  # not ready because every shard was lost; others are on their way
     system_fingerprint: str = ""  # as ClusterNumerics says; empty before the first worker has come
-    revision: int = 0  # which of the models that were rolled out one after the other these shards have
+    revision: int = 0  # which one these shards are of, of those that were rolled out one after the other
     # Revision → its shards, which take nothing but what began there: it is about to come, or was rolled away
     others: Mapping[int, tuple[str, ...]] = field(default_factory=dict)

@@ -69,12 +69,18 @@ class Target(_Model):
         None  # Ray's ids of all nodes that are to have no worker of ours; an empty list: every node may have some
     )
     model: str | None = None  # directory of the checkpoint that is to be served in the place of the one that is
+    manifest: dict[str, Any] | None = None  # as its file says: what it has for workers is to be the new ones' values
+
+    @property
+    def rolls(self) -> bool:
+        """Whether other workers are to take the place of those that serve, with another model or other values."""
+        return self.model is not None or self.manifest is not None
 
     @property
     def about_workers(self) -> bool:
         """Not copies alone."""
-        of_workers = self.expert_groups, self.attention_shards, self.drain_nodes, self.model
-        return any(value is not None for value in of_workers)
+        of_workers = self.expert_groups, self.attention_shards, self.drain_nodes
+        return self.rolls or any(value is not None for value in of_workers)
 
     @property
     def is_empty(self) -> bool:
@@ -97,6 +103,7 @@ class _Body(_Model):
     copies: list[CopyTarget] = Field([], max_length=100_000)
     drain_nodes: list[Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")]] | None = Field(None, max_length=4096)
     model: str | None = Field(None, pattern="^/", max_length=4096)
+    manifest: dict[str, Any] | None = None
     idempotency_key: str = Field("", max_length=200)
     dry_run: bool = False
     deadline_seconds: float = Field(120.0, gt=0, le=86400, strict=False)
@@ -116,8 +123,9 @@ def parse_operation(body: Any) -> OperationRequest:
     target = Target.model_validate(parsed.model_dump(include=set(Target.model_fields)))
     if target.is_empty:
         raise OperationError(f"give at least one of {', '.join(Target.model_fields)}", "body")
-    if target.model is not None and (target.copies or target.drain_nodes is not None):
-        raise OperationError("model: copies and nodes are changed before it or afterwards, not with it", "model")
+    if target.rolls and (target.copies or target.drain_nodes is not None):
+        field = "manifest" if target.model is None else "model"
+        raise OperationError(f"{field}: copies and nodes are changed before it or afterwards, not with it", field)
     return OperationRequest(target, parsed.idempotency_key, parsed.dry_run, parsed.deadline_seconds)
 
 
@@ -157,8 +165,8 @@ class Operation:
 
     @property
     def finishes(self) -> bool:
-        """Another model has taken over; what is left is that streams end on the weights that they began with."""
-        return self.committed and "model" in self.target and not self.phase.is_final
+        """Other workers have taken over; what is left is that streams end on those that they began on."""
+        return self.committed and bool({"model", "manifest"} & self.target.keys()) and not self.phase.is_final
 
     def enter(self, phase: Phase, now: float, reason: str = "") -> None:
         """Go on to a phase. Raises OperationError where the operation has ended."""
@@ -232,12 +240,12 @@ class OperationLog:
         for other in self._running():
             if origin != AUTOSCALER and other.origin == AUTOSCALER:
                 continue  # it does not stand in an operator's way: theirs comes next, or in its place
-            if other.finishes and request.target.model is None and request.target.drain_nodes is None:
+            if other.finishes and not request.target.rolls and request.target.drain_nodes is None:
                 continue  # it has nothing to do with the workers that serve now
             if other.finishes:
                 raise OperationError(
                     f"operation {other.id} is committed, and streams finish on the workers that it replaces; "
-                    "until they are gone no other model comes and no node is drained",
+                    "until they are gone no other model and no other values come, and no node is drained",
                     conflict=True,
                 )
             if not other.waiting:
@@ -265,7 +273,7 @@ class OperationLog:
         return next((o for o in self._running() if o.waiting), None)
 
     def finishing(self) -> Operation | None:
-        """The one after which streams still end on the weights that they began with."""
+        """The one after which streams still end on the workers that they began on."""
         return next((o for o in self._running() if o.finishes), None)
 
     def under_way(self) -> Operation | None:

@@ -18,9 +18,7 @@ def log_request(record: RequestRecord) -> None:
     """A sink of the request book. A request that failed by our fault is a warning."""
     level = logging.WARNING if record.status >= 500 or (record.status == 200 and record.error) else logging.INFO
     if logger.isEnabledFor(level):
-        fields = fields_of(record)
-        words = " ".join([f"{name}={_word(value)}" for name, value in fields.items() if not _says_nothing(value)])
-        logger.log(level, "%s", words, extra={FIELDS: fields})
+        logger.log(level, "ended", extra={FIELDS: fields_of(record)})
 
 
 def fields_of(record: RequestRecord) -> JSON:
@@ -45,13 +43,3 @@ def fields_of(record: RequestRecord) -> JSON:
 
 def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(1000 * seconds, 1)
-
-
-def _says_nothing(value: object) -> bool:
-    return value is None or value == "" or value == []
-
-
-def _word(value: object) -> object:
-    if value is True or value is False:
-        return "yes" if value else "no"
-    return ",".join(value) if isinstance(value, list) else value

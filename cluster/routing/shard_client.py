@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import sys
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
@@ -18,7 +17,7 @@ from isotherm.cluster.api.engine_client import MOST_UNREAD, TOO_SLOW, EngineOver
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.messages.membership import Membership, WorkerGoneError
+from isotherm.cluster.messages.membership import Membership, ShardLimits, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 from isotherm.cluster.routing.journey import Journey
 from isotherm.cluster.routing.trial import Trial
@@ -66,19 +65,15 @@ class ShardClient:
         self,
         cluster: Cluster,
         vocab_size: int,
-        max_model_len: int,
-        shard_capacity: int = sys.maxsize,
-        max_sequences: int = sys.maxsize,
-        shard_tokens: int = sys.maxsize,
+        limits: ShardLimits,
     ):
-        """`shard_capacity`: requests that one shard takes, running and waiting; `max_sequences`: running;
-        `shard_tokens`: what all that it takes may have."""
-        self._shard_capacity, self._max_sequences, self._shard_tokens = shard_capacity, max_sequences, shard_tokens
-        self.vocab_size, self.max_model_len = vocab_size, max_model_len
+        """`limits`: of the shards that serve, until the controller tells of others."""
+        self.vocab_size, self._limits = vocab_size, limits
         self._cluster = cluster
         self._connections: dict[str, Connection] = {}  # by shard
         self._membership: Membership | None = None
-        self._revisions: dict[str, int] = {}  # which revision said of itself that it had a fingerprint
+        # Which revisions said of themselves that they had a fingerprint while they served: the longest request of each
+        self._revisions: dict[str, dict[int, int]] = {}
         self._trial = Trial()  # of requests under which a shard was lost, until they get on again
         self.background = Background()
         self.system_fingerprint = ""
@@ -95,11 +90,15 @@ class ShardClient:
             return self._membership.not_ready
         return None if self._serving() else "no attention shard can be reached"
 
+    @property
+    def max_model_len(self) -> int:
+        return self._limits.max_model_len
+
     def capacity(self) -> int:
-        return self._shard_capacity * max(1, len(self._serving()))
+        return self._limits.requests * max(1, len(self._serving()))
 
     def token_capacity(self) -> int:
-        return self._shard_tokens * max(1, len(self._serving()))
+        return self._limits.tokens * max(1, len(self._serving()))
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """As EngineClient says. A request whose shard is lost or drained goes on at another that has the weights of the
@@ -154,23 +153,35 @@ class ShardClient:
 
     def _able(self, request: GenerationRequest) -> list[Connection]:
         """Shards that may have the request. Raises EngineUnavailableError where there are none."""
-        membership, revision = self._membership, self._revisions.get(request.fingerprint)
-        if membership is None or revision in (None, membership.revision):
+        membership, known = self._membership, self._revisions.get(request.fingerprint)
+        if membership is None or known is None:
             if (reason := self.not_ready()) is not None:
                 raise EngineUnavailableError(reason)
             return self._serving()
-        if revision not in membership.others:
-            raise WeightsGoneError(f"the weights {request.fingerprint} that it began with are not served any more")
-        if not (able := self._open(membership.others[revision])):
-            raise EngineUnavailableError(f"no attention shard with the weights {request.fingerprint} can be reached")
-        return able
+        # What the bits depend on they have in common; a shard that takes fewer tokens would end it early.
+        needed = len(request.prompt) + request.params.max_tokens
+        there = {membership.revision: membership.shards, **membership.others}
+        able = [revision for revision, longest in known.items() if longest >= needed and revision in there]
+        if not able:
+            raise WeightsGoneError(
+                f"the weights {request.fingerprint} that it began with are not served any more"
+                if membership.revision not in known
+                else f"it began where requests have up to {max(known.values())} tokens, and those that serve take fewer"
+            )
+        for revision in sorted(able, reverse=True):  # those that serve come first
+            reachable = revision != membership.revision or membership.not_ready is None
+            if reachable and (shards := self._open(there[revision])):
+                return shards
+        if membership.revision in able and (reason := self.not_ready()) is not None:
+            raise EngineUnavailableError(reason)
+        raise EngineUnavailableError(f"no attention shard with the weights {request.fingerprint} can be reached")
 
     def _choose(self, request: GenerationRequest) -> Connection:
         """The least loaded shard; one that has others of the family comes before, since it has computed their prompt,
         as long as it can run one more: to wait there while others are idle would take longer than the prompt."""
         serving, family = self._able(request), request.family
         related = [c for c in serving if family and c.families[family]]
-        able = [c for c in related if c.load < self._max_sequences]
+        able = [c for c in related if c.load < self._limits.max_sequences]
         return min(able or serving, key=lambda c: (c.load, c not in related))
 
     def _will_serve(self) -> bool:
@@ -206,9 +217,10 @@ class ShardClient:
 
     def _adopt(self, membership: Membership) -> None:
         self._membership = membership
-        self.max_model_len, self.system_fingerprint = membership.max_model_len, membership.system_fingerprint
+        self._limits, self.system_fingerprint = membership.limits, membership.system_fingerprint
         if membership.system_fingerprint:
-            self._revisions[membership.system_fingerprint] = membership.revision
+            known = self._revisions.setdefault(membership.system_fingerprint, {})
+            known[membership.revision] = membership.limits.max_model_len
         for name in self._named():
             if name not in self._connections:
                 self._connections[name] = Connection(name)

@@ -62,22 +62,27 @@ def serve_until_stopped(
         highlight=False,
         soft_wrap=True,
     )
+    supervisor = _Supervisor(Watchdog(manifest.http.drain_seconds, own_ray=address is None), manifest, console)
+    supervisor.take_signals()  # before there is a folder: from now on none ends this process past what removes it
     # A short path: Unix sockets have room for 107 characters in all.
     folder = tempfile.mkdtemp(prefix="isotherm-") if address is None else None
-    job = {
-        "manifest": manifest.model_dump(mode="json"),
-        "path": str(model_path),
-        "address": address,
-        "keys": keys,
-        "folder": folder,
-        "pid": os.getpid(),
-    }
-    end = _Supervisor(Watchdog(manifest.http.drain_seconds, own_ray=address is None), job, manifest, console).run()
-    keep = folder is not None and end.status == 1 and end.logs
-    if folder is not None and not keep:
-        shutil.rmtree(folder, ignore_errors=True)
+    keep = False
+    try:
+        job = {
+            "manifest": manifest.model_dump(mode="json"),
+            "path": str(model_path),
+            "address": address,
+            "keys": keys,
+            "folder": folder,
+            "pid": os.getpid(),
+        }
+        end = supervisor.run(job)
+        keep = end.status == 1 and end.logs
+    finally:
+        if folder is not None and not keep:
+            shutil.rmtree(folder, ignore_errors=True)
     if end.status == 1:
-        raise ServeError(end.reason + (f"\nRay's logs are in {folder}/session_latest/logs" if keep else ""))
+        raise ServeError(end.reason + (f"\nRay's logs are in {folder}/session_latest/logs" if keep and folder else ""))
     if end.status:
         console.print(end.reason, markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(end.status)
@@ -86,8 +91,8 @@ def serve_until_stopped(
 class _Supervisor:
     """Puts everything that happens into one queue and does what the watchdog says."""
 
-    def __init__(self, watchdog: Watchdog, job: Mapping[str, Any], manifest: Manifest, console: Console):
-        self._watchdog, self._job, self._console = watchdog, job, console
+    def __init__(self, watchdog: Watchdog, manifest: Manifest, console: Console):
+        self._watchdog, self._console = watchdog, console
         self._url = manifest.url
         # Its `put` may be called in a signal handler.
         self._events: queue.SimpleQueue[Callable[[], Sequence[Instruction]]] = queue.SimpleQueue()
@@ -96,16 +101,18 @@ class _Supervisor:
         self._end: End | None = None
         self._files = contextlib.ExitStack()
 
-    def run(self) -> End:
-        """Until it is over, one way or another."""
-        adopt_orphans()
+    def take_signals(self) -> None:
+        """From now on they are events. One that this process was started to ignore stays ignored: SIGHUP under nohup,
+        SIGINT for a background job of a script."""
         for number in SIGNALS:
-            # One that this process was started to ignore stays ignored: SIGHUP under nohup, SIGINT for a background job
-            # of a script.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
+
+    def run(self, job: Mapping[str, Any]) -> End:
+        """Until it is over, one way or another."""
+        adopt_orphans()
         with self._files:
-            self._start_driver()
+            self._start_driver(job)
             while self._end is None:
                 with contextlib.suppress(queue.Empty):
                     self._do(self._events.get(timeout=LOOK_SECONDS)())
@@ -116,13 +123,13 @@ class _Supervisor:
             return End(1, f"{self._end.reason or 'stopped'}; these processes could not be ended: {', '.join(left)}")
         return self._end
 
-    def _start_driver(self) -> None:
+    def _start_driver(self, job: Mapping[str, Any]) -> None:
         """In a session of its own, where a terminal's signals do not reach it: what they mean is decided here. From the
         root, as Ray's driver must be (cluster/on_ray/session.py)."""
         reader, writer = os.pipe()
         command = [sys.executable, "-c", DRIVER, str(writer)]
         # Temporary files of Ray's processes, which are killed and leave them, end with the session's folder.
-        folder = self._job["folder"]
+        folder = job["folder"]
         self._driver = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -132,7 +139,7 @@ class _Supervisor:
             env=None if folder is None else os.environ | {"TMPDIR": folder},
         )
         os.close(writer)
-        self._tell(json.dumps(self._job))
+        self._tell(json.dumps(job))
         self._reader = spawn_thread("driver's messages", lambda: self._read(reader))
 
     def _read(self, reader: int) -> None:

@@ -27,6 +27,9 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.child_pipe import ask, send
 
 START_SECONDS = 30.0  # for a child to be there, on a machine that is very busy
+DEFAULT, TOOL_USE = "default", "tool_use"  # the names of templates for chats, and for chats with tools
+# The variables that every template has, as far as the checkpoint names such a token
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class ChatTemplateError(IsothermError):
@@ -71,11 +74,11 @@ class ChatTemplate:
         memory_limit: int = 1 << 30,
         max_chars: int = 16 << 20,
     ) -> None:
-        """`special_tokens`: the variables that every template has ("bos_token" and such)."""
+        """`special_tokens`: those of SPECIAL_TOKENS that there are."""
         if not templates:
             raise ValueError("no chat template given")
         self.sources = dict(templates)
-        self._special_tokens = dict(special_tokens or {})
+        self.special_tokens = dict(special_tokens or {})
         self._setup = {
             "templates": self.sources,
             "time_limit": time_limit,
@@ -94,17 +97,17 @@ class ChatTemplate:
             if name not in self.sources:
                 raise ChatTemplateError(f"the model has no chat template named {name[:100]!r}; it has {names}")
             return name
-        if tools and "tool_use" in self.sources:
-            return "tool_use"
-        if "default" not in self.sources:
-            raise ChatTemplateBrokenError(f"the model has several chat templates ({names}) and none named 'default'")
-        return "default"
+        if tools and TOOL_USE in self.sources:
+            return TOOL_USE
+        if DEFAULT not in self.sources:
+            raise ChatTemplateBrokenError(f"the model has several chat templates ({names}) and none named {DEFAULT!r}")
+        return DEFAULT
 
     def render(self, context: Mapping[str, Any], name: str | None = None) -> RenderedChat:
         """The rendered prompt, by the template of that name, else by the one that `choose` takes. Blocks: call it from
         a worker thread. Raises ChatTemplateError or one of its kinds."""
         name = self.choose(name, tools=context.get("tools") is not None)
-        reply = self._ask({"name": name, "context": context, "special_tokens": self._special_tokens})
+        reply = self._ask({"name": name, "context": context, "special_tokens": self.special_tokens})
         return RenderedChat(reply["text"], tuple(reply["own"]))
 
     def variables(self, name: str) -> frozenset[str]:

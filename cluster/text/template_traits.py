@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.chat_template import (
+    DEFAULT,
+    SPECIAL_TOKENS,
+    TOOL_USE,
     ChatTemplate,
     ChatTemplateBrokenError,
     ChatTemplateError,
@@ -33,6 +36,7 @@ _TOOL = {
     },
 }
 _USER = {"role": "user", "content": "hi"}
+_GENERAL = (DEFAULT, TOOL_USE)
 THINKING_SWITCHES = ("thinking", "enable_thinking")
 _DECLARED_TOOLS = "tools_ts_str"  # the variable of templates that want tools in TypeScript
 
@@ -94,6 +98,32 @@ class TemplateTraits:
         """Whether tools that are offered come into the prompt at all."""
         offered = self._rendered({"messages": [_USER], "tools": [_TOOL]})
         return offered is not None and offered != self._rendered({"messages": [_USER]})
+
+    @cached_property
+    def trouble(self) -> str:
+        """Why the template cannot tell even a plain message, so that no chat can be: a fault of the checkpoint. Empty
+        where it can, and for a template of a purpose of its own, which wants more than that. Raises
+        ChatTemplateLimitError, which may be this machine's fault."""
+        if self._name not in _GENERAL:
+            return ""
+        tools = [_TOOL] if self._name == TOOL_USE else None
+        try:
+            self.render({"messages": [_USER], "tools": tools, "documents": None, "add_generation_prompt": True})
+        except ChatTemplateLimitError:
+            raise
+        except ChatTemplateBrokenError as error:
+            return str(error)
+        except ChatTemplateError as error:
+            unnamed = ", ".join(self.unnamed_tokens)
+            hint = f"; it wants {unnamed}, which tokenizer_config.json is to name" if unnamed else ""
+            return f"the model's chat template cannot tell even a plain message: {error}{hint}"
+        return ""
+
+    @property
+    def unnamed_tokens(self) -> list[str]:
+        """The special tokens that the template wants and the checkpoint does not name."""
+        wanted = (name for name in self.variables if name in SPECIAL_TOKENS)
+        return sorted(name for name in wanted if name not in self._template.special_tokens)
 
     @cached_property
     def variables(self) -> frozenset[str]:

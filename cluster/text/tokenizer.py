@@ -29,12 +29,11 @@ from isotherm.cluster.text.tokenizer_files import (
     read_json,
     read_templates,
     set_post_processor,
+    special_tokens,
     template_for_tools,
-    token_text,
 )
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class NoChatTemplateError(IsothermError, ValueError):
@@ -94,8 +93,7 @@ class Tokenizer:
         TokenizerError."""
         config = read_json(directory / "tokenizer_config.json")
         backend = read_backend(directory, config)
-        named = {**read_json(directory / "special_tokens_map.json"), **config}
-        special = {name: text for name in _SPECIAL_NAMES if (text := token_text(named.get(name))) is not None}
+        special = special_tokens(directory, config)
         set_post_processor(backend, config, special)
         eos: set[int] = set()
         for name in ("generation_config.json", "config.json"):

@@ -15,6 +15,8 @@ from tokenizers.processors import TemplateProcessing
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text import deepseek_v32_template
+from isotherm.cluster.text.chat_template import DEFAULT, SPECIAL_TOKENS, TOOL_USE, ChatTemplate
+from isotherm.cluster.text.chat_trouble import chat_trouble
 from isotherm.cluster.text.tiktoken_vocabulary import CLASS, TiktokenError, check_class, read_tiktoken
 from isotherm.cluster.text.tiktoken_vocabulary import FILE as TIKTOKEN
 
@@ -135,6 +137,12 @@ def _read_text(path: Path) -> str:
         raise TokenizerError(f"{path}: cannot be read ({error})") from None
 
 
+def special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """The text of each of SPECIAL_TOKENS that the checkpoint names; `config` is the decoded tokenizer_config.json."""
+    named = {**read_json(directory / "special_tokens_map.json"), **config}
+    return {name: text for name in SPECIAL_TOKENS if (text := token_text(named.get(name))) is not None}
+
+
 def token_text(value: Any) -> str | None:
     """A token written as a string or as an AddedToken's dict."""
     if isinstance(value, dict):
@@ -179,7 +187,20 @@ def described(directory: Path) -> Described:
             refused.append(f"text: {TIKTOKEN} is of tokenizer_class {found!r}; known is {CLASS!r}")
     if not templates:
         refused.append("chats: there is no chat template")
+    refused += [f"chats: {words}" for words in trouble_with_chats(directory)]
     return Described(tokenizer, _template_source(directory, config), template_for_tools(templates), tuple(refused))
+
+
+def trouble_with_chats(directory: Path) -> list[str]:
+    """As `chat_trouble` says of the checkpoint's templates. Raises TokenizerError."""
+    config = read_json(directory / "tokenizer_config.json")
+    if not (templates := read_templates(directory, config)):
+        return []
+    template = ChatTemplate(templates, special_tokens=special_tokens(directory, config))
+    try:
+        return chat_trouble(template)
+    finally:
+        template.close()
 
 
 def _template_source(directory: Path, config: JSON) -> str:
@@ -193,4 +214,4 @@ def _template_source(directory: Path, config: JSON) -> str:
 
 
 def template_for_tools(templates: Mapping[str, str]) -> str:
-    return templates.get("tool_use", templates.get("default", ""))
+    return templates.get(TOOL_USE, templates.get(DEFAULT, ""))

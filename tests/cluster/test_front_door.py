@@ -1,55 +1,39 @@
-"""What of a manifest reaches the front door."""
+"""The front door of a checkpoint whose chat template is broken."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 
 import httpx
-import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, write_tokenizer
 
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.manifest import parse_manifest
-from isotherm.cluster.model.path import bundled_model
 
 
-def answers(manifest, model, client=("10.0.0.1", 5)):
-    engine = FakeEngine(512)
-    app = front_door(parse_manifest(manifest), model, engine)
+def test_a_broken_template_is_said_at_the_start_and_completions_go_on(tmp_path, caplog):
+    write_tokenizer(tmp_path, chat_template="{% if %}")
+    (tmp_path / "config.json").write_text("{}")
+    manifest = parse_manifest({"model": str(tmp_path), "served_name": "m", "generation_config": "none"})
+    before = set(threading.enumerate())
+    with caplog.at_level(logging.WARNING):
+        app = front_door(manifest, tmp_path, FakeEngine(300))
+        for thread in set(threading.enumerate()) - before:
+            thread.join(60)
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "isotherm.cluster.front_door"]
+    assert said.startswith("chats: the model's chat template does not compile: ")
 
-    async def go():
-        transport = httpx.ASGITransport(app, client=client)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
-            listed = (await http.get("/v1/models")).json()["data"][0]
-            return listed, (await http.get("/status")).status_code
+    async def go() -> tuple[httpx.Response, httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+            return (
+                await client.post("/v1/chat/completions", json=chat),
+                await client.post("/v1/completions", json={"model": "m", "prompt": "hi", "max_tokens": 2}),
+            )
 
-    return asyncio.run(go())
-
-
-@pytest.fixture
-def with_defaults(tmp_path):
-    for file in bundled_model().iterdir():
-        if file.suffix in (".json", ".jinja"):
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "generation_config.json").write_text('{"temperature": 0.6}')
-    return tmp_path
-
-
-def test_names_defaults_and_access_are_the_manifests(with_defaults):
-    manifest = {"model": str(with_defaults), "served_name": "mine"}
-    listed, status = answers(manifest, with_defaults)
-    assert listed["id"] == "mine" and listed["default_sampling"]["temperature"] == 0.6 and status == 403
-    listed, status = answers({**manifest, "generation_config": "none", "http": {"admin": "open"}}, with_defaults)
-    assert listed["default_sampling"]["temperature"] == 1.0 and status == 200
-
-
-def test_a_manifests_time_for_a_request_is_kept(with_defaults):
-    engine = FakeEngine(2000, delay_s=30.0)
-    app = front_door(parse_manifest({"model": "m", "http": {"request_timeout": 0.05}}), with_defaults, engine)
-
-    async def go():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as http:
-            return await http.post("/v1/completions", json={"model": "m", "prompt": "hello"})
-
-    answer = asyncio.run(go())
-    assert answer.status_code == 408 and "time of 0.05 s" in answer.json()["error"]["message"]
+    chat, completion = asyncio.run(go())
+    error = chat.json()["error"]
+    assert (chat.status_code, error["type"]) == (500, "server_error") and "does not compile" in error["message"]
+    assert completion.status_code == 200 and completion.json()["usage"]["completion_tokens"] == 2

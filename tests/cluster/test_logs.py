@@ -51,6 +51,14 @@ def test_text_names_the_process(logger, capsys):
     assert capsys.readouterr().err.endswith(f" controller {NAME} WARNING: a link has failed\n")
 
 
+def test_text_has_the_events_own_fields_behind_its_message(logger, capsys):
+    set_up_logs("ingress", "text", "info", NAME)
+    fields = {"request": "abc", "stream": True, "cached": False, "finish": ["stop", "length"], "none": [], "n": 0}
+    logger.info("step %d", 3, extra={FIELDS: fields | {"key": "", "first": None}})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(" INFO: step 3 request=abc stream=yes cached=no finish=stop,length n=0")
+
+
 def test_setting_up_again_replaces_and_leaves_others_alone(logger):
     set_up_logs("a", "text", "info", NAME)
     set_up_logs("b", "json", "debug", NAME)

@@ -146,7 +146,7 @@ def test_serve_starts_the_controller_once_and_binds_the_ingress(tmp_path: Path):
     ]
     assert out["owner"] is None, "no process waits for it to be stopped"
     assert out["same"] and out["same_after"], "the controller is started once"
-    assert "other.yaml has changed since the workers were started" in out["refusal"]
+    assert "other.yaml is not what the workers that run have" in out["refusal"]
     assert out["elsewhere"] == "waits" and out["somewhere"], "label selectors reach the placement groups"
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in out["family"] if psutil.pid_exists(pid)], timeout=15)
     assert [p.cmdline()[:2] for p in alive if p.is_running()] == []

@@ -1,5 +1,5 @@
-"""Other weights are rolled out under live traffic: no request fails, and each stream is what the weights that it began
-with make of it, whatever dies meanwhile."""
+"""Other weights, and other values of workers, are rolled out under live traffic: no request fails, and each stream is
+what the weights that it began with make of it, whatever dies meanwhile."""
 
 from __future__ import annotations
 
@@ -63,6 +63,15 @@ def rolled(served: Served, model: Path) -> str:
     roles = Counter(worker["role"] for worker in status["workers"])
     assert roles == {"attention": 1, "expert": 2}, status["workers"]
     return status["numerics"]["system_fingerprint"]
+
+
+def committed(served: Served) -> dict[str, Any]:
+    """The status as soon as the operation that is under way is committed, and streams finish."""
+    deadline = time.monotonic() + 300
+    while (status := served.status())["leaving"] is None:
+        assert time.monotonic() < deadline, status
+        time.sleep(0.05)
+    return status
 
 
 @pytest.fixture(autouse=True)
@@ -132,10 +141,7 @@ def test_workers_of_both_models_and_the_controller_die_meanwhile(served, models,
     def act() -> None:
         with Client(served.url) as client:
             operation = client.roll(str(models[1]), deadline_seconds=300)
-            deadline = time.monotonic() + 300
-            while (status := served.status())["leaving"] is None:
-                assert time.monotonic() < deadline, status
-                time.sleep(0.05)
+            status = committed(served)
             old = {w["role"]: w for w in status["workers"] if w["revision"] == status["leaving"]["revision"]}
             os.kill(old["attention"]["pid"], signal.SIGKILL)
             os.kill(old["expert"]["pid"], signal.SIGKILL)
@@ -148,6 +154,44 @@ def test_workers_of_both_models_and_the_controller_die_meanwhile(served, models,
     assert after["model"]["path"] == str(models[1])
     check(streams, {before: alone[0], after["numerics"]["system_fingerprint"]: alone[1]})
     assert rolled(served, models[0]) == before
+
+
+def test_values_of_a_manifest_under_streams_and_with_a_controller_that_dies(served, models, workload, tmp_path):
+    """Less KV memory, which no bit depends on, and then activations in float32, which all do; and back."""
+    work, alone = workload
+    first = yaml.safe_load(served.manifest.read_text())
+    smaller = first | {"engine": {"kv_memory": "32MiB", "max_model_len": 1024}}
+    wider = first | {"dtype": "float32"}
+    float32 = work.alone(models[0], "float32")
+    fingerprints = [served.status()["numerics"]["system_fingerprint"]]
+    lengths = [served.status()["model"]["max_model_len"]]
+
+    def act() -> None:
+        for manifest in (smaller, wider, first):
+            path = tmp_path / "values.yaml"
+            path.write_text(yaml.safe_dump(manifest))
+            options = ("--manifest", str(path), "--url", served.url, "--deadline", "300")
+            dry = served.command("roll", *options, "--dry-run")
+            assert dry.returncode == 0 and "change " in dry.stdout, dry
+            with Client(served.url) as client:
+                begun = client.roll(manifest=manifest, deadline_seconds=300)
+                assert begun["plan"][0] in dry.stdout
+                if manifest is smaller:
+                    committed(served)
+                    kill_controller(served)
+                assert client.wait_for_operation(begun["id"], timeout=400)["phase"] == "done", client.operations()[-1]
+            status = served.status()
+            fingerprints.append(status["numerics"]["system_fingerprint"])
+            lengths.append(status["model"]["max_model_len"])
+
+    streams = under_load(served, work, act)
+    bfloat, same, other, again = fingerprints
+    assert bfloat == same == again != other
+    assert lengths[1] == 1024 and lengths[0] == lengths[2] == lengths[3] > 1024
+    had = check(streams, {bfloat: alone[0], other: float32})
+    assert set(had) == {bfloat, other}
+    done = served.command("roll", "--manifest", str(tmp_path / "values.yaml"), "--url", served.url)
+    assert done.returncode == 1 and "values that the workers have already" in done.stderr, done
 
 
 def test_what_fails_before_the_commit_is_undone(served, models, workload):
@@ -192,7 +236,7 @@ def test_an_updated_ingress_has_a_manifests_values_and_the_model_that_was_rolled
     manifest = yaml.safe_load(served.manifest.read_text())
     other.write_text(yaml.safe_dump(manifest | {"engine": {"kv_memory": "32MiB"}}))
     done = served.command("roll", "--ingress", str(other), "--address", served.ray_address())
-    assert done.returncode == 1 and "isotherm: engine: not as this cluster" in done.stderr, done
+    assert done.returncode == 1 and "engine.kv_memory: 67108864 → 33554432 (by isotherm roll --m" in done.stderr, done
     rolled(served, models[0])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from virtual_time import run_in_virtual_time
 
-from isotherm.cluster.messages.membership import Membership, WorkerGoneError
+from isotherm.cluster.messages.membership import Membership, ShardLimits, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.routing.shard_client import ShardClient
 
@@ -95,6 +95,7 @@ class FakeCluster:
         self.replacing = replacing
         self.lost = 0
         self.named = tuple(self.shards)
+        self.limits = ShardLimits(4096)
         self.version = 1
         self.changed = asyncio.Event()
 
@@ -107,7 +108,7 @@ class FakeCluster:
         if self.version <= known_version:
             await self.changed.wait()
         return Membership(
-            self.version, self.named, None if self.named else "none is left", 4096, recovering=not self.named
+            self.version, self.named, None if self.named else "none is left", self.limits, recovering=not self.named
         )
 
     async def shard(self, name: str) -> FakeShard:
@@ -144,7 +145,7 @@ def tokens(deltas: list[Delta]) -> list[int]:
 def play(cluster: Callable[[], FakeCluster], act: Callable[[FakeCluster, ShardClient], Awaitable[Any]]) -> Any:
     async def go() -> Any:
         made = cluster()
-        client = ShardClient(made, 300, 4096)
+        client = ShardClient(made, 300, made.limits)
         client.start()
         while client.not_ready():
             await asyncio.sleep(0.001)

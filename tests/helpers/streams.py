@@ -61,9 +61,9 @@ class Workload:
             params = SamplingParams(tokens[i % len(tokens)], temperatures[i % len(temperatures)], seed=i)
             self.requests.append(GenerationRequest(f"alone-{i}", tuple(prompt), params))
 
-    def alone(self, model: Path | None = None) -> list[str]:
+    def alone(self, model: Path | None = None, dtype: str = "bfloat16") -> list[str]:
         """Each request's text from an engine of its own, in this process, with the bundled weights or others."""
-        kernels = select_kernels("auto", parse_dtype("bfloat16")).kernels
+        kernels = select_kernels("auto", parse_dtype(dtype)).kernels
         config = SchedulerConfig(16, 256, 512, 1, 4096, prefix_cache=False)
         engine = local_engine(Checkpoint.open(model or bundled_model()), kernels, config)
         texts = []

@@ -392,3 +392,26 @@ def test_broken_template_is_the_servers_fault(tmp_path):
         chat(tokenizer)
     tokenizer.chat_template.close()
     assert info.value.status == 500
+
+
+def test_a_template_that_refuses_any_message_is_the_servers_fault(tmp_path):
+    """As one does that adds a token to a text, where the file is missing that names the token."""
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token + messages[0].content }}")
+    tokenizer = Tokenizer.load(tmp_path)
+    with pytest.raises(
+        ReplyError, match=r"even a plain message: .*; it wants bos_token, which tokenizer_config"
+    ) as info:
+        chat(tokenizer)
+    tokenizer.chat_template.close()
+    assert info.value.status == 500 and info.value.param is None
+
+
+def test_a_template_that_refuses_these_messages_is_not(tmp_path):
+    source = "{% if messages | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[0].content }}"
+    tokenizer = Tokenizer.load(write_tokenizer(tmp_path, chat_template=source))
+    with pytest.raises(ReplyError, match="one at a time") as info:
+        chat(tokenizer, messages=[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
+    tokenizer.chat_template.close()
+    assert info.value.status == 400 and info.value.param == "messages"

@@ -25,4 +25,25 @@ def test_it_asks_for_a_directory():
 
 def test_it_wants_a_model_or_the_ingress():
     done = CliRunner().invoke(cli.app, ["roll"])
-    assert done.exit_code == 2 and "give the MODEL to serve, or --ingress" in " ".join(done.stderr.split())
+    assert done.exit_code == 2 and "give the MODEL to serve, --manifest, or --ingress" in " ".join(done.stderr.split())
+
+
+def test_it_sends_a_manifest_as_its_file_says(tmp_path):
+    path = tmp_path / "new.yaml"
+    path.write_text("engine: {kv_memory: 32MiB}\nautoscaling: {mode: off}\n")
+    app = build_app(FakeEngine(100), None, "m", admin=FakeAdmin())  # type: ignore[arg-type]
+    with http_server(app) as url:
+        asked = ["roll", "--manifest", str(path), "--url", url, "--json"]
+        done = [CliRunner().invoke(cli.app, [*asked, *more]) for more in ([], ["tiny", "--expert-groups", "1"])]
+    alone, both = (json.loads(one.stdout)["target"] for one in done)
+    assert alone["manifest"] == {"engine": {"kv_memory": "32MiB"}, "autoscaling": {"mode": False}}
+    assert "model" not in alone and both["model"] == str(bundled_model()) and both["expert_groups"] == 1
+
+
+def test_a_manifest_that_is_wrong_is_not_sent(tmp_path):
+    path = tmp_path / "new.yaml"
+    path.write_text("engine: {kv_memoy: 32MiB}\n")
+    done = CliRunner().invoke(cli.app, ["roll", "--manifest", str(path), "--url", "http://127.0.0.1:1"])
+    assert done.exit_code == 1 and f"{path}: engine.kv_memoy" in " ".join(done.stderr.split())
+    done = CliRunner().invoke(cli.app, ["roll", "--ingress", "--manifest", str(path)])
+    assert done.exit_code == 2 and "without --manifest" in " ".join(done.stderr.split())

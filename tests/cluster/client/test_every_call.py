@@ -41,7 +41,8 @@ CALLS = {
     "status": ((), {}, get("/status"), {"workers": []}, {"workers": []}),
     "scale": (
         (),
-        {"expert_groups": 3, "drain_nodes": [], "copies": [{"layer": 1, "expert": 2, "count": None}], "dry_run": True,
+        {"expert_groups": 3, "attention_shards": None, "drain_nodes": [],
+         "copies": [{"layer": 1, "expert": 2, "count": None}], "dry_run": True,
          "idempotency_key": "k"},
         ("POST", "/admin/operations", {"dry_run": True, "idempotency_key": "k", "expert_groups": 3, "drain_nodes": [],
          "copies": [{"layer": 1, "expert": 2, "count": None}]}),
@@ -50,9 +51,9 @@ CALLS = {
     ),
     "roll": (
         ("/m",),
-        {"attention_shards": 1, "deadline_seconds": 9.0, "idempotency_key": "k"},
+        {"attention_shards": 1, "deadline_seconds": 9.0, "idempotency_key": "k", "manifest": {"isa": "avx2"}},
         ("POST", "/admin/operations",
-         {"dry_run": False, "idempotency_key": "k", "model": "/m", "attention_shards": 1,
+         {"dry_run": False, "idempotency_key": "k", "model": "/m", "manifest": {"isa": "avx2"}, "attention_shards": 1,
           "deadline_seconds": 9.0}),
         OPERATION,
         OPERATION,
@@ -133,6 +134,14 @@ def test_chats_completions_and_typed_answers():
     assert asked == ("POST", "/v1/completions", {"prompt": [1, 2], "model": "x"})
     asked, value = both(REPLY, "parse", SAID, list[int])
     assert value == [1, 2] and asked[2]["response_format"]["json_schema"]["schema"]["items"] == {"type": "integer"}
+
+
+def test_a_target_with_a_name_that_there_is_not_is_refused():
+    with Client(transport=httpx.MockTransport(Server(OPERATION))) as client:
+        with pytest.raises(TypeError, match=r"unknown parameter 'expert_group' \(did you mean 'expert_groups'\?\)$"):
+            client.scale(expert_group=3)
+        with pytest.raises(TypeError, match="unknown parameter 'copies'$"):
+            client.roll("/m", copies=[])
 
 
 def test_a_chats_tokens():

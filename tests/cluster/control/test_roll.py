@@ -160,7 +160,7 @@ def test_while_streams_finish_other_operations_go_on_but_for_another_model():
     scale, _ = log.open(parse_operation({"expert_groups": 3}), 3.0)
     assert log.running() is scale
     scale.enter(Phase.DONE, 4.0)
-    for target in ({"model": "/n"}, {"drain_nodes": ["aa"]}):
+    for target in ({"model": "/n"}, {"manifest": {}}, {"drain_nodes": ["aa"]}):
         with pytest.raises(OperationError, match="streams finish") as error:
             log.open(parse_operation(target), 5.0)
         assert error.value.conflict
@@ -177,10 +177,24 @@ def test_a_controller_that_comes_back_goes_on_with_it():
     assert OperationLog.load(fresh.dump(), 9.0).all()[0].phase is Phase.ROLLED_BACK
 
 
-@pytest.mark.parametrize(
-    ("body", "words"), [({"model": "m"}, "pattern"), ({"model": "/m", "drain_nodes": []}, "not with it")]
-)
-def test_bodies_that_are_refused(body: dict[str, Any], words: str):
+@pytest.mark.parametrize(("body", "field", "words"), [
+    ({"model": "m"}, "model", "pattern"),
+    ({"model": "/m", "drain_nodes": []}, "model", "not with it"),
+    ({"manifest": {}, "copies": [{"layer": 1, "expert": 1, "count": 1}]}, "manifest", "not with it"),
+    ({"manifest": "x"}, "manifest", "dictionary"),
+])  # fmt: skip
+def test_bodies_that_are_refused(body: dict[str, Any], field: str, words: str):
     with pytest.raises(OperationError, match=words) as error:
         parse_operation(body)
-    assert error.value.field == "model"
+    assert error.value.field == field
+
+
+def test_an_operation_with_a_manifest_finishes_streams_too():
+    log = OperationLog()
+    operation, _ = log.open(parse_operation({"manifest": {"isa": "avx2"}, "idempotency_key": "k"}), 1.0)
+    assert not operation.finishes
+    operation.enter(Phase.COMMITTING, 2.0)
+    operation.committed = True
+    assert log.finishing() is operation and OperationLog.load(log.dump(), 9.0).finishing() is not None
+    with pytest.raises(OperationError, match="used for another target"):
+        log.known(parse_operation({"manifest": {"isa": "generic"}, "idempotency_key": "k"}))

@@ -16,7 +16,7 @@ from isotherm.cluster.placement.table import Placement, contiguous_placement
 def revision(placement: Placement, number: int = 0) -> SavedRevision:
     shards, pinned = ("attention-0", "attention-7"), frozenset({(3, 1), (4, 255)})
     desired = Desired(placement.groups(), shards, placement, frozenset({"a1b2"}), pinned)
-    return SavedRevision(number, f"/models/{number}", desired, '[{"weights": "0123"}]')
+    return SavedRevision(number, f"/models/{number}", desired, '[{"weights": "0123"}]', f'{{"dtype": "{number}"}}')
 
 
 def state(placement: Placement, leaving: SavedRevision | None = None) -> SavedState:

@@ -14,15 +14,17 @@ RUNNING = {"model": "tiny", "http": {"port": 8001}}
 
 @pytest.mark.parametrize("fields", [
     {"http": {"port": 8001, "aliases": ["a"], "drain_seconds": 9.0}}, {"served_name": "other"}, {"model": "elsewhere"},
+    {"engine": {"shared_prefix_cache": True}, "tool_format": "none", "generation_config": "none"},
 ])  # fmt: skip
 def test_what_the_front_door_alone_depends_on_may_change(fields: dict[str, Any]):
     check_front_door(parse_manifest(RUNNING), parse_manifest(RUNNING | fields))
 
 
 @pytest.mark.parametrize(("fields", "named"), [
-    ({"http": {"port": 8002}}, "http.port: not as"),
-    ({"http": {"port": 8001, "host": "0.0.0.0", "keys": "/k.json"}}, "http.host, http.keys: not as"),
-    ({"engine": {"block_size": 8}, "dtype": "float32"}, "dtype, engine: not as"),
+    ({"http": {"port": 8002}}, r"http.port: 8001 → 8002 \(cannot be rolled: Serve listens"),
+    ({"http": {"port": 8001, "host": "0.0.0.0", "keys": "/k.json"}}, r"http.host: .*; http.keys: null → "),
+    ({"engine": {"block_size": 8}, "dtype": "float32"}, r"dtype: .*; engine.block_size: 16 → 8 \(by isotherm roll --m"),
+    ({"experts": {"groups": 4}}, r"experts.groups: 2 → 4 \(by isotherm scale\)"),
 ])  # fmt: skip
 def test_what_cannot_change_under_a_cluster_is_named(fields: dict[str, Any], named: str):
     with pytest.raises(ManifestError, match=named):

@@ -325,6 +325,9 @@ def test_it_says_what_the_text_is_made_with(tmp_path: Path):
     said = inspect_model(tmp_path, Manifest()).architecture
     assert (said["tokenizer"], said["chat_template"]) == ("tokenizer.json", "tokenizer_config.json")
     assert said["not_supported"] == "nothing that is known of"
+    (tmp_path / "chat_template.jinja").write_text("{% if %}")
+    said = inspect_model(tmp_path, Manifest()).architecture
+    assert said["not_supported"].startswith("chats: the model's chat template does not compile: ")
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tiktoken.model").write_text("")
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")

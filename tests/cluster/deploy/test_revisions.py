@@ -16,6 +16,8 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.placement.table import contiguous_placement
 
+MANIFEST = parse_manifest({})
+
 
 class Fleet:
     """Two workers, of which one may be dead."""
@@ -30,13 +32,16 @@ class Fleet:
     def group_names(self) -> list[str]:
         return list(self.groups)
 
+    def shard_names(self) -> list[str]:
+        return list(self.shards)
+
     def reachable(self) -> tuple[list[str], None]:
         return [s for s in self.shards if s not in self.dead], None
 
 
 def revision(number: int) -> Revision:
     made = Revision(
-        number, Checkpoint.open(bundled_model()), Fleet(number), OperationLog(), lambda: None, lambda: None  # type: ignore[arg-type]
+        number, MANIFEST, Checkpoint.open(bundled_model()), Fleet(number), OperationLog(), lambda: None, lambda: None  # type: ignore[arg-type]
     )  # fmt: skip
     fleet = made.fleet
     made.reconfigurer.desired = Desired(tuple(fleet.groups), tuple(fleet.shards), fleet.placement)
@@ -53,7 +58,7 @@ class Cluster:
         self.fails = False
         never: Any = None
         self.revisions = Revisions(
-            parse_manifest({}), revision(0), OperationLog(), never, self.save, lambda: None, self.swapped
+            lambda: MANIFEST, revision(0), OperationLog(), never, self.save, lambda: None, self.swapped
         )
         self.coming = self.revisions.coming = revision(1)
         for one in (self.revisions.serving, self.coming):

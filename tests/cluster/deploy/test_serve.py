@@ -16,7 +16,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from isotherm.cluster.deploy import serve as serving
-from isotherm.cluster.deploy.ingress_update import workers_of
+from isotherm.cluster.deploy.ingress_update import beside_the_front_door
 from isotherm.cluster.manifest import parse_manifest
 
 
@@ -125,5 +125,7 @@ def test_a_process_that_does_not_take_up_the_end_is_gone(answers: list[Any], tak
 def test_a_change_of_the_front_door_alone_keeps_the_workers():
     before = parse_manifest({"experts": {"groups": 3}})
     same = {"experts": {"groups": 3}, "http": {"replicas": 3, "drain_seconds": 5}, "served_name": "other"}
-    assert workers_of(before) == workers_of(parse_manifest(same))
-    assert workers_of(before) != workers_of(parse_manifest({"experts": {"groups": 4}}))
+    assert beside_the_front_door(before, parse_manifest(same), model=True) == []
+    others = {"experts": {"groups": 4}, "model": "other", "isa": "avx2"}
+    differing = [change.field for change in beside_the_front_door(before, parse_manifest(others), model=True)]
+    assert differing == ["model", "isa", "experts.groups"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -143,9 +144,25 @@ def test_batches_on_the_server_are_refused_in_words(local):
     assert refused.status >= 400 and "Client.batch" in refused.body["error"]["message"]
 
 
-def test_its_socket_is_this_users_alone(local):
-    path = Path(local._server.socket)
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+def test_its_socket_is_this_processes_alone(local):
+    """Nothing in the file system leads to it but this process's own descriptor."""
+    path = local._server.socket
+    assert path.startswith("/proc/self/fd/") and stat.S_ISSOCK(os.stat(path).st_mode)
+    code = f"import os; print(os.path.exists({path!r}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_signal_while_it_starts_leaves_nothing(tmp_path):
+    """Its folder lived as long as it did, and a process that SIGTERM ends removes nothing."""
+    code = (
+        "import os, signal\n"
+        "from isotherm.cluster.local.server import InProcessServer\n"
+        "InProcessServer(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_client_for_asyncio(answer):
@@ -153,16 +170,16 @@ def test_the_client_for_asyncio(answer):
 
     async def go():
         async with await AsyncClient.local("tiny") as client:
-            folder = Path(client._server.socket).parent
+            socket = client._server.socket
             async with client.stream(ASKED, temperature=0, max_tokens=60) as stream:
                 async for _ in stream:
                     pass
             await asyncio.gather(*(client.chat("hi", max_tokens=5) for _ in range(4)))
-            return stream.completion.text, folder
+            return stream.completion.text, socket
 
     threads = set(threading.enumerate())
-    text, folder = asyncio.run(go())
-    assert text == answer and not folder.exists()
+    text, socket = asyncio.run(go())
+    assert text == answer and not os.path.exists(socket)
     deadline = time.monotonic() + 10
     while {thread.name for thread in set(threading.enumerate()) - threads} & {"front door", "step loop"}:
         assert time.monotonic() < deadline
@@ -206,13 +223,13 @@ def test_a_front_door_that_cannot_be_made_leaves_no_engine(monkeypatch):
     assert set(threading.enumerate()) <= before
 
 
-def test_a_process_that_does_not_close_it_ends_all_the_same():
+def test_a_process_that_does_not_close_it_ends_all_the_same(tmp_path):
     code = (
         "from isotherm.cluster.client import Client\n"
         "client = Client.local('tiny')\n"
         "next(client.stream('Tell me a story.', max_tokens=3000, ignore_eos=True))\n"
-        "print(client._server.socket)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert not Path(done.stdout.strip()).parent.exists()
+    assert list(tmp_path.iterdir()) == []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
 from request_records import record
 
 from isotherm.cluster.api.trace_context import TraceContext
-from isotherm.cluster.logs import FIELDS
+from isotherm.cluster.logs import FIELDS, JsonLines, TextLines
 from isotherm.cluster.observe.request_log import log_request
 
 
@@ -36,8 +37,11 @@ def test_the_line_has_id_key_and_times(caplog):
     assert (fields["request"], fields["key"]) == ("req-1", "alice")
     assert (fields["queue_ms"], fields["first_token_ms"]) == (200, 510)
     assert fields["trace"] == "ab" * 16
-    words = line.getMessage()
-    assert "request=req-1 " in words and "key=alice" in words and "stream=yes" in words and "error_type" not in words
+    words = TextLines("ingress").format(line)
+    assert " INFO: ended request=req-1 " in words and "key=alice" in words and "stream=yes" in words
+    assert "error_type" not in words
+    said = json.loads(JsonLines("ingress").format(line))
+    assert said["message"] == "ended" and said.items() >= fields.items(), "each figure stands there once"
 
 
 def test_nothing_is_made_of_it_where_nobody_listens(caplog):

@@ -10,7 +10,7 @@ import pytest
 from fake_shards import FakeCluster, FakeShard, collect, play, request, tokens
 
 from isotherm.cluster.api.engine_client import EngineUnavailableError
-from isotherm.cluster.messages.membership import Membership
+from isotherm.cluster.messages.membership import Membership, ShardLimits
 from isotherm.cluster.messages.requests import FinishReason, GenerationRequest
 from isotherm.cluster.routing import shard_client
 from isotherm.cluster.routing.shard_client import ShardClient
@@ -29,14 +29,20 @@ class Rolled(FakeCluster):
     def __init__(self) -> None:
         super().__init__(2)
         self.revision, self.others, self.named = 0, {}, ("attention-0",)
+        self.fingerprints = [OLD, NEW]  # by revision
 
     def tell(self, revision: int, named: tuple[str, ...], others: Mapping[int, tuple[str, ...]]) -> None:
         self.revision, self.others = revision, dict(others)
         self.publish(*named)
 
+    def tell_of_other_values(self, longest: int) -> None:
+        """attention-1 serves, with the same weights, and requests of up to so many tokens."""
+        self.fingerprints, self.limits = [OLD, OLD], ShardLimits(longest, requests=7)
+        self.tell(1, ("attention-1",), {0: ("attention-0",)})
+
     async def watch(self, known_version: int) -> Membership:
         told = await super().watch(known_version)
-        fingerprint = (OLD, NEW)[self.revision]
+        fingerprint = self.fingerprints[self.revision]
         return replace(told, system_fingerprint=fingerprint, revision=self.revision, others=self.others)
 
 
@@ -64,7 +70,7 @@ def test_one_that_is_about_to_come_takes_nothing_and_is_connected_to():
         await until(lambda: cluster.shards["attention-1"].lists)
         for i in range(4):
             await finish(asyncio.ensure_future(collect(client, bound(f"r{i}", client))), cluster.shards["attention-0"])
-        assert cluster.shards["attention-1"].submitted == [] and client.capacity() == client._shard_capacity
+        assert cluster.shards["attention-1"].submitted == [] and client.capacity() == client._limits.requests
 
     play(Rolled, act)
 
@@ -121,5 +127,93 @@ def test_where_the_weights_are_gone_it_is_said_at_once():
         with pytest.raises(EngineUnavailableError, match="not served any more"):
             await asyncio.wait_for(collect(client, late), 1)
         assert cluster.shards["attention-1"].submitted == []
+
+    play(Rolled, act)
+
+
+# --- the same weights, with other values of workers -----------------------------------------------
+
+
+def long(name: str, client: ShardClient) -> GenerationRequest:
+    """As it may be where a request has up to 4096 tokens."""
+    asked = bound(name, client)
+    return replace(asked, prompt=tuple(range(4000)), params=replace(asked.params, max_tokens=6))
+
+
+def test_what_others_take_is_the_front_doors_limit_from_then_on():
+    async def act(cluster: Rolled, client: ShardClient) -> None:
+        assert (client.max_model_len, client.system_fingerprint) == (4096, OLD)
+        cluster.tell_of_other_values(64)
+        await until(lambda: client.max_model_len == 64)
+        await until(lambda: client._serving())
+        assert client.capacity() == 7 and client.system_fingerprint == OLD
+
+    play(Rolled, act)
+
+
+def test_a_stream_with_the_same_bits_goes_on_at_the_new_shards_where_its_own_is_lost():
+    async def act(cluster: Rolled, client: ShardClient) -> None:
+        old, new = cluster.shards["attention-0"], cluster.shards["attention-1"]
+        first = asyncio.ensure_future(collect(client, bound("first", client)))
+        await until(lambda: old.running)
+        old.tick()
+        cluster.tell_of_other_values(64)
+        await until(lambda: client.max_model_len == 64 and client._serving())
+        old.die()
+        assert tokens(await finish(first, new)) == [100, 101, 102, 103, 104, 105]
+        assert new.submitted == [("first",)]
+
+    play(Rolled, act)
+
+
+def test_one_that_is_too_long_for_the_new_shards_waits_for_one_with_its_own_values():
+    """They would end it early, and with the same weights only its length tells the two apart."""
+
+    async def act(cluster: Rolled, client: ShardClient) -> None:
+        old, new = cluster.shards["attention-0"], cluster.shards["attention-1"]
+        first, late = asyncio.ensure_future(collect(client, long("first", client))), long("late", client)
+        await until(lambda: old.running)
+        old.tick()
+        cluster.tell_of_other_values(64)
+        await until(lambda: client.max_model_len == 64 and client._serving())
+        second = asyncio.ensure_future(collect(client, late))  # it was let in before, and is on its way
+        short = asyncio.ensure_future(collect(client, bound("short", client)))
+        await until(lambda: len(old.running) == 2 and new.running)
+        old.die()
+        cluster.tell(1, ("attention-1",), {0: ()})
+        await asyncio.sleep(0.1)
+        assert not first.done() and not second.done()
+        healed = cluster.shards["attention-9"] = FakeShard("attention-9")
+        cluster.tell(1, ("attention-1",), {0: ("attention-9",)})
+        for work in (first, second, short):
+            assert tokens(await finish(work, healed, new)) == [100, 101, 102, 103, 104, 105]
+        assert {name for names in healed.submitted for name in names} == {"first", "late"}
+        assert new.submitted == [("short",)]
+
+    play(Rolled, act)
+
+
+def test_one_that_is_too_long_for_all_that_there_are_is_told_why_at_once():
+    async def act(cluster: Rolled, client: ShardClient) -> None:
+        late = long("late", client)
+        cluster.tell_of_other_values(64)
+        await until(lambda: client.max_model_len == 64 and client._serving())
+        cluster.tell(1, ("attention-1",), {})
+        await until(lambda: "attention-0" not in client._named())
+        with pytest.raises(EngineUnavailableError, match="up to 4096 tokens, and those that serve take fewer"):
+            await asyncio.wait_for(collect(client, late), 1)
+
+    play(Rolled, act)
+
+
+def test_while_the_new_shards_are_being_replaced_the_ones_before_help_out():
+    async def act(cluster: Rolled, client: ShardClient) -> None:
+        old = cluster.shards["attention-0"]
+        cluster.tell_of_other_values(64)
+        await until(lambda: client.max_model_len == 64 and client._serving())
+        cluster.tell(1, (), {0: ("attention-0",)})
+        await until(lambda: client.not_ready() is not None)
+        asked = asyncio.ensure_future(collect(client, bound("asked", client)))
+        assert tokens(await finish(asked, old)) == [100, 101, 102, 103, 104, 105]
 
     play(Rolled, act)

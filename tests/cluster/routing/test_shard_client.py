@@ -13,6 +13,7 @@ from fake_shards import FakeCluster, FakeShard, collect, play, request, tokens
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.messages.membership import ShardLimits
 from isotherm.cluster.messages.requests import (
     Delta,
     FinishReason,
@@ -87,7 +88,8 @@ def test_a_family_goes_to_one_shard_as_long_as_that_can_run_one_more():
 
     async def go() -> None:
         cluster = FakeCluster(2)
-        client = ShardClient(cluster, 300, 4096, shard_capacity=8, max_sequences=4)
+        cluster.limits = ShardLimits(4096, requests=8, max_sequences=4)
+        client = ShardClient(cluster, 300, cluster.limits)
         client.start()
         while len(client._serving()) < 2:
             await asyncio.sleep(0.001)
@@ -361,7 +363,8 @@ def test_there_is_room_for_as_many_as_the_shards_take():
 
     async def go() -> None:
         cluster = FakeCluster(2)
-        client = ShardClient(cluster, 300, 4096, 256)
+        cluster.limits = ShardLimits(4096, requests=256)
+        client = ShardClient(cluster, 300, cluster.limits)
         client.start()
         await asyncio.wait_for(act(cluster, client), 20)
         await client.background.close()

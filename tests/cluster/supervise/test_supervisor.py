@@ -107,6 +107,24 @@ def test_temporary_files_of_what_is_killed_end_with_it(nothing_stays: Path):
 
 
 @pytest.mark.parametrize("number", supervisor.SIGNALS, ids=lambda s: s.name)
+def test_a_signal_before_anything_is_started_leaves_nothing(number: signal.Signals, nothing_stays: Path):
+    """It comes in the moment in which the session's folder is made, when there is no driver yet to be told of it."""
+    at_once = (
+        "import os, signal, tempfile\n"
+        "made = tempfile.mkdtemp\n"
+        "def mkdtemp(**options):\n"
+        "    folder = made(**options)\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    return folder\n"
+        "tempfile.mkdtemp = mkdtemp\n"
+    )
+    command = [sys.executable, "-c", at_once + SUPERVISOR, DRIVER.replace("BODY", OBEDIENT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0 and "stopping" in done.stdout.splitlines(), done
+    assert list(nothing_stays.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", supervisor.SIGNALS, ids=lambda s: s.name)
 def test_a_signal_is_passed_on_and_the_status_is_zero(number: signal.Signals, nothing_stays: Path):
     run = Run(OBEDIENT)
     run.wait_up()

@@ -19,7 +19,8 @@ export function targetWords(target) {
   for (const one of copies.slice(0, 3)) words.push(`layer ${one.layer} expert ${one.expert}: ${one.count === null ? "as many copies as the autoscaler decides" : `${one.count} ${one.count === 1 ? "copy" : "copies"}`}`);
   if (copies.length > 3) words.push(`${copies.length - 3} more experts`);
   if (target.drain_nodes) words.push(target.drain_nodes.length ? `free ${target.drain_nodes.map((id) => id.slice(0, 8)).join(", ")}` : "no node kept free");
-  for (const name of Object.keys(target)) if (!["expert_groups", "attention_shards", "copies", "drain_nodes"].includes(name)) words.push(`${name} ${JSON.stringify(target[name])}`);
+  if (target.manifest) words.push("a manifest's values for workers");
+  for (const name of Object.keys(target)) if (!["expert_groups", "attention_shards", "copies", "drain_nodes", "manifest"].includes(name)) words.push(`${name} ${JSON.stringify(target[name])}`);
   return words.join(", ") || "recovery of what was lost";
 }
 
