@@ -29,6 +29,7 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.placement.table import contiguous_placement
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
@@ -114,3 +115,14 @@ def test_the_engine_says_what_it_says_on_the_reference(checkpoint: Checkpoint):
         tokens, logprobs = generated(engine)
     assert tokens == expected_tokens
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)
+
+
+def test_integer_weights_say_what_they_say_on_the_reference(checkpoint: Checkpoint):
+    """The manifest's `weights`, on a GPU."""
+    choice = WeightChoice(experts="int4", dense="int4", head="int8")
+    made = [
+        generated(local_engine(checkpoint, kernels, CONFIG, choice=choice))
+        for kernels in (ReferenceKernels(torch.float32), TritonKernels(torch.float32, "cpu"))
+    ]
+    assert made[0][0] == made[1][0]
+    torch.testing.assert_close(made[0][1], made[1][1], rtol=0, atol=1e-4)
