@@ -19,7 +19,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parent
-CASES = ("triton_interpreted.py", "triton_invariance.py", "triton_integers.py")
+CASES = ("triton_interpreted.py", "triton_invariance.py", "triton_integers.py", "triton_fp8_cache.py")
 Running = dict[str, tuple["subprocess.Popen[bytes]", IO[bytes]]]
 
 

@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from isotherm.kernels import triton as triton_package
+from isotherm.kernels.cache_rows import fp8_row_bytes
 from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight
 from isotherm.kernels.formats.stored import PlainWeight
@@ -190,7 +191,13 @@ def record() -> list[Launch]:
             recorder.label = f"mla_decode {size} a block, to {length}"
             blocks = meta(4096, size, LATENT + ROPE), meta(64, length // size, dtype=torch.int32)
             k.mla_decode(meta(64, HEADS, LATENT), q[..., NOPE:], *blocks, indices, indices, 0.1)
+            recorder.label = f"mla_decode fp8 {size} a block, to {length}"
+            coded = meta(4096, size, fp8_row_bytes(LATENT, ROPE, 2), dtype=torch.uint8), blocks[1]
+            k.mla_decode(meta(64, HEADS, LATENT), q[..., NOPE:], *coded, indices, indices, 0.1)
+    recorder.label = "fp8 cache"
+    k.write_cache(meta(64, LATENT), meta(64, LATENT + ROPE)[:, LATENT:], coded[0], meta(64, dtype=torch.int64))
     kv_b = k.pack_linear([fp8(HEADS * (NOPE + VALUE), LATENT)])
+    k.mla_prefill(meta(64, HEADS, NOPE + ROPE), coded[0], meta(1024, dtype=torch.int32), 0, kv_b, VALUE, 0.1)
     for start in (0, 8192):
         recorder.label = f"mla_prefill from {start}"
         k.mla_prefill(meta(2048, HEADS, NOPE + ROPE), cache, meta(1024, dtype=torch.int32), start, kv_b, VALUE, 0.1)
