@@ -73,9 +73,8 @@ class CheckedKernels(Kernels):
 
     def _cache(self, cache: Tensor, latent: int, rotary: int) -> tuple[int, int]:
         """(blocks, block size) of a layer's cache; its rows are in `dtype`, or in FP8."""
-        widths = {self.dtype: latent + rotary}
-        if self.has_fp8_cache:
-            widths[torch.uint8] = fp8_row_bytes(latent, rotary, self.dtype.itemsize)
+        fp8 = fp8_row_bytes(latent, rotary, self.dtype.itemsize)
+        widths = {self.dtype: latent + rotary, torch.uint8: fp8}
         if cache.dim() != 3 or widths.get(cache.dtype) != cache.shape[2] or not cache.is_contiguous():
             raise ValueError(
                 f"the cache is {cache.dtype} {tuple(cache.shape)}; contiguous [blocks, block size, width] is needed, "

@@ -127,7 +127,6 @@ class Kernels(ABC):
     summation: int = 1
     # What else decides a result's last bit: the instruction set, and the library where the order is a library's.
     instructions: str
-    has_fp8_cache: bool = False  # whether a layer's cache may be in FP8
 
     # --- weights ----------------------------------------------------------------------------------
 
@@ -230,11 +229,16 @@ class Kernels(ABC):
     # --- attention --------------------------------------------------------------------------------
     # The paged cache of one layer is [blocks, block_size, C + R] in `dtype`: per token its normalised latent, then its
     # rotated key. Or it is uint8, and each token's row is what kernels/cache_rows.py makes of these two: the latent is
-    # rounded when it is written, and every form of attention reads the rounded one, also of its own rows.
+    # rounded when it is written, and every form of attention reads the rounded one, also of its own rows. Where in a
+    # block the parts of such a row lie is the backend's own.
 
     @abstractmethod
     def write_cache(self, latent_TC: Tensor, k_rope_TR: Tensor, cache: Tensor, slots_T: Tensor) -> None:
         """Store each token's latent and rotary key at slot = block × block_size + offset (int64 [T])."""
+
+    def gather(self, cache: Tensor, slots_NK: Tensor, latent: int) -> Tensor:
+        """The tokens of a layer's cache in these slots (int64), as a cache of N blocks of K tokens. `latent`: C."""
+        return cache.flatten(0, 1)[slots_NK]
 
     @abstractmethod
     def mla_prefill(

@@ -36,7 +36,6 @@ class ReferenceKernels(Kernels):
     """Plain torch on any device, float32 or bfloat16. Weights are dequantised when they are packed."""
 
     name = "reference"
-    has_fp8_cache = True
 
     def __init__(self, dtype: torch.dtype):
         self.dtype = dtype

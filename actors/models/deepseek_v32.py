@@ -63,12 +63,12 @@ class DeepseekV32Model(DeepseekV3Model):
         _dense(k, a, rows, cache[i], (q_nope, q_rope), indexer.topk, out_TX)
         for some in sparse:
             at, table = some.rows, some.block_table.long()
-            keys_LE, entries_LE = (c[table].flatten(0, 1)[: some.longest] for c in (keys, cache[i]))
+            keys_LE = keys[table].flatten(0, 1)[: some.longest]
             chosen = indexer.choose(
                 h_TD[at], source_TK[at], rows.cos_TR2[at], rows.sin_TR2[at], some.lengths, keys_LE
             )  # fmt: skip
             for part, positions in chosen:
-                out_TX[at[part]] = _chosen(k, a, q_nope[at[part]], q_rope[at[part]], entries_LE[positions])
+                out_TX[at[part]] = _chosen(k, a, q_nope[at[part]], q_rope[at[part]], cache[i], table, positions)
         return k.add_rms_norm(k.linear(out_TX, a.o), x_TD, a.post_norm, a.eps)
 
 
@@ -112,12 +112,21 @@ def _dense(
             out_TX[mine] = k.mla_prefill(q, cache, some.block_table, some.start, a.kv_b, a.value, a.scale)
 
 
-def _chosen(k: Kernels, a: AttentionWeights, q_nope: Tensor, q_rope: Tensor, entries: Tensor) -> Tensor:
-    """Attention of each row to entries of its own, [n, topk, width of the cache]: a cache of a block for each."""
-    count, topk = entries.shape[:2]
+def _chosen(
+    k: Kernels,
+    a: AttentionWeights,
+    q_nope: Tensor,
+    q_rope: Tensor,
+    cache: Tensor,
+    table: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """Attention of each row to positions of its own, [n, topk]: a cache of a block for each."""
+    size, (count, topk) = cache.shape[1], positions.shape
+    entries = k.gather(cache, table[positions // size] * size + positions % size, a.latent)
     rows = torch.arange(count, dtype=torch.int32, device=entries.device)
     latent = k.mla_decode(
-        k.head_linear(q_nope, a.k_absorb), q_rope, entries.contiguous(), rows[:, None], rows,
+        k.head_linear(q_nope, a.k_absorb), q_rope, entries, rows[:, None], rows,
         torch.full_like(rows, topk), a.scale,
     )  # fmt: skip
     return k.head_linear(latent, a.v_absorb).flatten(1)

@@ -11,7 +11,6 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.config import ModelConfig, ModelConfigError
 from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.tensors import Part
-from isotherm.kernels.errors import KernelsUnavailable
 from isotherm.kernels.ops import Kernels
 
 # Each has its config.json and its tensors in cluster/model/registry.py.
@@ -35,11 +34,7 @@ def load_model(
     progress: Callable[[float], None] = lambda _: None,
 ) -> AttentionModel:
     """The attention shard's part of the model, loaded. `progress` is told fractions. Raises ModelConfigError for a
-    family that has no forward pass here, KernelsUnavailable for a KV cache that the kernels cannot read."""
-    if kv_cache_dtype == "fp8" and not kernels.has_fp8_cache:
-        raise KernelsUnavailable(
-            f'kv_cache_dtype is "fp8", which kernels "{kernels.name}" do not read; it must be "auto" with them'
-        )
+    family that has no forward pass here."""
     try:
         family = FAMILIES[config.model_type]
     except KeyError:

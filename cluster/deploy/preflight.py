@@ -40,11 +40,6 @@ def check_devices(manifest: Manifest) -> None:
         raise ManifestError(
             f"kernels is {manifest.kernels}, which computes on the CPU; with device: cuda it must be auto or triton"
         )
-    if manifest.engine.kv_cache_dtype == "fp8" and manifest.attention.gpus:
-        raise ManifestError(
-            "engine.kv_cache_dtype is fp8, which the GPU kernels do not read yet; "
-            f"it must be auto where attention.gpus is {manifest.attention.gpus:g}"
-        )
     if manifest.kernels == "triton" and (without := [section for section, count in gpus.items() if not count]):
         raise ManifestError(
             f"kernels is triton, but {without[0]}.gpus is 0; auto takes triton for the workers with GPUs alone"

@@ -33,7 +33,6 @@ class NativeKernels(CheckedKernels):
     """
 
     name = "native"
-    has_fp8_cache = True
 
     def __init__(
         self, dtype: torch.dtype, threads: int | None = None, isa: str | None = None, library: Path | None = None

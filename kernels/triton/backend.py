@@ -24,9 +24,10 @@ from isotherm.kernels.triton.grouped import expert_down_kernel, expert_gate_up_k
 from isotherm.kernels.triton.launch import cdiv, power_of_two
 from isotherm.kernels.triton.route import route_scores_kernel, route_select_kernel
 from isotherm.kernels.triton.sample import sample_chunk_kernel, sample_filtered_kernel, sample_merge_kernel
-from isotherm.kernels.triton.weights import PackedHeads, PackedMatrix, TritonExpertBank, pack
+from isotherm.kernels.triton.weights import PackedHeads, PackedMatrix, TritonExpertBank, Variant, pack
 
-_WEIGHT_TYPES = {torch.float8_e4m3fn: tl.float8e4nv, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+_TYPES = {torch.float8_e4m3fn: tl.float8e4nv, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16,
+          torch.float32: tl.float32, torch.uint8: tl.uint8, torch.int8: tl.int8}  # fmt: skip
 
 # Part of what a result's bits are: one value for every batch.
 GATE_SPLIT = 512  # route: hidden inputs per part of the gate's product
@@ -86,17 +87,18 @@ class TritonKernels(TritonAttention):
         w: PackedMatrix = weight.data
         outputs, inputs = weight.out_features, weight.in_features
         out = self._empty(rows, outputs, dtype=dtype)
-        tile = choose_tile(rows, w.fp8, 128 if w.splits == 1 else 64)
+        tile = choose_tile(rows, w.scaled, 128 if w.splits == 1 else 64)
         # Few rows: parts of K go to programs of their own. Many: each program adds all of its parts, in the same order.
         partial = w.splits > 1 and rows <= tile.rows
         target = self._empty(w.splits, rows, outputs, dtype=torch.float32) if partial else out
         grid = (cdiv(rows, tile.rows) * cdiv(outputs, tile.outputs), w.splits if partial else 1, 1)
         self._run(
             linear_kernel, grid, tile.warps, tile.stages, x=x, index=index, w=w.data, scale=w.scale,
-            scale_rows=w.scale_rows, bias=weight.bias, out=target, rows=rows, N=outputs, K=inputs, stride_x=x.stride(0),
-            stride_w=w.data.stride(0), stride_scale=0 if w.scale is None else w.scale.stride(0), stride_out=outputs,
+            scale_rows=w.scale_rows, zeros=w.zeros, bias=weight.bias, out=target, rows=rows, N=outputs, K=inputs,
+            stride_x=x.stride(0), stride_w=w.data.stride(0), stride_scale=w.stride_scale, stride_out=outputs,
             head_x=0, head_w=0, head_out=0, K_SPLIT=w.k_split, SPLITS=w.splits, PARTIAL=partial, FP8=w.fp8,
-            EVEN_K=inputs % tile.inputs == 0, BLOCK_N=tile.outputs, BLOCK_T=tile.rows, BLOCK_K=tile.inputs, GROUP=8,
+            GROUP=w.group, EVEN_K=inputs % tile.inputs == 0, BLOCK_N=tile.outputs, BLOCK_T=tile.rows,
+            BLOCK_K=tile.inputs, TOGETHER=8,
         )  # fmt: skip
         if partial:
             self._run(finish_kernel, (rows, cdiv(outputs, 512)), 4, 1, partial=target, bias=weight.bias, out=out,
@@ -108,15 +110,15 @@ class TritonKernels(TritonAttention):
         x = self._heads(x_THK, "head_linear x", heads, weight.inputs)
         rows = x.shape[0]
         out = self._empty(rows, heads, weight.outputs)
-        tile = choose_tile(rows, False)
+        tile = choose_tile(rows, 0)
         grid = (cdiv(rows, tile.rows) * cdiv(weight.outputs, tile.outputs), 1, heads)
         self._run(
             linear_kernel, grid, tile.warps, tile.stages, x=x, index=None, w=weight.data, scale=None, scale_rows=None,
-            bias=None, out=out, rows=rows, N=weight.outputs, K=weight.inputs, stride_x=x.stride(0),
+            zeros=None, bias=None, out=out, rows=rows, N=weight.outputs, K=weight.inputs, stride_x=x.stride(0),
             stride_w=weight.data.stride(1), stride_scale=0, stride_out=out.stride(0), head_x=x.stride(1),
             head_w=weight.data.stride(0), head_out=weight.outputs, K_SPLIT=0, SPLITS=1, PARTIAL=False, FP8=False,
-            EVEN_K=weight.inputs % tile.inputs == 0, BLOCK_N=tile.outputs, BLOCK_T=tile.rows, BLOCK_K=tile.inputs,
-            GROUP=8,
+            GROUP=0, EVEN_K=weight.inputs % tile.inputs == 0, BLOCK_N=tile.outputs, BLOCK_T=tile.rows,
+            BLOCK_K=tile.inputs, TOGETHER=8,
         )  # fmt: skip
         return out
 
@@ -130,14 +132,14 @@ class TritonKernels(TritonAttention):
         w: PackedMatrix = gate_up.data
         rows = x.shape[0]
         hidden = self._empty(rows, inner)
-        tile = choose_tile(rows, w.fp8)
+        tile = choose_tile(rows, w.scaled)
         half = tile.outputs // 2
         self._run(
             gate_up_kernel, (cdiv(rows, tile.rows) * cdiv(inner, half),), tile.warps, tile.stages, x=x, w=w.data,
-            scale=w.scale, scale_rows=w.scale_rows, bias=gate_up.bias, out=hidden, rows=rows, N=inner,
-            K=gate_up.in_features, stride_x=x.stride(0), stride_w=w.data.stride(0),
-            stride_scale=0 if w.scale is None else w.scale.stride(0), stride_out=inner, FP8=w.fp8,
-            EVEN_K=gate_up.in_features % tile.inputs == 0, HALF=half, BLOCK_T=tile.rows, BLOCK_K=tile.inputs, GROUP=8,
+            scale=w.scale, scale_rows=w.scale_rows, zeros=w.zeros, bias=gate_up.bias, out=hidden, rows=rows, N=inner,
+            K=gate_up.in_features, stride_x=x.stride(0), stride_w=w.data.stride(0), stride_scale=w.stride_scale,
+            stride_out=inner, FP8=w.fp8, GROUP=w.group, EVEN_K=gate_up.in_features % tile.inputs == 0, HALF=half,
+            BLOCK_T=tile.rows, BLOCK_K=tile.inputs, TOGETHER=8,
         )  # fmt: skip
         return self.linear(hidden, down)
 
@@ -191,42 +193,44 @@ class TritonKernels(TritonAttention):
         x = self._rows(x_TD, "experts x", bank.hidden)
         if len(offsets_A1) != len(slots_A) + 1:
             raise ValueError(f"{len(slots_A)} slots need {len(slots_A) + 1} offsets, not {len(offsets_A1)}")
-        pairs, active = len(rows_P), len(slots_A)
+        pairs = len(rows_P)
         out = self._empty(pairs, bank.hidden)
         if pairs == 0:
             return out
         if slots_A.device.type == "cpu" and (missing := bank.empty(slots_A.tolist())):
             raise KeyError(f"expert slots {missing} are empty")
-        example = bank.example
-        if example is None:
+        if not bank.variants:
             raise KeyError("the bank holds no expert")
         rows, slots, offsets = (
             t.to(self.device, torch.int32, non_blocking=True).contiguous() for t in (rows_P, slots_A, offsets_A1)
         )
-        up, down = example
-        tile = choose_tile(cdiv(pairs, active), up.fp8)
-        # Experts' rows are cut apart, so there are at most this many row tiles; programs past the last return at once.
-        row_tiles = min(pairs, pairs // tile.rows + active)
         hidden = self._empty(pairs, bank.inner)
-        block_a, half = power_of_two(active), tile.outputs // 2
-        shared: dict[str, Any] = {"slots": slots, "offsets": offsets, "active": active,
-                                  "WEIGHT": _WEIGHT_TYPES[up.data.dtype], "BLOCK_T": tile.rows, "BLOCK_K": tile.inputs,
-                                  "BLOCK_A": block_a}  # fmt: skip
+        for i, variant in enumerate(bank.variants):
+            self._experts(x, bank, variant, (rows, slots, offsets), hidden, out, empty=i == 0)
+        return out
+
+    def _experts(self, x: Tensor, bank: TritonExpertBank, variant: Variant, pairs: tuple[Tensor, Tensor, Tensor],
+                 hidden: Tensor, out: Tensor, empty: bool) -> None:  # fmt: skip
+        """Those that are stored as `variant` says; with `empty`, NaN for the pairs of empty slots."""
+        (rows, slots, offsets), (up, down) = pairs, variant.example
+        active = len(slots)
+        tile = choose_tile(cdiv(len(rows), active), up.scaled)
+        # Experts' rows are cut apart, so there are at most this many row tiles; programs past the last return at once.
+        row_tiles = min(len(rows), len(rows) // tile.rows + active)
+        half = tile.outputs // 2
+        shared: dict[str, Any] = {"slots": slots, "offsets": offsets, "forms": bank.forms, "active": active,
+                                  "form": variant.id, "BLOCK_T": tile.rows, "BLOCK_K": tile.inputs,
+                                  "BLOCK_A": power_of_two(active), "EMPTY": empty}  # fmt: skip
         self._run(
-            expert_gate_up_kernel, (row_tiles * cdiv(bank.inner, half),), tile.warps, tile.stages, **shared, x=x,
-            pair_rows=rows, table=bank.tables[0], scale_table=bank.tables[1], scale_rows=up.scale_rows, out=hidden,
-            N=bank.inner, K=bank.hidden, stride_x=x.stride(0), stride_w=up.data.stride(0),
-            stride_scale=0 if up.scale is None else up.scale.stride(0), EVEN_K=bank.hidden % tile.inputs == 0,
-            HALF=half,
+            expert_gate_up_kernel, (row_tiles * cdiv(bank.inner, half),), tile.warps, tile.stages, **shared,
+            **_expert_weight(up, bank.tables[:3]), x=x, pair_rows=rows, out=hidden, N=bank.inner, K=bank.hidden,
+            stride_x=x.stride(0), EVEN_K=bank.hidden % tile.inputs == 0, HALF=half,
         )  # fmt: skip
         self._run(
             expert_down_kernel, (row_tiles * cdiv(bank.hidden, tile.outputs),), tile.warps, tile.stages, **shared,
-            h=hidden, table=bank.tables[2], scale_table=bank.tables[3], scale_rows=down.scale_rows, out=out,
-            N=bank.hidden, K=bank.inner, stride_w=down.data.stride(0),
-            stride_scale=0 if down.scale is None else down.scale.stride(0), EVEN_K=bank.inner % tile.inputs == 0,
-            BLOCK_N=tile.outputs,
+            **_expert_weight(down, bank.tables[3:]), h=hidden, out=out, N=bank.hidden, K=bank.inner,
+            EVEN_K=bank.inner % tile.inputs == 0, BLOCK_N=tile.outputs,
         )  # fmt: skip
-        return out
 
     def combine(
         self,
@@ -293,3 +297,12 @@ class TritonKernels(TritonAttention):
             self._run(sample_filtered_kernel, (len(filtered),), 8, 1, scaled=scaled, ids=ids, rows_of=filtered,
                       top_p=top_p, top_k=top_k, seed=seed, index=index, out=out, V=vocab, BLOCK=2048)  # fmt: skip
         return out
+
+
+def _expert_weight(example: PackedMatrix, tables: Tensor) -> dict[str, Any]:
+    """Arguments that tell how a weight of an expert is stored, and where those of all slots are."""
+    scale = example.scale
+    return {"table": tables[0], "scale_table": tables[1], "zero_table": None if example.zeros is None else tables[2],
+            "scale_rows": example.scale_rows, "stride_w": example.data.stride(0), "stride_scale": example.stride_scale,
+            "WEIGHT": _TYPES[example.data.dtype], "SCALE": tl.float32 if scale is None else _TYPES[scale.dtype],
+            "GROUP": example.group}  # fmt: skip

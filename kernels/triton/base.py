@@ -29,6 +29,7 @@ class TritonBase(CheckedKernels):
     """See TritonKernels."""
 
     name = "triton"
+    summation = 2  # 2: integers by group
 
     def __init__(self, dtype: torch.dtype, device: torch.device | str = "cuda", launcher: Launcher = launch):
         if dtype not in (torch.bfloat16, torch.float32):

@@ -23,18 +23,20 @@ from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.device_lane import DataLane
 from isotherm.actors.links.process_group import CPU, ProcessGroupLink, ProcessGroupServerLink, open_process_group
 from isotherm.actors.links.rendezvous import Rendezvous
-from isotherm.actors.local import local_engine, run
+from isotherm.actors.local import LocalExperts, local_engine, run
 from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.placement.table import contiguous_placement
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 from isotherm.kernels.select import select_kernels
 from isotherm.kernels.triton.backend import TritonKernels
 from isotherm.kernels.triton.launch import launch
+from isotherm.kernels.triton.weights import TritonExpertBank
 
 HOST = "127.0.0.1"
 CONFIG = SchedulerConfig(block_size=16, blocks=16, max_batch_tokens=48, max_sequences=4, max_model_len=64)
@@ -114,3 +116,21 @@ def test_the_engine_says_what_it_says_on_the_reference(checkpoint: Checkpoint):
         tokens, logprobs = generated(engine)
     assert tokens == expected_tokens
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)
+
+
+def test_the_manifests_weights_and_kv_cache_dtype_say_what_they_say_on_the_reference(checkpoint: Checkpoint):
+    """Integers and rows in FP8, kept as they are stored."""
+    choice = WeightChoice(experts="int4", dense="int4", head="int8")
+    expected, engine = (
+        local_engine(checkpoint, kernels, CONFIG, choice=choice, kv_cache_dtype="fp8")
+        for kernels in (ReferenceKernels(torch.float32), TritonKernels(torch.float32, "cpu"))
+    )
+    assert isinstance(engine.model, DeepseekV3Model) and isinstance(engine.experts, LocalExperts)
+    bank = engine.experts._worker.bank
+    assert isinstance(bank, TritonExpertBank)
+    kept = engine.model.layers[0].attention.o.data, engine.model.head.data, bank.variants[0].example[0]
+    assert [weight.form.data for weight in kept] == [torch.uint8, torch.int8, torch.uint8]
+    assert {cache.dtype for cache in engine.cache} == {torch.uint8}
+    (tokens, logprobs), (expected_tokens, expected_logprobs) = generated(engine), generated(expected)
+    assert tokens == expected_tokens
+    torch.testing.assert_close(logprobs, expected_logprobs, rtol=0, atol=1e-4)

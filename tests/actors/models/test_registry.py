@@ -27,10 +27,7 @@ from isotherm.cluster.model import registry as model_registry
 from isotherm.cluster.model.checkpoint import Checkpoint, CheckpointError
 from isotherm.cluster.model.config import ModelConfigError
 from isotherm.cluster.model.kv_cache import KvCacheDtype
-from isotherm.kernels.errors import KernelsUnavailable
-from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.reference import ReferenceKernels
-from isotherm.kernels.triton.backend import TritonKernels
 
 SCHEDULER = SchedulerConfig(16, 32, 64, 4, 128)
 OPTIONS = OfflineOptions(
@@ -71,14 +68,6 @@ def test_caches_take_the_bytes_that_the_memory_was_divided_by(
     caches = model.new_cache(5, 16) + ([] if model.mtp is None else [model.mtp.new_cache(5, 16)])
     assert (model.mtp is not None) == (family == "deepseek_v3")
     assert sum(cache.nbytes for cache in caches) == 5 * 16 * kv_bytes_per_token(checkpoint.config, dtype, kept)
-
-
-def test_kernels_that_cannot_read_fp8_rows_refuse_them_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    checkpoint, kernels = Checkpoint.open(make_checkpoint(tmp_path)), ReferenceKernels(torch.bfloat16)
-    monkeypatch.setattr(kernels, "has_fp8_cache", False)
-    with WeightReader(checkpoint) as reader, pytest.raises(KernelsUnavailable, match='"reference" do not read'):
-        load_model(checkpoint.config, kernels, reader, 64, kv_cache_dtype="fp8")
-    assert not TritonKernels.has_fp8_cache and NativeKernels.has_fp8_cache
 
 
 # --- a further family -----------------------------------------------------------------------------

@@ -33,8 +33,6 @@ def test_cuda_is_refused_where_the_workers_machine_has_no_gpu():
     ({"device": "cuda", "kernels": "native", "attention": {"gpus": 1}}, "kernels is native, which computes on the CPU"),
     ({"device": "cuda", "kernels": "triton", "attention": {"gpus": 1}},
      r"experts\.gpus is 0; auto takes triton for the workers with GPUs alone"),
-    ({"device": "cuda", "attention": {"gpus": 1}, "engine": {"kv_cache_dtype": "fp8"}},
-     r"engine\.kv_cache_dtype is fp8, which the GPU kernels do not read yet; .* where attention\.gpus is 1"),
     ({"kernels": "triton"}, "kernels is triton, which needs device: cuda"),
     ({"kernels": "reference", "isa": "avx2"}, "isa is avx2, which is for native kernels, but kernels is reference"),
 ])  # fmt: skip

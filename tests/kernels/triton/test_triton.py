@@ -1,4 +1,4 @@
-"""Runs tests/kernels/triton/triton_interpreted.py and triton_invariance.py, each in a process of its own, both at once.
+"""Runs tests/kernels/triton/triton_*.py, each in a process of its own, all at once.
 
 TRITON_INTERPRET must be set before triton is imported, and turns every kernel of the process into interpreted Python:
 so neither can tests/kernels/triton/test_triton_aot.py run there, nor may the variable leak into other tests.
@@ -19,7 +19,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parent
-CASES = ("triton_interpreted.py", "triton_invariance.py")
+CASES = ("triton_interpreted.py", "triton_invariance.py", "triton_integers.py", "triton_fp8_cache.py")
 Running = dict[str, tuple["subprocess.Popen[bytes]", IO[bytes]]]
 
 

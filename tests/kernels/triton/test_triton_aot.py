@@ -27,7 +27,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from isotherm.kernels import triton as triton_package
+from isotherm.kernels.cache_rows import fp8_row_bytes
 from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight
 from isotherm.kernels.formats.stored import PlainWeight
 from isotherm.kernels.ops import Router
 from isotherm.kernels.triton.backend import TritonKernels
@@ -44,6 +46,9 @@ POINTERS = {
     FP8: "*fp8e4nv",
     F32: "*fp32",
     torch.float64: "*fp64",
+    torch.float16: "*fp16",
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -59,6 +64,17 @@ def meta(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
 
 def fp8(outputs: int, inputs: int) -> Fp8Weight:
     return Fp8Weight(meta(outputs, inputs, dtype=FP8), meta(-(-outputs // 128), -(-inputs // 128), dtype=F32))
+
+
+def integers(outputs: int, inputs: int, kind: str) -> GroupedWeight:
+    """Real ones, for it is looked at which dtype has their scales: some outputs stand for all, whose number no kernel
+    is compiled for."""
+    group = {"int4": 32, "int4 gptq": 128, "int4 zeros": 128, "int8": 32}[kind]
+    scales = torch.full((outputs, -(-inputs // group)), {32: 1.0, 128: 1 + 2**-9}[group])
+    if kind == "int8":
+        return Int8Weight(torch.zeros(outputs, inputs, dtype=torch.int8), scales, group)
+    zeros = torch.ones_like(scales, dtype=torch.uint8) if kind == "int4 zeros" else None
+    return Int4Weight(torch.zeros(outputs, inputs // 2, dtype=torch.uint8), scales, zeros, group)
 
 
 @dataclass(frozen=True)
@@ -152,6 +168,7 @@ def record() -> list[Launch]:
                 ids,
                 meta(active + 1, dtype=torch.int32),
             )
+    record_integers(k, recorder)
     router = Router(meta(EXPERTS, HIDDEN, dtype=F32), meta(EXPERTS, dtype=F32), GROUPS, KEPT, TOP, True, 2.5)
     for rows in (1, 4096):
         recorder.label = f"route {rows} rows"
@@ -174,7 +191,13 @@ def record() -> list[Launch]:
             recorder.label = f"mla_decode {size} a block, to {length}"
             blocks = meta(4096, size, LATENT + ROPE), meta(64, length // size, dtype=torch.int32)
             k.mla_decode(meta(64, HEADS, LATENT), q[..., NOPE:], *blocks, indices, indices, 0.1)
+            recorder.label = f"mla_decode fp8 {size} a block, to {length}"
+            coded = meta(4096, size, fp8_row_bytes(LATENT, ROPE, 2), dtype=torch.uint8), blocks[1]
+            k.mla_decode(meta(64, HEADS, LATENT), q[..., NOPE:], *coded, indices, indices, 0.1)
+    recorder.label = "fp8 cache"
+    k.write_cache(meta(64, LATENT), meta(64, LATENT + ROPE)[:, LATENT:], coded[0], meta(64, dtype=torch.int64))
     kv_b = k.pack_linear([fp8(HEADS * (NOPE + VALUE), LATENT)])
+    k.mla_prefill(meta(64, HEADS, NOPE + ROPE), coded[0], meta(1024, dtype=torch.int32), 0, kv_b, VALUE, 0.1)
     for start in (0, 8192):
         recorder.label = f"mla_prefill from {start}"
         k.mla_prefill(meta(2048, HEADS, NOPE + ROPE), cache, meta(1024, dtype=torch.int32), start, kv_b, VALUE, 0.1)
@@ -187,6 +210,28 @@ def record() -> list[Launch]:
     )
     k.sample(meta(2, VOCAB, dtype=F32), *parameters, torch.zeros(2, dtype=torch.int64))
     return list(recorder.seen.values())
+
+
+def record_integers(k: TritonKernels, recorder: Recorder) -> None:
+    """As quantisers publish them: int4 in groups of 32 with bfloat16 scales; in groups of 128 with float16 ones, with
+    and without zero points; and an int8 head. The K of a kv_a is split."""
+    for kind, counts in (("int4", (1, 64, 4096)), ("int4 zeros", (1, 4096)), ("int4 gptq", (4096,))):
+        up, down = integers(INNER, HIDDEN, kind), integers(HIDDEN, INNER, kind)
+        gate_up, packed_down = k.pack_linear([up, up]), k.pack_linear([down])
+        bank = k.expert_bank(EXPERTS, HIDDEN, INNER)
+        bank.load(0, up, up, down)
+        kv_a = k.pack_linear([integers(LATENT + ROPE, HIDDEN, kind)])
+        for rows in counts:
+            recorder.label = f"{kind} {rows} rows"
+            k.mlp(meta(rows, HIDDEN), gate_up, packed_down)
+            k.linear(meta(rows, HIDDEN), kv_a)
+            active = TOP if rows == 1 else EXPERTS
+            ids = (meta(n, dtype=torch.int32) for n in (active * rows, active, active + 1))
+            k.experts(meta(4096, HIDDEN), bank, *ids)
+    head = k.pack_linear([integers(132 * 64, HIDDEN, "int8")])
+    for rows in (1, 4096):
+        recorder.label = f"int8 head {rows} rows"
+        k.linear(meta(rows, HIDDEN), head, F32)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,8 @@ def test_experts(kernels: TritonKernels, data: st.DataObject, hidden: int, inner
 def test_bank_memory_and_errors(kernels: TritonKernels, kind: str) -> None:
     (bank,) = filled_banks([kernels], 3, 256, 128, kind)
     full = bank.nbytes
-    assert full >= 2 * 3 * 256 * 128 * (1 if kind == "fp8" else kernels.dtype.itemsize)
+    codes = 2 * 3 * 256 * 128 * (1 if kind == "fp8" else 2)
+    assert codes <= full < 1.05 * codes
     x = randn(2, 256, seed=0, dtype=kernels.dtype)
     with pytest.raises(KeyError, match=r"\[2\]"):
         kernels.experts(x, bank, *pairs_of({0: [0], 2: [1]}))
@@ -177,9 +178,6 @@ def test_bank_memory_and_errors(kernels: TritonKernels, kind: str) -> None:
     assert bank.nbytes == full // 2
     with pytest.raises(KeyError):
         kernels.experts(x, bank, *pairs_of({1: [0]}))
-    if kind == "fp8":
-        with pytest.raises(ValueError, match="FP8"):
-            bank.load(1, stored(128, 256, "bf16", 0), stored(128, 256, "bf16", 1), stored(256, 128, "bf16", 2))
 
 
 def test_an_empty_slot_gives_nan_where_it_cannot_be_refused(
