@@ -66,6 +66,9 @@ class ExpertSection(_Section):
     spare_slots: int | None = Field(
         None, ge=0, description="experts beyond its share that each group has room for; default: an eighth of the share"
     )
+    copy_from: Literal["auto", "peer", "checkpoint"] = Field(
+        "auto", description="whence a group has experts that another holds: a peer's memory, or files; auto: the faster"
+    )
     labels: Labels = Field({}, description="Ray labels of the nodes that groups may run on")
 
 

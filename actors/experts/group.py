@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
+from isotherm.actors.experts.copy_server import CopyServer
+from isotherm.actors.experts.expert_loads import ExpertLoads
 from isotherm.actors.experts.native_loop import ExpertLoop
 from isotherm.actors.experts.python_loop import ExpertServer, ServerCounts
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.protocol import Loops
-from isotherm.actors.links.registry import carrier
+from isotherm.actors.links.registry import carrier, own_locality
 from isotherm.actors.worker import WorkerBase
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.messages.copies import CopyOffer, CopySource
 from isotherm.cluster.messages.meters import GroupMeter
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.kernels.native import ring as native_ring
@@ -28,18 +32,44 @@ class ExpertGroup(WorkerBase):
         )
         self.server = ExpertServer(self.worker)
         self.loop = ExpertLoop(self.worker, spec.gather_window) if native else None
+        self._loads = ExpertLoads(self.worker, spec.copy_from)
+        self._copied_before = 0  # bytes, when the last load began
+        self._copies: dict[str, CopyServer] = {}  # by how its peers reach it; made when it is first asked
         # of what is held: a controller that comes back may ask while one that is gone still has experts loaded
         self._changing = asyncio.Lock()
 
-    async def load(self, experts: list[tuple[int, int]]) -> None:
-        """Load (layer, expert) pairs from the checkpoint."""
+    async def load(self, experts: list[tuple[int, int]], sources: Sequence[CopySource] = ()) -> None:
+        """Load (layer, expert) pairs: from the checkpoint, or where that is faster from a peer that offers them."""
+        tag = await self._tag() if sources else None
         async with self._changing:
-            await asyncio.to_thread(self._load, experts)
+            await asyncio.to_thread(self._load, experts, sources, tag)
         self.loaded = True
 
-    def _load(self, experts: list[tuple[int, int]]) -> None:
+    def _load(self, experts: list[tuple[int, int]], sources: Sequence[CopySource], tag: str | None) -> None:
+        self._copied_before = self._loads.copied_bytes
         with self._reading() as reader:
-            self.worker.load(reader, experts, self._set_progress)
+            self._loads.load(reader, experts, sources, tag, self._set_progress)
+
+    def _read_so_far(self) -> tuple[int, float]:
+        """What has been copied is among it."""
+        nbytes, seconds = super()._read_so_far()
+        return nbytes + self._loads.copied_bytes - self._copied_before, seconds
+
+    async def _tag(self) -> str | None:
+        """Of what it packs: groups with equal tags have the same bytes. None: nobody else can take them."""
+        layout = self.worker.bank.layout
+        return None if layout is None else f"{layout}, {(await self.fingerprint()).digest}"
+
+    async def offer(self, machine: str) -> CopyOffer | None:
+        """Leave for a peer on this machine (see Locality) or another one to copy experts; None where what is packed
+        here is of no use elsewhere."""
+        if (tag := await self._tag()) is None:
+            return None
+        near = machine != "" and machine == own_locality().machine
+        server = self._copies.get(way := "near" if near else "far")
+        if server is None:
+            server = self._copies[way] = CopyServer(self.worker, tag, None if near else self.host)
+        return server.offer(self.spec.id)
 
     async def drop(self, experts: list[tuple[int, int]]) -> None:
         """Free the weights of (layer, expert) pairs that no shard routes here any more; of a load that failed only some
@@ -78,6 +108,7 @@ class ExpertGroup(WorkerBase):
             held_seconds=c.held_seconds,
             experts=self.worker.held,
             weight_bytes=self.worker.bank.nbytes,
+            figures=self._loads.figures(),
         )
 
     async def status(self) -> JSON:
@@ -89,6 +120,7 @@ class ExpertGroup(WorkerBase):
             "experts": self.worker.held,
             "free_slots": self.worker.free_slots,
             "weight_bytes": self.worker.bank.nbytes,
+            "loaded_from": self._loads.told(),
             "links": links,
             "thread": self.server.thread.native_id if self.loop is None else self.loop.thread,
             "messages": counts.messages,

@@ -13,7 +13,7 @@ from torch import Tensor
 from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.kernels.ops import Kernels
+from isotherm.kernels.ops import Kernels, PackedExpert
 
 
 class ExpertWorker:
@@ -64,11 +64,31 @@ class ExpertWorker:
                 progress(done / len(wanted))
 
     def _load(self, reader: WeightReader, layer: int, expert: int) -> None:
+        self._place(layer, expert, lambda slot: self.bank.load(slot, *reader.expert(layer, expert)))
+
+    def packed(self, layer: int, expert: int) -> PackedExpert | None:
+        """One expert for another group whose bank has this one's layout, or None where it is not held. It stays as it
+        is while the result lives."""
+        layers, experts = self.slot_of.shape
+        if not (0 <= layer < layers and 0 <= expert < experts) or (slot := int(self.slot_of[layer, expert])) < 0:
+            return None
+        try:
+            found = self.bank.packed(slot)
+        except IndexError:  # dropped at this moment
+            return None
+        return found if self.slot_of[layer, expert] == slot else None
+
+    def take(self, layer: int, expert: int, packed: PackedExpert) -> None:
+        """Hold what another group has packed: the bank's `room`, filled. Raises ForeignBytesError, and RuntimeError
+        when no slot is free."""
+        self._place(layer, expert, lambda slot: self.bank.take(slot, packed))
+
+    def _place(self, layer: int, expert: int, fill: Callable[[int], None]) -> None:
         if not self._free:
             raise RuntimeError(f"no free expert slot for layer {layer} expert {expert}")
         slot = self._free.pop()
         try:
-            self.bank.load(slot, *reader.expert(layer, expert))
+            fill(slot)
         except BaseException:
             self._free.append(slot)
             raise

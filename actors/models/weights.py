@@ -27,7 +27,9 @@ from isotherm.kernels.ops import Kernels
 
 THREADS = 4  # that read at once; a disk, and more so a network's, is at its best with several requests
 BLOCK_BYTES = 16 << 20  # that are copied at once
-AHEAD_BYTES = 128 << 20  # of the checkpoint that may have been read, or be under way, before they are asked for
+# Of the checkpoint that may have been read, or be under way, before they are asked for: at most, and at least where
+# that is more than AHEAD_SHARE of what is read; so a small worker too takes little more memory than its weights.
+AHEAD_BYTES, LEAST_AHEAD_BYTES, AHEAD_SHARE = 128 << 20, 16 << 20, 1 / 32
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -52,7 +54,7 @@ class WeightReader:
         self._pool: ThreadPoolExecutor | None = None
         self._waiting: OrderedDict[str, int] = OrderedDict()  # weights to be read ahead, with their stored bytes
         self._under_way: dict[str, tuple[Future[StoredWeight], int]] = {}
-        self._room = AHEAD_BYTES
+        self._room = 0
 
     def __enter__(self) -> WeightReader:
         return self
@@ -84,10 +86,7 @@ class WeightReader:
 
     def _fill(self, info: TensorInfo, buffer: memoryview, name: str) -> None:
         try:
-            with self._lock:
-                if (file := self._files.get(info.file)) is None:
-                    file = self._files[info.file] = os.open(info.file, os.O_RDONLY)
-            done = 0
+            file, done = self._file(info.file), 0
             while done < info.nbytes:
                 got = os.preadv(file, [buffer[done:]], info.offset + done)
                 if not got:
@@ -100,6 +99,7 @@ class WeightReader:
     def ahead(self, weights: Iterable[str]) -> Iterator[None]:
         """Inside, these weights are read ahead, in this order, for `stored`."""
         self._waiting.update((name, self._nbytes(name)) for name in weights)
+        self._room = min(AHEAD_BYTES, max(LEAST_AHEAD_BYTES, int(AHEAD_SHARE * sum(self._waiting.values()))))
         self._pool = self._pool or ThreadPoolExecutor(THREADS, "weights")
         self._read_on()
         try:
@@ -119,6 +119,28 @@ class WeightReader:
             name, size = self._waiting.popitem(last=False)
             self._room -= size
             self._under_way[name] = self._pool.submit(self._load, name), size
+
+    def is_cached(self, weights: Iterable[str]) -> bool:
+        """Whether these lie in the page cache, as far as the ends of their tensors tell; False where the system does
+        not say. Reads nothing from a disk."""
+        flag = getattr(os, "RWF_NOWAIT", None)
+        if flag is None:
+            return False
+        probe = [bytearray(1)]
+        try:
+            for name in weights:
+                for info in self.checkpoint.tensors_of(name).values():
+                    for at in (info.offset, info.offset + info.nbytes - 1):
+                        os.preadv(self._file(info.file), probe, at, flag)
+        except OSError:  # EAGAIN: not there; EOPNOTSUPP: the file system does not tell
+            return False
+        return True
+
+    def _file(self, path: Path) -> int:
+        with self._lock:
+            if (file := self._files.get(path)) is None:
+                file = self._files[path] = os.open(path, os.O_RDONLY)
+            return file
 
     def has(self, name: str) -> bool:
         return name in self.checkpoint.tensors

@@ -332,6 +332,10 @@ class AutoscaleLoop:
         """Of the live shards that have reported lately."""
         return self._meters.figures(self._fleet.nodes()[1])
 
+    def group_figures(self) -> dict[str, Figures]:
+        """The same of groups."""
+        return self._meters.group_figures(self._fleet.nodes()[0])
+
     def told_loads(self) -> tuple[list[JSON], list[JSON]]:
         """The same as JSON."""
         groups, shards = self.loads()

@@ -86,6 +86,10 @@ class Meters:
         """What each of the named shards that have reported lately counts itself."""
         return {name: self._shards[name].last.figures for name in shards if name in self._shards}
 
+    def group_figures(self, groups: Collection[str]) -> dict[str, Figures]:
+        """The same of groups."""
+        return {name: self._groups[name].last.figures for name in groups if name in self._groups}
+
     def groups(self, nodes: Mapping[str, str], shards: Collection[str]) -> list[GroupLoad]:
         """As `shards`; `shards` names those whose waiting counts."""
         out = []

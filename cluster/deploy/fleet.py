@@ -17,6 +17,7 @@ from isotherm.actors.attention.shard import AttentionShard
 from isotherm.actors.experts.group import ExpertGroup
 from isotherm.actors.links.rendezvous import Rendezvous
 from isotherm.cluster.background import Background
+from isotherm.cluster.control.copy_offers import copy_offers
 from isotherm.cluster.control.link_choice import choose_link
 from isotherm.cluster.control.link_repair import RELINK_SECONDS, LinkRepair
 from isotherm.cluster.control.worker_watch import WorkerWatch
@@ -24,6 +25,7 @@ from isotherm.cluster.deploy.places import Places
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.messages.copies import CopySource
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
@@ -38,6 +40,7 @@ from isotherm.cluster.on_ray.workers import (
     start_worker,
 )
 from isotherm.cluster.placement.changes import Pair
+from isotherm.cluster.placement.copy_sources import copy_sources
 from isotherm.cluster.placement.table import Placement
 
 log = logging.getLogger(__name__)
@@ -181,6 +184,7 @@ class RayFleet:
             gather_window=links.gather_window,
             speculation=m.speculation.kind,
             draft_tokens=m.speculation.tokens,
+            copy_from=m.experts.copy_from,
             sharers=sharers,
             log_format=m.logging.format,
             log_level=m.logging.level,
@@ -222,9 +226,19 @@ class RayFleet:
     async def load(self, group: str, pairs: list[Pair]) -> None:
         self._loading.add(group)
         try:
-            await self._order(self.groups[group].actor, "load", pairs)
+            await self._order(self.groups[group].actor, "load", pairs, await self._copy_sources(group, pairs))
         finally:
             self._loading.discard(group)
+
+    async def _copy_sources(self, group: str, pairs: list[Pair]) -> list[CopySource]:
+        """What other groups of this fleet hold of the pairs, by the placement that is in force, and offer."""
+        peers = [g for g in self.alive(self.groups) if g != group]
+        near = [g for g in peers if self.node_of(g) == self.node_of(group)]
+        wanted = copy_sources(pairs, self.placement, peers, near)
+        if not wanted or self.manifest.experts.copy_from == "checkpoint":
+            return []
+        machine = (await self.groups[group].actor.locality.remote()).machine
+        return await copy_offers(wanted, lambda peer: self._order(self.groups[peer].actor, "offer", machine))
 
     async def held(self, group: str) -> list[Pair]:
         held: list[tuple[int, int]] = await self.groups[group].actor.held.remote()

@@ -127,6 +127,7 @@ class Observatory:
             ready=o.not_ready() is None,
             controller_restarts=o.restarts,
             of_shards=o.autoscale.figures(),
+            of_groups=o.autoscale.group_figures(),
             of_ingress=self._reports.figures(),
         )
 

@@ -75,3 +75,4 @@ class GroupMeter:
     held_seconds: float
     experts: int
     weight_bytes: int
+    figures: Figures = ()  # of what it has loaded

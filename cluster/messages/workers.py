@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isotherm.cluster.logs import LogFormat, LogLevel
+from isotherm.cluster.messages.copies import CopyFrom
 from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 
@@ -28,6 +29,7 @@ class WorkerSpec:
     gather_window: float  # in layer times; see LinkSection
     speculation: str = "off"  # auto | mtp | ngram | off
     draft_tokens: int = 4  # of a stream in one step, at most
+    copy_from: CopyFrom = "auto"  # where experts come from that another group holds
     sharers: int = 1  # workers that share the node's cores, itself among them
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"

@@ -20,8 +20,8 @@ HOTTEST = 10  # experts that have a series
 class Snapshot:
     """The cluster at one moment. `heat`: rows per second of each group by the placement in force. `decisions` and
     `operations` count by (kind, result) and, of those that have ended, (origin, phase); `links` what became of links
-    that had failed; `workers` by (role, "wanted" or "alive"), and `lost` by role. `of_shards` and `of_ingress` are what
-    these count themselves."""
+    that had failed; `workers` by (role, "wanted" or "alive"), and `lost` by role. `of_shards`, `of_groups` and
+    `of_ingress` are what these count themselves."""
 
     groups: Sequence[GroupLoad]
     shards: Sequence[ShardLoad]
@@ -39,6 +39,7 @@ class Snapshot:
     ready: bool = True
     controller_restarts: int = 0
     of_shards: Mapping[str, Figures] = field(default_factory=dict)
+    of_groups: Mapping[str, Figures] = field(default_factory=dict)
     of_ingress: Mapping[str, Figures] = field(default_factory=dict)
 
 
@@ -84,6 +85,7 @@ def families(s: Snapshot) -> list[Metric]:
         _reachable(True),
         *exposition.families_of("ingress", s.of_ingress),
         *exposition.families_of("shard", s.of_shards),
+        *exposition.families_of("group", s.of_groups),
         *(_gauges(f"isotherm_shard_{name}", words, ["shard"], (([x.name], of_shard(x)) for x in s.shards))
           for name, (words, of_shard) in SHARD_GAUGES.items()),
         *(_gauges(f"isotherm_group_{name}", words, ["group"], (([x.name], of_group(x)) for x in s.groups))

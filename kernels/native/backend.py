@@ -19,7 +19,8 @@ from isotherm.kernels.checked import CheckedKernels, check_router
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.attention import Bound, bind_rows, bind_weights, plain
 from isotherm.kernels.native.context import NativeContext, fail
-from isotherm.kernels.native.weights import NativeExpertBank, Packed, pack
+from isotherm.kernels.native.packed import Packed
+from isotherm.kernels.native.weights import NativeExpertBank, pack
 from isotherm.kernels.ops import AttentionRows, AttentionWeights, ExpertBank, LinearWeight, Router
 
 _TILE = 32  # outputs per tile: parts start on a tile of their own

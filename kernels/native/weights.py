@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight, alike
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.context import NativeContext, created, fail, free_with
-from isotherm.kernels.ops import ExpertBank
+from isotherm.kernels.native.packed import Grouping, Packed, adopt, bytes_of, form_of, layout, packed_of, room
+from isotherm.kernels.ops import ExpertBank, ForeignBytesError, PackedExpert
 
 _BF16, _FP8, _F32, _INT4, _INT8 = 0, 1, 2, 4, 5  # Kind: the places in ISO_TILE_KINDS of csrc/api.h
 # Formats with tiles of their own. All others are dequantised, and packed as bf16.
@@ -35,27 +36,10 @@ class Operand(ctypes.Structure):
         return cls(rows.data_ptr(), rows.stride(0), _DTYPES[rows.dtype])
 
 
-class Grouping(ctypes.Structure):
-    """How grouped integers are scaled; `Grouping` in api.h."""
-
-    _fields_ = (("inputs", ctypes.c_int64), ("scale_bytes", ctypes.c_int64), ("zeros", ctypes.c_int64))
-
-    @classmethod
-    def of(cls, weights: Sequence[GroupedWeight]) -> Grouping:
-        """Of weights that are scaled alike. Scales are kept as bfloat16 where that loses nothing."""
-        narrow = all(torch.equal(w.scales.to(torch.bfloat16).float(), w.scales) for w in weights)
-        return cls(weights[0].group, 2 if narrow else 4, weights[0].zeros is not None)
-
-
-@dataclass(eq=False)
-class Packed:
-    """A packed weight in C++ memory, freed with this object. `part_outputs` lists the outputs of each part; bf16
-    weights may take fewer bytes than the checkpoint's (kernels/native/csrc/coded.cpp)."""
-
-    handle: int
-    part_outputs: tuple[int, ...]
-    inputs: int
-    nbytes: int = 0
+def _grouping(weights: Sequence[GroupedWeight]) -> Grouping:
+    """Of weights that are scaled alike. Scales are kept as bfloat16 where that loses nothing."""
+    narrow = all(torch.equal(w.scales.to(torch.bfloat16).float(), w.scales) for w in weights)
+    return Grouping(weights[0].group, 2 if narrow else 4, weights[0].zeros is not None)
 
 
 def pack(context: NativeContext, weights: Sequence[StoredWeight], bias: Tensor | None = None) -> Packed:
@@ -67,23 +51,19 @@ def pack(context: NativeContext, weights: Sequence[StoredWeight], bias: Tensor |
     counts = (ctypes.c_int64 * len(outputs))(*outputs)
     wide_bias = None if bias is None else bias.detach().float().contiguous()
     grouped = [w for w in sources if isinstance(w, GroupedWeight)]
-    handle = created(
-        context.lib.iso_linear_create(
-            kind, inputs, len(outputs), counts, None if wide_bias is None else wide_bias.data_ptr(),
-            ctypes.byref(Grouping.of(grouped)) if grouped else None,
-        ),
-        "a packed weight",
+    handle = context.lib.iso_linear_create(
+        kind, inputs, len(outputs), counts, None if wide_bias is None else wide_bias.data_ptr(),
+        ctypes.byref(_grouping(grouped)) if grouped else None,
     )  # fmt: skip
-    packed = Packed(handle, outputs, inputs)
-    free_with(packed, context.lib.iso_linear_destroy, handle)
+    packed = packed_of(context, handle, outputs, inputs)
     for part, weight in enumerate(sources):
         tensors = [t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in weight.tensors]
         operands = (Operand * len(tensors))(*map(Operand.of, tensors))
-        if code := context.lib.iso_linear_pack(context.handle, handle, part, operands):
+        if code := context.lib.iso_linear_pack(context.handle, packed.handle, part, operands):
             fail("pack", code, "")
-    if code := context.lib.iso_linear_finish(context.handle, handle):
+    if code := context.lib.iso_linear_finish(context.handle, packed.handle):
         fail("pack", code, "")
-    packed.nbytes = context.lib.iso_linear_bytes(handle)
+    packed.nbytes = context.lib.iso_linear_bytes(packed.handle)
     return packed
 
 
@@ -104,6 +84,7 @@ class NativeExpertBank(ExpertBank):
         self.hidden, self.inner = hidden, inner
         self._context = context
         self._slots: list[tuple[Packed, Packed] | None] = [None] * slots
+        self.layout = layout(context)
         self.handle = created(context.lib.iso_bank_create(slots, hidden, inner), "an expert bank")
         free_with(self, context.lib.iso_bank_destroy, self.handle)
 
@@ -111,7 +92,9 @@ class NativeExpertBank(ExpertBank):
         self._check(slot)
         check_expert(gate, up, down, self.hidden, self.inner)
         self.drop(slot)
-        packed = pack(self._context, [gate, up]), pack(self._context, [down])
+        self._put(slot, (pack(self._context, [gate, up]), pack(self._context, [down])))
+
+    def _put(self, slot: int, packed: tuple[Packed, Packed]) -> None:
         self._slots[slot] = packed
         self._context.lib.iso_bank_set(self.handle, slot, packed[0].handle, packed[1].handle)
 
@@ -119,6 +102,30 @@ class NativeExpertBank(ExpertBank):
         self._check(slot)
         self._context.lib.iso_bank_set(self.handle, slot, None, None)
         self._slots[slot] = None
+
+    def packed(self, slot: int) -> PackedExpert:
+        self._check(slot)
+        if (held := self._slots[slot]) is None:
+            raise IndexError(f"expert slot {slot} is empty")
+        forms = [form_of(self._context, weight) for weight in held]
+        return PackedExpert(forms, self._bytes(held), held)
+
+    def room(self, form: Any) -> PackedExpert:
+        if not isinstance(form, list) or len(form) != 2:
+            raise ForeignBytesError(f"an expert's form is that of two packed weights, not {form!r:.80}")
+        gate_up = room(self._context, form[0], (self.inner, self.inner), self.hidden)
+        weights = gate_up, room(self._context, form[1], (self.hidden,), self.inner)
+        return PackedExpert(form, self._bytes(weights), weights)
+
+    def take(self, slot: int, expert: PackedExpert) -> None:
+        self._check(slot)
+        for weight in expert.owner:
+            adopt(self._context, weight)
+        self.drop(slot)
+        self._put(slot, expert.owner)
+
+    def _bytes(self, weights: tuple[Packed, Packed]) -> list[memoryview]:
+        return [part for weight in weights for part in bytes_of(self._context, weight)]
 
     @property
     def nbytes(self) -> int:

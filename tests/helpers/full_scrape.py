@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from request_records import record
 
 from isotherm.actors.attention.step_figures import StepFigures
+from isotherm.actors.experts.expert_loads import PEER, ExpertLoads
 from isotherm.cluster.autoscale.rates import GroupLoad, ShardLoad
 from isotherm.cluster.messages.figures import Family
 from isotherm.cluster.observe.ingress import OPEN
@@ -21,6 +22,8 @@ def full_scrape() -> str:
     requests.take(record())
     requests.take(record(error="generation_failed", status=500))
     scheduler = SimpleNamespace(preemptions=0, looked_up=0, found=0)
+    loads = ExpertLoads(None, "auto")  # type: ignore[arg-type]
+    loads.note("expert-1", PEER, 1, 2, 3.0, 4.0)
     return render(
         Snapshot(
             groups=[GroupLoad("expert-0", "node", 0.5, 0.01, 0.2, 4000.0, 12.5, 100, 1 << 30)],
@@ -35,6 +38,7 @@ def full_scrape() -> str:
             workers={("expert", "wanted"): 1, ("expert", "alive"): 1},
             lost={"expert": 0},
             of_shards={"attention-0": StepFigures().read(scheduler)},  # type: ignore[arg-type]
+            of_groups={"expert-0": loads.figures()},
             of_ingress={"one": [*requests.read(), Family(OPEN, {(): 1})]},
         )
     )

@@ -82,6 +82,17 @@ struct Linear {
   const uint8_t* tile(int64_t t) const { return data + static_cast<size_t>(t) * tile_bytes; }
 };
 
+// Where a packed weight lies, and all that its shape does not say of how. Python reads it: see LinearForm in
+// kernels/native/packed.py.
+struct LinearForm {
+  int kind, biased;
+  Grouping grouping;
+  void* data;
+  int64_t data_bytes;
+  void* scales;
+  int64_t scales_bytes;
+};
+
 // Where output o (0 .. 31) stands among the 32 16-bit pairs of a word of a tile of bytes or nibbles: interleaving the
 // low and high result bytes within 128-bit lanes then gives outputs 0 .. 15 and 16 .. 31 in order.
 inline int byte_place(int o) { return (o % 16) / 4 * 8 + (o >= 16 ? 4 : 0) + o % 4; }

@@ -47,6 +47,54 @@ void destroy(Linear* linear) {
   delete linear;
 }
 
+// With room for so many bytes of tiles, or for as many as its kind takes where that is 0. Null: no memory.
+Linear* create(int kind, int64_t inputs, int parts, const int64_t* part_outputs, const float* bias,
+               const Grouping* grouping, size_t data_bytes) {
+  auto* linear = new (std::nothrow) Linear();
+  if (linear == nullptr) return nullptr;
+  try {
+    linear->kind = static_cast<Kind>(kind);
+    linear->inputs = inputs;
+    if (grouping != nullptr) set_grouping(*linear, *grouping);
+    const TileKind& its = tile_kind(linear->kind);
+    linear->words = its.words(inputs);
+    linear->tile_bytes = its.tile_bytes(*linear);
+    linear->part_tile = array<int64_t>(static_cast<size_t>(parts) + 1);
+    linear->parts = parts;
+    for (int p = 0; p < parts; ++p) {
+      linear->part_tile[p] = linear->tiles;
+      linear->tiles += (part_outputs[p] + kTile - 1) / kTile;
+    }
+    linear->part_tile[parts] = linear->tiles;
+    linear->scale_blocks = its.scale_blocks(inputs);
+    const auto tiles = static_cast<size_t>(linear->tiles);
+    linear->tile_column = array<int64_t>(tiles);
+    linear->tile_width = array<int32_t>(tiles);
+    for (int p = 0; p < parts; ++p) {
+      for (int64_t t = linear->part_tile[p], o = 0; t < linear->part_tile[p + 1]; ++t, o += kTile) {
+        linear->tile_column[t] = linear->outputs + o;
+        linear->tile_width[t] = static_cast<int32_t>(std::min<int64_t>(kTile, part_outputs[p] - o));
+      }
+      linear->outputs += part_outputs[p];
+    }
+    if (linear->scale_blocks > 0) linear->scales = array<float>(tiles * static_cast<size_t>(linear->scale_blocks));
+    if (bias != nullptr) {
+      linear->bias = array<float>(tiles * kTile);
+      std::memset(linear->bias, 0, tiles * kTile * sizeof(float));
+      for (int64_t t = 0; t < linear->tiles; ++t) {
+        std::memcpy(linear->bias + t * kTile, bias + linear->tile_column[t],
+                    static_cast<size_t>(linear->tile_width[t]) * sizeof(float));
+      }
+    }
+    linear->data_bytes = data_bytes > 0 ? data_bytes : tiles * linear->tile_bytes;
+    linear->data = array<uint8_t>(linear->data_bytes);
+    return linear;
+  } catch (const std::bad_alloc&) {
+    destroy(linear);
+    return nullptr;
+  }
+}
+
 Cache cache_of(void* data, int64_t block_size, int64_t latent, int64_t rotary, int fp8) {
   return Cache{static_cast<uint8_t*>(data), block_size, latent, rotary, fp8 != 0};
 }
@@ -84,56 +132,36 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
   }
 }
 // Of kernels/native/library.py, whose `interface()` gives it: it changes with any of these functions' signatures.
-ISO_EXPORT int iso_interface() { return 1960061544; }
+ISO_EXPORT int iso_interface() { return 1762768812; }
 
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
 
 ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const int64_t* part_outputs,
                                      const float* bias, const Grouping* grouping) {
-  auto* linear = new (std::nothrow) Linear();
-  if (linear == nullptr) return nullptr;
-  try {
-    linear->kind = static_cast<Kind>(kind);
-    linear->inputs = inputs;
-    if (grouping != nullptr) set_grouping(*linear, *grouping);
-    const TileKind& its = tile_kind(linear->kind);
-    linear->words = its.words(inputs);
-    linear->tile_bytes = its.tile_bytes(*linear);
-    linear->part_tile = array<int64_t>(static_cast<size_t>(parts) + 1);
-    linear->parts = parts;
-    for (int p = 0; p < parts; ++p) {
-      linear->part_tile[p] = linear->tiles;
-      linear->tiles += (part_outputs[p] + kTile - 1) / kTile;
-    }
-    linear->part_tile[parts] = linear->tiles;
-    linear->scale_blocks = its.scale_blocks(inputs);
-    const auto tiles = static_cast<size_t>(linear->tiles);
-    linear->tile_column = array<int64_t>(tiles);
-    linear->tile_width = array<int32_t>(tiles);
-    for (int p = 0; p < parts; ++p) {
-      for (int64_t t = linear->part_tile[p], o = 0; t < linear->part_tile[p + 1]; ++t, o += kTile) {
-        linear->tile_column[t] = linear->outputs + o;
-        linear->tile_width[t] = static_cast<int32_t>(std::min<int64_t>(kTile, part_outputs[p] - o));
-      }
-      linear->outputs += part_outputs[p];
-    }
-    if (linear->scale_blocks > 0) linear->scales = array<float>(tiles * static_cast<size_t>(linear->scale_blocks));
-    if (bias != nullptr) {
-      linear->bias = array<float>(tiles * kTile);
-      std::memset(linear->bias, 0, tiles * kTile * sizeof(float));
-      for (int64_t t = 0; t < linear->tiles; ++t) {
-        std::memcpy(linear->bias + t * kTile, bias + linear->tile_column[t],
-                    static_cast<size_t>(linear->tile_width[t]) * sizeof(float));
-      }
-    }
-    linear->data_bytes = tiles * linear->tile_bytes;
-    linear->data = array<uint8_t>(linear->data_bytes);
-    return linear;
-  } catch (const std::bad_alloc&) {
-    destroy(linear);
-    return nullptr;
-  }
+  return create(kind, inputs, parts, part_outputs, bias, grouping, 0);
+}
+// Room for a weight that was packed elsewhere into so many bytes of tiles (LinearForm).
+ISO_EXPORT Linear* iso_linear_room(int kind, int64_t inputs, int parts, const int64_t* part_outputs,
+                                   const Grouping* grouping, int64_t data_bytes) {
+  return create(kind, inputs, parts, part_outputs, nullptr, grouping, static_cast<size_t>(data_bytes));
+}
+// After that room was filled.
+ISO_EXPORT int iso_linear_adopt(Linear* linear) {
+  const TileKind& its = tile_kind(linear->kind);
+  const bool whole =
+      its.adopt ? its.adopt(*linear) : linear->data_bytes == static_cast<size_t>(linear->tiles) * linear->tile_bytes;
+  return whole ? kOk : kIndexOutOfRange;
+}
+ISO_EXPORT void iso_linear_form(const Linear* linear, LinearForm* form) {
+  const auto scales = static_cast<int64_t>(static_cast<size_t>(linear->tiles * linear->scale_blocks) * sizeof(float));
+  *form = LinearForm{static_cast<int>(linear->kind),
+                     linear->bias != nullptr,
+                     linear->grouping,
+                     linear->data,
+                     static_cast<int64_t>(linear->data_bytes),
+                     linear->scales,
+                     scales};
 }
 ISO_EXPORT void iso_linear_destroy(Linear* linear) { destroy(linear); }
 ISO_EXPORT int64_t iso_linear_bytes(const Linear* linear) {

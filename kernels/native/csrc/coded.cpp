@@ -78,6 +78,35 @@ void encode(const uint16_t* values, int64_t words, const Codes& codes, uint8_t* 
   *exceptions = CodedException{kNoException, 0};
 }
 
+// How many bytes precede the exceptions.
+size_t bytes_before(const Linear& linear) {
+  const auto tiles = static_cast<size_t>(linear.tiles);
+  return tiles * (linear.tile_bytes + 2 * kCodes) + (tiles + 1) * sizeof(int64_t);
+}
+
+void point_into_data(Linear& coded) {
+  const auto tiles = static_cast<size_t>(coded.tiles);
+  coded.code_tables = coded.data + tiles * coded.tile_bytes;
+  coded.exception_begin = reinterpret_cast<int64_t*>(coded.code_tables + tiles * 2 * kCodes);
+  coded.exceptions = reinterpret_cast<CodedException*>(coded.data + bytes_before(coded));
+}
+
+bool adopt(Linear& coded) {
+  if (coded.data_bytes < bytes_before(coded)) return false;
+  point_into_data(coded);
+  const auto room = static_cast<int64_t>((coded.data_bytes - bytes_before(coded)) / sizeof(CodedException));
+  const int64_t* begin = coded.exception_begin;
+  if (begin[0] != 0 || begin[coded.tiles] != room) return false;
+  for (int64_t t = 0; t < coded.tiles; ++t) {
+    if (begin[t + 1] <= begin[t] || begin[t + 1] > room) return false;
+    const CodedException *first = coded.exceptions + begin[t], *last = coded.exceptions + begin[t + 1] - 1;
+    if (last->place != kNoException) return false;
+    for (; first < last; ++first)
+      if (first->place >= coded.words * 64) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void code(Pool& pool, const Ops& ops, Linear& linear) {
@@ -92,15 +121,10 @@ void code(Pool& pool, const Ops& ops, Linear& linear) {
   Linear coded = linear;
   coded.kind = Kind::coded;
   coded.tile_bytes = tile_kind(Kind::coded).tile_bytes(linear);
-  const auto tiles = static_cast<size_t>(linear.tiles), tile_bytes = tiles * coded.tile_bytes,
-             table_bytes = tiles * 2 * kCodes, begin_bytes = (tiles + 1) * sizeof(int64_t);
-  coded.data_bytes =
-      tile_bytes + table_bytes + begin_bytes + static_cast<size_t>(begin.back()) * sizeof(CodedException);
+  coded.data_bytes = bytes_before(coded) + static_cast<size_t>(begin.back()) * sizeof(CodedException);
   if (coded.data_bytes * 8 > linear.data_bytes * 7) return;  // too many exceptions to be worth it
   coded.data = static_cast<uint8_t*>(allocate(coded.data_bytes));
-  coded.code_tables = coded.data + tile_bytes;
-  coded.exception_begin = reinterpret_cast<int64_t*>(coded.code_tables + table_bytes);
-  coded.exceptions = reinterpret_cast<CodedException*>(coded.code_tables + table_bytes + begin_bytes);
+  point_into_data(coded);
   std::copy(begin.begin(), begin.end(), coded.exception_begin);
   auto write = [&](int64_t t) {
     encode(values(t), linear.words, codes[static_cast<size_t>(t)], const_cast<uint8_t*>(coded.tile(t)),
@@ -117,6 +141,7 @@ const TileKind coded_tiles = {
     [](int64_t) { return int64_t{0}; },
     nullptr,
     nullptr,
+    adopt,
 };
 
 }  // namespace iso

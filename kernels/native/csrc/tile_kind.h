@@ -14,6 +14,8 @@ struct TileKind {
   void (*pack)(Linear&, int64_t tile, int64_t first, const Operand* operands);
   // After all parts are packed. Null: nothing is left to do.
   void (*finish)(Pool&, const Ops&, Linear&);
+  // After `data` was filled with a packed weight's bytes from elsewhere: whether they can be one's. Null: any can.
+  bool (*adopt)(Linear&) = nullptr;
 };
 
 const TileKind& tile_kind(Kind);

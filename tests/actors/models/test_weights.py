@@ -51,6 +51,7 @@ def test_a_tensor_in_blocks_is_the_same(checkpoint: Checkpoint, monkeypatch: pyt
 @pytest.mark.parametrize("room", [1, 200_000, weights.AHEAD_BYTES])
 def test_reading_ahead_gives_the_same_in_any_order(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, room: int):
     monkeypatch.setattr(weights, "AHEAD_BYTES", room)
+    monkeypatch.setattr(weights, "LEAST_AHEAD_BYTES", room)
     names = projections(checkpoint)[:60]
     with WeightReader(checkpoint) as alone, WeightReader(checkpoint) as reader:
         with reader.ahead(names[:-10]):  # the last ones were not told
@@ -59,13 +60,41 @@ def test_reading_ahead_gives_the_same_in_any_order(checkpoint: Checkpoint, monke
         assert reader._room == room and not reader._under_way and not reader._waiting
 
 
+def test_a_small_worker_reads_little_ahead(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "LEAST_AHEAD_BYTES", 1000)
+    names = projections(checkpoint)
+    with WeightReader(checkpoint) as reader, reader.ahead(names):
+        under_way = sum(size for _, size in reader._under_way.values())
+        whole = under_way + sum(reader._waiting.values())
+        assert 0 < under_way < whole * weights.AHEAD_SHARE + max(map(reader._nbytes, names))
+
+
+def test_whether_weights_are_cached_is_known_without_reading(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    names = projections(checkpoint)[:3]
+    with WeightReader(checkpoint) as reader:
+        for name in names:
+            reader.stored(name)
+        read = reader.bytes_read
+        assert reader.is_cached(names) and reader.bytes_read == read
+        asked = []
+
+        def away(file: int, buffers: list, offset: int, flags: int) -> int:
+            asked.append(flags)
+            raise BlockingIOError
+
+        monkeypatch.setattr(os, "preadv", away)
+        assert not reader.is_cached(names) and asked == [os.RWF_NOWAIT]
+        monkeypatch.delattr(os, "RWF_NOWAIT")
+        assert not reader.is_cached(names)
+
+
 def test_what_was_read_ahead_and_not_taken_is_let_go(checkpoint: Checkpoint):
     names = projections(checkpoint)
     with WeightReader(checkpoint) as reader:
         with pytest.raises(RuntimeError, match="no slot"), reader.ahead(names):
             reader.stored(names[0])
             raise RuntimeError("no slot")
-        assert reader._room == weights.AHEAD_BYTES
+        assert reader._room == weights.LEAST_AHEAD_BYTES
         reader.stored(names[1])
 
 

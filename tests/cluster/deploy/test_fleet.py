@@ -10,9 +10,12 @@ import pytest
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster import background
+from isotherm.cluster.control.copy_offers import OFFER_SECONDS
 from isotherm.cluster.deploy import fleet
 from isotherm.cluster.deploy.fleet import RayFleet
 from isotherm.cluster.manifest import parse_manifest
+from isotherm.cluster.messages.copies import CopyOffer, CopySource
+from isotherm.cluster.messages.workers import Locality
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.on_ray.workers import RayWorker, Slot
@@ -110,3 +113,60 @@ def test_the_node_of_a_worker_that_could_not_be_reached_is_suspect(play):
         assert fleet.places.suspected(frozenset()) == {"bb"}
 
     play(act)
+
+
+class Call:
+    """A method of an actor."""
+
+    def __init__(self, answer: Callable[..., Awaitable[Any]]):
+        self.remote = answer
+
+
+class Group:
+    """A group's actor: what it was ordered, and whether it answers."""
+
+    def __init__(self, name: str, hangs: bool = False):
+        self.orders: list[tuple[Any, ...]] = []
+        self.name, self.hangs = name, hangs
+        self.order, self.locality = Call(self._order), Call(self._locality)
+
+    async def _locality(self) -> Locality:
+        return Locality("this machine")
+
+    async def _order(self, generation: int, what: str, *args: Any) -> Any:
+        self.orders.append((what, *args))
+        if self.hangs:
+            await asyncio.Event().wait()
+        return CopyOffer(self.name, "tiles", b"key", "address") if what == "offer" else None
+
+
+PAIRS = [(1, 0), (1, 1)]  # held by expert-0
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["", "a peer that hangs"])
+def test_who_loads_is_told_of_whom_it_can_copy(play, hangs: bool):
+    """Where the peer hangs, the load begins without it all the same, and soon."""
+    groups = {name: Group(name, hangs and name == "expert-0") for name in ("expert-0", "expert-1")}
+
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        for name, group in groups.items():
+            fleet.groups[name] = RayWorker(name, fleet.groups[name].slot, group)  # type: ignore[arg-type]
+        await asyncio.wait_for(fleet.load("expert-1", PAIRS), OFFER_SECONDS + 0.5)
+
+    play(act)
+    offer = CopyOffer("expert-0", "tiles", b"key", "address")
+    sources = [] if hangs else [CopySource(offer, tuple(PAIRS))]
+    assert groups["expert-1"].orders == [("load", PAIRS, sources)]
+    assert groups["expert-0"].orders == [("offer", "this machine")]
+
+
+def test_the_dead_are_not_asked_for_copies(play):
+    group = Group("expert-1")
+
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        fleet.groups["expert-1"] = RayWorker("expert-1", fleet.groups["expert-1"].slot, group)  # type: ignore[arg-type]
+        fleet.dead["expert-0"] = "killed"
+        await fleet.load("expert-1", PAIRS)
+
+    play(act)
+    assert group.orders == [("load", PAIRS, [])]

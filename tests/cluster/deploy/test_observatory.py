@@ -35,6 +35,7 @@ class Controller:
         self.autoscale = SimpleNamespace(
             loads=lambda: ([group], [shard]), rates=lambda: np.array([[3.0, 0.0, 1.0, 0.0]]), counts={},
             figures=lambda: {"attention-0": Tally([SEEN]).read()},
+            group_figures=lambda: {},
         )  # fmt: skip
         self.reconfigurer = SimpleNamespace(desired=Desired(("expert-0", "expert-1"), ("attention-0",), PLACEMENT))
         self.operations = OperationLog()

@@ -1,0 +1,117 @@
+"""Packed weights as bytes: what one process has packed, another one of the same layout takes as it is, to the bit."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from isotherm.kernels.native.context import NativeContext, created, free_with
+from isotherm.kernels.ops import ForeignBytesError
+
+# Version of how tiles lie in memory. Raise it with whatever changes a byte of them
+# (tests/kernels/native/test_packed.py tells when it was forgotten).
+TILES = 1
+_KINDS = 6  # of ISO_TILE_KINDS in csrc/api.h
+_WIDEST = 4.5  # bytes of a weight in any kind of tiles, scales and exceptions included
+
+
+class Grouping(ctypes.Structure):
+    """How grouped integers are scaled; `Grouping` in api.h."""
+
+    _fields_ = (("inputs", ctypes.c_int64), ("scale_bytes", ctypes.c_int64), ("zeros", ctypes.c_int64))
+
+
+class LinearForm(ctypes.Structure):
+    """Where a packed weight lies; `LinearForm` in api.h."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int),
+        ("biased", ctypes.c_int),
+        ("grouping", Grouping),
+        ("data", ctypes.c_void_p),
+        ("data_bytes", ctypes.c_int64),
+        ("scales", ctypes.c_void_p),
+        ("scales_bytes", ctypes.c_int64),
+    )
+
+
+@dataclass(eq=False)
+class Packed:
+    """A packed weight in C++ memory, freed with this object. `part_outputs` lists the outputs of each part; bf16
+    weights may take fewer bytes than the checkpoint's (kernels/native/csrc/coded.cpp)."""
+
+    handle: int
+    part_outputs: tuple[int, ...]
+    inputs: int
+    nbytes: int = 0
+
+
+def packed_of(context: NativeContext, handle: int | None, part_outputs: tuple[int, ...], inputs: int) -> Packed:
+    packed = Packed(created(handle, "a packed weight"), part_outputs, inputs)
+    free_with(packed, context.lib.iso_linear_destroy, packed.handle)
+    return packed
+
+
+def layout(context: NativeContext) -> str:
+    """Contexts that say the same pack a weight into the same bytes."""
+    return f"native tiles {TILES}, {context.isa}, {str(context.dtype).removeprefix('torch.')}"
+
+
+def form_of(context: NativeContext, packed: Packed) -> list[int]:
+    """What `room` must be told, beside the shape, to have the room for this weight's bytes."""
+    found = _look(context, packed)
+    if found.biased:
+        raise ValueError("a packed weight with a bias is not copied")
+    grouping = found.grouping
+    return [found.kind, grouping.inputs, grouping.scale_bytes, grouping.zeros, found.data_bytes, found.scales_bytes]
+
+
+def bytes_of(context: NativeContext, packed: Packed) -> list[memoryview]:
+    """A packed weight's bytes where they lie: to be read or filled while `packed` lives."""
+    found = _look(context, packed)
+    spans = ((found.data, found.data_bytes), (found.scales, found.scales_bytes))
+    return [memoryview((ctypes.c_uint8 * size).from_address(at)).cast("B") for at, size in spans if size]
+
+
+def room(context: NativeContext, form: object, part_outputs: tuple[int, ...], inputs: int) -> Packed:
+    """A weight of this shape whose bytes are to be filled. Raises ForeignBytesError for what is no weight's form."""
+    kind, group, scale_bytes, zeros, data_bytes, scales_bytes = _checked(form, sum(part_outputs), inputs)
+    grouping = Grouping(group, scale_bytes, zeros) if group else None
+    counts = (ctypes.c_int64 * len(part_outputs))(*part_outputs)
+    handle = context.lib.iso_linear_room(
+        kind, inputs, len(part_outputs), counts, None if grouping is None else ctypes.byref(grouping), data_bytes
+    )
+    packed = packed_of(context, handle, part_outputs, inputs)
+    if _look(context, packed).scales_bytes != scales_bytes:
+        raise ForeignBytesError(f"scales of {scales_bytes} bytes do not belong to tiles of kind {kind} here")
+    return packed
+
+
+def adopt(context: NativeContext, packed: Packed) -> None:
+    """After the room was filled. Raises ForeignBytesError where the bytes cannot be a weight's."""
+    if context.lib.iso_linear_adopt(packed.handle):
+        raise ForeignBytesError("the bytes are not those of packed tiles")
+    packed.nbytes = context.lib.iso_linear_bytes(packed.handle)
+
+
+def _look(context: NativeContext, packed: Packed) -> LinearForm:
+    found = LinearForm()
+    context.lib.iso_linear_form(packed.handle, ctypes.byref(found))
+    return found
+
+
+def _checked(form: object, outputs: int, inputs: int) -> Sequence[int]:
+    if not isinstance(form, list) or len(form) != 6 or any(type(number) is not int for number in form):
+        raise ForeignBytesError(f"a packed weight's form is six whole numbers, not {form!r:.80}")
+    kind, group, scale_bytes, zeros, data_bytes, scales_bytes = form
+    most = _WIDEST * (outputs + 64) * (inputs + 512)
+    sound = (
+        0 <= kind < _KINDS
+        and (group == scale_bytes == zeros == 0 or (0 < group <= 1 << 20 and group % 4 == 0 and scale_bytes in (2, 4)))
+        and 0 < data_bytes < most
+        and 0 <= scales_bytes < most
+    )
+    if not sound:
+        raise ForeignBytesError(f"no packed weight of {outputs} × {inputs} has the form {form}")
+    return form
