@@ -70,8 +70,12 @@ def test_scaling_under_load(served, workload, record_property):
         record_property,
         f"2 → 4 → 2 groups and 1 → 2 → 1 shards, {ROUNDS} times",
     )
-    roles = [w["role"] for w in served.status()["workers"]]
+    workers = served.status()["workers"]
+    roles = [w["role"] for w in workers]
     assert (roles.count("attention"), roles.count("expert")) == (1, 2)
+    groups = [w for w in workers if w["role"] == "expert"]  # which have back what the others held meanwhile
+    copied = [w["loaded_from"].get("peer", {"experts": 0})["experts"] for w in groups]
+    assert any(copied) or groups[0]["kernels"] != "native", groups
 
 
 def test_copies_under_load(served, workload, record_property):
