@@ -99,19 +99,20 @@ def test_memory_mlp_and_rows_alone(kernels: TritonKernels, kind: str) -> None:
         assert torch.equal(kernels.mlp(x[some], gate_up, down), together[some])
 
 
-@pytest.mark.parametrize("kind", ["int4", "int4 with zeros"])
-def test_rows_alone_equal_rows_together(kernels: TritonKernels, kind: str) -> None:
+def test_rows_alone_equal_rows_together(kernels: TritonKernels) -> None:
     """Every tile, and both ways of adding the parts of K."""
-    packed = kernels.pack_linear([stored(n, 1100, kind, n) for n in (60, 5)])
+    packed = kernels.pack_linear([stored(n, 1100, "int4 with zeros", n) for n in (60, 5)])
     assert packed.data.splits == 2
     x = randn(140, 1100, seed=1, dtype=kernels.dtype)
     together = kernels.linear(x, packed, F32)
-    for first, rows in [(0, 1), (139, 1), (5, 17), (7, 33), (1, 128)]:
+    for first, rows in [(139, 1), (5, 17), (1, 40)]:
         some = slice(first, first + rows)
         assert torch.equal(kernels.linear(x[some], packed, F32), together[some]), (first, rows)
-    narrow = kernels.pack_linear([stored(24, 96, kind, 1)])
-    together = kernels.linear(x[:, :96], narrow, F32)  # in tiles of 128 rows
-    assert torch.equal(kernels.linear(x[3:4, :96], narrow, F32), together[3:4])
+    for kind in ("int4", "int4 with zeros"):
+        narrow = kernels.pack_linear([stored(24, 96, kind, 1)])
+        together = kernels.linear(x[:, :96], narrow, F32)  # in tiles of 128 rows, of 64 inputs where groups are small
+        for some in (slice(3, 4), slice(100, 140)):
+            assert torch.equal(kernels.linear(x[some, :96], narrow, F32), together[some])
 
 
 @pytest.mark.parametrize("kind", INTEGERS)
