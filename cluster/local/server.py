@@ -1,5 +1,5 @@
-"""A model served in threads of this process, at a Unix socket that is this user's alone: no port, no Ray. HTTP all the
-same, so that streams, disconnects and errors are what they are elsewhere."""
+"""A model served in threads of this process, at a Unix socket that is this process's alone: no port, no Ray. HTTP all
+the same, so that streams, disconnects and errors are what they are elsewhere."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ class ShardClient:
                 raise EngineUnavailableError(reason)
             return self._serving()
         # What the bits depend on they have in common; a shard that takes fewer tokens would end it early.
-        needed = len(request.prompt) + request.params.max_tokens
+        needed = min(len(request.prompt) + request.params.max_tokens, max(known.values()))
         there = {membership.revision: membership.shards, **membership.others}
         able = [revision for revision, longest in known.items() if longest >= needed and revision in there]
         if not able:

@@ -249,7 +249,7 @@ def test_one_that_begins_smaller_grows_when_the_other_is_gone(served, models):
         while len([w for w in served.status()["workers"] if w["state"] == "loaded"]) < 3:
             assert time.monotonic() < deadline, client.operations()[-1]
             time.sleep(0.2)
-        assert client.operations()[-1]["reasons"] == ["as many workers as before the other model came"]
+        assert client.operations()[-1]["reasons"] == ["as many workers as before others took their place"]
     assert rolled(served, models[0]) == before
 
 

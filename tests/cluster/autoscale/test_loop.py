@@ -202,6 +202,15 @@ def test_without_spare_slots_experts_are_exchanged():
     assert s.heat() < 1.15 and {len(s.placement.held_by(g)) for g in s.group_names} == {LAYERS * EXPERTS // 2}
 
 
+def test_slots_are_those_of_the_workers_that_serve_by_now():
+    """Which may have been started with another manifest."""
+    s = Simulation(manifest={"experts": {"spare_slots": 0}})
+    s.loop.follow(parse_manifest({"experts": {"spare_slots": 6, "memory": 1 << 30}}), s, s)
+    s.run(60)
+    assert max(len(s.placement.held_by(g)) for g in s.group_names) > LAYERS * EXPERTS // 2
+    assert s.loop._autoscaler.limits.group_memory == 1 << 30
+
+
 def test_memory_bounds_the_slots():
     share = LAYERS * EXPERTS // 2
     s = Simulation(
