@@ -3,7 +3,6 @@ at a time, in small pieces."""
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import json
 import logging
@@ -11,6 +10,7 @@ import os
 import secrets
 import selectors
 import socket
+import sys
 import threading
 import time
 import zlib
@@ -47,10 +47,10 @@ class _Visitor:
 
 class CopyServer:
     """`host`: where peers on other machines reach this one; None: those on this machine alone are served. `tag`: see
-    CopyOffer."""
+    CopyOffer. Of servers that share a `turn` one is busy at a time."""
 
-    def __init__(self, worker: ExpertWorker, tag: str, host: str | None):
-        self._worker, self._tag = worker, tag
+    def __init__(self, worker: ExpertWorker, tag: str, host: str | None, turn: threading.Lock | None = None):
+        self._worker, self._tag, self._turn = worker, tag, turn or threading.Lock()
         self._keys: dict[bytes, float] = {}  # that were given out → until when they open a connection
         self._address: str | tuple[str, int]
         if host is None:
@@ -77,7 +77,7 @@ class CopyServer:
         self._thread.join()
 
     def _serve(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):  # of this thread alone, on Linux
+        if sys.platform == "linux":  # where threads have a priority of their own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         with self._listener, self._ended, selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
@@ -114,7 +114,8 @@ class CopyServer:
                 return visitor.greeted
             question = _read(visitor.connection, QUESTION.size)
             if question:
-                self._answer(visitor.connection, *QUESTION.unpack(question))
+                with self._turn:
+                    self._answer(visitor.connection, *QUESTION.unpack(question))
             return bool(question)
         except (OSError, EOFError) as error:
             log.info("a peer that copied experts is gone: %s", named_line(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 from isotherm.actors.experts.copy_server import CopyServer
@@ -34,6 +35,7 @@ class ExpertGroup(WorkerBase):
         self.loop = ExpertLoop(self.worker, spec.gather_window) if native else None
         self._loads = ExpertLoads(self.worker, spec.copy_from)
         self._copied_before = 0  # bytes, when the last load began
+        self._copies_turn = threading.Lock()
         self._copies: dict[str, CopyServer] = {}  # by how its peers reach it; made when it is first asked
         # of what is held: a controller that comes back may ask while one that is gone still has experts loaded
         self._changing = asyncio.Lock()
@@ -68,7 +70,7 @@ class ExpertGroup(WorkerBase):
         near = machine != "" and machine == own_locality().machine
         server = self._copies.get(way := "near" if near else "far")
         if server is None:
-            server = self._copies[way] = CopyServer(self.worker, tag, None if near else self.host)
+            server = self._copies[way] = CopyServer(self.worker, tag, None if near else self.host, self._copies_turn)
         return server.offer(self.spec.id)
 
     async def drop(self, experts: list[tuple[int, int]]) -> None:

@@ -12,7 +12,6 @@ from isotherm.kernels.ops import ForeignBytesError
 # Version of how tiles lie in memory. Raise it with whatever changes a byte of them
 # (tests/kernels/native/test_packed.py tells when it was forgotten).
 TILES = 1
-_KINDS = 6  # of ISO_TILE_KINDS in csrc/api.h
 _WIDEST = 4.5  # bytes of a weight in any kind of tiles, scales and exceptions included
 
 
@@ -82,6 +81,8 @@ def room(context: NativeContext, form: object, part_outputs: tuple[int, ...], in
     handle = context.lib.iso_linear_room(
         kind, inputs, len(part_outputs), counts, None if grouping is None else ctypes.byref(grouping), data_bytes
     )
+    if not handle:
+        raise ForeignBytesError(f"there is no room for tiles of kind {kind} in {data_bytes} bytes")
     packed = packed_of(context, handle, part_outputs, inputs)
     if _look(context, packed).scales_bytes != scales_bytes:
         raise ForeignBytesError(f"scales of {scales_bytes} bytes do not belong to tiles of kind {kind} here")
@@ -107,8 +108,9 @@ def _checked(form: object, outputs: int, inputs: int) -> Sequence[int]:
     kind, group, scale_bytes, zeros, data_bytes, scales_bytes = form
     most = _WIDEST * (outputs + 64) * (inputs + 512)
     sound = (
-        0 <= kind < _KINDS
-        and (group == scale_bytes == zeros == 0 or (0 < group <= 1 << 20 and group % 4 == 0 and scale_bytes in (2, 4)))
+        0 <= kind < 1 << 16
+        and (scale_bytes in (2, 4) and 32 <= group <= 1 << 20 and group % 4 == 0 if group else scale_bytes == 0)
+        and zeros in (0, 1)
         and 0 < data_bytes < most
         and 0 <= scales_bytes < most
     )

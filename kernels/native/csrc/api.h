@@ -31,6 +31,9 @@ enum class Kind : int {
   ISO_TILE_KINDS(ISO_KIND)
 #undef ISO_KIND
 };
+#define ISO_KIND(name, multiplication) +1
+constexpr int kKinds = 0 ISO_TILE_KINDS(ISO_KIND);
+#undef ISO_KIND
 enum class Dtype : int { bf16, f16, f32, e4m3, u8, i8 };  // what the caller's tensors hold
 
 // One tensor of a stored weight, as rows. Python fills it: see Operand in kernels/native/weights.py.

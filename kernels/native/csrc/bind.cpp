@@ -141,9 +141,11 @@ ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const 
                                      const float* bias, const Grouping* grouping) {
   return create(kind, inputs, parts, part_outputs, bias, grouping, 0);
 }
-// Room for a weight that was packed elsewhere into so many bytes of tiles (LinearForm).
+// Room for a weight that was packed elsewhere into so many bytes of tiles (LinearForm). Null for no kind of tiles, too.
 ISO_EXPORT Linear* iso_linear_room(int kind, int64_t inputs, int parts, const int64_t* part_outputs,
                                    const Grouping* grouping, int64_t data_bytes) {
+  const bool grouped = kind == static_cast<int>(Kind::int4) || kind == static_cast<int>(Kind::int8);
+  if (kind < 0 || kind >= kKinds || grouped != (grouping != nullptr)) return nullptr;
   return create(kind, inputs, parts, part_outputs, nullptr, grouping, static_cast<size_t>(data_bytes));
 }
 // After that room was filled.

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -103,8 +102,7 @@ def test_a_visitor_that_does_not_read_keeps_others_waiting_for_a_bounded_time(se
 
 
 def test_its_thread_gives_way(serve):
-    serve().offer("expert-1")
-    (thread,) = [t for t in threading.enumerate() if t.name == "expert copies"]
+    thread = serve()._thread
     deadline = time.monotonic() + 10
     while os.getpriority(os.PRIO_PROCESS, thread.native_id) != copy_server.NICE and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -165,6 +165,18 @@ def test_the_faster_source_is_taken(play, peer: float, checkpoint_takes: float, 
     assert play(sound, loads=loads).came == {chosen: len(PAIRS)}
 
 
+def test_files_in_the_page_cache_are_faster_than_others(play, monkeypatch: pytest.MonkeyPatch):
+    """The peer is faster than the disk, and slower than the page cache."""
+    here = {name for pair in PAIRS[:2] for name in checkpoint().config.expert_projections(*pair)}
+    monkeypatch.setattr(WeightReader, "is_cached", lambda reader, names: here.issuperset(names))
+    monkeypatch.setattr(expert_loads.Rates, "note", lambda *_: None)
+    monkeypatch.setattr(
+        expert_loads.Rates, "of", lambda _, source, now: {CACHED: 0.1, "expert-1": 0.2, UNCACHED: 0.3}[source]
+    )
+    played = play(sound, "auto")
+    assert played.came == {"checkpoint": 2, "peer": 4} and played.peers.asked == list(PAIRS[2:])
+
+
 def test_both_are_tried_where_neither_is_known(play):
     played = play(sound, "auto")
     assert played.came["peer"] and played.came["checkpoint"]

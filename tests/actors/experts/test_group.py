@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 from native_there import require_native
 
+from isotherm.actors.experts import group as group_module
+from isotherm.actors.experts.copy_server import CopyServer
 from isotherm.actors.experts.group import ExpertGroup
 from isotherm.actors.links.registry import own_locality
 from isotherm.cluster.messages.copies import CopySource
@@ -35,6 +38,21 @@ PAIRS = [(1, 0), (1, 3), (2, 5)]
 @pytest.fixture(autouse=True)
 def _as_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # what a worker sets for its process
+
+
+@pytest.fixture(autouse=True)
+def _servers_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A group's process ends with it."""
+    made: list[CopyServer] = []
+
+    def server(*args) -> CopyServer:
+        made.append(CopyServer(*args))
+        return made[-1]
+
+    monkeypatch.setattr(group_module, "CopyServer", server)
+    yield
+    for each in made:
+        each.close()
 
 
 def bits(group: ExpertGroup) -> list[bytes]:

@@ -77,13 +77,12 @@ def test_layouts_tell_instruction_sets_and_types_apart():
     assert ReferenceKernels(BF16).expert_bank(1, 8, 8).layout is None
 
 
-@pytest.mark.parametrize(
-    "form",
-    [None, 3, [], [[1, 0, 0, 0, 100, 0]], [[9, 0, 0, 0, 100, 0]] * 2, [[1, 0, 0, 0, 1 << 60, 0]] * 2,
-     [[1, 0, 0, 0, 10752, 4]] * 2, [[4, -8, 2, 0, 100, 0]] * 2, [[4, 32, 3, 0, 100, 0]] * 2,
-     [[1, 0, 0, 0, True, 0]] * 2, [["1", 0, 0, 0, 100, 0]] * 2],
-    ids=str,
-)  # fmt: skip
+FORMS = [[9, 0, 0, 0, 100, 0], [1, 0, 0, 0, 1 << 60, 0], [1, 0, 0, 0, 10752, 4], [4, -8, 2, 0, 100, 0],
+         [4, 32, 3, 0, 100, 0], [4, 0, 0, 0, 100, 0], [1, 32, 2, 0, 100, 0], [4, 32, 2, 7, 100, 0],
+         [1, 0, 0, 0, True, 0], ["1", 0, 0, 0, 100, 0]]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [None, 3, [], [[1, 0, 0, 0, 100, 0]], *([form] * 2 for form in FORMS)], ids=str)
 def test_forms_of_no_expert_are_refused(form):
     bank = native(BF16, 2, runnable()[0]).expert_bank(1, HIDDEN, INNER)
     with pytest.raises(ForeignBytesError):
