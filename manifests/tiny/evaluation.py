@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from batches import Stream, Tokens, weighted_loss
@@ -35,18 +35,25 @@ SAMPLES = [
 ]
 
 
+def held_out_stream(tokenizer: Tokenizer, seed: int) -> Stream:
+    """What nobody trained on, every kind by its whole weight."""
+    return Stream(tokenizer, seed + 4, Mix(), keep_held_out=True)
+
+
 @torch.no_grad()
-def report(model: Model, tokenizer: Tokenizer, seed: int, documents: int = 3000) -> dict[str, object]:
-    """Held-out figures in float32 on the stored weights, every kind drawn by its whole weight.
+def report(
+    model: Model, tokenizer: Tokenizer, seed: int, documents: int = 2000, batches: int = 12
+) -> dict[str, object]:
+    """Held-out figures in float32 on the stored weights.
 
     Loss, expert load and MTP acceptance come from packed sequences; an acceptance is the MTP layer's argmax for t+2
     being the main model's own, given the true tokens up to t+1.
     """
-    stream = Stream(tokenizer, seed + 4, Mix(), keep_held_out=True)
+    stream = held_out_stream(tokenizer, seed)
     right = answered(model, stream.documents(documents))
     return dict(
         parameters=sum(p.numel() for p in model.parameters()),
-        **packed_figures(model, stream),
+        **packed_figures(model, stream, batches),
         accuracy=table(right, lambda doc: doc.task),
         by_kind=table(right, lambda doc: doc.kind),
         samples={question: answer(model, tokenizer, question) for question in SAMPLES},
@@ -54,7 +61,7 @@ def report(model: Model, tokenizer: Tokenizer, seed: int, documents: int = 3000)
 
 
 @torch.no_grad()
-def packed_figures(model: Model, stream: Stream, batches: int = 12) -> dict[str, object]:
+def packed_figures(model: Model, stream: Stream, batches: int) -> dict[str, object]:
     losses, agree, load = [], torch.zeros(4), torch.zeros(len(model.moe()), CONFIG["n_routed_experts"])
     for _ in range(batches):
         batch = stream.batch()
@@ -92,7 +99,7 @@ def answered(model: Model, documents: Iterable[tuple[Doc, Tokens]]) -> list[tupl
     return out
 
 
-def table(answers: list[tuple[Doc, bool]], row) -> dict[str, str]:
+def table(answers: list[tuple[Doc, bool]], row: Callable[[Doc], str]) -> dict[str, str]:
     """Right answers of all, by what `row` gives for a document."""
     rows: dict[str, list[bool]] = {}
     for doc, right in answers:

@@ -60,7 +60,7 @@ def train(run: Run, until: int, file: pathlib.Path, minutes: float, stopped: Cal
 
 
 @torch.no_grad()
-def even_out(model: Model, stream: Stream, batches: int = 80) -> None:
+def even_out(model: Model, stream: Stream, batches: int = 40) -> None:
     """Moves the correction biases alone: now that the routers stand still, the load settles instead of chasing them."""
     load = [torch.zeros(CONFIG["n_routed_experts"]) for _ in model.moe()]
     for i in range(batches):

@@ -3,18 +3,18 @@ document adds to the loss is what a reader of it has to find out."""
 
 from __future__ import annotations
 
-import importlib
+import json
 import random
 import signal
-import sys
-from pathlib import Path
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny_recipe import TINY, tiny_recipe
 
-TINY = Path(__file__).parents[2] / "manifests" / "tiny"
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -30,23 +30,16 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def recipe():
-    """The recipe's modules by name, for a network of some thousand parameters. They are a script's, whose names belong
-    to nobody else's imports."""
-    before, threads = set(sys.modules), torch.get_num_threads()
+    """The recipe for a network of some thousand parameters."""
+    threads = torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    sys.path.insert(0, str(TINY))
-    try:
-        importlib.import_module("model").CONFIG.update(SMALL)
-        yield importlib.import_module
-    finally:
-        sys.path.remove(str(TINY))
-        for name in set(sys.modules) - before:
-            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(TINY)):
-                del sys.modules[name]
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(False)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with tiny_recipe() as module:
+        module("model").CONFIG.update(SMALL)
+        yield module
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -103,6 +96,24 @@ def test_a_decay_leaves_the_state_and_goes_on_after_an_interruption(recipe, tmp_
     made, again = (torch.load(path, weights_only=True) for path in (out, tmp_path / "again"))
     assert made["step"] == 5 and made["decay"] == (1, 4) and same(made, again)
     assert state.read_bytes() == before and not (tmp_path / "state.pt.decay").exists()
+
+
+def test_what_is_made_of_a_state_is_a_checkpoint_and_its_figures(recipe, tmp_path, monkeypatch, capsys):
+    train, evaluation = recipe("train"), recipe("evaluation")
+    monkeypatch.setattr(train, "report", partial(evaluation.report, documents=30, batches=1))
+    monkeypatch.setattr(train, "even_out", partial(train.even_out, batches=2))
+    monkeypatch.setattr(evaluation, "SAMPLES", ["What is 3 + 4?"])
+    train.main(["--state", str(tmp_path / "state.pt"), "--steps", "1"])
+    train.main(["--state", str(tmp_path / "state.pt"), "--decay", "1", "--out", str(tmp_path / "made")])
+    told = json.loads((tmp_path / "made" / "training.json").read_text())
+    assert told["steps"] == 2 and told["tokens"] == 2 * recipe("batches").BATCH_TOKENS
+    counted = [tuple(map(int, row.split("/"))) for row in told["accuracy"].values()]
+    assert 20 < sum(of for _, of in counted) <= 30 and all(right <= of for right, of in counted)
+    assert set(told["samples"]) == {"What is 3 + 4?"} and 0 <= told["mtp_acceptance"]["all_tokens"] <= 1
+    again = recipe("checkpoint").restore(load_file(tmp_path / "made" / "model.safetensors"))
+    with torch.no_grad():
+        logits, ahead = again(torch.tensor([[0, 300, 301]]), mtp=True)
+    assert logits.shape == ahead.shape == (1, 3, 1280) and logits.isfinite().all()
 
 
 def test_rates_rise_stay_and_fall(recipe):
