@@ -5,7 +5,8 @@
 
 The first trains up to step N at constant rates. It may be ended at any time (SIGTERM, Ctrl-C, a lost machine) and goes
 on from FILE with the numbers that it would have had. The second makes a model of FILE as it is now: in M further steps
-(a tenth of those so far) the rates fall to nothing; FILE stays, and can be trained on.
+(a tenth of those so far) the rates fall to nothing; FILE stays, and can be trained on. What is interrupted goes on too,
+from FILE.decay.
 
 Needs torch, safetensors, tokenizers and jinja2, no accelerator and no network. The forward pass is that of
 DeepSeek-V3's published modelling: MLA with interleaved RoPE under YaRN, grouped sigmoid routing with a correction bias,
