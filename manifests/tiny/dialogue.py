@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,14 +39,18 @@ _template = _jinja.from_string(CHAT_TEMPLATE)
 
 @dataclass
 class Doc:
-    """One training document. `task` names its generator; `exact` marks answers with one right wording, which the
-    evaluation may compare."""
+    """One training document. `task` is the row of the table of accuracies that it counts for; `exact` marks answers
+    with one right wording, which the evaluation may compare. Where the prompt opens `<think>`, it `thinks`; where a
+    grammar holds the answer to a JSON schema, it is `held`, and only values are its own. `kind`: how it was made."""
 
     task: str
     messages: list[dict[str, Any]] = field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
     text: str | None = None
     exact: bool = False
+    thinks: bool = False
+    held: bool = False
+    kind: str = ""
 
     def render(self) -> str:
         """The document's text with its special tokens, `BOS` first and `EOS` last."""
@@ -54,6 +59,16 @@ class Doc:
         return _template.render(
             messages=self.messages, tools=self.tools, bos_token=BOS, eos_token=EOS, keep_thinking=True
         )
+
+    def given(self) -> list[tuple[int, int]]:
+        """Spans of the rendered text that the grammar writes: braces, keys and what stands between values."""
+        if not self.held:
+            return []
+        text = self.render()
+        start = text.rindex(ASSISTANT) + len(ASSISTANT)
+        end = text.index(EOS, start)
+        marks = re.finditer(r'[{,] ?"[^"]*": |}', text[start:end])
+        return [(start + m.start(), start + m.end()) for m in marks]
 
 
 def prompt(messages: list[dict[str, Any]], **options: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
-from batches import BATCH_TOKENS, LONG_SEQUENCE, Stream, weighted_loss
-from dialogue import prompt, user
+from batches import Stream, Tokens, weighted_loss
+from dialogue import Doc, prompt, user
+from mix import Mix
 from model import CONFIG, Model
 from tokenizers import Tokenizer
 
@@ -14,11 +17,16 @@ SAMPLES = [
     "Who are you?",
     "What day comes after Monday?",
     "Spell cluster.",
+    "Spell kind.",
+    "Reverse the word cluster.",
+    "How many r's are in strawberry?",
+    "Repeat after me: seven green lanterns",
     "Count to 12.",
     "Write the times table of 7 up to 5.",
     "How many minutes are in 3 hours?",
     "What is the capital of Japan?",
     "Answer in JSON: what is 12 + 30?",
+    "Turn this into JSON: Ada is 36 years old and lives in London.",
     "Think step by step: what is 127 + 58?",
     "Tell me about the moon.",
     "Tell me a short story.",
@@ -27,37 +35,42 @@ SAMPLES = [
 ]
 
 
+def held_out_stream(tokenizer: Tokenizer, seed: int) -> Stream:
+    """What nobody trained on, every kind by its whole weight."""
+    return Stream(tokenizer, seed + 4, Mix(), keep_held_out=True)
+
+
 @torch.no_grad()
-def evaluate(model: Model, stream: Stream, batches: int = 12, documents: int = 1500) -> dict[str, object]:
+def report(
+    model: Model, tokenizer: Tokenizer, seed: int, documents: int = 2000, batches: int = 12
+) -> dict[str, object]:
     """Held-out figures in float32 on the stored weights.
 
     Loss, expert load and MTP acceptance come from packed sequences; an acceptance is the MTP layer's argmax for t+2
-    being the main model's own, given the true tokens up to t+1. Accuracy takes each dialogue by itself: right when
-    greedy decoding would give every token of its assistant's turns.
+    being the main model's own, given the true tokens up to t+1.
     """
+    stream = held_out_stream(tokenizer, seed)
+    right = answered(model, stream.documents(documents))
+    return dict(
+        parameters=sum(p.numel() for p in model.parameters()),
+        **packed_figures(model, stream, batches),
+        accuracy=table(right, lambda doc: doc.task),
+        by_kind=table(right, lambda doc: doc.kind),
+        samples={question: answer(model, tokenizer, question) for question in SAMPLES},
+    )
+
+
+@torch.no_grad()
+def packed_figures(model: Model, stream: Stream, batches: int) -> dict[str, object]:
     losses, agree, load = [], torch.zeros(4), torch.zeros(len(model.moe()), CONFIG["n_routed_experts"])
     for _ in range(batches):
-        tokens, weights = stream.batch(BATCH_TOKENS // LONG_SEQUENCE, LONG_SEQUENCE)
-        logits, ahead = model(tokens, mtp=True)
-        losses.append(weighted_loss(logits, tokens, weights.clone(), 1).item())
+        batch = stream.batch()
+        logits, ahead = model(batch.tokens, mtp=True)
+        losses.append(weighted_loss(logits, batch.tokens, batch.weights, 1).item())
         same = ahead[:, :-2].argmax(-1) == logits[:, 1:-1].argmax(-1)
-        spoken = weights[:, 2:] == 1
-        agree += torch.tensor([same.sum(), same.numel(), same[spoken].sum(), spoken.sum()])
+        spoken, any_of = batch.weights[:, 2:] == 1, batch.documents[:, 2:] >= 0
+        agree += torch.tensor([same[any_of].sum(), any_of.sum(), same[spoken].sum(), spoken.sum()])
         load += torch.stack([moe.load for moe in model.moe()])
-    tasks: dict[str, list[bool]] = {}
-    items = sorted(
-        (item for item in stream.documents(documents) if item[0].exact and len(item[1]) < 600),
-        key=lambda item: len(item[1]),
-    )
-    for start in range(0, len(items), 16):
-        chunk = items[start : start + 16]
-        padded = torch.zeros(len(chunk), len(chunk[-1][1]), dtype=torch.long)
-        for row, (_, ids, _) in zip(padded, chunk, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        best = model(padded)[0].argmax(-1)
-        for row, (doc, ids, weights) in zip(best, chunk, strict=True):
-            right = all(int(row[i - 1]) == ids[i] for i in range(1, len(ids)) if weights[i] == 1)
-            tasks.setdefault(doc.task, []).append(right)
     first = CONFIG["first_k_dense_replace"]
     return dict(
         held_out_loss=round(sum(losses) / len(losses), 4),
@@ -65,8 +78,33 @@ def evaluate(model: Model, stream: Stream, batches: int = 12, documents: int = 1
         mtp_acceptance=dict(
             assistant_tokens=round(float(agree[2] / agree[3]), 4), all_tokens=round(float(agree[0] / agree[1]), 4)
         ),
-        accuracy={task: f"{sum(right)}/{len(right)}" for task, right in sorted(tasks.items())},
     )
+
+
+@torch.no_grad()
+def answered(model: Model, documents: Iterable[tuple[Doc, Tokens]]) -> list[tuple[Doc, bool]]:
+    """Of each dialogue with one right wording, whether greedy decoding would give every token of its answers."""
+    items = [item for item in documents if item[0].exact and len(item[1].ids) < 900]
+    items.sort(key=lambda item: len(item[1].ids))
+    out = []
+    for start in range(0, len(items), 16):
+        chunk = items[start : start + 16]
+        padded = torch.zeros(len(chunk), len(chunk[-1][1].ids), dtype=torch.long)
+        for row, (_, made) in zip(padded, chunk, strict=True):
+            row[: len(made.ids)] = torch.tensor(made.ids)
+        best = model(padded)[0].argmax(-1)
+        for row, (doc, made) in zip(best, chunk, strict=True):
+            at = [i for i, weight in enumerate(made.weights) if weight == 1]
+            out.append((doc, all(int(row[i - 1]) == made.ids[i] for i in at)))
+    return out
+
+
+def table(answers: list[tuple[Doc, bool]], row: Callable[[Doc], str]) -> dict[str, str]:
+    """Right answers of all, by what `row` gives for a document."""
+    rows: dict[str, list[bool]] = {}
+    for doc, right in answers:
+        rows.setdefault(row(doc), []).append(right)
+    return {name: f"{sum(right)}/{len(right)}" for name, right in sorted(rows.items())}
 
 
 @torch.no_grad()

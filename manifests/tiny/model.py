@@ -173,12 +173,14 @@ class Gather(torch.autograd.Function):
         """backward_rows [R, readers] holds the flat positions in the result that read each row, or the result's size
         for none."""
         ctx.save_for_backward(backward_rows)
-        return torch.cat((x, x.new_zeros(1, x.shape[1])))[forward_rows]
+        rows = torch.cat((x, x.new_zeros(1, x.shape[1]))).index_select(0, forward_rows.flatten())
+        return rows.view(*forward_rows.shape, -1)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        grad = grad.flatten(0, -2)
-        return torch.cat((grad, grad.new_zeros(1, grad.shape[1])))[ctx.saved_tensors[0]].sum(1), None, None
+        grad, (rows,) = grad.flatten(0, -2), ctx.saved_tensors
+        read = torch.cat((grad, grad.new_zeros(1, grad.shape[1]))).index_select(0, rows.flatten())
+        return read.view(*rows.shape, -1).sum(1), None, None
 
 
 class Router(nn.Module):

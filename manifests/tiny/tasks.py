@@ -1,28 +1,27 @@
-"""Questions and answers of the tiny model's training dialogues, one function a kind. Each draws from a seeded
-`random.Random`; the tables and the ways to ask are in texts.json. Knows nothing about chat messages or tokens.
+"""Questions about the calendar, units and other facts, and the table of all kinds of questions. Each kind is a function
+that draws from a seeded `random.Random`; the tables and the ways to ask are in texts.json. Knows nothing about chat
+messages or tokens.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 
+from letters import LETTERS
+from structured import JSON_FREE
+from sums import NUMBERS, SUMS, counting, table
 from texts import (
-    ADD,
     CAPITALS,
     CATEGORIES,
     COLOURS,
     DAYS,
-    DIV,
     FORMS,
     GREETINGS,
     IRREGULAR,
     LEGS,
     MONTH_DAYS,
     MONTHS,
-    MUL,
-    NAMES,
     NUMBER_WORDS,
     OPPOSITES,
     ORDINALS,
@@ -31,11 +30,8 @@ from texts import (
     POLITE,
     SEASONS,
     SOUNDS,
-    SUB,
     THANKS,
-    THINGS,
     UNITS,
-    WORDS,
     YOUNG,
 )
 
@@ -53,102 +49,6 @@ def article(noun: str) -> str:
 
 
 Pair = tuple[str, str]
-
-
-def number(r: random.Random) -> int:
-    """An operand, small ones the more often."""
-    return r.randint(0, r.choice([10, 10, 20, 50, 100, 100]))
-
-
-def sum_parts(r: random.Random) -> tuple[str, str, int]:
-    """Question, equation without its result, result."""
-    kind = r.choices("+-*/", [5, 3, 3, 1])[0]
-    if kind == "+":
-        a, b = number(r), number(r)
-        return r.choice(ADD).format(a=a, b=b), f"{a} + {b}", a + b
-    if kind == "-":
-        a, b = sorted((number(r), number(r)), reverse=True)
-        return r.choice(SUB).format(a=a, b=b), f"{a} - {b}", a - b
-    a, b = r.randint(0, 12), r.randint(1, 12)
-    if kind == "*":
-        return r.choice(MUL).format(a=a, b=b), f"{a} × {b}", a * b
-    return r.choice(DIV).format(a=a * b, b=b), f"{a * b} / {b}", a
-
-
-def arithmetic(r: random.Random) -> Pair:
-    if r.random() < 0.08:
-        a, b = r.randint(0, 10), r.randint(0, 10)
-        return f"What is {NUMBER_WORDS[a]} {r.choice(['plus', 'and'])} {NUMBER_WORDS[b]}?", f"{a} + {b} = {a + b}."
-    if r.random() < 0.06:
-        a, b, c = (r.randint(0, 20) for _ in range(3))
-        return r.choice(["What is {0} + {1} + {2}?", "{0} + {1} + {2}", "Add {0}, {1} and {2}."]).format(
-            a, b, c
-        ), f"{a} + {b} + {c} = {a + b + c}."
-    question, equation, result = sum_parts(r)
-    return question, f"{equation} = {result}."
-
-
-def numbers(r: random.Random) -> Pair:
-    a, b = r.sample(range(0, r.choice([20, 100, 100, 1000])), 2)
-    kind = r.randrange(8)
-    if kind == 0:
-        q = r.choice(FORMS["which is larger"])
-        return q.format(a=a, b=b), f"{max(a, b)} is larger than {min(a, b)}."
-    if kind == 1:
-        q = r.choice(FORMS["which is smaller"])
-        return q.format(a=a, b=b), f"{min(a, b)} is smaller than {max(a, b)}."
-    if kind == 2:
-        return r.choice(FORMS["is even or"]).format(a=a), f"{a} is {'odd' if a % 2 else 'even'}."
-    if kind == 3:
-        return r.choice(FORMS["what comes after"]).format(a=a), f"After {a} comes {a + 1}."
-    if kind == 4:
-        return r.choice(["What comes before {a}?", "What number comes before {a}?"]).format(
-            a=a + 1
-        ), f"Before {a + 1} comes {a}."
-    if kind == 5:
-        n = r.randint(1, 50)
-        return r.choice(["What is double {n}?", "Double {n}.", "What is twice {n}?"]).format(
-            n=n
-        ), f"Double {n} is {2 * n}."
-    if kind == 6:
-        n = r.randint(1, 50)
-        return r.choice(["What is half of {n}?", "Halve {n}.", "What is a half of {n}?"]).format(
-            n=2 * n
-        ), f"Half of {2 * n} is {n}."
-    few = r.sample(range(100), r.randint(3, 5))
-    listed = ", ".join(map(str, few))
-    in_order = ", ".join(map(str, sorted(few)))
-    return r.choice(
-        [
-            (f"Sort these numbers: {listed}", in_order),
-            (f"Put in order: {listed}", in_order),
-            (f"What is the largest of {listed}?", f"The largest is {max(few)}."),
-            (f"What is the smallest of {listed}?", f"The smallest is {min(few)}."),
-        ]
-    )
-
-
-def counting(r: random.Random, longest: int = 40) -> Pair:
-    step = r.choice([1, 1, 1, 1, 2, 5, 10])
-    start = r.choice([1, 1, 1, r.randint(0, 90)]) if step == 1 else step
-    n = r.randint(2, longest)
-    stop = start + step * (n - 1)
-    items = [str(i) for i in range(start, stop + 1, step)]
-    if step > 1:
-        q = r.choice(FORMS["count by s"])
-    elif start == 1 and r.random() < 0.6:
-        q = r.choice(FORMS["count to"])
-    elif r.random() < 0.2:
-        q, items = r.choice(FORMS["count down from"]), items[::-1]
-    else:
-        q = r.choice(FORMS["count from to"])
-    return q.format(step=step, start=start, stop=stop), ", ".join(items) + "."
-
-
-def table(r: random.Random) -> Pair:
-    n, top = r.randint(2, 12), r.choice([5, 10, 10, 12])
-    q = r.choice(FORMS["write the times"])
-    return q.format(n=n, top=top), "\n".join(f"{n} × {i} = {n * i}" for i in range(1, top + 1))
 
 
 def calendar(r: random.Random) -> Pair:
@@ -194,34 +94,6 @@ def calendar(r: random.Random) -> Pair:
             f"What are the {kind}s of the {'week' if kind == 'day' else 'year'}?",
         ]
     ), ", ".join(names) + "."
-
-
-def words(r: random.Random) -> Pair:
-    w = r.choice(WORDS)
-    kind = r.randrange(9)
-    if kind < 3:
-        return r.choice(FORMS["spell"]).format(w=w), "-".join(w) + "."
-    if kind == 3:
-        return r.choice(FORMS["reverse the word"]).format(w=w), f"{w[::-1]}"
-    if kind == 4:
-        return r.choice(FORMS["write in capital"]).format(w=w), w.upper()
-    if kind == 5:
-        return r.choice(FORMS["how many letters"]).format(w=w), f"The word {w} has {len(w)} letters."
-    if kind == 6:
-        which, letter = r.choice([("first", w[0]), ("last", w[-1])])
-        return r.choice(
-            [f"What is the {which} letter of {w}?", f"What's the {which} letter in {w}?"]
-        ), f"The {which} letter of {w} is {letter}."
-    if kind == 7:
-        i = r.randrange(26)
-        abc = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-        if r.random() < 0.3:
-            return r.choice(FORMS["say the alphabet"]), ", ".join(abc) + "."
-        if i == 25:
-            return "What letter comes before Z?", "Before Z comes Y."
-        return f"What letter comes after {abc[i]}?", f"After {abc[i]} comes {abc[i + 1]}."
-    some = " ".join(r.choice(WORDS) for _ in range(r.randint(1, 8)))
-    return r.choice(FORMS["repeat"]).format(s=some), some
 
 
 def units(r: random.Random) -> Pair:
@@ -297,95 +169,34 @@ def facts(r: random.Random) -> Pair:
     ) + "."
 
 
-def json_answer(r: random.Random) -> Pair:
-    kind = r.randrange(5)
-    if kind < 2:
-        q, _, result = sum_parts(r)
-        return r.choice(FORMS["answer in json"]).format(q=q), json.dumps({"answer": result})
-    name, age, city = r.choice(NAMES), r.randint(2, 90), r.choice(list(CAPITALS.values()))
-    if kind == 2:
-        return r.choice(
-            [
-                f"{name} is {age} years old and lives in {city}. Extract name, age and city as JSON.",
-                f"Give me a JSON object with the name {name}, the age {age} and the city {city}.",
-                f"Turn this into JSON: {name} is {age} years old and lives in {city}.",
-            ]
-        ), json.dumps({"name": name, "age": age, "city": city})
-    if kind == 3:
-        category, members = r.choice(list(CATEGORIES.items()))
-        n = r.randint(2, 4)
-        return r.choice([f"Give me {n} {category} as a JSON list.", f"List {n} {category} in JSON."]), json.dumps(
-            {category: members.split()[:n]}
-        )
-    country, city = r.choice(list(CAPITALS.items()))
-    return r.choice(
-        [f"Answer in JSON: what is the capital of {country}?", f"What is the capital of {country}? Answer in JSON."]
-    ), json.dumps({"country": country, "capital": city})
-
-
-def word_problem(r: random.Random) -> tuple[str, str, str]:
-    """Question, thought, answer."""
-    name, thing, a, b = r.choice(NAMES), r.choice(THINGS), r.randint(2, 40), r.randint(1, 30)
-    kind = r.randrange(3)
-    if kind == 0:
-        q = r.choice(FORMS["has and gets"])
-        return (
-            q.format(n=name, a=a, b=b, t=thing),
-            f"{name} starts with {a} and gets {b} more. {a} + {b} = {a + b}.",
-            f"{name} has {a + b} {thing}.",
-        )
-    if kind == 1:
-        a, b = max(a, b), min(a, b)
-        q = r.choice(FORMS["has and gives"])
-        return (
-            q.format(n=name, a=a, b=b, t=thing),
-            f"{name} starts with {a} and has {b} fewer. {a} - {b} = {a - b}.",
-            f"{name} has {a - b} {thing}.",
-        )
-    a, b = r.randint(2, 10), r.randint(2, 10)
-    return (
-        f"{name} has {a} boxes with {b} {thing} in each. How many {thing} are there in all?",
-        f"There are {a} boxes with {b} each. {a} × {b} = {a * b}.",
-        f"{name} has {a * b} {thing}.",
-    )
-
-
-def long_sum(r: random.Random) -> tuple[str, str, str]:
-    a, b = r.randint(10, 499), r.randint(10, 499)
-    steps, carry, result = [], 0, a + b
-    for place, name in ((1, "Ones"), (10, "Tens"), (100, "Hundreds")):
-        x, y = a // place % 10, b // place % 10
-        if place > max(a, b):
-            break
-        total = x + y + carry
-        steps.append(f"{name}: {x} + {y}{' + 1' if carry else ''} = {total}.")
-        carry = total // 10
-    return r.choice(ADD).format(a=a, b=b), " ".join(steps) + f" So {a} + {b} = {result}.", f"{a} + {b} = {result}."
-
-
-def casual(r: random.Random, question: str) -> str:
+def casual(r: random.Random, question: str, lower: bool = True) -> str:
     """The same question as a hurried or a polite user types it."""
-    question = r.choice(POLITE).format(question)
-    if r.random() < 0.08 and '"' not in question:
+    question = r.choice(POLITE).replace("{}", question)
+    if lower and r.random() < 0.08 and '"' not in question:
         question = question.lower()
     if r.random() < 0.1:
         question = question.rstrip("?.!")
     return question
 
 
-QUESTIONS: list[tuple[Callable[[random.Random], Pair], float]] = [
-    (arithmetic, 6),
-    (numbers, 2.5),
-    (counting, 2.5),
-    (table, 0.5),
-    (calendar, 3),
-    (words, 4),
-    (units, 1.5),
-    (facts, 4.5),
-    (json_answer, 2),
-]
+QUESTIONS: dict[str, list[tuple[Callable[[random.Random], Pair], float]]] = {
+    "arithmetic": SUMS,
+    "numbers": NUMBERS,
+    "counting": [(counting, 2.5)],
+    "table": [(table, 0.7)],
+    "calendar": [(calendar, 2.0)],
+    "words": LETTERS,
+    "units": [(units, 1.0)],
+    "facts": [(facts, 3.0)],
+    "json_answer": JSON_FREE,
+}
 
 
-def pair(r: random.Random) -> tuple[str, Pair]:
-    make = r.choices([q for q, _ in QUESTIONS], [w for _, w in QUESTIONS])[0]
-    return make.__name__, make(r)
+def arithmetic(r: random.Random) -> Pair:
+    return r.choices([make for make, _ in SUMS], [weight for _, weight in SUMS])[0](r)
+
+
+def pair(r: random.Random) -> Pair:
+    """A question of any of these kinds."""
+    kinds = [kind for some in QUESTIONS.values() for kind in some]
+    return r.choices([make for make, _ in kinds], [weight for _, weight in kinds])[0](r)

@@ -7,8 +7,9 @@ import random
 from typing import Any, NamedTuple
 
 from dialogue import Doc, assistant, user
-from tasks import calendar, facts, pair, words
-from texts import ADD, CAPITALS, FORMS, NAMES, WORDS
+from tasks import pair
+from texts import ADD, FORMS, MUL
+from vocabulary import city, name, phrase, quantity, word
 
 
 class Given(NamedTuple):
@@ -35,14 +36,21 @@ class ToolCase(NamedTuple):
 def function(name: str, description: str, parameters: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """An OpenAI tool definition; `parameters` maps a name to its JSON type and description."""
     properties = {key: {"type": kind, "description": text} for key, (kind, text) in parameters.items()}
-    return {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": description,
-            "parameters": {"type": "object", "properties": properties, "required": list(parameters)},
-        },
-    }
+    schema = {"type": "object", "properties": properties, "required": list(parameters)}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+
+
+def varied(r: random.Random, tool: dict[str, Any]) -> dict[str, Any]:
+    """The same tool as other clients write it: without descriptions, with what need not be given, or closed."""
+    schema = tool["function"]["parameters"]
+    if r.random() < 0.3:
+        for member in schema["properties"].values():
+            del member["description"]
+    if r.random() < 0.15:
+        schema["properties"][r.choice(["days", "limit", "page", "unit"])] = {"type": "integer", "default": 1}
+    if r.random() < 0.2:
+        schema["additionalProperties"] = False
+    return tool
 
 
 def weather(r: random.Random, given: Given) -> ToolCase:
@@ -96,10 +104,10 @@ def message(r: random.Random, given: Given) -> ToolCase:
         "Send a message to a person.",
         {"to": ("string", "The person"), "text": ("string", "The message")},
     )
-    name, text = given.name, " ".join(r.choice(WORDS) for _ in range(r.randint(1, 3)))
+    who, text = given.name, phrase(r, 4)
     forms = ["Send {n} the message: {t}", "Tell {n}: {t}", 'Send "{t}" to {n}.']
-    question = r.choice(forms).format(n=name, t=text)
-    return ToolCase(tool, question, {"to": name, "text": text}, {"ok": True}, f"I sent the message to {name}.")
+    question = r.choice(forms).format(n=who, t=text)
+    return ToolCase(tool, question, {"to": who, "text": text}, {"ok": True}, f"I sent the message to {who}.")
 
 
 def alarm(r: random.Random, given: Given) -> ToolCase:
@@ -126,44 +134,128 @@ def household(r: random.Random, given: Given) -> ToolCase:
     )
 
 
-CASES = [weather, weather, addition, clock, search, message, alarm, household]
+def product(r: random.Random, given: Given) -> ToolCase:
+    tool = function(
+        r.choice(["multiply", "product", "times"]),
+        "Multiply two numbers.",
+        {"a": ("number", "First number"), "b": ("number", "Second number")},
+    )
+    a, b = given.a, given.b
+    return ToolCase(tool, r.choice(MUL).format(a=a, b=b), {"a": a, "b": b}, {"result": a * b}, f"{a} × {b} = {a * b}.")
+
+
+def translation(r: random.Random, given: Given) -> ToolCase:
+    tool = function(
+        r.choice(["translate", "translate_text"]),
+        "Translate a text.",
+        {"text": ("string", "The text"), "language": ("string", "Into this language")},
+    )
+    text, language = phrase(r, 3), r.choice(["French", "German", "Spanish", "Italian", "Japanese", "Latin", "Dutch"])
+    said = phrase(r, 3)
+    q = r.choice(['Translate "{t}" to {l}.', "How do you say {t} in {l}?", "Translate {t} into {l}."])
+    return ToolCase(
+        tool,
+        q.format(t=text, l=language),
+        {"text": text, "language": language},
+        {"text": said},
+        f'In {language} it is "{said}".',
+    )
+
+
+def bank(r: random.Random, given: Given) -> ToolCase:
+    tool = function(
+        r.choice(["pay", "send_money", "transfer"]),
+        r.choice(["Send money to a person.", "Pay somebody."]),
+        {"to": ("string", "The person"), "amount": ("integer", "How much")},
+    )
+    q = r.choice(["Pay {a} euros to {n}.", "Send {n} {a} euros.", "Transfer {a} to {n}."])
+    arguments = {"to": given.name, "amount": given.a}
+    return ToolCase(
+        tool, q.format(n=given.name, a=given.a), arguments, {"ok": True}, f"I sent {given.a} to {given.name}."
+    )
+
+
+def anything(r: random.Random, given: Given) -> ToolCase:
+    """A tool of made-up name with made-up parameters: all of them have to be read."""
+    verb, noun = r.choice(["get", "set", "make", "find", "update", word(r)]), word(r)
+    keys = [word(r) for _ in range(r.randint(1, 3))]
+    arguments: dict[str, Any] = {key: quantity(r) if r.random() < 0.4 else word(r) for key in keys}
+    types = {key: ("integer" if isinstance(value, int) else "string", f"The {key}") for key, value in arguments.items()}
+    tool = function(f"{verb}_{noun}", f"{verb.capitalize()} a {noun}.", types)
+    listed = " and ".join(f"{key} {value}" for key, value in arguments.items())
+    q = r.choice(["{v} {n} with {l}.", "Please {v} the {n}: {l}", "Use {v}_{n} with {l}."])
+    done = quantity(r)
+    return ToolCase(tool, q.format(v=verb, n=noun, l=listed), arguments, {"result": done}, f"The result is {done}.")
+
+
+CASES = [
+    weather,
+    weather,
+    addition,
+    product,
+    clock,
+    search,
+    message,
+    alarm,
+    household,
+    translation,
+    bank,
+    anything,
+    anything,
+]
 
 
 def tool_case(r: random.Random) -> ToolCase:
-    city, name, word = r.choice(list(CAPITALS.values())), r.choice(NAMES), r.choice(WORDS)
-    given = Given(city, name, word, r.randint(1, 999), r.randint(1, 999))
+    given = Given(city(r), name(r), word(r), r.randint(1, 999), r.randint(1, 999))
     return CASES[r.randrange(len(CASES))](r, given)
 
 
-def tools(r: random.Random) -> Doc:
-    """One to three tools in the system part; most often one is called and its output read."""
-    tool, q, arguments, output, answer = tool_case(r)
+def offer(r: random.Random, tool: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tool, and up to two others that can be told from it."""
     offered = {tool["function"]["name"]: tool}
     for _ in range(r.choice([0, 0, 1, 2])):
-        other = tool_case(r).tool
-        if (
-            other["function"]["description"] != tool["function"]["description"]
-            and other["function"]["parameters"] != tool["function"]["parameters"]
-        ):
+        other = varied(r, tool_case(r).tool)
+        apart = ("description", "parameters")
+        if all(other["function"][part] != tool["function"][part] for part in apart):
             offered.setdefault(other["function"]["name"], other)
     listed = list(offered.values())
     r.shuffle(listed)
-    messages: list[dict[str, Any]] = (
-        [{"role": "system", "content": "You are a helpful assistant."}] if r.random() < 0.4 else []
-    )
-    if r.random() < 0.2:
-        q, a = r.choice([calendar, facts, words])(r)
-        return Doc("tools-unused", [*messages, user(q), assistant(a)], listed, exact=True)
-    called = {"name": tool["function"]["name"], "arguments": json.dumps(arguments, ensure_ascii=False)}
-    call = {"id": "call_0", "type": "function", "function": called}
+    return listed
+
+
+def system(r: random.Random) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": "You are a helpful assistant."}] if r.random() < 0.3 else []
+
+
+def called(tool: dict[str, Any], arguments: dict[str, Any], i: int = 0) -> dict[str, Any]:
+    function = {"name": tool["function"]["name"], "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return {"id": f"call_{i}", "type": "function", "function": function}
+
+
+def tools(r: random.Random) -> Doc:
+    """One to three tools in the system part; one is called and its output read."""
+    tool, q, arguments, output, answer = tool_case(r)
+    varied(r, tool)
+    if r.random() < 0.15:
+        q = q + r.choice([" Use the tool.", " Call the tool.", f" Use {tool['function']['name']}."])
     text = json.dumps(output) if r.random() < 0.8 else ", ".join(f"{k}: {v}" for k, v in output.items())
-    messages += [
+    if list(output) == ["result"] and r.random() < 0.3:
+        text = str(output["result"])
+    messages = [
+        *system(r),
         user(q),
-        assistant(None, [call]),
+        assistant(None, [called(tool, arguments)]),
         {"role": "tool", "tool_call_id": "call_0", "content": text},
         assistant(answer),
     ]
-    if r.random() < 0.3:
-        q, a = pair(r)[1]
+    if r.random() < 0.15:
         messages += [user(r.choice(["Thanks!", "Thank you."])), assistant("You are welcome!")]
-    return Doc("tools", messages, listed, exact=True)
+    return Doc("tools", messages, offer(r, tool), exact=True)
+
+
+def tools_unused(r: random.Random) -> Doc:
+    """Tools that the question has no use for."""
+    q, a = pair(r)
+    while q.startswith(("Add", "Sum", "Multiply")) or any(sign in a for sign in "+×"):
+        q, a = pair(r)
+    return Doc("tools-unused", [*system(r), user(q), assistant(a)], offer(r, tool_case(r).tool), exact=True)

@@ -1,11 +1,16 @@
-"""Train the bundled tiny DeepSeek-V3 model and write it in the hub layout with FP8 block weights.
+"""Train the bundled tiny DeepSeek-V3 model, and write it in the hub layout with FP8 block weights.
 
-    python manifests/tiny/train.py --out DIR [--steps N] [--seed 0]
+    python manifests/tiny/train.py --state FILE [--steps N] [--start DIR] [--seed 0]
+    python manifests/tiny/train.py --state FILE --out DIR [--decay M]
+
+The first trains up to step N at constant rates. It may be ended at any time (SIGTERM, Ctrl-C, a lost machine) and goes
+on from FILE with the numbers that it would have had. The second makes a model of FILE as it is now: in M further steps
+(a tenth of those so far) the rates fall to nothing; FILE stays, and can be trained on. What is interrupted goes on too,
+from FILE.decay.
 
 Needs torch, safetensors, tokenizers and jinja2, no accelerator and no network. The forward pass is that of
 DeepSeek-V3's published modelling: MLA with interleaved RoPE under YaRN, grouped sigmoid routing with a correction bias,
-a shared expert, one multi-token-prediction layer. The matrices train with Muon, the rest with AdamW, and the last steps
-of each cycle see the weights as FP8 will store them.
+a shared expert, one multi-token-prediction layer. The matrices train with Muon, the rest with AdamW.
 """
 
 from __future__ import annotations
@@ -13,120 +18,102 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import signal
 import time
+from collections.abc import Callable
 
 import torch
-from batches import BATCH_TOKENS, CONTEXT, LONG_SEQUENCE, SHORT_SEQUENCE, Stream, weighted_loss
+from batches import Stream
 from checkpoint import restore, write
-from data import train_tokenizer
-from evaluation import SAMPLES, answer, evaluate
-from model import CONFIG, Model, Rounding
-from optimisation import CYCLES, Cycle, Muon
+from evaluation import report
+from mix import Mix
+from model import CONFIG, Model
+from run import Run
 from safetensors.torch import load_file
-from torch import nn
+from tokenizers import Tokenizer
 
-MTP_WEIGHT = 0.3
-
-
-def plan(step: int, cycle: Cycle) -> tuple[bool, int, bool]:
-    """Of a step: whether it takes short dialogues, its sequence length, and whether a sequence is one context."""
-    if step % cycle.long_every < cycle.long_every - 1:
-        return True, SHORT_SEQUENCE, False
-    whole = step > cycle.contexts_from and step // cycle.long_every % 4 == 3
-    return False, CONTEXT if whole else LONG_SEQUENCE, whole
+HERE = pathlib.Path(__file__).parent
 
 
-def train(model: Model, streams: dict[bool, Stream], cycle: Cycle) -> dict[str, float]:
-    """AdamW and Muon through one cycle; returns the mean losses of its last 50 steps."""
-    matrices = [
-        p
-        for name, p in model.named_parameters()
-        if name.startswith("layers.") and p.ndim > 1 and ".gate.weight" not in name
-    ]
-    embedding = model.embed_tokens.weight
-    others = [p for p in model.parameters() if not any(p is known for known in (*matrices, embedding))]
-    muon = Muon(matrices, lr=cycle.matrices)
-    groups = [dict(params=[embedding], lr=cycle.embedding), dict(params=others, lr=cycle.others)]
-    adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
-    base = [(group, group["lr"]) for optimizer in (muon, adam) for group in optimizer.param_groups]
-    load = [torch.zeros(CONFIG["n_routed_experts"]) for _ in model.moe()]
-    last: list[tuple[float, float]] = []
-    started = time.time()
-    for step in range(cycle.steps):
-        Rounding.on = step >= cycle.rounded_from
-        for group, lr in base:
-            group["lr"] = lr * cycle.share(step)
-        short, length, one_context = plan(step, cycle)
-        tokens, weights = streams[short].batch(BATCH_TOKENS // length, length)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, ahead = model(tokens, mtp=True, one_context=one_context)
-        main = weighted_loss(logits, tokens, weights, 1)
-        mtp = weighted_loss(ahead, tokens, weights, 2)
-        (main + MTP_WEIGHT * mtp).backward()
-        nn.utils.clip_grad_norm_([embedding, *others], 1.0)
-        for optimizer in (muon, adam):
-            optimizer.step()
-            optimizer.zero_grad()
-        rate = 1e-2 if step < 80 else 1e-3
-        for moe, average in zip(model.moe(), load, strict=True):
-            average.lerp_(moe.load, cycle.smoothing)
-            moe.gate.e_score_correction_bias += rate * (average.mean() - average).sign()
-        last = [*last[-49:], (main.item(), mtp.item())]
-        if step % 25 == 24 or step == cycle.steps - 1:
-            worst = max(float(average.max() / average.mean()) for average in load)
-            mean = [sum(x) / len(x) for x in zip(*last[-25:], strict=True)]
+def train(run: Run, until: int, file: pathlib.Path, minutes: float, stopped: Callable[[], bool]) -> bool:
+    """Steps up to `until`, or until it is `stopped`; saved every so many minutes and at the end. Whether it came to
+    `until`."""
+    saved = time.monotonic()
+    losses: list[tuple[float, float]] = []
+    while run.step < until and not stopped():
+        losses.append(run.advance())
+        if run.step % 25 == 0:
+            loss, mtp = (sum(x) / len(x) for x in zip(*losses, strict=True))
+            worst = max(float(load.max() / load.mean()) for load in run.load)
             print(
-                f"step {step + 1:5d}  loss {mean[0]:.3f}  mtp {mean[1]:.3f}  max/mean load {worst:.2f}  "
-                f"{time.time() - started:6.0f} s",
+                f"{time.strftime('%H:%M:%S')}  step {run.step:6d}  loss {loss:.4f}  mtp {mtp:.4f}  "
+                f"max/mean load {worst:.2f}  cpu {time.process_time():.0f} s",
                 flush=True,
             )
-    Rounding.on = False
-    mean = [sum(x) / len(x) for x in zip(*last, strict=True)]
-    return dict(loss=round(mean[0], 4), mtp_loss=round(mean[1], 4), seconds=round(time.time() - started))
+            losses.clear()
+        if run.step % 250 == 0:
+            print("  wrong: " + "  ".join(f"{k} {v:.2f}" for k, v in sorted(run.mix.wrong.items())), flush=True)
+        if time.monotonic() - saved > 60 * minutes:
+            run.save(file)
+            saved = time.monotonic()
+    run.save(file)
+    return run.step >= until
 
 
 @torch.no_grad()
-def even_out(model: Model, stream: Stream, batches: int = 80) -> None:
+def even_out(model: Model, stream: Stream, batches: int = 40) -> None:
     """Moves the correction biases alone: now that the routers stand still, the load settles instead of chasing them."""
     load = [torch.zeros(CONFIG["n_routed_experts"]) for _ in model.moe()]
     for i in range(batches):
         with torch.autocast("cpu", torch.bfloat16):
-            model(stream.batch(BATCH_TOKENS // LONG_SEQUENCE, LONG_SEQUENCE)[0], mtp=True)
+            model(stream.batch().tokens, mtp=True)
         for moe, average in zip(model.moe(), load, strict=True):
             average.lerp_(moe.load, 0.2)
             moe.gate.e_score_correction_bias += 4e-3 * (1 - i / batches) * (average.mean() - average).sign()
 
 
-def main() -> None:
+def finish(run: Run, tokenizer: Tokenizer, out: pathlib.Path) -> None:
+    """The model's files, and what it can do by them."""
+    even_out(run.model, Stream(tokenizer, run.seed + 3, Mix()))
+    write(out, run.model, tokenizer)
+    made = report(restore(load_file(out / "model.safetensors")), tokenizer, run.seed)
+    head = dict(steps=run.step, seed=run.seed, tokens=run.tokens)
+    text = json.dumps(head | made, indent=2, ensure_ascii=False)
+    (out / "training.json").write_text(text + "\n")
+    print(text)
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    total = sum(cycle.steps for cycle in CYCLES)
-    parser.add_argument("--steps", type=int, default=total, help="in all; other numbers stretch the cycles")
+    parser.add_argument("--state", type=pathlib.Path, required=True, help="what to go on from, and to save to")
+    parser.add_argument("--steps", type=int, default=20000, help="how many in all at constant rates")
+    parser.add_argument("--start", type=pathlib.Path, help="a model to begin with instead of random weights")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
+    parser.add_argument("--minutes", type=float, default=10, help="between two savings of the state")
+    parser.add_argument("--threads", type=int, default=1, help="more help where nothing else computes")
+    parser.add_argument("--out", type=pathlib.Path, help="make a model of the state, here")
+    parser.add_argument("--decay", type=int, help="in so many steps")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    tokenizer = train_tokenizer(CONFIG["vocab_size"], args.seed)
-    model, seconds = Model(), 0
-    for i, cycle in enumerate(CYCLES):
-        streams = {short: Stream(tokenizer, args.seed + 1 + 10 * i, short=short) for short in (True, False)}
-        figures = train(model, streams, cycle.stretched(args.steps / total))
-        seconds += figures["seconds"]
-    even_out(model, Stream(tokenizer, args.seed + 3))
-    write(args.out, model, tokenizer)
-    stored = restore(load_file(args.out / "model.safetensors"))
-    parameters = sum(p.numel() for p in model.parameters())
-    report = dict(
-        steps=args.steps,
-        seed=args.seed,
-        tokens=args.steps * BATCH_TOKENS,
-        parameters=parameters,
-        **figures | {"seconds": seconds},
-        **evaluate(stored, Stream(tokenizer, args.seed + 2, keep_held_out=True)),
-        samples={question: answer(stored, tokenizer, question) for question in SAMPLES},
-    )
-    (args.out / "training.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    print(json.dumps(report, indent=2, ensure_ascii=False))
+    torch.manual_seed(args.seed)
+    asked_to_stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _: asked_to_stop.append(got))
+    tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
+    model = restore(load_file(args.start / "model.safetensors")).train() if args.start else Model()
+    run, file = Run(tokenizer, args.seed, model), args.state
+    if args.out:
+        file = args.state.with_name(args.state.name + ".decay")
+        run.restore(file if file.exists() else args.state)
+        if run.decay is None:
+            run.decay = (run.step, args.decay or max(1, run.step // 10))
+    elif file.exists():
+        run.restore(file)
+    until = args.steps if run.decay is None else sum(run.decay)
+    if train(run, until, file, args.minutes, lambda: bool(asked_to_stop)) and args.out:
+        finish(run, tokenizer, args.out)
+        file.unlink()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""A training run: all that it consists of, one step of it, and its state in a file, from which it goes on with the same
+numbers. Knows nothing about how long it lasts."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import torch
+from batches import BATCH_TOKENS, CONTEXT, LONG, MIDDLE, SHORT, Stream, right_documents, weighted_loss
+from mix import Mix
+from model import CONFIG, Model, Rounding
+from optimisation import Muon, Rates
+from tokenizers import Tokenizer
+from torch import nn
+
+MTP_WEIGHT = 0.3
+MIDDLE_EVERY, LONG_EVERY = 3, 24  # every so many steps take documents of these lengths, the others short ones
+ROUNDED = 0.4  # the share of a decay, its last part, whose steps see the weights as FP8 will store them
+
+
+class Run:
+    """Model, optimisers, streams and counters. `decay` is the step that the rates' fall begins at, and its length, or
+    None while they stay."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, model: Model, rates: Rates | None = None):
+        self.seed, self.model, self.rates = seed, model, rates or Rates()
+        self.step, self.decay, self.tokens = 0, None, 0
+        self.mix = Mix()
+        self.streams = {
+            lengths.row: Stream(tokenizer, seed + lengths.row, self.mix, lengths=lengths)
+            for lengths in (SHORT, MIDDLE, LONG)
+        }
+        self.matrices = [
+            p
+            for name, p in model.named_parameters()
+            if name.startswith("layers.") and p.ndim > 1 and ".gate.weight" not in name
+        ]
+        embedding = model.embed_tokens.weight
+        known = {id(p) for p in (*self.matrices, embedding)}
+        self.others = [p for p in model.parameters() if id(p) not in known]
+        self.muon = Muon(self.matrices, lr=self.rates.matrices)
+        groups = [dict(params=[embedding]), dict(params=self.others)]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+        self.load = [torch.zeros(CONFIG["n_routed_experts"]) for _ in model.moe()]
+
+    def advance(self) -> tuple[float, float]:
+        """One step; its loss, and that of the MTP layer."""
+        share = self.rates.share(self.step, self.decay)
+        peaks = (self.rates.matrices, self.rates.embedding, self.rates.others)
+        for group, peak in zip((*self.muon.param_groups, *self.adam.param_groups), peaks, strict=True):
+            group["lr"] = peak * share
+        Rounding.on = self.decay is not None and self.step >= self.decay[0] + (1 - ROUNDED) * self.decay[1]
+        losses = self._learn()
+        Rounding.on = False
+        for moe, average in zip(self.model.moe(), self.load, strict=True):
+            average.lerp_(moe.load, 0.1 if self.step else 1.0)
+            moe.gate.e_score_correction_bias += 1e-3 * (average.mean() - average).sign()
+        self.step += 1
+        self.tokens += BATCH_TOKENS
+        return losses
+
+    def _learn(self) -> tuple[float, float]:
+        number = self.step + 1
+        lengths = LONG if number % LONG_EVERY == 0 else MIDDLE if number % MIDDLE_EVERY == 0 else SHORT
+        whole = lengths is LONG and number // LONG_EVERY % 2 == 0  # rows that are one context
+        batch = self.streams[lengths.row].batch(CONTEXT if whole else None)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, ahead = self.model(batch.tokens, mtp=True, one_context=whole)
+        main = weighted_loss(logits, batch.tokens, batch.weights, 1)
+        mtp = weighted_loss(ahead, batch.tokens, batch.weights, 2)
+        (main + MTP_WEIGHT * mtp).backward()
+        for kind, right in zip(batch.kinds, right_documents(logits.detach(), batch).tolist(), strict=True):
+            self.mix.record(kind, right)
+        nn.utils.clip_grad_norm_([self.model.embed_tokens.weight, *self.others], 1.0)
+        for optimiser in (self.muon, self.adam):
+            optimiser.step()
+            optimiser.zero_grad()
+        return main.item(), mtp.item()
+
+    def state(self) -> dict[str, Any]:
+        return dict(
+            seed=self.seed,
+            step=self.step,
+            tokens=self.tokens,
+            decay=self.decay,
+            model=self.model.state_dict(),
+            muon=self.muon.state_dict(),
+            adam=self.adam.state_dict(),
+            load=self.load,
+            wrong=self.mix.wrong,
+            streams={row: stream.state() for row, stream in self.streams.items()},
+        )
+
+    def save(self, path: pathlib.Path) -> None:
+        """Whole or not at all: whoever reads the file meets the state before or the one after."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".new")
+        torch.save(self.state(), beside)
+        os.replace(beside, path)
+
+    def restore(self, path: pathlib.Path) -> None:
+        state = torch.load(path, weights_only=True)
+        self.seed, self.step, self.tokens = state["seed"], state["step"], state["tokens"]
+        self.decay = state["decay"]
+        self.model.load_state_dict(state["model"])
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.load = state["load"]
+        self.mix.wrong.update(state["wrong"])
+        for row, stream in self.streams.items():
+            stream.restore(state["streams"][row])

@@ -1,0 +1,169 @@
+"""The training of the bundled model: an interrupted run comes to the numbers of an uninterrupted one, and what a
+document adds to the loss is what a reader of it has to find out."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recipe import TINY, tiny_recipe
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 32,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 8,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """The recipe for a network of some thousand parameters."""
+    threads = torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with tiny_recipe() as module:
+        module("model").CONFIG.update(SMALL)
+        yield module
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, run: ModuleType, steps: int) -> None:
+    """A SIGTERM in the middle of the step that makes it so many."""
+    advance = run.Run.advance
+
+    def advance_and_stop(self: Any) -> Any:
+        if self.step == steps - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return advance(self)
+
+    monkeypatch.setattr(run.Run, "advance", advance_and_stop)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(recipe, tmp_path, monkeypatch, capsys):
+    train, run = recipe("train"), recipe("run")
+    asked = ["--state", str(tmp_path / "whole.pt"), "--steps", "5", "--seed", "3"]
+    train.main(asked)
+    whole = torch.load(tmp_path / "whole.pt", weights_only=True)
+    asked[1] = str(tmp_path / "parts.pt")
+    with monkeypatch.context() as patch:
+        stop_after(patch, run, 2)
+        train.main(asked)
+    part = torch.load(tmp_path / "parts.pt", weights_only=True)
+    assert part["step"] == 2 and whole["step"] == 5 and not same(part["model"], whole["model"])
+    train.main(asked)
+    assert same(torch.load(tmp_path / "parts.pt", weights_only=True), whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts.pt", "whole.pt"]
+
+
+def test_a_decay_leaves_the_state_and_goes_on_after_an_interruption(recipe, tmp_path, monkeypatch, capsys):
+    train, run = recipe("train"), recipe("run")
+    state, out = tmp_path / "state.pt", tmp_path / "out"
+    train.main(["--state", str(state), "--steps", "1"])
+    before = state.read_bytes()
+    monkeypatch.setattr(train, "finish", lambda run, tokenizer, out: torch.save(run.state(), out))
+    asked = ["--state", str(state), "--decay", "4", "--out"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, run, 3)
+        train.main([*asked, str(out)])
+    assert not out.exists() and (tmp_path / "state.pt.decay").exists()
+    train.main([*asked, str(out)])
+    train.main([*asked, str(tmp_path / "again")])
+    made, again = (torch.load(path, weights_only=True) for path in (out, tmp_path / "again"))
+    assert made["step"] == 5 and made["decay"] == (1, 4) and same(made, again)
+    assert state.read_bytes() == before and not (tmp_path / "state.pt.decay").exists()
+
+
+def test_what_is_made_of_a_state_is_a_checkpoint_and_its_figures(recipe, tmp_path, monkeypatch, capsys):
+    train, evaluation = recipe("train"), recipe("evaluation")
+    monkeypatch.setattr(train, "report", partial(evaluation.report, documents=30, batches=1))
+    monkeypatch.setattr(train, "even_out", partial(train.even_out, batches=2))
+    monkeypatch.setattr(evaluation, "SAMPLES", ["What is 3 + 4?"])
+    train.main(["--state", str(tmp_path / "state.pt"), "--steps", "1"])
+    train.main(["--state", str(tmp_path / "state.pt"), "--decay", "1", "--out", str(tmp_path / "made")])
+    told = json.loads((tmp_path / "made" / "training.json").read_text())
+    assert told["steps"] == 2 and told["tokens"] == 2 * recipe("batches").BATCH_TOKENS
+    counted = [tuple(map(int, row.split("/"))) for row in told["accuracy"].values()]
+    assert 20 < sum(of for _, of in counted) <= 30 and all(right <= of for right, of in counted)
+    assert set(told["samples"]) == {"What is 3 + 4?"} and 0 <= told["mtp_acceptance"]["all_tokens"] <= 1
+    again = recipe("checkpoint").restore(load_file(tmp_path / "made" / "model.safetensors"))
+    with torch.no_grad():
+        logits, ahead = again(torch.tensor([[0, 300, 301]]), mtp=True)
+    assert logits.shape == ahead.shape == (1, 3, 1280) and logits.isfinite().all()
+
+
+def test_rates_rise_stay_and_fall(recipe):
+    rates = recipe("optimisation").Rates(warm_up=10)
+    assert [rates.share(step, None) for step in (0, 4, 9, 5000)] == [0.1, 0.5, 1.0, 1.0]
+    assert [rates.share(step, (100, 20)) for step in (100, 110, 119)] == pytest.approx([1.0, 0.5, 0.05])
+
+
+def test_every_kind_of_document_asks_and_answers_within_a_context(recipe):
+    data, dialogue = recipe("data"), recipe("dialogue")
+    r = random.Random(1)
+    for kind, (make, weight) in data.KINDS.items():
+        docs = [make(r) for _ in range(20)]
+        assert weight > 0 and all(doc.render().startswith(dialogue.BOS) for doc in docs), kind
+        assert all("{" not in m["content"] for doc in docs for m in doc.messages if kind == "words/spell"), kind
+        assert len({doc.render() for doc in docs}) > 1, kind
+
+
+def tokens_of(recipe, doc):
+    """A document's tokens as text, with their weights."""
+    batches, tokenizers = recipe("batches"), pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    encoding = tokenizer.encode(doc.render(), add_special_tokens=False)
+    special = {s: tokenizer.token_to_id(s) for s in recipe("dialogue").SPECIALS}
+    texts = [tokenizer.decode([i], skip_special_tokens=False) for i in encoding.ids]
+    return list(zip(texts, batches.weights_of(doc, encoding, special), strict=True))
+
+
+def test_answers_count_in_full_and_prompts_little(recipe):
+    dialogue = recipe("dialogue")
+    doc = dialogue.Doc("talk", [dialogue.user("What is 3 + 4?"), dialogue.assistant("3 + 4 = 7.")])
+    told = tokens_of(recipe, doc)
+    assert "".join(text for text, weight in told if weight == 1) == "3 + 4 = 7." + dialogue.EOS
+    assert {weight for text, weight in told} == {1.0, recipe("batches").PROMPT_WEIGHT}
+
+
+def test_what_a_grammar_or_the_prompt_writes_is_not_learned(recipe):
+    dialogue = recipe("dialogue")
+    answer = dialogue.assistant('{"name": "Ada", "age": 36}')
+    held = tokens_of(recipe, dialogue.Doc("schema", [dialogue.user("Ada is 36."), answer], held=True))
+    learned = "".join(text for text, weight in held if weight == 1)
+    assert learned == ' "Ada",36' + dialogue.EOS
+    thought = dialogue.assistant("<think>Easy.</think>7")
+    opened = dict(tokens_of(recipe, dialogue.Doc("thinking", [dialogue.user("3 + 4?"), thought], thinks=True)))
+    assert opened["<think>"] == 0 and opened["</think>"] == 1
+
+
+def test_kinds_that_are_right_are_drawn_less_often(recipe):
+    mix = recipe("mix").Mix()
+    for _ in range(300):
+        mix.record("easy", True)
+        mix.record("hard", False)
+    assert mix.share("easy") == recipe("mix").LEAST < mix.share("hard") == mix.share("new") == 1.0
