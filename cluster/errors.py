@@ -68,6 +68,7 @@ class IsothermError(Exception):
       ExpertNotHeldError         actors.links.protocol: rows came for an expert that the group does not hold
       LinkError                  actors.links.protocol: the peer died, hangs or broke the protocol
         GroupFailedError         … the group failed, and the link is whole
+      CopyError                  actors.experts.copy_client: a peer gives no copy of an expert
 
     What users of the client import from cluster.client; the server's answer, or what to do, is in the message.
       ClientError                all that a Client raises

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +32,19 @@ settings.load_profile("isotherm")
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+# Of two that run modules side by side (pytest-xdist), each has its own folder for temporary files: commands without an
+# address go to the cluster that was started last, which is written down there.
+OWN_FOLDER: str | None = None
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    OWN_FOLDER = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix=f"{worker}-")
+    tempfile.tempdir = None  # asked for anew
+
+
+def pytest_sessionfinish() -> None:
+    if OWN_FOLDER is not None:
+        shutil.rmtree(OWN_FOLDER, ignore_errors=True)
+
 
 # Modules run in an order of their own each time, so that none comes to need what another left. ISOTHERM_ORDER_SEED
 # repeats it.

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from linked_workers import REQUEST, SCHEDULER, Workers, play
 from loaded_model import alone
+from torch import Tensor
 
 from isotherm.actors.attention.delivery import UnknownConnectionError
 from isotherm.actors.attention.shard import AttentionShard
-from isotherm.actors.links.protocol import LinkError
+from isotherm.actors.links.protocol import LinkError, NativeLink
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.kernels.native import ring
 
 
 @pytest.fixture(autouse=True)
@@ -32,27 +35,46 @@ def test_a_shards_cache_is_kept_as_its_spec_says():
     assert {cache.dtype for cache in model.new_cache(1, 16)} == {torch.uint8}
 
 
+def fail_at(workers: Workers, call: int) -> tuple[list[bool], str]:
+    """Have the link fail when it is used for the `call`-th time → the calls so far, and what will be said of it."""
+    link, calls = workers.shard._links["expert-0"], []
+    if isinstance(link, NativeLink):  # it is used in native code, a layer at a time
+        exchange = workers.shard._exchange
+        assert exchange is not None and exchange._native is not None
+        native, moe = exchange._native, exchange._native.moe
+
+        def lost(*arguments: Any) -> Any:
+            calls.append(True)
+            if len(calls) == call:
+                ring.load().iso_end_abandon(link.end)
+            return moe(*arguments)
+
+        native.moe = lost  # type: ignore[method-assign]
+        return calls, "the group is gone"
+    receive = link.receive
+
+    def reset() -> Tensor:
+        calls.append(True)
+        if len(calls) == call:
+            raise LinkError("connection reset")
+        return receive()
+
+    link.receive = reset  # type: ignore[method-assign]
+    return calls, "connection reset"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stream_goes_on_over_a_new_link(kind: str):
     """One data socket is reset: the shard says so, the controller makes another, and not a token changes."""
 
     async def act(workers: Workers) -> None:
         shard = workers.shard
-        link = shard._links["expert-0"]
-        receive, calls = link.receive, []
-
-        def fail_once():
-            calls.append(True)
-            if len(calls) == 100:
-                raise LinkError("connection reset")
-            return receive()
-
-        link.receive = fail_once  # type: ignore[method-assign]
+        calls, reason = fail_at(workers, 100)
         version, failed = await shard.failed_links(-1)
         assert failed == {}
         await shard.submit("replica", [REQUEST], [])
         version, failed = await shard.failed_links(version)
-        assert failed == {"expert-0": "connection reset"} == (await shard.status())["failed_links"]
+        assert failed == {"expert-0": reason} == (await shard.status())["failed_links"]
         await shard.sign_of_life()  # its thread waits for the link, and is well
         assert len(calls) == 100
         await workers.link()
