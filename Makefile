@@ -40,13 +40,14 @@ serve: $(VENV)/.installed
 	$(BIN)/isotherm serve $(MODEL)
 
 # The compiler tests have a process of their own: Python's parser, which Triton calls, fails now and then beside the
-# threads that other tests leave. All else runs two modules at a time, clusters among themselves: they wait a lot.
+# threads that other tests leave. Clusters come one at a time (two fill two cores already while they start), all else
+# two modules at a time.
 AOT := tests/kernels/triton/test_triton_aot.py
 TWO := -n 2 --dist loadfile
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest $(AOT)
 	$(BIN)/pytest -m "not e2e" $(TWO) --durations=25 --ignore=$(AOT) --ignore=tests/page
-	$(BIN)/pytest -m e2e $(TWO) --durations=25 --ignore=tests/page
+	$(BIN)/pytest -m e2e --durations=25 --ignore=tests/page
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/pytest -m unit $(TWO) --ignore=tests/page

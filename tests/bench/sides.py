@@ -1,9 +1,10 @@
 """One side of the comparison as a process of its own: loads a model once, then measures what it is told to on standard
 input.
 
-    python sides.py SIDE MODEL [HEAD]   a line in: "decode 8 48" or "prefill 512"; a line out: tokens per second
+    python sides.py SIDE MODEL [PART=BITS …]   a line in: "decode 8 48" or "prefill 512"; a line out: tokens per second
 
-SIDE: isotherm, transformers, vllm. Each runs in the virtual environment that has it.
+SIDE: isotherm, transformers, vllm. Each runs in the virtual environment that has it. PART=BITS: as `weights` of the
+manifest, for isotherm.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Side(Protocol):
 
 
 class Isotherm:
-    def __init__(self, model: str, **choice: str):
+    def __init__(self, model: str, *choice: str):
         from isotherm.cluster.cli.bench_engine import EngineBench
         from isotherm.cluster.model.weight_choice import WeightChoice
 
@@ -36,7 +37,7 @@ class Isotherm:
             threads=None,
             most_streams=32,
             most_prompt=512,
-            choice=WeightChoice(**choice),
+            choice=WeightChoice(**dict(part.split("=") for part in choice)),
         )
         self.decode, self.prefill = self._bench.decode, self._bench.prefill
 
