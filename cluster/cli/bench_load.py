@@ -24,7 +24,8 @@ from isotherm.cluster.jsontypes import JSON
 @dataclass(frozen=True)
 class LoadShape:
     """`rate` requests per second, at random (Poisson) times whatever the server does; infinity: all at once. `stream`:
-    replies come as events, else whole."""
+    replies come as events, else whole. `token_ids`: events have the tokens' ids, an extension of ours and of vLLM's: so
+    each token makes one, even if it has no text, as where a tokenizer knows few of a model's tokens."""
 
     requests: int
     rate: float
@@ -32,6 +33,7 @@ class LoadShape:
     output_tokens: int
     seed: int = 0
     stream: bool = True
+    token_ids: bool = False
 
 
 @dataclass
@@ -108,6 +110,8 @@ async def _request(
     body = {"model": model, "prompt": prompt, "max_tokens": shape.output_tokens, "temperature": 0, "ignore_eos": True}
     if shape.stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
+    if shape.token_ids:
+        body["return_token_ids"] = True
     times = StreamTimes(begin=time.perf_counter())
     try:
         async with client.post(url, json=body) as response:

@@ -89,7 +89,7 @@ def bench_served(
                     / (load(replace(three, stream=False)).seconds - short)
                 )
                 values = {"offline": offline(), "streamed": load(one).decode_tokens_per_s, "whole": whole}
-                single = load(replace(four, requests=1, output_tokens=min(ALONE, shape.output_tokens)))
+                single = load(replace(four, requests=1, output_tokens=min(ALONE, shape.output_tokens), token_ids=True))
                 if round_:
                     alone.append(single)
                     for name, value in values.items():

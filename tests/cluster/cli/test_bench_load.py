@@ -67,6 +67,18 @@ def test_events_are_parsed_however_they_are_cut():
     assert report.time_between_tokens_ms["p50"] > 0
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_ids_are_asked_for_where_every_token_is_to_make_an_event(asked: bool):
+    bodies: list[dict] = []
+
+    async def seen(body: dict, writer: asyncio.StreamWriter) -> None:
+        bodies.append(body)
+        await stream(body, writer)
+
+    asyncio.run(load(seen, LoadShape(1, math.inf, 4, 9, token_ids=asked)))
+    assert [body.get("return_token_ids", False) for body in bodies] == [asked]
+
+
 async def whole(body: dict, writer: asyncio.StreamWriter) -> None:
     assert "stream" not in body
     reply = json.dumps({"usage": {"completion_tokens": body["max_tokens"]}}).encode()
