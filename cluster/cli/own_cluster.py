@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -18,12 +20,29 @@ from isotherm.cluster.client.calls import API_KEY
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.manifest import load_manifest
 
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+LEAST_PORT, MOST_TRIES = 20000, 100  # Ray's own workers listen below it
 START_SECONDS, STOP_SECONDS = 600.0, 60.0
 # It ends when whoever asked for it is gone, however that ended.
 COMMAND = (
     "from isotherm.cluster.supervise.processes import end_with_parent; end_with_parent({parent}); "
     "from isotherm.cluster.cli.main import main; main()"
 )
+
+
+def free_port() -> int:
+    """A port of this machine's loopback that nobody has, and that the system gives to nobody who asks for any: Ray's
+    processes do so, in the seconds until the front door binds it."""
+    try:
+        end = int(EPHEMERAL.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        end = 0  # this system does not say which it gives
+    ports = [random.randrange(LEAST_PORT, end) for _ in range(MOST_TRIES)] if end > LEAST_PORT else []
+    for port in (*ports, 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise OwnClusterError("no port of 127.0.0.1 is free")
 
 
 def without_guests(model: str, folder: Path) -> str:
@@ -52,9 +71,7 @@ class OwnCluster:
         self._arguments = arguments
 
     def __enter__(self) -> OwnCluster:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         where = ["--host", "127.0.0.1", "--port", str(port)]
         self._log: IO[bytes] = tempfile.TemporaryFile()

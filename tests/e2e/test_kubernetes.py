@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import shared_memory
 import yaml
-from served import free_port
 
 from isotherm.cluster.api.access.hashing import hashed, new_key, new_key_id
 from isotherm.cluster.api.access.keys_file import KeyEntry, write_keys
+from isotherm.cluster.cli.own_cluster import free_port
 
 KUBERAY = Path(__file__).parents[2] / "manifests" / "kuberay" / "cpu-dev.yaml"
 DRIVER = """

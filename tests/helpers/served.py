@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -23,14 +22,10 @@ import psutil
 import shared_memory
 import yaml
 
+from isotherm.cluster.cli.own_cluster import free_port
+
 ISOTHERM = str(Path(sys.executable).with_name("isotherm"))
 START_SECONDS, STOP_SECONDS = 120.0, 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Served:

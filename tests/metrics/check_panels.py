@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from served import Served, free_port
+from served import Served
 
+from isotherm.cluster.cli.own_cluster import free_port
 from isotherm.cluster.client import APIError, Client
 from isotherm.manifests.observability.dashboards import DASHBOARDS, FOLDER
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from isotherm.cluster.cli import own_cluster
-from isotherm.cluster.cli.own_cluster import OwnCluster, OwnClusterError, without_guests
+from isotherm.cluster.cli.own_cluster import OwnCluster, OwnClusterError, free_port, without_guests
 from isotherm.cluster.manifest import load_manifest, parse_manifest
 from isotherm.cluster.supervise.processes import runs_as
 
@@ -106,3 +106,15 @@ def test_it_ends_when_its_command_is_killed(tmp_path: Path):
     os.kill(command.pid, signal.SIGKILL)
     command.communicate()
     until_gone(pid)
+
+
+def test_its_port_is_none_that_others_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ray's processes ask the system for any port while the cluster starts, and one had the front door's."""
+    said = tmp_path / "range"
+    monkeypatch.setattr(own_cluster, "EPHEMERAL", said)
+    for text, first, end in (("32768\t60999\n", 20000, 32768), ("20001 60999", 20000, 20001)):
+        said.write_text(text)
+        assert all(first <= free_port() < end for _ in range(50))
+    for text in ("1024 65535", "", "any"):
+        said.write_text(text)
+        assert free_port() > 0

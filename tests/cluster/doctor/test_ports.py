@@ -6,9 +6,9 @@ import socket
 from dataclasses import replace
 
 from fake_engine import FakeEngine, http_server
-from served import free_port
 
 from isotherm.cluster.api.app import build_app
+from isotherm.cluster.cli.own_cluster import free_port
 from isotherm.cluster.doctor.ports import PortFacts, judge_ports, look_at_ports
 
 GOOD = PortFacts("127.0.0.1", 8000, "", False, (32768, 60999), "127.0.0.1")
