@@ -20,6 +20,7 @@ from isotherm.cluster.background import Background
 from isotherm.cluster.control.copy_offers import copy_offers
 from isotherm.cluster.control.link_choice import choose_link
 from isotherm.cluster.control.link_repair import RELINK_SECONDS, LinkRepair
+from isotherm.cluster.control.spares import Spares
 from isotherm.cluster.control.worker_watch import WorkerWatch
 from isotherm.cluster.deploy.places import Places
 from isotherm.cluster.errors import one_line
@@ -32,6 +33,7 @@ from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import ClusterNumerics
 from isotherm.cluster.on_ray.handles import ActorHandle, Reference
+from isotherm.cluster.on_ray.spare_process import start_spare
 from isotherm.cluster.on_ray.workers import (
     RayWorker,
     end_worker,
@@ -94,6 +96,7 @@ class RayFleet:
         self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
         limits = manifest.liveness.timeout, manifest.link_timeout
         self._watch = WorkerWatch(limits[0], self._loading.__contains__, self._lost, self.repair.report, limits[1])
+        self._spares = Spares(start_spare) if manifest.liveness.spare_processes else None
         self._rendezvous = Rendezvous(ray.util.get_node_ip_address())
 
     def group_names(self) -> list[str]:
@@ -127,6 +130,7 @@ class RayFleet:
         worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, slots)
         self.groups[name] = worker
         await self._order(worker.actor, "pid")
+        self._started_on(slot.node_id)
         self.numerics.admit(name, await worker.call("fingerprint"))
         self._watch.add(worker, has_links=False)
 
@@ -157,9 +161,14 @@ class RayFleet:
         resources = self.places.resources(name)
         worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self.scheduler_config)
         self.shards[name] = worker
+        self._started_on(slot.node_id)
         self.numerics.admit(name, await worker.call("fingerprint"))
         await self._order(worker.actor, "load")
         self._watch.add(worker, has_links=True)
+
+    def _started_on(self, node: str) -> None:
+        if self._spares is not None:
+            self._spares.used(node)
 
     async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
         await self.places.reserve(worker, avoid)
@@ -204,6 +213,8 @@ class RayFleet:
         for name in [*self.shards, *self.groups]:
             await self.end(name)
         self.places.release_all()
+        if self._spares is not None:
+            self._spares.close()
 
     # --- links, experts, placements ---------------------------------------------------------------
 

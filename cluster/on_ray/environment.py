@@ -19,6 +19,8 @@ LOCAL_RAY = LOOPBACK | {
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process of the machine stall every stream
     # A worker that hangs cannot end itself: Ray's 5 s are 5 s more for streams that wait for it
     "RAY_kill_worker_timeout_milliseconds": "1000",
+    # A process that stands ready for a worker has imported what that needs.
+    "RAY_preload_python_modules": "isotherm.actors.preload",
     "RAY_AUTH_MODE": "token",
     # Serve's proxy would let any client switch off its timeouts and disconnect handling by headers; this strips
     # them.
