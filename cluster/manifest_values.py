@@ -80,6 +80,11 @@ def check_address(host: str) -> str:
 def check_endpoint(url: str) -> str:
     if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
         raise ValueError("must be a URL such as http://localhost:4318/v1/traces")
+    if "@" in url.split("/")[2]:
+        raise ValueError(
+            "must not have a name and a password in it: whoever observes the cluster can read the manifest's values; "
+            "set OTEL_EXPORTER_OTLP_HEADERS where isotherm serve is started"
+        )
     return url
 
 

@@ -140,6 +140,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("http.host", "127.0.0.1:8000", "without a scheme and a port"),
     ("http.host", "127.0.0.1 ", "must be an IP address or a host's name"),
     ("tracing.endpoint", "collector:4318", "must be a URL such as http://localhost:4318/v1/traces"),
+    ("tracing.endpoint", "https://us:secret@collector/v1/traces", "must not have a name and a password in it"),
     ("tracing.endpoint", "http://", "must be a URL such as"),
     ("served_name", "", "must have at least 1 character"),
     ("attention.labels", None, "must be a mapping"),
