@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import groupby
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,11 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 # Of two that run modules side by side (pytest-xdist), each has its own folder for temporary files: commands without an
 # address go to the cluster that was started last, which is written down there.
-OWN_FOLDER: str | None = None
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     OWN_FOLDER = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix=f"{worker}-")
     tempfile.tempdir = None  # asked for anew
-
-
-def pytest_sessionfinish() -> None:
-    if OWN_FOLDER is not None:
-        shutil.rmtree(OWN_FOLDER, ignore_errors=True)
+    # After multiprocessing has removed what it made there
+    util.Finalize(None, shutil.rmtree, (OWN_FOLDER, True), exitpriority=-200)
 
 
 # Modules run in an order of their own each time, so that none comes to need what another left. ISOTHERM_ORDER_SEED
