@@ -36,7 +36,7 @@ class LocalExperts:
 
     def __init__(self, worker: ExpertWorker):
         self._worker = worker
-        self._slots = torch.from_numpy(worker.slot_of).to(worker.kernels.device)
+        self._slots = torch.from_numpy(worker.slot_of).to(worker.kernels.device).unbind(0)
 
     def begin_step(self) -> None:
         pass

@@ -11,6 +11,7 @@ the longest block table, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ class LinearWeight:
     nbytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Router:
     """The gate of one MoE layer. `weight` float32 [E, D]; `bias` float32 [E], the load-balancing correction, used to
     choose experts only."""
@@ -166,6 +167,10 @@ class Kernels(ABC):
     @abstractmethod
     def pack_heads(self, weights: list[StoredWeight]) -> Any:
         """Pack one small matrix [N, K] per attention head, all of one shape, for `head_linear`."""
+
+    def read_in_turn(self, weights: Sequence[LinearWeight | Any]) -> None:  # noqa: B027
+        """These are read one after the other, and then from the first again: what waits may fetch what comes next. It
+        changes no result."""
 
     @abstractmethod
     def expert_bank(self, slots: int, hidden: int, inner: int) -> ExpertBank:
@@ -345,6 +350,13 @@ class Kernels(ABC):
 
     # --- sampling ---------------------------------------------------------------------------------
 
+    def forbid(self, logits_NV: Tensor, rows: Sequence[int], allowed_RW: Tensor) -> None:
+        """In place: the logits of these rows are -inf where `allowed`, with a line for each of them as `token_bits`
+        reads it, does not have the token. All others stay as they are, to the bit."""
+        allowed_RV = token_bits(allowed_RW.to(logits_NV.device), logits_NV.shape[1])
+        for row, allowed_V in zip(rows, allowed_RV, strict=True):
+            logits_NV[row].masked_fill_(~allowed_V, -torch.inf)
+
     @abstractmethod
     def sample(
         self,
@@ -361,3 +373,9 @@ class Kernels(ABC):
         + Gumbel noise among the tokens that top-k, then top-p (the smallest set of most likely tokens that reaches p)
         leave. The noise is a hash of (seed, index, token id) alone: see `gumbel_noise` in kernels/reference.py.
         """
+
+
+def token_bits(words_RW: Tensor, width: int) -> Tensor:
+    """bool [R, width]: token t is bit t % 32 of word t // 32 of its row, int32."""
+    bits = torch.arange(32, dtype=torch.int32, device=words_RW.device)
+    return (words_RW.unsqueeze(-1) >> bits & 1).bool().flatten(1)[:, :width]

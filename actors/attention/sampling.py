@@ -256,7 +256,7 @@ class Sampler:
         with torch.inference_mode():
             if plain:
                 if masks is not None:
-                    masks.apply(logits_NV)
+                    masks.apply(self._kernels, logits_NV)
                 sampled = list(map(Sampled, self._draw(rows, indices, logits_NV)))
             else:
                 told = self._process(chunks, rows, logits_NV, masks)
@@ -277,7 +277,7 @@ class Sampler:
             for row in masks.rows:
                 if rows[row].params.logprobs is not None and not rows[row].params.processed_logprobs:
                     told[row] = logits_NV[row].clone()
-            masks.apply(logits_NV)
+            masks.apply(self._kernels, logits_NV)
         for chunk in chunks:
             sequence = chunk.sequence
             for after in range(chunk.samples):

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from isotherm.kernels.cache_rows import is_fp8
-from isotherm.kernels.checked import CheckedKernels, check_router
+from isotherm.kernels.checked import CheckedKernels
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.attention import Bound, bind_rows, bind_weights, plain
 from isotherm.kernels.native.context import NativeContext, fail
+from isotherm.kernels.native.moe import BoundMoe, bind_moe
 from isotherm.kernels.native.packed import Packed
+from isotherm.kernels.native.router import router_fields
 from isotherm.kernels.native.weights import NativeExpertBank, pack
 from isotherm.kernels.ops import AttentionRows, AttentionWeights, ExpertBank, LinearWeight, Router
 
@@ -43,6 +46,7 @@ class NativeKernels(CheckedKernels):
         self.threads, self.isa = self.context.threads, self.context.isa
         self.instructions = self.isa
         self._attention_weights: weakref.WeakKeyDictionary[AttentionWeights, Bound] = weakref.WeakKeyDictionary()
+        self._moe_layers: weakref.WeakKeyDictionary[Router, BoundMoe] = weakref.WeakKeyDictionary()
         self._attention_rows: tuple[AttentionRows, Bound] | None = None  # of the step that was seen last
 
     def describe(self) -> str:
@@ -64,6 +68,11 @@ class NativeKernels(CheckedKernels):
 
     def expert_bank(self, slots: int, hidden: int, inner: int) -> NativeExpertBank:
         return NativeExpertBank(self.context, slots, hidden, inner)
+
+    def read_in_turn(self, weights: Sequence[LinearWeight | Packed]) -> None:
+        packed = [w.data if isinstance(w, LinearWeight) else w for w in weights]
+        for one, then in zip(packed, [*packed[1:], *packed[:1]], strict=True):
+            self._lib.iso_linear_then(one.handle, then.handle)
 
     # --- dense operations -------------------------------------------------------------------------
 
@@ -151,18 +160,14 @@ class NativeKernels(CheckedKernels):
     # --- experts ----------------------------------------------------------------------------------
 
     def route(self, x_TD: Tensor, router: Router) -> tuple[Tensor, Tensor]:
-        experts, hidden = router.weight.shape
-        x = self._rows(x_TD, "route x", hidden)
-        check_router(router)
-        weight, bias = plain(router.weight, torch.float32), plain(router.bias, torch.float32)
+        fields, _tensors = router_fields(router)
+        x = self._rows(x_TD, "route x", fields.hidden)
         rows = x.shape[0]
         ids = torch.empty(rows, router.top_k, dtype=torch.int32)
         weights = torch.empty(rows, router.top_k, dtype=torch.float32)
         code = self._lib.iso_route(
-            self._context, x.data_ptr(), x.stride(0), rows, hidden, experts, weight.data_ptr(), bias.data_ptr(),
-            router.n_group, router.topk_group, router.top_k, router.normalise, router.scaling, ids.data_ptr(),
-            weights.data_ptr(),
-        )  # fmt: skip
+            self._context, ctypes.byref(fields), x.data_ptr(), x.stride(0), rows, ids.data_ptr(), weights.data_ptr()
+        )
         if code:
             fail("route", code, "")
         return ids, weights
@@ -222,39 +227,22 @@ class NativeKernels(CheckedKernels):
     def moe(self, x_TD: Tensor, router: Router, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None,
             down: LinearWeight | None, residual_TD: Tensor) -> Tensor:  # fmt: skip
         """`Kernels.moe` in one call."""
-        if not isinstance(bank, NativeExpertBank):
-            raise TypeError(f"native experts need a bank made by these kernels, not a {type(bank).__name__}")
-        experts, hidden = router.weight.shape
+        bound = self._moe_layers.get(router)
+        if bound is None or not bound.fits(bank, slot_of_E, gate_up, down):
+            if gate_up is not None and down is not None:
+                self._check_mlp(gate_up, down)
+            bound = self._moe_layers[router] = bind_moe(router, bank, slot_of_E, gate_up, down)
+        rows, shape = len(x_TD), x_TD.shape
         x, residual = (
-            self._rows(x_TD, "moe x", bank.hidden).contiguous(),
-            self._rows(residual_TD, "moe residual", bank.hidden).contiguous(),
+            t if t.is_contiguous() else t.contiguous()
+            for t in (self._rows(x_TD, "moe x", bound.hidden), self._rows(residual_TD, "moe residual", bound.hidden))
         )
-        weight, bias = plain(router.weight, torch.float32), plain(router.bias, torch.float32)
-        slots = plain(slot_of_E, torch.int32)
-        check_router(router)
-        if (
-            hidden != bank.hidden
-            or len(slots) != experts
-            or len(residual) != len(x)
-            or (gate_up is None) != (down is None)
-        ):
-            raise ValueError(
-                f"moe has a router {tuple(router.weight.shape)}, {len(slots)} slots, "
-                f"{len(x)} rows and a residual of {len(residual)}"
-            )
-        if gate_up is not None and down is not None:
-            self._check_mlp(gate_up, down)
-            if (gate_up.in_features, down.out_features) != (hidden, hidden):
-                raise ValueError(
-                    f"moe's shared experts go from {gate_up.in_features} to {down.out_features}, not {hidden}"
-                )
-        out = torch.empty_like(x)
+        if residual.shape != shape:
+            raise ValueError(f"moe has {rows} rows and a residual of {len(residual)}")
+        out = torch.empty(shape, dtype=self.dtype)
         code = self._lib.iso_moe(
-            self._context, x.data_ptr(), len(x), hidden, experts, weight.data_ptr(), bias.data_ptr(), router.n_group,
-            router.topk_group, router.top_k, router.normalise, router.scaling, bank.handle, slots.data_ptr(),
-            None if gate_up is None else gate_up.data.handle, None if down is None else down.data.handle,
-            residual.data_ptr(), out.data_ptr(),
-        )  # fmt: skip
+            self._context, ctypes.byref(bound.structure), x.data_ptr(), residual.data_ptr(), rows, out.data_ptr()
+        )
         if code == 3:
             raise KeyError("an expert that rows go to is not in the bank")
         if code:
@@ -365,6 +353,21 @@ class NativeKernels(CheckedKernels):
         return out
 
     # --- sampling ---------------------------------------------------------------------------------
+
+    def forbid(self, logits_NV: Tensor, rows: Sequence[int], allowed_RW: Tensor) -> None:
+        (count, width), words = logits_NV.shape, allowed_RW.shape[1]
+        at = (ctypes.c_int64 * len(rows))(*rows)
+        fits = logits_NV.dtype == torch.float32 and allowed_RW.dtype == torch.int32 and logits_NV.stride(1) == 1
+        if not fits or not allowed_RW.is_contiguous() or len(allowed_RW) != len(rows) or words * 32 < width:
+            raise ValueError(
+                f"forbid needs float32 logits and int32 words of {len(rows)} rows, not {logits_NV.dtype} "
+                f"{tuple(logits_NV.shape)} and {allowed_RW.dtype} {tuple(allowed_RW.shape)}"
+            )
+        if rows and not 0 <= min(rows) <= max(rows) < count:
+            raise ValueError(f"forbid has rows {list(rows)} of {count}")
+        self._lib.iso_forbid(
+            self._context, logits_NV.data_ptr(), logits_NV.stride(0), width, at, len(rows), allowed_RW.data_ptr(), words
+        )
 
     def sample(
         self,

@@ -17,23 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isotherm.kernels.checked import check_router
 from isotherm.kernels.native import ring
-from isotherm.kernels.native.attention import plain
 from isotherm.kernels.native.backend import NativeKernels
+from isotherm.kernels.native.router import RouterFields, router_fields
 from isotherm.kernels.ops import LinearWeight, Router
 
-_P, _L, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class _Layer(ctypes.Structure):
     """ExchangeLayer in exchange.h."""
 
     _fields_ = (
-        *((name, _L) for name in ("layer", "version", "hidden", "experts")),
-        *((name, _P) for name in ("router", "bias")),
-        *((name, _I) for name in ("n_group", "topk_group", "top_k", "normalise")),
-        ("scaling", _F), ("f32", _I),
+        ("layer", _L), ("version", _L), ("router", RouterFields), ("f32", _I),
         *((name, _P) for name in ("gate_up", "down", "copies", "count")),
         ("most", _L), ("rows_routed", _P), ("reads", _P),
     )  # fmt: skip
@@ -119,28 +115,25 @@ class NativeExchange:
         self, experts: LayerExperts, router: Router, gate_up: LinearWeight | None, down: LinearWeight | None
     ) -> BoundLayer:
         """Check that they fit each other. Raises ValueError."""
-        check_router(router)
+        fields, tensors = router_fields(router)
         number, hidden = router.weight.shape
         if len(experts.count) != number or (gate_up is None) != (down is None):
             raise ValueError(f"layer {experts.layer} has a router for {number} of {len(experts.count)} experts")
         if gate_up is not None and down is not None and (gate_up.in_features, down.out_features) != (hidden, hidden):
             raise ValueError(f"shared experts go from {gate_up.in_features} to {down.out_features}, not {hidden}")
-        weight, bias = plain(router.weight, torch.float32), plain(router.bias, torch.float32)
         structure = _Layer(
-            layer=experts.layer, version=experts.placement_version, hidden=hidden, experts=number,
-            router=weight.data_ptr(), bias=bias.data_ptr(), n_group=router.n_group, topk_group=router.topk_group,
-            top_k=router.top_k, normalise=router.normalise, scaling=router.scaling,
+            layer=experts.layer, version=experts.placement_version, router=fields,
             f32=self._kernels.dtype == torch.float32, gate_up=None if gate_up is None else gate_up.data.handle,
             down=None if down is None else down.data.handle, copies=experts.copies.ctypes.data,
             count=experts.count.ctypes.data, most=experts.copies.shape[1],
             rows_routed=experts.rows_routed.ctypes.data, reads=experts.reads.ctypes.data,
         )  # fmt: skip
-        return BoundLayer(structure, router, (gate_up, down), (experts, weight, bias))
+        return BoundLayer(structure, router, (gate_up, down), (experts, *tensors))
 
     def layer(self, bound: BoundLayer, x_TD: Tensor, residual_TD: Tensor, turn: int) -> tuple[Result, Tensor]:
         """residual + (Σ weight × expert + shared experts) → [T, D], which has no values unless the result is WHOLE.
         The rows of an expert go to its copies in turn, beginning with copy `turn`."""
-        hidden, step, dtype = bound.structure.hidden, self._step, self._kernels.dtype
+        hidden, step, dtype = bound.structure.router.hidden, self._step, self._kernels.dtype
         for name, t in (("x", x_TD), ("residual", residual_TD)):
             if t.dtype != dtype or t.shape != (len(x_TD), hidden):
                 raise ValueError(f"moe {name} is {t.dtype} {tuple(t.shape)}; {dtype} [T, {hidden}] is needed")

@@ -81,6 +81,8 @@ struct Linear {
   uint8_t* code_tables;             // coded: [tile][2][16] low and high bytes of a code's exponent as bfloat16
   int64_t* exception_begin;         // coded: [tiles + 1]
   CodedException* exceptions;
+  const void* then;  // what is read after this one, as far as is known: for Pool::ahead alone, it may be gone
+  size_t then_bytes;
 
   const uint8_t* tile(int64_t t) const { return data + static_cast<size_t>(t) * tile_bytes; }
 };
@@ -179,23 +181,32 @@ struct AttentionRows {
   const PrefillRows* prefill;
 };
 
-struct RouteCall {
-  const void* x;
-  int64_t x_stride, rows, hidden, experts;
+// The gate of a MoE layer. Python fills it: see RouterFields in kernels/native/router.py.
+struct Router {
+  int64_t hidden, experts;
   const float *weight, *bias;
   int n_group, topk_group, top_k, normalise;
   float scaling;
+};
+
+struct RouteCall : Router {
+  const void* x;
+  int64_t x_stride, rows;
   int32_t* ids;
   float* weights;
 };
 
-// A MoE layer with every expert in one bank. `route` has no ids and weights yet.
-struct MoeCall {
-  RouteCall route;
+// A MoE layer with every expert in one bank. Python fills it: see _MoeLayer in kernels/native/moe.py.
+struct MoeLayer {
+  Router router;
   const Bank* bank;
   const int32_t* slot_of;        // [experts]: where each is in the bank
   const Linear *gate_up, *down;  // the shared experts, or null
-  const void* residual;
+};
+
+struct MoeCall {
+  const void *x, *residual;  // [rows, hidden]
+  int64_t rows;
   void* out;  // [rows, hidden]
 };
 
@@ -209,6 +220,8 @@ struct SampleCall {
 
 // Building blocks of sampling that are worth vectorising; the choice of candidates is plain C++ (sample.cpp).
 struct SampleOps {
+  // The logit of a token whose bit is not set becomes -inf.
+  void (*forbid)(float* logits, int64_t count, const uint32_t* allowed);
   int64_t (*argmax)(const float* values, int64_t count);
   // values = logits / temperature; returns the largest.
   float (*scale)(const float* logits, float temperature, float* values, int64_t count);
@@ -256,7 +269,8 @@ void code(Pool&, const Ops&, Linear&);  // bf16 → coded, where that is smaller
 void sample(Pool&, const Ops&, const SampleCall&);
 void write_cache(Pool&, const Ops&, bool f32, const void* latent, int64_t latent_row, const void* rope,
                  int64_t rope_row, const Cache&, const int64_t* slots, int64_t rows);
-bool moe(Pool&, const Ops&, bool f32, const MoeCall&);  // false: an expert that rows go to is not in the bank
+// False: an expert that rows go to is not in the bank.
+bool moe(Pool&, const Ops&, bool f32, const MoeLayer&, const MoeCall&);
 void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, const Cache&,
                void* out);
 

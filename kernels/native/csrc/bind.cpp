@@ -132,7 +132,7 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
   }
 }
 // Of kernels/native/library.py, whose `interface()` gives it: it changes with any of these functions' signatures.
-ISO_EXPORT int iso_interface() { return 1762768812; }
+ISO_EXPORT int iso_interface() { return 52979196; }
 
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
@@ -164,6 +164,9 @@ ISO_EXPORT void iso_linear_form(const Linear* linear, LinearForm* form) {
                      static_cast<int64_t>(linear->data_bytes),
                      linear->scales,
                      scales};
+}
+ISO_EXPORT void iso_linear_then(Linear* linear, const Linear* then) {
+  linear->then = then->data, linear->then_bytes = then->data_bytes;
 }
 ISO_EXPORT void iso_linear_destroy(Linear* linear) { destroy(linear); }
 ISO_EXPORT int64_t iso_linear_bytes(const Linear* linear) {
@@ -283,26 +286,18 @@ ISO_EXPORT int iso_mla_decode(Context* context, const void* q_latent, int64_t la
   });
 }
 
-ISO_EXPORT int iso_route(Context* context, const void* x, int64_t x_stride, int64_t rows, int64_t hidden,
-                         int64_t experts, const float* weight, const float* bias, int n_group, int topk_group,
-                         int top_k, int normalise, float scaling, int32_t* ids, float* weights) {
+ISO_EXPORT int iso_route(Context* context, const Router* router, const void* x, int64_t x_stride, int64_t rows,
+                         int32_t* ids, float* weights) {
   return guarded([&] {
-    context->ops->route(context->pool, context->f32,
-                        RouteCall{x, x_stride, rows, hidden, experts, weight, bias, n_group, topk_group, top_k,
-                                  normalise, scaling, ids, weights});
+    context->ops->route(context->pool, context->f32, RouteCall{*router, x, x_stride, rows, ids, weights});
     return kOk;
   });
 }
 
-ISO_EXPORT int iso_moe(Context* context, const void* x, int64_t rows, int64_t hidden, int64_t experts,
-                       const float* weight, const float* bias, int n_group, int topk_group, int top_k, int normalise,
-                       float scaling, const Bank* bank, const int32_t* slot_of, const Linear* gate_up,
-                       const Linear* down, const void* residual, void* out) {
+ISO_EXPORT int iso_moe(Context* context, const MoeLayer* layer, const void* x, const void* residual, int64_t rows,
+                       void* out) {
   return guarded([&] {
-    const RouteCall route{x,       hidden,     rows,  hidden,    experts, weight,  bias,
-                          n_group, topk_group, top_k, normalise, scaling, nullptr, nullptr};
-    const bool held =
-        moe(context->pool, *context->ops, context->f32, MoeCall{route, bank, slot_of, gate_up, down, residual, out});
+    const bool held = moe(context->pool, *context->ops, context->f32, *layer, MoeCall{x, residual, rows, out});
     return held ? kOk : kEmptySlot;
   });
 }
@@ -375,6 +370,15 @@ ISO_EXPORT int iso_attention(Context* context, const AttentionWeights* weights, 
     }
     attention(context->pool, *context->ops, context->f32, *weights, *rows, x,
               cache_of(cache, block_size, weights->latent, weights->rotary, fp8), out);
+    return kOk;
+  });
+}
+
+ISO_EXPORT int iso_forbid(Context* context, float* logits, int64_t stride, int64_t vocab, const int64_t* at,
+                          int64_t rows, const uint32_t* allowed, int64_t words) {
+  return guarded([&] {
+    auto body = [&](int64_t r) { context->ops->sample.forbid(logits + at[r] * stride, vocab, allowed + r * words); };
+    parallel(context->pool, rows, body);
     return kOk;
   });
 }

@@ -11,9 +11,8 @@
 #define ISO_EXPORT extern "C" __attribute__((visibility("default")))
 
 extern "C" {  // of bind.cpp
-int iso_route(Context* context, const void* x, int64_t x_stride, int64_t rows, int64_t hidden, int64_t experts,
-              const float* weight, const float* bias, int n_group, int topk_group, int top_k, int normalise,
-              float scaling, int32_t* ids, float* weights);
+int iso_route(Context* context, const iso::Router* router, const void* x, int64_t x_stride, int64_t rows, int32_t* ids,
+              float* weights);
 int iso_mlp(Context* context, const iso::Linear* gate_up, const iso::Linear* down, const void* x, int64_t x_stride,
             int64_t rows, void* out);
 int iso_combine_outputs(Context* context, const void* const* outputs, int64_t rows, int64_t width, int64_t k,
@@ -27,11 +26,12 @@ Exchange::Exchange(Context* context, End* const* ends, int64_t groups)
 
 // Pairs in the order of experts, then of rows, each to the group that holds its copy.
 void Exchange::split(const ExchangeLayer& layer, const int32_t* ids, int64_t rows, int64_t turn) {
-  const int64_t k = layer.top_k, pairs = rows * k;
-  places_.assign(static_cast<size_t>(layer.experts + 1), 0);
+  const int64_t k = layer.router.top_k, pairs = rows * k;
+  places_.assign(static_cast<size_t>(layer.router.experts + 1), 0);
   order_.resize(static_cast<size_t>(pairs));
   for (int64_t p = 0; p < pairs; ++p) ++places_[static_cast<size_t>(ids[p] + 1)];
-  for (int64_t e = 0; e < layer.experts; ++e) places_[static_cast<size_t>(e + 1)] += places_[static_cast<size_t>(e)];
+  for (int64_t e = 0; e < layer.router.experts; ++e)
+    places_[static_cast<size_t>(e + 1)] += places_[static_cast<size_t>(e)];
   for (int64_t p = 0; p < pairs; ++p) order_[static_cast<size_t>(places_[static_cast<size_t>(ids[p])]++)] = p;
   for (Share& share : shares_) {
     share.experts.clear(), share.offsets.clear(), share.rows.clear(), share.sent.clear(), share.pairs.clear();
@@ -67,7 +67,7 @@ void Exchange::split(const ExchangeLayer& layer, const int32_t* ids, int64_t row
 
 // False where nothing was sent, or not everything: `pairs_sent` says what was.
 bool Exchange::send(const ExchangeLayer& layer, const ExchangeStep& step) {
-  const int64_t element = layer.f32 != 0 ? 4 : 2, row_bytes = layer.hidden * element;
+  const int64_t element = layer.f32 != 0 ? 4 : 2, row_bytes = layer.router.hidden * element;
   std::vector<Request> requests(ends_.size());
   for (size_t g = 0; g < ends_.size(); ++g) {
     const Share& share = shares_[g];
@@ -103,7 +103,7 @@ void Exchange::count(const ExchangeLayer& layer, const ExchangeStep& step) const
       layer.rows_routed[share.experts[a]] += share.offsets[a + 1] - share.offsets[a];
   }
   // An expert was read once, wherever its copies are.
-  const int64_t pairs = step.rows * layer.top_k;
+  const int64_t pairs = step.rows * layer.router.top_k;
   for (int64_t i = 0; i < pairs; ++i) {
     const int32_t expert = step.ids[order_[static_cast<size_t>(i)]];
     if (i == 0 || step.ids[order_[static_cast<size_t>(i - 1)]] != expert) ++layer.reads[expert];
@@ -112,8 +112,8 @@ void Exchange::count(const ExchangeLayer& layer, const ExchangeStep& step) const
 
 // False where an answer is not there in time, or is none: it can be asked for again.
 bool Exchange::receive(const ExchangeLayer& layer, const ExchangeStep& step) {
-  const int64_t row_bytes = layer.hidden * (layer.f32 != 0 ? 4 : 2);
-  outputs_.resize(static_cast<size_t>(step.rows * layer.top_k));
+  const int64_t row_bytes = layer.router.hidden * (layer.f32 != 0 ? 4 : 2);
+  outputs_.resize(static_cast<size_t>(step.rows * layer.router.top_k));
   for (size_t g = 0; g < ends_.size(); ++g) {
     const Share& share = shares_[g];
     if (share.pairs.empty()) continue;
@@ -136,9 +136,7 @@ bool Exchange::receive(const ExchangeLayer& layer, const ExchangeStep& step) {
 
 Exchange::Result Exchange::layer(const ExchangeLayer& layer, const ExchangeStep& step) {
   std::fill_n(step.pairs_sent, ends_.size(), 0);
-  if (iso_route(context_, step.x, step.x_stride, step.rows, layer.hidden, layer.experts, layer.router, layer.bias,
-                layer.n_group, layer.topk_group, layer.top_k, layer.normalise, layer.scaling, step.ids,
-                step.weights) != 0) {
+  if (iso_route(context_, &layer.router, step.x, step.x_stride, step.rows, step.ids, step.weights) != 0) {
     return kOutOfMemory;
   }
   split(layer, step.ids, step.rows, step.turn);
@@ -147,13 +145,14 @@ Exchange::Result Exchange::layer(const ExchangeLayer& layer, const ExchangeStep&
   if (!sent) return kNotSent;
   const void* own = nullptr;
   if (layer.gate_up != nullptr) {
-    auto* sum = scratch_of<uint8_t>(kLayer, static_cast<size_t>(step.rows * layer.hidden * (layer.f32 != 0 ? 4 : 2)));
+    auto* sum =
+        scratch_of<uint8_t>(kLayer, static_cast<size_t>(step.rows * layer.router.hidden * (layer.f32 != 0 ? 4 : 2)));
     if (iso_mlp(context_, layer.gate_up, layer.down, step.x, step.x_stride, step.rows, sum) != 0) return kOutOfMemory;
     own = sum;
   }
   if (!receive(layer, step)) return kNotAnswered;
-  return iso_combine_outputs(context_, outputs_.data(), step.rows, layer.hidden, layer.top_k, step.weights, own,
-                             step.residual, step.out) == 0
+  return iso_combine_outputs(context_, outputs_.data(), step.rows, layer.router.hidden, layer.router.top_k,
+                             step.weights, own, step.residual, step.out) == 0
              ? kWhole
              : kOutOfMemory;
 }

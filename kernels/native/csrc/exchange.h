@@ -17,10 +17,8 @@ namespace iso {
 
 // What stays the same from step to step. Python fills it: see _Layer in exchange.py.
 struct ExchangeLayer {
-  int64_t layer, version, hidden, experts;
-  const float *router, *bias;
-  int n_group, topk_group, top_k, normalise;
-  float scaling;
+  int64_t layer, version;
+  Router router;
   int f32;                        // float32 rows, otherwise bfloat16
   const Linear *gate_up, *down;   // the shared experts, or null
   const int32_t *copies, *count;  // [experts, most]: the group with each copy; [experts]: how many copies there are

@@ -3,6 +3,18 @@
 
 constexpr int64_t kBlock = 64;
 
+static void sample_forbid(float* logits, int64_t count, const uint32_t* allowed) {
+  const int64_t whole = count / 32;
+  for (int64_t w = 0; w < whole; ++w, logits += 32) {
+    const uint32_t bits = allowed[w];
+    if (bits == 0xffffffff) continue;
+    for (int i = 0; i < 32; ++i) logits[i] = bits >> i & 1 ? logits[i] : -__builtin_inff();
+  }
+  for (int i = 0; i < count % 32; ++i) {
+    if (!(allowed[whole] >> i & 1)) logits[i] = -__builtin_inff();
+  }
+}
+
 static int64_t sample_argmax(const float* values, int64_t count) {
   vf top = set(-__builtin_inff());
   const int64_t whole = count / W * W;

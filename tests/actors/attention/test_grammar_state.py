@@ -19,6 +19,7 @@ from isotherm.cluster.messages.requests import Constraint
 from isotherm.cluster.text import grammar_vocabulary
 from isotherm.cluster.text.grammar import regex
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
+from isotherm.kernels.ops import token_bits
 
 BYTES = byte_tokenizer()
 # So many states that the tokens in one go are more than may be made between two masks.
@@ -43,7 +44,8 @@ def masks_of(masks: Masks, state: GrammarState, tokens: list[int], draft: tuple[
 def test_a_long_output_is_taken_at_once_as_it_was_token_by_token():
     tokens = words(1200)
     got = masks_of(Masks(byte_vocabulary), GrammarState(WORDS), tokens)
-    assert got.errors == {} and got.offsets[0, A] == 0 and (got.offsets[0, BANG] < 0)
+    allowed = token_bits(got.allowed, byte_vocabulary().width)
+    assert got.errors == {} and allowed[0, A] and not allowed[0, BANG]
     assert not byte_vocabulary().matcher(WORDS.grammar).consume_tokens(tokens), "the test is of use"
 
 
@@ -159,5 +161,6 @@ def test_a_matcher_that_fails_under_a_draft_forbids_no_token_and_frees_no_row(
     monkeypatch.setattr(masks_module._Step, name, disturbed)
     got = masks_of(masks, GrammarState(WORDS), tokens[:40], draft)
     assert got.errors == expected.errors == {}
-    assert torch.equal(got.offsets, expected.offsets)
-    assert (got.offsets[:5, BANG] < 0).all() and not (got.offsets[:5, A] < 0).any() and not (got.offsets[5:] < 0).any()
+    assert torch.equal(got.allowed, expected.allowed)
+    allowed = token_bits(got.allowed, vocabulary.width)
+    assert not allowed[:5, BANG].any() and allowed[:5, A].all() and allowed[5:].all()

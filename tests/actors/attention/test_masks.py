@@ -38,6 +38,8 @@ from isotherm.cluster.engine.sequence import ScheduledSequence
 from isotherm.cluster.messages.requests import Constraint, Delta, FinishReason, GenerationRequest
 from isotherm.cluster.text.grammar import choice, json_object, json_schema, regex
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
+from isotherm.kernels.ops import token_bits
+from isotherm.kernels.reference import ReferenceKernels
 
 PERSON = {
     "type": "object",
@@ -116,11 +118,11 @@ def test_a_mask_depends_on_the_tokens_before_it_alone():
             again = of(masks, Ask(0, stepwise, tokens, 0, (EOS,)))[0]
             fresh = vocabulary.fresh_matcher(grammar)
             fresh.consume_tokens(tokens)
-            assert torch.equal(mask, again) and torch.equal(mask < 0, torch.from_numpy(forbidden(fresh))), (
+            assert torch.equal(mask, again) and torch.equal(mask, torch.from_numpy(forbidden(fresh))), (
                 name,
                 tokens,
             )
-            allowed = (mask == 0).nonzero().flatten().tolist()
+            allowed = (~mask).nonzero().flatten().tolist()
             if allowed == [EOS]:
                 break
             tokens.append(rng.choice([token for token in allowed if token != EOS]))
@@ -140,7 +142,8 @@ def test_a_wrong_draft_leaves_no_mask_behind():
 
 
 def of(masks: Masks, ask: Ask) -> torch.Tensor:
-    return masks.begin(lambda: [ask])().offsets
+    """Which tokens are forbidden, bool [rows, V]."""
+    return ~token_bits(masks.begin(lambda: [ask])().allowed, masks._loaded().width)
 
 
 def forbidden(matcher: LLMatcher) -> np.ndarray:
@@ -162,7 +165,7 @@ def test_masks_do_not_wait_for_a_thread_that_does_not_come_to_them():
     assert begun.wait(20)
     got = masks.begin(lambda: [ask])()
     held.set()
-    assert torch.equal(got.offsets, masks.begin(lambda: [ask])().offsets)
+    assert torch.equal(got.allowed, masks.begin(lambda: [ask])().allowed)
 
 
 class Guesses(Guesser):
@@ -346,10 +349,11 @@ def test_tokens_beyond_the_model_are_never_allowed():
     beyond = Ask(2, GrammarState(Constraint(f"start: <[{width}]>")), [], 0, (EOS,))
     endless = Ask(3, GrammarState(Constraint('start: ""')), [], 0, (cut.size - 1,))
     got = Masks(lambda: cut).begin(lambda: [*asks, beyond, endless])()
-    assert got.offsets.shape == (4, width) and not (got.offsets < 0).all(dim=1).any()
-    assert got.offsets[0, EOS] == 0 and (got.offsets[1, EOS] < 0) and got.offsets[1, close] == 0
+    allowed = token_bits(got.allowed, width)
+    assert allowed.shape == (4, width) and allowed.any(dim=1).all()
+    assert allowed[0, EOS] and not allowed[1, EOS] and allowed[1, close]
     assert set(got.errors) == {2, 3} and all(f"the model, with {width} tokens" in why for why in got.errors.values())
-    got.apply(torch.zeros(4, width))
+    got.apply(ReferenceKernels(torch.float32), torch.zeros(4, width))
 
 
 def test_a_model_without_the_tokenizers_end():
@@ -357,7 +361,7 @@ def test_a_model_without_the_tokenizers_end():
     vocabulary = GrammarVocabulary(tokenizer.to_str, BYTES_END, 257, 200)
     got = Masks(lambda: vocabulary).begin(lambda: [Ask(0, GrammarState(Constraint(regex("a*"))), [], 0, (7,))])()
     allowed = {tokenizer.encode("a").ids[0], 7}
-    assert set((got.offsets[0] == 0).nonzero().flatten().tolist()) == allowed and got.errors == {}
+    assert set(token_bits(got.allowed, 257)[0].nonzero().flatten().tolist()) == allowed and got.errors == {}
 
 
 def test_json_objects_of_any_kind(engine: Engine):

@@ -28,7 +28,7 @@ from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight, pack_nibble
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.native.library import NativeKernelsUnavailable, load
-from isotherm.kernels.ops import Kernels, Router
+from isotherm.kernels.ops import ExpertBank, Kernels, Router
 from isotherm.kernels.reference import ReferenceKernels, candidates, gumbel_noise
 
 pytestmark = pytest.mark.slow
@@ -447,6 +447,49 @@ def test_a_moe_layer_in_one_call_equals_its_operations(
             kernels.moe(x, router, bank, torch.full_like(slots, -1), None, None, residual)
 
 
+def test_a_moe_layer_follows_its_experts(kernels: NativeKernels) -> None:
+    """What is bound once, by the router, is bound anew for another bank or other slots, and slots that change in place
+    are seen."""
+    banks = filled_banks([kernels, kernels], 9, 160, 64, "bf16")
+    banks[1].load(0, *(stored(*shape, "bf16", 91 + i) for i, shape in enumerate([(64, 160), (64, 160), (160, 64)])))
+    router = Router(randn(8, 160, seed=1, scale=0.1), randn(8, seed=2, scale=0.1), 4, 2, 3, True, 2.5)
+    x, residual = randn(30, 160, seed=6, dtype=kernels.dtype), randn(30, 160, seed=7, dtype=kernels.dtype)
+    slots = torch.arange(8, dtype=torch.int32)
+
+    def check(bank: ExpertBank, slot_of: torch.Tensor) -> torch.Tensor:
+        one, other = (
+            moe(kernels, x, router, bank, slot_of, None, None, residual) for moe in (NativeKernels.moe, Kernels.moe)
+        )
+        assert torch.equal(one, other)
+        return one
+
+    first = check(banks[0], slots)
+    assert not torch.equal(check(banks[1], slots), first)
+    assert torch.equal(check(banks[0], slots.long()), first)
+    slots[:2] = torch.tensor([1, 0])
+    assert not torch.equal(check(banks[0], slots), first)
+    wide = torch.zeros(8, 2, dtype=torch.int32)
+    wide[:, 0] = slots
+    apart = wide[:, 0]
+    check(banks[0], apart)
+    apart[:2] = torch.tensor([0, 1], dtype=torch.int32)
+    assert torch.equal(check(banks[0], apart), first)
+    for wrong in (residual[:3], residual[:, :3]):
+        with pytest.raises(ValueError, match="residual"):
+            kernels.moe(x, router, banks[0], slots, None, None, wrong)
+
+
+def test_what_is_read_in_turn_changes_no_bit(kernels: NativeKernels) -> None:
+    weights = [kernels.pack_linear([stored(96, 96, "fp8", i)]) for i in range(3)]
+    x = randn(1, 96, seed=6, dtype=kernels.dtype)
+    before = [kernels.linear(x, weight) for weight in weights]
+    kernels.read_in_turn(weights)
+    del weights[1]  # what comes next may be gone
+    for _ in range(50):
+        assert torch.equal(kernels.linear(x, weights[0]), before[0])
+        assert torch.equal(kernels.linear(x, weights[1]), before[2])
+
+
 class Paged:
     """A cache with sequences of given lengths in shuffled blocks; everything that no sequence owns is NaN."""
 
@@ -833,3 +876,21 @@ if __name__ == "__main__":  # the sanitizer's subprocess: a library of its own, 
         for precision in (BF16, F32):
             everything(NativeKernels(precision, 2, path, Path(sys.argv[1])))
             print(path, precision, "clean")
+
+
+@pytest.mark.parametrize("width", [1, 31, 32, 64, 257, 4099])
+def test_forbid_leaves_what_is_allowed_to_the_bit(width: int):
+    generator = torch.Generator().manual_seed(width)
+    words = torch.randint(-(1 << 31), 1 << 31, (3, -(-width // 32)), generator=generator).int()
+    words[1] = -1
+    logits = torch.randn(5, width + 3, generator=generator)[:, :width]
+    logits[0, 0] = torch.nan
+    expected, got = logits.clone(), logits.clone()
+    ReferenceKernels(torch.float32).forbid(expected, [4, 0, 2], words)
+    for isa in runnable():
+        got = torch.empty(5, width + 3)[:, :width].copy_(logits)
+        native(F32, 2, isa).forbid(got, [4, 0, 2], words)
+        assert torch.equal(got.contiguous().view(torch.int32), expected.contiguous().view(torch.int32))
+    for wrong in ([0, 1, 5], [0, 1]):
+        with pytest.raises(ValueError, match="forbid"):
+            native(F32, 2, "generic").forbid(got, wrong, words)
