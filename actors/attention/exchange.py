@@ -188,9 +188,6 @@ class ExpertExchange:
         own_TD = None if gate_up is None or down is None else self.kernels.mlp(x_TD, gate_up, down)
         return self.combine(own_TD, residual_TD)
 
-    def dispatch(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor) -> None:
-        self._dispatch(layer, x_TD, ids_Tk, weights_Tk, self._begin_layer(layer))
-
     def _dispatch(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor, turn: int) -> None:
         self._set_layer(layer, x_TD, ids_Tk, weights_Tk, turn)
         for share in self._shares:

@@ -143,6 +143,7 @@ class RayFleet:
             workers[name] = found.get(name) or RayWorker(name, None, None)
             if name in found:
                 self._watch.add(found[name], has_links=name in self.shards)
+                self._started_on(found[name].node_id)
             else:
                 self.dead[name] = "it was gone when the controller came back"
         return [name for name in found if name not in wanted]
@@ -166,8 +167,8 @@ class RayFleet:
         await self._order(worker.actor, "load")
         self._watch.add(worker, has_links=True)
 
-    def _started_on(self, node: str) -> None:
-        if self._spares is not None:
+    def _started_on(self, node: str | None) -> None:
+        if self._spares is not None and node is not None:
             self._spares.used(node)
 
     async def reserve(self, worker: str, avoid: frozenset[str]) -> None:

@@ -90,8 +90,8 @@ def rebalance(
     max_loads: int | None = None,
     pinned: Collection[tuple[int, int]] = (),
 ) -> Plan:
-    """Even out the rows [L, E] that are expected next (`load_view.predict`) with few loads; no steps where that does
-    not pay, and `reason` says why.
+    """Even out the rows [L, E] that are expected next (`predict` in cluster/autoscale/forecast.py) with few loads; no
+    steps where that does not pay, and `reason` says why.
 
     `max_loads` caps the copies loaded, in place of `config.max_moves`. The number of copies of a `pinned` (layer,
     expert) is left as it is. Raises ValueError where the rows' shape is wrong or the placement names a group that is

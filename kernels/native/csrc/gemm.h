@@ -106,6 +106,78 @@ static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int
 
 constexpr int kTileVectors = kTile / W;
 
+#if ISO_W == 16
+constexpr int kScaledRows = 6;  // whose sums, of a group of inputs and of all before it, fit the registers
+
+// `R` rows against a tile, `group_words` under one scale of each output: sums += Σ (sum of a group × its scale).
+template <class M, int R>
+ISO_INLINE void scaled_block(const uint32_t* w, const uint32_t* a, int64_t a_stride, int64_t words, int64_t group_words,
+                             float* sums, const float* scales) {
+  vf total[R][kTileVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) total[r][v] = load(sums + r * kTile + v * W);
+  }
+  for (int64_t first = 0; first < words; first += group_words, scales += kTile) {
+    vf c[R][kTileVectors] = {};
+    for (int64_t n = least(group_words, words - first); n > 0; --n, w += kTile, a += a_stride) {
+      vi weight[kTileVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) weight[v] = load_words(w + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const vi x = set_word(load_word(a + r));
+#pragma GCC unroll 4
+        for (int v = 0; v < kTileVectors; ++v) c[r][v] = M::dot(c[r][v], weight[v], x);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) total[r][v] = fma(c[r][v], load(scales + v * W), total[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) store(sums + r * kTile + v * W, total[r][v]);
+  }
+}
+#endif
+
+// `words` words of a decoded tile against a group's rows, whose words are at `a`: as `multiply` into::scaled, for one
+// `group_words` after the other, with kTile scales each.
+template <class M>
+static void multiply_scaled(const uint32_t* w, const uint32_t* a, int64_t a_stride, int rows, int64_t words,
+                            int64_t group_words, float* sums, const float* scales) {
+#if ISO_W == 16
+  const int step = static_cast<int>(ceil_div(rows, ceil_div(rows, kScaledRows)));
+  for (int r = 0; r < rows; r += step) {
+    switch (rows - r < step ? rows - r : step) {
+#define ISO_CASE(R)                                                                       \
+  case R:                                                                                 \
+    scaled_block<M, R>(w, a + r, a_stride, words, group_words, sums + r * kTile, scales); \
+    break;
+      ISO_CASE(1)
+      ISO_CASE(2)
+      ISO_CASE(3)
+      ISO_CASE(4)
+      ISO_CASE(5)
+      ISO_CASE(6)
+#undef ISO_CASE
+      default:
+        break;
+    }
+  }
+#else
+  for (int64_t first = 0; first < words; first += group_words, scales += kTile) {
+    multiply<M, Fetch::none>(w + first * kTile, kTile, a + first * a_stride, a_stride, rows,
+                             least(group_words, words - first), kTile, sums, kTile, Into::scaled, scales);
+  }
+#endif
+}
+
 // A word of weights, decoded in registers, against that word of R rows.
 template <int R>
 ISO_INLINE void add_word(vf (&sums)[R][kTileVectors], const vi* weight, const uint32_t* a) {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint, make_tensors
+from exchange_parts import dispatch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -302,7 +303,7 @@ def test_the_exchange_is_the_weighted_sum_whatever_the_placement(reader: WeightR
     weights = torch.rand(rows, 3, generator=generator)
     for layer in (*LAYERS, LAYERS[0]):  # a second time in another turn
         ids = torch.rand(rows, EXPERTS, generator=generator).topk(3).indices.sort(-1).values.to(torch.int32)
-        exchange.dispatch(layer, x, ids, weights)
+        dispatch(exchange, layer, x, ids, weights)
         expected = torch.stack(
             [
                 sum(
@@ -338,7 +339,7 @@ def test_answers_reach_their_rows_bit_for_bit(name: str):
     generator = torch.Generator().manual_seed(0)
     ids = torch.rand(8, EXPERTS, generator=generator).topk(4).indices.sort(-1).values.to(torch.int32)
     weights = torch.tensor([1.0, 256.0, 65536.0, 0.5]).expand(8, 4).contiguous()
-    exchange.dispatch(2, x, ids, weights)
+    dispatch(exchange, 2, x, ids, weights)
     answers = x[:, None, 0] * (1 + ids) + 2
     assert torch.equal(exchange.combine(), (answers * weights).sum(-1, keepdim=True).expand(-1, 56))
     sent = [m for link in links.values() for m in link.messages]
@@ -356,7 +357,7 @@ def test_single_rows_go_to_every_copy_in_turn_in_every_layer(copies: int):
     exchange = ExpertExchange(KERNELS, Placement(1, LAYERS, tuple((groups,) * EXPERTS for _ in LAYERS)), links)
     for _ in range(2 * copies):
         for layer in LAYERS:
-            exchange.dispatch(layer, torch.ones(1, 56), torch.tensor([[7]], dtype=torch.int32), torch.ones(1, 1))
+            dispatch(exchange, layer, torch.ones(1, 56), torch.tensor([[7]], dtype=torch.int32), torch.ones(1, 1))
             exchange.combine()
     for link in links.values():
         assert Counter(m.layer for m in link.messages) == dict.fromkeys(LAYERS, 2)
@@ -370,10 +371,10 @@ def test_a_new_placement_counts_from_the_next_dispatch(reader: WeightReader):
     links = {group: RecordingLink() for group in "abc"}
     exchange = ExpertExchange(KERNELS, old, links)
     x, ids, weights = torch.ones(2, 56), torch.tensor([[0, 11], [1, 2]], dtype=torch.int32), torch.ones(2, 2)
-    exchange.dispatch(1, x, ids, weights)
+    dispatch(exchange, 1, x, ids, weights)
     exchange.combine()
     exchange.adopt(new, links)
-    exchange.dispatch(1, x, ids, weights)
+    dispatch(exchange, 1, x, ids, weights)
     exchange.combine()
     assert [[m.placement_version for m in links[g].messages] for g in "abc"] == [[1], [2], [2]]
     assert exchange.placement is new
@@ -389,7 +390,7 @@ def test_rows_reads_and_the_time_spent_waiting_are_counted():
         KERNELS, contiguous_placement(LAYERS, EXPERTS, ["a", "b"]), {"a": RecordingLink(), "b": SlowLink()}
     )
     for _ in range(2):
-        exchange.dispatch(2, torch.ones(2, 56), torch.tensor([[0, 11], [0, 2]], dtype=torch.int32), torch.ones(2, 2))
+        dispatch(exchange, 2, torch.ones(2, 56), torch.tensor([[0, 11], [0, 2]], dtype=torch.int32), torch.ones(2, 2))
         exchange.combine()
     row = LAYERS.index(2)
     assert [exchange.rows_routed[row, e] for e in (0, 2, 11)] == [4, 2, 2] and exchange.rows_routed.sum() == 8
@@ -409,10 +410,10 @@ def test_a_worker_with_another_placement_says_so(reader: WeightReader):
         KERNELS, contiguous_placement(LAYERS, EXPERTS, ["a"], version=8), {"a": InProcessLink(worker.compute)}
     )
     x, ids, weights = torch.ones(1, 56), torch.tensor([[4, 6]], dtype=torch.int32), torch.ones(1, 2)
-    exchange.dispatch(1, x, ids, weights)
+    dispatch(exchange, 1, x, ids, weights)
     exchange.combine()
     with pytest.raises(ExpertNotHeldError, match=r"layer 2 experts \[4, 6\] are not held \(placement version 8\)"):
-        exchange.dispatch(2, x, ids, weights)
+        dispatch(exchange, 2, x, ids, weights)
         exchange.combine()
 
 
@@ -460,7 +461,7 @@ class Broken:
     def layer(self, layer: int = 1) -> Tensor:
         x = torch.arange(1, 3, dtype=torch.float32)[:, None].expand(2, 56).contiguous()
         ids = torch.tensor([[0, 11], [1, 10]], dtype=torch.int32)
-        self.exchange.dispatch(layer, x, ids, torch.ones(2, 2))
+        dispatch(self.exchange, layer, x, ids, torch.ones(2, 2))
         return self.exchange.combine()[:, 0]
 
     def relink(self, group: str) -> FragileLink:
@@ -523,7 +524,7 @@ def test_a_link_that_comes_with_an_offered_placement_is_the_newer_one():
 def test_answers_under_way_are_taken_when_a_layer_is_given_up():
     broken = Broken(TWO)
     x, ids = torch.ones(1, 56), torch.tensor([[0, 11]], dtype=torch.int32)
-    broken.exchange.dispatch(1, x, ids, torch.ones(1, 2))
+    dispatch(broken.exchange, 1, x, ids, torch.ones(1, 2))
     broken.exchange.abandon()  # the shared experts could not be computed, say
     assert torch.equal(broken.layer(2), RIGHT + 2)
     broken.exchange.abandon()  # nothing is under way
@@ -532,7 +533,7 @@ def test_answers_under_way_are_taken_when_a_layer_is_given_up():
 
 def test_a_link_that_fails_while_a_layer_is_given_up_is_told():
     broken = Broken(TWO)
-    broken.exchange.dispatch(1, torch.ones(1, 56), torch.tensor([[0, 11]], dtype=torch.int32), torch.ones(1, 2))
+    dispatch(broken.exchange, 1, torch.ones(1, 56), torch.tensor([[0, 11]], dtype=torch.int32), torch.ones(1, 2))
     broken.links["a"].receive_error, broken.links["b"].receive_error = ExpertNotHeldError("no"), LinkError("reset")
     broken.exchange.abandon()
     assert broken.told == [("b", "reset")]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
+from exchange_parts import dispatch
 from link_peers import Group, ask, connect, make_worker, random_message, until
 from native_there import require_native
 from shared_memory import segments
@@ -142,7 +143,7 @@ def test_the_exchange_over_shared_memory_is_the_exchange_in_one_process(path: Pa
             )
             there.begin_step()
             for exchange in (here, there):
-                exchange.dispatch(layer, x, ids, weights)
+                dispatch(exchange, layer, x, ids, weights)
             assert torch.equal(there.combine(), here.combine())
             there.end_step()
     for name, link in links.items():
