@@ -1,7 +1,7 @@
 """`make bench`: Isotherm beside its peers, in turn, in one run; medians and their ratios.
 
-    python tests/bench/compare.py --bf16 MODEL [--fp8 MODEL] [--head8] [--int4] [--rounds 5] [--vllm PYTHON]
-      [--llama-cpp DIR] [--ik-llama-cpp DIR] [--gguf FILE …]
+    python tests/bench/compare.py --bf16 MODEL [--fp8 MODEL] [--head8] [--int4] [--isa avx2] [--rounds 5]
+      [--vllm PYTHON] [--llama-cpp DIR] [--ik-llama-cpp DIR] [--gguf FILE …]
 
 Sides: Isotherm on the bf16 and on the FP8 checkpoint, transformers on the bf16 one (--no-transformers where memory is
 short), and where they are given vLLM (a Python that has it) and llama.cpp builds (a folder with llama-batched-bench,
@@ -121,6 +121,7 @@ def main() -> None:
         action="store_true",
         help="also the FP8 checkpoint with experts and dense parts in INT4 and an 8-bit output projection",
     )
+    parser.add_argument("--isa", default="auto", help="instruction set of Isotherm's kernels; build the peers for it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--transformers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--vllm", help="a Python interpreter that has vllm")
@@ -130,14 +131,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path)
     a = parser.parse_args()
-    sides: list[Side] = [ProcessSide("isotherm bf16", sys.executable, "isotherm", a.bf16)]
+
+    def own(name: str, model: str, *choice: str) -> ProcessSide:
+        return ProcessSide(f"isotherm {name}", sys.executable, "isotherm", model, f"isa={a.isa}", *choice)
+
+    sides: list[Side] = [own("bf16", a.bf16)]
     if a.fp8:
-        sides.append(ProcessSide("isotherm fp8", sys.executable, "isotherm", a.fp8))
+        sides.append(own("fp8", a.fp8))
         if a.head8:
-            sides.append(ProcessSide("isotherm fp8, head8", sys.executable, "isotherm", a.fp8, "head=fp8"))
+            sides.append(own("fp8, head8", a.fp8, "head=fp8"))
         if a.int4:
-            choice = "experts=int4", "dense=int4", "head=int8"
-            sides.append(ProcessSide("isotherm int4", sys.executable, "isotherm", a.fp8, *choice))
+            sides.append(own("int4", a.fp8, "experts=int4", "dense=int4", "head=int8"))
     if a.transformers:
         sides.append(ProcessSide("transformers bf16", sys.executable, "transformers", a.bf16))
     if a.vllm:

@@ -1,10 +1,12 @@
 """One side of the comparison as a process of its own: loads a model once, then measures what it is told to on standard
 input.
 
-    python sides.py SIDE MODEL [PART=BITS …]   a line in: "decode 8 48" or "prefill 512"; a line out: tokens per second
+    python sides.py SIDE MODEL [PART=BITS …] [isa=ISA]
+
+A line in: "decode 8 48" or "prefill 512"; a line out: tokens per second.
 
 SIDE: isotherm, transformers, vllm. Each runs in the virtual environment that has it. PART=BITS: as `weights` of the
-manifest, for isotherm.
+manifest, and ISA as `isa` there, for isotherm.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ class Isotherm:
         from isotherm.cluster.cli.bench_engine import EngineBench
         from isotherm.cluster.model.weight_choice import WeightChoice
 
+        parts = dict(part.split("=") for part in choice)
+        isa = parts.pop("isa", "auto")
         self._bench = EngineBench(
             Path(model),
             dtype="bfloat16",
@@ -37,7 +41,8 @@ class Isotherm:
             threads=None,
             most_streams=32,
             most_prompt=512,
-            choice=WeightChoice(**dict(part.split("=") for part in choice)),
+            isa=isa,
+            choice=WeightChoice(**parts),
         )
         self.decode, self.prefill = self._bench.decode, self._bench.prefill
 
