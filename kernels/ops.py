@@ -168,10 +168,6 @@ class Kernels(ABC):
     def pack_heads(self, weights: list[StoredWeight]) -> Any:
         """Pack one small matrix [N, K] per attention head, all of one shape, for `head_linear`."""
 
-    def read_in_turn(self, weights: Sequence[LinearWeight | Any]) -> None:  # noqa: B027
-        """These are read one after the other, and then from the first again: what waits may fetch what comes next. It
-        changes no result."""
-
     @abstractmethod
     def expert_bank(self, slots: int, hidden: int, inner: int) -> ExpertBank:
         """An empty bank."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,13 +37,6 @@ class Layer:
     mlp: Mlp | None  # the dense MLP, or the shared experts; None where a MoE layer has no shared experts
     router: Router | None  # None: a dense layer
 
-    def in_turn(self) -> list[Any]:
-        """The weights as a step of decoding reads them, but for the routed experts, which differ from step to step."""
-        a, mlp = self.attention, self.mlp
-        between = [a.q_b] if a.q_b is not None else []
-        own = [mlp.gate_up, mlp.down] if mlp is not None else []
-        return [a.input, *between, a.k_absorb, a.v_absorb, a.o, *own]
-
 
 class DeepseekV3Model:
     """Weights of everything but the routed experts, and the forward pass over a paged latent cache."""
@@ -71,7 +63,6 @@ class DeepseekV3Model:
             table.to(kernels.device) for table in rope_tables(config.rope, config.qk_rope_head_dim, max_positions)
         )
         self.mtp = self._load_mtp(reader, config.num_hidden_layers) if config.drafting_layers else None
-        kernels.read_in_turn([weight for layer in self.layers for weight in layer.in_turn()] + [self.head])
         progress(1.0)
 
     def _load_mtp(self, reader: WeightReader, i: int) -> MtpLayer:

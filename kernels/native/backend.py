@@ -69,11 +69,6 @@ class NativeKernels(CheckedKernels):
     def expert_bank(self, slots: int, hidden: int, inner: int) -> NativeExpertBank:
         return NativeExpertBank(self.context, slots, hidden, inner)
 
-    def read_in_turn(self, weights: Sequence[LinearWeight | Packed]) -> None:
-        packed = [w.data if isinstance(w, LinearWeight) else w for w in weights]
-        for one, then in zip(packed, [*packed[1:], *packed[:1]], strict=True):
-            self._lib.iso_linear_then(one.handle, then.handle)
-
     # --- dense operations -------------------------------------------------------------------------
 
     def rms_norm(self, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:

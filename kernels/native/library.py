@@ -21,7 +21,6 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "linear_room": (_P, [_I, _L, _I, _P, _P, _L]),
     "linear_adopt": (_I, [_P]),
     "linear_form": (None, [_P, _P]),
-    "linear_then": (None, [_P, _P]),
     "linear_destroy": (None, [_P]),
     "linear_bytes": (_L, [_P]),
     "linear_pack": (_I, [_P, _P, _I, _P]),

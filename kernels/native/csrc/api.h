@@ -81,8 +81,6 @@ struct Linear {
   uint8_t* code_tables;             // coded: [tile][2][16] low and high bytes of a code's exponent as bfloat16
   int64_t* exception_begin;         // coded: [tiles + 1]
   CodedException* exceptions;
-  const void* then;  // what is read after this one, as far as is known: for Pool::ahead alone, it may be gone
-  size_t then_bytes;
 
   const uint8_t* tile(int64_t t) const { return data + static_cast<size_t>(t) * tile_bytes; }
 };

@@ -132,7 +132,7 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
   }
 }
 // Of kernels/native/library.py, whose `interface()` gives it: it changes with any of these functions' signatures.
-ISO_EXPORT int iso_interface() { return 52979196; }
+ISO_EXPORT int iso_interface() { return 1972964187; }
 
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
@@ -164,9 +164,6 @@ ISO_EXPORT void iso_linear_form(const Linear* linear, LinearForm* form) {
                      static_cast<int64_t>(linear->data_bytes),
                      linear->scales,
                      scales};
-}
-ISO_EXPORT void iso_linear_then(Linear* linear, const Linear* then) {
-  linear->then = then->data, linear->then_bytes = then->data_bytes;
 }
 ISO_EXPORT void iso_linear_destroy(Linear* linear) { destroy(linear); }
 ISO_EXPORT int64_t iso_linear_bytes(const Linear* linear) {

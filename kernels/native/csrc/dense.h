@@ -85,7 +85,6 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
       store_tile<M>(weight, t, sums, n_rows, out, weight.outputs, first_row, weight.tile_column[t], out_f32);
     }
   };
-  pool.ahead(weight.then, weight.then_bytes);
   parallel(pool_for(pool, single(), rows * weight.outputs * weight.inputs), items * chunks, body);
 }
 
@@ -117,7 +116,6 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
       store_tile<M>(weight, t, sums, n, out, weight.outputs, first, weight.tile_column[t], false);
     }
   };
-  pool.ahead(weight.then, weight.then_bytes);
   parallel(pool_for(pool, single(), rows * weight.outputs * weight.inputs), weight.parts * chunks, body);
 }
 

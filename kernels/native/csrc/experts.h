@@ -97,7 +97,6 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
       }
     }
   };
-  if (call.active > 0) pool.ahead(call.down[0]->data, call.down[0]->data_bytes);
   parallel(workers, call.active * gate_runs, first_round);
 
   const int64_t down_run = run_of(out_tiles, call.active == 0 ? 0 : call.down[0]->tile_bytes),
@@ -119,7 +118,6 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
       }
     }
   };
-  if (call.active > 0) pool.ahead(call.down[0]->then, call.down[0]->then_bytes);
   parallel(workers, call.active * down_runs, second_round);
 }
 

@@ -94,8 +94,11 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
     }
     for (int64_t g = 0; g < count; ++g) {
       const Group& group = groups[g];
-      multiply_scaled<M>(decoded, group.words + begin * group.stride, group.stride, group.rows, end - begin,
-                         group_words, sums + (group.first - base) * kTile, scales);
+      for (int64_t first = begin, b = 0; first < end; first += group_words, ++b) {
+        multiply<M, Fetch::none>(decoded + (first - begin) * kTile, kTile, group.words + first * group.stride,
+                                 group.stride, group.rows, least(group_words, end - first), kTile,
+                                 sums + (group.first - base) * kTile, kTile, Into::scaled, scales + b * kTile);
+      }
     }
   }
 }

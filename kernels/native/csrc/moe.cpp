@@ -11,11 +11,9 @@ bool moe(Pool& pool, const Ops& ops, bool f32, const MoeLayer& layer, const MoeC
   const size_t element = f32 ? 4 : 2;
   const int64_t T = call.rows, k = layer.router.top_k, pairs = T * k, experts = layer.router.experts,
                 hidden = layer.router.hidden;
-  // The shared expert joins the others where it has their shape: all rows go to it. It comes first, since Linear::then
-  // had it fetched.
+  // The shared expert joins the others where it has their shape: all rows go to it.
   const bool shared = layer.gate_up != nullptr, joined = shared && layer.down->inputs == layer.bank->inner;
-  const int64_t active_most = (pairs < experts ? pairs : experts) + 1, own_pairs = joined ? T : 0,
-                all_pairs = pairs + (shared ? T : 0);
+  const int64_t active_most = (pairs < experts ? pairs : experts) + 1, all_pairs = pairs + (shared ? T : 0);
   Pieces pieces(1);
   const auto add = [&](int64_t count, size_t bytes) { return pieces.add(count * static_cast<int64_t>(bytes)); };
   const size_t at_ids = add(pairs, 4), at_weights = add(pairs, 4), at_outputs = add(pairs, sizeof(void*)),
@@ -31,18 +29,11 @@ bool moe(Pool& pool, const Ops& ops, bool f32, const MoeLayer& layer, const MoeC
   auto* places = pieces.as<int64_t>(at_places);  // where each expert's next pair goes
   std::memset(places, 0, static_cast<size_t>(experts + 1) * sizeof(int64_t));
   for (int64_t p = 0; p < pairs; ++p) ++places[ids[p] + 1];
-  auto* rows = pieces.as<int32_t>(at_rows);
   auto* offsets = pieces.as<int64_t>(at_offsets);
   auto** gate_up = pieces.as<const Linear*>(at_gate_up);
   auto** down = pieces.as<const Linear*>(at_down);
   int64_t active = 0;
   offsets[0] = 0;
-  if (joined) {
-    gate_up[active] = layer.gate_up, down[active] = layer.down;
-    for (int64_t t = 0; t < T; ++t) rows[t] = static_cast<int32_t>(t);
-    offsets[++active] = T;
-  }
-  places[0] = own_pairs;
   for (int64_t e = 0; e < experts; ++e) {
     const int64_t count = places[e + 1];
     places[e + 1] += places[e];
@@ -52,6 +43,7 @@ bool moe(Pool& pool, const Ops& ops, bool f32, const MoeLayer& layer, const MoeC
     gate_up[active] = layer.bank->gate_up[slot], down[active] = layer.bank->down[slot];
     offsets[++active] = places[e + 1];
   }
+  auto* rows = pieces.as<int32_t>(at_rows);
   auto* y = pieces.as<uint8_t>(at_y);
   auto** outputs = pieces.as<const void*>(at_outputs);
   for (int64_t p = 0; p < pairs; ++p) {
@@ -59,10 +51,15 @@ bool moe(Pool& pool, const Ops& ops, bool f32, const MoeLayer& layer, const MoeC
     outputs[p] = y + static_cast<size_t>(place * hidden) * element;
     rows[place] = static_cast<int32_t>(p / k);
   }
+  uint8_t* own = shared ? y + static_cast<size_t>(pairs * hidden) * element : nullptr;
+  if (joined) {
+    gate_up[active] = layer.gate_up, down[active] = layer.down;
+    for (int64_t t = 0; t < T; ++t) rows[pairs + t] = static_cast<int32_t>(t);
+    offsets[++active] = all_pairs;
+  }
   ops.experts(pool, f32,
-              ExpertsCall{call.x, hidden, T, gate_up, down, active, pairs + own_pairs, layer.bank->inner, hidden, rows,
-                          offsets, y});
-  uint8_t* own = !shared ? nullptr : joined ? y : y + static_cast<size_t>(pairs * hidden) * element;
+              ExpertsCall{call.x, hidden, T, gate_up, down, active, joined ? all_pairs : pairs, layer.bank->inner,
+                          hidden, rows, offsets, y});
   if (shared && !joined) {
     const int64_t all[] = {0, T};
     ops.experts(pool, f32,

@@ -6,9 +6,7 @@ namespace iso {
 namespace {
 
 constexpr int kMostSpins = 8000, kLeastSpins = 16;
-constexpr uint64_t kClosed = 0xffffffff;          // more items claimed than any job has
-constexpr size_t kMostAhead = size_t{512} << 10;  // half of a second cache of the processors this was measured on
-constexpr uintptr_t kLine = 64, kFetched = 4 * kLine;
+constexpr uint64_t kClosed = 0xffffffff;  // more items claimed than any job has
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -34,6 +32,17 @@ class FloatMode {
 #endif
 };
 
+// Spins for `budget` pauses, giving the core away now and then, since several worker processes share the cores.
+template <class F>
+bool spin(int budget, F ready) {
+  for (int i = 0; i < budget; ++i) {
+    if (ready()) return true;
+    pause();
+    if (i % 128 == 127) std::this_thread::yield();
+  }
+  return ready();
+}
+
 }  // namespace
 
 Pool::Pool(int threads) {
@@ -55,34 +64,6 @@ Pool::~Pool() {
   }
   wake_.notify_all();
   for (auto& worker : workers_) worker.join();
-}
-
-void Pool::ahead(const void* data, size_t bytes) {
-  if (workers_.empty()) return;
-  const auto begin = reinterpret_cast<uintptr_t>(data);
-  ahead_.store(begin, std::memory_order_relaxed);
-  ahead_end_.store(begin + (bytes < kMostAhead ? bytes : kMostAhead), std::memory_order_relaxed);
-}
-
-bool Pool::fetch() {
-  const uintptr_t end = ahead_end_.load(std::memory_order_relaxed);
-  if (ahead_.load(std::memory_order_relaxed) >= end) return false;
-  const uintptr_t begin = ahead_.fetch_add(kFetched, std::memory_order_relaxed);
-  for (uintptr_t line = begin; line < begin + kFetched && line < end; line += kLine)
-    __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 2);
-  return true;
-}
-
-// Spins for `budget` pauses, giving the core away now and then, since several worker processes share the cores.
-template <class F>
-bool Pool::spin(int budget, F ready) {
-  for (int i = 0; i < budget;) {
-    if (ready()) return true;
-    if (fetch()) continue;
-    pause();
-    if (++i % 128 == 0) std::this_thread::yield();
-  }
-  return ready();
 }
 
 void Pool::run(int64_t items, Body body, void* context) {

@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <thread>
@@ -25,18 +24,11 @@ class Pool {
   // body(context, i) for 0 <= i < items. Runs in the calling thread alone when another job holds the pool.
   void run(int64_t items, void (*body)(void*, int64_t), void* context);
 
-  // What will be read after what is read now: threads that wait fetch its first kMostAhead bytes into their caches
-  // meanwhile. Nothing is wrong where it is not read after all. Null: nothing is known.
-  void ahead(const void* data, size_t bytes);
-
  private:
   using Body = void (*)(void*, int64_t);
 
   void work();
   void drain(uint32_t epoch);
-  bool fetch();  // some of what is ahead; whether there was any
-  template <class F>
-  bool spin(int budget, F ready);
   uint32_t epoch() const { return static_cast<uint32_t>(head_.load(std::memory_order_seq_cst) >> 32); }
 
   // Epoch in the upper half, next item in the lower: claiming an item fails once its job is over, so a late worker
@@ -48,10 +40,6 @@ class Pool {
   std::atomic<uint32_t> total_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> waiting_{false}, stop_{false};
-  // The next address to fetch, and the end. A thread that sees one of them new and the other old fetches some lines in
-  // vain.
-  alignas(64) std::atomic<uintptr_t> ahead_{0};
-  std::atomic<uintptr_t> ahead_end_{0};
 
   std::mutex busy_, mutex_;
   std::condition_variable wake_, finished_;

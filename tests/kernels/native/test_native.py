@@ -479,17 +479,6 @@ def test_a_moe_layer_follows_its_experts(kernels: NativeKernels) -> None:
             kernels.moe(x, router, banks[0], slots, None, None, wrong)
 
 
-def test_what_is_read_in_turn_changes_no_bit(kernels: NativeKernels) -> None:
-    weights = [kernels.pack_linear([stored(96, 96, "fp8", i)]) for i in range(3)]
-    x = randn(1, 96, seed=6, dtype=kernels.dtype)
-    before = [kernels.linear(x, weight) for weight in weights]
-    kernels.read_in_turn(weights)
-    del weights[1]  # what comes next may be gone
-    for _ in range(50):
-        assert torch.equal(kernels.linear(x, weights[0]), before[0])
-        assert torch.equal(kernels.linear(x, weights[1]), before[2])
-
-
 class Paged:
     """A cache with sequences of given lengths in shuffled blocks; everything that no sequence owns is NaN."""
 
