@@ -192,7 +192,7 @@ class LivenessSection(_Section):
         15.0, ge=0, le=3600, description="seconds without an answer after which a worker counts as hung; 0: never"
     )
     spare_processes: bool = Field(
-        True, description="a process stands ready on each node for a worker that takes another's place, in some 250 MB"
+        False, description="a process stands ready on each node for a worker that takes another's place, in some 250 MB"
     )
 
 

@@ -63,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
         *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker", "cluster.messages", "cluster.model",
         "kernels",
     },
-    "actors.preload": {"actors.attention", "actors.experts", "cluster.background", "kernels"},
+    "actors.preload": {"actors.attention", "actors.experts", "cluster.background"},
     "actors.local": {
         "actors.attention", "actors.experts", "actors.links", "actors.models",
         "cluster.engine", "cluster.messages", "cluster.model", "cluster.placement", "cluster.text", "kernels"

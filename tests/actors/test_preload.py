@@ -1,4 +1,4 @@
-"""A process that nobody needs imports what workers are made of; one that is needed does not."""
+"""A process that Ray has given no work imports what workers are made of; one that starts or serves does not."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import sys
 
 import pytest
 
-IDLE = """
+PROGRAM = """
 import sys, threading, time
 from isotherm.actors import preload
-assert not {"torch", "ray"} & set(sys.modules)
+assert not {{"torch", "ray"}} & set(sys.modules)
+preload.is_idle = lambda: {idle}
 began = time.monotonic()
-next(t for t in threading.enumerate() if t.name == "preload").join(60)
-workers = {"isotherm.actors.attention.shard", "isotherm.actors.experts.group"}
-print(time.monotonic() - began > preload.IDLE_SECONDS - 0.5 and workers <= set(sys.modules))
-"""
-BUSY = """
-import sys, threading, time
-from isotherm.actors import preload
-time.sleep(preload.SETTLED_SECONDS + preload.IDLE_SECONDS / 2)
+time.sleep({pause} * preload.IDLE_SECONDS)
 import wave
 next(t for t in threading.enumerate() if t.name == "preload").join(60)
-print("torch" not in sys.modules)
+workers = {{"torch", "isotherm.actors.attention.shard", "isotherm.actors.experts.group"}}
+print(time.monotonic() - began > preload.IDLE_SECONDS - 0.5, workers <= set(sys.modules))
 """
 
 
-@pytest.mark.parametrize("program", [IDLE, BUSY], ids=["idle", "busy"])
-def test_what_a_process_imports(program: str):
+@pytest.mark.parametrize(
+    ("idle", "pause", "imports"),
+    [(True, 0, True), (True, 0.5, False), (False, 0, False)],
+    ids=["idle", "starts", "busy"],
+)
+def test_what_a_process_imports(idle: bool, pause: float, imports: bool):
+    program = PROGRAM.format(idle=idle, pause=pause)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "True"
+    assert done.stdout.split() == ["True", str(imports)]

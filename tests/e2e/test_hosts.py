@@ -44,7 +44,7 @@ def served(hosts, tmp_path_factory):
         "attention": {"cpus": 1},
         "experts": {"cpus": 1},
         "links": {"timeout": 4.0},
-        "liveness": {"timeout": 5.0},
+        "liveness": {"timeout": 5.0, "spare_processes": True},
         "autoscaling": {"mode": "off"},
     }
     with (

@@ -33,7 +33,7 @@ def served(request, tmp_path_factory):
         "attention": {"cpus": 0.2},
         "experts": {"cpus": 0.1},
         "links": {"kind": request.param, "timeout": 2.0},
-        "liveness": {"timeout": 5.0},
+        "liveness": {"timeout": 5.0, "spare_processes": True},
         "autoscaling": {"mode": "off"},
     }
     cluster = Served(manifest, tmp_path_factory.mktemp("pauses"))
