@@ -89,3 +89,9 @@ def leaves_the_process_as_it_was() -> Iterator[None]:
         torch.set_num_threads(threads)  # what each kernel backend sets for itself
     after = _process_state()
     assert {name: after.get(name) for name in before | after if after.get(name) != before.get(name)} == {}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_all_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made at once: a test that has another TMPDIR for a while would have it made there, and be gone with it."""
+    return tmp_path_factory.getbasetemp()
