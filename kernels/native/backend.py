@@ -360,9 +360,11 @@ class NativeKernels(CheckedKernels):
             )
         if rows and not 0 <= min(rows) <= max(rows) < count:
             raise ValueError(f"forbid has rows {list(rows)} of {count}")
-        self._lib.iso_forbid(
+        code = self._lib.iso_forbid(
             self._context, logits_NV.data_ptr(), logits_NV.stride(0), width, at, len(rows), allowed_RW.data_ptr(), words
         )
+        if code:
+            fail("forbid", code, "")
 
     def sample(
         self,

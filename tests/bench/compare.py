@@ -20,6 +20,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Protocol
 
@@ -86,11 +87,13 @@ class LlamaSide:
 
     def _run(self, widths: list[int], prompt: int, tokens: int) -> None:
         twice = ",".join(str(w) for w in widths for _ in range(2))
-        command = [str(self._binary), "-m", str(self._gguf), "-c", "4096", "-npp", str(prompt), "-ntg", str(tokens),
-                   "-npl", twice, "-t", "2", *self._extra]  # fmt: skip
-        run = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=600
-        )
+        command = [str(self._binary.resolve()), "-m", str(self._gguf.resolve()), "-c", "4096", "-npp", str(prompt),
+                   "-ntg", str(tokens), "-npl", twice, "-t", "2", *self._extra]  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:  # it leaves a log where it runs
+            run = subprocess.run(
+                command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                timeout=600,
+            )  # fmt: skip
         rows = [
             [c.strip() for c in line.strip("|").split("|")]
             for line in run.stdout.splitlines()
