@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*.py kernels/native/csrc/*)
 
-.PHONY: serve test test-fast test-page test-metrics clients fuzz exactness chaos bench bench-elastic bench-overload check
-.PHONY: bench-mtp families clean help
+.PHONY: serve test test-fast test-page test-metrics clients fuzz exactness chaos chaos-short bench bench-elastic
+.PHONY: bench-mtp bench-overload families check clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
-	@echo "make test                 all tests but those of the page, metrics and clients"
+	@echo "make test                 all tests but those of chaos, the page, metrics and clients"
 	@echo "make test-fast            those that need neither a cluster nor much time"
 	@echo "make test-page            the page, in headless Chromium"
 	@echo "make fuzz                 10,000 mutated bodies, and schemathesis on /openapi.json"
@@ -18,7 +18,8 @@ help:
 	@echo "make test-metrics         dashboards and alerts with a real Prometheus, which must be on the PATH"
 	@echo "make exactness            10,000 random cases of the exactness test"
 	@echo "make families             12 random configs of each family beside transformers, 10 MB of text beside tiktoken"
-	@echo "make chaos                scale, roll, kill, pause and part under load, 10 to 20 times"
+	@echo "make chaos                scale, roll, kill, pause and part under load, 5 to 20 times"
+	@echo "make chaos-short          roll, pause and part under load, once (make test scales and kills)"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
 	@echo "make bench-mtp            speculation: tokens and speed with and without"
@@ -47,7 +48,7 @@ TWO := -n 2 --dist loadfile
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest $(AOT)
 	$(BIN)/pytest -m "not e2e" $(TWO) --durations=25 --ignore=$(AOT) --ignore=tests/page
-	$(BIN)/pytest -m e2e --durations=25 --ignore=tests/page
+	$(BIN)/pytest -m "e2e and not chaos" --durations=25 --ignore=tests/page
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/pytest -m unit $(TWO) --ignore=tests/page
@@ -84,6 +85,9 @@ families: $(VENV)/.installed-dev
 
 exactness: $(VENV)/.installed-dev
 	ISOTHERM_EXACTNESS_CASES=10000 $(BIN)/pytest -s --timeout 3600 tests/exactness
+
+chaos-short: $(VENV)/.installed-dev
+	$(BIN)/pytest -m chaos --durations=25 tests/e2e
 
 chaos: $(VENV)/.installed-dev
 	ISOTHERM_CHAOS_ROUNDS=20 $(BIN)/pytest -s --timeout 3600 tests/e2e/test_elastic.py

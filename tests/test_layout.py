@@ -88,9 +88,9 @@ ROOMS: dict[str, set[str]] = {
     "cluster.supervise": {*BASE, "cluster.manifest", "cluster.on_ray"},
     "cluster.deploy": {
         *BASE, "actors.attention", "actors.experts", "actors.links", "cluster.api", "cluster.autoscale",
-        "cluster.control", "cluster.front_door", "cluster.manifest", "cluster.messages", "cluster.model",
-        "cluster.observe", "cluster.on_ray", "cluster.placement", "cluster.routing", "cluster.supervise",
-        "cluster.text",
+        "cluster.control", "cluster.engine", "cluster.front_door", "cluster.manifest", "cluster.messages",
+        "cluster.model", "cluster.observe", "cluster.on_ray", "cluster.placement", "cluster.routing",
+        "cluster.supervise", "cluster.text",
     },
     "cluster.doctor": {*BASE, "cluster.deploy", "cluster.manifest", "cluster.text", "kernels"},
     "cluster.cli": {

@@ -64,6 +64,8 @@ RULES = (
     LinkRule("process-group-nccl", "process-group", "each worker computes on a GPU of its own", _against_nccl),
     LinkRule("process-group", "process-group", "any two workers can have it", _against_nothing),
 )
+# Kinds whose ends find each other by the meeting's prefix alone, without the cluster's key-value store.
+WITHOUT_STORE = frozenset({"shared-memory"})
 
 
 def choices() -> tuple[str, ...]:

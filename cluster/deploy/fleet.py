@@ -7,27 +7,24 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
 
-from isotherm.actors.attention.shard import AttentionShard
-from isotherm.actors.experts.group import ExpertGroup
-from isotherm.actors.links.rendezvous import Rendezvous
 from isotherm.cluster.background import Background
 from isotherm.cluster.control.copy_offers import copy_offers
 from isotherm.cluster.control.link_choice import choose_link
 from isotherm.cluster.control.link_repair import RELINK_SECONDS, LinkRepair
 from isotherm.cluster.control.spares import Spares
 from isotherm.cluster.control.worker_watch import WorkerWatch
+from isotherm.cluster.deploy.hosted import AttentionShard, ExpertGroup
+from isotherm.cluster.deploy.meeting_point import MeetingPoint
 from isotherm.cluster.deploy.places import Places
-from isotherm.cluster.errors import one_line
+from isotherm.cluster.deploy.worker_reports import ANSWER_SECONDS, WorkerReports
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.copies import CopySource
-from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.workers import Meeting, WorkerSpec
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -47,7 +44,6 @@ from isotherm.cluster.placement.table import Placement
 
 log = logging.getLogger(__name__)
 MEETING_TIMEOUT = 60.0  # seconds in which both ends of a new link must come together
-STATUS_TIMEOUT = 5.0  # seconds that a worker has to answer
 DRAIN_GRACE = 60.0  # seconds beyond its time that a shard may take to give its requests back
 
 
@@ -57,7 +53,7 @@ async def fence(generation: int, workers: Iterable[str]) -> None:
 
     async def tell(name: str) -> None:
         with contextlib.suppress(ValueError, RayError, asyncio.TimeoutError):  # ValueError: Ray knows no such actor
-            await asyncio.wait_for(find_worker(name).order.remote(generation, "pid"), STATUS_TIMEOUT)
+            await asyncio.wait_for(find_worker(name).order.remote(generation, "pid"), ANSWER_SECONDS)
 
     await asyncio.gather(*map(tell, workers))
 
@@ -86,6 +82,7 @@ class RayFleet:
         self.groups: dict[str, RayWorker] = {}
         self.shards: dict[str, RayWorker] = {}
         self.dead: dict[str, str] = {}  # worker → what Ray said, or how it was found to hang
+        self._reports = WorkerReports(self.dead)
         self.in_service: set[str] = set()
         self.avoid: frozenset[str] = frozenset()  # nodes on which nothing is started
         self.load_view: Callable[[], list[list[float]] | None] = lambda: None
@@ -97,7 +94,7 @@ class RayFleet:
         limits = manifest.liveness.timeout, manifest.link_timeout
         self._watch = WorkerWatch(limits[0], self._loading.__contains__, self._lost, self.repair.report, limits[1])
         self._spares = Spares(start_spare) if manifest.liveness.spare_processes else None
-        self._rendezvous = Rendezvous(ray.util.get_node_ip_address())
+        self._meeting_point = MeetingPoint()
 
     def group_names(self) -> list[str]:
         return list(self.groups)
@@ -127,11 +124,13 @@ class RayFleet:
         others = [self.groups[g].node_id for g in self.alive(self.groups)] + self.places.nodes_of_groups()
         spec = self._spec(name, section.threads, section.gpus, others.count(slot.node_id) + 1)
         resources, slots = self.places.resources(name), len(config.moe_layers) * config.n_routed_experts
-        worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, slots)
-        self.groups[name] = worker
-        await self._order(worker.actor, "pid")
-        self._started_on(slot.node_id)
-        self.numerics.admit(name, await worker.call("fingerprint"))
+        with self._reports.starting(name):
+            worker = start_worker(name, slot, resources, ExpertGroup, spec, slot.host, slots)
+            self.groups[name] = worker
+            await self._order(worker.actor, "pid")
+            self._started_on(slot.node_id)
+            fingerprint = await worker.call("fingerprint")
+        self.numerics.admit(name, fingerprint)
         self._watch.add(worker, has_links=False)
 
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
@@ -160,10 +159,12 @@ class RayFleet:
         slot = await self.places.take(name, self.avoid)
         spec = self._spec(name, section.threads, section.gpus)
         resources = self.places.resources(name)
-        worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self.scheduler_config)
-        self.shards[name] = worker
-        self._started_on(slot.node_id)
-        self.numerics.admit(name, await worker.call("fingerprint"))
+        with self._reports.starting(name):
+            worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self.scheduler_config)
+            self.shards[name] = worker
+            self._started_on(slot.node_id)
+            fingerprint = await worker.call("fingerprint")
+        self.numerics.admit(name, fingerprint)
         await self._order(worker.actor, "load")
         self._watch.add(worker, has_links=True)
 
@@ -224,9 +225,8 @@ class RayFleet:
         localities = await asyncio.gather(*(end.locality.remote() for end in ends))
         kind, reason = choose_link(self.manifest.links.kind, *localities)
         log.info("link %s to %s: %s (%s)", shard, group, kind, reason)
-        meeting = Meeting(
-            self._rendezvous.host, self._rendezvous.port, f"{shard}/{group}/{uuid.uuid4().hex}", timeout, kind
-        )
+        store = await self._meeting_point.address(kind)
+        meeting = Meeting(*store, f"{shard}/{group}/{uuid.uuid4().hex}", timeout, kind)
         await asyncio.gather(
             self._order(ends[0], "connect", group, meeting), self._order(ends[1], "connect", shard, meeting)
         )
@@ -330,26 +330,16 @@ class RayFleet:
         await self.link(shard, group, RELINK_SECONDS)
 
     async def open_requests(self) -> int | None:
-        """Of all shards; None where a worker was lost, or a shard does not answer, whose streams may be on their way to
-        another."""
-        counts = await self._ask("open_requests", self.shards, self.alive(self.shards))
-        return None if self.dead or len(counts) < len(self.shards) else sum(counts.values())
+        """Of all shards that have started; None where a worker was lost, or a shard does not answer, whose streams may
+        be on their way to another."""
+        asked = self._reports.answering(self.shards)
+        counts = await self._reports.ask("open_requests", self.shards, asked)
+        return None if self.dead or len(counts) < len(asked) else sum(counts.values())
 
     async def rows_routed(self) -> dict[str, Any]:
         """Each live shard's counts of rows per (layer, expert), int64 [layers, experts]."""
-        return await self._ask("rows_routed", self.shards, [s for s in self.alive(self.shards) if s in self.in_service])
-
-    async def _ask(self, what: str, workers: Mapping[str, RayWorker], names: Iterable[str]) -> dict[str, Any]:
-        """What those of the workers say that answer in time; about the others there is a line in the log."""
-        calls = {name: asyncio.wait_for(workers[name].call(what), STATUS_TIMEOUT) for name in names}
-        answers = await asyncio.gather(*calls.values(), return_exceptions=True)
-        out = {}
-        for name, answer in zip(calls, answers, strict=True):
-            if isinstance(answer, BaseException):
-                log.warning("%s does not say its %s: %s", name, what, one_line(answer))
-            else:
-                out[name] = answer
-        return out
+        serving = [s for s in self.alive(self.shards) if s in self.in_service]
+        return await self._reports.ask("rows_routed", self.shards, serving)
 
     def nodes(self) -> tuple[dict[str, str], dict[str, str]]:
         """As MeteredFleet of cluster/autoscale/loop.py says."""
@@ -363,7 +353,7 @@ class RayFleet:
 
     async def meters(self) -> tuple[dict[str, ShardMeter], dict[str, GroupMeter]]:
         groups, shards = self.nodes()
-        asked = self._ask("meter", self.shards, shards), self._ask("meter", self.groups, groups)
+        asked = self._reports.ask("meter", self.shards, shards), self._reports.ask("meter", self.groups, groups)
         of_shards, of_groups = await asyncio.gather(*asked)
         return of_shards, of_groups
 
@@ -371,26 +361,7 @@ class RayFleet:
         """Every worker's own words, shards first."""
         return list(
             await asyncio.gather(
-                *(self._status("attention", w) for w in list(self.shards.values())),
-                *(self._status("expert", w) for w in list(self.groups.values())),
+                *(self._reports.status("attention", w) for w in list(self.shards.values())),
+                *(self._reports.status("expert", w) for w in list(self.groups.values())),
             )
         )
-
-    async def _status(self, role: str, worker: RayWorker) -> JSON:
-        out = {
-            "id": worker.id,
-            "role": role,
-            "pid": None,
-            "node": worker.node_id,
-            "placement_group": worker.placement_group_id,
-        }
-        if worker.id in self.dead:
-            return out | {"state": "dead", "reason": self.dead[worker.id]}
-        try:
-            detail = await asyncio.wait_for(worker.call("status"), STATUS_TIMEOUT)
-        except asyncio.TimeoutError:
-            return out | {"state": "silent", "reason": f"no answer for {STATUS_TIMEOUT:g} s"}
-        except WorkerGoneError as error:
-            return out | {"state": "dead", "reason": one_line(error)}
-        status: JSON = out | {"state": "loaded" if detail["loaded"] else "loading"} | detail
-        return status

@@ -39,7 +39,7 @@ class WorkerSpec:
 class Meeting:
     """Where the two ends of a new link meet, and of what kind it is. `prefix` is fresh for every attempt."""
 
-    store_host: str
+    store_host: str  # empty for a kind of link that needs no store
     store_port: int
     prefix: str
     timeout: float  # seconds

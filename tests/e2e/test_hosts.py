@@ -18,9 +18,10 @@ from loaded import check
 from served import Served
 from streams import Workload
 
-pytestmark = pytest.mark.skipif(
-    unavailable_reason() is not None, reason=f"no hosts can be made: {unavailable_reason()}"
-)
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.skipif(unavailable_reason() is not None, reason=f"no hosts can be made: {unavailable_reason()}"),
+]
 WHOLE_SECONDS = 15.0  # from a fault's end until everything is as before
 # Until a node that was taken for dead has heard of it, for which its connections may pause as long as they were dead,
 # and has ended.

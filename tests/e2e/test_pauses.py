@@ -19,6 +19,7 @@ from loaded import check
 from served import Served
 from streams import Stream, Workload
 
+pytestmark = pytest.mark.chaos
 ANSWER_SECONDS = 10.0  # in which a new request has its answer
 READY_SECONDS = 8.0  # in which GET /ready has noticed that requests hang
 WORKERS = {"attention": 1, "expert": 2}

@@ -22,6 +22,7 @@ from streams import Stream, Workload
 from isotherm.cluster.client import APIError, Client
 from isotherm.cluster.model.path import bundled_model
 
+pytestmark = pytest.mark.chaos
 ROUNDS = int(os.environ.get("ISOTHERM_CHAOS_ROUNDS", "1"))  # `make chaos` asks for more
 
 

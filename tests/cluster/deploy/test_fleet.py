@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import ray
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster import background
@@ -31,8 +32,7 @@ class Ray:
         self.away = 0
         monkeypatch.setattr(background, "FIRST_PAUSE", 0.005)
         monkeypatch.setattr(fleet, "end_worker", lambda worker: self.ended.append(worker.id))
-        monkeypatch.setattr(fleet.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
-        monkeypatch.setattr(fleet.ray, "nodes", lambda: [{"NodeID": node, "Alive": True} for node in ("aa", "bb")])
+        monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": node, "Alive": True} for node in ("aa", "bb")])
 
     def standing(self) -> None:
         if self.away:
