@@ -1,7 +1,7 @@
 """A link over a two-rank torch.distributed process group: rank 0 is the shard, rank 1 the expert group.
 
-Every message is a header of int64[HEADER] on tag 0 and, where it is not empty, a body on tag 1. Raw bytes only, over
-gloo.
+Every message is a header of int64[HEADER] on tag 0 and, where it is not empty, a body on tag 1, with a word on tag 2
+behind a large one. Raw bytes only, over gloo.
 
 A dispatch's body: experts int32[A], offsets int32[A+1], rows int32[P], zeros up to a multiple of 64, then the rows'
 bytes. A reply's body: the outputs' bytes, or a message in UTF-8.
@@ -107,8 +107,8 @@ class ProcessGroupLink:
             self._lane.send(x)
 
     def receive(self) -> Tensor:
-        self._wire.flush(self._timeout)
         kind, fields, body = self._wire.receive(self._timeout)
+        self._wire.flush(self._timeout)  # at once: there is an answer to it
         if fields[0] != self._sequence:
             raise LinkError(f"protocol error: answer {fields[0]} to message {self._sequence}")
         if kind == NOT_HELD:

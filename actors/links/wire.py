@@ -1,4 +1,8 @@
-"""Headers and bodies over a two-rank process group, and the host memory that bodies lie in."""
+"""Headers and bodies over a two-rank process group, and the host memory that bodies lie in.
+
+gloo tells those who wait of a lost peer, but for the message that is on its way at that moment: whoever waits for that
+one waits until its time is over. So nobody here waits for a large message first: behind a large body comes a small
+message, and that is waited for; and who has sent waits for the answer, not for what was sent to be gone."""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from isotherm.actors.links.protocol import LinkError
 from isotherm.cluster.errors import one_line
 
 HEADER = 9  # int64s
+LARGE = 32 << 10  # bytes; what is smaller the system takes from, or gives to, a process at once or not at all
+OF_HEADERS, OF_BODIES, OF_ENDS = 0, 1, 2  # tags
 FOREVER = timedelta(days=3650)
 
 
@@ -82,10 +88,13 @@ class Wire:
         nbytes = 0 if body is None else body.numel()
         header = torch.zeros(HEADER, dtype=torch.int64)
         header[: 2 + len(fields)] = torch.tensor([kind, nbytes, *fields])
+        messages = [(OF_HEADERS, header)]
+        if body is not None and nbytes:
+            messages.append((OF_BODIES, body))
+        if nbytes > LARGE:
+            messages.append((OF_ENDS, torch.zeros(1, dtype=torch.int64)))
         try:
-            self._pending = [(self._group.send([header], self._peer, 0), header)]
-            if body is not None and nbytes:
-                self._pending.append((self._group.send([body], self._peer, 1), body))
+            self._pending = [(self._group.send([message], self._peer, tag), message) for tag, message in messages]
         except RuntimeError as error:
             raise LinkError(one_line(error)) from None
 
@@ -96,18 +105,23 @@ class Wire:
             wait(work, timeout)
 
     def receive(self, timeout: timedelta) -> tuple[int, list[int], Tensor]:
-        """kind, fields, body uint8. `timeout` holds for the header and for the body apart."""
+        """kind, fields, body uint8. `timeout` holds for the header and for the body apart, and once more for a large
+        body that is still being sent."""
         header = torch.empty(HEADER, dtype=torch.int64)
-        self._receive(header, 0, timeout)
+        sending = any(message.nbytes > LARGE for _, message in self._pending)
+        wait(self._begin(header, OF_HEADERS), 2 * timeout if sending else timeout)
         kind, nbytes, *fields = header.tolist()
         body = self._incoming.take(nbytes)
         if nbytes:
-            self._receive(body, 1, timeout)
+            arrives = self._begin(body, OF_BODIES)
+            if nbytes > LARGE:
+                wait(self._begin(torch.empty(1, dtype=torch.int64), OF_ENDS), timeout)
+            wait(arrives, timeout)
         return kind, fields, body
 
-    def _receive(self, into: Tensor, tag: int, timeout: timedelta) -> None:
+    def _begin(self, into: Tensor, tag: int) -> Work:
         try:
-            work = self._group.recv([into], self._peer, tag)
+            work: Work = self._group.recv([into], self._peer, tag)
         except RuntimeError as error:
             raise LinkError(one_line(error)) from None
-        wait(work, timeout)
+        return work

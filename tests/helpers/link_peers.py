@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from torch import Tensor
 from isotherm.actors.experts.native_loop import ExpertLoop
 from isotherm.actors.experts.python_loop import ExpertServer
 from isotherm.actors.experts.worker import ExpertWorker
-from isotherm.actors.links.process_group import ProcessGroupServerLink, open_process_group
+from isotherm.actors.links.process_group import CPU, ProcessGroupServerLink, open_process_group
 from isotherm.actors.links.protocol import Dispatch
 from isotherm.actors.links.shared_memory import SharedMemoryLink, SharedMemoryServerLink, accept_shard, new_bell
+from isotherm.actors.links.wire import Wire
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.native.backend import NativeKernels
@@ -33,6 +35,7 @@ from isotherm.kernels.ops import Kernels
 from isotherm.kernels.reference import ReferenceKernels
 
 MEETING = 20.0  # seconds
+HUGE = 1 << 29  # bytes of a message: loopback takes a tenth of a second for it
 
 _context = multiprocessing.get_context("forkserver")
 # Not this module, which the server would not find: it imports what this one does.
@@ -126,6 +129,37 @@ def serve_process_group(path: Path, host: str, port: int, prefix: str) -> None:
     group = open_process_group(host, port, prefix, 1, host, MEETING)
     ExpertServer(worker).attach("shard", ProcessGroupServerLink(group, worker.config.hidden_size))
     time.sleep(1000)
+
+
+def open_wire(port: int, prefix: str, rank: int) -> Wire:
+    return Wire(open_process_group("127.0.0.1", port, prefix, rank, "127.0.0.1", MEETING), 1 - rank, CPU, None)
+
+
+def send_hugely(port: int, prefix: str) -> None:
+    wire = open_wire(port, prefix, 1)
+    wire.send(1, (7,), torch.ones(HUGE, dtype=torch.uint8))
+    time.sleep(1000)
+
+
+def die_while_receiving(port: int, prefix: str) -> None:
+    wire = open_wire(port, prefix, 1)
+    kill_at_first_byte(wire, os.getpid())
+    wire.receive(timedelta(seconds=MEETING))
+
+
+def kill_at_first_byte(wire: Wire, pid: int) -> list[float]:
+    """Kill a process when the first byte of a huge body has come over the wire; the moment at which that was."""
+    body, killed = torch.zeros(HUGE, dtype=torch.uint8), []
+    wire._incoming.take = lambda nbytes: body[:nbytes]  # type: ignore[method-assign]
+
+    def kill() -> None:
+        while not body[0]:
+            pass
+        os.kill(pid, signal.SIGKILL)
+        killed.append(time.perf_counter())
+
+    threading.Thread(target=kill, daemon=True).start()
+    return killed
 
 
 def run_shard(path: Path, name: str, seed: int) -> None:
