@@ -101,7 +101,7 @@ def build_app(
             Middleware(RequestIdMiddleware),
             *cors(settings.cors),
             Middleware(PathMiddleware),
-            Middleware(AccessMiddleware, access=settings.access, keys=settings.keys),
+            Middleware(AccessMiddleware, access=settings.access, keys=settings.keys, limited=book.refuse),
         ],
         exception_handlers=_error_handlers(),
     )

@@ -8,6 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from random import random
@@ -214,6 +215,11 @@ class RequestBook:
             request.state.traceparent = opened.trace.header
         self._open[id(opened)] = opened
         return opened
+
+    def refuse(self, request: Request, error: ReplyError) -> None:
+        """A request for tokens has come and was refused before anything was read of it."""
+        with suppress(ReplyError), self.open(request):
+            raise error
 
     @property
     def open_count(self) -> int:

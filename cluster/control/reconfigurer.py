@@ -19,7 +19,6 @@ from isotherm.cluster.messages.operations import (
     OperationLog,
     OperationRequest,
     Phase,
-    PlacementChangeError,
     Target,
 )
 from isotherm.cluster.placement.changes import Pair
@@ -55,15 +54,11 @@ class Reconfigurer:
 
     def submit(self, request: OperationRequest, origin: str = "api") -> Operation:
         """Begin an operation; it goes on in the background. Raises OperationError, or PlacementChangeError for copies
-        that cannot be."""
-        operation, new = self.open(request, origin)
-        if not new:
-            return operation
-        try:
-            desired = self.planner.aim(self.desired, request.target)
-        except PlacementChangeError as error:
-            self.transactions.enter(operation, Phase.ROLLED_BACK, str(error))
-            raise
+        that cannot be: nothing has begun then, and nothing is recorded."""
+        if (known := self._operations.known(request)) is not None:
+            return known
+        desired = self.planner.aim(self.desired, request.target)
+        operation, _ = self.open(request, origin)
         operation.plan = self.planner.describe(self.desired, desired)
         if request.dry_run:
             self.transactions.enter(operation, Phase.DONE, "dry run: nothing was changed")

@@ -78,9 +78,8 @@ class Controller:
             first = self._revision(0, manifest, open_checkpoint(manifest, model_path))
         else:
             first = made_again(saved.serving, self._revision)
-        self.revisions = Revisions(
-            lambda: self.manifest, first, self.operations, self._revision, self._save, self._publish, self._swapped
-        )
+        callbacks = self._revision, self._save, self._publish, self._swapped
+        self.revisions = Revisions(lambda: self.manifest, model_path, first, self.operations, *callbacks)
         self.config = first.checkpoint.config  # of every revision
         self.autoscale = AutoscaleLoop(
             first.manifest,
@@ -380,8 +379,8 @@ class Controller:
     async def owner(self) -> Owner | None:
         return self._owner
 
-    async def served(self) -> Manifest:
-        return self.manifest
+    async def served(self) -> tuple[Manifest, Manifest]:
+        return self.manifest, self.revisions.as_operated()  # what it has; and as operations have made that
 
     async def front_door(self) -> tuple[Manifest, KeySource | None]:
         """What the ingress is built with."""

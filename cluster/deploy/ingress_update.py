@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from isotherm.cluster.api.access.key_store import KeySource
 from isotherm.cluster.deploy.ingress import ingress_application
-from isotherm.cluster.deploy.rolled_values import By, Change, changes
+from isotherm.cluster.deploy.rolled_values import By, Change, still_differing
 from isotherm.cluster.deploy.serve import APPLICATION
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.manifest import Manifest, ManifestError
@@ -19,15 +19,18 @@ from isotherm.cluster.on_ray.session import attach, running_controller
 from isotherm.cluster.supervise.supervisor import ServeError
 
 
-def beside_the_front_door(running: Manifest, wanted: Manifest, model: bool = False) -> list[Change]:
-    """What else is different than values that the front door alone depends on; `model`: the model's name too."""
+def beside_the_front_door(
+    running: Manifest, wanted: Manifest, now: Manifest | None = None, model: bool = False
+) -> list[Change]:
+    """What else is different than values that the front door alone depends on; `model`: the model's name too. `running`
+    and `now` as `still_differing` has them."""
     others = {By.WORKERS, By.SCALE, By.NOTHING} | ({By.MODEL} if model else set())
-    return [change for change in changes(running, wanted) if change.by in others]
+    return [change for change in still_differing(running, now or running, wanted) if change.by in others]
 
 
-def check_front_door(running: Manifest, wanted: Manifest) -> None:
+def check_front_door(running: Manifest, wanted: Manifest, now: Manifest | None = None) -> None:
     """Whether the front door alone is to be another. Raises ManifestError."""
-    if differing := beside_the_front_door(running, wanted):
+    if differing := beside_the_front_door(running, wanted, now):
         raise ManifestError(
             f"an update of the ingress changes the front door alone, but {'; '.join(c.otherwise for c in differing)}"
         )
@@ -47,7 +50,7 @@ def update_ingress(address: str | None, manifest: Manifest | None) -> int:
         keys: KeySource | None
         running, keys = ray.get(controller.front_door.remote(), timeout=30)
         wanted = running if manifest is None else manifest.model_copy(update={"model": running.model})
-        check_front_door(running, wanted)
+        check_front_door(running, wanted, now=ray.get(controller.served.remote(), timeout=30)[1])
         try:
             serve.run(ingress_application(wanted, keys), name=APPLICATION, route_prefix="/")
         except (RuntimeError, RayError) as error:

@@ -44,8 +44,10 @@ def application(args: Arguments) -> Application:
         controller = find_controller()
     except ValueError:
         controller = start_controller(manifest, path, keys, owner=None)
-    running: Manifest = ray.get(controller.served.remote())
-    if differing := beside_the_front_door(running, manifest, model=True):
+    running: Manifest
+    now: Manifest
+    running, now = ray.get(controller.served.remote())
+    if differing := beside_the_front_door(running, manifest, now, model=True):
         raise ServeError(
             f"{args.manifest} is not what the workers that run have: {'; '.join(map(str, differing))}. "
             "`isotherm roll --manifest` gives them its values; a new RayCluster takes up the rest "

@@ -23,6 +23,7 @@ from isotherm.cluster.deploy.roll_check import (
     room_for,
     wanted_values,
 )
+from isotherm.cluster.deploy.rolled_values import as_operated
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.operations import Operation, OperationLog, OperationRequest, Phase, Target
@@ -41,13 +42,15 @@ def made_again(saved: SavedRevision, make: Callable[[int, Manifest, Checkpoint],
 
 
 class Revisions:
-    """`manifest` gives what the cluster has now; `make` a revision without workers, of a number, a manifest and a
-    checkpoint; `save` writes down what is committed, and raises where that fails; `changed` is called when shards have
-    come or gone; `swapped` when another revision serves."""
+    """`manifest` gives what the cluster has now, and `given` is the directory of the model that it names; `make` makes
+    a revision without workers, of a number, a manifest and a checkpoint; `save` writes down what is committed, and
+    raises where that fails; `changed` is called when shards have come or gone; `swapped` when another revision
+    serves."""
 
     def __init__(
         self,
         manifest: Callable[[], Manifest],
+        given: str,
         serving: Revision,
         operations: OperationLog,
         make: Callable[[int, Manifest, Checkpoint], Revision],
@@ -55,7 +58,7 @@ class Revisions:
         changed: Callable[[], None],
         swapped: Callable[[], None],
     ):
-        self.serving = serving
+        self.serving, self._given = serving, Path(given)
         self.coming: Revision | None = None
         self.leaving: Revision | None = None
         self._manifest, self._operations, self._make = manifest, operations, make
@@ -73,6 +76,14 @@ class Revisions:
         return self.serving.fleet.group_names()
 
     # What is told of all of them.
+
+    def as_operated(self) -> Manifest:
+        """What the cluster was started with, with the numbers of workers and the model that operations have come to."""
+        manifest, path = self._manifest(), self.serving.checkpoint.path
+        desired = self.serving.reconfigurer.desired
+        return as_operated(
+            manifest, len(desired.shards), len(desired.groups), None if path == self._given else str(path)
+        )
 
     def there(self) -> list[Revision]:
         return [r for r in (self.serving, self.coming, self.leaving) if r is not None]
@@ -128,7 +139,7 @@ class Revisions:
         if (known := self._operations.known(request)) is not None:
             return known
         path = serving.checkpoint.path if target.model is None else Path(target.model)
-        values = wanted_values(self._manifest(), target.manifest, target.model is not None)
+        values = wanted_values(self._manifest(), target.manifest, target.model is not None, self.as_operated())
         checkpoint = await asyncio.to_thread(check_successor, values, serving.checkpoint, path)
         desired = serving.reconfigurer.planner.twin(serving.reconfigurer.desired, target)
         needs = check_memory(values.manifest, checkpoint, len(desired.shards))

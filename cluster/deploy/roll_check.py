@@ -50,14 +50,17 @@ class Values:
         return [f"change {change}" for change in self.rolled] + [f"leave {change.otherwise}" for change in self.left]
 
 
-def wanted_values(running: Manifest, given: Mapping[str, Any] | None, other_model: bool) -> Values:
+def wanted_values(
+    running: Manifest, given: Mapping[str, Any] | None, other_model: bool, now: Manifest | None = None
+) -> Values:
     """`given`: a manifest as its file says, or none; `other_model`: another one is asked for by itself, so that what
-    the manifest calls it does not count. Raises OperationError."""
+    the manifest calls it does not count. `now`: `running` as operations have made it, which words compare with. Raises
+    OperationError."""
     if given is None:
         return Values(running)
     try:
         wanted = parse_manifest(given)
-        found = changes(running, wanted)
+        found = changes(now or running, wanted)
         manifest = with_workers_of(running, wanted)
         check_devices(manifest)
     except ManifestError as error:

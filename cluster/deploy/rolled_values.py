@@ -97,6 +97,22 @@ def changes(before: Manifest, after: Manifest) -> list[Change]:
     return [Change(field, has[field], value) for field, value in wants.items() if has[field] != value]
 
 
+def as_operated(manifest: Manifest, shards: int, groups: int, model: str | None) -> Manifest:
+    """With the numbers of workers and the model that operations have come to; `model`: None for the manifest's own."""
+    sections = {
+        "attention": manifest.attention.model_copy(update={"shards": shards}),
+        "experts": manifest.experts.model_copy(update={"groups": groups}),
+    }
+    return manifest.model_copy(update=sections if model is None else sections | {"model": model})
+
+
+def still_differing(running: Manifest, now: Manifest, wanted: Manifest) -> list[Change]:
+    """What a manifest has neither as the cluster was started with it (`running`) nor as operations have made that
+    (`now`): a file that was true at the start is not at fault for a scale since then."""
+    found = {change.field for change in changes(now, wanted)}
+    return [change for change in changes(running, wanted) if change.field in found]
+
+
 def with_workers_of(front: Manifest, workers: Manifest) -> Manifest:
     """`front` with every value of `workers` that concerns those: what a cluster has whose front door has the one and
     whose workers the other."""

@@ -276,7 +276,7 @@ def stop_running(address: str | None) -> None:
                 "this cluster belongs to a RayService, which would start it again; end it with: "
                 "kubectl delete rayservice NAME"
             )
-        manifest: Manifest = ray.get(controller.served.remote(), timeout=30)
+        manifest: Manifest = ray.get(controller.served.remote(), timeout=30)[0]
         ray.get(controller.ask_to_end.remote(), timeout=30)
         # The process that serves sees this and ends the ingress, the controller, and Ray where it started it.
         if not _taken_up(controller):
@@ -364,7 +364,11 @@ def _announce(manifest: Manifest, asks_for_keys: bool, console: Console) -> None
     )
     if asks_for_keys:
         source = f"those of {manifest.http.keys}" if manifest.http.keys is not None else f"the one of {ENVIRONMENT}"
-        console.print(f"  every route but /health and /ready asks for a key: {source}", highlight=False, soft_wrap=True)
+        console.print(
+            f"  every route but /health, /ready and the page at / asks for a key: {source}",
+            highlight=False,
+            soft_wrap=True,
+        )
         return
     who = {"loopback": "this machine alone", "open": "whoever reaches the port, for there are no keys"}
     for routes, opened in ("/admin and /status", manifest.http.admin), ("/metrics", manifest.http.metrics):

@@ -109,6 +109,12 @@ class _Body(_Model):
     deadline_seconds: float = Field(120.0, gt=0, le=86400, strict=False)
 
 
+_PATTERNS = {
+    "drain_nodes": "`isotherm status` shows the IDs of nodes",
+    "model": "it must be a checkpoint's absolute path on the cluster's machines",
+}
+
+
 def parse_operation(body: Any) -> OperationRequest:
     """Check a decoded JSON body. Raises OperationError naming the first bad field."""
     try:
@@ -118,8 +124,12 @@ def parse_operation(body: Any) -> OperationRequest:
         where = ".".join(str(part) for part in first["loc"]) or "body"
         known = f"; known: {', '.join(_Body.model_fields)}" if first["type"] == "extra_forbidden" else ""
         if first["type"] == "string_pattern_mismatch":
-            known = f", got {str(first['input'])[:80]!r}; `isotherm status` shows the IDs of nodes"
+            known = f", got {str(first['input'])[:80]!r}; {_PATTERNS[str(first['loc'][0])]}"
         raise OperationError(f"{where}: {first['msg']}{known}", where) from None
+    counts = Counter((copy.layer, copy.expert) for copy in parsed.copies)
+    if twice := [pair for pair, count in counts.items() if count > 1]:
+        layer, expert = twice[0]
+        raise OperationError(f"copies: layer {layer} expert {expert} stands there more than once", "copies")
     target = Target.model_validate(parsed.model_dump(include=set(Target.model_fields)))
     if target.is_empty:
         raise OperationError(f"give at least one of {', '.join(Target.model_fields)}", "body")
@@ -223,12 +233,13 @@ class OperationLog:
         return operation, True
 
     def known(self, request: OperationRequest) -> Operation | None:
-        """The one that the request's key had before. Raises OperationError where it was asked for something else."""
+        """The one that the request's key had before. Dry runs have keys of their own: what was only looked at can still
+        be done. Raises OperationError where the key was used for something else."""
         if not request.idempotency_key:
             return None
         for operation in self._operations.values():
-            if operation.idempotency_key == request.idempotency_key:
-                if operation.target != _target_of(request) or operation.dry_run != request.dry_run:
+            if operation.idempotency_key == request.idempotency_key and operation.dry_run == request.dry_run:
+                if operation.target != _target_of(request):
                     raise OperationError(
                         f"idempotency_key {request.idempotency_key!r} was used for another target",
                         "idempotency_key",

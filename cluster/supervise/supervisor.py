@@ -64,16 +64,20 @@ def serve_until_stopped(
     )
     supervisor = _Supervisor(Watchdog(manifest.http.drain_seconds, own_ray=address is None), manifest, console)
     supervisor.take_signals()  # before there is a folder: from now on none ends this process past what removes it
-    # A short path: Unix sockets have room for 107 characters in all.
+    # A short path: Unix sockets have room for 107 characters in all. Ray opens the folder that it is given, and most of
+    # what it makes there, to every user of the machine: so it gets one inside a folder that is this user's alone.
     folder = tempfile.mkdtemp(prefix="isotherm-") if address is None else None
+    of_ray = None if folder is None else f"{folder}/ray"
     keep = False
     try:
+        if of_ray is not None:
+            os.mkdir(of_ray)
         job = {
             "manifest": manifest.model_dump(mode="json"),
             "path": str(model_path),
             "address": address,
             "keys": keys,
-            "folder": folder,
+            "folder": of_ray,
             "pid": os.getpid(),
         }
         end = supervisor.run(job)
@@ -82,7 +86,7 @@ def serve_until_stopped(
         if folder is not None and not keep:
             shutil.rmtree(folder, ignore_errors=True)
     if end.status == 1:
-        raise ServeError(end.reason + (f"\nRay's logs are in {folder}/session_latest/logs" if keep and folder else ""))
+        raise ServeError(end.reason + (f"\nRay's logs are in {of_ray}/session_latest/logs" if keep else ""))
     if end.status:
         console.print(end.reason, markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(end.status)

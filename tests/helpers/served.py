@@ -79,7 +79,7 @@ class Served:
     def __exit__(self, *_: object) -> None:
         self.remember_processes()
         self.stop()
-        for folder in re.findall("Ray's logs are in (.+)/session_latest", self.log.read_text()):
+        for folder in re.findall("Ray's logs are in (.+)/ray/session_latest", self.log.read_text()):
             shutil.rmtree(folder, ignore_errors=True)  # kept for a person to read
 
     def ray_folder(self) -> Path:

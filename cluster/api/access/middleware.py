@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,10 +26,16 @@ _NOBODY = Caller(roles=frozenset())  # where there are keys, whoever has none
 
 class AccessMiddleware:
     """Gives each request its caller, or answers 401, 403 or 429. Stands behind PathMiddleware, so that there is one way
-    to write a path."""
+    to write a path. `limited` is told of each request that a key's limits refuse, and why."""
 
-    def __init__(self, app: ASGIApp, access: Access, keys: KeyStore | None) -> None:
-        self.app, self._access, self._keys = app, access, keys
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        keys: KeyStore | None,
+        limited: Callable[[Request, ReplyError], None] = lambda *_: None,
+    ) -> None:
+        self.app, self._access, self._keys, self._limited = app, access, keys, limited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,7 +52,7 @@ class AccessMiddleware:
                 if key is not None and key.allowance.counts:
                     state["allowance"] = key.allowance
                     send = _counting(key.allowance, send) if is_work(scope["method"], path) else send
-                    self._count(key, scope["method"], path)
+                    self._count(key, Request(scope), path)
         except ReplyError as error:
             body = to_json(error_body(path, error))
             await Response(body, error.status, error.headers, "application/json")(scope, receive, send)
@@ -80,9 +87,11 @@ class AccessMiddleware:
             raise ReplyError(message, status=403, code="forbidden", kind="permission_error")
         return found
 
-    def _count(self, key: Key, method: str, path: str) -> None:
-        if is_work(method, path) and (refusal := key.allowance.request(now())) is not None:
-            raise rate_limited(key.caller, refusal)
+    def _count(self, key: Key, request: Request, path: str) -> None:
+        if is_work(request.method, path) and (refusal := key.allowance.request(now())) is not None:
+            error = rate_limited(key.caller, refusal)
+            self._limited(request, error)
+            raise error
 
 
 def allowance_of(request: HTTPConnection) -> Allowance | None:

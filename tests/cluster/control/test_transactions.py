@@ -13,7 +13,13 @@ from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
-from isotherm.cluster.messages.operations import Operation, OperationLog, Phase, parse_operation
+from isotherm.cluster.messages.operations import (
+    Operation,
+    OperationLog,
+    Phase,
+    PlacementChangeError,
+    parse_operation,
+)
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 
@@ -123,6 +129,18 @@ def test_a_number_of_copies_stays_an_operators_until_it_is_handed_back():
     assert run(made, **back).phase is Phase.DONE
     assert made.pinned() == {(1, 5)} and fleet.placement.version == version
     fleet.check()
+
+
+def test_a_change_that_cannot_be_is_no_operation_that_failed():
+    """Three typing errors raised the alert for operations that are rolled back."""
+
+    async def go() -> None:
+        made = reconfigurer(TableFleet(["expert-0", "expert-1"], ["attention-0"]))
+        with pytest.raises(PlacementChangeError):
+            made.submit(parse_operation({"copies": [{"layer": 99, "expert": 0, "count": 1}]}))
+        assert made._operations.all() == [] and made._operations.ended() == {}
+
+    asyncio.run(go())
 
 
 async def healed(made: Reconfigurer) -> None:

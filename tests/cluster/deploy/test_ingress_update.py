@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from isotherm.cluster.deploy.ingress_update import check_front_door
+from isotherm.cluster.deploy.ingress_update import beside_the_front_door, check_front_door
+from isotherm.cluster.deploy.rolled_values import as_operated
 from isotherm.cluster.manifest import ManifestError, parse_manifest
 
 RUNNING = {"model": "tiny", "http": {"port": 8001}}
@@ -29,3 +30,15 @@ def test_what_the_front_door_alone_depends_on_may_change(fields: dict[str, Any])
 def test_what_cannot_change_under_a_cluster_is_named(fields: dict[str, Any], named: str):
     with pytest.raises(ManifestError, match=named):
         check_front_door(parse_manifest(RUNNING), parse_manifest(RUNNING | fields))
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+def test_the_number_of_workers_may_be_that_of_the_start_or_that_which_a_scale_has_made(groups: int):
+    running = parse_manifest(RUNNING)
+    now = as_operated(running, shards=1, groups=3, model="/models/other")
+    wanted = parse_manifest(RUNNING | {"experts": {"groups": groups}, "served_name": "other"})
+    check_front_door(running, wanted, now)
+    with pytest.raises(ManifestError, match=r"experts.groups: 2 → 4 \(by isotherm scale\)"):
+        check_front_door(running, parse_manifest(RUNNING | {"experts": {"groups": 4}}), now)
+    rolled = parse_manifest(RUNNING | {"model": "/models/other"})
+    assert beside_the_front_door(running, rolled, now, model=True) == []

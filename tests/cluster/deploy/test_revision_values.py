@@ -93,7 +93,14 @@ class Controller:
         else:
             first = made_again(state.serving, self.make)
         self.revisions = Revisions(
-            lambda: self.manifest, first, self.log, self.make, self.save, lambda: None, lambda: None
+            lambda: self.manifest,
+            str(bundled_model()),
+            first,
+            self.log,
+            self.make,
+            self.save,
+            lambda: None,
+            lambda: None,
         )
         self.state = state
 

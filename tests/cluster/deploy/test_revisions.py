@@ -58,7 +58,7 @@ class Cluster:
         self.fails = False
         never: Any = None
         self.revisions = Revisions(
-            lambda: MANIFEST, revision(0), OperationLog(), never, self.save, lambda: None, self.swapped
+            lambda: MANIFEST, "/models/0", revision(0), OperationLog(), never, self.save, lambda: None, self.swapped
         )
         self.coming = self.revisions.coming = revision(1)
         for one in (self.revisions.serving, self.coming):

@@ -10,6 +10,7 @@ import pytest
 from other_weights import other_weights
 
 from isotherm.cluster.deploy.roll_check import Values, check_successor, memory_room, resource_room, wanted_values
+from isotherm.cluster.deploy.rolled_values import as_operated
 from isotherm.cluster.manifest import parse_manifest
 from isotherm.cluster.messages.operations import OperationError
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -90,6 +91,20 @@ def test_a_manifest_gives_workers_its_values_and_leaves_the_rest():
 def test_with_another_model_its_name_in_the_manifest_does_not_count():
     values = wanted_values(MANIFEST, {"model": "/elsewhere"}, other_model=True)
     assert values == Values(MANIFEST)
+
+
+def test_words_compare_with_what_operations_have_made_of_the_cluster():
+    """A roll said that groups which a scale had brought were still to come, and the model that had been rolled."""
+    given = {"engine": {"kv_memory": "64MiB"}, "model": "/models/other", "experts": {"groups": 3}}
+    now = as_operated(MANIFEST, shards=1, groups=3, model="/models/other")
+    values = wanted_values(MANIFEST, given, other_model=False, now=now)
+    assert [change.field for change in values.rolled] == ["engine.kv_memory"] and values.left == []
+    behind = wanted_values(MANIFEST, {"isa": "avx2"}, other_model=False, now=now)
+    assert [str(change) for change in behind.left] == [
+        'model: "/models/other" → "tiny"',
+        "experts.groups: 3 → 2",
+    ]
+    assert behind.manifest.experts.groups == MANIFEST.experts.groups
 
 
 @pytest.mark.parametrize(("given", "words"), [

@@ -24,6 +24,7 @@ from isotherm.cluster.messages.operations import (
         ({"copies": [{"layer": 1, "expert": 0}]}, "copies.0.count"),
         ({"copies": [{"layer": 1, "expert": 0, "count": 0}]}, "copies.0.count"),
         ({"copies": [{"layer": 1, "expert": 0, "count": "auto"}]}, "copies.0.count"),
+        ({"copies": [{"layer": 1, "expert": 0, "count": n} for n in (2, 1)]}, "copies"),
         ({"drain_nodes": ["a b"]}, "drain_nodes.0"), ({"drain_nodes": "ab"}, "drain_nodes"),
         ({"expert_groups": 2, "deadline_seconds": 0}, "deadline_seconds"),
         ({"expert_groups": 2, "dry_run": "yes"}, "dry_run"),
@@ -43,6 +44,22 @@ def opened(log: OperationLog, **body):
 def test_what_is_no_nodes_id_is_shown_with_where_these_are():
     with pytest.raises(OperationError, match="got 'node-1'; `isotherm status` shows the IDs of nodes"):
         parse_operation({"drain_nodes": ["node-1"]})
+
+
+def test_what_is_no_absolute_path_is_told_so():
+    with pytest.raises(OperationError, match="model: .*got 'tiny'; it must be a checkpoint's absolute path"):
+        parse_operation({"model": "tiny"})
+
+
+def test_what_was_only_looked_at_can_still_be_done():
+    """With the key of the dry run: it was refused as if it had been used for another target."""
+    log = OperationLog()
+    looked, _ = opened(log, idempotency_key="a", dry_run=True)
+    looked.enter(Phase.DONE, 2.0)
+    done, new = opened(log, idempotency_key="a")
+    assert new and done is not looked
+    assert opened(log, idempotency_key="a", dry_run=True) == (looked, False)
+    assert opened(log, idempotency_key="a") == (done, False)
 
 
 def test_a_key_used_again_is_the_same_operation():

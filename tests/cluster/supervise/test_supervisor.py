@@ -106,6 +106,16 @@ def test_temporary_files_of_what_is_killed_end_with_it(nothing_stays: Path):
     assert list(nothing_stays.iterdir()) == []
 
 
+def test_the_session_is_for_this_user_alone(nothing_stays: Path):
+    """Ray lets every user write into the folder that it is given, where its sockets and logs are."""
+    run = Run(f"os.chmod(job['folder'], 0o777); {OBEDIENT}")
+    run.wait_up()
+    (log,) = nothing_stays.glob("*/ray/log")
+    assert log.parents[1].stat().st_mode & 0o777 == 0o700
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end()[0] == 0
+
+
 @pytest.mark.parametrize("number", supervisor.SIGNALS, ids=lambda s: s.name)
 def test_a_signal_before_anything_is_started_leaves_nothing(number: signal.Signals, nothing_stays: Path):
     """It comes in the moment in which the session's folder is made, when there is no driver yet to be told of it."""
@@ -158,7 +168,7 @@ def test_a_raylet_that_dies_ends_it_and_its_orphans(nothing_stays: Path):
     status, _, err = run.end(5)
     assert status == 1 and "Ray's raylet (process" in err and "has ended" in err
     (kept,) = nothing_stays.iterdir()
-    assert f"Ray's logs are in {kept}" in err and (kept / "log").exists()
+    assert f"Ray's logs are in {kept}/ray/session_latest" in err and (kept / "ray" / "log").exists()
 
 
 @pytest.mark.parametrize(

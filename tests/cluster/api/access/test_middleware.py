@@ -11,6 +11,7 @@ import httpx
 import pytest
 from api_keys import key_store, make_key
 from fake_engine import FakeEngine
+from fake_observer import FakeObserver
 from starlette.datastructures import Headers
 
 from isotherm.cluster.api.access.key_store import KeyStore
@@ -19,6 +20,7 @@ from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.batches.in_process import ask as ask_in_process
 from isotherm.cluster.api.batches.service import BatchLimits, BatchService
 from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.api.observed import Observer
 from isotherm.cluster.api.settings import AppSettings
 
 CHAT: dict[str, Any] = {
@@ -32,13 +34,15 @@ CHAT: dict[str, Any] = {
 class Front:
     """A front door with two keys: ann's, with limits, and bob's, without."""
 
-    def __init__(self, engine: FakeEngine, tokenizer: Any, folder: Path, **ann: Any) -> None:
+    def __init__(
+        self, engine: FakeEngine, tokenizer: Any, folder: Path, observer: Observer | None = None, **ann: Any
+    ) -> None:
         self.ann, first = make_key("ann", **ann)
         self.bob, second = make_key("bob")
         self.keys: KeyStore = key_store(folder / "keys.json", [first, second])
         batches = BatchService(Store(folder, 1 << 20, 10_000), BatchLimits(), 100_000)
         settings = AppSettings(keys=self.keys)
-        self.app = build_app(engine, tokenizer, "m", ["alias"], settings, batches=batches)
+        self.app = build_app(engine, tokenizer, "m", ["alias"], settings, batches=batches, observer=observer)
 
     def client(self) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
@@ -105,6 +109,18 @@ def test_requests_of_a_minute(engine, tokenizer, tmp_path):
     assert front.ask("GET", "/v1/models").status_code == 200, "looking is free"
     other = front.chat(front.bob)
     assert other.status_code == 200 and not any(name.startswith("x-ratelimit") for name in other.headers)
+
+
+def test_what_a_limit_refuses_is_told_like_every_other_refusal(engine, tokenizer, tmp_path):
+    """A client that was refused all the time could be seen in no metric, no log and not among the requests."""
+    observer = FakeObserver()
+    front = Front(engine, tokenizer, tmp_path, observer, requests_per_minute=1)
+    assert [front.chat().status_code for _ in range(3)] == [200, 429, 429]
+    assert front.ask("GET", "/v1/models").status_code == 200
+    told = [(r.key, r.route, r.status, r.error) for r in observer.book.recent()]
+    route = "/v1/chat/completions"
+    assert told == [("ann", route, 429, "rate_limit_exceeded")] * 2 + [("ann", route, 200, "")]
+    assert observer.book.open_count == 0
 
 
 def test_tokens_of_a_minute(engine, tokenizer, tmp_path):
