@@ -21,6 +21,8 @@ from fake_engine import http_server
 from programs import last_words, running
 from ray_nodes import RayNodes
 
+pytestmark = pytest.mark.slow
+
 WAITS = 'import sys\nprint(\'{"address": "1.2.3.4:5"}\', flush=True)\nsys.stdin.read()\n'
 FAILS = "import sys\nprint('no Ray here', file=sys.stderr)\n"
 

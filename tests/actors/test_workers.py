@@ -20,6 +20,8 @@ from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.kernels.native import ring
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _as_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tiny_recipe import TINY, tiny_recipe
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

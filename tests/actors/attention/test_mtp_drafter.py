@@ -19,6 +19,8 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model
 from isotherm.kernels.select import select_kernels
 
+pytestmark = pytest.mark.slow
+
 CONFIG = SchedulerConfig(block_size=16, blocks=64, max_batch_tokens=64, max_sequences=4, max_model_len=512)
 
 

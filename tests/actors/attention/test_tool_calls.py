@@ -18,6 +18,8 @@ from isotherm.cluster.messages.requests import FinishReason
 from isotherm.cluster.text.output import joined
 from isotherm.cluster.text.tool_formats.registry import TOOL_FORMATS
 
+pytestmark = pytest.mark.slow
+
 CASES = 50
 LENGTH = 2048
 

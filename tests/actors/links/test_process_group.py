@@ -30,6 +30,8 @@ from isotherm.actors.links.wire import HostMemory
 from isotherm.cluster.messages.workers import Meeting
 from isotherm.cluster.model.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.slow
+
 HOST = "127.0.0.1"
 SEED = int(os.environ.get("ISOTHERM_TEST_SEED", "20261122"))
 

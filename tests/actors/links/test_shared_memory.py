@@ -30,6 +30,8 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.placement.table import contiguous_placement
 
+pytestmark = pytest.mark.slow
+
 require_native(ring=True)
 
 SEED = int(os.environ.get("ISOTHERM_TEST_SEED", "20261122"))

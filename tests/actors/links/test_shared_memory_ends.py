@@ -49,6 +49,8 @@ from isotherm.actors.links.shared_memory import (
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.reference import ReferenceKernels
 
+pytestmark = pytest.mark.slow
+
 require_native(ring=True)
 
 SEED = int(os.environ.get("ISOTHERM_TEST_SEED", "20261122"))

@@ -16,6 +16,8 @@ from isotherm.actors.links.protocol import LinkError
 from isotherm.actors.links.rendezvous import Rendezvous
 from isotherm.actors.links.wire import LARGE, Wire
 
+pytestmark = pytest.mark.slow
+
 HOST = "127.0.0.1"
 PATIENCE = timedelta(seconds=20)
 

@@ -24,6 +24,8 @@ from isotherm.cluster.model.conversion import ConversionError, patterns
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.model.weight_choice import WeightChoice
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = OfflineOptions(
     prompt=None, prompt_ids="5,250,17,99,4,123", chat=None, max_tokens=16, temperature=0.0, top_p=1.0, top_k=0, seed=0,
     ignore_eos=True, dtype="bfloat16", kernels="auto", logprobs=3,

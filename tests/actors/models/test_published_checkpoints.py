@@ -15,6 +15,8 @@ from isotherm.cluster.cli.offline import OfflineOptions, generate_offline
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.checkpoint import Checkpoint, CheckpointError
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = OfflineOptions(
     prompt=None, prompt_ids="5,250,17,99,4,123", chat=None, max_tokens=12, temperature=0.0, top_p=1.0, top_k=0, seed=0,
     ignore_eos=True, dtype="float32", kernels="reference", logprobs=3,

@@ -21,6 +21,8 @@ from isotherm.cluster.client import Client
 from isotherm.cluster.client.batch import BatchOptions
 from isotherm.cluster.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 FEW = BatchOptions(8)
 
 

@@ -17,6 +17,8 @@ from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.kernels.reference import ReferenceKernels
 
+pytestmark = pytest.mark.slow
+
 MANIFEST = parse_manifest({"dtype": "float32", "kernels": "reference"})
 
 
