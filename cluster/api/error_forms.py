@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from starlette.types import Scope
+
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.jsontypes import JSON
 
@@ -19,6 +21,19 @@ _ANTHROPIC_KINDS = {
 
 def is_anthropic(path: str) -> bool:
     return path.startswith(_ANTHROPIC_ROUTE) and path[len(_ANTHROPIC_ROUTE) :][:1] in ("", "/")
+
+
+def id_names(path: str) -> tuple[str, ...]:
+    """The headers that tell a request's id: Anthropic's clients look for it under a shorter name."""
+    return ("x-request-id", "request-id") if is_anthropic(path) else ("x-request-id",)
+
+
+def id_headers(scope: Scope) -> dict[str, str]:
+    """Those headers for a request that got its id, from us, in its state or in its header."""
+    given = scope.get("state", {}).get("request_id")
+    if given is None:
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), None)
+    return {} if given is None else dict.fromkeys(id_names(scope["path"]), given)
 
 
 def error_body(path: str, error: ReplyError) -> JSON:

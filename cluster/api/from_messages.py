@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.messages import (
     AssistantMessage,
     Conversation,
@@ -163,7 +164,9 @@ def _passed(body: Conversation) -> JSON:
     """What the client gave under a chat's names; of it, where tokens are only counted, what the prompt depends on."""
     if isinstance(body, MessagesBody):
         return body.passed
-    return {name: value for name, value in body.passed.items() if name in _OF_THE_PROMPT}
+    # What no chat may ask for is no more to be asked for here; the route's own fields for sampling are left out.
+    refused = ChatBody.neutral.keys() - MessagesBody.model_fields.keys()
+    return {name: value for name, value in body.passed.items() if name in _OF_THE_PROMPT or name in refused}
 
 
 def _choice(body: Conversation) -> Any:

@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from isotherm.cluster.api.error_forms import is_anthropic
+from isotherm.cluster.api.error_forms import id_names
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
 from isotherm.cluster.api.protocol import use_front_door_protocol
@@ -55,7 +55,7 @@ class RequestIdMiddleware:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
 
-        names = ("x-request-id", "request-id") if is_anthropic(scope["path"]) else ("x-request-id",)
+        names = id_names(scope["path"])
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -123,4 +123,4 @@ def serve_proxy_middlewares() -> list[Middleware]:
     use_front_door_protocol()
     # The last is the outermost.
     inner = Middleware(UnroutedMiddleware), Middleware(HealthMiddleware), Middleware(GateMiddleware)
-    return [*inner, Middleware(ServeProxyMiddleware), Middleware(SlowClientMiddleware)]
+    return [*inner, Middleware(SlowClientMiddleware), Middleware(ServeProxyMiddleware)]

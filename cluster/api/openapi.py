@@ -144,8 +144,9 @@ def _other_fields(model: type[BaseModel], properties: JSON) -> JSON:
     """The fields that a body knows and does not have: refused, or of no effect."""
     neutral: Mapping[str, Sequence[Any]] = getattr(model, "neutral", {})
     refused = {name: _refused(values) for name, values in neutral.items()}
-    instead: Mapping[str, str] = {**getattr(model, "older", {}), **getattr(model, "renamed", {})}
-    renamed = {name: {"description": f"refused: give {here}"} for name, here in instead.items()}
+    older: Mapping[str, str] = getattr(model, "older", {})
+    instead = {**{name: f"give {here}" for name, here in older.items()}, **getattr(model, "renamed", {})}
+    renamed = {name: {"description": f"refused: {here or 'no field of this route'}"} for name, here in instead.items()}
     harmless: Mapping[str, str] = getattr(model, "harmless", {})
     idle = {name: {"description": f"of no effect: {why}"} for name, why in harmless.items() if name not in properties}
     return {**refused, **renamed, **idle}

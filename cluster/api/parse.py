@@ -15,6 +15,7 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.jsontypes import JSON
 
 _Body = TypeVar("_Body", bound=BodyModel)
+_SHOWN = 100  # characters of a key in a field's name: those of free objects may have any number
 _Path: TypeAlias = "tuple[_Path, str | int] | None"  # the way to where a value stands, and the last step
 
 
@@ -74,8 +75,10 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
         elif not (error["type"] == "missing" and step == error["loc"][-1]):
             continue
         path.append(step)
-    kind, message = error["type"], error["msg"]
-    if kind.startswith("field:"):
+    kind, message, loc = error["type"], error["msg"], error["loc"]
+    if loc[-1:] == ("[key]",) and path and error["input"] == path[-1]:
+        message = f"the key {_show(path[-1])} {message[0].lower()}{message[1:]}".replace(" string should", " should")
+    elif kind.startswith("field:"):
         path.append(kind.removeprefix("field:"))
     elif kind == "missing":
         message = "this field is required"
@@ -99,7 +102,7 @@ def _discriminator(error: Any) -> str:
 
 
 def _param(path: list[str | int]) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step[:_SHOWN]}" for step in path).lstrip(".")
 
 
 def _show(value: Any) -> str:

@@ -1,11 +1,12 @@
 """How Serve's proxy reads HTTP/1 from a connection: uvicorn's protocol, mended for clients that offer an upgrade, for
-those that speak HTTP/1.0, and for heads without end.
+those that speak HTTP/1.0, and for heads without end, or that never come.
 
 Ray Serve offers no way to choose the protocol, so it is put in the place of the one that uvicorn finds by itself
 (`use_front_door_protocol`)."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import httptools
@@ -13,14 +14,27 @@ import uvicorn.config
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.replies import to_json
+
 MAX_HEAD_BYTES = 64 * 1024  # of a request line and its headers
-_SAID = (
-    b'{"error": {"message": "the request\'s line and headers take more than %d bytes", '
-    b'"type": "invalid_request_error", "param": null, "code": "headers_too_large"}}' % MAX_HEAD_BYTES
+HEAD_SECONDS = 30.0  # in which a connection must bring the whole head of its next request
+
+
+def _last_words(status: bytes, error: ReplyError) -> bytes:
+    """The answer to a connection of which no request is known, which ends with it."""
+    said = to_json(error.body())
+    head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    return head % (status, len(said)) + said
+
+
+_TOO_LONG = _last_words(
+    b"431 Request Header Fields Too Large",
+    ReplyError(f"the request's line and headers take more than {MAX_HEAD_BYTES} bytes", code="headers_too_large"),
 )
-_TOO_LONG = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
-    b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_SAID), _SAID)
+_TOO_LATE = _last_words(
+    b"408 Request Timeout",
+    ReplyError("the request's line and headers did not come in time", kind="timeout_error", code="headers_timeout"),
 )
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
@@ -45,7 +59,7 @@ def without_upgrade(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes,
 
 
 class FrontDoorProtocol(HttpToolsProtocol):
-    """uvicorn's protocol over httptools, with three differences.
+    """uvicorn's protocol over httptools, with four differences.
 
     An offer to upgrade that nobody here can take (h2c, which Java's HttpClient sends with every first request) is
     declined by reading the request's head once more without it. The parser takes whatever follows such a head for the
@@ -53,10 +67,49 @@ class FrontDoorProtocol(HttpToolsProtocol):
 
     A client that speaks HTTP/1.0 knows no chunks: a body of unknown length ends with the connection.
 
-    A head that is too long is answered 431 and read no further: the parser would keep one of any length."""
+    A head that is too long is answered 431 and read no further: the parser would keep one of any length.
 
+    A connection that has brought no whole head `head_seconds` after it was made, or after it sent something while
+    nothing was asked, ends; where a head has begun, with 408. uvicorn itself bounds only the time from an answer to the
+    next byte. It costs one timer, which is looked at when it goes off."""
+
+    head_seconds = HEAD_SECONDS
     _in_head = _refused = False
     _head_bytes = 0  # of a head that is not whole yet
+    _waits_since: float | None = (
+        None  # for a head; None: a request is open, or uvicorn's own time for the next one runs
+    )
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        """From now on, unless that is so already."""
+        if self._waits_since is None:
+            self._waits_since = self.loop.time()
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_at(self._waits_since + self.head_seconds, self._look_for_head)
+
+    def _look_for_head(self) -> None:
+        """A connection in time has its timer put off to where the wait that is on then is too long."""
+        self._head_timer = None
+        if self._waits_since is None or self.transport.is_closing():
+            return
+        if self.loop.time() < (until := self._waits_since + self.head_seconds):
+            self._head_timer = self.loop.call_at(until, self._look_for_head)
+            return
+        if self._in_head:
+            self._refuse_head(_TOO_LATE)
+        else:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -64,6 +117,8 @@ class FrontDoorProtocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
                 self._bound_head(len(data))
+                if self.cycle is None or self.cycle.response_complete:
+                    self._wait_for_head()
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 if self._should_upgrade():
@@ -81,12 +136,12 @@ class FrontDoorProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += size
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse_head()
+                self._refuse_head(_TOO_LONG)
 
-    def _refuse_head(self) -> None:
+    def _refuse_head(self, words: bytes) -> None:
         if not self._refused:
             self._refused = True
-            self.transport.write(_TOO_LONG)
+            self.transport.write(words)
             self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -94,10 +149,10 @@ class FrontDoorProtocol(HttpToolsProtocol):
         self._in_head, self._head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._waits_since = False, None
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD_BYTES:
-            self._refuse_head()
+            self._refuse_head(_TOO_LONG)
         elif not (self._refused or self._declines()):
             super().on_headers_complete()
 

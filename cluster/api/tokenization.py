@@ -41,7 +41,9 @@ def tokenize(raw: bytes, served: Served) -> JSON:
     data = json_object(raw)
     if data.get("model") is None:
         data["model"] = next(iter(served.names))
-    if "messages" in data:
+    if data.get("messages") is not None:
+        if data.get("prompt") is not None:
+            raise ReplyError("prompt and messages are both given; give one of them", param="prompt")
         chat = checked(TokenizeChatBody, data)
         ids = chat_prompt(chat, served).ids
         strings = chat.return_token_strs

@@ -114,7 +114,7 @@ class _Batches:
         if body.endpoint not in self._endpoints:
             expected = " or ".join(sorted(self._endpoints))
             raise ReplyError(f"endpoint: expected {expected}, got {body.endpoint[:100]!r}", param="endpoint")
-        source = self._store.file(body.input_file_id, owner)
+        source = self._store.file(body.input_file_id, owner, "input_file_id")
         if source["purpose"] != "batch":
             message = f"input_file_id: expected a file uploaded with purpose 'batch', got {source['purpose']!r}"
             raise ReplyError(message, param="input_file_id")

@@ -111,11 +111,12 @@ class Store:
         self._write(self._files / f"{file_id}.json", {**file, "owner": owner})
         return file
 
-    def file(self, file_id: str, owner: str | None = None) -> JSON:
-        """A file as clients see it; with an `owner`, of theirs alone. Raises ReplyError 404."""
+    def file(self, file_id: str, owner: str | None = None, param: str = "file_id") -> JSON:
+        """A file as clients see it; with an `owner`, of theirs alone. Raises ReplyError 404 about `param`, the field
+        that its id was given in."""
         found = _read(self._files / f"{file_id}.json") if _FILE_ID.fullmatch(file_id) else None
         if found is None or found["expires_at"] <= self.clock() or not _belongs(found, owner):
-            raise _unknown("file", file_id, "file_id")
+            raise _unknown("file", file_id, param)
         return _without_owner(found)
 
     def files(self, owner: str | None = None) -> list[JSON]:

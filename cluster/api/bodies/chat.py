@@ -15,6 +15,7 @@ from isotherm.cluster.api.bodies.common import (
     GenerationBody,
     ListOf,
 )
+from isotherm.cluster.api.bodies.places import CHAT
 from isotherm.cluster.api.bodies.structure import StructuredBody
 from isotherm.cluster.api.bodies.thinking import ThinkingBody
 from isotherm.cluster.api.bodies.tools import ToolsBody
@@ -42,12 +43,9 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
 class ChatBody(ToolsBody, StructuredBody, ThinkingBody):
     """POST /v1/chat/completions."""
 
+    route = CHAT
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **GenerationBody.neutral,
-        "modalities": (["text"],),
-        "audio": (),
-        "web_search_options": (),
-        "verbosity": (),
         "echo": (False,),
         "best_of": (1,),
         "add_special_tokens": (False,),  # templates write their own
@@ -89,9 +87,7 @@ class ChatBody(ToolsBody, StructuredBody, ThinkingBody):
     def _check_end(self) -> None:
         for i, message in enumerate(self.messages[:-1]):
             if message.prefix:
-                raise PydanticCustomError(
-                    f"field:messages[{i}].prefix", "messages[{i}].prefix: only the last message can go on", {"i": i}
-                )
+                raise PydanticCustomError(f"field:messages[{i}].prefix", "only the last message can go on")
         if self.messages[-1].prefix and self.continue_final_message is False:
             raise PydanticCustomError(
                 "field:continue_final_message", "continue_final_message is false while the last message is a prefix"

@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.elsewhere import HARMLESS, UNSERVED
 from isotherm.cluster.api.bodies.foreign import FOREIGN
+from isotherm.cluster.api.bodies.places import fields_elsewhere
 
 MAX_N = 128
 MAX_TOP_LOGPROBS = 20
@@ -89,9 +90,27 @@ def _refusal(name: str, neutral: tuple[Any, ...]) -> str:
 
 
 class RequestBody(BodyModel):
-    """A whole body. `neutral`: the known fields that cannot be honoured, each with the values that ask for nothing."""
+    """A whole body. `neutral`: the known fields that cannot be honoured, each with the values that ask for nothing.
+    `route`: the one that it is for, where other routes have fields that it has not; those are `renamed`, each with what
+    to do instead."""
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    route: ClassVar[str] = ""
+    renamed: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls.renamed = fields_elsewhere(cls.route)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_routes_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not cls.renamed.keys().isdisjoint(data):
+            for name, instead in cls.renamed.items():
+                if data.get(name) is not None:
+                    refusal = f"{name} is no field of this route{instead and f'; {instead}'}"
+                    raise PydanticCustomError(f"field:{name}", "{refusal}", {"refusal": refusal})
+        return data
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +173,7 @@ class GenerationBody(RequestBody):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """A body refuses of other servers' fields those that it does not have."""
+        super().__pydantic_init_subclass__(**kwargs)
         refused = {**UNSERVED, **cls.neutral}
         served = cls.model_fields.keys() & UNSERVED.keys()
         cls.neutral = {name: values for name, values in refused.items() if name not in served}

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import MAX_N, MAX_TOP_LOGPROBS, GenerationBody, ListOf, NonEmpty, TokenId
+from isotherm.cluster.api.bodies.places import COMPLETIONS
 from isotherm.cluster.api.bodies.structure import StructuredBody
 
 MAX_PROMPTS = 128
@@ -28,20 +29,20 @@ def _shape(value: Any) -> str:
 class CompletionBody(StructuredBody, GenerationBody):
     """POST /v1/completions."""
 
+    route = COMPLETIONS
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **GenerationBody.neutral,
         "suffix": ("",),
         # What a chat may ask for, and a client may believe that a completion does too.
-        "max_completion_tokens": (),
         "top_logprobs": (0,),
         "chat_template_kwargs": ({},),
         "separate_reasoning": (False,),
-        "reasoning_effort": (),
         "reasoning": (),
         "thinking": (),
         "enable_thinking": (),
         "max_thinking_tokens": (),
         "include_reasoning": (),
+        "reasoning_format": ("none",),  # a thought is part of the text
         "continue_final_message": (False,),
         "documents": ([],),
         "tools": ([],),

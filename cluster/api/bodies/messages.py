@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import MAX_MESSAGES, BodyModel, ListOf, NonEmpty, text_or_list
+from isotherm.cluster.api.bodies.places import MESSAGES
 from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 
@@ -151,6 +152,7 @@ class Conversation(TranslatedBody):
     """What both routes take: all that the prompt depends on. Anthropic's `cache_control` is taken wherever it stands,
     and says nothing here: what prompts have in common is found without."""
 
+    route = MESSAGES
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **TranslatedBody.neutral,
         "container": (),
@@ -161,16 +163,6 @@ class Conversation(TranslatedBody):
         "service_tier": ("auto", "standard_only"),
         "speed": ("standard",),
         "stream_options": (),
-    }
-    renamed: ClassVar[dict[str, str]] = {
-        "stop": "stop_sequences",
-        "max_completion_tokens": "max_tokens",
-        "response_format": "output_config.format",
-        "reasoning_effort": "output_config.effort",
-        "user": "metadata.user_id",
-        "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
-        "functions": "tools",
-        "function_call": "tool_choice",
     }
 
     model: NonEmpty

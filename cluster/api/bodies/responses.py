@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import MAX_MESSAGES, BodyModel, ListOf, NonEmpty, at_most, text_or_list
+from isotherm.cluster.api.bodies.places import RESPONSES
 from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 
@@ -183,25 +184,16 @@ _Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content
 class ResponsesBody(TranslatedBody):
     """POST /v1/responses."""
 
+    route = RESPONSES
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **TranslatedBody.neutral,
         "background": (False,),
         "conversation": (),
         "context_management": ([],),
         "moderation": (),
-        "prompt": (),
         "prompt_cache_retention": ("in_memory",),
         "service_tier": ("auto", "default"),
         "truncation": ("disabled",),
-    }
-    renamed: ClassVar[dict[str, str]] = {
-        "messages": "input",
-        "max_tokens": "max_output_tokens",
-        "max_completion_tokens": "max_output_tokens",
-        "response_format": "text.format",
-        "reasoning_effort": "reasoning.effort",
-        "functions": "tools",
-        "function_call": "tool_choice",
     }
 
     model: NonEmpty

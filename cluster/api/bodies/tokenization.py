@@ -7,11 +7,19 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from isotherm.cluster.api.bodies.chat import ChatBody
-from isotherm.cluster.api.bodies.common import BodyModel, ListOf, NonEmpty, TokenId
+from isotherm.cluster.api.bodies.common import BodyModel, ListOf, NonEmpty, RequestBody, TokenId
+from isotherm.cluster.api.bodies.completion import CompletionBody
+from isotherm.cluster.api.bodies.places import COMPLETIONS
 
 
-class TokenizeTextBody(BodyModel):
-    """A text, as a completion's prompt is taken."""
+class TokenizeTextBody(RequestBody):
+    """A text, as a completion's prompt is taken. What shapes a chat's prompt shapes none here."""
+
+    route = COMPLETIONS
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        name: CompletionBody.neutral[name]
+        for name in ("tools", "documents", "chat_template_kwargs", "continue_final_message", "input_ids")
+    }
 
     model: NonEmpty | None = None
     prompt: str

@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, Discriminator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Discriminator
 
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.common import RequestBody
@@ -36,8 +35,7 @@ _CHAT_FIELDS = {field.alias or name for name, field in ChatBody.model_fields.ite
 
 
 class TranslatedBody(RequestBody):
-    """A body that is made into a chat's. `renamed`: what a chat calls otherwise, and what it is called here; a client
-    that gives it would believe that it counts."""
+    """A body that is made into a chat's."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
     # A chat's fields for whose results the replies of these routes have no place.
@@ -47,21 +45,9 @@ class TranslatedBody(RequestBody):
         "prompt_logprobs": (),
         "return_token_ids": (False,),
     }
-    renamed: ClassVar[dict[str, str]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_the_chats_names(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for name, here in cls.renamed.items():
-                if data.get(name) is not None:
-                    raise PydanticCustomError(
-                        f"field:{name}", "{name} is no field of this route; give {here}", {"name": name, "here": here}
-                    )
-        return data
 
     @property
     def passed(self) -> JSON:
-        """The fields that go on as they are, such as `seed` or `min_p`."""
-        others = self.model_extra or {}
-        return {name: value for name, value in others.items() if name in _CHAT_FIELDS and value is not None}
+        """The fields that go on as they are, such as `seed` or `min_p`. Those that ask for nothing here end here."""
+        others, here = self.model_extra or {}, self.neutral
+        return {n: value for n, value in others.items() if n in _CHAT_FIELDS and n not in here and value is not None}

@@ -15,6 +15,8 @@ from isotherm.cluster.api.bodies.tokenization import DetokenizeBody
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.parse import json_object, parse_body
 
+BEGUN = '{"role": "assistant", "content": "x", "prefix": true}'
+
 
 def refused(call):
     """The error, and the bytes that finding it took at most."""
@@ -102,9 +104,24 @@ def test_only_the_first_wrong_element_of_a_list_costs_anything(model, body, para
         ('{"messages": []}', "messages: list should have at least 1 item, not 0, got an array of 0"),
         ('{"messages": [{"role": "assistant"}]}', "messages[0].content: a message of role assistant needs content: "),
         (f'{{"seed": {"9" * 5000}}}', "the body has an integer of too many digits"),
+        (f'{{"messages": [{BEGUN}, {BEGUN}]}}', "messages[0].prefix: only the last message can go on"),
+        (f'{{"messages": [{BEGUN}], "logit_bias": {{"x": 1}}}}', 'logit_bias.x: the key "x" should match pattern '),
+        (f'{{"messages": [{BEGUN}], "logit_bias": {{"7": 101}}}}', "logit_bias.7: input should be less than or equal"),
+        (
+            f'{{"messages": [{BEGUN}], "logit_bias": {{"[key]": "x"}}}}',
+            'logit_bias.[key]: the key "[key]" should match',
+        ),
     ],
 )
 def test_messages_are_for_people_who_know_json_and_not_python(body, words):
     with pytest.raises(ReplyError) as caught:
         parse_body(ChatBody, body.replace("{", '{"model": "m", ', 1).encode())
     assert str(caught.value).startswith(words)
+
+
+def test_a_long_key_is_named_by_how_it_begins():
+    """Where a client's own names stand, one may have any length."""
+    body = {"model": "m", "input": "x", "metadata": {"k" * 10_000: "v"}}
+    with pytest.raises(ReplyError) as caught:
+        parse_body(ResponsesBody, json.dumps(body).encode())
+    assert len(caught.value.message) < 300 and caught.value.param == "metadata." + "k" * 100

@@ -247,6 +247,67 @@ def test_a_head_that_is_just_short_enough_is_taken(port: int):
             assert status == b"HTTP/1.1 200 OK" and "a" in said["headers"]
 
 
+class Hasty(FrontDoorProtocol):
+    head_seconds = 0.4
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    with http_server(echo, Hasty) as url:
+        yield "127.0.0.1", int(url.rsplit(":", 1)[1])
+
+
+def until_its_end(connection):
+    got, begin = b"", time.monotonic()
+    while part := connection.recv(65536):
+        got += part
+    return got, time.monotonic() - begin
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n", b"PO", b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Le"])
+def test_a_connection_that_brings_no_whole_head_ends(hasty, sent):
+    with socket.create_connection(hasty, timeout=5) as connection:
+        connection.sendall(sent)
+        got, seconds = until_its_end(connection)
+    assert 0.2 < seconds < 3
+    if not sent.strip():
+        assert got == b""
+        return
+    head, _, said = got.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ") and b"connection: close" in head
+    assert json.loads(said)["error"]["code"] == "headers_timeout"
+
+
+def test_a_head_that_drips_has_no_more_time_than_another(hasty):
+    with socket.create_connection(hasty, timeout=5) as connection:
+        begin = time.monotonic()
+        with suppress(ConnectionResetError, BrokenPipeError):
+            for byte in b"".join(post())[:40] * 10:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+        assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize("rest", [b"\r\n", b"POST /echo HT"])
+def test_the_next_head_of_a_connection_has_its_own_time(hasty, rest):
+    """From when it begins; without this what follows an answer would call off uvicorn's own bound."""
+    with socket.create_connection(hasty, timeout=5) as connection:
+        for _ in range(3):
+            assert exchange(connection, b"".join(post()))[2]["body"] == '{"a": 1}'
+            time.sleep(0.3)  # uvicorn's bound of 5 s is on
+        connection.sendall(rest)
+        got, seconds = until_its_end(connection)
+    assert 0.2 < seconds < 3 and got.startswith(b"HTTP/1.1 408 ") is (rest != b"\r\n")
+
+
+def test_a_request_may_take_longer_than_a_head(hasty):
+    head, body = post()
+    with socket.create_connection(hasty, timeout=5) as connection:
+        connection.sendall(head + body[:3])
+        time.sleep(1)
+        assert exchange(connection, body[3:])[2]["body"] == body.decode()
+
+
 def test_one_request_id_comes_back():
     for given, kept in ((b"my-id.1", True), (b"a b", False), (b"\xff", False)):
         seen, sent = through_proxy([(b"x-request-id", given)])
@@ -257,7 +318,7 @@ def test_one_request_id_comes_back():
 
 def test_servers_of_a_proxy_use_the_protocol(monkeypatch):
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
-    inside_out = [UnroutedMiddleware, HealthMiddleware, GateMiddleware, ServeProxyMiddleware, SlowClientMiddleware]
+    inside_out = [UnroutedMiddleware, HealthMiddleware, GateMiddleware, SlowClientMiddleware, ServeProxyMiddleware]
     assert [middleware.cls for middleware in serve_proxy_middlewares()] == inside_out
     config = uvicorn.Config(echo, log_level="warning")
     config.load()

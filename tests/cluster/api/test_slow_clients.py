@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 
@@ -10,6 +11,10 @@ import pytest
 from fake_engine import http_server
 
 from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.batches.service import BatchLimits, BatchService
+from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.api.middleware import ServeProxyMiddleware
+from isotherm.cluster.api.protocol import FrontDoorProtocol
 from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 
 STREAM = (
@@ -72,6 +77,107 @@ def test_one_that_does_not_send_its_body_is_given_up(served, engine):
         assert 0.2 < time.monotonic() - begin < 5 and not engine.seen
 
 
+ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/tokenize", "/v1/files"]
+
+
+def until_its_end(connection):
+    got = b""
+    while part := connection.recv(65536):
+        got += part
+    return got
+
+
+def answer(got):
+    head, _, body = got.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    return status, dict(line.decode().lower().split(": ", 1) for line in lines), json.loads(body)
+
+
+@pytest.fixture(params=["application", "proxy"])
+def door(request, engine, tokenizer, tmp_path):
+    """The application alone, and as it stands in Serve's proxy."""
+    batches = BatchService(Store(tmp_path, 1 << 20, 1000), BatchLimits(), 1000)
+    app = SlowClientMiddleware(build_app(engine, tokenizer, "m", batches=batches), seconds=0.3)
+    app = ServeProxyMiddleware(app) if request.param == "proxy" else app
+    with http_server(app, FrontDoorProtocol) as url:
+        host, port = url.removeprefix("http://").split(":")
+        yield host, int(port)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("named", [b"X-Request-Id: mine.1\r\n", b""])
+def test_one_whose_body_stalls_is_told_in_its_routes_form_and_the_connection_ends(door, engine, path, named):
+    kind = b"multipart/form-data; boundary=b" if path == "/v1/files" else b"application/json"
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nx' if path == "/v1/files" else b"{"
+    with socket.create_connection(door, timeout=10) as client:
+        client.sendall(
+            b"POST %s HTTP/1.1\r\nHost: h\r\nContent-Type: %s\r\n%sContent-Length: 500\r\n\r\n%s"
+            % (path.encode(), kind, named, form)
+        )
+        status, headers, said = answer(until_its_end(client))
+    assert status.startswith(b"HTTP/1.1 408 ") and headers["connection"] == "close"
+    assert headers["content-type"] == "application/json"
+    assert headers["x-request-id"] == "mine.1" if named else len(headers["x-request-id"]) == 32
+    if path == "/v1/messages":
+        assert said["type"] == "error" and said["error"]["type"] == "timeout_error"
+        assert headers["request-id"] == headers["x-request-id"]
+    else:
+        assert said["error"]["type"] == "timeout_error" and said["error"]["code"] == "body_timeout"
+        assert said["error"].keys() == {"message", "type", "param", "code"}
+    assert "0.3 s" in said["error"]["message"] and not engine.seen
+
+
+def test_one_that_went_away_in_its_body_is_told_nothing(caplog):
+    """Neither waits anybody for it: the application learns it at once."""
+    incoming = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    seen, sent = [], []
+
+    async def receive():
+        return incoming.pop(0)
+
+    async def app(scope, receive, send):
+        seen.extend([(await receive())["type"], (await receive())["type"]])
+
+    async def send(message):
+        sent.append(message)
+
+    begin = time.monotonic()
+    through(app, receive, send, seconds=5)
+    assert seen == ["http.request", "http.disconnect"] and not sent and not caplog.records
+    assert time.monotonic() - begin < 2
+
+
+def test_one_whose_answer_has_begun_is_not_answered_again():
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        assert (await receive())["type"] == "http.disconnect"
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    through(app, receive, send)
+    assert [message["status"] for message in sent] == [200]
+
+
+def test_one_that_does_not_take_the_refusal_either_keeps_nobody_waiting():
+    """What an earlier request of its connection got may still fill the buffer."""
+    told = []
+
+    async def app(scope, receive, send):
+        told.append(await receive())
+
+    async def never(message=None):
+        await asyncio.Event().wait()
+
+    through(app, never, never)
+    assert told == [{"type": "http.disconnect"}]
+
+
 def test_those_in_time_get_every_message_and_a_disconnect_that_comes():
     async def app(scope, receive, send):
         assert (await receive())["body"] == b"a" and (await receive())["body"] == b"b"
@@ -129,7 +235,7 @@ def through(app, receive=None, send=None, seconds=0.2):
 
         loop.call_at = counted
         loop.set_task_factory(task)
-        await SlowClientMiddleware(app, seconds)({"type": "http", "path": "/"}, receive, send)
+        await SlowClientMiddleware(app, seconds)({"type": "http", "path": "/", "headers": []}, receive, send)
         return dict(made)  # before the loop's own end, which has tasks too
 
     return asyncio.run(go())

@@ -168,7 +168,7 @@ def test_requests_that_make_no_sense_are_refused(engine, tokenizer, tmp_path):
     with served(engine, tokenizer, tmp_path) as client:
         file = upload(client, row("a")).id
         for fields, param in (
-            ({"input_file_id": "file-1"}, "file_id"),
+            ({"input_file_id": "file-1"}, "input_file_id"),
             ({"endpoint": "/v1/embeddings"}, "endpoint"),
             ({"completion_window": "1y"}, "completion_window"),
             ({"metadata": {"a": 1}}, "metadata.a"),
@@ -178,6 +178,7 @@ def test_requests_that_make_no_sense_are_refused(engine, tokenizer, tmp_path):
             with pytest.raises(openai.APIStatusError) as info:
                 client.batches.create(**body)
             assert info.value.param == param and info.value.status_code in (400, 404), fields
+            assert info.value.body["message"].startswith(f"{param}: ")  # as they name it, whoever finds it
         with pytest.raises(openai.NotFoundError):
             client.batches.retrieve("batch_1")
 
