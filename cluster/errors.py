@@ -54,6 +54,7 @@ class IsothermError(Exception):
         WeightsGoneError         … and none ever will: the weights that it is bound to are served no more
       GenerationError            cluster.api.choices: the engine gave up on it
         DeadlineError            … its time is over
+        OwnFaultError            … it asks for what cannot be; answered with 400
 
     A change of the running cluster; what was before serves on.
       OperationError             cluster.messages.operations: it cannot be taken; names the field

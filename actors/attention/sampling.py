@@ -217,6 +217,25 @@ PROCESSORS: tuple[tuple[Callable[[SamplingParams], bool], Callable[[Row, Tensor]
 )
 
 
+# Fields of SamplingParams, and of the HTTP body, by which a request has tokens that it never draws. (`min_tokens` gives
+# way to a grammar.)
+BANS = ("bad_words",)
+
+
+def nothing_left(own: SequenceSampling, generated: int) -> Sampled:
+    """For a row of which the grammar forbids what the request's bans leave, and they what the grammar leaves."""
+    bans = [name for name in BANS if getattr(own.params, name)]
+    if not bans:
+        assert own.grammar is not None
+        return Sampled(-1, error=own.grammar.named("all that it allows is infinitely unlikely"))
+    why = (
+        f"{bans[0]}: no token can come after {generated} tokens of output: what the request holds its output to (by a "
+        f"response_format, a schema, a grammar, tools that must be called, …) leaves only what {' and '.join(bans)} "
+        "forbids"
+    )
+    return Sampled(-1, error=why, error_param=bans[0])
+
+
 class Sampler:
     """`masks`: for requests with a constraint."""
 
@@ -249,7 +268,7 @@ class Sampler:
                 held = held or own.grammar is not None
         if not rows:
             return []
-        masks = None
+        masks, dead = None, frozenset[int]()
         if held:
             assert self._step_masks is not None, "a step with constrained rows is begun before it is sampled"
             masks = self._step_masks()
@@ -259,19 +278,22 @@ class Sampler:
                     masks.apply(self._kernels, logits_NV)
                 sampled = list(map(Sampled, self._draw(rows, indices, logits_NV)))
             else:
-                told = self._process(chunks, rows, logits_NV, masks)
+                told, dead = self._process(chunks, rows, logits_NV, masks)
                 sampled = [
                     Sampled(token, None if (n := own.params.logprobs) is None else token_logprobs(logits_V, token, n))
                     for own, token, logits_V in zip(rows, self._draw(rows, indices, logits_NV), told, strict=True)
                 ]
+        for i in dead:
+            sampled[i] = nothing_left(rows[i], indices[i])
         for i, why in masks.errors.items() if masks is not None else ():
             sampled[i] = Sampled(-1, error=why)
         return sampled
 
     def _process(
         self, chunks: Sequence[Chunk], rows: Sequence[SequenceSampling], logits_NV: Tensor, masks: StepMasks | None
-    ) -> list[Tensor]:
-        """The logits whose log-probabilities each row is to tell: as they were before, or as they are drawn from."""
+    ) -> tuple[list[Tensor], frozenset[int]]:
+        """The logits whose log-probabilities each row is to tell: as they were before, or as they are drawn from. And
+        the constrained rows in which nothing is left to draw."""
         told, i = list(logits_NV), 0
         if masks is not None:  # before the processors, for all rows at once: what is forbidden stays so in each of them
             for row in masks.rows:
@@ -294,13 +316,11 @@ class Sampler:
                 if tells and own.params.processed_logprobs:
                     told[i] = drawn_from(own, logits_NV[i])
                 i += 1
-        if masks is not None:
-            for row in masks.rows:
-                own = rows[row]
-                if own.chain and own.grammar is not None and bool(torch.isneginf(logits_NV[row].max())):
-                    logits_NV[row] = 0.0  # of nothing but minus infinity no distribution can be made
-                    masks.errors.setdefault(row, own.grammar.named("the request forbids the rest"))
-        return told
+        held = () if masks is None else masks.rows
+        dead = frozenset(row for row in held if rows[row].chain and bool(torch.isneginf(logits_NV[row].max())))
+        for row in dead:
+            logits_NV[row] = 0.0  # of nothing but minus infinity no distribution can be made
+        return told, dead
 
     def _draw(self, rows: Sequence[SequenceSampling], indices: Sequence[int], logits_NV: Tensor) -> list[int]:
         temperatures = [own.temperature for own in rows]

@@ -19,7 +19,7 @@ from isotherm.cluster.api.logprobs import (
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, TokenLogprobs
-from isotherm.cluster.text.output import OutputFields, OutputParser, joined
+from isotherm.cluster.text.output import LastCall, OutputFields, OutputParser, joined
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 
 class GenerationError(IsothermError):
     """The engine gave up on a request: an HTTP error before the first token, an error event after it."""
+
+
+class OwnFaultError(GenerationError):
+    """… since it asks for what cannot be: the same request would fail again. `param`: the field to mend, with which the
+    message begins."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class LogprobForm(Enum):
@@ -41,8 +50,8 @@ class LogprobForm(Enum):
 class ChoiceDelta:
     """What is added to a choice. `logprobs` are in OpenAI's form, one entry for each token in order, whatever field
     its text is in; `finish_reason` is OpenAI's word, in the last delta only, and `stop` the stop string that is the
-    reason. `token_ids` are there where they are asked for, `prompt` in one delta where something is to be said of the
-    prompt's tokens."""
+    reason; `cuts_call`: it ends within a tool call. `token_ids` are there where they are asked for, `prompt` in one
+    delta where something is to be said of the prompt's tokens."""
 
     index: int
     fields: OutputFields
@@ -51,6 +60,7 @@ class ChoiceDelta:
     token_ids: tuple[int, ...] = ()
     prompt: PromptReport | None = None
     stop: str | None = None
+    cuts_call: bool = False
     thought_tokens: int = 0  # so many of its tokens, the first ones, are the thought's
     cached_tokens: int = 0  # of the prompt
     pieces: tuple[ChoiceDelta, ...] = field(default=(), repr=False, compare=False)  # of which it was merged
@@ -96,7 +106,7 @@ class ChoiceStream:
             stop, skip_special_tokens, lambda: parser.tags, request.params.min_tokens, include_stop
         )
         self._stop_ids = frozenset(request.params.stop_token_ids)
-        self._called_tools = False
+        self._ends = tokenizer.eos_token_ids
         self._logprob_form = logprob_form
         self._echo = echo
         self._offsets = TextOffsets(len(echo))
@@ -117,6 +127,8 @@ class ChoiceStream:
     def feed(self, delta: Delta) -> ChoiceDelta:
         """Takes the next delta. After one that sets `finish_reason` there is no other. Raises GenerationError on the
         engine's error, and on a gap."""
+        if delta.finish_reason is FinishReason.ERROR and delta.error_param:
+            raise OwnFaultError(delta.error, delta.error_param)
         if delta.finish_reason is FinishReason.ERROR:
             raise GenerationError(delta.error or "the request failed in the engine")
         if delta.finish_reason is FinishReason.ABORT:
@@ -146,9 +158,10 @@ class ChoiceStream:
             if self._stream.stopped:  # by what was held back till now
                 finish = FinishReason.STOP
         fields = pieces[0] if len(pieces) == 1 else joined(pieces)
-        self._called_tools |= bool(fields.tool_calls)
+        cuts_call = False
         if finish is not None:
-            called = self._called_tools and finish is FinishReason.STOP
+            by_itself = not (stopped or self._stream.stopped) and bool(tokens) and tokens[-1] in self._ends
+            called, cuts_call = _calls(self._parser.last_call, finish, by_itself)
             self.finish_reason = "tool_calls" if called else finish.value
         report = self._prompt_report()
         if self._echo and self._scores is None:
@@ -161,6 +174,7 @@ class ChoiceStream:
             tokens[:count] if self._tells_token_ids else (),
             report,
             self._stream.stopped_by,
+            cuts_call,
             self.reasoning_tokens - thought_before,
             self.cached_tokens,
         )
@@ -198,6 +212,13 @@ class ChoiceStream:
         return completion_entries(self._tokenizer, ((*pair, at) for pair, at in zip(pairs, offsets, strict=False)))
 
 
+def _calls(last: LastCall, finish: FinishReason, by_itself: bool) -> tuple[bool, bool]:
+    """Whether a choice ends for its tool calls, and whether its last one was cut. Models leave out the tags that close
+    a call; where something else than the model (`by_itself`) ended the text, nobody knows whether it would have."""
+    whole = last is LastCall.CLOSED or (last is LastCall.UNMARKED and by_itself)
+    return whole and finish is FinishReason.STOP, not whole and last is not LastCall.NONE
+
+
 def merged(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
     """All deltas of one choice as one."""
     last = deltas[-1]
@@ -209,6 +230,7 @@ def merged(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
         tuple(token for delta in deltas for token in delta.token_ids),
         next((delta.prompt for delta in deltas if delta.prompt is not None), None),
         last.stop,
+        last.cuts_call,
         pieces=tuple(deltas),
     )
 

@@ -21,7 +21,7 @@ from isotherm.cluster.api.access.limits import allowed_models
 from isotherm.cluster.api.behalf import claim_for, in_process_priority, on_behalf
 from isotherm.cluster.api.bodies.structure import may_be_structured
 from isotherm.cluster.api.body import read_body
-from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, best, merged
+from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, OwnFaultError, best, merged
 from isotherm.cluster.api.deadline import Deadline, DeadlineError, time_limit, timed_out
 from isotherm.cluster.api.delta_streams import DeltaStreams
 from isotherm.cluster.api.engine_client import EngineClient, EngineOverloadedError, EngineUnavailableError
@@ -171,6 +171,8 @@ class Generator:
             return ReplyError(
                 message, status=503, kind="server_error", code="unavailable", headers=self._settings.retry_after
             )
+        if isinstance(error, OwnFaultError):
+            return ReplyError(str(error), param=error.param)
         return ReplyError(str(error), status=500, kind="server_error", code="generation_failed")
 
     def _error_event(self, entry: OpenRequest, reply_id: str, reply: Reply, error: Exception) -> bytes:

@@ -48,13 +48,13 @@ def completion_entries(
     tokenizer: Tokenizer, triples: Iterable[tuple[int, TokenLogprobs | None, int]], top: int | None = None
 ) -> JSON:
     """An object of lists, from tokens, their log-probabilities (None: there are none) and their offsets; `top`: how
-    many of the likeliest, where not all."""
+    many of the likeliest, where not all. The token itself is among them in any case, as OpenAI has it."""
     out: JSON = {key: [] for key in _COMPLETION_KEYS}
     for token, logprob, offset in triples:
         out["tokens"].append(token_text(tokenizer, token))
         out["token_logprobs"].append(None if logprob is None else finite(logprob.chosen))
         names: dict[str, float] = {}
-        for id_, value in () if logprob is None else logprob.top[:top]:
+        for id_, value in () if logprob is None else (*logprob.top[:top], (token, logprob.chosen)):
             # Most likely first: of two tokens with one text, the likelier counts.
             names.setdefault(token_text(tokenizer, id_), finite(value))
         out["top_logprobs"].append(None if logprob is None else names)

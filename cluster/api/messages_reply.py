@@ -34,9 +34,10 @@ class MessagesReply:
     def whole(self, choices: Sequence[ChoiceDelta], used: Usage) -> JSON:
         for delta in choices[0].pieces:
             self.events(delta)
-        stopped = self._stopped()
-        cut = stopped["stop_reason"] not in ("end_turn", "tool_use", "stop_sequence")
-        return self._message([_block(part, cut) for part in self._parts.all], stopped, _usage(used))
+        calls = [part for part in self._parts.all if part.kind is PartKind.CALL]
+        cut = calls[-1] if calls and choices[0].cuts_call else None
+        content = [_block(part, part is cut) for part in self._parts.all]
+        return self._message(content, self._stopped(), _usage(used))
 
     def events(self, delta: ChoiceDelta) -> bytes:
         begun = b"" if self._begun else self._begin(delta)
@@ -111,10 +112,11 @@ def _text_block(kind: PartKind, text: str) -> JSON:
 
 
 def _arguments(text: str, cut: bool) -> JSON:
-    """A call's arguments, of a reply that was cut as far as they came. Those that are no object are shown under the key
-    that Anthropic's documentation suggests for them."""
+    """A call's arguments. Of a call that was cut those that came, without a string that is not at its end: as
+    Anthropic's clients make them of a stream. Those that are no object are shown under the key that Anthropic's
+    documentation suggests for them."""
     try:
-        value = from_json(text or "{}", allow_inf_nan=False, allow_partial="trailing-strings" if cut else False)
+        value = from_json(text or "{}", allow_inf_nan=False, allow_partial=cut)
         json.dumps(value, allow_nan=False)  # a number may be beyond all that there are
     except ValueError:
         value = None

@@ -89,6 +89,8 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
         message = f"must be one of {expected}, got {_show(at.get(named))}" if expected else "this field is required"
     else:
         message = re.sub(r"a valid dictionary( or instance of \w+)?", "an object", message)
+        if kind == "literal_error":
+            message = _PYTHONS.sub(lambda word: json.dumps(_CONSTANTS[word[0]]), message)
         message = f"{message[0].lower()}{message[1:].replace(' after validation', '')}, got {_show(at)}"
     param = _param(path)
     says_it = kind.startswith("field:") and param and message.startswith(param.rsplit(".", 1)[-1])
@@ -150,6 +152,8 @@ def _where(value: Any, is_wrong: Callable[[Any], bool]) -> list[str | int] | Non
     return None
 
 
+_CONSTANTS = {"True": True, "False": False, "None": None}
+_PYTHONS = re.compile(r"(?<!['\w])(?:True|False|None)(?!['\w])")  # not where it is a text
 _LOOKED_AT = (str, float, dict, list)
 
 

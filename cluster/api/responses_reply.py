@@ -46,6 +46,7 @@ class ResponsesReply:
         self._items: list[JSON] = []  # those that have ended
         self._number = 0  # of the next event
         self._finish_reason: str | None = None
+        self._cuts_call = False
         self._unsaid: list[JSON] = []  # logprobs of tokens whose text is held back
         self._logprobs: dict[int, list[JSON]] = {}  # of a text, by its part's index
 
@@ -60,7 +61,7 @@ class ResponsesReply:
             self._unsaid += delta.logprobs["content"][delta.thought_tokens :]
         events = [begun, *map(self._step, self._parts.feed(delta.fields))]
         if delta.finish_reason is not None:
-            self._finish_reason = delta.finish_reason
+            self._finish_reason, self._cuts_call = delta.finish_reason, delta.cuts_call
             events += map(self._step, self._parts.finish())
         return b"".join(events)
 
@@ -70,13 +71,14 @@ class ResponsesReply:
 
     def error(self, error: ReplyError) -> bytes:
         begun = b"" if self._number else self._begin()
-        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
+        code = {429: "rate_limit_exceeded", 400: "invalid_prompt"}.get(error.status, "server_error")
         failed = self._response("failed", error={"code": code, "message": error.message})
         return begun + self._event("response.failed", {"response": failed})
 
     def _finished(self, used: Usage) -> JSON:
-        cut = self._finish_reason == "length"
-        details = {"reason": "max_output_tokens"} if cut else None
+        cut = self._finish_reason == "length" or self._cuts_call
+        reason = "max_output_tokens" if self._finish_reason == "length" else self._finish_reason
+        details = {"reason": reason} if cut else None
         response = self._response("incomplete" if cut else "completed", incomplete_details=details, usage=_usage(used))
         self._keep(response)
         return response
@@ -113,7 +115,8 @@ class ResponsesReply:
         return self._of_content(part, "response.output_text.delta", {"delta": text, "logprobs": logprobs})
 
     def _part_ends(self, part: Part) -> bytes:
-        item = self._item(part, "incomplete" if self._finish_reason == "length" else "completed")
+        cut = self._finish_reason == "length" or (self._cuts_call and part.kind is PartKind.CALL)
+        item = self._item(part, "incomplete" if cut else "completed")
         self._items.append(item)
         if part.kind is PartKind.CALL:
             said = {"name": part.name, "arguments": part.text}

@@ -96,12 +96,13 @@ class Scheduler:
             self.waiting.ended(sequence)
         return True
 
-    def fail(self, request_id: str, why: str) -> list[Delta]:
-        """Forget a request that cannot go on, and say so; nothing where it is not here."""
+    def fail(self, request_id: str, why: str, param: str = "") -> list[Delta]:
+        """Forget a request that cannot go on, and say so; nothing where it is not here. `param`: as Delta's
+        `error_param`."""
         sequence = self._by_id.get(request_id)
         if sequence is None or not self.abort(request_id):
             return []
-        return [Delta(request_id, sequence.generated, finish_reason=FinishReason.ERROR, error=why)]
+        return [Delta(request_id, sequence.generated, finish_reason=FinishReason.ERROR, error=why, error_param=param)]
 
     def request_ids(self) -> list[str]:
         return list(self._by_id)
@@ -293,8 +294,8 @@ class Scheduler:
                 continue  # aborted or preempted while the step was computed: its blocks are no longer its own
             if len(new) > 1:
                 new = self._until_end(sequence, new)
-            error = new[-1].error if new else ""
-            if error:
+            failed = new[-1] if new and new[-1].error else None
+            if failed is not None:
                 new = new[:-1]
             prompt = None
             if scored and (scores := scored.get(sequence.request.id)):
@@ -309,14 +310,14 @@ class Scheduler:
                 sequence.note(self._clock(), chunk.count)
             if self.config.prefix_cache:
                 self._register_full_blocks(sequence, chunk.start)
-            if new or (not error and (prompt is not None or not sequence.remaining)):
+            if new or (failed is None and (prompt is not None or not sequence.remaining)):
                 delta = self._delta(sequence, start, new, prompt)
                 if chunk.draft:
                     right = max(0, len(new) - 1)
                     delta = replace(delta, drafts_accepted=right, drafts_rejected=len(chunk.draft) - right)
                 deltas.append(delta)
-            if error:
-                deltas += self.fail(sequence.request.id, error)
+            if failed is not None:
+                deltas += self.fail(sequence.request.id, failed.error, failed.error_param)
         return deltas
 
     def _register_full_blocks(self, sequence: ScheduledSequence, start: int) -> None:

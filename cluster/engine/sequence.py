@@ -138,11 +138,12 @@ class Chunk(NamedTuple):
 
 class Sampled(NamedTuple):
     """What the model gave for one row that is sampled; or why nothing can follow there, and the request cannot go
-    on."""
+    on: `error_param` as Delta has it."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
     error: str = ""
+    error_param: str = ""
 
 
 def accepted(chunk: Chunk, results: Sequence[Sampled]) -> list[Sampled]:

@@ -129,6 +129,7 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     error: str = field(default="")
+    error_param: str = ""  # the request's field that is the cause, where it is the request's own: it would fail again
     prompt: PromptLogprobs | None = None
     queued_seconds: float = field(default=0.0, compare=False)  # from the request's arrival at the shard to its turn
     course: Course | None = field(default=None, compare=False)  # with the first tokens, the last ones, and after moves
@@ -149,6 +150,7 @@ class Delta:
         course: Course | None = None,
         drafts_accepted: int = 0,
         drafts_rejected: int = 0,
+        error_param: str = "",
     ) -> None:
         """Written out, since one is made for each token of each request: the one that a frozen dataclass has takes
         three times as long."""
@@ -160,6 +162,7 @@ class Delta:
         values["logprobs"] = logprobs
         values["cached_tokens"] = cached_tokens
         values["error"] = error
+        values["error_param"] = error_param
         values["prompt"] = prompt
         values["queued_seconds"] = queued_seconds
         values["course"] = course

@@ -44,7 +44,7 @@ def json_schema(schema: Any) -> str:
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
-        raise GrammarError(f"a schema is an object, got {text[:60]}")
+        raise GrammarError(f"a schema is an object, or true for any JSON, got {text[:60]}")
     plain = plain_schema(schema)
     try:
         return LLMatcher.grammar_from_json_schema(plain, overrides=_JSON)

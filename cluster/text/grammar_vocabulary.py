@@ -28,6 +28,16 @@ _STACK_SIZE = threading.Lock()
 _LIMITS = LLParserLimits(verbose_errors=False)
 _EXCERPT = re.compile(r"\d+ \| ")  # of the grammar, below a message about it
 _ONE_OF = "a 'oneOf' of which two options may hold is not supported; 'anyOf' is"
+_NOTHING = "nothing can match it: it has no text, or none that ever ends"
+_NOTHING_BY_REF = "nothing can match it: what its $ref names leads to itself, and never ends"
+_TOO_MANY = "it never ends, or allows too much at once"
+# llguidance's own words for these, and what is no matter of its users.
+_SAID = (
+    ("NoExtension", _NOTHING),
+    ("oneOf constraints are not supported", _ONE_OF),
+    ("parser error: Too many", _TOO_MANY),
+)
+_INTERNAL = re.compile(r"\s*<non-verbose/>|json-schema:///")
 _V = TypeVar("_V")
 
 
@@ -115,7 +125,7 @@ class GrammarVocabulary:
 
         matcher, seconds = _with_deep_stack(compiled)
         if why := error_of(matcher):
-            return why
+            return _NOTHING_BY_REF if why == _NOTHING and '"$ref"' in grammar else why
         if seconds > MOST_SECONDS:
             return f"compiling it takes {seconds:.1f} s; at most {MOST_SECONDS:g} s are allowed"
         return ""
@@ -194,8 +204,9 @@ def error_of(matcher: LLMatcher) -> str:
     """Why a matcher cannot go on, in one line; empty where it can, or where the text is complete."""
     if matcher.is_error():
         lines = [line.strip() for line in matcher.get_error().splitlines()]
-        said = " ".join(line for line in lines if line.strip("^") and not _EXCERPT.match(line))[:400]
-        return _ONE_OF if said.startswith("oneOf constraints are not supported") else said
+        said = " ".join(line for line in lines if line.strip("^") and not _EXCERPT.match(line))
+        said = _INTERNAL.sub("", said)[:400]
+        return next((ours for theirs, ours in _SAID if said.startswith(theirs)), said)
     if matcher.is_stopped() and matcher.stop_reason() not in ("NoExtension", "EndOfSentence"):
         return f"nothing can follow ({matcher.stop_reason()})"
     return ""

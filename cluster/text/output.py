@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Protocol
+
+
+class LastCall(Enum):
+    """How far the last tool call of a text has come."""
+
+    NONE = "none"  # there is none
+    OPEN = "open"  # its arguments are not all there
+    UNMARKED = "unmarked"  # its arguments may be all there, but what marks its end is missing
+    CLOSED = "closed"
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,10 @@ class OutputParser(Protocol):
     @property
     def is_over(self) -> bool:
         """Whether nothing that may still come counts, as after a stop string."""
+
+    @property
+    def last_call(self) -> LastCall:
+        """Of the calls so far; after `finish` of all."""
 
     def feed(self, text: str) -> OutputFields:
         """Takes further text, and gives what can't change any more."""

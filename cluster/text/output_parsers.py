@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from isotherm.cluster.text.output import OutputFields, OutputParser, joined
+from isotherm.cluster.text.output import LastCall, OutputFields, OutputParser, joined
 from isotherm.cluster.text.think_parser import ThinkParser
 from isotherm.cluster.text.tool_formats.base import ToolParser
 
@@ -17,6 +17,7 @@ class PlainParser:
     tags: tuple[str, ...] = ()
     is_reasoning = False
     is_over = False
+    last_call = LastCall.NONE
 
     def feed(self, text: str) -> OutputFields:
         return OutputFields(text)
@@ -42,6 +43,10 @@ class ThoughtAndCalls:
     @property
     def is_over(self) -> bool:
         return self._calls.is_over
+
+    @property
+    def last_call(self) -> LastCall:
+        return self._calls.last_call
 
     def feed(self, text: str) -> OutputFields:
         return self._with_calls(self._thought.feed(text))

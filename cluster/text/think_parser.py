@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from enum import Enum
 
-from isotherm.cluster.text.output import OutputFields, OutputParser
+from isotherm.cluster.text.output import LastCall, OutputFields, OutputParser
 
 THOUGHT_END = "</think>"
 _OPEN, _CLOSE = "<think>", THOUGHT_END
@@ -26,6 +26,7 @@ class ThinkParser:
     """The OutputParser of one reply to `prompt`, of which only the end counts."""
 
     is_over = False
+    last_call = LastCall.NONE
 
     def __init__(self, prompt: str) -> None:
         self._at = _At.BEGINNING
@@ -96,6 +97,10 @@ class HiddenThought:
     @property
     def is_over(self) -> bool:
         return self._inner.is_over
+
+    @property
+    def last_call(self) -> LastCall:
+        return self._inner.last_call
 
     def feed(self, text: str) -> OutputFields:
         return replace(self._inner.feed(text), reasoning="")

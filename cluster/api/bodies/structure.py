@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import BodyModel, ListOf, NonEmpty
@@ -20,9 +20,17 @@ def _kind(value: Any) -> str:
     return {str: "text", bool: "any", dict: "object"}.get(type(value), "object")
 
 
+def _not_false(value: Any) -> Any:
+    if value is False:
+        raise PydanticCustomError("schema", "must be a JSON schema by which something is valid: an object, or true")
+    return value
+
+
 # A JSON schema: an object, its text, or true for any JSON.
 _Schema = Annotated[
-    Annotated[NonEmpty, Tag("text")] | Annotated[Literal[True], Tag("any")] | Annotated[JSON, Tag("object")],
+    Annotated[NonEmpty, Tag("text")]
+    | Annotated[Literal[True], BeforeValidator(_not_false), Tag("any")]
+    | Annotated[JSON, Tag("object")],
     Discriminator(_kind),
 ]
 _Options = Annotated[ListOf[NonEmpty], Field(min_length=1, max_length=MAX_OPTIONS)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.text.output import OutputFields, ToolCallPiece
+from isotherm.cluster.text.output import LastCall, OutputFields, ToolCallPiece
 from isotherm.cluster.text.tool_formats.reader import Reader, Reading
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class ToolParser(ABC):
         self._count = 0
         self._argued = False  # the last call has a text of arguments
         self._over = False
+        self._last_call = LastCall.NONE
         self._reading = self._read()
         next(self._reading)
 
@@ -78,6 +79,10 @@ class ToolParser(ABC):
     @property
     def is_over(self) -> bool:
         return self._over
+
+    @property
+    def last_call(self) -> LastCall:
+        return self._last_call
 
     def feed(self, text: str) -> OutputFields:
         if not self._over:
@@ -131,6 +136,7 @@ class ToolParser(ABC):
         """Begins a call."""
         self._after_call = True
         self._argued = False
+        self._last_call = LastCall.OPEN
         self._add(ToolCallPiece(self._count, call_id or self._offer.new_id(self._count), name))
         self._count += 1
 
@@ -140,10 +146,11 @@ class ToolParser(ABC):
             self._argued = True
             self._add(ToolCallPiece(self._count - 1, arguments=arguments))
 
-    def _close(self) -> None:
-        """The end of the call that was begun last."""
+    def _close(self, last_call: LastCall) -> None:
+        """The end of the call that was begun last, and how far that has come."""
         if not self._argued:
             self._argue("{}")
+        self._last_call = last_call
         self._over = not self._offer.parallel
 
     def _add(self, piece: ToolCallPiece) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from isotherm.cluster.text.output import LastCall
 from isotherm.cluster.text.tool_formats.base import Offer, Tool, ToolFormat, ToolParser
 from isotherm.cluster.text.tool_formats.grammar import Literals, PairRules, call_list
 from isotherm.cluster.text.tool_formats.pairs import PairParser
@@ -56,11 +57,15 @@ class DsmlParser(PairParser):
         if brace:
             marker = yield from reader.json_value(_INVOKE_END, *ends, passed=self._argue)
             reader.back(marker)
+        last_call = LastCall.UNMARKED
+        if brace:
+            last_call = LastCall.CLOSED if reader.was_closed else LastCall.OPEN
         while True:
             marker = yield from reader.until(_PARAMETER, _PARAMETER_END, _INVOKE_END, *ends, passed=self._say)
             if marker == _PARAMETER:
                 head, close = yield from reader.take_until(">")
                 if not close:
+                    last_call = LastCall.OPEN
                     break
                 said = _attributes(head)
                 is_string = {"true": True, "false": False}.get(said.get("string", ""))
@@ -71,10 +76,11 @@ class DsmlParser(PairParser):
                     if not marker:
                         break
             elif marker != _PARAMETER_END:
+                last_call = LastCall.CLOSED if marker else last_call
                 if marker != _INVOKE_END:
                     reader.back(marker)
                 break
-        self._end()
+        self._end(last_call)
 
 
 def _attributes(head: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from isotherm.cluster.text.output import LastCall
 from isotherm.cluster.text.tool_formats.base import Offer, Tool, ToolFormat, ToolParser
 from isotherm.cluster.text.tool_formats.grammar import Literals, PairRules, call_list
 from isotherm.cluster.text.tool_formats.pairs import PairParser
@@ -46,6 +47,7 @@ class GlmParser(PairParser):
             self._say(_CALL + gap + head)  # the tag alone may be spoken of: what follows shows that a call is meant
             return
         self._begin(name)
+        last_call = LastCall.UNMARKED
         while True:
             marker = yield from self._reader.until(_KEY, _VALUE, _CALL_END, _CALL, passed=self._say)
             if marker == _KEY:
@@ -57,13 +59,16 @@ class GlmParser(PairParser):
                     if marker == _VALUE_END:
                         continue
                 self._reader.back(marker)
+                if not marker:
+                    last_call = LastCall.OPEN
             elif marker != _VALUE:
+                last_call = LastCall.CLOSED if marker else last_call
                 break
             if not marker:
                 break
         if marker == _CALL:
             self._reader.back(marker)
-        self._end()
+        self._end(last_call)
 
 
 class Glm4(ToolFormat):

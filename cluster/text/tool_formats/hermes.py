@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from isotherm.cluster.text.output import LastCall
 from isotherm.cluster.text.tool_formats.base import Offer, Tool, ToolFormat, ToolParser
 from isotherm.cluster.text.tool_formats.grammar import Literals, call_list, object_rule
 from isotherm.cluster.text.tool_formats.reader import Reading
@@ -28,19 +29,25 @@ class HermesParser(ToolParser):
         gap = yield from self._reader.spaces()
         brace = yield from self._reader.option("{")
         self._raw = _CALL + gap + brace  # of a call whose name is not known yet: text, should there be none
-        self._called = False
+        self._called = self._closed = False
         self._waiting = ""  # arguments
         if brace:
             self._in_calls = True
             yield from self._members()
         if self._called:
-            self._close()
+            self._close(self._last_of_all())
             if not self.is_over:
                 marker = yield from self._reader.until(_CALL_END, _CALL, passed=self._say)
                 self._reader.back(marker if marker == _CALL else "")
         else:
             self._say(self._raw)
         self._in_calls = False
+
+    def _last_of_all(self) -> LastCall:
+        """How far the call has come, after its object or what there is of it."""
+        if self._closed or not self._reader.is_done:
+            return LastCall.CLOSED
+        return LastCall.OPEN if self._argued else LastCall.UNMARKED
 
     def _members(self) -> Reading[None]:
         """Reads over the object, up to its end or to what is none of it."""
@@ -52,6 +59,7 @@ class HermesParser(ToolParser):
             if mark == ",":
                 continue
             if mark != '"':
+                self._closed |= mark == "}"
                 return
             key, closed = yield from self._string()
             self._read_over((yield from reader.spaces()))
@@ -73,10 +81,12 @@ class HermesParser(ToolParser):
                 self._argue(self._waiting)
             elif key in _ARGUMENTS:
                 self._arguments(text)  # JSON in a string
+                self._closed = closed
         elif mark:
             self._reader.back(mark)
             passed = self._arguments if key in _ARGUMENTS else self._read_over
             marker = yield from self._reader.json_value(_CALL_END, _CALL, passed=passed)
+            self._closed |= key in _ARGUMENTS and self._reader.was_closed
             self._reader.back(marker)
         else:
             text, marker = yield from self._reader.take_until(",", "}", _CALL_END)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
+from isotherm.cluster.text.output import LastCall
 from isotherm.cluster.text.tool_formats.base import ToolParser
 from isotherm.cluster.text.tool_formats.reader import Reading
 
@@ -71,7 +72,8 @@ class MarkedParser(ToolParser):
             yield from reader.spaces()
         ends = ("\n" + FENCE, *self._ends) if fenced else self._ends
         marker = yield from reader.json_value(*ends, passed=self._argue)
-        self._close()
+        unclosed = LastCall.OPEN if self._argued else LastCall.UNMARKED
+        self._close(LastCall.CLOSED if marker or reader.was_closed else unclosed)
         if self.is_over:
             return
         if marker not in self._ends:

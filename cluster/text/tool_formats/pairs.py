@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 
+from isotherm.cluster.text.output import LastCall
 from isotherm.cluster.text.tool_formats.base import ToolParser
 from isotherm.cluster.text.tool_formats.reader import Reading
 from isotherm.cluster.text.tool_formats.values import argument, as_json, types
@@ -20,11 +21,11 @@ class PairParser(ToolParser):
         self._whole = True  # the last value has come to its end
         self._open(name)
 
-    def _end(self) -> None:
+    def _end(self, last_call: LastCall) -> None:
         """The end of a call. One that the output ended within a value stays open: it is not the call that was meant."""
         if self._pairs and self._whole:
             self._argue("}")
-        self._close()
+        self._close(last_call if self._whole else LastCall.OPEN)
 
     def _pair(self, key: str, *ends: str, is_string: bool | None = None) -> Reading[str]:
         """Reads a value up to one of the ends, which it gives. `is_string`: what the model said of it; None: nothing,

@@ -16,11 +16,16 @@ Reading = Generator[None, None, _T]
 
 
 class Reader:
-    """The text that was put in and not read yet. `ended`: there will be no more."""
+    """The text that was put in and not read yet. `ended`: there will be no more. `was_closed`: what `json_value` read
+    last came to its closing bracket."""
 
     def __init__(self) -> None:
         self._text = ""
-        self.ended = False
+        self.ended = self.was_closed = False
+
+    @property
+    def is_done(self) -> bool:
+        return self.ended and not self._text
 
     def put(self, text: str) -> None:
         self._text += text
@@ -91,6 +96,7 @@ class Reader:
         while True:
             at, marker = self._first(ends)
             closed = closing.after(self._text[:at])
+            self.was_closed = closed is not None
             part = False  # of a string
             if marker and closed is None and closing.in_string:
                 followed = self._is_followed(at + len(marker), ("\n", *ends))

@@ -16,7 +16,7 @@ from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationEr
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.replies import Usage, usage
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs
-from isotherm.cluster.text.output import OutputFields, ToolCallPiece
+from isotherm.cluster.text.output import LastCall, OutputFields, ToolCallPiece
 from isotherm.cluster.text.output_parsers import make_parser
 from isotherm.cluster.text.tokenizer import Tokenizer
 
@@ -165,6 +165,7 @@ class CallParser:
     tags: tuple[str, ...] = ()
     is_reasoning = False
     is_over = False
+    last_call = LastCall.NONE
 
     def __init__(self) -> None:
         self._text = ""
@@ -177,6 +178,7 @@ class CallParser:
         content, call, rest = self._text.partition("[")
         if not call:
             return OutputFields(content)
+        self.last_call = LastCall.CLOSED if "]" in rest else LastCall.UNMARKED
         name, _, arguments = rest.rstrip("]").partition(" ")
         return OutputFields(content, "", (ToolCallPiece(0, "call-0", name, arguments),))
 
@@ -205,6 +207,32 @@ def test_a_parser_of_tool_calls_needs_nothing_else():
     named = {"index": 0, "id": "call-0", "type": "function", "function": {"name": "add", "arguments": ""}}
     argued = {"index": 0, "function": {"arguments": '{"a": 1}'}}
     assert bodies[1:] == [{"content": "Wait."}, {"tool_calls": [named]}, {"tool_calls": [argued]}, {}]
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "stop", "reason", "cut"),
+    [
+        ('[add {"a": 1}]', FinishReason.STOP, (), "tool_calls", False),
+        ('[add {"a": 1}', FinishReason.STOP, (), "tool_calls", False),  # the model left its end out
+        ('[add {"a": 1} more', FinishReason.STOP, ("more",), "stop", True),
+        ('[add {"a": 1}] more', FinishReason.STOP, ("more",), "tool_calls", False),
+        ('[add {"a": 1}', FinishReason.LENGTH, (), "length", True),
+        ('[add {"a": 1}]', FinishReason.LENGTH, (), "length", False),
+        ("no call", FinishReason.STOP, (), "stop", False),
+    ],
+)
+def test_a_choice_ends_for_calls_where_the_last_is_whole(text, finish, stop, reason, cut):
+    one, stream = read(text, (), finish, parser=CallParser(), stop=stop)
+    assert (one.finish_reason, stream.finish_reason, one.cuts_call) == (reason, reason, cut)
+
+
+def test_a_stop_token_of_the_clients_own_ends_no_call_for_the_model():
+    tokens = ids('[add {"a": 1}')
+    params = SamplingParams(100, stop_token_ids=(EOS, tokens[-1]))
+    request, options = GenerationRequest("r", (1,), params), {"stop": (), "skip_special_tokens": True}
+    stream = ChoiceStream(0, request, TINY, CallParser(), **options, logprob_form=None, echo="")
+    (whole,) = fed(stream, deltas(tokens, (), FinishReason.STOP))
+    assert whole.finish_reason == "stop" and whole.cuts_call
 
 
 def test_a_later_piece_of_a_call_has_arguments_alone():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from fake_engine import BOS, EOS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isotherm.cluster.api.logprobs import PromptScores, TextOffsets, joined_entries
+from isotherm.cluster.api.logprobs import PromptScores, TextOffsets, completion_entries, joined_entries
 from isotherm.cluster.messages.requests import PromptLogprobs, TokenLogprobs
 
 
@@ -35,10 +36,26 @@ def test_echoed_entries_are_openais(tokenizer):
     assert {len(values) for values in entries.values()} == {len(prompt)}
     assert entries["tokens"] == [BOS, *(tokenizer.decode([id_]) for id_ in prompt[1:])]
     assert entries["token_logprobs"] == [None, *(-float(i) for i in range(1, len(prompt)))]
-    assert entries["top_logprobs"] == [None] + [{tokenizer.decode([7]): -0.5}] * (len(prompt) - 1)
+    likeliest = {tokenizer.decode([7]): -0.5}
+    own = [{token: -float(i)} for i, token in enumerate(entries["tokens"]) if i]  # they are among them in any case
+    assert entries["top_logprobs"] == [None, *(one | likeliest for one in own)]
     assert entries["text_offset"][:2] == [0, 0]
     for token, at in list(zip(entries["tokens"], entries["text_offset"], strict=True))[1:]:
         assert "hello world"[at:].startswith(token)
+
+
+def test_the_token_that_was_drawn_is_among_the_likeliest_in_any_case(tokenizer):
+    """OpenAI: there may be one more than were asked for. Of two with one text the likelier counts."""
+    first, second, third = tokenizer.encode("hello world, lazy dog", add_special_tokens=False)[:3]
+    told = TokenLogprobs(-3.0, ((first, -0.5), (second, -1.0)))
+    names = [tokenizer.decode([id_]) for id_ in (first, second, third)]
+    (beyond,) = completion_entries(tokenizer, [(third, told, 0)])["top_logprobs"]
+    assert list(beyond.items()) == [(names[0], -0.5), (names[1], -1.0), (names[2], -3.0)]
+    (among,) = completion_entries(tokenizer, [(second, replace(told, chosen=-1.0), 0)])["top_logprobs"]
+    assert among == {names[0]: -0.5, names[1]: -1.0}
+    assert completion_entries(tokenizer, [(third, TokenLogprobs(-3.0), 0)])["top_logprobs"] == [{names[2]: -3.0}]
+    beside = completion_entries(tokenizer, [(third, TokenLogprobs(-3.0, ((third, -0.5),)), 0)])["top_logprobs"]
+    assert beside == [{names[2]: -0.5}]
 
 
 @pytest.mark.parametrize("skip", [True, False])

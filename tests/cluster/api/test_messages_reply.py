@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+from anthropic.lib.streaming._messages import accumulate_event
 
 from isotherm.cluster.api.choices import ChoiceDelta, merged
 from isotherm.cluster.api.messages_reply import MessagesReply
@@ -12,11 +14,11 @@ from isotherm.cluster.text.output import OutputFields, ToolCallPiece
 USED = Usage(10, 5, 3, 1)
 
 
-def deltas(arguments, finish, *others):
+def deltas(arguments, finish, *others, cut=False):
     pieces = [ToolCallPiece(0, "c", "f"), *(ToolCallPiece(0, arguments=char) for char in arguments)]
     fields = [OutputFields(tool_calls=(piece,)) for piece in pieces]
     *head, last = [*(ChoiceDelta(0, one) for one in fields), *others]
-    return [*head, ChoiceDelta(0, last.fields, finish_reason=finish)]
+    return [*head, ChoiceDelta(0, last.fields, finish_reason=finish, cuts_call=cut)]
 
 
 def whole(parts):
@@ -43,9 +45,26 @@ def test_arguments_that_are_no_object_are_shown_as_they_are(wrong):
 
 
 def test_arguments_are_given_as_far_as_they_came():
-    message = whole(deltas('{"a": [true, "x y', "length"))
-    assert message["content"][0]["input"] == {"a": [True, "x y"]} and message["stop_reason"] == "max_tokens"
-    assert whole(deltas("", "length"))["content"][0]["input"] == {}
+    message = whole(deltas('{"a": [true, "x y', "length", cut=True))
+    assert message["content"][0]["input"] == {"a": [True]} and message["stop_reason"] == "max_tokens"
+    assert whole(deltas("", "length", cut=True))["content"][0]["input"] == {}
+    other = OutputFields(tool_calls=(ToolCallPiece(1, "d", "f", '{"b": 1, '),))
+    two = whole(deltas('{"a": 1, ', "stop", ChoiceDelta(0, other), cut=True))
+    assert [block["input"] for block in two["content"]] == [{"INVALID_JSON": '{"a": 1, '}, {"b": 1}]
+
+
+ARGUMENTS = '{"a": [true, "x\\ny", {"b": -3.5e1}], "c": null, "d": "\\u00e9"}'
+
+
+@pytest.mark.parametrize("end", range(1, len(ARGUMENTS)))
+def test_a_cut_call_is_what_anthropics_client_makes_of_the_stream(end):
+    parts = deltas(ARGUMENTS[:end], "stop", cut=True)
+    snapshot: Any = None
+    buffers: dict[int, bytes] = {}
+    for event in events(MessagesReply("msg_1", "m", 10, False), parts):
+        if event["type"] != "ping":
+            snapshot = accumulate_event(event=event, current_snapshot=snapshot, json_bufs=buffers)
+    assert whole(parts)["content"][0]["input"] == snapshot.content[0].input
 
 
 def events(reply, parts):

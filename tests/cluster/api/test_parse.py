@@ -48,6 +48,13 @@ def test_what_has_no_form_in_a_reply_is_refused_where_it_stands(body, param):
     assert str(error.value).startswith(f"{param or ''}: ")
 
 
+def test_constants_are_spelt_as_in_json():
+    body = {"model": "m", "prompt": "x", "stream": True, "stream_options": {"include_obfuscation": True}}
+    with pytest.raises(ReplyError) as error:
+        parse_body(CompletionBody, json.dumps(body).encode())
+    assert str(error.value) == "stream_options.include_obfuscation: input should be false, got true"
+
+
 def test_pairs_of_surrogates_and_finite_numbers_are_taken():
     assert json_object(rb'{"a": ["\ud83d\ude00", 1e308, -0.0, 1e-400, 12]}') == {"a": ["😀", 1e308, -0.0, 0.0, 12]}
 

@@ -108,6 +108,18 @@ def test_who_asks_for_nothing_has_no_constraint(fields):
         ({"response_format": {"type": "json_object"}, "regex": "a"}, "regex", "response_format"),
         ({"guided_json": "{"}, "guided_json", "not valid JSON"),
         ({"guided_json": []}, "guided_json", "object"),
+        *(
+            (fields, param, "must be a JSON schema by which something is valid: an object, or true, got false")
+            for fields, param in (
+                ({"guided_json": False}, "guided_json"),
+                (
+                    {"response_format": {"type": "json_schema", "json_schema": {"schema": False}}},
+                    "response_format.json_schema.schema",
+                ),
+            )
+        ),
+        ({"guided_json": "false"}, "guided_json", "an object, or true for any JSON, got false"),
+        ({"guided_json": {"$ref": "#"}}, "guided_json", "never ends"),
         ({"guided_regex": "a" * (MOST_CHARS + 1)}, "guided_regex", f"at most {MOST_CHARS}"),
         ({"guided_grammar": "start: x"}, "guided_grammar", '"x"'),
         ({"guided_whitespace_pattern": " *"}, "guided_whitespace_pattern", "not supported"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tool_texts import CASES, CITY, TOOLS, Case, glm, hermes, v31
 
-from isotherm.cluster.text.output import OutputFields, joined
+from isotherm.cluster.text.output import LastCall, OutputFields, joined
 from isotherm.cluster.text.output_parsers import ThoughtAndCalls, make_parser
 from isotherm.cluster.text.tool_formats.base import Offer
 from isotherm.cluster.text.tool_formats.registry import TOOL_FORMATS
@@ -85,6 +85,96 @@ def test_id_and_name_come_once_and_first(case: Case):
         assert bool(piece.id) == bool(piece.name) == (piece.index not in seen)
         seen.add(piece.index)
     assert seen == set(range(len(case.calls)))
+
+
+A, B = '{"city": "x", ', '"days": 2}'
+PARAMETER, PARAMETER_END = "<｜DSML｜parameter", "</｜DSML｜parameter>"
+CITY_PAIR = f'{PARAMETER} name="city" string="true">x{PARAMETER_END}\n'
+DAYS_PAIR = f'{PARAMETER} name="days" string="false">2{PARAMETER_END}\n'
+INVOKE = '<｜DSML｜invoke name="get_weather">'
+NO, OPEN, UNMARKED, CLOSED = LastCall.NONE, LastCall.OPEN, LastCall.UNMARKED, LastCall.CLOSED
+
+
+@pytest.mark.parametrize(
+    ("form", "pieces"),
+    [
+        *(
+            (form, [("It is ", NO), (head, NO), (sep, UNMARKED), (A, OPEN), (B, CLOSED), (end, CLOSED), ("so", CLOSED)])
+            for form, head, sep, end in (
+                ("deepseek_v3.1", "<｜tool▁call▁begin｜>now", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+                ("kimi_k2", "<|tool_call_begin|>functions.now:0", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+            )
+        ),
+        (
+            "deepseek_v3",
+            [
+                ("<｜tool▁call▁begin｜>function<｜tool▁sep｜>now", NO),
+                ("\n```json\n", UNMARKED),
+                (A, OPEN),
+                ('"days', OPEN),
+                ("\n```<｜tool▁call▁end｜>", CLOSED),
+                ("<｜tool▁call▁begin｜>now<｜tool▁sep｜>3", OPEN),
+            ],
+        ),
+        ("deepseek_v3.1", [("<｜tool▁call▁begin｜>now<｜tool▁sep｜>3", OPEN), ("<｜tool▁calls▁end｜>", CLOSED)]),
+        (
+            "hermes",
+            [
+                ('<tool_call>\n{"name": "now', NO),
+                ('"', UNMARKED),
+                (', "arguments": ', UNMARKED),
+                (A, OPEN),
+                (B, CLOSED),
+                ("}", CLOSED),
+                ("\n</tool_call>", CLOSED),
+                ('<tool_call>{"arguments": {"a": 1}, "name": "now"', CLOSED),
+                ("}", CLOSED),
+                ('<tool_call>{"name": "now", "arguments": {"a": 1', OPEN),
+                ("</tool_call>", CLOSED),
+            ],
+        ),
+        (
+            "glm4",
+            [
+                ("<tool_call>get_weather\n", UNMARKED),
+                ("<arg_key>ci", OPEN),
+                ("ty</arg_key>\n", OPEN),
+                ("<arg_value>x", OPEN),
+                ("</arg_value>\n", UNMARKED),
+                ("<arg_key>days</arg_key><arg_value>2", OPEN),
+                ("</arg_value>", UNMARKED),
+                ("</tool_call>", CLOSED),
+                ("\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>", OPEN),
+            ],
+        ),
+        (
+            "deepseek_v3.2",
+            [
+                (INVOKE, UNMARKED),
+                (f"\n{CITY_PAIR[:-30]}", OPEN),
+                (CITY_PAIR[-30:], UNMARKED),
+                (DAYS_PAIR[:22], OPEN),
+                (DAYS_PAIR[22:], UNMARKED),
+                ("</｜DSML｜invoke>", CLOSED),
+                (f"\n{INVOKE}{A}", OPEN),
+                (B, CLOSED),
+                (f"\n{INVOKE}\n{CITY_PAIR}", UNMARKED),
+                ("</｜DSML｜function_calls>", CLOSED),
+            ],
+        ),
+    ],
+)
+def test_how_far_the_last_call_has_come(form: str, pieces: list[tuple[str, LastCall]]):
+    """Where the text ends after each of the pieces, however it comes."""
+    text = ""
+    for piece, expected in pieces:
+        text += piece
+        for cut in ([text], list(text)):
+            reading = ThoughtAndCalls(make_parser("think"), parser(form))
+            for part in cut:
+                reading.feed(part)
+            reading.finish()
+            assert reading.last_call is expected, text
 
 
 @pytest.mark.parametrize(
