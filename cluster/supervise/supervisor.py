@@ -86,7 +86,7 @@ def serve_until_stopped(
         if folder is not None and not keep:
             shutil.rmtree(folder, ignore_errors=True)
     if end.status == 1:
-        raise ServeError(end.reason + (f"\nRay's logs are in {of_ray}/session_latest/logs" if keep else ""))
+        raise ServeError(end.reason + (f"\nRay's logs are in {of_ray}/session_latest/logs" if keep and of_ray else ""))
     if end.status:
         console.print(end.reason, markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(end.status)

@@ -14,6 +14,7 @@ import pytest
 from ray import cloudpickle
 from ray.exceptions import RayTaskError
 
+from isotherm.cluster.api.choices import OwnFaultError
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.client import APIError, OutputError
 from isotherm.cluster.errors import IsothermError, named_line, one_line
@@ -68,6 +69,7 @@ TAKE_MORE = [
     *(kind("cut", "{") for kind in ERRORS if issubclass(kind, OutputError)),
     OperationError("no", field="copies", conflict=True),
     ToolSchemaError("weather", "its pattern is too large"),
+    OwnFaultError("bad_words: nothing is left", "bad_words"),
 ]
 
 
