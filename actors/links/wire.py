@@ -105,11 +105,10 @@ class Wire:
             wait(work, timeout)
 
     def receive(self, timeout: timedelta) -> tuple[int, list[int], Tensor]:
-        """kind, fields, body uint8. `timeout` holds for the header and for the body apart, and once more for a large
-        body that is still being sent."""
+        """kind, fields, body uint8. `timeout` holds for the header, with what is still being sent before it, and for
+        the body apart."""
         header = torch.empty(HEADER, dtype=torch.int64)
-        sending = any(message.nbytes > LARGE for _, message in self._pending)
-        wait(self._begin(header, OF_HEADERS), 2 * timeout if sending else timeout)
+        wait(self._begin(header, OF_HEADERS), timeout)
         kind, nbytes, *fields = header.tolist()
         body = self._incoming.take(nbytes)
         if nbytes:

@@ -44,9 +44,6 @@ from isotherm.cluster.placement.table import Placement
 
 log = logging.getLogger(__name__)
 MEETING_TIMEOUT = 60.0  # seconds in which both ends of a new link must come together
-# A shard may wait for one answer for as many times a link's timeout: while rows are sent, until the answer begins, and
-# while it comes. On a bad line one that waited longer than one timeout was taken for hanging.
-WAITS_OF_AN_ANSWER = 3
 DRAIN_GRACE = 60.0  # seconds beyond its time that a shard may take to give its requests back
 
 
@@ -94,7 +91,7 @@ class RayFleet:
         self._loading: set[str] = set()  # workers that may be too busy to answer
         self._background = Background()
         self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
-        limits = manifest.liveness.timeout, WAITS_OF_AN_ANSWER * manifest.link_timeout
+        limits = manifest.liveness.timeout, manifest.link_timeout
         self._watch = WorkerWatch(limits[0], self._loading.__contains__, self._lost, self.repair.report, limits[1])
         self._spares = Spares(start_spare) if manifest.liveness.spare_processes else None
         self._meeting_point = MeetingPoint()
