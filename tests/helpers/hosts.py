@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 
 from isotherm.cluster.on_ray.environment import LOCAL_RAY, LOOPBACK
+from isotherm.cluster.on_ray.token_file import keep_token
 
 RELAY = Path(__file__).with_name("relay.py")
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -224,6 +225,7 @@ class Hosts:
     def start_ray(self, host: Host, cpus: float) -> None:
         """Raises RuntimeError where the node has not come up, also when it was tried again: Ray gives it 30 s, which is
         little on a machine that others use."""
+        keep_token()  # no `isotherm serve` of this user has made one yet, where this comes first
         for last in (False, False, True):
             try:
                 return self._start_ray(host, cpus)
