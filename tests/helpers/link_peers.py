@@ -153,7 +153,8 @@ def kill_at_first_byte(wire: Wire, pid: int) -> list[float]:
     wire._incoming.take = lambda nbytes: body[:nbytes]  # type: ignore[method-assign]
 
     def kill() -> None:
-        while not body[0]:
+        deadline = time.monotonic() + MEETING
+        while not body[0] and time.monotonic() < deadline:
             pass
         os.kill(pid, signal.SIGKILL)
         killed.append(time.perf_counter())
