@@ -36,6 +36,7 @@ from isotherm.cluster.deploy.first_answer import Asked, wait_for_answer
 from isotherm.cluster.deploy.front_door_keys import check_bound
 from isotherm.cluster.deploy.ingress import ingress_application
 from isotherm.cluster.deploy.kept_responses import forget_responses
+from isotherm.cluster.deploy.proxy_revival import ProxyRevival
 from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes, parse_manifest
@@ -158,15 +159,20 @@ def main() -> None:
 
 
 class _Stop:
-    """Asked to stop: by a word of the supervisor, or because it has gone. Also ends what runs in `until_set`."""
+    """Asked to stop: by a word of the supervisor, or because it has gone. Also ends what runs in `until_set`. One more
+    word asks for no end: to look after Serve's proxy."""
 
     def __init__(self) -> None:
         self.asked = self.at_once = False
         self._blocking = False
+        self._proxy = ProxyRevival()
 
     def listen(self, words: Iterable[str]) -> None:
-        for word in words:
-            self._ask(at_once=word.strip() != "drain")
+        for word in map(str.strip, words):
+            if word == "look":
+                self._proxy.look()
+            else:
+                self._ask(at_once=word != "drain")
         self._ask(at_once=True)
 
     def _ask(self, at_once: bool) -> None:

@@ -32,9 +32,9 @@ LOCAL_RAY = LOOPBACK | {
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    # A proxy that has died is missed after a second, not ten. One that does not answer has Serve's 10 s, three
-    # times.
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # A proxy that has died is missed after three checks: in a second and a half, not in 30. One that does not answer
+    # has Serve's 10 s, three times.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.3",
     # On a busy machine a proxy may take longer to start than Serve's 5 s, three times; then Serve would give up.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }

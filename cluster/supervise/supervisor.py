@@ -37,6 +37,7 @@ from isotherm.cluster.supervise.watchdog import Answer, End, Instruction, Say, T
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_SECONDS = 0.2  # from one look at the processes to the next
 PROBE_SECONDS, PROBE_TIMEOUT = 1.0, 5.0
+RETRY_SECONDS = 0.2  # instead, while nothing listens: a moment in which something did must not be missed
 END_SECONDS = 5.0  # for processes that have been killed to be gone
 AGENTS = {
     "ray::DashboardAgent": "dashboard agent",
@@ -197,8 +198,9 @@ class _Supervisor:
 
     def _probe(self) -> None:
         """Ask the front door's port, again and again, as long as this process lives."""
+        answer = Answer.GIVEN
         while True:
-            time.sleep(PROBE_SECONDS)
+            time.sleep(RETRY_SECONDS if answer is Answer.REFUSED else PROBE_SECONDS)
             answer = probe(self._url)
             self._events.put(partial(self._watchdog.on_answer, time.monotonic(), answer, self._url))
 

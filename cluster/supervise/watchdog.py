@@ -21,6 +21,7 @@ LOSSES = {
     "monitor": "Ray's node autoscaler is gone until the next start",
 }
 REFUSED_SECONDS = 20.0  # Serve starts a killed proxy again within a few seconds
+LOOK_SECONDS = 0.5  # while nothing listens, from one look of the driver's at Serve's proxy to the next
 SILENT_SECONDS = 90.0  # a port that is there and answers nothing; longer than a burst or a pause of the machine
 DRAIN_MARGIN = 20.0  # seconds beyond the drain's own in which the driver says that it is over
 STOP_SECONDS = (
@@ -52,7 +53,7 @@ class Say:
 
 @dataclass(frozen=True)
 class Tell:
-    """To the driver: "drain", or "stop" without a drain."""
+    """To the driver: "drain", or "stop" without a drain; "look" whether Serve still has its proxy."""
 
     word: str
 
@@ -81,6 +82,7 @@ class Watchdog:
         self._signalled: float | None = None
         self._deadline: float | None = None
         self._unanswered: dict[Answer, float] = {}  # since when
+        self._looked = -LOOK_SECONDS  # when the driver was last told to
         self._failure, self._logs = "", True
 
     def on_signal(self, now: float, number: int) -> Sequence[Instruction]:
@@ -152,7 +154,12 @@ class Watchdog:
             if answer is Answer.REFUSED
             else (SILENT_SECONDS, "no request is answered at")
         )
-        return self._end(End(1, f"{words} {url}, for {waited:.0f} s now")) if waited >= limit else []
+        if waited >= limit:
+            return self._end(End(1, f"{words} {url}, for {waited:.0f} s now"))
+        if answer is Answer.REFUSED and now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            return [Tell("look")]
+        return []
 
     def on_time(self, now: float) -> Sequence[Instruction]:
         if self._deadline is None or now < self._deadline:

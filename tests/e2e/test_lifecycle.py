@@ -75,6 +75,20 @@ def test_what_serve_starts_again_is_back_within_seconds(served, title, record_pr
         answer_within(served, LIMIT)
 
 
+def test_a_proxy_that_serve_does_not_miss_is_back_within_seconds(served):
+    """As after a call that Ray has lost: Serve's controller waits, and would for minutes. Here it hangs, and Ray gives
+    it a second to end by itself."""
+    controller, died = served.find("ray::ServeController"), served.find("ray::ProxyActor")
+    controller.suspend()
+    died.kill()
+    died.wait(5)
+    back = answer_within(served, LIMIT + 2)
+    print(f"ray::ProxyActor killed while Serve's controller stood still: answered after {back:.1f} s")
+    controller.wait(5)
+    assert served.find("ray::ServeController").pid != controller.pid
+    assert "Ray Serve has lost its proxy" in served.log.read_text()
+
+
 @pytest.mark.parametrize("name", ["raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent"])
 def test_without_its_ray_it_ends_with_an_error_and_leaves_nothing(tmp_path, name, record_property):
     served = Served(SMALL, tmp_path)

@@ -49,6 +49,13 @@ def test_it_stops_on_a_word_and_when_nobody_is_left_to_say_one(stop: serving._St
         listening.join(10)
 
 
+def test_a_look_after_the_proxy_stops_nothing(stop: serving._Stop, monkeypatch: pytest.MonkeyPatch):
+    looks: list[bool] = []
+    monkeypatch.setattr(stop._proxy, "look", lambda: looks.append(stop.asked))
+    stop.listen(io.StringIO("look\nlook\ndrain\n"))
+    assert looks == [False, False] and stop.asked
+
+
 def test_what_blocks_is_left_when_it_is_time(stop: serving._Stop):
     begin = time.monotonic()
     threading.Timer(0.2, lambda: stop.listen(io.StringIO("drain\n"))).start()

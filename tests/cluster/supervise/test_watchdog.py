@@ -135,12 +135,19 @@ def test_every_part_of_the_end_has_a_limit():
 @pytest.mark.parametrize(("answer", "limit"), [(Answer.REFUSED, REFUSED_SECONDS), (Answer.SILENT, SILENT_SECONDS)])
 def test_a_front_door_that_stays_shut_ends_it(answer: Answer, limit: float):
     watchdog = serving()
-    assert watchdog.on_answer(10.0, answer, "http://x") == []
-    assert watchdog.on_answer(10.0 + limit - 0.1, answer, "http://x") == []
+    look = [Tell("look")] if answer is Answer.REFUSED else []
+    assert watchdog.on_answer(10.0, answer, "http://x") == look
+    assert watchdog.on_answer(10.0 + limit - 0.1, answer, "http://x") == look
     assert watchdog.on_answer(10.0 + limit, Answer.GIVEN, "http://x") == []  # it is back
-    assert watchdog.on_answer(11.0 + limit, answer, "http://x") == []
+    assert watchdog.on_answer(11.0 + limit, answer, "http://x") == look
     (end,) = watchdog.on_answer(11.0 + 2 * limit, answer, "http://x")
     assert isinstance(end, End) and end.status == 1 and "http://x" in end.reason and f"{limit:.0f} s" in end.reason
+
+
+def test_while_nothing_listens_the_driver_looks_after_the_proxy_now_and_then():
+    watchdog = serving()
+    times = [10.0, 10.2, 10.4, 10.5, 10.7, 11.1]
+    assert [t for t in times if watchdog.on_answer(t, Answer.REFUSED, "u")] == [10.0, 10.5, 11.1]
 
 
 def test_a_front_door_is_only_missed_while_it_serves():
