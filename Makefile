@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 MODEL ?= tiny
 NATIVE := $(wildcard kernels/native/*.py kernels/native/csrc/*)
 
+# Where Python keeps no bytecode, each process of a cluster compiles all of Isotherm anew: two seconds of a core.
+unexport PYTHONDONTWRITEBYTECODE
+COMPILE := $(BIN)/python -m compileall -q cluster actors kernels
+
 .PHONY: serve test test-fast test-page test-metrics clients fuzz exactness chaos chaos-short bench bench-elastic
 .PHONY: bench-mtp bench-overload families check clean help
 
@@ -30,11 +34,13 @@ help:
 $(VENV)/.installed: pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(COMPILE)
 	touch $@ $(VENV)/.installed
 
 serve: $(VENV)/.installed
