@@ -27,7 +27,7 @@ help:
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
 	@echo "make bench-mtp            speculation: tokens and speed with and without"
-	@echo "make bench-overload       ten times the clients there is room for; keys, batches, tenants"
+	@echo "make bench-overload       ten times the clients there is room for; keys, batches, tenants, metrics"
 	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
 
@@ -127,6 +127,7 @@ bench-overload: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/overload.py
 	$(BIN)/python tests/bench/beside_batch.py
 	$(BIN)/python tests/bench/tenants.py
+	$(BIN)/python tests/bench/metrics_cost.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

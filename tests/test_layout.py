@@ -11,7 +11,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -134,9 +134,14 @@ def room_of(name: str) -> str:
     return parts[0] if parts[0] in ("kernels", "manifests") else ".".join(parts[:2])
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
 def import_statements(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
     """Those inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
 
@@ -171,16 +176,23 @@ def test_there_is_something_to_check():
     }
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in SOURCES if p.parent.name not in PACKAGES or p.name != "__init__.py"], ids=label
-)
-def test_rooms_import_what_they_may(path: Path):
+def found(paths: Iterable[Path], look: Callable[[Path], list[str]]) -> list[str]:
+    """What `look` says of each file. One test for all of them: thousands of small ones take longer to begin than to
+    run."""
+    return [f"{label(path)}: {fault}" for path in paths for fault in look(path)]
+
+
+def out_of_its_room(path: Path) -> list[str]:
     room = room_of(module_name(path))
     rooms = {room_of(name) for name in imported(path) if name.startswith("isotherm.")} - {room}
-    assert rooms <= ROOMS[room], f"{room} may not import {sorted(rooms - ROOMS[room])}"
-    assert room in USE_RAY or not any(name.split(".")[0] == "ray" for name in imported(path)), (
-        "only these rooms use Ray"
-    )
+    faults = [f"{room} may not import {other}" for other in sorted(rooms - ROOMS[room])]
+    if room not in USE_RAY and any(name.split(".")[0] == "ray" for name in imported(path)):
+        faults.append(f"only {sorted(USE_RAY)} use Ray")
+    return faults
+
+
+def test_rooms_import_what_they_may():
+    assert not found([p for p in SOURCES if p.parent.name not in PACKAGES or p.name != "__init__.py"], out_of_its_room)
 
 
 def test_there_is_no_circle():
@@ -192,28 +204,51 @@ def test_there_is_no_circle():
         floor |= dict.fromkeys(ready, max(floor.values(), default=0) + 1)
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if room_of(module_name(p)) in WITHOUT_TENSORS], ids=label)
-def test_decisions_need_no_tensors(path: Path):
-    assert not {"torch", "starlette"} & {name.split(".")[0] for name in imported(path)}
+def test_decisions_need_no_tensors():
+    def tensors(path: Path) -> list[str]:
+        return sorted({"torch", "starlette"} & {name.split(".")[0] for name in imported(path)})
+
+    assert not found([p for p in SOURCES if room_of(module_name(p)) in WITHOUT_TENSORS], tensors)
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.name == "__init__.py"], ids=label)
-def test_packages_are_inert(path: Path):
+def test_packages_are_inert():
     """A docstring at most: an import here would run for every module of the package. The client's names are what users
     import."""
-    body = ast.parse(path.read_text()).body
-    inert = all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
-    assert inert or label(path) == "cluster/client/__init__.py"
+
+    def inert(path: Path) -> bool:
+        return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in tree(path).body)
+
+    assert [label(p) for p in SOURCES if p.name == "__init__.py" and not inert(p)] == ["cluster/client/__init__.py"]
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))], ids=label)
-def test_imports_are_absolute_and_by_the_isotherm_names(path: Path):
+def otherwise_named(path: Path) -> list[str]:
+    faults = []
     for node in import_statements(path):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import"
+        if isinstance(node, ast.ImportFrom) and node.level:
+            faults.append(f"line {node.lineno}: relative import")
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-        for name in names:
-            assert name.split(".")[0] not in PACKAGES, f"line {node.lineno}: {name} must be isotherm.{name}"
+        ours = [name for name in names if name.split(".")[0] in PACKAGES]
+        faults += [f"line {node.lineno}: {name} must be isotherm.{name}" for name in ours]
+    return faults
+
+
+def test_imports_are_absolute_and_by_the_isotherm_names():
+    assert not found([*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))], otherwise_named)
+
+
+def test_what_is_against_the_rules_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wrong = tmp_path / "cluster" / "errors" / "wrong.py"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_text("import ray\nfrom . import x\nfrom cluster.api import y\nimport isotherm.cluster.api.z\n")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert found([wrong], out_of_its_room) == [
+        "cluster/errors/wrong.py: cluster.errors may not import cluster.api",
+        "cluster/errors/wrong.py: only ['cluster.deploy', 'cluster.on_ray'] use Ray",
+    ]
+    assert found([wrong], otherwise_named) == [
+        "cluster/errors/wrong.py: line 2: relative import",
+        "cluster/errors/wrong.py: line 3: cluster.api must be isotherm.cluster.api",
+    ]
 
 
 # --- sizes ------------------------------------------------------------------------------------------
@@ -231,17 +266,16 @@ def over_the_limits(path: Path) -> list[str]:
     lines = path.read_text().splitlines()
     found = [f"{len(lines)} lines"] if len(lines) > FILE_LINES else []
     found += [f"line {i} has {len(line)} columns" for i, line in enumerate(lines, 1) if len(line) > COLUMNS]
-    for node in ast.walk(ast.parse("\n".join(lines))) if path.suffix == ".py" else ():
+    for node in ast.walk(tree(path)) if path.suffix == ".py" else ():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_one_kernel(node):
             count = (node.end_lineno or node.lineno) - node.lineno + 1
             found += [f"{node.name} has {count} lines"] if count > FUNCTION_LINES else []
     return found
 
 
-@pytest.mark.parametrize("path", CODE, ids=label)
-def test_files_functions_and_lines_are_short(path: Path):
+def test_files_functions_and_lines_are_short():
     """At most 400 lines a file, 60 a function, 120 columns a line."""
-    assert not over_the_limits(path)
+    assert not found(CODE, over_the_limits)
 
 
 def test_the_limits_are_seen(tmp_path: Path):

@@ -21,6 +21,7 @@ class GrammarState:
         self._grammar, self._after = constraint.grammar, frozenset(constraint.after)
         self.thinks = bool(constraint.after)  # the grammar does not hold yet
         self.error = ""  # why nothing can follow
+        self.is_broken = False  # the error is none of the request's
         self._compiled: Compiled | None = None  # what the matcher is a copy of
         self._matcher: LLMatcher | None = None
         self._output: list[int] = []  # as far as it was taken
@@ -43,6 +44,11 @@ class GrammarState:
     def _begin(self, compiled: Compiled) -> None:
         self._compiled, self._matcher = compiled, compiled.copy()
         self.error = error_of(self._matcher)
+
+    @property
+    def param(self) -> str:
+        """The request's field that is the cause of an error; empty where it is not the request's own."""
+        return "" if self.is_broken else self._constraint.param
 
     @property
     def matcher(self) -> LLMatcher:
@@ -86,7 +92,9 @@ class GrammarState:
         return [], True
 
     def named(self, why: str) -> str:
-        """Why nothing can follow, with the grammar by its beginning."""
+        """Why nothing can follow, with the field that asks for it, or else the grammar by its beginning."""
+        if self.param:
+            return f"{self.param}: no token can come after {len(self._output)} tokens of output: {why}"
         grammar = self._grammar if len(self._grammar) <= 80 else f"{self._grammar[:79]}…"
         return f"no token can follow by the grammar {grammar!r} after {len(self._output)} tokens: {why}"
 

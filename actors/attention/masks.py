@@ -153,7 +153,7 @@ class _Step:
             matcher = state.take(ask.tokens, ask.prompt_length, self._vocabulary)
         except Exception as error:  # it is this request's alone
             log.exception("a grammar's state could not be brought up to date")
-            state.error = named_line(error)
+            state.error, state.is_broken = named_line(error), True
         if state.error:
             return None
         self._rules[at] = _Rule.THOUGHT if state.thinks else _Rule.GRAMMAR

@@ -286,7 +286,8 @@ class Sampler:
         for i in dead:
             sampled[i] = nothing_left(rows[i], indices[i])
         for i, why in masks.errors.items() if masks is not None else ():
-            sampled[i] = Sampled(-1, error=why)
+            own_grammar = rows[i].grammar
+            sampled[i] = Sampled(-1, error=why, error_param="" if own_grammar is None else own_grammar.param)
         return sampled
 
     def _process(

@@ -52,4 +52,4 @@ def output_constraint(
 ) -> Constraint | None:
     """As `output_grammar`. `after`: as Constraint has it."""
     text = output_grammar(body, tokenizer, vocab_size)
-    return Constraint(text, after) if text else None
+    return Constraint(text, after, body.structure[0]) if text and body.structure else None

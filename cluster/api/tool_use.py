@@ -58,7 +58,7 @@ def call_constraint(body: ChatBody, served: Served, after: tuple[int, ...]) -> C
         return text
 
     try:
-        return Constraint(checked(tools), after)
+        return Constraint(checked(tools), after, "tools")
     except TokenizerError as error:
         raise ReplyError(f"tools: {error}", param="tools") from None
     except ToolSchemaError as error:

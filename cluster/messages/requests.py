@@ -27,6 +27,7 @@ class Constraint:
 
     grammar: str  # llguidance's: Lark text, or its JSON form
     after: tuple[int, ...] = ()
+    param: str = ""  # the request's field that asks for it
 
 
 @dataclass(frozen=True)

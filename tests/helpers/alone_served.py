@@ -1,6 +1,7 @@
 """The bundled model served without Ray, behind the gate that Serve's proxy has, in a process of its own: `python
-alone_served.py PORT FOLDER [KEYS]`. Files and batches are in the folder; KEYS, JSON of names and weights, makes
-`Authorization: Bearer NAME` a key of that weight."""
+alone_served.py PORT FOLDER [KEYS] [--no-figures]`. Files and batches are in the folder; KEYS, JSON of names and
+weights, makes `Authorization: Bearer NAME` a key of that weight; without figures nothing is counted of requests and
+steps, which shows what counting costs."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ import httpx
 import uvicorn
 from starlette.requests import HTTPConnection
 
+from isotherm.actors.attention.step_figures import StepFigures
 from isotherm.actors.local import local_engine
 from isotherm.actors.models.weights import parse_dtype
 from isotherm.cluster.api import behalf
@@ -29,8 +31,11 @@ from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.local.engine import LocalEngine
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.observe.request_figures import RequestFigures
 from isotherm.cluster.served_model import served_model
 from isotherm.kernels.select import select_kernels
+
+NO_FIGURES = "--no-figures"
 
 
 async def serve(port: int, folder: Path) -> None:
@@ -50,12 +55,14 @@ async def serve(port: int, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone_served(folder: Path, keys: dict[str, float] | None = None) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def alone_served(
+    folder: Path, keys: dict[str, float] | None = None, figures: bool = True
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """The port and the process of one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = [str(port), str(folder), *([json.dumps(keys)] if keys else [])]
+    arguments = [str(port), str(folder), *([json.dumps(keys)] if keys else []), *([] if figures else [NO_FIGURES])]
     process = subprocess.Popen([sys.executable, __file__, *arguments])
     try:
         deadline = time.monotonic() + 60
@@ -80,7 +87,16 @@ def _by_bearer(weights: dict[str, float]) -> None:
     behalf.caller_of = caller
 
 
+def _count_nothing() -> None:
+    RequestFigures.take = lambda self, record: None  # type: ignore[method-assign]
+    StepFigures.add = lambda self, chunks, seconds, waited: None  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 3:
-        _by_bearer(json.loads(sys.argv[3]))
-    asyncio.run(serve(int(sys.argv[1]), Path(sys.argv[2])))
+    words = sys.argv[1:]
+    if NO_FIGURES in words:
+        words.remove(NO_FIGURES)
+        _count_nothing()
+    if len(words) > 2:
+        _by_bearer(json.loads(words[2]))
+    asyncio.run(serve(int(words[0]), Path(words[1])))

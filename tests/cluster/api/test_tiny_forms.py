@@ -1,5 +1,5 @@
-"""What the bundled model must say and must not, through every route: calls that a stop string cuts, and bans that leave
-a grammar nothing."""
+"""What the bundled model must say and must not, through every route: calls that a stop string cuts, and grammars that
+bans leave nothing, or that grow too large."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import httpx
 import pytest
 from local_client import TINY, LocalClient
 
+from isotherm.actors.attention import grammar_state
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.text.tokenizer import Tokenizer
 
@@ -110,6 +111,27 @@ def test_bans_that_leave_a_grammar_nothing_are_the_requests_fault(app, route, he
         assert last["response"]["error"] == {"code": "invalid_prompt", "message": said}
     else:
         assert last["error"] == error
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("held", ["guided_json", "tools"])
+def test_a_grammar_that_grows_too_large_is_the_requests_fault(app, route, held, monkeypatch: pytest.MonkeyPatch):
+    if held == "tools" and route not in TOOLS:
+        return
+    why = "it never ends, or allows too much at once"
+    monkeypatch.setattr(grammar_state, "error_of", lambda matcher: why)  # as some way into a text that nobody has tried
+    answer = post(app, route, **(TOOLS[route] if held == "tools" else {held: ADD}))
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    assert error["message"] == f"{held}: no token can come after 0 tokens of output: {why}"
+    assert error.get("param", held) == held
+
+
+def test_what_breaks_beside_a_grammar_is_ours(app, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(grammar_state.GrammarState, "_begin", lambda self, compiled: 1 / 0)
+    answer = post(app, "/v1/chat/completions", guided_json=ADD)
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "generation_failed"
+    assert "ZeroDivisionError" in answer.json()["error"]["message"]
 
 
 def test_other_letters_for_a_bad_word_can_still_come(app):
