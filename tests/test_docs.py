@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from code_tree import PAGE, tree
 
 from isotherm.cluster.cli.main import app
 from isotherm.cluster.manifest import parse_manifest
@@ -63,3 +64,7 @@ def test_manifests_of_the_docs_can_be_used():
     assert len(blocks) >= 5
     for block in blocks:
         parse_manifest(yaml.safe_load(block))
+
+
+def test_the_tree_is_that_of_the_code():
+    assert PAGE.read_text() == tree(), "python tests/helpers/code_tree.py writes it"

@@ -154,7 +154,7 @@ class GenerationBody(RequestBody):
     min_tokens: int | None = Field(None, ge=0, le=2**31 - 1)
     priority: int | None = Field(None, ge=-(2**31), le=2**31 - 1)  # lower ones have their turn first
     timeout: float | None = Field(None, gt=0, le=86400, allow_inf_nan=False)  # seconds from its arrival to its end
-    user: str | None = Field(None, max_length=512)  # whom it is for: requests are shared out over users
+    user: str | None = Field(None, max_length=512)  # whom it is for; nothing follows from it
     stop_token_ids: ListOf[TokenId] | None = Field(None, max_length=128)
     ignore_eos: bool | None = None
     speculation: Literal["auto", "off"] | None = None  # off: its tokens are not guessed before they are computed

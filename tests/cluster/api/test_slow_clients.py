@@ -17,6 +17,8 @@ from isotherm.cluster.api.middleware import ServeProxyMiddleware
 from isotherm.cluster.api.protocol import FrontDoorProtocol
 from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 
+pytestmark = pytest.mark.slow
+
 STREAM = (
     b'{"model": "m", "prompt": "hello", "max_tokens": 500, "stream": true, "n": 16, "ignore_eos": true, "logprobs": 20}'
 )

@@ -22,6 +22,8 @@ from isotherm.cluster.text.tokenizer import NoChatTemplateError, Tokenizer
 from isotherm.cluster.text.tokenizer_files import TokenizerError
 from isotherm.kernels.reference import ReferenceKernels
 
+pytestmark = pytest.mark.slow
+
 PROMPT = (5, 250, 17, 99, 4, 123)
 DEFAULTS = OfflineOptions(
     prompt=None, prompt_ids=None, chat=None, max_tokens=8, temperature=0.0, top_p=1.0, top_k=0, seed=0, ignore_eos=True,

@@ -22,6 +22,8 @@ from isotherm.cluster.model.config import ModelConfigError
 from isotherm.cluster.model.registry import parse
 from isotherm.cluster.model.weight_choice import WeightChoice
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
