@@ -20,6 +20,7 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import Membership, ShardLimits, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 from isotherm.cluster.routing.journey import Journey
+from isotherm.cluster.routing.prefixes import Prefixes
 from isotherm.cluster.routing.trial import Trial
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ RESUBMIT_SECONDS = 120.0  # how long a stream that has begun waits for a shard t
 # Deltas that are handed out in one turn of the event loop. Each costs it a quarter of a millisecond further on, and
 # gRPC takes in one new request a turn: with all of them at once new requests would wait for seconds.
 HANDED_OUT = 8
+# Tokens of a prompt that need not be computed at a shard outweigh one more open request there: on two cores both cost
+# the streams that run about as much.
+TOKENS_OF_A_REQUEST = 128
 PING_PERIOD = 5.0  # seconds between signs of life; shards give up on a replica that is silent for several of these
 RECONNECT = 0.25, 5.0  # seconds before a connection that was lost is made again: at first, and at most
 OPEN_SECONDS = 30.0  # in which a shard must have opened a stream
@@ -74,6 +78,7 @@ class ShardClient:
         self._membership: Membership | None = None
         # Which revisions said of themselves that they had a fingerprint while they served: the longest request of each
         self._revisions: dict[str, dict[int, int]] = {}
+        self._prefixes = Prefixes()
         self._trial = Trial()  # of requests under which a shard was lost, until they get on again
         self.background = Background()
         self.system_fingerprint = ""
@@ -178,11 +183,22 @@ class ShardClient:
 
     def _choose(self, request: GenerationRequest) -> Connection:
         """The least loaded shard; one that has others of the family comes before, since it has computed their prompt,
-        as long as it can run one more: to wait there while others are idle would take longer than the prompt."""
+        and one that should have the beginning of the prompt counts as less loaded. Both as long as it can run one more:
+        to wait there while others are idle would take longer than the prompt."""
         serving, family = self._able(request), request.family
+        if len(serving) == 1:
+            return serving[0]
         related = [c for c in serving if family and c.families[family]]
         able = [c for c in related if c.load < self._limits.max_sequences]
-        return min(able or serving, key=lambda c: (c.load, c not in related))
+        cached = self._prefixes.cached(request)
+
+        def load(connection: Connection) -> float:
+            saved = cached.get(connection.name, 0) if connection.load < self._limits.max_sequences else 0
+            return connection.load - saved / TOKENS_OF_A_REQUEST
+
+        chosen = min(able or serving, key=lambda c: (load(c), c not in related))
+        self._prefixes.sent(request, chosen.name)
+        return chosen
 
     def _will_serve(self) -> bool:
         """Whether waiting for a shard is worth it: the cluster serves, or has lost every shard and replaces them. Where
