@@ -20,8 +20,10 @@ class Journey:
         self._moved = False  # a shard had it before
         self.moves = self.resumptions = 0  # times that a shard gave it back, and that one was lost under it
         self.losses = 0  # in succession, without a token or a score in between, that it may be the only cause of
-
-        self.lost_in_company = False  # the last time
+        # The last time that a shard was lost under it:
+        self.lost_in_company = False
+        self.lost_unheard = False  # before that shard had given a token or a score of it
+        self._heard = False  # the shard that has it has given one
 
     @property
     def has_begun(self) -> bool:
@@ -46,12 +48,12 @@ class Journey:
         repeat, of tokens or of what scores the prompt."""
         if delta.finish_reason is FinishReason.LOST:
             self.losses = max(self.losses, 1) if in_company else self.losses + 1
-            self.lost_in_company = in_company
+            self.lost_in_company, self.lost_unheard = in_company, not self._heard
             self.resumptions += 1
         if delta.finish_reason is FinishReason.MOVED:
             self.moves += 1
         if delta.finish_reason in (FinishReason.LOST, FinishReason.MOVED):
-            self._moved = True
+            self._moved, self._heard = True, False
             return False
         request_id = self._request.id
         if delta.prompt is not None:
@@ -61,12 +63,12 @@ class Journey:
                     f"prompt token {delta.prompt.start} of request {request_id} came where {due} was due"
                 )
             self._scored += len(delta.prompt.tokens)
-            self.losses = 0
+            self.losses, self._heard = 0, True
         if delta.token_ids:
             if delta.start != len(self._given):
                 raise RuntimeError(f"token {delta.start} of request {request_id} came where {len(self._given)} was due")
             self._given += delta.token_ids
-            self.losses = 0
+            self.losses, self._heard = 0, True
         return True
 
     def told(self, delta: Delta) -> Delta:

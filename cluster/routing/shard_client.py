@@ -115,7 +115,7 @@ class ShardClient:
             connection = self._choose(request)
         while True:
             async with (
-                self._trial.place(journey.is_suspect, journey.lost_in_company) as place,
+                self._trial.place(journey.is_suspect, journey.lost_in_company, journey.lost_unheard) as place,
                 aclosing(connection.attempt(journey.resumed())) as deltas,
             ):
                 async for delta in deltas:

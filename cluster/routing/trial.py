@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-ALONE_SECONDS = 1.0  # after a loss, in which suspects are tried one at a time
+ALONE_SECONDS = 1.0  # after a loss, in which suspects that were never heard of are tried one at a time
 
 
 class Place:
     """What one request has of the trial. One that is no suspect has a place too, which stands for nothing."""
 
-    def __init__(self, trial: Trial, is_suspect: bool, alone: bool):
-        self._trial, self.is_on_trial, self.alone = trial, is_suspect, alone
+    def __init__(self, trial: Trial, is_suspect: bool, alone: bool, unheard: bool):
+        self._trial, self.is_on_trial, self.alone, self.unheard = trial, is_suspect, alone, unheard
         self.in_company = False  # another suspect may be the cause of a loss as well
 
     def cleared(self) -> None:
@@ -29,9 +29,11 @@ class Place:
 
 
 class Trial:
-    """At first one suspect at a time: if a shard is lost again, the one that it then had is the cause. Where that takes
-    long, since there are many or their prompts are long, two are tried together, and twice as many after as many have
-    been cleared; a loss then accuses nobody, but each that met it is tried alone before anybody else is tried."""
+    """At first one suspect at a time: if a shard is lost again, the one that it then had is the cause. First come those
+    of which the lost shard had given nothing yet: what cannot be computed is seldom heard of. Where that takes long, or
+    once the others' turn has come, two are tried together, and twice as many after as many have been cleared; a loss
+    then accuses nobody, but each that met it is tried alone before anybody else is tried. So a shard that is lost for
+    another reason, while many of the last one's requests are still suspect, hardly ever finds an innocent one alone."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[asyncio.Future[None], Place]] = deque()  # those to be tried alone come first
@@ -41,9 +43,10 @@ class Trial:
         self._alone_until = 0.0
 
     @asynccontextmanager
-    async def place(self, is_suspect: bool, alone: bool = False) -> AsyncIterator[Place]:
-        """Waits for a suspect's turn. `alone`: it was lost in company."""
-        place = Place(self, is_suspect, alone)
+    async def place(self, is_suspect: bool, alone: bool = False, unheard: bool = True) -> AsyncIterator[Place]:
+        """Waits for a suspect's turn. `alone`: it was lost in company. `unheard`: the lost shard had given nothing of
+        it."""
+        place = Place(self, is_suspect, alone, unheard)
         if is_suspect:
             await self._turn(place)
         try:
@@ -58,6 +61,9 @@ class Trial:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if place.alone:
             self._waiting.appendleft((turn, place))
+        elif place.unheard:
+            behind = sum(other.alone or other.unheard for _, other in self._waiting)
+            self._waiting.insert(behind, (turn, place))
         else:
             self._waiting.append((turn, place))
         self._admit()
@@ -73,6 +79,11 @@ class Trial:
     def _begin_alone(self) -> None:
         self._width, self._cleared = 1, 0
         self._alone_until = asyncio.get_running_loop().time() + ALONE_SECONDS
+
+    def _is_one_by_one(self) -> bool:
+        """Whether one that was never heard of waits for its turn, in the time in which such are tried alone."""
+        unheard = bool(self._waiting) and self._waiting[0][1].unheard
+        return unheard and asyncio.get_running_loop().time() <= self._alone_until
 
     def _has_room(self, place: Place) -> bool:
         if not self._inside:
@@ -94,7 +105,7 @@ class Trial:
         place.is_on_trial = False
         if cleared:
             self._cleared += 1
-        if self._cleared >= self._width and asyncio.get_running_loop().time() > self._alone_until:
+        if self._cleared >= self._width and not self._is_one_by_one():
             self._width, self._cleared = 2 * self._width, 0
         if len(self._inside) == 1:
             self._inside[0].in_company = False  # whoever has left is not the cause

@@ -51,7 +51,8 @@ def check(streams: list[Stream], expected: list[str], record_property, what: str
     record_property("longest_pause_seconds", round(pause, 3))
     record_property("longest_first_seconds", round(first, 3))
     print(f"{what}: {len(streams)} streams, longest pause between tokens {pause:.3f} s, to a first one {first:.3f} s")
-    assert Counter(s.error or s.cut for s in streams if s.error or s.cut) == {}
+    faults = Counter(s.error or s.cut for s in streams if s.error or s.cut)
+    assert not faults, faults
     assert all(s.done for s in streams)
     assert [s.text for s in streams] == expected * (len(streams) // len(expected))
 

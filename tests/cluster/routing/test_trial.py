@@ -48,13 +48,16 @@ class Shard:
                 future.set_result(False)
 
 
-async def serve(trial: Trial, shard: Shard, number: int) -> tuple[int, bool]:
-    """One request under which a shard was lost just now → (number, whether it got on)."""
+async def serve(trial: Trial, shard: Shard, number: int, heard: bool = False) -> tuple[int, bool]:
+    """One request under which a shard was lost just now → (number, whether it got on). `heard`: that shard had given a
+    token of it."""
     journey = Journey(GenerationRequest(str(number), (1,), SamplingParams(9)))
     lost = Delta(str(number), 0, finish_reason=FinishReason.LOST)
+    if heard:
+        journey.take(Delta(str(number), 0, (100,)))
     journey.take(lost)
     while journey.verdict() is None:
-        async with trial.place(journey.is_suspect, journey.lost_in_company) as place:
+        async with trial.place(journey.is_suspect, journey.lost_in_company, journey.lost_unheard) as place:
             if await shard.compute(number):
                 place.cleared()
                 return number, True
@@ -63,10 +66,12 @@ async def serve(trial: Trial, shard: Shard, number: int) -> tuple[int, bool]:
     return number, False
 
 
-def play(count: int, seconds: float, poison: int | None = None) -> tuple[dict[int, bool], Shard, float]:
+def play(count: int, seconds: float, poison: int | None = None, heard: int = 0) -> tuple[dict[int, bool], Shard, float]:
+    """`heard`: the first so many were."""
+
     async def act() -> tuple[dict[int, bool], Shard, float]:
         trial, shard = Trial(), Shard(seconds, poison)
-        served = await asyncio.gather(*(serve(trial, shard, i) for i in range(count)))
+        served = await asyncio.gather(*(serve(trial, shard, i, i < heard) for i in range(count)))
         return dict(served), shard, asyncio.get_running_loop().time()
 
     return run_in_virtual_time(act())
@@ -90,6 +95,25 @@ def test_the_cause_is_found_and_the_others_are_served(poison: int, seconds: floa
     assert [number for number, got_on in served.items() if not got_on] == [poison]
     # After the loss that made them suspects: one where it was tried alone, two where it was not.
     assert shard.deaths == (1 if seconds == 0.02 or poison < 3 else 2)
+
+
+def test_those_that_were_heard_of_are_tried_in_growing_company_at_once():
+    """So that a shard that is killed once more, a second later, finds no innocent one alone."""
+    served, shard, seconds = play(40, 0.05, heard=40)
+    assert all(served.values()) and seconds < 0.5 and shard.together[0] == 1 and max(shard.together) >= 16
+
+
+def test_those_that_were_not_heard_of_come_first_and_alone():
+    """But for the first to come, whoever that is."""
+    served, shard, seconds = play(20, 0.05, heard=12)
+    assert all(served.values()) and shard.together[:9] == [1] * 9 and max(shard.together) >= 4 and seconds < 0.8
+
+
+@pytest.mark.parametrize("poison", [1, 5, 12, 19])
+def test_the_cause_is_found_among_those_that_were_heard_of_and_those_that_were_not(poison: int):
+    served, shard, _ = play(20, 0.05, poison, heard=12)
+    assert [number for number, got_on in served.items() if not got_on] == [poison]
+    assert shard.deaths == (2 if poison < 12 else 1)
 
 
 def test_a_loss_in_company_accuses_nobody():
