@@ -19,6 +19,10 @@ _ANTHROPIC_KINDS = {
 }
 
 
+# What Anthropic's clients read in an error about this field, to do without it: they send the conversation whole.
+_DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
+
+
 def is_anthropic(path: str) -> bool:
     return path.startswith(_ANTHROPIC_ROUTE) and path[len(_ANTHROPIC_ROUTE) :][:1] in ("", "/")
 
@@ -47,4 +51,5 @@ def anthropic_error(error: ReplyError) -> JSON:
     kind = _ANTHROPIC_KINDS.get(error.status, other)
     message, param = error.message, error.param or ""
     said = message if message.startswith(param) else f"{param}: {message}"
-    return {"type": "error", "error": {"type": kind, "message": said}}
+    details = {"details": _DETAILS[param]} if param in _DETAILS else {}
+    return {"type": "error", "error": {"type": kind, "message": said, **details}}

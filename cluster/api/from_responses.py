@@ -40,7 +40,6 @@ def translate_responses(body: ResponsesBody, items: Iterable[tuple[str, Item]]) 
     for param, item in items:
         turns.add(param, item)
     tools, choice, origins = _tools(body)
-    text = body.text
     chat = {
         **body.passed,
         "model": body.model,
@@ -54,7 +53,6 @@ def translate_responses(body: ResponsesBody, items: Iterable[tuple[str, Item]]) 
         "parallel_tool_calls": body.parallel_tool_calls,
         "response_format": _response_format(body),
         "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
-        "verbosity": None if text is None or text.verbosity == "medium" else text.verbosity,
         "user": body.safety_identifier if body.user is None else body.user,
     }
     if body.includes("message.output_text.logprobs") or body.top_logprobs:
@@ -66,7 +64,6 @@ def translate_responses(body: ResponsesBody, items: Iterable[tuple[str, Item]]) 
         "response_format": "text.format",
         "response_format.json_schema": "text.format",
         "reasoning_effort": "reasoning.effort",
-        "verbosity": "text.verbosity",
         "logprobs": "include",
         **({"user": "safety_identifier"} if body.user is None else {}),
     }

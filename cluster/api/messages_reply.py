@@ -108,7 +108,7 @@ def _text_block(kind: PartKind, text: str) -> JSON:
     """A thought's signature would let Anthropic recognise it as its own; here it has none to give."""
     if kind is PartKind.THOUGHT:
         return {"type": "thinking", "thinking": text, "signature": ""}
-    return {"type": "text", "text": text, "citations": None}
+    return {"type": "text", "text": text}
 
 
 def _arguments(text: str, cut: bool) -> JSON:

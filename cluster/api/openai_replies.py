@@ -26,6 +26,7 @@ class OpenAIReply:
     chat: bool
     include_usage: bool = False
     prompts: Sequence[list[int]] | None = None  # of each choice, where token ids are asked for
+    calls_alone: bool = False  # there will be no content
     _begun: set[int] = field(default_factory=set)
 
     waiting = COMMENT
@@ -70,7 +71,8 @@ class OpenAIReply:
         begins = index not in self._begun
         told = {} if self.prompts is None else {"token_ids": list(delta.token_ids)}
         if self.chat and begins:
-            out.append(self._chunk(index, {"role": "assistant", "content": "", "refusal": None}))
+            content = None if self.calls_alone else ""
+            out.append(self._chunk(index, {"role": "assistant", "content": content, "refusal": None}))
         for body in self._bodies(delta):
             out.append(self._chunk(index, body, logprobs, told=told))
             logprobs, told = None, {}

@@ -41,6 +41,7 @@ def prepare_chat_body(body: ChatBody, reply_id: str, served: Served) -> Prepared
         chat=True,
         include_usage=body.include_usage,
         prompts=told_prompts(body, [prompt.ids]),
+        calls_alone=body.must_call,
     )
     thought, calls = parser_for(body, prompt), call_parsers(body, served, reply_id)
 

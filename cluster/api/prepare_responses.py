@@ -44,6 +44,7 @@ def prepare_responses(store: ResponseStore, owner: str, raw: bytes, reply_id: st
         (lambda response: None) if keeping is None else keeping.hold,
         seals=body.includes("reasoning.encrypted_content"),
         logprobs=body.includes("message.output_text.logprobs") or bool(body.top_logprobs),
+        summarises=body.reasoning is not None and bool(body.reasoning.summary or body.reasoning.generate_summary),
     )
     return replace(prepared, new_reply=new_reply, settle=prepared.settle if keeping is None else keeping.settle)
 

@@ -16,7 +16,8 @@ _ID_KINDS = {PartKind.THOUGHT: "rs", PartKind.TEXT: "msg", PartKind.CALL: "fc"}
 
 class ResponsesReply:
     """`said` is what the response repeats of its request; `keep` is called with the response once it is whole.
-    `seals`: thoughts have an `encrypted_content` too. `logprobs`: texts have their tokens' log-probabilities."""
+    `seals`: thoughts have an `encrypted_content` too. `logprobs`: texts have their tokens' log-probabilities.
+    `summarises`: thoughts are their own summaries too."""
 
     waiting = COMMENT
 
@@ -30,6 +31,7 @@ class ResponsesReply:
         *,
         seals: bool,
         logprobs: bool,
+        summarises: bool = False,
     ) -> None:
         self._id = response_id
         self._head = {
@@ -42,6 +44,7 @@ class ResponsesReply:
         self._keep = keep
         self._seals = seals
         self._with_logprobs = logprobs
+        self._summarises = summarises
         self._parts = Parts()
         self._items: list[JSON] = []  # those that have ended
         self._number = 0  # of the next event
@@ -102,14 +105,16 @@ class ResponsesReply:
         added = self._of_item(part, "response.output_item.added", {"item": self._item(part, "in_progress")})
         if part.kind is PartKind.CALL:
             return added
-        return added + self._of_content(part, "response.content_part.added", {"part": _content(part.kind, "", [])})
+        added += self._of_content(part, "response.content_part.added", {"part": _content(part.kind, "", [])})
+        return added + self._of_summary(part, "part.added", {"part": _summary("")})
 
     def _part_grows(self, part: Part, text: str) -> bytes:
         if part.kind is PartKind.CALL:
             self._unsaid = []
             return self._of_item(part, "response.function_call_arguments.delta", {"delta": text})
         if part.kind is PartKind.THOUGHT:
-            return self._of_content(part, "response.reasoning_text.delta", {"delta": text})
+            grown = self._of_content(part, "response.reasoning_text.delta", {"delta": text})
+            return grown + self._of_summary(part, "text.delta", {"delta": text})
         logprobs, self._unsaid = self._unsaid, []
         self._logprobs.setdefault(part.index, []).extend(logprobs)
         return self._of_content(part, "response.output_text.delta", {"delta": text, "logprobs": logprobs})
@@ -127,6 +132,8 @@ class ResponsesReply:
             kind = "reasoning_text" if part.kind is PartKind.THOUGHT else "output_text"
             events = self._of_content(part, f"response.{kind}.done", said)
             events += self._of_content(part, "response.content_part.done", {"part": content})
+            events += self._of_summary(part, "text.done", {"text": part.text})
+            events += self._of_summary(part, "part.done", {"part": _summary(part.text)})
         return events + self._of_item(part, "response.output_item.done", {"item": item})
 
     def _item(self, part: Part, status: str) -> JSON:
@@ -140,7 +147,8 @@ class ResponsesReply:
         if part.kind is PartKind.TEXT:
             return {**head, "type": "message", "role": "assistant", "content": content}
         sealed = {"encrypted_content": sealed_thought(part.text)} if self._seals and not begun else {}
-        return {**head, "type": "reasoning", "summary": [], "content": content, **sealed}
+        summary = [_summary(part.text)] if self._summarises and not begun else []
+        return {**head, "type": "reasoning", "summary": summary, "content": content, **sealed}
 
     def _whole_content(self, part: Part) -> JSON:
         return _content(part.kind, part.text, self._logprobs.get(part.index, []))
@@ -155,6 +163,12 @@ class ResponsesReply:
     def _of_content(self, part: Part, kind: str, fields: JSON) -> bytes:
         return self._of_item(part, kind, {"content_index": 0, **fields})
 
+    def _of_summary(self, part: Part, what: str, fields: JSON) -> bytes:
+        """Nothing, but of a thought where its summary is asked for."""
+        if part.kind is not PartKind.THOUGHT or not self._summarises:
+            return b""
+        return self._of_item(part, f"response.reasoning_summary_{what}", {"summary_index": 0, **fields})
+
     def _event(self, kind: str, fields: JSON) -> bytes:
         number, self._number = self._number, self._number + 1
         return sse({"type": kind, "sequence_number": number, **fields}, kind)
@@ -164,6 +178,10 @@ def _content(kind: PartKind, text: str, logprobs: list[JSON]) -> JSON:
     if kind is PartKind.THOUGHT:
         return {"type": "reasoning_text", "text": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+
+def _summary(thought: str) -> JSON:
+    return {"type": "summary_text", "text": thought}
 
 
 def item_id(kind: str, response_id: str, index: str) -> str:

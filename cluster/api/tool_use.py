@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from isotherm.cluster.api.bodies.chat import ChatBody
@@ -17,7 +18,6 @@ from isotherm.cluster.text.grammar import MOST_CHARS
 from isotherm.cluster.text.json_schema import GrammarError
 from isotherm.cluster.text.tokenizer_files import TokenizerError
 from isotherm.cluster.text.tool_formats.base import Offer, Tool, ToolFormat, ToolParser
-from isotherm.cluster.text.tool_formats.grammar import ToolSchemaError
 from isotherm.cluster.text.tool_formats.output_grammar import grammar_of_calls
 
 _TRIED = 32  # tools, one by one, for the one that cannot be had
@@ -44,8 +44,9 @@ def constrains_calls(body: ChatBody) -> bool:
 
 def call_constraint(body: ChatBody, served: Served, after: tuple[int, ...]) -> Constraint:
     """For a body whose calls are constrained; `after`: as Constraint has it. What else the body wants of its output is
-    about text, and may stand in place of calls unless something must be called. Raises ReplyError, which names the tool
-    that cannot be had."""
+    about text, and may stand in place of calls unless something must be called. A tool that is not strict, and whose
+    schema cannot be enforced, may be called with any arguments, as elsewhere. Raises ReplyError, which names the strict
+    tool that cannot be had."""
     form, tools = _known(served), body.callable_tools
     answer = "" if body.must_call else output_grammar(body, served.tokenizer, served.limits.vocab_size)
 
@@ -57,19 +58,34 @@ def call_constraint(body: ChatBody, served: Served, after: tuple[int, ...]) -> C
         served.tokenizer.grammar_vocabulary(served.limits.vocab_size).check(text)
         return text
 
+    def fault(tool: Tool) -> GrammarError | None:
+        try:
+            checked((tool,))
+        except GrammarError as error:
+            return error
+        return None
+
     try:
         return Constraint(checked(tools), after, "tools")
     except TokenizerError as error:
         raise ReplyError(f"tools: {error}", param="tools") from None
-    except ToolSchemaError as error:
-        raise _refused(body, error.tool, error) from None
     except GrammarError as error:
-        for tool in tools[:_TRIED]:
-            try:
-                checked((tool,))
-            except GrammarError as of_tool:
-                raise _refused(body, tool.name, of_tool) from None
-        raise ReplyError(f"tools: all together: {error}", param="tools") from None
+        first = error
+    faults = {tool.name: found for tool in tools[:_TRIED] if (found := fault(tool)) is not None}
+    for tool in tools:
+        if tool.strict and tool.name in faults:
+            raise _refused(body, tool.name, faults[tool.name])
+    for loose in ({tool.name for tool in tools if tool.name in faults}, {tool.name for tool in tools}):
+        try:
+            return Constraint(checked(_loosened(tools, loose)), after, "tools")
+        except GrammarError as error:
+            first = error
+    raise ReplyError(f"tools: all together: {first}", param="tools")
+
+
+def _loosened(tools: tuple[Tool, ...], names: set[str]) -> tuple[Tool, ...]:
+    """With any arguments for those of these names that are not strict."""
+    return tuple(replace(tool, parameters={}) if tool.name in names and not tool.strict else tool for tool in tools)
 
 
 def _refused(body: ToolsBody, name: str, error: GrammarError) -> ReplyError:

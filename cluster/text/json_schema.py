@@ -67,6 +67,12 @@ _OTHERS = (
 _KNOWN = frozenset((*_ONE, *_SEVERAL, *_NAMED, *_OTHERS))
 
 
+# Those that llguidance enforces; another one is refused where no pattern stands beside it.
+FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
+)
+
+
 class GrammarError(IsothermError, ValueError):
     """What the output is to be cannot be had; the message says why, in one line."""
 
@@ -98,8 +104,8 @@ class _Plain:
             at = f"{path}/{key}"
             if key in UNSUPPORTED and not _says_nothing(key, value):
                 raise GrammarError(f"the keyword {key!r} is not supported (at {path or 'the top'} of the schema)")
-            if key not in _KNOWN:
-                continue  # an annotation
+            if key not in _KNOWN or (key == "format" and value not in FORMATS and "pattern" in schema):
+                continue  # an annotation, or one that the pattern beside it says in full
             if key in _SEVERAL and isinstance(value, list):
                 inner = [self.of(item, f"{at}/{i}", depth + 1) for i, item in enumerate(value)]
                 out["anyOf" if key == "oneOf" and self._is_disjoint(value) and "anyOf" not in schema else key] = inner
@@ -181,4 +187,6 @@ def _common_steps(steps: Sequence[Decimal]) -> int:
 
 def _says_nothing(keyword: str, value: Any) -> bool:
     """Whether an unsupported keyword has the value that every JSON satisfies."""
+    if keyword == "propertyNames":  # names are texts; zod writes it for every record
+        return value is True or value == {} or value == {"type": "string"}
     return keyword == "uniqueItems" and value is False

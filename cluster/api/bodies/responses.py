@@ -166,11 +166,12 @@ class TextConfig(BodyModel):
 
 
 class ReasoningConfig(BodyModel):
-    """`summary`: a thought is given as it is, never summarised, so that "auto" asks for nothing more."""
+    """`summary`, and its older name: a thought is never summarised; asked for, the summary is the thought itself, for
+    clients that show no other."""
 
     effort: str | None = None
-    summary: Literal["auto"] | None = None
-    generate_summary: Literal["auto"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class StreamOptions(BodyModel):
@@ -191,7 +192,6 @@ class ResponsesBody(TranslatedBody):
         "conversation": (),
         "context_management": ([],),
         "moderation": (),
-        "prompt_cache_retention": ("in_memory",),
         "service_tier": ("auto", "default"),
         "truncation": ("disabled",),
     }

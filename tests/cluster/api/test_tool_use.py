@@ -342,25 +342,60 @@ def test_an_answer_by_a_schema_or_calls(served):
     assert held(answer, CITY) and not held(answer, rome)
 
 
-def test_a_tool_that_cannot_be_enforced_is_refused_by_name(served):
+def test_a_strict_tool_that_cannot_be_enforced_is_refused_by_name(served):
     engine, client = served
     odd = {"type": "object", "properties": {"a": {"type": "object", "not": {}}}}
-    tools = [TOOLS[1], {"type": "function", "function": {"name": "odd", "parameters": odd}}]
+    tools = [TOOLS[1], {"type": "function", "function": {"name": "odd", "parameters": odd, "strict": True}}]
     reached = len(engine.seen)
     param, message = refused(client(), tools=tools, tool_choice="required")
     assert param == "tools[1].function.parameters" and "'not'" in message
     assert len(engine.seen) == reached
-    says(engine, "No.")
-    ask(client(), tools=tools)  # nothing of it is enforced where it may be called or not
     endless = {"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}
     tools[1]["function"]["parameters"] = endless
     param, _ = refused(client(), tools=tools, tool_choice="required")
     assert param == "tools[1].function.parameters"
 
 
+def test_one_that_is_not_strict_is_called_with_any_arguments():
+    """And the others as before."""
+    odd = {"type": "object", "properties": {"a": {"type": "object", "not": {}}}}
+    sums = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    tools = [{"type": "function", "function": {"name": n, "parameters": p}} for n, p in (("odd", odd), ("sum", sums))]
+    served = Served(["m"], TINY, PromptLimits(1 << 20, TINY.vocab_size, 1 << 24), tool_format=TOOL_FORMATS["hermes"])
+
+    def takes(text: str) -> bool:
+        asked = json.dumps({"model": "m", "messages": USER, "tools": tools, "tool_choice": "required"}).encode()
+        constraint = call_constraint(parse_body(ChatBody, asked), served, ())
+        matcher = TINY.grammar_vocabulary(TINY.vocab_size).matcher(constraint.grammar)
+        return matcher.consume_tokens(TINY.encode(text, add_special_tokens=False)) and matcher.is_accepting()
+
+    def call(name: str, arguments: str) -> str:
+        return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+    assert takes(call("odd", '{"a": {}}')) and takes(call("odd", '{"b": 1}')) and takes(call("sum", '{"n": 3}'))
+    assert not takes(call("sum", '{"n": "3"}')) and not takes(call("other", "{}")) and not takes("No.")
+
+
+def test_a_chat_of_calls_alone_has_no_content(served):
+    engine, client = served
+    says(engine, v31(("get_weather", CITY)))
+    chunks = list(
+        client().chat.completions.create(model="tiny", messages=USER, tools=TOOLS, tool_choice="required", stream=True)
+    )
+    assert [c.choices[0].delta.content for c in chunks if c.choices[0].delta.role] == [None]
+    assert not [c for c in chunks if c.choices[0].delta.content]
+
+
 def test_tools_that_are_too_many_to_enforce_are_refused():
     words = {"type": "object", "properties": {"a": {"enum": [f"word {i}" for i in range(100)]}}}
-    many = [{"type": "function", "function": {"name": f"f{i}", "parameters": words}} for i in range(120)]
+    many = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": words, "strict": True}} for i in range(120)
+    ]
     asked = json.dumps({"model": "m", "messages": USER, "tools": many, "tool_choice": "required"}).encode()
     served = Served(["m"], TINY, PromptLimits(1 << 20, TINY.vocab_size, 1 << 24), tool_format=TOOL_FORMATS["hermes"])
     with pytest.raises(ReplyError, match="all together: the grammar has [0-9]+ characters") as info:

@@ -6,10 +6,10 @@ import json
 
 import jsonschema
 import pytest
-from grammars import accepts
+from grammars import accepts, tiny_vocabulary
 
 from isotherm.cluster.text.grammar import json_schema
-from isotherm.cluster.text.json_schema import UNSUPPORTED, GrammarError, plain_schema
+from isotherm.cluster.text.json_schema import FORMATS, UNSUPPORTED, GrammarError, plain_schema
 
 CAT = {"type": "object", "properties": {"kind": {"const": "cat"}, "lives": {"type": "integer"}}, "required": ["kind"]}
 DOG = {"type": "object", "properties": {"kind": {"const": "dog"}, "name": {"type": "string"}}, "required": ["kind"]}
@@ -18,7 +18,31 @@ DOG = {"type": "object", "properties": {"kind": {"const": "dog"}, "name": {"type
 @pytest.mark.parametrize("keyword", sorted(UNSUPPORTED))
 def test_a_keyword_that_is_not_enforced_is_named_with_its_place(keyword):
     with pytest.raises(GrammarError, match=rf"'{keyword.replace('$', '.')}' is not supported \(at /properties/a"):
-        plain_schema({"type": "object", "properties": {"a": {keyword: {"type": "string"}}}})
+        plain_schema({"type": "object", "properties": {"a": {keyword: {"enum": ["b"]}}}})
+
+
+@pytest.mark.parametrize("names", [{"type": "string"}, {}, True])
+def test_names_that_may_be_any_are_taken(names):
+    """As zod writes every record."""
+    record = {"type": "object", "additionalProperties": {"type": "integer"}}
+    assert plain_schema({**record, "propertyNames": names}) == record
+
+
+def test_a_pattern_says_what_an_unknown_format_means():
+    """zod's cuid, ulid, base64, … have one; without it what is meant is not known."""
+    coded = {"type": "string", "pattern": "^[cC][0-9a-z]{6,}$"}
+    assert plain_schema({**coded, "format": "cuid"}) == coded
+    assert plain_schema({"type": "string", "format": "cuid"}) == {"type": "string", "format": "cuid"}
+    assert plain_schema({**coded, "format": "uuid"}) == {**coded, "format": "uuid"}
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_formats_are_those_that_are_enforced(name):
+    assert not tiny_vocabulary().fresh_matcher(json_schema({"type": "string", "format": name})).is_error()
+
+
+def test_another_format_is_refused():
+    assert tiny_vocabulary().fresh_matcher(json_schema({"type": "string", "format": "cuid"})).is_error()
 
 
 def test_names_of_properties_and_values_are_no_keywords():
