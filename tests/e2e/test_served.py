@@ -151,6 +151,20 @@ def test_generate_prints_what_the_endpoint_gives(served):
     assert choice["logprobs"]["token_logprobs"] == [entry["logprob"] for entry in offline["logprobs"]]
 
 
+def test_a_conversation_goes_on_where_its_beginning_is_cached(served):
+    """With two shards every second turn was computed anew."""
+    text = "Count the sheep: " + " ".join(f"{i}, {i + 1} and {i + 2};" for i in range(40))
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        for turn in range(5):
+            asked = {"model": "tiny", "prompt": text, "max_tokens": 8, "temperature": 0}
+            used = client.post("/v1/completions", json=asked).raise_for_status().json()["usage"]
+            assert used["prompt_tokens"] > 200
+            cached = used["prompt_tokens_details"]["cached_tokens"]
+            assert cached > 200 if turn else cached == 0, (turn, used)
+            text += f" then {turn}, {turn + 5} and {turn + 9} more sheep came."
+            client.post("/v1/completions", json={**asked, "prompt": f"Something else, {turn}"}).raise_for_status()
+
+
 def test_clients_that_vanish_leave_no_kv(served):
     async def vanish(client: httpx.AsyncClient, i: int) -> None:
         body = {
