@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import Scope
 
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import ContextLengthError, ReplyError
 from isotherm.cluster.jsontypes import JSON
 
 _ANTHROPIC_ROUTE = "/v1/messages"
@@ -51,5 +51,7 @@ def anthropic_error(error: ReplyError) -> JSON:
     kind = _ANTHROPIC_KINDS.get(error.status, other)
     message, param = error.message, error.param or ""
     said = message if message.startswith(param) else f"{param}: {message}"
+    if isinstance(error, ContextLengthError):
+        said = f"prompt is too long: {error.excess} maximum ({said})"
     details = {"details": _DETAILS[param]} if param in _DETAILS else {}
     return {"type": "error", "error": {"type": kind, "message": said, **details}}

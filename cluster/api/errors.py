@@ -31,6 +31,16 @@ class ReplyError(IsothermError):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
+class ContextLengthError(ReplyError):
+    """A request of more tokens than the context has. Clients that shorten a conversation and go on know it by words of
+    OpenAI's, "maximum context length", or of Anthropic's."""
+
+    def __init__(self, message: str, param: str, excess: str) -> None:
+        """`excess`: "5005 tokens > 4096"."""
+        super().__init__(message, param=param, code="context_length_exceeded")
+        self.excess = excess
+
+
 def internal_error() -> ReplyError:
     """A fault of ours, of which the log says more than the client is told."""
     return ReplyError("internal error", status=500, kind="server_error", code="internal_error")

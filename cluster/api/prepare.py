@@ -15,7 +15,7 @@ from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.common import GenerationBody
 from isotherm.cluster.api.bodies.completion import CompletionBody
 from isotherm.cluster.api.choices import LogprobForm
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import ContextLengthError, ReplyError
 from isotherm.cluster.api.replies import Reply
 from isotherm.cluster.messages.requests import Constraint, GenerationRequest, SamplingParams
 from isotherm.cluster.text.output import OutputParser
@@ -188,11 +188,11 @@ def _max_tokens(
     wanted = body.output_limit
     if (fits < 1 and wanted != 0) or (wanted is not None and wanted > fits):
         asked = "at least 1" if wanted is None else str(wanted)
-        raise ReplyError(
-            f"{param}: this model's context is {limits.max_model_len} tokens, but the request needs {prompt_len} for "
-            f"the prompt and {asked} for the output",
-            param=param,
-            code="context_length_exceeded",
+        raise ContextLengthError(
+            f"{param}: this model's maximum context length is {limits.max_model_len} tokens, but the request needs "
+            f"{prompt_len} for the prompt and {asked} for the output",
+            param,
+            f"{prompt_len + (wanted or 1)} tokens > {limits.max_model_len}",
         )
     if wanted is not None:
         return wanted
@@ -213,10 +213,12 @@ def check_model(name: str, models: Collection[str]) -> None:
 
 def check_chars(chars: int, limits: PromptLimits, param: str) -> None:
     if chars > limits.max_prompt_chars:
-        raise ReplyError(
-            f"{param}: {chars} characters are more than the {limits.max_prompt_chars} that a prompt may have",
-            param=param,
-            code="context_length_exceeded",
+        most = limits.max_prompt_chars
+        raise ContextLengthError(
+            f"{param}: {chars} characters are more than the {most} that a prompt may have by this model's maximum "
+            "context length",
+            param,
+            f"{chars} characters > {most}",
         )
 
 

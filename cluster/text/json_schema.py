@@ -6,6 +6,7 @@ Knows nothing about grammars."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
@@ -64,6 +65,8 @@ _OTHERS = (
     "id",
     "$anchor",
 )
+_NAMES = ("$id", "id", "$schema")
+_REFERENCE = re.compile(r"[\w.~:/?#\[\]@!$&'()*+,;=%-]+", re.ASCII)  # of a URI, as RFC 3986 has its characters
 _KNOWN = frozenset((*_ONE, *_SEVERAL, *_NAMED, *_OTHERS))
 
 
@@ -106,6 +109,8 @@ class _Plain:
                 raise GrammarError(f"the keyword {key!r} is not supported (at {path or 'the top'} of the schema)")
             if key not in _KNOWN or (key == "format" and value not in FORMATS and "pattern" in schema):
                 continue  # an annotation, or one that the pattern beside it says in full
+            if key in _NAMES and not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
+                continue  # some clients write a title there, and nothing can refer to that
             if key in _SEVERAL and isinstance(value, list):
                 inner = [self.of(item, f"{at}/{i}", depth + 1) for i, item in enumerate(value)]
                 out["anyOf" if key == "oneOf" and self._is_disjoint(value) and "anyOf" not in schema else key] = inner
@@ -189,4 +194,6 @@ def _says_nothing(keyword: str, value: Any) -> bool:
     """Whether an unsupported keyword has the value that every JSON satisfies."""
     if keyword == "propertyNames":  # names are texts; zod writes it for every record
         return value is True or value == {} or value == {"type": "string"}
+    if keyword == "x-guidance":  # how JSON is spaced, which stays as it is; "lenient" would leave keywords out
+        return isinstance(value, dict) and not value.get("lenient")
     return keyword == "uniqueItems" and value is False

@@ -9,7 +9,6 @@ from typing import Any
 UNSERVED: dict[str, tuple[Any, ...]] = {
     # Output in a form (SGLang, llama.cpp, vLLM).
     "structural_tag": (),
-    "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
     "grammar_lazy": (False,),
     "grammar_type": (),
@@ -133,6 +132,7 @@ HARMLESS: dict[str, str] = {
     "prompt_cache_retention": "a hint; the prefix cache keeps what it has room for",
     "safety_identifier": "for the provider's own books",
     "prediction": "a hint that changes no token",
+    "guided_decoding_backend": "there is one",
     "verbosity": "a hint that OpenAI's own models were trained on",
     "request_id": "the x-request-id header names a request",
     "rid": "the x-request-id header names a request",

@@ -117,9 +117,10 @@ class StructuredBody(BodyModel):
 
     @model_validator(mode="after")
     def _one_structure(self) -> StructuredBody:
-        asked = [field for field, _, _ in self._structures()]
-        if len(asked) > 1:
-            first, second = (field.partition(".")[0] for field in asked[:2])
+        asked = list(self._structures())
+        differing = [field for field, *what in asked if what != list(asked[0][1:])]  # some clients say one thing twice
+        if differing:
+            first, second = (field.partition(".")[0] for field in (asked[0][0], differing[0]))
             raise PydanticCustomError(
                 f"field:{second}",
                 "{second} and {first} both say what the output is to be; give one of them",

@@ -1,10 +1,12 @@
-"""What unmodified JavaScript clients send and read by themselves: Anthropic's SDK keeps its conversations at the server
-where it can, the AI SDK takes no null where a list may stand, and shows thoughts by their summaries alone."""
+"""What unmodified clients send and read by themselves: Anthropic's SDKs keep their conversations at the server where
+they can, the AI SDK takes no null where a list may stand, and shows thoughts by their summaries alone; others look for
+words in errors."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import httpx
@@ -70,6 +72,26 @@ def test_hints_are_taken(app, verbosity):
     response = post(app, "/v1/responses", input=ASKED, **hints)
     assert chat.status_code == response.status_code == 200
     assert response.json()["text"]["verbosity"] == verbosity
+
+
+@pytest.mark.parametrize("words", [9000, 600_000], ids=["tokens", "characters"])
+def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_know(app, words):
+    """LangChain, litellm and strands look for them, shorten the conversation, and go on."""
+    long = [{"role": "user", "content": "hello " * words}]
+    chat = post(app, "/v1/chat/completions", messages=long).json()["error"]
+    assert chat["code"] == "context_length_exceeded" and "this model's maximum context length" in chat["message"]
+    said = post(app, "/v1/messages", messages=long, max_tokens=16).json()["error"]["message"]
+    assert re.match(r"prompt is too long: \d+ (tokens|characters) > \d+ maximum ", said), said
+
+
+def test_what_is_said_twice_in_two_forms_is_taken(app):
+    """guidance sends vLLM's old form and its new one."""
+    twice = {"guided_grammar": 'start: "ab"', "structured_outputs": {"grammar": 'start: "ab"'}}
+    hints = {"guided_decoding_backend": "guidance", "max_tokens": 9}
+    answer = post(app, "/v1/chat/completions", messages=ASKED, **twice, **hints)
+    assert answer.json()["choices"][0]["message"]["content"] == "ab"
+    twice["structured_outputs"] = {"grammar": 'start: "cd"'}
+    assert post(app, "/v1/chat/completions", messages=ASKED, **twice).status_code == 400
 
 
 @pytest.mark.parametrize("summary", ["auto", "detailed", None])

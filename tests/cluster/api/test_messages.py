@@ -244,7 +244,7 @@ def test_errors_have_anthropics_form(client, engine, url):
     for fields, said in (
         ({"extra_body": {"temperature": 3}}, "temperature"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].type"),
-        ({"messages": [{"role": "user", "content": "x " * 3000}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x " * 3000}]}, "prompt is too long: "),
         ({"thinking": {"type": "enabled", "budget_tokens": 400}}, "thinking.budget_tokens"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"metadata": {"user_id": "x" * 600}}, "metadata.user_id"),

@@ -18,7 +18,7 @@ DOG = {"type": "object", "properties": {"kind": {"const": "dog"}, "name": {"type
 @pytest.mark.parametrize("keyword", sorted(UNSUPPORTED))
 def test_a_keyword_that_is_not_enforced_is_named_with_its_place(keyword):
     with pytest.raises(GrammarError, match=rf"'{keyword.replace('$', '.')}' is not supported \(at /properties/a"):
-        plain_schema({"type": "object", "properties": {"a": {keyword: {"enum": ["b"]}}}})
+        plain_schema({"type": "object", "properties": {"a": {keyword: {"enum": ["b"], "lenient": True}}}})
 
 
 @pytest.mark.parametrize("names", [{"type": "string"}, {}, True])
@@ -26,6 +26,22 @@ def test_names_that_may_be_any_are_taken(names):
     """As zod writes every record."""
     record = {"type": "object", "additionalProperties": {"type": "integer"}}
     assert plain_schema({**record, "propertyNames": names}) == record
+
+
+def test_titles_in_the_place_of_names_are_left_out():
+    """griptape writes "Output Format" into each schema's $id."""
+    number = {"type": "integer"}
+    assert plain_schema({**number, "$id": "Output Format", "$schema": "my schema"}) == number
+    named = {"$id": "https://example.com/n.json", "$schema": "https://json-schema.org/draft/2020-12/schema", **number}
+    assert plain_schema(named) == named
+    assert accepts(json_schema({**number, "$id": "Output Format"}), "7")
+
+
+def test_how_guidance_would_have_json_spaced_is_a_hint():
+    spaced = {"whitespace_flexible": False, "item_separator": ", ", "coerce_one_of": True, "lenient": False}
+    assert plain_schema({"type": "object", "x-guidance": spaced}) == {"type": "object"}
+    with pytest.raises(GrammarError, match="'x-guidance' is not supported"):
+        plain_schema({"type": "object", "x-guidance": {"lenient": True}})
 
 
 def test_a_pattern_says_what_an_unknown_format_means():
