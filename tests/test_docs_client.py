@@ -16,6 +16,8 @@ from isotherm.cluster.client import Client
 from isotherm.cluster.messages.feed import FeedPart, FeedTable
 from isotherm.cluster.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "client.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 URL = "http://127.0.0.1:8000"

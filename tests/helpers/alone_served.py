@@ -31,6 +31,8 @@ from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.local.engine import LocalEngine
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.observe.alone import Alone
+from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.observe.request_figures import RequestFigures
 from isotherm.cluster.served_model import served_model
 from isotherm.kernels.select import select_kernels
@@ -45,7 +47,9 @@ async def serve(port: int, folder: Path) -> None:
     scheduler = manifest.scheduler_config(checkpoint.config)
     engine = LocalEngine(local_engine(checkpoint, kernels, scheduler), checkpoint.config.vocab_size, "alone")
     batches = BatchService(Store(folder, 1 << 30, 86400), BatchLimits(), 8 << 20)
-    app = front_door(manifest, path, engine, batches=batches)
+    alone = Alone(engine.meter, lambda: engine.not_ready() is None)
+    observer = IngressObserver.of(manifest, "alone", alone, logs=False)
+    app = front_door(manifest, path, engine, batches=batches, observer=observer)
     batches.begin()
     config = uvicorn.Config(SlowClientMiddleware(GateMiddleware(app)), port=port, log_level="error", lifespan="off")
     try:

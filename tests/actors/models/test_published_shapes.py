@@ -17,6 +17,8 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.reference import ReferenceKernels
 
+pytestmark = pytest.mark.slow
+
 HEADS = ("num_attention_heads", "num_key_value_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
          "v_head_dim", "n_routed_experts", "num_experts_per_tok", "n_group", "topk_group", "rms_norm_eps")  # fmt: skip
 SMALL = {"num_hidden_layers": 1, "first_k_dense_replace": 0, "hidden_size": 64, "moe_intermediate_size": 16,

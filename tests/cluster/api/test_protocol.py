@@ -19,6 +19,8 @@ from isotherm.cluster.api.protocol import MAX_HEAD_BYTES, FrontDoorProtocol, wit
 from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.api.unrouted import UnroutedMiddleware
 
+pytestmark = pytest.mark.slow
+
 # As Java's HttpClient and `curl --http2` send it.
 OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
 

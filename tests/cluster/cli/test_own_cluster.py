@@ -23,6 +23,8 @@ from isotherm.cluster.supervise.processes import runs_as
 SERVER = """
 import http.server, os, sys, time
 from isotherm.cluster.supervise.processes import end_with_parent
+
+pytestmark = pytest.mark.slow
 end_with_parent({parent})
 arguments = sys.argv[1:]
 print("started", *arguments, flush=True)

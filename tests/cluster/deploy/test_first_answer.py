@@ -16,6 +16,8 @@ from certificates import make_certificate
 from isotherm.cluster.deploy import first_answer
 from isotherm.cluster.deploy.first_answer import Asked, NoAnswerError, wait_for_answer
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def server(

@@ -14,6 +14,8 @@ from isotherm.cluster.placement.changes import difference
 from isotherm.cluster.placement.policy import Group, Plan, PolicyConfig, Step, rebalance, replay, stages
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 
+pytestmark = pytest.mark.slow
+
 EAGER = PolicyConfig(move_cost=0.0, tolerance=1.0, noise=0.0, max_moves=1.0)
 
 

@@ -14,6 +14,8 @@ import pytest
 from isotherm.cluster.text.chat_template import ChatTemplate, ChatTemplateLimitError
 from isotherm.cluster.text.child_pipe import ask, send
 
+pytestmark = pytest.mark.slow
+
 # Long enough to be struck in the midst of it; `word` is what a large request has.
 SOURCE = "{% for i in range(rounds) %}{% for j in range(rounds) %}{% endfor %}{% endfor %}{{ word }}"
 

@@ -24,6 +24,8 @@ from isotherm.cluster.text.tiktoken_vocabulary import TiktokenError, merges_of, 
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tokenizer_files import TokenizerError
 
+pytestmark = pytest.mark.slow
+
 TRAINED_ON, VOCABULARY = 1 << 20, 4000
 
 

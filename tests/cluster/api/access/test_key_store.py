@@ -27,6 +27,8 @@ from isotherm.cluster.api.access.key_store import (
 from isotherm.cluster.api.access.keys_file import KeyEntry, KeysFileError, write_keys
 from isotherm.cluster.api.errors import ReplyError
 
+pytestmark = pytest.mark.slow
+
 
 def find(store: KeyStore, key: str) -> str | None:
     """The name of the key in force."""
