@@ -5,14 +5,16 @@ What a background token adds to a step depends on the machine and the model: nex
 of reading the weights, and nearly all of it where each row has to be computed by a small processor. So it is measured:
 the time of steps without background work beside that of steps with it. Each step that others need earns background work
 a part of its time, which it spends when it takes part in one; where it costs little it takes part in every step, and
-where it costs much in every tenth, then with all its rows at once, since those are computed together for less.
+where it costs much in every twentieth, then with all its rows at once, since those are computed together for less.
 """
 
 from __future__ import annotations
 
 import math
 
-GROWTH = 0.1  # of the time of steps that others need, at most, is added by background work
+# Of the time of steps that others need, at most, is added by background work. What is done for its rows beside the
+# steps, where a front door has the same cores, costs those that wait about twice as much again.
+GROWTH = 1 / 16
 STRETCH = 2.0  # what it may save up for one step, in times that a step takes without it
 _DEBT = 10.0  # what it may owe, in the same: one slow step for another reason must not keep it waiting for ever
 _MEASURE = 16  # steps with background work in succession before one without it is measured again
