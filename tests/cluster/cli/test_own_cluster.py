@@ -20,11 +20,11 @@ from isotherm.cluster.cli.own_cluster import OwnCluster, OwnClusterError, free_p
 from isotherm.cluster.manifest import load_manifest, parse_manifest
 from isotherm.cluster.supervise.processes import runs_as
 
+pytestmark = pytest.mark.slow
+
 SERVER = """
 import http.server, os, sys, time
 from isotherm.cluster.supervise.processes import end_with_parent
-
-pytestmark = pytest.mark.slow
 end_with_parent({parent})
 arguments = sys.argv[1:]
 print("started", *arguments, flush=True)

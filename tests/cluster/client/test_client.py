@@ -161,7 +161,7 @@ def test_a_stream_that_is_left_is_aborted(served):
     async def leave() -> None:
         async with AsyncClient(url) as client, client.stream("hello", max_tokens=400) as stream:
             async for piece in stream:
-                assert piece.text or piece.usage
+                assert piece.text or piece.reasoning or piece.usage  # the tokens are drawn: it may be a thought
                 break
 
     with Client(url) as client:
