@@ -168,7 +168,7 @@ def test_a_stream_that_is_left_is_aborted(served):
         with pytest.raises(KeyError), client.stream("hello", max_tokens=400) as stream:
             for piece in stream:
                 raise KeyError(piece.text)
-        assert stream.completion.text  # what had come
+        assert stream.completion.text or stream.completion.reasoning  # what had come
         asyncio.run(leave())
         for _ in range(200):
             if not engine.open:
