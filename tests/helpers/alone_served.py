@@ -1,18 +1,19 @@
 """The bundled model served without Ray, behind the gate that Serve's proxy has, in a process of its own: `python
-alone_served.py PORT FOLDER [KEYS] [--no-figures]`. Files and batches are in the folder; KEYS, JSON of names and
-weights, makes `Authorization: Bearer NAME` a key of that weight; without figures nothing is counted of requests and
-steps, which shows what counting costs."""
+alone_served.py PORT FOLDER [KEYS]`. Files and batches are in the folder; KEYS, JSON of names and weights, makes
+`Authorization: Bearer NAME` a key of that weight. After SIGUSR1 nothing is counted of requests and steps, until
+SIGUSR2: that shows what counting costs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -27,7 +28,9 @@ from isotherm.cluster.api.access.caller import ANYONE, Caller
 from isotherm.cluster.api.batches.service import BatchLimits, BatchService
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.gate import GateMiddleware
+from isotherm.cluster.api.request_book import RequestRecord
 from isotherm.cluster.api.slow_clients import SlowClientMiddleware
+from isotherm.cluster.engine.sequence import Chunk
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.local.engine import LocalEngine
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -36,8 +39,6 @@ from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.observe.request_figures import RequestFigures
 from isotherm.cluster.served_model import served_model
 from isotherm.kernels.select import select_kernels
-
-NO_FIGURES = "--no-figures"
 
 
 async def serve(port: int, folder: Path) -> None:
@@ -59,14 +60,12 @@ async def serve(port: int, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone_served(
-    folder: Path, keys: dict[str, float] | None = None, figures: bool = True
-) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def alone_served(folder: Path, keys: dict[str, float] | None = None) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """The port and the process of one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = [str(port), str(folder), *([json.dumps(keys)] if keys else []), *([] if figures else [NO_FIGURES])]
+    arguments = [str(port), str(folder), *([json.dumps(keys)] if keys else [])]
     process = subprocess.Popen([sys.executable, __file__, *arguments])
     try:
         deadline = time.monotonic() + 60
@@ -91,16 +90,24 @@ def _by_bearer(weights: dict[str, float]) -> None:
     behalf.caller_of = caller
 
 
-def _count_nothing() -> None:
-    RequestFigures.take = lambda self, record: None  # type: ignore[method-assign]
-    StepFigures.add = lambda self, chunks, seconds, waited: None  # type: ignore[method-assign]
+def _count_by_signals() -> None:
+    take, add, counting = RequestFigures.take, StepFigures.add, [True]
+
+    def take_or_not(self: RequestFigures, record: RequestRecord) -> None:
+        if counting[0]:
+            take(self, record)
+
+    def add_or_not(self: StepFigures, chunks: Sequence[Chunk], seconds: float, waited: float) -> None:
+        if counting[0]:
+            add(self, chunks, seconds, waited)
+
+    RequestFigures.take, StepFigures.add = take_or_not, add_or_not  # type: ignore[method-assign]
+    signal.signal(signal.SIGUSR1, lambda *_: counting.__setitem__(0, False))
+    signal.signal(signal.SIGUSR2, lambda *_: counting.__setitem__(0, True))
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    if NO_FIGURES in words:
-        words.remove(NO_FIGURES)
-        _count_nothing()
-    if len(words) > 2:
-        _by_bearer(json.loads(words[2]))
-    asyncio.run(serve(int(words[0]), Path(words[1])))
+    _count_by_signals()
+    if len(sys.argv) > 3:
+        _by_bearer(json.loads(sys.argv[3]))
+    asyncio.run(serve(int(sys.argv[1]), Path(sys.argv[2])))
