@@ -54,7 +54,7 @@ def settled(source: Host, target: Host, within: float = 5.0) -> float:
 
 def test_hosts_reach_one_another_and_nobody_else(hosts):
     one, two, three = hosts.hosts
-    assert max(trip(one, two), trip(two, one), trip(two, three)) < 1
+    assert max(settled(one, two), settled(two, one), settled(two, three)) < 1
     with one.entered(), pytest.raises(OSError, match="unreachable"):
         socket.create_connection(("192.0.2.1", 80), timeout=5)
     inside = []
