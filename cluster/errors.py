@@ -47,6 +47,7 @@ class IsothermError(Exception):
         ChatTemplateLimitError   … it took too long, or too much
         ChatTemplateBrokenError  … it does not compile: our operator's to mend, as where it refuses any message
       GrammarError               cluster.text.json_schema: what the output is to be cannot be had
+        SlowGrammarError         … compiling it takes too long
         ToolSchemaError          … a tool's schema cannot be enforced in the model's format
         UndeclarableError        cluster.text.typescript_tools: … a tool cannot be declared in TypeScript
       QueueFullError             cluster.engine.places: as many requests as there may be; try again later

@@ -15,12 +15,13 @@ from isotherm.cluster.api.prepare import Served
 from isotherm.cluster.api.structure import output_grammar
 from isotherm.cluster.messages.requests import Constraint
 from isotherm.cluster.text.grammar import MOST_CHARS
-from isotherm.cluster.text.json_schema import GrammarError
+from isotherm.cluster.text.json_schema import GrammarError, SlowGrammarError
 from isotherm.cluster.text.tokenizer_files import TokenizerError
 from isotherm.cluster.text.tool_formats.base import Offer, Tool, ToolFormat, ToolParser
 from isotherm.cluster.text.tool_formats.output_grammar import grammar_of_calls
 
-_TRIED = 32  # tools, one by one, for the one that cannot be had
+_TRIED = 32  # tools, one by one, for those that cannot be had
+_LOOSENED = 4  # of these; each may take a second, and where there are more none of the request's is enforced
 
 
 def call_parsers(body: ToolsBody, served: Served, reply_id: str) -> Callable[[int], ToolParser] | None:
@@ -58,29 +59,37 @@ def call_constraint(body: ChatBody, served: Served, after: tuple[int, ...]) -> C
         served.tokenizer.grammar_vocabulary(served.limits.vocab_size).check(text)
         return text
 
-    def fault(tool: Tool) -> GrammarError | None:
-        try:
-            checked((tool,))
-        except GrammarError as error:
-            return error
-        return None
-
     try:
         return Constraint(checked(tools), after, "tools")
     except TokenizerError as error:
         raise ReplyError(f"tools: {error}", param="tools") from None
     except GrammarError as error:
-        first = error
-    faults = {tool.name: found for tool in tools[:_TRIED] if (found := fault(tool)) is not None}
-    for tool in tools:
-        if tool.strict and tool.name in faults:
-            raise _refused(body, tool.name, faults[tool.name])
-    for loose in ({tool.name for tool in tools if tool.name in faults}, {tool.name for tool in tools}):
+        why = error
+    loose = _to_loosen(body, tools, checked)
+    for names in (loose, {tool.name for tool in tools}):
+        if isinstance(why, SlowGrammarError):
+            break  # a request's grammar must not depend on how busy this machine is
         try:
-            return Constraint(checked(_loosened(tools, loose)), after, "tools")
+            return Constraint(checked(_loosened(tools, names)), after, "tools")
         except GrammarError as error:
-            first = error
-    raise ReplyError(f"tools: all together: {first}", param="tools")
+            why = error
+    raise ReplyError(f"tools: all together: {why}", param="tools")
+
+
+def _to_loosen(body: ToolsBody, tools: tuple[Tool, ...], checked: Callable[[tuple[Tool, ...]], str]) -> set[str]:
+    """Names of tools that cannot be enforced, the first few. Raises ReplyError where one of these is strict, or takes
+    too long."""
+    found: set[str] = set()
+    for tool in tools[:_TRIED]:
+        try:
+            checked((tool,))
+        except GrammarError as error:
+            if tool.strict or isinstance(error, SlowGrammarError):
+                raise _refused(body, tool.name, error) from None
+            found.add(tool.name)
+            if len(found) == _LOOSENED:
+                break
+    return found
 
 
 def _loosened(tools: tuple[Tool, ...], names: set[str]) -> tuple[Tool, ...]:

@@ -18,6 +18,7 @@ from isotherm.cluster.background import spawn_thread
 # ray/serve/_private/constants.py
 CONTROLLER, PROXY, NAMESPACE = "SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR-", "serve"
 MISSING_SECONDS = 1.8  # Serve notes a proxy's death within 1.3 s, and then the next one's name is there at once
+SAME_SECONDS = 5.0  # from one look to the next in one outage; Ray may be slow, and looks come twice a second
 AGAIN_SECONDS = 10.0  # in which a controller that was ended is there again, and has started a proxy
 
 
@@ -28,6 +29,7 @@ class ProxyRevival:
 
     def __init__(self) -> None:
         self._missing_since: float | None = None
+        self._looked = 0.0  # the last time
         self._looking = threading.Lock()
 
     def look(self) -> None:
@@ -37,6 +39,9 @@ class ProxyRevival:
 
     def lost(self, now: float, names: Iterable[str]) -> bool:
         """Whether, with the actors of these names there at `now`, the proxy has been missing for too long."""
+        if now - self._looked > SAME_SECONDS:
+            self._missing_since = None  # what was missing in an earlier outage has been there since
+        self._looked = now
         if any(name.startswith(PROXY) for name in names):
             self._missing_since = None
             return False

@@ -12,6 +12,9 @@ from isotherm.cluster.messages.requests import GenerationRequest
 
 GRAIN = 64  # tokens by which one beginning is longer than the next that is told apart
 MOST = 65_536  # beginnings that are remembered, those that were asked last
+# Shards that one is remembered at, those that were sent it last. Names are not used twice, so those of shards that have
+# gone stay for as long.
+HOLDERS = 16
 
 
 class Prefixes:
@@ -31,8 +34,8 @@ class Prefixes:
     def sent(self, request: GenerationRequest, shard: str) -> None:
         """The shard has, or will soon have, the beginnings of the prompt."""
         for _, digest in _beginnings(request):
-            holders = self._holders.pop(digest, ())
-            self._holders[digest] = holders if shard in holders else (*holders, shard)
+            others = [name for name in self._holders.pop(digest, ()) if name != shard]
+            self._holders[digest] = (*others, shard)[-HOLDERS:]
         while len(self._holders) > self._most:
             self._holders.popitem(last=False)
 

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from isotherm.cluster.text.json_schema import GrammarError
+from isotherm.cluster.text.json_schema import GrammarError, SlowGrammarError
 
 MOST_SECONDS = 1.0  # of computing time that compiling a grammar may take
 VERDICTS, MATCHERS = 4096, 64  # how many are kept
@@ -30,6 +30,7 @@ _EXCERPT = re.compile(r"\d+ \| ")  # of the grammar, below a message about it
 _ONE_OF = "a 'oneOf' of which two options may hold is not supported; 'anyOf' is"
 _NOTHING = "nothing can match it: it has no text, or none that ever ends"
 _NOTHING_BY_REF = "nothing can match it: what its $ref names leads to itself, and never ends"
+_SLOW = "compiling it takes"
 _TOO_MANY = "it never ends, or allows too much at once"
 # llguidance's own words for these, and what is no matter of its users.
 _SAID = (
@@ -109,7 +110,7 @@ class GrammarVocabulary:
                     why = self._verdict(grammar)
                     self._verdicts.put(grammar, why)
         if why:
-            raise GrammarError(why)
+            raise (SlowGrammarError if why.startswith(_SLOW) else GrammarError)(why)
 
     def _verdict(self, grammar: str) -> str:
         """Empty where there is nothing against it."""
@@ -127,7 +128,7 @@ class GrammarVocabulary:
         if why := error_of(matcher):
             return _NOTHING_BY_REF if why == _NOTHING and '"$ref"' in grammar else why
         if seconds > MOST_SECONDS:
-            return f"compiling it takes {seconds:.1f} s; at most {MOST_SECONDS:g} s are allowed"
+            return f"{_SLOW} {seconds:.1f} s; at most {MOST_SECONDS:g} s are allowed"
         return ""
 
     def is_ready(self, grammar: str) -> bool:

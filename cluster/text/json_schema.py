@@ -80,6 +80,10 @@ class GrammarError(IsothermError, ValueError):
     """What the output is to be cannot be had; the message says why, in one line."""
 
 
+class SlowGrammarError(GrammarError):
+    """Compiling it takes too long, here and now: another time, or elsewhere, it may not."""
+
+
 def plain_schema(schema: JSON) -> JSON:
     """The schema as llguidance takes it. Raises GrammarError, which names the keyword that is not
     supported, and where it stands."""

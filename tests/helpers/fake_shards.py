@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.messages.membership import Membership, ShardLimits, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.routing.shard_client import ShardClient
+
+_T = TypeVar("_T")
 
 
 class UnknownConnection(ConnectionError):
@@ -151,6 +153,24 @@ def play(cluster: Callable[[], FakeCluster], act: Callable[[FakeCluster, ShardCl
             await asyncio.sleep(0.001)
         try:
             return await asyncio.wait_for(act(made, client), 20)
+        finally:
+            await client.background.close()
+
+    return run_in_virtual_time(go())
+
+
+def play_with_room(shards: int, limits: ShardLimits, act: Callable[[FakeCluster, ShardClient], Awaitable[_T]]) -> _T:
+    """`act` on so many shards of these limits, with a client that is connected to all of them; what it gives."""
+
+    async def go() -> _T:
+        cluster = FakeCluster(shards)
+        cluster.limits = limits
+        client = ShardClient(cluster, 300, limits)
+        client.start()
+        while len(client._serving()) < shards:
+            await asyncio.sleep(0.001)
+        try:
+            return await asyncio.wait_for(act(cluster, client), 20)
         finally:
             await client.background.close()
 

@@ -11,12 +11,7 @@ from fake_engine import FakeEngine, http_server, write_tokenizer
 from tool_texts import CITY, NOW, WEATHER, dsml, glm, hermes, kimi, v3, v31
 
 from isotherm.cluster.api.app import build_app
-from isotherm.cluster.api.bodies.chat import ChatBody
-from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.parse import parse_body
-from isotherm.cluster.api.prepare import PromptLimits, Served
 from isotherm.cluster.api.settings import AppSettings
-from isotherm.cluster.api.tool_use import call_constraint
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.registry import TOOL_FORMATS
@@ -356,31 +351,6 @@ def test_a_strict_tool_that_cannot_be_enforced_is_refused_by_name(served):
     assert param == "tools[1].function.parameters"
 
 
-def test_one_that_is_not_strict_is_called_with_any_arguments():
-    """And the others as before."""
-    odd = {"type": "object", "properties": {"a": {"type": "object", "not": {}}}}
-    sums = {
-        "type": "object",
-        "properties": {"n": {"type": "integer"}},
-        "required": ["n"],
-        "additionalProperties": False,
-    }
-    tools = [{"type": "function", "function": {"name": n, "parameters": p}} for n, p in (("odd", odd), ("sum", sums))]
-    served = Served(["m"], TINY, PromptLimits(1 << 20, TINY.vocab_size, 1 << 24), tool_format=TOOL_FORMATS["hermes"])
-
-    def takes(text: str) -> bool:
-        asked = json.dumps({"model": "m", "messages": USER, "tools": tools, "tool_choice": "required"}).encode()
-        constraint = call_constraint(parse_body(ChatBody, asked), served, ())
-        matcher = TINY.grammar_vocabulary(TINY.vocab_size).matcher(constraint.grammar)
-        return matcher.consume_tokens(TINY.encode(text, add_special_tokens=False)) and matcher.is_accepting()
-
-    def call(name: str, arguments: str) -> str:
-        return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
-
-    assert takes(call("odd", '{"a": {}}')) and takes(call("odd", '{"b": 1}')) and takes(call("sum", '{"n": 3}'))
-    assert not takes(call("sum", '{"n": "3"}')) and not takes(call("other", "{}")) and not takes("No.")
-
-
 def test_a_chat_of_calls_alone_has_no_content(served):
     engine, client = served
     says(engine, v31(("get_weather", CITY)))
@@ -389,18 +359,6 @@ def test_a_chat_of_calls_alone_has_no_content(served):
     )
     assert [c.choices[0].delta.content for c in chunks if c.choices[0].delta.role] == [None]
     assert not [c for c in chunks if c.choices[0].delta.content]
-
-
-def test_tools_that_are_too_many_to_enforce_are_refused():
-    words = {"type": "object", "properties": {"a": {"enum": [f"word {i}" for i in range(100)]}}}
-    many = [
-        {"type": "function", "function": {"name": f"f{i}", "parameters": words, "strict": True}} for i in range(120)
-    ]
-    asked = json.dumps({"model": "m", "messages": USER, "tools": many, "tool_choice": "required"}).encode()
-    served = Served(["m"], TINY, PromptLimits(1 << 20, TINY.vocab_size, 1 << 24), tool_format=TOOL_FORMATS["hermes"])
-    with pytest.raises(ReplyError, match="all together: the grammar has [0-9]+ characters") as info:
-        call_constraint(parse_body(ChatBody, asked), served, ())
-    assert info.value.param == "tools"
 
 
 def test_what_was_called_goes_back_into_the_prompt(served):

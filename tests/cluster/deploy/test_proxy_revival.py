@@ -22,6 +22,16 @@ def test_a_proxy_that_serve_starts_again_is_not_lost():
     assert not revival.lost(11.0 + MISSING_SECONDS, [CONTROLLER])  # and has died again
 
 
+def test_an_outage_that_is_over_says_nothing_of_the_next():
+    """Nobody looks in between, so that its last look may have found no proxy, or a controller that was ended."""
+    revival = ProxyRevival()
+    assert not revival.lost(10.0, [CONTROLLER])
+    assert not revival.lost(500.0, [CONTROLLER])
+    assert revival.lost(500.1 + MISSING_SECONDS, [CONTROLLER])
+    assert not revival.lost(900.0, [CONTROLLER])
+    assert revival.lost(900.1 + MISSING_SECONDS, [CONTROLLER])
+
+
 def test_one_that_nobody_starts_is_lost_and_a_new_controller_has_time_to_start_it():
     revival = ProxyRevival()
     found = [second for second in range(30) if revival.lost(10.0 + second, [CONTROLLER])]

@@ -6,12 +6,11 @@ import asyncio
 import random
 from dataclasses import replace
 
-from fake_shards import FakeCluster, collect
-from virtual_time import run_in_virtual_time
+from fake_shards import FakeCluster, collect, play_with_room
 
 from isotherm.cluster.messages.membership import ShardLimits
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
-from isotherm.cluster.routing.prefixes import GRAIN, Prefixes
+from isotherm.cluster.routing.prefixes import GRAIN, HOLDERS, Prefixes
 from isotherm.cluster.routing.shard_client import TOKENS_OF_A_REQUEST, ShardClient
 
 SYSTEM = tuple(range(1000, 1000 + 4 * GRAIN))
@@ -67,39 +66,44 @@ def test_what_was_asked_longest_ago_is_forgotten():
 
 
 def served_by(requests: list[GenerationRequest], one_by_one: bool) -> list[str]:
-    """Which of two shards, with room for eight each, each request went to: the next one when the last has ended, or all
-    at once."""
+    """Which of two shards, with room for eight each, each request went to: all at once, or the next one when the last
+    that is for one token has ended."""
 
-    async def go() -> list[str]:
-        cluster = FakeCluster(2)
-        cluster.limits = ShardLimits(4096, requests=16, max_sequences=8)
-        client = ShardClient(cluster, 300, cluster.limits)
-        client.start()
-        while len(client._serving()) < 2:
-            await asyncio.sleep(0.001)
+    async def act(cluster: FakeCluster, client: ShardClient) -> list[str]:
+        short: list[asyncio.Task[object]] = []
         work: list[asyncio.Task[object]] = []
         for request in requests:
             work.append(asyncio.ensure_future(collect(client, request)))
+            short += work[-1:] if request.params.max_tokens == 1 else []
             await asyncio.sleep(0.01)
-            while not all(task.done() for task in work) and (one_by_one or request is requests[-1]):
+            while not all(task.done() for task in (short if one_by_one else work if request is requests[-1] else ())):
                 for shard in cluster.shards.values():
                     shard.tick()
                 await asyncio.sleep(0.01)
-        await client.background.close()
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
         return [
             next(name for name, shard in cluster.shards.items() if any(request.id in ids for ids in shard.submitted))
             for request in requests
         ]
 
-    return run_in_virtual_time(go())
+    return play_with_room(2, ShardLimits(4096, requests=16, max_sequences=8), act)
 
 
-def test_a_conversation_stays_where_its_beginning_is_and_others_go_elsewhere():
+def test_a_conversation_stays_where_its_beginning_is_although_another_stream_runs_there():
     turns = [asked(f"a{i}", (*SYSTEM, *range(i * GRAIN), 1)) for i in range(3)]
-    other = [asked(f"b{i}", (*(5,) * 3 * GRAIN, *range(i * GRAIN), 1)) for i in range(3)]
-    held = asked("held", (3,) * 10, tokens=1)
-    homes = served_by([turns[0], other[0], turns[1], held, other[1], turns[2], other[2]], one_by_one=True)
-    assert len({homes[0], homes[2], homes[5]}) == 1 and len({homes[1], homes[4], homes[6]}) == 1
+    held = asked("held", (3,) * 10, tokens=1000)
+    fresh = asked("fresh", (5,) * 3 * GRAIN)
+    first, other, *later, elsewhere = served_by([turns[0], held, *turns[1:], fresh], one_by_one=True)
+    assert other == first and later == [first, first] and elsewhere != first
+
+
+def test_shards_that_have_gone_are_forgotten_in_time():
+    prefixes, request = Prefixes(), asked("a", (*SYSTEM, 1))
+    for i in range(100):
+        prefixes.sent(request, f"shard-{i}")
+    assert list(prefixes.cached(request)) == [f"shard-{i}" for i in range(100 - HOLDERS, 100)]
 
 
 def test_a_beginning_weighs_as_many_requests_as_its_tokens_are_worth():

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_shards import FakeCluster, FakeShard, collect, play, request, tokens
+from fake_shards import FakeCluster, FakeShard, collect, play, play_with_room, request, tokens
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
@@ -86,17 +86,7 @@ def test_a_family_goes_to_one_shard_as_long_as_that_can_run_one_more():
         assert [name for name in there if name.startswith("r")] == ["r0", "r1", "r2", "r3"]
         assert all(not c.families for c in client._connections.values())
 
-    async def go() -> None:
-        cluster = FakeCluster(2)
-        cluster.limits = ShardLimits(4096, requests=8, max_sequences=4)
-        client = ShardClient(cluster, 300, cluster.limits)
-        client.start()
-        while len(client._serving()) < 2:
-            await asyncio.sleep(0.001)
-        await asyncio.wait_for(act(cluster, client), 20)
-        await client.background.close()
-
-    run_in_virtual_time(go())
+    play_with_room(2, ShardLimits(4096, requests=8, max_sequences=4), act)
 
 
 def test_a_request_whose_deltas_nobody_reads_ends_at_its_shard_too(monkeypatch):
