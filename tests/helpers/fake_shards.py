@@ -144,33 +144,35 @@ def tokens(deltas: list[Delta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
 
 
-def play(cluster: Callable[[], FakeCluster], act: Callable[[FakeCluster, ShardClient], Awaitable[Any]]) -> Any:
-    async def go() -> Any:
-        made = cluster()
-        client = ShardClient(made, 300, made.limits)
-        client.start()
-        while client.not_ready():
-            await asyncio.sleep(0.001)
-        try:
-            return await asyncio.wait_for(act(made, client), 20)
-        finally:
-            await client.background.close()
-
-    return run_in_virtual_time(go())
+def play(cluster: Callable[[], FakeCluster], act: Callable[[FakeCluster, ShardClient], Awaitable[_T]]) -> _T:
+    """`act` on this cluster, with a client that is ready; what it gives."""
+    return _played(cluster, lambda client: client.not_ready() is None, act)
 
 
 def play_with_room(shards: int, limits: ShardLimits, act: Callable[[FakeCluster, ShardClient], Awaitable[_T]]) -> _T:
     """`act` on so many shards of these limits, with a client that is connected to all of them; what it gives."""
 
+    def cluster() -> FakeCluster:
+        made = FakeCluster(shards)
+        made.limits = limits
+        return made
+
+    return _played(cluster, lambda client: len(client._serving()) == shards, act)
+
+
+def _played(
+    cluster: Callable[[], FakeCluster],
+    begins: Callable[[ShardClient], bool],
+    act: Callable[[FakeCluster, ShardClient], Awaitable[_T]],
+) -> _T:
     async def go() -> _T:
-        cluster = FakeCluster(shards)
-        cluster.limits = limits
-        client = ShardClient(cluster, 300, limits)
+        made = cluster()
+        client = ShardClient(made, 300, made.limits)
         client.start()
-        while len(client._serving()) < shards:
+        while not begins(client):
             await asyncio.sleep(0.001)
         try:
-            return await asyncio.wait_for(act(cluster, client), 20)
+            return await asyncio.wait_for(act(made, client), 20)
         finally:
             await client.background.close()
 
