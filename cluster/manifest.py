@@ -258,7 +258,7 @@ class Manifest(_Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     weights: WeightsSection = WeightsSection()
     kernels: Literal["auto", "native", "reference", "triton"] = "auto"
-    isa: Literal["auto", "avx512", "avx2", "generic"] = Field(
+    isa: Literal["auto", "amx", "avx512", "avx2", "generic"] = Field(
         "auto", description="instruction set of the native kernels; auto: the best of each machine"
     )
     mixed: Literal["refuse", "allow"] = Field(

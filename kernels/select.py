@@ -12,7 +12,7 @@ from isotherm.kernels.reference import ReferenceKernels
 
 NAMES = ("auto", "native", "reference", "triton")
 # Instruction sets of the native kernels, as users name them → as the library does.
-ISAS = {"auto": None, "avx512": "avx512_bf16", "avx2": "avx2", "generic": "generic"}
+ISAS = {"auto": None, "amx": "amx_bf16", "avx512": "avx512_bf16", "avx2": "avx2", "generic": "generic"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def select_kernels(
     if name not in NAMES:
         raise UnknownKernels(f'kernels is "{name}"; it must be "auto", "native", "reference" or "triton"')
     if isa not in ISAS:
-        raise UnknownKernels(f'isa is "{isa}"; it must be "auto", "avx512", "avx2" or "generic"')
+        raise UnknownKernels(f'isa is "{isa}"; it must be "auto", "amx", "avx512", "avx2" or "generic"')
     if isa != "auto" and name in ("reference", "triton"):
         raise KernelsUnavailable(f'isa "{isa}" is for native kernels, not for kernels "{name}"; use kernels "native"')
     if threads is not None:

@@ -28,7 +28,7 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help='a directory
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 RunsOption = Annotated[int, typer.Option(min=1, help="counted runs, after one that is not")]
 ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="default: all cores")]  # noqa: UP045
-IsaOption = Annotated[str, typer.Option(help="of native kernels: auto, avx512, avx2 or generic")]
+IsaOption = Annotated[str, typer.Option(help="of native kernels: auto, amx, avx512, avx2 or generic")]
 PlotOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="write a PNG (needs matplotlib: the `bench` extra)"),

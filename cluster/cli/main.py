@@ -131,7 +131,7 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the end-of-sequence token")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     kernels: Annotated[str, typer.Option(help="auto, native, reference or triton")] = "auto",
-    isa: Annotated[str, typer.Option(help="of native kernels: auto, avx512, avx2 or generic")] = "auto",
+    isa: Annotated[str, typer.Option(help="of native kernels: auto, amx, avx512, avx2 or generic")] = "auto",
     experts: ExpertsOption = None,
     dense: DenseOption = None,
     head: HeadOption = None,

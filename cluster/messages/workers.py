@@ -23,7 +23,7 @@ class WorkerSpec:
     kv_cache_dtype: KvCacheDtype = "auto"
     weights: WeightChoice
     kernels: str
-    isa: str = "auto"  # of native kernels: auto | avx512 | avx2 | generic
+    isa: str = "auto"  # of native kernels: auto | amx | avx512 | avx2 | generic
     threads: int | None  # compute threads; None: its share of the node's cores
     link_timeout: float  # seconds
     gather_window: float  # in layer times; see LinkSection

@@ -25,7 +25,7 @@ class Fingerprint:
     device: str  # cpu | cuda
     kernels: str  # native | reference | triton
     summation: int  # version of the order in which these kernels add up
-    instructions: str  # avx512_bf16, avx2, …; sm_90
+    instructions: str  # amx_bf16, avx512_bf16, avx2, …; sm_90
 
     @property
     def digest(self) -> str:
@@ -66,7 +66,7 @@ class ClusterNumerics:
                 raise NumericsError(
                     f"{worker} is refused, since it would compute other bits than this cluster: "
                     f"{'; '.join(differences)}. Keep workers on nodes that are alike (attention.labels, "
-                    "experts.labels), with the same files, or set mixed: allow"
+                    "experts.labels), with the same files and an isa that all of them have, or set mixed: allow"
                 )
             self._others.add(found)
         else:

@@ -12,7 +12,7 @@ import torch
 
 from isotherm.kernels.native.library import NativeKernelsUnavailable, load
 
-ISAS = ("avx512_bf16", "avx2", "generic")
+ISAS = ("amx_bf16", "avx512_bf16", "avx2", "generic")
 
 
 class NativeContext:

@@ -35,7 +35,7 @@ def test_an_instruction_set_is_had_or_refused(monkeypatch: pytest.MonkeyPatch):
         assert select_kernels("auto", torch.float32, 1, isa="generic").kernels.instructions == "generic"
     with pytest.raises(KernelsUnavailable, match='isa "avx2" is for native kernels, not for kernels "reference"'):
         select_kernels("reference", torch.float32, isa="avx2")
-    with pytest.raises(UnknownKernels, match='isa is "avx"; it must be "auto", "avx512", "avx2" or "generic"'):
+    with pytest.raises(UnknownKernels, match='isa is "avx"; it must be "auto", "amx", "avx512", "avx2" or "generic"'):
         select_kernels("auto", torch.float32, isa="avx")
 
     def unavailable(*_: object, isa: str, **__: object) -> None:

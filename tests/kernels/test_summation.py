@@ -82,6 +82,8 @@ def bits(kernels: NativeKernels) -> str:
 
 VERSION = 1
 BITS = {
+    ("amx_bf16", "bfloat16"): "b309a97d17a7",
+    ("amx_bf16", "float32"): "1c5d388cd1b0",  # as avx512_bf16
     ("avx512_bf16", "bfloat16"): "4deab0d3edf7",
     ("avx512_bf16", "float32"): "1c5d388cd1b0",
     ("avx2", "bfloat16"): "6d0996858db2",

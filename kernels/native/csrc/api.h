@@ -15,7 +15,6 @@
 namespace iso {
 
 constexpr int kTile = 32;         // outputs per tile
-constexpr int kGroup = 12;        // rows that share one pass over a tile
 constexpr int kScaleBlock = 128;  // FP8: inputs per block scale
 constexpr int kScaleWords = kScaleBlock / 2;
 constexpr int kLeastGroupWords = 16;  // int4, int8: words that share a scale, at the least
@@ -258,7 +257,8 @@ struct Ops {
   SampleOps sample;
 };
 
-const Ops* avx512_ops();  // null where the build or the machine lacks it
+const Ops* amx_ops();  // null where the build or the machine lacks it
+const Ops* avx512_ops();
 const Ops* avx2_ops();
 const Ops* generic_ops();
 

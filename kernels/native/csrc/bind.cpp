@@ -119,9 +119,9 @@ bool decodes_within(const int32_t* sequence, const int32_t* lengths, int64_t row
 
 }  // namespace
 
-// isa: 0 the best of this machine, 1 avx512_bf16, 2 avx2, 3 generic. Null when the machine lacks it.
+// isa: 0 the best of this machine, 1 amx_bf16, 2 avx512_bf16, 3 avx2, 4 generic. Null when the machine lacks it.
 ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
-  const Ops* candidates[] = {avx512_ops(), avx2_ops(), generic_ops()};
+  const Ops* candidates[] = {amx_ops(), avx512_ops(), avx2_ops(), generic_ops()};
   const Ops* chosen = isa > 0 ? candidates[isa - 1] : nullptr;
   for (int i = 0; isa == 0 && chosen == nullptr; ++i) chosen = candidates[i];  // the generic path is always there
   if (chosen == nullptr) return nullptr;

@@ -79,7 +79,7 @@ static void coded_multiply(const Linear& weight, int64_t t, const Group* groups,
   const uint8_t* tile = weight.tile(t);
   const CodedDecoder decoder = CodedDecoder::make(weight.code_tables + t * 2 * kCodes);
   const CodedException* exception = weight.exceptions + weight.exception_begin[t];
-  const bool decode_each = direct(groups, count);
+  const bool decode_each = direct<M>(groups, count);
   if (decode_each && count == 1) {
     coded_group(decoder, tile, 0, words, words, exception, groups[0], sums, Into::zero, next);
     return;
@@ -97,8 +97,7 @@ static void coded_multiply(const Linear& weight, int64_t t, const Group* groups,
       if (decode_each) {
         after = coded_group(decoder, tile, begin, n, words, exception, group, to, into, next);
       } else {
-        multiply<M, Fetch::none>(decoded, kTile, group.words + begin * group.stride, group.stride, group.rows, n, kTile,
-                                 to, kTile, into);
+        multiply_group<M, Fetch::none>(decoded, group, begin, n, to, into);
       }
     }
     exception = after;

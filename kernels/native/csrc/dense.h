@@ -43,7 +43,8 @@ ISO_INLINE void store_tile(const Linear& weight, int64_t t, const float* sums, i
   }
 }
 
-// Groups of `rows` consecutive rows of x, packed where they can't be used in place. `packed` holds rows × words.
+// Groups of `rows` consecutive rows of x, packed where they can't be used in place. `packed` holds rows × words, and
+// as many more as a group may.
 template <class M>
 static void make_groups(Pool& pool, const typename M::T* x, int64_t stride, int64_t rows, int64_t elements,
                         Group* groups, uint32_t* packed) {
@@ -51,12 +52,14 @@ static void make_groups(Pool& pool, const typename M::T* x, int64_t stride, int6
   auto body = [&](int64_t g) ISO_ATTR {
     const int64_t first = group_begin(rows, g);
     const int n = static_cast<int>(group_begin(rows, g + 1) - first);
-    if (n == 1 && elements % M::pack == 0) {
-      groups[g] = Group{reinterpret_cast<const uint32_t*>(x + first * stride), 1, 1, first};
+    const bool as_it_lies = kByRow<M> ? (n == kGroup || count == 1) && stride % M::pack == 0 : n == 1;
+    if (as_it_lies && elements % M::pack == 0) {
+      groups[g] =
+          Group{reinterpret_cast<const uint32_t*>(x + first * stride), kByRow<M> ? stride / M::pack : 1, n, first};
       return;
     }
-    pack_group<M>(n, elements, packed + first * words, [&](int r) ISO_ATTR { return x + (first + r) * stride; });
-    groups[g] = Group{packed + first * words, n, n, first};
+    groups[g] = unpacked_group<M>(packed + first * words, words, n, first);
+    pack_words<M>(groups[g], 0, elements, [&](int r) ISO_ATTR { return x + (first + r) * stride; });
   };
   parallel(pool_for(pool, single(), rows * elements), count, body);
 }
@@ -67,7 +70,7 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
   if (rows == 0 || weight.outputs == 0) return;
   const int64_t count = group_count(rows);
   auto* groups = scratch_of<Group>(kGroups, count);
-  auto* packed = scratch_of<uint32_t>(kShared, rows * weight.words);
+  auto* packed = scratch_of<uint32_t>(kShared, (rows + kGroup) * weight.words);
   make_groups<M>(pool, x, x_stride, rows, weight.inputs, groups, packed);
   const int64_t chunk_groups = kRowChunk / kGroup, chunks = ceil_div(count, chunk_groups);
   const int64_t per_item = tiles_per_item(weight.tiles, weight.tile_bytes, pool.size()),
@@ -78,8 +81,9 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
     const int64_t first_group = item % chunks * chunk_groups, n = least(chunk_groups, count - first_group);
     const Group& last = groups[first_group + n - 1];
     const int64_t first_row = groups[first_group].first, n_rows = last.first + last.rows - first_row;
-    auto* sums = scratch_of<float>(kAccumulator, n_rows * kTile);
+    auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
     const int64_t begin = item / chunks * per_item, end = least(begin + per_item, weight.tiles);
+    const auto registers = registers_for(groups + first_group, n);
     for (int64_t t = begin; t < end; ++t) {
       multiply_tile<M>(weight, t, groups + first_group, n, sums, weight.tile(t + 1));
       store_tile<M>(weight, t, sums, n_rows, out, weight.outputs, first_row, weight.tile_column[t], out_f32);
@@ -108,9 +112,10 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
     const int64_t h = item / chunks, first = item % chunks * kRowChunk, n = least(kRowChunk, rows - first),
                   count = group_count(n);
     auto* groups = scratch_of<Group>(kOutput, count);
-    auto* packed = scratch_of<uint32_t>(kPacked, n * weight.words);
-    auto* sums = scratch_of<float>(kAccumulator, n * kTile);
+    auto* packed = scratch_of<uint32_t>(kPacked, (n + kGroup) * weight.words);
+    auto* sums = scratch_of<float>(kAccumulator, count * kGroup * kTile);
     make_groups<M>(single(), x + first * x_row + h * x_head, x_row, n, weight.inputs, groups, packed);
+    const auto registers = registers_for(groups, count);
     for (int64_t t = weight.part_tile[h]; t < weight.part_tile[h + 1]; ++t) {
       multiply_tile<M>(weight, t, groups, count, sums, weight.tile(t + 1));
       store_tile<M>(weight, t, sums, n, out, weight.outputs, first, weight.tile_column[t], false);

@@ -21,8 +21,7 @@ ISO_INLINE void store_hidden(const Linear& gate_up, int64_t gate_tile, int64_t u
       M::store(rows + r * kTile + o, swiglu_v(g, u));
     }
   }
-  pack_group<M>(group.rows, elements, const_cast<uint32_t*>(group.words) + tile * kWords * group.stride,
-                [&](int r) ISO_ATTR { return rows + r * kTile; });
+  pack_words<M>(group, tile * kWords, elements, [&](int r) ISO_ATTR { return rows + r * kTile; });
 }
 
 template <class M>
@@ -33,8 +32,8 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
   for (int64_t a = 0; a < call.active; ++a) total += group_count(call.offsets[a + 1] - call.offsets[a]);
   auto* groups = scratch_of<Group>(kGroups, 2 * total);
   auto* begin = scratch_of<int64_t>(kShared2, call.active + 1 + total);
-  auto* packed = scratch_of<uint32_t>(kShared, call.pairs * in_words);
-  auto* hidden = scratch_of<uint32_t>(kHidden, call.pairs * hidden_words);
+  auto* packed = scratch_of<uint32_t>(kShared, (call.pairs + kGroup) * in_words);
+  auto* hidden = scratch_of<uint32_t>(kHidden, (call.pairs + kGroup) * hidden_words);
   Group *in = groups, *middle = groups + total;
 
   const auto* x = static_cast<const typename M::T*>(call.x);
@@ -44,8 +43,8 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
     for (int64_t g = 0; g < count; ++g) {
       const int64_t at = first + group_begin(rows, g);
       const int n = static_cast<int>(first + group_begin(rows, g + 1) - at);
-      in[begin[a] + g] = Group{packed + at * in_words, n, n, at};
-      middle[begin[a] + g] = Group{hidden + at * hidden_words, n, n, at};
+      in[begin[a] + g] = unpacked_group<M>(packed + at * in_words, in_words, n, at);
+      middle[begin[a] + g] = unpacked_group<M>(hidden + at * hidden_words, hidden_words, n, at);
     }
     begin[a + 1] = begin[a] + count;
   }
@@ -53,12 +52,12 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
                           ISO_ATTR { return x + (call.rows == nullptr ? pair : call.rows[pair]) * call.x_stride; };
   auto pack = [&](int64_t g) ISO_ATTR {
     Group& group = in[g];
-    if (group.rows == 1 && call.hidden % M::pack == 0) {
+    const bool as_it_lies = kByRow<M> ? call.pairs == total : group.rows == 1;  // then each is its expert's only one
+    if (as_it_lies && call.hidden % M::pack == 0) {
       group = Group{reinterpret_cast<const uint32_t*>(row_of(group.first)), 1, 1, group.first};
       return;
     }
-    pack_group<M>(group.rows, call.hidden, const_cast<uint32_t*>(group.words),
-                  [&](int r) ISO_ATTR { return row_of(group.first + r); });
+    pack_words<M>(group, 0, call.hidden, [&](int r) ISO_ATTR { return row_of(group.first + r); });
   };
   parallel(pool_for(pool, single(), call.pairs == total ? 0 : call.pairs * call.hidden), total, pack);
 
@@ -87,6 +86,7 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* gate = scratch_of<float>(kAccumulator, n * kGroup * kTile);
         auto* up = scratch_of<float>(kAccumulator2, n * kGroup * kTile);
+        const auto registers = registers_for(in + g, n);
         multiply_tile<M>(weight, tile, in + g, n, gate, weight.tile(inner_tiles + tile));
         multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, next);
         for (int64_t i = 0; i < n; ++i) {
@@ -111,6 +111,7 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
       for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
+        const auto registers = registers_for(middle + g, n);
         multiply_tile<M>(weight, tile, middle + g, n, sums, next);
         const Group& last = middle[g + n - 1];
         store_tile<M>(weight, tile, sums, last.first + last.rows - middle[g].first, call.out, call.hidden,

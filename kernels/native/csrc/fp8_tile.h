@@ -49,7 +49,7 @@ static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, i
   const int64_t words = weight.words, base = groups[0].first;
   const uint8_t* tile = weight.tile(t);
   const float* scales = weight.scales + t * weight.scale_blocks;
-  if (direct(groups, count)) {
+  if (direct<M>(groups, count)) {
     for (int64_t g = 0; g < count; ++g)
       fp8_group(tile, scales, words, groups[g], sums + (groups[g].first - base) * kTile, next);
     return;
@@ -64,14 +64,15 @@ static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, i
     for (int64_t u = 0; u < n; ++u) {
       vi word[kTileVectors];
       decoder.decode(tile + (begin + u) * 64, 0, word);
-      prefetch(tile + (begin + u) * 64 + 4 * kPrefetchWords);
+      const int64_t ahead = (begin + u) * 64 + 4 * kPrefetchWords, beyond = ahead - words * 64;
+      prefetch(beyond < 0 ? tile + ahead : next + beyond);
       keep_word(decoded + u * kTile, word);
     }
     for (int o = 0; o < kTile; o += W) store(scale + o, set(scales[b]));
     for (int64_t g = 0; g < count; ++g) {
       const Group& group = groups[g];
-      multiply<M, Fetch::none>(decoded, kTile, group.words + begin * group.stride, group.stride, group.rows, n, kTile,
-                               sums + (group.first - base) * kTile, kTile, Into::scaled, scale);
+      multiply_group<M, Fetch::none>(decoded, group, begin, n, sums + (group.first - base) * kTile, Into::scaled,
+                                     scale);
     }
   }
 }

@@ -5,13 +5,6 @@
 // places, nor how the work is cut into blocks changes that order, so a row's result is the same bits in any company.
 // What has scales sums the inputs of each apart, then adds sum × scale.
 
-struct Group {
-  const uint32_t* words;  // [word][row]
-  int64_t stride;         // between words
-  int rows;
-  int64_t first;  // the group's first row among those of its call
-};
-
 constexpr int64_t kBlockWords = 128;  // 16 KiB of a tile stay in the first cache while several groups pass over them
 
 enum class Into { zero, add, scaled };  // sums start at 0; go on from `sums`; are added to `sums`, each × its scale
@@ -104,6 +97,36 @@ static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int
   }
 }
 
+#if ISO_AMX
+#include "amx.h"
+#else
+// Nothing: the registers of other instruction sets need no preparation.
+class TileRegisters {
+ public:
+  ISO_INLINE_MEMBER explicit TileRegisters(int) {}
+};
+#endif
+
+// What the calling thread holds while it multiplies these groups by tiles.
+ISO_INLINE TileRegisters registers_for(const Group* groups, int64_t count) {
+  return TileRegisters(count == 1 ? groups[0].rows : kGroup);
+}
+
+// Words [begin, begin + n) of a group's rows against those of a tile, `w` on. Sums: [row][32]; where kByRow, those of
+// kGroup rows may be written if the group is one of several.
+template <class M, Fetch kFetch>
+ISO_INLINE void multiply_group(const uint32_t* w, const Group& group, int64_t begin, int64_t n, float* sums, Into into,
+                               const float* scales = nullptr, const uint32_t* next = nullptr) {
+  const uint32_t* a = words_from<M>(group, begin);
+#if ISO_AMX
+  if constexpr (kByRow<M>) {
+    multiply_steps<kFetch>(w, a, group.stride, group.rows, n, sums, into, scales, next);
+    return;
+  }
+#endif
+  multiply<M, kFetch>(w, kTile, a, group.stride, group.rows, n, kTile, sums, kTile, into, scales, next);
+}
+
 constexpr int kTileVectors = kTile / W;
 
 // A word of weights, decoded in registers, against that word of R rows.
@@ -136,9 +159,10 @@ ISO_INLINE void keep_word(uint32_t* to, const vi* weight) {
 }
 
 // Whether each group had better decode a tile for itself, in registers.
+template <class M>
 ISO_INLINE bool direct(const Group* groups, int64_t count) {
 #define ISO_CASE(R) +1
   constexpr int kRows = 0 ISO_DIRECT_ROWS(ISO_CASE);
 #undef ISO_CASE
-  return count <= kDirectGroups && groups[0].rows <= kRows;
+  return !kByRow<M> && count <= kDirectGroups && groups[0].rows <= kRows;
 }

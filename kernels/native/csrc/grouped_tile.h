@@ -67,9 +67,11 @@ static void grouped_group(const Linear& weight, const uint8_t* tile, const Group
 
 // Decoded once for all rows, kBlockWords at a time.
 template <class M, class D>
-static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Group* groups, int64_t count, float* sums) {
+static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Group* groups, int64_t count, float* sums,
+                           const uint8_t* next) {
   D decoder = D::make();
   const int64_t group_words = weight.grouping.inputs / 2, base = groups[0].first;
+  const uint8_t* end_of_tile = tile + weight.tile_bytes;
   alignas(64) uint32_t decoded[kBlockWords * kTile];
   alignas(64) float scales[kBlockWords / kLeastGroupWords * kTile];
   const int64_t rows = groups[count - 1].first + groups[count - 1].rows - base;
@@ -82,7 +84,8 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
       take_zeros(decoder, weight, tile);
       for (int64_t u = 0; u < least(group_words, end - first); ++u, to += kTile) {
         const uint8_t* codes = tile + u / D::kWords * 64;
-        prefetch(codes + kPrefetchWords * 4);
+        const uint8_t* ahead = codes + kPrefetchWords * 4;
+        prefetch(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
         vi word[kTileVectors];
         decoder.decode(codes, static_cast<int>(u % D::kWords), word);
         keep_word(to, word);
@@ -95,9 +98,8 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
     for (int64_t g = 0; g < count; ++g) {
       const Group& group = groups[g];
       for (int64_t first = begin, b = 0; first < end; first += group_words, ++b) {
-        multiply<M, Fetch::none>(decoded + (first - begin) * kTile, kTile, group.words + first * group.stride,
-                                 group.stride, group.rows, least(group_words, end - first), kTile,
-                                 sums + (group.first - base) * kTile, kTile, Into::scaled, scales + b * kTile);
+        multiply_group<M, Fetch::none>(decoded + (first - begin) * kTile, group, first, least(group_words, end - first),
+                                       sums + (group.first - base) * kTile, Into::scaled, scales + b * kTile);
       }
     }
   }
@@ -106,8 +108,8 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
 template <class M, class D>
 static void grouped_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
                              const uint8_t* next) {
-  if (!direct(groups, count)) {
-    grouped_blocks<M, D>(weight, weight.tile(t), groups, count, sums);
+  if (!direct<M>(groups, count)) {
+    grouped_blocks<M, D>(weight, weight.tile(t), groups, count, sums, next);
     return;
   }
   for (int64_t g = 0; g < count; ++g)

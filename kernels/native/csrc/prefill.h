@@ -28,8 +28,8 @@ struct Prefill {
     for (int64_t g = 0; g < count; ++g) {
       const int64_t at = group_begin(rows, g);
       const int size = static_cast<int>(group_begin(rows, g + 1) - at);
-      groups[g] = Group{packed + at * weight.words, size, size, at};
-      pack_group<M>(size, weight.inputs, packed + at * weight.words, [&](int r) ISO_ATTR { return entries[at + r]; });
+      groups[g] = unpacked_group<M>(packed + at * weight.words, weight.words, size, at);
+      pack_words<M>(groups[g], 0, weight.inputs, [&](int r) ISO_ATTR { return entries[at + r]; });
     }
     auto* sums = scratch_of<float>(kAccumulator, kKeyChunk * kTile);
     auto* expanded = scratch_of<T>(kExpanded, kKeyChunk * (width + key_width));
@@ -37,6 +37,7 @@ struct Prefill {
     // Positions past the end are zero; the others are written in full for every head.
     for (int64_t i = rows * width; i < kKeyChunk * width; ++i) expanded[i] = 0;
     for (int64_t i = rows * key_width; i < kKeyChunk * key_width; ++i) key_rows[i] = 0;
+    const auto registers = registers_for(groups, count);
     for (int64_t h = 0; h < n; ++h) {
       const int64_t column = (first + h) * width;
       for (int64_t t = column / kTile; t * kTile < column + width; ++t) {

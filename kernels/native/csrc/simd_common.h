@@ -4,7 +4,8 @@
 // Nothing here may call a function template of the standard library: the linker keeps one copy of those for all
 // instruction sets.
 
-#define ISO_INLINE static inline __attribute__((always_inline))
+#define ISO_INLINE_MEMBER inline __attribute__((always_inline))
+#define ISO_INLINE static ISO_INLINE_MEMBER
 
 constexpr int W = ISO_W;
 typedef float vf __attribute__((vector_size(ISO_W * 4)));

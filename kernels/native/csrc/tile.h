@@ -10,8 +10,3 @@ static void multiply_tile(const Linear& weight, int64_t t, const Group* groups, 
 #undef ISO_KIND
   by_kind[static_cast<int>(weight.kind)](weight, t, groups, count, sums, next);
 }
-
-ISO_INLINE int64_t group_count(int64_t rows) { return ceil_div(rows, kGroup); }
-
-// Cuts `rows` into groups of nearly one size: group g is rows [begin(g), begin(g + 1)).
-ISO_INLINE int64_t group_begin(int64_t rows, int64_t g) { return rows * g / group_count(rows); }

@@ -6,8 +6,8 @@ static void word_multiply(const Linear& weight, int64_t t, const Group* groups, 
   const int64_t words = weight.words, base = groups[0].first;
   const auto* w = reinterpret_cast<const uint32_t*>(weight.tile(t));
   if (count == 1) {
-    multiply<M, Fetch::stream>(w, kTile, groups[0].words, groups[0].stride, groups[0].rows, words, kTile, sums, kTile,
-                               Into::zero, nullptr, reinterpret_cast<const uint32_t*>(next));
+    multiply_group<M, Fetch::stream>(w, groups[0], 0, words, sums, Into::zero, nullptr,
+                                     reinterpret_cast<const uint32_t*>(next));
     return;
   }
   for (int64_t begin = 0; begin < words; begin += kBlockWords) {
@@ -17,9 +17,8 @@ static void word_multiply(const Linear& weight, int64_t t, const Group* groups, 
     for (int64_t g = 0; g < count; ++g) {
       const Group& group = groups[g];
       // The first two passes fetch the next block from memory, half each.
-      multiply<M, Fetch::line>(w + begin * kTile, kTile, group.words + begin * group.stride, group.stride, group.rows,
-                               n, kTile, sums + (group.first - base) * kTile, kTile,
-                               begin == 0 ? Into::zero : Into::add, nullptr, following + least(g, 1) * n * 16);
+      multiply_group<M, Fetch::line>(w + begin * kTile, group, begin, n, sums + (group.first - base) * kTile,
+                                     begin == 0 ? Into::zero : Into::add, nullptr, following + least(g, 1) * n * 16);
     }
   }
 }

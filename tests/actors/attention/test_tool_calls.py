@@ -69,12 +69,14 @@ def test_the_bundled_model_calls_what_it_is_offered():
 
 @pytest.mark.parametrize("form", sorted(TOOL_FORMATS))
 def test_every_finished_call_fits(form):
-    """The model was trained on the form of V3.1 alone, and is held to the others all the same."""
+    """The model was trained on the form of V3.1 alone, and is held to the others all the same.
+
+    How many end within 300 tokens depends on what it was trained on, and on an instruction set's bits.
+    """
     engine, served = tiny_engine(LENGTH), served_as(form)
     r = random.Random(f"calls {form}")
-    cases = CASES if form == "deepseek_v3.1" else CASES // 5
     prepared = []
-    for i in range(cases):
+    for i in range(CASES):
         tools = random_tools(r)
         named = {"type": "function", "function": {"name": tools[0].name}}
         choice = r.choice(["required", "required", named])
@@ -94,4 +96,4 @@ def test_every_finished_call_fits(form):
         for call in fields.tool_calls:
             jsonschema.validate(json.loads(call.arguments), schemas[call.name])
             assert choice == "required" or call.name == tools[0].name
-    assert finished >= cases // 2, f"{finished} of {cases}"
+    assert finished >= (CASES // 2 if form == "deepseek_v3.1" else CASES // 5), f"{finished} of {CASES}"

@@ -302,10 +302,10 @@ def test_detokenising_is_linear(tokenizer):
 
     def seconds(count):
         stream = tokenizer.stream(["x" * 500, "y"])
-        begin = time.perf_counter()
+        begin = time.thread_time()
         for _ in range(count):
             stream.push([broken])
-        return time.perf_counter() - begin
+        return time.thread_time() - begin
 
     seconds(1000)
     assert seconds(40_000) < 30 * seconds(4_000)  # quadratic would be 100
