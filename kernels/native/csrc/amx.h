@@ -1,4 +1,5 @@
-// Products of bfloat16 rows with a tile on AMX: a step takes 16 words of up to 16 rows against 16 outputs.
+// Products of bfloat16 rows with a tile on AMX: a step takes 16 words of up to 16 rows against 16 outputs. A step waits
+// for the one before it, so two groups of rows go together where there are two.
 //
 // A step sums its even elements and its odd ones apart, in ascending order, and then adds both to the accumulator
 // (TDPBF16PS in Intel's manual): another order than AVX512-BF16's, and so an instruction set of its own. What stands in
@@ -6,23 +7,32 @@
 
 constexpr int kStepWords = 16;
 
-// The tile registers of the calling thread while it lives: 0 and 1 for sums of 16 outputs each, 2 for rows, 3 and 4 for
-// weights. Nothing in between may configure them otherwise.
+// The tile registers of the calling thread while it lives: 0 to 3 for sums of 16 outputs each, 4 and 5 for rows, 6 and 7
+// for weights. Nothing in between may configure them otherwise.
 class TileRegisters {
  public:
   ISO_INLINE_MEMBER explicit TileRegisters(int rows) {
     struct alignas(64) Configuration {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64};
-      uint8_t rows[16] = {0, 0, 0, kStepWords, kStepWords};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {0, 0, 0, 0, 0, 0, kStepWords, kStepWords};
     } c;
-    for (int i = 0; i < 3; ++i) c.rows[i] = static_cast<uint8_t>(rows);
+    for (int i = 0; i < 6; ++i) c.rows[i] = static_cast<uint8_t>(rows);
     asm volatile("ldtilecfg %0" : : "m"(c) : "memory");
   }
   ISO_INLINE_MEMBER ~TileRegisters() { asm volatile("tilerelease" : : : "memory"); }
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
+
+// The compiler's own functions for these instructions do not say that they read and write memory.
+#define ISO_TILE_LOAD(tile, from, row_bytes) \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(row_bytes) : "memory")
+#define ISO_TILE_STORE(tile, to, row_bytes) \
+  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(row_bytes) : "memory")
+#define ISO_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile : : : "memory")
+#define ISO_TILE_DOT(sum, rows, weights) \
+  asm volatile("tdpbf16ps %%tmm" #weights ", %%tmm" #rows ", %%tmm" #sum : : : "memory")
 
 // The words after the last whole step, in the order of one.
 ISO_INLINE void add_rest(const uint32_t* w, const uint32_t* a, int64_t a_stride, int rows, int64_t words, float* sums) {
@@ -41,51 +51,82 @@ ISO_INLINE void add_rest(const uint32_t* w, const uint32_t* a, int64_t a_stride,
   }
 }
 
-// `words` words of the rows for which TileRegisters were made, `a_stride` apart, against a tile's. What is written of
-// the sums of rows beyond `rows` means nothing; scaled ones are not written. The compiler's own functions for these
-// instructions do not say that they read and write memory.
-template <Fetch kFetch>
-ISO_INLINE void multiply_steps(const uint32_t* w, const uint32_t* a, int64_t a_stride, int rows, int64_t words,
-                               float* sums, Into into, const float* scales, const uint32_t* next) {
-  static_assert(kTile == 2 * kStepWords && W == kStepWords);
-  constexpr int64_t kRowBytes = kTile * sizeof(float);
-  const int64_t turn = words * kTile - kPrefetchWords;
-  if (into == Into::add) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm0\n\ttileloadd (%2,%1,1), %%tmm1"
-                 :
-                 : "r"(sums), "r"(kRowBytes), "r"(sums + W)
-                 : "memory");
-  } else {
-    asm volatile("tilezero %%tmm0\n\ttilezero %%tmm1" : : : "memory");
+// What one group of rows brings to a product: its words, `stride` apart, and where its sums are.
+struct TileRows {
+  const uint32_t* words;
+  int64_t stride;
+  int rows;
+  float* sums;
+};
+
+// The sums of a group, from where its registers were stored: with the words that no step took, and scaled.
+ISO_INLINE void finish_group(const TileRows& g, const uint32_t* w, int64_t taken, int64_t words, float* from,
+                             const float* scales) {
+  if (taken < words) add_rest(w, g.words + taken, g.stride, g.rows, words - taken, from);
+  if (from == g.sums) return;
+  const vf first = load(scales), second = load(scales + W);
+  float* to = g.sums;
+  for (int r = 0; r < g.rows; ++r, to += kTile, from += kTile) {
+    store(to, fma(load(from), first, load(to)));
+    store(to + W, fma(load(from + W), second, load(to + W)));
   }
+}
+
+// `words` words of one or two groups of rows, for which TileRegisters were made, against a tile's. What is written of
+// the sums of rows beyond a group's means nothing; scaled ones are not written. Fetch::line fetches a cache line for
+// each word and group.
+template <Fetch kFetch, int kGroups>
+ISO_INLINE void multiply_steps(const uint32_t* w, const TileRows (&groups)[kGroups], int64_t words, Into into,
+                               const float* scales, const uint32_t* next) {
+  static_assert(kTile == 2 * kStepWords && W == kStepWords && kGroups <= 2);
+  constexpr int64_t kRowBytes = kTile * sizeof(float);
+  constexpr bool kTwo = kGroups == 2;
+  const TileRows &one = groups[0], &other = groups[kGroups - 1];
+  if (into == Into::add) {
+    ISO_TILE_LOAD(0, one.sums, kRowBytes);
+    ISO_TILE_LOAD(1, one.sums + W, kRowBytes);
+    if (kTwo) ISO_TILE_LOAD(2, other.sums, kRowBytes);
+    if (kTwo) ISO_TILE_LOAD(3, other.sums + W, kRowBytes);
+  } else {
+    ISO_TILE_ZERO(0);
+    ISO_TILE_ZERO(1);
+    if (kTwo) ISO_TILE_ZERO(2);
+    if (kTwo) ISO_TILE_ZERO(3);
+  }
+  const int64_t turn = words * kTile - kPrefetchWords;
   int64_t u = 0;
-  for (; u + kStepWords <= words; u += kStepWords, w += kStepWords * kTile, a += kStepWords) {
+  for (; u + kStepWords <= words; u += kStepWords, w += kStepWords * kTile) {
     if (kFetch == Fetch::stream) {
       const int64_t beyond = u * kTile - turn;
       const uint32_t* ahead = beyond < 0 ? w + kPrefetchWords : next + beyond;
       for (int i = 0; i < kStepWords * kTile; i += 16) prefetch(ahead + i);
     }
     if (kFetch == Fetch::line) {
-      for (int i = 0; i < kStepWords; ++i) prefetch(next + (u + i) * 16);
+      for (int i = 0; i < kGroups * kStepWords; ++i) prefetch(next + (kGroups * u + i) * 16);
     }
-    asm volatile(
-        "tileloadd (%0,%1,1), %%tmm2\n\ttileloadd (%2,%3,1), %%tmm3\n\ttileloadd (%4,%3,1), %%tmm4\n\t"
-        "tdpbf16ps %%tmm3, %%tmm2, %%tmm0\n\ttdpbf16ps %%tmm4, %%tmm2, %%tmm1"
-        :
-        : "r"(a), "r"(a_stride * 4), "r"(w), "r"(kRowBytes), "r"(w + W)
-        : "memory");
+    ISO_TILE_LOAD(4, one.words + u, one.stride * 4);
+    ISO_TILE_LOAD(6, w, kRowBytes);
+    ISO_TILE_LOAD(7, w + W, kRowBytes);
+    ISO_TILE_DOT(0, 4, 6);
+    ISO_TILE_DOT(1, 4, 7);
+    if (kTwo) {
+      ISO_TILE_LOAD(5, other.words + u, other.stride * 4);
+      ISO_TILE_DOT(2, 5, 6);
+      ISO_TILE_DOT(3, 5, 7);
+    }
   }
-  alignas(64) float apart[kGroup * kTile];
-  float* to = into == Into::scaled ? apart : sums;
-  asm volatile("tilestored %%tmm0, (%0,%1,1)\n\ttilestored %%tmm1, (%2,%1,1)"
-               :
-               : "r"(to), "r"(kRowBytes), "r"(to + W)
-               : "memory");
-  if (u < words) add_rest(w, a, a_stride, rows, words - u, to);
-  if (into != Into::scaled) return;
-  const vf first = load(scales), second = load(scales + W);
-  for (int r = 0; r < rows; ++r, sums += kTile, to += kTile) {
-    store(sums, fma(load(to), first, load(sums)));
-    store(sums + W, fma(load(to + W), second, load(sums + W)));
-  }
+  alignas(64) float apart[kGroups * kGroup * kTile];
+  float* to = into == Into::scaled ? apart : one.sums;
+  ISO_TILE_STORE(0, to, kRowBytes);
+  ISO_TILE_STORE(1, to + W, kRowBytes);
+  float* also = into == Into::scaled ? apart + (kGroups - 1) * kGroup * kTile : other.sums;
+  if (kTwo) ISO_TILE_STORE(2, also, kRowBytes);
+  if (kTwo) ISO_TILE_STORE(3, also + W, kRowBytes);
+  finish_group(one, w, u, words, to, scales);
+  if (kTwo) finish_group(other, w, u, words, also, scales);
 }
+
+#undef ISO_TILE_LOAD
+#undef ISO_TILE_STORE
+#undef ISO_TILE_ZERO
+#undef ISO_TILE_DOT

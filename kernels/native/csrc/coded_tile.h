@@ -75,7 +75,7 @@ static const CodedException* coded_group(const CodedDecoder& decoder, const uint
 template <class M>
 static void coded_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
                            const uint8_t* next) {
-  const int64_t words = weight.words, base = groups[0].first;
+  const int64_t words = weight.words;
   const uint8_t* tile = weight.tile(t);
   const CodedDecoder decoder = CodedDecoder::make(weight.code_tables + t * 2 * kCodes);
   const CodedException* exception = weight.exceptions + weight.exception_begin[t];
@@ -89,16 +89,14 @@ static void coded_multiply(const Linear& weight, int64_t t, const Group* groups,
     const int64_t n = least(kBlockWords, words - begin);
     const Into into = begin == 0 ? Into::zero : Into::add;
     const CodedException* after = exception;
-    if (!decode_each)
-      after = coded_block<0>(decoder, tile, begin, n, words, exception, nullptr, 0, sums, into, decoded, next);
-    for (int64_t g = 0; g < count; ++g) {
-      const Group& group = groups[g];
-      float* to = sums + (group.first - base) * kTile;
-      if (decode_each) {
-        after = coded_group(decoder, tile, begin, n, words, exception, group, to, into, next);
-      } else {
-        multiply_group<M, Fetch::none>(decoded, group, begin, n, to, into);
+    if (decode_each) {
+      for (int64_t g = 0; g < count; ++g) {
+        float* to = sums + (groups[g].first - groups[0].first) * kTile;
+        after = coded_group(decoder, tile, begin, n, words, exception, groups[g], to, into, next);
       }
+    } else {
+      after = coded_block<0>(decoder, tile, begin, n, words, exception, nullptr, 0, sums, into, decoded, next);
+      multiply_groups<M, Fetch::none>(decoded, groups, count, begin, n, sums, into);
     }
     exception = after;
   }

@@ -69,10 +69,6 @@ static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, i
       keep_word(decoded + u * kTile, word);
     }
     for (int o = 0; o < kTile; o += W) store(scale + o, set(scales[b]));
-    for (int64_t g = 0; g < count; ++g) {
-      const Group& group = groups[g];
-      multiply_group<M, Fetch::none>(decoded, group, begin, n, sums + (group.first - base) * kTile, Into::scaled,
-                                     scale);
-    }
+    multiply_groups<M, Fetch::none>(decoded, groups, count, begin, n, sums, Into::scaled, scale);
   }
 }

@@ -112,19 +112,30 @@ ISO_INLINE TileRegisters registers_for(const Group* groups, int64_t count) {
   return TileRegisters(count == 1 ? groups[0].rows : kGroup);
 }
 
-// Words [begin, begin + n) of a group's rows against those of a tile, `w` on. Sums: [row][32]; where kByRow, those of
-// kGroup rows may be written if the group is one of several.
+// Words [begin, begin + n) of the rows of groups against those of a tile, `w` on. Sums: [row][32] from the first group's
+// on; where kByRow, those of kGroup rows may be written of one of several groups. Fetch::line: the first two groups
+// fetch half of `next` each.
 template <class M, Fetch kFetch>
-ISO_INLINE void multiply_group(const uint32_t* w, const Group& group, int64_t begin, int64_t n, float* sums, Into into,
-                               const float* scales = nullptr, const uint32_t* next = nullptr) {
-  const uint32_t* a = words_from<M>(group, begin);
+ISO_INLINE void multiply_groups(const uint32_t* w, const Group* groups, int64_t count, int64_t begin, int64_t n,
+                                float* sums, Into into, const float* scales = nullptr, const uint32_t* next = nullptr) {
 #if ISO_AMX
   if constexpr (kByRow<M>) {
-    multiply_steps<kFetch>(w, a, group.stride, group.rows, n, sums, into, scales, next);
+    const auto rows_of = [&](const Group& g) ISO_ATTR {
+      return TileRows{words_from<M>(g, begin), g.stride, g.rows, sums + (g.first - groups[0].first) * kTile};
+    };
+    int64_t g = 0;
+    for (; g + 2 <= count; g += 2)
+      multiply_steps<kFetch>(w, {rows_of(groups[g]), rows_of(groups[g + 1])}, n, into, scales, next);
+    if (g < count) multiply_steps<kFetch>(w, {rows_of(groups[g])}, n, into, scales, next);
     return;
   }
 #endif
-  multiply<M, kFetch>(w, kTile, a, group.stride, group.rows, n, kTile, sums, kTile, into, scales, next);
+  for (int64_t g = 0; g < count; ++g) {
+    const Group& group = groups[g];
+    multiply<M, kFetch>(w, kTile, words_from<M>(group, begin), group.stride, group.rows, n, kTile,
+                        sums + (group.first - groups[0].first) * kTile, kTile, into, scales,
+                        kFetch == Fetch::line ? next + least(g, 1) * n * 16 : next);
+  }
 }
 
 constexpr int kTileVectors = kTile / W;
