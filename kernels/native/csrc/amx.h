@@ -7,8 +7,8 @@
 
 constexpr int kStepWords = 16;
 
-// The tile registers of the calling thread while it lives: 0 to 3 for sums of 16 outputs each, 4 and 5 for rows, 6 and 7
-// for weights. Nothing in between may configure them otherwise.
+// The tile registers of the calling thread while it lives: 0 to 3 for sums of 16 outputs each, 4 and 5 for rows, 6 and
+// 7 for weights. Nothing in between may configure them otherwise.
 class TileRegisters {
  public:
   ISO_INLINE_MEMBER explicit TileRegisters(int rows) {
@@ -35,7 +35,8 @@ class TileRegisters {
   asm volatile("tdpbf16ps %%tmm" #weights ", %%tmm" #rows ", %%tmm" #sum : : : "memory")
 
 // The words after the last whole step, in the order of one.
-ISO_INLINE void add_rest(const uint32_t* w, const uint32_t* a, int64_t a_stride, int rows, int64_t words, float* sums) {
+ISO_INLINE void add_rest(const uint32_t* w, const uint32_t* a, int64_t a_stride, int rows, int64_t words, float* sums,
+                         int64_t sum_stride) {
   const vi high = set_word(0xffff0000u);
   for (int r = 0; r < rows; ++r) {
     for (int o = 0; o < kTile; o += W) {
@@ -45,28 +46,31 @@ ISO_INLINE void add_rest(const uint32_t* w, const uint32_t* a, int64_t a_stride,
         even = fma((vf)(weight << 16), (vf)(x << 16), even);
         odd = fma((vf)(weight & high), (vf)(x & high), odd);
       }
-      float* sum = sums + r * kTile + o;
+      float* sum = sums + r * sum_stride + o;
       store(sum, load(sum) + (even + odd));
     }
   }
 }
 
-// What one group of rows brings to a product: its words, `stride` apart, and where its sums are.
+// What one group of rows brings to a product: its words and its sums, of which those of rows are so far apart.
 struct TileRows {
   const uint32_t* words;
   int64_t stride;
   int rows;
   float* sums;
+  int64_t sum_stride = kTile;
 };
 
-// The sums of a group, from where its registers were stored: with the words that no step took, and scaled.
+// The sums of a group, which were stored at `from`: with the words that no step took, and scaled.
 ISO_INLINE void finish_group(const TileRows& g, const uint32_t* w, int64_t taken, int64_t words, float* from,
                              const float* scales) {
-  if (taken < words) add_rest(w, g.words + taken, g.stride, g.rows, words - taken, from);
-  if (from == g.sums) return;
+  const bool in_place = from == g.sums;
+  if (taken < words)
+    add_rest(w, g.words + taken, g.stride, g.rows, words - taken, from, in_place ? g.sum_stride : kTile);
+  if (in_place) return;
   const vf first = load(scales), second = load(scales + W);
   float* to = g.sums;
-  for (int r = 0; r < g.rows; ++r, to += kTile, from += kTile) {
+  for (int r = 0; r < g.rows; ++r, to += g.sum_stride, from += kTile) {
     store(to, fma(load(from), first, load(to)));
     store(to + W, fma(load(from + W), second, load(to + W)));
   }
@@ -79,14 +83,14 @@ template <Fetch kFetch, int kGroups>
 ISO_INLINE void multiply_steps(const uint32_t* w, const TileRows (&groups)[kGroups], int64_t words, Into into,
                                const float* scales, const uint32_t* next) {
   static_assert(kTile == 2 * kStepWords && W == kStepWords && kGroups <= 2);
-  constexpr int64_t kRowBytes = kTile * sizeof(float);
+  constexpr int64_t kTileBytes = kTile * sizeof(float);
   constexpr bool kTwo = kGroups == 2;
-  const TileRows &one = groups[0], &other = groups[kGroups - 1];
+  const TileRows &one = groups[0], &two = groups[kGroups - 1];
   if (into == Into::add) {
-    ISO_TILE_LOAD(0, one.sums, kRowBytes);
-    ISO_TILE_LOAD(1, one.sums + W, kRowBytes);
-    if (kTwo) ISO_TILE_LOAD(2, other.sums, kRowBytes);
-    if (kTwo) ISO_TILE_LOAD(3, other.sums + W, kRowBytes);
+    ISO_TILE_LOAD(0, one.sums, one.sum_stride * 4);
+    ISO_TILE_LOAD(1, one.sums + W, one.sum_stride * 4);
+    if (kTwo) ISO_TILE_LOAD(2, two.sums, two.sum_stride * 4);
+    if (kTwo) ISO_TILE_LOAD(3, two.sums + W, two.sum_stride * 4);
   } else {
     ISO_TILE_ZERO(0);
     ISO_TILE_ZERO(1);
@@ -105,25 +109,27 @@ ISO_INLINE void multiply_steps(const uint32_t* w, const TileRows (&groups)[kGrou
       for (int i = 0; i < kGroups * kStepWords; ++i) prefetch(next + (kGroups * u + i) * 16);
     }
     ISO_TILE_LOAD(4, one.words + u, one.stride * 4);
-    ISO_TILE_LOAD(6, w, kRowBytes);
-    ISO_TILE_LOAD(7, w + W, kRowBytes);
+    ISO_TILE_LOAD(6, w, kTileBytes);
+    ISO_TILE_LOAD(7, w + W, kTileBytes);
     ISO_TILE_DOT(0, 4, 6);
     ISO_TILE_DOT(1, 4, 7);
     if (kTwo) {
-      ISO_TILE_LOAD(5, other.words + u, other.stride * 4);
+      ISO_TILE_LOAD(5, two.words + u, two.stride * 4);
       ISO_TILE_DOT(2, 5, 6);
       ISO_TILE_DOT(3, 5, 7);
     }
   }
   alignas(64) float apart[kGroups * kGroup * kTile];
-  float* to = into == Into::scaled ? apart : one.sums;
-  ISO_TILE_STORE(0, to, kRowBytes);
-  ISO_TILE_STORE(1, to + W, kRowBytes);
-  float* also = into == Into::scaled ? apart + (kGroups - 1) * kGroup * kTile : other.sums;
-  if (kTwo) ISO_TILE_STORE(2, also, kRowBytes);
-  if (kTwo) ISO_TILE_STORE(3, also + W, kRowBytes);
+  const bool scaled = into == Into::scaled;
+  float *to = scaled ? apart : one.sums, *also = scaled ? apart + (kGroups - 1) * kGroup * kTile : two.sums;
+  const int64_t to_bytes = scaled ? kTileBytes : one.sum_stride * 4,
+                also_bytes = scaled ? kTileBytes : two.sum_stride * 4;
+  ISO_TILE_STORE(0, to, to_bytes);
+  ISO_TILE_STORE(1, to + W, to_bytes);
+  if (kTwo) ISO_TILE_STORE(2, also, also_bytes);
+  if (kTwo) ISO_TILE_STORE(3, also + W, also_bytes);
   finish_group(one, w, u, words, to, scales);
-  if (kTwo) finish_group(other, w, u, words, also, scales);
+  if (kTwo) finish_group(two, w, u, words, also, scales);
 }
 
 #undef ISO_TILE_LOAD

@@ -112,8 +112,8 @@ ISO_INLINE TileRegisters registers_for(const Group* groups, int64_t count) {
   return TileRegisters(count == 1 ? groups[0].rows : kGroup);
 }
 
-// Words [begin, begin + n) of the rows of groups against those of a tile, `w` on. Sums: [row][32] from the first group's
-// on; where kByRow, those of kGroup rows may be written of one of several groups. Fetch::line: the first two groups
+// Words [begin, begin + n) of the rows of groups against those of a tile, `w` on. Sums: [row][32], the first group's
+// first; where kByRow, those of kGroup rows may be written of one of several groups. Fetch::line: the first two groups
 // fetch half of `next` each.
 template <class M, Fetch kFetch>
 ISO_INLINE void multiply_groups(const uint32_t* w, const Group* groups, int64_t count, int64_t begin, int64_t n,
@@ -136,6 +136,20 @@ ISO_INLINE void multiply_groups(const uint32_t* w, const Group* groups, int64_t 
                         sums + (group.first - groups[0].first) * kTile, kTile, into, scales,
                         kFetch == Fetch::line ? next + least(g, 1) * n * 16 : next);
   }
+}
+
+// `n` words of a group's rows against those of a tile, to sums whose rows are `sum_stride` apart. Where kByRow, those
+// of all rows for which there are registers are written.
+template <class M>
+ISO_INLINE void multiply_group(const uint32_t* w, const Group& group, int64_t n, float* sums, int64_t sum_stride) {
+#if ISO_AMX
+  if constexpr (kByRow<M>) {
+    multiply_steps<Fetch::none>(w, {TileRows{group.words, group.stride, group.rows, sums, sum_stride}}, n, Into::zero,
+                                nullptr, nullptr);
+    return;
+  }
+#endif
+  multiply<M, Fetch::none>(w, kTile, group.words, group.stride, group.rows, n, kTile, sums, sum_stride, Into::zero);
 }
 
 constexpr int kTileVectors = kTile / W;

@@ -1,5 +1,5 @@
-// The kernels for AMX beside AVX512-BF16: those of avx512_bf16, but that products of bfloat16 rows with weights have
-// another order of sums (amx.h).
+// The kernels for AMX beside AVX512-BF16: those of avx512_bf16, but that products of bfloat16 rows with weights, and in
+// prefill with keys and values, have another order of sums (amx.h).
 #include "api.h"
 #include "fp8_table.h"
 #include "integer_table.h"

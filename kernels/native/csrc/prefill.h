@@ -84,33 +84,39 @@ struct Prefill {
     auto* total = scratch_of<float>(kOutput, (kQueryBlock + kGroup) * out_width);
     float* sums = total + kQueryBlock * out_width;
     Softmax state[kQueryBlock], part[kGroup];
+    Group queries[(kQueryBlock + kGroup - 1) / kGroup];
     const T* q = static_cast<const T*>(call.q) + first * call.q_row + head * call.q_head;
     for (int64_t g = 0; g < count; ++g) {
       const int64_t at = group_begin(n, g);
-      pack_group<M>(static_cast<int>(group_begin(n, g + 1) - at), key_width, query + at * key_words,
-                    [&](int r) ISO_ATTR { return q + (at + r) * call.q_row; });
+      const int rows = static_cast<int>(group_begin(n, g + 1) - at);
+      queries[g] = unpacked_group<M>(query + at * key_words, key_words, rows, at);
+      pack_words<M>(queries[g], 0, key_width, [&](int r) ISO_ATTR { return q + (at + r) * call.q_row; });
     }
+    const TileRegisters registers(kGroup);
     for (int64_t begin = 0; begin < call.start + first + n; begin += kSplit) {
       for (int64_t g = 0; g < count; ++g) {
-        const int64_t at = group_begin(n, g), position = call.start + first + at;
-        const int rows = static_cast<int>(group_begin(n, g + 1) - at);
+        const int64_t at = queries[g].first, position = call.start + first + at;
+        const int rows = queries[g].rows;
         const int64_t seen = least(kSplit, position + rows - begin);  // by the group's last row
         if (seen <= 0) continue;
-        const int64_t words = ceil_div(seen, M::pack);
-        for (int64_t p = 0; p < seen; p += kTile) {
-          multiply<M, Fetch::none>(keys + (begin + p) * key_words, kTile, query + at * key_words, rows, rows, key_words,
-                                   kTile, scores + p, kSplit, Into::zero);
-        }
+        // Where kByRow, whole steps: the sums of what is left of one may treat numbers near 0 in another way.
+        const int64_t words = ceil_div(kByRow<M> ? ceil_div(seen, kTile) * kTile : seen, M::pack);
+        for (int64_t p = 0; p < seen; p += kTile)
+          multiply_group<M>(keys + (begin + p) * key_words, queries[g], key_words, scores + p, kSplit);
         // A position after the row's own has weight exactly 0, so it changes nothing in the sums.
         for (int r = 0; r < rows; ++r) {
           const int64_t own = most(0, least(kSplit, position + r + 1 - begin));
           part[r] = softmax_split<M>(scores + r * kSplit, own, call.scale, weight_rows + r * kSplit, words * M::pack);
         }
-        pack_group<M>(rows, words * M::pack, weights, [&](int r) ISO_ATTR { return weight_rows + r * kSplit; });
+        Group weighing = unpacked_group<M>(weights, kSplit / M::pack, rows, 0);
+        if constexpr (kByRow<M>) {
+          weighing.words = reinterpret_cast<const uint32_t*>(weight_rows);
+        } else {
+          pack_words<M>(weighing, 0, words * M::pack, [&](int r) ISO_ATTR { return weight_rows + r * kSplit; });
+        }
         for (int64_t v = 0; v < value_tiles; ++v) {
-          multiply<M, Fetch::none>(values + (v * units + begin / M::pack) * kTile, kTile, weights, rows, rows, words,
-                                   kTile, (begin == 0 ? total + at * out_width : sums) + v * kTile, out_width,
-                                   Into::zero);
+          multiply_group<M>(values + (v * units + begin / M::pack) * kTile, weighing, words,
+                            (begin == 0 ? total + at * out_width : sums) + v * kTile, out_width);
         }
         for (int r = 0; r < rows; ++r) {
           if (begin == 0) {
