@@ -34,24 +34,6 @@ class TileRegisters {
 #define ISO_TILE_DOT(sum, rows, weights) \
   asm volatile("tdpbf16ps %%tmm" #weights ", %%tmm" #rows ", %%tmm" #sum : : : "memory")
 
-// The words after the last whole step, in the order of one.
-ISO_INLINE void add_rest(const uint32_t* w, const uint32_t* a, int64_t a_stride, int rows, int64_t words, float* sums,
-                         int64_t sum_stride) {
-  const vi high = set_word(0xffff0000u);
-  for (int r = 0; r < rows; ++r) {
-    for (int o = 0; o < kTile; o += W) {
-      vf even = set(0.0f), odd = set(0.0f);
-      for (int64_t u = 0; u < words; ++u) {
-        const vi weight = load_words(w + u * kTile + o), x = set_word(load_word(a + r * a_stride + u));
-        even = fma((vf)(weight << 16), (vf)(x << 16), even);
-        odd = fma((vf)(weight & high), (vf)(x & high), odd);
-      }
-      float* sum = sums + r * sum_stride + o;
-      store(sum, load(sum) + (even + odd));
-    }
-  }
-}
-
 // What one group of rows brings to a product: its words and its sums, of which those of rows are so far apart.
 struct TileRows {
   const uint32_t* words;
@@ -61,32 +43,35 @@ struct TileRows {
   int64_t sum_stride = kTile;
 };
 
-// The sums of a group, which were stored at `from`: with the words that no step took, and scaled.
-ISO_INLINE void finish_group(const TileRows& g, const uint32_t* w, int64_t taken, int64_t words, float* from,
-                             const float* scales) {
-  const bool in_place = from == g.sums;
-  if (taken < words)
-    add_rest(w, g.words + taken, g.stride, g.rows, words - taken, from, in_place ? g.sum_stride : kTile);
-  if (in_place) return;
-  const vf first = load(scales), second = load(scales + W);
-  float* to = g.sums;
-  for (int r = 0; r < g.rows; ++r, to += g.sum_stride, from += kTile) {
-    store(to, fma(load(from), first, load(to)));
-    store(to + W, fma(load(from + W), second, load(to + W)));
+// The words `taken` and on, after the last whole step, in the order of one; `w` is where they begin.
+ISO_INLINE void add_rest(const uint32_t* w, const TileRows& group, int64_t taken, int64_t words) {
+  const vi high = set_word(0xffff0000u);
+  for (int r = 0; r < group.rows; ++r) {
+    const uint32_t* a = group.words + r * group.stride;
+    for (int o = 0; o < kTile; o += W) {
+      vf even = set(0.0f), odd = set(0.0f);
+      for (int64_t u = taken; u < words; ++u) {
+        const vi weight = load_words(w + (u - taken) * kTile + o), x = set_word(load_word(a + u));
+        even = fma((vf)(weight << 16), (vf)(x << 16), even);
+        odd = fma((vf)(weight & high), (vf)(x & high), odd);
+      }
+      float* sum = group.sums + r * group.sum_stride + o;
+      store(sum, load(sum) + (even + odd));
+    }
   }
 }
 
-// `words` words of one or two groups of rows, for which TileRegisters were made, against a tile's. What is written of
-// the sums of rows beyond a group's means nothing; scaled ones are not written. Fetch::line fetches a cache line for
-// each word and group.
+// `words` words of one or two groups of rows, for which TileRegisters were made, against a tile's. Sums start at 0, or go
+// on from what they are; what is written of those of rows beyond a group's means nothing. Fetch::line fetches a cache
+// line for each word and group.
 template <Fetch kFetch, int kGroups>
-ISO_INLINE void multiply_steps(const uint32_t* w, const TileRows (&groups)[kGroups], int64_t words, Into into,
-                               const float* scales, const uint32_t* next) {
+ISO_INLINE void multiply_steps(const uint32_t* w, const TileRows (&groups)[kGroups], int64_t words, bool go_on,
+                               const uint32_t* next) {
   static_assert(kTile == 2 * kStepWords && W == kStepWords && kGroups <= 2);
   constexpr int64_t kTileBytes = kTile * sizeof(float);
   constexpr bool kTwo = kGroups == 2;
   const TileRows &one = groups[0], &two = groups[kGroups - 1];
-  if (into == Into::add) {
+  if (go_on) {
     ISO_TILE_LOAD(0, one.sums, one.sum_stride * 4);
     ISO_TILE_LOAD(1, one.sums + W, one.sum_stride * 4);
     if (kTwo) ISO_TILE_LOAD(2, two.sums, two.sum_stride * 4);
@@ -119,17 +104,55 @@ ISO_INLINE void multiply_steps(const uint32_t* w, const TileRows (&groups)[kGrou
       ISO_TILE_DOT(3, 5, 7);
     }
   }
-  alignas(64) float apart[kGroups * kGroup * kTile];
-  const bool scaled = into == Into::scaled;
-  float *to = scaled ? apart : one.sums, *also = scaled ? apart + (kGroups - 1) * kGroup * kTile : two.sums;
-  const int64_t to_bytes = scaled ? kTileBytes : one.sum_stride * 4,
-                also_bytes = scaled ? kTileBytes : two.sum_stride * 4;
-  ISO_TILE_STORE(0, to, to_bytes);
-  ISO_TILE_STORE(1, to + W, to_bytes);
-  if (kTwo) ISO_TILE_STORE(2, also, also_bytes);
-  if (kTwo) ISO_TILE_STORE(3, also + W, also_bytes);
-  finish_group(one, w, u, words, to, scales);
-  if (kTwo) finish_group(two, w, u, words, also, scales);
+  ISO_TILE_STORE(0, one.sums, one.sum_stride * 4);
+  ISO_TILE_STORE(1, one.sums + W, one.sum_stride * 4);
+  if (kTwo) ISO_TILE_STORE(2, two.sums, two.sum_stride * 4);
+  if (kTwo) ISO_TILE_STORE(3, two.sums + W, two.sum_stride * 4);
+  if (u == words) return;
+  add_rest(w, one, u, words);
+  if (kTwo) add_rest(w, two, u, words);
+}
+
+// The sums of R rows under each of `count` scales, `apart` [scale][row][32], × their scales [scale][32] → added to `sums`.
+template <int R>
+ISO_INLINE void add_apart(const float* apart, int count, const float* scales, float* sums, int64_t sum_stride) {
+  vf total[R][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    total[r][0] = load(sums + r * sum_stride), total[r][1] = load(sums + r * sum_stride + W);
+  }
+  for (int s = 0; s < count; ++s, apart += kGroup * kTile, scales += kTile) {
+    const vf first = load(scales), second = load(scales + W);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      total[r][0] = fma(load(apart + r * kTile), first, total[r][0]);
+      total[r][1] = fma(load(apart + r * kTile + W), second, total[r][1]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    store(sums + r * sum_stride, total[r][0]), store(sums + r * sum_stride + W, total[r][1]);
+  }
+}
+
+// The same for one group, the sums of `scale_words` words apart; each, × its scale, is then added to the group's.
+// scales [words / scale_words][32].
+ISO_INLINE void multiply_scaled_steps(const uint32_t* w, const TileRows& group, int64_t words, int64_t scale_words,
+                                      const float* scales) {
+  constexpr int kAtOnce = 4, kRows = 4;
+  alignas(64) float apart[kAtOnce * kGroup * kTile];
+  for (int64_t first = 0; first < words; first += kAtOnce * scale_words, scales += kAtOnce * kTile) {
+    int count = 0;
+    for (int64_t u = first; count < kAtOnce && u < words; u += scale_words, ++count) {
+      const TileRows own{group.words + u, group.stride, group.rows, apart + count * kGroup * kTile};
+      multiply_steps<Fetch::none>(w + u * kTile, {own}, least(scale_words, words - u), false, nullptr);
+    }
+    int r = 0;
+    for (; r + kRows <= group.rows; r += kRows)
+      add_apart<kRows>(apart + r * kTile, count, scales, group.sums + r * group.sum_stride, group.sum_stride);
+    for (; r < group.rows; ++r)
+      add_apart<1>(apart + r * kTile, count, scales, group.sums + r * group.sum_stride, group.sum_stride);
+  }
 }
 
 #undef ISO_TILE_LOAD

@@ -96,7 +96,7 @@ static void coded_multiply(const Linear& weight, int64_t t, const Group* groups,
       }
     } else {
       after = coded_block<0>(decoder, tile, begin, n, words, exception, nullptr, 0, sums, into, decoded, next);
-      multiply_groups<M, Fetch::none>(decoded, groups, count, begin, n, sums, into);
+      multiply_groups<M, Fetch::none>(decoded, groups, count, begin, n, sums, begin > 0);
     }
     exception = after;
   }

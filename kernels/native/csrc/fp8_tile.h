@@ -55,12 +55,12 @@ static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, i
     return;
   }
   const Fp8Decoder decoder = Fp8Decoder::make();
-  alignas(64) uint32_t decoded[kScaleWords * kTile];
-  alignas(64) float scale[kTile];
+  alignas(64) uint32_t decoded[kBlockWords * kTile];
+  alignas(64) float scale[kBlockWords / kScaleWords * kTile];
   const int64_t rows = groups[count - 1].first + groups[count - 1].rows - base;
   for (int64_t i = 0; i < rows * kTile; i += W) store(sums + i, set(0.0f));
-  for (int64_t begin = 0, b = 0; begin < words; begin += kScaleWords, ++b) {
-    const int64_t n = least(kScaleWords, words - begin);
+  for (int64_t begin = 0; begin < words; begin += kBlockWords) {
+    const int64_t n = least(kBlockWords, words - begin);
     for (int64_t u = 0; u < n; ++u) {
       vi word[kTileVectors];
       decoder.decode(tile + (begin + u) * 64, 0, word);
@@ -68,7 +68,9 @@ static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, i
       prefetch(beyond < 0 ? tile + ahead : next + beyond);
       keep_word(decoded + u * kTile, word);
     }
-    for (int o = 0; o < kTile; o += W) store(scale + o, set(scales[b]));
-    multiply_groups<M, Fetch::none>(decoded, groups, count, begin, n, sums, Into::scaled, scale);
+    for (int64_t u = 0; u < n; u += kScaleWords, ++scales) {
+      for (int o = 0; o < kTile; o += W) store(scale + u / kScaleWords * kTile + o, set(*scales));
+    }
+    multiply_scaled<M>(decoded, groups, count, begin, n, kScaleWords, sums, scale);
   }
 }

@@ -99,6 +99,14 @@ static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int
 
 #if ISO_AMX
 #include "amx.h"
+
+// Words `begin` and on of a group, and its part of the sums of all.
+template <class M>
+ISO_INLINE TileRows tile_rows(const Group* groups, int64_t g, int64_t begin, float* sums) {
+  const Group& group = groups[g];
+  return TileRows{words_from<M>(group, begin), group.stride, group.rows,
+                  sums + (group.first - groups[0].first) * kTile};
+}
 #else
 // Nothing: the registers of other instruction sets need no preparation.
 class TileRegisters {
@@ -113,28 +121,46 @@ ISO_INLINE TileRegisters registers_for(const Group* groups, int64_t count) {
 }
 
 // Words [begin, begin + n) of the rows of groups against those of a tile, `w` on. Sums: [row][32], the first group's
-// first; where kByRow, those of kGroup rows may be written of one of several groups. Fetch::line: the first two groups
-// fetch half of `next` each.
+// first; they start at 0 or go on. Where kByRow, those of kGroup rows may be written of one of several groups.
+// Fetch::line: the first two groups fetch half of `next` each.
 template <class M, Fetch kFetch>
 ISO_INLINE void multiply_groups(const uint32_t* w, const Group* groups, int64_t count, int64_t begin, int64_t n,
-                                float* sums, Into into, const float* scales = nullptr, const uint32_t* next = nullptr) {
+                                float* sums, bool go_on, const uint32_t* next = nullptr) {
 #if ISO_AMX
   if constexpr (kByRow<M>) {
-    const auto rows_of = [&](const Group& g) ISO_ATTR {
-      return TileRows{words_from<M>(g, begin), g.stride, g.rows, sums + (g.first - groups[0].first) * kTile};
-    };
+    const auto rows_of = [&](int64_t g) ISO_ATTR { return tile_rows<M>(groups, g, begin, sums); };
     int64_t g = 0;
-    for (; g + 2 <= count; g += 2)
-      multiply_steps<kFetch>(w, {rows_of(groups[g]), rows_of(groups[g + 1])}, n, into, scales, next);
-    if (g < count) multiply_steps<kFetch>(w, {rows_of(groups[g])}, n, into, scales, next);
+    for (; g + 2 <= count; g += 2) multiply_steps<kFetch>(w, {rows_of(g), rows_of(g + 1)}, n, go_on, next);
+    if (g < count) multiply_steps<kFetch>(w, {rows_of(g)}, n, go_on, next);
     return;
   }
 #endif
   for (int64_t g = 0; g < count; ++g) {
     const Group& group = groups[g];
     multiply<M, kFetch>(w, kTile, words_from<M>(group, begin), group.stride, group.rows, n, kTile,
-                        sums + (group.first - groups[0].first) * kTile, kTile, into, scales,
+                        sums + (group.first - groups[0].first) * kTile, kTile, go_on ? Into::add : Into::zero, nullptr,
                         kFetch == Fetch::line ? next + least(g, 1) * n * 16 : next);
+  }
+}
+
+// The same words, the sums of `scale_words` of them apart; each, × its scale, is added to the row's. scales
+// [n / scale_words][32].
+template <class M>
+ISO_INLINE void multiply_scaled(const uint32_t* w, const Group* groups, int64_t count, int64_t begin, int64_t n,
+                                int64_t scale_words, float* sums, const float* scales) {
+  for (int64_t g = 0; g < count; ++g) {
+#if ISO_AMX
+    if constexpr (kByRow<M>) {
+      multiply_scaled_steps(w, tile_rows<M>(groups, g, begin, sums), n, scale_words, scales);
+      continue;
+    }
+#endif
+    const Group& group = groups[g];
+    float* to = sums + (group.first - groups[0].first) * kTile;
+    for (int64_t u = 0, s = 0; u < n; u += scale_words, ++s) {
+      multiply<M, Fetch::none>(w + u * kTile, kTile, words_from<M>(group, begin + u), group.stride, group.rows,
+                               least(scale_words, n - u), kTile, to, kTile, Into::scaled, scales + s * kTile);
+    }
   }
 }
 
@@ -144,8 +170,8 @@ template <class M>
 ISO_INLINE void multiply_group(const uint32_t* w, const Group& group, int64_t n, float* sums, int64_t sum_stride) {
 #if ISO_AMX
   if constexpr (kByRow<M>) {
-    multiply_steps<Fetch::none>(w, {TileRows{group.words, group.stride, group.rows, sums, sum_stride}}, n, Into::zero,
-                                nullptr, nullptr);
+    multiply_steps<Fetch::none>(w, {TileRows{group.words, group.stride, group.rows, sums, sum_stride}}, n, false,
+                                nullptr);
     return;
   }
 #endif

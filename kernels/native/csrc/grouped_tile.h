@@ -95,10 +95,7 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
 #pragma GCC unroll 8
       for (int v = 0; v < kTileVectors; ++v) store(scale_to + v * W, scale[v]);
     }
-    for (int64_t first = begin, b = 0; first < end; first += group_words, ++b) {
-      multiply_groups<M, Fetch::none>(decoded + (first - begin) * kTile, groups, count, first,
-                                      least(group_words, end - first), sums, Into::scaled, scales + b * kTile);
-    }
+    multiply_scaled<M>(decoded, groups, count, begin, end - begin, group_words, sums, scales);
   }
 }
 

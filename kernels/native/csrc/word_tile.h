@@ -6,15 +6,13 @@ static void word_multiply(const Linear& weight, int64_t t, const Group* groups, 
   const int64_t words = weight.words;
   const auto* w = reinterpret_cast<const uint32_t*>(weight.tile(t));
   if (count == 1) {
-    multiply_groups<M, Fetch::stream>(w, groups, 1, 0, words, sums, Into::zero, nullptr,
-                                      reinterpret_cast<const uint32_t*>(next));
+    multiply_groups<M, Fetch::stream>(w, groups, 1, 0, words, sums, false, reinterpret_cast<const uint32_t*>(next));
     return;
   }
   for (int64_t begin = 0; begin < words; begin += kBlockWords) {
     const int64_t n = least(kBlockWords, words - begin);
     const auto* following =
         begin + kBlockWords < words ? w + (begin + kBlockWords) * kTile : reinterpret_cast<const uint32_t*>(next);
-    multiply_groups<M, Fetch::line>(w + begin * kTile, groups, count, begin, n, sums,
-                                    begin == 0 ? Into::zero : Into::add, nullptr, following);
+    multiply_groups<M, Fetch::line>(w + begin * kTile, groups, count, begin, n, sums, begin > 0, following);
   }
 }
