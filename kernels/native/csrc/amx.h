@@ -8,7 +8,8 @@
 constexpr int kStepWords = 16;
 
 // The tile registers of the calling thread while it lives: 0 to 3 for sums of 16 outputs each, 4 and 5 for rows, 6 and
-// 7 for weights. Nothing in between may configure them otherwise.
+// 7 for weights. Nothing in between may configure them otherwise. Their products take numbers that are not normal for 0,
+// so all other arithmetic does too meanwhile: one row goes without them (RowSums), to the same bits.
 class TileRegisters {
  public:
   ISO_INLINE_MEMBER explicit TileRegisters(int rows) {
@@ -19,10 +20,17 @@ class TileRegisters {
     } c;
     for (int i = 0; i < 6; ++i) c.rows[i] = static_cast<uint8_t>(rows);
     asm volatile("ldtilecfg %0" : : "m"(c) : "memory");
+    _mm_setcsr(before | 0x8040);  // denormals are zeros, and are flushed to it
   }
-  ISO_INLINE_MEMBER ~TileRegisters() { asm volatile("tilerelease" : : : "memory"); }
+  ISO_INLINE_MEMBER ~TileRegisters() {
+    _mm_setcsr(before);
+    asm volatile("tilerelease" : : : "memory");
+  }
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
+
+ private:
+  const unsigned before = _mm_getcsr();
 };
 
 // The compiler's own functions for these instructions do not say that they read and write memory.
@@ -88,10 +96,10 @@ ISO_INLINE void multiply_steps(const uint32_t* w, const TileRows (&groups)[kGrou
     if (kFetch == Fetch::stream) {
       const int64_t beyond = u * kTile - turn;
       const uint32_t* ahead = beyond < 0 ? w + kPrefetchWords : next + beyond;
-      for (int i = 0; i < kStepWords * kTile; i += 16) prefetch(ahead + i);
+      for (int i = 0; i < kStepWords * kTile; i += 16) prefetch_block(ahead + i);
     }
     if (kFetch == Fetch::line) {
-      for (int i = 0; i < kGroups * kStepWords; ++i) prefetch(next + (kGroups * u + i) * 16);
+      for (int i = 0; i < kGroups * kStepWords; ++i) prefetch_block(next + (kGroups * u + i) * 16);
     }
     ISO_TILE_LOAD(4, one.words + u, one.stride * 4);
     ISO_TILE_LOAD(6, w, kTileBytes);

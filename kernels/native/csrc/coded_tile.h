@@ -21,11 +21,13 @@ ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const 
                                              int64_t words, int64_t tile_words, const CodedException* exception,
                                              const uint32_t* a, int64_t a_stride, float* sums, Into into,
                                              uint32_t* decoded, const uint8_t* next) {
-  vf c[R > 0 ? R : 1][kTileVectors];
+  RowSums<(R > 0 ? R : 1)> own;
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) c[r][v] = into == Into::add ? load(sums + r * kTile + v * W) : set(0.0f);
+    for (int v = 0; v < kTileVectors; ++v) {
+      if (into == Into::add) own.sums[r][v] = load(sums + r * kTile + v * W);
+    }
   }
   const int64_t end = ceil_div(begin + words, 2), turn = ceil_div(tile_words, 2) - kPrefetchWords * 4 / kCodedPair;
   const uint8_t* pair = tile + begin / 2 * kCodedPair;
@@ -44,15 +46,16 @@ ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const 
         keep_word(decoded, weight);
         decoded += kTile;
       } else {
-        add_word<R>(c, weight, a);
+        own.add(weight, a);
         a += a_stride;
       }
     }
   }
+  own.finish();
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) store(sums + r * kTile + v * W, c[r][v]);
+    for (int v = 0; v < kTileVectors; ++v) store(sums + r * kTile + v * W, own.sums[r][v]);
   }
   return exception;
 }
@@ -60,11 +63,12 @@ ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const 
 static const CodedException* coded_group(const CodedDecoder& decoder, const uint8_t* tile, int64_t begin, int64_t words,
                                          int64_t tile_words, const CodedException* exception, const Group& g,
                                          float* sums, Into into, const uint8_t* next) {
-  const uint32_t* a = g.words + begin * g.stride;
+  const int64_t stride = word_stride(g);
+  const uint32_t* a = g.words + begin * stride;
   switch (g.rows) {
 #define ISO_CASE(R) \
   case R:           \
-    return coded_block<R>(decoder, tile, begin, words, tile_words, exception, a, g.stride, sums, into, nullptr, next);
+    return coded_block<R>(decoder, tile, begin, words, tile_words, exception, a, stride, sums, into, nullptr, next);
     ISO_DIRECT_ROWS(ISO_CASE)
 #undef ISO_CASE
     default:

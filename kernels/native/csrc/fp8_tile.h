@@ -8,7 +8,7 @@ ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t word
   for (int i = 0; i < R * kTile; i += W) store(sums + i, set(0.0f));
   for (int64_t begin = 0; begin < words; begin += kScaleWords) {
     const int64_t end = least(begin + kScaleWords, words);
-    vf c[R][kTileVectors] = {};
+    RowSums<R> own;
     const int64_t beyond =
         begin * 64 + kPrefetchWords * 4 - words * 64;  // how far past the tile's end the stream is prefetched
     const uint8_t* ahead = beyond < 0 ? codes + kPrefetchWords * 4 : next + beyond;
@@ -18,14 +18,14 @@ ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t word
       prefetch(ahead);
       codes += 64;
       ahead += 64;
-      add_word<R>(c, weight, a);
+      own.add(weight, a);
       a += a_stride;
     }
     vf scale[kTileVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kTileVectors; ++v) scale[v] = set(*scales);
     ++scales;
-    add_scaled<R>(sums, c, scale);
+    own.add_scaled(sums, scale);
   }
 }
 
@@ -34,7 +34,7 @@ static void fp8_group(const uint8_t* codes, const float* scales, int64_t words, 
   switch (g.rows) {
 #define ISO_CASE(R)                                                   \
   case R:                                                             \
-    fp8_tile<R>(codes, scales, words, g.words, g.stride, sums, next); \
+    fp8_tile<R>(codes, scales, words, g.words, word_stride(g), sums, next); \
     break;
     ISO_DIRECT_ROWS(ISO_CASE)
 #undef ISO_CASE
@@ -65,7 +65,7 @@ static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, i
       vi word[kTileVectors];
       decoder.decode(tile + (begin + u) * 64, 0, word);
       const int64_t ahead = (begin + u) * 64 + 4 * kPrefetchWords, beyond = ahead - words * 64;
-      prefetch(beyond < 0 ? tile + ahead : next + beyond);
+      prefetch_block(beyond < 0 ? tile + ahead : next + beyond);
       keep_word(decoded + u * kTile, word);
     }
     for (int64_t u = 0; u < n; u += kScaleWords, ++scales) {

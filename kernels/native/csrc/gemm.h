@@ -180,29 +180,66 @@ ISO_INLINE void multiply_group(const uint32_t* w, const Group& group, int64_t n,
 
 constexpr int kTileVectors = kTile / W;
 
-// A word of weights, decoded in registers, against that word of R rows.
+// Sums of R rows against weights that are decoded in registers, a word at a time.
 template <int R>
-ISO_INLINE void add_word(vf (&sums)[R][kTileVectors], const vi* weight, const uint32_t* a) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    const vi x = set_word(load_word(a + r));
-#pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) sums[r][v] = dot_bf16(sums[r][v], weight[v], x);
-  }
-}
+struct RowSums {
+  vf sums[R][kTileVectors] = {};
+#if ISO_AMX
+  vf even[R][kTileVectors] = {}, odd[R][kTileVectors] = {};
+  int taken = 0;  // words of the step
+#endif
 
-// Adds what the inputs under one scale gave.
-template <int R>
-ISO_INLINE void add_scaled(float* sums, const vf (&c)[R][kTileVectors], const vf* scale) {
+  ISO_INLINE_MEMBER void add(const vi* weight, const uint32_t* a) {
+#if ISO_AMX
+    const vi high = set_word(0xffff0000u);
+#endif
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < R; ++r) {
+      const vi x = set_word(load_word(a + r));
 #pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) {
-      float* sum = sums + r * kTile + v * W;
-      store(sum, fma(c[r][v], scale[v], load(sum)));
+      for (int v = 0; v < kTileVectors; ++v) {
+#if ISO_AMX
+        even[r][v] = fma((vf)(weight[v] << 16), (vf)(x << 16), even[r][v]);
+        odd[r][v] = fma((vf)(weight[v] & high), (vf)(x & high), odd[r][v]);
+#else
+        sums[r][v] = dot_bf16(sums[r][v], weight[v], x);
+#endif
+      }
+    }
+#if ISO_AMX
+    if (++taken == kStepWords) finish();
+#endif
+  }
+
+  // After the last word.
+  ISO_INLINE_MEMBER void finish() {
+#if ISO_AMX
+    if (taken == 0) return;
+    taken = 0;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) {
+        sums[r][v] = sums[r][v] + (even[r][v] + odd[r][v]);
+        even[r][v] = odd[r][v] = set(0.0f);
+      }
+    }
+#endif
+  }
+
+  // Adds them to `to`, [row][32], each × the scale of its output.
+  ISO_INLINE_MEMBER void add_scaled(float* to, const vf* scale) {
+    finish();
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) {
+        float* sum = to + r * kTile + v * W;
+        store(sum, fma(sums[r][v], scale[v], load(sum)));
+      }
     }
   }
-}
+};
 
 ISO_INLINE void keep_word(uint32_t* to, const vi* weight) {
 #pragma GCC unroll 8
@@ -215,5 +252,5 @@ ISO_INLINE bool direct(const Group* groups, int64_t count) {
 #define ISO_CASE(R) +1
   constexpr int kRows = 0 ISO_DIRECT_ROWS(ISO_CASE);
 #undef ISO_CASE
-  return !kByRow<M> && count <= kDirectGroups && groups[0].rows <= kRows;
+  return count <= kDirectGroups && groups[0].rows <= kRows;
 }

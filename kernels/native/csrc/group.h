@@ -21,11 +21,18 @@ ISO_INLINE int64_t group_begin(int64_t rows, int64_t g) {
   return ISO_AMX ? least(g * kGroup, rows) : rows * g / group_count(rows);
 }
 
+// Weights that a pass decodes for several rows: AMX is done with a line so soon that the first cache has too few places
+// for those under way.
+ISO_INLINE void prefetch_block(const void* p) { ISO_AMX ? prefetch_second(p) : prefetch(p); }
+
 // Words `begin` and on.
 template <class M>
 ISO_INLINE const uint32_t* words_from(const Group& group, int64_t begin) {
   return group.words + (kByRow<M> ? begin : begin * group.stride);
 }
+
+// Between the words of one row, for products with weights that are decoded in registers; on AMX those of one row alone.
+ISO_INLINE int64_t word_stride(const Group& group) { return ISO_AMX ? 1 : group.stride; }
 
 // Rows whose words are still to be written, at `words`. Where kByRow, one of several groups of fewer rows than kGroup
 // is read as if it had as many: what lies behind it is read, and means nothing.

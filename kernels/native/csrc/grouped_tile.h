@@ -29,7 +29,7 @@ ISO_INLINE void grouped_tile(const Linear& weight, const uint8_t* block, const u
     const uint8_t* ahead = block + kPrefetchWords * 4;
     if (ahead >= end_of_tile) ahead = next + (ahead - end_of_tile);
     take_zeros(decoder, weight, block);
-    vf c[R][kTileVectors] = {};
+    RowSums<R> own;
     const uint8_t* codes = block;
     for (int64_t u = 0; u < n; u += D::kWords) {
       prefetch(ahead);
@@ -39,7 +39,7 @@ ISO_INLINE void grouped_tile(const Linear& weight, const uint8_t* block, const u
         if (i == 1 && u + 1 == n) break;
         vi word[kTileVectors];
         decoder.decode(codes, i, word);
-        add_word<R>(c, word, a);
+        own.add(word, a);
         a += a_stride;
       }
       codes += 64;
@@ -47,7 +47,7 @@ ISO_INLINE void grouped_tile(const Linear& weight, const uint8_t* block, const u
     for (const uint8_t* p = codes; p < block + block_bytes; p += 64, ahead += 64) prefetch(ahead);
     vf scale[kTileVectors];
     block_scales(weight, block, scale);
-    add_scaled<R>(sums, c, scale);
+    own.add_scaled(sums, scale);
   }
 }
 
@@ -56,7 +56,7 @@ static void grouped_group(const Linear& weight, const uint8_t* tile, const Group
   switch (g.rows) {
 #define ISO_CASE(R)                                                  \
   case R:                                                            \
-    grouped_tile<D, R>(weight, tile, g.words, g.stride, sums, next); \
+    grouped_tile<D, R>(weight, tile, g.words, word_stride(g), sums, next); \
     break;
     ISO_DIRECT_ROWS(ISO_CASE)
 #undef ISO_CASE
@@ -85,7 +85,7 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
       for (int64_t u = 0; u < least(group_words, end - first); ++u, to += kTile) {
         const uint8_t* codes = tile + u / D::kWords * 64;
         const uint8_t* ahead = codes + kPrefetchWords * 4;
-        prefetch(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
+        prefetch_block(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
         vi word[kTileVectors];
         decoder.decode(codes, static_cast<int>(u % D::kWords), word);
         keep_word(to, word);

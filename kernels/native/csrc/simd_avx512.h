@@ -27,8 +27,13 @@ constexpr int kRowBlock = 12;  // rows × vectors of one register block
 constexpr int kVectorBlock = 2;
 constexpr int kDotRows = 4, kDotColumns = 4;
 // A tile is decoded in registers for each of so many groups, of any number of rows; beyond that, once for all of them.
+#if ISO_AMX
+constexpr int kDirectGroups = 1;
+#define ISO_DIRECT_ROWS(X) X(1)
+#else
 constexpr int kDirectGroups = 3;
 #define ISO_DIRECT_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
+#endif
 
 // Bytes of a sign and one of 128 magnitudes, whose bfloat16 values stand in a table of low and one of high bytes, for a
 // two-register byte permute. For e4m3 this is exact for subnormals and NaN, and it makes subnormals normal, which the
