@@ -8,8 +8,8 @@
 constexpr int kStepWords = 16;
 
 // The tile registers of the calling thread while it lives: 0 to 3 for sums of 16 outputs each, 4 and 5 for rows, 6 and
-// 7 for weights. Nothing in between may configure them otherwise. Their products take numbers that are not normal for 0,
-// so all other arithmetic does too meanwhile: one row goes without them (RowSums), to the same bits.
+// 7 for weights. Nothing in between may configure them otherwise. Their products take numbers that are not normal for
+// 0, so all other arithmetic does too meanwhile: one row goes without them (RowSums), to the same bits.
 class TileRegisters {
  public:
   ISO_INLINE_MEMBER explicit TileRegisters(int rows) {
@@ -69,9 +69,9 @@ ISO_INLINE void add_rest(const uint32_t* w, const TileRows& group, int64_t taken
   }
 }
 
-// `words` words of one or two groups of rows, for which TileRegisters were made, against a tile's. Sums start at 0, or go
-// on from what they are; what is written of those of rows beyond a group's means nothing. Fetch::line fetches a cache
-// line for each word and group.
+// `words` words of one or two groups of rows, for which TileRegisters were made, against a tile's. Sums start at 0, or
+// go on from what they are; what is written of those of rows beyond a group's means nothing. Fetch::line fetches a
+// cache line for each word and group.
 template <Fetch kFetch, int kGroups>
 ISO_INLINE void multiply_steps(const uint32_t* w, const TileRows (&groups)[kGroups], int64_t words, bool go_on,
                                const uint32_t* next) {
@@ -121,7 +121,7 @@ ISO_INLINE void multiply_steps(const uint32_t* w, const TileRows (&groups)[kGrou
   if (kTwo) add_rest(w, two, u, words);
 }
 
-// The sums of R rows under each of `count` scales, `apart` [scale][row][32], × their scales [scale][32] → added to `sums`.
+// Adds to `sums` those of R rows under each of `count` scales, `apart` [scale][row][32], × the scales [scale][32].
 template <int R>
 ISO_INLINE void add_apart(const float* apart, int count, const float* scales, float* sums, int64_t sum_stride) {
   vf total[R][2];
