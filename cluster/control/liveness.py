@@ -47,8 +47,8 @@ class Watched(Protocol):
 async def watch_controller(controller: Watched, limit: float) -> None:
     """Have a controller killed that gives no sign of life in `limit` seconds, as long as this is not cancelled. Several
     watchers may run: one of them kills, and only the process that was silent; one that Ray is still starting is let
-    alone."""
-    attempts: Counter[str] = Counter()
+    alone. So is one while Ray's head takes its time to answer: whoever asks it something then waits as well."""
+    clock, attempts = asyncio.get_running_loop().time, Counter[str]()
     while True:
         await asyncio.sleep(limit / SLICES)
         try:
@@ -59,7 +59,8 @@ async def watch_controller(controller: Watched, limit: float) -> None:
             if await answers_within(answer, limit):
                 answer.result()
                 continue
-            if await controller.incarnation() != asked:
+            begin = clock()
+            if await controller.incarnation() != asked or clock() - begin > limit / SLICES:
                 continue
             attempts[asked] += 1
             if await controller.claim(asked, attempts[asked]):

@@ -296,9 +296,10 @@ class Controller:
     async def operate(self, body: Any) -> JSON:
         """Take an operation (POST /admin/operations). Raises OperationError or PlacementChangeError."""
         request = parse_operation(body)
+        nodes = await asyncio.to_thread(ray.nodes) if request.target.drain_nodes else []
         if self._phase != "serving":
             raise OperationError(f"the cluster does not serve yet: {self._phase}", conflict=True)
-        known = {node["NodeID"] for node in ray.nodes()} | self.reconfigurer.desired.drained
+        known = {node["NodeID"] for node in nodes} | self.reconfigurer.desired.drained
         for node in request.target.drain_nodes or []:
             if node not in known:
                 raise OperationError(

@@ -53,7 +53,8 @@ async def fence(generation: int, workers: Iterable[str]) -> None:
 
     async def tell(name: str) -> None:
         with contextlib.suppress(ValueError, RayError, asyncio.TimeoutError):  # ValueError: Ray knows no such actor
-            await asyncio.wait_for(find_worker(name).order.remote(generation, "pid"), ANSWER_SECONDS)
+            worker = await asyncio.to_thread(find_worker, name)
+            await asyncio.wait_for(worker.order.remote(generation, "pid"), ANSWER_SECONDS)
 
     await asyncio.gather(*map(tell, workers))
 

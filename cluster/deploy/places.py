@@ -95,7 +95,7 @@ class Places:
                 waits = f"{name} waits for a node with {_amounts(resources)}" + (
                     f" and the labels {labels}" if labels else ""
                 )
-                available = ray.available_resources()
+                available = await asyncio.to_thread(ray.available_resources)
                 log.warning("%s; free in the whole cluster: %s", waits, available)
                 self.waits[name] = (
                     f"{waits}; free in the whole cluster: {_amounts({r: available.get(r, 0.0) for r in resources})}"

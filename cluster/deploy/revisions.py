@@ -109,7 +109,7 @@ class Revisions:
                     "alive": n["Alive"],
                     "drained": n["NodeID"] in drained,
                 }
-                for n in ray.nodes()
+                for n in await asyncio.to_thread(ray.nodes)
             ],
         }
 

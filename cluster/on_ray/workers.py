@@ -170,7 +170,8 @@ class ControllerProcess:
         return f"{actor_id}/{entry['NumRestarts']}" if entry.get("State") == "ALIVE" else None
 
     async def answer(self) -> None:
-        await find_controller().answer.remote()
+        controller = await asyncio.to_thread(find_controller)
+        await controller.answer.remote()
 
     async def claim(self, incarnation: str, attempt: int) -> bool:
         key = f"{HANGS}{incarnation}/{attempt}".encode()

@@ -20,6 +20,7 @@ class Ray:
         self.restarts = 0
         self.starting = False
         self.away = False  # Ray's head
+        self.slow = 0.0  # seconds that it takes to say who the controller is
         self.stubborn = 0  # kills that do nothing
         self.awake = asyncio.Event()
         self.awake.set()
@@ -29,6 +30,7 @@ class Ray:
     async def incarnation(self) -> str | None:
         if self.away:
             raise ConnectionError("no route to Ray's head")
+        await asyncio.sleep(self.slow)
         return None if self.starting else f"abc/{self.restarts}"
 
     async def answer(self) -> None:
@@ -136,6 +138,23 @@ def test_watching_goes_on_after_rays_head_was_away():
         await asyncio.sleep(2 * LIMIT)
 
     assert play(away, 1).kills == 1
+
+
+def test_who_was_silent_while_rays_head_stood_still_is_not_killed():
+    """It waited for the head as well, maybe in a call that blocked its event loop."""
+
+    async def stand_still(ray: Ray) -> None:
+        ray.slow = 2 * LIMIT
+        ray.awake.clear()
+        await asyncio.sleep(4 * LIMIT)
+        ray.slow = 0.0
+        ray.awake.set()
+        await asyncio.sleep(4 * LIMIT)
+        assert ray.kills == 0
+        ray.awake.clear()
+        await asyncio.sleep(3 * LIMIT)
+
+    assert play(stand_still).kills == 1, "one that hangs is killed once the head answers again"
 
 
 def test_the_watchers_own_standing_still_is_nobodys_silence():

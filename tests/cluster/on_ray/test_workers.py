@@ -1,0 +1,88 @@
+"""Who asks Ray's head from an event loop does so in a thread: while the head is away such a call blocks, and the loop
+has others to serve."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from isotherm.cluster.on_ray import workers
+from isotherm.cluster.on_ray.workers import ControllerProcess
+
+ROOT = Path(__file__).resolve().parents[3]
+TIMEOUT = 20.0  # seconds; only a failing test waits that long
+
+
+def test_the_loop_goes_on_while_a_controller_is_looked_for(monkeypatch: pytest.MonkeyPatch):
+    """The watch over the controller runs on the loop of an ingress replica, which sends tokens meanwhile."""
+    back, answers = threading.Event(), []
+
+    async def answer() -> None:
+        answers.append(True)
+
+    def find_controller() -> Any:
+        assert back.wait(TIMEOUT), "the loop stood still"
+        return SimpleNamespace(answer=SimpleNamespace(remote=answer))
+
+    monkeypatch.setattr(workers, "find_controller", find_controller)
+
+    async def act() -> None:
+        asked = asyncio.ensure_future(ControllerProcess().answer())
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+        assert not asked.done() and not answers
+        back.set()
+        await asked
+
+    asyncio.run(act())
+    assert answers == [True]
+
+
+# --- in the code ----------------------------------------------------------------------------------
+
+ASKS_THE_HEAD = {
+    "ray.available_resources", "ray.cluster_resources", "ray.get", "ray.get_actor", "ray.kill", "ray.nodes",
+    "ray.wait", "_internal_kv_del", "_internal_kv_get", "_internal_kv_list", "_internal_kv_put", "actors",
+    "end_worker", "find_controller", "find_worker", "find_workers", "list_named_actors", "placement_group",
+    "placement_group_table", "release_slot", "remove_placement_group",
+}  # fmt: skip
+# On the controller's loop, which serves no tokens, and where what is begun must be whole when it is cancelled: a place
+# that Ray has given is used or given back, and a worker that has been taken off the list is ended.
+MAY = {
+    ("cluster/deploy/fleet.py", "end", "end_worker"),
+    ("cluster/on_ray/workers.py", "reserve", "placement_group"),
+    ("cluster/on_ray/workers.py", "reserve", "placement_group_table"),
+    ("cluster/on_ray/workers.py", "reserve", "remove_placement_group"),
+}
+
+
+def calls_on_the_loop(coroutine: ast.AsyncFunctionDef) -> Iterator[str]:
+    """What it calls itself, by the names that it uses; functions inside it may run elsewhere."""
+    left: list[ast.AST] = [*coroutine.body]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func)
+        left += ast.iter_child_nodes(node)
+
+
+def test_no_other_coroutine_waits_for_the_head():
+    found = {
+        (str(path.relative_to(ROOT)), coroutine.name, called)
+        for package in ("cluster", "actors")
+        for path in (ROOT / package).rglob("*.py")
+        for coroutine in ast.walk(ast.parse(path.read_text()))
+        if isinstance(coroutine, ast.AsyncFunctionDef)
+        for called in calls_on_the_loop(coroutine)
+        if called in ASKS_THE_HEAD
+    }
+    assert found == MAY
