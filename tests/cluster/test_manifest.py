@@ -65,6 +65,7 @@ def test_every_field_of_the_written_default_has_a_comment():
 @pytest.mark.parametrize("empty", [None, {}])
 def test_an_empty_manifest_is_the_default(empty: Any):
     assert parse_manifest(empty) == Manifest()
+    assert parse_manifest(empty).http.drain_seconds == 600, "an answer may take minutes"
 
 
 def test_a_manifest_survives_being_written_and_read():

@@ -62,7 +62,11 @@ def test_each_has_its_state_and_nobody_waits_for_a_process_that_starts(workers: 
     assert workers["starting"].asked == workers["dead"].asked == 0
 
 
-def test_only_who_can_answer_is_asked_and_only_who_answers_counts(workers: dict[str, Worker]):
+def test_only_who_can_answer_is_asked_and_only_who_answers_counts(
+    workers: dict[str, Worker], caplog: pytest.LogCaptureFixture
+):
+    """Of each other that was asked there is a line in the log."""
+    workers["broken"] = Worker("broken", ValueError("the meter is broken"))
     reports = WorkerReports({"dead": "it hung"})
 
     async def ask() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -74,6 +78,11 @@ def test_only_who_can_answer_is_asked_and_only_who_answers_counts(workers: dict[
     during, after = asyncio.run(ask())
     assert set(during) == {"up", "loading"} and set(after) == {"starting"}
     assert workers["starting"].asked == 1 and workers["dead"].asked == 0
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "hangs does not say its meter: TimeoutError"),
+        ("WARNING", "gone does not say its meter: it was killed"),
+        ("WARNING", "broken does not say its meter: the meter is broken"),
+    ]
 
 
 def test_one_whose_start_fails_is_not_starting_for_ever():

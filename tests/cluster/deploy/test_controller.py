@@ -1,0 +1,74 @@
+"""The controller's own decisions, over a store that only takes; tests/e2e has it with workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from isotherm.cluster.control import startup
+from isotherm.cluster.deploy import controller as controller_module
+from isotherm.cluster.deploy.controller import Controller, Owner
+from isotherm.cluster.manifest import parse_manifest
+from isotherm.cluster.model.path import bundled_model
+
+
+class Store:
+    """Of a cluster that no controller has had before."""
+
+    def __init__(self, cluster_id: str) -> None:
+        self.generation = -1
+
+    def claim(self) -> int:
+        self.generation = 0
+        return 0
+
+    def read(self) -> None:
+        return None
+
+    def check(self) -> None:
+        pass
+
+
+async def made(owner: Owner | None) -> Controller:
+    """As Ray makes it."""
+    controller = Controller.__new__(Controller)
+    await controller.__init__("c", parse_manifest({}), str(bundled_model()), None, owner, None)  # type: ignore[misc]
+    return controller
+
+
+@pytest.mark.parametrize(
+    ("owner", "attempts"), [(None, 3), (Owner("here", 1), 1)], ids=["a RayService's", "isotherm serve's"]
+)
+def test_a_start_that_fails_is_tried_again_where_nobody_waits_for_it(
+    owner: Owner | None, attempts: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """`isotherm serve` says what went wrong, and ends; whoever started it decides. Of a RayService nobody waits."""
+    monkeypatch.setattr(controller_module, "StateStore", Store)
+    monkeypatch.setattr(controller_module, "set_up_logs", lambda *_: None)
+    monkeypatch.setattr(startup, "PAUSE", 0.001)
+    phases: list[str] = []
+
+    async def act() -> None:
+        controller = await made(owner)
+
+        async def start_fleet() -> None:
+            phases.append(controller._phase)
+            if len(phases) < 3:
+                raise RuntimeError("no room")
+
+        monkeypatch.setattr(controller, "_start_fleet", start_fleet)
+        try:
+            if owner is None:
+                await controller.start()
+            else:
+                with pytest.raises(RuntimeError, match="no room"):
+                    await controller.start()
+                assert controller.not_ready() == "start failed: RuntimeError: no room"
+        finally:
+            await controller._background.close()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(act())
+    assert phases == ["starting workers"] * attempts
