@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -179,17 +180,25 @@ class GrammarVocabulary:
 
 def _with_deep_stack(work: Callable[[], _V]) -> _V:
     """Run the compiler in a thread of its own: it calls itself for each rule and schema within another, and some
-    thousands of them would end the process on a thread's usual stack (seen in llguidance 1.9.1)."""
-    done: list[_V] = []
+    thousands of them would end the process on a thread's usual stack (seen in llguidance 1.9.1). What it raises is
+    raised here."""
+    done: Future[_V] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
     with _STACK_SIZE:
         usual = threading.stack_size(STACK_BYTES)
         try:
-            thread = threading.Thread(target=lambda: done.append(work()), name="grammar compiler", daemon=True)
+            thread = threading.Thread(target=run, name="grammar compiler", daemon=True)
             thread.start()
         finally:
             threading.stack_size(usual)
     thread.join()
-    return done[0]
+    return done.result()
 
 
 def _first(mask: bytes, eos: int) -> int | None:

@@ -4,6 +4,8 @@ fails or a thread hangs."""
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +19,7 @@ from isotherm.actors.attention.delivery import UnknownConnectionError
 from isotherm.actors.attention.shard import AttentionShard
 from isotherm.actors.links.protocol import LinkError, NativeLink
 from isotherm.cluster.messages.membership import SupersededError
-from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
+from isotherm.cluster.messages.requests import Delta, GenerationRequest, SamplingParams
 from isotherm.kernels.native import ring
 
 pytestmark = pytest.mark.slow
@@ -135,3 +137,49 @@ def test_a_shard_that_is_drained_gives_back_what_is_left():
         assert workers.got[-1].finish_reason is not None and workers.got[-1].finish_reason.value == "moved"
 
     play("shared-memory", act)
+
+
+# --- its threads ----------------------------------------------------------------------------------
+
+
+def fail_in_a_step(workers: Workers) -> None:
+    def full(deltas: list[Delta]) -> None:
+        raise MemoryError("no room for deltas")
+
+    assert workers.shard._steps is not None
+    workers.shard._steps._publish = full
+    workers.shard._steps.submit(REQUEST)
+
+
+def fail_in_the_group(workers: Workers) -> None:
+    workers.group.server._inbox.put(("no message",))  # type: ignore[arg-type]
+
+
+def fail_at_an_event(workers: Workers) -> None:
+    assert workers.group.loop is not None
+    workers.group.loop._shards = None  # type: ignore[assignment]
+    workers.shard._links["expert-0"].close()
+
+
+@pytest.mark.parametrize(
+    ("fail", "thread"),
+    [(fail_in_a_step, "step loop"), (fail_in_the_group, "experts"), (fail_at_an_event, "expert loop events")],
+)
+def test_a_worker_ends_with_the_thread_that_it_is_there_for(
+    fail: Callable[[Workers], None], thread: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """It is replaced then, and its requests go on elsewhere; with a thread less it would answer, and do nothing."""
+    ended: list[tuple[str, int]] = []
+    monkeypatch.setattr("os._exit", lambda status: ended.append((threading.current_thread().name, status)))
+    monkeypatch.setattr("logging.shutdown", lambda: None)
+
+    async def act(workers: Workers) -> None:
+        fail(workers)
+        for _ in range(1000):
+            await asyncio.sleep(0.01)
+            if ended:
+                return
+
+    play("shared-memory", act)
+    assert ended == [(thread, 1)]
+    assert f"thread {thread} failed; this process ends" in caplog.text

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from isotherm.cluster import background
 from isotherm.cluster.background import Background, spawn_thread
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_failure_is_logged_and_told(caplog):
@@ -91,3 +95,57 @@ def test_the_system_knows_a_thread_by_its_name():
     thread = spawn_thread("a name of more than fifteen bytes", look)
     thread.join()
     assert names == ["a name of more \n"]
+
+
+# --- in the code ----------------------------------------------------------------------------------
+
+BEGIN = {
+    "Thread",
+    "Timer",
+    "create_task",
+    "ensure_future",
+    "run_coroutine_threadsafe",
+    "run_in_executor",
+    "start_new_thread",
+}
+# Who begins something and waits for its end itself, where its error then is raised.
+WAIT_FOR_IT = {
+    "Thread": {"cluster/text/grammar_vocabulary.py"},  # which needs a thread with another stack
+    "ensure_future": {
+        "cluster/api/batches/runner.py", "cluster/api/delta_streams.py", "cluster/api/events.py",
+        "cluster/api/stream.py", "cluster/cli/bench_load.py", "cluster/client/batch.py", "cluster/control/liveness.py",
+        "cluster/control/startup.py", "cluster/control/transactions.py", "cluster/control/worker_watch.py",
+        "cluster/deploy/places.py", "cluster/local/server.py", "cluster/routing/shard_client.py",
+    },
+}  # fmt: skip
+
+
+def begun(source: str) -> Iterator[tuple[str, bool]]:
+    """What begins something beside the code that calls it, by the last part of its name; and whether nobody keeps what
+    it gives, so that nobody can wait for it."""
+    tree = ast.parse(source)
+    dropped = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (name := ast.unparse(node.func).rpartition(".")[2]) in BEGIN:
+            yield name, node in dropped
+
+
+def test_nothing_else_runs_in_the_background():
+    found: dict[str, set[str]] = {}
+    for package in ("actors", "cluster", "kernels", "manifests"):
+        for path in (ROOT / package).rglob("*.py"):
+            label = str(path.relative_to(ROOT))
+            for name, dropped in begun(path.read_text()) if label != "cluster/background.py" else ():
+                assert not dropped, f"{label}: nobody waits for this {name}; spawn it"
+                found.setdefault(name, set()).add(label)
+    assert found == WAIT_FOR_IT
+
+
+def test_what_would_run_in_the_background_is_seen():
+    assert list(begun("asyncio.ensure_future(work())\ntask = loop.create_task(work())\nThread(target=f).start()")) == [
+        ("ensure_future", True),
+        ("create_task", False),
+        ("Thread", False),
+    ]
+    (own,) = {name for name, _ in begun((ROOT / "cluster/background.py").read_text())} - {"Thread"}
+    assert own == "create_task"

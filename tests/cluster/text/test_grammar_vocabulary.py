@@ -210,3 +210,16 @@ def test_the_largest_are_taken_or_refused_in_bounded_time(name):
 def test_a_tokenizer_that_names_no_end_has_no_grammars(backend):
     with pytest.raises(TokenizerError, match="eos_token"):
         Tokenizer(backend, special_tokens={}).grammar_vocabulary(300)
+
+
+def test_an_error_of_the_compiler_itself_is_told_to_who_asked(
+    vocabulary: GrammarVocabulary, monkeypatch: pytest.MonkeyPatch
+):
+    """It runs in a thread of its own, which would end with a word of Python's alone."""
+
+    def broken(*_: Any, **options: Any) -> Any:
+        raise MemoryError("no room for a stack")
+
+    monkeypatch.setattr(grammar_vocabulary, "LLMatcher", broken)
+    with pytest.raises(MemoryError, match="no room for a stack"):
+        vocabulary.fresh_matcher('start: "a"')
