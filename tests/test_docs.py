@@ -11,6 +11,7 @@ from code_tree import PAGE, tree
 
 from isotherm.cluster.cli.main import app
 from isotherm.cluster.manifest import parse_manifest
+from isotherm.cluster.model.registry import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,3 +69,39 @@ def test_manifests_of_the_docs_can_be_used():
 
 def test_the_tree_is_that_of_the_code():
     assert PAGE.read_text() == tree(), "python tests/helpers/code_tree.py writes it"
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def rows(page: str, head: str) -> list[list[str]]:
+    """The cells of the one table of a page whose head begins so."""
+    (table,) = re.findall(rf"^\| {re.escape(head)} .*\n\|[-|]+\|\n((?:\|.*\n)+)", page, re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+
+
+def full_names(cell: str) -> set[str]:
+    """ "Kimi K2 and K2.5 (text), Moonlight" → {"Kimi K2", "Kimi K2.5", "Moonlight"}."""
+    names, maker = set(), ""
+    for name in re.split(r", | and ", re.sub(r" \(text\)| and later", "", cell)):
+        if found := re.match(r"(.*[ -])?[A-Z]\d", name):  # a version, with its maker or of the one before
+            maker = found[1] or maker
+            name = maker + name.removeprefix(maker)
+        names.add(name)
+    return names
+
+
+def test_the_families_that_are_told_of_are_those_that_are_read():
+    page = (ROOT / "docs/models.md").read_text()
+    told = [row[1].strip("`") for row in rows(page, "Models")]
+    assert set(told) == set(FAMILIES)
+    refused = {name for row in rows(page, "Refused") for name in re.findall(r"`(\w+)`", row[0])}
+    assert refused and not refused & set(FAMILIES)
+
+
+def test_the_readme_names_the_models_of_every_family_and_no_others():
+    by_row = [full_names(row[0]) for row in rows((ROOT / "docs/models.md").read_text(), "Models")]
+    (cell,) = re.findall(r"^\| Models \| ([^;]+);", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = full_names(cell)
+    assert {"DeepSeek-V3", "DeepSeek-R1", "Kimi K2.5"} <= named <= set().union(*by_row)
+    assert [sorted(names) for names in by_row if not names & named] == []

@@ -1,4 +1,5 @@
-"""What helpers of the other tests leave behind: nothing that is open, also where something fails."""
+"""What helpers of the other tests leave behind: nothing that is open, also where something fails. And whether those
+that decide what is tested do so."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes.util import find_library
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
@@ -18,8 +21,12 @@ import ray_nodes
 import uvloop
 from burst import Burst, Report, run_clients
 from fake_engine import http_server
+from native_there import require_native
 from programs import last_words, running
 from ray_nodes import RayNodes
+
+from isotherm.kernels.native import library as native_library
+from isotherm.kernels.native import ring as native_ring
 
 pytestmark = pytest.mark.slow
 
@@ -92,3 +99,41 @@ def test_a_program_that_is_read_ends_with_its_block():
         with running(command, os.environ) as process:
             time.sleep(0.5)
             assert last_words(process) == "here\n"
+
+
+# --- the native library ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loads_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one test: what this process has loaded stays with the others."""
+    for module in (native_library, native_ring):
+        monkeypatch.setattr(module, "load", module.load.__wrapped__)
+
+
+def outcome(ring: bool) -> str:
+    """Of asking for the native library; a skip in a test would be one of the test itself."""
+    try:
+        require_native(ring)
+    except (native_library.NativeKernelsUnavailable, pytest.skip.Exception) as error:
+        return f"{type(error).__name__}: {error}"
+    return "there"
+
+
+@pytest.mark.parametrize("ring", [False, True], ids=["kernels", "links"])
+def test_only_a_library_that_was_not_built_is_skipped(loads_anew: None, ring: bool, monkeypatch: pytest.MonkeyPatch):
+    """A build that has gone wrong would else look as one that nobody has asked for."""
+    monkeypatch.setattr(native_library, "built_library", lambda: None)
+    assert outcome(ring).startswith("Skipped: the native library was not built")
+    mathematics = Path(cast(str, find_library("m")))  # it can be opened, and has none of the functions
+    monkeypatch.setattr(native_library, "built_library", lambda: mathematics)
+    assert outcome(ring).startswith(f"NativeKernelsUnavailable: the native CPU kernels at {mathematics} don't load")
+
+
+@pytest.mark.skipif(native_library.built_library() is None, reason="the native library was not built")
+@pytest.mark.skipif(sys.platform != "linux", reason="links in shared memory need Linux")
+def test_a_library_that_lacks_a_function_of_links_is_an_error(loads_anew: None, monkeypatch: pytest.MonkeyPatch):
+    assert (outcome(ring=False), outcome(ring=True)) == ("there", "there")
+    monkeypatch.setattr(native_ring, "_SIGNATURES", native_ring._SIGNATURES | {"not_there": (None, [])})
+    assert outcome(ring=False) == "there"
+    assert outcome(ring=True).startswith("NativeKernelsUnavailable: this build has no shared-memory links")

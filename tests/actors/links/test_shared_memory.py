@@ -6,19 +6,23 @@ from __future__ import annotations
 import gc
 import os
 import random
+import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
 from exchange_parts import dispatch
 from link_peers import Group, ask, connect, make_worker, random_message, until
 from native_there import require_native
-from shared_memory import segments
+from programs import running
+from shared_memory import files, segments, still_there
 from torch import Tensor
 
 from isotherm.actors.attention.exchange import ExpertExchange
@@ -63,6 +67,33 @@ def no_segment_is_left(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         record.exc_info = record.args = None  # the frames of an error's traceback keep their links
     gc.collect()
     until(lambda: len(segments()) <= len(before), 30.0)
+
+
+STRANGER = """
+import os, sys, time
+anonymous, named = os.memfd_create("isotherm link"), open(sys.argv[1], "w")
+print("here", flush=True)
+time.sleep(60)
+"""
+
+
+def test_segments_and_files_are_those_of_the_process_that_is_looked_at(group: Group, tmp_path: Path):
+    """Otherwise the check above would see nothing, or what others do meanwhile."""
+    before, me = segments(), psutil.Process()
+    link = connect(group)
+    during = segments()
+    assert len(during) > len(before) and {Path(name).name.split()[0] for name in during} == {"memfd:isotherm"}
+    named = f"/dev/shm/isotherm-{uuid.uuid4().hex}"
+    with running([sys.executable, "-c", STRANGER, named], os.environ) as stranger:
+        try:
+            assert stranger.stdout is not None and stranger.stdout.readline() == "here\n"
+            assert segments() == during and segments(stranger.pid) == ["/memfd:isotherm link"]
+            assert named not in files([me]) and files([psutil.Process(stranger.pid)]) == {named}
+            assert still_there([named]) == [named]
+        finally:
+            Path(named).unlink(missing_ok=True)
+    assert still_there([named]) == []
+    link.close()
 
 
 # --- what goes through ----------------------------------------------------------------------------

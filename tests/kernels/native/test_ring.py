@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import threading
 import time
+from ctypes.util import find_library
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from native_there import require_native
 
+from isotherm.kernels.native import ring
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.native.library import NativeKernelsUnavailable
 from isotherm.kernels.native.ring import NativeExpertLoop, NativeGate, ServedExperts, gather_choose, load
@@ -140,3 +144,13 @@ def test_the_loop_checks_its_arrays_and_ends():
 def test_a_library_without_links_is_named(tmp_path):
     with pytest.raises(NativeKernelsUnavailable, match=r"gone\.so"):
         load(tmp_path / "gone.so")
+
+
+def test_a_library_that_can_be_opened_and_lacks_the_functions_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """It is an error that says so, not one of the first call."""
+    with pytest.raises(NativeKernelsUnavailable, match=r"libm.*don't load.*iso_.*reinstall isotherm"):
+        load(Path(cast(str, find_library("m"))))
+    more = ring._SIGNATURES | {"not_there": (None, [])}
+    monkeypatch.setattr(ring, "_SIGNATURES", more)
+    with pytest.raises(NativeKernelsUnavailable, match=r"no shared-memory links \(.*iso_not_there\).*reinstalled"):
+        load.__wrapped__()
