@@ -32,8 +32,8 @@ ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t word
 static void fp8_group(const uint8_t* codes, const float* scales, int64_t words, const Group& g, float* sums,
                       const uint8_t* next) {
   switch (g.rows) {
-#define ISO_CASE(R)                                                   \
-  case R:                                                             \
+#define ISO_CASE(R)                                                         \
+  case R:                                                                   \
     fp8_tile<R>(codes, scales, words, g.words, word_stride(g), sums, next); \
     break;
     ISO_DIRECT_ROWS(ISO_CASE)

@@ -54,8 +54,8 @@ ISO_INLINE void grouped_tile(const Linear& weight, const uint8_t* block, const u
 template <class D>
 static void grouped_group(const Linear& weight, const uint8_t* tile, const Group& g, float* sums, const uint8_t* next) {
   switch (g.rows) {
-#define ISO_CASE(R)                                                  \
-  case R:                                                            \
+#define ISO_CASE(R)                                                        \
+  case R:                                                                  \
     grouped_tile<D, R>(weight, tile, g.words, word_stride(g), sums, next); \
     break;
     ISO_DIRECT_ROWS(ISO_CASE)
