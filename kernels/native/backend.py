@@ -1,5 +1,5 @@
-"""The operations on a CPU in C++ (`kernels/native/`), reached through ctypes: AVX512-BF16, AVX2 or plain C++, chosen at
-run time.
+"""The operations on a CPU in C++ (`kernels/native/`), reached through ctypes: AMX, AVX512-BF16, AVX2 or plain C++,
+chosen at run time.
 
 A row's result is the same bits in any batch, with any number of threads and any chunking; between instruction sets it
 may differ in the last place. Knows nothing about models, requests or links.
