@@ -5,8 +5,6 @@
 // (TDPBF16PS in Intel's manual): another order than AVX512-BF16's, and so an instruction set of its own. What stands in
 // another row changes nothing.
 
-constexpr int kStepWords = 16;
-
 // The tile registers of the calling thread while it lives: 0 to 3 for sums of 16 outputs each, 4 and 5 for rows, 6 and
 // 7 for weights. Nothing in between may configure them otherwise. Their products take numbers that are not normal for
 // 0, so all other arithmetic does too meanwhile: one row goes without them (RowSums), to the same bits.
@@ -53,19 +51,17 @@ struct TileRows {
 
 // The words `taken` and on, after the last whole step, in the order of one; `w` is where they begin.
 ISO_INLINE void add_rest(const uint32_t* w, const TileRows& group, int64_t taken, int64_t words) {
-  const vi high = set_word(0xffff0000u);
   for (int r = 0; r < group.rows; ++r) {
-    const uint32_t* a = group.words + r * group.stride;
-    for (int o = 0; o < kTile; o += W) {
-      vf even = set(0.0f), odd = set(0.0f);
-      for (int64_t u = taken; u < words; ++u) {
-        const vi weight = load_words(w + (u - taken) * kTile + o), x = set_word(load_word(a + u));
-        even = fma((vf)(weight << 16), (vf)(x << 16), even);
-        odd = fma((vf)(weight & high), (vf)(x & high), odd);
-      }
-      float* sum = group.sums + r * group.sum_stride + o;
-      store(sum, load(sum) + (even + odd));
+    float* to = group.sums + r * group.sum_stride;
+    RowSums<1> own;
+    own.sums[0][0] = load(to), own.sums[0][1] = load(to + W);
+    for (int64_t u = taken; u < words; ++u) {
+      const uint32_t* word = w + (u - taken) * kTile;
+      const vi weight[kTileVectors] = {load_words(word), load_words(word + W)};
+      own.add(weight, group.words + r * group.stride + u);
     }
+    own.finish();
+    store(to, own.sums[0][0]), store(to + W, own.sums[0][1]);
   }
 }
 

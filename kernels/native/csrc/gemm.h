@@ -97,6 +97,69 @@ static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int
   }
 }
 
+constexpr int kTileVectors = kTile / W;
+
+// Sums of R rows against weights that are decoded in registers, a word at a time.
+template <int R>
+struct RowSums {
+  vf sums[R][kTileVectors] = {};
+#if ISO_AMX
+  vf even[R][kTileVectors] = {}, odd[R][kTileVectors] = {};
+  int taken = 0;  // words of the step
+#endif
+
+  ISO_INLINE_MEMBER void add(const vi* weight, const uint32_t* a) {
+#if ISO_AMX
+    const vi high = set_word(0xffff0000u);
+#endif
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const vi x = set_word(load_word(a + r));
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) {
+#if ISO_AMX
+        even[r][v] = fma((vf)(weight[v] << 16), (vf)(x << 16), even[r][v]);
+        odd[r][v] = fma((vf)(weight[v] & high), (vf)(x & high), odd[r][v]);
+#else
+        sums[r][v] = dot_bf16(sums[r][v], weight[v], x);
+#endif
+      }
+    }
+#if ISO_AMX
+    if (++taken == kStepWords) finish();
+#endif
+  }
+
+  // After the last word.
+  ISO_INLINE_MEMBER void finish() {
+#if ISO_AMX
+    if (taken == 0) return;
+    taken = 0;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) {
+        sums[r][v] = sums[r][v] + (even[r][v] + odd[r][v]);
+        even[r][v] = odd[r][v] = set(0.0f);
+      }
+    }
+#endif
+  }
+
+  // Adds them to `to`, [row][32], each × the scale of its output.
+  ISO_INLINE_MEMBER void add_scaled(float* to, const vf* scale) {
+    finish();
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) {
+        float* sum = to + r * kTile + v * W;
+        store(sum, fma(sums[r][v], scale[v], load(sum)));
+      }
+    }
+  }
+};
+
 #if ISO_AMX
 #include "amx.h"
 
@@ -177,69 +240,6 @@ ISO_INLINE void multiply_group(const uint32_t* w, const Group& group, int64_t n,
 #endif
   multiply<M, Fetch::none>(w, kTile, group.words, group.stride, group.rows, n, kTile, sums, sum_stride, Into::zero);
 }
-
-constexpr int kTileVectors = kTile / W;
-
-// Sums of R rows against weights that are decoded in registers, a word at a time.
-template <int R>
-struct RowSums {
-  vf sums[R][kTileVectors] = {};
-#if ISO_AMX
-  vf even[R][kTileVectors] = {}, odd[R][kTileVectors] = {};
-  int taken = 0;  // words of the step
-#endif
-
-  ISO_INLINE_MEMBER void add(const vi* weight, const uint32_t* a) {
-#if ISO_AMX
-    const vi high = set_word(0xffff0000u);
-#endif
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const vi x = set_word(load_word(a + r));
-#pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) {
-#if ISO_AMX
-        even[r][v] = fma((vf)(weight[v] << 16), (vf)(x << 16), even[r][v]);
-        odd[r][v] = fma((vf)(weight[v] & high), (vf)(x & high), odd[r][v]);
-#else
-        sums[r][v] = dot_bf16(sums[r][v], weight[v], x);
-#endif
-      }
-    }
-#if ISO_AMX
-    if (++taken == kStepWords) finish();
-#endif
-  }
-
-  // After the last word.
-  ISO_INLINE_MEMBER void finish() {
-#if ISO_AMX
-    if (taken == 0) return;
-    taken = 0;
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) {
-        sums[r][v] = sums[r][v] + (even[r][v] + odd[r][v]);
-        even[r][v] = odd[r][v] = set(0.0f);
-      }
-    }
-#endif
-  }
-
-  // Adds them to `to`, [row][32], each × the scale of its output.
-  ISO_INLINE_MEMBER void add_scaled(float* to, const vf* scale) {
-    finish();
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) {
-        float* sum = to + r * kTile + v * W;
-        store(sum, fma(sums[r][v], scale[v], load(sum)));
-      }
-    }
-  }
-};
 
 ISO_INLINE void keep_word(uint32_t* to, const vi* weight) {
 #pragma GCC unroll 8

@@ -1,6 +1,7 @@
 // Rows as the products with weights take them.
 
 constexpr int kGroup = ISO_AMX ? 16 : 12;  // rows that share one pass over a tile
+constexpr int kStepWords = 16;             // AMX: words that tile registers take at once
 
 // Whether the rows of a group lie one after the other, as tile registers take them, and not word by word.
 template <class M>

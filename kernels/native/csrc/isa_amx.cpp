@@ -6,29 +6,13 @@
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define ISO_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,bmi2"
-#define ISO_ATTR __attribute__((target(ISO_TARGET)))
 #define ISO_NAME amx
 #define ISO_LABEL "amx_bf16"
-#define ISO_W 16
 #define ISO_AMX 1
-#define ISO_SIMD "simd_avx512.h"
-#if defined(__clang__)
-#pragma clang attribute push(                                                                          \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,bmi2"))), \
-    apply_to = function)
-#include "kernels.inc"
-#pragma clang attribute pop
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,bmi2,prefer-vector-width=512")
-#include "kernels.inc"
-#pragma GCC pop_options
-#endif
+#include "kernels_avx512.inc"
 
 namespace iso {
 namespace {

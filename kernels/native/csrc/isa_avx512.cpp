@@ -4,26 +4,10 @@
 #include "integer_table.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
 
-#define ISO_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,bmi2"
-#define ISO_ATTR __attribute__((target(ISO_TARGET)))
 #define ISO_NAME avx512
 #define ISO_LABEL "avx512_bf16"
-#define ISO_W 16
-#define ISO_SIMD "simd_avx512.h"
-#if defined(__clang__)
-#pragma clang attribute push(                                                                          \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,bmi2"))), \
-    apply_to = function)
-#include "kernels.inc"
-#pragma clang attribute pop
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512bf16,avx2,fma,bmi2,prefer-vector-width=512")
-#include "kernels.inc"
-#pragma GCC pop_options
-#endif
+#include "kernels_avx512.inc"
 
 namespace iso {
 const Ops* avx512_ops() {

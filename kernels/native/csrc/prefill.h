@@ -99,7 +99,7 @@ struct Prefill {
         const int rows = queries[g].rows;
         const int64_t seen = least(kSplit, position + rows - begin);  // by the group's last row
         if (seen <= 0) continue;
-        // Where kByRow, whole steps: the sums of what is left of one may treat numbers near 0 in another way.
+        // Where kByRow, whole steps, which take less time than the words that are left of one.
         const int64_t words = ceil_div(kByRow<M> ? ceil_div(seen, kTile) * kTile : seen, M::pack);
         for (int64_t p = 0; p < seen; p += kTile)
           multiply_group<M>(keys + (begin + p) * key_words, queries[g], key_words, scores + p, kSplit);

@@ -21,6 +21,7 @@ from isotherm.cluster.text.tool_formats.registry import TOOL_FORMATS
 pytestmark = pytest.mark.slow
 
 CASES = 50
+LEAST = {"deepseek_v3.2": 20}  # 22 end on each instruction set; of GLM's form 30 to 32, of the others 45 to 49
 LENGTH = 2048
 
 
@@ -69,10 +70,7 @@ def test_the_bundled_model_calls_what_it_is_offered():
 
 @pytest.mark.parametrize("form", sorted(TOOL_FORMATS))
 def test_every_finished_call_fits(form):
-    """The model was trained on the form of V3.1 alone, and is held to the others all the same.
-
-    How many end within 300 tokens depends on what it was trained on, and on an instruction set's bits.
-    """
+    """The model was trained on the form of V3.1 alone, and is held to the others all the same."""
     engine, served = tiny_engine(LENGTH), served_as(form)
     r = random.Random(f"calls {form}")
     prepared = []
@@ -96,4 +94,4 @@ def test_every_finished_call_fits(form):
         for call in fields.tool_calls:
             jsonschema.validate(json.loads(call.arguments), schemas[call.name])
             assert choice == "required" or call.name == tools[0].name
-    assert finished >= (CASES // 2 if form == "deepseek_v3.1" else CASES // 5), f"{finished} of {CASES}"
+    assert finished >= LEAST.get(form, CASES // 2), f"{finished} of {CASES}"
