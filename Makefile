@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 COMPILE := $(BIN)/python -m compileall -q cluster actors kernels
 
 .PHONY: serve test test-fast test-page test-metrics clients fuzz exactness chaos chaos-short bench bench-elastic
-.PHONY: bench-mtp bench-overload families check clean help
+.PHONY: bench-mtp bench-overload families test-gpu check clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
@@ -20,6 +20,7 @@ help:
 	@echo "make fuzz                 10,000 mutated bodies, and schemathesis on /openapi.json"
 	@echo "make clients              software of others against the server, in an environment of its own"
 	@echo "make test-metrics         dashboards and alerts with a real Prometheus, which must be on the PATH"
+	@echo "make test-gpu             the Triton kernels and the engine on this machine's GPU"
 	@echo "make exactness            10,000 random cases of the exactness test"
 	@echo "make families             12 random configs of each family beside transformers, 10 MB of text beside tiktoken"
 	@echo "make chaos                scale, roll, kill, pause and part under load, 5 to 20 times"
@@ -88,6 +89,10 @@ clients: $(VENV)/.installed-dev $(CLIENTS)/.installed
 families: $(VENV)/.installed-dev
 	ISOTHERM_FAMILY_CONFIGS=12 ISOTHERM_TIKTOKEN_MB=10 $(BIN)/pytest --timeout 3600 \
 	  tests/actors/models/test_family_parity.py tests/cluster/text/test_tiktoken_vocabulary.py
+
+test-gpu: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --timeout 600 tests/gpu/gpu_*.py tests/kernels/triton/triton_*.py \
+	  tests/actors/attention/triton_engine.py
 
 exactness: $(VENV)/.installed-dev
 	ISOTHERM_EXACTNESS_CASES=10000 $(BIN)/pytest -s --timeout 3600 tests/exactness

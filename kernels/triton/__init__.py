@@ -13,11 +13,11 @@
     weights.py       packing, and the expert bank; integer_weights.py: of integers
     interpreter.py   corrections to Triton's CPU interpreter, for machines without a GPU
 
-What has been checked, and what has not. On a machine without a GPU every operation was compared with
-kernels/reference.py through Triton's CPU interpreter on small shapes, and every kernel was compiled for sm_90 at
+What has been checked is in docs/exactness.md: by `make test-gpu` on a GPU; without one every operation is compared with
+kernels/reference.py through Triton's CPU interpreter on small shapes, and every kernel is compiled for sm_90 at
 DeepSeek-V3's real shapes, within its shared memory and without spills (tests/kernels/triton/test_triton.py and
-test_triton_aot.py). **Nothing here has run on a GPU yet**: neither speed nor bits have been seen there. The interpreter
-runs one program after another in numpy, so it cannot show a race, a misaligned access, or how a tensor core rounds.
+test_triton_aot.py). The interpreter runs one program after another in numpy, so it cannot show a race, a misaligned
+access, or how a tensor core rounds.
 
 Why a row's bits don't depend on its company, and what that relies on:
 

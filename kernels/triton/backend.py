@@ -1,7 +1,7 @@
 """The operations on an NVIDIA GPU in Triton (`kernels/triton/`): shapes are checked, outputs allocated and tiles chosen
 here.
 
-The package's docstring says what has been checked, what has never run, and why a row's bits don't depend on its
+The package's docstring says what has been checked, and why a row's bits don't depend on its
 company. Nothing here reads a tensor's values on a GPU, so no call waits for the device, but for `sample`, which asks
 once which rows have top-k or top-p.
 """
@@ -184,6 +184,27 @@ class TritonKernels(TritonAttention):
             BLOCK_G=power_of_two(router.n_group), BLOCK_S=power_of_two(group),
         )  # fmt: skip
         return ids, weights
+
+    def moe(
+        self,
+        x_TD: Tensor,
+        router: Router,
+        bank: ExpertBank,
+        slot_of_E: Tensor,
+        gate_up: LinearWeight | None,
+        down: LinearWeight | None,
+        residual_TD: Tensor,
+    ) -> Tensor:
+        """Every expert is given its rows, be they none, so that nobody need wait to learn which have any."""
+        ids_Tk, weights_Tk = self.route(x_TD, router)
+        chosen_P, order_P = ids_Tk.flatten().sort(stable=True)
+        bounds = torch.arange(len(slot_of_E) + 1, dtype=torch.int32, device=self.device)
+        offsets = torch.searchsorted(chosen_P, bounds, out_int32=True)
+        y_PD = self.experts(x_TD, bank, order_P // ids_Tk.shape[1], slot_of_E, offsets)
+        index_P = torch.empty_like(order_P)
+        index_P[order_P] = torch.arange(len(order_P), device=self.device)
+        own_TD = None if gate_up is None or down is None else self.mlp(x_TD, gate_up, down)
+        return self.combine(y_PD, index_P.view(ids_Tk.shape), weights_Tk, own_TD, residual_TD)
 
     def experts(self, x_TD: Tensor, bank: ExpertBank, rows_P: Tensor, slots_A: Tensor, offsets_A1: Tensor) -> Tensor:
         """On a GPU an empty slot's pairs come out as NaN, since asking would mean waiting; slots on the CPU are

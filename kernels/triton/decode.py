@@ -72,7 +72,8 @@ def mla_decode_kernel(
                 block = tl.reshape(tl.broadcast_to(block[:, None], [BLOCK_L // BLOCK_SIZE, BLOCK_SIZE]), [BLOCK_L])
             else:
                 block = tl.load(table + position // BLOCK_SIZE, mask=seen, other=0)
-            entry = (block * BLOCK_SIZE + position % BLOCK_SIZE) * (C + R)
+            # Not their sum times C + R: Triton 3.6 takes that for aligned as a block's first row is, on all its rows
+            entry = block * (BLOCK_SIZE * (C + R)) + position % BLOCK_SIZE * (C + R)
             place = position % BLOCK_SIZE
         # What no row has written may be NaN: it is never read.
         latent_mask = seen[:, None]

@@ -1,18 +1,26 @@
-"""Weights, experts and caches for the tests of the Triton kernels in the interpreter. Import only with
-TRITON_INTERPRET=1."""
+"""Kernels, weights, experts and caches for the tests of the Triton kernels: in Triton's CPU interpreter where
+TRITON_INTERPRET=1 is set, else on this machine's GPU."""
 
 from __future__ import annotations
 
 import torch
 import triton
+from from_host import FromHost
 from weight_cases import BF16, F32, randn, stored
 
 from isotherm.kernels.ops import ExpertBank, Kernels
 from isotherm.kernels.triton.backend import TritonKernels
 
-assert triton.knobs.runtime.interpret, "run tests/kernels/triton/test_triton.py, which sets TRITON_INTERPRET=1"
+DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 
-KERNELS = {dtype: TritonKernels(dtype, "cpu") for dtype in (BF16, F32)}
+
+def triton_kernels(dtype: torch.dtype) -> TritonKernels:
+    """Given and giving tensors on the CPU, wherever they compute."""
+    kernels = TritonKernels(dtype, DEVICE)
+    return kernels if DEVICE == "cpu" else FromHost(kernels)  # type: ignore[return-value]
+
+
+KERNELS = {dtype: triton_kernels(dtype) for dtype in (BF16, F32)}
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, steps: float = 2.0) -> None:

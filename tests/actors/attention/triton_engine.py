@@ -1,7 +1,8 @@
-"""The engine on Triton kernels, interpreted: run by test_triton_engine.py in a process with TRITON_INTERPRET=1.
+"""The engine on Triton kernels: interpreted, run by test_triton_engine.py in a process with TRITON_INTERPRET=1, or on a
+GPU, run by `make test-gpu`.
 
-Everything is as between two GPUs, but that tensors are on the CPU: the shard's and the group's kernels, weights, caches
-and batches, and a link whose rows go over a process group of their own.
+Interpreted, everything is as between two GPUs, but that tensors are on the CPU: the shard's and the group's kernels,
+weights, caches and batches, and a link whose rows go over a process group of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
+from triton_cases import DEVICE
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
@@ -85,9 +87,11 @@ def linked_engine(checkpoint: Checkpoint, kernels: Kernels) -> Iterator[Engine]:
     placement = contiguous_placement(config.moe_layers, config.n_routed_experts, ["group"])
 
     def lanes(rank: int):
-        group, rows = (
-            open_process_group(HOST, rendezvous.port, f"{prefix}/{name}", rank, HOST, 20.0) for name in ("host", "rows")
-        )
+        """On one GPU there is no second lane: rows pass through pinned memory."""
+        group = open_process_group(HOST, rendezvous.port, f"{prefix}/host", rank, HOST, 20.0)
+        if kernels.device.type == "cuda":
+            return group, None
+        rows = open_process_group(HOST, rendezvous.port, f"{prefix}/rows", rank, HOST, 20.0)
         lane = DataLane(rows, 1 - rank, CPU, 60.0)
         lane.greet(first=rank == 0)
         return group, lane
@@ -99,22 +103,24 @@ def linked_engine(checkpoint: Checkpoint, kernels: Kernels) -> Iterator[Engine]:
 
     def serve() -> None:
         group, lane = lanes(1)
-        ExpertServer(worker).attach("shard", ProcessGroupServerLink(group, config.hidden_size, lane=lane))
+        ExpertServer(worker).attach(
+            "shard", ProcessGroupServerLink(group, config.hidden_size, device=kernels.device, lane=lane)
+        )
 
     thread = threading.Thread(target=serve)
     thread.start()
     group, lane = lanes(0)
     thread.join()
-    link = ProcessGroupLink(group, 60.0, lane=lane)
+    link = ProcessGroupLink(group, 60.0, device=kernels.device, lane=lane)
     yield Engine(model, ExpertExchange(kernels, placement, {"group": link}, patience=1.0), CONFIG)
     link.close()
 
 
 def test_the_engine_says_what_it_says_on_the_reference(checkpoint: Checkpoint):
-    assert isinstance(select_kernels("triton", torch.float32).kernels, TritonKernels)
+    assert isinstance(select_kernels("triton", torch.float32, device=DEVICE).kernels, TritonKernels)
     expected_tokens, expected = generated(local_engine(checkpoint, ReferenceKernels(torch.float32), CONFIG))
     assert {len(tokens) for tokens in expected_tokens.values()} == {5}
-    with linked_engine(checkpoint, TritonKernels(torch.float32, "cpu", take_turns)) as engine:
+    with linked_engine(checkpoint, TritonKernels(torch.float32, DEVICE, take_turns)) as engine:
         tokens, logprobs = generated(engine)
     assert tokens == expected_tokens
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-4)
@@ -125,7 +131,7 @@ def test_the_manifests_weights_and_kv_cache_dtype_say_what_they_say_on_the_refer
     choice = WeightChoice(experts="int4", dense="int4", head="int8")
     expected, engine = (
         local_engine(checkpoint, kernels, CONFIG, choice=choice, kv_cache_dtype="fp8")
-        for kernels in (ReferenceKernels(torch.float32), TritonKernels(torch.float32, "cpu"))
+        for kernels in (ReferenceKernels(torch.float32), TritonKernels(torch.float32, DEVICE))
     )
     assert isinstance(engine.model, DeepseekV3Model) and isinstance(engine.experts, LocalExperts)
     bank = engine.experts._worker.bank

@@ -1,7 +1,7 @@
-"""KV caches in FP8 in the Triton kernels, in Triton's CPU interpreter: what is written as kernels/cache_rows.py says,
-and every form of attention, to the bit, as over plain rows of the same latents.
+"""KV caches in FP8 in the Triton kernels, in Triton's CPU interpreter or on a GPU: what is written as
+kernels/cache_rows.py says, and every form of attention, to the bit, as over plain rows of the same latents.
 
-Not collected by itself: test_triton.py runs it with TRITON_INTERPRET=1.
+Not collected by itself: test_triton.py runs it with TRITON_INTERPRET=1, `make test-gpu` on a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
-from triton_cases import BF16, F32, KERNELS, randn, stored
+from triton_cases import BF16, F32, KERNELS, randn, stored, triton_kernels
 
 from isotherm.kernels.cache_rows import fp8_row_bytes, fp8_rows, new_layer_cache, quantise, read_rows
 from isotherm.kernels.triton.attention import KV_SPLIT
@@ -127,7 +127,7 @@ def test_prefill_equals_that_over_plain_rows_in_every_cut(
     cache = both(kernels, length, 16, latent, rotary)
     weight = stored(heads * (nope + value), latent, "fp8", 3)
     q = randn(length, heads, nope + rotary, seed=4, dtype=kernels.dtype)
-    segmented = TritonKernels(kernels.dtype, "cpu")
+    segmented = triton_kernels(kernels.dtype)
     segmented.prefill_segment = 64
     whole = kernels.mla_prefill(q, cache.plain, cache.table, 0, kernels.pack_linear([weight]), value, 0.2)
     for k, cuts in ((kernels, [0, length]), (kernels, [0, 1, 70, length]), (segmented, [0, 129, length])):

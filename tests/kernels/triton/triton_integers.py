@@ -1,7 +1,7 @@
-"""Weights of grouped integers in the Triton kernels, in Triton's CPU interpreter: against the numbers that they stand
-for, and a row alone against the same row in company.
+"""Weights of grouped integers in the Triton kernels, in Triton's CPU interpreter or on a GPU: against the numbers that
+they stand for, and a row alone against the same row in company.
 
-Not collected by itself: test_triton.py runs it with TRITON_INTERPRET=1.
+Not collected by itself: test_triton.py runs it with TRITON_INTERPRET=1, `make test-gpu` on a GPU.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The Triton kernels against the reference, in Triton's CPU interpreter.
+"""The Triton kernels against the reference, in Triton's CPU interpreter or on a GPU.
 
-Not collected by itself: test_triton.py runs it with TRITON_INTERPRET=1. Tolerances: bfloat16 keeps 8 significant bits,
-so a rounded result may be off by 2^-8 of its size (sums are added in different orders, then rounded), and products of
-rounded intermediates by a few times that. Float32 results differ by summation order only.
+Not collected by itself: test_triton.py runs it with TRITON_INTERPRET=1, `make test-gpu` on a GPU.
+Tolerances: bfloat16 keeps 8 significant bits, so a rounded result may be off by 2^-8 of its size (sums are added in
+different orders, then rounded), and products of rounded intermediates by a few times that. Float32 results
+differ by summation order only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from triton_cases import KERNELS, Paged, close, filled_banks, pairs_of, randn, stored
+from triton_cases import DEVICE, KERNELS, Paged, close, filled_banks, pairs_of, randn, stored
 
 from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
@@ -62,9 +63,9 @@ def test_interpreted_casts_are_torchs() -> None:
         (torch.cat([special, randn(4000, seed=1)]), BF16),
         (randn(4000, seed=2, dtype=BF16), F32),
     ):
-        out = torch.empty(len(source), dtype=target)
-        cast_kernel[(1,)](source, out, len(source), 4096)
-        assert torch.equal(out.nan_to_num(7.25), source.to(target).nan_to_num(7.25))
+        out = torch.empty(len(source), dtype=target, device=DEVICE)
+        cast_kernel[(1,)](source.to(DEVICE), out, len(source), 4096)
+        assert torch.equal(out.cpu().nan_to_num(7.25), source.to(target).nan_to_num(7.25))
 
 
 # --- against the reference ------------------------------------------------------------------------
@@ -339,9 +340,10 @@ def hash_kernel(seed, index, ids, out, BLOCK: tl.constexpr):
 def test_noise_is_the_references() -> None:
     ids = torch.cat([torch.arange(1000), torch.tensor([129_279, 2**31, 2**40] * 8)])
     for seed, index in ((0, 0), (-1, 5), (2**62, 10**6), (-(2**63), 1), (12345, 2**40)):
-        out = torch.empty(1024, dtype=torch.float64)
-        hash_kernel[(1,)](torch.tensor([seed]), torch.tensor([index]), ids, out, 1024)
-        np.testing.assert_allclose(out.numpy(), gumbel_noise(seed, index, ids).numpy(), rtol=1e-14, atol=0)
+        out = torch.empty(1024, dtype=torch.float64, device=DEVICE)
+        numbers = (t.to(DEVICE) for t in (torch.tensor([seed]), torch.tensor([index]), ids))
+        hash_kernel[(1,)](*numbers, out, 1024)
+        np.testing.assert_allclose(out.cpu().numpy(), gumbel_noise(seed, index, ids).numpy(), rtol=1e-14, atol=0)
 
 
 @SETTINGS

@@ -1,7 +1,9 @@
-"""The promise that a row's bits don't depend on its company, of the Triton kernels in Triton's CPU interpreter.
+"""The promise that a row's bits don't depend on its company, of the Triton kernels in Triton's CPU interpreter
+or on a GPU.
 
-Not collected by itself: test_triton.py runs it with TRITON_INTERPRET=1. What the interpreter cannot show, since it
-computes every tile's product alike, is whether a tensor core does: kernels/triton/__init__.py says what is relied on.
+Not collected by itself: test_triton.py runs it with TRITON_INTERPRET=1, `make test-gpu` on a GPU.
+What the interpreter cannot show, since it computes every tile's product alike, is whether a tensor core does:
+kernels/triton/__init__.py says what is relied on.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from triton_cases import BF16, F32, KERNELS, Paged, filled_banks, pairs_of, randn, stored
+from triton_cases import BF16, F32, KERNELS, Paged, filled_banks, pairs_of, randn, stored, triton_kernels
 
 from isotherm.kernels.formats.stored import PlainWeight
 from isotherm.kernels.ops import Router
@@ -89,7 +91,7 @@ def test_decode_rows_alone_equal_rows_together(kernels: TritonKernels) -> None:
     q = randn(len(lengths), 5, 96, seed=5, dtype=kernels.dtype)
     sequence, length = torch.arange(len(lengths), dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32)
     together = kernels.mla_decode(q[..., :64], q[..., 64:], paged.cache, paged.tables, sequence, length, 0.1)
-    cramped = TritonKernels(kernels.dtype, "cpu")
+    cramped = triton_kernels(kernels.dtype)
     cramped.decode_workspace = 1 << 13  # two rows at once
     assert torch.equal(
         cramped.mla_decode(q[..., :64], q[..., 64:], paged.cache, paged.tables, sequence, length, 0.1), together
@@ -119,7 +121,7 @@ def test_prefill_chunks_and_segments_equal_one_prefill(kernels: TritonKernels, k
     stored_kv_b = stored(heads * (nope + value), latent, kind, 3)
     q = randn(length, heads, nope + rotary, seed=4, dtype=kernels.dtype)
     whole = kernels.mla_prefill(q, paged.cache, paged.tables[0], 0, kernels.pack_linear([stored_kv_b]), value, 0.2)
-    segmented = TritonKernels(kernels.dtype, "cpu")
+    segmented = triton_kernels(kernels.dtype)
     segmented.prefill_segment = 64
     for k, cuts in ((segmented, [0, length]), (kernels, [0, 1, 70, length]), (segmented, [0, 129, 192, length])):
         kv_b = k.pack_linear([stored_kv_b])
