@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object"
 RunsOption = Annotated[int, typer.Option(min=1, help="counted runs, after one that is not")]
 ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="default: all cores")]  # noqa: UP045
 IsaOption = Annotated[str, typer.Option(help="of native kernels: auto, amx, avx512, avx2 or generic")]
+DeviceOption = Annotated[Literal["cpu", "cuda"], typer.Option(help="where it computes: cpu, or cuda for a GPU")]
 PlotOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="write a PNG (needs matplotlib: the `bench` extra)"),
@@ -89,6 +90,7 @@ def _engine(
     as_json: bool,
     plot: Path | None,
     kv_cache_dtype: KvCacheDtype | None,
+    device: str,
     speculation: str = "off",
 ) -> None:
     from isotherm.cluster.cli.bench_engine import EngineBench
@@ -103,6 +105,7 @@ def _engine(
         dtype=dtype,
         kernels=kernels,
         isa=isa,
+        device=device,
         threads=threads,
         most_streams=max(batches, default=1),
         most_prompt=max(prompts, default=1),
@@ -111,11 +114,9 @@ def _engine(
         kv_cache_dtype=kv_cache_dtype or "auto",
     )
     rows = [figure.as_dict() for figure in bench.measure(batches, prompts, runs)]
-    facts = {
-        "kernels": f"{bench.kernels.name} {bench.kernels.instructions}",
-        "stream_gb_per_s": stream_bandwidth(),
-        "matmul_gflop_per_s": matmul_peak(),
-    }
+    facts: JSON = {"kernels": f"{bench.kernels.name} {bench.kernels.instructions}"}
+    if device == "cpu":
+        facts |= {"stream_gb_per_s": stream_bandwidth(), "matmul_gflop_per_s": matmul_peak()}
     _show(rows, ("name", "size", "median"), as_json, facts)
     _plot(plot, model, rows, "median", "tokens/s")
 
@@ -131,6 +132,7 @@ def decode(
     head: HeadOption = None,
     kernels: str = "auto",
     isa: IsaOption = "auto",
+    device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     kv_cache_dtype: KvCacheOption = None,
     speculation: Annotated[str, typer.Option(help="auto, mtp, ngram or off: what guesses tokens")] = "off",
@@ -140,7 +142,7 @@ def decode(
     """Tokens per second of the offline engine while it generates."""
     _engine(
         model, _sizes(batch), [], runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot,
-        kv_cache_dtype, speculation,
+        kv_cache_dtype, device, speculation,
     )  # fmt: skip
 
 
@@ -155,6 +157,7 @@ def prefill(
     head: HeadOption = None,
     kernels: str = "auto",
     isa: IsaOption = "auto",
+    device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     kv_cache_dtype: KvCacheOption = None,
     as_json: JsonOption = False,
@@ -163,7 +166,7 @@ def prefill(
     """Prompt tokens per second of the offline engine."""
     _engine(
         model, [], _sizes(tokens), runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot,
-        kv_cache_dtype,
+        kv_cache_dtype, device,
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class EngineBench:
         most_streams: int,
         most_prompt: int,
         isa: str = "auto",
+        device: str = "cpu",
         seed: int = 0,
         choice: WeightChoice | None = None,
         most_output: int = 125,
@@ -59,7 +60,7 @@ class EngineBench:
         kv_cache_dtype: KvCacheDtype = "auto",
     ):
         checkpoint = Checkpoint.open(path)
-        self.kernels = select_kernels(kernels, parse_dtype(dtype), threads, isa=isa).kernels
+        self.kernels = select_kernels(kernels, parse_dtype(dtype), threads, device, isa).kernels
         self._random = random.Random(seed)
         self._vocab = checkpoint.config.vocab_size
         reply = PROMPT + most_output + 3

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 from rich.console import Console
@@ -132,6 +132,10 @@ def generate(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     kernels: Annotated[str, typer.Option(help="auto, native, reference or triton")] = "auto",
     isa: Annotated[str, typer.Option(help="of native kernels: auto, amx, avx512, avx2 or generic")] = "auto",
+    device: Annotated[
+        Optional[Literal["cpu", "cuda"]],  # noqa: UP045
+        typer.Option(help="where it computes: cpu, or cuda for a GPU. Default: the manifest's"),
+    ] = None,
     experts: ExpertsOption = None,
     dense: DenseOption = None,
     head: HeadOption = None,
@@ -153,7 +157,7 @@ def generate(
     choice = manifest.weights.choice.with_changes(experts, dense, head)
     options = OfflineOptions(
         prompt, prompt_ids, chat_prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos, dtype, kernels,
-        logprobs, choice, sampling_asked(sampling or ()), isa, speculation, kv_cache_dtype,
+        logprobs, choice, sampling_asked(sampling or ()), isa, speculation, kv_cache_dtype, device,
     )  # fmt: skip
     result = generate_offline(
         manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True)

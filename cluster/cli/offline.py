@@ -57,6 +57,7 @@ class OfflineOptions:
     isa: str = "auto"
     speculation: str | None = None  # None: as the manifest says
     kv_cache_dtype: KvCacheDtype | None = None  # likewise
+    device: str | None = None  # cpu or cuda; likewise
 
 
 def generate_offline(
@@ -73,7 +74,8 @@ def generate_offline(
     prompt = _prompt_ids(options, tokenizer, config.vocab_size)
     length = len(prompt) + options.max_tokens
     _check_fit(options, len(prompt), config)
-    selection = select_kernels(options.kernels, parse_dtype(options.dtype), device=manifest.device, isa=options.isa)
+    device = options.device or manifest.device
+    selection = select_kernels(options.kernels, parse_dtype(options.dtype), device=device, isa=options.isa)
     log.info("kernels: %s (%s)", selection.kernels.name, selection.reason)
     block_size = manifest.engine.block_size
     scheduler = SchedulerConfig(
