@@ -103,11 +103,11 @@ class Stream:
                     out.append((doc, Tokens(doc.kind, encoding.ids, weights_of(doc, encoding, self.special))))
         return out
 
-    def batch(self, length: int | None = None) -> Packed:
-        """BATCH_TOKENS in rows, of the stream's length or another. Each row has documents in the order in which they
+    def batch(self, length: int | None = None, size: int = BATCH_TOKENS) -> Packed:
+        """`size` tokens in rows, of the stream's length or another. Each row has documents in the order in which they
         were drawn, then the longest that still fit; what is left over at its end weighs nothing."""
         length = length or self.lengths.row
-        rows = BATCH_TOKENS // length
+        rows = size // length
         tokens = torch.full((rows, length), self.special[EOS])
         weights, owner = torch.zeros(rows, length), torch.full((rows, length), -1)
         kinds: list[str] = []
@@ -150,6 +150,6 @@ def right_documents(logits: Tensor, batch: Packed) -> Tensor:
     """Of each document of a batch, whether greedy decoding would give every token of its answers. [documents], bool."""
     wrong = (logits[:, :-1].argmax(-1) != batch.tokens[:, 1:]) & (batch.weights[:, 1:] == 1)
     owners = batch.documents[:, 1:][wrong]
-    right = torch.ones(len(batch.kinds), dtype=torch.bool)
+    right = torch.ones(len(batch.kinds), dtype=torch.bool, device=logits.device)
     right[owners] = False
     return right

@@ -69,7 +69,8 @@ class Projection(nn.Module):
 
 def working(x: Tensor) -> Tensor:
     """x in autocast's dtype where autocast is on: one cast here spares one in each projection that reads x."""
-    return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class Norm(nn.Module):
@@ -143,7 +144,7 @@ class Attention(nn.Module):
         if mask is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=softmax_scale())
         else:  # written out: on CPU half the time of the fused one at these lengths
-            with torch.autocast("cpu", enabled=False):
+            with torch.autocast(x.device.type, enabled=False):
                 mask = mask.to(q.dtype).repeat_interleave(self.heads, 0)
                 scores = torch.baddbmm(mask, (q * softmax_scale()).flatten(0, 1), k.flatten(0, 1).mT)
                 out = (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
@@ -195,11 +196,11 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, H] to expert ids [T, K] and their weights [T, K]."""
-        with torch.autocast("cpu", enabled=False):  # a rounded score could choose another expert
+        with torch.autocast(x.device.type, enabled=False):  # a rounded score could choose another expert
             scores = F.linear(x.float(), self.weight).sigmoid()
         biased = (scores.detach() + self.e_score_correction_bias).unflatten(1, (CONFIG["n_group"], -1))
         kept = biased.topk(2, -1).values.sum(-1).topk(CONFIG["topk_group"], -1).indices
-        mask = torch.zeros(biased.shape[:2], dtype=torch.bool).scatter_(1, kept, True)
+        mask = torch.zeros_like(biased[..., 0], dtype=torch.bool).scatter_(1, kept, True)
         ids = biased.masked_fill(~mask[..., None], -math.inf).flatten(1).topk(CONFIG["num_experts_per_tok"], -1).indices
         weights = scores.gather(1, ids)
         return ids, weights / (weights.sum(-1, keepdim=True) + 1e-20) * CONFIG["routed_scaling_factor"]
@@ -227,11 +228,12 @@ class MoE(nn.Module):
         self.load = load.float()
         capacity = -(-int(load.max()) // 128) * 128  # few distinct sizes, so that the allocator can reuse its blocks
         order = flat.argsort(stable=True)
-        place = torch.arange(tokens * k) - (load.cumsum(0) - load)[flat[order]]
+        pairs = torch.arange(tokens * k, device=x.device)
+        place = pairs - (load.cumsum(0) - load)[flat[order]]
         slot = torch.empty_like(flat)
         slot[order] = flat[order] * capacity + place
-        reader = torch.full((experts * capacity,), tokens * k)
-        reader[slot] = torch.arange(tokens * k)
+        reader = torch.full((experts * capacity,), tokens * k, device=x.device)
+        reader[slot] = pairs
         source = torch.where(reader < tokens * k, reader // k, tokens)
         slot = slot.view(tokens, k)
         rows = Gather.apply(x, source, slot).view(experts, capacity, -1)
@@ -276,7 +278,7 @@ def document_mask(tokens: Tensor) -> Tensor:
     itself."""
     document = (tokens == CONFIG["bos_token_id"]).cumsum(1)
     seen = (document[:, :, None] == document[:, None, :]).tril()
-    return torch.zeros(seen.shape).masked_fill_(~seen, -math.inf)
+    return torch.zeros(seen.shape, device=tokens.device).masked_fill_(~seen, -math.inf)
 
 
 class Model(nn.Module):
@@ -299,7 +301,7 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tensor, mtp: bool = False, one_context: bool = False) -> tuple[Tensor, Tensor | None]:
         embedded = self.embed_tokens(tokens)
-        angles = torch.arange(tokens.shape[1])[:, None] * self.frequencies
+        angles = torch.arange(tokens.shape[1], device=tokens.device)[:, None] * self.frequencies
         mask = None if one_context else document_mask(tokens)
         x = embedded
         for layer in self.layers[:-1]:

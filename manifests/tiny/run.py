@@ -8,7 +8,8 @@ import pathlib
 from typing import Any
 
 import torch
-from batches import BATCH_TOKENS, CONTEXT, LONG, MIDDLE, SHORT, Stream, right_documents, weighted_loss
+from batches import BATCH_TOKENS, right_documents, weighted_loss
+from loaders import Loaders, Streams, documents_of
 from mix import Mix
 from model import CONFIG, Model, Rounding
 from optimisation import Muon, Rates
@@ -16,22 +17,28 @@ from tokenizers import Tokenizer
 from torch import nn
 
 MTP_WEIGHT = 0.3
-MIDDLE_EVERY, LONG_EVERY = 3, 24  # every so many steps take documents of these lengths, the others short ones
 ROUNDED = 0.4  # the share of a decay, its last part, whose steps see the weights as FP8 will store them
 
 
 class Run:
-    """Model, optimisers, streams and counters. `decay` is the step that the rates' fall begins at, and its length, or
-    None while they stay."""
+    """Model, optimisers, documents and counters. `decay` is the step that the rates' fall begins at, and its length,
+    or None while they stay. `batch`: tokens a step. `loaders`: how many processes draw documents, 0: this one."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, model: Model, rates: Rates | None = None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        seed: int,
+        model: Model,
+        rates: Rates | None = None,
+        batch: int = BATCH_TOKENS,
+        loaders: int = 0,
+    ):
         self.seed, self.model, self.rates = seed, model, rates or Rates()
         self.step, self.decay, self.tokens = 0, None, 0
-        self.mix = Mix()
-        self.streams = {
-            lengths.row: Stream(tokenizer, seed + lengths.row, self.mix, lengths=lengths)
-            for lengths in (SHORT, MIDDLE, LONG)
-        }
+        self.mix, self.batch, self.device = Mix(), batch, model.embed_tokens.weight.device
+        self.documents = (
+            Loaders(tokenizer, seed, self.mix, batch, loaders) if loaders else Streams(tokenizer, seed, self.mix, batch)
+        )
         self.matrices = [
             p
             for name, p in model.named_parameters()
@@ -43,7 +50,7 @@ class Run:
         self.muon = Muon(self.matrices, lr=self.rates.matrices)
         groups = [dict(params=[embedding]), dict(params=self.others)]
         self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
-        self.load = [torch.zeros(CONFIG["n_routed_experts"]) for _ in model.moe()]
+        self.load = [torch.zeros(CONFIG["n_routed_experts"], device=self.device) for _ in model.moe()]
 
     def advance(self) -> tuple[float, float]:
         """One step; its loss, and that of the MTP layer."""
@@ -58,16 +65,16 @@ class Run:
             average.lerp_(moe.load, 0.1 if self.step else 1.0)
             moe.gate.e_score_correction_bias += 1e-3 * (average.mean() - average).sign()
         self.step += 1
-        self.tokens += BATCH_TOKENS
+        self.tokens += self.batch
         return losses
 
     def _learn(self) -> tuple[float, float]:
         number = self.step + 1
-        lengths = LONG if number % LONG_EVERY == 0 else MIDDLE if number % MIDDLE_EVERY == 0 else SHORT
-        whole = lengths is LONG and number // LONG_EVERY % 2 == 0  # rows that are one context
-        batch = self.streams[lengths.row].batch(CONTEXT if whole else None)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits, ahead = self.model(batch.tokens, mtp=True, one_context=whole)
+        batch = self.documents.batch(number)
+        tokens, weights, documents = (t.to(self.device, non_blocking=True) for t in batch[:3])
+        batch = batch._replace(tokens=tokens, weights=weights, documents=documents)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits, ahead = self.model(tokens, mtp=True, one_context=documents_of(number)[1] is not None)
         main = weighted_loss(logits, batch.tokens, batch.weights, 1)
         mtp = weighted_loss(ahead, batch.tokens, batch.weights, 2)
         (main + MTP_WEIGHT * mtp).backward()
@@ -90,7 +97,7 @@ class Run:
             adam=self.adam.state_dict(),
             load=self.load,
             wrong=self.mix.wrong,
-            streams={row: stream.state() for row, stream in self.streams.items()},
+            documents=self.documents.state(),
         )
 
     def save(self, path: pathlib.Path) -> None:
@@ -101,7 +108,7 @@ class Run:
         os.replace(beside, path)
 
     def restore(self, path: pathlib.Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=self.device)
         self.seed, self.step, self.tokens = state["seed"], state["step"], state["tokens"]
         self.decay = state["decay"]
         self.model.load_state_dict(state["model"])
@@ -109,5 +116,4 @@ class Run:
         self.adam.load_state_dict(state["adam"])
         self.load = state["load"]
         self.mix.wrong.update(state["wrong"])
-        for row, stream in self.streams.items():
-            stream.restore(state["streams"][row])
+        self.documents.restore(state["documents"])

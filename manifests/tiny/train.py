@@ -8,7 +8,7 @@ on from FILE with the numbers that it would have had. The second makes a model o
 (a tenth of those so far) the rates fall to nothing; FILE stays, and can be trained on. What is interrupted goes on too,
 from FILE.decay.
 
-Needs torch, safetensors, tokenizers and jinja2, no accelerator and no network. The forward pass is that of
+Needs torch, safetensors, tokenizers and jinja2, no accelerator (with one, --device cuda) and no network. The forward pass is that of
 DeepSeek-V3's published modelling: MLA with interleaved RoPE under YaRN, grouped sigmoid routing with a correction bias,
 a shared expert, one multi-token-prediction layer. The matrices train with Muon, the rest with AdamW.
 """
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from batches import Stream
+from batches import BATCH_TOKENS, Stream
 from checkpoint import restore, write
 from evaluation import report
 from mix import Mix
@@ -63,10 +63,11 @@ def train(run: Run, until: int, file: pathlib.Path, minutes: float, stopped: Cal
 @torch.no_grad()
 def even_out(model: Model, stream: Stream, batches: int = 40) -> None:
     """Moves the correction biases alone: now that the routers stand still, the load settles instead of chasing them."""
-    load = [torch.zeros(CONFIG["n_routed_experts"]) for _ in model.moe()]
+    device = model.embed_tokens.weight.device
+    load = [torch.zeros(CONFIG["n_routed_experts"], device=device) for _ in model.moe()]
     for i in range(batches):
-        with torch.autocast("cpu", torch.bfloat16):
-            model(stream.batch().tokens, mtp=True)
+        with torch.autocast(device.type, torch.bfloat16):
+            model(stream.batch().tokens.to(device), mtp=True)
         for moe, average in zip(model.moe(), load, strict=True):
             average.lerp_(moe.load, 0.2)
             moe.gate.e_score_correction_bias += 4e-3 * (1 - i / batches) * (average.mean() - average).sign()
@@ -90,6 +91,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--start", type=pathlib.Path, help="a model to begin with instead of random weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=10, help="between two savings of the state")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--batch", type=int, default=BATCH_TOKENS, help="tokens a step")
+    parser.add_argument(
+        "--loaders", type=int, default=0, help="processes that draw documents ahead, for a quick device"
+    )
     parser.add_argument("--threads", type=int, default=1, help="more help where nothing else computes")
     parser.add_argument("--out", type=pathlib.Path, help="make a model of the state, here")
     parser.add_argument("--decay", type=int, help="in so many steps")
@@ -102,7 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(number, lambda got, _: asked_to_stop.append(got))
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
     model = restore(load_file(args.start / "model.safetensors")).train() if args.start else Model()
-    run, file = Run(tokenizer, args.seed, model), args.state
+    run = Run(tokenizer, args.seed, model.to(args.device), batch=args.batch, loaders=args.loaders)
+    file = args.state
     if args.out:
         file = args.state.with_name(args.state.name + ".decay")
         run.restore(file if file.exists() else args.state)

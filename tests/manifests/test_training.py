@@ -66,9 +66,11 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, run: ModuleType, steps: int) -> 
     monkeypatch.setattr(run.Run, "advance", advance_and_stop)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(recipe, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("more", [[], ["--loaders", "5", "--batch", "2048"]], ids=["alone", "with loaders"])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(recipe, tmp_path, monkeypatch, capsys, more):
     train, run = recipe("train"), recipe("run")
-    asked = ["--state", str(tmp_path / "whole.pt"), "--steps", "5", "--seed", "3"]
+    monkeypatch.setattr(recipe("loaders"), "AHEAD", 4)
+    asked = ["--state", str(tmp_path / "whole.pt"), "--steps", "5", "--seed", "3", *more]
     train.main(asked)
     whole = torch.load(tmp_path / "whole.pt", weights_only=True)
     asked[1] = str(tmp_path / "parts.pt")
