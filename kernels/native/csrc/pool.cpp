@@ -1,11 +1,16 @@
 #include "pool.h"
 
+#include <algorithm>
+#include <chrono>
 #include <csignal>
 
 namespace iso {
 namespace {
 
-constexpr int kMostSpins = 8000, kLeastSpins = 16;
+using Clock = std::chrono::steady_clock;
+// How long a thread spins before it sleeps. Between two jobs of a layer it is well under the first; waking takes about
+// as long as the second where the machine is a virtual one.
+constexpr std::chrono::microseconds kMostSpin{80}, kLeastSpin{2};
 constexpr uint64_t kClosed = 0xffffffff;  // more items claimed than any job has
 
 inline void pause() {
@@ -32,15 +37,15 @@ class FloatMode {
 #endif
 };
 
-// Spins for `budget` pauses, giving the core away now and then, since several worker processes share the cores.
+// Spins until `end`, giving the core away now and then, since several worker processes share the cores.
 template <class F>
-bool spin(int budget, F ready) {
-  for (int i = 0; i < budget; ++i) {
-    if (ready()) return true;
+bool spin(Clock::time_point end, F ready) {
+  for (int i = 1; !ready(); ++i) {
     pause();
-    if (i % 128 == 127) std::this_thread::yield();
+    if (i % 8 == 0 && Clock::now() >= end) return ready();
+    if (i % 128 == 0) std::this_thread::yield();
   }
-  return ready();
+  return true;
 }
 
 }  // namespace
@@ -94,7 +99,7 @@ void Pool::run(int64_t items, Body body, void* context) {
   }
   drain(job);
   const auto finished = [&] { return done_.load(std::memory_order_seq_cst) == total; };
-  if (!spin(kMostSpins, finished)) {
+  if (!spin(Clock::now() + 4 * kMostSpin, finished)) {
     std::unique_lock<std::mutex> lock(mutex_);
     waiting_.store(true, std::memory_order_seq_cst);
     finished_.wait(lock, finished);
@@ -124,18 +129,20 @@ void Pool::drain(uint32_t job) {
 void Pool::work() {
   const FloatMode mode;
   uint32_t seen = 0;
-  int budget = kMostSpins;
+  Clock::duration budget = kMostSpin;
   const auto ready = [&] { return epoch() != seen || stop_.load(std::memory_order_relaxed); };
   for (;;) {
-    if (spin(budget, ready)) {
-      budget = budget * 2 < kMostSpins ? budget * 2 : kMostSpins;
-    } else {
-      budget = budget / 2 > kLeastSpins ? budget / 2 : kLeastSpins;
+    const auto begin = Clock::now();
+    if (!spin(begin + budget, ready)) {
       std::unique_lock<std::mutex> lock(mutex_);
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
       wake_.wait(lock, ready);
       sleepers_.fetch_sub(1, std::memory_order_relaxed);
     }
+    // As long as the last wait was, where that was short: also if it was slept through. Else ever less.
+    const auto waited = Clock::now() - begin;
+    budget = waited < kMostSpin ? std::min<Clock::duration>(kMostSpin, std::max(budget, 2 * waited))
+                                : std::max<Clock::duration>(kLeastSpin, budget / 2);
     if (stop_.load()) return;
     seen = epoch();
     drain(seen);
