@@ -21,7 +21,7 @@ class Pulse:
         self.beats = 0
         self.waits_for = ""  # whom the thread waits for, and may for as long as it takes; empty: nobody
         self._began = time.monotonic()  # the piece in hand
-        self._longest = 0.0
+        self._longest = self._longest_wait = 0.0
 
     def beat(self) -> None:
         now = time.monotonic()
@@ -36,6 +36,10 @@ class Pulse:
         """The thread waits for somebody else from now on; that is no piece of work either."""
         self.waits_for, self._began = whom, time.monotonic()
 
+    def answered(self) -> None:
+        """Whom the thread waits for has answered."""
+        self._longest_wait = max(time.monotonic() - self._began, FADING * self._longest_wait)
+
     def go_on(self) -> None:
         """It waits no more."""
         self.waits_for, self._began = "", time.monotonic()
@@ -44,6 +48,11 @@ class Pulse:
         """Whom the thread waits for, and for how many seconds already; nobody, and 0."""
         whom, began = self.waits_for, self._began
         return (whom, time.monotonic() - began) if whom else ("", 0.0)
+
+    def as_lately(self) -> bool:
+        """Whether the piece in hand, or the wait for somebody else, takes no longer than such have taken lately."""
+        whom, began = self.waits_for, self._began
+        return time.monotonic() - began < (self._longest_wait if whom else self._longest)
 
     async def felt(self) -> None:
         """As `felt` below says."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from isotherm.actors.attention.native_exchange import NativeLayers, Unfinished
+from isotherm.actors.attention.questions import Questions
 from isotherm.actors.attention.row_split import NONE, GroupShare, layer_tables, share_of, split_rows
 from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError, GroupFailedError, Link, LinkError, NativeLink
 from isotherm.actors.pulse import Pulse
@@ -56,8 +57,11 @@ class ExpertExchange:
         patience: float = 120.0,
         link_failed: Callable[[str, Link, str], None] | None = None,
         pulse: Pulse | None = None,
+        hidden: int = 1,
     ):
-        self.kernels, self.pulse = kernels, pulse or Pulse()
+        """`hidden`: elements of a row, which messages without rows say too."""
+        self.kernels, self.pulse, self._hidden = kernels, pulse or Pulse(), hidden
+        self.questions = Questions()  # whether rows would get through
         self._patience, self._link_failed = patience, link_failed
         # By layer: counted over all layers, a layer's turn would always be odd, or even
         self._turns: dict[int, int] = {}
@@ -94,6 +98,7 @@ class ExpertExchange:
         self._failed = {g: link for g, link in self._failed.items() if links.get(g) is link}
         self._native = self._native_layers()
         self.waited = {g: self.waited.get(g, 0.0) for g in groups}
+        self.questions.follow(groups)
 
     def offer(self, placement: Placement, links: Mapping[str, Link], adopted: Callable[[], None]) -> None:
         """Ask for a placement to be adopted at the next layer boundary; `adopted` is called on the stepping thread when
@@ -133,6 +138,43 @@ class ExpertExchange:
     def _native_layers(self) -> NativeLayers | None:
         counters = {layer: (self.rows_routed[row], self.reads[row]) for layer, row in self._row_index.items()}
         return NativeLayers.over(self.kernels, self._links, self.placement.version, self._tables, counters)
+
+    def answer_questions(self) -> None:
+        """Answer those who have asked whether rows would get through: they do where each group that is used has
+        answered since, if need be a message without rows, and every expert has such a group. On the stepping thread,
+        between layers."""
+        for group in self.questions.take():
+            if not self._has_failed(group):
+                self._send_nothing(group)
+        for group, link in list(self._under_way.items()):
+            del self._under_way[group]
+            self._hear(group, link)
+        self.questions.answer(not self._failed or all(self._alive(layer).any(axis=1).all() for layer in self._tables))
+
+    def _send_nothing(self, group: str) -> None:
+        link = self._links[self._groups.index(group)]
+        x_UD = torch.empty(0, self._hidden, dtype=self.kernels.dtype, device=self.kernels.device)
+        try:
+            self.pulse.wait(group)
+            link.send(
+                Dispatch(next(iter(self._tables)), self.placement.version, x_UD, NONE, NONE, np.zeros(1, np.int32))
+            )
+            self._under_way[group] = link
+        except LinkError as error:
+            self._mark_failed(group, link, error)
+        finally:
+            self.pulse.go_on()
+
+    def _hear(self, group: str, link: Link) -> None:
+        """Take the answer to a message without rows."""
+        try:
+            self.pulse.wait(group)
+            link.receive()
+            self.pulse.answered()
+        except (LinkError, ExpertNotHeldError) as error:
+            self._mark_failed(group, link, error)
+        finally:
+            self.pulse.go_on()
 
     def begin_step(self) -> None:
         for link in self._links:
@@ -183,6 +225,8 @@ class ExpertExchange:
             self._count_waits(native)
             self.pulse.begin()
             if not isinstance(done, Unfinished):
+                for number in native.answered():
+                    self.questions.heard(self._groups[number])
                 return done
             self._go_on(layer, x_TD, done, turn)
         own_TD = None if gate_up is None or down is None else self.kernels.mlp(x_TD, gate_up, down)
@@ -203,6 +247,8 @@ class ExpertExchange:
         if self._news:
             self.adopt_offered()
             self.begin_step()
+        if self.questions.waiting:
+            self.answer_questions()
         self._failed_answers = 0
         turn = self._turns[layer] = self._turns.get(layer, layer) + 1
         return turn
@@ -272,6 +318,8 @@ class ExpertExchange:
                 self.pulse.wait(group)
                 outputs.append(link.receive())
                 answered.append(share)
+                self.pulse.answered()
+                self.questions.heard(group)
             except (LinkError, ExpertNotHeldError) as error:
                 self._fail(group, link, error)
             finally:
@@ -311,6 +359,13 @@ class ExpertExchange:
             self._send(share)
         return shares
 
+    def _alive(self, layer: int) -> np.ndarray:
+        """Which copies of a layer's experts can be reached, bool [experts, copies]."""
+        table = self._tables[layer]
+        failed = np.array([self._has_failed(group) for group in self._groups])
+        alive: np.ndarray = ~failed[table.copies] & (np.arange(table.copies.shape[1]) < table.count[:, None])
+        return alive
+
     def _await_holders(self, experts: np.ndarray) -> np.ndarray:
         """Wait until each of these experts has a copy that can be reached → which copies can, bool [experts, copies].
         Raises ExpertsLostError."""
@@ -319,9 +374,7 @@ class ExpertExchange:
             if self._news:
                 self.adopt_offered()
                 self.begin_step()
-            table = self._tables[self._layer]
-            failed = np.array([self._has_failed(group) for group in self._groups])
-            alive: np.ndarray = ~failed[table.copies] & (np.arange(table.copies.shape[1]) < table.count[:, None])
+            alive = self._alive(self._layer)
             without_copy: np.ndarray = ~np.any(alive, axis=1)
             orphans = np.unique(experts[without_copy[experts]])
             if not len(orphans):

@@ -93,6 +93,11 @@ class NativeLayers:
             raise MemoryError(f"layer {layer}: no memory for {len(x_TD)} rows")
         return Unfinished(*self._exchange.routed(len(x_TD), router.top_k), sent)
 
+    def answered(self) -> list[int]:
+        """The numbers of the groups that the last layer's rows went to."""
+        numbers: list[int] = self._exchange.pairs_sent.nonzero()[0].tolist()
+        return numbers
+
     def take_waits(self) -> list[int]:
         """Nanoseconds spent waiting for each group since this was asked last, once those before it had answered."""
         waits: list[int] = self._exchange.waited_ns.tolist()

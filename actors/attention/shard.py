@@ -36,6 +36,7 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 
 POLL_SECONDS = 30.0  # after which `failed_links` answers also where nothing has changed
 COMPILING_SECONDS = 300.0  # that a piece of work may take on a GPU, where kernels are compiled at their first call
+ASK_AGAIN = 0.05  # seconds from an answer that rows do not get through to the next question
 GIVE_BACK_SECONDS = 30.0  # in which a shard that is drained has given back what is left
 
 
@@ -138,7 +139,10 @@ class AttentionShard(WorkerBase):
         def link_failed(group: str, link: Link, reason: str) -> None:
             loop.call_soon_threadsafe(self._link_failed, group, link, reason)
 
-        exchange = ExpertExchange(self.kernels, placement, self._links, link_failed=link_failed, pulse=pulse)
+        hidden = self.checkpoint.config.hidden_size
+        exchange = ExpertExchange(
+            self.kernels, placement, self._links, link_failed=link_failed, pulse=pulse, hidden=hidden
+        )
         sampler = Sampler(self.kernels, Masks(self._grammar_vocabulary))
         engine = Engine(self._model, exchange, self._scheduler_config, sampler=sampler)
         c, tokens = self.checkpoint.config, self.spec.draft_tokens
@@ -244,6 +248,45 @@ class AttentionShard(WorkerBase):
         return out
 
     # --- called by ingress replicas ---------------------------------------------------------------
+
+    async def held_up(self, seconds: float) -> str:
+        """Empty as soon as the rows of a request would get through: the thread that steps has come to a layer's end
+        since, or is idle, and every group that it needs has answered. Else, after so many seconds, why not; empty also
+        then where a layer has taken as long lately."""
+        if self._exchange is None or self._steps is None:
+            return f"{self.spec.id} is not serving yet"
+        deadline = time.monotonic() + seconds
+        while not await self._rows_get_through(deadline):
+            if time.monotonic() < deadline:  # they do not: a group is being mended
+                await asyncio.sleep(ASK_AGAIN)
+                continue
+            return "" if self._steps.pulse.as_lately() else f"{self.spec.id} {self._what_it_waits_for(seconds)}"
+        return ""
+
+    def _what_it_waits_for(self, seconds: float) -> str:
+        whom, waited = ("", 0.0) if self._steps is None else self._steps.pulse.waited()
+        if whom:
+            return f"has waited for {whom} for {waited:.1f} s"
+        if self._failed_links:
+            return f"cannot reach {', '.join(sorted(self._failed_links))}"
+        return f"has taken no step for {seconds:g} s"
+
+    async def _rows_get_through(self, deadline: float) -> bool:
+        assert self._exchange is not None and self._steps is not None
+        loop = asyncio.get_running_loop()
+        through: asyncio.Future[bool] = loop.create_future()
+
+        def tell(answer: bool) -> None:
+            if not through.done():
+                through.set_result(answer)
+
+        def answered(answer: bool) -> None:
+            loop.call_soon_threadsafe(tell, answer)
+
+        self._exchange.questions.ask(answered)
+        self._steps.between_steps(self._exchange.answer_questions)
+        done, _ = await asyncio.wait([through], timeout=max(0.0, deadline - time.monotonic()))
+        return bool(done) and through.result()
 
     async def stream(self, connection: str) -> AsyncIterator[list[Delta]]:
         """All deltas of the requests that are submitted over this connection, as Delivery.stream says."""

@@ -47,7 +47,7 @@ class About:
         return json_response({"status": "alive"})
 
     async def ready(self, request: Request) -> Response:
-        reason = self._engine.not_ready()
+        reason = self._engine.not_ready() or await self._engine.held_up()
         if reason is None:
             return json_response({"status": "ready"})
         # Whoever asks needs no key, so where there are keys he does not learn what is the matter with the cluster.

@@ -49,6 +49,9 @@ class EndableEngine:
     def not_ready(self) -> str | None:
         return self._reason or self._engine.not_ready()
 
+    async def held_up(self) -> str | None:
+        return self._reason or await self._engine.held_up()
+
     async def status(self) -> JSON:
         return await self._engine.status()
 

@@ -19,6 +19,7 @@ class EngineOverloadedError(EngineUnavailableError):
     """There are as many requests as there may be: HTTP 429 with Retry-After."""
 
 
+HELD_UP_SECONDS = 1.5  # without a sign that requests get on, after which they are held up
 MOST_UNREAD = 4096  # deltas of one request that wait for their reader; with more of them it ends
 TOO_SLOW = f"its client reads too slowly: {MOST_UNREAD} pieces of its output wait for it"
 
@@ -39,6 +40,10 @@ class EngineClient(Protocol):
 
     def not_ready(self) -> str | None:
         """None when requests can be served, else why not ("loading: 2 of 3 workers")."""
+
+    async def held_up(self) -> str | None:
+        """None when a request would get on: whatever its rows need has shown within HELD_UP_SECONDS that it goes on.
+        Else why not."""
 
     def capacity(self) -> int:
         """Requests that may be open at once, running or waiting; one more would be refused."""

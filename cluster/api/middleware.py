@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from isotherm.cluster.api.error_forms import id_names
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
+from isotherm.cluster.api.lost_replica import LostReplicaMiddleware
 from isotherm.cluster.api.protocol import use_front_door_protocol
 from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.api.unrouted import UnroutedMiddleware
@@ -122,5 +123,5 @@ def serve_proxy_middlewares() -> list[Middleware]:
     chosen here too."""
     use_front_door_protocol()
     # The last is the outermost.
-    inner = Middleware(UnroutedMiddleware), Middleware(HealthMiddleware), Middleware(GateMiddleware)
-    return [*inner, Middleware(SlowClientMiddleware), Middleware(ServeProxyMiddleware)]
+    inner = Middleware(UnroutedMiddleware), Middleware(LostReplicaMiddleware), Middleware(HealthMiddleware)
+    return [*inner, Middleware(GateMiddleware), Middleware(SlowClientMiddleware), Middleware(ServeProxyMiddleware)]

@@ -20,6 +20,7 @@ import ray
 from isotherm.cluster.api.access.key_store import KeySource
 from isotherm.cluster.autoscale.loop import AutoscaleLoop
 from isotherm.cluster.background import Background
+from isotherm.cluster.control.ingress_watch import IngressWatch
 from isotherm.cluster.control.reconfigurer import Reconfigurer
 from isotherm.cluster.control.saved_state import SavedState, decode
 from isotherm.cluster.control.startup import start_again_and_again
@@ -39,6 +40,7 @@ from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.membership import Membership, ShardLimits
 from isotherm.cluster.messages.operations import OperationError, OperationLog, parse_mode, parse_operation
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.on_ray.ingress_replica import IngressReplica
 from isotherm.cluster.on_ray.state_store import StateStore
 from isotherm.cluster.placement.report import experts_report
 
@@ -81,15 +83,9 @@ class Controller:
         callbacks = self._revision, self._save, self._publish, self._swapped
         self.revisions = Revisions(lambda: self.manifest, model_path, first, self.operations, *callbacks)
         self.config = first.checkpoint.config  # of every revision
-        self.autoscale = AutoscaleLoop(
-            first.manifest,
-            self.config,
-            self.fleet,
-            self.reconfigurer,
-            self.operations,
-            decided=self._try_save,
-            saved="" if saved is None else saved.autoscaler,
-        )
+        load = "" if saved is None else saved.autoscaler
+        parts = first.manifest, self.config, self.fleet, self.reconfigurer, self.operations
+        self.autoscale = AutoscaleLoop(*parts, decided=self._try_save, saved=load)
         self.fleet.load_view = self.autoscale.load_view
         self.observatory = Observatory(self, manifest)
         self._feed = ClusterFeed(
@@ -105,6 +101,7 @@ class Controller:
         self._ending = False
         self._starting: asyncio.Task[None] | None = None
         self._background = Background()
+        self._ingress_watch = IngressWatch(self._background, IngressReplica, manifest.liveness.timeout)
         standing = lambda: watch_standing(self._store, self._stopped.is_set)  # noqa: E731
         self._background.keep("the watch over this controller's standing", standing)
         if saved is not None:
@@ -344,6 +341,7 @@ class Controller:
     async def report(self, ingress: str, figures: Figures, requests: JSON) -> None:
         """Take what an ingress replica has counted, and its requests."""
         self.observatory.take(ingress, figures, requests)
+        self._ingress_watch.follow(ingress)
 
     async def requests(self) -> dict[str, JSON]:
         return self.observatory.requests()

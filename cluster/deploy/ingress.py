@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from isotherm.cluster.api.access.key_store import KeySource, KeyStore
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
+from isotherm.cluster.api.onward import Onward, OnwardMiddleware
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.control.liveness import watch_controller
 from isotherm.cluster.deploy.batches import batch_service, batches_refused
@@ -68,6 +69,9 @@ def ingress_application(manifest: Manifest, keys: KeySource | None) -> Applicati
             keys=key_store,
             ends=stops,
         )
+        onward = Onward(observer.name, endable)
+        engine.background.keep("the look whether requests get on", onward.keep_looking)
+        app.add_middleware(OnwardMiddleware, onward=onward)
         if batches is not None:
             batches.begin()  # with what a replica before this one has left
         return app

@@ -12,7 +12,13 @@ import numpy as np
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.step_loop import StepLoop
-from isotherm.cluster.api.engine_client import MOST_UNREAD, TOO_SLOW, EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.api.engine_client import (
+    HELD_UP_SECONDS,
+    MOST_UNREAD,
+    TOO_SLOW,
+    EngineOverloadedError,
+    EngineUnavailableError,
+)
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.meters import ShardMeter
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
@@ -41,6 +47,19 @@ class LocalEngine:
         if self._closed:
             return "the engine was closed"
         return "the engine's thread has failed" if self._failed else None
+
+    async def held_up(self) -> str | None:
+        gone_on = asyncio.Event()
+        self._steps.between_steps(lambda: self._tell(gone_on))
+        try:
+            await asyncio.wait_for(gone_on.wait(), HELD_UP_SECONDS)
+        except asyncio.TimeoutError:
+            return f"the engine has not finished a step for {HELD_UP_SECONDS:g} s"
+        return None
+
+    def _tell(self, event: asyncio.Event) -> None:
+        """For the engine's thread."""
+        self._loop.call_soon_threadsafe(event.set)
 
     def capacity(self) -> int:
         config = self._steps.engine.scheduler.config

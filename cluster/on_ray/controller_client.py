@@ -19,7 +19,7 @@ from isotherm.cluster.on_ray.workers import find_controller, find_worker
 
 
 class RayShard:
-    """`Shard` of cluster/routing/shard_client.py."""
+    """`Shard` of cluster/routing/connection.py."""
 
     def __init__(self, actor: ActorHandle):
         self._actor = actor
@@ -40,6 +40,15 @@ class RayShard:
             raise error.cause from None
         except RayError as error:
             raise WorkerGoneError(one_line(error)) from None
+
+    async def held_up(self, seconds: float) -> str:
+        try:
+            said: str = await self._actor.held_up.remote(seconds)
+        except RayTaskError as error:
+            raise error.cause from None
+        except RayError as error:
+            raise WorkerGoneError(one_line(error)) from None
+        return said
 
 
 class ControllerClient:

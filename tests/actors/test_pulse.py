@@ -82,3 +82,25 @@ def test_waiting_for_another_is_not_felt_and_says_for_whom_and_for_how_long():
     assert whom == "expert-0" and seconds >= 0.1 and not is_felt(pulse)
     pulse.go_on()
     assert pulse.waited() == ("", 0.0) and is_felt(pulse)
+
+
+def test_what_takes_no_longer_than_lately_goes_on():
+    pulse = Pulse()
+    pulse.beat()
+    time.sleep(0.1)
+    pulse.beat()
+    time.sleep(0.03)
+    assert pulse.as_lately()
+    pulse.wait("expert-0")
+    time.sleep(0.03)
+    assert not pulse.as_lately(), "nobody has been waited for before"
+    pulse.answered()
+    pulse.go_on()
+    pulse.wait("expert-0")
+    assert pulse.as_lately()
+    time.sleep(0.1)
+    assert not pulse.as_lately()
+    pulse.go_on()  # without an answer: that is nothing to go by
+    pulse.wait("expert-0")
+    time.sleep(0.05)
+    assert not pulse.as_lately()

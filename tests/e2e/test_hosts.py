@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,9 @@ WHOLE_SECONDS = 15.0  # from a fault's end until everything is as before
 # Until a node that was taken for dead has heard of it, for which its connections may pause as long as they were dead,
 # and has ended.
 ENDS_SECONDS = 45.0
+READY_SECONDS = 2.0  # in which GET /ready has noticed that requests hang
+# On a bad line requests take seconds a layer, and get on: GET /ready may say so all the time.
+SLOW_SECONDS = 10.0
 WORKERS = {"attention": 1, "expert": 2}
 
 
@@ -82,17 +86,20 @@ def suffer(
     fault: Callable[[], AbstractContextManager[None]],
     seconds: float,
     repair: Callable[[], None] = lambda: None,
+    ready_seconds: float = READY_SECONDS,
 ) -> None:
-    streams = disturb(served, workload[0], what, fault, seconds, whole_in_time, WORKERS, repair)
+    judge = partial(whole_in_time, ready_seconds=ready_seconds)
+    streams = disturb(served, workload[0], what, fault, seconds, judge, WORKERS, repair)
     check(streams, workload[1], record_property, what)
 
 
-def whole_in_time(seen: Seen) -> None:
+def whole_in_time(seen: Seen, ready_seconds: float) -> None:
     assert seen.whole < seen.end + WHOLE_SECONDS
     probes = seen.probes
     assert probes.waited(seen.end) < WHOLE_SECONDS
     assert [p for p in probes.refused() if p.begin > seen.end + WHOLE_SECONDS] == []
     assert {p.status for p in probes.refused()} <= {503}, probes.refused()
+    assert probes.hung_though_ready() < ready_seconds
 
 
 def test_each_worker_has_a_host_of_its_own(hosts, served, workload, record_property):
@@ -131,6 +138,7 @@ def test_a_bad_line_evicts_nobody(hosts, served, record_property):
         "200 ms and 5 % loss",
         lambda: hosts.bad_line(host_of(hosts, served, "expert"), 0.1, 0.05),
         HELD_SECONDS,
+        ready_seconds=SLOW_SECONDS,
     )
     after = {w["id"]: w["pid"] for w in served.status()["workers"]}
     assert after == before, "\n".join(served.logged(begin))

@@ -95,12 +95,16 @@ class FakeEngine:
         self.places, self.tokens = 10_000, 10_000_000
         self.system_fingerprint = "isotherm-0123456789ab"
         self.reason: str | None = None
+        self.holds_up: str | None = None
         self.open: set[str] = set()
         self.closed_early = 0
         self.seen: list[GenerationRequest] = []
 
     def not_ready(self) -> str | None:
         return self.reason
+
+    async def held_up(self) -> str | None:
+        return self.holds_up
 
     def capacity(self) -> int:
         return self.places

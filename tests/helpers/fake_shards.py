@@ -31,6 +31,7 @@ class FakeShard:
         self.submitted: list[tuple[str, ...]] = []
         self.aborted: list[str] = []
         self.dead = False
+        self.stands = ""  # why its requests do not get on
         self.room: int | None = None  # new requests beyond it are refused
 
     async def stream(self, connection: str) -> AsyncGenerator[list[Delta], None]:
@@ -57,6 +58,14 @@ class FakeShard:
         for request_id in aborts:
             self.aborted.append(request_id)
             self.running.pop(request_id, None)
+
+    async def held_up(self, seconds: float) -> str:
+        if self.dead:
+            raise WorkerGoneError(f"{self.name} is dead")
+        if self.stands == "without a word":
+            await asyncio.Event().wait()
+        await asyncio.sleep(seconds if self.stands else 0.0)
+        return self.stands
 
     def tick(self) -> None:
         """One step."""

@@ -47,6 +47,9 @@ class LocalClient:
     def not_ready(self) -> str | None:
         return None
 
+    async def held_up(self) -> str | None:
+        return None
+
     def capacity(self) -> int:
         return 256
 

@@ -67,6 +67,9 @@ def test_small_endpoints(app, engine):
     engine.reason = "loading: 2 of 3 workers"
     ready = call(app, "GET", "/ready")
     assert (ready.status_code, ready.json()["reason"], ready.headers["retry-after"]) == (503, engine.reason, "1")
+    engine.reason, engine.holds_up = None, "attention-0 has waited for expert-1 for 1.5 s"
+    ready = call(app, "GET", "/ready")
+    assert (ready.status_code, ready.json()["reason"]) == (503, engine.holds_up)
     assert call(app, "GET", "/health").status_code == 200
     assert call(app, "GET", "/version").json()["version"]
     assert call(app, "GET", "/status").json()["placement_version"] == 1

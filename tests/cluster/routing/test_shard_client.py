@@ -12,7 +12,7 @@ import pytest
 from fake_shards import FakeCluster, FakeShard, collect, play, play_with_room, request, tokens
 from virtual_time import run_in_virtual_time
 
-from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.api.engine_client import HELD_UP_SECONDS, EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.messages.membership import ShardLimits
 from isotherm.cluster.messages.requests import (
     Delta,
@@ -22,7 +22,9 @@ from isotherm.cluster.messages.requests import (
     SamplingParams,
     TokenLogprobs,
 )
+from isotherm.cluster.routing import connection as routing_connection
 from isotherm.cluster.routing import shard_client
+from isotherm.cluster.routing.connection import SILENT_SECONDS
 from isotherm.cluster.routing.journey import Journey
 from isotherm.cluster.routing.shard_client import ShardClient
 
@@ -90,7 +92,7 @@ def test_a_family_goes_to_one_shard_as_long_as_that_can_run_one_more():
 
 
 def test_a_request_whose_deltas_nobody_reads_ends_at_its_shard_too(monkeypatch):
-    monkeypatch.setattr(shard_client, "MOST_UNREAD", 5)
+    monkeypatch.setattr(routing_connection, "MOST_UNREAD", 5)
 
     async def act(cluster: FakeCluster, client: ShardClient) -> None:
         (shard,) = cluster.shards.values()
@@ -360,3 +362,36 @@ def test_there_is_room_for_as_many_as_the_shards_take():
         await client.background.close()
 
     run_in_virtual_time(go())
+
+
+# --- whether requests get on ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stands, said, seconds",
+    [
+        ("", None, 0.0),
+        ("attention-1 has waited for expert-0", "attention-1 has waited for expert-0", HELD_UP_SECONDS),
+        ("without a word", "attention-1 does not answer", SILENT_SECONDS),
+    ],
+)
+def test_requests_are_held_up_where_any_shard_holds_them_up(stands: str, said: str | None, seconds: float):
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        cluster.shards["attention-1"].stands = stands
+        begin = asyncio.get_running_loop().time()
+        assert await client.held_up() == said
+        assert asyncio.get_running_loop().time() - begin == pytest.approx(seconds)
+
+    play_with_room(2, ShardLimits(4096), act)
+
+
+def test_a_shard_that_has_died_holds_requests_up_until_it_is_named_no_more():
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        cluster.shards["attention-0"].dead = True
+        assert "attention-0 is gone" in (await client.held_up() or "")
+        cluster.shards["attention-0"].die()
+        cluster.publish("attention-1")
+        await asyncio.sleep(0.1)
+        assert await client.held_up() is None
+
+    play_with_room(2, ShardLimits(4096), act)

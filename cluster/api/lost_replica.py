@@ -1,0 +1,84 @@
+"""What clients are told of requests whose ingress replica is lost on the way: Ray Serve's proxy would leave their
+connections without a word."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from isotherm.cluster.api.error_forms import error_body, is_anthropic
+from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.replies import sse, to_json
+
+RETRY_AFTER = b"1"  # seconds
+_LOST = ReplyError(
+    "this request was lost on its way, or there are too many; ask again",
+    status=503,
+    kind="server_error",
+    code="unavailable",
+)
+
+
+class LostReplicaMiddleware:
+    """In Serve's proxy. A reply that has not begun is a 503 with Retry-After, also where Serve says so in its own
+    words, which are plain text; a stream of events that has begun ends with an error event."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        reply = _Reply()
+
+        async def send_on(message: Message) -> None:
+            reply.take(message)
+            if not reply.is_serves_own:
+                await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        except asyncio.CancelledError:  # its client has gone
+            raise
+        except Exception:
+            if reply.is_whole or (reply.has_begun and not reply.is_events):
+                raise
+        if reply.is_serves_own or not reply.has_begun:
+            await _refuse(scope, send)
+        elif reply.is_events and not reply.is_whole and scope["method"] == "POST":
+            await send({"type": "http.response.body", "body": _event(scope["path"]), "more_body": False})
+
+
+class _Reply:
+    """How far a reply has come."""
+
+    def __init__(self) -> None:
+        self.has_begun = self.is_events = self.is_whole = self.is_serves_own = False
+
+    def take(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kind = next((v for n, v in message.get("headers", ()) if n.lower() == b"content-type"), b"")
+            self.has_begun, self.is_events = True, kind.startswith(b"text/event-stream")
+            self.is_serves_own = message["status"] in (500, 503) and kind.startswith(b"text/plain")
+        elif message["type"] == "http.response.body":
+            self.is_whole = not message.get("more_body", False)
+
+
+def _event(path: str) -> bytes:
+    """The event that a stream of this route ends with which cannot go on."""
+    if path == "/v1/responses":
+        return sse({"type": "error", "code": "server_error", "message": _LOST.message, "param": None}, "error")
+    return sse(error_body(path, _LOST), "error" if is_anthropic(path) else "")
+
+
+async def _refuse(scope: Scope, send: Send) -> None:
+    body = to_json(error_body(scope["path"], _LOST))
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"retry-after", RETRY_AFTER),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

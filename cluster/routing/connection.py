@@ -1,0 +1,172 @@
+"""This replica's requests at one attention shard: a connection that is made again and again, requests on their way
+there, and deltas back. Knows nothing about Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Protocol
+
+from isotherm.cluster.api.engine_client import HELD_UP_SECONDS, MOST_UNREAD, TOO_SLOW
+from isotherm.cluster.errors import one_line
+from isotherm.cluster.messages.membership import WorkerGoneError
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+
+# Deltas that are handed out in one turn of the event loop. Each costs it a quarter of a millisecond further on, and
+# gRPC takes in one new request a turn: with all of them at once new requests would wait for seconds.
+HANDED_OUT = 8
+PING_PERIOD = 5.0  # seconds between signs of life; shards give up on a replica that is silent for several of these
+OPEN_SECONDS = 30.0  # in which a shard must have opened a stream
+SILENT_SECONDS = HELD_UP_SECONDS + 0.3  # in which a shard says what holds it up, else it is itself what does
+
+
+class Shard(Protocol):
+    """One attention shard, from afar. Raises WorkerGoneError where it is not there any more."""
+
+    def stream(self, connection: str) -> AsyncGenerator[list[Delta], None]: ...
+
+    async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None: ...
+
+    async def held_up(self, seconds: float) -> str:
+        """Empty when the rows of a request would get through there; else, after so many seconds, why not."""
+
+
+class Connection:
+    """This replica's requests at one shard. Each time that it is connected it has a new id there."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.is_open = False
+        self.families: Counter[str] = Counter()  # how many of the open requests are of one
+        self._streams: dict[str, asyncio.Queue[Delta]] = {}  # open requests
+        self._sent: set[str] = set()  # those of them that the shard has been sent
+        self._requests: list[GenerationRequest] = []  # to be sent
+        self._aborts: list[str] = []  # to be sent
+        self._wake = asyncio.Event()
+        self._shard: Shard | None = None  # while it is open
+
+    async def held_up(self) -> str:
+        """Empty when a request would get on at the shard; else why not."""
+        if (shard := self._shard) is None:
+            return f"{self.name} cannot be reached"
+        asked = asyncio.ensure_future(shard.held_up(HELD_UP_SECONDS))
+        if not (await asyncio.wait([asked], timeout=SILENT_SECONDS))[0]:
+            asked.cancel()
+            return f"{self.name} does not answer"
+        try:
+            return asked.result()
+        except WorkerGoneError as error:
+            return f"{self.name} is gone: {one_line(error)}"
+
+    @property
+    def load(self) -> int:
+        return len(self._streams)
+
+    async def attempt(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        """The request's deltas from this shard. Left early, it is aborted there."""
+        queue: asyncio.Queue[Delta] = asyncio.Queue()
+        self._streams[request.id] = queue
+        self.families[request.family] += 1
+        self._requests.append(request)
+        self._wake.set()
+        if not self.is_open:  # closed since it was chosen
+            self._end(WorkerGoneError(), {request.id})
+        finished = False
+        try:
+            while not finished:
+                delta = await queue.get()
+                finished = delta.finish_reason is not None
+                yield delta
+        finally:
+            self.families[request.family] -= 1
+            if not self.families[request.family]:
+                del self.families[request.family]
+            if self._streams.get(request.id) is queue:
+                del self._streams[request.id]
+                if request.id in self._sent:
+                    self._sent.discard(request.id)
+                    if not finished:
+                        self._aborts.append(request.id)
+                        self._wake.set()
+                else:
+                    self._requests = [r for r in self._requests if r is not request]
+
+    async def run(self, shard: Shard) -> str:
+        """Open a stream and carry requests and deltas until it ends → why. Every request that is left then goes
+        elsewhere. Raises what the shard raises."""
+        connection = uuid.uuid4().hex
+        ending: BaseException | None = None
+        try:
+            async with aclosing(shard.stream(connection)) as lists:
+                await asyncio.wait_for(anext(lists), OPEN_SECONDS)  # the first one is the greeting
+                self.is_open, self._shard = True, shard
+                receiving = asyncio.ensure_future(self._receive(lists))
+                sending = asyncio.ensure_future(self._send(shard, connection))
+                try:
+                    await asyncio.wait({receiving, sending}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    self.is_open, self._shard = False, None
+                    for task in (receiving, sending):
+                        task.cancel()
+                    results = await asyncio.gather(receiving, sending, return_exceptions=True)
+            errors = [r for r in results if isinstance(r, Exception)]
+            for error in sorted(errors, key=lambda e: not isinstance(e, WorkerGoneError)):
+                raise error
+            return "the shard has closed it"
+        except StopAsyncIteration:
+            return "the shard has closed it"
+        except BaseException as error:
+            ending = error
+            raise
+        finally:
+            self._end(ending, set(self._streams))
+
+    def _end(self, ending: BaseException | None, requests: set[str]) -> None:
+        """Have requests go elsewhere. The loss of a shard counts against those that it had."""
+        gone = isinstance(ending, WorkerGoneError)
+        for request_id in requests:
+            reason = FinishReason.LOST if gone and request_id in self._sent else FinishReason.MOVED
+            self._streams.pop(request_id).put_nowait(Delta(request_id, 0, finish_reason=reason))
+            self._sent.discard(request_id)
+        self._requests = [r for r in self._requests if r.id not in requests]
+        self._aborts.clear()
+
+    async def _receive(self, lists: AsyncGenerator[list[Delta], None]) -> None:
+        async for deltas in lists:
+            for i, delta in enumerate(deltas, 1):
+                if i % HANDED_OUT == 0:
+                    await asyncio.sleep(0)
+                if (queue := self._streams.get(delta.request_id)) is not None and delta.request_id in self._sent:
+                    if queue.qsize() >= MOST_UNREAD and delta.finish_reason is None:
+                        self._give_up(queue, delta.request_id)
+                    else:
+                        queue.put_nowait(delta)
+
+    def _give_up(self, queue: asyncio.Queue[Delta], request_id: str) -> None:
+        """End a request whose deltas nobody reads."""
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(Delta(request_id, 0, finish_reason=FinishReason.ERROR, error=TOO_SLOW))
+        del self._streams[request_id]
+        self._sent.discard(request_id)
+        self._aborts.append(request_id)
+        self._wake.set()
+
+    async def _send(self, shard: Shard, connection: str) -> None:
+        """Send new requests and aborts, in one call all that came since the last, and a sign of life now and then.
+
+        Never from the task of an HTTP request: when a client goes away Serve cancels that task together with the Ray
+        calls it has made, so an abort sent from there would be lost.
+        """
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), PING_PERIOD)
+            self._wake.clear()
+            requests, self._requests = self._requests, []
+            aborts, self._aborts = self._aborts, []
+            self._sent |= {request.id for request in requests}
+            await shard.submit(connection, requests, aborts)
