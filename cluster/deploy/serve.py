@@ -36,13 +36,14 @@ from isotherm.cluster.deploy.first_answer import Asked, wait_for_answer
 from isotherm.cluster.deploy.front_door_keys import check_bound
 from isotherm.cluster.deploy.ingress import ingress_application
 from isotherm.cluster.deploy.kept_responses import forget_responses
+from isotherm.cluster.deploy.losses import Losses
 from isotherm.cluster.deploy.proxy_revival import ProxyRevival
 from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes, parse_manifest
 from isotherm.cluster.on_ray.handles import ActorHandle, Reference
 from isotherm.cluster.on_ray.session import attach, local_processes, running_controller, start_local
-from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller
+from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller, pid_of_worker
 from isotherm.cluster.supervise.processes import runs_as
 from isotherm.cluster.supervise.shutdown import Step, carry_out
 from isotherm.cluster.supervise.supervisor import ServeError
@@ -251,6 +252,7 @@ def _serve(
             tell("serving", probe=own_ray)
             _announce(manifest, keys is not None, console)
         stopped = controller.wait_stopped.remote()
+        spawn_thread("losses of workers", lambda: _tell_losses(controller, stop, console), vital=False)
         while not stop.asked and not ray.wait([stopped], timeout=0.5)[0]:
             pass
         if not stop.asked:
@@ -263,6 +265,19 @@ def _serve(
             carry_out([Step("draining the ingress", seconds + 1.5 * DRAIN_SLACK, lambda: drain_ingress(seconds, stop))])
         tell("stopping")
         stop_everything()
+
+
+def _tell_losses(controller: ActorHandle, stop: _Stop, console: Console) -> None:
+    """Says on the terminal which workers are lost and replaced, as long as it is not time to stop."""
+    losses, version = Losses(pid_of_worker), -1
+    while not stop.asked:
+        try:
+            version = ray.get(controller.watch.remote(version)).version
+            operations = ray.get(controller.operation_history.remote())
+            for line in [] if stop.asked else losses.lines(operations):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+        except RayError:
+            time.sleep(1.0)  # the controller, or Ray itself, is away; others see to that
 
 
 def _wait_on_head(asked: Asked) -> None:
