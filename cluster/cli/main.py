@@ -155,9 +155,8 @@ def generate(
         prompt, prompt_ids, chat_prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos, dtype, kernels,
         logprobs, choice, sampling_asked(sampling or ()), isa, speculation, kv_cache_dtype,
     )  # fmt: skip
-    result = generate_offline(
-        manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True)
-    )
+    show = None if as_json else lambda text: print(text, end="", flush=True)
+    result = generate_offline(manifest, path, options, show, lambda line: print(line, file=sys.stderr))
     if as_json:
         print(json.dumps(result))
     else:
