@@ -53,6 +53,6 @@ def announced(http: dict[str, Any], asks_for_keys: bool, *kernels: str) -> list[
 
 
 def test_it_says_once_with_which_kernels_workers_compute():
-    native, plain = "native C++ kernels, avx2, 2 threads, bfloat16", "plain torch: no compiler"
+    native, plain = "native C++ kernels, avx2, 2 threads, bfloat16", "plain torch, as asked for"
     told = announced({}, False, native, plain, native)
     assert told[:2] == [f"kernels: {native}", f"kernels: {plain}"] and "kernels" not in "".join(told[2:])
