@@ -33,12 +33,16 @@ help:
 	@echo "make clean                remove the virtual environment and caches"
 
 $(VENV)/.installed: pyproject.toml $(NATIVE)
+	@echo "installing Isotherm into $(VENV), with torch and Ray, and compiling its kernels: about 1.5 GB on disk; one to"
+	@echo "three minutes, more where the network is slow, in which pip says nothing unless something is wrong"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
 	$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(NATIVE)
+	@echo "installing Isotherm and what its tests need into $(VENV): about 3 GB on disk; two to five minutes, more where"
+	@echo "the network is slow, in which pip says nothing unless something is wrong"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(COMPILE)

@@ -42,7 +42,7 @@ def select_kernels(
     if device == "cuda" or name == "triton":
         return _triton(dtype, device)
     if name == "reference":
-        return Selection(ReferenceKernels(dtype), "asked for")
+        return Selection(ReferenceKernels(dtype), "plain torch, as asked for")
     from isotherm.kernels.native.backend import NativeKernels
     from isotherm.kernels.native.library import NativeKernelsUnavailable
 
@@ -51,7 +51,7 @@ def select_kernels(
     except NativeKernelsUnavailable as error:
         if name == "native" or isa != "auto":
             raise
-        return Selection(ReferenceKernels(dtype), f"native kernels are not there: {error}")
+        return Selection(ReferenceKernels(dtype), f"plain torch, since native kernels are not there: {error}")
     # Little is left to torch, and the threads that wait for more of it would spin beside the kernels'
     torch.set_num_threads(1)
     return Selection(native, native.describe())

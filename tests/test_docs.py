@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import command_page
 import pytest
 import yaml
 from code_tree import PAGE, tree
@@ -105,3 +106,8 @@ def test_the_readme_names_the_models_of_every_family_and_no_others():
     named = full_names(cell)
     assert {"DeepSeek-V3", "DeepSeek-R1", "Kimi K2.5"} <= named <= set().union(*by_row)
     assert [sorted(names) for names in by_row if not names & named] == []
+
+
+def test_the_commands_page_has_every_option_as_its_help_says():
+    assert command_page.PAGE.read_text() == command_page.page(), "write it anew: python tests/helpers/command_page.py"
+    assert re.search(r"^## `isotherm serve`.*?^\| `--port` \| [^|]+", command_page.page(), re.MULTILINE | re.DOTALL)

@@ -1,5 +1,6 @@
 """How Serve's proxy reads HTTP/1 from a connection: uvicorn's protocol, mended for clients that offer an upgrade, for
-those that speak HTTP/1.0, and for heads without end, or that never come.
+those that speak HTTP/1.0, for heads without end, or that never come, and for clients that are answered while they
+send.
 
 Ray Serve offers no way to choose the protocol, so it is put in the place of the one that uvicorn finds by itself
 (`use_front_door_protocol`)."""
@@ -7,7 +8,8 @@ Ray Serve offers no way to choose the protocol, so it is put in the place of the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import httptools
 import uvicorn.config
@@ -15,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.lingering import LingeringTransport
 from isotherm.cluster.api.replies import to_json
 
 MAX_HEAD_BYTES = 64 * 1024  # of a request line and its headers
@@ -59,7 +62,7 @@ def without_upgrade(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes,
 
 
 class FrontDoorProtocol(HttpToolsProtocol):
-    """uvicorn's protocol over httptools, with four differences.
+    """uvicorn's protocol over httptools, with five differences.
 
     An offer to upgrade that nobody here can take (h2c, which Java's HttpClient sends with every first request) is
     declined by reading the request's head once more without it. The parser takes whatever follows such a head for the
@@ -71,10 +74,14 @@ class FrontDoorProtocol(HttpToolsProtocol):
 
     A connection that has brought no whole head `head_seconds` after it was made, or after it sent something while
     nothing was asked, ends; where a head has begun, with 408. uvicorn itself bounds only the time from an answer to the
-    next byte. It costs one timer, which is looked at when it goes off."""
+    next byte. It costs one timer, which is looked at when it goes off.
+
+    A connection that ends before its request has come whole is read on for a while (LingeringTransport)."""
 
     head_seconds = HEAD_SECONDS
-    _in_head = _refused = False
+    linger: Callable[[asyncio.Transport, Callable[[], bool]], LingeringTransport] = LingeringTransport
+    transport: Any  # a LingeringTransport around the connection's own
+    _in_head = _in_request = _refused = False
     _head_bytes = 0  # of a head that is not whole yet
     _waits_since: float | None = (
         None  # for a head; None: a request is open, or uvicorn's own time for the next one runs
@@ -83,12 +90,14 @@ class FrontDoorProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = self.linger(transport, lambda: self._in_request or self._refused)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+        self.transport.lost()
         super().connection_lost(exc)
 
     def _wait_for_head(self) -> None:
@@ -107,12 +116,15 @@ class FrontDoorProtocol(HttpToolsProtocol):
             self._head_timer = self.loop.call_at(until, self._look_for_head)
             return
         if self._in_head:
-            self._refuse_head(_TOO_LATE)
-        else:
-            self.transport.close()
+            self.transport.write(_TOO_LATE)
+        self._in_request = False  # it has had its time: what still comes is not waited for
+        self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        if self.transport.is_closing():
+            self.transport.discard(len(data))
+            return
         while data and not self._refused:
             try:
                 self.parser.feed_data(data)
@@ -128,6 +140,7 @@ class FrontDoorProtocol(HttpToolsProtocol):
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             except httptools.HttpParserError:
+                self._refused = True
                 self.send_400_response("Invalid HTTP request received.")
                 return
 
@@ -136,23 +149,24 @@ class FrontDoorProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += size
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse_head(_TOO_LONG)
+                self._refuse_head()
 
-    def _refuse_head(self, words: bytes) -> None:
+    def _refuse_head(self) -> None:
         if not self._refused:
             self._refused = True
-            self.transport.write(words)
+            self.transport.write(_TOO_LONG)
             self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = self._in_request = True
+        self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
         self._in_head, self._waits_since = False, None
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > MAX_HEAD_BYTES:
-            self._refuse_head(_TOO_LONG)
+            self._refuse_head()
         elif not (self._refused or self._declines()):
             super().on_headers_complete()
 
@@ -161,6 +175,7 @@ class FrontDoorProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._in_request = False
         if not (self._refused or self._declines()):
             super().on_message_complete()
 

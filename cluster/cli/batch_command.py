@@ -29,7 +29,7 @@ def batch(
         typer.Option(help="endpoint; default: the one of the cluster that this job runs on"),
     ] = None,
     own: Annotated[Optional[str], typer.Option(metavar="MODEL|MANIFEST", help=OWN_HELP)] = None,  # noqa: UP045
-    concurrency: Annotated[int, typer.Option(min=1, max=4096)] = 32,
+    concurrency: Annotated[int, typer.Option(min=1, max=4096, help="rows asked at once")] = 32,
     priority: Annotated[
         int, typer.Option(help="of rows that name none; lower values have their turn first, other requests have 0")
     ] = 100,

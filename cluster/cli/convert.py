@@ -19,7 +19,7 @@ def convert_command(
     experts: ExpertsOption = None,
     dense: DenseOption = None,
     head: HeadOption = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Write a checkpoint with its weights in fewer bits, in compressed-tensors' format."""
     from isotherm.actors.models.converter import convert

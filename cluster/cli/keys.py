@@ -24,7 +24,7 @@ Roles = Enum("Roles", {role: role for role in ROLES})  # type: ignore[misc]  # t
 FileOption = Annotated[Path, typer.Option("--file", metavar="FILE", help="file of keys; the server's --keys")]
 _Count = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=1),
+    typer.Option(min=1, help="at most; default: no limit"),
 ]
 _COLUMNS = ("requests_per_minute", "tokens_per_minute", "streams", "n", "max_tokens", "models", "priority", "weight")
 
@@ -85,7 +85,10 @@ def create(
 
 
 @app.command("list")
-def list_keys(file: FileOption = Path("keys.json"), as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def list_keys(
+    file: FileOption = Path("keys.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
     """Show the keys of a file, without anything that they could be made from."""
     entries = read_keys(file)
     if as_json:

@@ -73,7 +73,7 @@ def _cuda_unavailable() -> str | None:
 def serve(
     model: ModelArgument = "tiny",
     host: Annotated[Optional[str], typer.Option(help="address to bind; default 127.0.0.1")] = None,  # noqa: UP045
-    port: Annotated[Optional[int], typer.Option(help="default 8000")] = None,  # noqa: UP045
+    port: Annotated[Optional[int], typer.Option(help="port to bind; default 8000")] = None,  # noqa: UP045
     address: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="join this Ray cluster; default: start a local one"),
@@ -119,15 +119,15 @@ def generate(
         Optional[str],  # noqa: UP045
         typer.Option("--chat", help="a user message, put into the chat template"),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens at most")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: the likeliest token")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="of the likeliest tokens, so much probability")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="of the likeliest tokens, so many; 0: all")] = 0,
     sampling: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(metavar="NAME=VALUE", help="any other parameter, as min_p=0.05 or repetition_penalty=1.1"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1)] = 0,
+    seed: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1, help="of what is drawn")] = 0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the end-of-sequence token")] = False,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     kernels: Annotated[str, typer.Option(help="auto, native, reference or triton")] = "auto",
@@ -148,7 +148,7 @@ def generate(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="KIND", help="auto, mtp, ngram or off; it changes no token. Default: the manifest's"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Continue one prompt offline: the same engine in this process, without Ray."""
     manifest, path = _manifest(model)
@@ -159,9 +159,8 @@ def generate(
         prompt, prompt_ids, chat_prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos, dtype, kernels,
         logprobs, choice, sampling_asked(sampling or ()), isa, speculation, kv_cache_dtype, device,
     )  # fmt: skip
-    result = generate_offline(
-        manifest, path, options, None if as_json else lambda text: print(text, end="", flush=True)
-    )
+    show = None if as_json else lambda text: print(text, end="", flush=True)
+    result = generate_offline(manifest, path, options, show, lambda line: print(line, file=sys.stderr))
     if as_json:
         print(json.dumps(result))
     else:
@@ -181,7 +180,7 @@ def inspect_command(
     dense: DenseOption = None,
     head: HeadOption = None,
     kv_cache_dtype: KvCacheOption = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Print what a checkpoint is and what a manifest would place where, without reading weights; or, with --quality,
     what quantising them, or the KV cache, loses."""
@@ -207,7 +206,10 @@ def inspect_command(
 
 @app.command()
 @user_errors
-def status(address: AddressOption = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def status(
+    address: AddressOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
     """Print workers, nodes, placement version and load of the running cluster."""
     address = prepare_attach(address)
     from isotherm.cluster.cli.views import show_status
@@ -223,9 +225,12 @@ def status(address: AddressOption = None, as_json: Annotated[bool, typer.Option(
 @app.command()
 @user_errors
 def doctor(
-    model: Annotated[Optional[str], typer.Argument(metavar="MODEL|MANIFEST")] = None,  # noqa: UP045
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="MODEL|MANIFEST", help="what is to be served here"),
+    ] = None,
     address: Annotated[Optional[str], typer.Option(help="of a Ray: look at all its nodes")] = None,  # noqa: UP045
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Check this machine, or a cluster's nodes, and say what to do. Exit status 1 when something will not work."""
     manifest, path = _manifest(model or "tiny")
@@ -285,7 +290,7 @@ def scale(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be done")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="until it is done or rolled back")] = False,
     key_file: KeyFileOption = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Change the number of workers, the nodes that they run on, or the copies of experts, under live traffic."""
     from isotherm.cluster.cli.views import end_with
@@ -335,8 +340,8 @@ def top(
 def chat(
     url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = DEFAULT_URL,
     system: Annotated[Optional[str], typer.Option(help="system message")] = None,  # noqa: UP045
-    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.7,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: the likeliest token")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens at most")] = 512,
     key_file: KeyFileOption = None,
 ) -> None:
     """Chat with a served model in the terminal."""

@@ -61,11 +61,15 @@ class OfflineOptions:
 
 
 def generate_offline(
-    manifest: Manifest, path: Path, options: OfflineOptions, show: Callable[[str], None] | None = None
+    manifest: Manifest,
+    path: Path,
+    options: OfflineOptions,
+    show: Callable[[str], None] | None = None,
+    note: Callable[[str], None] = log.info,
 ) -> JSON:
     """token_ids, text, logprobs (per token: token_id, logprob, top), finish_reason, drafts (how many were right and
     wrong) and system_fingerprint, which replies of a cluster that computes the same bits have too. `show` is given the
-    text as it grows."""
+    text as it grows, `note` with which kernels it is computed."""
     _check(options)
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
@@ -76,7 +80,7 @@ def generate_offline(
     _check_fit(options, len(prompt), config)
     device = options.device or manifest.device
     selection = select_kernels(options.kernels, parse_dtype(options.dtype), device=device, isa=options.isa)
-    log.info("kernels: %s (%s)", selection.kernels.name, selection.reason)
+    note(f"kernels: {selection.reason}")
     block_size = manifest.engine.block_size
     scheduler = SchedulerConfig(
         block_size, -(-length // block_size), manifest.engine.max_batch_tokens, 1, length, prefix_cache=False

@@ -45,7 +45,7 @@ def roll(
         Optional[str],  # noqa: UP045
         typer.Option(help="Ray address, for --ingress; default: RAY_ADDRESS or this machine's cluster"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Serve other weights of the same architecture, or with other values of the manifest, under live traffic: streams
     finish on the workers that they began on.

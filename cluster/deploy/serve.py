@@ -25,24 +25,25 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from isotherm.cluster.api.access.key_store import ENVIRONMENT, KeySource, parse_key_source, passing_key
+from isotherm.cluster.api.access.key_store import KeySource, parse_key_source, passing_key
 from isotherm.cluster.background import spawn_thread
+from isotherm.cluster.deploy.announcement import announce
 from isotherm.cluster.deploy.capacity import check_resources
 from isotherm.cluster.deploy.controller import Controller, Owner
 from isotherm.cluster.deploy.first_answer import Asked, wait_for_answer
 from isotherm.cluster.deploy.front_door_keys import check_bound
 from isotherm.cluster.deploy.ingress import ingress_application
 from isotherm.cluster.deploy.kept_responses import forget_responses
+from isotherm.cluster.deploy.losses import Losses
 from isotherm.cluster.deploy.proxy_revival import ProxyRevival
 from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes, parse_manifest
 from isotherm.cluster.on_ray.handles import ActorHandle, Reference
 from isotherm.cluster.on_ray.session import attach, local_processes, running_controller, start_local
-from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller
+from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller, pid_of_worker
 from isotherm.cluster.supervise.processes import runs_as
 from isotherm.cluster.supervise.shutdown import Step, carry_out
 from isotherm.cluster.supervise.supervisor import ServeError
@@ -249,8 +250,10 @@ def _serve(
         if not stop.asked:
             served = True
             tell("serving", probe=own_ray)
-            _announce(manifest, keys is not None, console)
+            workers = ray.get(controller.status.remote(), timeout=30)["workers"]
+            announce(manifest, keys is not None, workers, console)
         stopped = controller.wait_stopped.remote()
+        spawn_thread("losses of workers", lambda: _tell_losses(controller, stop, console), vital=False)
         while not stop.asked and not ray.wait([stopped], timeout=0.5)[0]:
             pass
         if not stop.asked:
@@ -263,6 +266,19 @@ def _serve(
             carry_out([Step("draining the ingress", seconds + 1.5 * DRAIN_SLACK, lambda: drain_ingress(seconds, stop))])
         tell("stopping")
         stop_everything()
+
+
+def _tell_losses(controller: ActorHandle, stop: _Stop, console: Console) -> None:
+    """Says on the terminal which workers are lost and replaced, as long as it is not time to stop."""
+    losses, version = Losses(pid_of_worker), -1
+    while not stop.asked:
+        try:
+            version = ray.get(controller.watch.remote(version)).version
+            operations = ray.get(controller.operation_history.remote())
+            for line in [] if stop.asked else losses.lines(operations):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+        except RayError:
+            time.sleep(1.0)  # the controller, or Ray itself, is away; others see to that
 
 
 def _wait_on_head(asked: Asked) -> None:
@@ -353,29 +369,3 @@ def _read(worker: JSON) -> str:
     """What a worker has read of the checkpoint, and how fast: 1.5 GiB, 800.0 MiB/s."""
     rate = worker.get("read_bytes_per_second", 0)
     return f"{human_bytes(worker['read_bytes'])}, {human_bytes(rate)}/s" if rate else ""
-
-
-def _announce(manifest: Manifest, asks_for_keys: bool, console: Console) -> None:
-    """Lines that a terminal may not break: they are there to be copied."""
-    url = manifest.url
-    key = f""" -H "Authorization: Bearer ${ENVIRONMENT}\"""" if asks_for_keys else ""
-    ready = f"[bold green]ready[/]  {escape(manifest.model_id)} at {url}/v1   (Ctrl-C ends it)"
-    console.print(ready, highlight=False, soft_wrap=True)
-    console.print(
-        f"""  curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\
-       -d '{{"model": "{manifest.model_id}", "messages": [{{"role": "user", "content": "What is 3 + 4?"}}]}}'""",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    if asks_for_keys:
-        source = f"those of {manifest.http.keys}" if manifest.http.keys is not None else f"the one of {ENVIRONMENT}"
-        console.print(
-            f"  every route but /health, /ready and the page at / asks for a key: {source}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return
-    who = {"loopback": "this machine alone", "open": "whoever reaches the port, for there are no keys"}
-    for routes, opened in ("/admin and /status", manifest.http.admin), ("/metrics", manifest.http.metrics):
-        console.print(f"  open to {who[opened]}: {routes}", highlight=False, soft_wrap=True)

@@ -80,7 +80,7 @@ def _kernels(facts: MachineFacts) -> Finding:
     if facts.kernels == "reference":
         return warn(
             "kernels",
-            f"plain torch: {facts.kernels_reason}",
+            facts.kernels_reason,
             "slow, and bits that depend on the batch; install a C++ compiler (g++) and install isotherm again",
         )
     if facts.instructions == "generic":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from isotherm.cluster.on_ray.run_file import local_address
-from isotherm.cluster.on_ray.token_file import keep_token
+from isotherm.cluster.on_ray.token_file import ELSEWHERE, keep_token
 
 # Despite its name, on every system: with 0 Ray uses the loopback address and listens on no other, and a driver looks
 # for its node there.
@@ -85,7 +85,7 @@ def prepare_attach(address: str | None) -> str | None:
         os.environ.update(LOOPBACK)
         keep_from_proxies(UNPROXIED)
     if "RAY_AUTH_MODE" not in os.environ and (
-        "RAY_AUTH_TOKEN" in os.environ or os.path.isfile(os.path.expanduser("~/.ray/auth_token"))
+        any(name in os.environ for name in ELSEWHERE) or os.path.isfile(os.path.expanduser("~/.ray/auth_token"))
     ):
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks for a token by itself only when it is given no address
     return address

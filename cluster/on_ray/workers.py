@@ -121,6 +121,13 @@ def end_worker(worker: RayWorker) -> None:
         remove_placement_group(worker.slot.placement_group)
 
 
+def pid_of_worker(name: str) -> int | None:
+    """Of the newest worker with this name, also where it is gone; None where Ray knows none."""
+    found = [entry for entry in actors().values() if entry["Name"] == name]
+    newest = max(found, key=lambda entry: float(entry["StartTime"]), default=None)
+    return None if newest is None else newest["Pid"] or None
+
+
 def find_workers(prefix: str) -> dict[str, RayWorker]:
     """The live workers by name; `prefix` is what their placement groups' names begin with. Placement groups without an
     actor, which somebody left, are removed."""

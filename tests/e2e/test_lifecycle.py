@@ -89,6 +89,19 @@ def test_a_proxy_that_serve_does_not_miss_is_back_within_seconds(served):
     assert "Ray Serve has lost its proxy" in served.log.read_text()
 
 
+def test_the_terminal_tells_of_a_lost_worker_and_when_all_is_whole_again(served):
+    before = {w["id"]: w for w in served.status()["workers"] if w["role"] == "expert"}
+    worker = before["expert-0"]
+    os.kill(worker["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while "whole again" not in (log := served.log.read_text()):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.1)
+    assert f"expert group {worker['id']} (process {worker['pid']}) is lost; it is being replaced" in log
+    [new] = [w for w in served.status()["workers"] if w["role"] == "expert" and w["id"] not in before]
+    assert f" s: expert group {new['id']} (process {new['pid']}) in the place of {worker['id']}\n" in log
+
+
 @pytest.mark.parametrize("name", ["raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent"])
 def test_without_its_ray_it_ends_with_an_error_and_leaves_nothing(tmp_path, name, record_property):
     served = Served(SMALL, tmp_path)

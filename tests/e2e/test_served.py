@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import http.client
 import json
 import socket
 import time
@@ -137,6 +138,14 @@ def test_what_the_front_door_takes(served):
         for path in ("/admin/experts", "/status", "/metrics"):
             assert client.get(path).status_code == 200
             assert client.get(path, headers={"x-forwarded-for": "10.0.0.7"}).status_code == 403
+
+
+def test_a_client_that_writes_all_before_it_reads_is_told_that_it_is_too_much(served):
+    for _ in range(3):
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+        connection.request("POST", "/v1/completions", b" " * 20_000_000, {"content-type": "application/json"})
+        assert connection.getresponse().status == 413
+        connection.close()
 
 
 def test_generate_prints_what_the_endpoint_gives(served):

@@ -171,11 +171,11 @@ class FakeEngine:
 
 
 @contextmanager
-def http_server(app: Any, protocol: Any = "auto") -> Iterator[str]:
-    """The app under uvicorn on a free loopback port: its base URL."""
+def http_server(app: Any, protocol: Any = "auto", **options: Any) -> Iterator[str]:
+    """The app under uvicorn on a free loopback port: its base URL. `options`: others of uvicorn's."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", http=protocol))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", http=protocol, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 10

@@ -16,7 +16,11 @@ from isotherm.kernels.select import cuda_unavailable_reason, select_kernels
 
 def test_the_reference_when_it_is_asked_for():
     chosen = select_kernels("reference", torch.float32)
-    assert (chosen.kernels.name, chosen.reason, chosen.kernels.device.type) == ("reference", "asked for", "cpu")
+    assert (chosen.kernels.name, chosen.reason, chosen.kernels.device.type) == (
+        "reference",
+        "plain torch, as asked for",
+        "cpu",
+    )
 
 
 def test_auto_falls_back_to_the_reference_and_says_why(monkeypatch: pytest.MonkeyPatch):
@@ -25,7 +29,8 @@ def test_auto_falls_back_to_the_reference_and_says_why(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(native_backend, "NativeKernels", unavailable)
     chosen = select_kernels("auto", torch.float32)
-    assert (chosen.kernels.name, chosen.reason) == ("reference", "native kernels are not there: no compiler was there")
+    why = "plain torch, since native kernels are not there: no compiler was there"
+    assert (chosen.kernels.name, chosen.reason) == ("reference", why)
     with pytest.raises(NativeKernelsUnavailable, match="no compiler"):
         select_kernels("native", torch.float32)
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 import pytest
 import uvicorn
@@ -223,20 +223,16 @@ def test_the_proxys_list_of_applications_is_an_unknown_path():
 @pytest.mark.parametrize("pieces", [1, 9])
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_head_that_is_too_long_is_refused(port: int, pieces: int, ends: bool):
-    """Whole or still coming, in one header or in many. Who goes on sending may find the connection ended before the
-    answer is read."""
+    """Whole or still coming, in one header or in many."""
     for name in (b"a: %s\r\n" % (b"x" * MAX_HEAD_BYTES), b"".join(b"h%d: 1234567\r\n" % i for i in range(5000))):
         sent = b"POST /echo HTTP/1.1\r\nhost: h\r\ncontent-length: 3\r\n" + name + (b"\r\nabc" if ends else b"")
         step = -(-len(sent) // pieces)
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
             got = b""
-            with suppress(ConnectionResetError, BrokenPipeError) if pieces > 1 else nullcontext():
-                for at in range(0, len(sent), step):
-                    connection.sendall(sent[at : at + step])
-                while part := connection.recv(65536):
-                    got += part
-        if pieces > 1 and not got:
-            continue
+            for at in range(0, len(sent), step):
+                connection.sendall(sent[at : at + step])
+            while part := connection.recv(65536):
+                got += part
         assert got.startswith(b"HTTP/1.1 431 ") and got.count(b"HTTP/1.1") == 1
         assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
 

@@ -57,6 +57,14 @@ def test_tokens_are_the_engines(model: Path, params: dict[str, Any]):
     assert (out["text"], out["logprobs"], out["finish_reason"], out["prompt_tokens"]) == (None, None, "length", 6)
 
 
+def test_it_notes_once_with_which_kernels(model: Path):
+    noted: list[str] = []
+    generate_offline(
+        Manifest(), model, dataclasses.replace(DEFAULTS, prompt_ids="1,2,3", kernels="reference"), None, noted.append
+    )
+    assert noted == ["kernels: plain torch, as asked for"]
+
+
 def test_the_kv_cache_is_kept_as_the_manifest_or_the_option_says(model: Path):
     """Sampled at a high temperature, so that rounded latents show in tokens."""
     options = {**IDS, "temperature": 2.0, "max_tokens": 40}

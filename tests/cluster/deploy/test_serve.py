@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
-from rich.console import Console
 
 from isotherm.cluster.deploy import serve as serving
 from isotherm.cluster.deploy.ingress_update import beside_the_front_door
@@ -125,45 +124,6 @@ def test_a_process_that_does_not_take_up_the_end_is_gone(answers: list[Any], tak
     monkeypatch.setattr(serving, "ABSENT_SECONDS", 0.5)
     controller = SimpleNamespace(ending=SimpleNamespace(remote=lambda: None))
     assert serving._taken_up(controller) is taken_up
-
-
-ALONE, ALL = "this machine alone", "whoever reaches the port, for there are no keys"
-
-
-@pytest.mark.parametrize(
-    ("http", "admin", "metrics"),
-    [
-        ({}, ALONE, ALONE),
-        ({"metrics": "open"}, ALONE, ALL),
-        ({"admin": "open"}, ALL, ALONE),
-        ({"admin": "open", "metrics": "open"}, ALL, ALL),
-    ],
-)
-def test_it_says_who_may_reach_which_routes(http: dict[str, Any], admin: str, metrics: str):
-    assert announced(http, asks_for_keys=False) == [
-        f"open to {admin}: /admin and /status",
-        f"open to {metrics}: /metrics",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("http", "source"),
-    [({"keys": "/etc/keys.json"}, "those of /etc/keys.json"), ({}, "the one of ISOTHERM_API_KEY")],
-)
-def test_it_says_which_keys_are_asked_for(http: dict[str, Any], source: str):
-    """What is open without keys does not count then."""
-    told = announced(http | {"admin": "open"}, asks_for_keys=True)
-    assert told == [f"every route but /health, /ready and the page at / asks for a key: {source}"]
-
-
-def announced(http: dict[str, Any], asks_for_keys: bool) -> list[str]:
-    """What `isotherm serve` prints below the request that can be copied."""
-    console = Console(file=io.StringIO(), width=60)
-    serving._announce(parse_manifest({"http": http}), asks_for_keys, console)
-    ready, request, body, *rest = console.file.getvalue().splitlines()
-    assert ready.startswith("ready ") and "-d '{" in body
-    assert ('"Authorization: Bearer $ISOTHERM_API_KEY"' in request) == asks_for_keys
-    return [line.strip() for line in rest]
 
 
 # --- Kubernetes -----------------------------------------------------------------------------------

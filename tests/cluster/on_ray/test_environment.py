@@ -19,7 +19,7 @@ from isotherm.cluster.on_ray.environment import (
     prepare_local_ray,
 )
 
-NAMES = {*LOCAL_RAY, "RAY_AUTH_TOKEN", "RAY_ADDRESS"}
+NAMES = {*LOCAL_RAY, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"}
 
 
 @pytest.fixture(autouse=True)
@@ -125,10 +125,11 @@ def test_what_grpc_prefers_is_completed_too():
 
 
 def test_a_token_that_is_there_is_used(clean: Path):
-    os.environ["RAY_AUTH_TOKEN"] = "secret"
-    prepare_attach("10.0.0.5:6379")
-    assert os.environ["RAY_AUTH_MODE"] == "token"
-    del os.environ["RAY_AUTH_TOKEN"], os.environ["RAY_AUTH_MODE"]
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        os.environ[name] = "/a/secret"
+        prepare_attach("10.0.0.5:6379")
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        del os.environ[name], os.environ["RAY_AUTH_MODE"]
     (clean / ".ray").mkdir()
     (clean / ".ray" / "auth_token").write_text("secret")
     prepare_attach("10.0.0.5:6379")
