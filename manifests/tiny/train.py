@@ -8,9 +8,9 @@ on from FILE with the numbers that it would have had. The second makes a model o
 (a tenth of those so far) the rates fall to nothing; FILE stays, and can be trained on. What is interrupted goes on too,
 from FILE.decay.
 
-Needs torch, safetensors, tokenizers and jinja2, no accelerator (with one, --device cuda) and no network. The forward pass is that of
-DeepSeek-V3's published modelling: MLA with interleaved RoPE under YaRN, grouped sigmoid routing with a correction bias,
-a shared expert, one multi-token-prediction layer. The matrices train with Muon, the rest with AdamW.
+Needs torch, safetensors, tokenizers and jinja2, no accelerator (with one, --device cuda) and no network. The forward
+pass is that of DeepSeek-V3's published modelling: MLA with interleaved RoPE under YaRN, grouped sigmoid routing with a
+correction bias, a shared expert, one multi-token-prediction layer. The matrices train with Muon, the rest with AdamW.
 """
 
 from __future__ import annotations
