@@ -253,9 +253,9 @@ def _serve(
             workers = ray.get(controller.status.remote(), timeout=30)["workers"]
             announce(manifest, keys is not None, workers, console)
         stopped = controller.wait_stopped.remote()
-        spawn_thread("losses of workers", lambda: _tell_losses(controller, stop, console), vital=False)
+        losses = Losses(pid_of_worker)
         while not stop.asked and not ray.wait([stopped], timeout=0.5)[0]:
-            pass
+            _tell(losses, controller, console)
         if not stop.asked:
             ray.get(stopped)
             tell("draining")
@@ -268,17 +268,14 @@ def _serve(
         stop_everything()
 
 
-def _tell_losses(controller: ActorHandle, stop: _Stop, console: Console) -> None:
-    """Says on the terminal which workers are lost and replaced, as long as it is not time to stop."""
-    losses, version = Losses(pid_of_worker), -1
-    while not stop.asked:
-        try:
-            version = ray.get(controller.watch.remote(version)).version
-            operations = ray.get(controller.operation_history.remote())
-            for line in [] if stop.asked else losses.lines(operations):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
-        except RayError:
-            time.sleep(1.0)  # the controller, or Ray itself, is away; others see to that
+def _tell(losses: Losses, controller: ActorHandle, console: Console) -> None:
+    """Says on the terminal which workers were lost, and replaced."""
+    try:
+        operations = ray.get(controller.operation_history.remote(), timeout=1.0)
+    except RayError:
+        return  # the controller, or Ray itself, is away; others see to that
+    for line in losses.lines(operations):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _wait_on_head(asked: Asked) -> None:
