@@ -51,42 +51,6 @@ ISO_INLINE void grouped_tile(const Linear& weight, const uint8_t* block, const u
   }
 }
 
-#if ISO_AMX
-#include "int4_row.h"
-
-// The same for one row and int4 without zero points.
-static void int4_row(const Linear& weight, const uint8_t* block, const uint32_t* a, float* sums, const uint8_t* next) {
-  using D = Int4Decoder<false>;
-  const Int4Row whole = Int4Row::make();
-  const D decoder = D::make();
-  const int64_t group_words = weight.grouping.inputs / 2, block_bytes = weight.block_bytes;
-  const uint8_t* end_of_tile = block + weight.tile_bytes;
-  for (int i = 0; i < kTile; i += W) store(sums + i, set(0.0f));
-  for (int64_t begin = 0; begin < weight.words; begin += group_words, block += block_bytes) {
-    const int64_t n = least(group_words, weight.words - begin);
-    const uint8_t* ahead = block + kPrefetchWords * 4;
-    if (ahead >= end_of_tile) ahead = next + (ahead - end_of_tile);
-    SplitSums split;
-    const uint8_t* codes = block;
-    int64_t u = 0;
-    for (; u + kStepWords <= n; u += kStepWords, a += kStepWords, codes += kStepWords / D::kWords * 64)
-      whole.step(codes, RowStep(a), split, ahead + (codes - block));
-    for (int64_t i = codes - block; i < block_bytes; i += 64) prefetch(ahead + i);
-    RowSums<1> own;
-    split.in_order(own.sums[0]);
-    for (int i = 0; u < n; ++u, ++a) {
-      vi word[kTileVectors];
-      decoder.decode(codes, i, word);
-      own.add(word, a);
-      if (++i == D::kWords) i = 0, codes += 64;
-    }
-    vf scale[kTileVectors];
-    block_scales(weight, block, scale);
-    own.add_scaled(sums, scale);
-  }
-}
-#endif
-
 template <class D>
 static void grouped_group(const Linear& weight, const uint8_t* tile, const Group& g, float* sums, const uint8_t* next) {
   switch (g.rows) {
@@ -142,12 +106,6 @@ static void grouped_multiply(const Linear& weight, int64_t t, const Group* group
     grouped_blocks<M, D>(weight, weight.tile(t), groups, count, sums, next);
     return;
   }
-#if ISO_AMX
-  if constexpr (std::is_same_v<D, Int4Decoder<false>>) {
-    int4_row(weight, weight.tile(t), groups[0].words, sums, next);
-    return;
-  }
-#endif
   for (int64_t g = 0; g < count; ++g)
     grouped_group<D>(weight, weight.tile(t), groups[g], sums + (groups[g].first - groups[0].first) * kTile, next);
 }
