@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from starlette.types import Scope
+from starlette.types import Scope, Send
 
 from isotherm.cluster.api.errors import ContextLengthError, ReplyError
+from isotherm.cluster.api.replies import to_json
 from isotherm.cluster.jsontypes import JSON
 
 _ANTHROPIC_ROUTE = "/v1/messages"
@@ -43,6 +44,15 @@ def id_headers(scope: Scope) -> dict[str, str]:
 def error_body(path: str, error: ReplyError) -> JSON:
     """The error as the route at `path` says it."""
     return anthropic_error(error) if is_anthropic(path) else error.body()
+
+
+async def send_error(path: str, error: ReplyError, send: Send) -> None:
+    """A whole reply of a middleware's own."""
+    body = to_json(error_body(path, error))
+    own = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    headers = [(name.encode(), value.encode()) for name, value in own.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def anthropic_error(error: ReplyError) -> JSON:

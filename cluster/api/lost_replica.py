@@ -7,16 +7,16 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from isotherm.cluster.api.error_forms import error_body, is_anthropic
+from isotherm.cluster.api.error_forms import error_body, is_anthropic, send_error
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.replies import sse, to_json
+from isotherm.cluster.api.replies import sse
 
-RETRY_AFTER = b"1"  # seconds
 _LOST = ReplyError(
     "this request was lost on its way, or there are too many; ask again",
     status=503,
     kind="server_error",
     code="unavailable",
+    headers={"retry-after": "1"},
 )
 
 
@@ -46,7 +46,7 @@ class LostReplicaMiddleware:
             if reply.is_whole or (reply.has_begun and not reply.is_events):
                 raise
         if reply.is_serves_own or not reply.has_begun:
-            await _refuse(scope, send)
+            await send_error(scope["path"], _LOST, send)
         elif reply.is_events and not reply.is_whole and scope["method"] == "POST":
             await send({"type": "http.response.body", "body": _event(scope["path"]), "more_body": False})
 
@@ -71,14 +71,3 @@ def _event(path: str) -> bytes:
     if path == "/v1/responses":
         return sse({"type": "error", "code": "server_error", "message": _LOST.message, "param": None}, "error")
     return sse(error_body(path, _LOST), "error" if is_anthropic(path) else "")
-
-
-async def _refuse(scope: Scope, send: Send) -> None:
-    body = to_json(error_body(scope["path"], _LOST))
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"retry-after", RETRY_AFTER),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from isotherm.cluster.api.error_forms import error_body
+from isotherm.cluster.api.error_forms import send_error
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.replies import to_json
 
-RETRY_AFTER = b"2"  # seconds
 _UNAVAILABLE = ReplyError(
     "nothing is served here right now: the server starts, stops or is being updated",
     status=503,
     kind="server_error",
     code="unavailable",
+    headers={"retry-after": "2"},
 )
 
 
@@ -39,14 +38,7 @@ class UnroutedMiddleware:
                     for n, v in message.get("headers", ())
                 )
                 if unrouted:
-                    body = to_json(error_body(scope["path"], _UNAVAILABLE))
-                    headers = [
-                        (b"content-type", b"application/json"),
-                        (b"content-length", b"%d" % len(body)),
-                        (b"retry-after", RETRY_AFTER),
-                    ]
-                    await send({"type": "http.response.start", "status": 503, "headers": headers})
-                    await send({"type": "http.response.body", "body": body, "more_body": False})
+                    await send_error(scope["path"], _UNAVAILABLE, send)
             if not unrouted:
                 await send(message)
 
