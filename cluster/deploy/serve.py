@@ -271,10 +271,10 @@ def _serve(
 def _tell(losses: Losses, controller: ActorHandle, console: Console) -> None:
     """Says on the terminal which workers were lost, and replaced."""
     try:
-        operations = ray.get(controller.operation_history.remote(), timeout=1.0)
+        lines = losses.lines(ray.get(controller.operation_history.remote(), timeout=1.0))
     except RayError:
         return  # the controller, or Ray itself, is away; others see to that
-    for line in losses.lines(operations):
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

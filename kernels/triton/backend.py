@@ -1,9 +1,9 @@
 """The operations on an NVIDIA GPU in Triton (`kernels/triton/`): shapes are checked, outputs allocated and tiles chosen
 here.
 
-The package's docstring says what has been checked, and why a row's bits don't depend on its
-company. Nothing here reads a tensor's values on a GPU, so no call waits for the device, but for `sample`, which asks
-once which rows have top-k or top-p.
+The package's docstring says what has been checked, and why a row's bits don't depend on its company. Nothing here reads
+a tensor's values on a GPU, so no call waits for the device, but for `sample`, which asks once which rows have top-k or
+top-p.
 """
 
 from __future__ import annotations

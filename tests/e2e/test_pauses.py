@@ -86,7 +86,7 @@ def every_request_is_answered(seen: Seen) -> None:
 @over("served", [SHARED], indirect=True)
 def test_an_ingress_replica_is_stopped(served, workload):
     """The only one: nobody else could answer meanwhile, so another takes its place. Streams of the first that had begun
-    end with an error event, requests that had not are refused."""
+    end with an error event; requests that had not are served by the other, or refused."""
     before: list[int] = []
 
     @contextmanager

@@ -8,8 +8,7 @@ namespace iso {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-// How long a thread spins before it sleeps. Between two jobs of a layer it is well under the first; waking takes about
-// as long as the second where the machine is a virtual one.
+// How long a thread spins before it sleeps: the longest is well over the time between two jobs of a layer.
 constexpr std::chrono::microseconds kMostSpin{80}, kLeastSpin{2};
 constexpr uint64_t kClosed = 0xffffffff;  // more items claimed than any job has
 
