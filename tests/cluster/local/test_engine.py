@@ -15,12 +15,13 @@ from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnav
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Sampled
+from isotherm.cluster.local import engine as local_engine
 from isotherm.cluster.local.engine import LocalEngine
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 
 
 class Counting:
-    """Each request's tokens are 0, 1, 2, …; a step waits for `gate`."""
+    """Each request's tokens are 0, 1, 2, …; a step that computes waits for `gate`."""
 
     def __init__(self, **config: Any) -> None:
         self.scheduler = Scheduler(SchedulerConfig(4, 64, 64, 8, 64, **config))
@@ -32,7 +33,7 @@ class Counting:
 
     def step(self) -> list[Delta]:
         chunks = self.scheduler.schedule()
-        assert self.gate.wait(20)
+        assert not chunks or self.gate.wait(20)
         self.steps += bool(chunks)
         return self.scheduler.complete(chunks, [Sampled(c.sequence.generated) for c in chunks if c.sample])
 
@@ -146,5 +147,21 @@ def test_an_engine_whose_thread_has_failed_ends_open_streams_and_takes_no_more()
         assert local.not_ready() == "the engine's thread has failed"
         with pytest.raises(EngineUnavailableError, match="failed"):
             await collected(local, request("s"))
+
+    run(test)
+
+
+def test_it_is_held_up_while_a_step_does_not_end(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(local_engine, "HELD_UP_SECONDS", 0.2)
+
+    async def test(local: LocalEngine, engine: Counting) -> None:
+        assert await local.held_up() is None, "idle"
+        engine.gate.clear()
+        work = asyncio.ensure_future(collected(local, request("a")))
+        while not engine.scheduler.running:
+            await asyncio.sleep(0.01)
+        assert await local.held_up() == "the engine has not finished a step for 0.2 s"
+        engine.gate.set()
+        assert await work == [0, 1, 2, 3, 4] and await local.held_up() is None
 
     run(test)
