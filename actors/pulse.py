@@ -9,7 +9,24 @@ from collections.abc import Callable
 
 LOOK = 0.05  # seconds between two looks at the thread
 ALLOWED = 4.0  # work in hand may take so many times the longest piece of late
-FADING = 0.999  # what is left of that piece's length after another one
+FADING = 0.999  # what is left of a piece's length after another one
+
+
+class Lately:
+    """The longest of late durations but one: a single pause, of a process or of whom it waits for, is no measure of
+    work, and must not let the next one pass for it."""
+
+    def __init__(self) -> None:
+        self.longest = self._pause = 0.0  # seconds; a pause, maybe
+
+    def add(self, seconds: float) -> None:
+        """The first one counts: there is nothing else to go by."""
+        if not self._pause:
+            self.longest = self._pause = seconds
+            return
+        self.longest, self._pause = FADING * self.longest, FADING * self._pause
+        self.longest = max(self.longest, min(seconds, self._pause))
+        self._pause = max(self._pause, seconds)
 
 
 class Pulse:
@@ -21,11 +38,11 @@ class Pulse:
         self.beats = 0
         self.waits_for = ""  # whom the thread waits for, and may for as long as it takes; empty: nobody
         self._began = time.monotonic()  # the piece in hand
-        self._longest = self._longest_wait = 0.0
+        self._pieces, self._waits = Lately(), Lately()
 
     def beat(self) -> None:
         now = time.monotonic()
-        self._longest = max(now - self._began, FADING * self._longest)
+        self._pieces.add(now - self._began)
         self.beats, self._began = self.beats + 1, now
 
     def begin(self) -> None:
@@ -38,7 +55,7 @@ class Pulse:
 
     def answered(self) -> None:
         """Whom the thread waits for has answered."""
-        self._longest_wait = max(time.monotonic() - self._began, FADING * self._longest_wait)
+        self._waits.add(time.monotonic() - self._began)
 
     def go_on(self) -> None:
         """It waits no more."""
@@ -52,13 +69,13 @@ class Pulse:
     def as_lately(self) -> bool:
         """Whether the piece in hand, or the wait for somebody else, takes no longer than such have taken lately."""
         whom, began = self.waits_for, self._began
-        return time.monotonic() - began < (self._longest_wait if whom else self._longest)
+        return time.monotonic() - began < (self._waits if whom else self._pieces).longest
 
     async def felt(self) -> None:
         """As `felt` below says."""
 
         def may_take_longer() -> bool:
-            allowed = max(self._least, ALLOWED * self._longest)
+            allowed = max(self._least, ALLOWED * self._pieces.longest)
             return not self.waits_for and time.monotonic() - self._began < allowed
 
         await felt(lambda: self.beats, self.prod, may_take_longer)

@@ -142,7 +142,7 @@ class LoopCounts:
     refused: int
     beats: int  # turns of the loop: signs of life
     began_ns: int  # when the computation under way began, by the system's monotonic clock; 0: there is none
-    longest_ns: int  # of all computations
+    longest_ns: int  # of late computations but one, which may have been a pause
     thread: int  # the system's id of it
 
 

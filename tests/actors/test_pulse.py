@@ -9,7 +9,7 @@ import time
 import pytest
 
 from isotherm.actors import pulse as pulse_module
-from isotherm.actors.pulse import ALLOWED, Pulse
+from isotherm.actors.pulse import ALLOWED, Lately, Pulse
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +84,26 @@ def test_waiting_for_another_is_not_felt_and_says_for_whom_and_for_how_long():
     assert pulse.waited() == ("", 0.0) and is_felt(pulse)
 
 
+def test_one_pause_is_no_measure_of_work():
+    """A process that was stopped for six seconds once may not hang for six seconds the next time, and be called well;
+    nor for four times as many."""
+    lately = Lately()
+    for _ in range(20):
+        lately.add(0.002)
+    lately.add(6.0)
+    assert lately.longest <= 0.002
+    lately.add(0.003)
+    assert 0.002 < lately.longest <= 0.003
+    lately.add(6.0)
+    assert lately.longest > 5.9, "what takes so long twice takes so long"
+    for _ in range(10_000):
+        lately.add(0.002)
+    assert lately.longest < 0.003, "that was long ago"
+
+
 def test_what_takes_no_longer_than_lately_goes_on():
     pulse = Pulse()
-    pulse.beat()
+    pulse.begin()
     time.sleep(0.1)
     pulse.beat()
     time.sleep(0.03)

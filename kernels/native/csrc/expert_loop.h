@@ -219,7 +219,7 @@ class ExpertLoop {
     experts_.gate->leave();
     const int64_t took = now_ns() - begin;
     set(kBeganNs, 0);
-    set(kLongestNs, std::max(took, count(kLongestNs)));
+    remember(took);
     if (batch_.empty()) return;
     average(&service_ns_, took);
     // Counted before it is answered, so that a shard that has its answer finds it counted.
@@ -325,6 +325,19 @@ class ExpertLoop {
 
   void add(Count which, int64_t amount) { counts_[which].fetch_add(amount, std::memory_order_relaxed); }
   void set(Count which, int64_t value) { counts_[static_cast<size_t>(which)].store(value, std::memory_order_relaxed); }
+  // How long computations take at the most: the longest of late ones but one, as `Lately` of actors/pulse.py has it. A
+  // pause of the whole process is no measure of work.
+  void remember(int64_t took) {
+    int64_t longest = count(kLongestNs);
+    if (pause_ns_ == 0) {
+      longest = pause_ns_ = took;
+    } else {
+      longest -= longest / 1000, pause_ns_ -= pause_ns_ / 1000;
+      longest = std::max(longest, std::min(took, pause_ns_));
+      pause_ns_ = std::max(pause_ns_, took);
+    }
+    set(kLongestNs, longest);
+  }
   static void average(int64_t* value, int64_t now) { *value = *value == 0 ? now : *value + (now - *value) / 8; }
 
   const Experts experts_;
@@ -340,6 +353,7 @@ class ExpertLoop {
   Merged merged_;
   Patience patience_;
   int64_t home_ns_ = 0, service_ns_ = 0;
+  int64_t pause_ns_ = 0;  // the longest computation of late, which may have been a pause
 
   std::array<std::atomic<int64_t>, kCounts> counts_{};
 
