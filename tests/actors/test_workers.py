@@ -108,6 +108,34 @@ def test_a_group_whose_thread_hangs_gives_no_sign_of_life(kind: str):
     play(kind, act)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_that_has_hung_once_may_not_hang_longer_the_next_time(kind: str):
+    """How long it hung is no measure of how long its work takes; nor are others ready for as long again."""
+
+    async def act(workers: Workers) -> None:
+        shard, group = workers.shard, workers.group
+
+        async def serve(name: str) -> None:
+            workers.got.clear()
+            await shard.submit("replica", [replace(REQUEST, id=name)], [])
+
+        await serve("before")
+        await workers.finished()
+        for name in ("once", "again"):
+            with group.worker.gate:
+                await serve(name)
+                while (await shard.waits_for())[0] != "expert-0":
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.5)
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(group.sign_of_life(), 0.6)
+                assert (await shard.held_up(0.1)).startswith("worker has waited for expert-0 for "), name
+            await workers.finished()
+            assert await shard.held_up(1.0) == ""
+
+    play(kind, act)
+
+
 def test_requests_come_over_open_connections_only():
     async def act(workers: Workers) -> None:
         with pytest.raises(UnknownConnectionError):
