@@ -53,9 +53,9 @@ serve: $(VENV)/.installed
 
 # The compiler tests have a process of their own: Python's parser, which Triton calls, fails now and then beside the
 # threads that other tests leave. Clusters come one at a time (two fill two cores already while they start), all else
-# two modules at a time.
+# two modules at a time. A worker process that dies ends the run: pytest-xdist would begin its module anew, for ever.
 AOT := tests/kernels/triton/test_triton_aot.py
-TWO := -n 2 --dist loadfile
+TWO := -n 2 --dist loadfile --max-worker-restart 0
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest $(AOT)
 	$(BIN)/pytest -m "not e2e" $(TWO) --durations=25 --ignore=$(AOT) --ignore=tests/page

@@ -53,9 +53,9 @@ class Pulse:
         """The thread waits for somebody else from now on; that is no piece of work either."""
         self.waits_for, self._began = whom, time.monotonic()
 
-    def answered(self) -> None:
-        """Whom the thread waits for has answered."""
-        self._waits.add(time.monotonic() - self._began)
+    def answered(self, seconds: float | None = None) -> None:
+        """Whom the thread waits for has answered, or has after so many seconds, of which nobody was told before."""
+        self._waits.add(time.monotonic() - self._began if seconds is None else seconds)
 
     def go_on(self) -> None:
         """It waits no more."""

@@ -168,11 +168,18 @@ class ExpertExchange:
     def _hear(self, group: str, link: Link) -> None:
         """Take the answer to a message without rows."""
         try:
-            self.pulse.wait(group)
-            link.receive()
-            self.pulse.answered()
+            self._answer(group, link)
         except (LinkError, ExpertNotHeldError) as error:
             self._mark_failed(group, link, error)
+
+    def _answer(self, group: str, link: Link) -> Tensor:
+        """What a group answers. The wait begins anew with each part of it: on a slow line one answer may take longer
+        than a group may be silent. Raises what the link raises."""
+        try:
+            self.pulse.wait(group)
+            output_PD = link.receive(lambda: self.pulse.wait(group))
+            self.pulse.answered()
+            return output_PD
         finally:
             self.pulse.go_on()
 
@@ -222,9 +229,10 @@ class ExpertExchange:
             self._dispatch(layer, x_TD, *self.kernels.route(x_TD, router), turn)
         else:
             done = native.moe(layer, x_TD, router, (gate_up, down), residual_TD, turn)
-            self._count_waits(native)
+            longest = self._count_waits(native)
             self.pulse.begin()
             if not isinstance(done, Unfinished):
+                self.pulse.answered(longest)
                 for number in native.answered():
                     self.questions.heard(self._groups[number])
                 return done
@@ -270,10 +278,13 @@ class ExpertExchange:
             else:
                 self._send(share)
 
-    def _count_waits(self, native: NativeLayers) -> None:
-        for group, nanoseconds in zip(self._groups, native.take_waits(), strict=True):
-            self.waited[group] += 1e-9 * nanoseconds
-            self.waited_seconds += 1e-9 * nanoseconds
+    def _count_waits(self, native: NativeLayers) -> float:
+        """Seconds of the longest of the waits."""
+        waits = [1e-9 * nanoseconds for nanoseconds in native.take_waits()]
+        for group, seconds in zip(self._groups, waits, strict=True):
+            self.waited[group] += seconds
+            self.waited_seconds += seconds
+        return max(waits, default=0.0)
 
     def _send(self, share: GroupShare) -> None:
         group, link = self._groups[share.group], self._links[share.group]
@@ -315,15 +326,11 @@ class ExpertExchange:
                 continue  # it could not be sent
             begin = time.perf_counter()
             try:
-                self.pulse.wait(group)
-                outputs.append(link.receive())
+                outputs.append(self._answer(group, link))
                 answered.append(share)
-                self.pulse.answered()
                 self.questions.heard(group)
             except (LinkError, ExpertNotHeldError) as error:
                 self._fail(group, link, error)
-            finally:
-                self.pulse.go_on()
             seconds = time.perf_counter() - begin
             self.waited[group] = self.waited.get(group, 0.0) + seconds
             self.waited_seconds += seconds
@@ -335,7 +342,7 @@ class ExpertExchange:
         while self._under_way:
             group, link = self._under_way.popitem()
             try:
-                link.receive()
+                self._answer(group, link)
             except (ExpertNotHeldError, GroupFailedError):
                 pass  # an answer as well: the link is whole
             except Exception as error:

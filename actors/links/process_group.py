@@ -106,8 +106,8 @@ class ProcessGroupLink:
         if self._lane is not None:
             self._lane.send(x)
 
-    def receive(self) -> Tensor:
-        kind, fields, body = self._wire.receive(self._timeout)
+    def receive(self, progress: Callable[[], None] = lambda: None) -> Tensor:
+        kind, fields, body = self._wire.receive(self._timeout, progress)
         self._wire.flush(self._timeout)  # at once: there is an answer to it
         if fields[0] != self._sequence:
             raise LinkError(f"protocol error: answer {fields[0]} to message {self._sequence}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -44,8 +45,9 @@ class Link(Protocol):
     def send(self, message: Dispatch) -> None:
         """Start one exchange. Raises LinkError."""
 
-    def receive(self) -> Tensor:
-        """Outputs [P, D] of the message sent last. Raises LinkError, or ExpertNotHeldError as the group said it."""
+    def receive(self, progress: Callable[[], None] = lambda: None) -> Tensor:
+        """Outputs [P, D] of the message sent last. `progress` is called when a part of them has come, after which the
+        group may be silent for as long again. Raises LinkError, or ExpertNotHeldError as the group said it."""
 
     def in_step(self, inside: bool) -> None:
         """Tell the group whether this shard is inside a step, so that others' messages may wait for its own. Never

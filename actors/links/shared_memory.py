@@ -20,6 +20,7 @@ import struct
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -244,8 +245,8 @@ class SharedMemoryLink:
                 self._end.grow(-(-max(outcome, 2 * len(self._end.map)) // mmap.PAGESIZE) * mmap.PAGESIZE)
         self._check(-outcome)
 
-    def receive(self) -> Tensor:
-        """Outputs [P, D], a view that the next `send` overwrites."""
+    def receive(self, progress: Callable[[], None] = lambda: None) -> Tensor:
+        """Outputs [P, D], a view that the next `send` overwrites; they come at once."""
         with self.in_use:
             outcome = self._lib.iso_end_receive(self._handle(), self._timeout, self._reply)
             self._check(outcome)

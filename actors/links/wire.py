@@ -6,6 +6,7 @@ message, and that is waited for; and who has sent waits for the answer, not for 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -101,21 +102,25 @@ class Wire:
     def flush(self, timeout: timedelta) -> None:
         """Wait until what was sent has gone: a body goes when the peer asks for it, so never to one that hangs."""
         pending, self._pending = self._pending, []
+        deadline = time.monotonic() + timeout.total_seconds()
         for work, _ in pending:
-            wait(work, timeout)
+            wait(work, timedelta(seconds=max(0.001, deadline - time.monotonic())))
 
-    def receive(self, timeout: timedelta) -> tuple[int, list[int], Tensor]:
+    def receive(self, timeout: timedelta, progress: Callable[[], None] = lambda: None) -> tuple[int, list[int], Tensor]:
         """kind, fields, body uint8. `timeout` holds for the header, with what is still being sent before it, and for
-        the body apart."""
+        each part of the body anew. `progress` is called when a part has come."""
         header = torch.empty(HEADER, dtype=torch.int64)
         wait(self._begin(header, OF_HEADERS), timeout)
+        progress()
         kind, nbytes, *fields = header.tolist()
         body = self._incoming.take(nbytes)
         if nbytes:
             arrives = self._begin(body, OF_BODIES)
             if nbytes > LARGE:
                 wait(self._begin(torch.empty(1, dtype=torch.int64), OF_ENDS), timeout)
+                progress()
             wait(arrives, timeout)
+            progress()
         return kind, fields, body
 
     def _begin(self, into: Tensor, tag: int) -> Work:

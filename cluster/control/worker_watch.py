@@ -15,6 +15,9 @@ from isotherm.cluster.messages.membership import WorkerGoneError
 
 log = logging.getLogger(__name__)
 
+WAKING = 0.5  # seconds in which a worker that has waited for as long as it may goes on, and says so
+LEAST = 0.01  # seconds that are worth waiting for
+
 
 class Worker(Protocol):
     """A worker from afar."""
@@ -78,33 +81,38 @@ class WorkerWatch:
                 continue
             if clock() > begin + 2 * pause:  # this process has stood still itself, and can blame nobody
                 heard = clock()
-            answer = asyncio.ensure_future(worker.call("sign_of_life"))
-            if await answers_within(answer, max(pause, heard + self._limit - clock())):
+            left = max(pause, heard + self._limit - clock())
+            while not await answers_within(answer := asyncio.ensure_future(worker.call("sign_of_life")), left):
+                if self._busy(worker.id):
+                    break
+                left = await self._may_wait(worker)
+                if left < LEAST:
+                    self._lost(worker.id, f"it hangs: no sign of life in {self._limit:g} s", True)
+                    return
+            else:
                 if isinstance(answer.exception(), WorkerGoneError):
                     return  # the sentinel says so
                 answer.result()
-            elif not self._busy(worker.id) and not await self._is_held_up(worker):
-                self._lost(worker.id, f"it hangs: no sign of life in {self._limit:g} s", True)
-                return
             heard = clock()
 
-    async def _is_held_up(self, worker: Worker) -> bool:
-        """Whether a worker that does not go on waits for another one that does not answer: then that one is to blame;
-        or for one that is well, but no longer yet than it may: then their link is."""
+    async def _may_wait(self, worker: Worker) -> float:
+        """For how many seconds a worker that does not go on may stay so; 0: it hangs itself. Where it waits for another
+        one that does not answer, that one is to blame; where for one that is well, their link is, but no longer than it
+        may wait for an answer."""
         asked = asyncio.ensure_future(worker.call("waits_for"))
         if not await answers_within(asked, self._limit / SLICES) or asked.exception() is not None:
-            return False
+            return 0.0
         name, seconds = asked.result()
         if not name:
-            return False
+            return 0.0
         whom = self._workers.get(name)
         if whom is None:  # found dead meanwhile: the loss of their link wakes this one, if anything can
-            return bool(seconds < self._patience + self._limit)
+            return float(self._patience + self._limit - seconds)
         answer = asyncio.ensure_future(whom.call("sign_of_life"))
         well = await answers_within(answer, self._limit) and answer.exception() is None
         says = "is well" if well else "does not answer"
         log.warning("%s has waited for %s for %.1f s, which %s", worker.id, whom.id, seconds, says)
-        return not well or seconds < self._patience
+        return float(self._patience + WAKING - seconds) if well else self._limit
 
     async def _follow_links(self, shard: Worker) -> None:
         known = -1

@@ -121,3 +121,13 @@ def test_what_takes_no_longer_than_lately_goes_on():
     pulse.wait("expert-0")
     time.sleep(0.05)
     assert not pulse.as_lately()
+
+
+def test_waits_that_were_measured_elsewhere_are_something_to_go_by():
+    """Else the first wait that is long would be taken for what waits are like."""
+    pulse = Pulse()
+    for seconds in (0.001, 6.0):
+        pulse.answered(seconds)
+    pulse.wait("expert-0")
+    time.sleep(0.01)
+    assert not pulse.as_lately()

@@ -57,11 +57,11 @@ def fail_at(workers: Workers, call: int) -> tuple[list[bool], str]:
         return calls, "the group is gone"
     receive = link.receive
 
-    def reset() -> Tensor:
+    def reset(*progress: Any) -> Tensor:
         calls.append(True)
         if len(calls) == call:
             raise LinkError("connection reset")
-        return receive()
+        return receive(*progress)
 
     link.receive = reset  # type: ignore[method-assign]
     return calls, "connection reset"

@@ -59,6 +59,14 @@ class Workers:
         async for deltas in self.shard.stream("replica"):
             self.got += deltas
 
+    async def stop(self) -> None:
+        """End the thread that steps after the step that it computes. Where that waits for ever it is left, with nobody
+        to tell of its tokens: an event loop that is closed it cannot tell, which would end this process."""
+        if (steps := self.shard._steps) is not None:
+            steps._publish = lambda deltas: None
+            steps.close()
+            await asyncio.to_thread(steps.thread.join, 1.0)
+
     async def finished(self) -> list[int]:
         while not self.got or self.got[-1].finish_reason is None:
             await asyncio.sleep(0.01)
@@ -68,8 +76,11 @@ class Workers:
 def play(kind: str, act: Callable[[Workers], Awaitable[None]]) -> None:
     async def go() -> None:
         workers = Workers(kind)
-        await workers.start()
-        await asyncio.wait_for(act(workers), 60)
-        workers.reader.cancel()
+        try:
+            await workers.start()
+            await asyncio.wait_for(act(workers), 60)
+            workers.reader.cancel()
+        finally:
+            await workers.stop()
 
     asyncio.run(go())

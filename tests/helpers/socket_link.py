@@ -6,6 +6,7 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -77,7 +78,7 @@ class SocketLink:
     def send(self, message: Dispatch) -> None:
         self._connection.put(message)
 
-    def receive(self) -> Tensor:
+    def receive(self, progress: Callable[[], None] = lambda: None) -> Tensor:
         answer: Tensor | Exception = self._connection.get()
         if isinstance(answer, Exception):
             raise answer

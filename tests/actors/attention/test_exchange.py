@@ -382,7 +382,7 @@ def test_a_new_placement_counts_from_the_next_dispatch(reader: WeightReader):
 
 def test_rows_reads_and_the_time_spent_waiting_are_counted():
     class SlowLink(RecordingLink):
-        def receive(self) -> Tensor:
+        def receive(self, progress: Callable[[], None] = lambda: None) -> Tensor:
             time.sleep(0.02)
             return super().receive()
 
@@ -428,6 +428,7 @@ class FragileLink(RecordingLink):
         super().__init__()
         self.send_error: Exception | None = None
         self.receive_error: Exception | None = None
+        self.on_receive: Callable[[Callable[[], None]], None] = lambda progress: None
         self.open = False  # an answer is under way
 
     def send(self, message: Dispatch) -> None:
@@ -437,9 +438,10 @@ class FragileLink(RecordingLink):
         self.open = True
         super().send(message)
 
-    def receive(self) -> Tensor:
+    def receive(self, progress: Callable[[], None] = lambda: None) -> Tensor:
         assert self.open, "nothing was sent"
         self.open = False
+        self.on_receive(progress)
         if self.receive_error is not None:
             raise self.receive_error
         return super().receive()
@@ -529,6 +531,27 @@ def test_answers_under_way_are_taken_when_a_layer_is_given_up():
     assert torch.equal(broken.layer(2), RIGHT + 2)
     broken.exchange.abandon()  # nothing is under way
     assert broken.told == []
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_wait_begins_anew_with_each_part_of_an_answer(given_up: bool):
+    """Else a shard on a slow line would be taken for one that hangs: each part may take as long as a group may be
+    silent."""
+    broken, said = Broken(TWO), []
+
+    def in_parts(progress: Callable[[], None]) -> None:
+        for _ in range(3):
+            time.sleep(0.05)
+            said.append(broken.exchange.pulse.waited())
+            progress()
+        said.append(broken.exchange.pulse.waited())
+
+    broken.links["b"].on_receive = in_parts
+    dispatch(broken.exchange, 1, torch.ones(1, 56), torch.tensor([[0, 11]], dtype=torch.int32), torch.ones(1, 2))
+    broken.exchange.abandon() if given_up else broken.exchange.combine()
+    assert [whom for whom, _ in said] == ["b"] * 4
+    assert said[3][1] < 0.05 <= said[0][1] and sum(seconds for _, seconds in said[:3]) < 2 * 0.15
+    assert broken.exchange.pulse.waited() == ("", 0.0)
 
 
 def test_a_link_that_fails_while_a_layer_is_given_up_is_told():

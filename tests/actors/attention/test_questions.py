@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,7 @@ class Link:
     def send(self, message: Dispatch) -> None:
         self.messages.append(message)
 
-    def receive(self) -> Tensor:
+    def receive(self, progress: Callable[[], None] = lambda: None) -> Tensor:
         if self.error is not None:
             raise self.error
         message = self.messages[-1]

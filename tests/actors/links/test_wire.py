@@ -39,7 +39,9 @@ def test_messages_arrive_whole_and_in_order(rendezvous: Rendezvous, nbytes: int)
     for number in range(3):
         body = torch.randint(256, (nbytes,), dtype=torch.uint8)
         mine.send(2, (number, nbytes), body if nbytes else None)
-        kind, fields, arrived = theirs.receive(PATIENCE)
+        parts: list[int] = []
+        kind, fields, arrived = theirs.receive(PATIENCE, lambda parts=parts: parts.append(1))
+        assert len(parts) == 1 + (nbytes > 0) + (nbytes > LARGE)
         assert (kind, fields[:2]) == (2, [number, nbytes]) and torch.equal(arrived, body)
         theirs.send(3, (number,), arrived)
         assert torch.equal(mine.receive(PATIENCE)[2], body)

@@ -10,7 +10,7 @@ import pytest
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster import background
-from isotherm.cluster.control.worker_watch import WorkerWatch
+from isotherm.cluster.control.worker_watch import WAKING, WorkerWatch
 from isotherm.cluster.messages.membership import WorkerGoneError
 
 LIMIT = 0.2
@@ -162,11 +162,43 @@ def test_a_shard_that_waits_for_a_group_that_hangs_is_not_to_blame():
     assert list(play(act).lost) == ["expert-0"]
 
 
+@pytest.mark.parametrize("waited", [0.7 * PATIENCE, 1.1 * PATIENCE])
+def test_who_waits_for_as_long_as_it_may_is_given_the_time_to_say_so(waited: float):
+    """Its link fails at the end of that, and it goes on; it is asked in that very moment."""
+
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        await asyncio.sleep(LIMIT / 2)
+        shard.well.clear()
+        await asyncio.sleep(LIMIT - waited)
+        shard.waiting_for, shard.waits_since = "expert-0", asyncio.get_running_loop().time()
+        await asyncio.sleep(PATIENCE + WAKING / 2)
+        shard.waiting_for = ""
+        shard.well.set()
+        await asyncio.sleep(3 * LIMIT)
+
+    assert play(act).lost == {}
+
+
+def test_who_waits_longer_than_it_may_is_found_at_once():
+    """And not after the limit once more."""
+    lost: list[float] = []
+
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        shard.waiting_for, shard.waits_since = "expert-0", asyncio.get_running_loop().time()
+        shard.well.clear()
+        while "attention-0" not in told.lost:
+            await asyncio.sleep(0.002)
+        lost.append(asyncio.get_running_loop().time() - shard.waits_since)
+
+    play(act)
+    assert PATIENCE + WAKING <= lost[0] < PATIENCE + WAKING + LIMIT
+
+
 def test_a_shard_that_waits_for_a_group_that_is_well_hangs_itself():
     async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
         shard.waiting_for = "expert-0"
         shard.well.clear()
-        await asyncio.sleep(4 * LIMIT)
+        await asyncio.sleep(WAKING + 4 * LIMIT)
 
     assert list(play(act).lost) == ["attention-0"]
 
