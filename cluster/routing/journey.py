@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from isotherm.cluster.messages.requests import Course, Delta, FinishReason, GenerationRequest
 
-MOST_LOSSES = 2  # shards that may be lost under one request before it counts as the cause
-
 
 class Journey:
     """Takes the deltas of one shard after the other. A request under which a shard was lost is suspect until it has a
@@ -81,9 +79,14 @@ class Journey:
         """The end of a request that cannot go on."""
         return Delta(self._request.id, len(self._given), finish_reason=FinishReason.ERROR, error=why)
 
-    def verdict(self) -> Delta | None:
-        """The end of a request that takes its shards with it; None where it may go on."""
-        if self.losses < MOST_LOSSES:
+    @property
+    def is_tried_alone(self) -> bool:
+        """No other suspect may be at the next shard with it."""
+        return self.lost_in_company or self.losses > 1
+
+    def verdict(self, allowed: int) -> Delta | None:
+        """The end of a request under which `allowed` shards were lost; None where it may go on."""
+        if self.losses < allowed:
             return None
         return self.failure(
             f"{self.losses} attention shards in succession were lost while they computed this request; "

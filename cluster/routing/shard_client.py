@@ -105,7 +105,7 @@ class ShardClient:
             connection = self._choose(request)
         while True:
             async with (
-                self._trial.place(journey.is_suspect, journey.lost_in_company, journey.lost_unheard) as place,
+                self._trial.place(journey) as place,
                 aclosing(connection.attempt(journey.resumed())) as deltas,
             ):
                 async for delta in deltas:
@@ -121,7 +121,8 @@ class ShardClient:
                     if delta.finish_reason is not None:
                         return
             log.info("request %s goes on elsewhere after %d tokens", request.id, journey.tokens)
-            if (end := journey.verdict()) is not None:
+            if (end := journey.verdict(self._trial.losses_allowed())) is not None:
+                self._trial.found(journey)
                 log.error("request %s: %s", request.id, end.error)
                 yield journey.told(end)
                 return

@@ -6,26 +6,36 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from weakref import WeakSet
+
+from isotherm.cluster.routing.journey import Journey
 
 # After a loss, in which suspects that were never heard of are tried one at a time. Half of what a worker that is killed
 # again and again takes from one loss to the next, at the least: what meets the next one has company by then.
 ALONE_SECONDS = 0.5
+MOST_LOSSES = 2
+
+# For so long after all suspects of a loss have got on, shards are known to be lost for another reason than a request.
+UNREST_SECONDS = 60.0
 
 
 class Place:
     """What one request has of the trial. One that is no suspect has a place too, which stands for nothing."""
 
-    def __init__(self, trial: Trial, is_suspect: bool, alone: bool, unheard: bool):
-        self._trial, self.is_on_trial, self.alone, self.unheard = trial, is_suspect, alone, unheard
+    def __init__(self, trial: Trial, journey: Journey):
+        self._trial, self._journey, self.is_on_trial = trial, journey, journey.is_suspect
+        self.alone, self.unheard = journey.is_tried_alone, journey.lost_unheard
         self.in_company = False  # another suspect may be the cause of a loss as well
 
     def cleared(self) -> None:
         """The request has got on."""
         if self.is_on_trial:
             self._trial._leave(self, cleared=True)
+            self._trial._acquit(self._journey)
 
     def lost(self) -> None:
         """Its shard was lost."""
+        self._trial._suspect(self._journey)
         if self.is_on_trial:
             self._trial._lost(self)
 
@@ -35,7 +45,8 @@ class Trial:
     of which the lost shard had given nothing yet: what cannot be computed is seldom heard of. Where that takes long, or
     once the others' turn has come, two are tried together, and twice as many after as many have been cleared; a loss
     then accuses nobody, but each that met it is tried alone before anybody else is tried. So a shard that is lost for
-    another reason, while many of the last one's requests are still suspect, hardly ever finds an innocent one alone."""
+    another reason, while many of the last one's requests are still suspect, hardly ever finds an innocent one alone.
+    Where it does nonetheless, and all suspects of another loss have got on a short while ago, it has another try."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[asyncio.Future[None], Place]] = deque()  # those to be tried alone come first
@@ -43,13 +54,25 @@ class Trial:
         self._width = 1  # how many may be inside
         self._cleared = 0  # since the width was set
         self._alone_until = 0.0
+        self._suspects: WeakSet[Journey] = WeakSet()  # in a place or between two
+        self._found = False  # a cause was among them
+        self._unrest_until = 0.0
+
+    def losses_allowed(self) -> int:
+        """Shards that may be lost under one request, in succession and with no other suspect there, before it counts as
+        the cause."""
+        return MOST_LOSSES + (asyncio.get_running_loop().time() < self._unrest_until)
+
+    def found(self, journey: Journey) -> None:
+        """A request counts as the cause, and is tried no more."""
+        self._found = True
+        self._suspects.discard(journey)
 
     @asynccontextmanager
-    async def place(self, is_suspect: bool, alone: bool = False, unheard: bool = True) -> AsyncIterator[Place]:
-        """Waits for a suspect's turn. `alone`: it was lost in company. `unheard`: the lost shard had given nothing of
-        it."""
-        place = Place(self, is_suspect, alone, unheard)
-        if is_suspect:
+    async def place(self, journey: Journey) -> AsyncIterator[Place]:
+        """Waits for a suspect's turn."""
+        place = Place(self, journey)
+        if place.is_on_trial:
             await self._turn(place)
         try:
             yield place
@@ -112,6 +135,16 @@ class Trial:
         if len(self._inside) == 1:
             self._inside[0].in_company = False  # whoever has left is not the cause
         self._admit()
+
+    def _suspect(self, journey: Journey) -> None:
+        if not self._suspects:
+            self._found = False
+        self._suspects.add(journey)
+
+    def _acquit(self, journey: Journey) -> None:
+        self._suspects.discard(journey)
+        if not self._suspects and not self._found:
+            self._unrest_until = asyncio.get_running_loop().time() + UNREST_SECONDS
 
     def _lost(self, place: Place) -> None:
         """Those that were inside with it have been lost with it, or will be told so next."""

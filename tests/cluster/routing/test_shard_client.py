@@ -168,9 +168,9 @@ def test_losses_count_in_succession_without_a_token_or_a_score():
     for start in (1, 5, 9):
         assert journey.take(Delta("a", 0, prompt=scores(start, start + 4))) and not journey.is_suspect
         assert not journey.take(Delta("a", 0, finish_reason=FinishReason.LOST))
-        assert journey.is_suspect and journey.verdict() is None
+        assert journey.is_suspect and journey.verdict(2) is None
     assert not journey.take(Delta("a", 0, finish_reason=FinishReason.LOST))
-    assert journey.verdict() is not None
+    assert journey.verdict(2) is not None
 
 
 def test_a_gap_in_the_scores_of_a_prompt_is_not_passed_over():

@@ -4,6 +4,7 @@ and those that are not wait no longer than they must."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 
 import pytest
@@ -11,7 +12,7 @@ from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.routing.journey import Journey
-from isotherm.cluster.routing.trial import Trial
+from isotherm.cluster.routing.trial import UNREST_SECONDS, Trial
 
 
 class Shard:
@@ -48,21 +49,33 @@ class Shard:
                 future.set_result(False)
 
 
+REQUEST = GenerationRequest("r", (1,), SamplingParams(9))
+
+
+def suspect() -> Journey:
+    journey = Journey(REQUEST)
+    journey.take(Delta("r", 0, finish_reason=FinishReason.LOST))
+    return journey
+
+
 async def serve(trial: Trial, shard: Shard, number: int, heard: bool = False) -> tuple[int, bool]:
     """One request under which a shard was lost just now → (number, whether it got on). `heard`: that shard had given a
     token of it."""
     journey = Journey(GenerationRequest(str(number), (1,), SamplingParams(9)))
     lost = Delta(str(number), 0, finish_reason=FinishReason.LOST)
-    if heard:
-        journey.take(Delta(str(number), 0, (100,)))
-    journey.take(lost)
-    while journey.verdict() is None:
-        async with trial.place(journey.is_suspect, journey.lost_in_company, journey.lost_unheard) as place:
+    async with trial.place(journey) as place:
+        if heard:
+            journey.take(Delta(str(number), 0, (100,)))
+        journey.take(lost)
+        place.lost()
+    while journey.verdict(trial.losses_allowed()) is None:
+        async with trial.place(journey) as place:
             if await shard.compute(number):
                 place.cleared()
                 return number, True
             journey.take(lost, place.in_company)
             place.lost()
+    trial.found(journey)
     return number, False
 
 
@@ -92,6 +105,54 @@ def test_a_second_loss_a_second_later_finds_no_innocent_one_alone():
         assert len(shard.here) > 1
         shard.die()
         assert all(dict(await asyncio.gather(*work)).values())
+
+    run_in_virtual_time(act())
+
+
+@pytest.mark.parametrize("unrest", [False, True])
+def test_who_is_alone_at_a_second_loss_has_another_try_where_shards_are_lost_anyway(unrest: bool):
+    """All suspects of a loss a while ago have got on: somebody kills shards, or their machine does."""
+
+    async def act() -> tuple[dict[int, bool], int]:
+        trial, shard = Trial(), Shard(0.2, None)
+        if unrest:
+            assert all(dict(await asyncio.gather(*(serve(trial, shard, i) for i in range(4)))).values())
+            await asyncio.sleep(UNREST_SECONDS / 2)
+        work = [asyncio.ensure_future(serve(trial, shard, i)) for i in range(4)]
+        await asyncio.sleep(0.1)
+        assert len(shard.here) == 1
+        shard.die()
+        return dict(await asyncio.gather(*work)), trial.losses_allowed()
+
+    served, allowed = run_in_virtual_time(act())
+    assert sum(served.values()) == (4 if unrest else 3) and allowed == (3 if unrest else 2)
+
+
+def test_a_cause_takes_one_shard_more_where_shards_are_lost_anyway():
+    async def act() -> int:
+        trial, shard = Trial(), Shard(0.2, 7)
+        await asyncio.gather(*(serve(trial, shard, i) for i in range(4)))
+        served = dict(await asyncio.gather(*(serve(trial, shard, i) for i in range(4, 8))))
+        assert [number for number, got_on in served.items() if not got_on] == [7]
+        await asyncio.sleep(UNREST_SECONDS)
+        assert trial.losses_allowed() == 2, "after a cause was found that is no unrest"
+        return shard.deaths
+
+    assert run_in_virtual_time(act()) == 2
+
+
+def test_who_has_gone_is_no_suspect():
+    """Its client has given up: the others decide whether there is unrest."""
+
+    async def act() -> None:
+        trial, shard = Trial(), Shard(1.0, None)
+        gone, other = (asyncio.ensure_future(serve(trial, shard, i)) for i in range(2))
+        await asyncio.sleep(0.5)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        del gone
+        gc.collect()
+        assert await other == (1, True) and trial.losses_allowed() == 3
 
     run_in_virtual_time(act())
 
@@ -154,7 +215,7 @@ def test_who_gives_up_leaves_the_turn_to_others():
         first.cancel()  # while it is computed
         assert await third == (2, True)
         await asyncio.gather(first, second, return_exceptions=True)
-        async with trial.place(True):
+        async with trial.place(suspect()):
             pass  # nobody is left inside
 
     run_in_virtual_time(act())
@@ -166,7 +227,7 @@ def test_who_is_left_by_the_others_is_alone():
         go_on = [asyncio.Event() for _ in range(3)]
 
         async def stay(number: int) -> None:
-            async with trial.place(True) as place:
+            async with trial.place(suspect()) as place:
                 there.append(place)
                 await go_on[number].wait()
                 place.cleared()
@@ -191,7 +252,7 @@ def test_who_is_left_by_the_others_is_alone():
 def test_who_is_no_suspect_has_no_turn_to_wait_for():
     async def act() -> None:
         trial = Trial()
-        async with trial.place(True), trial.place(False) as innocent:
+        async with trial.place(suspect()), trial.place(Journey(REQUEST)) as innocent:
             innocent.cleared()
             innocent.lost()
             assert not innocent.in_company and not innocent.is_on_trial
@@ -203,7 +264,7 @@ def test_nobody_waits_while_there_is_room():
     async def act() -> None:
         trial = Trial()
         for _ in itertools.repeat(None, 5):
-            async with trial.place(True) as place:
+            async with trial.place(suspect()) as place:
                 place.cleared()
             assert asyncio.get_running_loop().time() == 0
 
