@@ -69,7 +69,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # When they are first imported, or for each test.
-SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "RAY_CLIENT_MODE"}
+SET_BY_LIBRARIES = {
+    "PYTEST_CURRENT_TEST",
+    "RAY_CLIENT_MODE",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+}
 
 
 def _process_state() -> dict[str, Any]:

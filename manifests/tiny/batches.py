@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from data import document, held_out
 from dialogue import ASSISTANT, EOS, SPECIALS, THINK, USER, Doc
+from fusion import fused
 from mix import Mix
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
@@ -137,12 +138,13 @@ class Stream:
         return self.pool.pop(max(fitting, key=lambda i: len(self.pool[i].ids)))
 
 
+@fused
 def weighted_loss(logits: Tensor, tokens: Tensor, weights: Tensor, ahead: int) -> Tensor:
     """Mean loss of predicting the token `ahead` positions later; the last `ahead` weigh nothing, cheaper than slicing
     the logits."""
     targets, weights = tokens.roll(-ahead, 1), weights.roll(-ahead, 1)
-    weights[:, -ahead:] = 0
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    weights = F.pad(weights[:, :-ahead], (0, ahead))
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
     return (loss * weights.flatten()).sum() / weights.sum()
 
 

@@ -10,6 +10,8 @@ import math
 
 import torch
 import torch.nn.functional as F
+from experts import Routed, by_expert
+from fusion import fused
 from torch import Tensor, nn
 
 CONFIG = dict(
@@ -67,10 +69,22 @@ class Projection(nn.Module):
         return F.linear(x, Rounding.fp8(self.weight))
 
 
-def working(x: Tensor) -> Tensor:
-    """x in autocast's dtype where autocast is on: one cast here spares one in each projection that reads x."""
+def working_dtype(x: Tensor) -> torch.dtype:
+    """Autocast's where that is on: one cast spares one in each projection that reads x."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+
+
+@fused
+def normed(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """RMS norm in float32, → `dtype`."""
+    x = x.float()
+    return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + CONFIG["rms_norm_eps"]) * weight).to(dtype)
+
+
+@fused
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate.float()).to(gate.dtype) * up
 
 
 class Norm(nn.Module):
@@ -79,8 +93,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float()
-        return working(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + CONFIG["rms_norm_eps"]) * self.weight)
+        return normed(x, self.weight, working_dtype(x))
 
 
 def yarn_frequencies() -> Tensor:
@@ -111,6 +124,16 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2).to(x.dtype)
 
 
+@fused
+def queries_and_keys(q: Tensor, k_nope: Tensor, k_rope: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    """q [B, heads, S, nope + rope], k_nope [B, heads, S, nope] and k_rope [B, S, rope], which all heads share → q and k
+    [B, heads, S, nope + rope], rotated."""
+    nope, rope = k_nope.shape[-1], k_rope.shape[-1]
+    q = torch.cat((q[..., :nope], rotate(q[..., nope:], angles)), -1)
+    k_rope = rotate(k_rope[:, None], angles).expand(-1, q.shape[1], -1, rope)
+    return q, torch.cat((k_nope, k_rope), -1)
+
+
 class Attention(nn.Module):
     """Multi-head latent attention, in its expanded form. x [B, S, H]; mask [B, S, S] is added to the scores, None
     stands for causal."""
@@ -137,10 +160,7 @@ class Attention(nn.Module):
         latent, k_rope = self.kv_a_proj_with_mqa(x).split([self.latent, self.rope], -1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k_nope, v = kv.split([self.nope, self.v], -1)
-        q_nope, q_rope = q.split([self.nope, self.rope], -1)
-        q = torch.cat((q_nope, rotate(q_rope, angles)), -1)
-        k_rope = rotate(k_rope[:, None], angles).expand(-1, self.heads, -1, -1)
-        k = torch.cat((k_nope, k_rope), -1)
+        q, k = queries_and_keys(q, k_nope, k_rope, angles)
         if mask is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=softmax_scale())
         else:  # written out: on CPU half the time of the fused one at these lengths
@@ -162,26 +182,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Gather(torch.autograd.Function):
-    """Rows of x [R, H] by `forward_rows` [...]; row R reads zeros. Both directions are gathers, as each used row's
-    readers are known beforehand."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, forward_rows: Tensor, backward_rows: Tensor) -> Tensor:
-        """backward_rows [R, readers] holds the flat positions in the result that read each row, or the result's size
-        for none."""
-        ctx.save_for_backward(backward_rows)
-        rows = torch.cat((x, x.new_zeros(1, x.shape[1]))).index_select(0, forward_rows.flatten())
-        return rows.view(*forward_rows.shape, -1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        grad, (rows,) = grad.flatten(0, -2), ctx.saved_tensors
-        read = torch.cat((grad, grad.new_zeros(1, grad.shape[1]))).index_select(0, rows.flatten())
-        return read.view(*rows.shape, -1).sum(1), None, None
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class Router(nn.Module):
@@ -207,8 +208,7 @@ class Router(nn.Module):
 
 
 class MoE(nn.Module):
-    """Routed experts as stacked matrices, so that one batched product serves all: gate_up [E, 2, I, H], down [E,
-    H, I]."""
+    """Routed experts as stacked matrices: gate_up [E, 2, I, H], down [E, H, I]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,26 +221,11 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape, x = x.shape, x.flatten(0, -2)
-        tokens, k, experts = x.shape[0], CONFIG["num_experts_per_tok"], CONFIG["n_routed_experts"]
         ids, weights = self.gate(x)
-        flat = ids.flatten()
-        load = torch.bincount(flat, minlength=experts)
+        order, load = by_expert(ids, CONFIG["n_routed_experts"])
         self.load = load.float()
-        capacity = -(-int(load.max()) // 128) * 128  # few distinct sizes, so that the allocator can reuse its blocks
-        order = flat.argsort(stable=True)
-        pairs = torch.arange(tokens * k, device=x.device)
-        place = pairs - (load.cumsum(0) - load)[flat[order]]
-        slot = torch.empty_like(flat)
-        slot[order] = flat[order] * capacity + place
-        reader = torch.full((experts * capacity,), tokens * k, device=x.device)
-        reader[slot] = pairs
-        source = torch.where(reader < tokens * k, reader // k, tokens)
-        slot = slot.view(tokens, k)
-        rows = Gather.apply(x, source, slot).view(experts, capacity, -1)
-        gate, up = torch.bmm(rows, Rounding.fp8(self.gate_up).flatten(1, 2).transpose(1, 2)).chunk(2, -1)
-        out = torch.bmm(F.silu(gate) * up, Rounding.fp8(self.down).transpose(1, 2)).flatten(0, 1)
-        routed = (Gather.apply(out, slot, reader[:, None]) * working(weights)[..., None]).sum(1)
-        return (routed + self.shared_experts(x)).view(shape)
+        gate_up, down = Rounding.fp8(self.gate_up).flatten(1, 2), Rounding.fp8(self.down)
+        return (Routed.apply(x, weights, gate_up, down, order) + self.shared_experts(x)).view(shape)
 
 
 class Layer(nn.Module):
@@ -307,10 +292,10 @@ class Model(nn.Module):
         for layer in self.layers[:-1]:
             x = layer(x, angles, mask)
         x = self.norm(x)
-        logits = self.lm_head(x).float()
+        logits = self.lm_head(x)
         if not mtp:
             return logits, None
-        return logits, self.lm_head(self.layers[-1].predict(x, embedded.roll(-1, 1), angles, mask)).float()
+        return logits, self.lm_head(self.layers[-1].predict(x, embedded.roll(-1, 1), angles, mask))
 
     def moe(self) -> list[MoE]:
         return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoE)]

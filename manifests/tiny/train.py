@@ -26,6 +26,7 @@ import torch
 from batches import BATCH_TOKENS, Stream
 from checkpoint import restore, write
 from evaluation import report
+from fusion import Fusion
 from mix import Mix
 from model import CONFIG, Model
 from run import Run
@@ -97,10 +98,12 @@ def main(arguments: list[str] | None = None) -> None:
         "--loaders", type=int, default=0, help="processes that draw documents ahead, for a quick device"
     )
     parser.add_argument("--threads", type=int, default=1, help="more help where nothing else computes")
+    parser.add_argument("--compile", action="store_true", help="fuse small operations; needs a C++ compiler")
     parser.add_argument("--out", type=pathlib.Path, help="make a model of the state, here")
     parser.add_argument("--decay", type=int, help="in so many steps")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
+    Fusion.on = args.compile
     torch.set_flush_denormal(True)
     torch.manual_seed(args.seed)
     asked_to_stop: list[int] = []
