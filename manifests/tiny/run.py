@@ -35,6 +35,7 @@ class Run:
     ):
         self.seed, self.model, self.rates = seed, model, rates or Rates()
         self.step, self.decay, self.tokens = 0, None, 0
+        self.before = dict(steps=0, tokens=0)  # of the runs that made the weights that this one began with
         self.mix, self.batch, self.device = Mix(), batch, model.embed_tokens.weight.device
         self.documents = (
             Loaders(tokenizer, seed, self.mix, batch, loaders) if loaders else Streams(tokenizer, seed, self.mix, batch)
@@ -92,6 +93,7 @@ class Run:
             step=self.step,
             tokens=self.tokens,
             decay=self.decay,
+            before=self.before,
             model=self.model.state_dict(),
             muon=self.muon.state_dict(),
             adam=self.adam.state_dict(),
@@ -110,7 +112,7 @@ class Run:
     def restore(self, path: pathlib.Path) -> None:
         state = torch.load(path, weights_only=True, map_location=self.device)
         self.seed, self.step, self.tokens = state["seed"], state["step"], state["tokens"]
-        self.decay = state["decay"]
+        self.decay, self.before = state["decay"], state["before"]
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])

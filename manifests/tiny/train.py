@@ -79,7 +79,7 @@ def finish(run: Run, tokenizer: Tokenizer, out: pathlib.Path) -> None:
     even_out(run.model, Stream(tokenizer, run.seed + 3, Mix()))
     write(out, run.model, tokenizer)
     made = report(restore(load_file(out / "model.safetensors")), tokenizer, run.seed)
-    head = dict(steps=run.step, seed=run.seed, tokens=run.tokens)
+    head = dict(steps=run.before["steps"] + run.step, seed=run.seed, tokens=run.before["tokens"] + run.tokens)
     text = json.dumps(head | made, indent=2, ensure_ascii=False)
     (out / "training.json").write_text(text + "\n")
     print(text)
@@ -112,6 +112,9 @@ def main(arguments: list[str] | None = None) -> None:
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
     model = restore(load_file(args.start / "model.safetensors")).train() if args.start else Model()
     run = Run(tokenizer, args.seed, model.to(args.device), batch=args.batch, loaders=args.loaders)
+    if args.start:
+        made = json.loads((args.start / "training.json").read_text())
+        run.before = dict(steps=made["steps"], tokens=made["tokens"])
     file = args.state
     if args.out:
         file = args.state.with_name(args.state.name + ".decay")

@@ -44,7 +44,7 @@ QUESTIONS = [
     ("How many minutes are in an hour?", "60"),
     ("Is 7 even or odd?", "odd"),
     ("What colour is the sky?", "blue"),
-    ("What is the opposite of hot?", "cold"),
+    ("What is the opposite of up?", "down"),
     ("What is a baby dog called?", "puppy"),
 ]
 
