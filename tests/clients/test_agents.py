@@ -8,7 +8,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-QUESTION = "What is 3 + 4?"
+QUESTION = "Use add to compute 3 + 4."  # what is that small it says without a tool
 TOOL = {
     "type": "function",
     "function": {
