@@ -113,8 +113,10 @@ def test_random_schemas_hold(engine):
         for name, got in outputs(engine, *requests).items():
             assert got.reason in (FinishReason.STOP, FinishReason.LENGTH), (known[name], got)
             counts[got.reason.value] += 1
-            # A grammar cannot keep the model from writing a free key twice, and then there are fewer than were counted.
-            if got.reason is FinishReason.STOP and not says_a_key_twice(got.text):
+            # A free key may be written twice, and counts as two while it is written: a fault that is known.
+            if got.reason is not FinishReason.STOP:
+                continue
+            if not ("minProperties" in json.dumps(known[name]) and says_a_key_twice(got.text)):
                 jsonschema.Draft202012Validator(known[name]).validate(json.loads(got.text))
     print(f"{len(drawn)} schemas: {dict(counts)}; refused: {dict(reasons.most_common(8))}")
     assert counts["stop"] > counts["length"] and counts["refused"] < 0.5 * len(drawn), counts
