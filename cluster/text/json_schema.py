@@ -103,6 +103,7 @@ class _Plain:
             return schema
         if depth > MOST_NESTED:
             raise GrammarError(f"the schema is nested deeper than {MOST_NESTED}")
+        self._check_free_keys(schema, path or "the top")
         self._seen += 1
         if self._seen > MOST_SCHEMAS:
             raise GrammarError(f"the schema has more than {MOST_SCHEMAS} schemas in it, those of properties among them")
@@ -126,6 +127,19 @@ class _Plain:
                 self._check_numbers(key, value, path or "the top")
                 out[key] = value
         return out
+
+    def _check_free_keys(self, schema: JSON, path: str) -> None:
+        """Keys without a name of their own are counted as they are written, and one that comes twice is read as one: of
+        two that must be there nobody could say that they differ. Raises GrammarError."""
+        least, kinds, required = schema.get("minProperties"), schema.get("type", "object"), schema.get("required")
+        named = len(set(map(str, required))) if isinstance(required, list) else 0
+        if not isinstance(least, int | float) or "object" not in (kinds if isinstance(kinds, list) else [kinds]):
+            return
+        if least > named + 1:
+            raise GrammarError(
+                f"the keyword 'minProperties' is not supported beyond the required properties and one more, which are "
+                f"{named + 1} (at {path} of the schema): a key may be written twice"
+            )
 
     def _check_numbers(self, key: str, value: Any, path: str) -> None:
         """Numbers on which the compiler hangs or dies (seen in llguidance 1.9.1). Raises GrammarError."""

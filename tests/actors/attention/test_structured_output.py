@@ -73,17 +73,6 @@ def engine():
     return tiny_engine()
 
 
-def says_a_key_twice(text: str) -> bool:
-    twice: list[bool] = []
-
-    def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice.append(len({name for name, _ in members}) < len(members))
-        return dict(members)
-
-    json.loads(text, object_pairs_hook=pairs)
-    return any(twice)
-
-
 def test_random_schemas_hold(engine):
     """Those that cannot be had are refused with a reason; at temperature 1, in batches."""
     counts: Counter[str] = Counter()
@@ -113,10 +102,7 @@ def test_random_schemas_hold(engine):
         for name, got in outputs(engine, *requests).items():
             assert got.reason in (FinishReason.STOP, FinishReason.LENGTH), (known[name], got)
             counts[got.reason.value] += 1
-            # A free key may be written twice, and counts as two while it is written: a fault that is known.
-            if got.reason is not FinishReason.STOP:
-                continue
-            if not ("minProperties" in json.dumps(known[name]) and says_a_key_twice(got.text)):
+            if got.reason is FinishReason.STOP:
                 jsonschema.Draft202012Validator(known[name]).validate(json.loads(got.text))
     print(f"{len(drawn)} schemas: {dict(counts)}; refused: {dict(reasons.most_common(8))}")
     assert counts["stop"] > counts["length"] and counts["refused"] < 0.5 * len(drawn), counts

@@ -61,6 +61,35 @@ def test_another_format_is_refused():
     assert tiny_vocabulary().fresh_matcher(json_schema({"type": "string", "format": "cuid"})).is_error()
 
 
+WORDS = {"type": "object", "additionalProperties": {"type": "integer"}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**WORDS, "minProperties": 2},
+        {"minProperties": 2},
+        {"type": ["object", "null"], "minProperties": 3, "required": ["a", "a"]},
+        {"type": "object", "patternProperties": {"^s_": {}}, "minProperties": 2, "additionalProperties": False},
+    ],
+)
+def test_keys_that_may_come_twice_are_not_counted(schema):
+    """`{"x": 1, "x": 2}` has two keys while it is written, and one when it is read."""
+    with pytest.raises(GrammarError, match=r"'minProperties' is not supported beyond .* \(at the top of the schema\)"):
+        plain_schema(schema)
+
+
+def test_one_key_beyond_the_required_ones_can_be_counted():
+    written = json_schema({**WORDS, "minProperties": 2, "required": ["a"]})
+    assert accepts(written, '{"a":1,"b":2}') and not accepts(written, '{"a":1}')
+    assert not accepts(written, '{"a":1,"a":2}')
+    marked = {"type": "object", "patternProperties": {"^s_": {"type": "null"}}, "additionalProperties": False}
+    written = json_schema({**marked, "minProperties": 2, "required": ["s_a"]})
+    assert accepts(written, '{"s_a":null,"s_b":null}') and not accepts(written, '{"s_a":null}')
+    assert not accepts(written, '{"s_a":null,"s_a":null}')
+    assert plain_schema({"type": "string", "minProperties": 9}) == {"type": "string", "minProperties": 9}
+
+
 def test_names_of_properties_and_values_are_no_keywords():
     schema = {
         "type": "object",
