@@ -47,14 +47,15 @@ class Background:
         return self.spawn(name, self._keep(name, work))
 
     async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        clock, failures = asyncio.get_running_loop().time, 0
+        clock, waits = asyncio.get_running_loop().time, pauses(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             begin = clock()
             try:
                 return await work()
             except Exception as error:
-                failures = 1 if clock() - begin > SOUND_SECONDS else failures + 1
-                pause = min(FIRST_PAUSE * 2.0 ** (failures - 1), LONGEST_PAUSE)
+                if clock() - begin > SOUND_SECONDS:
+                    waits = pauses(FIRST_PAUSE, LONGEST_PAUSE)
+                pause = next(waits)
                 log.exception("%s failed; it begins anew in %g s", name, pause)
                 self._failed(name, error)
             await asyncio.sleep(pause)

@@ -43,12 +43,12 @@ class AdminClient(Protocol):
 
 def admin_routes(admin: AdminClient) -> list[Route]:
     """POST and GET /admin/operations, GET /admin/operations/{id}, GET /admin/experts, GET and POST
-    /admin/autoscaler."""
+    /admin/autoscaler. HEAD comes wherever GET does, and needs no more of a key: only POST changes anything."""
 
     async def operations(request: Request) -> Response:
-        if request.method == "GET":
-            return _json({"operations": await admin.operation_history()})
-        return _json(await _changed(admin.operate, request), 202)
+        if request.method == "POST":
+            return _json(await _changed(admin.operate, request), 202)
+        return _json({"operations": await admin.operation_history()})
 
     async def operation(request: Request) -> Response:
         found = await admin.operation(request.path_params["id"])
@@ -60,9 +60,9 @@ def admin_routes(admin: AdminClient) -> list[Route]:
         return _json(await admin.experts())
 
     async def autoscaler(request: Request) -> Response:
-        if request.method == "GET":
-            return _json(await admin.autoscaler())
-        return _json(await _changed(admin.set_autoscaler, request))
+        if request.method == "POST":
+            return _json(await _changed(admin.set_autoscaler, request))
+        return _json(await admin.autoscaler())
 
     return [
         Route("/admin/operations", operations, methods=["GET", "POST"]),

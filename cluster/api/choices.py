@@ -169,7 +169,9 @@ class ChoiceStream:
         return ChoiceDelta(
             self.index,
             fields,
-            self._entries(text_tokens[:read], logprobs),
+            self._entries(
+                tokens[:count] if self._logprob_form is LogprobForm.COMPLETION else text_tokens[:read], logprobs
+            ),
             self.finish_reason,
             tokens[:count] if self._tells_token_ids else (),
             report,

@@ -12,7 +12,7 @@ _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 _RATE_LIMITS = tuple(
     f"x-ratelimit-{which}-{what}" for which in ("limit", "remaining", "reset") for what in ("requests", "tokens")
 )
-_EXPOSED = ("x-request-id", "x-isotherm-timing", "retry-after", *_RATE_LIMITS)
+_EXPOSED = ("x-request-id", "request-id", "x-isotherm-timing", "retry-after", "x-should-retry", *_RATE_LIMITS)
 
 
 def cors(origins: Sequence[str]) -> list[Middleware]:

@@ -104,6 +104,8 @@ class Events:
         return Route(PATH, self.events)
 
     async def events(self, request: Request) -> Response:
+        if request.method == "HEAD":
+            return Response(media_type="text/event-stream")
         if self._open >= MAX_STREAMS:
             raise ReplyError(
                 f"{self._open} event streams are open, and that many may be; close one, or try again in 5 s",

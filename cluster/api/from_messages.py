@@ -46,7 +46,7 @@ def translate_messages(body: Conversation) -> Translation:
         "tools": [function_tool(t.name, t.description, t.parameters, t.strict) for t in body.tools or ()] or None,
         "tool_choice": _choice(body),
         "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
-        "thinking": None if thinking is None else thinking.model_dump(exclude={"display"}, exclude_none=True),
+        "thinking": _thinking(body),
         "include_reasoning": False if thinking is not None and thinking.display == "omitted" else None,
         **_output(body),
         **(_sampling(body) if isinstance(body, MessagesBody) else {}),
@@ -176,6 +176,13 @@ def _choice(body: Conversation) -> Any:
     if choice.type == "tool":
         return {"type": "function", "function": {"name": choice.name}}
     return {"auto": "auto", "any": "required", "none": "none"}[choice.type]
+
+
+def _thinking(body: Conversation) -> JSON | None:
+    """An effort alone offers a thought, to a model that has them."""
+    if body.thinking is None:
+        return {"type": "adaptive"} if body.output_config is not None and body.output_config.effort else None
+    return body.thinking.model_dump(exclude={"display"}, exclude_none=True)
 
 
 def _output(body: Conversation) -> JSON:

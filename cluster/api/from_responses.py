@@ -137,7 +137,7 @@ def _content(content: str | Sequence[ItemTextPart | RefusalPart]) -> str | list[
 
 def _tools(body: ResponsesBody) -> tuple[list[JSON] | None, Any, dict[str, str]]:
     """Tools, the choice among them, and where they come from."""
-    tools, choice = list(enumerate(body.tools or ())), body.tool_choice
+    tools, choice = body.functions, body.tool_choice
     if isinstance(choice, AllowedTools):
         allowed = _allowed(choice, {tool.name for _, tool in tools})
         tools, choice = [(i, tool) for i, tool in tools if tool.name in allowed], choice.mode

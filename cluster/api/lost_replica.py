@@ -68,6 +68,6 @@ class _Reply:
 
 def _event(path: str) -> bytes:
     """The event that a stream of this route ends with which cannot go on."""
-    if path == "/v1/responses":
+    if path.rstrip("/") == "/v1/responses":
         return sse({"type": "error", "code": "server_error", "message": _LOST.message, "param": None}, "error")
     return sse(error_body(path, _LOST), "error" if is_anthropic(path) else "")

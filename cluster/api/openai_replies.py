@@ -71,18 +71,25 @@ class OpenAIReply:
         begins = index not in self._begun
         told = {} if self.prompts is None else {"token_ids": list(delta.token_ids)}
         if self.chat and begins:
-            content = None if self.calls_alone else ""
-            out.append(self._chunk(index, {"role": "assistant", "content": content, "refusal": None}))
+            out += [self._first_chunk(earlier) for earlier in range(index + 1) if earlier not in self._begun]
+            self._begun.update(range(index + 1))
         for body in self._bodies(delta):
             out.append(self._chunk(index, body, logprobs, told=told))
             logprobs, told = None, {}
         if delta.finish_reason is not None:
             out.append(self._chunk(index, {}, finish_reason=delta.finish_reason))
-        if out:
+        if out and not self.chat:
             self._begun.add(index)
-        if begins and self.prompts is not None and out:
-            (out[0] if self.chat else out[0]["choices"][0])["prompt_token_ids"] = self.prompts[index]
+            if begins and self.prompts is not None:
+                out[0]["choices"][0]["prompt_token_ids"] = self.prompts[index]
         return out
+
+    def _first_chunk(self, index: int) -> JSON:
+        """Of a choice of a chat: its role. Those of lower indices come before it, since OpenAI's own client appends
+        what it has not seen, and then looks it up by its index."""
+        content = None if self.calls_alone else ""
+        chunk = self._chunk(index, {"role": "assistant", "content": content, "refusal": None})
+        return chunk if self.prompts is None else {**chunk, "prompt_token_ids": self.prompts[index]}
 
     def _of_prompt(self, delta: ChoiceDelta) -> JSON:
         """What is told of a choice's prompt, in vLLM's words."""

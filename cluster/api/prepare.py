@@ -23,6 +23,7 @@ from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.base import ToolFormat
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
+_NO_SEED = -1  # what clients send that cannot leave the field out
 OPENAI_DEFAULTS: Mapping[str, Any] = {"temperature": 1.0, "top_p": 1.0}
 # What a body says of sampling under the name that it has for the engine too, and nothing has to be made of it.
 _SAMPLING = sorted(
@@ -104,7 +105,7 @@ def generation_requests(
     of its first choice, but in a stream of each: none waits there for another. Raises ReplyError."""
     limits, caller = served.limits, served.caller
     check_limits(caller, body)
-    base_seed = secrets.randbits(63) if body.seed is None else body.seed
+    base_seed = secrets.randbits(63) if body.seed in (None, _NO_SEED) else body.seed
     sampling = _sampling(body, served, constraint)
     requests: list[GenerationRequest] = []
     for index, (ids, param) in enumerate(zip(prompts, params, strict=True)):

@@ -135,7 +135,7 @@ def _listed(response_id: str, items: Sequence[Item]) -> list[JSON]:
 
 def _said(body: ResponsesBody, temperature: float, top_p: float) -> JSON:
     """What a response repeats of its request, with what was taken where it did not say."""
-    tools = [{**tool.model_dump(), "strict": bool(tool.strict)} for tool in body.tools or ()]
+    tools = [{**tool.model_dump(), "strict": bool(tool.strict)} for _, tool in body.functions]
     choice = body.tool_choice
     text = {} if body.text is None else body.text.model_dump(by_alias=True, exclude_none=True)
     reasoning = {} if body.reasoning is None else body.reasoning.model_dump(include={"effort", "summary"})

@@ -27,7 +27,8 @@ def thinking_variables(body: ThinkingBody, traits: TemplateTraits) -> JSON:
     switches = traits.thinking_switches
     if asked := body.thinking_asked:
         param, wanted = next(iter(asked.items()))
-        if wanted and not traits.knows_thoughts and not _is_switched(body, traits):
+        possible = traits.knows_thoughts or _is_switched(body, traits)
+        if wanted and not possible and not body.leaves_thought_to_model:
             raise ReplyError(f"{param}: the model's chat template knows no thinking", param=param)
         variables |= dict.fromkeys(switches, wanted)
     elif named := body.template_switches:  # by the name of another family, perhaps

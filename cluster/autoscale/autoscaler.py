@@ -20,6 +20,7 @@ from isotherm.cluster.placement.policy import Plan
 
 COPIES, GROUPS, SHARDS = "copies", "expert_groups", "attention_shards"
 LONGEST_PAUSE = 900.0  # seconds that failures can make a pause
+MOST_DOUBLINGS = 20  # of a pause: beyond the longest one in any case
 STEADY = 4  # a change back within this many holding times counts as flapping
 
 
@@ -127,7 +128,9 @@ class Autoscaler:
         """The change could not be made: the seconds after which it may be tried again, longer each time."""
         pause = self._pauses[decision.kind]
         pause.failures += 1
-        seconds = min(LONGEST_PAUSE, max(self._cooldown(decision.kind), 1.0) * 2.0**pause.failures)
+        seconds = min(
+            LONGEST_PAUSE, max(self._cooldown(decision.kind), 1.0) * 2.0 ** min(pause.failures, MOST_DOUBLINGS)
+        )
         pause.until = now + seconds
         return seconds
 

@@ -8,13 +8,14 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 
 from isotherm.cluster.cli.batch_command import batch
 from isotherm.cluster.cli.bench import app as bench_app
+from isotherm.cluster.cli.compute_options import DeviceOption, DtypeOption, IsaOption, KernelsOption
 from isotherm.cluster.cli.convert import convert_command
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.cli.keys import app as keys_app
@@ -55,11 +56,11 @@ for _command in (*bench_app.registered_commands, *keys_app.registered_commands):
     _command.callback = user_errors(_command.callback)  # type: ignore[arg-type]  # each has one
 
 
-def _manifest(model: str, **overrides: Any) -> tuple[Manifest, Path]:
+def _manifest(model: str, weights: bool = True, **overrides: Any) -> tuple[Manifest, Path]:
     """The manifest that MODEL|MANIFEST means, and the model's directory."""
     from isotherm.cluster.served_model import served_model
 
-    return served_model(model, **overrides)
+    return served_model(model, weights, **overrides)
 
 
 def _cuda_unavailable() -> str | None:
@@ -86,8 +87,9 @@ def serve(
     """Serve a model over the OpenAI API until Ctrl-C, SIGTERM or `isotherm stop`."""
     manifest, path = _manifest(model, host=host, port=port, keys=None if keys is None else str(keys.resolve()))
     from isotherm.cluster.api.access.key_store import ENVIRONMENT, key_source_as_json
-    from isotherm.cluster.deploy.capacity import check_machine, machine_memory
+    from isotherm.cluster.deploy.capacity import check_machine
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
+    from isotherm.cluster.deploy.machine_memory import machine_memory
     from isotherm.cluster.deploy.preflight import check_port, check_servable
     from isotherm.cluster.text.tokenizer_files import trouble_with_chats
 
@@ -129,13 +131,10 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1, help="of what is drawn")] = 0,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past the end-of-sequence token")] = False,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
-    kernels: Annotated[str, typer.Option(help="auto, native, reference or triton")] = "auto",
-    isa: Annotated[str, typer.Option(help="of native kernels: auto, amx, avx512, avx2 or generic")] = "auto",
-    device: Annotated[
-        Optional[Literal["cpu", "cuda"]],  # noqa: UP045
-        typer.Option(help="where it computes: cpu, or cuda for a GPU. Default: the manifest's"),
-    ] = None,
+    dtype: DtypeOption = None,
+    kernels: KernelsOption = None,
+    isa: IsaOption = None,
+    device: DeviceOption = None,
     experts: ExpertsOption = None,
     dense: DenseOption = None,
     head: HeadOption = None,
@@ -182,9 +181,10 @@ def inspect_command(
     kv_cache_dtype: KvCacheOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Print what a checkpoint is and what a manifest would place where, without reading weights; or, with --quality,
-    what quantising them, or the KV cache, loses."""
-    manifest, path = _manifest(model)
+    """Print what a checkpoint is and what a manifest would place where, without reading weights (of a hub id
+    they are not fetched, and their bytes are estimated); or, with --quality, what quantising them, or the KV cache,
+    loses."""
+    manifest, path = _manifest(model, weights=quality)
     choice = manifest.weights.choice.with_changes(experts, dense, head)
     kept = kv_cache_dtype or manifest.engine.kv_cache_dtype
     if quality:

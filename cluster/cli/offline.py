@@ -22,7 +22,7 @@ from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tokenizer_files import has_tokenizer
-from isotherm.kernels.select import NAMES, select_kernels
+from isotherm.kernels.select import NAMES, Selection, select_kernels
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class OfflineError(IsothermError, ValueError):
 
 @dataclass(frozen=True)
 class OfflineOptions:
-    """Exactly one of prompt (text), prompt_ids ("1,2,3") and chat (a user message) is set."""
+    """Exactly one of prompt (text), prompt_ids ("1,2,3") and chat (a user message) is set. How it is computed is as the
+    manifest says where it is None."""
 
     prompt: str | None
     prompt_ids: str | None
@@ -49,15 +50,15 @@ class OfflineOptions:
     top_k: int
     seed: int
     ignore_eos: bool
-    dtype: str
-    kernels: str
+    dtype: str | None
+    kernels: str | None
     logprobs: int | None
-    weights: WeightChoice | None = None  # None: the manifest's
+    weights: WeightChoice | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)  # other fields of SamplingParams
-    isa: str = "auto"
-    speculation: str | None = None  # None: as the manifest says
-    kv_cache_dtype: KvCacheDtype | None = None  # likewise
-    device: str | None = None  # cpu or cuda; likewise
+    isa: str | None = None
+    speculation: str | None = None
+    kv_cache_dtype: KvCacheDtype | None = None
+    device: str | None = None  # cpu or cuda
 
 
 def generate_offline(
@@ -78,8 +79,7 @@ def generate_offline(
     prompt = _prompt_ids(options, tokenizer, config.vocab_size)
     length = len(prompt) + options.max_tokens
     _check_fit(options, len(prompt), config)
-    device = options.device or manifest.device
-    selection = select_kernels(options.kernels, parse_dtype(options.dtype), device=device, isa=options.isa)
+    selection = _selection(manifest, options)
     note(f"kernels: {selection.reason}")
     block_size = manifest.engine.block_size
     scheduler = SchedulerConfig(
@@ -122,6 +122,15 @@ def generate_offline(
     }
 
 
+def _selection(manifest: Manifest, options: OfflineOptions) -> Selection:
+    return select_kernels(
+        options.kernels or manifest.kernels,
+        parse_dtype(options.dtype or manifest.dtype),
+        device=options.device or manifest.device,
+        isa=options.isa or manifest.isa,
+    )
+
+
 def _params(options: OfflineOptions, stop: tuple[int, ...]) -> SamplingParams:
     params = SamplingParams(
         options.max_tokens,
@@ -160,9 +169,9 @@ def _check(options: OfflineOptions) -> None:
     """Against each other. Raises OfflineError."""
     if sum(o is not None for o in (options.prompt, options.prompt_ids, options.chat)) != 1:
         raise OfflineError("give one of --prompt TEXT, --prompt-ids 1,2,3 and --chat TEXT")
-    if options.dtype not in ("float32", "bfloat16"):
+    if options.dtype not in (None, "float32", "bfloat16"):
         raise OfflineError(f'--dtype is "{options.dtype}"; it must be "float32" or "bfloat16"')
-    if options.kernels not in NAMES:
+    if options.kernels not in (None, *NAMES):
         raise OfflineError(f'--kernels is "{options.kernels}"; it must be "auto", "native", "reference" or "triton"')
     ranges = {**_RANGES, "min_tokens": (0, options.max_tokens)}
     for name, value in {"temperature": options.temperature, "top_p": options.top_p, **options.sampling}.items():

@@ -57,12 +57,13 @@ def measure_quality(
         raise QualityError(f"{text} has {len(tokens)} token(s); perplexity needs at least 2")
     note("reading the weights")
     layers = layer_errors(checkpoint, choice)
-    kernels = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device).kernels
+    selection = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device, isa=manifest.isa)
+    note(f"kernels: {selection.reason}")
     found = {}
     sides: list[tuple[str, WeightChoice, KvCacheDtype]] = [("stored", WeightChoice(), "auto"), ("chosen", choice, kept)]
     for name, one, cache in sides:
         note(f"computing {len(tokens)} tokens, {_words(one, cache)}")
-        found[name] = perplexity(checkpoint, kernels, one, cache, tokens)
+        found[name] = perplexity(checkpoint, selection.kernels, one, cache, tokens)
     return {"weights": choice.words, "kv_cache": kept, "layers": layers, "tokens": len(tokens), "perplexity": found}
 
 

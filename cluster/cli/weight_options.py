@@ -10,17 +10,20 @@ from isotherm.cluster.model.kv_cache import KvCacheDtype
 
 ExpertsOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="stored or int4: the routed experts; default: as the manifest says"),
+    typer.Option(help="stored or int4: the routed experts. Default: the manifest's; stored where there is none"),
 ]
 DenseOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="stored, fp8 or int4: attention, dense MLPs and shared experts"),
+    typer.Option(help="stored, fp8 or int4: attention, dense MLPs and shared experts. Default: as with --experts"),
 ]
 HeadOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="stored, fp8 or int8: the output head"),
+    typer.Option(help="stored, fp8 or int8: the output head. Default: as with --experts"),
 ]
 KvCacheOption = Annotated[
     Optional[KvCacheDtype],  # noqa: UP045
-    typer.Option("--kv-cache-dtype", help="of the KV cache; fp8: latents in 8 bits; default: as the manifest says"),
+    typer.Option(
+        "--kv-cache-dtype",
+        help="of the KV cache; fp8: latents in 8 bits. Default: the manifest's; auto where there is none",
+    ),
 ]

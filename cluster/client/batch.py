@@ -208,7 +208,7 @@ class _Batch:
         return {**priority, **row.body, **model}
 
     async def _back_off(self, attempt: int) -> None:
-        await asyncio.sleep(min(self._options.backoff_s * 2 ** (attempt - 1), 30.0))
+        await asyncio.sleep(min(self._options.backoff_s * 2 ** min(attempt - 1, 20), 30.0))
 
 
 def _no_answer(response: RawResponse) -> str | None:

@@ -61,7 +61,7 @@ class Tries:
 
     def _backoff(self) -> float:
         self._tried += 1
-        backoff: float = min(0.25 * 2 ** (self._tried - 1), _MAX_BACKOFF_S)
+        backoff: float = min(0.25 * 2 ** min(self._tried - 1, 20), _MAX_BACKOFF_S)
         return backoff * random.uniform(0.5, 1.0)
 
 

@@ -15,11 +15,15 @@ from isotherm.cluster.messages.membership import WorkerGoneError
 
 log = logging.getLogger(__name__)
 STANDING_SECONDS = 3.0  # in which some thread of a process that runs has answered
+FIRST_SECONDS = 15.0  # for the first answer to this process, whose connection must be made before
 PAUSE = 0.5  # seconds from one answer to the next question
 
 
 class Replica(Protocol):
     """An ingress replica from afar. Raises WorkerGoneError where it has ended."""
+
+    async def reach(self) -> None:
+        """Return when it can be asked. That is Ray's head's work, and says nothing of the replica."""
 
     async def answer(self) -> None:
         """Return when the event loop that serves requests has answered."""
@@ -32,7 +36,8 @@ class Replica(Protocol):
 
 class IngressWatch:
     """`find` gives a replica by the name that it reports by. `limit`: seconds without an answer of its event loop after
-    which a replica hangs; where no thread of it answers either, STANDING_SECONDS are enough. 0: nobody is watched."""
+    which a replica hangs; where no thread of it answers either, STANDING_SECONDS are enough, once it has answered. 0:
+    nobody is watched."""
 
     def __init__(self, background: Background, find: Callable[[str], Replica], limit: float) -> None:
         self._background, self._find, self._limit = background, find, limit
@@ -47,13 +52,25 @@ class IngressWatch:
     async def _watch(self, name: str) -> None:
         replica = self._find(name)
         try:
-            while (silence := await self._silence(replica)) is None:
+            await replica.reach()
+            silence = await self._first_silence(replica)
+            while silence is None:
                 await asyncio.sleep(PAUSE)
+                silence = await self._silence(replica)
             log.error("%s %s; it is killed, and Ray Serve starts another", name, silence)
             await replica.kill()
         except WorkerGoneError as error:
             log.info("%s has ended: %s", name, one_line(error))
         self._watched.discard(name)
+
+    async def _first_silence(self, replica: Replica) -> str | None:
+        """As `_silence`, of one whose answers have not reached this process yet."""
+        seconds = max(self._limit, FIRST_SECONDS)
+        answer = asyncio.ensure_future(replica.answer())
+        if not await answers_within(answer, seconds):
+            return f"hangs: it has not given a first answer in {seconds:g} s"
+        answer.result()
+        return None
 
     async def _silence(self, replica: Replica) -> str | None:
         """None as soon as it answers; else how it is silent."""

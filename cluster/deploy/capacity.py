@@ -4,12 +4,9 @@ and that may grow, workers wait for their places instead. Imports no Ray."""
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import psutil
 
 from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes
 from isotherm.cluster.model.checkpoint import Checkpoint
@@ -91,44 +88,3 @@ def least_weights(manifest: Manifest, checkpoint: Checkpoint, shards: int) -> in
         least = int(math.prod(spec.shape) * min(stored_as.least_bytes, LEAST_BYTES.get(form, stored_as.least_bytes)))
         shard, experts = (shard, experts + least) if spec.part is Part.ROUTED_EXPERTS else (shard + least, experts)
     return (0 if manifest.attention.gpus else shards * shard) + (0 if manifest.experts.gpus else experts)
-
-
-def free_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes that new processes here could have: what the machine could give, or less where the control group that they
-    are in, or one above it, says so (version 2). What the page cache would give back is free."""
-    free: list[int] = [psutil.virtual_memory().available]
-    for folder in control_groups(own, root):
-        try:
-            limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
-            figures = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
-            free.append(limit - used + int(figures["inactive_file"]))
-        except (OSError, ValueError, KeyError):  # not there; "max"
-            continue
-    return max(0, min(free))
-
-
-def machine_memory() -> int:
-    """Bytes that processes here may use together: the machine's, or less where the control group that they are in, or
-    one above it, says so."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for folder in control_groups():
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            try:
-                limits.append(int((folder / name).read_text()))
-            except (OSError, ValueError):  # not there; "max"
-                continue
-    return min(limit for limit in limits if limit > 0)
-
-
-def control_groups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[Path]:
-    """The folders of this process's control group and of all above it, in version 2 and in version 1's hierarchy for
-    memory. In a container what is seen may begin at the container's own, which then is the root."""
-    yield from (root, root / "memory")
-    try:
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:
-        return
-    for _, controllers, path in (line for line in lines if len(line) == 3):
-        if not controllers or "memory" in controllers.split(","):
-            base, within = (root / "memory" if controllers else root), Path(path.lstrip("/"))
-            yield from (base / part for part in (within, *within.parents))

@@ -11,7 +11,8 @@ from typing import Any
 
 import ray
 
-from isotherm.cluster.deploy.capacity import free_memory, least_weights
+from isotherm.cluster.deploy.capacity import least_weights
+from isotherm.cluster.deploy.machine_memory import free_memory
 from isotherm.cluster.deploy.preflight import check_devices
 from isotherm.cluster.deploy.rolled_values import By, Change, changes, with_workers_of
 from isotherm.cluster.errors import IsothermError

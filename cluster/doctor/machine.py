@@ -6,9 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from isotherm.cluster.deploy.capacity import control_groups, machine_memory
+from isotherm.cluster.deploy.machine_memory import control_groups, free_memory, machine_memory
 from isotherm.cluster.doctor.finding import Finding, fail, ok, warn
 from isotherm.cluster.manifest import human_bytes
 from isotherm.kernels.select import select_kernels
@@ -34,12 +32,12 @@ def look_at_machine() -> MachineFacts:
     import torch
 
     selection = select_kernels("auto", torch.bfloat16)
-    kernels, memory = selection.kernels, machine_memory()
+    kernels = selection.kernels
     return MachineFacts(
         cores=len(os.sched_getaffinity(0)),
         quota=_quota([folder / "cpu.max" for folder in control_groups()]),
-        memory=memory,
-        free_memory=min(memory, psutil.virtual_memory().available),
+        memory=machine_memory(),
+        free_memory=free_memory(),
         kernels=kernels.name,
         instructions=kernels.instructions,
         kernels_reason=selection.reason,

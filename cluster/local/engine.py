@@ -28,10 +28,11 @@ _NO_ROWS = np.zeros((0, 0), dtype=np.int64)  # experts of this process are not c
 
 class LocalEngine:
     """`EngineClient` over an engine. Made and used on one event loop. `fingerprint`: what replies have as their
-    system_fingerprint."""
+    system_fingerprint. `kernels_reason`: why these kernels."""
 
-    def __init__(self, engine: Engine, vocab_size: int, fingerprint: str) -> None:
+    def __init__(self, engine: Engine, vocab_size: int, fingerprint: str, kernels_reason: str) -> None:
         self.vocab_size, self.system_fingerprint = vocab_size, fingerprint
+        self._kernels_reason = kernels_reason
         self.max_model_len = engine.scheduler.config.max_model_len
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, asyncio.Queue[Delta]] = {}
@@ -62,8 +63,7 @@ class LocalEngine:
         self._loop.call_soon_threadsafe(event.set)
 
     def capacity(self) -> int:
-        config = self._steps.engine.scheduler.config
-        return config.max_sequences + (config.max_waiting or 0)
+        return self._steps.engine.scheduler.config.room.requests
 
     def token_capacity(self) -> int:
         return self._steps.engine.scheduler.config.room.tokens
@@ -97,6 +97,7 @@ class LocalEngine:
             "state": "serving" if self.not_ready() is None else "ended",
             "pid": os.getpid(),
             "kernels": engine.model.kernels.name,
+            "kernels_reason": self._kernels_reason,
             "running": len(scheduler.running),
             "waiting": len(scheduler.waiting),
             "kv_blocks_used": scheduler.blocks.used,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -30,6 +31,7 @@ from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.served_model import served_model
 from isotherm.kernels.select import select_kernels
 
+log = logging.getLogger(__name__)
 END_SECONDS = 5.0  # for open connections to end
 _NO_BATCHES = (
     "a model that is served within a process keeps no files; `isotherm serve` does, and Client.batch needs none"
@@ -137,9 +139,9 @@ def serve_in_process(model: str) -> InProcessServer:
 def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
     checkpoint = Checkpoint.open(path)
     config = checkpoint.config
-    kernels = select_kernels(
-        manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device, isa=manifest.isa
-    ).kernels
+    selection = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device, isa=manifest.isa)
+    kernels = selection.kernels
+    log.info("kernels: %s", selection.reason)
     wished = manifest.speculation
     checkpoint, kind = checkpoint.drafting(wished.kind)
     scheduler = manifest.scheduler_config(checkpoint.config)
@@ -148,7 +150,7 @@ def _made(manifest: Manifest, path: Path) -> tuple[LocalEngine, uvicorn.Server]:
         checkpoint, kernels, scheduler, choice=choice, speculation=kind, tokens=wished.tokens, kv_cache_dtype=kept
     )
     digest = own_fingerprint(checkpoint, kernels, choice, kept).digest
-    client = LocalEngine(engine, config.vocab_size, digest)
+    client = LocalEngine(engine, config.vocab_size, digest, selection.reason)
     try:
         alone = Alone(client.meter, lambda: client.not_ready() is None)
         observer = IngressObserver.of(manifest, "local", alone, logs=False)

@@ -23,10 +23,10 @@ def bundled_model() -> Path:
     return Path(next(iter(isotherm.manifests.__path__))) / "tiny"
 
 
-def resolve_model(model: str) -> Path:
+def resolve_model(model: str, weights: bool = True) -> Path:
     """An absolute directory. A hub id is downloaded (or taken from the cache) by huggingface_hub, which shows its
-    progress; pickles and code are never fetched, and weights only where the rest can be served. Raises
-    ModelNotFoundError, ModelConfigError or TokenizerError."""
+    progress; pickles and code are never fetched, and weights only where they are asked for and the rest can be served.
+    Raises ModelNotFoundError, ModelConfigError or TokenizerError."""
     if model == "tiny":  # a directory of that name is ./tiny
         return bundled_model()
     refused = ModelNotFoundError(
@@ -63,7 +63,7 @@ def resolve_model(model: str) -> Path:
         description = Path(snapshot_download(model, allow_patterns=DESCRIPTION))
         load_config(description)
         tokenizer_file(description)
-        return Path(snapshot_download(model, allow_patterns=DESCRIPTION + WEIGHTS))
+        return Path(snapshot_download(model, allow_patterns=DESCRIPTION + WEIGHTS)) if weights else description
     except RepositoryNotFoundError:
         raise ModelNotFoundError(
             f'the hub has no model "{model}" that you may read; log in with `hf auth login` if it is private'

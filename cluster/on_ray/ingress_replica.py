@@ -24,6 +24,9 @@ class IngressReplica:
         self._id = name.partition("-")[2]
         self._actor: ActorHandle | None = None
 
+    async def reach(self) -> None:
+        self._actor = await asyncio.to_thread(self._find)
+
     async def answer(self) -> None:
         await self._call("was_initialized")  # on the event loop that serves requests
 
@@ -31,19 +34,16 @@ class IngressReplica:
         await self._call("get_num_ongoing_requests")  # in a thread beside it
 
     async def kill(self) -> None:
-        actor = await self._found()
-        await asyncio.to_thread(lambda: ray.kill(actor))
+        await asyncio.to_thread(lambda: ray.kill(self._reached()))
 
     async def _call(self, method: str) -> Any:
-        actor = await self._found()
         try:
-            return await getattr(actor, method).remote()
+            return await getattr(self._reached(), method).remote()
         except RayError as error:
             raise WorkerGoneError(one_line(error)) from None
 
-    async def _found(self) -> ActorHandle:
-        if self._actor is None:
-            self._actor = await asyncio.to_thread(self._find)
+    def _reached(self) -> ActorHandle:
+        assert self._actor is not None, "reach comes first"
         return self._actor
 
     def _find(self) -> ActorHandle:

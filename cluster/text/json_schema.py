@@ -74,6 +74,8 @@ _KNOWN = frozenset((*_ONE, *_SEVERAL, *_NAMED, *_OTHERS))
 FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
 )
+_KNOWN_FORMATS = FORMATS - {"unknown"}
+_LOOKS = re.compile(r"\(\?<?[=!]")  # what no regular language has
 
 
 class GrammarError(IsothermError, ValueError):
@@ -114,6 +116,13 @@ class _Plain:
                 raise GrammarError(f"the keyword {key!r} is not supported (at {path or 'the top'} of the schema)")
             if key not in _KNOWN or (key == "format" and value not in FORMATS and "pattern" in schema):
                 continue  # an annotation, or one that the pattern beside it says in full
+            if (
+                key == "pattern"
+                and isinstance(value, str)
+                and _LOOKS.search(value)
+                and schema.get("format") in _KNOWN_FORMATS
+            ):
+                continue  # it looks ahead or back, as zod's for an email does, and says nearly what the format says
             if key in _NAMES and not (isinstance(value, str) and _REFERENCE.fullmatch(value)):
                 continue  # some clients write a title there, and nothing can refer to that
             if key in _SEVERAL and isinstance(value, list):

@@ -46,7 +46,7 @@ async def measure(pairs: int, length: int, tenants: tuple[str, str], seed: int) 
     kernels = select_kernels("auto", torch.bfloat16).kernels
     blocks = 4 * -(-length // 16)  # soon full, so that all that is measured evicts as much
     scheduler = SchedulerConfig(16, blocks, length, 1, length + 16)
-    engine = LocalEngine(local_engine(checkpoint, kernels, scheduler), checkpoint.config.vocab_size, "bench")
+    engine = LocalEngine(local_engine(checkpoint, kernels, scheduler), checkpoint.config.vocab_size, "bench", "")
     known: list[float] = []
     unknown: list[float] = []
     cached = 0

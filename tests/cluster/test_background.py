@@ -51,6 +51,23 @@ def test_what_is_kept_begins_anew_until_it_returns(monkeypatch, caplog):
     assert [m.rsplit(" ", 2)[1] for m in pauses] == ["0.001", "0.002", "0.004"]
 
 
+def test_what_fails_for_days_is_begun_anew(monkeypatch):
+    """1,025 failures in succession were an OverflowError of the pause, and the end."""
+    monkeypatch.setattr(background, "FIRST_PAUSE", 0.0)
+    runs: list[int] = []
+
+    async def work() -> None:
+        runs.append(len(runs))
+        if len(runs) <= 1100:
+            raise OSError
+
+    async def main() -> None:
+        await Background().keep("the watch", work)
+
+    asyncio.run(main())
+    assert len(runs) == 1101
+
+
 def test_closing_ends_everything_silently(caplog):
     async def main() -> list[asyncio.Task]:
         tasks = Background()

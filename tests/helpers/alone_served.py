@@ -46,7 +46,7 @@ async def serve(port: int, folder: Path) -> None:
     checkpoint = Checkpoint.open(path)
     kernels = select_kernels(manifest.kernels, parse_dtype(manifest.dtype), device=manifest.device).kernels
     scheduler = manifest.scheduler_config(checkpoint.config)
-    engine = LocalEngine(local_engine(checkpoint, kernels, scheduler), checkpoint.config.vocab_size, "alone")
+    engine = LocalEngine(local_engine(checkpoint, kernels, scheduler), checkpoint.config.vocab_size, "alone", "")
     batches = BatchService(Store(folder, 1 << 30, 86400), BatchLimits(), 8 << 20)
     alone = Alone(engine.meter, lambda: engine.not_ready() is None)
     observer = IngressObserver.of(manifest, "alone", alone, logs=False)

@@ -163,7 +163,6 @@ class Conversation(TranslatedBody):
         "context_management": ({"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
         "inference_geo": (),
         "mcp_servers": ([],),
-        "service_tier": ("auto", "standard_only"),
         "speed": ("standard",),
         "stream_options": (),
     }

@@ -112,13 +112,31 @@ Item = Annotated[
 
 
 class FunctionTool(BodyModel):
-    """A function of the client's. OpenAI's own tools (web search, files, shells, …) are not there."""
+    """A function of the client's."""
 
     type: Literal["function"]
     name: NonEmpty
     description: str | None = None
     parameters: JSON | None = None
     strict: bool | None = None
+
+
+_HOSTED = (
+    "web_search",
+    "web_search_2025_08_26",
+    "web_search_preview",
+    "web_search_preview_2025_03_11",
+    "file_search",
+    "code_interpreter",
+    "image_generation",
+)
+
+
+class HostedTool(BodyModel):
+    """One that OpenAI runs, which agents offer unasked. It is not here, and the model is not told of it: what no model
+    calls, nobody misses."""
+
+    type: Literal[_HOSTED]  # type: ignore[valid-type]  # of a constant
 
 
 class FunctionChoice(BodyModel):
@@ -130,6 +148,12 @@ class AllowedTools(BodyModel):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: ListOf[FunctionChoice] = Field(min_length=1)
+
+
+_Tool = Annotated[
+    Annotated[FunctionTool, Tag("function tool")] | Annotated[HostedTool, Tag("hosted tool")],
+    by_word("type", ("function", *_HOSTED), "tool", kinds=dict.fromkeys(_HOSTED, "hosted")),
+]
 
 
 def _choice_kind(value: Any) -> str:
@@ -192,7 +216,6 @@ class ResponsesBody(TranslatedBody):
         "conversation": (),
         "context_management": ([],),
         "moderation": (),
-        "service_tier": ("auto", "default"),
         "truncation": ("disabled",),
     }
 
@@ -207,7 +230,7 @@ class ResponsesBody(TranslatedBody):
     store: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: ListOf[FunctionTool] | None = None
+    tools: ListOf[_Tool] | None = None
     tool_choice: _ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tool_calls: int | None = None  # of OpenAI's own tools, of which there are none
@@ -230,6 +253,11 @@ class ResponsesBody(TranslatedBody):
     def input_param(self, index: int) -> str:
         """The name of one of `items` in an error."""
         return "input" if isinstance(self.input, str) else f"input[{index}]"
+
+    @property
+    def functions(self) -> list[tuple[int, FunctionTool]]:
+        """The tools that there are, with their places among all."""
+        return [(i, tool) for i, tool in enumerate(self.tools or ()) if isinstance(tool, FunctionTool)]
 
     @property
     def is_kept(self) -> bool:

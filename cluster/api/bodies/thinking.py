@@ -86,6 +86,11 @@ class ThinkingBody(GenerationBody):
         return asked
 
     @property
+    def leaves_thought_to_model(self) -> bool:
+        """Whether a thought is offered rather than asked for."""
+        return isinstance(self.thinking, ThinkingOptions) and self.thinking.type == "adaptive"
+
+    @property
     def effort(self) -> str | None:
         """One of `_Effort`."""
         inner = None if self.reasoning is None else self.reasoning.effort

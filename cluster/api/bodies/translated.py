@@ -3,7 +3,8 @@ taken too, under the chat's own names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Discriminator
@@ -14,16 +15,21 @@ from isotherm.cluster.jsontypes import JSON
 
 
 def by_word(
-    field: str, words: Sequence[str], what: str, absent: Callable[[JSON], str] = lambda value: ""
+    field: str,
+    words: Sequence[str],
+    what: str,
+    absent: Callable[[JSON], str] = lambda value: "",
+    kinds: Mapping[str, str] = MappingProxyType({}),
 ) -> Discriminator:
     """Tells the members of a union apart by a word in `field`: the tag of each is its word and `what`, which is no name
-    of a field (tags stand in pydantic's paths beside those). `absent` gives the word where there is none."""
+    of a field (tags stand in pydantic's paths beside those). `absent` gives the word where there is none. Words of one
+    of the `kinds` share its tag."""
 
     def tag(value: Any) -> str | None:
         if not isinstance(value, dict):
             return f"{words[0]} {what}"  # it will say that it is none
         word = absent(value) if value.get(field) is None else value[field]
-        return f"{word} {what}" if isinstance(word, str) and word in words else None
+        return f"{kinds.get(word, word)} {what}" if isinstance(word, str) and word in words else None
 
     allowed = " or ".join(words)
     return Discriminator(

@@ -181,7 +181,6 @@ REFUSED = [
     ({"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking.budget_tokens"),
     ({"mcp_servers": [{}]}, "mcp_servers"),
     ({"container": "c"}, "container"),
-    ({"service_tier": "batch"}, "service_tier"),
     ({"stop": ["x"]}, "stop"),
     ({"user": "x"}, "user"),
     ({"n": 2}, "n"),
@@ -203,7 +202,7 @@ def test_what_agents_send_and_asks_for_nothing_is_taken():
         cache_control={"type": "ephemeral"},
         context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
         mcp_servers=[],
-        service_tier="auto",
+        service_tier="priority",
         betas=["x"],
     )
 

@@ -169,14 +169,14 @@ REFUSED = [
     ({"conversation": "c"}, "conversation"),
     ({"prompt": {"id": "p"}}, "prompt"),
     ({"truncation": "auto"}, "truncation"),
-    ({"service_tier": "flex"}, "service_tier"),
     ({"n": 2}, "n"),
     ({"prompt_logprobs": 0}, "prompt_logprobs"),
     ({"return_token_ids": True}, "return_token_ids"),
     ({"max_tokens": 5}, "max_tokens"),
     ({"messages": []}, "messages"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
-    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tools": [{"type": "shell"}]}, "tools[0].type"),
+    ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
     ({"tool_choice": "some"}, "tool_choice"),
     ({"tool_choice": {"type": "function"}}, "tool_choice.name"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
@@ -198,5 +198,5 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields, param):
 
 def test_values_that_ask_for_nothing_are_taken():
     translation(
-        background=False, truncation="disabled", service_tier="auto", conversation=None, n=1, max_tool_calls=3, user="u"
+        background=False, truncation="disabled", service_tier="flex", conversation=None, n=1, max_tool_calls=3, user="u"
     )

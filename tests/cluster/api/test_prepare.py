@@ -143,10 +143,11 @@ def test_completion_prompts(tokenizer):
         tuple(tokenizer.encode("ho")),
     ]
     assert complete(tokenizer, prompt=[4, 5]).requests[0].prompt == (4, 5)
-    several = complete(tokenizer, prompt=[[4], [5, 6]], n=2, seed=-1)
+    several = complete(tokenizer, prompt=[[4], [5, 6]], n=2, seed=-2)
     assert [one.prompt for one in several.requests] == [(4,), (4,), (5, 6), (5, 6)]
     assert several.prompt_tokens == 3
-    assert several.requests[0].params.seed == several.requests[2].params.seed == 2**63 - 1
+    assert several.requests[0].params.seed == several.requests[2].params.seed == 2**63 - 2
+    assert len({complete(tokenizer, seed=-1).requests[0].params.seed for _ in range(3)}) == 3
     assert complete(tokenizer, prompt=ids, echo=True).echo == ("hi",)
     assert complete(tokenizer, prompt=["x"] * 3, best_of=1, logprobs=0).requests[2].params.logprobs == 0
     long = complete(tokenizer, prompt=[4] * 60)

@@ -129,6 +129,7 @@ def test_copies_pause_after_a_change_and_longer_after_failures():
     assert [autoscaler.failed(decision, 100.0) for _ in range(3)] == [12.0, 24.0, 48.0]
     later = first(autoscaler, [seen(t, groups(2), p=plan(1.5, 1.0)) for t in range(100, 200, 1)])
     assert later is not None and later[0] == 148.0
+    assert {autoscaler.failed(decision, 100.0) for _ in range(1100)} >= {900.0}  # days of failures: no overflow
 
 
 # --- groups ---------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_quality_of_the_bundled_model(tmp_path: Path):
     said: list[str] = []
     found = measure_quality(MANIFEST, bundled_model(), WeightChoice("int4", "int4"), "auto", text, said.append)
     stored, chosen = found["perplexity"]["stored"], found["perplexity"]["chosen"]
-    assert 1 < stored < 100 and stored != chosen and abs(chosen / stored - 1) < 0.5 and len(said) == 3
+    assert 1 < stored < 100 and stored != chosen and abs(chosen / stored - 1) < 0.5 and len(said) == 4
     assert [row["layer"] for row in found["layers"]] == ["0", "1", "2", "3", "4"]
     with pytest.raises(QualityError, match="nothing is quantised; give --experts int4"):
         measure_quality(MANIFEST, bundled_model(), WeightChoice(), "auto", None, said.append)
@@ -77,7 +77,7 @@ def test_quality_of_a_cache_in_fp8(tmp_path: Path):
     stored, chosen = found["perplexity"]["stored"], found["perplexity"]["chosen"]
     assert stored != chosen and abs(chosen / stored - 1) < 0.05
     assert (
-        found["layers"] == [] and said[2] == f"computing {found['tokens']} tokens, weights as stored, KV cache as fp8"
+        found["layers"] == [] and said[3] == f"computing {found['tokens']} tokens, weights as stored, KV cache as fp8"
     )
 
 

@@ -11,17 +11,18 @@ from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.background import Background
 from isotherm.cluster.control import ingress_watch
-from isotherm.cluster.control.ingress_watch import PAUSE, STANDING_SECONDS, IngressWatch
+from isotherm.cluster.control.ingress_watch import FIRST_SECONDS, PAUSE, STANDING_SECONDS, IngressWatch
 from isotherm.cluster.messages.membership import WorkerGoneError
 
 LIMIT = 15.0
 
 
 class FakeReplica:
-    """`lag`: seconds that its event loop takes; `stirs`: whether its other threads go on."""
+    """`lag`: seconds that its event loop takes; `stirs`: whether its other threads go on; `far`: seconds until it can
+    be asked, and again until its first answer has come."""
 
-    def __init__(self) -> None:
-        self.lag, self.stirs, self.asked = 0.0, True, 0
+    def __init__(self, far: float = 0.0) -> None:
+        self.lag, self.stirs, self.asked, self.far = 0.0, True, 0, far
         self.killed: list[float] = []  # when
         self.gone = asyncio.Event()
 
@@ -32,12 +33,18 @@ class FakeReplica:
         if done:
             raise WorkerGoneError("it was killed")
 
+    async def reach(self) -> None:
+        await asyncio.sleep(self.far)
+
     async def answer(self) -> None:
         self.asked += 1
-        await self._after(self.lag)
+        await self._after(self.lag + self._connecting())
 
     async def stir(self) -> None:
-        await self._after(0.0 if self.stirs else 3600.0)
+        await self._after(self._connecting() if self.stirs else 3600.0)
+
+    def _connecting(self) -> float:
+        return self.far if self.asked == 1 else 0.0
 
     async def kill(self) -> None:
         self.killed.append(asyncio.get_running_loop().time())
@@ -47,9 +54,11 @@ class FakeReplica:
         self.lag, self.stirs = 3600.0, False
 
 
-def play(act: Callable[[FakeReplica], Awaitable[None]], limit: float = LIMIT, reports: int = 1) -> FakeReplica:
+def play(
+    act: Callable[[FakeReplica], Awaitable[None]], limit: float = LIMIT, reports: int = 1, far: float = 0.0
+) -> FakeReplica:
     async def go() -> FakeReplica:
-        replica, background = FakeReplica(), Background()
+        replica, background = FakeReplica(far), Background()
         watch = IngressWatch(background, lambda name: replica, limit)
         for _ in range(reports):
             watch.follow("ingress-a")
@@ -70,6 +79,24 @@ def test_one_that_stands_still_is_killed_within_four_seconds():
     replica = play(act, reports=3)
     assert len(replica.killed) == 1, "once, however often it has reported"
     assert STANDING_SECONDS <= replica.killed[0] - 20.2 <= STANDING_SECONDS + PAUSE < 4.0
+
+
+def test_a_watcher_that_has_just_begun_takes_its_time_to_reach_it():
+    """A controller that was killed beside starting workers needed four seconds, and killed the replica that served."""
+
+    async def act(replica: FakeReplica) -> None:
+        await asyncio.sleep(40)
+
+    assert play(act, limit=5.0, far=9.0).killed == []
+
+
+def test_one_that_never_answers_a_new_watcher_is_killed():
+    async def act(replica: FakeReplica) -> None:
+        replica.stop()
+        await asyncio.sleep(60)
+
+    replica = play(act, limit=5.0)
+    assert len(replica.killed) == 1 and replica.killed[0] == FIRST_SECONDS
 
 
 def test_one_that_goes_on_again_in_time_is_let_alone():

@@ -12,10 +12,7 @@ from deepseek_checkpoints import make_checkpoint
 from isotherm.cluster.deploy.capacity import (
     check_machine,
     check_resources,
-    control_groups,
-    free_memory,
     least_weights,
-    machine_memory,
     selects,
 )
 from isotherm.cluster.manifest import ManifestError, parse_manifest
@@ -110,35 +107,9 @@ def test_label_selectors_are_rays(selector: str, value: str | None, found: bool)
     assert selects(selector, value) is found
 
 
-def test_control_groups_of_both_versions(tmp_path: Path):
-    own = tmp_path / "cgroup"
-    own.write_text("4:cpu,memory:/a/b\n2:cpu:/x\n0::/c/d\n")
-    root = Path("/g")
-    found = set(control_groups(own, root))
-    assert {root / "memory/a/b", root / "memory/a", root / "c/d", root / "c", root, root / "memory"} == found
-    assert set(control_groups(tmp_path / "none", root)) == {root, root / "memory"}
-
-
-def test_this_machine_has_some_memory():
-    assert 1 << 28 < machine_memory() <= 1 << 50
-
-
 def test_each_shard_has_weights_of_its_own_and_the_experts_are_there_once():
     manifest, checkpoint = parse_manifest({}), Checkpoint.open(bundled_model())
     one, two = (least_weights(manifest, checkpoint, shards) for shards in (1, 2))
     assert 0 < two - one < one
     on_gpus = parse_manifest({"device": "cuda", "attention": {"gpus": 1}})
     assert least_weights(on_gpus, checkpoint, 2) == one - (two - one)
-
-
-def test_free_memory_is_what_the_control_group_leaves(tmp_path: Path):
-    own, root = tmp_path / "cgroup", tmp_path / "root"
-    own.write_text("0::/a\n")
-    (root / "a").mkdir(parents=True)
-    assert 0 < free_memory(root, own) <= machine_memory()
-    (root / "a" / "memory.max").write_text("3000000\n")
-    (root / "a" / "memory.current").write_text("2500000\n")
-    (root / "a" / "memory.stat").write_text("anon 1\ninactive_file 400000\n")
-    assert free_memory(root, own) == 900000
-    (root / "a" / "memory.max").write_text("max\n")
-    assert free_memory(root, own) > 900000

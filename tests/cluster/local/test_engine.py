@@ -53,7 +53,7 @@ async def collected(local: LocalEngine, asked: GenerationRequest) -> list[int]:
 def run(test, **config: Any) -> Any:
     async def go() -> Any:
         engine = Counting(**config)
-        local = LocalEngine(cast(Engine, engine), 100, "f")
+        local = LocalEngine(cast(Engine, engine), 100, "f", "asked for")
         try:
             return await test(local, engine)
         finally:
@@ -102,6 +102,13 @@ def test_more_than_may_wait_are_refused():
         assert refused and all(one == [0, 1, 2, 3, 4] for one in found if one not in refused)
 
     run(test, max_waiting=2)
+
+
+def test_where_nothing_limits_the_queue_any_number_may_wait():
+    async def test(local, engine):
+        assert local.capacity() > 1 << 40 and (await local.status())["workers"][0]["kernels_reason"] == "asked for"
+
+    run(test, max_waiting=None)
 
 
 def test_a_stream_that_nobody_reads_ends(monkeypatch):

@@ -80,6 +80,12 @@ def test_a_hub_id_is_fetched_without_pickles_or_code(hub: list, tmp_path: Path):
     assert [n for n in wanted if not fetched(n)] == [] and [n for n in refused if fetched(n)] == []
 
 
+def test_a_description_is_fetched_without_weights(hub: list, tmp_path: Path):
+    assert resolve_model("deepseek-ai/DeepSeek-V3", weights=False) == tmp_path
+    ((_, options),) = hub
+    assert not any(fnmatch.fnmatch("model.safetensors", pattern) for pattern in options["allow_patterns"])
+
+
 @pytest.mark.parametrize(
     ("config", "tokenizer", "error", "words"),
     [({"model_type": "kimi_linear"}, True, ModelConfigError, "Kimi Linear has layers of linear attention"),
