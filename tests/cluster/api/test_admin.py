@@ -53,6 +53,20 @@ def test_an_operation_is_taken(call):
     }
 
 
+@pytest.mark.parametrize("path", ["/admin/operations", "/admin/autoscaler"])
+@pytest.mark.parametrize("body", [None, {"expert_groups": 1, "mode": "off"}])
+def test_head_is_get_without_a_body_whatever_it_is_sent(call, admin, path, body, monkeypatch):
+    """A key that may only observe may send it: it took what POST takes."""
+
+    async def changed(body: Any) -> Any:
+        raise AssertionError(f"{path} changed something")
+
+    monkeypatch.setattr(admin, "operate", changed)
+    monkeypatch.setattr(admin, "set_autoscaler", changed)
+    answer = call("HEAD", path, json=body)
+    assert answer.status_code == 200 and answer.content == b""
+
+
 @pytest.mark.parametrize(
     ("error", "status", "param"),
     [

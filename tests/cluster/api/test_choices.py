@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from isotherm.cluster.api.choices import ChoiceDelta, ChoiceStream, GenerationError, LogprobForm, merged
+from isotherm.cluster.api.logprobs import token_text
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.replies import Usage, usage
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams, TokenLogprobs
@@ -39,7 +40,17 @@ def ids(text):
     return TINY.encode(text, add_special_tokens=False)
 
 
-def choice(*, tokenizer=TINY, parser=None, prompt="", stop=(), skip_special_tokens=True, logprobs=None, echo=""):
+def choice(
+    *,
+    tokenizer=TINY,
+    parser=None,
+    prompt="",
+    stop=(),
+    skip_special_tokens=True,
+    logprobs=None,
+    echo="",
+    form=LogprobForm.CHAT,
+):
     params = SamplingParams(100, stop_token_ids=(EOS,), logprobs=logprobs)
     return ChoiceStream(
         0,
@@ -48,7 +59,7 @@ def choice(*, tokenizer=TINY, parser=None, prompt="", stop=(), skip_special_toke
         parser or make_parser("think", prompt),
         stop=stop,
         skip_special_tokens=skip_special_tokens,
-        logprob_form=LogprobForm.CHAT,
+        logprob_form=form,
         echo=echo,
     )
 
@@ -190,6 +201,37 @@ def reply(chat=True):
 def chunks(form, part):
     """The chunks in a delta's events."""
     return [json.loads(event.removeprefix(b"data: ")) for event in form.events(part).split(b"\n\n")[:-1]]
+
+
+def test_a_completion_tells_the_log_probability_of_its_end_and_a_chat_does_not():
+    """lm-eval drops the last of them, as that of the token it did not ask for: without the end's it dropped another."""
+    (alone,) = fed(choice(logprobs=0, form=LogprobForm.COMPLETION), deltas([EOS], finish=FinishReason.STOP))
+    assert len(alone.logprobs["token_logprobs"]) == 1 and alone.fields.content == ""
+    for cuts in ((), (1,), (2,)):
+        parts = fed(
+            choice(logprobs=0, form=LogprobForm.COMPLETION), deltas([*ids("It is"), EOS], cuts, FinishReason.STOP)
+        )
+        said = merged(parts).logprobs
+        assert said["tokens"][-1] == token_text(TINY, EOS)
+        assert len(said["tokens"]) == len(said["token_logprobs"]) == len(said["text_offset"]) == len(ids("It is")) + 1
+        assert said["text_offset"][-1] == len("It is")
+    (chat,) = fed(choice(logprobs=0), deltas([*ids("It is"), EOS], finish=FinishReason.STOP))
+    assert len(chat.logprobs["content"]) == len(ids("It is"))
+
+
+def test_choices_begin_in_the_order_of_their_indices():
+    """openai-python's stream helper appends a choice that it has not seen, and then looks it up by its index."""
+    form = reply()
+    said = [
+        (chunk["choices"][0]["index"], chunk["choices"][0]["delta"].get("role"))
+        for delta in (
+            ChoiceDelta(2, OutputFields("c")),
+            ChoiceDelta(1, OutputFields("b")),
+            ChoiceDelta(0, OutputFields("a")),
+        )
+        for chunk in chunks(form, delta)
+    ]
+    assert said == [(0, "assistant"), (1, "assistant"), (2, "assistant"), (2, None), (1, None), (0, None)]
 
 
 def test_a_parser_of_tool_calls_needs_nothing_else():

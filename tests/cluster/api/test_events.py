@@ -85,6 +85,12 @@ def test_it_ends_when_the_server_does():
         assert parts(lines, 2) == []
 
 
+def test_head_has_the_headers_and_an_end():
+    with http_server(app_with(FakeAdmin())) as url:
+        answer = httpx.head(f"{url}/admin/events", timeout=10)
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event-stream")
+
+
 def test_a_server_that_ends_has_no_stream_to_begin():
     with http_server(app_with(FakeAdmin(), ends=lambda: True)) as url:
         answer = httpx.get(f"{url}/admin/events", timeout=20)

@@ -196,6 +196,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields, param):
     assert info.value.param == param and param.rpartition(".")[2].partition("[")[0] in info.value.message
 
 
+def test_what_openai_runs_itself_is_left_out():
+    """As Codex offers it unasked; a function keeps its place in errors."""
+    hosted = [{"type": "web_search", "external_web_access": False}, {"type": "image_generation"}]
+    function = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+    made = translation(tools=[*hosted, function])
+    assert [tool["function"]["name"] for tool in made.chat["tools"]] == ["f"]
+    assert made.origins["tools[0].function"] == "tools[2]"
+    assert translation(tools=hosted).chat.get("tools") is None
+
+
 def test_values_that_ask_for_nothing_are_taken():
     translation(
         background=False, truncation="disabled", service_tier="flex", conversation=None, n=1, max_tool_calls=3, user="u"

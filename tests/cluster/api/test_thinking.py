@@ -105,6 +105,15 @@ def test_what_cannot_be_or_contradicts_itself_is_refused_by_name(served, name, b
     assert (info.value.status, info.value.param) == (400, param)
 
 
+@pytest.mark.parametrize(
+    "body", [{"thinking": {"type": "adaptive"}}, {"thinking": {"type": "adaptive"}, "reasoning_effort": "high"}]
+)
+def test_a_thought_that_is_only_offered_needs_none(served, body):
+    """As Claude Code offers it to every model."""
+    assert prompt(served("Hermes"), **body).endswith("assistant\n")
+    assert prompt(served("V3.1"), **body).endswith("<｜Assistant｜><think>")
+
+
 def test_a_template_may_read_the_effort_itself(served):
     assert prompt(served("by effort")) == "hi|unsaid|"
     assert prompt(served("by effort"), reasoning_effort="xhigh") == "hi|xhigh|"

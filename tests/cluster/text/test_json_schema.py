@@ -52,6 +52,18 @@ def test_a_pattern_says_what_an_unknown_format_means():
     assert plain_schema({**coded, "format": "uuid"}) == {**coded, "format": "uuid"}
 
 
+def test_of_a_pattern_that_looks_ahead_beside_a_format_the_format_is_left():
+    """As zod writes an email."""
+    zods = r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"
+    email = {"type": "string", "format": "email"}
+    assert plain_schema({**email, "pattern": zods}) == email
+    assert accepts(json_schema({**email, "pattern": zods}), '"a@b.org"')
+    assert not accepts(json_schema({**email, "pattern": zods}), '"a@b@org"')
+    kept = {"type": "string", "pattern": zods}
+    assert plain_schema(kept) == kept, "and refused by the compiler"
+    assert plain_schema({**email, "pattern": "org$"}) == {**email, "pattern": "org$"}
+
+
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_formats_are_those_that_are_enforced(name):
     assert not tiny_vocabulary().fresh_matcher(json_schema({"type": "string", "format": name})).is_error()
