@@ -24,11 +24,11 @@ from isotherm.cluster.api.cors import cors
 from isotherm.cluster.api.described import described_routes
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.error_forms import error_body
-from isotherm.cluster.api.errors import ReplyError, internal_error
+from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.events import Events, OneProcess
 from isotherm.cluster.api.generation import GenerationRoute, Generator
 from isotherm.cluster.api.messages import messages_routes
-from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware
+from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware, UnexpectedErrorMiddleware
 from isotherm.cluster.api.observed import Observer, observed_routes
 from isotherm.cluster.api.page.bundle import page_routes
 from isotherm.cluster.api.prepare_chat import prepare_chat
@@ -100,6 +100,7 @@ def build_app(
         middleware=[
             Middleware(RequestIdMiddleware),
             *cors(settings.cors),
+            Middleware(UnexpectedErrorMiddleware),
             Middleware(PathMiddleware),
             Middleware(AccessMiddleware, access=settings.access, keys=settings.keys, limited=book.refuse),
         ],
@@ -116,7 +117,6 @@ def _error_handlers() -> dict[Any, Callable[[Request, Exception], Awaitable[Resp
         HTTPException: _on_http_exception,
         ClientDisconnect: _on_disconnect,
         WorkerGoneError: _on_gone,
-        Exception: _on_exception,
     }
 
 
@@ -153,10 +153,3 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 async def _on_disconnect(request: Request, error: Exception) -> Response:
     logger.info("request %s: the client went away", request.state.request_id)
     return Response(status_code=499)  # nobody reads it
-
-
-async def _on_exception(request: Request, error: Exception) -> Response:
-    logger.error("request %s failed", getattr(request.state, "request_id", "?"), exc_info=error)
-    # Starlette answers this one outside the middlewares, so the id is set here.
-    headers = {"x-request-id": getattr(request.state, "request_id", "")}
-    return json_response(error_body(request.url.path, internal_error()), 500, headers)

@@ -3,6 +3,7 @@ streaming replies."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import uuid
@@ -11,7 +12,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from isotherm.cluster.api.error_forms import id_names
+from isotherm.cluster.api.error_forms import id_names, send_error
+from isotherm.cluster.api.errors import internal_error
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
 from isotherm.cluster.api.lost_replica import LostReplicaMiddleware
@@ -19,6 +21,7 @@ from isotherm.cluster.api.protocol import use_front_door_protocol
 from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.api.unrouted import UnroutedMiddleware
 
+log = logging.getLogger(__name__)
 _ROUTES = "/-/routes"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SLASHES = re.compile(r"/{2,}")
@@ -68,6 +71,30 @@ class RequestIdMiddleware:
             await send(message)
 
         await self.app(scope, receive, send_with_id)
+
+
+class UnexpectedErrorMiddleware:
+    """Answers 500 for what nobody else has caught. Starlette would do so outside of all middlewares, where an answer
+    gets no id and no page of another site may read it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        except Exception as error:
+            if scope["type"] != "http" or begun:
+                raise
+            log.error("request %s failed", scope.get("state", {}).get("request_id", "?"), exc_info=error)
+            await send_error(scope["path"], internal_error(), send)
 
 
 class PathMiddleware:

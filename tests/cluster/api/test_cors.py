@@ -42,6 +42,18 @@ def test_answers_and_errors_can_be_read_by_the_pages_that_are_named(path):
     assert "x-request-id" in answer.headers["access-control-expose-headers"]
 
 
+def test_a_fault_of_ours_can_be_read_too(monkeypatch):
+    """Starlette's own handler stands outside of what adds the origin: a page saw an error of the network."""
+
+    async def fails(self, request):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("isotherm.cluster.api.about.About.version", fails)
+    answer = call("GET", "/version", origin=GOOD)
+    assert answer.status_code == 500 and answer.headers["access-control-allow-origin"] == GOOD
+    assert answer.headers["x-request-id"] and answer.json()["error"]["code"] == "internal_error"
+
+
 def test_preflight():
     answer = preflight(GOOD)
     assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == GOOD
