@@ -363,7 +363,8 @@ class Kernels(ABC):
         seed_T: Tensor,
         index_T: Tensor,
     ) -> Tensor:
-        """Token ids int64 [T]. logits float32; temperature, top_p float64; top_k int64 (<1: off); seed, index int64.
+        """Token ids int64 [T]; -1 for a row that is NaN throughout (on native and plain torch). logits float32;
+        temperature, top_p float64; top_k int64 (<1: off); seed, index int64.
 
         Temperature 0 takes the largest logit (the lowest id of equal ones). Otherwise the largest of logit/temperature
         + Gumbel noise among the tokens that top-k, then top-p (the smallest set of most likely tokens that reaches p)

@@ -188,8 +188,8 @@ class ReferenceKernels(Kernels):
         seed_T: Tensor,
         index_T: Tensor,
     ) -> Tensor:
-        out_T = logits_TV.argmax(-1)
-        for t in (temperature_T > 0).nonzero().flatten().tolist():
+        out_T = logits_TV.argmax(-1).masked_fill(logits_TV.isnan().all(-1), -1)
+        for t in ((temperature_T > 0) & (out_T >= 0)).nonzero().flatten().tolist():
             ids, logits = candidates(logits_TV[t] / float(temperature_T[t]), float(top_p_T[t]), int(top_k_T[t]))
             noisy = logits.double() + gumbel_noise(int(seed_T[t]), int(index_T[t]), ids)
             out_T[t] = ids[noisy.argmax()]

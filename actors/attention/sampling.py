@@ -236,6 +236,9 @@ def nothing_left(own: SequenceSampling, generated: int) -> Sampled:
     return Sampled(-1, error=why, error_param=bans[0])
 
 
+NO_NUMBERS = "the model's logits are no numbers: its weights, or what it computed, are not finite"
+
+
 class Sampler:
     """`masks`: for requests with a constraint."""
 
@@ -283,6 +286,9 @@ class Sampler:
                     Sampled(token, None if (n := own.params.logprobs) is None else token_logprobs(logits_V, token, n))
                     for own, token, logits_V in zip(rows, self._draw(rows, indices, logits_NV), told, strict=True)
                 ]
+        for i, one in enumerate(sampled):
+            if one.token_id < 0:
+                sampled[i] = Sampled(-1, error=NO_NUMBERS)
         for i in dead:
             sampled[i] = nothing_left(rows[i], indices[i])
         for i, why in masks.errors.items() if masks is not None else ():

@@ -52,6 +52,7 @@ class CopyServer:
     def __init__(self, worker: ExpertWorker, tag: str, host: str | None, turn: threading.Lock | None = None):
         self._worker, self._tag, self._turn = worker, tag, turn or threading.Lock()
         self._keys: dict[bytes, float] = {}  # that were given out → until when they open a connection
+        self._keys_lock = threading.Lock()
         self._address: str | tuple[str, int]
         if host is None:
             self._address = f"isotherm/{secrets.token_hex(20)}"
@@ -69,7 +70,10 @@ class CopyServer:
     def offer(self, group: str) -> CopyOffer:
         """Leave for one more connection to `group`, whose server this is."""
         now, key = time.monotonic(), secrets.token_bytes(16)
-        self._keys = {known: until for known, until in self._keys.items() if until > now} | {key: now + KEY_SECONDS}
+        with self._keys_lock:
+            for known in [known for known, until in self._keys.items() if until <= now]:
+                del self._keys[known]
+            self._keys[key] = now + KEY_SECONDS
         return CopyOffer(group, self._tag, key, self._address)
 
     def close(self) -> None:
@@ -127,10 +131,11 @@ class CopyServer:
             return False
         magic, key = GREETING.unpack(greeting)
         now = time.monotonic()
-        for known, until in self._keys.items():
-            if magic == MAGIC and hmac.compare_digest(known, key) and until > now:
-                self._keys = {other: until for other, until in self._keys.items() if other != known}
-                return True
+        with self._keys_lock:
+            for known, until in self._keys.items():
+                if magic == MAGIC and hmac.compare_digest(known, key) and until > now:
+                    del self._keys[known]
+                    return True
         log.warning("somebody without leave wanted to copy experts")
         return False
 

@@ -184,6 +184,8 @@ class Autoscaler:
             return
         count = seen.group_count if decision.kind == GROUPS else seen.shard_count
         if decision.count < count:
+            if seen.now - pause.last_down > STEADY * self._down_after(pause):
+                pause.strikes = max(pause.strikes - 1, 0)  # the last one taken away was not missed
             pause.last_down = seen.now
         elif seen.now - pause.last_down < STEADY * self._down_after(pause):
             pause.strikes = min(pause.strikes + 1, 5)

@@ -36,7 +36,9 @@ class Yielding:
         affordable = math.floor(self._earned / max(self._token_cost(alone), 1e-9))
         if affordable >= wanted:
             return wanted
-        return affordable if self._earned >= STRETCH * alone else 0
+        # At least one token once it has saved all that it may, whatever a token is thought to cost: only where one is
+        # computed does it show what it costs.
+        return max(1, affordable) if self._earned >= STRETCH * alone else 0
 
     def took(self, tokens: int, background: int, seconds: float) -> None:
         """A step of so many tokens of others, at least one, and so many of background work took this long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,10 +12,11 @@ from isotherm.cluster.messages.figures import Figures
 
 
 class DecayedMean:
-    """The mean of values, of which older ones count less."""
+    """The mean of values, of which older ones count less. `lasting`: half-lives after the last value for which there is
+    a mean, however many values it is of."""
 
-    def __init__(self, half_life: float):
-        self.half_life = half_life
+    def __init__(self, half_life: float, lasting: float = math.inf):
+        self.half_life, self.lasting = half_life, lasting
         self._sum = self._weight = self._at = 0.0
 
     def add(self, value: float, now: float, weight: float = 1.0) -> None:
@@ -22,7 +24,9 @@ class DecayedMean:
         self._sum, self._weight, self._at = self._sum * keep + value * weight, self._weight * keep + weight, now
 
     def value(self, now: float, least: float = 0.05) -> float | None:
-        """None where less than `least` of one value's weight is left."""
+        """None where less than `least` of one value's weight is left, and where the last one is too old."""
+        if now - self._at > self.lasting * self.half_life:
+            return None
         return self._sum / self._weight if self._weight * self._keep(now) > least else None
 
     def _keep(self, now: float) -> float:

@@ -275,7 +275,9 @@ def search(
         if offer.loads > max_loads:
             continue
         taken_G = _slots_taken(offer.changes, len(room_G))
-        if (taken_G > room_G).any():  # another layer took the slot meanwhile
+        # Another layer took the slot meanwhile. A group may hold more than its slots: it takes nothing more then, and
+        # changes that want none of its slots are made all the same.
+        if ((taken_G > 0) & (taken_G > room_G)).any():
             ask(layer)
             continue
         at_work[layer].apply(offer.changes)

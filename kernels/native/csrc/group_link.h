@@ -70,7 +70,9 @@ class GroupLink {
 
  private:
   void map(int64_t bytes) {
-    void* const at = bytes < kHeaderBytes
+    // Beyond the end of the file reading would end the process: the header is another process's word.
+    struct stat file;
+    void* const at = bytes < kHeaderBytes || fstat(segment_, &file) != 0 || bytes > file.st_size
                          ? MAP_FAILED
                          : mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, segment_, 0);
     if (at == MAP_FAILED) throw std::bad_alloc();

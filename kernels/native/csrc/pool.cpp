@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <utility>
 
 namespace iso {
 namespace {
@@ -104,6 +105,7 @@ void Pool::run(int64_t items, Body body, void* context) {
     finished_.wait(lock, finished);
     waiting_.store(false, std::memory_order_relaxed);
   }
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void Pool::drain(uint32_t job) {
@@ -116,7 +118,12 @@ void Pool::drain(uint32_t job) {
     // Success means that the job was still open, so the three fields above were its own: new ones are stored after it
     // is closed.
     if (!head_.compare_exchange_weak(head, head + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-    body(context, static_cast<uint32_t>(head));
+    try {
+      body(context, static_cast<uint32_t>(head));
+    } catch (...) {  // no memory: the job is finished all the same, so that nobody works for a caller that has left
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
     if (done_.fetch_add(1, std::memory_order_seq_cst) + 1 == total && waiting_.load(std::memory_order_seq_cst)) {
       std::lock_guard<std::mutex> lock(mutex_);
       finished_.notify_one();

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -21,7 +22,8 @@ class Pool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // body(context, i) for 0 <= i < items. Runs in the calling thread alone when another job holds the pool.
+  // body(context, i) for 0 <= i < items. Runs in the calling thread alone when another job holds the pool. What an item
+  // throws is thrown here once all of them are done.
   void run(int64_t items, void (*body)(void*, int64_t), void* context);
 
  private:
@@ -43,6 +45,7 @@ class Pool {
 
   std::mutex busy_, mutex_;
   std::condition_variable wake_, finished_;
+  std::exception_ptr error_;  // the first of the job's
   std::vector<std::thread> workers_;
 };
 

@@ -1,5 +1,6 @@
-// mla_prefill: expanded causal attention. Heads are taken in rounds that bound the memory of the expanded keys and
-// values; each round first expands (key chunk × heads), then attends (head × query block).
+// mla_prefill: expanded causal attention. Heads are taken in rounds: as many as keep all threads at work, more only
+// where their expanded keys and values are small. Each round first expands (key chunk × heads), then attends (head ×
+// query block).
 
 template <class M>
 struct Prefill {
@@ -142,7 +143,10 @@ static void mla_prefill_of(Pool& pool, const PrefillCall& call) {
   constexpr int64_t kRoundBytes = int64_t{64} << 20, kHeads = 4;
   const Prefill<M> prefill{call};
   const int64_t head_words = prefill.head_keys + prefill.head_values;
-  const int64_t per_round = least(call.heads, most(most(kHeads, pool.size()), kRoundBytes / (head_words * 4)));
+  const int64_t blocks = ceil_div(call.rows, prefill.kQueryBlock);
+  const int64_t busy = ceil_div(ceil_div(2 * pool.size(), blocks), kHeads) * kHeads;  // two items for each thread
+  const int64_t per_round =
+      least(call.heads, most(least(busy, most(kHeads, pool.size())), kRoundBytes / (head_words * 4)));
   auto* keys = scratch_of<uint32_t>(kShared, per_round * head_words);
   uint32_t* values = keys + per_round * prefill.head_keys;
   for (int64_t head = 0; head < call.heads; head += per_round) {
@@ -153,7 +157,6 @@ static void mla_prefill_of(Pool& pool, const PrefillCall& call) {
                      values + first * prefill.head_values);
     };
     parallel(pool, prefill.positions / prefill.kKeyChunk * head_groups, expand);
-    const int64_t blocks = ceil_div(call.rows, prefill.kQueryBlock);
     auto attend = [&](int64_t item) ISO_ATTR {
       const int64_t block = blocks - 1 - item / heads, h = item % heads,
                     first = block * prefill.kQueryBlock;  // the longest first

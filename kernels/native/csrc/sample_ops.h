@@ -24,7 +24,7 @@ static int64_t sample_argmax(const float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     if (values[i] == largest) return i;
   }
-  return 0;  // only when every value is NaN
+  return -1;  // only when every value is NaN
 }
 
 static float sample_scale(const float* logits, float temperature, float* values, int64_t count) {

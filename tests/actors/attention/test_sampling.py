@@ -291,6 +291,19 @@ def test_every_parameter_is_taken_by_somebody():
     assert [f.name for f in dataclasses.fields(SamplingParams) if f".{f.name}" not in source] == []
 
 
+@pytest.mark.parametrize("params", [SamplingParams(5, temperature=0.0), SamplingParams(5, logprobs=2, min_p=0.1)])
+def test_a_row_without_a_number_is_its_requests_error(params):
+    """It was token 0 at every step, to the end of the output."""
+    chunks = [
+        Chunk(ScheduledSequence(GenerationRequest(name, (1, 2), params), i, [1, 2]), 0, 2, Form.PREFILL, sample=True)
+        for i, name in enumerate("ab")
+    ]
+    logits = torch.stack([torch.full((VOCABULARY,), math.nan), logits_of(1)])
+    broken, sound = Sampler(ReferenceKernels(torch.float32)).sample(chunks, logits)
+    assert broken.token_id == -1 and broken.error == sampling.NO_NUMBERS
+    assert sound.token_id >= 0 and not sound.error
+
+
 def test_token_logprobs_are_of_the_whole_distribution():
     logits = torch.tensor([0.0, 2.0, 1.0, -1.0])
     result = token_logprobs(logits, 0, 2)

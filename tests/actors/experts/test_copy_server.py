@@ -6,11 +6,13 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from copying import PAIRS, TAG, checkpoint, empty_worker, held_bytes, holder
+from link_peers import until
 from native_there import require_native
 
 from isotherm.actors.experts import copy_server
@@ -86,6 +88,28 @@ def test_a_key_lets_one_in_once_and_not_for_ever(serve, monkeypatch: pytest.Monk
     with greeted(server.offer("expert-1")) as late:
         assert late.recv(1) == b""
     assert caplog.messages == ["somebody without leave wanted to copy experts"] * 3
+
+
+def test_a_key_that_is_given_out_while_another_is_looked_up_is_kept(serve, monkeypatch: pytest.MonkeyPatch):
+    server, offers = serve(), []
+    first = server.offer("expert-1")
+    compare = copy_server.hmac.compare_digest
+
+    def offer_meanwhile(*keys: bytes) -> bool:
+        if not offers:
+            asking = threading.Thread(target=lambda: offers.append(server.offer("expert-2")))
+            asking.start()
+            asking.join(0.2)
+        return compare(*keys)
+
+    monkeypatch.setattr(copy_server.hmac, "compare_digest", offer_meanwhile)
+    with greeted(first) as one:
+        one.sendall(QUESTION.pack(*PAIRS[0]))
+        assert one.recv(1) != b""
+    until(lambda: len(offers) == 1)
+    with greeted(offers[0]) as two:
+        two.sendall(QUESTION.pack(*PAIRS[0]))
+        assert two.recv(1) != b""
 
 
 def test_a_visitor_that_does_not_read_keeps_others_waiting_for_a_bounded_time(serve, monkeypatch: pytest.MonkeyPatch):

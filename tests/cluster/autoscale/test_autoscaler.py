@@ -304,6 +304,22 @@ def test_a_worker_that_was_taken_away_too_early_is_missed_for_longer():
     assert len([t for t in downs if t > 3600]) < len([t for t in downs if t <= 3600])
 
 
+def test_what_was_taken_away_too_early_is_forgiven_in_time():
+    """Five times ever, and a worker stayed for hours where minutes are asked."""
+    autoscaler = scaler(down_after=60.0, cooldown=10.0)
+    pause = autoscaler._pauses[GROUPS]
+    pause.strikes, count, now, downs = 5, 4, 0.0, []
+    while now < 400_000:
+        busy = 0.9 if now % 80_000 < 120 else 0.05  # once a day, nearly
+        decision = autoscaler.decide(seen(now, groups(count, busy)))
+        if decision is not None:
+            downs += [now] if decision.count < count else []
+            count = decision.count
+            autoscaler.succeeded(decision, now)
+        now += 10.0
+    assert pause.strikes < 3 and len(downs) > 3
+
+
 # --- outliving a controller -----------------------------------------------------------------------
 
 

@@ -29,6 +29,14 @@ def test_a_mean_is_forgotten():
     assert mean.value(30.0) == 4.0 and mean.value(60.0) is None
 
 
+def test_a_mean_of_many_values_is_forgotten_as_soon():
+    """A time to first token stood for minutes after the last request, and an idle cluster scaled up."""
+    mean = DecayedMean(10.0, lasting=3)
+    for _ in range(100):
+        mean.add(8.0, 0.0)
+    assert mean.value(29.0) == 8.0 and mean.value(31.0) is None
+
+
 def test_rates_of_a_group():
     meters = Meters(10.0, 30.0)
     for second in range(60):

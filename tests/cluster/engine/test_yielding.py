@@ -42,6 +42,14 @@ def test_work_that_costs_much_is_bounded_and_not_starved(per_token):
     assert longest <= 1 + 1.5 * STRETCH
 
 
+@pytest.mark.parametrize("per_token", [2.5e-3, 6e-3])
+def test_what_costs_more_than_it_may_save_up_for_is_not_starved(per_token):
+    growth, tokens, longest = play(lambda n: per_token * n, wanted=1)
+    assert growth <= 1 + 1.1 * GROWTH
+    assert tokens * per_token == pytest.approx(GROWTH * 1e-3, rel=0.2), "it has what it may have"
+    assert longest <= 1 + 1.5 * per_token / 1e-3
+
+
 def test_rows_are_computed_together_where_the_first_costs_most():
     growth, tokens, _ = play(lambda n: 8e-4 + 2e-5 * n)
     assert growth <= 1 + 1.1 * GROWTH and tokens > 20 * GROWTH

@@ -68,6 +68,7 @@ def test_it_is_found_by_serves_id_and_once(monkeypatch: pytest.MonkeyPatch):
 
     async def act() -> None:
         replica = IngressReplica("ingress-ab12cd34")
+        await replica.reach()
         await replica.answer()
         await replica.stir()
         await replica.kill()
@@ -90,14 +91,14 @@ def test_serve_has_the_methods_that_it_is_asked():
 def test_one_that_ray_does_not_know_is_gone(monkeypatch: pytest.MonkeyPatch):
     FakeRay(monkeypatch, *OTHERS)
     with pytest.raises(WorkerGoneError, match="Ray knows no replica ab12cd34"):
-        asyncio.run(IngressReplica("ingress-ab12cd34").answer())
+        asyncio.run(IngressReplica("ingress-ab12cd34").reach())
 
 
 @pytest.mark.parametrize("error", [RayError("the head\nis away"), RayActorError(), ValueError("no such actor")])
 def test_one_that_cannot_be_looked_for_is_gone(error: Exception, monkeypatch: pytest.MonkeyPatch):
     FakeRay(monkeypatch, OURS).error = error
     with pytest.raises(WorkerGoneError) as caught:
-        asyncio.run(IngressReplica("ingress-ab12cd34").kill())
+        asyncio.run(IngressReplica("ingress-ab12cd34").reach())
     assert str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -106,6 +107,7 @@ def test_one_that_dies_while_it_is_asked_is_gone(monkeypatch: pytest.MonkeyPatch
 
     async def act() -> None:
         replica = IngressReplica("ingress-ab12cd34")
+        await replica.reach()
         await replica.answer()
         there.error = RayActorError()
         with pytest.raises(WorkerGoneError):

@@ -85,6 +85,14 @@ def imbalances(placement: Placement, rows_LE: np.ndarray, groups: list[Group]) -
 # --- what holds for every plan --------------------------------------------------------------------
 
 
+def test_a_group_that_holds_more_than_its_slots_gives_and_does_not_take():
+    """The search asked for the same offer for ever, in a thread of the controller."""
+    placement = contiguous_placement([1], 8, ["a", "b"])
+    rows_LE = np.array([[1e4] * 4 + [1e3] * 4])
+    plan = rebalance(placement, [Group("a", "n", 2), Group("b", "n", 8)], rows_LE, PolicyConfig())
+    assert plan.imbalance_after < plan.imbalance_before and len(plan.placement.held_by("a")) <= 4
+
+
 @given(cases(), st.sampled_from([PolicyConfig(), EAGER]))
 def test_a_plan_keeps_to_the_slots_and_leads_where_it_says(case, config):
     placement, groups, rows_LE = case
