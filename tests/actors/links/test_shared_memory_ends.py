@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import statistics
+import struct
 import threading
 import time
 import uuid
@@ -287,6 +288,21 @@ def test_a_segment_that_is_none_is_refused(path: Path):
     os.close(segment)
     assert open_files() <= before and loop.links() == {}
     loop.close()
+
+
+def test_a_segment_that_says_it_is_larger_than_it_is_ends_its_own_link(path: Path, config):
+    """Reading beyond a file's end would end the group, with all its links."""
+    group = Group(make_worker(path, True), True)
+    liar, other, rng = connect(group, "liar"), connect(group, "other"), np.random.default_rng(3)
+    message = random_message(config, rng, 4)
+    struct.pack_into("q", liar._end.map, 8, 1 << 40)
+    with pytest.raises(LinkError):
+        ask(liar, message)
+    until(lambda: "liar" not in group.server.links())
+    assert torch.equal(ask(other, message), group.worker.compute(message))
+    for link in (liar, other):
+        link.close()
+    group.close()
 
 
 def test_a_segment_takes_memory_only_where_it_is_used():
