@@ -41,6 +41,11 @@ class Desired:
     drained: frozenset[str] = frozenset()  # nodes that are to have none of them
     pinned: frozenset[Pair] = frozenset()  # experts whose number of copies an operator has set
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Groups and shards."""
+        return len(self.groups), len(self.shards)
+
 
 class Planner:
     """Names workers, and says what the fleet is to be; changes nothing but the numbers of names."""
@@ -62,15 +67,17 @@ class Planner:
 
     def aim(self, now: Desired, target: Target, reserved: Sequence[str] = ()) -> Desired:
         """The fleet that meets an operation's target; `reserved`: names of new workers that have a place. Raises
-        PlacementChangeError for copies that cannot be."""
+        PlacementChangeError for copies that cannot be. Workers that are not in `now` are leaving, or were never
+        committed: they do not count."""
         workers = self._workers
         drained = now.drained if target.drain_nodes is None else frozenset(target.drain_nodes)
-        have_groups = [g for g in workers.group_names() if workers.node_of(g) not in drained]
-        have_shards = [s for s in workers.shard_names() if workers.node_of(s) not in drained]
-        groups = self._names(have_groups, "expert", target.expert_groups or len(workers.group_names()), reserved)
-        shards = self._names(have_shards, "attention", target.attention_shards or len(workers.shard_names()), reserved)
+        all_groups, all_shards = self._members(now)
+        have_groups = [g for g in all_groups if workers.node_of(g) not in drained]
+        have_shards = [s for s in all_shards if workers.node_of(s) not in drained]
+        groups = self._names(have_groups, "expert", target.expert_groups or len(all_groups), reserved)
+        shards = self._names(have_shards, "attention", target.attention_shards or len(all_shards), reserved)
         placement = workers.placement
-        if set(groups) != set(workers.group_names()):
+        if set(groups) != set(all_groups):
             placement = for_groups(placement, groups, workers.expert_load())
         if target.copies:
             placement = with_copies(
@@ -82,9 +89,9 @@ class Planner:
 
     def heal(self, now: Desired, replace: bool) -> Desired:
         """The fleet without its dead, with as many new workers, or (`replace` false) with what is left of it, as long
-        as that is anything."""
+        as that is anything. Only those in `now` are replaced."""
         workers = self._workers
-        have_groups, have_shards = workers.group_names(), workers.shard_names()
+        have_groups, have_shards = self._members(now)
         groups, shards = workers.alive(have_groups), workers.alive(have_shards)
         if replace or not groups:
             groups += self._names(have_groups, "expert", 2 * len(have_groups) - len(groups))[len(have_groups) :]
@@ -94,6 +101,12 @@ class Planner:
         if set(placement.groups()) - set(groups) or set(groups) - set(have_groups):
             placement = for_groups(placement, groups, workers.expert_load())
         return Desired(tuple(groups), tuple(shards), placement, now.drained, now.pinned)
+
+    def _members(self, now: Desired) -> tuple[list[str], list[str]]:
+        """Groups and shards that there are and that were committed."""
+        workers = self._workers
+        groups = [g for g in workers.group_names() if g in now.groups]
+        return groups, [s for s in workers.shard_names() if s in now.shards]
 
     def first(self, shards: int, groups: int, layers: Sequence[int], experts: int) -> Desired:
         """What a cluster begins with; where no layer has routed experts there are no groups."""

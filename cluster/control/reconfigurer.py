@@ -14,6 +14,7 @@ from isotherm.cluster.control.planner import Desired, Planner
 from isotherm.cluster.control.transactions import Transactions
 from isotherm.cluster.messages.operations import (
     AUTOSCALER,
+    RECOVERY,
     Operation,
     OperationError,
     OperationLog,
@@ -87,19 +88,15 @@ class Reconfigurer:
             OperationRequest(Target(), "", False, RECOVERY_SECONDS), time.time(), AUTOSCALER
         )
         operation.reasons.append(reason)
-        fleet = self._fleet
-        desired = replace(
-            self.desired, groups=tuple(fleet.group_names()), shards=tuple(fleet.shard_names()), placement=placement
-        )
-        operation.plan = self.planner.describe(self.desired, desired)
+        before = self.desired
+        operation.plan = self.planner.describe(before, replace(before, placement=placement))
 
         def plan(_: Sequence[str]) -> Desired:
-            if (*fleet.group_names(), *fleet.shard_names()) != (
-                *desired.groups,
-                *desired.shards,
-            ) or fleet.placement.version + 1 != placement.version:
+            now = self.desired
+            same = (now.groups, now.shards) == (before.groups, before.shards)
+            if not same or now.placement.version + 1 != placement.version:
                 raise OperationError("the cluster has changed since it was planned")
-            return replace(desired, drained=self.desired.drained, pinned=self.desired.pinned)
+            return replace(now, placement=placement)
 
         self._background.spawn(f"operation {operation.id}", self.transactions.run(operation, plan, RECOVERY_SECONDS))
         return operation
@@ -114,34 +111,44 @@ class Reconfigurer:
 
     def heal(self) -> None:
         """Replace every worker that has died. An operation that still prepares ends: it may be waiting for resources,
-        and the death comes first."""
-        self.transactions.give_way("a worker was lost", lambda o: o.origin != "recovery")
+        and the death comes first. Shards that are being drained end at once."""
+        self.transactions.give_way("a worker was lost", lambda o: o.origin != RECOVERY)
+        self.transactions.lost.set()
         if not self._healing:
             self._healing = True
             self._background.keep("healing", self._heal)
 
+    def _dead(self) -> list[str]:
+        workers = self._fleet.group_names() + self._fleet.shard_names()
+        alive = set(self._fleet.alive(workers))
+        return [worker for worker in workers if worker not in alive]
+
     async def _heal(self) -> None:
-        """Goes on, ever more slowly, as long as there are dead ones."""
-        fleet, late = self._fleet, False
-        wanted = len(fleet.group_names()), len(fleet.shard_names())
+        """Goes on, ever more slowly, as long as there are dead ones. Afterwards there are to be as many workers as were
+        committed before the first loss, or by somebody else's operation in between."""
+        transactions, late = self.transactions, False
+        wanted = left = (0, 0)
         for pause in pauses(HEAL_PAUSE, LONGEST_HEAL_PAUSE):
-            async with self.transactions.turn:
-                dead = [w for w in fleet.group_names() + fleet.shard_names() if w not in fleet.alive([w])]
-                if not dead:
+            async with transactions.turn:
+                transactions.lost.clear()
+                if self.desired.size != left:
+                    wanted = self.desired.size
+                if not (dead := self._dead()):
                     break
-                operation = Operation(f"recovery-{int(time.time() * 1000)}", {"replace": dead}, "recovery", time.time())
+                operation = Operation(f"recovery-{int(time.time() * 1000)}", {"replace": dead}, RECOVERY, time.time())
                 operation.entered[Phase.PLANNED.value] = operation.created
                 self._operations.record(operation)
                 # Where a replacement finds no place in time, the others take over what they can.
-                replace = not late
-                late = await self.transactions.transact(
+                anew = not late
+                late = await transactions.transact(
                     operation,
-                    lambda: self.planner.heal(self.desired, replace),  # noqa: B023
+                    lambda: self.planner.heal(self.desired, anew),  # noqa: B023
                     RECOVERY_SECONDS,
                 )
+                left = self.desired.size
             await asyncio.sleep(pause)
         self._healing = False
-        if (len(fleet.group_names()), len(fleet.shard_names())) < wanted:
+        if self.desired.size < wanted:
             self.restore(*wanted, "as many workers as before some were lost")
 
     def restore(self, groups: int, shards: int, reason: str) -> None:
@@ -150,13 +157,13 @@ class Reconfigurer:
         self._background.spawn("restoring the number of workers", self._restore(groups, shards, reason))
 
     async def _restore(self, groups: int, shards: int, reason: str) -> None:
-        have = len(self._fleet.group_names()), len(self._fleet.shard_names())
+        have = self.desired.size
         request = OperationRequest(
             Target(expert_groups=groups or None, attention_shards=shards), "", False, RESTORE_SECONDS
         )
         for pause in pauses(RESTORE_PAUSE, LONGEST_RESTORE_PAUSE):
             await asyncio.sleep(pause)
-            if self._healing or have != (len(self._fleet.group_names()), len(self._fleet.shard_names())):
+            if self._healing or have != self.desired.size:
                 return
             try:
                 operation = self.submit(request, AUTOSCALER)
@@ -169,10 +176,11 @@ class Reconfigurer:
     async def take_over(self, desired: Desired) -> None:
         """Begin with workers that a controller before this one has left, and replace those of them that are dead."""
         await self.transactions.take_over(desired)
-        self.heal()
+        if self._dead():
+            self.heal()
 
     async def interrupt(self, why: str) -> None:
-        """Roll back whatever has not been committed, for good; return when no place is waited for any more."""
+        """Roll back whatever has not been committed, for good; return when no operation is under way any more."""
         if ending := self.transactions.give_way(why, lambda _: True):
             await asyncio.wait(ending)
-        self._background.cancel()
+        await self._background.close()

@@ -4,12 +4,11 @@ have. Until then whatever fails is undone. Decides; what is done to workers is d
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-from isotherm.cluster.control.transactions import COMMIT_SECONDS, Transactions, reason_of
+from isotherm.cluster.control.transactions import Transactions, adopted, reason_of
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.messages.operations import Operation, Phase
 
@@ -17,6 +16,10 @@ log = logging.getLogger(__name__)
 # For which a revision that was rolled away must have had no stream before it ends. One whose shard was lost is nowhere
 # while its ingress replica looks for another, which takes it up to RECONNECT of cluster/routing/shard_client.py.
 QUIET_SECONDS = 10.0
+# After which a revision that was rolled away ends where streams can go on at none of its shards, and there is no room
+# for another: by then they have been given up. They wait for a shard up to RESUBMIT_SECONDS of cluster/routing/
+# shard_client.py, and for experts as long as ExpertExchange of actors/attention/exchange.py has patience.
+NOWHERE_SECONDS = 150.0
 
 
 class Successor(Protocol):
@@ -48,7 +51,7 @@ async def roll(transactions: Transactions, operation: Operation, successor: Succ
             transactions.enter(operation, Phase.PREPARING)
             await transactions.within(seconds, operation, successor.start(), successor.waits)
             transactions.enter(operation, Phase.COMMITTING)
-            await asyncio.wait_for(successor.announce(), COMMIT_SECONDS)
+            await adopted(successor.announce())
             operation.committed, operation.progress = True, 0.9  # what is written down says so
             successor.take_over()
         except Exception as error:
@@ -71,16 +74,20 @@ async def _roll_back(transactions: Transactions, operation: Operation, successor
 
 class Quiet:
     """Whether a revision that was rolled away has finished its streams: is told, again and again, how many requests its
-    shards have; None: not known, for one of its workers was lost or does not answer."""
+    shards have, and whether streams can go on at any of them. None: not known, for one of its workers was lost or does
+    not answer."""
 
-    def __init__(self, seconds: float = QUIET_SECONDS) -> None:
-        self._seconds = seconds
-        self._since: float | None = None
+    def __init__(self, seconds: float = QUIET_SECONDS, nowhere: float = NOWHERE_SECONDS) -> None:
+        self._seconds, self._nowhere = seconds, nowhere
+        self._limit: float | None = None  # for which looks like the last one have to go on
+        self._since = 0.0  # when they began
 
-    def look(self, open_requests: int | None, now: float) -> bool:
-        if open_requests != 0:
-            self._since = None
-            return False
-        if self._since is None:
-            self._since = now
-        return now - self._since >= self._seconds
+    def look(self, open_requests: int | None, now: float, reachable: bool = True) -> bool:
+        limit = None
+        if open_requests == 0:
+            limit = self._seconds
+        elif open_requests is None and not reachable:
+            limit = self._nowhere
+        if limit != self._limit:
+            self._limit, self._since = limit, now
+        return limit is not None and now - self._since >= limit

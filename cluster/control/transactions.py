@@ -7,22 +7,24 @@ Decides nothing: what there is to be comes as a plan, and what is done to worker
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from isotherm.cluster.control.fleet import Fleet
 from isotherm.cluster.control.planner import Desired, Planner
-from isotherm.cluster.errors import named_line, one_line
-from isotherm.cluster.messages.operations import Operation, OperationError, Phase
+from isotherm.cluster.errors import named_line
+from isotherm.cluster.messages.operations import RECOVERY, Operation, OperationError, Phase
 from isotherm.cluster.placement.changes import Difference, Pair, difference
 
 log = logging.getLogger(__name__)
 COMMIT_SECONDS = 60.0  # in which every shard must have adopted a placement
 DRAIN_SECONDS = 20.0  # after which a leaving shard gives its requests to others
+STEP_SECONDS = 10.0  # that a worker has to free experts or to close a link, while what waits for its turn waits
 AT_ONCE_SECONDS = 1.0  # in which places for workers are found where there are any
 
 
@@ -42,6 +44,8 @@ class Transactions:
         self._fleet, self._planner, self._changed, self._save = fleet, planner, changed, save
         self.desired = Desired((), (), fleet.placement)  # what was committed last
         self.turn = asyncio.Lock()  # of the one that is carried out
+        self.lost = asyncio.Event()  # a worker was lost whose recovery has not had its turn yet: it comes first
+        self._leftovers = False  # groups may hold experts that the placement does not give them
         self._interruptible: dict[
             str, tuple[Operation, asyncio.Future[None]]
         ] = {}  # what waits for places or is prepared, by operation
@@ -67,28 +71,34 @@ class Transactions:
             self.desired = desired
             fleet = self._fleet
             fleet.avoid = desired.drained
-            try:
-                await asyncio.wait_for(self._bring_back(desired), COMMIT_SECONDS)
-            except Exception:  # a worker that died in between is replaced like any other
-                log.exception("could not bring every worker back to placement version %d", desired.placement.version)
-            for worker in fleet.group_names() + fleet.shard_names():
-                if worker not in desired.groups + desired.shards:
-                    await fleet.end(worker)
-
-    async def _bring_back(self, desired: Desired) -> None:
-        fleet = self._fleet
-        # A shard may hold the offer of a placement that was never committed: this one is offered after it.
-        await _all(fleet.adopt(s, desired.placement) for s in fleet.alive(desired.shards))
-        extra = {}
-        for group in fleet.alive(desired.groups):
-            wanted = set(desired.placement.held_by(group))
-            if pairs := [pair for pair in await fleet.held(group) if pair not in wanted]:
-                extra[group] = pairs
-        await self._free(desired, Difference({}, extra))
+            # A shard may hold the offer of a placement that was never committed: this one is offered after it.
+            failed = await _settle("adopt", {s: fleet.adopt(s, desired.placement) for s in fleet.alive(desired.shards)})
+            self._leftovers = True
+            if not fleet.alive(failed):
+                failed |= await self._free(desired, {})
+            failed |= await self._let_go(desired)
+            if failed:  # a worker that died in between is replaced like any other
+                version = desired.placement.version
+                log.error("could not bring every worker back to placement version %d: %s", version, _words(failed))
 
     async def run(self, operation: Operation, plan: Callable[[Sequence[str]], Desired], seconds: float) -> None:
         """`plan` is asked twice, for the cluster may change while places are waited for: it is given the names of
         workers that have one."""
+        with self._ended_with_its_task(operation):
+            await self._run(operation, plan, seconds)
+
+    @contextlib.contextmanager
+    def _ended_with_its_task(self, operation: Operation) -> Iterator[None]:
+        """One whose task is cancelled, for every worker is being ended, is not under way any more: others would wait
+        for it."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not operation.phase.is_final:
+                self.enter(operation, Phase.DONE if operation.committed else Phase.ROLLED_BACK, "it was interrupted")
+            raise
+
+    async def _run(self, operation: Operation, plan: Callable[[Sequence[str]], Desired], seconds: float) -> None:
         names: list[str] = []
         try:
             try:
@@ -129,8 +139,15 @@ class Transactions:
     ) -> bool:
         """Carry a change out or undo it. Whether it was undone because its time, which ends at `deadline` at the
         latest, was over."""
+        with self._ended_with_its_task(operation):
+            return await self._transact(operation, plan, seconds, deadline)
+
+    async def _transact(
+        self, operation: Operation, plan: Callable[[], Desired], seconds: float, deadline: float
+    ) -> bool:
         undo = _Undo()
         try:
+            await self._end_strays()
             desired = plan()
             operation.plan = self._planner.describe(self.desired, desired)
             self._planner.use_names([*desired.groups, *desired.shards])
@@ -141,15 +158,14 @@ class Transactions:
                 min(seconds, deadline - time.monotonic()), operation, self._prepare(operation, desired, change, undo)
             )
             self.enter(operation, Phase.COMMITTING)
-            await asyncio.wait_for(self._commit(operation, desired), COMMIT_SECONDS)
+            await adopted(self._commit(operation, desired))
         except Exception as error:
             await self._roll_back(operation, undo, reason_of(error, seconds))
             return isinstance(error, asyncio.TimeoutError)
-        try:
-            await self._free(desired, change)
-        except Exception as error:  # the new state serves; what could not be freed is only memory
-            log.exception("operation %s: could not free everything", operation.id)
-            operation.reasons.append(f"committed, but not everything was freed: {one_line(error)}")
+        failed = await self._free(desired, change.frees)
+        failed |= await self._let_go(desired)
+        if failed:  # the new state serves; what could not be freed is only memory
+            operation.reasons.append(f"committed, but not everything was freed: {_words(failed)}")
         self.enter(operation, Phase.DONE)
         return False
 
@@ -173,6 +189,9 @@ class Transactions:
     ) -> None:
         """Raises what `work` raises, TimeoutError when its time is over, OperationError when it has given way. `waits`:
         what workers of another fleet wait for."""
+        if self.lost.is_set() and operation.origin != RECOVERY:  # it waited for its turn, and could not be told
+            work.close()
+            raise OperationError("gives way: a worker was lost")
         working = asyncio.ensure_future(work)
         self._interruptible[operation.id] = operation, working
         try:
@@ -232,38 +251,116 @@ class Transactions:
             raise
         fleet.committed(desired.placement)
 
-    async def _free(self, desired: Desired, change: Difference) -> None:
+    async def _free(self, desired: Desired, frees: Mapping[str, list[Pair]]) -> dict[str, str]:
+        """Free experts, now that every shard routes by what is desired: those named, and all that were left over
+        before. As _settle."""
+        fleet, extra = self._fleet, dict(frees)
+        failed: dict[str, str] = {}
+        if self._leftovers:
+
+            async def ask(group: str) -> None:
+                wanted = set(desired.placement.held_by(group))
+                extra[group] = [pair for pair in await fleet.held(group) if pair not in wanted]
+
+            failed = await _settle("ask", {g: ask(g) for g in fleet.alive(desired.groups)}, STEP_SECONDS)
+        steps = {g: fleet.free(g, pairs) for g, pairs in extra.items() if g in desired.groups and pairs}
+        failed |= await _settle("free", steps, STEP_SECONDS)
+        self._leftovers = bool(fleet.alive(failed))
+        return failed
+
+    async def _let_go(self, desired: Desired) -> dict[str, str]:
+        """Drain and end shards that are not desired, and end such groups. As _settle."""
         fleet = self._fleet
-        await _all(fleet.free(g, pairs) for g, pairs in change.frees.items() if g in desired.groups)
-        leaving = [s for s in fleet.shard_names() if s not in desired.shards]
-        await _all(fleet.leave_service(s, DRAIN_SECONDS) for s in leaving)
-        for shard in leaving:
-            await fleet.end(shard)
-        for group in [g for g in fleet.group_names() if g not in desired.groups]:
-            await _all(fleet.disconnect(s, group) for s in fleet.alive(fleet.shard_names()))
-            await fleet.end(group)
+        shards = [s for s in fleet.shard_names() if s not in desired.shards]
+        failed = await _settle("drain", {s: self._drain(s) for s in shards}, None)
+        return failed | await self._end(shards + [g for g in fleet.group_names() if g not in desired.groups])
+
+    async def _drain(self, shard: str) -> None:
+        """Wait until a shard has given its requests back, but not while a worker is lost: what the shard waits for
+        may be what the recovery brings, and others go on with its requests."""
+        draining = asyncio.ensure_future(self._fleet.leave_service(shard, DRAIN_SECONDS))
+        lost = asyncio.ensure_future(self.lost.wait())
+        try:
+            await asyncio.wait([draining, lost], return_when=asyncio.FIRST_COMPLETED)
+            if draining.done():
+                draining.result()
+            else:
+                log.warning("%s is not drained any longer: a worker was lost", shard)
+        finally:
+            draining.cancel()
+            lost.cancel()
+            await asyncio.wait([draining, lost])
+
+    async def _end(self, workers: Sequence[str]) -> dict[str, str]:
+        """End those of the workers that there are, which needs nobody's consent; shards that stay close their links to
+        them before, where they can. As _settle."""
+        fleet = self._fleet
+        failed = await _settle("end", {s: fleet.end(s) for s in fleet.shard_names() if s in workers})
+        groups = [g for g in fleet.group_names() if g in workers]
+        stay = [s for s in fleet.alive(fleet.shard_names()) if s not in workers]
+        links = {f"{s} to {g}": fleet.disconnect(s, g) for s in stay for g in groups}
+        await _settle("disconnect", links, STEP_SECONDS)
+        return failed | await _settle("end", {g: fleet.end(g) for g in groups})
+
+    async def _end_strays(self) -> None:
+        """End what a roll-back could not: nothing that was committed names it, and no shard reaches it. Raises
+        OperationError."""
+        desired, fleet = self.desired, self._fleet
+        strays = [w for w in fleet.group_names() + fleet.shard_names() if w not in desired.groups + desired.shards]
+        if failed := await self._end(strays):
+            raise OperationError(f"workers of an earlier operation cannot be ended: {_words(failed)}")
 
     async def _roll_back(self, operation: Operation, undo: _Undo, reason: str) -> None:
+        """Each step by itself, for whatever is left would stand in the way of every operation after this one."""
         self.enter(operation, Phase.ROLLING_BACK, reason)
         fleet = self._fleet
         fleet.avoid = self.desired.drained
-        try:
-            old = fleet.placement
-            # A shard may have adopted the new placement already: it must leave it before anything is freed.
-            stay = [s for s in fleet.alive(fleet.shard_names()) if s not in undo.workers]
-            await asyncio.wait_for(_all(fleet.adopt(s, old) for s in stay), COMMIT_SECONDS)
-            for group, pairs in undo.loads:
-                await fleet.free(group, pairs)
-            for worker in undo.workers:
-                if worker in fleet.group_names():
-                    await _all(fleet.disconnect(s, worker) for s in stay)
-                if worker in fleet.group_names() + fleet.shard_names():
-                    await fleet.end(worker)
-        except Exception as error:
-            log.exception("operation %s: roll-back failed", operation.id)
-            self.enter(operation, Phase.FAILED, f"roll-back failed: {named_line(error)}")
-            return
-        self.enter(operation, Phase.ROLLED_BACK)
+        # A shard may have adopted the new placement already: it must leave it before anything is freed.
+        stay = [s for s in fleet.alive(fleet.shard_names()) if s not in undo.workers]
+        failed = await _settle("adopt", {s: fleet.adopt(s, fleet.placement) for s in stay})
+        failed = {s: failed[s] for s in fleet.alive(failed)}
+        unfreed: dict[str, str] = {}
+        if failed:
+            self._leftovers = bool(undo.loads) or self._leftovers
+        else:
+            steps = {group: fleet.free(group, pairs) for group, pairs in undo.loads}
+            unfreed = await _settle("free", steps, STEP_SECONDS)
+        if unfreed:
+            self._leftovers = True
+            operation.reasons.append(f"not everything was freed: {_words(unfreed)}")
+        failed |= await self._end(undo.workers)
+        if failed:
+            self.enter(operation, Phase.FAILED, f"roll-back failed: {_words(failed)}")
+        else:
+            self.enter(operation, Phase.ROLLED_BACK)
+
+
+async def adopted(work: Awaitable[None]) -> None:
+    """Wait until workers have taken up what is committed; an operation's own time is another. Raises OperationError
+    when the time for this is over."""
+    try:
+        await asyncio.wait_for(work, COMMIT_SECONDS)
+    except asyncio.TimeoutError:
+        raise OperationError(f"it was prepared, but not taken up within {COMMIT_SECONDS:g} s") from None
+
+
+async def _settle(
+    what: str, steps: Mapping[str, Awaitable[None]], seconds: float | None = COMMIT_SECONDS
+) -> dict[str, str]:
+    """Do a step with every worker, each by itself and within so many seconds; worker → why it failed."""
+    limited = [asyncio.wait_for(step, seconds) for step in steps.values()]
+    results = await asyncio.gather(*limited, return_exceptions=True)
+    failed = {}
+    for name, result in zip(steps, results, strict=True):
+        if isinstance(result, BaseException):
+            log.error("could not %s %s", what, name, exc_info=result)
+            late = isinstance(result, asyncio.TimeoutError) and seconds is not None
+            failed[name] = f"{what}: " + (f"not within {seconds:g} s" if late else named_line(result))
+    return failed
+
+
+def _words(failed: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in failed.items())
 
 
 async def _all(work: Iterable[Awaitable[None]]) -> None:

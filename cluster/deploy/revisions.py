@@ -179,12 +179,12 @@ class Revisions:
         self._background.keep(f"the end of operation {operation.id}", lambda: self._finish(operation))
 
     async def _finish(self, operation: Operation) -> None:
-        """Wait until no stream needs the revision before any more, and end it. What is left of it where this process
-        dies meanwhile is ended by the next one, for nobody names it any more."""
+        """Wait until no stream needs the revision before any more, or can go on there, and end it. What is left of it
+        where this process dies meanwhile is ended by the next one, for nobody names it any more."""
         quiet, leaving, self._open = Quiet(), self.leaving, None
         clock = asyncio.get_running_loop().time
         if leaving is not None:
-            while not quiet.look(self._open, clock()):
+            while not quiet.look(self._open, clock(), bool(leaving.fleet.reachable()[0])):
                 await asyncio.sleep(LOOK_SECONDS)
                 self._open = await leaving.fleet.open_requests()
             self.leaving = None

@@ -22,6 +22,7 @@ from isotherm.cluster.jsontypes import JSON
 # Operations of each origin that are remembered: the autoscaler's push nobody else's out.
 HISTORY = 200
 AUTOSCALER = "autoscaler"  # the origin of its operations
+RECOVERY = "recovery"  # the origin of those that replace the dead
 
 
 class OperationError(IsothermError, ValueError):

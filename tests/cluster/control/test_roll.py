@@ -4,6 +4,7 @@ end."""
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,11 +13,15 @@ import pytest
 from table_fleet import EXPERTS, LAYERS, TableFleet, idle, reconfigurer
 from virtual_time import run_in_virtual_time
 
+from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
-from isotherm.cluster.control.roll import Quiet, roll
+from isotherm.cluster.control.roll import NOWHERE_SECONDS, QUIET_SECONDS, Quiet, roll
 from isotherm.cluster.messages.operations import Operation, OperationError, OperationLog, Phase, Target, parse_operation
 from isotherm.cluster.placement.table import contiguous_placement
+from isotherm.cluster.routing.shard_client import RECONNECT, RESUBMIT_SECONDS
+
+PATIENCE = inspect.signature(ExpertExchange).parameters["patience"].default
 
 
 class Successor:
@@ -144,6 +149,24 @@ def test_the_one_before_ends_when_it_has_been_quiet_for_long_enough():
     quiet = Quiet(10.0)
     looks = [(3, 0.0), (0, 1.0), (0, 10.9), (None, 10.95), (0, 11.0), (1, 20.9), (0, 21.0), (0, 30.9), (0, 31.0)]
     assert [quiet.look(count, now) for count, now in looks] == [False] * 8 + [True]
+
+
+def test_one_without_a_shard_ends_when_its_streams_have_been_given_up():
+    """Where there was no room for another shard it never ended."""
+    assert max(RESUBMIT_SECONDS + RECONNECT[1], PATIENCE) + QUIET_SECONDS < NOWHERE_SECONDS
+    quiet = Quiet(10.0, 150.0)
+    looks = [
+        (0, 0.0, True),
+        (None, 5.0, False),
+        (None, 100.0, True),  # it has had one meanwhile
+        (None, 101.0, False),
+        (None, 250.0, False),
+        (2, 250.5, False),
+        (None, 251.0, False),
+        (None, 400.5, False),
+        (None, 401.0, False),
+    ]
+    assert [quiet.look(*look) for look in looks] == [False] * 8 + [True]
 
 
 def committed(log: OperationLog) -> Operation:

@@ -12,6 +12,7 @@ import pytest
 from table_fleet import TableFleet
 from virtual_time import run_in_virtual_time
 
+from isotherm.cluster.control.roll import NOWHERE_SECONDS
 from isotherm.cluster.control.saved_state import SavedState, decode
 from isotherm.cluster.deploy import revisions as revisions_module
 from isotherm.cluster.deploy.revision import Revision
@@ -62,8 +63,11 @@ class ValuedFleet(TableFleet):
         await super().end(worker)
         self.workers.kv_memory.pop(worker, None)
 
-    async def open_requests(self) -> int:
-        return self.open
+    async def open_requests(self) -> int | None:
+        return None if self.dead else self.open
+
+    def reachable(self) -> tuple[list[str], None]:
+        return self.alive(self.routes), None
 
     def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
         groups, shards = tuple(groups), tuple(shards)
@@ -255,5 +259,34 @@ def test_whoever_replaces_a_worker_of_either_revision_has_that_ones_values():
 
     def workers_of(controller: Controller) -> dict[str, int]:
         return controller.workers.kv_memory
+
+    run_in_virtual_time(go())
+
+
+def test_a_revision_that_lost_its_only_shard_ends_though_there_is_no_room_for_another():
+    async def go() -> None:
+        workers = Workers()
+        controller = Controller(workers)
+        await controller.start()
+        operation = await controller.roll(manifest=OTHER)
+        await controller.committed(operation)
+        clock, leaving = asyncio.get_running_loop().time, controller.revisions.leaving
+        assert leaving is not None
+        begin, leaving.fleet.open = clock(), 1
+        leaving.fleet.start_shard = lambda _: asyncio.Event().wait()  # type: ignore[assignment, method-assign]
+        (lost,) = leaving.fleet.shard_names()
+        leaving.fleet.dead.add(lost)
+        assert controller.revisions.died(leaving.number)
+        serving = controller.revisions.serving.reconfigurer
+        await asyncio.wait_for(serving.ended(operation), 1000.0)
+        assert operation.phase is Phase.DONE and clock() - begin > NOWHERE_SECONDS
+        assert controller.revisions.leaving is None
+        assert sorted(workers.kv_memory) == ["attention-1", "expert-2", "expert-3"]
+        assert controller.log.under_way() is None
+        more = serving.submit(parse_operation({"attention_shards": 2}))
+        assert (await asyncio.wait_for(serving.ended(more), 1000.0)).phase is Phase.DONE
+        await asyncio.sleep(1000.0)  # nobody goes on healing what is gone
+        assert [o for o in controller.log.all() if not o.phase.is_final] == []
+        await controller.revisions.stop()
 
     run_in_virtual_time(go())
