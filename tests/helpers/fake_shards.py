@@ -31,10 +31,13 @@ class FakeShard:
         self.submitted: list[tuple[str, ...]] = []
         self.aborted: list[str] = []
         self.dead = False
+        self.parted = False  # it lives, and neither hears anything nor can be heard
         self.stands = ""  # why its requests do not get on
         self.room: int | None = None  # new requests beyond it are refused
 
     async def stream(self, connection: str) -> AsyncGenerator[list[Delta], None]:
+        if self.parted:
+            await asyncio.Event().wait()
         lists = self.lists[connection] = asyncio.Queue()
         yield []
         while (item := await lists.get()) is not None:
@@ -45,6 +48,8 @@ class FakeShard:
     async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None:
         if self.dead:
             raise WorkerGoneError(f"{self.name} is dead")
+        if self.parted:
+            await asyncio.Event().wait()
         if connection not in self.lists:
             raise UnknownConnection(connection)
         if requests:
@@ -69,6 +74,8 @@ class FakeShard:
 
     def tick(self) -> None:
         """One step."""
+        if self.parted:
+            return
         if "poison" in self.running:
             self.die()
             return

@@ -13,7 +13,7 @@ from fake_shards import FakeCluster, FakeShard, collect, play, play_with_room, r
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.api.engine_client import HELD_UP_SECONDS, EngineOverloadedError, EngineUnavailableError
-from isotherm.cluster.messages.membership import ShardLimits
+from isotherm.cluster.messages.membership import Membership, ShardLimits
 from isotherm.cluster.messages.requests import (
     Delta,
     FinishReason,
@@ -201,6 +201,61 @@ def test_a_connection_that_the_shard_does_not_know_is_made_anew():
         work = ask(client, request("a"))
         await run_until(cluster, work)
         assert tokens(work[0].result()) == EXPECTED
+
+    play(lambda: FakeCluster(1), act)
+
+
+def test_a_shard_that_cannot_be_heard_keeps_nobody(monkeypatch, caplog):
+    """It lives, and the controller hears it: nobody else will say that it is gone. Nor is it lost: nobody is suspect of
+    having ended it."""
+    monkeypatch.setattr(routing_connection, "SUBMIT_SECONDS", 2.0)
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        parted, other = cluster.shards.values()
+        work = ask(client, *(request(f"r{i}") for i in range(8)))
+
+        def part(step: int) -> None:
+            if step == 3:
+                assert parted.running and other.running
+                parted.parted = True
+                work.extend(ask(client, request("late-0"), request("late-1")))
+
+        await run_until(cluster, work, part)
+        assert [tokens(task.result()) for task in work] == [EXPECTED] * 10
+        courses = [delta.course for task in work for delta in task.result() if delta.course is not None]
+        assert any(course.moved for course in courses) and not any(course.resumed for course in courses)
+        assert client._serving() == [client._connections[other.name]]
+        parted.parted = False
+        while len(client._serving()) < 2:
+            await asyncio.sleep(0.1)
+
+    monkeypatch.setattr(routing_connection, "OPEN_SECONDS", 2.0)
+    monkeypatch.setattr(routing_connection, "PING_PERIOD", 1.0)
+    play_with_room(2, ShardLimits(4096), act)
+    assert "Traceback" not in caplog.text and "the shard does not answer" in caplog.text
+
+
+def test_a_controller_whose_answer_is_lost_is_asked_again(monkeypatch):
+    monkeypatch.setattr(shard_client, "WATCH_SECONDS", 2.0)
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        watch, lost = cluster.watch, 0
+
+        async def watch_or_wait(known: int) -> Membership:
+            nonlocal lost
+            answer = await watch(known)
+            if known == answer.version - 1 and not lost:
+                lost += 1
+                await asyncio.Event().wait()
+            return answer
+
+        monkeypatch.setattr(cluster, "watch", watch_or_wait)
+        cluster.publish(*cluster.shards)
+        await asyncio.sleep(0.01)
+        cluster.shards["attention-9"] = FakeShard("attention-9")
+        cluster.publish("attention-9")
+        await asyncio.sleep(5)
+        assert lost == 1 and [connection.name for connection in client._serving()] == ["attention-9"]
 
     play(lambda: FakeCluster(1), act)
 
