@@ -12,6 +12,7 @@ from isotherm.cluster.background import Background
 from isotherm.cluster.control.liveness import SLICES, answers_within
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import WorkerGoneError
+from isotherm.cluster.messages.workers import LinkFailure
 from isotherm.cluster.within import within
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class WorkerWatch:
         limit: float,
         busy: Callable[[str], bool],
         lost: Callable[[str, str, bool], None],
-        links_failed: Callable[[str, Mapping[str, str]], None],
+        links_failed: Callable[[str, Mapping[str, LinkFailure]], None],
         patience: float = 0.0,
     ):
         self._patience = patience
