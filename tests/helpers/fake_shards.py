@@ -156,6 +156,9 @@ async def collect(client: ShardClient, asked: GenerationRequest) -> list[Delta]:
     return [delta async for delta in client.generate(asked)]
 
 
+EXPECTED = [100, 101, 102, 103, 104, 105]  # of a request for six tokens
+
+
 def tokens(deltas: list[Delta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
 
@@ -193,3 +196,22 @@ def _played(
             await client.background.close()
 
     return run_in_virtual_time(go())
+
+
+async def run_until(
+    cluster: FakeCluster, work: list[asyncio.Task[Any]], event: Callable[[int], None] = lambda step: None
+) -> None:
+    """Steps of every shard until the work is done."""
+    step = 0
+    while not all(task.done() for task in work):
+        for shard in list(cluster.shards.values()):
+            if not shard.dead:
+                shard.tick()
+        event(step)
+        cluster.replace_the_dead()
+        step += 1
+        await asyncio.sleep(0.005)
+
+
+def ask(client: ShardClient, *requests: GenerationRequest) -> list[asyncio.Task[list[Delta]]]:
+    return [asyncio.ensure_future(collect(client, asked)) for asked in requests]
