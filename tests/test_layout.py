@@ -22,7 +22,9 @@ from isotherm.cluster.client.in_process import SERVER
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "kernels", "manifests")
 
-BASE = {"cluster.background", "cluster.errors", "cluster.jsontypes", "cluster.logs", "cluster.loopback"}
+BASE = {
+    "cluster.background", "cluster.errors", "cluster.jsontypes", "cluster.logs", "cluster.loopback", "cluster.within"
+}  # fmt: skip
 ROOMS: dict[str, set[str]] = {
     "kernels": set(),
     "manifests": set(),
@@ -32,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster.jsontypes": set(),
     "cluster.logs": set(),
     "cluster.loopback": set(),
+    "cluster.within": set(),
     "cluster.messages": {"cluster.errors", "cluster.jsontypes", "cluster.logs", "cluster.model"},
     "cluster.text": {"cluster.errors", "cluster.jsontypes"},
     "cluster.model": {"cluster.errors", "cluster.jsontypes", "cluster.text", "manifests"},

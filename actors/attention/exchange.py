@@ -70,7 +70,8 @@ class ExpertExchange:
         self._on_adopted: list[Callable[[], None]] = []
         self._relinked: dict[str, Link] = {}
         self._news = False  # one of the above is there
-        self._failed: dict[str, Link] = {}  # group → its link that has failed, as long as it has no other
+        # Group → its link that has failed, as long as it has no other; also of groups that no placement names for now
+        self._failed: dict[str, Link] = {}
         self._under_way: dict[str, Link] = {}  # group → the link on which an answer is still to come
         self._failed_answers = 0  # to the layer under way
         self.finding_fault = False  # a request is looked for that makes groups fail: their failures are raised
@@ -194,6 +195,10 @@ class ExpertExchange:
     def _has_failed(self, group: str) -> bool:
         return group in self._failed
 
+    def _some_have_failed(self) -> bool:
+        """Of the links that are used."""
+        return bool(self._failed) and not self._failed.keys().isdisjoint(self._groups)
+
     def _fail(self, group: str, link: Link, error: Exception) -> None:
         """Use a link no more, and tell whoever mends it. Raises ExpertsFailedError where the rows are the reason."""
         if isinstance(error, GroupFailedError | ExpertNotHeldError):
@@ -225,7 +230,7 @@ class ExpertExchange:
         """residual + (Σ weight × expert + shared experts) → [T, D]. Where links allow it, the shared experts overlap
         the exchange."""
         turn = self._begin_layer(layer)
-        if self._failed or (native := self._native) is None:
+        if self._some_have_failed() or (native := self._native) is None:
             self._dispatch(layer, x_TD, *self.kernels.route(x_TD, router), turn)
         else:
             done = native.moe(layer, x_TD, router, (gate_up, down), residual_TD, turn)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
@@ -29,7 +30,7 @@ from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.meters import ShardMeter
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
-from isotherm.cluster.messages.workers import Meeting, WorkerSpec
+from isotherm.cluster.messages.workers import LinkFailure, Meeting, WorkerSpec
 from isotherm.cluster.placement.table import Placement
 from isotherm.cluster.text.grammar_vocabulary import GrammarVocabulary
 from isotherm.cluster.text.tokenizer import Tokenizer
@@ -46,7 +47,8 @@ class AttentionShard(WorkerBase):
         self._scheduler_config = scheduler
         self._model: AttentionModel | None = None
         self._links: dict[str, Link] = {}
-        self._failed_links: dict[str, str] = {}  # group → why its link is of no more use
+        self._links_made: Counter[str] = Counter()  # to each group, ever
+        self._failed_links: dict[str, LinkFailure] = {}  # by group: links that are of no more use
         self._links_version = 0  # of the above
         self._links_changed = asyncio.Event()
         self._exchange: ExpertExchange | None = None
@@ -79,6 +81,7 @@ class AttentionShard(WorkerBase):
         most_rows = self._scheduler_config.max_batch_tokens
         link = await asyncio.to_thread(carrier(meeting.kind).open, meeting, self.link_end(), most_rows)
         old, self._links[group] = self._links.get(group), link
+        self._links_made[group] += 1
         self._link_is_whole(group)
         if self._exchange is not None and self._steps is not None:
             self._exchange.relink(group, link)
@@ -86,9 +89,9 @@ class AttentionShard(WorkerBase):
         if old is not None:
             await asyncio.to_thread(old.close)
 
-    async def failed_links(self, known: int) -> tuple[int, dict[str, str]]:
-        """Which links have failed and wait for others in their place: (version, {group: why}), as soon as the version
-        is not the one that is known, and after a while in any case."""
+    async def failed_links(self, known: int) -> tuple[int, dict[str, LinkFailure]]:
+        """Which links have failed and wait for others in their place: (version, {group: failure}), as soon as the
+        version is not the one that is known, and after a while in any case."""
         if known == self._links_version:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._links_changed.wait(), POLL_SECONDS)
@@ -96,7 +99,7 @@ class AttentionShard(WorkerBase):
 
     def _link_failed(self, group: str, link: Link, reason: str) -> None:
         if self._links.get(group) is link:  # else it has another already
-            self._failed_links[group] = reason
+            self._failed_links[group] = LinkFailure(self._links_made[group], reason)
             self._tell_links()
 
     def _link_is_whole(self, group: str) -> None:
@@ -226,7 +229,8 @@ class AttentionShard(WorkerBase):
 
     async def status(self) -> JSON:
         links = {group: link.kind for group, link in self._links.items()}
-        out = {**self._common_status(), "links": links, "failed_links": dict(self._failed_links)}
+        failed = {group: failure.reason for group, failure in self._failed_links.items()}
+        out = {**self._common_status(), "links": links, "failed_links": failed}
         if self._steps is not None and self._exchange is not None and self._delivery is not None:
             engine = self._steps.engine
             scheduler = engine.scheduler

@@ -7,11 +7,13 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import one_line
+from isotherm.cluster.messages.workers import LinkFailure
+from isotherm.cluster.within import within
 
 log = logging.getLogger(__name__)
 ANSWER_SECONDS = 4.0  # in which a group whose link has failed gives a sign of life
@@ -32,7 +34,8 @@ class Fleet(Protocol):
         """It has not been lost or ended."""
 
     def groups_of(self, shard: str) -> Iterable[str]:
-        """The groups that a shard has links to."""
+        """The groups that a shard routes to: those of the placement that is in force. It may have links to others, and
+        no rows have gone over them."""
 
     async def answers(self, worker: str) -> None:
         """Return when the worker has given a sign of life."""
@@ -53,23 +56,27 @@ class LinkRepair:
     ):
         self.failed: dict[Pair, str] = {}  # links that are of no use now → why
         self.results: Counter[str] = Counter(made_anew=0, given_up=0)  # what became of repairs, ever
-        self._under_way: set[Pair] = set()  # those of them that are being made anew
+        self._numbers: dict[Pair, int] = {}  # of them
+        self._under_way: set[tuple[str, str, int]] = set()  # those of them that are being made anew, and their number
         self._hopeless: set[Pair] = set()  # ... and that could not be
         self._fleet, self._lost, self._changed, self._clock = fleet, lost, changed, clock
         self._failures: dict[str, deque[float]] = {}  # group → when links to it failed
         self._tasks = Background()
 
-    def report(self, shard: str, failed: Mapping[str, str]) -> None:
-        """Take which links of a shard have failed, group → why; all others are whole."""
-        before = {group for of, group in self.failed if of == shard}
-        for group in before - set(failed):
+    def report(self, shard: str, failed: Mapping[str, LinkFailure]) -> None:
+        """Take which links of a shard have failed, by group; all others are whole. One with a number that is not known
+        was made anew, and has failed again before the shard was asked."""
+        before = {group: number for (of, group), number in self._numbers.items() if of == shard}
+        now = {group: failure.number for group, failure in failed.items()}
+        for group in [group for group, number in before.items() if now.get(group) != number]:
             self._forget((shard, group))
-        for group in set(failed) - before:
-            self.failed[shard, group] = failed[group]
-            log.warning("the link from %s to %s has failed: %s", shard, group, failed[group])
-            work = self._repair(shard, group, failed[group])
+        for group in [group for group, number in now.items() if before.get(group) != number]:
+            failure, pair = failed[group], (shard, group)
+            self.failed[pair], self._numbers[pair] = failure.reason, failure.number
+            log.warning("the link from %s to %s has failed: %s", shard, group, failure.reason)
+            work = self._repair(shard, group, failure)
             self._tasks.spawn(f"the repair of the link from {shard} to {group}", work)
-        if before != set(failed):
+        if before != now:
             self._changed()
 
     def forget(self, worker: str) -> None:
@@ -87,17 +94,19 @@ class LinkRepair:
 
     def _forget(self, pair: Pair) -> None:
         self.failed.pop(pair, None)
+        self._numbers.pop(pair, None)
         self._hopeless.discard(pair)
 
-    async def _repair(self, shard: str, group: str, reason: str) -> None:
+    async def _repair(self, shard: str, group: str, failure: LinkFailure) -> None:
         if self._fails_often(group):
-            self._replace(group, f"links to it have failed {OFTEN} times in {SPAN:g} s, the last one with: {reason}")
+            last = failure.reason
+            self._replace(group, f"links to it have failed {OFTEN} times in {SPAN:g} s, the last one with: {last}")
             return
-        self._under_way.add((shard, group))
+        self._under_way.add((shard, group, failure.number))
         try:
-            at_fault = await self._make_anew(shard, group)
+            at_fault = await self._make_anew(shard, group, failure.number)
         finally:
-            self._under_way.discard((shard, group))
+            self._under_way.discard((shard, group, failure.number))
         if at_fault is not None:
             self._replace(*at_fault)
             return
@@ -105,29 +114,24 @@ class LinkRepair:
         log.info("the link from %s to %s has been made anew", shard, group)
         self.results["made_anew"] += 1
 
-    async def _make_anew(self, shard: str, group: str) -> tuple[str, str] | None:
+    async def _make_anew(self, shard: str, group: str, number: int) -> tuple[str, str] | None:
         """None, or who is at fault and why."""
         try:
-            await self._within(ANSWER_SECONDS, self._fleet.answers(group))
+            await within(ANSWER_SECONDS, self._fleet.answers(group))
         except Exception as error:
             return group, f"its link to {shard} has failed, and it gives no sign of life: {one_line(error)}"
         try:
-            await self._within(RELINK_SECONDS, self._fleet.relink(shard, group))
+            await within(RELINK_SECONDS, self._fleet.relink(shard, group))
             return None
         except Exception as error:
             reason = f"the link from {shard} to {group} has failed and cannot be made anew: {one_line(error)}"
-        self._under_way.discard((shard, group))
+        if self._numbers.get((shard, group)) != number and self._fleet.is_there(shard) and self._fleet.is_there(group):
+            return None  # the shard has it all the same; where that one fails it says so, or has done so
+        self._under_way.discard((shard, group, number))
         self._hopeless.add((shard, group))
-        while any(of == shard for of, _ in self._under_way):  # what becomes of its other links tells more
+        while any(of == shard for of, _, _ in self._under_way):  # what becomes of its other links tells more
             await asyncio.sleep(LOOK)
         return self._at_fault(shard, group), reason
-
-    @staticmethod
-    async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await asyncio.wait_for(work, seconds)
-        except asyncio.TimeoutError as error:
-            raise TimeoutError(f"not within {seconds:g} s {one_line(error)}".removesuffix(" TimeoutError")) from None
 
     def _fails_often(self, group: str) -> bool:
         """Counts one more failure."""

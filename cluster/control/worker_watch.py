@@ -12,10 +12,13 @@ from isotherm.cluster.background import Background
 from isotherm.cluster.control.liveness import SLICES, answers_within
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import WorkerGoneError
+from isotherm.cluster.messages.workers import LinkFailure
+from isotherm.cluster.within import within
 
 log = logging.getLogger(__name__)
 
 WAKING = 0.5  # seconds in which a worker that has waited for as long as it may goes on, and says so
+LINKS_SECONDS = 45.0  # in which a shard says which of its links have failed, also where nothing has changed
 LEAST = 0.01  # seconds that are worth waiting for
 
 
@@ -40,7 +43,7 @@ class WorkerWatch:
         limit: float,
         busy: Callable[[str], bool],
         lost: Callable[[str, str, bool], None],
-        links_failed: Callable[[str, Mapping[str, str]], None],
+        links_failed: Callable[[str, Mapping[str, LinkFailure]], None],
         patience: float = 0.0,
     ):
         self._patience = patience
@@ -118,7 +121,12 @@ class WorkerWatch:
         known = -1
         while True:
             try:
-                version, failed = await shard.call("failed_links", known)
+                version, failed = await within(LINKS_SECONDS, shard.call("failed_links", known))
+            except asyncio.TimeoutError:
+                log.warning(
+                    "%s has not said in %g s which links have failed; it is asked again", shard.id, LINKS_SECONDS
+                )
+                continue
             except WorkerGoneError:
                 return
             if version != known:

@@ -322,7 +322,7 @@ class RayFleet:
         return worker not in self.dead and (worker in self.groups or worker in self.shards)
 
     def groups_of(self, shard: str) -> list[str]:
-        return self.group_names()
+        return [group for group in self.placement.groups() if group in self.groups]
 
     async def answers(self, worker: str) -> None:
         await (self.groups.get(worker) or self.shards[worker]).call("sign_of_life")

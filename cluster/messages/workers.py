@@ -1,4 +1,4 @@
-"""What workers are told when they are started, and what they say of where they are."""
+"""What workers are told when they are started, and what they say of where they are and of their links."""
 
 from __future__ import annotations
 
@@ -56,3 +56,12 @@ class Locality:
     unable: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     gpu: str | None = None
+
+
+@dataclass(frozen=True)
+class LinkFailure:
+    """What an attention shard says of a link that has failed. `number`: it is the shard's n-th link to that group, so
+    that one that fails again, as soon as it was made anew, is told from one that has not been mended yet."""
+
+    number: int
+    reason: str

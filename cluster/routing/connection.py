@@ -15,12 +15,15 @@ from isotherm.cluster.api.engine_client import HELD_UP_SECONDS, MOST_UNREAD, TOO
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+from isotherm.cluster.within import within
 
 # Deltas that are handed out in one turn of the event loop. Each costs it a quarter of a millisecond further on, and
 # gRPC takes in one new request a turn: with all of them at once new requests would wait for seconds.
 HANDED_OUT = 8
 PING_PERIOD = 5.0  # seconds between signs of life; shards give up on a replica that is silent for several of these
 OPEN_SECONDS = 30.0  # in which a shard must have opened a stream
+# In which a shard must have answered each call. One that cannot be heard has given up on this replica by then.
+SUBMIT_SECONDS = 20.0
 SILENT_SECONDS = HELD_UP_SECONDS + 0.3  # in which a shard says what holds it up, else it is itself what does
 
 
@@ -102,7 +105,7 @@ class Connection:
         ending: BaseException | None = None
         try:
             async with aclosing(shard.stream(connection)) as lists:
-                await asyncio.wait_for(anext(lists), OPEN_SECONDS)  # the first one is the greeting
+                await within(OPEN_SECONDS, anext(lists))  # the first one is the greeting
                 self.is_open, self._shard = True, shard
                 receiving = asyncio.ensure_future(self._receive(lists))
                 sending = asyncio.ensure_future(self._send(shard, connection))
@@ -119,6 +122,8 @@ class Connection:
             return "the shard has closed it"
         except StopAsyncIteration:
             return "the shard has closed it"
+        except TimeoutError:  # it may live, and cannot be heard
+            return "the shard does not answer"
         except BaseException as error:
             ending = error
             raise
@@ -163,10 +168,10 @@ class Connection:
         calls it has made, so an abort sent from there would be lost.
         """
         while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), PING_PERIOD)
+            with contextlib.suppress(TimeoutError):
+                await within(PING_PERIOD, self._wake.wait())
             self._wake.clear()
             requests, self._requests = self._requests, []
             aborts, self._aborts = self._aborts, []
             self._sent |= {request.id for request in requests}
-            await shard.submit(connection, requests, aborts)
+            await within(SUBMIT_SECONDS, shard.submit(connection, requests, aborts))

@@ -17,7 +17,9 @@ class Journey:
         self._scored = request.scored  # prompt tokens whose log-probabilities were given out
         self._moved = False  # a shard had it before
         self.moves = self.resumptions = 0  # times that a shard gave it back, and that one was lost under it
-        self.losses = 0  # in succession, without a token or a score in between, that it may be the only cause of
+        # In succession, without a token or a score in between: shards lost under it, and those of them that it may be
+        # the only cause of
+        self.losses_met = self.losses = 0
         # The last time that a shard was lost under it:
         self.lost_in_company = False
         self.lost_unheard = False  # before that shard had given a token or a score of it
@@ -46,6 +48,7 @@ class Journey:
         repeat, of tokens or of what scores the prompt."""
         if delta.finish_reason is FinishReason.LOST:
             self.losses = max(self.losses, 1) if in_company else self.losses + 1
+            self.losses_met += 1
             self.lost_in_company, self.lost_unheard = in_company, not self._heard
             self.resumptions += 1
         if delta.finish_reason is FinishReason.MOVED:
@@ -61,13 +64,17 @@ class Journey:
                     f"prompt token {delta.prompt.start} of request {request_id} came where {due} was due"
                 )
             self._scored += len(delta.prompt.tokens)
-            self.losses, self._heard = 0, True
+            self._gets_on()
         if delta.token_ids:
             if delta.start != len(self._given):
                 raise RuntimeError(f"token {delta.start} of request {request_id} came where {len(self._given)} was due")
             self._given += delta.token_ids
-            self.losses, self._heard = 0, True
+            self._gets_on()
         return True
+
+    def _gets_on(self) -> None:
+        self.losses_met = self.losses = 0
+        self._heard = True
 
     def told(self, delta: Delta) -> Delta:
         """The delta as the client's side is to have it: with where the request has been, if it has been elsewhere."""

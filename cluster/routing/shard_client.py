@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
-from isotherm.cluster.background import Background
+from isotherm.cluster.background import Background, pauses
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import Membership, ShardLimits, WorkerGoneError
@@ -20,6 +20,7 @@ from isotherm.cluster.routing.connection import Connection, Shard
 from isotherm.cluster.routing.journey import Journey
 from isotherm.cluster.routing.prefixes import Prefixes
 from isotherm.cluster.routing.trial import Trial
+from isotherm.cluster.within import within
 
 log = logging.getLogger(__name__)
 ADMISSION_SECONDS = 60.0  # how long a request without a token waits while every shard is lost
@@ -27,6 +28,7 @@ RESUBMIT_SECONDS = 120.0  # how long a stream that has begun waits for a shard t
 # Tokens of a prompt that need not be computed at a shard outweigh one more open request there: on two cores both cost
 # the streams that run about as much.
 TOKENS_OF_A_REQUEST = 128
+WATCH_SECONDS = 45.0  # in which the controller answers, also where nothing has changed; else the question was lost
 RECONNECT = 0.25, 5.0  # seconds before a connection that was lost is made again: at first, and at most
 
 
@@ -38,7 +40,7 @@ class Cluster(Protocol):
     """Where shards are found."""
 
     async def watch(self, known_version: int) -> Membership:
-        """The membership as soon as it is newer; after a while without a change, the same again."""
+        """The membership as soon as it is newer; after 30 s without a change, the same again."""
 
     async def shard(self, name: str) -> Shard:
         """Raises WorkerGoneError."""
@@ -214,7 +216,10 @@ class ShardClient:
         while True:
             known = -1 if self._membership is None else self._membership.version
             try:
-                membership = await self._cluster.watch(known)
+                membership = await within(WATCH_SECONDS, self._cluster.watch(known))
+            except TimeoutError:
+                log.warning("the controller has not answered in %g s; it is asked again", WATCH_SECONDS)
+                continue
             except WorkerGoneError as error:
                 log.warning("no controller: %s", one_line(error))
                 await asyncio.sleep(0.5)
@@ -241,10 +246,10 @@ class ShardClient:
     async def _keep_connected(self, connection: Connection) -> None:
         """Connect again and again, as long as the controller names the shard. One that is named no more takes no new
         requests; those that it has, it finishes, or gives back when its time is over."""
-        name, (pause, longest) = connection.name, RECONNECT
+        name, clock, waits = connection.name, asyncio.get_running_loop().time, pauses(*RECONNECT)
         try:
             while True:
-                begin = asyncio.get_running_loop().time()
+                begin = clock()
                 try:
                     reason = await connection.run(await self._cluster.shard(name))
                 except WorkerGoneError as error:
@@ -255,7 +260,8 @@ class ShardClient:
                 log.warning("the connection to attention shard %s has ended: %s", name, reason)
                 if name not in self._named():
                     return
-                pause = RECONNECT[0] if asyncio.get_running_loop().time() > begin + longest else min(2 * pause, longest)
-                await asyncio.sleep(pause)
+                if clock() > begin + RECONNECT[1]:
+                    waits = pauses(*RECONNECT)
+                await asyncio.sleep(next(waits))
         finally:
             del self._connections[name]

@@ -20,6 +20,7 @@ from isotherm.actors.attention.shard import AttentionShard
 from isotherm.actors.links.protocol import LinkError, NativeLink
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest, SamplingParams
+from isotherm.cluster.messages.workers import LinkFailure
 from isotherm.kernels.native import ring
 
 pytestmark = pytest.mark.slow
@@ -78,13 +79,16 @@ def test_a_stream_goes_on_over_a_new_link(kind: str):
         assert failed == {}
         await shard.submit("replica", [REQUEST], [])
         version, failed = await shard.failed_links(version)
-        assert failed == {"expert-0": reason} == (await shard.status())["failed_links"]
+        assert failed == {"expert-0": LinkFailure(1, reason)}
+        assert (await shard.status())["failed_links"] == {"expert-0": reason}
         await shard.sign_of_life()  # its thread waits for the link, and is well
         assert len(calls) == 100
         await workers.link()
         version, failed = await shard.failed_links(version)
         assert failed == {}
         assert await workers.finished() == alone(REQUEST)
+        shard._link_failed("expert-0", shard._links["expert-0"], "again")
+        assert (await shard.failed_links(version))[1] == {"expert-0": LinkFailure(2, "again")}
 
     play(kind, act)
 

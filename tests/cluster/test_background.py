@@ -133,7 +133,7 @@ WAIT_FOR_IT = {
         "cluster/api/stream.py", "cluster/cli/bench_load.py", "cluster/client/batch.py",
         "cluster/control/ingress_watch.py", "cluster/control/liveness.py", "cluster/control/startup.py",
         "cluster/control/transactions.py", "cluster/control/worker_watch.py", "cluster/deploy/places.py",
-        "cluster/local/server.py", "cluster/routing/connection.py",
+        "cluster/local/server.py", "cluster/routing/connection.py", "cluster/within.py",
     },
 }  # fmt: skip
 

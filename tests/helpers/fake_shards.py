@@ -31,10 +31,13 @@ class FakeShard:
         self.submitted: list[tuple[str, ...]] = []
         self.aborted: list[str] = []
         self.dead = False
+        self.parted = False  # it lives, and neither hears anything nor can be heard
         self.stands = ""  # why its requests do not get on
         self.room: int | None = None  # new requests beyond it are refused
 
     async def stream(self, connection: str) -> AsyncGenerator[list[Delta], None]:
+        if self.parted:
+            await asyncio.Event().wait()
         lists = self.lists[connection] = asyncio.Queue()
         yield []
         while (item := await lists.get()) is not None:
@@ -45,6 +48,8 @@ class FakeShard:
     async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None:
         if self.dead:
             raise WorkerGoneError(f"{self.name} is dead")
+        if self.parted:
+            await asyncio.Event().wait()
         if connection not in self.lists:
             raise UnknownConnection(connection)
         if requests:
@@ -69,6 +74,8 @@ class FakeShard:
 
     def tick(self) -> None:
         """One step."""
+        if self.parted:
+            return
         if "poison" in self.running:
             self.die()
             return
@@ -149,6 +156,9 @@ async def collect(client: ShardClient, asked: GenerationRequest) -> list[Delta]:
     return [delta async for delta in client.generate(asked)]
 
 
+EXPECTED = [100, 101, 102, 103, 104, 105]  # of a request for six tokens
+
+
 def tokens(deltas: list[Delta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
 
@@ -186,3 +196,22 @@ def _played(
             await client.background.close()
 
     return run_in_virtual_time(go())
+
+
+async def run_until(
+    cluster: FakeCluster, work: list[asyncio.Task[Any]], event: Callable[[int], None] = lambda step: None
+) -> None:
+    """Steps of every shard until the work is done."""
+    step = 0
+    while not all(task.done() for task in work):
+        for shard in list(cluster.shards.values()):
+            if not shard.dead:
+                shard.tick()
+        event(step)
+        cluster.replace_the_dead()
+        step += 1
+        await asyncio.sleep(0.005)
+
+
+def ask(client: ShardClient, *requests: GenerationRequest) -> list[asyncio.Task[list[Delta]]]:
+    return [asyncio.ensure_future(collect(client, asked)) for asked in requests]

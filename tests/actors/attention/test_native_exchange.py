@@ -221,6 +221,37 @@ def test_a_link_that_is_closed_meanwhile_is_not_touched(two: Cluster, layers: di
     assert not two.fast._failed and two.fast._native is not None
 
 
+def placed(version: int, *groups: str) -> Placement:
+    return Placement(version, LAYERS, tuple(tuple(groups for _ in range(EXPERTS)) for _ in LAYERS))
+
+
+def test_a_failed_link_that_no_placement_needs_is_in_nobodys_way(
+    two: Cluster, layers: dict[int, Layer], monkeypatch: pytest.MonkeyPatch
+):
+    """A group dies, and a placement without it is adopted before the shard is told to let go of the link."""
+    native: list[int] = []
+    original = NativeLayers.moe
+
+    def counted(self: NativeLayers, *arguments: Any) -> Tensor | Unfinished:
+        native.append(self._version)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(NativeLayers, "moe", counted)
+    told: list[str] = []
+    two.fast._link_failed = lambda group, link, why: told.append(group)
+    x, residual = inputs(5)
+    expected = moe(two.plain, 1, layers[1], x, residual)
+    two.links["b"].close()
+    assert torch.equal(moe(two.fast, 1, layers[1], x, residual), expected) and told == ["b"]
+    assert torch.equal(moe(two.fast, 1, layers[1], x, residual), expected) and len(native) == 1
+    two.fast.offer(placed(8, "a"), two.links, lambda: None)
+    assert torch.equal(moe(two.fast, 1, layers[1], x, residual), expected)
+    assert native[1:] == [8]
+    two.fast.offer(placed(9, "a", "b"), two.links, lambda: None)
+    assert torch.equal(moe(two.fast, 1, layers[1], x, residual), expected)
+    assert native[1:] == [8] and told == ["b"], "where it is named again, its failed link is not used for that"
+
+
 def test_a_group_that_refuses_is_left_to_the_exchange(two: Cluster, layers: dict[int, Layer]):
     told: list[str] = []
     two.fast._link_failed = lambda group, link, why: told.append(f"{group}: {why}")

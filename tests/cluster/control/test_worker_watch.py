@@ -10,8 +10,9 @@ import pytest
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster import background
-from isotherm.cluster.control.worker_watch import WAKING, WorkerWatch
+from isotherm.cluster.control.worker_watch import LINKS_SECONDS, WAKING, WorkerWatch
 from isotherm.cluster.messages.membership import WorkerGoneError
+from isotherm.cluster.messages.workers import LinkFailure
 
 LIMIT = 0.2
 PATIENCE = 0.15
@@ -29,8 +30,10 @@ class FakeWorker:
         self.well = asyncio.Event()
         self.well.set()
         self.waiting_for, self.waits_since = "", asyncio.get_running_loop().time()
-        self.links: tuple[int, dict[str, str]] = (0, {})
+        self.links: tuple[int, dict[str, LinkFailure]] = (0, {})
         self.changed = asyncio.Event()
+        self.asked_for_links = 0
+        self.lost_answers = 0  # to the next questions of that kind
         self.away = 0  # calls that fail because Ray's head cannot be reached
 
     async def call(self, name: str, *args: Any) -> Any:
@@ -55,13 +58,17 @@ class FakeWorker:
     async def waits_for(self) -> tuple[str, float]:
         return self.waiting_for, asyncio.get_running_loop().time() - self.waits_since
 
-    async def failed_links(self, known: int) -> tuple[int, dict[str, str]]:
+    async def failed_links(self, known: int) -> tuple[int, dict[str, LinkFailure]]:
+        self.asked_for_links += 1
+        if self.lost_answers:
+            self.lost_answers -= 1
+            await asyncio.Event().wait()
         while self.links[0] == known:
             await self.changed.wait()
         return self.links
 
     def fail(self, version: int, **links: str) -> None:
-        self.links = version, links
+        self.links = version, {group: LinkFailure(1, reason) for group, reason in links.items()}
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -78,8 +85,8 @@ class Told:
         self.lost[name] = reason, unreachable
         self.watch.remove(name)
 
-    def _links(self, name: str, failed: Mapping[str, str]) -> None:
-        self.links.append((name, dict(failed)))
+    def _links(self, name: str, failed: Mapping[str, LinkFailure]) -> None:
+        self.links.append((name, {group: failure.reason for group, failure in failed.items()}))
 
 
 def play(act: Callable[[Told, FakeWorker, FakeWorker], Awaitable[None]]) -> Told:
@@ -246,3 +253,15 @@ def test_links_are_told_when_they_change():
         await asyncio.sleep(0.01)
 
     assert play(act).links == [("attention-0", {}), ("attention-0", {"expert-0": "reset"}), ("attention-0", {})]
+
+
+def test_a_shard_whose_answer_is_lost_is_asked_for_its_links_again():
+    async def act(told: Told, shard: FakeWorker, group: FakeWorker) -> None:
+        shard.lost_answers = 1
+        await asyncio.sleep(0.01)
+        assert shard.asked_for_links == 1
+        shard.fail(1, **{"expert-0": "reset"})
+        await asyncio.sleep(LINKS_SECONDS + 1)
+        assert shard.asked_for_links == 3, "the third waits for the next change"
+
+    assert play(act).links == [("attention-0", {"expert-0": "reset"})]

@@ -16,7 +16,7 @@ from isotherm.cluster.deploy import fleet
 from isotherm.cluster.deploy.fleet import RayFleet
 from isotherm.cluster.manifest import parse_manifest
 from isotherm.cluster.messages.copies import CopyOffer, CopySource
-from isotherm.cluster.messages.workers import Locality
+from isotherm.cluster.messages.workers import LinkFailure, Locality
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.on_ray.workers import RayWorker, Slot
@@ -103,6 +103,30 @@ def test_shards_that_cannot_reach_every_expert_take_no_requests(play):
         assert fleet.reachable()[0] == ["attention-1"], "there is another copy"
 
     play(act)
+
+
+def test_a_shard_that_is_cut_off_while_a_group_is_started_is_at_fault_itself(play, monkeypatch):
+    """The group that is started has no links that could fail. Those that serve must not be killed for that."""
+
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        fleet.groups["expert-2"] = RayWorker("expert-2", Slot(None, "bb", "127.0.0.1"), None)  # type: ignore[arg-type]
+        assert fleet.groups_of("attention-0") == ["expert-0", "expert-1"]
+
+        async def answers(worker: str) -> None:
+            pass
+
+        async def link(shard: str, group: str, timeout: float) -> None:
+            raise ConnectionError("no route")
+
+        monkeypatch.setattr(fleet, "answers", answers)
+        monkeypatch.setattr(fleet, "link", link)
+        failed = {group: LinkFailure(1, "timed out") for group in ("expert-0", "expert-1")}
+        fleet.repair.report("attention-0", failed)
+        while not ray.ended:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(1)
+
+    assert play(act).died == ["attention-0"]
 
 
 def test_the_node_of_a_worker_that_could_not_be_reached_is_suspect(play):

@@ -4,15 +4,13 @@ killed by a request."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from fake_shards import FakeCluster, FakeShard, collect, play, play_with_room, request, tokens
+from fake_shards import EXPECTED, FakeCluster, FakeShard, ask, play, play_with_room, request, run_until, tokens
 from virtual_time import run_in_virtual_time
 
-from isotherm.cluster.api.engine_client import HELD_UP_SECONDS, EngineOverloadedError, EngineUnavailableError
+from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.messages.membership import ShardLimits
 from isotherm.cluster.messages.requests import (
     Delta,
@@ -22,9 +20,7 @@ from isotherm.cluster.messages.requests import (
     SamplingParams,
     TokenLogprobs,
 )
-from isotherm.cluster.routing import connection as routing_connection
 from isotherm.cluster.routing import shard_client
-from isotherm.cluster.routing.connection import SILENT_SECONDS
 from isotherm.cluster.routing.journey import Journey
 from isotherm.cluster.routing.shard_client import ShardClient
 
@@ -36,34 +32,12 @@ def _no_pauses(monkeypatch):
     monkeypatch.setattr(shard_client, "RESUBMIT_SECONDS", 5.0)
 
 
-async def run_until(
-    cluster: FakeCluster, work: list[asyncio.Task[Any]], event: Callable[[int], None] = lambda step: None
-) -> None:
-    """Steps of every shard until the work is done."""
-    step = 0
-    while not all(task.done() for task in work):
-        for shard in list(cluster.shards.values()):
-            if not shard.dead:
-                shard.tick()
-        event(step)
-        cluster.replace_the_dead()
-        step += 1
-        await asyncio.sleep(0.005)
-
-
-def ask(client: ShardClient, *requests: GenerationRequest) -> list[asyncio.Task[list[Delta]]]:
-    return [asyncio.ensure_future(collect(client, asked)) for asked in requests]
-
-
 def scoring(name: str) -> GenerationRequest:
     return GenerationRequest(name, tuple(range(30)), SamplingParams(3, prompt_logprobs=0))
 
 
 def scores(start: int, stop: int) -> PromptLogprobs:
     return PromptLogprobs(start, tuple(TokenLogprobs(-float(i)) for i in range(start, stop)))
-
-
-EXPECTED = [100, 101, 102, 103, 104, 105]
 
 
 def test_a_request_gets_its_tokens():
@@ -89,30 +63,6 @@ def test_a_family_goes_to_one_shard_as_long_as_that_can_run_one_more():
         assert all(not c.families for c in client._connections.values())
 
     play_with_room(2, ShardLimits(4096, requests=8, max_sequences=4), act)
-
-
-def test_a_request_whose_deltas_nobody_reads_ends_at_its_shard_too(monkeypatch):
-    monkeypatch.setattr(routing_connection, "MOST_UNREAD", 5)
-
-    async def act(cluster: FakeCluster, client: ShardClient) -> None:
-        (shard,) = cluster.shards.values()
-        stream = client.generate(request("a", 50))
-        first = asyncio.ensure_future(anext(stream))  # type: ignore[arg-type]
-        other = asyncio.ensure_future(collect(client, request("b", 50)))
-        for _ in range(30):
-            await asyncio.sleep(0.002)
-            shard.tick()
-        await first
-        *_, last = [delta async for delta in stream]
-        assert last.finish_reason is FinishReason.ERROR and "too slowly" in last.error
-        while "a" not in shard.aborted:
-            await asyncio.sleep(0.002)
-        await run_until(cluster, [other])
-        assert len(tokens(other.result())) == 50, "others are read, and go on"
-        (connection,) = client._connections.values()
-        assert not connection._streams and not connection._sent and not connection.families
-
-    play(lambda: FakeCluster(1), act)
 
 
 def test_each_score_of_a_prompt_is_given_out_once_whatever_is_lost():
@@ -179,30 +129,6 @@ def test_a_gap_in_the_scores_of_a_prompt_is_not_passed_over():
     for start in (1, 5):
         with pytest.raises(RuntimeError, match=f"prompt token {start} of request a came where 4 was due"):
             journey.take(Delta("a", 0, prompt=scores(start, start + 2)))
-
-
-def test_a_replica_that_was_silent_opens_another_stream_and_resubmits():
-    """The shard has given up on this replica, which was stopped: every request goes on, from the tokens that it has."""
-
-    async def act(cluster: FakeCluster, client: ShardClient) -> None:
-        (shard,) = cluster.shards.values()
-        work = ask(client, *(request(f"r{i}") for i in range(8)))
-        await run_until(cluster, work, lambda step: shard.close_streams() if step == 3 else None)
-        assert all(tokens(task.result()) == EXPECTED for task in work)
-        assert client.not_ready() is None
-
-    play(lambda: FakeCluster(1), act)
-
-
-def test_a_connection_that_the_shard_does_not_know_is_made_anew():
-    async def act(cluster: FakeCluster, client: ShardClient) -> None:
-        (shard,) = cluster.shards.values()
-        shard.lists.clear()  # the shard forgot it, and its stream stays silent
-        work = ask(client, request("a"))
-        await run_until(cluster, work)
-        assert tokens(work[0].result()) == EXPECTED
-
-    play(lambda: FakeCluster(1), act)
 
 
 def test_a_shard_that_is_named_and_gone_does_not_end_the_watch_over_the_membership():
@@ -362,36 +288,3 @@ def test_there_is_room_for_as_many_as_the_shards_take():
         await client.background.close()
 
     run_in_virtual_time(go())
-
-
-# --- whether requests get on ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "stands, said, seconds",
-    [
-        ("", None, 0.0),
-        ("attention-1 has waited for expert-0", "attention-1 has waited for expert-0", HELD_UP_SECONDS),
-        ("without a word", "attention-1 does not answer", SILENT_SECONDS),
-    ],
-)
-def test_requests_are_held_up_where_any_shard_holds_them_up(stands: str, said: str | None, seconds: float):
-    async def act(cluster: FakeCluster, client: ShardClient) -> None:
-        cluster.shards["attention-1"].stands = stands
-        begin = asyncio.get_running_loop().time()
-        assert await client.held_up() == said
-        assert asyncio.get_running_loop().time() - begin == pytest.approx(seconds)
-
-    play_with_room(2, ShardLimits(4096), act)
-
-
-def test_a_shard_that_has_died_holds_requests_up_until_it_is_named_no_more():
-    async def act(cluster: FakeCluster, client: ShardClient) -> None:
-        cluster.shards["attention-0"].dead = True
-        assert "attention-0 is gone" in (await client.held_up() or "")
-        cluster.shards["attention-0"].die()
-        cluster.publish("attention-1")
-        await asyncio.sleep(0.1)
-        assert await client.held_up() is None
-
-    play_with_room(2, ShardLimits(4096), act)

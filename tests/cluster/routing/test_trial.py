@@ -6,22 +6,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+from collections.abc import Callable
 
 import pytest
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 from isotherm.cluster.routing.journey import Journey
-from isotherm.cluster.routing.trial import UNREST_SECONDS, Trial
+from isotherm.cluster.routing.trial import STUCK_SECONDS, UNREST_SECONDS, Trial
 
 
 class Shard:
     """Computes suspects for so long each, all that it has at once; dies of a request that is poison as soon as it has
     it for half that time, and is replaced."""
 
-    def __init__(self, seconds: float, poison: int | None):
-        self.seconds, self.poison = seconds, poison
+    def __init__(self, seconds: float | Callable[[int], float], poison: int | None):
+        self.seconds: Callable[[int], float] = seconds if callable(seconds) else lambda number: seconds
+        self.poison = poison
         self.deaths = 0
+        self.done: dict[int, float] = {}  # when each gave a token
         self.together: list[int] = []  # how many it had at each arrival
         self.here: dict[int, asyncio.Future[bool]] = {}
 
@@ -29,12 +32,14 @@ class Shard:
         """Whether it gave a token."""
         self.here[number] = asyncio.get_running_loop().create_future()
         self.together.append(len(self.here))
-        loop = asyncio.get_running_loop()
+        loop, seconds = asyncio.get_running_loop(), self.seconds(number)
         if number == self.poison:
-            loop.call_later(self.seconds / 2, self.die)
-        loop.call_later(self.seconds, self._done, self.here[number])
+            loop.call_later(seconds / 2, self.die)
+        loop.call_later(seconds, self._done, self.here[number])
         try:
-            return await self.here[number]
+            if gave := await self.here[number]:
+                self.done[number] = loop.time()
+            return gave
         finally:
             self.here.pop(number, None)
 
@@ -79,7 +84,9 @@ async def serve(trial: Trial, shard: Shard, number: int, heard: bool = False) ->
     return number, False
 
 
-def play(count: int, seconds: float, poison: int | None = None, heard: int = 0) -> tuple[dict[int, bool], Shard, float]:
+def play(
+    count: int, seconds: float | Callable[[int], float], poison: int | None = None, heard: int = 0
+) -> tuple[dict[int, bool], Shard, float]:
     """`heard`: the first so many were."""
 
     async def act() -> tuple[dict[int, bool], Shard, float]:
@@ -202,6 +209,66 @@ def test_a_loss_in_company_accuses_nobody():
         assert all(served.values())
         at = shard.together.index(4)
         assert 1 in shard.together[at:], "alone again after it"
+
+    run_in_virtual_time(act())
+
+
+@pytest.mark.parametrize(("slow", "limit"), [(1, 1.2 * STUCK_SECONDS), (4, 3.2 * STUCK_SECONDS)])
+def test_those_that_take_long_do_not_hold_up_the_others(slow: int, limit: float):
+    """A long prompt that was never heard of comes before the streams that were, and takes a minute."""
+    served, shard, seconds = play(40 + slow, lambda number: 0.05 if number < 40 else 60.0, heard=40)
+    assert all(served.values()) and seconds > 60
+    assert max(shard.done[number] for number in range(40)) < limit
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_one_that_is_tried_alone_and_takes_long_does_not_hold_up_the_others(which: int):
+    async def act() -> None:
+        trial, shard = Trial(), Shard(1.0, None)
+        work = [asyncio.ensure_future(serve(trial, shard, i)) for i in range(16)]
+        while len(shard.here) < 4:
+            await asyncio.sleep(0.1)
+        slow, lost_at = sorted(shard.here)[which], asyncio.get_running_loop().time()
+        shard.seconds = lambda number: 60.0 if number == slow else 0.05
+        shard.die()
+        assert all(dict(await asyncio.gather(*work)).values())
+        assert max(at for number, at in shard.done.items() if number != slow) - lost_at < 4.2 * STUCK_SECONDS
+
+    run_in_virtual_time(act())
+
+
+@pytest.mark.parametrize("poison", range(4))
+@pytest.mark.parametrize("seconds", [5.0, 20.0, 60.0])
+def test_a_slow_cause_among_others_that_are_slow_is_found(poison: int, seconds: float):
+    """It meets its end after half the time, when others have come to it: with each loss they come later."""
+    served, shard, _ = play(4, seconds, poison)
+    assert [number for number, got_on in served.items() if not got_on] == [poison]
+    assert shard.deaths <= 4
+
+
+def test_who_waits_behind_one_that_gives_up_is_let_in():
+    async def act() -> None:
+        trial = Trial()
+        company = suspect()
+        company.take(Delta("r", 0, finish_reason=FinishReason.LOST), in_company=True)
+
+        async def stay(journey: Journey) -> None:
+            async with trial.place(journey):
+                there.append(journey)
+                await asyncio.Event().wait()
+
+        there: list[Journey] = []
+        work = []
+        for journey in (suspect(), company, suspect()):
+            work.append(asyncio.ensure_future(stay(journey)))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert len(there) == 1, "the second wants nobody beside it, and the third waits for that one"
+        trial._width = 2  # as where some have been cleared
+        work[1].cancel()
+        await asyncio.gather(work[1], return_exceptions=True)
+        await asyncio.sleep(0)
+        assert len(there) == 2 and asyncio.get_running_loop().time() == 0
 
     run_in_virtual_time(act())
 
