@@ -11,14 +11,14 @@ import os
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.cluster.model.formats.base import FLOATS, ITEM_BYTES, WeightFormat
+from isotherm.cluster.model.formats.base import FLOATS, ITEM_BYTES, Wanted, WeightFormat
 from isotherm.cluster.model.formats.registry import PLAIN, foreign_tensors, format_of, weight_dtypes
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.model.tensors import Part, TensorSpec
@@ -98,12 +98,13 @@ class Checkpoint:
                     f"{main.file}: tensor {first}: is {main.dtype}, but {name} is missing; "
                     f"expected shape {list(wanted.shape)}"
                 )
-            where = f"{found.file}: tensor {name}"
-            if found.shape != wanted.shape:
-                raise CheckpointError(f"{where}: expected shape {list(wanted.shape)}, found {list(found.shape)}")
-            if found.dtype not in wanted.dtypes:
-                allowed = weight_dtypes() if stored_as is PLAIN and spec.quantisable else wanted.dtypes
-                raise CheckpointError(f"{where}: expected dtype {', '.join(allowed)}, found {found.dtype}")
+            allowed = weight_dtypes() if stored_as is PLAIN and spec.quantisable else wanted.dtypes
+            _check_found(name, found, wanted, allowed)
+        for role, layouts in stored_as.optional(spec.shape).items():
+            name = stored_as.tensor_name(spec.name, role)
+            if (found := self.tensors.get(name)) is not None:
+                wanted = next((w for w in layouts if found.dtype in w.dtypes), layouts[0])
+                _check_found(name, found, wanted, [dtype for layout in layouts for dtype in layout.dtypes])
         for name in foreign_tensors(spec.name, stored_as):
             if main is not None and (other := self.tensors.get(name)) is not None:
                 raise CheckpointError(
@@ -193,6 +194,15 @@ class Checkpoint:
                 log.warning("its multi-token-prediction layer is not whole, so prompts are looked up: %s", error)
                 return self, "ngram"
         return (self.with_mtp() if kind == "mtp" else self), kind
+
+
+def _check_found(name: str, found: TensorInfo, wanted: Wanted, allowed: Sequence[str]) -> None:
+    """`allowed`: the dtypes that a message names."""
+    where = f"{found.file}: tensor {name}"
+    if found.shape != wanted.shape:
+        raise CheckpointError(f"{where}: expected shape {list(wanted.shape)}, found {list(found.shape)}")
+    if found.dtype not in wanted.dtypes:
+        raise CheckpointError(f"{where}: expected dtype {', '.join(allowed)}, found {found.dtype}")
 
 
 def sampled(others: list[str], experts: list[str]) -> list[str]:

@@ -47,6 +47,12 @@ def compressed(weight: Tensor, group: int = 32, symmetric: bool = True) -> Parts
     return parts, PackedQuantizationCompressor.decompress(dict(parts), scheme)["weight"]
 
 
+def compressed_loosely(weight: Tensor, group: int = 32) -> Parts:
+    """With zero points as they were stored before compressed-tensors' pull request 296: one by one, signed."""
+    parts, numbers = compressed(weight, group, False)
+    return parts | {"weight_zero_point": (affine(weight, group, False)[1] - 8).to(torch.int8)}, numbers
+
+
 def mxfp4(weight: Tensor) -> Parts:
     args = QuantizationArgs(num_bits=4, type="float", strategy="group", group_size=32, scale_dtype=torch.uint8)
     scheme = QuantizationScheme(targets=["Linear"], weights=args)
@@ -128,6 +134,7 @@ AUTO_ROUND_CONFIG = {
 PUBLISHED: dict[str, tuple[Callable[[Tensor], Parts], dict[str, Any]]] = {
     "pack-quantized": (compressed, compressed_config()),
     "pack-quantized-asymmetric": (lambda w: compressed(w, 64, False), compressed_config(64, False)),
+    "pack-quantized-loose-zeros": (lambda w: compressed_loosely(w, 64), compressed_config(64, False)),
     "gptq": (gptq, gptq_config()),
     "gptq-asymmetric": (lambda w: gptq(w, 64, False), gptq_config(64, sym=False)),
     "gptq-v2": (lambda w: gptq(w, 32, False, less=0), gptq_config(sym=False, checkpoint_format="gptq_v2")),

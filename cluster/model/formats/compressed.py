@@ -69,6 +69,13 @@ class PackQuantized(WeightFormat):
             "shape": Wanted((2,), ("I64", "I32")),
         }
 
+    def optional(self, shape: tuple[int, ...]) -> dict[str, tuple[Wanted, ...]]:
+        """Zero points are packed along the outputs; before compressed-tensors' pull request 296 (April 2025) they were
+        stored one by one and signed, which is 8 less than what they are beside nibbles from 0 to 15."""
+        groups = -(-shape[1] // self.group_size)
+        packed, plain = Wanted((-(-shape[0] // 8), groups), ("I32",)), Wanted((shape[0], groups), ("I8",))
+        return {"zero": (packed, plain), "index": (Wanted((shape[1],), ("I32",)),)}
+
     def stores(self, dtypes: Mapping[str, str]) -> bool:
         return dtypes["packed"] in ("I32", "") if "packed" in dtypes else False
 

@@ -98,11 +98,13 @@ def test_compressed_tensors_reads_it(tmp_path: Path):
     assert torch.equal(PackedQuantizationCompressor.decompress(parts, scheme)["weight"], expected)
 
 
-@pytest.mark.parametrize("kind", ["pack-quantized-asymmetric", "gptq-asymmetric", "gptq"])
+@pytest.mark.parametrize("kind", ["pack-quantized-asymmetric", "pack-quantized-loose-zeros", "gptq-asymmetric", "gptq"])
 def test_what_has_four_bits_keeps_its_numbers(tmp_path: Path, kind: str):
     narrow, _ = published.written(tmp_path, kind)
     convert(narrow, tmp_path / "out", WeightChoice("int4", head="int8"))
     assert generate(tmp_path / "out")["logprobs"] == generate(narrow, WeightChoice(head="int8"))["logprobs"]
+    zeros = [i for n, i in Checkpoint.open(tmp_path / "out").tensors.items() if n.endswith("weight_zero_point")]
+    assert zeros and {info.dtype for info in zeros} == {"I32"}, "as compressed-tensors reads them today"
 
 
 def test_what_cannot_be_converted_is_refused(tmp_path: Path):

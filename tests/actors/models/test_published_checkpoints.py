@@ -59,6 +59,34 @@ def test_act_order_is_refused_when_the_checkpoint_is_opened(tmp_path: Path, kind
         Checkpoint.open(narrow)
 
 
+@pytest.mark.parametrize(
+    ("leaf", "value", "words"),
+    [
+        ("weight_zero_point", torch.zeros(8, 2, dtype=torch.int8), "expected shape [64, 2], found [8, 2]"),
+        ("weight_zero_point", torch.zeros(64, 2, dtype=torch.int32), "expected shape [8, 2], found [64, 2]"),
+        ("weight_zero_point", torch.zeros(64, 2, dtype=torch.uint8), "expected shape [8, 2], found [64, 2]"),
+        ("weight_zero_point", torch.zeros(8, 2, dtype=torch.int64), "expected dtype I32, I8, found I64"),
+        ("weight_g_idx", torch.zeros(128, dtype=torch.int64), "expected dtype I32, found I64"),
+        ("weight_g_idx", torch.zeros(64, dtype=torch.int32), "expected shape [128], found [64]"),
+    ],
+)
+def test_what_a_weight_may_have_is_checked_where_it_is(tmp_path: Path, leaf: str, value: torch.Tensor, words: str):
+    narrow, _ = published.written(tmp_path, "pack-quantized-asymmetric", shards=1)
+    file, name = narrow / "model.safetensors", f"model.layers.1.mlp.experts.3.up_proj.{leaf}"
+    save_file(load_file(file) | {name: value}, file)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(narrow)
+    assert str(caught.value) == f"{file}: tensor {name}: {words}"
+
+
+def test_a_zero_point_beyond_four_bits_is_named(tmp_path: Path):
+    narrow, _ = published.written(tmp_path, "pack-quantized-loose-zeros", shards=1)
+    file, name = narrow / "model.safetensors", "model.layers.1.mlp.experts.3.up_proj.weight_zero_point"
+    save_file(load_file(file) | {name: torch.full((64, 2), 8, dtype=torch.int8)}, file)
+    with pytest.raises(CheckpointError, match=r"experts\.3\.up_proj\.weight: weight_zero_point has 8; it must be -8"):
+        generate(narrow)
+
+
 def test_a_weight_of_another_size_is_named(tmp_path: Path):
     narrow, _ = published.written(tmp_path, "gptq", shards=1)
     config = json.loads((narrow / "config.json").read_text())
