@@ -36,6 +36,10 @@ class CheckpointError(IsothermError, ValueError):
     """The checkpoint cannot be served; the message names file, tensor, what was expected and what was found."""
 
 
+class NoWeightFilesError(CheckpointError):
+    """There is neither a weight file nor an index."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Where a tensor lies."""
@@ -79,6 +83,10 @@ class Checkpoint:
     def weights(self) -> Iterator[TensorSpec]:
         """Every tensor that the family knows, those of multi-token-prediction layers that are here among them."""
         yield from self.config.tensors()
+        yield from self.mtp_weights()
+
+    def mtp_weights(self) -> Iterator[TensorSpec]:
+        """Of multi-token-prediction layers, as far as they are here."""
         for layer in sorted({layer for name in self.tensors if (layer := self.config.mtp_layer(name)) is not None}):
             for spec in self.config.mtp_tensors(layer):  # a layer that nobody needs may have lost some
                 if self.tensors_of(spec.name, spec.quantisable):
@@ -250,7 +258,7 @@ def shard_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
         raise CheckpointError(
             f"{pickles[0]}: is a pickle, which can run code when it is loaded; convert the checkpoint to safetensors"
         )
-    raise CheckpointError(f"{path}: has no *.safetensors file")
+    raise NoWeightFilesError(f"{path}: has no *.safetensors file")
 
 
 def read_headers(path: Path) -> dict[str, TensorInfo]:

@@ -144,14 +144,14 @@ PUBLISHED: dict[str, tuple[Callable[[Tensor], Parts], dict[str, Any]]] = {
 }
 
 
-def written(path: Path, kind: str, shards: int = 2, all_of: bool = True) -> tuple[Path, Path]:
+def written(path: Path, kind: str, shards: int = 2, all_of: bool = True, mtp: bool = False) -> tuple[Path, Path]:
     """Two checkpoints of one model: quantised, but for the head, and with the numbers that it stands for. `all_of`:
-    every projection, or the routed experts alone."""
+    every projection, or the routed experts alone. `mtp`: with a layer for multi-token prediction."""
     quantise, said = PUBLISHED[kind]
-    config = make_config(SHAPE)
+    config = make_config(SHAPE, mtp=mtp)
     numbers = make_tensors(config, 3)
-    stored = dict(numbers)
-    for spec in parse(config).tensors():
+    stored, parsed = dict(numbers), parse(config)
+    for spec in [*parsed.tensors(), *(parsed.mtp_tensors(parsed.num_hidden_layers) if mtp else ())]:
         if spec.quantisable and spec.name != "lm_head.weight" and (all_of or ".experts." in spec.name):
             parts, numbers[spec.name] = quantise(stored.pop(spec.name).float())
             stored |= {f"{spec.name.removesuffix('weight')}{leaf}": tensor for leaf, tensor in parts.items()}
