@@ -153,7 +153,9 @@ def token_text(value: Any) -> str | None:
 def eos_ids(config: JSON, path: Path) -> list[int]:
     """The tokens that end a text, by a decoded config.json or generation_config.json: its own, or its text model's."""
     text = config.get("text_config")
-    value = config.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
+    value = config.get("eos_token_id")
+    if value is None and isinstance(text, dict):
+        value = text.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(id_) is int for id_ in ids):
         raise TokenizerError(f"{path}: eos_token_id must be an int or a list of ints, got {value!r}")
