@@ -100,6 +100,9 @@ def read_config(q: Fields) -> WeightFormat:
     groups = q.raw.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise q.fail("config_groups", groups, "an object with at least one group")
+    transforms = q.raw.get("transform_config")
+    if transforms and transforms != {"config_groups": {}}:
+        raise q.fail("transform_config", transforms, "null or empty: rotations of activations are not computed")
     ignore = ignored(q, "ignore")
     found: list[WeightFormat] = []
     for name, group in groups.items():

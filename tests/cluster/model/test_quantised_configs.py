@@ -75,6 +75,18 @@ def test_what_is_refused(said: dict[str, Any], message: str):
     assert message in str(caught.value)
 
 
+def test_rotations_are_refused():
+    """As SpinQuant's and QuIP's checkpoints have them: what they rotate online, nothing here would."""
+    groups = {"u": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": "input"}]}}
+    said = published.compressed_config() | {"transform_config": {"config_groups": groups}}
+    with pytest.raises(
+        ModelConfigError, match=r"transform_config is .*hadamard.*; it must be null or empty: rotations"
+    ):
+        quantisation(said)
+    for none in (None, {}, {"config_groups": {}}):
+        assert quantisation(said | {"transform_config": none}) == PackQuantized(32)
+
+
 def test_activations_of_fixed_scales_are_refused():
     said = published.compressed_config()
     said["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "dynamic": False}
