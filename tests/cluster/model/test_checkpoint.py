@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quantised_checkpoints as published
 import torch
 from deepseek_checkpoints import make_checkpoint, make_config
 from safetensors.torch import load_file, save_file
@@ -127,7 +128,7 @@ def test_any_missing_tensor_is_named_with_its_shape(tmp_path: Path, monkeypatch:
     raw = make_config({"attention_bias": True})
     (tmp_path / "config.json").write_text(json.dumps(raw))
     tensors = {s.name: TensorInfo(tmp_path / "a", "F32", s.shape, 0) for s in parse(raw).tensors()}
-    monkeypatch.setattr(checkpoint_module, "read_headers", lambda _: tensors)
+    monkeypatch.setattr(checkpoint_module, "read_headers", lambda _: (tensors, {}))
     Checkpoint.open(tmp_path)
     for name in list(tensors):
         taken = tensors.pop(name)
@@ -220,7 +221,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int):
 def test_a_tensor_cut_off_by_the_end_of_the_file_is_named(tmp_path: Path):
     file = make_checkpoint(tmp_path) / "model.safetensors"
     data = file.read_bytes()
-    last = max(read_headers(tmp_path).items(), key=lambda item: data.index(f'"{item[0]}"'.encode()))[0]
+    last = max(read_headers(tmp_path)[0].items(), key=lambda item: data.index(f'"{item[0]}"'.encode()))[0]
     file.write_bytes(data[:-1])
     assert (
         failure(tmp_path)
@@ -293,7 +294,7 @@ def test_a_malformed_header(tmp_path: Path, header: Any, message: str):
 def test_metadata_and_empty_tensors_are_no_error(tmp_path: Path):
     header = {"__metadata__": {"format": "pt"}, "b": entry(4, 8), "e": entry(4, 4, shape=[0, 7]), "a": entry(0, 4)}
     write_raw(tmp_path / "a.safetensors", header, bytes(8))
-    assert {name: info.shape for name, info in read_headers(tmp_path).items()} == {"a": (1,), "b": (1,), "e": (0, 7)}
+    assert {name: info.shape for name, info in read_headers(tmp_path)[0].items()} == {"a": (1,), "b": (1,), "e": (0, 7)}
 
 
 def test_a_file_that_is_a_directory(tmp_path: Path):
@@ -336,7 +337,7 @@ def test_a_tensor_in_two_files_needs_an_index(tmp_path: Path):
         == f"{tmp_path}/b.safetensors: tensor x stands also in a.safetensors, and no index says which counts"
     )
     write_index(tmp_path, {"x": "b.safetensors"})
-    assert read_headers(tmp_path)["x"].file.name == "b.safetensors"
+    assert read_headers(tmp_path)[0]["x"].file.name == "b.safetensors"
 
 
 def test_only_files_that_the_index_names_are_read(tmp_path: Path):
@@ -361,6 +362,51 @@ def test_an_index_that_names_an_absent_tensor(tmp_path: Path):
     )
     write_index(tmp_path, weight_map | {GATE: moved})
     assert failure(tmp_path) == f"{tmp_path}/{moved}: tensor {GATE} is in {INDEX} but not in the file"
+
+
+VISION, LEFT_OVER = "vision_tower.proj.weight", "model.layers.1.mlp.experts.3.gate_proj.weight_scale_inv"
+
+
+@pytest.mark.parametrize("file", ["model-00002-of-00002.safetensors", "model-00003-of-00002.safetensors"])
+@pytest.mark.parametrize("name", [VISION, LEFT_OVER, "model.layers.3.eh_proj.weight"])
+def test_what_an_index_names_and_nobody_needs_may_be_absent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, file: str
+):
+    """Left over from what was cast, or taken away: of a file that is there, and of one that is not."""
+    make_checkpoint(tmp_path, shards=2)
+    whole = Checkpoint.open(tmp_path)
+    assert not caplog.records
+    write_index(tmp_path, json.loads((tmp_path / INDEX).read_text())["weight_map"] | {name: file, f"{name}_2": file})
+    checkpoint = Checkpoint.open(tmp_path)
+    assert checkpoint.tensors == whole.tensors and not checkpoint.has_mtp and checkpoint.digest() == whole.digest()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / INDEX}: names what is not there, and not needed: {name} and 1 more"
+    ]
+
+
+def test_a_zero_point_that_the_index_alone_names_is_missed(tmp_path: Path):
+    """A weight may have none, but one that had some is not read as if it had not."""
+    narrow, _ = published.written(tmp_path, "pack-quantized")
+    weight_map = json.loads((narrow / INDEX).read_text())["weight_map"]
+    name, file = f"{GATE}_zero_point", weight_map[f"{GATE}_packed"]
+    write_index(narrow, weight_map | {name: file})
+    assert failure(narrow) == f"{narrow / file}: tensor {name} is in {INDEX} but not in the file"
+
+
+@pytest.mark.parametrize(
+    ("kind", "there"),
+    [
+        ("pack-quantized", "`weight_packed`, `weight_scale`, `weight_shape` are"),
+        ("gptq", "`g_idx`, `qweight`, `qzeros`, `scales` are"),
+    ],
+)
+def test_a_quantised_weight_that_config_json_does_not_describe_is_named(tmp_path: Path, kind: str, there: str):
+    narrow, _ = published.written(tmp_path, kind)
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    message = failure(narrow)
+    assert "self_attn.q_a_proj.weight is missing; expected shape [64, 128], but " in message
+    assert message.endswith(f", but {there} there, which config.json does not describe")
 
 
 @pytest.mark.parametrize(
