@@ -9,12 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.checkpoint import NO_NUMERICS, Checkpoint
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.generation import generation_defaults, generation_ends
 
-# Of ModelConfig: how a tensor is stored each checkpoint may say for itself, and layers that are not used do not matter.
-MAY_DIFFER = {"quantisation", "stored_dtype", "num_nextn_predict_layers"}
+# Of ModelConfig: what no logit depends on, but for what a front door and a placement are made for: where a text ends,
+# and the layers that draft.
+MAY_DIFFER = NO_NUMERICS - {"eos_token_ids", "drafting_layers"}
 # What makes tokens of text and messages, and text of tokens
 TEXT_FILES = (
     "tokenizer.json",

@@ -68,11 +68,6 @@ class WeightFormat(ABC):
         """Whether a weight is in this format, of whose tensors those in `dtypes` (role → dtype) are there. A dtype is
         empty where only the index is here, which has none."""
 
-    def covers(self, weight: str) -> bool:
-        """Whether config.json says of this weight that it is in this format. Where tensors are there, they are
-        believed."""
-        return True
-
     def refusal(self, read: Mapping[str, Callable[[], bytes]]) -> str | None:
         """Why a weight cannot be computed with that has the right headers. `read`: role → its tensor's bytes, where the
         tensor is there. Asked of one weight of a checkpoint, before others are read."""
