@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import quantised_checkpoints as published
 import torch
 from deepseek_checkpoints import make_checkpoint, make_config
 from safetensors.torch import load_file, save_file
@@ -362,51 +361,6 @@ def test_an_index_that_names_an_absent_tensor(tmp_path: Path):
     )
     write_index(tmp_path, weight_map | {GATE: moved})
     assert failure(tmp_path) == f"{tmp_path}/{moved}: tensor {GATE} is in {INDEX} but not in the file"
-
-
-VISION, LEFT_OVER = "vision_tower.proj.weight", "model.layers.1.mlp.experts.3.gate_proj.weight_scale_inv"
-
-
-@pytest.mark.parametrize("file", ["model-00002-of-00002.safetensors", "model-00003-of-00002.safetensors"])
-@pytest.mark.parametrize("name", [VISION, LEFT_OVER, "model.layers.3.eh_proj.weight"])
-def test_what_an_index_names_and_nobody_needs_may_be_absent(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, file: str
-):
-    """Left over from what was cast, or taken away: of a file that is there, and of one that is not."""
-    make_checkpoint(tmp_path, shards=2)
-    whole = Checkpoint.open(tmp_path)
-    assert not caplog.records
-    write_index(tmp_path, json.loads((tmp_path / INDEX).read_text())["weight_map"] | {name: file, f"{name}_2": file})
-    checkpoint = Checkpoint.open(tmp_path)
-    assert checkpoint.tensors == whole.tensors and not checkpoint.has_mtp and checkpoint.digest() == whole.digest()
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / INDEX}: names what is not there, and not needed: {name} and 1 more"
-    ]
-
-
-def test_a_zero_point_that_the_index_alone_names_is_missed(tmp_path: Path):
-    """A weight may have none, but one that had some is not read as if it had not."""
-    narrow, _ = published.written(tmp_path, "pack-quantized")
-    weight_map = json.loads((narrow / INDEX).read_text())["weight_map"]
-    name, file = f"{GATE}_zero_point", weight_map[f"{GATE}_packed"]
-    write_index(narrow, weight_map | {name: file})
-    assert failure(narrow) == f"{narrow / file}: tensor {name} is in {INDEX} but not in the file"
-
-
-@pytest.mark.parametrize(
-    ("kind", "there"),
-    [
-        ("pack-quantized", "`weight_packed`, `weight_scale`, `weight_shape` are"),
-        ("gptq", "`g_idx`, `qweight`, `qzeros`, `scales` are"),
-    ],
-)
-def test_a_quantised_weight_that_config_json_does_not_describe_is_named(tmp_path: Path, kind: str, there: str):
-    narrow, _ = published.written(tmp_path, kind)
-    config = json.loads((narrow / "config.json").read_text())
-    (narrow / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
-    message = failure(narrow)
-    assert "self_attn.q_a_proj.weight is missing; expected shape [64, 128], but " in message
-    assert message.endswith(f", but {there} there, which config.json does not describe")
 
 
 @pytest.mark.parametrize(
