@@ -23,7 +23,8 @@ from isotherm.kernels.formats.grouped import INT4_ZERO, Int4Weight, Int8Weight
 from isotherm.kernels.formats.published import packed_words, packed_zeros
 
 PARTIAL = ".partial"
-OTHER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # what says what the model is: tokenizer, templates
+# What says what the model is: tokenizer, templates.
+OTHER_FILES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt")
 SCALES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
@@ -51,7 +52,9 @@ def convert(
     for pattern in OTHER_FILES:
         for file in sorted(source.glob(pattern)):
             if file.name not in ("config.json", INDEX):
-                shutil.copyfile(file, out / file.name)
+                copy = out / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
     _write(out / INDEX, json.dumps(plan.index, indent=1).encode())
     config = with_quantisation(json.loads((source / "config.json").read_text()), plan.quantization_config)
     _write(out / "config.json", json.dumps(config, indent=2, ensure_ascii=False).encode())  # last: now it is a model
@@ -60,11 +63,15 @@ def convert(
 
 
 def with_quantisation(config: JSON, quantisation: JSON) -> JSON:
-    """config.json with another quantization_config, in the place where this one has it."""
-    text = config.get("text_config")
-    if "quantization_config" not in config and isinstance(text, dict):
-        return config | {"text_config": text | {"quantization_config": quantisation}}
-    return config | {"quantization_config": quantisation}
+    """config.json with another quantization_config, in the place where this one has it, and in no other: of two, some
+    readers would take the old one."""
+    name, text = "quantization_config", config.get("text_config")
+    kept = {key: value for key, value in config.items() if key != name}
+    if not isinstance(text, dict):
+        return kept | {name: quantisation}
+    if config.get(name) is None:
+        return kept | {"text_config": text | {name: quantisation}}
+    return kept | {"text_config": {key: value for key, value in text.items() if key != name}, name: quantisation}
 
 
 def _told(progress: Callable[[int, int], None], before: int, total: int, written: int) -> None:

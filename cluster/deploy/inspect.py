@@ -11,11 +11,11 @@ from typing import Protocol
 
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, kv_bytes_per_token
-from isotherm.cluster.model.checkpoint import Checkpoint, shard_files
+from isotherm.cluster.model.checkpoint import Checkpoint, NoWeightFilesError, shard_files
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.conversion import kept_bytes
 from isotherm.cluster.model.formats.base import WeightFormat
-from isotherm.cluster.model.formats.registry import PLAIN, format_of, scale_suffixes
+from isotherm.cluster.model.formats.registry import PLAIN, format_of
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.model.tensors import Part, TensorSpec
 from isotherm.cluster.model.weight_choice import WeightChoice
@@ -44,29 +44,28 @@ class Report:
 
 
 def inspect_model(path: Path, manifest: Manifest, choice: WeightChoice | None = None) -> Report:
-    """`choice` stands in for the manifest's `weights`. Raises ModelConfigError or CheckpointError. Weight files may be
-    absent as a whole (only config.json and the index were fetched); then bytes are estimated."""
+    """`choice` stands in for the manifest's `weights`. Raises ModelConfigError or CheckpointError. Where weight files
+    are absent (only config.json and the index, if there is one, were fetched), bytes are estimated."""
     config, choice = load_config(path), choice or manifest.weights.choice
     parameters = {part: 0 for part in Part}
     for spec in config.tensors():
         parameters[spec.part] += math.prod(spec.shape)
-    files, weight_map = shard_files(path)
-    if any(file.exists() for file in files):
+    files, names = _named(path)
+    absent = sum(not file.exists() for file in files)
+    if files and not absent:
         checkpoint = Checkpoint.open(path)
-        mtp = [checkpoint.tensors[name] for name in checkpoint.mtp_tensors() if _counts(name)]
-        parameters[Part.MTP] = sum(math.prod(info.shape) for info in mtp)
+        parameters[Part.MTP] = sum(math.prod(spec.shape) for spec in checkpoint.mtp_weights())
         stored: _Stored = _InFiles(checkpoint)
         served = checkpoint.drafting(manifest.speculation.kind)[0].config
         bytes_by_part, source, weights = checkpoint.nbytes_by_part(), "safetensors headers", checkpoint.weight_format()
     else:
-        names = weight_map or {}  # where no file is there, the index has named them
         for layer in (mtp_layers := _mtp_layers(names, config)):
             parameters[Part.MTP] += sum(math.prod(s.shape) for s in config.mtp_tensors(layer))
         stored = estimated = _Estimated(config, names)
         drafts = manifest.speculation.kind in ("auto", "mtp") and config.num_hidden_layers in mtp_layers
         served = replace(config, drafting_layers=int(drafts))
         bytes_by_part, weights = estimated.by_part(bool(mtp_layers))
-        source = "estimate from config.json and the index: the weight files are not here"
+        source = _estimated_from(len(files), absent)
     text = described(path)
     calls = chosen_format(manifest.tool_format, text.template)
     main = sum(n for part, n in parameters.items() if part is not Part.MTP)
@@ -80,7 +79,7 @@ def inspect_model(path: Path, manifest: Manifest, choice: WeightChoice | None = 
         architecture={
             **config.describe(),
             "weights": weights,
-            "multi_token_prediction": _mtp_words(served, parameters[Part.MTP]),
+            "multi_token_prediction": _mtp_words(served, parameters[Part.MTP]) if files else "not known",
             "tokenizer": text.tokenizer,
             "chat_template": text.template_from,
             "tool_calls": "none that is known" if calls is None else calls.name,
@@ -97,10 +96,20 @@ def inspect_model(path: Path, manifest: Manifest, choice: WeightChoice | None = 
     )
 
 
-def _counts(name: str) -> bool:
-    """Whether a tensor of an MTP layer counts as parameters of it: scales do not, nor do the model's own
-    embedding and head, stored again."""
-    return not name.endswith((*scale_suffixes(), ".embed_tokens.weight", ".shared_head.head.weight"))
+def _named(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """The weight files that are here or that the index names, and its map, empty where there is no index."""
+    try:
+        files, weight_map = shard_files(path)
+    except NoWeightFilesError:  # one file and no index: of a hub's repository, config.json alone was fetched
+        return [], {}
+    return files, weight_map or {}
+
+
+def _estimated_from(files: int, absent: int) -> str:
+    if not files:
+        return "estimate from config.json: neither weight files nor an index are here"
+    which = "the" if absent == files else f"{absent} of {files}"
+    return f"estimate from config.json and the index: {which} weight files are not here"
 
 
 def _mtp_words(served: ModelConfig, parameters: int) -> str:

@@ -11,14 +11,14 @@ import os
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.cluster.model.formats.base import FLOATS, ITEM_BYTES, WeightFormat
+from isotherm.cluster.model.formats.base import FLOATS, ITEM_BYTES, Wanted, WeightFormat
 from isotherm.cluster.model.formats.registry import PLAIN, foreign_tensors, format_of, weight_dtypes
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.model.tensors import Part, TensorSpec
@@ -34,6 +34,10 @@ MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors library itself
 
 class CheckpointError(IsothermError, ValueError):
     """The checkpoint cannot be served; the message names file, tensor, what was expected and what was found."""
+
+
+class NoWeightFilesError(CheckpointError):
+    """There is neither a weight file nor an index."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,20 @@ class Checkpoint:
     path: Path
     config: ModelConfig
     tensors: dict[str, TensorInfo]
+    # Tensors that the index names and that are in no file, with the file that it says. Nobody may need them.
+    absent: dict[str, Path] = field(default_factory=dict)
 
     @staticmethod
     def open(path: Path) -> Checkpoint:
         """Check config.json, the index and every header. Raises ModelConfigError or CheckpointError."""
         config = load_config(path)
-        checkpoint = Checkpoint(path, config, read_headers(path))
+        checkpoint = Checkpoint(path, config, *read_headers(path))
         for spec in config.tensors():
             checkpoint._check(spec)
         checkpoint._check_content()
+        if absent := checkpoint.absent:
+            more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+            log.warning("%s: names what is not there, and not needed: %s%s", path / INDEX, next(iter(absent)), more)
         return checkpoint
 
     def _check_content(self) -> None:
@@ -79,6 +88,10 @@ class Checkpoint:
     def weights(self) -> Iterator[TensorSpec]:
         """Every tensor that the family knows, those of multi-token-prediction layers that are here among them."""
         yield from self.config.tensors()
+        yield from self.mtp_weights()
+
+    def mtp_weights(self) -> Iterator[TensorSpec]:
+        """Of multi-token-prediction layers, as far as they are here."""
         for layer in sorted({layer for name in self.tensors if (layer := self.config.mtp_layer(name)) is not None}):
             for spec in self.config.mtp_tensors(layer):  # a layer that nobody needs may have lost some
                 if self.tensors_of(spec.name, spec.quantisable):
@@ -88,28 +101,45 @@ class Checkpoint:
         stored_as = self.format_of(spec.name) if spec.quantisable else PLAIN
         first = stored_as.tensor_name(spec.name, next(iter(stored_as.leaves)))
         main = self.tensors.get(first)
+        for role in stored_as.leaves if self.absent else ():
+            if (file := self.absent.get(name := stored_as.tensor_name(spec.name, role))) is not None:
+                words = f"tensor {name} is in {INDEX} but not in the file"
+                raise CheckpointError(f"{file}: {words if file.exists() else f'is named by {INDEX} but is not there'}")
         for role, wanted in stored_as.wants(spec.shape).items():
             name = stored_as.tensor_name(spec.name, role)
             found = self.tensors.get(name)
             if main is None:
-                raise CheckpointError(f"{self.path}: tensor {name} is missing; expected shape {list(wanted.shape)}")
+                raise CheckpointError(
+                    f"{self.path}: tensor {name} is missing; expected shape {list(wanted.shape)}"
+                    f"{self._in_other_words(spec, stored_as)}"
+                )
             if found is None:
                 raise CheckpointError(
                     f"{main.file}: tensor {first}: is {main.dtype}, but {name} is missing; "
                     f"expected shape {list(wanted.shape)}"
                 )
-            where = f"{found.file}: tensor {name}"
-            if found.shape != wanted.shape:
-                raise CheckpointError(f"{where}: expected shape {list(wanted.shape)}, found {list(found.shape)}")
-            if found.dtype not in wanted.dtypes:
-                allowed = weight_dtypes() if stored_as is PLAIN and spec.quantisable else wanted.dtypes
-                raise CheckpointError(f"{where}: expected dtype {', '.join(allowed)}, found {found.dtype}")
+            allowed = weight_dtypes() if stored_as is PLAIN and spec.quantisable else wanted.dtypes
+            _check_found(name, found, wanted, allowed)
+        for role, layouts in stored_as.optional(spec.shape).items():
+            name = stored_as.tensor_name(spec.name, role)
+            if (found := self.tensors.get(name)) is not None:
+                wanted = next((w for w in layouts if found.dtype in w.dtypes), layouts[0])
+                _check_found(name, found, wanted, [dtype for layout in layouts for dtype in layout.dtypes])
         for name in foreign_tensors(spec.name, stored_as):
             if main is not None and (other := self.tensors.get(name)) is not None:
                 raise CheckpointError(
                     f"{main.file}: tensor {first}: is {main.dtype}, but {name} stands in {other.file.name}; "
                     f"a {stored_as.name} weight has none"
                 )
+
+    def _in_other_words(self, spec: TensorSpec, stored_as: WeightFormat) -> str:
+        """What is there of a weight of which the main tensor is not, for a message."""
+        names = foreign_tensors(spec.name, stored_as) if spec.quantisable else []
+        there = [f"`{name.rpartition('.')[2]}`" for name in names if name in self.tensors]
+        if not there:
+            return ""
+        are = "is" if len(there) == 1 else "are"
+        return f", but {', '.join(there)} {are} there, which config.json does not describe"
 
     def format_of(self, weight: str) -> WeightFormat:
         """How a projection is stored: what the headers say, which need not be what config.json says."""
@@ -195,6 +225,15 @@ class Checkpoint:
         return (self.with_mtp() if kind == "mtp" else self), kind
 
 
+def _check_found(name: str, found: TensorInfo, wanted: Wanted, allowed: Sequence[str]) -> None:
+    """`allowed`: the dtypes that a message names."""
+    where = f"{found.file}: tensor {name}"
+    if found.shape != wanted.shape:
+        raise CheckpointError(f"{where}: expected shape {list(wanted.shape)}, found {list(found.shape)}")
+    if found.dtype not in wanted.dtypes:
+        raise CheckpointError(f"{where}: expected dtype {', '.join(allowed)}, found {found.dtype}")
+
+
 def sampled(others: list[str], experts: list[str]) -> list[str]:
     """Those of which `Checkpoint.digest` reads a part: all that are no routed expert's, and experts spread over the
     model."""
@@ -240,11 +279,12 @@ def shard_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
         raise CheckpointError(
             f"{pickles[0]}: is a pickle, which can run code when it is loaded; convert the checkpoint to safetensors"
         )
-    raise CheckpointError(f"{path}: has no *.safetensors file")
+    raise NoWeightFilesError(f"{path}: has no *.safetensors file")
 
 
-def read_headers(path: Path) -> dict[str, TensorInfo]:
-    """Every tensor of the checkpoint by name. Raises CheckpointError."""
+def read_headers(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Path]]:
+    """Every tensor of the checkpoint by name; and those that the index alone names, with their files. Raises
+    CheckpointError."""
     files, weight_map = shard_files(path)
     tensors: dict[str, TensorInfo] = {}
     for file in files:
@@ -256,13 +296,11 @@ def read_headers(path: Path) -> dict[str, TensorInfo]:
                     f"{file}: tensor {name} stands also in {tensors[name].file.name}, and no index says which counts"
                 )
             tensors[name] = info
-    for name, file_name in (weight_map or {}).items():
-        if name not in tensors:
-            raise CheckpointError(f"{path / file_name}: tensor {name} is in {INDEX} but not in the file")
-    return tensors
+    return tensors, {name: path / file for name, file in (weight_map or {}).items() if name not in tensors}
 
 
 def _read_header(file: Path) -> dict[str, TensorInfo]:
+    """Empty where an index names a file that is not there."""
     try:
         size = os.path.getsize(file)
         with open(file, "rb") as stream:
@@ -272,7 +310,7 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
                 raise CheckpointError(f"{file}: not a safetensors file: header length {length}, file size {size}")
             raw = json.loads(stream.read(length))
     except FileNotFoundError:
-        raise CheckpointError(f"{file}: is named by {INDEX} but is not there") from None
+        return {}
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise

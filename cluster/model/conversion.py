@@ -131,9 +131,18 @@ def _piece(checkpoint: Checkpoint, spec: TensorSpec, choice: WeightChoice) -> tu
         raise ConversionError(
             f"{spec.name} is MXFP4, which cannot stand beside other weights of 4 bits; quantise it too"
         )
+    if isinstance(stored_as, PackQuantized) and _has_loose_zeros(checkpoint, spec, stored_as):
+        scale = checkpoint.tensors[stored_as.tensor_name(spec.name, "scale")].dtype
+        return _written(spec, stored_as, "int4", scale, zeros=True)
     if form == STORED or isinstance(stored_as, PackQuantized) or form == stored_as.name:
         return _copied(checkpoint, spec, stored_as)
     return _written(spec, made_in(form), form, "F32" if form == "fp8" else "BF16")
+
+
+def _has_loose_zeros(checkpoint: Checkpoint, spec: TensorSpec, stored_as: PackQuantized) -> bool:
+    """Whether its zero points are stored one by one, which compressed-tensors reads no more."""
+    zero = checkpoint.tensors.get(stored_as.tensor_name(spec.name, "zero"))
+    return zero is not None and zero.dtype == "I8"
 
 
 def made_in(form: str) -> WeightFormat:

@@ -93,7 +93,9 @@ class DeepseekV3Config(ModelConfig):
             first_k_dense_replace=f.integer("first_k_dense_replace", d["first_k_dense_replace"], minimum=0),
             moe_layer_freq=f.integer("moe_layer_freq", 1),
             moe_intermediate_size=f.integer("moe_intermediate_size"),
-            n_shared_experts=f.integer("n_shared_experts", d["n_shared_experts"], minimum=0),
+            n_shared_experts=0
+            if f.value("n_shared_experts", d["n_shared_experts"]) is None  # as DeepSeek's own modeling file reads it
+            else f.integer("n_shared_experts", d["n_shared_experts"], minimum=0),
             norm_topk_prob=f.boolean("norm_topk_prob", True),
             routed_scaling_factor=f.number("routed_scaling_factor", d["routed_scaling_factor"]),
             num_nextn_predict_layers=lenient.integer(

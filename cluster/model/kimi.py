@@ -33,8 +33,8 @@ class KimiK25Config(KimiK2Config):
             raise f.fail("text_config", text, "an object: the text model's config")
         inner = Fields(text, f"{f.where}: text_config")
         inner.exactly("model_type", ("kimi_k2", "deepseek_v3"), "deepseek_v3")
-        # Published files say these in either place.
+        # Published files say these in either place. In both, the outer one counts, as to transformers and vLLM.
         outer = {name: f.raw[name] for name in ("quantization_config", "eos_token_id", "torch_dtype", "dtype")
-                 if f.raw.get(name) is not None and text.get(name) is None}  # fmt: skip
+                 if f.raw.get(name) is not None}  # fmt: skip
         merged = Fields({**text, **outer, "model_type": f.raw["model_type"]}, inner.where)
         return super().read(merged)

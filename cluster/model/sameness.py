@@ -9,12 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.cluster.model.checkpoint import NO_NUMERICS, Checkpoint
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.cluster.model.generation import generation_defaults
+from isotherm.cluster.model.generation import generation_defaults, generation_ends
 
-# Of ModelConfig: how a tensor is stored each checkpoint may say for itself, and layers that are not used do not matter.
-MAY_DIFFER = {"quantisation", "stored_dtype", "num_nextn_predict_layers"}
+# Of ModelConfig: what no logit depends on, but for what a front door and a placement are made for: where a text ends,
+# and the layers that draft.
+MAY_DIFFER = NO_NUMERICS - {"eos_token_ids", "drafting_layers"}
 # What makes tokens of text and messages, and text of tokens
 TEXT_FILES = (
     "tokenizer.json",
@@ -32,6 +33,7 @@ def differences(now: Checkpoint, then: Checkpoint, defaults_matter: bool) -> lis
     return [
         *_of_configs(now.config, then.config),
         *_of_texts(now.path, then.path),
+        *_of_ends(now, then),
         *(_of_defaults(now.path, then.path) if defaults_matter else ()),
     ]
 
@@ -56,6 +58,14 @@ def _of_texts(now: Path, then: Path) -> Iterator[str]:
             yield f"{name} is there, and was not"
         elif has != has_had:
             yield f"{name} is another"
+
+
+def _of_ends(now: Checkpoint, then: Checkpoint) -> Iterator[str]:
+    """The front door ends a text at what either config.json or generation_config.json names. That the first names the
+    same is another's to say."""
+    has_had, has = generation_ends(now.path), generation_ends(then.path)
+    if {*has, *now.config.eos_token_ids} != {*has_had, *now.config.eos_token_ids}:
+        yield f"generation_config.json: eos_token_id is {list(has)}, not {list(has_had)}"
 
 
 def _content(path: Path) -> Any:

@@ -5,6 +5,7 @@ Knows nothing about HTTP, requests or engines."""
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from isotherm.cluster.text.tokenizer_files import (
     template_for_tools,
 )
 
+log = logging.getLogger(__name__)
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -95,6 +97,8 @@ class Tokenizer:
         backend = read_backend(directory, config)
         special = special_tokens(directory, config)
         set_post_processor(backend, config, special)
+        if (end := special.get("eos_token")) is not None and backend.token_to_id(end) is None:
+            log.warning("%s: its eos_token %r is no token of the vocabulary, and so ends no text", directory, end)
         eos: set[int] = set()
         for name in ("generation_config.json", "config.json"):
             eos.update(eos_ids(read_json(directory / name), directory / name))

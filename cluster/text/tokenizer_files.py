@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from isotherm.cluster.errors import IsothermError
@@ -63,7 +64,30 @@ def read_backend(directory: Path, config: JSON) -> tokenizers.Tokenizer:
         raise TokenizerError(f"{path}: {error}") from error
     backend.no_truncation()
     backend.no_padding()
+    _add_named_tokens(backend, config)
     return backend
+
+
+def _add_named_tokens(backend: tokenizers.Tokenizer, config: JSON) -> None:
+    """As in transformers, the tokens of tokenizer_config.json's added_tokens_decoder are added to those of
+    tokenizer.json, and their flags replace those that it gives. A new token gets the next id that is free: a model that
+    was trained with another would not know it. Raises TokenizerError."""
+    named, what = config.get("added_tokens_decoder") or {}, "tokenizer_config.json: added_tokens_decoder"
+    try:
+        tokens = {int(id_): _added_token(entry) for id_, entry in named.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(f"{what} must be an object of ids and tokens ({error!r})") from None
+    there = backend.get_added_tokens_decoder()
+    backend.add_tokens([token for id_, token in sorted(tokens.items()) if repr(token) != repr(there.get(id_))])
+    for id_, token in sorted(tokens.items()):
+        if (found := backend.token_to_id(token.content)) != id_:
+            raise TokenizerError(f"{what} says that {token.content!r} is {id_}; with tokenizer.json it is {found}")
+
+
+def _added_token(entry: Mapping[str, Any]) -> AddedToken:
+    special = bool(entry.get("special", False))
+    flags = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip")}
+    return AddedToken(entry["content"], special=special, normalized=bool(entry.get("normalized", not special)), **flags)
 
 
 def set_post_processor(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
@@ -153,7 +177,9 @@ def token_text(value: Any) -> str | None:
 def eos_ids(config: JSON, path: Path) -> list[int]:
     """The tokens that end a text, by a decoded config.json or generation_config.json: its own, or its text model's."""
     text = config.get("text_config")
-    value = config.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
+    value = config.get("eos_token_id")
+    if value is None and isinstance(text, dict):
+        value = text.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(id_) is int for id_ in ids):
         raise TokenizerError(f"{path}: eos_token_id must be an int or a list of ints, got {value!r}")

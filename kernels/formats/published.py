@@ -21,7 +21,7 @@ E8M0 = torch.tensor([2.0 ** (code - 127) for code in range(255)] + [float("nan")
 
 def pack_quantized(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> StoredWeight:
     """compressed-tensors' pack-quantized: an int32 holds eight inputs of an output, the first in its lowest bits, which
-    on a little-endian machine are the nibbles' own bytes. Zero points are packed along the outputs."""
+    on a little-endian machine are the nibbles' own bytes."""
     rows, inputs = tensors["shape"].tolist()
     packed, group = tensors["packed"], parameters["group_size"]
     if tuple(packed.shape) != (rows, -(-inputs // 8)):
@@ -29,8 +29,17 @@ def pack_quantized(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any])
     _check_order(tensors.get("index"), group)
     nibbles = packed.contiguous().view(torch.uint8)[:, : -(-inputs // 2)]
     zero = tensors.get("zero")
-    zeros = None if zero is None else unpacked_words(zero)[:rows]
+    zeros = None if zero is None else _zero_points(zero, rows)
     return Int4Weight(nibbles, tensors["scale"], _unless_all(zeros), group, inputs)
+
+
+def _zero_points(zero: Tensor, rows: int) -> Tensor:
+    """Packed along the outputs; or, as they were before April 2025, one by one, and signed where nibbles are not."""
+    if zero.dtype != torch.int8:
+        return unpacked_words(zero)[:rows]
+    if len(beyond := zero[(zero < -INT4_ZERO) | (zero >= INT4_ZERO)]):
+        raise ValueError(f"weight_zero_point has {int(beyond[0])}; it must be -8 to 7")
+    return (zero + INT4_ZERO).to(torch.uint8)
 
 
 def gptq(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> StoredWeight:

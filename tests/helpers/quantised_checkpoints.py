@@ -47,6 +47,12 @@ def compressed(weight: Tensor, group: int = 32, symmetric: bool = True) -> Parts
     return parts, PackedQuantizationCompressor.decompress(dict(parts), scheme)["weight"]
 
 
+def compressed_loosely(weight: Tensor, group: int = 32) -> Parts:
+    """With zero points as they were stored before compressed-tensors' pull request 296: one by one, signed."""
+    parts, numbers = compressed(weight, group, False)
+    return parts | {"weight_zero_point": (affine(weight, group, False)[1] - 8).to(torch.int8)}, numbers
+
+
 def mxfp4(weight: Tensor) -> Parts:
     args = QuantizationArgs(num_bits=4, type="float", strategy="group", group_size=32, scale_dtype=torch.uint8)
     scheme = QuantizationScheme(targets=["Linear"], weights=args)
@@ -128,6 +134,7 @@ AUTO_ROUND_CONFIG = {
 PUBLISHED: dict[str, tuple[Callable[[Tensor], Parts], dict[str, Any]]] = {
     "pack-quantized": (compressed, compressed_config()),
     "pack-quantized-asymmetric": (lambda w: compressed(w, 64, False), compressed_config(64, False)),
+    "pack-quantized-loose-zeros": (lambda w: compressed_loosely(w, 64), compressed_config(64, False)),
     "gptq": (gptq, gptq_config()),
     "gptq-asymmetric": (lambda w: gptq(w, 64, False), gptq_config(64, sym=False)),
     "gptq-v2": (lambda w: gptq(w, 32, False, less=0), gptq_config(sym=False, checkpoint_format="gptq_v2")),
@@ -137,14 +144,14 @@ PUBLISHED: dict[str, tuple[Callable[[Tensor], Parts], dict[str, Any]]] = {
 }
 
 
-def written(path: Path, kind: str, shards: int = 2, all_of: bool = True) -> tuple[Path, Path]:
+def written(path: Path, kind: str, shards: int = 2, all_of: bool = True, mtp: bool = False) -> tuple[Path, Path]:
     """Two checkpoints of one model: quantised, but for the head, and with the numbers that it stands for. `all_of`:
-    every projection, or the routed experts alone."""
+    every projection, or the routed experts alone. `mtp`: with a layer for multi-token prediction."""
     quantise, said = PUBLISHED[kind]
-    config = make_config(SHAPE)
+    config = make_config(SHAPE, mtp=mtp)
     numbers = make_tensors(config, 3)
-    stored = dict(numbers)
-    for spec in parse(config).tensors():
+    stored, parsed = dict(numbers), parse(config)
+    for spec in [*parsed.tensors(), *(parsed.mtp_tensors(parsed.num_hidden_layers) if mtp else ())]:
         if spec.quantisable and spec.name != "lm_head.weight" and (all_of or ".experts." in spec.name):
             parts, numbers[spec.name] = quantise(stored.pop(spec.name).float())
             stored |= {f"{spec.name.removesuffix('weight')}{leaf}": tensor for leaf, tensor in parts.items()}

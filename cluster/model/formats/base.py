@@ -32,7 +32,7 @@ class WeightFormat(ABC):
 
     name: ClassVar[str]  # key of kernels/formats/registry.py
     # Role → the tensor's name, where the weight's own last name is "weight". The first role is the one that is always
-    # there, and that messages name. A role that `wants` leaves out may be there.
+    # there, and that messages name. What `wants` does not say of a role, `optional` does.
     leaves: ClassVar[dict[str, str]]
     quant_methods: ClassVar[tuple[str, ...]] = ()  # config.json's words for it
     needs_config: ClassVar[bool] = False  # whether the headers alone cannot say it
@@ -58,15 +58,15 @@ class WeightFormat(ABC):
     def wants(self, shape: tuple[int, ...]) -> dict[str, Wanted]:
         """Role → tensor that a weight of `shape` must have."""
 
+    def optional(self, shape: tuple[int, ...]) -> dict[str, tuple[Wanted, ...]]:
+        """Role → what a tensor must be, of which a weight of `shape` may have none: one of several layouts, which are
+        told apart by their dtypes. Every role that `wants` leaves out is here."""
+        return {}
+
     @abstractmethod
     def stores(self, dtypes: Mapping[str, str]) -> bool:
         """Whether a weight is in this format, of whose tensors those in `dtypes` (role → dtype) are there. A dtype is
         empty where only the index is here, which has none."""
-
-    def covers(self, weight: str) -> bool:
-        """Whether config.json says of this weight that it is in this format. Where tensors are there, they are
-        believed."""
-        return True
 
     def refusal(self, read: Mapping[str, Callable[[], bytes]]) -> str | None:
         """Why a weight cannot be computed with that has the right headers. `read`: role → its tensor's bytes, where the

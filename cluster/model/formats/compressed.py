@@ -4,13 +4,11 @@ for each group of inputs; and what config.json says in its words."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.formats.base import Wanted, WeightFormat
 from isotherm.cluster.model.formats.fp8 import BLOCK, CompressedFp8Blocks
-from isotherm.cluster.model.formats.ignored import ignored, matches
 from isotherm.cluster.model.formats.int8 import GROUP as INT8_GROUP
 from isotherm.cluster.model.formats.int8 import Int8Groups
 from isotherm.cluster.model.formats.mxfp4 import Mxfp4
@@ -30,8 +28,6 @@ class PackQuantized(WeightFormat):
     """Weight = (nibble - zero) × scale; zero is 8 where no zero points are there."""
 
     group_size: int = 32
-    # config.json's "ignore": names of modules, or regular expressions after "re:".
-    ignore: tuple[str, ...] = field(default=(), compare=False)
 
     name = "pack-quantized"
     leaves: ClassVar = {
@@ -52,15 +48,8 @@ class PackQuantized(WeightFormat):
     def least_bytes(self) -> float:  # type: ignore[override]  # a property of the group, where others have a number
         return 0.5 + 2 / self.group_size
 
-    @property
-    def parameters(self) -> JSON:
-        return {"group_size": self.group_size}
-
     def words(self) -> str:
         return f"4-bit integers, groups of {self.group_size}"
-
-    def covers(self, weight: str) -> bool:
-        return not any(matches(entry, weight) for entry in self.ignore)
 
     def wants(self, shape: tuple[int, ...]) -> dict[str, Wanted]:
         return {
@@ -68,6 +57,13 @@ class PackQuantized(WeightFormat):
             "scale": Wanted((shape[0], -(-shape[1] // self.group_size)), SCALES),
             "shape": Wanted((2,), ("I64", "I32")),
         }
+
+    def optional(self, shape: tuple[int, ...]) -> dict[str, tuple[Wanted, ...]]:
+        """Zero points are packed along the outputs; before compressed-tensors' pull request 296 (April 2025) they were
+        stored one by one and signed, which is 8 less than what they are beside nibbles from 0 to 15."""
+        groups = -(-shape[1] // self.group_size)
+        packed, plain = Wanted((-(-shape[0] // 8), groups), ("I32",)), Wanted((shape[0], groups), ("I8",))
+        return {"zero": (packed, plain), "index": (Wanted((shape[1],), ("I32",)),)}
 
     def stores(self, dtypes: Mapping[str, str]) -> bool:
         return dtypes["packed"] in ("I32", "") if "packed" in dtypes else False
@@ -89,18 +85,20 @@ def in_order(index: bytes, group: int) -> bool:
 
 def read_config(q: Fields) -> WeightFormat:
     """The format of the groups of a compressed-tensors `quantization_config`. Weights in 8 bits beside those in 4 are
-    known by their tensors. Raises ModelConfigError for what is not supported."""
+    known by their tensors, and so is what "ignore" names. Raises ModelConfigError for what is not supported."""
     groups = q.raw.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise q.fail("config_groups", groups, "an object with at least one group")
-    ignore = ignored(q, "ignore")
+    transforms = q.raw.get("transform_config")
+    if transforms and transforms != {"config_groups": {}}:
+        raise q.fail("transform_config", transforms, "null or empty: rotations of activations are not computed")
     found: list[WeightFormat] = []
     for name, group in groups.items():
         where = f"{q.where}: config_groups.{name}"
         if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
             raise type(q)(groups, q.where).fail(name, group, 'an object with "weights"')
         _check_activations(type(q)(group, where))
-        found.append(_of_group(type(q)(group["weights"], f"{where}.weights"), ignore))
+        found.append(_of_group(type(q)(group["weights"], f"{where}.weights")))
     narrow = {f for f in found if not isinstance(f, CompressedFp8Blocks | Int8Groups)}
     if len(narrow) > 1:
         words = " and ".join(sorted(f.words() for f in narrow))
@@ -108,7 +106,7 @@ def read_config(q: Fields) -> WeightFormat:
     return next(iter(narrow), found[0])
 
 
-def _of_group(w: Fields, ignore: tuple[str, ...]) -> WeightFormat:
+def _of_group(w: Fields) -> WeightFormat:
     kind = (w.raw.get("type"), w.raw.get("num_bits"))
     if kind == ("float", 8):
         w.exactly("strategy", ("block",), None)
@@ -121,7 +119,7 @@ def _of_group(w: Fields, ignore: tuple[str, ...]) -> WeightFormat:
         return Int8Groups()
     if kind == ("float", 4):
         w.exactly("group_size", (32,), None)
-        return Mxfp4(ignore)
+        return Mxfp4()
     w.exactly("type", ("int",), "int")
     w.exactly("num_bits", (4,), None)
     w.exactly("strategy", ("group",), None)
@@ -129,7 +127,7 @@ def _of_group(w: Fields, ignore: tuple[str, ...]) -> WeightFormat:
     order: Any = w.raw.get("actorder")
     if order not in HARMLESS_ORDERS:
         raise w.fail("actorder", order, "null, or an order that leaves the inputs where they are (act-order does not)")
-    return PackQuantized(w.raw["group_size"], ignore)
+    return PackQuantized(w.raw["group_size"])
 
 
 def _check_activations(g: Fields) -> None:

@@ -55,4 +55,4 @@ class CompressedFp8Blocks(Fp8Blocks):
     quant_methods = ()
 
     def stores(self, dtypes: Mapping[str, str]) -> bool:
-        return dtypes.get("data") == E4M3 and "scale" in dtypes
+        return dtypes.get("data") in (E4M3, "") and "scale" in dtypes

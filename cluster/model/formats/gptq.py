@@ -61,6 +61,9 @@ class Gptq(WeightFormat):
             "scale": Wanted((groups, rows), SCALES),
         }
 
+    def optional(self, shape: tuple[int, ...]) -> dict[str, tuple[Wanted, ...]]:
+        return {"index": (Wanted((shape[1],), ("I32",)),)}
+
     def stores(self, dtypes: Mapping[str, str]) -> bool:
         return "packed" in dtypes
 

@@ -31,4 +31,4 @@ class Int8Groups(WeightFormat):
         return {"data": Wanted(shape, ("I8",)), "scales": Wanted((shape[0], groups), ("BF16", "F16", "F32"))}
 
     def stores(self, dtypes: Mapping[str, str]) -> bool:
-        return dtypes.get("data") == "I8"
+        return dtypes.get("data") == "I8" or (dtypes.get("data") == "" and "scales" in dtypes)

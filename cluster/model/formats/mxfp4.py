@@ -4,12 +4,10 @@ compressed-tensors' names and under those of AMD's Quark."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.formats.base import Wanted, WeightFormat
-from isotherm.cluster.model.formats.ignored import ignored, matches
 
 if TYPE_CHECKING:
     from isotherm.cluster.model.config import Fields
@@ -21,21 +19,12 @@ GROUP = 32
 class Mxfp4(WeightFormat):
     """Weight = number × 2^(scale - 127). Every such product is a bfloat16 number, and as that it is computed with."""
 
-    ignore: tuple[str, ...] = field(default=(), compare=False)
-
     name = "mxfp4"
     leaves: ClassVar = {"packed": "weight_packed", "scale": "weight_scale"}
     needs_config = True
 
-    @property
-    def parameters(self) -> JSON:
-        return {}
-
     def words(self) -> str:
         return "MXFP4, computed with as bfloat16"
-
-    def covers(self, weight: str) -> bool:
-        return not any(matches(entry, weight) for entry in self.ignore)
 
     def wants(self, shape: tuple[int, ...]) -> dict[str, Wanted]:
         return {
@@ -63,4 +52,4 @@ class QuarkMxfp4(Mxfp4):
         w.exactly("dtype", ("fp4",), None)
         w.exactly("group_size", (GROUP,), None)
         w.exactly("scale_format", ("e8m0",), "e8m0")
-        return cls(ignored(q, "exclude"))
+        return cls()

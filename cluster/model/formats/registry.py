@@ -65,8 +65,3 @@ def weight_dtypes() -> tuple[str, ...]:
     known = [f() for f in formats if not f.needs_config]
     named = [f.wants((1, 1))[role] for f in known for role, leaf in f.leaves.items() if leaf == "weight"]
     return tuple(dict.fromkeys(dtype for wanted in named for dtype in wanted.dtypes))
-
-
-def scale_suffixes() -> tuple[str, ...]:
-    """Ends of the names of tensors that hold no weights, but what weights are scaled with."""
-    return tuple(f".{leaf}" for f in FORMATS for role, leaf in f.leaves.items() if role != next(iter(f.leaves)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import quantised_checkpoints as published
 import torch
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationConfig
+from deepseek_checkpoints import make_config
+from family_checkpoints import make_family
 from safetensors.torch import load_file
 
 from isotherm.actors.models import converter
@@ -30,6 +33,7 @@ OPTIONS = OfflineOptions(
     prompt=None, prompt_ids="5,250,17,99,4,123", chat=None, max_tokens=16, temperature=0.0, top_p=1.0, top_k=0, seed=0,
     ignore_eos=True, dtype="bfloat16", kernels="auto", logprobs=3,
 )  # fmt: skip
+FP8_CONFIG = make_config(fp8=True)["quantization_config"]
 SMALL = 2 << 20  # bytes a file, so that the bundled model makes several
 
 
@@ -98,11 +102,13 @@ def test_compressed_tensors_reads_it(tmp_path: Path):
     assert torch.equal(PackedQuantizationCompressor.decompress(parts, scheme)["weight"], expected)
 
 
-@pytest.mark.parametrize("kind", ["pack-quantized-asymmetric", "gptq-asymmetric", "gptq"])
+@pytest.mark.parametrize("kind", ["pack-quantized-asymmetric", "pack-quantized-loose-zeros", "gptq-asymmetric", "gptq"])
 def test_what_has_four_bits_keeps_its_numbers(tmp_path: Path, kind: str):
     narrow, _ = published.written(tmp_path, kind)
     convert(narrow, tmp_path / "out", WeightChoice("int4", head="int8"))
     assert generate(tmp_path / "out")["logprobs"] == generate(narrow, WeightChoice(head="int8"))["logprobs"]
+    zeros = [i for n, i in Checkpoint.open(tmp_path / "out").tensors.items() if n.endswith("weight_zero_point")]
+    assert zeros and {info.dtype for info in zeros} == {"I32"}, "as compressed-tensors reads them today"
 
 
 def test_what_cannot_be_converted_is_refused(tmp_path: Path):
@@ -127,3 +133,28 @@ def test_the_config_changes_where_it_stands():
     assert with_quantisation({"a": 1}, {"b": 2}) == {"a": 1, "quantization_config": {"b": 2}}
     nested = {"text_config": {"a": 1, "quantization_config": {}}}
     assert with_quantisation(nested, {"b": 2}) == {"text_config": {"a": 1, "quantization_config": {"b": 2}}}
+    assert with_quantisation(nested | {"quantization_config": None}, {"b": 2}) == with_quantisation(nested, {"b": 2})
+    assert with_quantisation(nested | {"quantization_config": {"c": 3}}, {"b": 2}) == {
+        "text_config": {"a": 1}, "quantization_config": {"b": 2}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("outer", [FP8_CONFIG, None])
+def test_a_quantisation_that_was_left_over_does_not_count(tmp_path: Path, outer: dict[str, Any] | None):
+    """In Kimi K2.5's config.json it may stand in two places."""
+    path = make_family(tmp_path / "k25", "kimi_k25", {"n_group": 1, "topk_group": 1}, fp8=True)
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["quantization_config"] = FP8_CONFIG
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": outer}))
+    convert(path, tmp_path / "out", WeightChoice("int4"))
+    assert Checkpoint.open(tmp_path / "out").weight_format() == "4-bit integers, groups of 32"
+
+
+def test_named_templates_are_taken_along(tmp_path: Path):
+    source, beside = tmp_path / "source", "additional_chat_templates"
+    shutil.copytree(bundled_model(), source)
+    (source / beside).mkdir()
+    (source / beside / "rag.jinja").write_text("{{ documents }}")
+    for _ in range(2):  # and where they are there already
+        convert(source, tmp_path / "out", WeightChoice("int4"))
+    assert (tmp_path / "out" / beside / "rag.jinja").read_text() == "{{ documents }}"

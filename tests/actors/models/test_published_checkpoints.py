@@ -40,10 +40,6 @@ def test_experts_alone_may_be_quantised(tmp_path: Path):
     assert generate(narrow)["logprobs"] == generate(numbers)["logprobs"]
     checkpoint = Checkpoint.open(narrow)
     assert checkpoint.weight_format() == "4-bit integers, groups of 32"
-    stored_as = checkpoint.config.quantisation
-    assert stored_as is not None
-    plain = [s for s in checkpoint.config.tensors() if s.quantisable and checkpoint.format_of(s.name).name == "plain"]
-    assert plain and not any(stored_as.covers(s.name) for s in plain if "shared_experts" not in s.name)
 
 
 @pytest.mark.parametrize("kind", ["gptq", "pack-quantized"])
@@ -57,6 +53,34 @@ def test_act_order_is_refused_when_the_checkpoint_is_opened(tmp_path: Path, kind
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match=r"weight model\.layers\.0\.\S+ is quantised in act-order: its g_idx"):
         Checkpoint.open(narrow)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value", "words"),
+    [
+        ("weight_zero_point", torch.zeros(8, 2, dtype=torch.int8), "expected shape [64, 2], found [8, 2]"),
+        ("weight_zero_point", torch.zeros(64, 2, dtype=torch.int32), "expected shape [8, 2], found [64, 2]"),
+        ("weight_zero_point", torch.zeros(64, 2, dtype=torch.uint8), "expected shape [8, 2], found [64, 2]"),
+        ("weight_zero_point", torch.zeros(8, 2, dtype=torch.int64), "expected dtype I32, I8, found I64"),
+        ("weight_g_idx", torch.zeros(128, dtype=torch.int64), "expected dtype I32, found I64"),
+        ("weight_g_idx", torch.zeros(64, dtype=torch.int32), "expected shape [128], found [64]"),
+    ],
+)
+def test_what_a_weight_may_have_is_checked_where_it_is(tmp_path: Path, leaf: str, value: torch.Tensor, words: str):
+    narrow, _ = published.written(tmp_path, "pack-quantized-asymmetric", shards=1)
+    file, name = narrow / "model.safetensors", f"model.layers.1.mlp.experts.3.up_proj.{leaf}"
+    save_file(load_file(file) | {name: value}, file)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(narrow)
+    assert str(caught.value) == f"{file}: tensor {name}: {words}"
+
+
+def test_a_zero_point_beyond_four_bits_is_named(tmp_path: Path):
+    narrow, _ = published.written(tmp_path, "pack-quantized-loose-zeros", shards=1)
+    file, name = narrow / "model.safetensors", "model.layers.1.mlp.experts.3.up_proj.weight_zero_point"
+    save_file(load_file(file) | {name: torch.full((64, 2), 8, dtype=torch.int8)}, file)
+    with pytest.raises(CheckpointError, match=r"experts\.3\.up_proj\.weight: weight_zero_point has 8; it must be -8"):
+        generate(narrow)
 
 
 def test_a_weight_of_another_size_is_named(tmp_path: Path):

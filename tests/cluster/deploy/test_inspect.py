@@ -10,15 +10,19 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+import quantised_checkpoints as published
 from deepseek_checkpoints import make_checkpoint, make_config, make_tensors, write_checkpoint
 from fake_engine import write_tokenizer
 from published import DEEPSEEK_V3
 
+from isotherm.actors.models.converter import convert
 from isotherm.cluster.deploy.inspect import Report, inspect_model
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
 from isotherm.cluster.model.checkpoint import INDEX, CheckpointError
 from isotherm.cluster.model.config import ModelConfigError
+from isotherm.cluster.model.path import bundled_model, resolve_model
 from isotherm.cluster.model.registry import parse
 from isotherm.cluster.model.weight_choice import WeightChoice
 
@@ -281,11 +285,67 @@ class _Counted:
         return data
 
 
-def test_a_checkpoint_that_is_half_there_is_refused(tmp_path: Path):
-    make_checkpoint(tmp_path, shards=2)
-    next(iter(tmp_path.glob("*-00002-*"))).unlink()
-    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors: is named by"):
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a hub's repository gives of one that is asked for without weights."""
+    fetched = tmp_path / "fetched"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(fetched))
+    return fetched
+
+
+def test_a_hubs_model_of_which_some_files_were_fetched_is_estimated(hub: Path):
+    """The rest of an earlier download that was broken off."""
+    make_checkpoint(hub, dtype="bfloat16", shards=2, mtp=True)
+    write_tokenizer(hub)
+    whole = inspect_model(resolve_model("org/model", weights=False), Manifest())
+    next(iter(hub.glob("*-00002-*"))).unlink()
+    report = inspect_model(resolve_model("org/model", weights=False), Manifest())
+    assert report.bytes_from == "estimate from config.json and the index: 1 of 2 weight files are not here"
+    assert (report.parameters, report.files) == (whole.parameters, 2)
+    assert report.bytes_by_part["routed experts"] == whole.bytes_by_part["routed experts"]
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_hubs_model_in_one_file_is_estimated_by_its_config(hub: Path, fp8: bool):
+    """It has no index, which would be fetched."""
+    make_checkpoint(hub, make_config(fp8=fp8, dtype="bfloat16"), fp8=fp8, dtype="bfloat16")
+    write_tokenizer(hub)
+    whole = inspect_model(resolve_model("org/model", weights=False), Manifest())
+    (hub / "model.safetensors").unlink()
+    report = inspect_model(resolve_model("org/model", weights=False), Manifest())
+    assert report.bytes_from == "estimate from config.json: neither weight files nor an index are here"
+    assert (report.parameters, report.files) == (whole.parameters, 0)
+    assert report.bytes_by_part["routed experts"] == whole.bytes_by_part["routed experts"]
+    assert report.architecture["weights"] == whole.architecture["weights"]
+    assert report.architecture["multi_token_prediction"] == "not known"
+
+
+def test_pickles_alone_are_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin: is a pickle"):
         inspect_model(tmp_path, Manifest())
+
+
+@pytest.mark.parametrize(
+    "choice", [WeightChoice("stored", "fp8", "int8"), WeightChoice(head="int8"), WeightChoice("int4", "fp8", "fp8")]
+)
+def test_eight_bits_of_compressed_tensors_are_counted_without_the_files(tmp_path: Path, choice: WeightChoice):
+    convert(bundled_model(), tmp_path, choice)
+    there = inspect_model(tmp_path, Manifest())
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    estimate = inspect_model(tmp_path, Manifest())
+    assert "estimate" in estimate.bytes_from
+    for part, nbytes in there.bytes_by_part.items():
+        assert estimate.bytes_by_part[part] == pytest.approx(nbytes, rel=0.07), part
+
+
+@pytest.mark.parametrize("kind", ["pack-quantized", "gptq", "mxfp4"])
+def test_what_is_packed_is_no_fewer_parameters(tmp_path: Path, kind: str):
+    narrow, numbers = published.written(tmp_path, kind, mtp=True)
+    counted = inspect_model(narrow, Manifest()).parameters
+    assert counted == inspect_model(numbers, Manifest()).parameters and counted["multi_token_prediction"] > 0
 
 
 @pytest.mark.parametrize(
@@ -294,7 +354,6 @@ def test_a_checkpoint_that_is_half_there_is_refused(tmp_path: Path):
         (None, ModelConfigError, "not found"),
         ("{", ModelConfigError, "not valid JSON"),
         ('{"model_type": "llama"}', ModelConfigError, "model_type"),
-        (json.dumps(DEEPSEEK_V3), CheckpointError, "has no *.safetensors file"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: str | None, error: type[Exception], words: str):

@@ -97,9 +97,9 @@ def test_a_default_that_does_not_fit_says_that_it_is_one():
 
 def test_null_is_no_value_but_where_the_reference_computes_with_it():
     allowed = ("q_lora_rank", "num_nextn_predict_layers", "eos_token_id", "rope_theta", "rope_scaling", "torch_dtype",
-               "quantization_config")  # fmt: skip
+               "quantization_config", "n_shared_experts")  # fmt: skip
     config = parse(changed(**dict.fromkeys(allowed)))
-    assert config.q_lora_rank is None and config.quantisation is None
+    assert config.q_lora_rank is None and config.quantisation is None and config.n_shared_experts == 0
     assert (config.eos_token_ids, config.rope) == ((), RopeConfig(10000.0))
     for name in [
         n for n in make_config() if n not in (*allowed, "architectures", "num_key_value_heads", "bos_token_id")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quantised_checkpoints as quantised
 import torch
 from deepseek_checkpoints import make_config, make_tensors
 from family_checkpoints import make_family
@@ -20,6 +21,8 @@ from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.checkpoint import Checkpoint, CheckpointError
 from isotherm.cluster.model.config import ModelConfig, ModelConfigError
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
+from isotherm.cluster.model.formats.compressed import PackQuantized
+from isotherm.cluster.model.formats.fp8 import Fp8Blocks
 from isotherm.cluster.model.registry import parse
 from isotherm.kernels.formats.fp8 import Fp8Weight
 
@@ -70,6 +73,15 @@ def test_kimi_k25_is_its_text_model_under_other_names(tmp_path: Path):
     assert parse(outside).eos_token_ids == (7,)
     report = inspect_model(make_family(tmp_path, "kimi_k25", {"n_group": 1, "topk_group": 1}), Manifest())
     assert report.architecture["not_supported"].startswith("images and video: the vision tower")
+
+
+def test_of_two_quantisations_kimi_k25_has_the_outer_one():
+    """As transformers and vLLM have it; one that is null is none."""
+    inner = KIMI_K25["text_config"]
+    assert type(parse(KIMI_K25).quantisation) is Fp8Blocks and inner["quantization_config"]
+    both = {**KIMI_K25, "quantization_config": quantised.compressed_config()}
+    assert parse(both).quantisation == PackQuantized(32)
+    assert parse({**KIMI_K25, "quantization_config": None}).quantisation == parse(KIMI_K25).quantisation
 
 
 @pytest.mark.parametrize("text", [None, [], "kimi"])

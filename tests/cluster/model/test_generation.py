@@ -7,7 +7,7 @@ import json
 import pytest
 
 from isotherm.cluster.model.config import ModelConfigError
-from isotherm.cluster.model.generation import generation_defaults
+from isotherm.cluster.model.generation import generation_defaults, generation_ends
 
 
 def written(path, content):
@@ -25,6 +25,14 @@ def test_what_is_known_is_taken(tmp_path):
 
 def test_without_one_there_are_none(tmp_path):
     assert generation_defaults(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("said", "ends"), [(3, (3,)), ([3, 5], (3, 5)), (None, ())])
+def test_what_ends_a_text(tmp_path, said, ends):
+    assert generation_ends(tmp_path) == ()
+    assert generation_ends(written(tmp_path, {"eos_token_id": said})) == ends
+    with pytest.raises(ModelConfigError, match=r"generation_config\.json: eos_token_id is 'x'; it must be a token id"):
+        generation_ends(written(tmp_path, {"eos_token_id": "x"}))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from isotherm.cluster.model.formats.base import WeightFormat
 from isotherm.cluster.model.formats.compressed import PackQuantized, in_order
 from isotherm.cluster.model.formats.fp8 import CompressedFp8Blocks
 from isotherm.cluster.model.formats.gptq import Gptq
-from isotherm.cluster.model.formats.ignored import matches
 from isotherm.cluster.model.formats.mxfp4 import Mxfp4
 from isotherm.cluster.model.registry import parse
 
@@ -59,7 +58,6 @@ def test_weights_in_8_bits_may_stand_beside():
         (published.compressed_config(strategy="channel"), 'strategy is "channel"; it must be "group"'),
         (published.compressed_config(actorder="group"), 'actorder is "group"; it must be null, or an order that'),
         (published.compressed_config() | {"config_groups": {}}, "config_groups is {}; it must be an object with at"),
-        (published.compressed_config() | {"ignore": ["re:("]}, 'ignore is "re:("; it must be a regular expression'),
         (published.gptq_config(bits=8), "bits is 8; it must be 4"),
         (published.gptq_config(checkpoint_format="marlin"), 'checkpoint_format is "marlin"; it must be "gptq" or'),
         (published.AUTO_ROUND_CONFIG | {"packing_format": "auto_round:auto_awq"}, 'is "auto_round:auto_awq"; it must'),
@@ -75,26 +73,23 @@ def test_what_is_refused(said: dict[str, Any], message: str):
     assert message in str(caught.value)
 
 
+def test_rotations_are_refused():
+    """As SpinQuant's and QuIP's checkpoints have them: what they rotate online, nothing here would."""
+    groups = {"u": {"type": "hadamard", "apply": [{"targets": ["Linear"], "location": "input"}]}}
+    said = published.compressed_config() | {"transform_config": {"config_groups": groups}}
+    with pytest.raises(
+        ModelConfigError, match=r"transform_config is .*hadamard.*; it must be null or empty: rotations"
+    ):
+        quantisation(said)
+    for none in (None, {}, {"config_groups": {}}):
+        assert quantisation(said | {"transform_config": none}) == PackQuantized(32)
+
+
 def test_activations_of_fixed_scales_are_refused():
     said = published.compressed_config()
     said["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "dynamic": False}
     with pytest.raises(ModelConfigError, match="group_0: input_activations is .*; it must be null, or dynamic"):
         quantisation(said)
-
-
-@pytest.mark.parametrize(
-    ("entry", "weight", "matched"),
-    [
-        ("lm_head", "lm_head.weight", True),
-        ("lm_head", "model.layers.0.mlp.gate_proj.weight", False),
-        ("re:.*self_attn.*", "model.layers.3.self_attn.o_proj.weight", True),
-        (r"re:.*mlp\.(gate|up|down)_proj.*", "model.layers.0.mlp.up_proj.weight", True),
-        (r"re:.*mlp\.(gate|up|down)_proj.*", "model.layers.3.mlp.experts.7.up_proj.weight", False),
-        ("model.layers.0.mlp.up_proj", "model.layers.0.mlp.up_proj.weight", True),
-    ],
-)
-def test_ignore_lists_name_modules(entry: str, weight: str, matched: bool):
-    assert matches(entry, weight) == matched
 
 
 def test_order_of_inputs():

@@ -51,6 +51,19 @@ def test_another_family_is_said_alone(now: Checkpoint, then: Checkpoint):
     assert differences(now, replace(then, config=other), True) == ["config.json: model_type is other, not deepseek_v3"]
 
 
+@pytest.mark.parametrize("defaults_matter", [True, False])
+def test_other_ends_of_a_text(now: Checkpoint, then: Checkpoint, defaults_matter: bool):
+    """The front door keeps the set that it has read."""
+    file = then.path / "generation_config.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps(said | {"eos_token_id": [*now.config.eos_token_ids, 7]}))
+    words = f"generation_config.json: eos_token_id is {[*now.config.eos_token_ids, 7]}, not {[said['eos_token_id']]}"
+    assert differences(now, then, defaults_matter) == [words]
+    del said["eos_token_id"]  # config.json names it
+    file.write_text(json.dumps(said))
+    assert differences(now, then, defaults_matter) == []
+
+
 def test_texts_and_defaults(now: Checkpoint, then: Checkpoint):
     (then.path / "tokenizer.json").unlink()
     (then.path / "chat_template.json").write_text("{}")

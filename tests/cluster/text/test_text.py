@@ -108,6 +108,8 @@ def test_eos_ids_are_united(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 7]}')
     (tmp_path / "config.json").write_text('{"eos_token_id": 9}')
     assert Tokenizer.load(tmp_path).eos_token_ids == {1, 5, 7, 9}
+    (tmp_path / "config.json").write_text('{"eos_token_id": null, "text_config": {"eos_token_id": 11}}')
+    assert Tokenizer.load(tmp_path).eos_token_ids == {1, 5, 7, 11}
     (tmp_path / "config.json").write_text('{"eos_token_id": "nine"}')
     with pytest.raises(TokenizerError, match=r"config\.json: eos_token_id"):
         Tokenizer.load(tmp_path)
