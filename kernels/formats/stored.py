@@ -1,8 +1,8 @@
 """What a stored weight is to the kernels, whatever its format: a matrix that can be dequantised and cut.
 
 A format has to say how it is made of its tensors, its shape, and `dequantise`; a backend then packs what that gives.
-It says more where more is to be had: `can_cut`, `rows` and `transpose` that keep it as it is stored. A backend that multiplies by
-a format as it is stored knows it by its class (kernels/native/weights.py, kernels/triton/weights.py).
+It says more where more is to be had: `can_cut`, `rows` and `transpose` that keep it as it is stored. A backend that
+multiplies by a format as it is stored knows it by its class (kernels/native/weights.py, kernels/triton/weights.py).
 """
 
 from __future__ import annotations

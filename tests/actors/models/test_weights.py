@@ -162,7 +162,9 @@ def test_what_has_four_bits_gains_nothing_from_eight(checkpoint: Checkpoint, tmp
 
 def test_what_heads_are_cut_out_of_is_dequantised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """And not for each head, where their rows are no whole blocks of scales."""
-    checkpoint = Checkpoint.open(make_checkpoint(tmp_path, {"num_attention_heads": 6, "num_key_value_heads": 6}, fp8=True))
+    checkpoint = Checkpoint.open(
+        make_checkpoint(tmp_path, {"num_attention_heads": 6, "num_key_value_heads": 6}, fp8=True)
+    )
     c, dequantise, shapes = checkpoint.config, Fp8Weight.dequantise, []
 
     def counted(self: Fp8Weight, dtype: torch.dtype) -> torch.Tensor:
