@@ -82,9 +82,10 @@ class Planner:
 
     def heal(self, now: Desired, replace: bool) -> Desired:
         """The fleet without its dead, with as many new workers, or (`replace` false) with what is left of it, as long
-        as that is anything."""
+        as that is anything; and without those that are there and have never been committed."""
         workers = self._workers
-        have_groups, have_shards = workers.group_names(), workers.shard_names()
+        have_groups = [g for g in workers.group_names() if g in now.groups]
+        have_shards = [s for s in workers.shard_names() if s in now.shards]
         groups, shards = workers.alive(have_groups), workers.alive(have_shards)
         if replace or not groups:
             groups += self._names(have_groups, "expert", 2 * len(have_groups) - len(groups))[len(have_groups) :]

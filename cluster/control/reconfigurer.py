@@ -123,9 +123,10 @@ class Reconfigurer:
     async def _heal(self) -> None:
         """Goes on, ever more slowly, as long as there are dead ones."""
         fleet, late = self._fleet, False
-        wanted = len(fleet.group_names()), len(fleet.shard_names())
+        wanted: tuple[int, int] | None = None
         for pause in pauses(HEAL_PAUSE, LONGEST_HEAL_PAUSE):
             async with self.transactions.turn:
+                wanted = wanted or (len(self.desired.groups), len(self.desired.shards))
                 dead = [w for w in fleet.group_names() + fleet.shard_names() if w not in fleet.alive([w])]
                 if not dead:
                     break
@@ -141,7 +142,7 @@ class Reconfigurer:
                 )
             await asyncio.sleep(pause)
         self._healing = False
-        if (len(fleet.group_names()), len(fleet.shard_names())) < wanted:
+        if wanted is not None and (len(fleet.group_names()), len(fleet.shard_names())) < wanted:
             self.restore(*wanted, "as many workers as before some were lost")
 
     def restore(self, groups: int, shards: int, reason: str) -> None:
@@ -166,10 +167,11 @@ class Reconfigurer:
             if (await self.ended(operation)).phase is Phase.DONE:
                 return
 
-    async def take_over(self, desired: Desired) -> None:
-        """Begin with workers that a controller before this one has left, and replace those of them that are dead."""
-        await self.transactions.take_over(desired)
-        self.heal()
+    def take_over(self) -> None:
+        """Begin with the workers of `desired`, which a controller before this one has left, and replace those of them
+        that are dead; it goes on in the background. What cannot be done now is done later, and keeps nobody dead."""
+        self._background.keep("taking over", self.transactions.take_over)
+        self.heal()  # in its turn
 
     async def interrupt(self, why: str) -> None:
         """Roll back whatever has not been committed, for good; return when no place is waited for any more."""

@@ -22,6 +22,7 @@ from isotherm.cluster.placement.changes import Difference, Pair, difference
 
 log = logging.getLogger(__name__)
 COMMIT_SECONDS = 60.0  # in which every shard must have adopted a placement
+HELD_SECONDS = 5.0  # in which a group says what it holds; one that loads something says it when that is done
 DRAIN_SECONDS = 20.0  # after which a leaving shard gives its requests to others
 AT_ONCE_SECONDS = 1.0  # in which places for workers are found where there are any
 
@@ -60,31 +61,32 @@ class Transactions:
             await self._phase_entered.wait()
         return operation
 
-    async def take_over(self, desired: Desired) -> None:
-        """Begin with workers that a controller before this one has left: each shard routes by what was committed, and
-        whatever was half prepared or half freed is ended. Traffic goes on meanwhile."""
+    async def take_over(self) -> None:
+        """Begin with the workers of `desired`, which a controller before this one has left: each shard routes by what
+        was committed, and whatever was half prepared or half freed is ended. Traffic goes on meanwhile. Raises what
+        went wrong when all the rest is done; then it may be done again."""
         async with self.turn:
-            self.desired = desired
-            fleet = self._fleet
+            fleet, desired = self._fleet, self.desired
             fleet.avoid = desired.drained
             try:
                 await asyncio.wait_for(self._bring_back(desired), COMMIT_SECONDS)
-            except Exception:  # a worker that died in between is replaced like any other
-                log.exception("could not bring every worker back to placement version %d", desired.placement.version)
-            for worker in fleet.group_names() + fleet.shard_names():
-                if worker not in desired.groups + desired.shards:
-                    await fleet.end(worker)
+            finally:
+                workers = fleet.group_names() + fleet.shard_names()
+                await _all(fleet.end(w) for w in workers if w not in desired.groups + desired.shards)
 
     async def _bring_back(self, desired: Desired) -> None:
         fleet = self._fleet
         # A shard may hold the offer of a placement that was never committed: this one is offered after it.
         await _all(fleet.adopt(s, desired.placement) for s in fleet.alive(desired.shards))
-        extra = {}
-        for group in fleet.alive(desired.groups):
+
+        async def free_rest(group: str) -> None:
             wanted = set(desired.placement.held_by(group))
-            if pairs := [pair for pair in await fleet.held(group) if pair not in wanted]:
-                extra[group] = pairs
-        await self._free(desired, Difference({}, extra))
+            held = await asyncio.wait_for(fleet.held(group), HELD_SECONDS)
+            if pairs := [pair for pair in held if pair not in wanted]:
+                await fleet.free(group, pairs)
+
+        groups = map(free_rest, fleet.alive(desired.groups))
+        await _all([*groups, self._free(desired, Difference({}, {}))])
 
     async def run(self, operation: Operation, plan: Callable[[Sequence[str]], Desired], seconds: float) -> None:
         """`plan` is asked twice, for the cluster may change while places are waited for: it is given the names of
