@@ -52,7 +52,7 @@ class StoredWeight(ABC):
         """Rows begin … end-1: as they are stored where that can be, else dequantised to `dtype`."""
         return self.plain(dtype).rows(begin, end, dtype)
 
-    def parts(self, size: int, dtype: torch.dtype) -> list[StoredWeight]:
+    def cut(self, size: int, dtype: torch.dtype) -> list[StoredWeight]:
         """All rows, `size` at a time: as they are stored where every part can be, else cut out of one matrix that is
         dequantised to `dtype`."""
         begins, end = range(0, self.shape[0], size), self.shape[0]

@@ -75,7 +75,7 @@ def test_parts_are_cut_out_of_one_dequantised_matrix_where_they_cannot_stay_fp8(
         return dequantise(self, dtype)
 
     monkeypatch.setattr(Fp8Weight, "dequantise", counted)
-    parts = weight.parts(size, torch.bfloat16)
+    parts = weight.cut(size, torch.bfloat16)
     assert calls == ([] if kept else [(384, 200)])
     assert {type(part) for part in parts} == {Fp8Weight if kept else PlainWeight}
     assert [part.shape for part in parts] == [(min(size, 384 - b), 200) for b in range(0, 384, size)]
