@@ -143,7 +143,7 @@ class DeepseekV3Model:
             torch.zeros(w.shape[0]) if b is None else b.float() for b, w in zip(biases, (queries, latents), strict=True)
         ]
         kv_b = reader.stored(f"{p}.kv_b_proj.weight")
-        per_head = [kv_b.rows(h * (nope + value), (h + 1) * (nope + value), k.dtype) for h in range(heads)]
+        per_head = kv_b.cut(nope + value, k.dtype)
         return AttentionWeights(
             norm=self._norm(reader, f"{layer}.input_layernorm"),
             post_norm=self._norm(reader, f"{layer}.post_attention_layernorm"),

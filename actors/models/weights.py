@@ -71,8 +71,6 @@ class WeightReader:
         info = self.checkpoint.tensors[name]
         data = torch.empty(info.nbytes, dtype=torch.uint8)
         self._fill(info, data.numpy().data, name)
-        with self._lock:
-            self.bytes_read += info.nbytes
         return data.view(DTYPES[info.dtype]).view(info.shape)
 
     def blocks(self, name: str) -> Iterator[memoryview]:
@@ -94,6 +92,8 @@ class WeightReader:
                 done += got
         except OSError as error:
             raise CheckpointError(f"{info.file}: tensor {name} cannot be read ({error})") from None
+        with self._lock:
+            self.bytes_read += info.nbytes
 
     @contextmanager
     def ahead(self, weights: Iterable[str]) -> Iterator[None]:
@@ -146,13 +146,14 @@ class WeightReader:
         return name in self.checkpoint.tensors
 
     def are_equal(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same numbers."""
+        """Whether two tensors hold the same numbers. They are read a part at a time, as far as they are the same."""
         if not {one, other} <= self.checkpoint.tensors.keys():
             return False  # one of them is stored in several
         infos = self.checkpoint.tensors[one], self.checkpoint.tensors[other]
         if infos[0].dtype != infos[1].dtype or infos[0].shape != infos[1].shape:
             return False
-        return torch.equal(*(self.tensor(name).view(torch.uint8) for name in (one, other)))
+        blocks = zip(self.blocks(one), self.blocks(other), strict=True)
+        return all(torch.equal(*(torch.frombuffer(b, dtype=torch.uint8) for b in pair)) for pair in blocks)
 
     def stored(self, name: str) -> StoredWeight:
         """A projection, in the form that is chosen for it: as it is stored, in whatever format, or quantised."""

@@ -173,11 +173,12 @@ class Reconfigurer:
             if (await self.ended(operation)).phase is Phase.DONE:
                 return
 
-    async def take_over(self, desired: Desired) -> None:
-        """Begin with workers that a controller before this one has left, and replace those of them that are dead."""
-        await self.transactions.take_over(desired)
+    def take_over(self) -> None:
+        """Begin with the workers of `desired`, which a controller before this one has left, and replace those of them
+        that are dead; it goes on in the background. What cannot be done now is done later, and keeps nobody dead."""
+        self._background.keep("taking over", self.transactions.take_over)
         if self._dead():
-            self.heal()
+            self.heal()  # in its turn
 
     async def interrupt(self, why: str) -> None:
         """Roll back whatever has not been committed, for good; return when no operation is under way any more."""

@@ -23,6 +23,7 @@ from isotherm.cluster.placement.changes import Difference, Pair, difference
 
 log = logging.getLogger(__name__)
 COMMIT_SECONDS = 60.0  # in which every shard must have adopted a placement
+HELD_SECONDS = 5.0  # in which a group says what it holds; one that loads something says it when that is done
 DRAIN_SECONDS = 20.0  # after which a leaving shard gives its requests to others
 STEP_SECONDS = 10.0  # that a worker has to free experts or to close a link, while what waits for its turn waits
 AT_ONCE_SECONDS = 1.0  # in which places for workers are found where there are any
@@ -64,12 +65,12 @@ class Transactions:
             await self._phase_entered.wait()
         return operation
 
-    async def take_over(self, desired: Desired) -> None:
-        """Begin with workers that a controller before this one has left: each shard routes by what was committed, and
-        whatever was half prepared or half freed is ended. Traffic goes on meanwhile."""
+    async def take_over(self) -> None:
+        """Begin with the workers of `desired`, which a controller before this one has left: each shard routes by what
+        was committed, and whatever was half prepared or half freed is ended. Traffic goes on meanwhile. Raises what
+        went wrong when all the rest is done; then it may be done again."""
         async with self.turn:
-            self.desired = desired
-            fleet = self._fleet
+            fleet, desired = self._fleet, self.desired
             fleet.avoid = desired.drained
             # A shard may hold the offer of a placement that was never committed: this one is offered after it.
             failed = await _settle("adopt", {s: fleet.adopt(s, desired.placement) for s in fleet.alive(desired.shards)})
@@ -77,9 +78,9 @@ class Transactions:
             if not fleet.alive(failed):
                 failed |= await self._free(desired, {})
             failed |= await self._let_go(desired)
-            if failed:  # a worker that died in between is replaced like any other
+            if fleet.alive(failed):  # one that died in between is replaced like any other
                 version = desired.placement.version
-                log.error("could not bring every worker back to placement version %d: %s", version, _words(failed))
+                raise OperationError(f"not every worker is back at placement version {version}: {_words(failed)}")
 
     async def run(self, operation: Operation, plan: Callable[[Sequence[str]], Desired], seconds: float) -> None:
         """`plan` is asked twice, for the cluster may change while places are waited for: it is given the names of
@@ -222,7 +223,7 @@ class Transactions:
             operation.progress = round(0.9 * done / stages, 4)
 
         undo.workers += new_groups + new_shards
-        old_shards = fleet.alive(fleet.shard_names())
+        old_shards = fleet.alive(self.desired.shards)
         await _all(step(fleet.start_group(g)) for g in new_groups)
         await _all(
             [
@@ -238,7 +239,7 @@ class Transactions:
         """Also shards that will leave adopt it: until they are drained they still compute. It holds when it is written
         down, which is before anything is freed."""
         fleet = self._fleet
-        shards = fleet.alive(dict.fromkeys([*fleet.shard_names(), *desired.shards]))
+        shards = fleet.alive(dict.fromkeys([*self.desired.shards, *desired.shards]))
         if not set(shards) & set(desired.shards):
             raise RuntimeError("no attention shard is left to commit to")
         await _all(fleet.adopt(s, desired.placement) for s in shards)
@@ -262,7 +263,7 @@ class Transactions:
                 wanted = set(desired.placement.held_by(group))
                 extra[group] = [pair for pair in await fleet.held(group) if pair not in wanted]
 
-            failed = await _settle("ask", {g: ask(g) for g in fleet.alive(desired.groups)}, STEP_SECONDS)
+            failed = await _settle("ask", {g: ask(g) for g in fleet.alive(desired.groups)}, HELD_SECONDS)
         steps = {g: fleet.free(g, pairs) for g, pairs in extra.items() if g in desired.groups and pairs}
         failed |= await _settle("free", steps, STEP_SECONDS)
         self._leftovers = bool(fleet.alive(failed))
@@ -303,12 +304,12 @@ class Transactions:
         return failed | await _settle("end", {g: fleet.end(g) for g in groups})
 
     async def _end_strays(self) -> None:
-        """End what a roll-back could not: nothing that was committed names it, and no shard reaches it. Raises
-        OperationError."""
+        """End what a roll-back could not, nor a controller that has taken over. Where that fails again they stay, and
+        are in nobody's way: nothing that was committed names them, and they are asked for nothing."""
         desired, fleet = self.desired, self._fleet
-        strays = [w for w in fleet.group_names() + fleet.shard_names() if w not in desired.groups + desired.shards]
-        if failed := await self._end(strays):
-            raise OperationError(f"workers of an earlier operation cannot be ended: {_words(failed)}")
+        await self._end(
+            [w for w in fleet.group_names() + fleet.shard_names() if w not in desired.groups + desired.shards]
+        )
 
     async def _roll_back(self, operation: Operation, undo: _Undo, reason: str) -> None:
         """Each step by itself, for whatever is left would stand in the way of every operation after this one."""
@@ -316,7 +317,7 @@ class Transactions:
         fleet = self._fleet
         fleet.avoid = self.desired.drained
         # A shard may have adopted the new placement already: it must leave it before anything is freed.
-        stay = [s for s in fleet.alive(fleet.shard_names()) if s not in undo.workers]
+        stay = fleet.alive(self.desired.shards)
         failed = await _settle("adopt", {s: fleet.adopt(s, fleet.placement) for s in stay})
         failed = {s: failed[s] for s in fleet.alive(failed)}
         unfreed: dict[str, str] = {}

@@ -45,6 +45,7 @@ from isotherm.cluster.on_ray.state_store import StateStore
 from isotherm.cluster.placement.report import experts_report
 
 log = logging.getLogger(__name__)
+LEAVE_SECONDS = 5.0  # in which a start that is ended gives its places back
 
 
 @dataclass(frozen=True)
@@ -172,14 +173,13 @@ class Controller:
         self.fleet.committed(planned.placement)
         self._serve()
         log.info("serving with %d attention shards and %d expert groups", len(planned.shards), len(planned.groups))
+        if not self.fleet.all_alive():  # one that has died since its links were made, which failed nothing
+            self.reconfigurer.heal()
 
     async def _resume(self, saved: SavedState) -> None:
         """Take over from a controller that has died."""
-        log.warning(
-            "restarted, %d times now; placement version %d was committed last",
-            self._store.generation,
-            saved.serving.desired.placement.version,
-        )
+        restarts, version = self._store.generation, saved.serving.desired.placement.version
+        log.warning("restarted, %d times now; placement version %d was committed last", restarts, version)
         if await self.revisions.resume(saved):
             self._save()
             self._serve()
@@ -360,6 +360,7 @@ class Controller:
         self._set_phase("stopping")
         if self._starting is not None:
             self._starting.cancel()
+            await asyncio.wait([self._starting], timeout=LEAVE_SECONDS)  # whoever asks kills this process then
         await self.revisions.stop()
         self._store.clear()
 

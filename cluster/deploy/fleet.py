@@ -203,14 +203,15 @@ class RayFleet:
         )
 
     async def end(self, name: str) -> None:
+        """Where it raises, the worker is still known, and may be ended again."""
         self._standing()
+        if (worker := self.groups.get(name) or self.shards.get(name)) is not None:
+            end_worker(worker)
         self.in_service.discard(name)
         self._watch.remove(name)
         self.repair.forget(name)
-        worker = self.groups.pop(name, None) or self.shards.pop(name, None)
-        self.dead.pop(name, None)
-        if worker is not None:
-            end_worker(worker)
+        for workers in (self.groups, self.shards, self.dead):
+            workers.pop(name, None)
 
     async def end_all(self) -> None:
         for name in [*self.shards, *self.groups]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import ray
 
+from isotherm.cluster.background import Background
+from isotherm.cluster.errors import one_line
 from isotherm.cluster.manifest import AttentionSection, ExpertSection, Manifest
 from isotherm.cluster.on_ray.workers import Slot, release_slot, reserve
 
@@ -43,6 +45,7 @@ class Places:
         self._manifest, self._changed, self._standing = manifest, changed, standing
         self._slots: dict[str, Slot] = {}  # reserved, by worker
         self._suspects: dict[str, float] = {}  # node → until when nothing is started there
+        self._background = Background()
 
     def resources(self, worker: str) -> dict[str, float]:
         return resources(self._manifest, worker)
@@ -57,7 +60,7 @@ class Places:
 
     def release(self, worker: str) -> None:
         if (slot := self._slots.pop(worker, None)) is not None:
-            release_slot(slot)
+            self._give_back(worker, slot)
 
     def release_all(self) -> None:
         for worker in list(self._slots):
@@ -92,23 +95,44 @@ class Places:
         try:
             done, _ = await asyncio.wait([pending], timeout=PLACE_TIMEOUT)
             if not done:
-                waits = f"{name} waits for a node with {_amounts(resources)}" + (
-                    f" and the labels {labels}" if labels else ""
-                )
-                available = await asyncio.to_thread(ray.available_resources)
-                log.warning("%s; free in the whole cluster: %s", waits, available)
-                self.waits[name] = (
-                    f"{waits}; free in the whole cluster: {_amounts({r: available.get(r, 0.0) for r in resources})}"
-                )
-                self._changed()
+                await self._tell_wait(name, resources, labels)
             slot = await pending
             self._standing()
             return slot
-        finally:
-            pending.cancel()  # the placement group of a caller that gave up is removed
+        except BaseException:
+            # The placement group of a caller that gave up is removed, also where Ray has placed it in that instant.
+            pending.add_done_callback(lambda _: self._unwanted(name, pending))
+            pending.cancel()
             await asyncio.wait([pending])
+            raise
+        finally:
             if self.waits.pop(name, None) is not None:
                 self._changed()
+
+    async def _tell_wait(self, name: str, resources: dict[str, float], labels: dict[str, str]) -> None:
+        waits = f"{name} waits for a node with {_amounts(resources)}" + (f" and the labels {labels}" if labels else "")
+        available = await asyncio.to_thread(ray.available_resources)
+        log.warning("%s; free in the whole cluster: %s", waits, available)
+        self.waits[name] = (
+            f"{waits}; free in the whole cluster: {_amounts({r: available.get(r, 0.0) for r in resources})}"
+        )
+        self._changed()
+
+    def _unwanted(self, name: str, pending: asyncio.Future[Slot]) -> None:
+        if pending.cancelled():
+            return
+        if (error := pending.exception()) is None:
+            self._give_back(name, pending.result())
+        else:
+            log.warning("%s gets no place: %s", name, one_line(error))
+
+    def _give_back(self, name: str, slot: Slot) -> None:
+        """Again and again where Ray's head is away."""
+        try:
+            release_slot(slot)
+        except Exception as error:
+            log.warning("the place of %s is given back later: %s", name, one_line(error))
+            self._background.keep(f"giving back the place of {name}", lambda: asyncio.to_thread(release_slot, slot))
 
     def suspected(self, avoid: frozenset[str]) -> frozenset[str]:
         """Nodes on which nothing is to be started for now, as long as others are left."""

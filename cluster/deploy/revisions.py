@@ -251,8 +251,7 @@ class Revisions:
                 await serving.fleet.end(worker)
             return False
         for revision in filter(None, (serving, self.leaving)):
-            made = revision.reconfigurer
-            self._background.spawn(f"taking over revision {revision.number}", made.take_over(made.desired))
+            revision.reconfigurer.take_over()
         if (operation := self._operations.finishing()) is not None:
             self._begin_to_finish(operation)
         return True

@@ -82,10 +82,10 @@ async def reserve(name: str, bundle: dict[str, float], labels: dict[str, str] | 
     )
     try:
         await placed.ready()
-    except asyncio.CancelledError:
+        return _slot(placed, placement_group_table(placed))
+    except BaseException:  # also where its node has died in that instant
         remove_placement_group(placed)
         raise
-    return _slot(placed, placement_group_table(placed))
 
 
 def release_slot(slot: Slot) -> None:
@@ -94,23 +94,23 @@ def release_slot(slot: Slot) -> None:
 
 
 def start_worker(worker_id: str, slot: Slot, bundle: dict[str, float], cls: type, *args: Any) -> RayWorker:
-    """Start `cls(*args)` as a named detached actor that takes the whole slot. It is never restarted: it would come back
-    empty."""
-    actor: ActorHandle = (
-        ray.remote(cls)
-        .options(
-            name=worker_id,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            max_restarts=0,
-            num_cpus=bundle.get("CPU", 0),
-            num_gpus=bundle.get("GPU", 0),
-            memory=bundle.get("memory") or None,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(slot.placement_group, placement_group_bundle_index=0),
-        )
-        .remote(*args)
-    )
-    return RayWorker(worker_id, slot, actor)
+    """Start `cls(*args)` as a named detached actor that takes the whole slot, which is given back where Ray refuses. It
+    is never restarted: it would come back empty."""
+    options: dict[str, Any] = {
+        "name": worker_id,
+        "namespace": NAMESPACE,
+        "lifetime": "detached",
+        "max_restarts": 0,
+        "num_cpus": bundle.get("CPU", 0),
+        "num_gpus": bundle.get("GPU", 0),
+        "memory": bundle.get("memory") or None,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(slot.placement_group, placement_group_bundle_index=0),
+    }
+    try:
+        return RayWorker(worker_id, slot, ray.remote(cls).options(**options).remote(*args))
+    except BaseException:
+        release_slot(slot)
+        raise
 
 
 def end_worker(worker: RayWorker) -> None:

@@ -46,9 +46,12 @@ class Fp8Weight(StoredWeight):
         scale = self.scale.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
         return (self.data.float() * scale).to(dtype)
 
+    def can_cut(self, row: int) -> bool:
+        """Where no block of scales is cut."""
+        return row % BLOCK == 0 or row >= len(self.data)
+
     def rows(self, begin: int, end: int, dtype: torch.dtype) -> StoredWeight:
-        """As they are stored where no block of scales is cut."""
-        if begin % BLOCK or (end % BLOCK and end < len(self.data)):
+        if not (self.can_cut(begin) and self.can_cut(end)):
             return super().rows(begin, end, dtype)
         return Fp8Weight(self.data[begin:end], self.scale[begin // BLOCK : -(-end // BLOCK)])
 

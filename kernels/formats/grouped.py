@@ -42,6 +42,9 @@ class GroupedWeight(StoredWeight):
                 f"{self.group} needs {needed}"
             )
 
+    def can_cut(self, row: int) -> bool:
+        return True
+
     @abstractmethod
     def regrouped(self, group: int, zeros: bool) -> GroupedWeight:
         """The same numbers in groups of `group`, which divides its own; with zero points where `zeros`."""

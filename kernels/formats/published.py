@@ -14,9 +14,13 @@ from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 
 # e2m1: a sign, two bits of exponent, one of mantissa (OCP Microscaling Formats 1.0, §5.3.3).
 _E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-E2M1 = torch.cat([_E2M1, -_E2M1])
+E2M1 = torch.cat([_E2M1, -_E2M1]).to(torch.bfloat16)
+# The numbers of a byte's low half and its high one, side by side in one word.
+E2M1_PAIRS = torch.stack([E2M1.repeat(16), E2M1.repeat_interleave(16)], -1).view(torch.int32).flatten()
 # E8M0: a power of two; 255 is NaN (ibid., §5.4.1). The largest is bfloat16's own.
-E8M0 = torch.tensor([2.0 ** (code - 127) for code in range(255)] + [float("nan")])
+E8M0 = torch.tensor([2.0 ** (code - 127) for code in range(255)] + [float("nan")]).to(torch.bfloat16)
+MX_GROUP = 32  # inputs that share a power of two
+AT_ONCE = 1 << 20  # numbers that are made at once: beside the result, what that takes is little
 
 
 def pack_quantized(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> StoredWeight:
@@ -55,11 +59,20 @@ def gptq(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> Stored
 
 def mxfp4(tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> StoredWeight:
     """In bfloat16, which has every product of an e2m1 number and a power of two but the four largest powers'."""
-    packed = tensors["packed"]
-    codes = torch.stack([packed & 15, packed >> 4], -1).flatten(1)
-    scale = E8M0[tensors["scale"].view(torch.uint8).int()]
-    wide = E2M1[codes.int()].view(*scale.shape, -1) * scale[:, :, None]
-    return PlainWeight(wide.flatten(1).to(torch.bfloat16))
+    packed, scale = tensors["packed"], E8M0[tensors["scale"].view(torch.uint8).int()]
+    (rows, groups), inputs = scale.shape, 2 * packed.shape[1]
+    if (len(packed), inputs) != (rows, groups * MX_GROUP):
+        raise ValueError(
+            f"has {inputs} inputs to each of {len(packed)} outputs, and scales of shape {[rows, groups]}; MXFP4 is "
+            f"taken in whole groups of {MX_GROUP} inputs"
+        )
+    wide = torch.empty(rows, groups, MX_GROUP, dtype=torch.bfloat16)
+    step = max(1, AT_ONCE // max(1, inputs))
+    for part in (slice(begin, begin + step) for begin in range(0, rows, step)):
+        pairs = E2M1_PAIRS.index_select(0, packed[part].flatten().int())
+        numbers = pairs.view(torch.bfloat16).view(-1, groups, MX_GROUP)
+        torch.mul(numbers, scale[part, :, None], out=wide[part])
+    return PlainWeight(wide.flatten(1))
 
 
 def unpacked_words(words: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What a stored weight is to the kernels, whatever its format: a matrix that can be dequantised and cut.
 
 A format has to say how it is made of its tensors, its shape, and `dequantise`; a backend then packs what that gives.
-It says more where more is to be had: `rows` and `transpose` that keep it as it is stored. A backend that multiplies by
-a format as it is stored knows it by its class (kernels/native/weights.py, kernels/triton/weights.py).
+It says more where more is to be had: `can_cut`, `rows` and `transpose` that keep it as it is stored. A backend that
+multiplies by a format as it is stored knows it by its class (kernels/native/weights.py, kernels/triton/weights.py).
 """
 
 from __future__ import annotations
@@ -44,9 +44,20 @@ class StoredWeight(ABC):
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         """The weight [N, K] in `dtype`; scales are applied in float32."""
 
+    def can_cut(self, row: int) -> bool:
+        """Whether rows that begin or end there can be had as they are stored."""
+        return False
+
     def rows(self, begin: int, end: int, dtype: torch.dtype) -> StoredWeight:
         """Rows begin … end-1: as they are stored where that can be, else dequantised to `dtype`."""
         return self.plain(dtype).rows(begin, end, dtype)
+
+    def cut(self, size: int, dtype: torch.dtype) -> list[StoredWeight]:
+        """All rows, `size` at a time: as they are stored where every part can be, else cut out of one matrix that is
+        dequantised to `dtype`."""
+        begins, end = range(0, self.shape[0], size), self.shape[0]
+        whole = self if all(map(self.can_cut, (*begins, end))) else self.plain(dtype)
+        return [whole.rows(begin, min(begin + size, end), dtype) for begin in begins]
 
     def transpose(self, dtype: torch.dtype) -> StoredWeight:
         """[K, N]: as it is stored where that can be, else dequantised to `dtype`."""
@@ -89,6 +100,9 @@ class PlainWeight(StoredWeight):
 
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         return self.data.to(dtype)
+
+    def can_cut(self, row: int) -> bool:
+        return True
 
     def rows(self, begin: int, end: int, dtype: torch.dtype) -> PlainWeight:
         return PlainWeight(self.data[begin:end])

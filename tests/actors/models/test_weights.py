@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepseek_checkpoints import make_checkpoint
 from safetensors.torch import load_file
 
 from isotherm.actors.models import weights
+from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.checkpoint import Checkpoint, CheckpointError
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.model.tensors import Part
 from isotherm.cluster.model.weight_choice import WeightChoice
+from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.registry import quantised
+from isotherm.kernels.reference import ReferenceKernels
 
 HEAD = "lm_head.weight"
 
@@ -46,6 +50,23 @@ def test_a_tensor_in_blocks_is_the_same(checkpoint: Checkpoint, monkeypatch: pyt
     with WeightReader(checkpoint) as reader:
         blocks = [bytes(block) for block in reader.blocks(HEAD)]
         assert len(blocks) > 5 and b"".join(blocks) == bytes(reader.tensor(HEAD).flatten().view(torch.uint8).numpy())
+
+
+def test_tensors_are_compared_in_blocks_as_far_as_they_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An embedding of DeepSeek-V3 has 1.85 GB, and each shard compares it and the head with the MTP layer's."""
+    own = "model.layers.3"
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{own}.embed_tokens.weight"][0, 0] += 1
+
+    checkpoint = Checkpoint.open(make_checkpoint(tmp_path, mtp=True, change=change)).with_mtp()
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 1000)
+    monkeypatch.delattr(WeightReader, "tensor")  # which reads one whole
+    with WeightReader(checkpoint) as reader:
+        assert reader.are_equal(f"{own}.shared_head.head.weight", HEAD)
+        assert reader.bytes_read == 2 * checkpoint.tensors[HEAD].nbytes > 50_000
+        assert not reader.are_equal(f"{own}.embed_tokens.weight", "model.embed_tokens.weight")
+        assert reader.bytes_read == 2 * checkpoint.tensors[HEAD].nbytes + 2 * 1000
 
 
 @pytest.mark.parametrize("room", [1, 200_000, weights.AHEAD_BYTES])
@@ -137,3 +158,21 @@ def test_what_has_four_bits_gains_nothing_from_eight(checkpoint: Checkpoint, tmp
     name = next(s.name for s in narrow.config.tensors() if s.part is Part.SHARED_EXPERTS)
     with WeightReader(narrow, WeightChoice(dense="fp8")) as reader:
         assert reader.stored(name).name == "int4"
+
+
+def test_what_heads_are_cut_out_of_is_dequantised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And not for each head, where their rows are no whole blocks of scales."""
+    checkpoint = Checkpoint.open(
+        make_checkpoint(tmp_path, {"num_attention_heads": 6, "num_key_value_heads": 6}, fp8=True)
+    )
+    c, dequantise, shapes = checkpoint.config, Fp8Weight.dequantise, []
+
+    def counted(self: Fp8Weight, dtype: torch.dtype) -> torch.Tensor:
+        shapes.append(self.shape)
+        return dequantise(self, dtype)
+
+    monkeypatch.setattr(Fp8Weight, "dequantise", counted)
+    with WeightReader(checkpoint) as reader:
+        load_model(c, ReferenceKernels(torch.float32), reader, 64)
+    of_heads = shapes.count((6 * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank))
+    assert of_heads == 2 * c.num_hidden_layers  # once more each to be packed whole, which the reference does wide

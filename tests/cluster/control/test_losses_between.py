@@ -118,11 +118,10 @@ def test_what_a_controller_before_has_half_prepared_does_not_count_where_one_is_
         await fleet.start_group("expert-2")
         await fleet.start_shard("attention-2")
         made.planner.use_names(["expert-2", "attention-2"])
-        taking_over = asyncio.ensure_future(made.take_over(made.desired))
+        made.take_over()
         await called(fleet, "drain attention-2")
         fleet.dead.add("expert-1")
         made.heal()
-        await taking_over
 
     fleet = play(2, act)
     assert (sorted(fleet.experts), sorted(fleet.routes)) == (["expert-0", "expert-3"], ["attention-0", "attention-1"])

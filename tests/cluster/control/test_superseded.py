@@ -109,7 +109,7 @@ async def stopped_at(moment: int, target: dict[str, Any], at_once: bool) -> bool
     successor = controller(new)
     if at_once:
         old.go_on.set()
-    await successor.take_over(world.saved)
+    successor.take_over()
     await idle(successor)
     old.go_on.set()
     await asyncio.wait_for(idle(made), 10)

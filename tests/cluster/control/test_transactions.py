@@ -4,7 +4,7 @@ controller that has died."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from isotherm.cluster.messages.operations import (
     PlacementChangeError,
     parse_operation,
 )
+from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 
@@ -170,7 +171,8 @@ def taken_over(fleet: TableFleet, desired: Desired) -> Reconfigurer:
     async def work() -> Reconfigurer:
         made = Reconfigurer(fleet, OperationLog(), lambda: None, lambda: None)
         made.planner.use_names([*fleet.experts, *fleet.routes])
-        await made.take_over(desired)
+        made.desired = desired
+        made.take_over()
         await idle(made)
         return made
 
@@ -225,6 +227,70 @@ def test_taking_over_where_one_has_died_replaces_it_unless_it_was_half_prepared(
     made = taken_over(fleet, desired)
     assert not fleet.dead and len(fleet.experts) == len(fleet.routes) == 2
     assert made.desired.groups == tuple(fleet.experts) and made.desired.shards == tuple(fleet.routes)
+    fleet.check()
+
+
+async def until(so: Callable[[], bool]) -> None:
+    """Within some minutes of virtual time."""
+
+    async def look() -> None:
+        while not so():
+            await asyncio.sleep(0.1)
+
+    await asyncio.wait_for(look(), 300)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_stray_that_cannot_be_ended_keeps_nobody_dead(linked: bool):
+    """Ray's head was away when the controller came back, and who was dead then stayed so until another died."""
+    fleet = TableFleet(["expert-0", "expert-1"], ["attention-0"])
+    made = reconfigurer(fleet)
+
+    async def work() -> None:
+        await fleet.start_group("expert-2")  # what the controller before had begun
+        if linked:
+            await fleet.link("attention-0", "expert-2")
+        made.planner.use_names(["expert-2"])
+        fleet.dead, fleet.fails = {"expert-1"}, {"end expert-2"}
+        made.take_over()
+        await until(lambda: not fleet.dead and not made._healing)
+        assert made.desired.groups == ("expert-0", "expert-3") and "expert-2" in fleet.experts
+        fleet.fails.clear()
+        await idle(made)
+
+    run_in_virtual_time(work())
+    assert sorted(fleet.experts) == ["expert-0", "expert-3"]
+    fleet.check()
+
+
+def test_a_group_that_does_not_say_what_it_holds_keeps_nothing_else_from_being_taken_over(monkeypatch):
+    """While it loads something it does not; all the rest waited for that, and was left undone after a minute."""
+    fleet = TableFleet(["expert-0", "expert-1", "expert-2"], ["attention-0", "attention-1"])
+    made = reconfigurer(fleet)
+    loads, real = asyncio.Event(), fleet.held
+
+    async def held(group: str) -> list[Pair]:
+        if group == "expert-0":
+            await loads.wait()
+        return await real(group)
+
+    async def work() -> None:
+        for group in fleet.experts:
+            await fleet.load(group, [(1, 0), (2, 7)])
+        await fleet.start_shard("attention-2")
+        made.planner.use_names(["attention-2"])
+        monkeypatch.setattr(fleet, "held", held)
+        fleet.dead = {"expert-2"}
+        made.take_over()
+        clock = asyncio.get_running_loop().time
+        await until(lambda: not fleet.dead and not made._healing)
+        assert clock() < 20
+        assert fleet.calls.index("drain attention-2") < fleet.calls.index("end attention-2")
+        assert "free expert-1" in fleet.calls and "free expert-0" not in fleet.calls
+        loads.set()
+        await idle(made)
+
+    run_in_virtual_time(work())
     fleet.check()
 
 

@@ -12,7 +12,7 @@ from virtual_time import run_in_virtual_time
 
 from isotherm.cluster import background
 from isotherm.cluster.control.copy_offers import OFFER_SECONDS
-from isotherm.cluster.deploy import fleet
+from isotherm.cluster.deploy import fleet as fleet_module
 from isotherm.cluster.deploy.fleet import RayFleet
 from isotherm.cluster.manifest import parse_manifest
 from isotherm.cluster.messages.copies import CopyOffer, CopySource
@@ -31,7 +31,7 @@ class Ray:
         self.died: list[str] = []
         self.away = 0
         monkeypatch.setattr(background, "FIRST_PAUSE", 0.005)
-        monkeypatch.setattr(fleet, "end_worker", lambda worker: self.ended.append(worker.id))
+        monkeypatch.setattr(fleet_module, "end_worker", lambda worker: self.ended.append(worker.id))
         monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": node, "Alive": True} for node in ("aa", "bb")])
 
     def standing(self) -> None:
@@ -80,6 +80,26 @@ def test_a_loss_is_told_and_carried_out_though_rays_head_is_away(play):
             await asyncio.sleep(0.005)
 
     assert play(act).ended == ["expert-0"]
+
+
+def test_who_could_not_be_ended_can_be_ended_again(play, monkeypatch):
+    """It was forgotten, and kept its node's resources until the controller was started again."""
+
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        end_worker = fleet_module.end_worker
+
+        def away(worker: RayWorker) -> None:
+            monkeypatch.setattr(fleet_module, "end_worker", end_worker)
+            raise ConnectionError("Ray's head is away")
+
+        monkeypatch.setattr(fleet_module, "end_worker", away)
+        with pytest.raises(ConnectionError):
+            await fleet.end("expert-1")
+        assert fleet.group_names() == ["expert-0", "expert-1"] and not ray.ended
+        await fleet.end("expert-1")
+        assert fleet.group_names() == ["expert-0"]
+
+    assert play(act).ended == ["expert-1"]
 
 
 def test_shards_that_cannot_reach_every_expert_take_no_requests(play):

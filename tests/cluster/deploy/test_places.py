@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from isotherm.cluster import background
 from isotherm.cluster.deploy import places as places_module
 from isotherm.cluster.deploy.places import Places
 from isotherm.cluster.manifest import parse_manifest
@@ -22,6 +23,8 @@ class Ray:
         self.nodes = ["aa", "bb"]
         self.released: list[Any] = []
         self.changes = 0
+        self.stands: list[bool] = []  # whether it can be seen that this is the newest controller, call by call
+        self.on_placed: Callable[[], None] = lambda: None  # called when Ray has placed one, before anybody knows
         monkeypatch.setattr(places_module, "SUSPECT_PATIENCE", 0.05)
         monkeypatch.setattr(places_module, "PLACE_TIMEOUT", 0.02)
         monkeypatch.setattr(places_module, "reserve", self.reserve)
@@ -33,13 +36,18 @@ class Ray:
         self.asked.append(labels)
         while labels.get("ray.io/node-id", "anywhere") in self.full:
             await asyncio.sleep(0.005)
+        self.on_placed()
         return Slot(None, "bb" if labels else "aa", "127.0.0.1")  # type: ignore[arg-type]
 
     def changed(self) -> None:
         self.changes += 1
 
     def places(self, **sections: Any) -> Places:
-        return Places("isotherm-c:", parse_manifest(sections), self.changed, lambda: None)
+        return Places("isotherm-c:", parse_manifest(sections), self.changed, self.standing)
+
+    def standing(self) -> None:
+        if self.stands and not self.stands.pop(0):
+            raise ConnectionError("Ray's head is away")
 
 
 @pytest.fixture
@@ -123,5 +131,62 @@ def test_a_worker_that_waits_says_for_what(ray):
         ray.full.clear()
         await waiting
         assert not places.waits and ray.changes == 2
+
+    run(act)
+
+
+def test_a_place_that_may_not_be_used_is_given_back(ray):
+    """Where Ray's head was away in that instant, the placement group stayed until the controller was started again."""
+
+    async def act() -> None:
+        places = ray.places()
+        ray.stands = [True, False]
+        with pytest.raises(ConnectionError, match="away"):
+            await places.reserve("expert-0", frozenset())
+        assert len(ray.released) == len(ray.asked) == 1 and not places.nodes_of_groups()
+
+    run(act)
+
+
+@pytest.mark.parametrize("moments", range(7))
+def test_a_place_is_given_back_whenever_its_caller_gives_up(ray, moments):
+    """So many moments after Ray has placed it; or else it is kept."""
+
+    async def act() -> None:
+        places, loop = ray.places(), asyncio.get_running_loop()
+
+        def cancel_in(moments: int) -> None:
+            if moments:
+                loop.call_soon(cancel_in, moments - 1)
+            else:
+                reserving.cancel()
+
+        ray.on_placed = lambda: cancel_in(moments)
+        reserving = asyncio.ensure_future(places.reserve("expert-0", frozenset()))
+        await asyncio.wait([reserving])
+        assert len(ray.asked) == 1
+        assert len(ray.released) + len(places.nodes_of_groups()) == 1, "it is lost"
+        assert reserving.cancelled() is bool(ray.released)
+
+    run(act)
+
+
+def test_what_cannot_be_given_back_now_is_later(ray, monkeypatch):
+    async def act() -> None:
+        tries = []
+
+        def release(slot: Slot) -> None:
+            tries.append(slot)
+            if len(tries) < 3:
+                raise ConnectionError("Ray's head is away")
+
+        monkeypatch.setattr(places_module, "release_slot", release)
+        monkeypatch.setattr(background, "FIRST_PAUSE", 0.001)
+        places = ray.places()
+        await places.reserve("expert-0", frozenset())
+        places.release("expert-0")
+        while len(places._background):
+            await asyncio.sleep(0.005)
+        assert len(tries) == 3
 
     run(act)

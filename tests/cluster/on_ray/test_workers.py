@@ -45,6 +45,58 @@ def test_the_loop_goes_on_while_a_controller_is_looked_for(monkeypatch: pytest.M
     assert answers == [True]
 
 
+class PlacementGroups:
+    """Ray's, of which only one is asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.removed: list[Any] = []
+        self.nodes = [{"NodeID": "aa", "NodeManagerAddress": "127.0.0.1"}]
+        self.placed = asyncio.Event()
+        self.fails = False
+        monkeypatch.setattr(workers, "placement_group", lambda *_, **__: self)
+        monkeypatch.setattr(workers, "placement_group_table", lambda _: {"bundles_to_node_id": {0: "aa"}})
+        monkeypatch.setattr(workers, "remove_placement_group", self.removed.append)
+        monkeypatch.setattr(workers.ray, "nodes", lambda: self.nodes)
+
+    async def ready(self) -> None:
+        await self.placed.wait()
+        if self.fails:
+            raise ConnectionError("Ray's head is away")
+
+
+@pytest.mark.parametrize("what", ["ready", "node", "cancelled", "nothing"])
+def test_a_place_that_comes_to_nothing_is_removed(what: str, monkeypatch: pytest.MonkeyPatch):
+    """Else Ray's autoscaler would have a node come for it, or nobody else could use it."""
+
+    async def act() -> None:
+        ray = PlacementGroups(monkeypatch)
+        reserving = asyncio.ensure_future(workers.reserve("isotherm-c:expert-0", {"CPU": 1.0}))
+        await asyncio.sleep(0)
+        if what == "cancelled":
+            reserving.cancel()
+        if what == "node":  # it has died in that instant
+            ray.nodes.clear()
+        ray.fails = what == "ready"
+        ray.placed.set()
+        (outcome,) = await asyncio.gather(reserving, return_exceptions=True)
+        assert isinstance(outcome, workers.Slot) is (what == "nothing")
+        assert ray.removed == ([] if what == "nothing" else [ray])
+
+    asyncio.run(act())
+
+
+def test_the_place_of_a_worker_that_ray_refuses_is_removed(monkeypatch: pytest.MonkeyPatch):
+    ray = PlacementGroups(monkeypatch)
+
+    def refuse(_: type) -> Any:
+        raise ValueError("the name is taken")
+
+    monkeypatch.setattr(workers.ray, "remote", refuse)
+    with pytest.raises(ValueError, match="taken"):
+        workers.start_worker("expert-0", workers.Slot(ray, "aa", "127.0.0.1"), {}, object)  # type: ignore[arg-type]
+    assert ray.removed == [ray]
+
+
 # --- in the code ----------------------------------------------------------------------------------
 
 ASKS_THE_HEAD = {

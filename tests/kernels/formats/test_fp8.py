@@ -62,6 +62,26 @@ def test_rows_and_transposes_stay_fp8_where_no_block_is_cut():
     assert turned.shape == (200, 300) and torch.equal(turned.dequantise(torch.float32), exact.T)
 
 
+@pytest.mark.parametrize(("size", "kept"), [(128, True), (256, True), (96, False), (384, True), (192, False)])
+def test_parts_are_cut_out_of_one_dequantised_matrix_where_they_cannot_stay_fp8(
+    size: int, kept: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """As the heads of GLM-4.7-Flash, of 448 rows each: the whole matrix was dequantised for each, and each kept it."""
+    weight = Fp8Weight(normal(384, 200).to(torch.float8_e4m3fn), 1 + torch.arange(6.0).view(3, 2))
+    exact, dequantise, calls = weight.dequantise(torch.bfloat16), Fp8Weight.dequantise, []
+
+    def counted(self: Fp8Weight, dtype: torch.dtype) -> Tensor:
+        calls.append(self.shape)
+        return dequantise(self, dtype)
+
+    monkeypatch.setattr(Fp8Weight, "dequantise", counted)
+    parts = weight.cut(size, torch.bfloat16)
+    assert calls == ([] if kept else [(384, 200)])
+    assert {type(part) for part in parts} == {Fp8Weight if kept else PlainWeight}
+    assert [part.shape for part in parts] == [(min(size, 384 - b), 200) for b in range(0, 384, size)]
+    assert torch.equal(torch.cat([part.dequantise(torch.bfloat16) for part in parts]), exact)
+
+
 def test_other_tensors_are_refused():
     with pytest.raises(ValueError, match=r"scales have shape \(1, 1\); an FP8 weight \(130, 64\) needs \(2, 1\)"):
         Fp8Weight(torch.zeros(130, 64).to(torch.float8_e4m3fn), torch.ones(1, 1))

@@ -45,6 +45,7 @@ def test_rows_stay_as_they_are_stored(zeros: bool):
     exact = weight.dequantise(torch.float32)
     rows = weight.rows(3, 17, torch.bfloat16)
     assert isinstance(rows, Int4Weight) and torch.equal(rows.dequantise(torch.float32), exact[3:17])
+    assert all(isinstance(part, Int4Weight) for part in weight.cut(7, torch.bfloat16))
     assert torch.equal(weight.transpose(torch.float32).dequantise(torch.float32), exact.T)
     eight = Int8Weight(integers(-127, 128, 40, 101).to(torch.int8), torch.rand(40, 4))
     cut = eight.rows(3, 17, torch.bfloat16)

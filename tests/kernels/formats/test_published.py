@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import quantised_checkpoints as published
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from isotherm.kernels.formats import published as published_formats
 from isotherm.kernels.formats.grouped import Int4Weight
 from isotherm.kernels.formats.published import packed_words, packed_zeros, unpacked_words
 from isotherm.kernels.formats.registry import stored_weight
@@ -58,6 +62,64 @@ def test_mxfp4_is_exact_in_bfloat16():
     found = stored_weight("mxfp4", tensors, {})
     (data,) = found.tensors
     assert data.dtype == torch.bfloat16 and torch.equal(data.float(), numbers) and len(data.unique()) > 30
+
+
+def every_mxfp4(rows: int, groups: int) -> dict[str, Tensor]:
+    """With every number and every power of two in it."""
+    packed = torch.arange(rows * groups * 16).view(rows, -1) % 256
+    return {"packed": packed.to(torch.uint8), "scale": (torch.arange(rows * groups).view(rows, -1) % 256).byte()}
+
+
+def stated_mxfp4(packed: Tensor, scale: Tensor) -> Tensor:
+    """Made at once, in float32."""
+    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    codes = torch.stack([packed & 15, packed >> 4], -1).flatten(1).int()
+    powers = torch.where(scale == 255, torch.nan, torch.exp2(scale.double() - 127)).float()
+    signed = torch.cat([magnitudes, -magnitudes])[codes]
+    return (signed * powers.repeat_interleave(32, 1)).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("at_once", [1, 1000, 1 << 20])
+def test_mxfp4_is_the_same_in_parts(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(published_formats, "AT_ONCE", at_once)
+    tensors = every_mxfp4(67, 4)
+    (data,) = stored_weight("mxfp4", tensors, {}).tensors
+    assert torch.equal(data.view(torch.int16), stated_mxfp4(**tensors).view(torch.int16))
+
+
+class Made(TorchDispatchMode):
+    """Where in memory the operations' results begin, and the bytes that are held there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: list[tuple[int, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            storage = result.untyped_storage()
+            self.storages.append((storage.data_ptr(), storage.nbytes()))
+        return result
+
+
+def test_mxfp4_takes_little_more_than_its_result(monkeypatch: pytest.MonkeyPatch):
+    """An expert's weight took 18 times its stored bytes while it was made, and several are made at once."""
+    monkeypatch.setattr(published_formats, "AT_ONCE", 1 << 12)
+    tensors = every_mxfp4(512, 8)
+    with Made() as made:
+        (data,) = stored_weight("mxfp4", tensors, {}).tensors
+    there = {t.untyped_storage().data_ptr() for t in (data, *tensors.values())}
+    largest = max(nbytes for at, nbytes in made.storages if at not in there)
+    assert made.storages and largest <= data.nbytes / 16
+
+
+@pytest.mark.parametrize(("inputs", "groups"), [(48, 2), (16, 1), (64, 3)])
+def test_mxfp4_whose_last_group_is_not_whole_is_refused(inputs: int, groups: int):
+    tensors = {"packed": torch.zeros(4, inputs // 2).byte(), "scale": torch.zeros(4, groups).byte()}
+    with pytest.raises(
+        ValueError, match=rf"has {inputs} inputs to each of 4 outputs, and scales of shape \[4, {groups}\]"
+    ):
+        stored_weight("mxfp4", tensors, {})
 
 
 def test_act_order_is_refused():
