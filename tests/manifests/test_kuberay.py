@@ -91,6 +91,25 @@ def test_there_are_the_three_that_the_readme_speaks_of():
     assert [path.stem for path in FILES] == ["cpu-dev", "experts-on-cpu", "h100"]
 
 
+def test_the_image_holds_what_is_installed_and_the_ray_of_the_manifests():
+    text = (FOLDER / "Dockerfile").read_text()
+    copied = {name for line in re.findall(r"^COPY --chown=ray (.*) \S+$", text, re.MULTILINE) for name in line.split()}
+    root = FOLDER.parents[1]
+    assert all((root / name).exists() for name in copied)
+    assert copied == {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "isotherm",
+        *(p.name for p in (root / "isotherm").iterdir()),
+    }
+    assert set(re.findall(r"rayproject/ray:([\d.]+)-", text)) == {
+        Documents(path).cluster["rayVersion"] for path in FILES
+    }
+    assert "manifests/kuberay/Dockerfile" in text
+    assert all("manifests/kuberay/Dockerfile" in path.read_text() for path in FILES)
+
+
 def problems(validator: jsonschema.Draft202012Validator, service: Any) -> list[str]:
     return [f"{'.'.join(map(str, e.absolute_path))}: {e.message[:200]}" for e in validator.iter_errors(service)]
 
