@@ -13,6 +13,7 @@ from code_tree import PAGE, tree
 from isotherm.cluster.cli.main import app
 from isotherm.cluster.manifest import parse_manifest
 from isotherm.cluster.model.registry import FAMILIES
+from isotherm.cluster.on_ray.environment import NODE_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,6 +71,11 @@ def test_manifests_of_the_docs_can_be_used():
 
 def test_the_tree_is_that_of_the_code():
     assert PAGE.read_text() == tree(), "python tests/helpers/code_tree.py writes it"
+
+
+def test_the_environment_of_a_ray_of_ones_own_is_that_of_the_code():
+    told = {row[0].strip("`"): row[1].strip("`") for row in rows((ROOT / "docs/operations.md").read_text(), "variable")}
+    assert told == NODE_ENVIRONMENT
 
 
 # --- models ---------------------------------------------------------------------------------------
