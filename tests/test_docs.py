@@ -90,7 +90,7 @@ def rows(page: str, head: str) -> list[list[str]]:
 def full_names(cell: str) -> set[str]:
     """ "Kimi K2 and K2.5 (text), Moonlight" → {"Kimi K2", "Kimi K2.5", "Moonlight"}."""
     names, maker = set(), ""
-    for name in re.split(r", | and ", re.sub(r" \(text\)| and later", "", cell)):
+    for name in re.split(r", | and ", re.sub(r" \(text\)|, and later ones of this `model_type`", "", cell)):
         if found := re.match(r"(.*[ -])?[A-Z]\d", name):  # a version, with its maker or of the one before
             maker = found[1] or maker
             name = maker + name.removeprefix(maker)
@@ -116,4 +116,5 @@ def test_the_readme_names_the_models_of_every_family_and_no_others():
 
 def test_the_commands_page_has_every_option_as_its_help_says():
     assert command_page.PAGE.read_text() == command_page.page(), "write it anew: python tests/helpers/command_page.py"
+    assert re.findall(r"^\| `[^|]*\| \|.*", command_page.page(), re.MULTILINE) == [], "an option without help"
     assert re.search(r"^## `isotherm serve`.*?^\| `--port` \| [^|]+", command_page.page(), re.MULTILINE | re.DOTALL)
