@@ -27,7 +27,10 @@ console = Console()
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help='a directory, a hub id or "tiny"')]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 RunsOption = Annotated[int, typer.Option(min=1, help="counted runs, after one that is not")]
-ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="threads that compute; default: all cores")]  # noqa: UP045
+ThreadsOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="threads that compute; default: all cores"),
+]
 DtypeOption = Annotated[str, typer.Option(help="of activations: float32 or bfloat16")]
 KernelsOption = Annotated[str, typer.Option(help="auto, native, reference or triton")]
 HiddenOption = Annotated[int, typer.Option(min=1, help="width of a row")]

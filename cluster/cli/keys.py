@@ -26,7 +26,7 @@ _COLUMNS = ("requests_per_minute", "tokens_per_minute", "streams", "n", "max_tok
 
 
 def _at_most(what: str) -> Any:
-    return typer.Option(min=1, help=f"most {what}; default: no limit")
+    return typer.Option(min=1, help=f"{what}, at most; default: no limit")
 
 
 @app.command()
@@ -38,7 +38,10 @@ def create(
         typer.Option(help="what it may do; may be given several times. admin may also observe; default: use"),
     ] = None,
     requests_per_minute: Annotated[Optional[int], _at_most("requests a minute")] = None,  # noqa: UP045
-    tokens_per_minute: Annotated[Optional[int], _at_most("tokens of prompts and outputs a minute")] = None,  # noqa: UP045
+    tokens_per_minute: Annotated[
+        Optional[int],  # noqa: UP045
+        _at_most("tokens of prompts and outputs a minute"),
+    ] = None,
     streams: Annotated[Optional[int], _at_most("choices generated at once")] = None,  # noqa: UP045
     n: Annotated[Optional[int], _at_most("choices of one request")] = None,  # noqa: UP045
     max_tokens: Annotated[Optional[int], _at_most("tokens of one choice")] = None,  # noqa: UP045
