@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= tiny
+# More options for pip. torch's CPU build where pip's default index has a CUDA one, which takes several GB:
+# make serve PIP_EXTRA="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_EXTRA ?=
+PIP := $(BIN)/python -m pip install --quiet $(PIP_EXTRA)
 NATIVE := $(wildcard kernels/native/*.py kernels/native/csrc/*)
 
 # Where Python keeps no bytecode, each process of a cluster compiles all of Isotherm anew: two seconds of a core.
@@ -31,20 +35,24 @@ help:
 	@echo "make bench-overload       ten times the clients there is room for; keys, batches, tenants, metrics"
 	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
+	@echo "PIP_EXTRA=OPTIONS         with any of them: more options for pip, such as"
+	@echo "                          --extra-index-url https://download.pytorch.org/whl/cpu for torch's CPU build"
 
 $(VENV)/.installed: pyproject.toml $(NATIVE)
-	@echo "installing Isotherm into $(VENV), with torch and Ray, and compiling its kernels: about 1.5 GB on disk; one to"
-	@echo "three minutes, more where the network is slow, in which pip says nothing unless something is wrong"
+	@echo "installing Isotherm into $(VENV), with torch and Ray, and compiling its kernels: about 1.5 GB on disk with"
+	@echo "torch's CPU build, several more with a CUDA one (make help: PIP_EXTRA); one to three minutes, more where the"
+	@echo "network is slow, in which pip says nothing unless something is wrong"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP) --editable .
 	$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(NATIVE)
-	@echo "installing Isotherm and what its tests need into $(VENV): about 3 GB on disk; two to five minutes, more where"
-	@echo "the network is slow, in which pip says nothing unless something is wrong"
+	@echo "installing Isotherm and what its tests need into $(VENV): about 3 GB on disk with torch's CPU build, several"
+	@echo "more with a CUDA one (make help: PIP_EXTRA); two to five minutes, more where the network is slow, in which pip"
+	@echo "says nothing unless something is wrong"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(PIP) --editable '.[dev]'
 	$(COMPILE)
 	touch $@ $(VENV)/.installed
 
@@ -67,7 +75,7 @@ test-fast: $(VENV)/.installed-dev
 # In headless Chromium, which is the system's own: apt-get install chromium. With ISOTHERM_SCREENSHOTS=docs/images it
 # makes the pictures of docs/page.md.
 $(VENV)/.installed-page: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --editable '.[dev,page]'
+	$(PIP) --editable '.[dev,page]'
 	touch $@
 
 test-page: $(VENV)/.installed-page

@@ -13,6 +13,7 @@ from code_tree import PAGE, tree
 from isotherm.cluster.cli.main import app
 from isotherm.cluster.manifest import parse_manifest
 from isotherm.cluster.model.registry import FAMILIES
+from isotherm.cluster.on_ray.environment import NODE_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,6 +73,11 @@ def test_the_tree_is_that_of_the_code():
     assert PAGE.read_text() == tree(), "python tests/helpers/code_tree.py writes it"
 
 
+def test_the_environment_of_a_ray_of_ones_own_is_that_of_the_code():
+    told = {row[0].strip("`"): row[1].strip("`") for row in rows((ROOT / "docs/operations.md").read_text(), "variable")}
+    assert told == NODE_ENVIRONMENT
+
+
 # --- models ---------------------------------------------------------------------------------------
 
 
@@ -84,7 +90,7 @@ def rows(page: str, head: str) -> list[list[str]]:
 def full_names(cell: str) -> set[str]:
     """ "Kimi K2 and K2.5 (text), Moonlight" → {"Kimi K2", "Kimi K2.5", "Moonlight"}."""
     names, maker = set(), ""
-    for name in re.split(r", | and ", re.sub(r" \(text\)| and later", "", cell)):
+    for name in re.split(r", | and ", re.sub(r" \(text\)|, and later ones of this `model_type`", "", cell)):
         if found := re.match(r"(.*[ -])?[A-Z]\d", name):  # a version, with its maker or of the one before
             maker = found[1] or maker
             name = maker + name.removeprefix(maker)
@@ -110,4 +116,5 @@ def test_the_readme_names_the_models_of_every_family_and_no_others():
 
 def test_the_commands_page_has_every_option_as_its_help_says():
     assert command_page.PAGE.read_text() == command_page.page(), "write it anew: python tests/helpers/command_page.py"
+    assert re.findall(r"^\| `[^|]*\| \|.*", command_page.page(), re.MULTILINE) == [], "an option without help"
     assert re.search(r"^## `isotherm serve`.*?^\| `--port` \| [^|]+", command_page.page(), re.MULTILINE | re.DOTALL)

@@ -95,7 +95,7 @@ ROOMS: dict[str, set[str]] = {
         "cluster.model", "cluster.observe", "cluster.on_ray", "cluster.placement", "cluster.routing",
         "cluster.supervise", "cluster.text",
     },
-    "cluster.doctor": {*BASE, "cluster.deploy", "cluster.manifest", "cluster.text", "kernels"},
+    "cluster.doctor": {*BASE, "cluster.deploy", "cluster.manifest", "cluster.on_ray", "cluster.text", "kernels"},
     "cluster.cli": {
         *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.api",
         "cluster.client", "cluster.control", "cluster.deploy", "cluster.doctor", "cluster.engine", "cluster.manifest",

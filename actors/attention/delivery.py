@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
-from isotherm.actors.attention.outbox import FLUSH, Outbox
+from isotherm.actors.attention.outbox import FLUSH, Outbox, merged_deltas
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.messages.meters import DecayedMean
-from isotherm.cluster.messages.requests import Delta, merged_deltas
+from isotherm.cluster.messages.requests import Delta
 
 log = logging.getLogger(__name__)
 SILENCE = 15.0  # seconds without a call after which a replica counts as gone

@@ -3,15 +3,17 @@ it is given."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from isotherm.cluster.messages.requests import Delta, merged_deltas
+from isotherm.cluster.messages.requests import Delta, FinishReason, PromptLogprobs
 
 FLUSH = 0.01  # seconds between two lists of deltas to one ingress replica, at least
 LONGEST_FLUSH = (
     0.04  # seconds between two of them where many streams share the machine; a reader sees text flow all the same
 )
 FEW_STREAMS = 4  # up to so many, nothing waits longer than FLUSH
+_SEEN = (None, FinishReason.STOP, FinishReason.LENGTH)  # reasons that the client is told
 
 
 def flush_interval(streams: int) -> float:
@@ -45,3 +47,44 @@ class Outbox:
             return []
         deltas, self._waiting, self._urgent, self._sent = merged_deltas(self._waiting), [], False, now
         return deltas
+
+
+def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:
+    """The same with fewer deltas: tokens that follow each other in one request come in one. A reason that the client
+    does not see stays apart."""
+    runs: list[list[Delta]] = []
+    last: dict[
+        str, tuple[list[Delta], int]
+    ] = {}  # request → its last run, and the index of the token that would follow it
+    for delta in deltas:
+        found = last.get(delta.request_id)
+        end = delta.start + len(delta.token_ids)
+        if (
+            found is not None
+            and found[1] == delta.start
+            and delta.finish_reason in _SEEN
+            and found[0][-1].finish_reason is None
+        ):
+            found[0].append(delta)
+            last[delta.request_id] = found[0], end
+        else:
+            runs.append(run := [delta])
+            last[delta.request_id] = run, end
+    return [run[0] if len(run) == 1 else _joined(run) for run in runs]
+
+
+def _joined(run: list[Delta]) -> Delta:
+    tokens = tuple(token for delta in run for token in delta.token_ids)
+    logprobs = tuple(logprob for delta in run for logprob in delta.logprobs)
+    reason, prompt = run[-1].finish_reason, _joined_prompt(run)
+    course = next((delta.course for delta in reversed(run) if delta.course is not None), None)
+    right, wrong = (sum(getattr(delta, name) for delta in run) for name in ("drafts_accepted", "drafts_rejected"))
+    joined = replace(run[0], token_ids=tokens, logprobs=logprobs, finish_reason=reason, prompt=prompt, course=course)
+    return replace(joined, drafts_accepted=right, drafts_rejected=wrong) if right or wrong else joined
+
+
+def _joined_prompt(run: Iterable[Delta]) -> PromptLogprobs | None:
+    parts = [delta.prompt for delta in run if delta.prompt is not None]
+    if not parts:
+        return None
+    return PromptLogprobs(parts[0].start, tuple(one for part in parts for one in part.tokens))

@@ -223,7 +223,6 @@ class AttentionShard(WorkerBase):
             group_wait=dict(self._exchange.waited),
             rows_routed=self._exchange.rows_routed.copy(),
             reads=self._exchange.reads.copy(),
-            speculation=None if engine.speculation is None else engine.speculation.meter(),
             figures=engine.figures.read(scheduler, engine.speculation),
         )
 

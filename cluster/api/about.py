@@ -13,8 +13,7 @@ from starlette.responses import Response
 from isotherm.cluster.api.access.caller import caller_of
 from isotherm.cluster.api.access.limits import allowed_models
 from isotherm.cluster.api.engine_client import EngineClient
-from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.prepare import OPENAI_DEFAULTS
+from isotherm.cluster.api.prepare import OPENAI_DEFAULTS, check_model
 from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.jsontypes import JSON
@@ -37,10 +36,7 @@ class About:
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        if name not in allowed_models(caller_of(request), self._models):
-            raise ReplyError(
-                f"model: {name[:100]!r} is not served here", status=404, param="model", code="model_not_found"
-            )
+        check_model(name, allowed_models(caller_of(request), self._models))
         return json_response(self._model(name))
 
     async def health(self, request: Request) -> Response:

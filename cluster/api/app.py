@@ -24,7 +24,7 @@ from isotherm.cluster.api.cors import cors
 from isotherm.cluster.api.described import described_routes
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.error_forms import error_body
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import ReplyError, unavailable
 from isotherm.cluster.api.events import Events, OneProcess
 from isotherm.cluster.api.generation import GenerationRoute, Generator
 from isotherm.cluster.api.messages import messages_routes
@@ -131,8 +131,7 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 
 async def _on_gone(request: Request, error: Exception) -> Response:
     """The controller is being replaced: an operator's request finds the next one."""
-    away = ReplyError(str(error), status=503, kind="server_error", code="unavailable", headers={"retry-after": "1"})
-    return json_response(away.body(), away.status, away.headers)
+    return await _on_api_error(request, unavailable(str(error)))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -41,6 +41,12 @@ class ContextLengthError(ReplyError):
         self.excess = excess
 
 
+def unavailable(message: str, seconds: int = 1) -> ReplyError:
+    """What cannot be done now, and may be in so many seconds."""
+    headers = {"retry-after": str(seconds)}
+    return ReplyError(message, status=503, kind="server_error", code="unavailable", headers=headers)
+
+
 def internal_error() -> ReplyError:
     """A fault of ours, of which the log says more than the client is told."""
     return ReplyError("internal error", status=500, kind="server_error", code="internal_error")

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.error_forms import error_body
-from isotherm.cluster.api.errors import ReplyError, internal_error
+from isotherm.cluster.api.errors import ReplyError, internal_error, unavailable
 from isotherm.cluster.api.replies import COMMENT, sse
 from isotherm.cluster.api.stream import EventStream
 from isotherm.cluster.jsontypes import JSON
@@ -121,9 +121,9 @@ class Events:
             stream.on_close(self._left)
             await stream.first_event(request.receive, FIRST_SECONDS)
         except WorkerGoneError as error:
-            raise _away(error) from None
+            raise unavailable(str(error)) from None
         except StopAsyncIteration:
-            raise _away(WorkerGoneError("this server is about to end")) from None
+            raise unavailable("this server is about to end") from None
         return stream
 
     def _left(self) -> None:
@@ -143,10 +143,6 @@ class Events:
                 yield b"id: " + last.encode() + b"\n" + sse(part.as_dict(), part.event)
 
 
-def _away(error: WorkerGoneError) -> ReplyError:
-    return ReplyError(str(error), status=503, kind="server_error", code="unavailable", headers={"retry-after": "1"})
-
-
 def _error_event(error: Exception) -> bytes:
-    said = _away(error) if isinstance(error, WorkerGoneError) else internal_error()
+    said = unavailable(str(error)) if isinstance(error, WorkerGoneError) else internal_error()
     return sse(error_body(PATH, said), "error")

@@ -7,6 +7,7 @@ import binascii
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from isotherm.cluster.api.bodies.common import RefusalPart
 from isotherm.cluster.api.bodies.responses import (
     AllowedTools,
     CallItem,
@@ -16,7 +17,6 @@ from isotherm.cluster.api.bodies.responses import (
     ItemTextPart,
     MessageItem,
     ReasoningItem,
-    RefusalPart,
     ResponsesBody,
 )
 from isotherm.cluster.api.errors import ReplyError

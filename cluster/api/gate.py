@@ -41,7 +41,8 @@ def told(capacity: int, key: Claim, band: Band) -> str:
 
 
 class GateMiddleware:
-    """In Serve's proxy. Lets in as many requests as the last response that told its replica's capacity says; any number
+    """In Serve's proxy, for every POST below /v1/: what asks for tokens or counts them, files, and batches. All other
+    requests go past it. Lets in as many as the last response that told its replica's capacity says; any number
     before there was one. Several proxies let in as many each, so replicas and shards keep the bound too.
 
     Who asks is known by what the key's header holds, of which only a digest is kept; its band and weight are those that

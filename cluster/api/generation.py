@@ -26,7 +26,7 @@ from isotherm.cluster.api.deadline import Deadline, DeadlineError, time_limit, t
 from isotherm.cluster.api.delta_streams import DeltaStreams
 from isotherm.cluster.api.engine_client import EngineClient, EngineOverloadedError, EngineUnavailableError
 from isotherm.cluster.api.entrance import Entrance
-from isotherm.cluster.api.errors import ReplyError, internal_error
+from isotherm.cluster.api.errors import ReplyError, internal_error, unavailable
 from isotherm.cluster.api.logprobs import PromptScores
 from isotherm.cluster.api.prepare import Prepared, PromptLimits, Served
 from isotherm.cluster.api.replies import Reply, json_response, long_json_response, usage
@@ -167,10 +167,7 @@ class Generator:
         if isinstance(error, EngineOverloadedError):
             return self._entrance.overloaded(str(error))
         if isinstance(error, EngineUnavailableError):
-            message = str(error) or "the model can't be served right now"
-            return ReplyError(
-                message, status=503, kind="server_error", code="unavailable", headers=self._settings.retry_after
-            )
+            return unavailable(str(error) or "the model can't be served right now", self._settings.retry_after_s)
         if isinstance(error, OwnFaultError):
             return ReplyError(str(error), param=error.param)
         return ReplyError(str(error), status=500, kind="server_error", code="generation_failed")

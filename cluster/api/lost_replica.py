@@ -8,16 +8,10 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isotherm.cluster.api.error_forms import error_body, is_anthropic, send_error
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import unavailable
 from isotherm.cluster.api.replies import sse
 
-_LOST = ReplyError(
-    "this request was lost on its way, or there are too many; ask again",
-    status=503,
-    kind="server_error",
-    code="unavailable",
-    headers={"retry-after": "1"},
-)
+_LOST = unavailable("this request was lost on its way, or there are too many; ask again")
 
 
 class LostReplicaMiddleware:

@@ -6,15 +6,9 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isotherm.cluster.api.error_forms import send_error
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import unavailable
 
-_UNAVAILABLE = ReplyError(
-    "nothing is served here right now: the server starts, stops or is being updated",
-    status=503,
-    kind="server_error",
-    code="unavailable",
-    headers={"retry-after": "2"},
-)
+_UNAVAILABLE = unavailable("nothing is served here right now: the server starts, stops or is being updated", 2)
 
 
 class UnroutedMiddleware:

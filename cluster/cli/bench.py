@@ -27,7 +27,15 @@ console = Console()
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help='a directory, a hub id or "tiny"')]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 RunsOption = Annotated[int, typer.Option(min=1, help="counted runs, after one that is not")]
-ThreadsOption = Annotated[Optional[int], typer.Option(min=1, help="default: all cores")]  # noqa: UP045
+ThreadsOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="threads that compute; default: all cores"),
+]
+DtypeOption = Annotated[str, typer.Option(help="of activations: float32 or bfloat16")]
+KernelsOption = Annotated[str, typer.Option(help="auto, native, reference or triton")]
+HiddenOption = Annotated[int, typer.Option(min=1, help="width of a row")]
+ExpertCountOption = Annotated[int, typer.Option("--experts", min=1, help="experts of a layer")]
+TopKOption = Annotated[int, typer.Option(min=1, help="experts of each row")]
 IsaOption = Annotated[str, typer.Option(help="of native kernels: auto, amx, avx512, avx2 or generic")]
 DeviceOption = Annotated[Literal["cpu", "cuda"], typer.Option(help="where it computes: cpu, or cuda for a GPU")]
 PlotOption = Annotated[
@@ -126,11 +134,11 @@ def decode(
     model: ModelArgument = "tiny",
     batch: Annotated[str, typer.Option(help="streams at once")] = "1,8,32",
     runs: RunsOption = 5,
-    dtype: str = "bfloat16",
+    dtype: DtypeOption = "bfloat16",
     experts: ExpertsOption = None,
     dense: DenseOption = None,
     head: HeadOption = None,
-    kernels: str = "auto",
+    kernels: KernelsOption = "auto",
     isa: IsaOption = "auto",
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -151,11 +159,11 @@ def prefill(
     model: ModelArgument = "tiny",
     tokens: Annotated[str, typer.Option(help="prompt lengths")] = "128,512",
     runs: RunsOption = 5,
-    dtype: str = "bfloat16",
+    dtype: DtypeOption = "bfloat16",
     experts: ExpertsOption = None,
     dense: DenseOption = None,
     head: HeadOption = None,
-    kernels: str = "auto",
+    kernels: KernelsOption = "auto",
     isa: IsaOption = "auto",
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
@@ -172,13 +180,13 @@ def prefill(
 
 @app.command("kernels")
 def bench_kernels(
-    hidden: Annotated[int, typer.Option(min=1)] = 1024,
+    hidden: HiddenOption = 1024,
     inner: Annotated[int, typer.Option(min=1, help="width of one expert")] = 512,
-    experts: Annotated[int, typer.Option(min=1)] = 64,
-    top_k: Annotated[int, typer.Option(min=1)] = 6,
-    rows: Annotated[str, typer.Option()] = "1,8,32,128",
+    experts: ExpertCountOption = 64,
+    top_k: TopKOption = 6,
+    rows: Annotated[str, typer.Option(help="rows of one product")] = "1,8,32,128",
     runs: RunsOption = 15,
-    kernels: str = "auto",
+    kernels: KernelsOption = "auto",
     isa: IsaOption = "auto",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -207,9 +215,9 @@ def bench_kernels(
 
 @app.command("links")
 def bench_links(
-    hidden: Annotated[int, typer.Option(min=1)] = 1024,
-    experts: Annotated[int, typer.Option(min=1)] = 64,
-    top_k: Annotated[int, typer.Option(min=1)] = 6,
+    hidden: HiddenOption = 1024,
+    experts: ExpertCountOption = 64,
+    top_k: TopKOption = 6,
     rows: Annotated[str, typer.Option(help="rows of a message")] = "1,8,32,128",
     trips: Annotated[int, typer.Option(min=1, help="counted round trips of each message")] = 300,
     as_json: JsonOption = False,
@@ -231,7 +239,7 @@ def bench_links(
 def bench_served(
     model: ModelArgument = "tiny",
     streams: Annotated[int, typer.Option(min=1, help="requests at once")] = 16,
-    output_tokens: Annotated[int, typer.Option(min=16, help="of each request")] = 256,
+    output_tokens: Annotated[int, typer.Option(min=16, help="tokens of each output")] = 256,
     rounds: Annotated[int, typer.Option(min=1, help="counted rounds, after one that is not")] = 5,
     links: Annotated[
         str, typer.Option(help="kinds of links.kind in the manifest, each with a cluster of its own")
@@ -293,11 +301,11 @@ def bench_served(
 @app.command("serve")
 def bench_serve(
     url: Annotated[str, typer.Option(help="a running endpoint")] = "http://127.0.0.1:8000",
-    requests: Annotated[int, typer.Option(min=1)] = 64,
+    requests: Annotated[int, typer.Option(min=1, help="requests in all")] = 64,
     rate: Annotated[float, typer.Option(min=0, help="arrivals per second; 0: all at once")] = 0.0,
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 32,
-    output_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    seed: int = 0,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="tokens of each prompt")] = 32,
+    output_tokens: Annotated[int, typer.Option(min=1, help="tokens of each output")] = 64,
+    seed: Annotated[int, typer.Option(help="of the prompts and of the times of arrival")] = 0,
     stream: Annotated[bool, typer.Option(help="replies as events, or whole")] = True,
     key_file: KeyFileOption = None,
     as_json: JsonOption = False,

@@ -7,7 +7,7 @@ import sys
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from pydantic import ValidationError
@@ -22,11 +22,11 @@ app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 Roles = Enum("Roles", {role: role for role in ROLES})  # type: ignore[misc]  # typer's form of choices
 
 FileOption = Annotated[Path, typer.Option("--file", metavar="FILE", help="file of keys; the server's --keys")]
-_Count = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="at most; default: no limit"),
-]
 _COLUMNS = ("requests_per_minute", "tokens_per_minute", "streams", "n", "max_tokens", "models", "priority", "weight")
+
+
+def _at_most(what: str) -> Any:
+    return typer.Option(min=1, help=f"{what}, at most; default: no limit")
 
 
 @app.command()
@@ -37,16 +37,21 @@ def create(
         Optional[list[Roles]],  # noqa: UP045
         typer.Option(help="what it may do; may be given several times. admin may also observe; default: use"),
     ] = None,
-    requests_per_minute: _Count = None,
-    tokens_per_minute: _Count = None,
-    streams: _Count = None,
-    n: _Count = None,
-    max_tokens: _Count = None,
+    requests_per_minute: Annotated[Optional[int], _at_most("requests a minute")] = None,  # noqa: UP045
+    tokens_per_minute: Annotated[
+        Optional[int],  # noqa: UP045
+        _at_most("tokens of prompts and outputs a minute"),
+    ] = None,
+    streams: Annotated[Optional[int], _at_most("choices generated at once")] = None,  # noqa: UP045
+    n: Annotated[Optional[int], _at_most("choices of one request")] = None,  # noqa: UP045
+    max_tokens: Annotated[Optional[int], _at_most("tokens of one choice")] = None,  # noqa: UP045
     model: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="a model, or an alias, that it may ask for; may be given several times; default: all"),
     ] = None,
-    priority: Annotated[int, typer.Option(help="of its requests; lower values come first")] = 0,
+    priority: Annotated[
+        int, typer.Option(help="of its requests that name none, and the lowest they may name; lower ones come first")
+    ] = 0,
     weight: Annotated[float, typer.Option(help="its share beside other keys, when all cannot be served")] = 1.0,
     tenant: Annotated[
         Optional[str],  # noqa: UP045

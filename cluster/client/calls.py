@@ -215,8 +215,8 @@ def _check_names(params: Mapping[str, Any], known: frozenset[str]) -> None:
 
 
 def http_options(base_url: str, api_key: str | None, timeout: float) -> JSON:
-    """Of httpx.Client and httpx.AsyncClient. Without a key it is that of ISOTHERM_API_KEY, if there is one. `timeout`
-    is in seconds, for connecting and for each wait for data."""
+    """Of httpx.Client and httpx.AsyncClient. Without a key it is that of ISOTHERM_API_KEY, if there is one. `timeout`:
+    seconds for each wait for data; connecting has 10 s of them at most."""
     api_key = os.environ.get(API_KEY) if api_key is None else api_key
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     # OpenAI's clients are given it with /v1, which every path here has already.

@@ -90,8 +90,8 @@ class Stream:
 
 
 class Client:
-    """The blocking client. `timeout` is in seconds, for connecting and for each wait for data; `max_retries` counts the
-    tries after the first. It may be used by several threads at once."""
+    """The blocking client, which several threads may use at once. `timeout`: seconds for each wait for data; connecting
+    has 10 s of them at most. `max_retries`: tries after the first."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import unavailable
 from isotherm.cluster.api.response_store import Kept, MemoryResponseStore
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.on_ray.handles import ActorHandle
@@ -47,9 +47,7 @@ class SharedResponseStore:
         try:
             return self._ask(name, *args)
         except RayError as error:
-            message = f"kept responses cannot be reached: {one_line(error)}"
-            headers = {"retry-after": "1"}
-            raise ReplyError(message, status=503, kind="server_error", code="unavailable", headers=headers) from None
+            raise unavailable(f"kept responses cannot be reached: {one_line(error)}") from None
 
     def _ask(self, name: str, *args: object) -> Any:
         options = {"name": _NAME, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}

@@ -1,12 +1,13 @@
-"""The nodes of a Ray cluster beside each other: clocks, versions, kernels, the checkpoint's folder."""
+"""The nodes of a Ray cluster beside each other: clocks, versions, kernels, environment, the checkpoint's folder."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from isotherm.cluster.doctor.environment import judge_environment, look_at_environment
 from isotherm.cluster.doctor.finding import Finding, State, fail, ok, warn
 from isotherm.cluster.doctor.limits import LimitFacts, judge_limits, look_at_limits
 from isotherm.cluster.doctor.machine import MachineFacts, judge_machine, look_at_machine
@@ -20,6 +21,7 @@ class NodeFacts:
     machine: MachineFacts
     limits: LimitFacts
     versions: VersionFacts
+    environment: Mapping[str, str]
     has_model: bool | None  # None: no model was asked about
 
 
@@ -38,7 +40,7 @@ class Node:
 def look_at_node(model: str | None) -> NodeFacts:
     """Run on each of them."""
     has_model = None if model is None else (Path(model) / "config.json").is_file()
-    return NodeFacts(look_at_machine(), look_at_limits(), look_at_versions(), has_model)
+    return NodeFacts(look_at_machine(), look_at_limits(), look_at_versions(), look_at_environment(), has_model)
 
 
 def judge_nodes(nodes: Sequence[Node]) -> list[Finding]:
@@ -58,6 +60,7 @@ def judge_nodes(nodes: Sequence[Node]) -> list[Finding]:
     found += _numerics({node.address: _numerics_of(facts.machine) for node, facts in there})
     for node, facts in there:
         own = [*judge_machine(facts.machine), *judge_limits(facts.limits), *judge_versions(facts.versions)]
+        own += judge_environment(facts.environment)
         found += [replace(finding, where=node.address) for finding in own if finding.state is not State.OK]
         if facts.has_model is False:
             words = "the checkpoint is not there"

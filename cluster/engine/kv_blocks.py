@@ -111,10 +111,3 @@ class BlockManager:
                     self._cached[block] = None
                 else:
                     self._free.append(block)
-
-    def forget_prefixes(self) -> None:
-        """Drop every cached block (used when the weights change)."""
-        for block in self._cached:
-            del self._block_of[self._key_of.pop(block)]
-            self._free.append(block)
-        self._cached.clear()

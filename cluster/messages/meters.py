@@ -64,7 +64,6 @@ class ShardMeter:
     group_wait: Mapping[str, float]  # seconds for which the shard had nothing to do but wait for each group
     rows_routed: np.ndarray  # int64 [layers, experts]
     reads: np.ndarray  # int64 [layers, experts]: steps in which an expert was computed at all
-    speculation: SpeculationMeter | None = None
     figures: Figures = ()  # of its steps and its scheduler
 
 

@@ -98,13 +98,11 @@ class OperationRequest:
     deadline_seconds: float
 
 
-class _Body(_Model):
-    expert_groups: int | None = Field(None, ge=1, le=4096)
-    attention_shards: int | None = Field(None, ge=1, le=1024)
-    copies: list[CopyTarget] = Field([], max_length=100_000)
+class _Body(Target):
+    """What a client may write is narrower in two fields."""
+
     drain_nodes: list[Annotated[str, Field(pattern="^[0-9a-f]{1,64}$")]] | None = Field(None, max_length=4096)
     model: str | None = Field(None, pattern="^/", max_length=4096)
-    manifest: dict[str, Any] | None = None
     idempotency_key: str = Field("", max_length=200)
     dry_run: bool = False
     deadline_seconds: float = Field(120.0, gt=0, le=86400, strict=False)

@@ -13,8 +13,6 @@ from prometheus_client.utils import floatToGoString
 from isotherm.cluster.messages import figures as of
 from isotherm.cluster.messages.figures import Buckets, Figures
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 
 class _Collector:
     def __init__(self, families: Iterable[Metric]):

@@ -1,5 +1,5 @@
-"""Environment of a Ray that Isotherm starts itself. Ray reads some of it when it is imported, so this module must not
-import Ray."""
+"""Environment of the processes of a Ray that serves Isotherm, and of who joins one. Ray reads some of it when it is
+imported, so this module must not import Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from isotherm.cluster.on_ray.token_file import ELSEWHERE, keep_token
 # Despite its name, on every system: with 0 Ray uses the loopback address and listens on no other, and a driver looks
 # for its node there.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-LOCAL_RAY = LOOPBACK | {
+# Of every node of a Ray that serves Isotherm, whoever starts it. docs/operations.md has them as a table.
+NODE_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process of the machine stall every stream
     # A worker that hangs cannot end itself: Ray's 5 s are 5 s more for streams that wait for it
@@ -23,7 +24,7 @@ LOCAL_RAY = LOOPBACK | {
     "RAY_preload_python_modules": "isotherm.actors.preload",
     "RAY_AUTH_MODE": "token",
     # Serve's proxy would let any client switch off its timeouts and disconnect handling by headers; this strips
-    # them.
+    # them, and brings the other middlewares and the protocol of the front door.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "isotherm.cluster.api.middleware:serve_proxy_middlewares",
     # A chunk of a stream goes from replica to proxy as a gRPC message, not as a Ray object, and from no event loop
     # to another: a third of the cost.
@@ -38,6 +39,7 @@ LOCAL_RAY = LOOPBACK | {
     # On a busy machine a proxy may take longer to start than Serve's 5 s, three times; then Serve would give up.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
+LOCAL_RAY = LOOPBACK | NODE_ENVIRONMENT
 # What never goes through an HTTP proxy: gRPC (from Serve's proxy to its replicas) takes http_proxy, and a proxy
 # elsewhere cannot reach loopback.
 UNPROXIED = ("127.0.0.1", "localhost", "::1")

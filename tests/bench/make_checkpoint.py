@@ -1,5 +1,5 @@
-"""Writes the checkpoint with random weights that README's speed figures are of: `python
-tests/bench/make_checkpoint.py OUT [--fp8]`.
+"""Writes the checkpoint with random weights that the speed figures of docs/performance.md are of:
+`python tests/bench/make_checkpoint.py OUT [--fp8]`.
 
 1.9 B parameters in DeepSeek-V3's architecture, of which a token is computed with 0.42 B, the embedding table not
 counted. Takes a few minutes and some 8 GB of memory. The tokenizer is that of the bundled model, whose ids are the

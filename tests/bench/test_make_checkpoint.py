@@ -1,4 +1,5 @@
-"""The checkpoint that README's speed figures are of has the size that README says, and can be served."""
+"""The checkpoint that the speed figures of docs/performance.md are of has the size that the page says, and can be
+served."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from isotherm.cluster.manifest import Manifest, parse_manifest
 from isotherm.cluster.manifest_values import parse_bytes
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.model.tensors import Part
-from isotherm.cluster.on_ray.environment import LOCAL_RAY
+from isotherm.cluster.on_ray.environment import NODE_ENVIRONMENT
 
 FOLDER = Path(__file__).parents[2] / "manifests" / "kuberay"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -89,6 +89,25 @@ def quantity(text: str) -> int:
 
 def test_there_are_the_three_that_the_readme_speaks_of():
     assert [path.stem for path in FILES] == ["cpu-dev", "experts-on-cpu", "h100"]
+
+
+def test_the_image_holds_what_is_installed_and_the_ray_of_the_manifests():
+    text = (FOLDER / "Dockerfile").read_text()
+    copied = {name for line in re.findall(r"^COPY --chown=ray (.*) \S+$", text, re.MULTILINE) for name in line.split()}
+    root = FOLDER.parents[1]
+    assert all((root / name).exists() for name in copied)
+    assert copied == {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "isotherm",
+        *(p.name for p in (root / "isotherm").iterdir()),
+    }
+    assert set(re.findall(r"rayproject/ray:([\d.]+)-", text)) == {
+        Documents(path).cluster["rayVersion"] for path in FILES
+    }
+    assert "manifests/kuberay/Dockerfile" in text
+    assert all("manifests/kuberay/Dockerfile" in path.read_text() for path in FILES)
 
 
 def problems(validator: jsonschema.Draft202012Validator, service: Any) -> list[str]:
@@ -204,12 +223,8 @@ def test_the_cluster_is_as_isotherm_needs_it(documents: Documents):
         assert container["image"] == "IMAGE-WITH-ISOTHERM"
         assert container["resources"]["limits"] == container["resources"]["requests"]
         environment = {variable["name"]: variable["value"] for variable in container["env"]}
-        ours = {
-            name: value
-            for name, value in LOCAL_RAY.items()
-            if name not in ("RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
-        }
-        assert environment == ours, "KubeRay sets the mode of authentication; pods are not on loopback"
+        ours = {name: value for name, value in NODE_ENVIRONMENT.items() if name != "RAY_AUTH_MODE"}
+        assert environment == ours, "KubeRay sets the mode of authentication"
 
 
 def test_traffic_comes_where_the_cluster_is_ready(documents: Documents):

@@ -17,7 +17,7 @@ from isotherm.cluster.api.access.allowance import Allowance, share
 from isotherm.cluster.api.access.caller import Caller
 from isotherm.cluster.api.access.hashing import hashed, id_of, matches, new_key, new_key_id
 from isotherm.cluster.api.access.keys_file import KeyEntry, KeysFileError, read_keys
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import ReplyError, unavailable
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
@@ -241,13 +241,7 @@ def _signature(path: Path) -> Signature:
 
 
 def _busy(reason: str) -> ReplyError:
-    return ReplyError(
-        f"{reason}; try again in a second",
-        status=503,
-        kind="server_error",
-        code="unavailable",
-        headers={"retry-after": "1"},
-    )
+    return unavailable(f"{reason}; try again in a second")
 
 
 def now() -> float:

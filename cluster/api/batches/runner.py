@@ -35,7 +35,9 @@ from isotherm.cluster.jsontypes import JSON
 
 log = logging.getLogger(__name__)
 _BUSY = (429, 503)  # the server's matter, not the row's: asked again
-_WHOSE = 401  # the batch's matter: rows are asked as the key that made it, which is no more, or as nobody
+# What a row is answered where the key that made the batch was revoked, or where the batch was made without one and the
+# server has keys by now: no other row would be answered either.
+_KEY_GONE = 401
 _LONGEST_PAUSE = 30.0  # seconds between two tries of a row
 _ROOM_SECONDS = 5.0  # from one look whether there is room for more output to the next
 _ROWS_AT_ONCE = 500  # written in one go, between which a run can be cancelled
@@ -214,7 +216,7 @@ class BatchRun:
         while True:
             async with self._settings.places.take(choices(row.body)):
                 answer = await self._ask(self._batch["endpoint"], row.body)
-            if answer.status == _WHOSE:
+            if answer.status == _KEY_GONE:
                 raise _GivenUp(Fault("invalid_api_key", str(answer.body["error"]["message"])))
             if answer.status not in _BUSY:
                 request_id = answer.headers.get("x-request-id", "")

@@ -15,7 +15,7 @@ from isotherm.cluster.api.bodies.common import (
     GenerationBody,
     ListOf,
 )
-from isotherm.cluster.api.bodies.places import CHAT
+from isotherm.cluster.api.bodies.other_routes import CHAT
 from isotherm.cluster.api.bodies.structure import StructuredBody
 from isotherm.cluster.api.bodies.thinking import ThinkingBody
 from isotherm.cluster.api.bodies.tools import ToolsBody

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import BodyModel, ListOf, text_or_list
+from isotherm.cluster.api.bodies.common import BodyModel, ListOf, RefusalPart, part_kind, text_or_list
 from isotherm.cluster.jsontypes import JSON
 
 
@@ -15,29 +15,9 @@ class TextPart(BodyModel):
     type: Literal["text"]
     text: str
 
-    @property
-    def said(self) -> str:
-        return self.text
-
-
-class RefusalPart(BodyModel):
-    """What an assistant said instead of an answer."""
-
-    type: Literal["refusal"]
-    refusal: str
-
-    @property
-    def said(self) -> str:
-        return self.refusal
-
-
-def _part_kind(value: Any) -> str:
-    """A tag that is no key of a part. What is of neither type is taken for text, and its type is what is wrong."""
-    return "refusal part" if isinstance(value, dict) and value.get("type") == "refusal" else "text part"
-
 
 _Part = Annotated[
-    Annotated[TextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(_part_kind)
+    Annotated[TextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(part_kind)
 ]
 _Content = Annotated[
     Annotated[str, Tag("text")] | Annotated[ListOf[_Part], Field(min_length=1), Tag("list")],
@@ -83,7 +63,7 @@ class Message(BodyModel):
     def _said(self) -> str | None:
         if self.content is None:
             return self.refusal
-        return self.content if isinstance(self.content, str) else "\n".join(part.said for part in self.content)
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
     @property
     def chars(self) -> int:

@@ -21,9 +21,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.elsewhere import HARMLESS, UNSERVED
-from isotherm.cluster.api.bodies.foreign import FOREIGN
-from isotherm.cluster.api.bodies.places import fields_elsewhere
+from isotherm.cluster.api.bodies.other_names import OTHER_NAMES
+from isotherm.cluster.api.bodies.other_routes import fields_of_other_routes
+from isotherm.cluster.api.bodies.unserved import HARMLESS, UNSERVED
 
 MAX_N = 128
 MAX_TOP_LOGPROBS = 20
@@ -74,6 +74,22 @@ class BodyModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
+class RefusalPart(BodyModel):
+    """What an assistant said instead of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+def part_kind(value: Any) -> str:
+    """A tag that is no key of a part. What is of neither type is taken for text, and its type is what is wrong."""
+    return "refusal part" if isinstance(value, dict) and value.get("type") == "refusal" else "text part"
+
+
 class StreamOptions(BodyModel):
     include_usage: bool = False  # a last chunk with the usage
     continuous_usage_stats: bool = False  # the usage so far in each chunk
@@ -82,10 +98,10 @@ class StreamOptions(BodyModel):
 
 
 def _refusal(name: str, neutral: tuple[Any, ...]) -> str:
-    instead = FOREIGN[name][1] if name in FOREIGN else ""
+    instead = OTHER_NAMES[name][1] if name in OTHER_NAMES else ""
     allowed = " or ".join(json.dumps(value) for value in neutral)
     what = f"use {instead}, or leave it out" if instead else "leave it out"
-    known = "here" if name in FOREIGN else "yet"
+    known = "here" if name in OTHER_NAMES else "yet"
     return f"{name} is not supported {known}; {what}{f' or give {allowed}' if allowed else ''}"
 
 
@@ -100,7 +116,7 @@ class RequestBody(BodyModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        cls.renamed = fields_elsewhere(cls.route)
+        cls.renamed = fields_of_other_routes(cls.route)
 
     @model_validator(mode="before")
     @classmethod
@@ -131,7 +147,7 @@ class GenerationBody(RequestBody):
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "guided_whitespace_pattern": (),
-        **{name: neutral for name, (neutral, _) in FOREIGN.items()},
+        **{name: neutral for name, (neutral, _) in OTHER_NAMES.items()},
     }
 
     harmless: ClassVar[dict[str, str]] = HARMLESS

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import MAX_N, MAX_TOP_LOGPROBS, GenerationBody, ListOf, NonEmpty, TokenId
-from isotherm.cluster.api.bodies.places import COMPLETIONS
+from isotherm.cluster.api.bodies.other_routes import COMPLETIONS
 from isotherm.cluster.api.bodies.structure import StructuredBody
 
 MAX_PROMPTS = 128

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from isotherm.cluster.api.bodies.common import MAX_MESSAGES, BodyModel, ListOf, NonEmpty, text_or_list
-from isotherm.cluster.api.bodies.places import MESSAGES
+from isotherm.cluster.api.bodies.other_routes import MESSAGES
 from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 

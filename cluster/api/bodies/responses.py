@@ -7,8 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import MAX_MESSAGES, BodyModel, ListOf, NonEmpty, at_most, text_or_list
-from isotherm.cluster.api.bodies.places import RESPONSES
+from isotherm.cluster.api.bodies.common import (
+    MAX_MESSAGES,
+    BodyModel,
+    ListOf,
+    NonEmpty,
+    RefusalPart,
+    at_most,
+    part_kind,
+    text_or_list,
+)
+from isotherm.cluster.api.bodies.other_routes import RESPONSES
 from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
 
@@ -22,21 +31,8 @@ class ItemTextPart(BodyModel):
     text: str
 
 
-class RefusalPart(BodyModel):
-    type: Literal["refusal"]
-    refusal: str
-
-    @property
-    def text(self) -> str:
-        return self.refusal
-
-
-def _part_kind(value: Any) -> str:
-    return "refusal part" if isinstance(value, dict) and value.get("type") == "refusal" else "text part"
-
-
 _Part = Annotated[
-    Annotated[ItemTextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(_part_kind)
+    Annotated[ItemTextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(part_kind)
 ]
 _Content = Annotated[Annotated[str, Tag("text")] | Annotated[ListOf[_Part], Tag("list")], Discriminator(text_or_list)]
 

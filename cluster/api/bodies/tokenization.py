@@ -9,7 +9,7 @@ from pydantic import Field
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.common import BodyModel, ListOf, NonEmpty, RequestBody, TokenId
 from isotherm.cluster.api.bodies.completion import CompletionBody
-from isotherm.cluster.api.bodies.places import COMPLETIONS
+from isotherm.cluster.api.bodies.other_routes import COMPLETIONS
 
 
 class TokenizeTextBody(RequestBody):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from isotherm.actors.attention.outbox import FEW_STREAMS, FLUSH, LONGEST_FLUSH, Outbox, flush_interval
-from isotherm.cluster.messages.requests import Delta, FinishReason
+from isotherm.actors.attention.outbox import FEW_STREAMS, FLUSH, LONGEST_FLUSH, Outbox, flush_interval, merged_deltas
+from isotherm.cluster.messages.requests import Delta, FinishReason, PromptLogprobs, TokenLogprobs
 
 
 def tokens(stream: int, start: int, count: int = 1, finish: FinishReason | None = None) -> Delta:
@@ -62,3 +62,39 @@ def test_first_and_last_tokens_take_the_others_along(urgent: Delta):
     outbox.put([tokens(s, 6) for s in range(16)])
     assert outbox.due(1.0 + 2 * FLUSH) == []
     assert len(outbox) == 16
+
+
+def test_merged_deltas_say_the_same():
+    p, q = TokenLogprobs(-1.0), TokenLogprobs(-2.0)
+    steps = [
+        Delta("a", 0, (5,), logprobs=(p,), cached_tokens=3), Delta("b", 4, (9,)),
+        Delta("a", 1, (6, 7), logprobs=(q, p)), Delta("b", 5, (), FinishReason.STOP),
+        Delta("a", 3, (8,), FinishReason.LENGTH, (q,)),
+    ]  # fmt: skip
+    assert merged_deltas(steps) == [
+        Delta("a", 0, (5, 6, 7, 8), FinishReason.LENGTH, (p, q, p, q), cached_tokens=3),
+        Delta("b", 4, (9,), FinishReason.STOP)
+    ]  # fmt: skip
+
+
+def test_what_scores_a_prompt_comes_in_one_with_the_first_tokens():
+    p, q = TokenLogprobs(-1.0, rank=1), TokenLogprobs(-2.0, rank=3)
+    steps = [
+        Delta("a", 0, prompt=PromptLogprobs(1, (p, q))), Delta("b", 0, (5,)),
+        Delta("a", 0, prompt=PromptLogprobs(3, (q,))),
+        Delta("a", 0, (9,), prompt=PromptLogprobs(4, (p,))), Delta("a", 1, (9,), FinishReason.LENGTH),
+    ]  # fmt: skip
+    assert merged_deltas(steps) == [
+        Delta("a", 0, (9, 9), FinishReason.LENGTH, prompt=PromptLogprobs(1, (p, q, q, p))),
+        Delta("b", 0, (5,)),
+    ]
+
+
+@pytest.mark.parametrize("after", [
+    Delta("a", 0, finish_reason=FinishReason.MOVED), Delta("a", 1, finish_reason=FinishReason.ERROR, error="lost"),
+    Delta("a", 2, (7,)), Delta("b", 1, (7,)),
+])  # fmt: skip
+def test_what_does_not_follow_stays_apart(after: Delta):
+    assert merged_deltas([Delta("a", 0, (5,)), after]) == [Delta("a", 0, (5,)), after]
+    # A later request of that name
+    assert merged_deltas([Delta("a", 0, (5,), FinishReason.STOP), Delta("a", 1, (6,))])[1:] == [Delta("a", 1, (6,))]

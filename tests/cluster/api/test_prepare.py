@@ -7,7 +7,7 @@ from fake_engine import BOS, write_tokenizer
 
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.completion import CompletionBody
-from isotherm.cluster.api.bodies.foreign import FOREIGN
+from isotherm.cluster.api.bodies.other_names import OTHER_NAMES
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import PromptLimits, Served, choice_seed
@@ -263,9 +263,9 @@ def test_what_a_body_says_of_sampling_goes_to_the_engine(tokenizer):
 
 
 @pytest.mark.parametrize("ask", [chat, complete])
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("name", OTHER_NAMES)
 def test_what_other_servers_call_otherwise_is_refused_by_name(tokenizer, ask, name):
-    neutral, instead = FOREIGN[name]
+    neutral, instead = OTHER_NAMES[name]
     for value in neutral:
         ask(tokenizer, **{name: value})
     ask(tokenizer, **{name: None})
@@ -277,8 +277,8 @@ def test_what_other_servers_call_otherwise_is_refused_by_name(tokenizer, ask, na
 
 
 def test_what_is_told_to_be_used_instead_is_there():
-    assert {instead for _, instead in FOREIGN.values() if instead} <= set(CompletionBody.model_fields)
-    assert not FOREIGN.keys() & (CompletionBody.model_fields.keys() | ChatBody.model_fields.keys())
+    assert {instead for _, instead in OTHER_NAMES.values() if instead} <= set(CompletionBody.model_fields)
+    assert not OTHER_NAMES.keys() & (CompletionBody.model_fields.keys() | ChatBody.model_fields.keys())
 
 
 def test_bad_words_have_their_tokens_with_a_space_before_them_and_without(tokenizer):

@@ -8,11 +8,13 @@ from isotherm.cluster.doctor.limits import LimitFacts
 from isotherm.cluster.doctor.machine import MachineFacts
 from isotherm.cluster.doctor.nodes import Node, NodeFacts, judge_nodes
 from isotherm.cluster.doctor.versions import VersionFacts
+from isotherm.cluster.on_ray.environment import NODE_ENVIRONMENT
 
 FACTS = NodeFacts(
     MachineFacts(8, None, 64 << 30, 32 << 30, "native", "avx2", ""),
     LimitFacts(8 << 30, 8 << 30, 65536, 1 << 20, "/tmp", 0.5, 100 << 30),
     VersionFacts("3.11.7", ">=3.10", "0.1.0", ["ray>=2.60"], {"ray": "2.60.0", "torch": "2.13.0"}),
+    NODE_ENVIRONMENT,
     True,
 )
 
@@ -48,3 +50,8 @@ def test_versions_and_bits_that_differ():
 def test_what_is_not_well_on_a_node_is_said_with_its_name():
     facts = replace(FACTS, limits=replace(FACTS.limits, shm_free=1 << 20))
     assert wrong(Node("a", FACTS), Node("b", facts)) == [("b", "shared memory", "fail")]
+
+
+def test_a_node_whose_ray_was_started_without_the_environment():
+    nodes = (Node("a", FACTS), Node("b", replace(FACTS, environment={})))
+    assert wrong(*nodes) == [("b", "environment", "fail"), ("b", "environment", "warn")]

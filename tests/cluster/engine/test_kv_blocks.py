@@ -145,17 +145,6 @@ def test_releasing_too_often_is_an_error():
         manager.release(blocks)
 
 
-def test_forgotten_prefixes_are_free_and_not_found():
-    manager = BlockManager(3, 4)
-    a, _ = fill(manager, b"a", b"b")
-    manager.release([a])
-    manager.forget_prefixes()
-    assert counts(manager) == (1, 2, 0)
-    assert manager.match([b"a"]) == []
-    taken = manager.allocate(2)
-    assert taken is not None and a in taken
-
-
 def test_keys_name_tokens_their_order_their_past_and_their_form():
     base = block_key(ROOT_KEY, [1, 2, 3, 4], 4)
     assert base == block_key(ROOT_KEY, (1, 2, 3, 4), 4)
@@ -173,7 +162,7 @@ def test_keys_name_tokens_their_order_their_past_and_their_form():
 Action = tuple[str, int]
 
 
-ACTIONS = st.sampled_from(["allocate", "match", "release", "register", "forget"])
+ACTIONS = st.sampled_from(["allocate", "match", "release", "register"])
 
 
 @given(st.integers(1, 6), st.lists(st.tuples(ACTIONS, st.integers(0, 20)), max_size=60))
@@ -211,9 +200,6 @@ def test_any_sequence_of_calls_agrees_with_a_plain_model(blocks: int, actions: l
                 key_of[block] = key
         elif action == "release" and holders:
             manager.release(holders.pop(n % len(holders)))
-        elif action == "forget":
-            manager.forget_prefixes()
-            key_of = {b: k for b, k in key_of.items() if b in held}
         held = {b for h in holders for b in h}
         assert manager.used == len(held)
         assert manager.used + manager.available == manager.blocks

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 # Field → the values that ask for nothing, and what to give instead.
-FOREIGN: dict[str, tuple[tuple[Any, ...], str]] = {
+OTHER_NAMES: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_new_tokens": ((), "max_tokens"),
     "n_predict": ((), "max_tokens"),
     "n_cmpl": ((1,), "n"),

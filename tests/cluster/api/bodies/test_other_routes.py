@@ -8,11 +8,11 @@ import pytest
 
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.completion import CompletionBody
-from isotherm.cluster.api.bodies.elsewhere import HARMLESS
 from isotherm.cluster.api.bodies.messages import Conversation, MessagesBody
-from isotherm.cluster.api.bodies.places import CHAT, COMPLETIONS, MESSAGES, PLACES, RESPONSES
+from isotherm.cluster.api.bodies.other_routes import CHAT, COMPLETIONS, MESSAGES, OTHER_ROUTES, RESPONSES
 from isotherm.cluster.api.bodies.responses import ResponsesBody
 from isotherm.cluster.api.bodies.translated import _CHAT_FIELDS
+from isotherm.cluster.api.bodies.unserved import HARMLESS
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import PromptLimits, Served
@@ -63,7 +63,7 @@ def test_what_is_said_to_be_elsewhere_is_refused_with_where(body):
 def test_what_to_give_instead_is_there():
     bodies = {body.route: body for body in BODIES}
     assert bodies.keys() == {CHAT, COMPLETIONS, RESPONSES, MESSAGES}
-    for name, places in PLACES.items():
+    for name, places in OTHER_ROUTES.items():
         for route, instead in places.items():
             if instead.startswith("/"):
                 assert name in fields(bodies[instead]) | getattr(bodies[instead], "older", {}).keys()

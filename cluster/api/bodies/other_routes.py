@@ -9,7 +9,7 @@ RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 _SYSTEM = "a message of role system"
 
 # Field → the routes that do not have it, each with the field to give there instead, or the route to ask.
-PLACES: dict[str, dict[str, str]] = {
+OTHER_ROUTES: dict[str, dict[str, str]] = {
     "messages": {COMPLETIONS: CHAT, RESPONSES: "input"},
     "prompt": {CHAT: "messages", RESPONSES: "input", MESSAGES: "messages"},
     "input": {CHAT: "messages", COMPLETIONS: "prompt", MESSAGES: "messages"},
@@ -40,9 +40,9 @@ PLACES: dict[str, dict[str, str]] = {
 }
 
 
-def fields_elsewhere(route: str) -> dict[str, str]:
+def fields_of_other_routes(route: str) -> dict[str, str]:
     """The fields that the route does not have, each with what to do instead, in words; empty where there is nothing."""
-    return {name: _words(places[route]) for name, places in PLACES.items() if route in places}
+    return {name: _words(without[route]) for name, without in OTHER_ROUTES.items() if route in without}
 
 
 def _words(instead: str) -> str:

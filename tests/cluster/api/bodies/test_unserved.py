@@ -10,7 +10,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.completion import CompletionBody
-from isotherm.cluster.api.bodies.elsewhere import HARMLESS
+from isotherm.cluster.api.bodies.unserved import HARMLESS
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.parse import checked
 
