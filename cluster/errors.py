@@ -18,6 +18,7 @@ class IsothermError(Exception):
       ModelNotFoundError         cluster.model.path: MODEL is no directory, hub id or manifest
       ModelConfigError           cluster.model.config: config.json is of a model that cannot be served
       CheckpointError            cluster.model.checkpoint: a file or tensor is missing, or is not as it must be
+        NoWeightFilesError       cluster.model.checkpoint: … there is neither a weight file nor an index
       NumericsError              cluster.model.fingerprint: a worker would not compute the others' bits
       TokenizerError             cluster.text.tokenizer: the tokenizer's files are missing or unusable
       NoChatTemplateError        cluster.text.tokenizer: the model can complete text, but not chat

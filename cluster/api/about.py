@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from isotherm.cluster.api.access.caller import caller_of
 from isotherm.cluster.api.access.limits import allowed_models
@@ -28,6 +29,16 @@ class About:
         self._settings = settings
         self._created = int(time.time())
         self._version = importlib.metadata.version("isotherm")
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model:path}", self.model),
+            Route("/health", self.health),
+            Route("/ready", self.ready),
+            Route("/status", self.status),
+            Route("/version", self.version),
+        ]
 
     async def models(self, request: Request) -> Response:
         models = allowed_models(caller_of(request), self._models)

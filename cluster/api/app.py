@@ -67,7 +67,6 @@ def build_app(
     settings = settings or AppSettings()
     store = store or MemoryResponseStore(settings.kept_response_bytes)
     names = tuple(dict.fromkeys([model_id, *aliases]))
-    about = About(engine, names, settings)
     book = RequestBook() if observer is None else observer.book
     generator = Generator(engine, tokenizer, names, settings, book)
     tokenization = Tokenization(generator, settings.max_body_bytes)
@@ -77,8 +76,7 @@ def build_app(
 
     app = Starlette(
         routes=[
-            Route("/v1/models", about.models),
-            Route("/v1/models/{model:path}", about.model),
+            *About(engine, names, settings).routes(),
             generate("/v1/chat/completions", CHAT),
             generate("/v1/completions", COMPLETION),
             *responses_routes(generator, store),
@@ -86,10 +84,6 @@ def build_app(
             Route("/tokenize", tokenization.tokenize, methods=["POST"]),
             Route("/detokenize", tokenization.detokenize, methods=["POST"]),
             *(batch_routes(batches, ENDPOINTS) if batches is not None else refused_routes(settings.batches_refused)),
-            Route("/health", about.health),
-            Route("/ready", about.ready),
-            Route("/status", about.status),
-            Route("/version", about.version),
             *(observed_routes(observer) if observer is not None else []),
             *(admin_routes(admin) if admin is not None else []),
             Events(admin or OneProcess(engine, model_id), settings.silence_s, ends).route(),
