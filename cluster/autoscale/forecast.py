@@ -20,8 +20,8 @@ LEAST_SPREAD = 1e-4  # variance of log loads that is always allowed for
 class LoadView:
     """Rows per second, decayed, and rows of the last windows. Times are in seconds and never go back.
 
-    The counters given first are the zero: rows from before the view began, as after a restart of the controller, are
-    not of now.
+    What a shard reports first is its zero: rows from before that, as those of days where the controller was restarted
+    and one shard missed the first look, are not of now.
     """
 
     def __init__(self, layers: int, experts: int, half_life: float = 10.0, window: float = 5.0, keep: int = 24):
@@ -40,9 +40,9 @@ class LoadView:
         self._closed: deque[np.ndarray] = deque(maxlen=keep)
 
     def observe(self, counts: Mapping[str, np.ndarray], now: float) -> None:
-        """`counts`: rows that each shard has routed since it started, int64 [layers, experts], by the shard's name. A
-        shard that is new counts from zero, as does one whose counters have gone back: it was restarted. Raises
-        ValueError at counters of another shape."""
+        """`counts`: rows that each shard has routed since it started, int64 [layers, experts], by the shard's name. One
+        whose counters have gone back was restarted, and counts from zero. Raises ValueError at counters of another
+        shape."""
         rows_LE = np.zeros(self._shape)
         for name, count_LE in counts.items():
             if count_LE.shape != self._shape:
@@ -60,7 +60,9 @@ class LoadView:
 
     def _since_last(self, name: str, count_LE: np.ndarray) -> np.ndarray:
         before_LE = self._counts.get(name)
-        if before_LE is None or (count_LE < before_LE).any():
+        if before_LE is None:
+            return np.zeros(self._shape)
+        if (count_LE < before_LE).any():
             return count_LE
         rows_LE: np.ndarray = count_LE - before_LE
         return rows_LE
