@@ -14,7 +14,8 @@ from starlette.types import ASGIApp
 
 from isotherm.cluster.api.batches.in_process import ask
 from isotherm.cluster.api.batches.runner import BatchRun, Places, RunSettings, failed
-from isotherm.cluster.api.batches.store import Store, owner_of
+from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.api.batches.stored import owner_of
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import named_line
 
