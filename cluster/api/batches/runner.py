@@ -30,6 +30,7 @@ from isotherm.cluster.api.batches.rows import (
 )  # fmt: skip
 from isotherm.cluster.api.batches.state import FINAL, moved
 from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.api.batches.stored import owner_of
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.jsontypes import JSON
 
@@ -204,7 +205,7 @@ class BatchRun:
         now = asyncio.get_running_loop().time()
         if now - self._saw_room >= _ROOM_SECONDS:
             self._saw_room = now
-            if await asyncio.to_thread(self._store.room) <= 0:
+            if await asyncio.to_thread(self._store.space.is_full_for, owner_of(self._batch)):
                 raise _GivenUp(_FULL)
 
     async def _answer(self, row: Row) -> JSON:

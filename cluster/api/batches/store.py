@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from isotherm.cluster.api.batches import stored
+from isotherm.cluster.api.batches.space import Space
 from isotherm.cluster.api.batches.state import FINAL, shown
 from isotherm.cluster.api.batches.stored import owner_of
 from isotherm.cluster.api.errors import ReplyError
@@ -36,33 +37,13 @@ class Store:
 
     def __init__(self, folder: Path, max_bytes: int, keep_seconds: int, clock: Callable[[], float] = time.time) -> None:
         self._files, self._batches, self._uploads = folder / "files", folder / "batches", folder / "uploads"
-        self._max_bytes, self._keep, self.clock = max_bytes, keep_seconds, clock
+        self._keep, self.clock = keep_seconds, clock
+        self.space = Space(folder, max_bytes)
         self._ended: set[str] = set()  # batches that were seen to be final: they stay so
         for path in (self._files, self._batches, self._uploads):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    # --- room ---------------------------------------------------------------------------------------
-
-    def room(self) -> int:
-        """Bytes that may still be written; may be below 0."""
-        used = 0
-        for folder in (self._files, self._uploads, *self._batches.iterdir()):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        used += entry.stat().st_size
-        return self._max_bytes - used
-
-    def check_room(self, wanted: int = 0) -> None:
-        """Raises ReplyError 413 where so many bytes more are too many."""
-        if wanted > (room := self.room()):
-            raise ReplyError(
-                f"file: {wanted} bytes are more than the {max(0, room)} that are left of the {self._max_bytes} that "
-                "this server keeps; delete files that are not needed any more",
-                status=413,
-                param="file",
-                code="storage_full",
-            )
+    # --- what has expired ---------------------------------------------------------------------------
 
     def sweep(self) -> None:
         """Delete what has expired, and what was left lying."""

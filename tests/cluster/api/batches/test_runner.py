@@ -71,12 +71,12 @@ def server(monkeypatch):
     return Server()
 
 
-def batch_of(store, *bodies, content=None):
+def batch_of(store, *bodies, content=None, owner=""):
     rows = [{"custom_id": f"row {body['prompt']}", "method": "POST", "url": URL, "body": body} for body in bodies]
     path = store.new_upload()
     path.write_bytes(content if content is not None else "\n".join(map(json.dumps, rows)).encode())
-    file = store.add_file(path, "in.jsonl", "batch")
-    batch = new_batch("batch_" + "a" * 32, URL, file["id"], "1h", None, None, store.clock())
+    file = store.add_file(path, "in.jsonl", "batch", owner=owner)
+    batch = new_batch("batch_" + "a" * 32, URL, file["id"], "1h", None, None, store.clock(), owner)
     store.add_batch(batch)
     return batch["id"]
 
@@ -205,6 +205,16 @@ def test_a_full_disk_fails_the_batch_and_keeps_what_is_done(tmp_path, server, cl
     batch = asyncio.run(run(store, batch_of(store, *prompts(50)), server))
     assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == "storage_full"
     assert 0 < len(output(store, batch["output_file_id"])) < 50
+
+
+def test_what_another_key_keeps_fails_nobodys_batch(store, server):
+    server.delay = 0.005
+    path = store.new_upload()
+    path.write_bytes(b"x" * (1 << 20))
+    store.add_file(path, "in.jsonl", "batch", owner="other")
+    assert store.space.left("mine") < 0
+    batch = asyncio.run(run(store, batch_of(store, *prompts(50), owner="mine"), server))
+    assert batch["status"] == "completed" and batch["request_counts"]["completed"] == 50
 
 
 def test_places_follow_their_limit():

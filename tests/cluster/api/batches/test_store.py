@@ -70,18 +70,6 @@ def test_what_is_no_id_names_nothing(store, given):
     assert missing(store.batch, given.replace("file-", "batch_")) == 404
 
 
-def test_there_is_a_bound(store):
-    put(store, b"x" * 8000)
-    store.check_room(1000)
-    with pytest.raises(ReplyError, match="delete files") as info:
-        store.check_room(3000)
-    assert (info.value.status, info.value.code) == (413, "storage_full")
-    batch = batch_of(store, put(store)["id"])
-    with store.lines_of(batch["id"], "output.jsonl", print) as file:
-        file.write(b"y" * 3000)
-    assert store.room() < 0, "what batches write counts too"
-
-
 def test_what_has_expired_goes_and_what_is_in_use_stays(store, clock):
     old, kept, used = put(store), put(store, keep=9000), put(store)
     running, ended = batch_of(store, used["id"], 1), batch_of(store, old["id"], 2)
