@@ -189,6 +189,12 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def over(self, batch: JSON) -> str | None:
+        """The status that a batch which is not done has to end with now; None where it goes on."""
+        if self.cancelling_at(batch["id"]) is not None:
+            return "cancelled"
+        return "expired" if self.clock() >= batch["expires_at"] else None
+
     @contextlib.contextmanager
     def lock(self, batch_id: str) -> Iterator[bool]:
         """Whether this is the one place where the batch may be run now."""
