@@ -49,7 +49,8 @@ def write(path: Path, value: JSON) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
-    to_disk(path.parent)
+    with contextlib.suppress(OSError):  # it is written, and not every shared file system syncs a folder
+        to_disk(path.parent)
 
 
 def to_disk(path: Path) -> None:
