@@ -18,6 +18,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from isotherm.cluster.api.access.caller import caller_of, known_of
+from isotherm.cluster.api.behalf import in_process_priority
 from isotherm.cluster.api.choices import ChoiceStream
 from isotherm.cluster.api.errors import ReplyError, internal_error
 from isotherm.cluster.api.prepare import Prepared
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 _NO_COURSE = Course()
 REMEMBERED = 200  # requests that have ended
 CLIENT_CLOSED = 499  # the status of a request whose client went away, as proxies write it
+_LATER = (429, 503)  # statuses after which a batch asks its row again
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,16 @@ class OpenRequest:
     answered as a stream is left when the stream is."""
 
     def __init__(
-        self, request_id: str, key: str, route: str, ended: Callable[[OpenRequest], None], clock: Callable[[], float]
+        self,
+        request_id: str,
+        key: str,
+        route: str,
+        ended: Callable[[OpenRequest], None],
+        clock: Callable[[], float],
+        waits: bool,
     ) -> None:
         self.watch = Stopwatch(clock)
+        self._waits = waits
         self.request_id, self._key, self._route, self._ended = request_id, key, route, ended
         self._started = time.time()
         self._prepared: Prepared | None = None
@@ -147,6 +156,11 @@ class OpenRequest:
         self._has_ended = True
         self._ended(self)
 
+    @property
+    def goes_on_waiting(self) -> bool:
+        """Whether this end was none: nothing was generated, and it will be asked again."""
+        return self._waits and self._status in _LATER and not self.watch.has_first
+
     def record(self) -> RequestRecord:
         """As it is now."""
         prepared, choices, watch = self._prepared, self._choices, self.watch
@@ -188,7 +202,8 @@ class OpenRequest:
 
 
 class RequestBook:
-    """One for each ingress replica. Every request that ends is told to the `sinks`: a log, metrics, traces."""
+    """One for each ingress replica. Every request that ends is told to the `sinks`: a log, metrics, traces. A batch's
+    row that finds no room is none: it waits, and asks again for hours, where a refused client would be told."""
 
     def __init__(self, sinks: Sequence[Sink] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self._sinks = list(sinks)
@@ -208,7 +223,8 @@ class RequestBook:
     def open(self, request: Request) -> OpenRequest:
         """A request for tokens has come; to be entered as a context."""
         request_id, path = known_of(request, "request_id", ""), request.scope["path"]
-        opened = OpenRequest(request_id, caller_of(request).name, path, self._end, self._clock)
+        waits = in_process_priority(request) is not None
+        opened = OpenRequest(request_id, caller_of(request).name, path, self._end, self._clock, waits)
         if self._sample is not None:
             headers = request.headers
             opened.trace = begin(headers.get(HEADER), headers.get(STATE), self._sample, random)
@@ -235,6 +251,8 @@ class RequestBook:
 
     def _end(self, ended: OpenRequest) -> None:
         self._open.pop(id(ended), None)
+        if ended.goes_on_waiting:
+            return
         record = ended.record()
         self._recent.append(record)
         for sink in self._sinks:

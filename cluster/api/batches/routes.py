@@ -23,7 +23,7 @@ from isotherm.cluster.api.body import read_body
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.pages import newest_first, page
 from isotherm.cluster.api.parse import parse_body
-from isotherm.cluster.api.replies import json_response
+from isotherm.cluster.api.replies import json_response, to_json
 from isotherm.cluster.jsontypes import JSON
 
 _MAX_BODY = 1 << 20  # bytes of a body that asks for a batch
@@ -120,7 +120,10 @@ class _Batches:
             raise ReplyError(message, param="input_file_id")
         keep = body.output_expires_after.seconds if body.output_expires_after is not None else None
         batch_id, window, now = f"batch_{uuid.uuid4().hex}", body.completion_window, self._store.clock()
-        self._store.add_batch(new_batch(batch_id, body.endpoint, source["id"], window, body.metadata, keep, now, owner))
+        batch = new_batch(batch_id, body.endpoint, source["id"], window, body.metadata, keep, now, owner)
+        with self._store.space.hold(owner) as hold:
+            hold.grow(len(to_json(batch)), what="batch", param=None)
+            self._store.add_batch(batch)
         return self._store.batch(batch_id)
 
     async def one(self, request: Request) -> Response:

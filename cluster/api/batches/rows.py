@@ -76,7 +76,7 @@ def parse_row(line: bytes, url: str, longest: int) -> Row | Fault:
     if body.get("stream"):
         return Fault("invalid_body", "a row of a batch cannot stream", "body.stream")
     if url == _RESPONSES and body.get("store") is None:
-        body = {**body, "store": False}  # thousands of answers would push out what their key has kept else
+        body = {**body, "store": False}  # a batch's would push out what its key has kept
     return Row(custom_id, body)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -30,7 +31,9 @@ from isotherm.cluster.api.batches.rows import (
 )  # fmt: skip
 from isotherm.cluster.api.batches.state import FINAL, moved
 from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.api.batches.stored import owner_of
 from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.background import pauses
 from isotherm.cluster.jsontypes import JSON
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,7 @@ _KEY_GONE = 401
 _LONGEST_PAUSE = 30.0  # seconds between two tries of a row
 _ROOM_SECONDS = 5.0  # from one look whether there is room for more output to the next
 _ROWS_AT_ONCE = 500  # written in one go, between which a run can be cancelled
+_FIRST_WRITING_PAUSE, _LONGEST_WRITING_PAUSE = 30.0, 300.0  # seconds from one try to write to the next
 _LOOK_SECONDS = 0.5  # from one look whether to stop, and one writing down of the counts, to the next
 OUTPUT, ERRORS = "output.jsonl", "errors.jsonl"
 
@@ -49,7 +53,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-_FULL = Fault("storage_full", "the storage of this server's files is full; what was answered is in the output file")
+@dataclass(frozen=True)
+class _End:
+    """How the asking of a batch's rows has ended: the batch's next status, and why it is given up where it is."""
+
+    status: str
+    fault: Fault | None = None
 
 
 class _GivenUp(Exception):
@@ -58,6 +67,9 @@ class _GivenUp(Exception):
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.message)
         self.fault = fault
+
+
+_FULL = Fault("storage_full", "there is no more room for this key's files; what was answered is in the output file")
 
 
 class Places:
@@ -94,12 +106,11 @@ class RunSettings:
 class BatchRun:
     """One batch, whose lock is held."""
 
-    def __init__(self, store: Store, batch_id: str, ask: Ask, settings: RunSettings) -> None:
-        self._store, self._ask, self._settings = store, ask, settings
-        self._batch = store.stored(batch_id)
+    def __init__(self, store: Store, batch: JSON, ask: Ask, settings: RunSettings) -> None:
+        self._store, self._batch, self._ask, self._settings = store, batch, ask, settings
         self._tally = Tally()
-        self._saw_room = 0.0  # on the event loop's clock
-        self._fault: Fault | None = None  # for which it is given up
+        self._saw_room = self._next_save = 0.0  # on the event loop's clock
+        self.written = 0  # rows
 
     async def run(self) -> None:
         """Until the batch is final. Cancelled, it is left for whoever goes on with it."""
@@ -110,6 +121,15 @@ class BatchRun:
         if self._batch["status"] == "finalizing":
             await self._publish(self._batch["then"])
 
+    async def give_up(self, message: str) -> None:
+        """After a failure that is not in its rows. Those that are done are published, unless that is what fails."""
+        fault = Fault("internal_error", message)
+        if self._batch["status"] == "finalizing":
+            await self._move("failed", errors=_error_list([fault]), then=None)
+        else:
+            await self._finalize(_End("failed", fault))
+            await self._publish("failed")
+
     # --- the input ----------------------------------------------------------------------------------
 
     async def _check(self) -> None:
@@ -117,6 +137,8 @@ class BatchRun:
             total, faults = await asyncio.to_thread(self._checked)
         except ReplyError as error:  # deleted, or expired
             total, faults = 0, [Fault("invalid_input_file", error.message)]
+        except FileNotFoundError:
+            total, faults = 0, [Fault("invalid_input_file", "the content of this batch's input file is lost")]
         if faults:
             await self._move("failed", errors=_error_list(faults))
         else:
@@ -146,12 +168,12 @@ class BatchRun:
             output, errors = written
             file = stack.enter_context(open(self._store.input(self._batch), "rb"))
             rows = self._rows(file)
-            reason = await self._work(rows, output, errors)
-            if reason == "expired":
+            end = await self._work(rows, output, errors)
+            if end.status == "expired":
                 rest = self._rows(file)
                 while await _to_its_end(self._expire, islice(rest, _ROWS_AT_ONCE), errors):
                     pass
-        await self._finalize(reason)
+        await self._finalize(end)
 
     def _expire(self, rows: Iterator[Row], errors: BinaryIO) -> bool:
         """Write that they were not asked → whether there were any."""
@@ -161,9 +183,10 @@ class BatchRun:
             some = True
         return some
 
-    async def _work(self, rows: Iterator[Row], output: BinaryIO, errors: BinaryIO) -> str:
-        """Ask rows until all are done, or the batch is to end → its next status."""
-
+    async def _work(self, rows: Iterator[Row], output: BinaryIO, errors: BinaryIO) -> _End:
+        """Ask rows until all are done, or the batch is to end; of one that is to end already none."""
+        if (over := await asyncio.to_thread(self._store.over, self._batch)) is not None:
+            return _End(over)
         turn = asyncio.Lock()
 
         async def take() -> Row | None:
@@ -175,38 +198,45 @@ class BatchRun:
                 line = await self._answer(row)
                 response = line["response"]
                 good = response is not None and response["status_code"] == 200
-                self._write(output if good else errors, line)
+                await self._keep(output if good else errors, line)
 
         workers = [asyncio.ensure_future(work()) for _ in range(self._settings.workers)]
         try:
-            while True:
-                done, left = await asyncio.wait(workers, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-                for worker in done:
-                    worker.result()
-                if not left:
-                    return "completed"
-                if await asyncio.to_thread(self._store.cancelling_at, self._batch["id"]) is not None:
-                    return "cancelled"
-                if self._store.clock() >= self._batch["expires_at"]:
-                    return "expired"
-                await self._look()
+            return await self._end_of(workers)
         except _GivenUp as end:
-            self._fault = end.fault
             log.warning("batch %s is given up: %s", self._batch["id"], end)
-            return "failed"
+            return _End("failed", end.fault)
         finally:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
+    async def _end_of(self, workers: Collection[asyncio.Future[None]]) -> _End:
+        """What comes first: that they are done, or that the batch is to end. Raises _GivenUp, and what they raise."""
+        while True:
+            done, left = await asyncio.wait(workers, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            for worker in done:
+                worker.result()
+            if not left:
+                return _End("completed")
+            if (over := await asyncio.to_thread(self._store.over, self._batch)) is not None:
+                return _End(over)
+            await self._look()
+
     async def _look(self) -> None:
-        if self._counts() != self._batch["request_counts"]:
-            self._batch = {**self._batch, "request_counts": self._counts(), "usage": self._tally.usage}
-            await _to_its_end(self._store.save, self._batch)
+        """Write down how far it has come. Raises _GivenUp where there is no room for more."""
         now = asyncio.get_running_loop().time()
+        if self._counts() != self._batch["request_counts"] and now >= self._next_save:
+            counted = {**self._batch, "request_counts": self._counts(), "usage": self._tally.usage}
+            try:
+                await _to_its_end(self._store.save, counted)
+                self._batch = counted
+            except OSError as error:  # the rows have their lines, or wait for them
+                log.warning("the counts of batch %s cannot be written down: %s", self._batch["id"], error)
+                self._next_save = now + _FIRST_WRITING_PAUSE
         if now - self._saw_room >= _ROOM_SECONDS:
             self._saw_room = now
-            if await asyncio.to_thread(self._store.room) <= 0:
+            if await asyncio.to_thread(self._store.space.is_full_for, owner_of(self._batch)):
                 raise _GivenUp(_FULL)
 
     async def _answer(self, row: Row) -> JSON:
@@ -226,19 +256,41 @@ class BatchRun:
             await asyncio.sleep(wait * random.uniform(0.75, 1.25))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    async def _keep(self, file: BinaryIO, line: JSON) -> None:
+        """Write a row's output line, once that can be done: on a full disk its answer waits here for room, and its
+        worker asks nothing more meanwhile."""
+        for pause in pauses(_FIRST_WRITING_PAUSE, _LONGEST_WRITING_PAUSE):
+            try:
+                return self._write(file, line)
+            except OSError as error:
+                batch_id = self._batch["id"]
+                log.warning(
+                    "an output line of batch %s cannot be written, next try in %g s: %s", batch_id, pause, error
+                )
+            await asyncio.sleep(pause)
+
     def _write(self, file: BinaryIO, line: JSON) -> None:
+        """All of it or, where that raises OSError, nothing."""
+        begin = file.seek(0, os.SEEK_END)
         left = memoryview(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        while left:
-            left = left[file.write(left) :]
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(begin)
+            raise
         self._tally.add(line)
+        self.written += 1
 
     # --- the end ------------------------------------------------------------------------------------
 
-    async def _finalize(self, then: str) -> None:
-        fields = {"request_counts": self._counts(), "usage": self._tally.usage}
-        if self._fault is not None:
-            fields["errors"] = _error_list([self._fault])
-        await self._move("finalizing", **fields, then=then)
+    async def _finalize(self, end: _End) -> None:
+        fields: dict[str, object] = {"then": end.status}
+        if self._tally.done or self._batch["usage"] is None:  # else its lines could not be read
+            fields |= {"request_counts": self._counts(), "usage": self._tally.usage}
+        if end.fault is not None:
+            fields["errors"] = _error_list([end.fault])
+        await self._move("finalizing", **fields)
 
     async def _publish(self, then: str) -> None:
         """Can be done twice, and is where a death comes between."""
@@ -252,10 +304,11 @@ class BatchRun:
         return {"total": total, "completed": self._tally.completed, "failed": self._tally.failed}
 
     async def _move(self, status: str, **fields: object) -> None:
-        self._batch = moved(self._batch, status, self._store.clock(), **fields)
-        await _to_its_end(self._store.save, self._batch)
+        batch = moved(self._batch, status, self._store.clock(), **fields)
+        await _to_its_end(self._store.save, batch)
+        self._batch = batch
         if status in FINAL:
-            log.info("batch %s is %s: %s", self._batch["id"], status, self._batch["request_counts"])
+            log.info("batch %s is %s: %s", batch["id"], status, batch["request_counts"])
 
 
 async def _to_its_end(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -267,12 +320,6 @@ async def _to_its_end(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     except asyncio.CancelledError:
         await asyncio.gather(called, return_exceptions=True)
         raise
-
-
-def failed(store: Store, batch_id: str, message: str) -> None:
-    """Give a batch up, for a reason that is not in its rows. Its lock is held."""
-    fields = {"errors": _error_list([Fault("internal_error", message)])}
-    store.save(moved(store.stored(batch_id), "failed", store.clock(), **fields))
 
 
 def _error_list(faults: list[Fault]) -> JSON:

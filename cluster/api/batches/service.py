@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +12,21 @@ from functools import partial
 from starlette.types import ASGIApp
 
 from isotherm.cluster.api.batches.in_process import ask
-from isotherm.cluster.api.batches.runner import BatchRun, Places, RunSettings, failed
-from isotherm.cluster.api.batches.store import Store, owner_of
+from isotherm.cluster.api.batches.retries import Retries
+from isotherm.cluster.api.batches.runner import BatchRun, Places, RunSettings
+from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.api.batches.stored import owner_of
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import named_line
+from isotherm.cluster.jsontypes import JSON
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 2.0  # from one look for batches that nobody runs to the next
 _SWEEP_SECONDS = 60.0
 PRIORITY = 1_000_000  # of rows that say none: behind everything that people wait for
-_AT_ONCE = 4  # batches that one replica runs; others wait
+_AT_ONCE = 4  # batches of one key that one replica runs; others wait
+_ENDING_AT_ONCE = 16  # batches that are cancelled or past their window: they wait for none of those
+_ENDING = None  # who has them run, instead of the key's name
 _TRIES = 3  # of a batch whose running fails for a reason that is not in its rows
 _SHARE = 4  # rows take at most this part of the places for requests: the others are for people
 
@@ -41,8 +45,8 @@ class BatchService:
     def __init__(self, store: Store, limits: BatchLimits, max_body_bytes: int) -> None:
         self.store, self.limits = store, limits
         self._max_body_bytes = max_body_bytes
-        self._running: set[str] = set()
-        self._failures: Counter[str] = Counter()
+        self._running: dict[str, str | None] = {}  # for which key
+        self._retries = Retries(lambda: asyncio.get_running_loop().time())
         self._background = Background()
         self._begun = False
         self._wake: asyncio.Event | None = None
@@ -76,8 +80,10 @@ class BatchService:
         assert self._wake is not None
         while True:
             self._wake.clear()
-            for batch in await asyncio.to_thread(self.store.unfinished):
-                self._take(batch["id"])
+            found = await asyncio.to_thread(self._unfinished)
+            self._retries.keep({batch["id"] for batch, _ in found})
+            for batch, is_over in found:
+                self._take(batch["id"], _ENDING if is_over else owner_of(batch))
             if clock() - swept > _SWEEP_SECONDS:
                 swept = clock()
                 await asyncio.to_thread(self.store.sweep)
@@ -86,29 +92,39 @@ class BatchService:
             except asyncio.TimeoutError:
                 continue
 
-    def _take(self, batch_id: str) -> None:
-        if batch_id not in self._running and len(self._running) < _AT_ONCE:
-            self._running.add(batch_id)
+    def _unfinished(self) -> list[tuple[JSON, bool]]:
+        """And whether there is nothing left to do but to end them."""
+        return [(batch, self.store.over(batch) is not None) for batch in self.store.unfinished()]
+
+    def _take(self, batch_id: str, whose: str | None) -> None:
+        if batch_id in self._running or not self._retries.is_due(batch_id):
+            return
+        if list(self._running.values()).count(whose) < (_ENDING_AT_ONCE if whose is _ENDING else _AT_ONCE):
+            self._running[batch_id] = whose
             self._background.spawn(f"batch {batch_id}", self._run(batch_id))
 
     async def _run(self, batch_id: str) -> None:
         try:
             with self.store.lock(batch_id) as held:
                 if held:
-                    await self._run_held(batch_id)
+                    await self._run_held(self.store.stored(batch_id))
         finally:
-            self._running.discard(batch_id)
+            del self._running[batch_id]
 
-    async def _run_held(self, batch_id: str) -> None:
+    async def _run_held(self, batch: JSON) -> None:
+        settings = RunSettings(self._max_body_bytes, self._places, self._limit())
+        run = BatchRun(self.store, batch, partial(ask, self._app, PRIORITY, owner_of(batch)), settings)
         try:
-            settings = RunSettings(self._max_body_bytes, self._places, self._limit())
-            asked = partial(ask, self._app, PRIORITY, owner_of(self.store.stored(batch_id)))
-            await BatchRun(self.store, batch_id, asked, settings).run()
+            await run.run()
         except Exception as error:
-            log.exception("batch %s stopped", batch_id)
-            self._failures[batch_id] += 1
-            if self._failures[batch_id] >= _TRIES:
-                failed(self.store, batch_id, f"it stopped {_TRIES} times; the last time: {named_line(error)}")
+            log.exception("batch %s stopped", batch["id"])
+            if run.written:
+                self._retries.forget(batch["id"])
+            # A disk that is full, or away, is waited for as long as the batch has time. A file that is gone stays so.
+            passes = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            counts = not passes or self.store.clock() >= batch["expires_at"]
+            if self._retries.failed(batch["id"], counts) >= _TRIES:
+                await run.give_up(f"it stopped {_TRIES} times; the last time: {named_line(error)}")
 
     def _limit(self) -> int:
         return max(1, min(self.limits.concurrency, self._capacity() // _SHARE))

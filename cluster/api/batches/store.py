@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
+import logging
 import os
 import re
 import shutil
@@ -19,47 +19,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from isotherm.cluster.api.batches import stored
+from isotherm.cluster.api.batches.space import Space
 from isotherm.cluster.api.batches.state import FINAL, shown
+from isotherm.cluster.api.batches.stored import owner_of
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.jsontypes import JSON
 
+log = logging.getLogger(__name__)
 _FILE_ID, _BATCH_ID = re.compile(r"file-[0-9a-f]{32}"), re.compile(r"batch_[0-9a-f]{32}")
 _STALE_UPLOAD = 3600.0  # seconds after which an upload that was left lying is nobody's
 
 
 class Store:
     """`max_bytes`: all files and outputs together; `keep_seconds`: from a file's creation to its end, where its client
-    does not say."""
+    does not say, and from a batch's end until it is forgotten."""
 
     def __init__(self, folder: Path, max_bytes: int, keep_seconds: int, clock: Callable[[], float] = time.time) -> None:
         self._files, self._batches, self._uploads = folder / "files", folder / "batches", folder / "uploads"
-        self._max_bytes, self._keep, self.clock = max_bytes, keep_seconds, clock
+        self._keep, self.clock = keep_seconds, clock
+        self.space = Space(folder, max_bytes)
         self._ended: set[str] = set()  # batches that were seen to be final: they stay so
         for path in (self._files, self._batches, self._uploads):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    # --- room ---------------------------------------------------------------------------------------
-
-    def room(self) -> int:
-        """Bytes that may still be written; may be below 0."""
-        used = 0
-        for folder in (self._files, self._uploads, *self._batches.iterdir()):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):
-                        used += entry.stat().st_size
-        return self._max_bytes - used
-
-    def check_room(self, wanted: int = 0) -> None:
-        """Raises ReplyError 413 where so many bytes more are too many."""
-        if wanted > (room := self.room()):
-            raise ReplyError(
-                f"file: {wanted} bytes are more than the {max(0, room)} that are left of the {self._max_bytes} that "
-                "this server keeps; delete files that are not needed any more",
-                status=413,
-                param="file",
-                code="storage_full",
-            )
+    # --- what has expired ---------------------------------------------------------------------------
 
     def sweep(self) -> None:
         """Delete what has expired, and what was left lying."""
@@ -73,8 +57,19 @@ class Store:
             if file["expires_at"] <= now and file["id"] not in in_use:
                 self._remove_file(file["id"])
         for batch in self.batches():
-            if batch["status"] in FINAL and batch["created_at"] + self._keep <= now:
+            if batch["status"] in FINAL and _ended_at(batch) + self._keep <= now:
                 shutil.rmtree(self._batches / batch["id"], ignore_errors=True)
+        self._sweep_unreadable()
+
+    def _sweep_unreadable(self) -> None:
+        """Delete what nobody can ask for any more, as a power cut may leave it."""
+        lying = [*self._files.iterdir(), *self._batches.glob("batch_*")]
+        known = {found["id"] for found in (*self.files(), *self.batches())}
+        for path in lying:
+            with contextlib.suppress(FileNotFoundError):
+                if path.name.removesuffix(".json") in known or self.clock() - path.stat().st_ctime <= self._keep:
+                    continue
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     # --- files --------------------------------------------------------------------------------------
 
@@ -95,6 +90,7 @@ class Store:
         to the key named `owner`."""
         file_id = file_id or f"file-{uuid.uuid4().hex}"
         if path.exists():
+            stored.to_disk(path)
             os.replace(path, self._files / file_id)
         now = int(self.clock())
         file = {
@@ -108,20 +104,20 @@ class Store:
             "status": "processed",
             "status_details": None,
         }
-        self._write(self._files / f"{file_id}.json", {**file, "owner": owner})
+        stored.write(self._files / f"{file_id}.json", {**file, "owner": owner})
         return file
 
     def file(self, file_id: str, owner: str | None = None, param: str = "file_id") -> JSON:
         """A file as clients see it; with an `owner`, of theirs alone. Raises ReplyError 404 about `param`, the field
         that its id was given in."""
-        found = _read(self._files / f"{file_id}.json") if _FILE_ID.fullmatch(file_id) else None
+        found = stored.read(self._files / f"{file_id}.json") if _FILE_ID.fullmatch(file_id) else None
         if found is None or found["expires_at"] <= self.clock() or not _belongs(found, owner):
             raise _unknown("file", file_id, param)
         return _without_owner(found)
 
     def files(self, owner: str | None = None) -> list[JSON]:
         """All, or an owner's, the newest first."""
-        found = _newest(_read(path) for path in self._files.glob("*.json"))
+        found = _newest(stored.read(path) for path in self._files.glob("*.json"))
         return [_without_owner(file) for file in found if _belongs(file, owner)]
 
     def content(self, file_id: str, owner: str | None = None) -> Path:
@@ -152,11 +148,11 @@ class Store:
     def add_batch(self, batch: JSON) -> None:
         folder = self._batches / batch["id"]
         folder.mkdir(mode=0o700)
-        self._write(folder / "batch.json", batch)
+        stored.write(folder / "batch.json", batch)
 
     def stored(self, batch_id: str) -> JSON:
         """A batch as who runs it has written it. Raises ReplyError 404."""
-        found = _read(self._batches / batch_id / "batch.json") if _BATCH_ID.fullmatch(batch_id) else None
+        found = stored.read(self._batches / batch_id / "batch.json") if _BATCH_ID.fullmatch(batch_id) else None
         if found is None:
             raise _unknown("batch", batch_id, "batch_id")
         return found
@@ -169,20 +165,20 @@ class Store:
 
     def batches(self, owner: str | None = None) -> list[JSON]:
         """All, or an owner's, as clients see them, the newest first."""
-        found = _newest(_read(path) for path in self._batches.glob("*/batch.json"))
+        found = _newest(stored.read(path) for path in self._batches.glob("*/batch.json"))
         return [shown(batch, self.cancelling_at(batch["id"])) for batch in found if _belongs(batch, owner)]
 
     def unfinished(self) -> list[JSON]:
         """Those that are not final, the oldest first. Costs little, however many are."""
         there = {path.name for path in self._batches.iterdir()}
         self._ended &= there
-        found = [_read(self._batches / name / "batch.json") for name in there - self._ended]
+        found = [stored.read(self._batches / name / "batch.json") for name in there - self._ended]
         self._ended |= {batch["id"] for batch in found if batch is not None and batch["status"] in FINAL}
         return [batch for batch in reversed(_newest(iter(found))) if batch["id"] not in self._ended]
 
     def save(self, batch: JSON) -> None:
         """For the lock's holder alone."""
-        self._write(self._batches / batch["id"] / "batch.json", batch)
+        stored.write(self._batches / batch["id"] / "batch.json", batch)
 
     def cancel(self, batch_id: str) -> None:
         (self._batches / batch_id / "cancel").touch()
@@ -192,6 +188,12 @@ class Store:
             return (self._batches / batch_id / "cancel").stat().st_mtime
         except FileNotFoundError:
             return None
+
+    def over(self, batch: JSON) -> str | None:
+        """The status that a batch which is not done has to end with now; None where it goes on."""
+        if self.cancelling_at(batch["id"]) is not None:
+            return "cancelled"
+        return "expired" if self.clock() >= batch["expires_at"] else None
 
     @contextlib.contextmanager
     def lock(self, batch_id: str) -> Iterator[bool]:
@@ -212,19 +214,26 @@ class Store:
             os.close(file)
 
     def lines_of(self, batch_id: str, name: str, take: Callable[[JSON], object]) -> BinaryIO:
-        """`output.jsonl` or `errors.jsonl` of a batch, to append to; `take` is given each line that it has. A last one
-        that is torn is cut off: its row is asked again."""
+        """`output.jsonl` or `errors.jsonl` of a batch, to append to; `take` is given each line that it has. One that
+        cannot be read is cut out: its row is asked again."""
         path = self._batches / batch_id / name
-        file: BinaryIO = open(path, "ab", buffering=0)  # noqa: SIM115  its caller closes it
+        torn: set[int] = set()  # where they begin
         end = 0
-        with open(path, "rb") as written:
+        with open(path, "a+b") as written:
+            written.seek(0)
             for line in written:
                 if not line.endswith(b"\n"):
+                    written.truncate(end)
                     break
-                take(json.loads(line))
+                if (said := stored.parsed(line)) is None:
+                    torn.add(end)
+                else:
+                    take(said)
                 end += len(line)
-        file.truncate(end)
-        return file
+        if torn:
+            log.error("%s had %d lines that cannot be read; their rows are asked again", path, len(torn))
+            _cut_out(path, torn)
+        return open(path, "ab", buffering=0)
 
     def publish(self, batch: JSON, name: str, file_id: str) -> str | None:
         """Make a file of what the batch has written → its id; None where that is nothing."""
@@ -237,15 +246,21 @@ class Store:
         self.add_file(path, f"{batch['id']}_{name}", "batch_output", keep, file_id, owner_of(batch))
         return file_id
 
-    def _write(self, path: Path, value: JSON) -> None:
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        part.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+def _cut_out(path: Path, torn: set[int]) -> None:
+    """Leave out the lines that begin there."""
+    part = path.with_name(f".{path.name}.part")
+    begin = 0
+    try:
+        with open(path, "rb") as written, open(part, "wb") as whole:
+            for line in written:
+                if begin not in torn:
+                    whole.write(line)
+                begin += len(line)
+        stored.to_disk(part)
         os.replace(part, path)
-
-
-def owner_of(found: JSON) -> str:
-    """The name of the key that a stored file or batch belongs to; "" of one that was made without a key."""
-    return str(found.get("owner", ""))
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _belongs(found: JSON, owner: str | None) -> bool:
@@ -256,17 +271,14 @@ def _without_owner(file: JSON) -> JSON:
     return {name: value for name, value in file.items() if name != "owner"}
 
 
-def _read(path: Path) -> JSON | None:
-    try:
-        found: JSON = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return found
-
-
 def _newest(found: Iterator[JSON | None]) -> list[JSON]:
     there = [value for value in found if value is not None]
     return sorted(there, key=lambda value: (-value["created_at"], value["id"]))
+
+
+def _ended_at(batch: JSON) -> float:
+    """Of a batch that is final."""
+    return float(batch.get(f"{batch['status']}_at") or batch["created_at"])
 
 
 def _unknown(what: str, given: str, param: str) -> ReplyError:

@@ -16,12 +16,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from isotherm.cluster.api.access.caller import caller_of
+from isotherm.cluster.api.batches.space import Hold
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.coding import too_large
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.jsontypes import JSON
 
 _FORM_BYTES = 16 * 1024  # of what stands around the file
+_AHEAD = 8 << 20  # bytes for which room is held before they come, where a body does not say how long it is
 _LONGEST_NAME = 255
 _KEEP = range(3600, 2592000 + 1)  # seconds, as OpenAI allows
 
@@ -51,10 +53,14 @@ async def receive_file(request: Request, store: Store, max_file_bytes: int) -> J
     wanted = int(length[:20]) if length.isdecimal() else 0
     if wanted > max_file_bytes + _FORM_BYTES:
         raise too_large(max_file_bytes)
-    await run_in_threadpool(store.check_room, wanted)
-    parser = MultiPartParser(
-        request.headers, _counted(request, max_file_bytes + _FORM_BYTES), max_files=1, max_fields=16, max_part_size=4096
-    )
+    owner = caller_of(request).name
+    with store.space.hold(owner) as hold:
+        await run_in_threadpool(hold.grow, wanted)
+        return await _received(request, _counted(request, max_file_bytes + _FORM_BYTES, hold), store, owner)
+
+
+async def _received(request: Request, body: AsyncGenerator[bytes, None], store: Store, owner: str) -> JSON:
+    parser = MultiPartParser(request.headers, body, max_files=1, max_fields=16, max_part_size=4096)
     try:
         data = await parser.parse()
     except MultiPartException as error:
@@ -62,17 +68,20 @@ async def receive_file(request: Request, store: Store, max_file_bytes: int) -> J
     except (KeyError, ValueError) as error:  # a form without a boundary, a name or a charset that is one
         raise ReplyError(f"the form cannot be read: {error}") from None
     try:
-        return await run_in_threadpool(_store, _checked(data), store, caller_of(request).name)
+        return await run_in_threadpool(_store, _checked(data), store, owner)
     finally:
         await data.close()
 
 
-async def _counted(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+async def _counted(request: Request, limit: int, hold: Hold) -> AsyncGenerator[bytes, None]:
+    """The body's parts, for which there is room: of one that does not say how long it is, as it comes."""
     size = 0
     async for part in request.stream():
         size += len(part)
         if size > limit:
             raise too_large(limit)
+        if size > hold.size:
+            await run_in_threadpool(hold.grow, size, min(size + _AHEAD, limit))
         yield part
 
 
@@ -100,7 +109,6 @@ def _checked(data: FormData) -> _Form:
 
 
 def _store(form: _Form, store: Store, owner: str) -> JSON:
-    store.check_room(form.file.size or 0)
     path = store.new_upload()
     try:
         source: BinaryIO = form.file.file

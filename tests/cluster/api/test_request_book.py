@@ -13,6 +13,8 @@ from fake_observer import FakeObserver
 from starlette.requests import Request
 
 from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.batches.in_process import ask
+from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.request_book import REMEMBERED, RequestBook, RequestRecord
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.messages.requests import Delta
@@ -84,6 +86,32 @@ def test_refusals_and_failures_have_the_code_that_the_client_was_told(app, engin
     ]  # fmt: skip
     assert all(r.first_token is None and r.state == "ended" and r.decode == 0 for r in ended[:3])
     assert ended[0].prepare == ended[0].seconds > 0 and ended[2].queue > 0
+
+
+def test_a_batchs_row_that_finds_no_room_is_no_refused_request(app, engine, ended):
+    """It waits, for hours maybe: its tries would push real requests out of the book, and raise IsothermOverloaded."""
+
+    def row():
+        return asyncio.run(ask(app, 1000, "", PATH, CHAT)).status
+
+    engine.places = 0
+    assert [row() for _ in range(3)] == [429] * 3
+    engine.places, engine.unavailable = 100, "no shard"
+    assert row() == 503
+    assert ended == requests(app)["recent"] == []
+    engine.unavailable, engine.fail_after = "", 0
+    assert row() == 500, "that one is told"
+    engine.fail_after = None
+    assert row() == 200 and [record.status for record in ended] == [500, 200]
+
+
+def test_a_row_that_its_keys_limits_refuse_is_none_either(ended):
+    book = RequestBook([ended.append])
+    error = ReplyError("later", status=429, code="rate_limit_exceeded")
+    book.refuse(Request({"type": "http", "path": PATH, "state": {"priority": 1000}}), error)
+    assert ended == [] and book.open_count == 0
+    book.refuse(Request({"type": "http", "path": PATH}), error)
+    assert [record.error for record in ended] == ["rate_limit_exceeded"]
 
 
 def test_a_stream_that_breaks_off_has_its_error_and_status_200(app, engine, ended):

@@ -25,7 +25,7 @@ def test_two_replicas_with_one_folder_see_the_same(tmp_path):
     path = first.store.new_upload()
     path.write_bytes(b"x" * 600)
     file = first.store.add_file(path, "a", "batch")
-    assert second.store.files() == [file] and second.store.room() < 400
+    assert second.store.files() == [file] and second.store.space.left("") < 400
 
 
 def test_a_folder_that_cannot_be_written_is_said_at_the_start(tmp_path):

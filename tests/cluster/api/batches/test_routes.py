@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -10,18 +11,21 @@ import httpx
 import openai
 import pytest
 from fake_engine import http_server
+from starlette.requests import Request
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.batches.service import PRIORITY, BatchLimits, BatchService
 from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.api.batches.upload import receive_file
+from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.settings import AppSettings
 
 URL = "/v1/chat/completions"
 
 
 @contextlib.contextmanager
-def served(engine, tokenizer, folder, **limits):
-    store = Store(folder, 1 << 20, 100_000)
+def served(engine, tokenizer, folder, max_bytes=1 << 20, **limits):
+    store = Store(folder, max_bytes, 100_000)
     app = build_app(engine, tokenizer, "m", batches=BatchService(store, BatchLimits(**limits), 100_000))
     with (
         http_server(app) as url,
@@ -224,6 +228,46 @@ def test_uploads_that_cannot_be_taken(engine, tokenizer, tmp_path):
         full = post(client, **{**whole, "files": {"file": ("a", b"x")}})
         assert full.status_code == 200 and len(client.files.list().data) == 2
         assert not list((tmp_path / "uploads").iterdir())
+
+
+def test_batches_take_room_too(engine, tokenizer, tmp_path):
+    with served(engine, tokenizer, tmp_path, max_bytes=20_000) as client:
+        file, made = upload(client, "{"), 0
+        with pytest.raises(openai.APIStatusError, match="batch: .* delete files") as info:
+            while made < 100:
+                metadata = {str(i): "x" * 512 for i in range(16)}
+                client.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h", metadata=metadata)
+                made += 1
+        assert (info.value.status_code, info.value.code, info.value.param) == (413, "storage_full", None)
+        assert made == 2
+
+
+def test_an_upload_of_unknown_length_finds_no_more_room_than_others(tmp_path):
+    """Before all of it lies in a temporary file."""
+    store, came = Store(tmp_path, 50_000, 100_000), 0
+    head = b'--a\r\ncontent-disposition: form-data; name="file"; filename="b"\r\n\r\n'
+    end = b'\r\n--a\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--a--'
+
+    def upload_of(parts):
+        nonlocal came
+        content = iter([head, *[b"x" * 1000] * parts, end])
+        came = 0
+
+        async def receive():
+            nonlocal came
+            came += 1
+            part = next(content, b"")
+            return {"type": "http.request", "body": part, "more_body": bool(part)}
+
+        headers = [(b"content-type", b"multipart/form-data; boundary=a")]
+        request = Request({"type": "http", "method": "POST", "path": "/v1/files", "headers": headers}, receive)
+        return asyncio.run(receive_file(request, store, 1 << 20))
+
+    assert upload_of(20)["bytes"] == 20_000
+    with pytest.raises(ReplyError) as info:
+        upload_of(1000)
+    assert (info.value.status, info.value.code) == (413, "storage_full") and came < 40
+    assert upload_of(20)["bytes"] == 20_000, "nothing is held any more"
 
 
 def test_a_server_without_a_common_folder_says_so(engine, tokenizer):

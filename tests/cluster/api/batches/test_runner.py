@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import math
 import threading
 import time
 
 import pytest
 from starlette.datastructures import Headers
 
-from isotherm.cluster.api.batches import runner
+from isotherm.cluster.api.batches import runner, stored
 from isotherm.cluster.api.batches.in_process import Answer
 from isotherm.cluster.api.batches.runner import BatchRun, Places, RunSettings
-from isotherm.cluster.api.batches.state import new_batch
+from isotherm.cluster.api.batches.state import moved, new_batch
 from isotherm.cluster.api.batches.store import Store
 
 URL = "/v1/completions"
+COUNTS = {"completed": 0, "failed": 0}
 
 
 class Clock:
@@ -71,12 +74,12 @@ def server(monkeypatch):
     return Server()
 
 
-def batch_of(store, *bodies, content=None):
+def batch_of(store, *bodies, content=None, owner=""):
     rows = [{"custom_id": f"row {body['prompt']}", "method": "POST", "url": URL, "body": body} for body in bodies]
     path = store.new_upload()
     path.write_bytes(content if content is not None else "\n".join(map(json.dumps, rows)).encode())
-    file = store.add_file(path, "in.jsonl", "batch")
-    batch = new_batch("batch_" + "a" * 32, URL, file["id"], "1h", None, None, store.clock())
+    file = store.add_file(path, "in.jsonl", "batch", owner=owner)
+    batch = new_batch("batch_" + "a" * 32, URL, file["id"], "1h", None, None, store.clock(), owner)
     store.add_batch(batch)
     return batch["id"]
 
@@ -87,7 +90,7 @@ def prompts(count, **rest):
 
 async def run(store, batch_id, server, places=4):
     settings = RunSettings(100_000, Places(lambda: places), 8)
-    await BatchRun(store, batch_id, server, settings).run()
+    await BatchRun(store, store.stored(batch_id), server, settings).run()
     return store.batch(batch_id)
 
 
@@ -205,6 +208,16 @@ def test_a_full_disk_fails_the_batch_and_keeps_what_is_done(tmp_path, server, cl
     batch = asyncio.run(run(store, batch_of(store, *prompts(50)), server))
     assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == "storage_full"
     assert 0 < len(output(store, batch["output_file_id"])) < 50
+
+
+def test_what_another_key_keeps_fails_nobodys_batch(store, server):
+    server.delay = 0.005
+    path = store.new_upload()
+    path.write_bytes(b"x" * (1 << 20))
+    store.add_file(path, "in.jsonl", "batch", owner="other")
+    assert store.space.left("mine") < 0
+    batch = asyncio.run(run(store, batch_of(store, *prompts(50), owner="mine"), server))
+    assert batch["status"] == "completed" and batch["request_counts"]["completed"] == 50
 
 
 def test_places_follow_their_limit():
@@ -325,3 +338,143 @@ def test_a_batch_whose_maker_may_not_ask_any_more_ends_as_a_whole(store, server)
     assert batch["request_counts"] == {"total": 53, "completed": 3, "failed": 0}
     assert len(output(store, batch["output_file_id"])) == 3 and batch["error_file_id"] is None
     assert len(server.asked) < 3 + 9, "those that were on their way"
+
+
+class FullDisk:
+    """Takes `room` bytes of output, and no other file meanwhile."""
+
+    def __init__(self, store, monkeypatch, room=0):
+        self.room: float = room
+        real_lines, real_sync = store.lines_of, stored.os.fsync
+
+        def sync(file):
+            if self.room != math.inf:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real_sync(file)
+
+        monkeypatch.setattr(store, "lines_of", lambda *args: Output(self, real_lines(*args)))
+        monkeypatch.setattr(stored.os, "fsync", sync)
+
+
+class Output:
+    def __init__(self, disk, file):
+        self._disk, self._file, self.seek, self.truncate = disk, file, file.seek, file.truncate
+
+    def write(self, part):
+        if self._disk.room == math.inf:
+            return self._file.write(part)
+        fits = min(len(part), self._disk.room)
+        self._disk.room -= fits
+        if not fits:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(part[:fits])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._file.close()
+
+
+def test_a_full_disk_is_waited_for_and_no_answer_is_thrown_away(store, server, monkeypatch, tmp_path):
+    batch_id = batch_of(store, *prompts(40))
+    monkeypatch.setattr(runner, "_FIRST_WRITING_PAUSE", 0.01)
+    monkeypatch.setattr(runner, "_LONGEST_WRITING_PAUSE", 0.02)
+
+    async def go():
+        settings = RunSettings(100_000, Places(lambda: 4), 8)
+        batch = moved(store.stored(batch_id), "in_progress", 1, request_counts={"total": 40} | COUNTS)
+        disk = FullDisk(store, monkeypatch, room=500)
+        task = asyncio.ensure_future(BatchRun(store, batch, server, settings).run())
+        await asyncio.sleep(0.5)
+        before = len(server.asked)
+        assert not task.done() and before <= 8 + 3, "rows that were written, and one for each worker"
+        assert not list((tmp_path / "batches" / batch_id).glob(".*"))
+        disk.room = math.inf
+        await task
+
+    asyncio.run(go())
+    batch = store.batch(batch_id)
+    assert batch["status"] == "completed" and batch["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+    assert sorted(server.asked) == sorted(map(str, range(40))), "none twice"
+    assert len(output(store, batch["output_file_id"])) == 40
+
+
+def test_a_batch_whose_disk_stays_full_can_be_cancelled(store, server, monkeypatch):
+    batch_id = batch_of(store, *prompts(40))
+
+    async def go():
+        settings = RunSettings(100_000, Places(lambda: 4), 8)
+        batch = moved(store.stored(batch_id), "in_progress", 1, request_counts={"total": 40} | COUNTS)
+        disk = FullDisk(store, monkeypatch, room=500)
+        task = asyncio.ensure_future(BatchRun(store, batch, server, settings).run())
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        monkeypatch.setattr(stored.os, "fsync", lambda file: None)
+        store.cancel(batch_id)
+        await task
+        assert disk.room == 0
+
+    asyncio.run(go())
+    batch = store.batch(batch_id)
+    lines = output(store, batch["output_file_id"])
+    assert batch["status"] == "cancelled" and 0 < len(lines) == batch["request_counts"]["completed"] < 8
+
+
+@pytest.mark.parametrize("how", ["cancelled", "expired"])
+def test_of_a_batch_that_is_over_before_its_turn_no_row_is_asked(store, server, clock, how):
+    batch_id = batch_of(store, *prompts(20))
+    if how == "cancelled":
+        store.cancel(batch_id)
+    else:
+        clock.now += 3600
+    batch = asyncio.run(run(store, batch_id, server))
+    assert batch["status"] == how and not server.asked
+    late = output(store, batch["error_file_id"])
+    assert len(late) == (20 if how == "expired" else 0) and batch["output_file_id"] is None
+    assert batch["usage"]["total_tokens"] == 0
+
+
+def test_a_batch_that_is_given_up_has_the_rows_that_were_done(store, server):
+    server.delay = 0.01
+    batch_id = batch_of(store, *prompts(10), {"prompt": "breaks", "status": None})
+
+    async def breaks(url, body):
+        if body["prompt"] == "breaks":
+            await asyncio.sleep(0.05)
+            raise ZeroDivisionError
+        return await server(url, body)
+
+    async def go():
+        batch_run = BatchRun(store, store.stored(batch_id), breaks, RunSettings(100_000, Places(lambda: 4), 2))
+        with pytest.raises(ZeroDivisionError):
+            await batch_run.run()
+        await batch_run.give_up("it broke")
+
+    asyncio.run(go())
+    batch = store.batch(batch_id)
+    assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == "internal_error"
+    assert batch["errors"]["data"][0]["message"] == "it broke" and batch["usage"]["total_tokens"] == 50
+    assert len(output(store, batch["output_file_id"])) == 10 == batch["request_counts"]["completed"]
+
+
+def test_a_batch_that_cannot_be_published_is_given_up_without_its_files(store, server, monkeypatch):
+    batch_id = batch_of(store, *prompts(3))
+
+    async def go():
+        batch_run = BatchRun(store, store.stored(batch_id), server, RunSettings(100_000, Places(lambda: 4), 2))
+        monkeypatch.setattr(store, "publish", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await batch_run.run()
+        await batch_run.give_up("it broke")
+
+    asyncio.run(go())
+    batch = store.batch(batch_id)
+    assert (batch["status"], batch["output_file_id"], batch["request_counts"]["completed"]) == ("failed", None, 3)
+
+
+def test_a_batch_whose_input_is_lost_fails(store, server):
+    batch_id = batch_of(store, *prompts(3))
+    store.input(store.stored(batch_id)).unlink()
+    batch = asyncio.run(run(store, batch_id, server))
+    assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == "invalid_input_file"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -68,18 +70,6 @@ def test_what_is_no_id_names_nothing(store, given):
     assert missing(store.batch, given.replace("file-", "batch_")) == 404
 
 
-def test_there_is_a_bound(store):
-    put(store, b"x" * 8000)
-    store.check_room(1000)
-    with pytest.raises(ReplyError, match="delete files") as info:
-        store.check_room(3000)
-    assert (info.value.status, info.value.code) == (413, "storage_full")
-    batch = batch_of(store, put(store)["id"])
-    with store.lines_of(batch["id"], "output.jsonl", print) as file:
-        file.write(b"y" * 3000)
-    assert store.room() < 0, "what batches write counts too"
-
-
 def test_what_has_expired_goes_and_what_is_in_use_stays(store, clock):
     old, kept, used = put(store), put(store, keep=9000), put(store)
     running, ended = batch_of(store, used["id"], 1), batch_of(store, old["id"], 2)
@@ -97,6 +87,65 @@ def test_what_has_expired_goes_and_what_is_in_use_stays(store, clock):
     assert store.input(running).exists()
 
 
+def test_a_batch_and_its_output_are_kept_from_its_end(store, clock):
+    """Else one that took longer than they are kept would be gone as soon as it is done."""
+    batch = batch_of(store, put(store)["id"])
+    clock.now += 5 * KEEP
+    with store.lines_of(batch["id"], "output.jsonl", print) as file:
+        file.write(b"{}\n")
+    output = store.publish(batch, "output.jsonl", "file-" + "a" * 32)
+    store.save(moved(batch, "completed", clock()))
+    clock.now += KEEP - 1
+    store.sweep()
+    assert store.batch(batch["id"])["status"] == "completed" and store.file(output)["purpose"] == "batch_output"
+    clock.now += 2
+    store.sweep()
+    assert store.batches() == store.files() == []
+
+
+@pytest.mark.parametrize("torn", [b"", b"\0" * 300, b'{"id": "batch_', b"[]"])
+def test_what_a_power_cut_has_torn_is_left_out_and_the_others_are_there(store, tmp_path, clock, caplog, torn):
+    files, batches = [put(store), put(store)], []
+    for number, file in enumerate(files):
+        batches.append(batch_of(store, file["id"], number))
+    (tmp_path / "batches" / batches[0]["id"] / "batch.json").write_bytes(torn)
+    (tmp_path / "files" / f"{files[0]['id']}.json").write_bytes(torn)
+    (tmp_path / "batches" / "README").write_text("who put this here?")
+    for _ in range(3):
+        assert [batch["id"] for batch in store.unfinished()] == [batches[1]["id"]]
+        assert [batch["id"] for batch in store.batches()] == [batches[1]["id"]]
+        assert [file["id"] for file in store.files()] == [files[1]["id"]]
+        assert missing(store.batch, batches[0]["id"]) == missing(store.file, files[0]["id"]) == 404
+    assert len(caplog.messages) == 2, "each is told once"
+    store.sweep()
+    assert (tmp_path / "files" / files[0]["id"]).exists(), "whoever runs the server may still look at it"
+    clock.now = time.time() + KEEP + 60
+    store.sweep()
+    assert {path.name for path in (tmp_path / "batches").iterdir()} == {batches[1]["id"], "README"}
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {files[1]["id"], f"{files[1]['id']}.json"}
+
+
+def test_what_cannot_be_written_leaves_nothing(store, tmp_path, clock, monkeypatch):
+    batch = batch_of(store, put(store)["id"])
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("isotherm.cluster.api.batches.stored.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.save(moved(batch, "in_progress", clock()))
+    assert sorted(tmp_path.rglob("*")) == before and store.batch(batch["id"])["status"] == "validating"
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(store, monkeypatch):
+    done = []
+    monkeypatch.setattr("isotherm.cluster.api.batches.stored.os.fsync", lambda file: done.append("sync"))
+    monkeypatch.setattr("isotherm.cluster.api.batches.stored.os.replace", lambda *paths: done.append("name"))
+    store.save({"id": batch_of(store, "file-1")["id"]})
+    assert done[:3] == ["sync", "name", "sync"]
+
+
 def test_a_file_that_a_batch_reads_is_not_deleted(store, clock):
     file = put(store)
     batch = batch_of(store, file["id"])
@@ -112,7 +161,7 @@ def test_those_that_go_on_come_in_their_order_and_the_others_are_not_read_again(
         batches.append(batch_of(store, put(store)["id"], number))
     store.save(moved(batches[1], "expired", clock()))
     assert [batch["id"] for batch in store.unfinished()] == [batches[i]["id"] for i in (0, 2, 3)]
-    monkeypatch.setattr("isotherm.cluster.api.batches.store._read", lambda path: pytest.fail(str(path)))
+    monkeypatch.setattr("isotherm.cluster.api.batches.stored.read", lambda path: pytest.fail(str(path)))
     for batch in batches:
         store._ended.add(batch["id"])
     assert store.unfinished() == []
@@ -160,6 +209,20 @@ def test_a_torn_last_line_is_cut_off(store, tmp_path):
     assert seen == [{"a": 1}, {"b": 2}]
     path = tmp_path / "batches" / batch["id"] / "output.jsonl"
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == [{"a": 1}, {"b": 2}, {"c": 3}]
+
+
+def test_an_unreadable_line_is_cut_out(store, tmp_path):
+    """Its row is asked again; whoever reads the output can read all of it."""
+    batch = batch_of(store, put(store)["id"])
+    with store.lines_of(batch["id"], "output.jsonl", print) as file:
+        file.write(b'{"a": 1}\n\0\0\0\n{"b": 2}\n{"c"\n{"d": 4}\n{"e"')
+    seen: list = []
+    with store.lines_of(batch["id"], "output.jsonl", seen.append) as file:
+        file.write(b'{"c": 3}\n')
+    assert seen == [{"a": 1}, {"b": 2}, {"d": 4}]
+    path = tmp_path / "batches" / batch["id"] / "output.jsonl"
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [*seen, {"c": 3}]
+    assert not list(path.parent.glob(".*"))
 
 
 def test_output_is_published_once_however_often_it_is_tried(store):

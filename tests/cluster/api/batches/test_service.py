@@ -1,0 +1,190 @@
+"""The batches of one replica: whose turn it is, and what happens where running one fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from contextlib import asynccontextmanager
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from isotherm.cluster.api.batches import retries, runner, service
+from isotherm.cluster.api.batches.retries import Retries
+from isotherm.cluster.api.batches.service import BatchLimits, BatchService
+from isotherm.cluster.api.batches.state import FINAL, new_batch
+from isotherm.cluster.api.batches.store import Store
+
+URL = "/v1/completions"
+
+
+class Clock:
+    now = 5000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(service, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.01)
+    return Store(tmp_path, 1 << 20, 100_000, clock)
+
+
+@pytest.fixture
+def asked():
+    return Counter()
+
+
+@asynccontextmanager
+async def serving(store, asked, refused=()):
+    """Rows of the keys that are `refused` are told to come later."""
+
+    async def answer(request):
+        owner = request.scope["state"]["owner"]
+        asked[owner] += 1
+        return JSONResponse({}, 429 if owner in refused else 200)
+
+    batches = BatchService(store, BatchLimits(concurrency=2), 100_000)
+    batches.serve_with(Starlette(routes=[Route(URL, answer, methods=["POST"])]), lambda: 100)
+    batches.begin()
+    try:
+        yield batches
+    finally:
+        await batches.close()
+
+
+def batch_of(store, number, owner="", window="168h", rows=3):
+    lines = [json.dumps({"custom_id": str(i), "method": "POST", "url": URL, "body": {}}) for i in range(rows)]
+    path = store.new_upload()
+    path.write_text("\n".join(lines))
+    file = store.add_file(path, "in.jsonl", "batch", owner=owner)
+    store.clock.now += 1
+    batch = new_batch(f"batch_{number:032x}", URL, file["id"], window, None, None, store.clock(), owner)
+    store.add_batch(batch)
+    return batch["id"]
+
+
+async def ended(store, batch_id, seconds=10.0):
+    until = asyncio.get_running_loop().time() + seconds
+    while (batch := store.batch(batch_id))["status"] not in FINAL:
+        assert asyncio.get_running_loop().time() < until, batch
+        await asyncio.sleep(0.01)
+    return batch
+
+
+def test_one_keys_batches_keep_nobody_elses_waiting_and_those_that_wait_end_in_time(store, clock, asked):
+    async def go():
+        for number in range(4):
+            batch_of(store, number, "a")
+        others, fifth, sixth = batch_of(store, 4, "b"), batch_of(store, 5, "a", "1h"), batch_of(store, 6, "a")
+        async with serving(store, asked, refused=["a"]) as batches:
+            assert (await ended(store, others))["status"] == "completed"
+            assert store.batch(fifth)["status"] == store.batch(sixth)["status"] == "validating"
+            store.cancel(sixth)
+            batches.added()
+            assert (await ended(store, sixth))["status"] == "cancelled"
+            before = asked["a"]
+            clock.now += 3600
+            batch = await ended(store, fifth)
+            assert batch["status"] == "expired" and batch["request_counts"]["failed"] == 3
+            assert asked["a"] - before <= 4 * 2, "of the four that run; they come again after a second"
+            assert [store.batch(f"batch_{number:032x}")["status"] for number in range(4)] == ["in_progress"] * 4
+
+    asyncio.run(go())
+
+
+def failing(monkeypatch, *errors):
+    """Running a batch raises these, one after the other → how often it was run."""
+    runs = []
+    left = list(errors)
+    real = runner.BatchRun.run
+
+    async def run(self):
+        runs.append(self)
+        if left:
+            raise left.pop(0).with_traceback(None)
+        await real(self)
+
+    monkeypatch.setattr(runner.BatchRun, "run", run)
+    return runs
+
+
+def test_a_batch_that_fails_for_another_reason_than_its_rows_is_tried_three_times(store, asked, monkeypatch):
+    batch_id, runs = batch_of(store, 1), failing(monkeypatch, *[RuntimeError("broken")] * 9)
+
+    async def go():
+        async with serving(store, asked):
+            return await ended(store, batch_id)
+
+    batch = asyncio.run(go())
+    assert batch["status"] == "failed" and len(runs) == 3
+    assert batch["errors"]["data"][0]["message"].startswith("it stopped 3 times; the last time: RuntimeError: broken")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "no")])
+def test_a_disk_is_waited_for_until_the_window_is_over(store, clock, asked, monkeypatch, error):
+    monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.01)
+    batch_id = batch_of(store, 1)
+    runs = failing(monkeypatch, *[error] * 12)
+
+    async def go():
+        async with serving(store, asked):
+            first = await ended(store, batch_id)
+            assert len(runs) > 12
+            failing(monkeypatch, *[error] * 100)
+            batch = batch_of(store, 3, window="1h")
+            await asyncio.sleep(0.3)
+            assert store.batch(batch)["status"] == "validating"
+            clock.now += 3600
+            return first, await ended(store, batch)
+
+    first, second = asyncio.run(go())
+    assert (first["status"], second["status"]) == ("completed", "failed")
+
+
+def test_a_failure_after_progress_is_the_first_one_again(store, asked, monkeypatch):
+    batch_id = batch_of(store, 1, rows=12)
+    real, kept = runner.BatchRun._write, 0
+
+    def write(self, file, line):
+        nonlocal kept
+        kept += 1
+        real(self, file, line)
+        if kept % 2 == 0:
+            raise RuntimeError("broken")
+
+    monkeypatch.setattr(runner.BatchRun, "_write", write)
+
+    async def go():
+        async with serving(store, asked):
+            return await ended(store, batch_id)
+
+    batch = asyncio.run(go())
+    assert batch["status"] == "completed" and batch["request_counts"]["completed"] == 12
+
+
+def test_pauses_grow_until_there_is_progress():
+    clock = Clock()
+    tries = Retries(clock)
+    assert tries.is_due("a")
+    for number, pause in enumerate((30, 60, 120, 240, 480, 600, 600), 1):
+        assert tries.failed("a", counts=number % 2 == 1) == (number + 1) // 2
+        clock.now += pause - 1
+        assert not tries.is_due("a") and tries.is_due("b")
+        clock.now += 1
+        assert tries.is_due("a")
+    tries.forget("a")
+    assert tries.failed("a", counts=True) == 1 == tries.failed("b", counts=True)
+    tries.keep({"b", "c"})
+    assert tries.is_due("a") and not tries.is_due("b")
