@@ -214,11 +214,15 @@ class RayFleet:
             workers.pop(name, None)
 
     async def end_all(self) -> None:
-        for name in [*self.shards, *self.groups]:
-            await self.end(name)
+        """Whatever cannot be ended keeps nothing else from being so. Raises the first error at the end."""
+        ending = [self.end(name) for name in [*self.shards, *self.groups]]
+        results = await asyncio.gather(*ending, return_exceptions=True)
         self.places.release_all()
         if self._spares is not None:
             self._spares.close()
+        for error in results:
+            if isinstance(error, BaseException):
+                raise error
 
     # --- links, experts, placements ---------------------------------------------------------------
 

@@ -102,6 +102,16 @@ def test_who_could_not_be_ended_can_be_ended_again(play, monkeypatch):
     assert play(act).ended == ["expert-1"]
 
 
+def test_one_that_cannot_be_ended_keeps_no_other_from_being_ended(play):
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        ray.away = 1
+        with pytest.raises(ConnectionError):
+            await fleet.end_all()
+        assert list(fleet.shards) == ["attention-0"] and not fleet.groups
+
+    assert play(act).ended == ["attention-1", "expert-0", "expert-1"]
+
+
 def test_shards_that_cannot_reach_every_expert_take_no_requests(play):
     async def act(ray: Ray, fleet: RayFleet) -> None:
         assert fleet.reachable() == (["attention-0", "attention-1"], None)
