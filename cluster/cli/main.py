@@ -85,7 +85,9 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model over the OpenAI API until Ctrl-C, SIGTERM or `isotherm stop`."""
-    manifest, path = _manifest(model, host=host, port=port, keys=None if keys is None else str(keys.resolve()))
+    # A link stays one: another file is put behind it, as Kubernetes does with a Secret.
+    keys_path = None if keys is None else os.path.abspath(keys)
+    manifest, path = _manifest(model, host=host, port=port, keys=keys_path)
     from isotherm.cluster.api.access.key_store import ENVIRONMENT, key_source_as_json
     from isotherm.cluster.deploy.capacity import check_machine
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
