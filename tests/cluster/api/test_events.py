@@ -142,7 +142,7 @@ def test_a_server_that_is_one_process(monkeypatch):
 def test_the_autoscalers_mode(body, status):
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app_with(FakeAdmin()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             return await client.post("/admin/autoscaler", content=content)
 
