@@ -159,6 +159,11 @@ class KeyStore:
         """The key of that name that is in force."""
         return self._keys.by_name.get(name)
 
+    def still(self, key: Key) -> Key | None:
+        """What a key that was in force is now; None where it was revoked, or its text was changed."""
+        now = self._keys.by_id.get(key.entry.id)
+        return now if now is not None and now.entry.hash == key.entry.hash else None
+
     def known(self, key: str) -> Key | None:
         """The key with this text, where it was checked before and is still in force. Costs microseconds."""
         found = self._right.get(self._digest(key))
