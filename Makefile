@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= tiny
+# A path as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
 NATIVE := $(wildcard kernels/native/*.py kernels/native/csrc/*)
 
 # Where Python keeps no bytecode, each process of a cluster compiles all of Isotherm anew: two seconds of a core.
@@ -32,10 +34,11 @@ help:
 	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
 
+# Where Debian's python3-venv is not there, an environment is left without pip: once it is, it is made whole.
 $(VENV)/.installed: pyproject.toml $(NATIVE)
 	@echo "installing Isotherm into $(VENV), with torch and Ray, and compiling its kernels: about 1.5 GB on disk; one to"
 	@echo "three minutes, more where the network is slow, in which pip says nothing unless something is wrong"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
 	$(COMPILE)
 	touch $@
@@ -43,13 +46,13 @@ $(VENV)/.installed: pyproject.toml $(NATIVE)
 $(VENV)/.installed-dev: pyproject.toml $(NATIVE)
 	@echo "installing Isotherm and what its tests need into $(VENV): about 3 GB on disk; two to five minutes, more where"
 	@echo "the network is slow, in which pip says nothing unless something is wrong"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(COMPILE)
 	touch $@ $(VENV)/.installed
 
 serve: $(VENV)/.installed
-	$(BIN)/isotherm serve $(MODEL)
+	$(BIN)/isotherm serve $(call quoted,$(MODEL))
 
 # The compiler tests have a process of their own: Python's parser, which Triton calls, fails now and then beside the
 # threads that other tests leave. Clusters come one at a time (two fill two cores already while they start), all else
@@ -83,12 +86,12 @@ test-metrics: $(VENV)/.installed-dev
 CLIENTS := .venv-clients
 
 $(CLIENTS)/.installed: tests/clients/requirements.txt
-	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	test -x $(CLIENTS)/bin/pip || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --no-deps --requirement $<
 	touch $@
 
 clients: $(VENV)/.installed-dev $(CLIENTS)/.installed
-	$(BIN)/python tests/clients/run.py $(abspath $(CLIENTS))/bin/python
+	$(BIN)/python tests/clients/run.py $(call quoted,$(CURDIR)/$(CLIENTS)/bin/python)
 
 families: $(VENV)/.installed-dev
 	ISOTHERM_FAMILY_CONFIGS=12 ISOTHERM_TIKTOKEN_MB=10 $(BIN)/pytest --timeout 3600 \
@@ -117,7 +120,7 @@ STEADY ?= 300
 ROUNDS ?= 20
 bench-elastic: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench_elastic/policy.py
-	$(BIN)/python tests/bench_elastic/skew.py $(if $(SKEWED),--model $(SKEWED))
+	$(BIN)/python tests/bench_elastic/skew.py $(if $(SKEWED),--model $(call quoted,$(SKEWED)))
 	ISOTHERM_CHAOS_ROUNDS=$(ROUNDS) $(BIN)/pytest -s --timeout 3600 tests/e2e/test_elastic.py
 	$(BIN)/python tests/bench_elastic/shift.py --steady $(STEADY)
 	$(BIN)/pytest -s tests/e2e/test_nodes.py
@@ -125,12 +128,12 @@ bench-elastic: $(VENV)/.installed-dev
 # tests/bench/make_checkpoint.py writes the model of docs/performance.md's figures.
 # make bench BF16=DIR [FP8=DIR] [PEERS='--vllm PYTHON --llama-cpp DIR …']
 bench: $(VENV)/.installed-dev
-	$(BIN)/python tests/bench/compare.py --bf16 $(BF16) $(if $(FP8),--fp8 $(FP8)) $(PEERS)
-	$(BIN)/isotherm bench served $(or $(FP8),$(BF16))
+	$(BIN)/python tests/bench/compare.py --bf16 $(call quoted,$(BF16)) $(if $(FP8),--fp8 $(call quoted,$(FP8))) $(PEERS)
+	$(BIN)/isotherm bench served $(call quoted,$(or $(FP8),$(BF16)))
 
 # make bench-mtp [MODEL=tiny]: criteria 1 to 3 of speculation.
 bench-mtp: $(VENV)/.installed-dev
-	$(BIN)/python tests/bench/mtp.py $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python tests/bench/mtp.py $(if $(MODEL),--model $(call quoted,$(MODEL)))
 
 bench-overload: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/overload.py
