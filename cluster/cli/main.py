@@ -19,6 +19,7 @@ from isotherm.cluster.cli.compute_options import DeviceOption, DtypeOption, IsaO
 from isotherm.cluster.cli.convert import convert_command
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.cli.keys import app as keys_app
+from isotherm.cluster.cli.printable import printable
 from isotherm.cluster.cli.roll import roll
 from isotherm.cluster.cli.user_errors import user_errors
 from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption, KvCacheOption
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(keys_app, name="keys")
-console = Console()
+console = Console(emoji=False)
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL|MANIFEST", help='a directory, a hub id, "tiny", or a manifest (*.yaml)')
@@ -160,7 +161,8 @@ def generate(
         prompt, prompt_ids, chat_prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos, dtype, kernels,
         logprobs, choice, sampling_asked(sampling or ()), isa, speculation, kv_cache_dtype, device,
     )  # fmt: skip
-    show = None if as_json else lambda text: print(text, end="", flush=True)
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    show = None if as_json else lambda text: print(printable(text, terminal), end="", flush=True)
     result = generate_offline(manifest, path, options, show, lambda line: print(line, file=sys.stderr))
     if as_json:
         print(json.dumps(result))

@@ -49,9 +49,16 @@ class _Console:
         self._options = options
 
     def print(self, *args: Any, **kwargs: Any) -> None:
+        self._made().print(*args, **kwargs)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self._made().is_terminal
+
+    def _made(self) -> Any:
         from rich.console import Console
 
-        Console(**self._options, width=200).print(*args, **kwargs)
+        return Console(**self._options, width=200)
 
 
 def invoke(*arguments: str) -> Result:
