@@ -7,6 +7,8 @@ MODEL ?= tiny
 # make serve PIP_EXTRA="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_EXTRA ?=
 PIP := $(BIN)/python -m pip install --quiet $(PIP_EXTRA)
+# A path as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
 NATIVE := $(wildcard kernels/native/*.py kernels/native/csrc/*)
 
 # Where Python keeps no bytecode, each process of a cluster compiles all of Isotherm anew: two seconds of a core.
@@ -38,11 +40,12 @@ help:
 	@echo "PIP_EXTRA=OPTIONS         with any of them: more options for pip, such as"
 	@echo "                          --extra-index-url https://download.pytorch.org/whl/cpu for torch's CPU build"
 
+# Where Debian's python3-venv is not there, an environment is left without pip: once it is, it is made whole.
 $(VENV)/.installed: pyproject.toml $(NATIVE)
 	@echo "installing Isotherm into $(VENV), with torch and Ray, and compiling its kernels: about 1.5 GB on disk with"
 	@echo "torch's CPU build, several more with a CUDA one (make help: PIP_EXTRA); one to three minutes, more where the"
 	@echo "network is slow, in which pip says nothing unless something is wrong"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
 	$(COMPILE)
 	touch $@
@@ -51,13 +54,13 @@ $(VENV)/.installed-dev: pyproject.toml $(NATIVE)
 	@echo "installing Isotherm and what its tests need into $(VENV): about 3 GB on disk with torch's CPU build, several"
 	@echo "more with a CUDA one (make help: PIP_EXTRA); two to five minutes, more where the network is slow, in which pip"
 	@echo "says nothing unless something is wrong"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[dev]'
 	$(COMPILE)
 	touch $@ $(VENV)/.installed
 
 serve: $(VENV)/.installed
-	$(BIN)/isotherm serve $(MODEL)
+	$(BIN)/isotherm serve $(call quoted,$(MODEL))
 
 # The compiler tests have a process of their own: Python's parser, which Triton calls, fails now and then beside the
 # threads that other tests leave. Clusters come one at a time (two fill two cores already while they start), all else
@@ -91,12 +94,12 @@ test-metrics: $(VENV)/.installed-dev
 CLIENTS := .venv-clients
 
 $(CLIENTS)/.installed: tests/clients/requirements.txt
-	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	test -x $(CLIENTS)/bin/pip || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --no-deps --requirement $<
 	touch $@
 
 clients: $(VENV)/.installed-dev $(CLIENTS)/.installed
-	$(BIN)/python tests/clients/run.py $(abspath $(CLIENTS))/bin/python
+	$(BIN)/python tests/clients/run.py $(call quoted,$(CURDIR)/$(CLIENTS)/bin/python)
 
 families: $(VENV)/.installed-dev
 	ISOTHERM_FAMILY_CONFIGS=12 ISOTHERM_TIKTOKEN_MB=10 $(BIN)/pytest --timeout 3600 \
@@ -125,7 +128,7 @@ STEADY ?= 300
 ROUNDS ?= 20
 bench-elastic: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench_elastic/policy.py
-	$(BIN)/python tests/bench_elastic/skew.py $(if $(SKEWED),--model $(SKEWED))
+	$(BIN)/python tests/bench_elastic/skew.py $(if $(SKEWED),--model $(call quoted,$(SKEWED)))
 	ISOTHERM_CHAOS_ROUNDS=$(ROUNDS) $(BIN)/pytest -s --timeout 3600 tests/e2e/test_elastic.py
 	$(BIN)/python tests/bench_elastic/shift.py --steady $(STEADY)
 	$(BIN)/pytest -s tests/e2e/test_nodes.py
@@ -133,12 +136,12 @@ bench-elastic: $(VENV)/.installed-dev
 # tests/bench/make_checkpoint.py writes the model of docs/performance.md's figures.
 # make bench BF16=DIR [FP8=DIR] [PEERS='--vllm PYTHON --llama-cpp DIR …']
 bench: $(VENV)/.installed-dev
-	$(BIN)/python tests/bench/compare.py --bf16 $(BF16) $(if $(FP8),--fp8 $(FP8)) $(PEERS)
-	$(BIN)/isotherm bench served $(or $(FP8),$(BF16))
+	$(BIN)/python tests/bench/compare.py --bf16 $(call quoted,$(BF16)) $(if $(FP8),--fp8 $(call quoted,$(FP8))) $(PEERS)
+	$(BIN)/isotherm bench served $(call quoted,$(or $(FP8),$(BF16)))
 
 # make bench-mtp [MODEL=tiny]: criteria 1 to 3 of speculation.
 bench-mtp: $(VENV)/.installed-dev
-	$(BIN)/python tests/bench/mtp.py $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python tests/bench/mtp.py $(if $(MODEL),--model $(call quoted,$(MODEL)))
 
 bench-overload: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/overload.py

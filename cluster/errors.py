@@ -27,7 +27,8 @@ class IsothermError(Exception):
       WeightChoiceError          cluster.model.weight_choice: weights cannot be kept in these bits
       ConversionError            cluster.model.conversion: a checkpoint cannot be converted, or not to that place
       QualityError               cluster.cli.quality: what quantising loses cannot be measured
-      KeysFileError              cluster.api.access.keys_file: a file of API keys cannot be read
+      KeysFileError              cluster.api.access.keys_file: a file of API keys cannot be used
+        KeysFileUnreadableError  … it cannot even be read
       TracingError               cluster.observe.tracing: traces are wanted, and what makes them is not installed
       OfflineError               cluster.cli.offline: options of `isotherm generate` that do not fit
 

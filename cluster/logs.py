@@ -11,6 +11,11 @@ from typing import Any, Literal
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 FIELDS = "fields"  # the attribute of a log record that holds more than its message: names and values
+# Characters that end a line or steer a terminal, each as it is written in a string. Whoever can have one of them logged
+# could else write lines of his own.
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+_IN_TEXT = {code: repr(chr(code))[1:-1] for code in _CONTROLS}
+_IN_JSON = {code: f"\\u{code:04x}" for code in _CONTROLS}
 
 
 class TextLines(logging.Formatter):
@@ -22,7 +27,7 @@ class TextLines(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = getattr(record, FIELDS, {})
         words = [f"{name}={_word(value)}" for name, value in fields.items() if value not in (None, "", [])]
-        return " ".join([super().formatMessage(record), *words])
+        return " ".join([super().formatMessage(record), *words]).translate(_IN_TEXT)
 
 
 def _word(value: object) -> object:
@@ -50,7 +55,7 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             said["error"] = self.formatException(record.exc_info)
         said |= getattr(record, FIELDS, {})
-        return json.dumps(said, ensure_ascii=False, default=str)
+        return json.dumps(said, ensure_ascii=False, default=str).translate(_IN_JSON)
 
 
 class _Lines(logging.StreamHandler):  # type: ignore[type-arg]  # it takes none in Python 3.10

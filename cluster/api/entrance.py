@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from isotherm.cluster.api.admission import Admission
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.gate import CAPACITY_HEADER, overloaded, told
+from isotherm.cluster.api.gate import CAPACITY_HEADER, Told, overloaded
 from isotherm.cluster.engine.places import Claim, OutputLengths, Room, band_of
 from isotherm.cluster.messages.requests import GenerationRequest
 
@@ -75,4 +75,6 @@ class Visit:
 
     def header(self) -> dict[str, str]:
         """What the proxy is told, so that it refuses what this replica would."""
-        return {CAPACITY_HEADER.decode(): told(self._entrance.room.requests, self._first, self._claim.band)}
+        first, capacity = self._first, self._entrance.room.requests
+        told = Told(capacity, self._claim.band, first.band, first.weight, bool(first.key))
+        return {CAPACITY_HEADER.decode(): told.as_text()}

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from isotherm.cluster.api.access.middleware import may_still_of
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError, internal_error, unavailable
@@ -94,7 +95,8 @@ class OneProcess:
 
 
 class Events:
-    """The route. `ends`: whether this server is about to end, so that streams end too and are taken up elsewhere."""
+    """The route. `ends`: whether this server is about to end, so that streams end too and are taken up elsewhere. One
+    whose key is revoked ends as well: whoever takes it up again is asked for a key that is in force."""
 
     def __init__(self, source: FeedSource, silence_s: float, ends: Callable[[], bool] = lambda: False) -> None:
         self._source, self._silence_s, self._ends = source, silence_s, ends
@@ -116,7 +118,7 @@ class Events:
             )
         self._open += 1
         try:
-            parts = self._events(request.headers.get("last-event-id", "")[:100])
+            parts = self._events(request.headers.get("last-event-id", "")[:100], may_still_of(request))
             stream = EventStream(parts, _error_event, self._silence_s, COMMENT)
             stream.on_close(self._left)
             await stream.first_event(request.receive, FIRST_SECONDS)
@@ -129,16 +131,19 @@ class Events:
     def _left(self) -> None:
         self._open -= 1
 
-    async def _events(self, last: str) -> AsyncGenerator[bytes, None]:
-        while not self._ends():
+    async def _events(self, last: str, may_still: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
+        def ends() -> bool:
+            return self._ends() or not may_still()
+
+        while not ends():
             asked = asyncio.ensure_future(self._source.feed_part(last))
             try:
-                while not asked.done() and not self._ends():
+                while not asked.done() and not ends():
                     await asyncio.wait({asked}, timeout=LOOK_SECONDS)
                 part = asked.result() if asked.done() else None
             finally:
                 asked.cancel()
-            if part is not None:
+            if part is not None and may_still():
                 last = part.id
                 yield b"id: " + last.encode() + b"\n" + sse(part.as_dict(), part.event)
 

@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -34,10 +35,26 @@ def overloaded(reason: str, retry_after: int) -> ReplyError:
     return ReplyError(message, status=429, kind="overloaded_error", code="overloaded", headers=headers)
 
 
-def told(capacity: int, key: Claim, band: Band) -> str:
-    """The header's value: how many requests may be open, which band the answered one has turned out to be of, and what
-    the next one with its key may be taken for."""
-    return f"{capacity} {band:d} {key.band:d} {key.weight:g}" + (" keyed" if key.key else "")
+@dataclass(frozen=True)
+class Told:
+    """What a replica tells the proxy beside its answer, as the text of a header. `capacity`: how many requests may be
+    open. `band`: of which the answered one has turned out to be. `next_band`, `weight`: what the next one with its key
+    may be taken for. `keyed`: whether the server has keys."""
+
+    capacity: int
+    band: Band
+    next_band: Band
+    weight: float
+    keyed: bool
+
+    def as_text(self) -> str:
+        return f"{self.capacity} {self.band:d} {self.next_band:d} {self.weight:g} {self.keyed:d}"
+
+    @classmethod
+    def parse(cls, text: str) -> Told:
+        """What `as_text` gave."""
+        capacity, band, next_band, weight, keyed = text.split()
+        return cls(int(capacity), Band(int(band)), Band(int(next_band)), float(weight), keyed == "1")
 
 
 class GateMiddleware:
@@ -98,11 +115,11 @@ class GateMiddleware:
             if name.lower() != CAPACITY_HEADER:
                 others.append((name, value))
                 continue
-            capacity, band, keys_band, weight, *keyed = value.decode().split()
-            self._room, self._has_keys = Room(int(capacity)), bool(keyed)
-            visit.has_band(Band(int(band)))
-            if keyed:
-                self._known[key] = Claim(key, float(weight), Band(int(keys_band)))
+            told = Told.parse(value.decode())
+            self._room, self._has_keys = Room(told.capacity), told.keyed
+            visit.has_band(told.band)
+            if told.keyed:
+                self._known[key] = Claim(key, told.weight, told.next_band)
                 if len(self._known) > _MOST_KEYS:
                     self._known.popitem(last=False)
         return others

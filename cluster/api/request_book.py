@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Match, Route
 
 from isotherm.cluster.api.access.caller import caller_of, known_of
 from isotherm.cluster.api.behalf import in_process_priority
@@ -25,6 +26,7 @@ from isotherm.cluster.api.prepare import Prepared
 from isotherm.cluster.api.timing import Stopwatch
 from isotherm.cluster.api.trace_context import HEADER, STATE, TraceContext, begin
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.messages.figures import OTHER
 from isotherm.cluster.messages.requests import Course
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ class RequestRecord:
     id: str  # X-Request-Id
     reply: str  # id of the reply; empty while there is none
     key: str  # name of the API key; empty where the server has none
-    route: str
+    route: str  # as the application writes it
     model: str
     state: str
     status: int
@@ -221,10 +223,13 @@ class RequestBook:
         self._sinks.append(sink)
 
     def open(self, request: Request) -> OpenRequest:
-        """A request for tokens has come; to be entered as a context."""
-        request_id, path = known_of(request, "request_id", ""), request.scope["path"]
+        """A request for tokens has come, by a route whose path is its name; to be entered as a context."""
+        return self._open_as(request, request.scope["path"])
+
+    def _open_as(self, request: Request, route: str) -> OpenRequest:
+        request_id = known_of(request, "request_id", "")
         waits = in_process_priority(request) is not None
-        opened = OpenRequest(request_id, caller_of(request).name, path, self._end, self._clock, waits)
+        opened = OpenRequest(request_id, caller_of(request).name, route, self._end, self._clock, waits)
         if self._sample is not None:
             headers = request.headers
             opened.trace = begin(headers.get(HEADER), headers.get(STATE), self._sample, random)
@@ -234,7 +239,7 @@ class RequestBook:
 
     def refuse(self, request: Request, error: ReplyError) -> None:
         """A request for tokens has come and was refused before anything was read of it."""
-        with suppress(ReplyError), self.open(request):
+        with suppress(ReplyError), self._open_as(request, _route_of(request)):
             raise error
 
     @property
@@ -260,3 +265,12 @@ class RequestBook:
                 sink(record)
             except Exception:
                 logger.exception("a request's end could not be told")
+
+
+def _route_of(request: Request) -> str:
+    """The route that would answer, as the application writes it; one word for all that nobody would: a path is whatever
+    its client makes up, and must not become the name of a series."""
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is Match.FULL:
+            return route.path
+    return OTHER

@@ -104,7 +104,7 @@ class _Client:
         if self._loop.time() < since + self._seconds:
             self._timer = self._loop.call_at(since + self._seconds, self._look)
             return
-        log.warning("a client %s for %g s; its request to %s ends", doing, self._seconds, self._scope["path"][:200])
+        log.warning("a client %s for %g s; its request to %r ends", doing, self._seconds, self._scope["path"][:200])
         self._is_gone = True
         for wait in self._waits:
             wait.give_up()

@@ -82,7 +82,7 @@ def run(
         TextColumn("{task.fields[failed]} failed"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True, emoji=False)) as bar:
         task = bar.add_task("batch", total=None, failed=0)
 
         def show(summary: BatchSummary) -> None:

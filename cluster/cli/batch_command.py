@@ -12,7 +12,7 @@ from rich.console import Console
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.on_ray.environment import prepare_attach
 
-console = Console()
+console = Console(emoji=False)
 INPUT_HELP = (
     "requests in OpenAI's batch format, or their bodies alone: JSON Lines (also .gz) or Parquet; "
     "a path, a glob in quotes, -: standard input, or the URL of Parquet (s3://…), which Ray Data reads; may be given "

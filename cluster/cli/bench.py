@@ -22,7 +22,7 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.kv_cache import KvCacheDtype
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine. Figures are medians over the runs.")
-console = Console()
+console = Console(emoji=False)
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help='a directory, a hub id or "tiny"')]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]

@@ -6,6 +6,7 @@ import contextlib
 
 from rich.console import Console
 
+from isotherm.cluster.cli.printable import printable
 from isotherm.cluster.client import Client, ClientError, ConnectionFailedError
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
@@ -34,7 +35,7 @@ def chat_loop(url: str, system: str | None, temperature: float, max_tokens: int,
             raise NoServerError(
                 f"no server answers at {error}; start one with: isotherm serve, or name another with --url"
             ) from None
-        console.print(f"{model} at {url}\n{_HELP}", style="dim", markup=False, highlight=False)
+        _show(f"{model} at {url}\n{_HELP}\n", console, "dim")
         while (line := _read(console)) is not None:
             if line == "/new":
                 history = list(begin)
@@ -80,12 +81,12 @@ def _answer(client: Client, request: JSON, console: Console) -> str | None:
             answer += chunk.text
             thought += chunk.reasoning
             reason = chunk.finish_reason or reason
-            console.print(chunk.reasoning, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
-            console.print(chunk.text, end="", markup=False, highlight=False, soft_wrap=True)
+            _show(chunk.reasoning, console, "dim")
+            _show(chunk.text, console)
     except KeyboardInterrupt:
         reason = "cut"
     except ClientError as error:
-        console.print(f"{chr(10) if answer or thought else ''}{error}", style="red", markup=False, highlight=False)
+        _show(f"{chr(10) if answer or thought else ''}{error}\n", console, "red")
         return None
     console.print()
     if reason in ("cut", "length"):
@@ -94,3 +95,9 @@ def _answer(client: Client, request: JSON, console: Console) -> str | None:
             style="dim",
         )
     return answer
+
+
+def _show(text: str, console: Console, style: str | None = None) -> None:
+    """What the server or its model says, which is text and nothing else."""
+    text = printable(text, console.is_terminal)
+    console.print(text, end="", style=style, markup=False, highlight=False, soft_wrap=True)

@@ -30,7 +30,8 @@ def convert_command(
     choice = WeightChoice().with_changes(experts, dense, head)
     source = resolve_model(model)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as shown:
+    console = Console(stderr=True, emoji=False)
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as shown:
         task = shown.add_task(f"writing {out.name}", total=None)
         plan = convert(
             source, out, choice, progress=lambda done, total: shown.update(task, completed=done, total=total)

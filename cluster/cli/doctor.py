@@ -30,7 +30,7 @@ def examine_machine(manifest: Manifest, path: Path | None) -> list[Finding]:
     found = [
         *judge_machine(machine),
         *judge_limits(look_at_limits()),
-        *judge_ports(look_at_ports(manifest.http.host, manifest.http.port)),
+        *judge_ports(look_at_ports(manifest.http.host, manifest.http.port, manifest.url)),
         *judge_proxies(look_at_proxies()),
         *judge_versions(look_at_versions()),
     ]

@@ -104,7 +104,7 @@ def list_keys(
         given = entry.model_dump(include=set(_COLUMNS), exclude_defaults=True)
         limits = ", ".join(f"{column} {given[column]}" for column in _COLUMNS if column in given)
         table.add_row(entry.name, entry.id, " ".join(entry.roles), entry.created, limits)
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 @app.command()

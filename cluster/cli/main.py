@@ -19,6 +19,7 @@ from isotherm.cluster.cli.compute_options import DeviceOption, DtypeOption, IsaO
 from isotherm.cluster.cli.convert import convert_command
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.cli.keys import app as keys_app
+from isotherm.cluster.cli.printable import printable
 from isotherm.cluster.cli.roll import roll
 from isotherm.cluster.cli.user_errors import user_errors
 from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption, KvCacheOption
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 app.add_typer(keys_app, name="keys")
-console = Console()
+console = Console(emoji=False)
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL|MANIFEST", help='a directory, a hub id, "tiny", or a manifest (*.yaml)')
@@ -85,7 +86,9 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model over the OpenAI API until Ctrl-C, SIGTERM or `isotherm stop`."""
-    manifest, path = _manifest(model, host=host, port=port, keys=None if keys is None else str(keys.resolve()))
+    # A link stays one: another file is put behind it, as Kubernetes does with a Secret.
+    keys_path = None if keys is None else os.path.abspath(keys)
+    manifest, path = _manifest(model, host=host, port=port, keys=keys_path)
     from isotherm.cluster.api.access.key_store import ENVIRONMENT, key_source_as_json
     from isotherm.cluster.deploy.capacity import check_machine
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
@@ -158,7 +161,8 @@ def generate(
         prompt, prompt_ids, chat_prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos, dtype, kernels,
         logprobs, choice, sampling_asked(sampling or ()), isa, speculation, kv_cache_dtype, device,
     )  # fmt: skip
-    show = None if as_json else lambda text: print(text, end="", flush=True)
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    show = None if as_json else lambda text: print(printable(text, terminal), end="", flush=True)
     result = generate_offline(manifest, path, options, show, lambda line: print(line, file=sys.stderr))
     if as_json:
         print(json.dumps(result))

@@ -12,7 +12,7 @@ from rich.console import Console
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.on_ray.environment import prepare_attach
 
-console = Console()
+console = Console(emoji=False)
 LONGEST_WAIT = 86400.0  # seconds that --wait waits for streams to finish on the weights that they began with
 MODEL_HELP = (
     'a directory that the cluster can read, a hub id, or "tiny": the same architecture and tokenizer; '

@@ -9,10 +9,11 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from isotherm.cluster.cli.printable import printable
 from isotherm.cluster.errors import IsothermError
 from isotherm.kernels.errors import KernelsUnavailable
 
-errors = Console(stderr=True)
+errors = Console(stderr=True, emoji=False)
 
 
 def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,7 +29,8 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if not _is_for_the_user(error):
                 raise
-            errors.print(f"isotherm: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            said = printable(f"isotherm: {error}", errors.is_terminal)  # a server's words may be in it
+            errors.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
 
     return wrapped

@@ -232,7 +232,7 @@ def _serve(
     tell: Callable[..., None],
     own_ray: bool,
 ) -> None:
-    console = Console()
+    console = Console(emoji=False)
     own_key = None
     if keys is not None:  # with one more key, for the one request that is asked here
         own_key, entry = passing_key("isotherm-serve")

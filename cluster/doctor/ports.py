@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ class PortFacts:
     localhost: str
 
 
-def look_at_ports(host: str, port: int) -> PortFacts:
+def look_at_ports(host: str, port: int, url: str) -> PortFacts:
+    """`url`: of what is to be served there."""
     try:
         check_port(host, port)
         refused = ""
@@ -39,15 +41,18 @@ def look_at_ports(host: str, port: int) -> PortFacts:
     except OSError:
         localhost = ""
     low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    return PortFacts(host, port, refused, bool(refused) and _serves(port), (int(low), int(high)), localhost)
+    return PortFacts(host, port, refused, bool(refused) and _serves(url), (int(low), int(high)), localhost)
 
 
-def _serves(port: int) -> bool:
-    try:
-        answer = httpx.get(f"http://127.0.0.1:{port}/health", timeout=3, trust_env=False)
-        return answer.status_code == 200 and answer.json() == {"status": "alive"}
-    except (httpx.HTTPError, ValueError):
-        return False
+def _serves(url: str) -> bool:
+    """With a certificate or without, whatever the manifest at hand says, and whoever has signed it: nothing is told."""
+    place = url.partition("://")[2]
+    for scheme in ("http", "https"):
+        with contextlib.suppress(httpx.HTTPError, ValueError):
+            answer = httpx.get(f"{scheme}://{place}/health", timeout=3, trust_env=False, verify=False)
+            if answer.status_code == 200 and answer.json() == {"status": "alive"}:
+                return True
+    return False
 
 
 def judge_ports(facts: PortFacts) -> list[Finding]:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -15,16 +16,31 @@ def _directory() -> Path:
     return Path(tempfile.gettempdir()) / f"isotherm-{os.getuid()}"
 
 
+def _is_own(directory: Path) -> bool:
+    """Whether it is there, and this user's alone. In a folder that all may write to, another user could have made it:
+    to have us join his cluster, or to have us write where a link of his points."""
+    with contextlib.suppress(OSError):
+        found = os.lstat(directory)
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return False
+
+
 @contextlib.contextmanager
-def run_file(address: str, dashboard: str | None = None) -> Iterator[None]:
+def run_file(address: str, dashboard: str | None, warn: Callable[[str], None]) -> Iterator[None]:
     """Announce the Ray address of a local cluster, and its dashboard's (host:port), for as long as this process keeps
-    it."""
+    it. A cluster that cannot be announced serves all the same, and `warn` is told why."""
     directory = _directory()
-    directory.mkdir(mode=0o700, exist_ok=True)
     path = directory / f"{os.getpid()}.json"
-    half = path.with_suffix(".new")
-    half.write_text(json.dumps({"address": address, "dashboard": dashboard}))
-    half.rename(path)  # a reader finds all of it or nothing
+    try:
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        if not _is_own(directory):
+            raise PermissionError(f"{directory} is not a folder of this user's alone; whoever made it must remove it")
+        _write(path, {"address": address, "dashboard": dashboard})
+    except OSError as error:
+        warn(f"warning: {error}. `isotherm status` and `isotherm stop` find this cluster only by --address {address}")
+        yield
+        return
     try:
         yield
     finally:
@@ -33,12 +49,21 @@ def run_file(address: str, dashboard: str | None = None) -> Iterator[None]:
             directory.rmdir()  # stays while another cluster uses it
 
 
+def _write(path: Path, said: dict[str, str | None]) -> None:
+    """A reader finds all of it or nothing."""
+    half = path.with_suffix(".new")
+    half.unlink(missing_ok=True)  # of a process that had this one's number
+    descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(said, file)
+    half.rename(path)
+
+
 def local_address(dashboard_port: int | None = None) -> str | None:
     """The Ray address of the cluster that was started last by this user and still runs; of the one whose dashboard has
     that port, where one is given. Files of dead processes are removed."""
     directory = _directory()
-    # In a folder that all may write to, another user could have made it, to have us join his cluster.
-    if not directory.is_dir() or directory.is_symlink() or directory.stat().st_uid != os.getuid():
+    if not _is_own(directory):
         return None
     found: list[tuple[int, str]] = []
     for path in directory.glob("*.json"):

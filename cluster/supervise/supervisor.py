@@ -169,7 +169,7 @@ class _Supervisor:
         if message["event"] == "ray":
             for name, pid in message["processes"].items():
                 self._watch(name, pid)
-            self._files.enter_context(run_file(message["address"], message["dashboard"]))
+            self._files.enter_context(run_file(message["address"], message["dashboard"], self._say))
         elif message["event"] == "serving" and message["probe"]:
             spawn_thread("front door probe", self._probe)
         return self._watchdog.on_message(time.monotonic(), message)
@@ -209,11 +209,14 @@ class _Supervisor:
     def _do(self, instructions: Iterable[Instruction]) -> None:
         for instruction in instructions:
             if isinstance(instruction, Say):
-                self._console.print(instruction.line, markup=False, highlight=False, soft_wrap=True)
+                self._say(instruction.line)
             elif isinstance(instruction, Tell):
                 self._tell(instruction.word)
             elif self._end is None:
                 self._end = instruction
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def probe(url: str) -> Answer:

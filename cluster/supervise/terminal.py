@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any, TextIO
 
 
@@ -36,7 +37,23 @@ class LastingStream:
 
 
 def outlast_terminal() -> None:
-    """For this process's standard output and error."""
-    import sys
+    """For this process's standard output and error; one that it was started without stays away."""
+    for number in range(3):
+        _occupy(number)
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:
+            setattr(sys, name, LastingStream(stream))
 
-    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
+
+def _occupy(number: int) -> None:
+    """A standard stream that was closed leads nowhere from now on: else the next pipe of ours could have its number,
+    and a process that is started here would take that for its output."""
+    try:
+        os.fstat(number)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        if nowhere == number:
+            os.set_inheritable(number, True)
+        else:
+            os.dup2(nowhere, number)
+            os.close(nowhere)

@@ -59,6 +59,19 @@ def test_text_has_the_events_own_fields_behind_its_message(logger, capsys):
     assert line.endswith(" INFO: step 3 request=abc stream=yes cached=no finish=stop,length n=0")
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_was_sent_makes_no_line_of_its_own_and_steers_no_terminal(logger, capsys, form):
+    set_up_logs("ingress", form, "info", NAME)
+    logger.info("for %s", "a\nb\x1b[2J", extra={FIELDS: {"route": "c\r\nd\x9b\u2028e"}})
+    said = capsys.readouterr().err
+    (line,) = said.splitlines()
+    assert said == f"{line}\n" and line.isprintable()
+    if form == "json":
+        assert json.loads(line)["message"] == "for a\nb\x1b[2J" and json.loads(line)["route"] == "c\r\nd\x9b\u2028e"
+    else:
+        assert line.endswith(r": for a\nb\x1b[2J route=c\r\nd\x9b\u2028e")
+
+
 def test_setting_up_again_replaces_and_leaves_others_alone(logger):
     set_up_logs("a", "text", "info", NAME)
     set_up_logs("b", "json", "debug", NAME)

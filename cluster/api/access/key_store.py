@@ -16,7 +16,7 @@ from pathlib import Path
 from isotherm.cluster.api.access.allowance import Allowance, share
 from isotherm.cluster.api.access.caller import Caller
 from isotherm.cluster.api.access.hashing import hashed, id_of, matches, new_key, new_key_id
-from isotherm.cluster.api.access.keys_file import KeyEntry, KeysFileError, read_keys
+from isotherm.cluster.api.access.keys_file import KeyEntry, KeysFileError, KeysFileUnreadableError, read_keys
 from isotherm.cluster.api.errors import ReplyError, unavailable
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import one_line
@@ -28,7 +28,7 @@ LONGEST_KEY = 256  # characters
 _WAITING = 64  # keys that were never seen before and wait to be checked; each takes a core for some 40 ms
 _REMEMBERED = 4096  # wrong keys: clients try the same one again and again
 
-Signature = tuple[int, int, int]  # of a file as it was read: time of change, size, inode
+Signature = tuple[int, int, int, int]  # of a file as it was read: change of its text, of its rights, size, inode
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ class KeyStore:
         but the given ones is in force until it can."""
         self._source, self._replicas, self._check = source, replicas, check
         self._keys = _Keys()
-        self._signature: Signature | None = None
-        self._readable = source.file is None
+        self._signature: Signature | None = None  # of what was read last, and need not be read again
+        self._readable = source.file is None  # or it was once
+        self._complaint = ""  # what was logged last of a file that cannot be used
         # A key that was checked is known again by a digest, which nobody can make who lacks this process's own secret:
         # what is compared has nothing to do with the key's text, so its time tells nothing of it.
         self._secret = secrets.token_bytes(32)
@@ -94,32 +95,44 @@ class KeyStore:
     async def _watch(self) -> None:
         while self._source.file is not None:
             await asyncio.sleep(LOOK_SECONDS)
-            found = await asyncio.to_thread(self._read_if_changed)
-            if found is not None:
-                self._put_in_force(found)
+            entries = await asyncio.to_thread(self._read_changed)
+            if entries is not None:
+                self._put_in_force(entries)
 
     def look(self) -> None:
         """Read the file now, where it has changed. Blocks."""
-        found = self._read_if_changed() if self._source.file is not None else ()
-        if found is not None:
-            self._put_in_force(found)
+        entries = self._read_changed()
+        if entries is not None:
+            self._put_in_force(entries)
 
-    def _read_if_changed(self) -> Sequence[KeyEntry] | None:
-        """None where the keys stay as they are."""
-        assert self._source.file is not None
-        signature = _signature(self._source.file)
-        if signature == self._signature:
+    def _read_changed(self) -> Sequence[KeyEntry] | None:
+        """What the file says now; None where all keys stay as they are, since there is nothing new in it, or nothing
+        that can be used: one that is gone, or half written by an editor, shuts nobody out."""
+        path = self._source.file
+        if path is None:
+            return None
+        signature = _signature(path)  # of before it is read: what changes meanwhile is seen at the next look
+        if signature is not None and signature == self._signature:
+            self._complaint = ""
             return None
         try:
-            entries = read_keys(self._source.file)
+            entries = read_keys(path)
+        except KeysFileUnreadableError as error:
+            self._complain(error)  # and look again: it may be given to this user without any change of it
+            return None
         except KeysFileError as error:
-            # A file that is gone, or half written by an editor, shuts nobody out.
-            kept = "the keys before it stay in force" if self._readable else "no key of it is in force"
-            log.error("%s; %s", one_line(error), kept)
-            entries = None
-        self._signature = signature  # of before it was read: what changes meanwhile is seen at the next look
-        self._readable = self._readable or entries is not None
+            self._complain(error)
+            self._signature = signature
+            return None
+        self._signature, self._readable, self._complaint = signature, True, ""
         return entries
+
+    def _complain(self, error: KeysFileError) -> None:
+        """Once, until something else is wrong."""
+        if (said := one_line(error)) != self._complaint:
+            kept = "the keys before it stay in force" if self._readable else "no key of it is in force"
+            log.error("%s; %s", said, kept)
+            self._complaint = said
 
     def _put_in_force(self, entries: Sequence[KeyEntry]) -> None:
         before, by_id = self._keys.by_id, {}
@@ -145,6 +158,11 @@ class KeyStore:
     def named(self, name: str) -> Key | None:
         """The key of that name that is in force."""
         return self._keys.by_name.get(name)
+
+    def still(self, key: Key) -> Key | None:
+        """What a key that was in force is now; None where it was revoked, or its text was changed."""
+        now = self._keys.by_id.get(key.entry.id)
+        return now if now is not None and now.entry.hash == key.entry.hash else None
 
     def known(self, key: str) -> Key | None:
         """The key with this text, where it was checked before and is still in force. Costs microseconds."""
@@ -232,12 +250,13 @@ def passing_key(name: str) -> tuple[str, KeyEntry]:
     return key, KeyEntry(id=key_id, name=name, hash=hashed(key), n=1, max_tokens=1)
 
 
-def _signature(path: Path) -> Signature:
+def _signature(path: Path) -> Signature | None:
+    """None where nothing can be known of it."""
     try:
         found = os.stat(path)
     except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_size, found.st_ino)
+        return None
+    return (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
 
 
 def _busy(reason: str) -> ReplyError:

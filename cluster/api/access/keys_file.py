@@ -27,6 +27,10 @@ class KeysFileError(IsothermError, ValueError):
     """The file cannot be used; the message names it, the field and what would be right."""
 
 
+class KeysFileUnreadableError(KeysFileError):
+    """It is not there, or may not be read by this user: nothing is known of what stands in it."""
+
+
 def _check_name(name: str) -> str:
     if not re.fullmatch(_NAME, name):
         wanted = "1 to 63 letters, digits, '.', '_', '@' and '-', and begin with a letter or digit"
@@ -98,20 +102,24 @@ def read_keys(path: Path) -> tuple[KeyEntry, ...]:
         with open(path, "rb") as file:
             text = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise KeysFileError(f"{path}: cannot be read ({error.strerror})") from None
+        raise KeysFileUnreadableError(f"{path}: cannot be read ({error.strerror})") from None
     if len(text) > MAX_BYTES:
         raise KeysFileError(f"{path}: must have at most {MAX_BYTES} bytes")
     return parse_keys(text, str(path))
 
 
 def write_keys(path: Path, entries: Sequence[KeyEntry]) -> None:
-    """In one step: who reads the file meanwhile has it as it was, or as it is then. For its owner alone."""
+    """In one step: who reads the file meanwhile has it as it was, or as it is then. A new one is for its owner alone;
+    one that was there stays whose it was, and who may read it still may: a server of another user goes on to. Where
+    the path is a link, the file behind it is written, which is the one that the server reads."""
+    path = path.resolve()
     kept = [entry.model_dump(exclude_defaults=True) for entry in entries]
     text = json.dumps({"keys": kept}, indent=1, ensure_ascii=False) + "\n"
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
+            _keep_rights(path, descriptor)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -122,11 +130,20 @@ def write_keys(path: Path, entries: Sequence[KeyEntry]) -> None:
         raise
 
 
+def _keep_rights(path: Path, descriptor: int) -> None:
+    """The new file gets the owner, the group and the readers of the one at `path`, as far as this user may give them.
+    Where he may not, it stays his alone."""
+    with contextlib.suppress(OSError):
+        old = os.stat(path)
+        os.fchown(descriptor, old.st_uid, old.st_gid)
+        os.fchmod(descriptor, 0o600 | old.st_mode & 0o044)
+
+
 @contextlib.contextmanager
 def changing(path: Path) -> Iterator[None]:
     """For this time nobody else changes a file of that folder by this function: of two who add a key, both have added
     theirs."""
-    folder = os.open(path.parent, os.O_RDONLY)
+    folder = os.open(path.resolve().parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield

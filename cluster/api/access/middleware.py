@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection, Request
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isotherm.cluster.api.access.allowance import Allowance, Refusal
-from isotherm.cluster.api.access.caller import ANYONE, ROLES, Caller, known_of
+from isotherm.cluster.api.access.caller import ANYONE, ROLES, Caller, Role, known_of
 from isotherm.cluster.api.access.key_store import Key, KeyStore, now
 from isotherm.cluster.api.access.needs import is_open, is_work, needed_role
 from isotherm.cluster.api.access.presented import presented
@@ -49,6 +50,8 @@ class AccessMiddleware:
             else:
                 key = await self._key(self._keys, scope, path)
                 state["caller"] = _NOBODY if key is None else key.caller
+                if key is not None:
+                    state["may_still"] = partial(_may_still, self._keys, key, needed_role(scope["method"], path))
                 if key is not None and key.allowance.counts:
                     state["allowance"] = key.allowance
                     send = _counting(key.allowance, send) if is_work(scope["method"], path) else send
@@ -98,6 +101,20 @@ def allowance_of(request: HTTPConnection) -> Allowance | None:
     """What is left to the key of a request; None where nothing is counted."""
     nothing: Allowance | None = None
     return known_of(request, "allowance", nothing)
+
+
+def may_still_of(request: HTTPConnection) -> Callable[[], bool]:
+    """For answers without an end: whether who asked might ask the same now. His key may be revoked meanwhile."""
+    return known_of(request, "may_still", _always)
+
+
+def _always() -> bool:
+    return True
+
+
+def _may_still(keys: KeyStore, key: Key, role: Role | None) -> bool:
+    now = keys.still(key)
+    return now is not None and (role is None or role in now.caller.roles)
 
 
 def rate_limited(caller: Caller, refusal: Refusal) -> ReplyError:

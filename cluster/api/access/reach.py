@@ -49,16 +49,25 @@ def check_reach(access: Access, path: str, peer: str | None, headers: Mapping[st
 def why_not_local(peer: str | None, headers: Mapping[str, str]) -> str | None:
     """Why a request does not come from this machine's own processes; None where it does. What a header says is never a
     reason to let somebody in. But a proxy on this machine says in one that it speaks for another, and a browser that it
-    does so for a page of another site."""
+    does so for a page of another site. A page whose own name was bound to this machine's address meanwhile is of the
+    same site as the server for a browser, which then says nothing but that name, as the host."""
     if not is_loopback(peer):
         return f"this request comes from {peer or 'an unknown address'}"
     if any(name in headers for name in _FORWARDED):
         return "this request came through a proxy"
-    origin = headers.get("origin")
-    if origin is not None or headers.get("sec-fetch-site", "none") != "none":
-        host = headers.get("host", "")
-        if not is_loopback(urlsplit(f"//{host}").hostname) or origin not in (None, f"http://{host}", f"https://{host}"):
-            return "this request was made by a page of another site"
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            return "this request was made by a page of another site"
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if host and not _is_loopback_host(host):
+        return f"this request is for {host[:100]!r}, not for localhost or a loopback address"
+    if origin not in (None, f"http://{host}", f"https://{host}"):
+        return "this request was made by a page of another site"
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return "this request was made by a page of another site"
     return None
+
+
+def _is_loopback_host(host: str) -> bool:
+    """`host`: the header, with or without a port."""
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname)
+    except ValueError:  # brackets that do not close
+        return False

@@ -29,7 +29,7 @@ def call(admin):
 
     def go(method: str, path: str, **kwargs: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
                 return await client.request(method, path, **kwargs)
 
         return asyncio.run(ask())

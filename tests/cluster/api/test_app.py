@@ -26,7 +26,7 @@ def app(engine, tokenizer):
 def call(app, method, path, **kwargs):
     async def go():
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **kwargs)
 
     return asyncio.run(go())
@@ -84,7 +84,7 @@ def test_unknown_paths_and_methods_in_openai_form(app):
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "//v1/models", "/v1//models//"])
 def test_slashes_too_many_mean_nothing(app, path):
-    answer = call(app, "GET", "http://test" + path)  # else httpx takes the first part for a host
+    answer = call(app, "GET", "http://localhost" + path)  # else httpx takes the first part for a host
     assert answer.status_code == 200 and [model["id"] for model in answer.json()["data"]] == [MODEL, "alias"]
     assert call(app, "GET", f"/v1/models/{MODEL}/").json()["id"] == MODEL
     body = {"model": MODEL, "prompt": "hello", "max_tokens": 2}
@@ -256,7 +256,7 @@ def test_more_than_there_is_room_for_is_refused_before_it_costs_anything(engine,
     app = build_app(engine, tokenizer, MODEL)
 
     async def go():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             body = {"model": MODEL, "prompt": "hello", "max_tokens": 4}
             bodies = [{**body, "stream": i % 2 > 0} for i in range(6)]
             answers = await asyncio.gather(*(client.post("/v1/completions", json=one) for one in bodies))

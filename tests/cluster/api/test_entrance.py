@@ -13,7 +13,8 @@ from isotherm.cluster.api.access.caller import Caller
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.entrance import Entrance
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.engine.places import Claim
+from isotherm.cluster.api.gate import Told
+from isotherm.cluster.engine.places import Band, Claim
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 
 BODY = {"model": "m", "prompt": "hello", "max_tokens": 4}
@@ -103,5 +104,6 @@ def test_a_key_that_floods_leaves_places_to_others(app, engine, keys):
     had = Counter((answer.request.headers["x-test-key"], answer.status_code) for answer in answers)
     assert had == {("a", 200): 14, ("a", 429): 16, ("b", 200): 2}
     told = {answer.headers.get("x-isotherm-capacity") for answer in answers if answer.status_code == 200}
-    assert told == {"16 1 1 1 keyed"}
-    assert together(app, ({}, {"x-test-key": "bulk"}))[0].headers["x-isotherm-capacity"] == "16 2 2 1 keyed"
+    assert told == {Told(16, Band.NORMAL, Band.NORMAL, 1.0, True).as_text()}
+    bulk = Told(16, Band.BACKGROUND, Band.BACKGROUND, 1.0, True).as_text()
+    assert together(app, ({}, {"x-test-key": "bulk"}))[0].headers["x-isotherm-capacity"] == bulk

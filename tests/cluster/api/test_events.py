@@ -9,11 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from api_keys import key_store, make_key
 from fake_admin import FakeAdmin
 from fake_engine import FakeEngine, http_server
 
 from isotherm.cluster.api import events
+from isotherm.cluster.api.access.keys_file import write_keys
 from isotherm.cluster.api.app import build_app
+from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.messages.membership import WorkerGoneError
 
 
@@ -85,6 +88,30 @@ def test_it_ends_when_the_server_does():
         assert parts(lines, 2) == []
 
 
+@pytest.mark.parametrize("roles", [[], ["use"]])
+def test_it_ends_when_its_key_is_revoked_or_may_look_no_more(tmp_path, roles):
+    """It went on for ever, and told whoever held the key all that came."""
+    (key, entry), (other, second) = make_key("ann", roles=["observe"]), make_key("bob", roles=["observe"])
+    keys = key_store(tmp_path / "k.json", [entry, second])
+    admin = FakeAdmin()
+    admin.feed.put("a", 1)
+    with http_server(app_with(admin, settings=AppSettings(keys=keys))) as url:
+
+        def stream(key: str) -> Any:
+            return httpx.stream("GET", f"{url}/admin/events", headers={"authorization": f"Bearer {key}"}, timeout=20)
+
+        with stream(key) as revoked, stream(other) as kept:
+            lines, on = revoked.iter_lines(), kept.iter_lines()
+            parts(lines, 1), parts(on, 1)
+            write_keys(tmp_path / "k.json", [second, *(entry.model_copy(update={"roles": [r]}) for r in roles)])
+            keys.look()
+            admin.feed.put("b", 2)
+            assert parts(lines, 1) == []
+            assert parts(on, 1)[0]["data"]["set"] == {"b": 2}
+        with stream(key) as again:
+            assert again.status_code == (403 if roles else 401)
+
+
 def test_head_has_the_headers_and_an_end():
     with http_server(app_with(FakeAdmin())) as url:
         answer = httpx.head(f"{url}/admin/events", timeout=10)
@@ -142,7 +169,7 @@ def test_a_server_that_is_one_process(monkeypatch):
 def test_the_autoscalers_mode(body, status):
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app_with(FakeAdmin()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             return await client.post("/admin/autoscaler", content=content)
 

@@ -8,8 +8,8 @@ import json
 import pytest
 from virtual_time import run_in_virtual_time
 
-from isotherm.cluster.api.gate import CAPACITY_HEADER, GateMiddleware, told
-from isotherm.cluster.engine.places import Band, Claim
+from isotherm.cluster.api.gate import CAPACITY_HEADER, GateMiddleware, Told
+from isotherm.cluster.engine.places import Band
 
 
 class Replicas:
@@ -31,7 +31,8 @@ class Replicas:
             return
         said = ""
         if self.capacity is not None:
-            said = told(self.capacity, Claim(key.decode(), self.weights.get(key, 1.0)), self.band)
+            weight = self.weights.get(key, 1.0)
+            said = Told(self.capacity, self.band, Band.NORMAL, weight, bool(key)).as_text()
         headers = [(CAPACITY_HEADER, said.encode())] if said else []
         await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"1"), *headers]})
         await send({"type": "http.response.body", "body": b"ok"})
@@ -61,6 +62,12 @@ async def opened(gate, count, **request):
     tasks = [asyncio.ensure_future(ask(gate, **request)) for _ in range(count)]
     await asyncio.sleep(0.01)
     return tasks
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_what_is_told_is_read(keyed: bool):
+    told = Told(1 << 40, Band.BACKGROUND, Band.URGENT, 0.25, keyed)
+    assert Told.parse(told.as_text()) == told
 
 
 def test_any_number_is_let_in_before_a_replica_has_told_its_capacity():

@@ -37,7 +37,7 @@ def app(engine, tokenizer, ended):
 
 def asked(app, path=PATH, **fields) -> httpx.Response:
     async def go() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return await client.post(path, json=CHAT | fields, headers={"x-request-id": "mine"})
 
     return asyncio.run(go())
@@ -45,7 +45,7 @@ def asked(app, path=PATH, **fields) -> httpx.Response:
 
 def requests(app) -> dict:
     async def go() -> dict:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             return (await client.get("/admin/requests")).json()
 
     return asyncio.run(go())

@@ -321,3 +321,22 @@ def test_one_that_pauses_for_long_between_messages_is_none_that_stalls():
 
     assert through(app, None, send, seconds=0.05)["timers"] <= 3 + 3  # those of asyncio.sleep among them
     assert len(sent) == 3
+
+
+def test_a_path_makes_no_line_in_the_log(caplog):
+    """Serve's proxy reads the body of whatever is asked for."""
+
+    async def app(scope, receive, send):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/\nforged", "headers": []}
+    asyncio.run(SlowClientMiddleware(app, seconds=0.05)(scope, receive, send))
+    (record,) = caplog.records
+    assert r"'/\nforged'" in record.getMessage() and "\n" not in record.getMessage()

@@ -49,9 +49,16 @@ class _Console:
         self._options = options
 
     def print(self, *args: Any, **kwargs: Any) -> None:
+        self._made().print(*args, **kwargs)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self._made().is_terminal
+
+    def _made(self) -> Any:
         from rich.console import Console
 
-        Console(**self._options, width=200).print(*args, **kwargs)
+        return Console(**self._options, width=200)
 
 
 def invoke(*arguments: str) -> Result:
@@ -164,6 +171,16 @@ def test_serve_hands_on_hashes_and_never_a_key(served: list[Any], tmp_path: Path
     assert [entry["name"] for entry in by_environment["given"]] == ["environment"]
     assert "made-up-by-somebody-123" not in json.dumps(by_environment) and by_environment["file"] is None
     assert by_file == {"file": str(tmp_path / "k.json"), "given": []} and manifest.http.keys == by_file["file"]
+
+
+def test_serve_keeps_a_link_to_its_keys(served: list[Any], tmp_path: Path):
+    """As a Secret of Kubernetes is: what was behind it at the start is deleted at the next change."""
+    (tmp_path / "..2026").mkdir()
+    assert invoke("keys", "create", "ann", "--file", "..2026/k.json").exit_code == 0
+    (tmp_path / "k.json").symlink_to("..2026/k.json")
+    assert invoke("serve", "--port", "18762", "--keys", "k.json").exit_code == 0
+    ((manifest, *_),) = served
+    assert manifest.http.keys == str(tmp_path / "k.json")
 
 
 def test_serve_takes_the_manifest_and_the_options(served: list[Any], tmp_path: Path):

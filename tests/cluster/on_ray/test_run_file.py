@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -28,6 +29,11 @@ def live() -> Iterator[int]:
     process.communicate()
 
 
+def announced(address: str, dashboard: str | None = None) -> contextlib.AbstractContextManager[None]:
+    """Without a warning."""
+    return run_file(address, dashboard, pytest.fail)
+
+
 def dead_pid() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -45,7 +51,7 @@ def announce(folder: Path, pid: int | str, address: str, age: float = 0, dashboa
 
 def test_a_cluster_is_found_while_it_runs(folder: Path):
     assert local_address() is None
-    with run_file("127.0.0.1:6379"):
+    with announced("127.0.0.1:6379"):
         assert local_address() == "127.0.0.1:6379"
         assert [p.name for p in folder.iterdir()] == [f"{os.getpid()}.json"]
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -54,7 +60,7 @@ def test_a_cluster_is_found_while_it_runs(folder: Path):
 
 
 def test_it_is_forgotten_after_an_error_too(folder: Path):
-    with pytest.raises(RuntimeError), run_file("127.0.0.1:6379"):
+    with pytest.raises(RuntimeError), announced("127.0.0.1:6379"):
         raise RuntimeError
     assert not folder.exists()
 
@@ -68,7 +74,7 @@ def test_files_of_dead_processes_are_removed(folder: Path, live: int):
 
 def test_of_several_clusters_the_last_one_counts(folder: Path, live: int):
     announce(folder, live, "127.0.0.1:1", age=100)
-    with run_file("127.0.0.1:2"):
+    with announced("127.0.0.1:2"):
         assert local_address() == "127.0.0.1:2"
         announce(folder, live, "127.0.0.1:3", age=-100)
         assert local_address() == "127.0.0.1:3"
@@ -78,7 +84,7 @@ def test_of_several_clusters_the_last_one_counts(folder: Path, live: int):
 
 def test_a_cluster_is_found_by_the_port_of_its_dashboard(folder: Path, live: int):
     announce(folder, live, "127.0.0.1:1", dashboard="127.0.0.1:8265", age=100)
-    with run_file("127.0.0.1:2", "127.0.0.1:8266"):
+    with announced("127.0.0.1:2", "127.0.0.1:8266"):
         assert [local_address(port) for port in (8265, 8266, 8267, 65)] == ["127.0.0.1:1", "127.0.0.1:2", None, None]
         assert local_address() == "127.0.0.1:2"
 
@@ -110,3 +116,36 @@ def test_another_users_folder_is_not_believed(folder: Path, live: int, tmp_path:
     (tmp_path / "elsewhere").rename(tmp_path / f"isotherm-{other}")
     monkeypatch.setattr("os.getuid", lambda: other)
     assert local_address() is None
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o755, 0o700])
+def test_a_link_of_another_user_writes_over_no_file(folder: Path, tmp_path: Path, mode: int):
+    """Whoever may write to the folder for temporary files knows the name of this user's, and can make it first."""
+    victim = tmp_path / "authorized_keys"
+    victim.write_text("mine")
+    folder.mkdir()
+    folder.chmod(mode)
+    (folder / f"{os.getpid()}.new").symlink_to(victim)
+    said: list[str] = []
+    with run_file("127.0.0.1:1", None, said.append):
+        assert local_address() == ("127.0.0.1:1" if mode == 0o700 else None)
+    assert victim.read_text() == "mine"
+    assert (said == []) if mode == 0o700 else ("--address 127.0.0.1:1" in said[0] and str(folder) in said[0])
+
+
+def test_what_cannot_be_announced_serves_all_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    said: list[str] = []
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with run_file("127.0.0.1:1", None, said.append):
+        assert not list((tmp_path / "elsewhere").iterdir())
+    folder.unlink()
+    other = os.getuid() + 1
+    (tmp_path / f"isotherm-{other}").mkdir(mode=0o700)
+    monkeypatch.setattr("os.getuid", lambda: other)
+    with run_file("127.0.0.1:1", None, said.append):
+        assert not list((tmp_path / f"isotherm-{other}").iterdir())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
+    with run_file("127.0.0.1:1", None, said.append):
+        pass
+    assert len(said) == 3 and all("isotherm status" in words for words in said)

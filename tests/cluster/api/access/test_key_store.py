@@ -14,6 +14,7 @@ import pytest
 from api_keys import key_store, make_key, quick_check, quick_hash
 
 from isotherm.cluster.api.access import key_store as module
+from isotherm.cluster.api.access import keys_file
 from isotherm.cluster.api.access.hashing import hashed, new_key, new_key_id
 from isotherm.cluster.api.access.key_store import (
     ENVIRONMENT_ID,
@@ -301,6 +302,36 @@ def test_every_wrong_key_is_hashed_once(tmp_path: Path):
     store = KeyStore(KeySource(tmp_path / "k.json"), check=check)
     wrong = [new_key(entry.id), new_key(new_key_id()), "no form", ""]
     assert [find(store, text) for text in wrong] == [None] * 4 and checked == wrong
+
+
+def test_a_file_that_could_not_be_read_is_tried_again_though_it_has_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """`sudo isotherm keys revoke` made it root's own; once it was given back, the revoked key stayed valid for ever."""
+    (ann, first), (bob, second) = make_key("ann"), make_key("bob")
+    path = tmp_path / "k.json"
+    store = key_store(path, [first])
+    write_keys(path, [second])
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(keys_file, "open", refuse, raising=False)
+        store.look()
+        store.look()
+    assert len(caplog.records) == 1 and "Permission denied" in caplog.text
+    assert find(store, ann) == "ann"
+    store.look()
+    assert (find(store, ann), find(store, bob)) == (None, "bob")
+
+
+def test_rights_that_change_are_a_change_of_the_file(tmp_path: Path):
+    path = tmp_path / "k.json"
+    write_keys(path, [])
+    before = module._signature(path)
+    path.chmod(0o640)
+    assert module._signature(path) != before
 
 
 def test_an_unreadable_file_is_no_reason_to_end(tmp_path: Path):

@@ -43,6 +43,55 @@ def test_what_is_written_is_read(tmp_path: Path):
     assert '"weight"' in (tmp_path / "k.json").read_text() and '"priority"' not in (tmp_path / "k.json").read_text()
 
 
+def test_whoever_could_read_the_file_still_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A server of another user, which would otherwise never learn that a key is revoked."""
+    path, given = tmp_path / "k.json", []
+    write_keys(path, (entry("a"),))
+    path.chmod(0o640)
+    if os.getuid() == 0:
+        os.chown(path, 1234, 2345)
+    owner = os.stat(path).st_uid, os.stat(path).st_gid
+    write_keys(path, ())
+    now = os.stat(path)
+    assert (now.st_uid, now.st_gid, now.st_mode & 0o777) == (*owner, 0o640) and read_keys(path) == ()
+
+    def refuse(*ids: int) -> None:
+        given.append(ids)
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    write_keys(path, (entry("a"),))
+    assert given and os.stat(path).st_mode & 0o777 == 0o600, "of a group that is another one nobody may read it"
+
+
+def test_a_link_stays_one_and_the_file_behind_it_is_written(tmp_path: Path):
+    """A server that was given the file itself went on with its keys, revoked ones too."""
+    (folder := tmp_path / "real").mkdir()
+    target, link = folder / "k.json", tmp_path / "k.json"
+    write_keys(target, (entry("a"),))
+    link.symlink_to("real/k.json")
+    with changing(link):
+        write_keys(link, ())
+    assert link.is_symlink() and read_keys(target) == () and [p.name for p in folder.iterdir()] == ["k.json"]
+
+
+def test_whoever_changes_a_file_by_a_link_waits_for_who_changes_the_file(tmp_path: Path):
+    (folder := tmp_path / "real").mkdir()
+    (link := tmp_path / "k.json").symlink_to("real/k.json")
+    inside = threading.Event()
+
+    def change() -> None:
+        with changing(link):
+            inside.set()
+
+    thread = threading.Thread(target=change)
+    with changing(folder / "k.json"):
+        thread.start()
+        assert not inside.wait(0.1)
+    thread.join()
+    assert inside.is_set()
+
+
 def test_a_keys_caller():
     assert entry("a").caller() == Caller("a", frozenset({"use"}), "a")
     many = entry("b", roles=["admin"], streams=2, n=1, models=["m"], tenant="t", priority=-3, weight=3.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from isotherm.cluster.api.batches.service import BatchLimits, BatchService
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.observed import Observer
 from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.observe.request_figures import REQUESTS, RequestFigures
 
 CHAT: dict[str, Any] = {
     "model": "m",
@@ -121,6 +123,21 @@ def test_what_a_limit_refuses_is_told_like_every_other_refusal(engine, tokenizer
     route = "/v1/chat/completions"
     assert told == [("ann", route, 429, "rate_limit_exceeded")] * 2 + [("ann", route, 200, "")]
     assert observer.book.open_count == 0
+
+
+def test_a_limited_client_makes_no_series_up(engine, tokenizer, tmp_path):
+    """Each path that it asked for was a label for ever, and a line of its own making in the log."""
+    figures = RequestFigures()
+    observer = FakeObserver([figures.take])
+    front = Front(engine, tokenizer, tmp_path, observer, requests_per_minute=1)
+    assert front.chat().status_code == 200
+    batch = f"/v1/batches/{uuid.uuid4()}/cancel"
+    for path in (*(f"/x%0Ay/{uuid.uuid4()}" for _ in range(20)), batch):
+        assert front.ask("POST", path).status_code == 429
+    (requests,) = [family for family in figures.read() if family.metric is REQUESTS]
+    assert requests.values == {
+        ("ann", "/v1/chat/completions"): 1, ("ann", "other"): 20, ("ann", "/v1/batches/{batch_id}/cancel"): 1,
+    }  # fmt: skip
 
 
 def test_tokens_of_a_minute(engine, tokenizer, tmp_path):

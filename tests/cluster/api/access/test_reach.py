@@ -83,13 +83,31 @@ def test_a_proxy_of_this_machine_speaks_for_others():
         assert answer.status_code == 403 and "through a proxy" in answer.text
 
 
+def test_a_page_whose_name_was_bound_to_this_machine_reads_nothing():
+    """A browser takes it for a page of the server, and says so."""
+    for path in GUARDED:
+        answer = get(path, host="evil.example:8000")
+        assert answer.status_code == 403 and "'evil.example:8000'" in answer.text
+    assert get("/admin/experts", host="localhost:8000").status_code == 200
+    assert get("/admin/experts", access=Access(admin="open"), host="any.name").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("headers", "ok"),
     [
         ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}, True),
         ({"host": "localhost:8000", "sec-fetch-site": "none"}, True),
         ({"host": "[::1]:8000", "origin": "http://[::1]:8000"}, True),
-        ({"host": "any.name"}, True),
+        ({"host": "LOCALHOST"}, True),
+        ({"host": "[::1]"}, True),
+        ({"host": "127.0.0.1"}, True),
+        ({"host": ""}, True),
+        ({}, True),  # none of a browser's
+        ({"host": "rebound.example:8000"}, False),  # a GET to its own site brings no Origin, nor says from where it is
+        ({"host": "localhost.rebound.example"}, False),
+        ({"host": "10.0.0.7:8000"}, False),
+        ({"host": "[::1"}, False),
+        ({"host": "", "origin": "http://rebound.example"}, False),
         ({"host": "127.0.0.1:8000", "origin": "http://evil.example"}, False),
         ({"host": "127.0.0.1:8000", "origin": "null"}, False),
         ({"host": "127.0.0.1:8000", "sec-fetch-site": "cross-site"}, False),
