@@ -29,6 +29,8 @@ def count(name):
 
 for name in counts:
     spawn_thread(f"count {name}", lambda name=name: count(name))
+while not all(counts.values()):  # until both have their name
+    time.sleep(0.001)
 for _ in sys.stdin:
     print(counts["held"], counts["free"], flush=True)
 """
