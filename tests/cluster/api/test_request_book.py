@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -108,9 +109,10 @@ def test_a_batchs_row_that_finds_no_room_is_no_refused_request(app, engine, ende
 def test_a_row_that_its_keys_limits_refuse_is_none_either(ended):
     book = RequestBook([ended.append])
     error = ReplyError("later", status=429, code="rate_limit_exceeded")
-    book.refuse(Request({"type": "http", "path": PATH, "state": {"priority": 1000}}), error)
+    scope = {"type": "http", "path": PATH, "app": SimpleNamespace(routes=[])}
+    book.refuse(Request({**scope, "state": {"priority": 1000}}), error)
     assert ended == [] and book.open_count == 0
-    book.refuse(Request({"type": "http", "path": PATH}), error)
+    book.refuse(Request(scope), error)
     assert [record.error for record in ended] == ["rate_limit_exceeded"]
 
 
