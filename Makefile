@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL ?= tiny
 # More options for pip. torch's CPU build where pip's default index has a CUDA one, which takes several GB:
-# make serve PIP_EXTRA="--extra-index-url https://download.pytorch.org/whl/cpu"
+# make serve PIP_EXTRA="--extra-index-url URL", with the URL that PyTorch's own installation page gives for CPUs.
 PIP_EXTRA ?=
 PIP := $(BIN)/python -m pip install --quiet $(PIP_EXTRA)
 # A path as one word of the shell, whatever is in it.
@@ -38,7 +38,7 @@ help:
 	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
 	@echo "PIP_EXTRA=OPTIONS         with any of them: more options for pip, such as"
-	@echo "                          --extra-index-url https://download.pytorch.org/whl/cpu for torch's CPU build"
+	@echo "                          --extra-index-url URL, with that of torch's CPU builds"
 
 # Where Debian's python3-venv is not there, an environment is left without pip: once it is, it is made whole.
 $(VENV)/.installed: pyproject.toml $(NATIVE)
