@@ -37,6 +37,7 @@ help:
 	@echo "make bench-overload       ten times the clients there is room for; keys, batches, tenants, metrics"
 	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
+	@echo "ARGS='--port 8001'        with serve: more of isotherm's own options"
 	@echo "PIP_EXTRA=OPTIONS         with any of them: more options for pip, such as"
 	@echo "                          --extra-index-url URL, with that of torch's CPU builds"
 
@@ -60,7 +61,7 @@ $(VENV)/.installed-dev: pyproject.toml $(NATIVE)
 	touch $@ $(VENV)/.installed
 
 serve: $(VENV)/.installed
-	$(BIN)/isotherm serve $(call quoted,$(MODEL))
+	$(BIN)/isotherm serve $(call quoted,$(or $(MODEL),tiny))$(if $(ARGS), $(ARGS))
 
 # The compiler tests have a process of their own: Python's parser, which Triton calls, fails now and then beside the
 # threads that other tests leave. Clusters come one at a time (two fill two cores already while they start), all else

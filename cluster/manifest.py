@@ -202,7 +202,9 @@ class BatchesSection(_Section):
     folder: AbsolutePath | None = Field(
         None, description="where they are kept; default: a folder of the Ray session, for one replica"
     )
-    max_bytes: Bytes = Field(1 << 30, description="all files and outputs together; one API key may have a quarter")
+    max_bytes: Bytes = Field(
+        1 << 30, description="all files and outputs together; one API key may have a quarter, and half of what is free"
+    )
     max_file_bytes: Bytes = Field(200 << 20, description="one uploaded file")
     keep_seconds: int = Field(30 * 86400, ge=3600, description="from a file's creation to its end")
     concurrency: int = Field(32, ge=1, le=1024, description="rows that one replica asks at once")

@@ -184,7 +184,8 @@ class MtpDrafter:
             return greedy
         indices = [asked[i][0].generated + len(drafts[i]) for i in going]
         temperatures = [p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p in params]
-        return drawn(self.layer.kernels, logits, params, temperatures, indices)
+        tokens = drawn(self.layer.kernels, logits, params, temperatures, indices)
+        return [max(0, token) for token in tokens]  # of logits that are no numbers: a guess like any other
 
     def _mark(self, sequence: ScheduledSequence, run: Run, written_from: int) -> None:
         """Remember which blocks are about to hold all entries of a prefix that others may find in the cache."""

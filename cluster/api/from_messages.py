@@ -181,7 +181,8 @@ def _choice(body: Conversation) -> Any:
 def _thinking(body: Conversation) -> JSON | None:
     """An effort alone offers a thought, to a model that has them."""
     if body.thinking is None:
-        return {"type": "adaptive"} if body.output_config is not None and body.output_config.effort else None
+        effort = None if body.output_config is None else body.output_config.effort
+        return None if effort in (None, "none") else {"type": "adaptive"}
     return body.thinking.model_dump(exclude={"display"}, exclude_none=True)
 
 

@@ -52,9 +52,9 @@ class Told:
 
     @classmethod
     def parse(cls, text: str) -> Told:
-        """What `as_text` gave."""
-        capacity, band, next_band, weight, keyed = text.split()
-        return cls(int(capacity), Band(int(band)), Band(int(next_band)), float(weight), keyed == "1")
+        """What `as_text` gave, here or in the version before, which wrote a word last or nothing."""
+        capacity, band, next_band, weight, *keyed = text.split()
+        return cls(int(capacity), Band(int(band)), Band(int(next_band)), float(weight), keyed in (["1"], ["keyed"]))
 
 
 class GateMiddleware:

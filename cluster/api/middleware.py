@@ -91,9 +91,9 @@ class UnexpectedErrorMiddleware:
         try:
             await self.app(scope, receive, send_on)
         except Exception as error:
+            log.error("request %s failed", scope.get("state", {}).get("request_id", "?"), exc_info=error)
             if scope["type"] != "http" or begun:
                 raise
-            log.error("request %s failed", scope.get("state", {}).get("request_id", "?"), exc_info=error)
             await send_error(scope["path"], internal_error(), send)
 
 

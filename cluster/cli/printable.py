@@ -9,4 +9,4 @@ _UNKNOWN = {code: "\N{REPLACEMENT CHARACTER}" for code in _CONTROLS if chr(code)
 def printable(text: str, terminal: bool) -> str:
     """Without what moves a terminal's cursor, sets its title or its clipboard. A file or a pipe gets what was
     written."""
-    return text.translate(_UNKNOWN) if terminal else text
+    return text.replace("\r\n", "\n").translate(_UNKNOWN) if terminal else text

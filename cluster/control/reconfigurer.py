@@ -4,6 +4,7 @@ recovery when workers die. Each is planned here and carried out as a transaction
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,11 +25,13 @@ from isotherm.cluster.messages.operations import (
 )
 from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.table import Placement
+from isotherm.cluster.within import within
 
 RECOVERY_SECONDS = 60.0  # in which the workers that replace dead ones must be there
 RESTORE_SECONDS = 120.0  # in which workers must be there that make up for some that were lost, while the others serve
 # Seconds before dead workers that could not be replaced are replaced again: at first, and at most
 HEAL_PAUSE, LONGEST_HEAL_PAUSE = 0.25, 30.0
+ANOTHER_HEAL_PAUSE = 2.0  # the longest where another one is lost meanwhile
 RESTORE_PAUSE, LONGEST_RESTORE_PAUSE = 1.0, 60.0  # likewise before the number of workers is restored
 
 
@@ -146,7 +149,9 @@ class Reconfigurer:
                     RECOVERY_SECONDS,
                 )
                 left = self.desired.size
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(pause, ANOTHER_HEAL_PAUSE))
+            with contextlib.suppress(TimeoutError):
+                await within(pause - min(pause, ANOTHER_HEAL_PAUSE), transactions.lost.wait())
         self._healing = False
         if self.desired.size < wanted:
             self.restore(*wanted, "as many workers as before some were lost")

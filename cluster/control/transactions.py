@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 COMMIT_SECONDS = 60.0  # in which every shard must have adopted a placement
 HELD_SECONDS = 5.0  # in which a group says what it holds; one that loads something says it when that is done
 DRAIN_SECONDS = 20.0  # after which a leaving shard gives its requests to others
+GIVE_BACK_SECONDS = 3.0  # in which it gives them back where a worker is lost meanwhile
 STEP_SECONDS = 10.0  # that a worker has to free experts or to close a link, while what waits for its turn waits
 AT_ONCE_SECONDS = 1.0  # in which places for workers are found where there are any
 
@@ -277,8 +278,8 @@ class Transactions:
         return failed | await self._end(shards + [g for g in fleet.group_names() if g not in desired.groups])
 
     async def _drain(self, shard: str) -> None:
-        """Wait until a shard has given its requests back, but not while a worker is lost: what the shard waits for
-        may be what the recovery brings, and others go on with its requests."""
+        """Wait until a shard has finished its requests, but not while a worker is lost: what the shard waits for may be
+        what the recovery brings. It gives them back then, where it can do that at once, and others go on with them."""
         draining = asyncio.ensure_future(self._fleet.leave_service(shard, DRAIN_SECONDS))
         lost = asyncio.ensure_future(self.lost.wait())
         try:
@@ -287,6 +288,7 @@ class Transactions:
                 draining.result()
             else:
                 log.warning("%s is not drained any longer: a worker was lost", shard)
+                await asyncio.wait_for(self._fleet.leave_service(shard, 0.0), GIVE_BACK_SECONDS)
         finally:
             draining.cancel()
             lost.cancel()

@@ -122,7 +122,7 @@ class WorkerWatch:
         while True:
             try:
                 version, failed = await within(LINKS_SECONDS, shard.call("failed_links", known))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 log.warning(
                     "%s has not said in %g s which links have failed; it is asked again", shard.id, LINKS_SECONDS
                 )

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from isotherm.cluster.doctor.finding import Finding, fail, ok, warn
 from isotherm.cluster.on_ray.environment import NODE_ENVIRONMENT
 
-# Without these Serve's proxy is not the front door of docs/api.md. The others make it quicker, safer, and sooner whole.
-NEEDED = {name: value for name, value in NODE_ENVIRONMENT.items() if name.startswith("RAY_SERVE_")}
+# Without this Serve's proxy is not the front door of docs/api.md. The others make it quicker, safer, and sooner whole.
+NEEDED = {name: value for name, value in NODE_ENVIRONMENT.items() if name.endswith("_CALLBACK_IMPORT_PATH")}
 WISHED = {
     name: value
     for name, value in NODE_ENVIRONMENT.items()

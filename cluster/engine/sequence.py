@@ -150,6 +150,6 @@ def accepted(chunk: Chunk, results: Sequence[Sampled]) -> list[Sampled]:
     """Those of a chunk's results, one for each sampled row, that hold: the first, and after each draft that was guessed
     right the next. They are the tokens that would have come one by one."""
     right = 0
-    while right < len(chunk.draft) and chunk.draft[right] == results[right].token_id:
+    while right < len(chunk.draft) and chunk.draft[right] == results[right].token_id and not results[right].error:
         right += 1
     return list(results[: right + 1])

@@ -22,8 +22,9 @@ from isotherm.cluster.within import within
 HANDED_OUT = 8
 PING_PERIOD = 5.0  # seconds between signs of life; shards give up on a replica that is silent for several of these
 OPEN_SECONDS = 30.0  # in which a shard must have opened a stream
-# In which a shard must have answered each call. One that cannot be heard has given up on this replica by then.
-SUBMIT_SECONDS = 20.0
+# In which a shard must have answered each call. One that cannot be heard has given up on this replica by then, and one
+# that hangs has been ended, so that what hung it is known (liveness.timeout is 15 s where nothing else is said).
+SUBMIT_SECONDS = 40.0
 SILENT_SECONDS = HELD_UP_SECONDS + 0.3  # in which a shard says what holds it up, else it is itself what does
 
 

@@ -4,6 +4,7 @@ chat templates, and which tokens end a text."""
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from isotherm.cluster.text.tiktoken_vocabulary import CLASS, TiktokenError, chec
 from isotherm.cluster.text.tiktoken_vocabulary import FILE as TIKTOKEN
 
 TOKENIZERS = ("tokenizer.json", TIKTOKEN)
+
+log = logging.getLogger(__name__)
 
 
 class TokenizerError(IsothermError, ValueError):
@@ -70,18 +73,23 @@ def read_backend(directory: Path, config: JSON) -> tokenizers.Tokenizer:
 
 def _add_named_tokens(backend: tokenizers.Tokenizer, config: JSON) -> None:
     """As in transformers, the tokens of tokenizer_config.json's added_tokens_decoder are added to those of
-    tokenizer.json, and their flags replace those that it gives. A new token gets the next id that is free: a model that
-    was trained with another would not know it. Raises TokenizerError."""
+    tokenizer.json, and their flags replace those that it gives. A new token gets the next id that is free. One that the
+    field has under another id than it would have is of an older tokenizer.json: it is left as it is, with a warning.
+    Raises TokenizerError."""
     named, what = config.get("added_tokens_decoder") or {}, "tokenizer_config.json: added_tokens_decoder"
     try:
         tokens = {int(id_): _added_token(entry) for id_, entry in named.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TokenizerError(f"{what} must be an object of ids and tokens ({error!r})") from None
     there = backend.get_added_tokens_decoder()
-    backend.add_tokens([token for id_, token in sorted(tokens.items()) if repr(token) != repr(there.get(id_))])
+    free = max([backend.get_vocab_size(with_added_tokens=False), *(id_ + 1 for id_ in there)])
     for id_, token in sorted(tokens.items()):
-        if (found := backend.token_to_id(token.content)) != id_:
-            raise TokenizerError(f"{what} says that {token.content!r} is {id_}; with tokenizer.json it is {found}")
+        known = backend.token_to_id(token.content)
+        if (found := free if known is None else known) != id_:
+            log.warning("%s says that %r is %d; with tokenizer.json it is %d", what, token.content, id_, found)
+        elif repr(token) != repr(there.get(id_)):
+            backend.add_tokens([token])
+            free += known is None
 
 
 def _added_token(entry: Mapping[str, Any]) -> AddedToken:

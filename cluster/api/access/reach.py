@@ -9,7 +9,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.loopback import is_loopback
+from isotherm.cluster.loopback import is_loopback, reaches_this_machine
 
 Reach = Literal["loopback", "open"]
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
@@ -68,6 +68,8 @@ def why_not_local(peer: str | None, headers: Mapping[str, str]) -> str | None:
 def _is_loopback_host(host: str) -> bool:
     """`host`: the header, with or without a port."""
     try:
-        return is_loopback(urlsplit(f"//{host}").hostname)
+        name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
     except ValueError:  # brackets that do not close
         return False
+    # Names below localhost are this machine's too, whoever is asked (RFC 6761).
+    return reaches_this_machine(name) or name.endswith(".localhost")

@@ -6,6 +6,7 @@ yet."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ from isotherm.cluster.background import pauses
 from isotherm.cluster.jsontypes import JSON
 
 log = logging.getLogger(__name__)
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _BUSY = (429, 503)  # the server's matter, not the row's: asked again
 # What a row is answered where the key that made the batch was revoked, or where the batch was made without one and the
 # server has keys by now: no other row would be answered either.
@@ -263,6 +265,8 @@ class BatchRun:
             try:
                 return self._write(file, line)
             except OSError as error:
+                if error.errno not in _FULL_DISK:  # the file is to be opened anew
+                    raise
                 batch_id = self._batch["id"]
                 log.warning(
                     "an output line of batch %s cannot be written, next try in %g s: %s", batch_id, pause, error

@@ -46,6 +46,7 @@ class BatchService:
         self.store, self.limits = store, limits
         self._max_body_bytes = max_body_bytes
         self._running: dict[str, str | None] = {}  # for which key
+        self._over: set[str] = set()  # batches that have been seen to be
         self._retries = Retries(lambda: asyncio.get_running_loop().time())
         self._background = Background()
         self._begun = False
@@ -81,8 +82,12 @@ class BatchService:
         while True:
             self._wake.clear()
             found = await asyncio.to_thread(self._unfinished)
-            self._retries.keep({batch["id"] for batch, _ in found})
+            ids = {batch["id"] for batch, _ in found}
+            self._retries.keep(ids)
+            self._over &= ids
             for batch, is_over in found:
+                if is_over:
+                    self._forget_failures(batch["id"])
                 self._take(batch["id"], _ENDING if is_over else owner_of(batch))
             if clock() - swept > _SWEEP_SECONDS:
                 swept = clock()
@@ -95,6 +100,12 @@ class BatchService:
     def _unfinished(self) -> list[tuple[JSON, bool]]:
         """And whether there is nothing left to do but to end them."""
         return [(batch, self.store.over(batch) is not None) for batch in self.store.unfinished()]
+
+    def _forget_failures(self, batch_id: str) -> None:
+        """Once, where a batch is over: what has failed before was something else than its end."""
+        if batch_id not in self._over:
+            self._over.add(batch_id)
+            self._retries.forget(batch_id)
 
     def _take(self, batch_id: str, whose: str | None) -> None:
         if batch_id in self._running or not self._retries.is_due(batch_id):

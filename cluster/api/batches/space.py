@@ -13,7 +13,7 @@ from pathlib import Path
 from isotherm.cluster.api.batches import stored
 from isotherm.cluster.api.errors import ReplyError
 
-_SHARE = 4  # one key's files and batches may take this part; where there are no keys, whoever asks has all
+_SHARE = 4  # one key's files and batches may take this part, and beyond it half of what is free
 
 
 class Space:
@@ -39,15 +39,16 @@ class Space:
         of_all = self._max_bytes - used.total() - self._held.total(), f"{self._max_bytes} that this server keeps"
         if not owner:
             return of_all
-        share = self.share(owner)
-        return min(of_all, (share - used[owner] - self._held[owner], f"{share} that one key may keep here"))
+        share, free = self.share(owner), of_all[0]
+        beyond = max(share - used[owner] - self._held[owner], free // 2)
+        return min(of_all, (beyond, f"{share} that one key may keep here, and half of what is free beyond"))
 
     def is_full_for(self, owner: str) -> bool:
-        """Whether a batch of this owner has to end, for its output finds no room: it has its share, or there is no room
-        at all and it has as much as each would have of those that keep something, if all had the same. So nobody's
-        batch ends because of what another one keeps."""
+        """Whether a batch of this owner has to end, for its output finds no room: there is none at all, and it has its
+        share, or as much as each would have of those that keep something, if all had the same. So nobody's batch ends
+        because of what another one keeps."""
         used = self._used()
-        if used[owner] >= self.share(owner):
+        if used.total() >= self._max_bytes and used[owner] >= self.share(owner):
             return True
         owners = [one for one in used if one is not None]
         return used.total() >= self._max_bytes and used[owner] >= (self._max_bytes - used[None]) // max(1, len(owners))

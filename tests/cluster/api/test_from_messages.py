@@ -144,6 +144,8 @@ def test_sampling_thinking_and_output():
     assert chat["thinking"] == {"type": "disabled"} and "reasoning_effort" not in chat
     chat = translation(output_config={"effort": "high"}).chat
     assert (chat["thinking"], chat["reasoning_effort"]) == ({"type": "adaptive"}, "high"), "an offer"
+    chat = translation(output_config={"effort": "none"}).chat
+    assert chat["reasoning_effort"] == "none" and chat.get("thinking") is None
     chat = translation(thinking={"type": "adaptive", "display": "summarized"}, chat_template_kwargs={"x": 1}).chat
     assert (chat["thinking"], chat["chat_template_kwargs"]) == ({"type": "adaptive"}, {"x": 1})
     assert translation(thinking={"type": "adaptive", "display": "omitted"}).chat["include_reasoning"] is False

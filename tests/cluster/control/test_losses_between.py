@@ -101,6 +101,35 @@ def test_a_shard_that_dies_while_it_is_drained_is_not_replaced():
     assert not any(call.startswith("start") for call in fleet.calls)
 
 
+def test_a_shard_that_drains_no_longer_gives_back_what_it_has():
+    """So that its requests are moved, and not suspect of having brought it down."""
+
+    async def act(fleet: SlowFleet, made: Reconfigurer) -> None:
+        await draining(fleet, made)
+        fleet.dead.add("expert-1")
+        made.heal()
+
+    calls = play(3, act).calls
+    assert calls.count("drain attention-2") == 2 and calls.index("end attention-2") > calls.index("drain attention-2")
+
+
+def test_another_one_that_is_lost_while_a_recovery_waits_to_be_tried_again_is_replaced_soon():
+    async def act(fleet: SlowFleet, made: Reconfigurer) -> None:
+        fleet.loads.set()
+        fleet.fails = {"adopt attention-0"}
+        fleet.dead.add("expert-1")
+        made.heal()
+        await asyncio.sleep(100)  # it is tried every half minute now
+        fleet.fails.clear()
+        fleet.dead.add("attention-0")
+        made.heal()
+        begin = asyncio.get_running_loop().time()
+        await called(fleet, "start attention-2")
+        assert asyncio.get_running_loop().time() - begin < 5
+
+    play(2, act)
+
+
 def test_a_scale_up_that_gave_way_to_a_loss_is_not_carried_out_all_the_same():
     async def act(fleet: SlowFleet, made: Reconfigurer) -> None:
         operation = made.submit(parse_operation({"expert_groups": 3}))

@@ -46,8 +46,6 @@ def test_the_templates_marker_is_a_token_where_the_config_alone_names_it(tmp_pat
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ({"9999": CALL}, "says that '<|call|>' is 9999; with tokenizer.json it is 3"),
-        ({"7": {"content": BOS}}, f"says that {BOS!r} is 7; with tokenizer.json it is 0"),
         ({"x": CALL}, "must be an object of ids and tokens"),
         ({"9": "<|call|>"}, "must be an object of ids and tokens"),
         ({"9": {"special": True}}, "must be an object of ids and tokens"),
@@ -59,6 +57,22 @@ def test_added_tokens_that_cannot_be_are_refused(tmp_path, named, message):
     with pytest.raises(TokenizerError, match=r"tokenizer_config\.json: added_tokens_decoder ") as caught:
         Tokenizer.load(tmp_path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"9999": CALL}, "says that '<|call|>' is 9999; with tokenizer.json it is 3"),
+        ({"7": {"content": BOS}}, f"says that {BOS!r} is 7; with tokenizer.json it is 0"),
+    ],
+)
+def test_one_that_would_get_another_id_is_left_out_with_a_warning(tmp_path, caplog, named, message):
+    """A stale field beside a newer tokenizer.json."""
+    write_tokenizer(tmp_path)
+    before = Tokenizer.load(tmp_path).encode("<|call|> hi")
+    write_tokenizer(tmp_path, added_tokens_decoder=named)
+    assert Tokenizer.load(tmp_path).encode("<|call|> hi") == before
+    assert message in caplog.text
 
 
 def test_an_end_that_is_no_token_is_warned_of(tmp_path, caplog):
