@@ -33,6 +33,11 @@ def test_a_model_is_one_word(tmp_path: Path, model: str, word: str):
 
 
 @needs_make
+def test_no_model_is_the_bundled_one_and_options_follow_it(tmp_path: Path):
+    assert told(tmp_path, "serve", "MODEL=", "ARGS=--port 8001")[-1] == ".venv/bin/isotherm serve 'tiny' --port 8001"
+
+
+@needs_make
 def test_a_folder_with_a_space_is_one_word(tmp_path: Path):
     (folder := tmp_path / "my folder").mkdir()
     assert told(folder, "clients")[-1].endswith(f" '{folder}/.venv-clients/bin/python'")

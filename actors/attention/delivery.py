@@ -44,9 +44,8 @@ class Delivery:
 
     def __init__(self, abort: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
         self.tokens = 0  # delivered, of all requests
-        self.first_token = DecayedMean(
-            METER_HALF_LIFE, lasting=3
-        )  # seconds from a request's arrival to its first token
+        # Seconds from a request's arrival to its first token
+        self.first_token = DecayedMean(METER_HALF_LIFE, lasting=3)
         self._abort, self._clock = abort, clock
         self._loop = asyncio.get_running_loop()
         self._connections: dict[str, _Connection] = {}

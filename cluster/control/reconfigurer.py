@@ -114,7 +114,7 @@ class Reconfigurer:
 
     def heal(self) -> None:
         """Replace every worker that has died. An operation that still prepares ends: it may be waiting for resources,
-        and the death comes first. Shards that are being drained end at once."""
+        and the death comes first. Shards that are being drained give back what they have."""
         self.transactions.give_way("a worker was lost", lambda o: o.origin != RECOVERY)
         self.transactions.lost.set()
         if not self._healing:

@@ -48,10 +48,9 @@ class Space:
         share, or as much as each would have of those that keep something, if all had the same. So nobody's batch ends
         because of what another one keeps."""
         used = self._used()
-        if used.total() >= self._max_bytes and used[owner] >= self.share(owner):
-            return True
         owners = [one for one in used if one is not None]
-        return used.total() >= self._max_bytes and used[owner] >= (self._max_bytes - used[None]) // max(1, len(owners))
+        fair = (self._max_bytes - used[None]) // max(1, len(owners))
+        return used.total() >= self._max_bytes and used[owner] >= min(self.share(owner), fair)
 
     @contextlib.contextmanager
     def hold(self, owner: str) -> Iterator[Hold]:

@@ -68,6 +68,8 @@ async def opened(gate, count, **request):
 def test_what_is_told_is_read(keyed: bool):
     told = Told(1 << 40, Band.BACKGROUND, Band.URGENT, 0.25, keyed)
     assert Told.parse(told.as_text()) == told
+    before = f"{told.capacity} {told.band:d} {told.next_band:d} {told.weight:g}" + " keyed" * keyed
+    assert Told.parse(before) == told, "of a replica of the version before"
 
 
 def test_any_number_is_let_in_before_a_replica_has_told_its_capacity():

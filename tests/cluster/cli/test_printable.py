@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
     [
         ("two\nlines\tä 日本 🙂", "two\nlines\tä 日本 🙂"),
         ("\x1b]52;c;x\x07", "\ufffd]52;c;x\ufffd"),
+        ("two\r\nlines", "two\nlines"),
         ("over\rwritten\x08\x00\x7f\x9b", "over\ufffdwritten" + 4 * "\ufffd"),
     ],
 )

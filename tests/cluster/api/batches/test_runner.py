@@ -376,16 +376,20 @@ class Output:
         self._file.close()
 
 
+def run_of(store, server, batch_id):
+    """Of a batch of 40 rows, eight at once."""
+    batch = moved(store.stored(batch_id), "in_progress", 1, request_counts={"total": 40} | COUNTS)
+    return BatchRun(store, batch, server, RunSettings(100_000, Places(lambda: 4), 8))
+
+
 def test_a_full_disk_is_waited_for_and_no_answer_is_thrown_away(store, server, monkeypatch, tmp_path):
     batch_id = batch_of(store, *prompts(40))
     monkeypatch.setattr(runner, "_FIRST_WRITING_PAUSE", 0.01)
     monkeypatch.setattr(runner, "_LONGEST_WRITING_PAUSE", 0.02)
 
     async def go():
-        settings = RunSettings(100_000, Places(lambda: 4), 8)
-        batch = moved(store.stored(batch_id), "in_progress", 1, request_counts={"total": 40} | COUNTS)
         disk = FullDisk(store, monkeypatch, room=500)
-        task = asyncio.ensure_future(BatchRun(store, batch, server, settings).run())
+        task = asyncio.ensure_future(run_of(store, server, batch_id).run())
         await asyncio.sleep(0.5)
         before = len(server.asked)
         assert not task.done() and before <= 8 + 3, "rows that were written, and one for each worker"
@@ -400,14 +404,25 @@ def test_a_full_disk_is_waited_for_and_no_answer_is_thrown_away(store, server, m
     assert len(output(store, batch["output_file_id"])) == 40
 
 
+def test_a_file_that_is_lost_is_opened_anew_by_whoever_runs_the_batch_again(store, server, monkeypatch):
+    """A folder that was mounted again leaves a descriptor on which nothing can ever be written."""
+    batch_id = batch_of(store, *prompts(40))
+    monkeypatch.setattr(Output, "write", lambda self, part: (_ for _ in ()).throw(OSError(errno.ESTALE, "stale")))
+
+    async def go():
+        FullDisk(store, monkeypatch, room=math.inf)
+        with pytest.raises(OSError, match="stale"):
+            await asyncio.wait_for(run_of(store, server, batch_id).run(), 10)
+
+    asyncio.run(go())
+
+
 def test_a_batch_whose_disk_stays_full_can_be_cancelled(store, server, monkeypatch):
     batch_id = batch_of(store, *prompts(40))
 
     async def go():
-        settings = RunSettings(100_000, Places(lambda: 4), 8)
-        batch = moved(store.stored(batch_id), "in_progress", 1, request_counts={"total": 40} | COUNTS)
         disk = FullDisk(store, monkeypatch, room=500)
-        task = asyncio.ensure_future(BatchRun(store, batch, server, settings).run())
+        task = asyncio.ensure_future(run_of(store, server, batch_id).run())
         await asyncio.sleep(0.1)
         assert not task.done()
         monkeypatch.setattr(stored.os, "fsync", lambda file: None)

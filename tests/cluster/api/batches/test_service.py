@@ -21,18 +21,6 @@ from isotherm.cluster.api.batches.store import Store
 URL = "/v1/completions"
 
 
-class Clock:
-    now = 5000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def store(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(service, "_LOOK_SECONDS", 0.01)
@@ -153,6 +141,22 @@ def test_a_disk_is_waited_for_until_the_window_is_over(store, clock, asked, monk
     assert (first["status"], second["status"]) == ("completed", "failed")
 
 
+def test_one_that_has_failed_and_is_cancelled_ends_at_once(store, clock, asked, monkeypatch):
+    """It waited for as long as its next try was put off."""
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE", 3600.0)
+    batch_id, runs = batch_of(store, 1), failing(monkeypatch, OSError(107, "Transport endpoint is not connected"))
+
+    async def go():
+        async with serving(store, asked):
+            while not runs:
+                await asyncio.sleep(0.01)
+            store.cancel(batch_id)
+            return await ended(store, batch_id)
+
+    assert asyncio.run(go())["status"] == "cancelled"
+
+
 def test_a_failure_after_progress_is_the_first_one_again(store, asked, monkeypatch):
     batch_id = batch_of(store, 1, rows=12)
     real, kept = runner.BatchRun._write, 0
@@ -174,8 +178,7 @@ def test_a_failure_after_progress_is_the_first_one_again(store, asked, monkeypat
     assert batch["status"] == "completed" and batch["request_counts"]["completed"] == 12
 
 
-def test_pauses_grow_until_there_is_progress():
-    clock = Clock()
+def test_pauses_grow_until_there_is_progress(clock):
     tries = Retries(clock)
     assert tries.is_due("a")
     for number, pause in enumerate((30, 60, 120, 240, 480, 600, 600), 1):

@@ -18,18 +18,6 @@ from isotherm.cluster.api.errors import ReplyError
 KEEP = 1000
 
 
-class Clock:
-    now = 5000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def store(tmp_path, clock):
     return Store(tmp_path, 10_000, KEEP, clock)
