@@ -309,10 +309,12 @@ class Manifest(_Section):
         """Where a worker that reserves so many GPUs computes."""
         return self.device if gpus else "cpu"
 
-    def spare_slots(self, share: int) -> int:
-        """Experts that a group may hold beyond its share of them. An eighth by default: what DeepSeek's own deployment
-        of V3 keeps (32 redundant experts for 256 per layer)."""
-        return -(-share // 8) if self.experts.spare_slots is None else self.experts.spare_slots
+    def group_slots(self, experts: int, groups: int) -> int:
+        """Of so many experts over all layers, how many each of so many groups may hold: its share and the spare ones.
+        By default those are an eighth: what DeepSeek's own deployment of V3 keeps (32 redundant experts for 256 per
+        layer)."""
+        share = -(-experts // groups)
+        return share + (-(-share // 8) if self.experts.spare_slots is None else self.experts.spare_slots)
 
     def scheduler_config(self, model: ModelConfig) -> SchedulerConfig:
         """How the KV memory divides into blocks. Raises ManifestError where the wished context does not fit."""

@@ -199,8 +199,7 @@ class AutoscaleLoop:
     def _room(self, nodes: Mapping[str, str], groups: Sequence[GroupLoad]) -> list[Group]:
         """Each group's slots over all layers: its share and the spare ones, as far as `experts.memory` allows, where
         that is given."""
-        share = self._share(nodes)
-        slots = share + self._manifest.spare_slots(share)
+        slots = self._manifest.group_slots(self._fleet.placement.experts, len(nodes))
         sizes = [g.weight_bytes / g.experts for g in groups if g.experts]
         if self._manifest.experts.memory and sizes:
             slots = min(slots, int(self._manifest.experts.memory / max(sizes)) - self._transient(nodes))
@@ -208,7 +207,7 @@ class AutoscaleLoop:
 
     def _share(self, nodes: Mapping[str, str]) -> int:
         """Experts per group, had each one copy."""
-        return -(-sum(map(len, self._fleet.placement.holders)) // len(nodes))
+        return -(-self._fleet.placement.experts // len(nodes))
 
     def _transient(self, nodes: Mapping[str, str]) -> int:
         """Experts beyond its slots that a group may hold while a change is made."""

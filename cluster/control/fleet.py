@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from isotherm.cluster.control.planner import Workers
+from isotherm.cluster.control.planner import Desired, Workers
 from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.table import Placement
 
@@ -44,5 +44,5 @@ class Fleet(Workers, Protocol):
 
     async def end(self, worker: str) -> None: ...
 
-    def committed(self, placement: Placement) -> None:
-        """Every shard routes by `placement` now; those linked since enter service."""
+    def committed(self, desired: Desired) -> None:
+        """Every shard routes by the placement of `desired` now; its shards are in service, and no others."""

@@ -30,6 +30,9 @@ class Workers(Protocol):
     def expert_load(self) -> list[list[float]] | None:
         """Rows per second of each (layer, expert); None: not known."""
 
+    def room(self, groups: int) -> int | None:
+        """Experts over all layers that a group has room for where there are so many; None: any number."""
+
 
 @dataclass(frozen=True)
 class Desired:
@@ -78,7 +81,7 @@ class Planner:
         shards = self._names(have_shards, "attention", target.attention_shards or len(all_shards), reserved)
         placement = workers.placement
         if set(groups) != set(all_groups):
-            placement = for_groups(placement, groups, workers.expert_load())
+            placement = for_groups(placement, groups, workers.expert_load(), workers.room(len(groups)))
         if target.copies:
             placement = with_copies(
                 placement, [(c.layer, c.expert, c.count) for c in target.copies], groups, workers.expert_load()
@@ -99,7 +102,7 @@ class Planner:
             shards += self._names(have_shards, "attention", 2 * len(have_shards) - len(shards))[len(have_shards) :]
         placement = workers.placement
         if set(placement.groups()) - set(groups) or set(groups) - set(have_groups):
-            placement = for_groups(placement, groups, workers.expert_load())
+            placement = for_groups(placement, groups, workers.expert_load(), workers.room(len(groups)))
         return Desired(tuple(groups), tuple(shards), placement, now.drained, now.pinned)
 
     def _members(self, now: Desired) -> tuple[list[str], list[str]]:

@@ -251,7 +251,7 @@ class Transactions:
         except BaseException:
             self.desired, operation.committed = before, False
             raise
-        fleet.committed(desired.placement)
+        fleet.committed(desired)
 
     async def _free(self, desired: Desired, frees: Mapping[str, list[Pair]]) -> dict[str, str]:
         """Free experts, now that every shard routes by what is desired: those named, and all that were left over

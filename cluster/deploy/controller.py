@@ -170,7 +170,7 @@ class Controller:
         self._save()
         await self.revisions.serving.start(planned, self._set_phase)
         self._save()
-        self.fleet.committed(planned.placement)
+        self.fleet.committed(planned)
         self._serve()
         log.info("serving with %d attention shards and %d expert groups", len(planned.shards), len(planned.groups))
         if not self.fleet.all_alive():  # one that has died since its links were made, which failed nothing

@@ -16,6 +16,7 @@ from isotherm.cluster.background import Background
 from isotherm.cluster.control.copy_offers import copy_offers
 from isotherm.cluster.control.link_choice import choose_link
 from isotherm.cluster.control.link_repair import RELINK_SECONDS, LinkRepair
+from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.spares import Spares
 from isotherm.cluster.control.worker_watch import WorkerWatch
 from isotherm.cluster.deploy.hosted import AttentionShard, ExpertGroup
@@ -84,7 +85,8 @@ class RayFleet:
         self.shards: dict[str, RayWorker] = {}
         self.dead: dict[str, str] = {}  # worker → what Ray said, or how it was found to hang
         self._reports = WorkerReports(self.dead)
-        self.in_service: set[str] = set()
+        self._members: frozenset[str] = frozenset()  # groups that were committed
+        self.in_service: set[str] = set()  # shards
         self.avoid: frozenset[str] = frozenset()  # nodes on which nothing is started
         self.load_view: Callable[[], list[list[float]] | None] = lambda: None
         self._died, self._changed, self._standing = died, changed, standing
@@ -113,6 +115,9 @@ class RayFleet:
     def expert_load(self) -> list[list[float]] | None:
         return self.load_view()
 
+    def room(self, groups: int) -> int:
+        return self.manifest.group_slots(self.placement.experts, groups)
+
     def _order(self, worker: ActorHandle, name: str, *args: Any) -> Reference:
         return worker.order.remote(self.generation, name, *args)
 
@@ -134,11 +139,11 @@ class RayFleet:
         self.numerics.admit(name, fingerprint)
         self._watch.add(worker, has_links=False)
 
-    def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
-        """Take over these workers, which a controller before this one has left, as they are. Those that are gone count
-        as dead. Gives the names of workers found that are not named."""
+    def find(self, desired: Desired) -> list[str]:
+        """Take over the workers of `desired`, which a controller before this one has committed, as they are. Those that
+        are gone count as dead. Gives the names of workers found that are not among them."""
         found = find_workers(self.places.prefix)
-        wanted = {**dict.fromkeys(groups, self.groups), **dict.fromkeys(shards, self.shards)}
+        wanted = {**dict.fromkeys(desired.groups, self.groups), **dict.fromkeys(desired.shards, self.shards)}
         for name, workers in wanted.items():
             workers[name] = found.get(name) or RayWorker(name, None, None)
             if name in found:
@@ -146,6 +151,7 @@ class RayFleet:
                 self._started_on(found[name].node_id)
             else:
                 self.dead[name] = "it was gone when the controller came back"
+        self._enter_service(desired)
         return [name for name in found if name not in wanted]
 
     def take_in(self, strays: Iterable[str]) -> None:
@@ -270,10 +276,14 @@ class RayFleet:
         if shard not in self.dead:
             await self._order(self.shards[shard].actor, "adopt", placement)
 
-    def committed(self, placement: Placement) -> None:
-        self.placement = placement
-        self.in_service = set(self.alive(self.shards))
+    def committed(self, desired: Desired) -> None:
+        self._enter_service(desired)
         self._changed()
+
+    def _enter_service(self, desired: Desired) -> None:
+        self.placement = desired.placement
+        self._members = frozenset(desired.groups)
+        self.in_service = set(self.alive(desired.shards))
 
     async def leave_service(self, shard: str, seconds: float) -> None:
         self.in_service.discard(shard)
@@ -350,9 +360,10 @@ class RayFleet:
     def nodes(self) -> tuple[dict[str, str], dict[str, str]]:
         """As MeteredFleet of cluster/autoscale/loop.py says."""
         groups, shards = (
-            {n: workers[n].node_id or "" for n in self.alive(workers)} for workers in (self.groups, self.shards)
+            {name: workers[name].node_id or "" for name in self.alive(workers) if name in named}
+            for workers, named in ((self.groups, self._members), (self.shards, self.in_service))
         )
-        return groups, {name: node for name, node in shards.items() if name in self.in_service}
+        return groups, shards
 
     def all_alive(self) -> bool:
         return not self.dead

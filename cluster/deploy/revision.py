@@ -46,10 +46,8 @@ class Revision:
     def find(self, saved: SavedRevision) -> list[str]:
         """Take its workers over from a controller that has died. Gives the names of workers found that are others'."""
         fleet, desired = self.fleet, saved.desired
-        found = fleet.find(desired.groups, desired.shards)
-        fleet.placement = desired.placement
+        found = fleet.find(desired)
         fleet.numerics.restore(saved.numerics)
-        fleet.in_service = set(fleet.alive(desired.shards))
         self.reconfigurer.desired = desired
         return found
 

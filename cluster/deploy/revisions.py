@@ -287,7 +287,7 @@ class _Successor:
         await revision.start(planned, lambda _: None)
 
     async def announce(self) -> None:
-        self._revision.fleet.committed(self._revision.reconfigurer.desired.placement)
+        self._revision.fleet.committed(self._revision.reconfigurer.desired)
         await asyncio.sleep(ANNOUNCED_SECONDS)
 
     def take_over(self) -> None:

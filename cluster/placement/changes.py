@@ -45,10 +45,16 @@ def difference(old: Placement, new: Placement) -> Difference:
 
 class _Draft:
     """Holders that can be changed, with each layer's load per group kept up to date. An expert's load is shared evenly
-    by its copies."""
+    by its copies. `room`: experts that a group may hold over all layers; None: any number."""
 
-    def __init__(self, placement: Placement, groups: Sequence[str], load: Sequence[Sequence[float]] | None):
-        self.placement, self.groups = placement, list(groups)
+    def __init__(
+        self,
+        placement: Placement,
+        groups: Sequence[str],
+        load: Sequence[Sequence[float]] | None,
+        room: int | None = None,
+    ):
+        self.placement, self.groups, self.room = placement, list(groups), room
         self.holders = [[list(h) for h in experts] for experts in placement.holders]
         self.load = load
         self.totals = {g: 0 for g in {*groups, *placement.groups()}}
@@ -69,6 +75,10 @@ class _Draft:
                     loads[group] += self.heat(layer, expert) / len(held)
         return loads
 
+    def with_room(self) -> list[str]:
+        """The groups that may hold one more."""
+        return [g for g in self.groups if self.room is None or self.totals[g] < self.room]
+
     def add(self, layer: int, expert: int, group: str) -> None:
         self.holders[layer][expert].append(group)
         self.totals[group] += 1
@@ -83,13 +93,19 @@ class _Draft:
         )
 
 
-def for_groups(placement: Placement, groups: Sequence[str], load: Sequence[Sequence[float]] | None = None) -> Placement:
+def for_groups(
+    placement: Placement,
+    groups: Sequence[str],
+    load: Sequence[Sequence[float]] | None = None,
+    room: int | None = None,
+) -> Placement:
     """The placement over exactly these groups, version + 1, with few moves: what a leaving group held alone goes where
     its layer is coolest; a new group takes over experts from the hottest until another move would not help. `load`
-    [layers, experts]; None: all alike."""
+    [layers, experts]; None: all alike. None gets more than `room` experts over all layers, unless all have as many;
+    None: there is room for any number."""
     if not groups:
         raise PlacementChangeError("at least one expert group must stay")
-    draft = _Draft(placement, groups, load)
+    draft = _Draft(placement, groups, load, room)
     stays = set(groups)
     for layer, experts in enumerate(draft.holders):
         loads = draft.layer_load(layer)
@@ -100,7 +116,7 @@ def for_groups(placement: Placement, groups: Sequence[str], load: Sequence[Seque
             if not held:
                 orphans.append(expert)
         for expert in sorted(orphans, key=lambda e: -draft.heat(layer, e)):
-            coolest = min(groups, key=lambda g: (loads[g], draft.totals[g], g))
+            coolest = min(draft.with_room() or groups, key=lambda g: (loads[g], draft.totals[g], g))
             draft.add(layer, expert, coolest)
             loads[coolest] += draft.heat(layer, expert)
         _even_out(draft, layer)
@@ -108,12 +124,13 @@ def for_groups(placement: Placement, groups: Sequence[str], load: Sequence[Seque
 
 
 def _even_out(draft: _Draft, layer: int) -> None:
-    """Move experts of one layer from its hottest to its coolest group while that lowers the hotter of the two."""
+    """Move experts of one layer from its hottest group to the coolest that has room, while that lowers the hotter of
+    the two."""
     experts = draft.holders[layer]
-    while True:
+    while open_groups := draft.with_room():
         loads = draft.layer_load(layer)
         hot = max(loads, key=lambda g: (loads[g], g))
-        cool = min(loads, key=lambda g: (loads[g], draft.totals[g], g))
+        cool = min(open_groups, key=lambda g: (loads[g], draft.totals[g], g))
         gap = loads[hot] - loads[cool]
         movable = [
             (draft.heat(layer, e) / len(held), e) for e, held in enumerate(experts) if hot in held and cool not in held

@@ -25,6 +25,11 @@ class Placement:
                         f"layer {layer} expert {expert}: holders {list(groups)} must be one or more distinct groups"
                     )
 
+    @property
+    def experts(self) -> int:
+        """Of all layers together, whatever number of copies each has."""
+        return sum(map(len, self.holders))
+
     def groups(self) -> tuple[str, ...]:
         """Every group that holds something, in order of name."""
         return tuple(sorted({g for experts in self.holders for groups in experts for g in groups}))

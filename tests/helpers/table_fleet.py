@@ -52,6 +52,9 @@ class TableFleet:
     def expert_load(self) -> None:
         return None
 
+    def room(self, groups: int) -> None:
+        return None
+
     async def reserve(self, worker: str, avoid: frozenset[str]) -> None:
         while self.full and worker.startswith("expert"):
             await asyncio.sleep(0.01)
@@ -126,8 +129,8 @@ class TableFleet:
             await self.end(worker)
         self.places.clear()
 
-    def committed(self, placement: Placement) -> None:
-        self.placement = placement
+    def committed(self, desired: Desired) -> None:
+        self.placement = desired.placement
         self.calls.append("committed")
 
     def check(self) -> None:

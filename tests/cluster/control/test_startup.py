@@ -8,6 +8,7 @@ import pytest
 from table_fleet import EXPERTS, LAYERS, TableFleet
 
 from isotherm.cluster.control import startup
+from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.startup import start_again_and_again, start_fleet
 from isotherm.cluster.placement.table import contiguous_placement
 
@@ -31,7 +32,7 @@ def empty() -> TableFleet:
 async def start(fleet: TableFleet, phases: list[str]) -> None:
     placement = contiguous_placement(LAYERS, EXPERTS, GROUPS)
     await start_fleet(fleet, SHARDS, GROUPS, placement, phases.append)
-    fleet.committed(placement)
+    fleet.committed(Desired(GROUPS, SHARDS, placement))
 
 
 def test_every_worker_is_started_linked_and_given_its_experts():

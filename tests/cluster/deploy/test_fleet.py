@@ -12,6 +12,7 @@ from virtual_time import run_in_virtual_time
 
 from isotherm.cluster import background
 from isotherm.cluster.control.copy_offers import OFFER_SECONDS
+from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.deploy import fleet as fleet_module
 from isotherm.cluster.deploy.fleet import RayFleet
 from isotherm.cluster.manifest import parse_manifest
@@ -100,6 +101,20 @@ def test_who_could_not_be_ended_can_be_ended_again(play, monkeypatch):
         assert fleet.group_names() == ["expert-0"]
 
     assert play(act).ended == ["expert-1"]
+
+
+def test_who_was_not_committed_is_not_in_service(play):
+    """A worker that a roll-back could not end got requests from then on, and the autoscaler counted it."""
+
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        fleet.committed(Desired(("expert-0",), ("attention-1",), fleet.placement))
+        assert fleet.reachable() == (["attention-1"], None)
+        assert fleet.nodes() == ({"expert-0": "aa"}, {"attention-1": "aa"})
+        fleet._lost("attention-1", "killed", False)
+        fleet.committed(Desired(("expert-0",), ("attention-0", "attention-1"), fleet.placement))
+        assert fleet.in_service == {"attention-0"}
+
+    play(act)
 
 
 def test_one_that_cannot_be_ended_keeps_no_other_from_being_ended(play):

@@ -12,6 +12,7 @@ import pytest
 from table_fleet import TableFleet
 from virtual_time import run_in_virtual_time
 
+from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.roll import NOWHERE_SECONDS
 from isotherm.cluster.control.saved_state import SavedState, decode
 from isotherm.cluster.deploy import revisions as revisions_module
@@ -69,8 +70,8 @@ class ValuedFleet(TableFleet):
     def reachable(self) -> tuple[list[str], None]:
         return self.alive(self.routes), None
 
-    def find(self, groups: Iterable[str], shards: Iterable[str]) -> list[str]:
-        groups, shards = tuple(groups), tuple(shards)
+    def find(self, desired: Desired) -> list[str]:
+        groups, shards, self.placement = desired.groups, desired.shards, desired.placement
         self.experts, self.routes = {g: set() for g in groups}, dict.fromkeys(shards)
         self.links = {(s, g) for s in shards for g in groups}
         return [name for name in self.workers.kv_memory if name not in (*groups, *shards)]
@@ -124,7 +125,7 @@ class Controller:
         serving = self.revisions.serving
         planned = serving.reconfigurer.planner.first(1, 2, (1, 2), 8)
         await serving.start(planned, lambda _: None)
-        serving.fleet.committed(planned.placement)
+        serving.fleet.committed(planned)
         self.save()
 
     async def roll(self, **target: Any) -> Operation:
