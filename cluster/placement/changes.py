@@ -125,23 +125,28 @@ def for_groups(
 
 def _even_out(draft: _Draft, layer: int) -> None:
     """Move experts of one layer from its hottest group to the coolest that has room, while that lowers the hotter of
-    the two."""
+    the two. Of groups that are equally hot, or equally cool, any that has something to give or to take."""
     experts = draft.holders[layer]
     while open_groups := draft.with_room():
         loads = draft.layer_load(layer)
-        hot = max(loads, key=lambda g: (loads[g], g))
-        cool = min(open_groups, key=lambda g: (loads[g], draft.totals[g], g))
-        gap = loads[hot] - loads[cool]
-        movable = [
-            (draft.heat(layer, e) / len(held), e) for e, held in enumerate(experts) if hot in held and cool not in held
-        ]
+        most, least = max(loads.values()), min(loads[g] for g in open_groups)
+        hot = {g for g in loads if loads[g] >= most * (1 - 1e-9)}
+        cool = [g for g in open_groups if loads[g] <= least + most * 1e-9]
+        gap = most - least
         # Moving m changes the gap by 2 m: the best m is half the gap, and anything from the gap on makes it worse.
-        fitting = [(abs(gap / 2 - m), e) for m, e in movable if m < gap * (1 - 1e-9)]
+        fitting = [
+            (abs(gap / 2 - m), draft.totals[target], target, expert, source)
+            for expert, held in enumerate(experts)
+            if (m := draft.heat(layer, expert) / len(held)) < gap * (1 - 1e-6)
+            for source in hot.intersection(held)
+            for target in cool
+            if target not in held
+        ]
         if not fitting:
             return
-        expert = min(fitting)[1]
-        draft.drop(layer, expert, hot)
-        draft.add(layer, expert, cool)
+        _, _, target, expert, source = min(fitting)
+        draft.drop(layer, expert, source)
+        draft.add(layer, expert, target)
 
 
 def with_copies(

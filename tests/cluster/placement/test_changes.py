@@ -60,6 +60,13 @@ def test_a_new_group_takes_its_share_and_no_more():
     assert {g: len(for_groups(new, ["a", "b"]).held_by(g)) for g in "ab"} == {"a": 24, "b": 24}
 
 
+def test_of_groups_that_are_equally_hot_any_may_give():
+    """The last of them by name had nothing to give, and the coolest got nothing."""
+    old = Placement(1, (0,), ((("a",), ("a", "b"), ("a", "b")),))
+    new = for_groups(old, ["a", "b", "c", "d"])
+    assert all(new.held_by(g) for g in "abcd"), new
+
+
 def test_hot_experts_count_by_their_load():
     old = contiguous_placement([0], 4, ["a", "b"])
     new = for_groups(old, ["a", "b"], load=[[90.0, 80.0, 1.0, 1.0]])
