@@ -50,7 +50,7 @@ async def send_error(path: str, error: ReplyError, send: Send) -> None:
     """A whole reply of a middleware's own."""
     body = to_json(error_body(path, error))
     own = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-    headers = [(name.encode(), value.encode()) for name, value in own.items()]
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in own.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 

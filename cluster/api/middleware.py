@@ -98,8 +98,8 @@ class UnexpectedErrorMiddleware:
 
 
 class PathMiddleware:
-    """A path with slashes too many or one at its end means the path without them:
-    base URLs are often given with one."""
+    """A path with slashes too many or one at its end means the path without them: base URLs are often given
+    with one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -83,9 +83,8 @@ class FrontDoorProtocol(HttpToolsProtocol):
     transport: Any  # a LingeringTransport around the connection's own
     _in_head = _in_request = _refused = False
     _head_bytes = 0  # of a head that is not whole yet
-    _waits_since: float | None = (
-        None  # for a head; None: a request is open, or uvicorn's own time for the next one runs
-    )
+    # Since when it waits for a head; None: a request is open, or uvicorn's own time for the next one runs
+    _waits_since: float | None = None
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

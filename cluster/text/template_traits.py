@@ -23,6 +23,7 @@ from isotherm.cluster.text.chat_template import (
     ChatTemplateLimitError,
     RenderedChat,
 )
+from isotherm.cluster.text.think_parser import THOUGHT_BEGIN
 from isotherm.cluster.text.typescript_tools import UndeclarableError, declared_tools, sorted_keys
 
 _NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
@@ -137,7 +138,7 @@ class TemplateTraits:
 
     @property
     def knows_thoughts(self) -> bool:
-        return "<think>" in self._template.sources[self._name]
+        return THOUGHT_BEGIN in self._template.sources[self._name]
 
     def _takes(self, content: str, arguments: str | Mapping[str, str]) -> bool:
         """Whether a call in this form is told, and in no form of Python's."""

@@ -302,7 +302,7 @@ def constraint(engine, client, **fields):
 
 def held(grammar, text):
     ids = TINY.encode(text, add_special_tokens=False)
-    matcher = TINY.grammar_vocabulary(TINY.vocab_size).matcher(grammar)
+    matcher = TINY.grammar_vocabulary(TINY.vocab_size).compiled(grammar).copy()
     return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
 

@@ -109,7 +109,7 @@ def random_text(text, r):
     vocabulary, tokenizer = tiny_vocabulary(), tiny_tokenizer()
     likes = set(tokenizer.control_tokens.values())
     likes |= {id_ for id_ in range(tokenizer.vocab_size) if tokenizer.token_bytes(id_) in _ENDS}
-    matcher = vocabulary.matcher(text)
+    matcher = vocabulary.compiled(text).copy()
     assert not matcher.is_error(), matcher.get_error()
     ids = []
     while len(ids) < 400:
