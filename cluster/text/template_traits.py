@@ -137,7 +137,10 @@ class TemplateTraits:
 
     @property
     def knows_thoughts(self) -> bool:
-        return "<think>" in self._template.sources[self._name]
+        """Whether the model writes thoughts. Templates of models that open them themselves (DeepSeek-R1-0528's, and the
+        first of R1) have the tag alone that ends one, where they leave thoughts of earlier turns out."""
+        source = self._template.sources[self._name]
+        return any(tag in source for tag in ("<think>", "</think>"))
 
     def _takes(self, content: str, arguments: str | Mapping[str, str]) -> bool:
         """Whether a call in this form is told, and in no form of Python's."""
