@@ -32,7 +32,7 @@ class Workers(Protocol):
     def expert_load(self) -> list[list[float]] | None:
         """Rows per second of each (layer, expert); None: not known."""
 
-    def room(self, groups: int) -> int | None:
+    def slots(self, groups: int) -> int | None:
         """Experts over all layers that a group has room for where there are so many; None: any number."""
 
 
@@ -83,7 +83,7 @@ class Planner:
         shards = self._names(have_shards, ATTENTION, target.attention_shards or len(all_shards), reserved)
         placement = workers.placement
         if set(groups) != set(all_groups):
-            placement = for_groups(placement, groups, workers.expert_load(), workers.room(len(groups)))
+            placement = for_groups(placement, groups, workers.expert_load(), workers.slots(len(groups)))
         if target.copies:
             placement = with_copies(
                 placement, [(c.layer, c.expert, c.count) for c in target.copies], groups, workers.expert_load()
@@ -104,7 +104,7 @@ class Planner:
             shards += self._names([], ATTENTION, len(have_shards) - len(shards))
         placement = workers.placement
         if set(placement.groups()) - set(groups) or set(groups) - set(have_groups):
-            placement = for_groups(placement, groups, workers.expert_load(), workers.room(len(groups)))
+            placement = for_groups(placement, groups, workers.expert_load(), workers.slots(len(groups)))
         return Desired(tuple(groups), tuple(shards), placement, now.drained, now.pinned)
 
     def _members(self, now: Desired) -> tuple[list[str], list[str]]:

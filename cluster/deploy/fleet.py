@@ -116,7 +116,7 @@ class RayFleet:
     def expert_load(self) -> list[list[float]] | None:
         return self.load_view()
 
-    def room(self, groups: int) -> int:
+    def slots(self, groups: int) -> int:
         return self.manifest.group_slots(self.placement.experts, groups)
 
     def _order(self, worker: ActorHandle, name: str, *args: Any) -> Reference:

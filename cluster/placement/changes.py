@@ -40,16 +40,16 @@ def difference(old: Placement, new: Placement) -> Difference:
 
 class _Draft:
     """Holders that can be changed, with each layer's load per group kept up to date. An expert's load is shared evenly
-    by its copies. `room`: experts that a group may hold over all layers; None: any number."""
+    by its copies. `slots`: experts that a group may hold over all layers; None: any number."""
 
     def __init__(
         self,
         placement: Placement,
         groups: Sequence[str],
         load: Sequence[Sequence[float]] | None,
-        room: int | None = None,
+        slots: int | None = None,
     ):
-        self.placement, self.groups, self.room = placement, list(groups), room
+        self.placement, self.groups, self.slots = placement, list(groups), slots
         self.holders = [[list(h) for h in experts] for experts in placement.holders]
         self.load = load
         self.totals = {g: 0 for g in {*groups, *placement.groups()}}
@@ -72,7 +72,7 @@ class _Draft:
 
     def with_room(self) -> list[str]:
         """The groups that may hold one more."""
-        return [g for g in self.groups if self.room is None or self.totals[g] < self.room]
+        return [g for g in self.groups if self.slots is None or self.totals[g] < self.slots]
 
     def add(self, layer: int, expert: int, group: str) -> None:
         self.holders[layer][expert].append(group)
@@ -92,15 +92,15 @@ def for_groups(
     placement: Placement,
     groups: Sequence[str],
     load: Sequence[Sequence[float]] | None = None,
-    room: int | None = None,
+    slots: int | None = None,
 ) -> Placement:
     """The placement over exactly these groups, version + 1, with few moves: what a leaving group held alone goes where
     its layer is coolest; a new group takes over experts from the hottest until another move would not help. `load`
-    [layers, experts]; None: all alike. None gets more than `room` experts over all layers, unless all have as many;
+    [layers, experts]; None: all alike. None gets more than `slots` experts over all layers, unless all have as many;
     None: there is room for any number."""
     if not groups:
         raise PlacementChangeError("at least one expert group must stay")
-    draft = _Draft(placement, groups, load, room)
+    draft = _Draft(placement, groups, load, slots)
     stays = set(groups)
     for layer, experts in enumerate(draft.holders):
         loads = draft.layer_load(layer)

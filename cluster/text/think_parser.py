@@ -1,8 +1,9 @@
 """Takes the thought between `<think>` and `</think>` out of a reply, as DeepSeek-R1 and V3.1 write it.
 
-A thought stands at the beginning of the output or nowhere. It is opened by the model or by the prompt: the templates of
-R1 and of V3.1 with thinking end with `<think>`, and then the output begins inside the thought. What stands between the
-tags, and what stands after them, is given as it is, white space too; only white space before `<think>` is left out."""
+A thought stands at the beginning of the output or nowhere. It is opened by the model, as by R1-0528, or by the prompt:
+the templates of R1 and of V3.1 with thinking end with `<think>`, and then the output begins inside the thought. What
+stands between the tags, and what stands after them, is given as it is, white space too; only white space before
+`<think>` is left out."""
 
 from __future__ import annotations
 

@@ -270,8 +270,8 @@ def test_yaml_means_on_and_off_when_it_says_true_and_false():
 
 
 def test_an_eighth_of_the_share_is_spare_where_nothing_is_said():
-    assert [Manifest().spare_slots(share) for share in (1, 8, 9, 928)] == [1, 1, 2, 116]
-    assert parse_manifest({"experts": {"spare_slots": 0}}).spare_slots(100) == 0
+    assert [Manifest().group_slots(2 * share - 1, 2) - share for share in (1, 8, 9, 928)] == [1, 1, 2, 116]
+    assert parse_manifest({"experts": {"spare_slots": 0}}).group_slots(100, 1) == 100
 
 
 # --- the scheduler's limits -----------------------------------------------------------------------

@@ -52,7 +52,7 @@ class TableFleet:
     def expert_load(self) -> None:
         return None
 
-    def room(self, groups: int) -> None:
+    def slots(self, groups: int) -> None:
         return None
 
     async def reserve(self, worker: str, avoid: frozenset[str]) -> None:

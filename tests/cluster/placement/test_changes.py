@@ -73,21 +73,23 @@ def test_hot_experts_count_by_their_load():
 def test_no_group_gets_more_than_it_has_room_for():
     """Cold experts were all given to one group, which then held more than its memory was reckoned for."""
     old = contiguous_placement([0, 1], 12, ["a", "b", "c"])
-    load = [[100.0] * 4 + [0.0] * 8] * 2
-    new = for_groups(old, ["a", "b"], load, room=13)
+    load = [[1000.0] + [1.0] * 11] * 2
+    new = for_groups(old, ["a", "b"], load, slots=13)
     held = {g: len(new.held_by(g)) for g in "ab"}
     assert max(held.values()) <= 13 and sum(held.values()) == 24, held
     assert max(len(for_groups(old, ["a", "b"], load).held_by(g)) for g in "ab") > 13, "the load alone says otherwise"
-    assert not for_groups(old, ["a"], load, room=13).orphans([]), "where there is too little room all have a place"
+    assert not for_groups(old, ["a"], load, slots=13).orphans([]), (
+        "where there is too little room everything has a place"
+    )
 
 
 @given(placements(), names, st.integers(0, 40))
-def test_room_leaves_nobody_out(old, groups, room):
-    new = for_groups(old, groups, room=room)
+def test_slots_leave_nobody_out(old, groups, slots):
+    new = for_groups(old, groups, slots=slots)
     assert apply(old, new) == new.holders and set(new.groups()) <= set(groups)
     most = {g: len(old.held_by(g)) for g in groups}
-    if room * len(groups) >= sum(len(held) for experts in old.holders for held in experts):
-        assert all(len(new.held_by(g)) <= max(room, most[g]) for g in groups)
+    if slots * len(groups) >= sum(len(held) for experts in old.holders for held in experts):
+        assert all(len(new.held_by(g)) <= max(slots, most[g]) for g in groups)
 
 
 @given(placements(), st.data())
