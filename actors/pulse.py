@@ -82,8 +82,8 @@ class Pulse:
 
 
 async def felt(beats: Callable[[], int], prod: Callable[[], None], may_take_longer: Callable[[], bool]) -> None:
-    """Return at the next beat, or while the piece in hand takes no longer than it may. Never,
-    as long as neither is so."""
+    """Return at the next beat, or while the piece in hand takes no longer than it may. Never, as long as neither is
+    so."""
     seen = beats()
     prod()
     while True:

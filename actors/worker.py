@@ -1,5 +1,5 @@
-"""What attention shards and expert groups have in common as processes: identity, loading progress,
-links by rendezvous."""
+"""What attention shards and expert groups have in common as processes: identity, loading progress, links by
+rendezvous."""
 
 from __future__ import annotations
 
@@ -60,11 +60,14 @@ class WorkerBase:
     @contextmanager
     def _reading(self) -> Iterator[WeightReader]:
         """A reader of this worker's weights, whose bytes `_common_status` tells while it reads."""
-        with WeightReader(self.checkpoint, self.spec.weights) as reader:
-            self._reader, self._reading_since = reader, time.monotonic()
-            yield reader
-        self.read_bytes, self.read_seconds = reader.bytes_read, time.monotonic() - self._reading_since
-        self._reader = None
+        reader = WeightReader(self.checkpoint, self.spec.weights)
+        self._reader, self._reading_since = reader, time.monotonic()
+        try:
+            with reader:
+                yield reader
+        finally:
+            self.read_bytes, self.read_seconds = reader.bytes_read, time.monotonic() - self._reading_since
+            self._reader = None
 
     def _read_so_far(self) -> tuple[int, float]:
         """Bytes of the checkpoint, and the seconds that reading, quantising and packing them took: of the load under

@@ -18,8 +18,8 @@ SOUND_SECONDS = 60.0  # work that has gone on for so long begins anew after the 
 
 
 def pauses(first: float, longest: float) -> Iterator[float]:
-    """Seconds to wait before what has failed is tried again, for ever: each twice the one before it,
-    up to the longest."""
+    """Seconds to wait before what has failed is tried again, for ever: each twice the one before it, up to
+    the longest."""
     pause = first
     while True:
         yield min(pause, longest)

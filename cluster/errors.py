@@ -45,6 +45,7 @@ class IsothermError(Exception):
     One request; the front door says it with a status, and the client as an error of its own.
       ReplyError                 cluster.api.errors: what the front door answers; 4xx is the sender's to mend
         ContextLengthError       … the request has more tokens than the context
+        StreamedError            … its client looks for it in the stream that it has asked for
       ChatTemplateError          cluster.text.chat_template: the template refuses these messages
         ChatTemplateLimitError   … it took too long, or too much
         ChatTemplateBrokenError  … it does not compile: our operator's to mend, as where it refuses any message

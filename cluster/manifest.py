@@ -15,6 +15,8 @@ from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.logs import LogFormat, LogLevel
 from isotherm.cluster.manifest_text import decode, problem
 from isotherm.cluster.manifest_values import AbsolutePath, Address, Bytes, Endpoint, Labels, Origin, one_of
+from isotherm.cluster.messages.copies import CopyFrom
+from isotherm.cluster.messages.operations import AutoscalerMode
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
@@ -66,7 +68,7 @@ class ExpertSection(_Section):
     spare_slots: int | None = Field(
         None, ge=0, description="experts beyond its share that each group has room for; default: an eighth of the share"
     )
-    copy_from: Literal["auto", "peer", "checkpoint"] = Field(
+    copy_from: CopyFrom = Field(
         "auto", description="whence a group has experts that another holds: a peer's memory, or files; auto: the faster"
     )
     labels: Labels = Field({}, description="Ray labels of the nodes that groups may run on")
@@ -171,7 +173,7 @@ def _mode(value: Any) -> Any:
 
 
 class AutoscalingSection(_Section):
-    mode: Annotated[Literal["off", "advise", "on"], BeforeValidator(_mode)] = Field(
+    mode: Annotated[AutoscalerMode, BeforeValidator(_mode)] = Field(
         "on", description="advise: only write what would be done"
     )
     interval: float = Field(2.0, ge=0.1, le=3600, description="seconds between two looks at the load")

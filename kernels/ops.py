@@ -48,8 +48,8 @@ class Router:
 
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
-    """One layer's multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, §2.1), packed,
-    with the norms around it."""
+    """One layer's multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, §2.1), packed, with the norms
+    around it."""
 
     norm: Tensor  # [D], before the attention
     post_norm: Tensor  # [D], of the sum of residual and attention

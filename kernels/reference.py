@@ -202,8 +202,8 @@ def _swiglu(gate_up: Tensor) -> Tensor:
 
 
 def candidates(logits_V: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
-    """Token ids and logits that top-k, then top-p leave of one row, most likely first (equal ones by id).
-    At least one."""
+    """Token ids and logits that top-k, then top-p leave of one row, most likely first (equal ones by id). At least
+    one."""
     if top_p >= 1.0 and top_k <= 0:
         return torch.arange(len(logits_V), device=logits_V.device), logits_V
     sorted_V, ids_V = logits_V.sort(descending=True, stable=True)

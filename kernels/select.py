@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,12 @@ NAMES = ("auto", "native", "reference", "triton")
 ISAS = {"auto": None, "amx": "amx_bf16", "avx512": "avx512_bf16", "avx2": "avx2", "generic": "generic"}
 
 
+def not_one_of(what: str, name: str, known: Sequence[str]) -> str:
+    """In words: dtype is "int8"; it must be "float32" or "bfloat16"."""
+    *others, last = (f'"{one}"' for one in known)
+    return f'{what} is "{name}"; it must be {", ".join(others)} or {last}'
+
+
 @dataclass(frozen=True)
 class Selection:
     kernels: Kernels
@@ -25,12 +32,12 @@ def select_kernels(
     name: str, dtype: torch.dtype, threads: int | None = None, device: str = "cpu", isa: str = "auto"
 ) -> Selection:
     """`name`: one of NAMES; `device`: cpu or cuda, where auto is triton; `isa`: one of ISAS, for native kernels on a
-    CPU. Sets torch's thread count. Raises KernelsUnavailable where what is asked for is not known,
-    cannot load, or is not for this device."""
+    CPU. Sets torch's thread count. Raises KernelsUnavailable where what is asked for is not known, cannot load, or is
+    not for this device."""
     if name not in NAMES:
-        raise UnknownKernels(f'kernels is "{name}"; it must be "auto", "native", "reference" or "triton"')
+        raise UnknownKernels(not_one_of("kernels", name, NAMES))
     if isa not in ISAS:
-        raise UnknownKernels(f'isa is "{isa}"; it must be "auto", "amx", "avx512", "avx2" or "generic"')
+        raise UnknownKernels(not_one_of("isa", isa, tuple(ISAS)))
     if isa != "auto" and name in ("reference", "triton"):
         raise KernelsUnavailable(f'isa "{isa}" is for native kernels, not for kernels "{name}"; use kernels "native"')
     if threads is not None:

@@ -27,6 +27,7 @@ from ray_nodes import RayNodes
 
 from isotherm.kernels.native import library as native_library
 from isotherm.kernels.native import ring as native_ring
+from isotherm.kernels.native import signatures
 
 pytestmark = pytest.mark.slow
 
@@ -134,6 +135,8 @@ def test_only_a_library_that_was_not_built_is_skipped(loads_anew: None, ring: bo
 @pytest.mark.skipif(sys.platform != "linux", reason="links in shared memory need Linux")
 def test_a_library_that_lacks_a_function_of_links_is_an_error(loads_anew: None, monkeypatch: pytest.MonkeyPatch):
     assert (outcome(ring=False), outcome(ring=True)) == ("there", "there")
-    monkeypatch.setattr(native_ring, "_SIGNATURES", native_ring._SIGNATURES | {"not_there": (None, [])})
+    number = signatures.interface()
+    monkeypatch.setattr(signatures, "interface", lambda: number)
+    monkeypatch.setitem(signatures.LINKS, "not_there", (None, []))
     assert outcome(ring=False) == "there"
     assert outcome(ring=True).startswith("NativeKernelsUnavailable: this build has no shared-memory links")

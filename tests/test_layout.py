@@ -45,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster.manifest_values": set(),
     "cluster.manifest": {
         "cluster.control", "cluster.engine", "cluster.errors", "cluster.logs", "cluster.manifest_text",
-        "cluster.manifest_values", "cluster.model", "cluster.text",
+        "cluster.manifest_values", "cluster.messages", "cluster.model", "cluster.text",
     },
     "cluster.served_model": {"cluster.manifest", "cluster.model"},
     # Where tensors live.

@@ -110,7 +110,8 @@ class Delivery:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def open_requests(self) -> list[str]:
+    def open_ids(self) -> list[str]:
+        """Of the requests that have not ended."""
         return list(self._owners)
 
     @property

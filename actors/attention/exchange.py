@@ -342,8 +342,8 @@ class ExpertExchange:
         return answered, outputs
 
     def abandon(self) -> None:
-        """Take the answers that are still under way, after an error between `dispatch` and the end of `combine`: left
-        alone, they would be taken for those to the next layer's rows, or be written over them."""
+        """Take the answers that are still under way, after an error in `moe`: left alone, they would be taken for those
+        to the next layer's rows, or be written over them."""
         while self._under_way:
             group, link = self._under_way.popitem()
             try:

@@ -139,7 +139,8 @@ class MtpDrafter:
         if not spans:
             return drafts
         spans.sort(key=lambda one: one[1].form is Form.PREFILL)
-        self._experts.begin_step()
+        if self.layer.router is not None:  # a dense layer has no rows for them
+            self._experts.begin_step()
         rows = self.layer.hidden(torch.cat([rows_TD for _, _, rows_TD, _ in spans]))
         hidden = self._pass([span for _, span, _, _ in spans], [t for *_, tokens in spans for t in tokens], rows)
         last, row = [], -1

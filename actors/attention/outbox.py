@@ -9,9 +9,8 @@ from dataclasses import replace
 from isotherm.cluster.messages.requests import Delta, FinishReason, PromptLogprobs
 
 FLUSH = 0.01  # seconds between two lists of deltas to one ingress replica, at least
-LONGEST_FLUSH = (
-    0.04  # seconds between two of them where many streams share the machine; a reader sees text flow all the same
-)
+# Seconds between two of them where many streams share the machine; a reader sees text flow all the same.
+LONGEST_FLUSH = 0.04
 FEW_STREAMS = 4  # up to so many, nothing waits longer than FLUSH
 _SEEN = (None, FinishReason.STOP, FinishReason.LENGTH)  # reasons that the client is told
 
@@ -53,9 +52,8 @@ def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:
     """The same with fewer deltas: tokens that follow each other in one request come in one. A reason that the client
     does not see stays apart."""
     runs: list[list[Delta]] = []
-    last: dict[
-        str, tuple[list[Delta], int]
-    ] = {}  # request → its last run, and the index of the token that would follow it
+    # Request → its last run, and the index of the token that would follow it
+    last: dict[str, tuple[list[Delta], int]] = {}
     for delta in deltas:
         found = last.get(delta.request_id)
         end = delta.start + len(delta.token_ids)

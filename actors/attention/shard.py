@@ -178,7 +178,7 @@ class AttentionShard(WorkerBase):
         if self._steps is None or self._delivery is None:
             return 0
         deadline = time.monotonic() + seconds
-        while (left := self._delivery.open_requests()) and time.monotonic() < deadline:
+        while (left := self._delivery.open_ids()) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         for request_id in left:
             self._steps.give_back(request_id)
@@ -188,10 +188,10 @@ class AttentionShard(WorkerBase):
         return len(left)
 
     async def open_requests(self) -> int:
-        """Requests that it has, running or waiting, or whose last deltas were not fetched yet."""
+        """Requests that it has, running or waiting; 1 where there are none, and last deltas were not fetched yet."""
         if self._delivery is None:
             return 0
-        return len(self._delivery.open_requests()) or int(not self._delivery.is_empty)
+        return len(self._delivery.open_ids()) or int(not self._delivery.is_empty)
 
     async def sign_of_life(self) -> None:
         if self._steps is not None:

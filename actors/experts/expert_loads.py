@@ -15,12 +15,11 @@ from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.messages.copies import CopyFrom, CopySource
+from isotherm.cluster.messages.copies import CopyFrom, CopySource, Pair
 from isotherm.cluster.messages.figures import Family, Figures, Metric
 from isotherm.kernels.ops import ForeignBytesError
 
 log = logging.getLogger(__name__)
-Pair = tuple[int, int]  # layer, expert
 BATCH_BYTES = 64 << 20  # of packed experts, after which it is decided anew where the next ones come from
 _BY = ("source",)
 EXPERTS = Metric("isotherm_group_experts_loaded_total", "Experts loaded, by where they came from", labels=_BY)

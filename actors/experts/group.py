@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from isotherm.actors.experts.copy_server import CopyServer
 from isotherm.actors.experts.expert_loads import ExpertLoads
-from isotherm.actors.experts.native_loop import ExpertLoop
-from isotherm.actors.experts.python_loop import ExpertServer, ServerCounts
+from isotherm.actors.experts.native_loop import NativeLoop
+from isotherm.actors.experts.python_loop import PythonLoop, ServerCounts
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.protocol import Loops
 from isotherm.actors.links.registry import carrier, own_locality
@@ -31,8 +31,8 @@ class ExpertGroup(WorkerBase):
         self.worker = ExpertWorker(
             self.checkpoint.config, self.kernels, slots, native_ring.NativeGate() if native else None
         )
-        self.server = ExpertServer(self.worker)
-        self.loop = ExpertLoop(self.worker, spec.gather_window) if native else None
+        self.server = PythonLoop(self.worker)
+        self.loop = NativeLoop(self.worker, spec.gather_window) if native else None
         self._loads = ExpertLoads(self.worker, spec.copy_from)
         self._copied_before = 0  # bytes, when the last load began
         self._copies_turn = threading.Lock()

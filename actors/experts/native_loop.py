@@ -20,7 +20,7 @@ from isotherm.kernels.native.weights import NativeExpertBank
 log = logging.getLogger(__name__)
 
 
-class ExpertLoop:
+class NativeLoop:
     """Needs native kernels, and a worker whose gate is a NativeGate. `window`: how long a message is held for other
     busy shards, in multiples of the time that a layer takes; 0: never."""
 

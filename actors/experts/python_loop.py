@@ -31,7 +31,7 @@ class ServerCounts:
         return ServerCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-class ExpertServer:
+class PythonLoop:
     def __init__(self, worker: ExpertWorker):
         self.worker = worker
         self.counts = ServerCounts()

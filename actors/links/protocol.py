@@ -123,13 +123,13 @@ class PeerDescriptors:
         os.close(self.socket)
 
 
-class PythonLoop(Protocol):
+class ServesLinks(Protocol):
     """Serves any kind of link."""
 
     def attach(self, shard: str, link: ServerLink) -> None: ...
 
 
-class NativeLoop(Protocol):
+class ServesSharedMemory(Protocol):
     """Serves links in shared memory without Python."""
 
     @property
@@ -143,8 +143,8 @@ class NativeLoop(Protocol):
 class Loops:
     """What serves a group's experts. Which of the two a link is served by is its carrier's choice."""
 
-    python: PythonLoop
-    native: NativeLoop | None  # None: the kernels are not native, or this system has no shared memory
+    python: ServesLinks
+    native: ServesSharedMemory | None  # None: the kernels are not native, or this system has no shared memory
 
 
 class Carrier(Protocol):

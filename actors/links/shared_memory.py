@@ -215,8 +215,8 @@ class SharedMemoryLink:
 
     @classmethod
     def open(cls, name: str, nbytes: int, timeout: float, meeting_timeout: float) -> SharedMemoryLink:
-        """Meet the group at `name`, with a segment of `nbytes` (it grows where a message needs more).
-        Raises LinkError."""
+        """Meet the group at `name`, with a segment of `nbytes` (it grows where a message needs more). Raises
+        LinkError."""
         segment = new_segment(nbytes)
         try:
             peer = join_group(name, segment, meeting_timeout)
@@ -291,7 +291,7 @@ class SharedMemoryLink:
 
 
 class SharedMemoryServerLink:
-    """The group's end, for a loop in Python (`ExpertServer`). `receive` may be called by one thread while another calls
+    """The group's end, for a loop in Python (`PythonLoop`). `receive` may be called by one thread while another calls
     `reply`. Freed, and the shard told, when nobody refers to it any more."""
 
     kind = KIND

@@ -75,7 +75,6 @@ class DeepseekV3Model:
         own = f"{p}.shared_head.head.weight"
         if reader.has(own) and not reader.are_equal(own, c.head):
             head = self.kernels.pack_linear([reader.stored(own)])
-        assert layer.router is not None
         return MtpLayer(
             kernels=self.kernels,
             number=i,

@@ -1,5 +1,5 @@
 """The layer that predicts a token beyond the next one (DeepSeek-V3, arXiv:2412.19437, §2.2): an embedding and a hidden
-state become one, go through a decoder layer with routed experts of its own, and are what the head reads.
+state become one, go through a decoder layer of its own, with routed experts or without, and are what the head reads.
 
 The hidden state is the main model's after its final norm, and where the layer is applied again its own after
 `shared_head.norm`: what `hnorm` was trained on. Shape suffixes as in kernels/ops.py.
@@ -19,7 +19,8 @@ from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, Linea
 
 @dataclass(frozen=True)
 class MtpLayer:
-    """`number`: the layer that its experts have in placements. `main_norm`: the main model's final norm."""
+    """`number`: the layer that its experts have in placements. `main_norm`: the main model's final norm. `router` is
+    None where the layer is dense, as JoyAI's is."""
 
     kernels: Kernels
     number: int
@@ -30,8 +31,8 @@ class MtpLayer:
     hnorm: Tensor  # [D]
     eh_proj: LinearWeight  # [embedding | hidden] → D
     attention: AttentionWeights
-    router: Router
-    gate_up: LinearWeight | None  # of the shared experts
+    router: Router | None
+    gate_up: LinearWeight | None  # of the dense MLP, or of the shared experts
     down: LinearWeight | None
     norm: Tensor  # [D], before the head
     head: LinearWeight
@@ -64,7 +65,11 @@ class MtpLayer:
             self.eh_proj,
         )
         h_TD = k.attention(x_TD, self.attention, rows, cache)
-        x_TD = experts.moe(self.number, h_TD, self.router, self.gate_up, self.down, x_TD)
+        if self.router is not None:
+            x_TD = experts.moe(self.number, h_TD, self.router, self.gate_up, self.down, x_TD)
+        else:
+            assert self.gate_up is not None and self.down is not None
+            x_TD += k.mlp(h_TD, self.gate_up, self.down)
         return k.rms_norm(x_TD, self.norm, self.eps)
 
     @torch.inference_mode()

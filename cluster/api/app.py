@@ -25,11 +25,12 @@ from isotherm.cluster.api.described import described_routes
 from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError, unavailable
-from isotherm.cluster.api.events import Events, OneProcess
+from isotherm.cluster.api.events import Events
 from isotherm.cluster.api.generation import GenerationRoute, Generator
 from isotherm.cluster.api.messages import messages_routes
 from isotherm.cluster.api.middleware import PathMiddleware, RequestIdMiddleware, UnexpectedErrorMiddleware
 from isotherm.cluster.api.observed import Observer, observed_routes
+from isotherm.cluster.api.one_process import OneProcess
 from isotherm.cluster.api.page.bundle import page_routes
 from isotherm.cluster.api.prepare_chat import prepare_chat
 from isotherm.cluster.api.prepare_completion import prepare_completion
@@ -107,7 +108,7 @@ def build_app(
 
 def _error_handlers() -> dict[Any, Callable[[Request, Exception], Awaitable[Response]]]:
     return {
-        ReplyError: _on_api_error,
+        ReplyError: _on_reply_error,
         HTTPException: _on_http_exception,
         ClientDisconnect: _on_disconnect,
         WorkerGoneError: _on_gone,
@@ -118,14 +119,14 @@ async def _generate(generator: Generator, route: GenerationRoute, request: Reque
     return await generator.reply(request, route)
 
 
-async def _on_api_error(request: Request, error: Exception) -> Response:
+async def _on_reply_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ReplyError)
     return json_response(error_body(request.url.path, error), error.status, error.headers)
 
 
 async def _on_gone(request: Request, error: Exception) -> Response:
     """The controller is being replaced: an operator's request finds the next one."""
-    return await _on_api_error(request, unavailable(str(error)))
+    return await _on_reply_error(request, unavailable(str(error)))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -13,9 +13,8 @@ from isotherm.cluster.api.errors import ReplyError
 
 _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 _BOM = b"\xef\xbb\xbf"
-_INLINE_BYTES = (
-    16 * 1024
-)  # a coded body up to this size is decoded in well under a millisecond, unless it is a bomb: no thread
+# A coded body up to this size is decoded in well under a millisecond, unless it is a bomb: no thread.
+_INLINE_BYTES = 16 * 1024
 
 
 async def read_body(request: Request, limit: int, json_only: bool = True) -> bytes:

@@ -166,19 +166,18 @@ class ChoiceStream:
         report = self._prompt_report()
         if self._echo and self._scores is None:
             fields, self._echo = replace(fields, content=self._echo + fields.content), ""
+        counted = tokens[:count] if self._logprob_form is LogprobForm.COMPLETION else text_tokens[:read]
         return ChoiceDelta(
             self.index,
             fields,
-            self._entries(
-                tokens[:count] if self._logprob_form is LogprobForm.COMPLETION else text_tokens[:read], logprobs
-            ),
-            self.finish_reason,
-            tokens[:count] if self._tells_token_ids else (),
-            report,
-            self._stream.stopped_by,
-            cuts_call,
-            self.reasoning_tokens - thought_before,
-            self.cached_tokens,
+            logprobs=self._entries(counted, logprobs),
+            finish_reason=self.finish_reason,
+            token_ids=tokens[:count] if self._tells_token_ids else (),
+            prompt=report,
+            stop=self._stream.stopped_by,
+            cuts_call=cuts_call,
+            thought_tokens=self.reasoning_tokens - thought_before,
+            cached_tokens=self.cached_tokens,
         )
 
     def _prompt_report(self) -> PromptReport | None:
@@ -227,12 +226,12 @@ def merged(deltas: Sequence[ChoiceDelta]) -> ChoiceDelta:
     return ChoiceDelta(
         last.index,
         joined(delta.fields for delta in deltas),
-        joined_entries(delta.logprobs for delta in deltas),
-        last.finish_reason,
-        tuple(token for delta in deltas for token in delta.token_ids),
-        next((delta.prompt for delta in deltas if delta.prompt is not None), None),
-        last.stop,
-        last.cuts_call,
+        logprobs=joined_entries(delta.logprobs for delta in deltas),
+        finish_reason=last.finish_reason,
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        prompt=next((delta.prompt for delta in deltas if delta.prompt is not None), None),
+        stop=last.stop,
+        cuts_call=last.cuts_call,
         pieces=tuple(deltas),
     )
 

@@ -10,12 +10,10 @@ from typing import Any, TypeVar
 from starlette.datastructures import Headers
 
 from isotherm.cluster.api.choices import GenerationError
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import NOT_AGAIN, ReplyError
 
 HEADER = "x-request-timeout"
 LONGEST = 86400.0  # seconds
-# OpenAI's and Anthropic's clients ask again after a 408 unless they are told not to: this one's time is over.
-_HEADERS = {"x-should-retry": "false"}
 _T = TypeVar("_T")
 
 
@@ -74,5 +72,5 @@ def time_limit(headers: Headers) -> float | None:
 
 def timed_out(error: DeadlineError) -> ReplyError:
     return ReplyError(
-        str(error), status=408, kind="timeout_error", code="deadline_exceeded", param="timeout", headers=dict(_HEADERS)
+        str(error), status=408, kind="timeout_error", code="deadline_exceeded", param="timeout", headers=NOT_AGAIN
     )

@@ -3,12 +3,13 @@ this process (cluster/local/engine.py)."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Protocol
 
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.messages.requests import Delta, GenerationRequest
+from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 
 
 class EngineUnavailableError(IsothermError):
@@ -22,6 +23,18 @@ class EngineOverloadedError(EngineUnavailableError):
 HELD_UP_SECONDS = 1.5  # without a sign that requests get on, after which they are held up
 MOST_UNREAD = 4096  # deltas of one request that wait for their reader; with more of them it ends
 TOO_SLOW = f"its client reads too slowly: {MOST_UNREAD} pieces of its output wait for it"
+
+
+def hand_over(delta: Delta, unread: asyncio.Queue[Delta]) -> bool:
+    """Leave a delta to the reader of its request. False where too many wait for him: they are thrown away, he is told
+    TOO_SLOW, and whoever calls has to end the request."""
+    if unread.qsize() < MOST_UNREAD or delta.finish_reason is not None:
+        unread.put_nowait(delta)
+        return True
+    while not unread.empty():
+        unread.get_nowait()
+    unread.put_nowait(Delta(delta.request_id, 0, finish_reason=FinishReason.ERROR, error=TOO_SLOW))
+    return False
 
 
 class EngineClient(Protocol):
@@ -54,8 +67,8 @@ class EngineClient(Protocol):
 
     def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """The request's deltas, the last with a finish reason. A reader that leaves MOST_UNREAD of them waiting is told
-        TOO_SLOW. Closing the iterator early (`aclose`) aborts the request
-        and frees its KV cache. Raises EngineUnavailableError, or EngineOverloadedError, before the first delta."""
+        TOO_SLOW. Closing the iterator early (`aclose`) aborts the request and frees its KV cache. Raises
+        EngineUnavailableError, or EngineOverloadedError, before the first delta."""
 
     async def status(self) -> JSON:
         """What `isotherm status --json` prints."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.types import Scope, Send
 
 from isotherm.cluster.api.errors import ContextLengthError, ReplyError
@@ -9,6 +11,7 @@ from isotherm.cluster.api.replies import to_json
 from isotherm.cluster.jsontypes import JSON
 
 _ANTHROPIC_ROUTE = "/v1/messages"
+_SLASHES = re.compile(r"/{2,}")
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -24,7 +27,13 @@ _ANTHROPIC_KINDS = {
 _DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
 
 
+def plain_path(path: str) -> str:
+    """Without surplus slashes, and without one at its end: base URLs are often given with one."""
+    return _SLASHES.sub("/", path).rstrip("/") or "/"
+
+
 def is_anthropic(path: str) -> bool:
+    path = plain_path(path)
     return path.startswith(_ANTHROPIC_ROUTE) and path[len(_ANTHROPIC_ROUTE) :][:1] in ("", "/")
 
 
@@ -50,7 +59,7 @@ async def send_error(path: str, error: ReplyError, send: Send) -> None:
     """A whole reply of a middleware's own."""
     body = to_json(error_body(path, error))
     own = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-    headers = [(name.encode(), value.encode()) for name, value in own.items()]
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in own.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.jsontypes import JSON
+
+CONTEXT_LENGTH = "context_length_exceeded"  # a code that clients know
+# OpenAI's and Anthropic's clients ask again after a 408, a 409 and every 5xx, unless they are told not to.
+NOT_AGAIN: Mapping[str, str] = MappingProxyType({"x-should-retry": "false"})
 
 
 class ReplyError(IsothermError):
@@ -17,7 +24,7 @@ class ReplyError(IsothermError):
         param: str | None = None,
         code: str | None = None,
         kind: str = "invalid_request_error",
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -25,7 +32,7 @@ class ReplyError(IsothermError):
         self.param = param
         self.code = code
         self.kind = kind
-        self.headers = headers or {}
+        self.headers = dict(headers or {})
 
     def body(self) -> JSON:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
@@ -37,8 +44,16 @@ class ContextLengthError(ReplyError):
 
     def __init__(self, message: str, param: str, excess: str) -> None:
         """`excess`: "5005 tokens > 4096"."""
-        super().__init__(message, param=param, code="context_length_exceeded")
+        super().__init__(message, param=param, code=CONTEXT_LENGTH)
         self.excess = excess
+
+
+class StreamedError(ReplyError):
+    """An error that a client which asked for a stream looks for in one. `events` are that stream."""
+
+    def __init__(self, error: ReplyError, events: bytes) -> None:
+        super().__init__(error.message, status=error.status, param=error.param, code=error.code, kind=error.kind)
+        self.events = events
 
 
 def unavailable(message: str, seconds: int = 1) -> ReplyError:

@@ -4,8 +4,6 @@ nothing about what is told."""
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
@@ -14,20 +12,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from isotherm.cluster.api.access.middleware import may_still_of
-from isotherm.cluster.api.engine_client import EngineClient
 from isotherm.cluster.api.error_forms import error_body
 from isotherm.cluster.api.errors import ReplyError, internal_error, unavailable
 from isotherm.cluster.api.replies import COMMENT, sse
 from isotherm.cluster.api.stream import EventStream
-from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.messages.feed import FeedPart, FeedTable
+from isotherm.cluster.messages.feed import FeedPart
 from isotherm.cluster.messages.membership import WorkerGoneError
 
 MAX_STREAMS = 64  # of one process
 FIRST_SECONDS = 10.0  # in which the first part comes, or the stream begins without it
 LOOK_SECONDS = 0.5  # from one look whether this server ends to the next
-PERIOD = 1.0  # seconds between two looks at a server that is one process
-HISTORY = 300  # looks that are kept
 PATH = "/admin/events"
 
 
@@ -37,61 +31,6 @@ class FeedSource(Protocol):
     async def feed_part(self, last: str) -> FeedPart | None:
         """What is new since the part whose id is `last`; waits a while for it, and gives None where nothing comes.
         Raises WorkerGoneError where what is told cannot be known now."""
-
-
-class OneProcess:
-    """FeedSource of a server that is one process: what its engine says of itself, looked at while somebody listens."""
-
-    def __init__(self, engine: EngineClient, model: str) -> None:
-        self._engine = engine
-        self._table = FeedTable(uuid.uuid4().hex[:12])
-        self._head = {"model": {"id": model, "max_model_len": engine.max_model_len}, "one_process": True}
-        self._looked = float("-inf")
-        self._before: tuple[float, int] | None = None  # when, and tokens by then
-        self._samples: list[int] = []
-        self._lock = asyncio.Lock()
-
-    async def feed_part(self, last: str) -> FeedPart | None:
-        """As FeedSource says."""
-        for _ in range(2):
-            await self._look()
-            if (part := self._table.since(last)) is not None:
-                return part
-            await asyncio.sleep(PERIOD)
-        return None
-
-    async def _look(self) -> None:
-        async with self._lock:  # one look for all who listen
-            now = time.monotonic()
-            if now - self._looked < PERIOD:
-                return
-            self._looked = now
-            status = await self._engine.status()
-            phase = self._engine.not_ready() or "serving"
-            version = status.get("placement_version")
-            self._table.put("cluster", self._head | {"controller": {"phase": phase}, "placement_version": version})
-            self._table.replace("worker/", {worker["id"]: worker for worker in status["workers"]})
-            self._sample(status["workers"], now)
-
-    def _sample(self, workers: list[JSON], now: float) -> None:
-        tokens = sum(worker.get("tokens", 0) for worker in workers)
-        before, self._before = self._before, (now, tokens)
-        if before is None:
-            return
-        blocks = sum(worker.get("kv_blocks", 0) for worker in workers)
-        number = self._samples[-1] + 1 if self._samples else 1
-        sample = {
-            "n": number,
-            "time": round(time.time(), 2),
-            "tokens_per_second": round(max(0, tokens - before[1]) / (now - before[0]), 1),
-            "running": sum(worker.get("running", 0) for worker in workers),
-            "waiting": sum(worker.get("waiting", 0) for worker in workers),
-            "kv_used": round(sum(worker.get("kv_blocks_used", 0) for worker in workers) / max(1, blocks), 4),
-        }
-        self._table.put(f"sample/{number}", sample)
-        self._samples.append(number)
-        if len(self._samples) > HISTORY:
-            self._table.drop(f"sample/{self._samples.pop(0)}")
 
 
 class Events:

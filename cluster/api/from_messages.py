@@ -23,6 +23,7 @@ from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.translation import Translation, function_call, function_tool, text_parts
 from isotherm.cluster.jsontypes import JSON
 
+_BILLING = "x-anthropic-billing-header:"  # begins a line that is for nobody's eyes
 _OF_THE_PROMPT = frozenset(
     {"chat_template", "chat_template_kwargs", "documents", "enable_thinking", "max_thinking_tokens", "reasoning"}
     | {"thinking_budget"}
@@ -31,11 +32,11 @@ _OF_THE_PROMPT = frozenset(
 
 def translate_messages(body: Conversation) -> Translation:
     """The chat for a body of either route; a MessagesBody's says how it is sampled too. Raises ReplyError."""
-    turns = _Turns()
-    if body.system:
-        turns.say("system", {"role": "system", "content": _texts(body.system)})
+    turns = _Turns(_thoughts_begin(body.messages, body.thinking_turns))
+    if system := _system(body.system or ""):
+        turns.say("system", {"role": "system", "content": _texts(system)})
     for i, message in enumerate(body.messages):
-        turns.add(f"messages[{i}]", message)
+        turns.add(i, message)
     turns.end()
     choice, thinking = body.tool_choice, body.thinking
     chat: JSON = {
@@ -70,21 +71,55 @@ def translate_messages(body: Conversation) -> Translation:
     return Translation({name: value for name, value in chat.items() if value is not None}, origins)
 
 
+def _system(system: str | Sequence[TextBlock]) -> str | list[TextBlock]:
+    """Without the line that Claude Code puts before its instructions, or in a block before them, which is for
+    Anthropic's books: it is another one in each request, so that nothing behind it would be found in the prefix
+    cache."""
+    if isinstance(system, str):
+        return _unbilled(system)
+    texts = [(block.text, _unbilled(block.text)) for block in system]
+    return [TextBlock(type="text", text=text) for given, text in texts if text or not given]
+
+
+def _unbilled(text: str) -> str:
+    return text.partition("\n")[2] if text.startswith(_BILLING) else text
+
+
+def _thoughts_begin(messages: Sequence[MessageParam], turns: int | None) -> int:
+    """The index of the first message whose thoughts are told, where so many of the assistant's last turns keep theirs.
+    A turn goes on over the results of its tools."""
+    if turns is None:
+        return 0
+    answered = False  # the turn that has come last has words of the assistant's
+    for i in range(len(messages) - 1, -1, -1):
+        message = messages[i]
+        if isinstance(message, AssistantMessage):
+            answered = True
+        elif answered and isinstance(message, UserMessage) and not message.has_results:
+            turns, answered = turns - 1, False
+            if turns == 0:
+                return i
+    return 0
+
+
 class _Turns:
     """Makes messages of messages made of blocks. Those of one role that follow each other are one turn, as Anthropic
-    has it."""
+    has it. Thoughts before the message of index `thoughts_begin` are left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, thoughts_begin: int) -> None:
+        self._thoughts_begin = thoughts_begin
         self.messages: list[JSON] = []
         self.origins: dict[str, str] = {}
         self._texts: list[str] = []  # of the turn that the last message is; they become its content when it ends
 
-    def add(self, param: str, message: MessageParam) -> None:
+    def add(self, index: int, message: MessageParam) -> None:
+        """The next of a body's messages."""
+        param = f"messages[{index}]"
         if isinstance(message, UserMessage):
             for i, block in enumerate(message.blocks):
                 self._add_of_user(_block_param(param, message.content, i), block)
         elif isinstance(message, AssistantMessage):
-            self._add_of_assistant(param, message)
+            self._add_of_assistant(param, message, thinks=index >= self._thoughts_begin)
         else:
             assert isinstance(message, SystemMessage), message
             self.say(param, {"role": "system", "content": _texts(message.content)})
@@ -112,7 +147,7 @@ class _Turns:
             self.say(param, {"role": "user"})
         self._texts.append(block.text)
 
-    def _add_of_assistant(self, param: str, message: AssistantMessage) -> None:
+    def _add_of_assistant(self, param: str, message: AssistantMessage, thinks: bool) -> None:
         last = self.messages[-1] if self.messages else {}
         if last.get("role") != "assistant":
             self.say(param, last := {"role": "assistant", "content": None})
@@ -124,7 +159,7 @@ class _Turns:
                 self.origins[at] = _block_param(param, message.content, i)
                 calls.append(function_call(block.id, block.name, json.dumps(block.input, ensure_ascii=False)))
             elif isinstance(block, ThinkingBlock):
-                thoughts.append(block.thinking)
+                thoughts += [block.thinking] if thinks else []
             else:
                 assert isinstance(block, TextBlock), block
                 self._texts.append(block.text)

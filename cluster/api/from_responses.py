@@ -13,6 +13,7 @@ from isotherm.cluster.api.bodies.responses import (
     CallItem,
     CallOutputItem,
     FunctionChoice,
+    HostedTool,
     Item,
     ItemTextPart,
     MessageItem,
@@ -20,6 +21,7 @@ from isotherm.cluster.api.bodies.responses import (
     ResponsesBody,
 )
 from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.function_names import FunctionNames
 from isotherm.cluster.api.translation import Translation, function_call, function_tool, text_parts
 from isotherm.cluster.jsontypes import JSON
 
@@ -31,15 +33,15 @@ def sealed_thought(text: str) -> str:
     return _SEALED + base64.b64encode(text.encode()).decode()
 
 
-def translate_responses(body: ResponsesBody, items: Iterable[tuple[str, Item]]) -> Translation:
+def translate_responses(body: ResponsesBody, items: Iterable[tuple[str, Item]], names: FunctionNames) -> Translation:
     """The chat for a body whose items, those of earlier responses included, are `items`, each with the name of the
-    field that it came from. Raises ReplyError."""
-    turns = _Turns()
+    field that it came from, and whose functions have these `names`. Raises ReplyError."""
+    turns = _Turns(names)
     if body.instructions is not None:
         turns.say("instructions", {"role": "system", "content": body.instructions})
     for param, item in items:
         turns.add(param, item)
-    tools, choice, origins = _tools(body)
+    tools, choice, origins = _tools(body, names)
     chat = {
         **body.passed,
         "model": body.model,
@@ -71,9 +73,11 @@ def translate_responses(body: ResponsesBody, items: Iterable[tuple[str, Item]]) 
 
 
 class _Turns:
-    """Makes messages of items. A thought, a text and calls that follow each other are one turn of the assistant's."""
+    """Makes messages of items. A thought, a text and calls that follow each other are one turn of the assistant's, and
+    so is all that comes between a call and its output."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: FunctionNames) -> None:
+        self._names = names
         self.messages: list[JSON] = []
         self.origins: dict[str, str] = {}
         self._turn: JSON | None = None  # the assistant's, to which more may come
@@ -81,7 +85,7 @@ class _Turns:
     def add(self, param: str, item: Item) -> None:
         if isinstance(item, ReasoningItem):
             if (thought := _thought(param, item)) is not None:
-                self._begin_turn(param)["reasoning_content"] = thought
+                self._add_thought(param, thought)
         elif isinstance(item, CallItem):
             self._add_call(param, item)
         elif isinstance(item, CallOutputItem):
@@ -103,17 +107,25 @@ class _Turns:
         self._turn = turn
         return turn
 
-    def _add_text(self, param: str, item: MessageItem) -> None:
+    def _add_thought(self, param: str, thought: str) -> None:
         turn = self._turn
-        if turn is None or turn["content"] is not None:
+        if turn is None or "tool_calls" not in turn:
             turn = self._begin_turn(param)
-        turn["content"] = _content(item.content)
+        before = turn.get("reasoning_content")
+        turn["reasoning_content"] = thought if before is None else f"{before}\n\n{thought}"
+
+    def _add_text(self, param: str, item: MessageItem) -> None:
+        turn, content = self._turn, _content(item.content)
+        if turn is None or (turn["content"] is not None and "tool_calls" not in turn):
+            turn = self._begin_turn(param)
+        before = turn["content"]
+        turn["content"] = content if before is None else text_parts([*_texts(before), *_texts(content)])
 
     def _add_call(self, param: str, item: CallItem) -> None:
         turn = self._begin_turn(param) if self._turn is None else self._turn
         calls = turn.setdefault("tool_calls", [])
         self.origins[f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"] = param
-        calls.append(function_call(item.call_id, item.name, item.arguments))
+        calls.append(function_call(item.call_id, self._names.of(item.namespace, item.name), item.arguments))
 
 
 def _thought(param: str, item: ReasoningItem) -> str | None:
@@ -135,26 +147,39 @@ def _content(content: str | Sequence[ItemTextPart | RefusalPart]) -> str | list[
     return content if isinstance(content, str) else text_parts([part.text for part in content])
 
 
-def _tools(body: ResponsesBody) -> tuple[list[JSON] | None, Any, dict[str, str]]:
-    """Tools, the choice among them, and where they come from."""
-    tools, choice = body.functions, body.tool_choice
+def _texts(content: str | list[JSON]) -> list[str]:
+    return [content] if isinstance(content, str) else [part["text"] for part in content]
+
+
+def _tools(body: ResponsesBody, names: FunctionNames) -> tuple[list[JSON] | None, Any, dict[str, str]]:
+    """Tools, the choice among them, and where they come from. Raises ReplyError."""
+    offered, choice = names.offered(), body.tool_choice
     if isinstance(choice, AllowedTools):
-        allowed = _allowed(choice, {tool.name for _, tool in tools})
-        tools, choice = [(i, tool) for i, tool in tools if tool.name in allowed], choice.mode
-    origins = {f"tools[{at}].function": f"tools[{i}]" for at, (i, _) in enumerate(tools)}
-    functions = [function_tool(tool.name, tool.description, tool.parameters, tool.strict) for _, tool in tools]
+        allowed = _allowed(choice, names)
+        offered, choice = [(name, one) for name, one in offered if name in allowed], choice.mode
+    origins = {f"tools[{at}].function": one.param for at, (_, one) in enumerate(offered)}
+    told: set[str] = set()  # namespaces whose description stands before that of a function already
+    functions = []
+    for name, one in offered:
+        description = one.tool.description
+        if one.namespace is not None and one.namespace.name not in told:
+            told.add(one.namespace.name)
+            description = "\n\n".join(text for text in (one.namespace.description, description) if text) or description
+        functions.append(function_tool(name, description, one.tool.parameters, one.tool.strict))
     if isinstance(choice, FunctionChoice):
         origins["tool_choice.function"] = "tool_choice"
-        return functions or None, {"type": "function", "function": {"name": choice.name}}, origins
+        (name,) = names.chosen(choice, "tool_choice")
+        return functions or None, {"type": "function", "function": {"name": name}}, origins
     return functions or None, choice, origins
 
 
-def _allowed(choice: AllowedTools, names: set[str]) -> set[str]:
+def _allowed(choice: AllowedTools, names: FunctionNames) -> set[str]:
+    """The names in the chat. Hosted tools are as little among them as among those that are offered."""
+    allowed: set[str] = set()
     for i, tool in enumerate(choice.tools):
-        if tool.name not in names:
-            param = f"tool_choice.tools[{i}].name"
-            raise ReplyError(f"{param}: {tool.name!r} is none of tools", param=param)
-    return {tool.name for tool in choice.tools}
+        if not isinstance(tool, HostedTool):
+            allowed.update(names.chosen(tool, f"tool_choice.tools[{i}].name"))
+    return allowed
 
 
 def _response_format(body: ResponsesBody) -> JSON | None:

@@ -14,14 +14,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isotherm.cluster.api.access.presented import presented
 from isotherm.cluster.api.admission import Admission
-from isotherm.cluster.api.error_forms import error_body
+from isotherm.cluster.api.error_forms import send_error
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.replies import to_json
 from isotherm.cluster.engine.places import Band, Claim, Room
 
 CAPACITY_HEADER = b"x-isotherm-capacity"  # of the replicas' responses, taken out by the proxy
@@ -85,8 +83,7 @@ class GateMiddleware:
             error = overloaded(refusal, self._admission.retry_after(now))
             # Who comes again at once, whatever he is told, waits here for it, which costs nothing.
             await asyncio.sleep(self._admission.refusal_delay(now))
-            body = to_json(error_body(scope["path"], error))
-            await Response(body, error.status, error.headers, "application/json")(scope, receive, send)
+            await send_error(scope["path"], error, send)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send, key: str, visit: _Visit) -> None:
         async def send_on(message: Message) -> None:

@@ -12,7 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from isotherm.cluster.api.error_forms import id_names, send_error
+from isotherm.cluster.api.error_forms import id_names, plain_path, send_error
 from isotherm.cluster.api.errors import internal_error
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
@@ -24,7 +24,6 @@ from isotherm.cluster.api.unrouted import UnroutedMiddleware
 log = logging.getLogger(__name__)
 _ROUTES = "/-/routes"
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_SLASHES = re.compile(r"/{2,}")
 # What Ray Serve takes its orders from, each with - or _ (ray/serve/_private: proxy.py, http_util.py, replica.py,
 # haproxy.py): a request's time, whether a client that goes away ends it, its id, which replica it goes to (two of them,
 # one of a name that can be set), and what an ingress router of Serve's own has decided.
@@ -98,14 +97,13 @@ class UnexpectedErrorMiddleware:
 
 
 class PathMiddleware:
-    """A path with slashes too many or one at its end means the path without them:
-    base URLs are often given with one."""
+    """A path with slashes too many or one at its end means the path without them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (path := _SLASHES.sub("/", scope["path"]).rstrip("/") or "/") != scope["path"]:
+        if scope["type"] == "http" and (path := plain_path(scope["path"])) != scope["path"]:
             scope = {**scope, "path": path}
         await self.app(scope, receive, send)
 

@@ -65,8 +65,8 @@ class OpenAIReply:
     def _chunks(self, delta: ChoiceDelta) -> list[JSON]:
         """The chunks for one delta: before a chat choice's first the one with its role, then one for each field that is
         set (some clients look at one alone), two where a tool call begins, as OpenAI has it: one with its name and one
-        with arguments, and the finish reason in one of its own. The logprobs are in the first
-        that has a field, and where no text is final yet in one with an empty content."""
+        with arguments, and the finish reason in one of its own. The logprobs are in the first that has a
+        field, and where no text is final yet in one with an empty content."""
         index, logprobs, out = delta.index, _logprobs(delta), []
         begins = index not in self._begun
         told = {} if self.prompts is None else {"token_ids": list(delta.token_ids)}

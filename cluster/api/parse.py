@@ -29,7 +29,7 @@ def checked(model: type[_Body], data: JSON) -> _Body:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise _api_error(error.errors(include_url=False)[0], data) from None
+        raise _reply_error(error.errors(include_url=False)[0], data) from None
 
 
 def json_object(body: bytes) -> JSON:
@@ -62,7 +62,7 @@ def json_object(body: bytes) -> JSON:
     return found
 
 
-def _api_error(error: Any, data: JSON) -> ReplyError:
+def _reply_error(error: Any, data: JSON) -> ReplyError:
     """OpenAI's form of a pydantic error. Its location also holds tags of union members, which are no part of the
     client's JSON."""
     path: list[str | int] = []
@@ -77,7 +77,7 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
         path.append(step)
     kind, message, loc = error["type"], error["msg"], error["loc"]
     if loc[-1:] == ("[key]",) and path and error["input"] == path[-1]:
-        message = f"the key {_show(path[-1])} {message[0].lower()}{message[1:]}".replace(" string should", " should")
+        message = f"the key {shown(path[-1])} {message[0].lower()}{message[1:]}".replace(" string should", " should")
     elif kind.startswith("field:"):
         path.append(kind.removeprefix("field:"))
     elif kind == "missing":
@@ -86,12 +86,12 @@ def _api_error(error: Any, data: JSON) -> ReplyError:
         # The field that says which kind of object it is: it is absent, or of another kind.
         path.append(named)
         expected = error["ctx"].get("expected_tags")
-        message = f"must be one of {expected}, got {_show(at.get(named))}" if expected else "this field is required"
+        message = f"must be one of {expected}, got {shown(at.get(named))}" if expected else "this field is required"
     else:
         message = re.sub(r"a valid dictionary( or instance of \w+)?", "an object", message)
         if kind == "literal_error":
             message = _PYTHONS.sub(lambda word: json.dumps(_CONSTANTS[word[0]]), message)
-        message = f"{message[0].lower()}{message[1:].replace(' after validation', '')}, got {_show(at)}"
+        message = f"{message[0].lower()}{message[1:].replace(' after validation', '')}, got {shown(at)}"
     param = _param(path)
     says_it = kind.startswith("field:") and param and message.startswith(param.rsplit(".", 1)[-1])
     return ReplyError(message if says_it else f"{param}: {message}", param=param)
@@ -107,7 +107,8 @@ def _param(path: list[str | int]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step[:_SHOWN]}" for step in path).lstrip(".")
 
 
-def _show(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of the client's in an error, in a few words."""
     if isinstance(value, dict | list):
         return f"{_json_type(value)} of {len(value)}"
     if type(value) is int and value.bit_length() > 64:

@@ -117,7 +117,7 @@ def generation_requests(
             raise ReplyError(f"{param}: the prompt has no tokens", param=param)
         if max(ids) >= limits.vocab_size:
             at = next(i for i, id_ in enumerate(ids) if id_ >= limits.vocab_size)
-            _check_token(ids[at], f"{param}[{at}]", limits)
+            check_token(ids[at], f"{param}[{at}]", limits)
         prompt, of_prompt = tuple(ids), body.prompt_logprob_count
         for sample in range(body.samples):
             requests.append(
@@ -150,11 +150,11 @@ def _sampling(body: ChatBody | CompletionBody, served: Served, constraint: Const
     if not body.ignore_eos or constraint is not None:  # a grammar says where the text may end, and lets it end only so
         stop_ids |= served.tokenizer.eos_token_ids
     for i, id_ in enumerate(body.stop_token_ids or ()):
-        _check_token(id_, f"stop_token_ids[{i}]", limits)
+        check_token(id_, f"stop_token_ids[{i}]", limits)
     # One value for a token, however its id is written ("5", "05"): of two, which one is added would be left to chance.
     bias = tuple(sorted({int(token): value for token, value in (body.logit_bias or {}).items()}.items()))
     for token, _ in bias:
-        _check_token(token, f"logit_bias[{token}]", limits)
+        check_token(token, f"logit_bias[{token}]", limits)
     logprobs = body.logprob_count
     if logprobs is None and body.samples > (body.n or 1):
         logprobs = 0  # by which the best are chosen
@@ -229,7 +229,7 @@ def check_min_tokens(min_tokens: int, max_tokens: int) -> None:
         raise ReplyError(message, param="min_tokens")
 
 
-def _check_token(token_id: int, param: str, limits: PromptLimits) -> None:
+def check_token(token_id: int, param: str, limits: PromptLimits) -> None:
     if token_id >= limits.vocab_size:
         raise ReplyError(
             f"{param}: token id {token_id} is outside the vocabulary (0 to {limits.vocab_size - 1})", param=param

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from isotherm.cluster.api.bodies.chat import ChatBody
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import NOT_AGAIN, ReplyError
 from isotherm.cluster.api.openai_replies import OpenAIReply
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.prepare import Prepared, Served, check_chars, check_model, generation_requests, told_prompts
@@ -86,10 +86,10 @@ def encode_chat_body(
     except NoChatTemplateError as error:
         raise ReplyError(str(error), param="messages") from None
     except ChatTemplateBrokenError as error:
-        raise ReplyError(str(error), status=500, kind="server_error") from None
+        raise ReplyError(str(error), status=500, kind="server_error", headers=NOT_AGAIN) from None
     except ChatTemplateError as error:
         if trouble := _trouble(body, tokenizer):
-            raise ReplyError(trouble, status=500, kind="server_error") from None
+            raise ReplyError(trouble, status=500, kind="server_error", headers=NOT_AGAIN) from None
         raise ReplyError(f"messages: the model's chat template refused them: {error}", param="messages") from None
 
 

@@ -4,6 +4,7 @@ response repeats of the request."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,15 +13,24 @@ from pydantic import TypeAdapter
 
 from isotherm.cluster.api.bodies.chat import ChatBody
 from isotherm.cluster.api.bodies.common import BodyModel
-from isotherm.cluster.api.bodies.responses import Item, ItemReference, MessageItem, ResponsesBody
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.bodies.responses import (
+    FunctionTool,
+    Item,
+    ItemReference,
+    MessageItem,
+    NamespaceTool,
+    ResponsesBody,
+)
+from isotherm.cluster.api.errors import CONTEXT_LENGTH, ReplyError, StreamedError
 from isotherm.cluster.api.from_responses import translate_responses
+from isotherm.cluster.api.function_names import FunctionNames
 from isotherm.cluster.api.parse import checked, parse_body
 from isotherm.cluster.api.prepare import Prepared, Served
 from isotherm.cluster.api.prepare_chat import chat_prompt, prepare_chat_body
 from isotherm.cluster.api.response_store import Kept, ResponseStore
 from isotherm.cluster.api.responses_reply import ResponsesReply, item_id
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.messages.requests import SamplingParams
 
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 _ID_KINDS = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
@@ -29,30 +39,41 @@ _ID_KINDS = {"message": "msg", "function_call": "fc", "function_call_output": "f
 def prepare_responses(store: ResponseStore, owner: str, raw: bytes, reply_id: str, served: Served) -> Prepared:
     """The requests for a body of /v1/responses. Raises ReplyError."""
     body = parse_body(ResponsesBody, raw)
-    given = _given(store, owner, body)
-    translation = translate_responses(body, [*_before(store, owner, body), *given])
+    given, names = _given(store, owner, body), FunctionNames(body.functions)
+    translation = translate_responses(body, [*_before(store, owner, body), *given], names)
     try:
         prepared = prepare_chat_body(checked(ChatBody, translation.chat), reply_id, served)
     except ReplyError as error:
-        raise translation.at_origin(error) from None
+        said = translation.at_origin(error)
+        if body.stream and error.code == CONTEXT_LENGTH:
+            params = SamplingParams(**{"max_tokens": 1, **served.defaults})
+            reply = ResponsesReply(reply_id, _said(body, params), _keep_none, int(time.time()), None)
+            raise StreamedError(said, reply.error(said)) from None
+        raise said from None
     keeping = _Keeping(store, owner, _listed(reply_id, [item for _, item in given])) if body.is_kept else None
     params = prepared.requests[0].params
     new_reply = partial(
         ResponsesReply,
         reply_id,
-        _said(body, params.temperature, params.top_p),
-        (lambda response: None) if keeping is None else keeping.hold,
+        _said(body, params),
+        _keep_none if keeping is None else keeping.hold,
         seals=body.includes("reasoning.encrypted_content"),
         logprobs=body.includes("message.output_text.logprobs") or bool(body.top_logprobs),
         summarises=body.reasoning is not None and bool(body.reasoning.summary or body.reasoning.generate_summary),
+        says_function=names.said,
     )
     return replace(prepared, new_reply=new_reply, settle=prepared.settle if keeping is None else keeping.settle)
+
+
+def _keep_none(response: JSON) -> None:
+    pass
 
 
 def count_input_tokens(store: ResponseStore, owner: str, raw: bytes, served: Served) -> int:
     """The tokens of the prompt that the body makes; it may be longer than the context. Raises ReplyError."""
     body = parse_body(ResponsesBody, raw)
-    translation = translate_responses(body, [*_before(store, owner, body), *_given(store, owner, body)])
+    items = [*_before(store, owner, body), *_given(store, owner, body)]
+    translation = translate_responses(body, items, FunctionNames(body.functions))
     try:
         return len(chat_prompt(checked(ChatBody, translation.chat), served).ids)
     except ReplyError as error:
@@ -133,9 +154,9 @@ def _listed(response_id: str, items: Sequence[Item]) -> list[JSON]:
     return listed
 
 
-def _said(body: ResponsesBody, temperature: float, top_p: float) -> JSON:
-    """What a response repeats of its request, with what was taken where it did not say."""
-    tools = [{**tool.model_dump(), "strict": bool(tool.strict)} for _, tool in body.functions]
+def _said(body: ResponsesBody, params: SamplingParams) -> JSON:
+    """What a response repeats of its request, with what is taken where it does not say, of which `params` has what is
+    about sampling."""
     choice = body.tool_choice
     text = {} if body.text is None else body.text.model_dump(by_alias=True, exclude_none=True)
     reasoning = {} if body.reasoning is None else body.reasoning.model_dump(include={"effort", "summary"})
@@ -153,12 +174,19 @@ def _said(body: ResponsesBody, temperature: float, top_p: float) -> JSON:
         "safety_identifier": body.safety_identifier,
         "service_tier": "default",
         "store": body.is_kept,
-        "temperature": temperature,
+        "temperature": params.temperature if body.temperature is None else body.temperature,
         "text": {"format": {"type": "text"}, **text},
-        "tool_choice": choice.model_dump() if isinstance(choice, BodyModel) else choice or "auto",
-        "tools": tools,
+        "tool_choice": choice.model_dump(exclude_none=True) if isinstance(choice, BodyModel) else choice or "auto",
+        "tools": [_said_tool(tool) for tool in body.tools or () if isinstance(tool, FunctionTool | NamespaceTool)],
         "top_logprobs": body.top_logprobs or 0,
-        "top_p": top_p,
+        "top_p": params.top_p if body.top_p is None else body.top_p,
         "truncation": "disabled",
         "user": body.user,
     }
+
+
+def _said_tool(tool: FunctionTool | NamespaceTool) -> JSON:
+    if isinstance(tool, FunctionTool):
+        return {**tool.model_dump(), "strict": bool(tool.strict)}
+    members = [_said_tool(one) for _, one in tool.functions]
+    return {"type": tool.type, "name": tool.name, "description": tool.description or "", "tools": members}

@@ -83,9 +83,9 @@ class FrontDoorProtocol(HttpToolsProtocol):
     transport: Any  # a LingeringTransport around the connection's own
     _in_head = _in_request = _refused = False
     _head_bytes = 0  # of a head that is not whole yet
-    _waits_since: float | None = (
-        None  # for a head; None: a request is open, or uvicorn's own time for the next one runs
-    )
+    _follows = False  # in what has come at last, that head stands behind the end of another request
+    # Since when it waits for a head; None: a request is open, or uvicorn's own time for the next one runs
+    _waits_since: float | None = None
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -127,6 +127,7 @@ class FrontDoorProtocol(HttpToolsProtocol):
             return
         while data and not self._refused:
             try:
+                self._follows = False
                 self.parser.feed_data(data)
                 self._bound_head(len(data))
                 if self.cycle is None or self.cycle.response_complete:
@@ -145,9 +146,10 @@ class FrontDoorProtocol(HttpToolsProtocol):
                 return
 
     def _bound_head(self, size: int) -> None:
-        """`size` bytes have come; those of a head that has not ended are counted."""
+        """`size` bytes have come; those of a head that has not ended are counted, but for its last unfinished line
+        where it is not known how many of the bytes are those of a request before it."""
         if self._in_head:
-            self._head_bytes += size
+            self._head_bytes = self._known_bytes() if self._follows else self._head_bytes + size
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_head()
 
@@ -162,10 +164,13 @@ class FrontDoorProtocol(HttpToolsProtocol):
         self._in_head = self._in_request = True
         self._head_bytes = 0
 
+    def _known_bytes(self) -> int:
+        """Of the head's lines that have been read."""
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
     def on_headers_complete(self) -> None:
         self._in_head, self._waits_since = False, None
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        if size > MAX_HEAD_BYTES:
+        if self._known_bytes() > MAX_HEAD_BYTES:
             self._refuse_head()
         elif not (self._refused or self._declines()):
             super().on_headers_complete()
@@ -175,7 +180,7 @@ class FrontDoorProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_request = False
+        self._in_request, self._follows = False, True
         if not (self._refused or self._declines()):
             super().on_message_complete()
 

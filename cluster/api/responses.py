@@ -11,12 +11,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from isotherm.cluster.api.access.caller import caller_of
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import ReplyError, StreamedError
 from isotherm.cluster.api.generation import GenerationRoute, Generator
 from isotherm.cluster.api.pages import newest_first, page
 from isotherm.cluster.api.prepare_responses import count_input_tokens, not_kept, prepare_responses
 from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.api.response_store import Kept, ResponseStore
+from isotherm.cluster.api.stream import STREAM_HEADERS
 
 _PAGE, _MAX_PAGE = 20, 100  # entries, where its client does not say, and at most
 
@@ -40,7 +41,10 @@ class _Responses:
 
     async def create(self, request: Request) -> Response:
         prepare = partial(prepare_responses, self._store, _owner(request))
-        return await self._generator.reply(request, GenerationRoute("resp_", prepare))
+        try:
+            return await self._generator.reply(request, GenerationRoute("resp_", prepare))
+        except StreamedError as error:
+            return Response(error.events, headers=STREAM_HEADERS)
 
     async def input_tokens(self, request: Request) -> Response:
         raw = await self._generator.body(request)

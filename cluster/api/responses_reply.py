@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from isotherm.cluster.api.choices import ChoiceDelta
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import CONTEXT_LENGTH, ReplyError
 from isotherm.cluster.api.from_responses import sealed_thought
 from isotherm.cluster.api.parts import Part, PartKind, Parts, Step
 from isotherm.cluster.api.replies import COMMENT, Usage, sse
@@ -17,7 +17,8 @@ _ID_KINDS = {PartKind.THOUGHT: "rs", PartKind.TEXT: "msg", PartKind.CALL: "fc"}
 class ResponsesReply:
     """`said` is what the response repeats of its request; `keep` is called with the response once it is whole.
     `seals`: thoughts have an `encrypted_content` too. `logprobs`: texts have their tokens' log-probabilities.
-    `summarises`: thoughts are their own summaries too."""
+    `summarises`: thoughts are their own summaries too. `says_function`: what a call says of the function that has this
+    name in the chat."""
 
     waiting = COMMENT
 
@@ -29,9 +30,10 @@ class ResponsesReply:
         created: int,
         system_fingerprint: str | None,
         *,
-        seals: bool,
-        logprobs: bool,
+        seals: bool = False,
+        logprobs: bool = False,
         summarises: bool = False,
+        says_function: Callable[[str], JSON] = lambda name: {"name": name},
     ) -> None:
         self._id = response_id
         self._head = {
@@ -45,6 +47,7 @@ class ResponsesReply:
         self._seals = seals
         self._with_logprobs = logprobs
         self._summarises = summarises
+        self._says_function = says_function
         self._parts = Parts()
         self._items: list[JSON] = []  # those that have ended
         self._number = 0  # of the next event
@@ -75,6 +78,8 @@ class ResponsesReply:
     def error(self, error: ReplyError) -> bytes:
         begun = b"" if self._number else self._begin()
         code = {429: "rate_limit_exceeded", 400: "invalid_prompt"}.get(error.status, "server_error")
+        if error.code == CONTEXT_LENGTH:  # which Codex looks for, to make the conversation shorter
+            code = CONTEXT_LENGTH
         failed = self._response("failed", error={"code": code, "message": error.message})
         return begun + self._event("response.failed", {"response": failed})
 
@@ -124,7 +129,7 @@ class ResponsesReply:
         item = self._item(part, "incomplete" if cut else "completed")
         self._items.append(item)
         if part.kind is PartKind.CALL:
-            said = {"name": part.name, "arguments": part.text}
+            said = {**self._says_function(part.name), "arguments": part.text}
             events = self._of_item(part, "response.function_call_arguments.done", said)
         else:
             content = self._whole_content(part)
@@ -141,8 +146,8 @@ class ResponsesReply:
         head = {"id": self._item_id(part), "status": status}
         begun = status == "in_progress"
         if part.kind is PartKind.CALL:
-            call = {"call_id": part.call_id, "name": part.name, "arguments": "" if begun else part.text}
-            return {**head, "type": "function_call", **call}
+            call = {"call_id": part.call_id, **self._says_function(part.name)}
+            return {**head, "type": "function_call", **call, "arguments": "" if begun else part.text}
         content = [] if begun else [self._whole_content(part)]
         if part.kind is PartKind.TEXT:
             return {**head, "type": "message", "role": "assistant", "content": content}

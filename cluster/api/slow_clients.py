@@ -7,12 +7,10 @@ import asyncio
 import logging
 from typing import Any
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from isotherm.cluster.api.error_forms import error_body, id_headers
+from isotherm.cluster.api.error_forms import id_headers, send_error
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.replies import to_json
 
 log = logging.getLogger(__name__)
 STALL_SECONDS = 30.0  # in which a client must take what was sent, and send the next part of its body
@@ -71,11 +69,10 @@ class _Client:
         """One who is still there learns why the connection ends."""
         scope = self._scope
         message = f"nothing has come of the request's body for {self._seconds:g} s; send it again, whole"
-        error = ReplyError(message, status=408, kind="timeout_error", code="body_timeout")
         headers = {**id_headers(scope), "connection": "close"}
-        said = Response(to_json(error_body(scope["path"], error)), error.status, headers, "application/json")
+        error = ReplyError(message, status=408, kind="timeout_error", code="body_timeout", headers=headers)
         with _Wait(self, "has taken nothing of its answer"):
-            await said(scope, self._receive, self._send)
+            await send_error(scope["path"], error, self._send)
 
     def close(self) -> None:
         """The request is over."""

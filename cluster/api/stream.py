@@ -13,6 +13,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
+STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
 _T = TypeVar("_T")
 
 
@@ -38,9 +43,7 @@ class EventStream(Response):
         self._waiting = waiting
         self._sent_at = 0.0
         self._on_close: Callable[[], None] = lambda: None
-        self.init_headers(
-            {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
-        )
+        self.init_headers(STREAM_HEADERS)
         del self.headers["content-length"]
 
     async def first_event(self, receive: Receive, seconds: float) -> None:

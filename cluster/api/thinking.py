@@ -15,7 +15,7 @@ from isotherm.cluster.messages.requests import GenerationRequest
 from isotherm.cluster.text.output import OutputParser
 from isotherm.cluster.text.output_parsers import make_parser
 from isotherm.cluster.text.template_traits import TemplateTraits
-from isotherm.cluster.text.think_parser import HiddenThought
+from isotherm.cluster.text.think_parser import THOUGHT_BEGIN, THOUGHT_END, HiddenThought
 from isotherm.cluster.text.tokenizer import ChatPrompt, Tokenizer
 
 
@@ -46,7 +46,7 @@ def with_thought_limit(
         limit = 0 if traits.knows_thoughts and not _is_switched(body, traits) else None
     if limit is None:
         return requests
-    begin, end = (tuple(tokenizer.encode(tag, add_special_tokens=False)) for tag in ("<think>", "</think>"))
+    begin, end = (tuple(tokenizer.encode(tag, add_special_tokens=False)) for tag in (THOUGHT_BEGIN, THOUGHT_END))
     limits: dict[str, Any] = {
         "thought_begin": () if prompt.in_thought else begin,
         "thought_end": end,
@@ -64,5 +64,5 @@ def _is_switched(body: ThinkingBody, traits: TemplateTraits) -> bool:
 def parser_for(body: ThinkingBody, prompt: ChatPrompt) -> Callable[[], OutputParser]:
     """What makes the parser of each choice."""
     name = "plain" if body.separate_reasoning is False else "think"
-    new_parser = partial(make_parser, name, "<think>" if prompt.in_thought else prompt.text)
+    new_parser = partial(make_parser, name, THOUGHT_BEGIN if prompt.in_thought else prompt.text)
     return (lambda: HiddenThought(new_parser())) if body.hides_thought else new_parser

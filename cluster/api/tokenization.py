@@ -13,7 +13,7 @@ from isotherm.cluster.api.body import read_body
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.generation import Generator
 from isotherm.cluster.api.parse import checked, json_object
-from isotherm.cluster.api.prepare import Served, check_chars, check_model
+from isotherm.cluster.api.prepare import Served, check_chars, check_model, check_token
 from isotherm.cluster.api.prepare_chat import chat_prompt
 from isotherm.cluster.api.replies import json_response
 from isotherm.cluster.jsontypes import JSON
@@ -66,9 +66,8 @@ def detokenize(raw: bytes, served: Served) -> JSON:
     body = checked(DetokenizeBody, json_object(raw))
     if body.model is not None:
         check_model(body.model, served.names)
-    last = served.limits.vocab_size - 1
-    if max(body.tokens, default=0) > last:
-        at = next(i for i, id_ in enumerate(body.tokens) if id_ > last)
-        message = f"tokens[{at}]: token id {body.tokens[at]} is outside the vocabulary (0 to {last})"
-        raise ReplyError(message, param=f"tokens[{at}]")
+    size = served.limits.vocab_size
+    if max(body.tokens, default=0) >= size:
+        at = next(i for i, id_ in enumerate(body.tokens) if id_ >= size)
+        check_token(body.tokens[at], f"tokens[{at}]", served.limits)
     return {"prompt": served.tokenizer.decode(body.tokens, skip_special_tokens=False)}

@@ -22,6 +22,7 @@ COPIES, GROUPS, SHARDS = "copies", "expert_groups", "attention_shards"
 LONGEST_PAUSE = 900.0  # seconds that failures can make a pause
 MOST_DOUBLINGS = 20  # of a pause: beyond the longest one in any case
 STEADY = 4  # a change back within this many holding times counts as flapping
+MOST_STRIKES = 5  # each doubles the time for which a worker must have been one too many: 32 times as long at most
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Autoscaler:
                 pause.strikes = max(pause.strikes - 1, 0)  # the last one taken away was not missed
             pause.last_down = seen.now
         elif seen.now - pause.last_down < STEADY * self._down_after(pause):
-            pause.strikes = min(pause.strikes + 1, 5)
+            pause.strikes = min(pause.strikes + 1, MOST_STRIKES)
 
     def _down_after(self, pause: _Pause) -> float:
         return self.limits.config.down_after * 2.0**pause.strikes

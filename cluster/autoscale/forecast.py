@@ -29,7 +29,6 @@ class LoadView:
         if half_life <= 0 or window <= 0:
             raise ValueError(f"half_life is {half_life} s and window {window} s; both must be positive")
         self.half_life, self.window = half_life, window
-        self.total_rows = 0  # seen so far
         self._shape = layers, experts
         self._counts: dict[str, np.ndarray] = {}
         self._reported: dict[str, float] = {}
@@ -68,7 +67,6 @@ class LoadView:
         return rows_LE
 
     def _add(self, rows_LE: np.ndarray, seconds: float) -> None:
-        self.total_rows += int(rows_LE.sum())
         self._open_LE += rows_LE
         if seconds > 0:
             fade = 0.5 ** (seconds / self.half_life)

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -25,25 +25,26 @@ from isotherm.cluster.background import Background
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.operations import (
     AUTOSCALER,
+    AutoscalerMode,
     Operation,
     OperationError,
     OperationLog,
     OperationRequest,
+    Origin,
     Phase,
     PlacementChangeError,
     Target,
 )
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.policy import Group, Plan, PolicyConfig, rebalance, replay, stages
 from isotherm.cluster.placement.table import Placement
 
 log = logging.getLogger(__name__)
-Mode = Literal["off", "advise", "on"]
 REMEMBERED = 100  # decisions
 SILENCE = 15.0  # seconds after which what a worker said last no longer counts
 TRANSIENT = 10  # while experts are exchanged, a group may hold this fraction (a tenth) of its share beyond its slots
@@ -64,7 +65,7 @@ class MeteredFleet(Protocol):
 
 
 class Reconfigures(Protocol):
-    def submit(self, request: OperationRequest, origin: str) -> Operation: ...
+    def submit(self, request: OperationRequest, origin: Origin) -> Operation: ...
 
     def rebalance(self, placement: Placement, reason: str) -> Operation: ...
 
@@ -91,16 +92,11 @@ class AutoscaleLoop:
         saved: str = "",
     ):
         self.config = manifest.autoscaling
-        self.mode: Mode = self.config.mode  # what the manifest says, until an operator says otherwise
+        self.mode: AutoscalerMode = self.config.mode  # what the manifest says, until an operator says otherwise
         # Is told what the workers' meters say, and when
         self.metered: Callable[[dict[str, ShardMeter], dict[str, GroupMeter], float], None] = lambda *_: None
-        self._manifest, self._fleet, self._reconfigurer, self._operations, self._clock = (
-            manifest,
-            fleet,
-            reconfigurer,
-            operations,
-            clock,
-        )
+        self._manifest, self._fleet, self._reconfigurer = manifest, fleet, reconfigurer
+        self._operations, self._clock = operations, clock
         self._autoscaler = Autoscaler(Limits.of(manifest, bool(model.moe_layers)))
         self._policy = PolicyConfig(max_moves=self.config.copies.max_loads)
         size = len(model.moe_layers), model.n_routed_experts if model.moe_layers else 0
@@ -264,7 +260,7 @@ class AutoscaleLoop:
         await self._reconfigurer.ended(operation)
         return None if operation.phase is Phase.DONE else "; ".join(operation.reasons[-2:]) or operation.phase.value
 
-    def set_mode(self, mode: Mode) -> None:
+    def set_mode(self, mode: AutoscalerMode) -> None:
         """As an operator says; outlives the controller. A change that is under way is finished."""
         log.info("autoscaling is %s, as an operator says", mode)
         self.mode = mode

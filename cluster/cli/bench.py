@@ -87,6 +87,7 @@ def _plot(path: Path | None, title: str, rows: Sequence[JSON], value: str, label
 
 def _engine(
     model: str,
+    *,
     batches: list[int],
     prompts: list[int],
     runs: int,
@@ -149,8 +150,9 @@ def decode(
 ) -> None:
     """Tokens per second of the offline engine while it generates."""
     _engine(
-        model, _sizes(batch), [], runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot,
-        kv_cache_dtype, device, speculation,
+        model, batches=_sizes(batch), prompts=[], runs=runs, dtype=dtype, choice=(experts, dense, head),
+        kernels=kernels, isa=isa, threads=threads, as_json=as_json, plot=plot, kv_cache_dtype=kv_cache_dtype,
+        device=device, speculation=speculation,
     )  # fmt: skip
 
 
@@ -173,8 +175,9 @@ def prefill(
 ) -> None:
     """Prompt tokens per second of the offline engine."""
     _engine(
-        model, [], _sizes(tokens), runs, dtype, (experts, dense, head), kernels, isa, threads, as_json, plot,
-        kv_cache_dtype, device,
+        model, batches=[], prompts=_sizes(tokens), runs=runs, dtype=dtype, choice=(experts, dense, head),
+        kernels=kernels, isa=isa, threads=threads, as_json=as_json, plot=plot, kv_cache_dtype=kv_cache_dtype,
+        device=device,
     )  # fmt: skip
 
 

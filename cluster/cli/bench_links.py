@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from isotherm.actors.attention.row_split import layer_tables, split_rows
-from isotherm.actors.experts.native_loop import ExpertLoop
-from isotherm.actors.experts.python_loop import ExpertServer
+from isotherm.actors.experts.native_loop import NativeLoop
+from isotherm.actors.experts.python_loop import PythonLoop
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
 from isotherm.actors.links.protocol import Dispatch, Link, LinkEnd, LinkError, Loops
@@ -173,8 +173,8 @@ def _serve(shape: LinkShape, parent: Connection) -> None:
     torch.set_num_threads(1)
     can_share = native_ring.unavailable_reason() is None
     worker = _narrow_worker(shape, native_gate=can_share)
-    server = ExpertServer(worker)
-    loop = ExpertLoop(worker, window=1.0) if can_share and isinstance(worker.kernels, NativeKernels) else None
+    server = PythonLoop(worker)
+    loop = NativeLoop(worker, window=1.0) if can_share and isinstance(worker.kernels, NativeKernels) else None
     parent.send(True)
     with suppress(EOFError):
         while True:

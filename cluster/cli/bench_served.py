@@ -64,8 +64,8 @@ def bench_served(
     manifest: Mapping[str, Any], kinds: Sequence[str], shape: LoadShape, offline: Callable[[], float], rounds: int
 ) -> list[ServedFigure]:
     """Every kind of link with a cluster of its own: `rounds` times offline, streamed, whole and alone, in turn, after
-    one round that is not counted. The cluster idles while the offline engine runs. Raises
-    ServedError, OwnClusterError."""
+    one round that is not counted. The cluster idles while the offline engine runs. Raises ServedError,
+    OwnClusterError."""
     figures = []
     for kind in kinds:
         with _endpoint({**manifest, "links": {"kind": kind}}) as endpoint:

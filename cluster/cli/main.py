@@ -158,8 +158,10 @@ def generate(
 
     choice = manifest.weights.choice.with_changes(experts, dense, head)
     options = OfflineOptions(
-        prompt, prompt_ids, chat_prompt, max_tokens, temperature, top_p, top_k, seed, ignore_eos, dtype, kernels,
-        logprobs, choice, sampling_asked(sampling or ()), isa, speculation, kv_cache_dtype, device,
+        prompt=prompt, prompt_ids=prompt_ids, chat=chat_prompt, max_tokens=max_tokens, temperature=temperature,
+        top_p=top_p, top_k=top_k, seed=seed, ignore_eos=ignore_eos, dtype=dtype, kernels=kernels, logprobs=logprobs,
+        weights=choice, sampling=sampling_asked(sampling or ()), isa=isa, speculation=speculation,
+        kv_cache_dtype=kv_cache_dtype, device=device,
     )  # fmt: skip
     terminal = sys.stdout is not None and sys.stdout.isatty()
     show = None if as_json else lambda text: print(printable(text, terminal), end="", flush=True)

@@ -22,7 +22,7 @@ from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tokenizer_files import has_tokenizer
-from isotherm.kernels.select import NAMES, Selection, select_kernels
+from isotherm.kernels.select import NAMES, Selection, not_one_of, select_kernels
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def _check(options: OfflineOptions) -> None:
     if options.dtype not in (None, "float32", "bfloat16"):
         raise OfflineError(f'--dtype is "{options.dtype}"; it must be "float32" or "bfloat16"')
     if options.kernels not in (None, *NAMES):
-        raise OfflineError(f'--kernels is "{options.kernels}"; it must be "auto", "native", "reference" or "triton"')
+        raise OfflineError(not_one_of("--kernels", options.kernels, NAMES))
     ranges = {**_RANGES, "min_tokens": (0, options.max_tokens)}
     for name, value in {"temperature": options.temperature, "top_p": options.top_p, **options.sampling}.items():
         least, most = ranges[name]

@@ -29,6 +29,7 @@ from isotherm.cluster.client.feed import PATH as FEED
 from isotherm.cluster.client.feed import ClusterState, FeedReader
 from isotherm.cluster.client.operations import OperationEvent, OperationEvents
 from isotherm.cluster.client.params import (
+    AutoscalerMode,
     ChatParams,
     CompletionParams,
     Messages,
@@ -272,7 +273,7 @@ class AsyncClient:
         """As Client.autoscaler."""
         return await self._run(self._calls.get("/admin/autoscaler"))
 
-    async def set_autoscaler(self, mode: Literal["off", "advise", "on"]) -> JSON:
+    async def set_autoscaler(self, mode: AutoscalerMode) -> JSON:
         """As Client.set_autoscaler."""
         return await self._run(self._calls.post("/admin/autoscaler", {"mode": mode}))
 

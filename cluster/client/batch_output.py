@@ -16,6 +16,8 @@ from isotherm.cluster.client.batch_rows import Row, result_key
 from isotherm.cluster.client.errors import BatchError, api_error
 from isotherm.cluster.jsontypes import JSON
 
+# Line ends outside of ASCII, which JSON does not escape: of those who read lines some split them there.
+_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 _SYNC_INTERVAL_S = 5.0  # results a power cut may cost; a killed process costs none
 
 
@@ -139,7 +141,8 @@ class OutputFile:
 
     def write(self, result: JSON) -> None:
         """Appends one line. Raises OSError, with a torn line left for the next run to cut off."""
-        left = memoryview(json.dumps(result, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        text = json.dumps(result, ensure_ascii=False).translate(_SEPARATORS)
+        left = memoryview(text.encode("utf-8", "backslashreplace") + b"\n")
         while left:
             left = left[os.write(self._file, left) :]
         if time.monotonic() - self._synced > _SYNC_INTERVAL_S:

@@ -20,6 +20,7 @@ import httpx
 from isotherm.cluster.client.answers import Completion, RawResponse, checked, completion, raw, read_as
 from isotherm.cluster.client.errors import APIError, OutputCutError
 from isotherm.cluster.client.params import (
+    FINAL_PHASES,
     ChatParams,
     CompletionParams,
     Messages,
@@ -186,7 +187,7 @@ class Calls:
         deadline = time.monotonic() + timeout
         while True:
             operation = yield from self.operation(operation_id)
-            if operation["phase"] in ("done", "rolled_back", "failed"):
+            if operation["phase"] in FINAL_PHASES:
                 return operation
             if time.monotonic() > deadline:
                 raise TimeoutError(f"operation {operation['id']} is still {operation['phase']} after {timeout:g} s")

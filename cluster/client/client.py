@@ -39,6 +39,7 @@ from isotherm.cluster.client.feed import PATH as FEED
 from isotherm.cluster.client.feed import ClusterState, FeedReader
 from isotherm.cluster.client.operations import OperationEvent, OperationEvents
 from isotherm.cluster.client.params import (
+    AutoscalerMode,
     ChatParams,
     CompletionParams,
     Messages,
@@ -298,7 +299,7 @@ class Client:
         """What the autoscaler sees and has decided (GET /admin/autoscaler)."""
         return self._run(self._calls.get("/admin/autoscaler"))
 
-    def set_autoscaler(self, mode: Literal["off", "advise", "on"]) -> JSON:
+    def set_autoscaler(self, mode: AutoscalerMode) -> JSON:
         """Change what the autoscaler may do (POST /admin/autoscaler), until it is changed again."""
         return self._run(self._calls.post("/admin/autoscaler", {"mode": mode}))
 

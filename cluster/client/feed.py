@@ -12,12 +12,11 @@ import httpx
 
 from isotherm.cluster.client.answers import checked, raw
 from isotherm.cluster.client.errors import ConnectionFailedError, StreamBrokenError
-from isotherm.cluster.client.params import Operation
+from isotherm.cluster.client.params import FINAL_PHASES, Operation
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON, JSONValue
 
 PATH = "/admin/events"
-_FINAL = ("done", "rolled_back", "failed")
 _PAUSES = 0.25, 8.0  # seconds before the stream is taken up again: at first, and at most
 
 
@@ -41,7 +40,7 @@ class ClusterState:
 
     def status(self) -> JSON:
         """As `Client.status`, without what only the server's own process knows."""
-        under_way = (o for o in self.operations() if o["phase"] not in _FINAL and not o["dry_run"])
+        under_way = (o for o in self.operations() if o["phase"] not in FINAL_PHASES and not o["dry_run"])
         parts = {"workers": self.all("worker/"), "nodes": self.all("node/"), "operation": next(under_way, None)}
         return {**self.values.get("cluster", {}), **parts}
 

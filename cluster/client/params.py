@@ -114,11 +114,16 @@ class ScaleTarget(RollTarget, total=False):
     drain_nodes: Sequence[str] | None
 
 
+Phase = Literal["planned", "preparing", "committing", "done", "rolling_back", "rolled_back", "failed"]
+FINAL_PHASES: frozenset[Phase] = frozenset({"done", "rolled_back", "failed"})
+AutoscalerMode = Literal["off", "advise", "on"]
+
+
 class Operation(TypedDict):
     """What has become of a change of the cluster, as GET /admin/operations/ID gives it."""
 
     id: str
-    phase: Literal["planned", "preparing", "committing", "done", "rolling_back", "rolled_back", "failed"]
+    phase: Phase
     target: JSON  # what there is to be
     origin: str  # who asked for it
     dry_run: bool

@@ -7,8 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from isotherm.cluster.errors import named_line
-from isotherm.cluster.messages.copies import CopyOffer, CopySource
-from isotherm.cluster.placement.changes import Pair
+from isotherm.cluster.messages.copies import CopyOffer, CopySource, Pair
 
 log = logging.getLogger(__name__)
 OFFER_SECONDS = 3.0  # in which a group that is well has answered, also while it loads

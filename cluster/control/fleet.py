@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from isotherm.cluster.control.planner import Desired, Workers
-from isotherm.cluster.placement.changes import Pair
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.placement.table import Placement
 
 

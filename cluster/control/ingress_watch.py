@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from isotherm.cluster.background import Background
-from isotherm.cluster.control.liveness import SLICES, answers_within
+from isotherm.cluster.control.liveness import answers_within, done_within
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import WorkerGoneError
 
@@ -76,7 +76,7 @@ class IngressWatch:
         """None as soon as it answers; else how it is silent."""
         answer, stir = asyncio.ensure_future(replica.answer()), asyncio.ensure_future(replica.stir())
         try:
-            if not await self._done_within(answer, min(STANDING_SECONDS, self._limit)):
+            if not await done_within(answer, min(STANDING_SECONDS, self._limit)):
                 if not stir.done():
                     return f"stands still: no thread of it has answered in {min(STANDING_SECONDS, self._limit):g} s"
                 if not await answers_within(answer, max(self._limit - STANDING_SECONDS, 0.0)):
@@ -86,10 +86,3 @@ class IngressWatch:
         finally:
             for asked in (answer, stir):
                 asked.cancel()
-
-    @staticmethod
-    async def _done_within(answer: asyncio.Future[None], seconds: float) -> bool:
-        """In slices, of which this process's own standing still takes up one at most."""
-        for _ in range(SLICES):
-            await asyncio.wait([answer], timeout=seconds / SLICES)
-        return answer.done()

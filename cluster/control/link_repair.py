@@ -24,10 +24,10 @@ RELINK_SECONDS = 9.0
 # answers each message with an error gets there in seconds; a bad line, where each failure is a silence first, does not.
 OFTEN, SPAN = 5, 60.0
 LOOK = 0.05  # seconds between two looks at what becomes of a shard's other links
-Pair = tuple[str, str]  # shard, group
+LinkName = tuple[str, str]  # shard, group
 
 
-class Fleet(Protocol):
+class LinkedFleet(Protocol):
     """What a repair needs of the workers."""
 
     def is_there(self, worker: str) -> bool:
@@ -49,16 +49,16 @@ class LinkRepair:
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: LinkedFleet,
         lost: Callable[[str, str], None],
         changed: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.failed: dict[Pair, str] = {}  # links that are of no use now → why
+        self.failed: dict[LinkName, str] = {}  # links that are of no use now → why
         self.results: Counter[str] = Counter(made_anew=0, given_up=0)  # what became of repairs, ever
-        self._numbers: dict[Pair, int] = {}  # of them
+        self._numbers: dict[LinkName, int] = {}  # of them
         self._under_way: set[tuple[str, str, int]] = set()  # those of them that are being made anew, and their number
-        self._hopeless: set[Pair] = set()  # ... and that could not be
+        self._hopeless: set[LinkName] = set()  # ... and that could not be
         self._fleet, self._lost, self._changed, self._clock = fleet, lost, changed, clock
         self._failures: dict[str, deque[float]] = {}  # group → when links to it failed
         self._tasks = Background()
@@ -92,7 +92,7 @@ class LinkRepair:
     def close(self) -> None:
         self._tasks.cancel()
 
-    def _forget(self, pair: Pair) -> None:
+    def _forget(self, pair: LinkName) -> None:
         self.failed.pop(pair, None)
         self._numbers.pop(pair, None)
         self._hopeless.discard(pair)

@@ -12,19 +12,25 @@ import logging
 from collections import Counter
 from typing import Any, Protocol
 
+from isotherm.cluster.errors import named_line
+
 log = logging.getLogger(__name__)
 SLICES = 4  # looks per time limit
 
 
-async def answers_within(answer: asyncio.Future[Any], limit: float) -> bool:
-    """Whether `answer` is done, also with an error, in `limit` seconds; one that is not is cancelled. Waits in slices,
-    of which this process's own standing still takes up one at most."""
+async def done_within(answer: asyncio.Future[Any], limit: float) -> bool:
+    """Whether `answer` is done, also with an error, in `limit` seconds. Waits in slices, of which this process's own
+    standing still takes up one at most."""
     for _ in range(SLICES):
         await asyncio.wait([answer], timeout=limit / SLICES)
-    if not answer.done():
+    return answer.done()
+
+
+async def answers_within(answer: asyncio.Future[Any], limit: float) -> bool:
+    """As `done_within`; what is not done is cancelled."""
+    if not (is_done := await done_within(answer, limit)):
         answer.cancel()
-        return False
-    return True
+    return is_done
 
 
 class Watched(Protocol):
@@ -67,4 +73,4 @@ async def watch_controller(controller: Watched, limit: float) -> None:
                 log.error("the controller hangs: no answer in %g s; it is killed, and started again", limit)
                 await controller.kill()
         except Exception as error:
-            log.warning("cannot look after the controller: %s", error)
+            log.warning("cannot look after the controller: %s", named_line(error))

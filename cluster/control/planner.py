@@ -1,5 +1,5 @@
-"""What the fleet is to be: the workers by name, the placement over the groups,
-and what was promised about both. Pure."""
+"""What the fleet is to be: the workers by name, the placement over the groups, and what was promised
+about both. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.messages.operations import Target
-from isotherm.cluster.placement.changes import Pair, difference, for_groups, with_copies
+from isotherm.cluster.messages.workers import ATTENTION, EXPERT, number_of, role_of
+from isotherm.cluster.placement.changes import difference, for_groups, with_copies
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 
@@ -55,7 +57,7 @@ class Planner:
 
     def __init__(self, workers: Workers):
         self._workers = workers
-        self.numbers = {"expert": 0, "attention": 0}  # of the next new worker; names are never used again
+        self.numbers = {EXPERT: 0, ATTENTION: 0}  # of the next new worker; names are never used again
 
     def new_names(self, role: str, count: int) -> tuple[str, ...]:
         names = self._names([], role, count)
@@ -65,8 +67,8 @@ class Planner:
     def use_names(self, names: Iterable[str]) -> None:
         """These names are taken, whatever becomes of their workers."""
         for name in names:
-            role = name.rsplit("-", 1)[0]
-            self.numbers[role] = max(self.numbers[role], _number(name) + 1)
+            role = role_of(name)
+            self.numbers[role] = max(self.numbers[role], number_of(name) + 1)
 
     def aim(self, now: Desired, target: Target, reserved: Sequence[str] = ()) -> Desired:
         """The fleet that meets an operation's target; `reserved`: names of new workers that have a place. Raises
@@ -77,8 +79,8 @@ class Planner:
         all_groups, all_shards = self._members(now)
         have_groups = [g for g in all_groups if workers.node_of(g) not in drained]
         have_shards = [s for s in all_shards if workers.node_of(s) not in drained]
-        groups = self._names(have_groups, "expert", target.expert_groups or len(all_groups), reserved)
-        shards = self._names(have_shards, "attention", target.attention_shards or len(all_shards), reserved)
+        groups = self._names(have_groups, EXPERT, target.expert_groups or len(all_groups), reserved)
+        shards = self._names(have_shards, ATTENTION, target.attention_shards or len(all_shards), reserved)
         placement = workers.placement
         if set(groups) != set(all_groups):
             placement = for_groups(placement, groups, workers.expert_load(), workers.slots(len(groups)))
@@ -97,9 +99,9 @@ class Planner:
         have_groups, have_shards = self._members(now)
         groups, shards = workers.alive(have_groups), workers.alive(have_shards)
         if replace or not groups:
-            groups += self._names(have_groups, "expert", 2 * len(have_groups) - len(groups))[len(have_groups) :]
+            groups += self._names([], EXPERT, len(have_groups) - len(groups))
         if replace or not shards:
-            shards += self._names(have_shards, "attention", 2 * len(have_shards) - len(shards))[len(have_shards) :]
+            shards += self._names([], ATTENTION, len(have_shards) - len(shards))
         placement = workers.placement
         if set(placement.groups()) - set(groups) or set(groups) - set(have_groups):
             placement = for_groups(placement, groups, workers.expert_load(), workers.slots(len(groups)))
@@ -113,16 +115,16 @@ class Planner:
 
     def first(self, shards: int, groups: int, layers: Sequence[int], experts: int) -> Desired:
         """What a cluster begins with; where no layer has routed experts there are no groups."""
-        named_shards = self.new_names("attention", shards)
-        named = self.new_names("expert", groups) if layers else ()
+        named_shards = self.new_names(ATTENTION, shards)
+        named = self.new_names(EXPERT, groups) if layers else ()
         placement = contiguous_placement(layers, experts, named) if named else Placement(1, (), ())
         return Desired(named, named_shards, placement)
 
     def twin(self, now: Desired, target: Target) -> Desired:
         """New workers alone, as many as there are or as the target says. Where there are as many groups, the experts of
         another model have as many copies as those of this one, each in the place of one; else each has one."""
-        groups = self._names([], "expert", (target.expert_groups if now.groups else None) or len(now.groups))
-        shards = self._names([], "attention", target.attention_shards or len(now.shards))
+        groups = self._names([], EXPERT, (target.expert_groups if now.groups else None) or len(now.groups))
+        shards = self._names([], ATTENTION, target.attention_shards or len(now.shards))
         before, version = now.placement, now.placement.version + 1
         if len(groups) != len(now.groups):
             placement = contiguous_placement(before.layers, len(before.holders[0]), groups, version)
@@ -157,10 +159,5 @@ class Planner:
     def _names(self, have: list[str], role: str, count: int, reserved: Sequence[str] = ()) -> tuple[str, ...]:
         """`count` names: the oldest of those there are, then those that have a place, then new ones that were never
         used."""
-        kept = [*sorted(have, key=_number), *(name for name in reserved if name.startswith(role))][:count]
+        kept = [*sorted(have, key=number_of), *(name for name in reserved if role_of(name) == role)][:count]
         return tuple(kept + [f"{role}-{self.numbers[role] + i}" for i in range(count - len(kept))])
-
-
-def _number(name: str) -> int:
-    """ "expert-12" → 12."""
-    return int(name.rsplit("-", 1)[1])

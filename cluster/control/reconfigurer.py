@@ -13,17 +13,19 @@ from isotherm.cluster.background import Background, pauses
 from isotherm.cluster.control.fleet import Fleet
 from isotherm.cluster.control.planner import Desired, Planner
 from isotherm.cluster.control.transactions import Transactions
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.messages.operations import (
     AUTOSCALER,
+    OPERATOR,
     RECOVERY,
     Operation,
     OperationError,
     OperationLog,
     OperationRequest,
+    Origin,
     Phase,
     Target,
 )
-from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.table import Placement
 from isotherm.cluster.within import within
 
@@ -56,7 +58,7 @@ class Reconfigurer:
     def desired(self, desired: Desired) -> None:
         self.transactions.desired = desired
 
-    def submit(self, request: OperationRequest, origin: str = "api") -> Operation:
+    def submit(self, request: OperationRequest, origin: Origin = OPERATOR) -> Operation:
         """Begin an operation; it goes on in the background. Raises OperationError, or PlacementChangeError for copies
         that cannot be: nothing has begun then, and nothing is recorded."""
         if (known := self._operations.known(request)) is not None:
@@ -73,7 +75,7 @@ class Reconfigurer:
             )
         return operation
 
-    def open(self, request: OperationRequest, origin: str = "api") -> tuple[Operation, bool]:
+    def open(self, request: OperationRequest, origin: Origin = OPERATOR) -> tuple[Operation, bool]:
         """As OperationLog.open; what the autoscaler does gives way to an operator."""
         operation, new = self._operations.open(request, time.time(), origin)
         about_workers = request.target.about_workers

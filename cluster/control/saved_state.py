@@ -7,13 +7,15 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from isotherm.cluster.control.planner import Desired
+from isotherm.cluster.errors import named_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.placement.table import Placement
 
 FORMAT = 5
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -81,25 +83,42 @@ def _revision_as_json(saved: SavedRevision) -> JSON:
 
 def _revision(saved: Any) -> SavedRevision:
     p = saved["placement"]
-    holders = tuple(tuple(tuple(p["groups"][i] for i in held) for held in experts) for experts in p["holders"])
+    groups = _texts(p, "groups")
+    holders = tuple(tuple(tuple(groups[i] for i in held) for held in experts) for experts in p["holders"])
     desired = Desired(
-        tuple(saved["groups"]),
-        tuple(saved["shards"]),
-        Placement(p["version"], tuple(p["layers"]), holders),
+        _texts(saved, "groups"),
+        _texts(saved, "shards"),
+        Placement(_typed(p, "version", int), tuple(p["layers"]), holders),
         frozenset(saved["drained_nodes"]),
         frozenset((layer, expert) for layer, expert in saved["pinned"]),
     )
-    return SavedRevision(saved["number"], saved["model"], desired, saved["numerics"], saved["manifest"])
+    texts = {name: _typed(saved, name, str) for name in ("model", "numerics", "manifest")}
+    return SavedRevision(_typed(saved, "number", int), desired=desired, **texts)
 
 
 def decode(data: bytes) -> SavedState:
     """What `encode` made. Raises ValueError for anything else."""
     try:
         saved: Any = json.loads(zlib.decompress(data))
-    except zlib.error as error:
-        raise ValueError(f"the saved state is not readable: {error}") from None
-    if saved.get("format") != FORMAT:
-        raise ValueError(f"the saved state has format {saved.get('format')}; this version reads {FORMAT}")
-    leaving = None if saved["leaving"] is None else _revision(saved["leaving"])
-    logs = {name: saved[name] for name in ("numbers", "operations", "autoscaler", "manifest")}
-    return SavedState(_revision(saved["serving"]), leaving, **logs)
+        if saved["format"] == FORMAT:
+            leaving = None if saved["leaving"] is None else _revision(saved["leaving"])
+            numbers, texts = _typed(saved, "numbers", dict), ("operations", "autoscaler", "manifest")
+            return SavedState(
+                _revision(saved["serving"]), leaving, numbers, **{name: _typed(saved, name, str) for name in texts}
+            )
+    except (zlib.error, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the saved state is not readable: {named_line(error)}") from error
+    raise ValueError(f"the saved state has format {saved['format']}; this version reads {FORMAT}")
+
+
+def _typed(saved: Any, name: str, kind: type[_T]) -> _T:
+    if not isinstance(value := saved[name], kind):
+        raise TypeError(f"{name} is {value!r:.80}")
+    return value
+
+
+def _texts(saved: Any, name: str) -> tuple[str, ...]:
+    values = _typed(saved, name, list)
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{name} is {values!r:.80}")
+    return tuple(values)

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from isotherm.cluster.background import Background
+from isotherm.cluster.within import within
 
 QUIET_SECONDS = 5.0  # after a worker's start before a process is made ready: its own work comes first
 LASTING_SECONDS = 3600.0  # that one stands ready; then there is another
@@ -36,8 +37,8 @@ class Spares:
             if not await self._start(node, LASTING_SECONDS):
                 self._used.pop(node, None)
                 return
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(used.wait(), LASTING_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await within(LASTING_SECONDS, used.wait())
 
     def close(self) -> None:
         """Make none ready any more. Those that stand ready are Ray's to end."""

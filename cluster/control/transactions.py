@@ -18,8 +18,10 @@ from typing import Any
 from isotherm.cluster.control.fleet import Fleet
 from isotherm.cluster.control.planner import Desired, Planner
 from isotherm.cluster.errors import named_line
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.messages.operations import RECOVERY, Operation, OperationError, Phase
-from isotherm.cluster.placement.changes import Difference, Pair, difference
+from isotherm.cluster.placement.changes import Difference, difference
+from isotherm.cluster.within import within
 
 log = logging.getLogger(__name__)
 COMMIT_SECONDS = 60.0  # in which every shard must have adopted a placement
@@ -48,9 +50,8 @@ class Transactions:
         self.turn = asyncio.Lock()  # of the one that is carried out
         self.lost = asyncio.Event()  # a worker was lost whose recovery has not had its turn yet: it comes first
         self._leftovers = False  # groups may hold experts that the placement does not give them
-        self._interruptible: dict[
-            str, tuple[Operation, asyncio.Future[None]]
-        ] = {}  # what waits for places or is prepared, by operation
+        # What waits for places or is prepared, by operation
+        self._interruptible: dict[str, tuple[Operation, asyncio.Future[None]]] = {}
         self._phase_entered = asyncio.Event()  # another one after each phase
 
     def enter(self, operation: Operation, phase: Phase, reason: str = "") -> None:
@@ -288,7 +289,7 @@ class Transactions:
                 draining.result()
             else:
                 log.warning("%s is not drained any longer: a worker was lost", shard)
-                await asyncio.wait_for(self._fleet.leave_service(shard, 0.0), GIVE_BACK_SECONDS)
+                await within(GIVE_BACK_SECONDS, self._fleet.leave_service(shard, 0.0))
         finally:
             draining.cancel()
             lost.cancel()
@@ -342,8 +343,8 @@ async def adopted(work: Awaitable[None]) -> None:
     """Wait until workers have taken up what is committed; an operation's own time is another. Raises OperationError
     when the time for this is over."""
     try:
-        await asyncio.wait_for(work, COMMIT_SECONDS)
-    except asyncio.TimeoutError:
+        await within(COMMIT_SECONDS, work)
+    except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
         raise OperationError(f"it was prepared, but not taken up within {COMMIT_SECONDS:g} s") from None
 
 

@@ -1,5 +1,5 @@
-"""Watches over the workers of a cluster: who has died, who hangs, and whose links have failed.
-Knows nothing about Ray."""
+"""Watches over the workers of a cluster: who has died, who hangs, and whose links have failed. Knows nothing
+about Ray."""
 
 from __future__ import annotations
 

@@ -66,16 +66,22 @@ def selects(selector: str, value: str | None) -> bool:
 
 def _check_memory(manifest: Manifest, checkpoint: Checkpoint, memory: int) -> None:
     """Refuses what is sure not to fit. The memory of GPUs is not looked at."""
-    shards, kv = (0 if manifest.attention.gpus else manifest.attention.shards), manifest.engine.kv_memory
-    weights = least_weights(manifest, checkpoint, manifest.attention.shards)
-    if shards * kv + weights <= memory:
+    weights, kv = least_memory(manifest, checkpoint, manifest.attention.shards)
+    if weights + kv <= memory:
         return
+    each, shards = manifest.engine.kv_memory, manifest.attention.shards
     raise ManifestError(
-        f"engine.kv_memory is {human_bytes(kv)} for each of {manifest.attention.shards} attention shard(s); with the "
-        f"weights, {human_bytes(weights)} at the least, that is {human_bytes(shards * kv + weights)}, and this machine "
-        f"has {human_bytes(memory)} of memory; "
+        f"engine.kv_memory is {human_bytes(each)} for each of {shards} attention shard(s); with the weights, "
+        f"{human_bytes(weights)} at the least, that is {human_bytes(weights + kv)}, and this machine has "
+        f"{human_bytes(memory)} of memory; "
         + ("give less to engine.kv_memory" if weights < memory else "give the --address of a larger cluster")
     )
+
+
+def least_memory(manifest: Manifest, checkpoint: Checkpoint, shards: int) -> tuple[int, int]:
+    """Bytes of the machines' own memory for the weights, at the least, and for the KV cache of so many shards."""
+    kv = 0 if manifest.attention.gpus else shards * manifest.engine.kv_memory
+    return least_weights(manifest, checkpoint, shards), kv
 
 
 def least_weights(manifest: Manifest, checkpoint: Checkpoint, shards: int) -> int:

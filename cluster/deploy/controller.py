@@ -37,7 +37,7 @@ from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.feed import FeedPart
 from isotherm.cluster.messages.figures import Figures
-from isotherm.cluster.messages.membership import Membership, ShardLimits
+from isotherm.cluster.messages.membership import UNCHANGED_SECONDS, Membership, ShardLimits
 from isotherm.cluster.messages.operations import OperationError, OperationLog, parse_mode, parse_operation
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.on_ray.ingress_replica import IngressReplica
@@ -81,20 +81,23 @@ class Controller:
             first = self._revision(0, manifest, open_checkpoint(manifest, model_path))
         else:
             first = made_again(saved.serving, self._revision)
-        callbacks = self._revision, self._save, self._publish, self._swapped
-        self.revisions = Revisions(lambda: self.manifest, model_path, first, self.operations, *callbacks)
+        self.revisions = Revisions(
+            lambda: self.manifest, model_path, first, self.operations,
+            make=self._revision, save=self._save, changed=self._publish, swapped=self._swapped,
+        )  # fmt: skip
         self.config = first.checkpoint.config  # of every revision
         load = "" if saved is None else saved.autoscaler
-        parts = first.manifest, self.config, self.fleet, self.reconfigurer, self.operations
-        self.autoscale = AutoscaleLoop(*parts, decided=self._try_save, saved=load)
+        self.autoscale = AutoscaleLoop(
+            first.manifest, self.config, self.fleet, self.reconfigurer, self.operations,
+            decided=self._try_save, saved=load,
+        )  # fmt: skip
         self.fleet.load_view = self.autoscale.load_view
         self.observatory = Observatory(self, manifest)
         self._feed = ClusterFeed(
             self.revisions, self.autoscale, self.status, self._operations_told, lambda: self.reconfigurer.pinned()
         )
         self._phase = "starting workers"  # "serving" once every worker has come up
-        # Versions grow over restarts too, so that an ingress replica takes this one's word for newer than what it
-        # knows.
+        # Versions grow over restarts too: an ingress replica takes this one's word for newer than what it knows.
         self._membership = Membership(generation << 32, (), self._phase, first.limits)
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -163,10 +166,8 @@ class Controller:
 
     async def _start_fleet(self) -> None:
         """Start what the manifest says, and publish placement version 1."""
-        m, c = self.manifest, self.config
-        planned = self.reconfigurer.planner.first(
-            m.attention.shards, m.experts.groups, c.moe_layers, c.n_routed_experts
-        )
+        m, c, planner = self.manifest, self.config, self.reconfigurer.planner
+        planned = planner.first(m.attention.shards, m.experts.groups, c.moe_layers, c.n_routed_experts)
         self._save()
         await self.revisions.serving.start(planned, self._set_phase)
         self._save()
@@ -254,10 +255,10 @@ class Controller:
         self._changed = asyncio.Event()
 
     async def watch(self, known_version: int) -> Membership:
-        """The membership as soon as it is newer than `known_version`; after 30 s without a change, the same again."""
+        """The membership as soon as it is newer than `known_version`, or after UNCHANGED_SECONDS the same again."""
         if self._membership.version <= known_version:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), 30.0)
+                await asyncio.wait_for(self._changed.wait(), UNCHANGED_SECONDS)
         return self._membership
 
     async def answer(self) -> None:
@@ -317,12 +318,9 @@ class Controller:
 
     async def experts(self) -> JSON:
         """What GET /admin/experts gives."""
-        return experts_report(
-            self.fleet.placement,
-            list(self.fleet.groups),
-            list((await self.fleet.rows_routed()).values()),
-            self.autoscale.rates(),
-        )
+        placement, groups = self.fleet.placement, list(self.fleet.groups)
+        rows = list((await self.fleet.rows_routed()).values())
+        return experts_report(placement, groups, rows, self.autoscale.rates())
 
     async def autoscaler(self) -> JSON:
         """What GET /admin/autoscaler gives."""

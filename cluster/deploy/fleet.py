@@ -25,9 +25,9 @@ from isotherm.cluster.deploy.places import Places
 from isotherm.cluster.deploy.worker_reports import ANSWER_SECONDS, WorkerReports
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
-from isotherm.cluster.messages.copies import CopySource
+from isotherm.cluster.messages.copies import CopySource, Pair
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
-from isotherm.cluster.messages.workers import Meeting, WorkerSpec
+from isotherm.cluster.messages.workers import ATTENTION, EXPERT, Meeting, WorkerSpec, role_of
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import ClusterNumerics
 from isotherm.cluster.on_ray.handles import ActorHandle, Reference
@@ -39,7 +39,6 @@ from isotherm.cluster.on_ray.workers import (
     find_workers,
     start_worker,
 )
-from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.copy_sources import copy_sources
 from isotherm.cluster.placement.table import Placement
 
@@ -61,8 +60,8 @@ async def fence(generation: int, workers: Iterable[str]) -> None:
 
 
 class RayFleet:
-    """`Fleet` of cluster/control/fleet.py over Ray actors. `cluster_id` tells this cluster's placement groups
-    from others. `died` is told a worker's name; `changed` that the shards in service or the waits have changed. Workers
+    """`Fleet` of cluster/control/fleet.py over Ray actors. `cluster_id` tells this cluster's placement groups from
+    others. `died` is told a worker's name; `changed` that the shards in service or the waits have changed. Workers
     refuse the orders of a `generation` older than another's that they have heard of; `standing` is called before
     workers are started or killed, which cannot refuse it, and returns only for the newest."""
 
@@ -94,8 +93,10 @@ class RayFleet:
         self._loading: set[str] = set()  # workers that may be too busy to answer
         self._background = Background()
         self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
-        limits = manifest.liveness.timeout, manifest.link_timeout
-        self._watch = WorkerWatch(limits[0], self._loading.__contains__, self._lost, self.repair.report, limits[1])
+        self._watch = WorkerWatch(
+            manifest.liveness.timeout, busy=self._loading.__contains__, lost=self._lost,
+            links_failed=self.repair.report, patience=manifest.link_timeout,
+        )  # fmt: skip
         self._spares = Spares(start_spare) if manifest.liveness.spare_processes else None
         self._meeting_point = MeetingPoint()
 
@@ -158,7 +159,7 @@ class RayFleet:
         """Workers that nobody knows of, to be ended like any other."""
         found = find_workers(self.places.prefix)
         for worker in (found[name] for name in strays if name in found):
-            (self.groups if worker.id.startswith("expert") else self.shards)[worker.id] = worker
+            (self.groups if role_of(worker.id) == EXPERT else self.shards)[worker.id] = worker
             self._watch.add(worker, has_links=worker.id in self.shards)
 
     async def start_shard(self, name: str) -> None:
@@ -378,7 +379,7 @@ class RayFleet:
         """Every worker's own words, shards first."""
         return list(
             await asyncio.gather(
-                *(self._reports.status("attention", w) for w in list(self.shards.values())),
-                *(self._reports.status("expert", w) for w in list(self.groups.values())),
+                *(self._reports.status(ATTENTION, w) for w in list(self.shards.values())),
+                *(self._reports.status(EXPERT, w) for w in list(self.groups.values())),
             )
         )

@@ -1,6 +1,6 @@
 """The worker actors as Ray knows them. Whoever starts or finds an actor has Ray import its class: the driver, the
-controller, each ingress replica and each command. What a worker is made of, PyTorch first, takes a second and
-250 MB, so only its own process imports that; these classes have the methods that others call, and nothing else."""
+controller, each ingress replica and each command. What a worker is made of, PyTorch first, takes a second and 250 MB,
+so only its own process imports that; these classes have the methods that others call, and nothing else."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from isotherm.cluster.messages.membership import ShardLimits
 from isotherm.cluster.model.registry import load_config
 from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.on_ray.controller_client import ControllerClient
+from isotherm.cluster.on_ray.controller_process import ON_HEAD, ControllerProcess, find_controller
 from isotherm.cluster.on_ray.replica_port import listen_at_node_address_alone
-from isotherm.cluster.on_ray.workers import ON_HEAD, ControllerProcess, find_controller
 from isotherm.cluster.routing.shard_client import ShardClient
 
 CONTROLLER_SECONDS = 60.0  # in which the controller must say what is served; Serve starts the replica again then

@@ -15,7 +15,7 @@ from isotherm.cluster.deploy.rolled_values import By, Change, still_differing
 from isotherm.cluster.deploy.serve import APPLICATION
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.manifest import Manifest, ManifestError
-from isotherm.cluster.on_ray.session import attach, running_controller
+from isotherm.cluster.on_ray.session import ANSWER_SECONDS, attach, running_controller
 from isotherm.cluster.supervise.supervisor import ServeError
 
 
@@ -44,20 +44,20 @@ def update_ingress(address: str | None, manifest: Manifest | None) -> int:
     attach(address)
     try:
         controller = running_controller()
-        if ray.get(controller.owner.remote(), timeout=30) is None:
+        if ray.get(controller.owner.remote(), timeout=ANSWER_SECONDS) is None:
             raise ServeError("this cluster belongs to a RayService: change its serveConfigV2, which does the same")
         running: Manifest
         keys: KeySource | None
-        running, keys = ray.get(controller.front_door.remote(), timeout=30)
+        running, keys = ray.get(controller.front_door.remote(), timeout=ANSWER_SECONDS)
         wanted = running if manifest is None else manifest.model_copy(update={"model": running.model})
-        check_front_door(running, wanted, now=ray.get(controller.served.remote(), timeout=30)[1])
+        check_front_door(running, wanted, now=ray.get(controller.served.remote(), timeout=ANSWER_SECONDS)[1])
         try:
             serve.run(ingress_application(wanted, keys), name=APPLICATION, route_prefix="/")
         except (RuntimeError, RayError) as error:
             raise ServeError(
                 f"the new ingress replicas cannot start, the old ones serve on: {one_line(error)}"
             ) from None
-        ray.get(controller.take_front_door.remote(wanted), timeout=30)
+        ray.get(controller.take_front_door.remote(wanted), timeout=ANSWER_SECONDS)
         return wanted.http.replicas
     finally:
         ray.shutdown()

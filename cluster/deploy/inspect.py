@@ -1,5 +1,5 @@
-"""`isotherm inspect`: what a checkpoint is and what a manifest would place where, from config,
-index and headers alone."""
+"""`isotherm inspect`: what a checkpoint is and what a manifest would place where, from config, index and headers
+alone."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ from ray.exceptions import RayError
 from isotherm.cluster.api.errors import unavailable
 from isotherm.cluster.api.response_store import Kept, MemoryResponseStore
 from isotherm.cluster.errors import one_line
+from isotherm.cluster.on_ray.controller_process import ON_HEAD
 from isotherm.cluster.on_ray.handles import ActorHandle
-from isotherm.cluster.on_ray.workers import NAMESPACE, ON_HEAD
+from isotherm.cluster.on_ray.workers import NAMESPACE
 
 log = logging.getLogger(__name__)
 _NAME = "isotherm-kept-responses"

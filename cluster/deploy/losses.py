@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from isotherm.cluster.jsontypes import JSON
-
-_ROLES = {"attention": "attention shard", "expert": "expert group"}
-_FINAL = ("done", "rolled_back", "failed")
+from isotherm.cluster.messages.operations import RECOVERY, Phase
+from isotherm.cluster.messages.workers import ROLES, role_of
 
 
 class Losses:
@@ -22,7 +21,7 @@ class Losses:
         """What there is to say of the controller's operations, oldest first, that was not said before."""
         said = []
         for operation in operations:
-            if operation["origin"] != "recovery":
+            if operation["origin"] != RECOVERY:
                 continue
             workers = operation["target"]["replace"]
             said += [
@@ -30,7 +29,7 @@ class Losses:
                 for worker in workers
                 if self._is_new(worker)
             ]
-            if operation["phase"] in _FINAL and self._is_new(operation["id"]):
+            if Phase(operation["phase"]).is_final and self._is_new(operation["id"]):
                 said.append(self._end(operation, ", ".join(workers)))
         return said
 
@@ -40,12 +39,12 @@ class Losses:
         return is_new
 
     def _end(self, operation: JSON, lost: str) -> str:
-        if operation["phase"] != "done":
+        if Phase(operation["phase"]) is not Phase.DONE:
             reasons = "; ".join(operation["reasons"])
             return (
                 f"{lost} could not be replaced ({reasons}); the others take over what they can, and it is tried again"
             )
-        seconds = operation["entered"]["done"] - operation["created"]
+        seconds = operation["entered"][Phase.DONE.value] - operation["created"]
         new = [step.removeprefix("start ") for step in operation["plan"] if step.startswith("start ")]
         if not new:
             return f"whole again after {seconds:.1f} s: the others have taken over what {lost} did"
@@ -53,6 +52,5 @@ class Losses:
         return f"whole again after {seconds:.1f} s: {named} in the place of {lost}"
 
     def _named(self, worker: str) -> str:
-        role = _ROLES[worker.partition("-")[0]]
         pid = self._pid_of(worker)
-        return f"{role} {worker}" + ("" if pid is None else f" (process {pid})")
+        return f"{ROLES[role_of(worker)]} {worker}" + ("" if pid is None else f" (process {pid})")

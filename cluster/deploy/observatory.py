@@ -18,9 +18,10 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.operations import OperationLog
+from isotherm.cluster.messages.workers import ATTENTION, EXPERT, ROLES, role_of
 from isotherm.cluster.observe.metrics import Snapshot, families, render
 from isotherm.cluster.observe.reports import Reports
-from isotherm.cluster.placement.report import group_rows
+from isotherm.cluster.placement.report import group_rows, heat_ratios
 
 if TYPE_CHECKING:
     from isotherm.cluster.observe.tracing import Traces
@@ -62,7 +63,7 @@ class Observatory:
             self._traces.operations(self._observed.operations.all())
 
     def lost(self, worker: str) -> None:
-        self._lost[_role(worker)] += 1
+        self._lost[role_of(worker)] += 1
 
     def take(self, ingress: str, figures: Figures, requests: JSON | None = None) -> None:
         """What an ingress replica reports."""
@@ -86,9 +87,7 @@ class Observatory:
         """Of each worker that has reported lately, the decayed figures that are in the metrics too."""
         o = self._observed
         groups, shards = o.autoscale.loads()
-        rows = self._rows()
-        mean = sum(rows.values()) / max(len(rows), 1)
-        heat = {name: rows[name] / mean if mean else 1.0 for name in rows}
+        heat = heat_ratios(self._rows())
         return {shard.name: _of_shard(shard) for shard in shards} | {
             group.name: _of_group(group, heat.get(group.name, 1.0)) for group in groups
         }
@@ -104,8 +103,8 @@ class Observatory:
         rates_LE = o.autoscale.rates() if placement.version else np.zeros((0, 0))
         groups, shards = o.autoscale.loads()
         desired = o.reconfigurer.desired
-        wanted = {"attention": len(desired.shards), "expert": len(desired.groups)}
-        alive = {"attention": len(o.fleet.alive(o.fleet.shards)), "expert": len(o.fleet.alive(o.fleet.groups))}
+        wanted = {ATTENTION: len(desired.shards), EXPERT: len(desired.groups)}
+        alive = {ATTENTION: len(o.fleet.alive(o.fleet.shards)), EXPERT: len(o.fleet.alive(o.fleet.groups))}
         return Snapshot(
             groups=groups,
             shards=shards,
@@ -123,7 +122,7 @@ class Observatory:
                 for kind, counts in (("wanted", wanted), ("alive", alive))
                 for role, count in counts.items()
             },
-            lost={"attention": 0, "expert": 0} | self._lost,
+            lost=dict.fromkeys(ROLES, 0) | self._lost,
             ready=o.not_ready() is None,
             controller_restarts=o.restarts,
             of_shards=o.autoscale.figures(),
@@ -148,7 +147,3 @@ def _of_group(group: GroupLoad, heat: float) -> JSON:
         "rows_per_second": round(group.rows_per_second, 3),
         "batch_rows": round(group.batch, 3),
     }
-
-
-def _role(worker: str) -> str:
-    return "attention" if worker.startswith("attention") else "expert"

@@ -12,6 +12,7 @@ import ray
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.manifest import AttentionSection, ExpertSection, Manifest
+from isotherm.cluster.messages.workers import EXPERT, role_of
 from isotherm.cluster.on_ray.workers import Slot, release_slot, reserve
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def resources(manifest: Manifest, worker: str) -> dict[str, float]:
 
 
 def _section(manifest: Manifest, worker: str) -> AttentionSection | ExpertSection:
-    return manifest.experts if worker.startswith("expert") else manifest.attention
+    return manifest.experts if role_of(worker) == EXPERT else manifest.attention
 
 
 class Places:
@@ -68,7 +69,7 @@ class Places:
 
     def nodes_of_groups(self) -> list[str]:
         """The node of each place that is reserved for an expert group."""
-        return [slot.node_id for worker, slot in self._slots.items() if worker.startswith("expert")]
+        return [slot.node_id for worker, slot in self._slots.items() if role_of(worker) == EXPERT]
 
     def suspect(self, node: str) -> None:
         """Start nothing there for a while, if there are other nodes."""

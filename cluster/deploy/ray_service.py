@@ -16,7 +16,7 @@ from isotherm.cluster.deploy.preflight import check_servable
 from isotherm.cluster.deploy.serve import start_controller
 from isotherm.cluster.manifest import Manifest, load_manifest
 from isotherm.cluster.model.path import resolve_model
-from isotherm.cluster.on_ray.workers import find_controller
+from isotherm.cluster.on_ray.controller_process import find_controller
 from isotherm.cluster.supervise.supervisor import ServeError
 
 

@@ -279,10 +279,8 @@ class _Successor:
         planner.numbers = before.planner.numbers  # names are never used again, by whichever revision
         planned = before.planner.twin(before.desired, self._target)
         planner.use_names([*planned.groups, *planned.shards])
-        revision.fleet.load_view, revision.fleet.repair.results = (
-            revisions.serving.fleet.load_view,
-            revisions.serving.fleet.repair.results,
-        )
+        revision.fleet.load_view = revisions.serving.fleet.load_view
+        revision.fleet.repair.results = revisions.serving.fleet.repair.results
         revisions.coming = revision
         await revision.start(planned, lambda _: None)
 

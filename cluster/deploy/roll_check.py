@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from isotherm.cluster.deploy.capacity import least_weights
+from isotherm.cluster.deploy.capacity import TOLERANCE, least_memory
 from isotherm.cluster.deploy.machine_memory import free_memory
 from isotherm.cluster.deploy.preflight import check_devices
 from isotherm.cluster.deploy.rolled_values import By, Change, changes, with_workers_of
@@ -120,8 +120,7 @@ def _check_drafting(serving: Checkpoint, found: Checkpoint) -> None:
 
 def check_memory(manifest: Manifest, checkpoint: Checkpoint, shards: int) -> Room:
     """Of the machines' own memory. What is free is known where there is one machine."""
-    weights = least_weights(manifest, checkpoint, shards)
-    kv = 0 if manifest.attention.gpus else shards * manifest.engine.kv_memory
+    weights, kv = least_memory(manifest, checkpoint, shards)
     free = free_memory() if sum(bool(node["Alive"]) for node in ray.nodes()) == 1 else None
     return memory_room(weights, kv, free)
 
@@ -149,6 +148,6 @@ def resource_room(workers: Sequence[Mapping[str, float]], available: Mapping[str
     words = ", ".join(
         f"{amount:g} {name} of which {available.get(name, 0.0):g} are free" for name, amount in sorted(needs.items())
     )
-    short = any(amount > available.get(name, 0.0) + 1e-6 for name, amount in needs.items())
+    short = any(amount > available.get(name, 0.0) + TOLERANCE for name, amount in needs.items())
     lacks = [f"it does not fit now: {words}; it would wait for that until its deadline"] if short else []
     return Room([f"to reserve in Ray: {words}"], lacks)

@@ -41,9 +41,16 @@ from isotherm.cluster.deploy.proxy_revival import ProxyRevival
 from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes, parse_manifest
+from isotherm.cluster.on_ray.controller_process import CONTROLLER, ON_HEAD, find_controller
 from isotherm.cluster.on_ray.handles import ActorHandle, Reference
-from isotherm.cluster.on_ray.session import attach, local_processes, running_controller, start_local
-from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ON_HEAD, find_controller, pid_of_worker
+from isotherm.cluster.on_ray.session import (
+    ANSWER_SECONDS,
+    attach,
+    local_processes,
+    running_controller,
+    start_local,
+)
+from isotherm.cluster.on_ray.workers import NAMESPACE, pid_of_worker
 from isotherm.cluster.supervise.processes import runs_as
 from isotherm.cluster.supervise.shutdown import Step, carry_out
 from isotherm.cluster.supervise.supervisor import ServeError
@@ -51,15 +58,21 @@ from isotherm.cluster.supervise.terminal import outlast_terminal
 
 APPLICATION = "isotherm"
 POLL = 0.3  # seconds between looks at loading progress
+LOOK_SECONDS = 0.5  # from one look at what was lost, and whether it is time to end, to the next
+TELL_SECONDS = 1.0  # in which the controller says what was lost; else it is asked at the next look
 ABSENT_SECONDS = 15.0  # after which `isotherm stop` takes the process that served for gone, and does its work
 STOP_TIMEOUT = 120.0  # seconds beyond the drain that `isotherm stop` waits for everything to be gone
 DRAIN_SLACK = 10.0  # seconds beyond the drain in which an ingress replica ends by itself; then Serve ends it
+# Of the steps of an end. Together they are less than STOP_SECONDS of cluster/supervise/watchdog.py.
+INGRESS_SECONDS, FORGET_SECONDS, WORKERS_SECONDS, RAY_SECONDS = 12.0, 5.0, 15.0, 12.0
+CONTROLLER_END_SECONDS = WORKERS_SECONDS - 3.0  # in which the controller has ended them; then it is killed
+ENDING_SECONDS = 5.0  # in which a controller that is about to end answers
 
 
 def start_controller(manifest: Manifest, model_path: Path, keys: KeySource | None, owner: Owner | None) -> ActorHandle:
     """The detached controller actor; its workers are not started yet. `keys`: what the front door asks for, whoever
-    updates it. `owner` is the process that waits for
-    `wait_stopped`; None where there is none. Raises ServeError where a controller runs already."""
+    updates it. `owner` is the process that waits for `wait_stopped`; None where there is none. Raises ServeError where
+    a controller runs already."""
     try:
         find_controller()
     except ValueError:
@@ -94,9 +107,9 @@ def stop_everything() -> list[str]:
     with redirect_stdout(io.StringIO()):  # Ray prints there that Serve's controller is gone, as if that were an error
         return carry_out(
             [
-                Step("ending the ingress", 12.0, serve.shutdown),
-                Step("forgetting kept responses", 5.0, forget_responses),
-                Step("ending the workers", 15.0, _stop_controller),
+                Step("ending the ingress", INGRESS_SECONDS, serve.shutdown),
+                Step("forgetting kept responses", FORGET_SECONDS, forget_responses),
+                Step("ending the workers", WORKERS_SECONDS, _stop_controller),
             ]
         )
 
@@ -107,7 +120,7 @@ def _stop_controller() -> None:
     except ValueError:
         return
     try:
-        ray.get(controller.stop.remote(), timeout=12)
+        ray.get(controller.stop.remote(), timeout=CONTROLLER_END_SECONDS)
     finally:
         ray.kill(controller)
 
@@ -220,7 +233,7 @@ def _run(job: JSON, stop: _Stop, tell: Callable[..., None]) -> None:
         _serve(manifest, path, keys, Owner(socket.gethostname(), job["pid"]), stop, tell, address is None)
     finally:
         tell("stopping")
-        carry_out([Step("leaving Ray", 12.0, ray.shutdown)])
+        carry_out([Step("leaving Ray", RAY_SECONDS, ray.shutdown)])
 
 
 def _serve(
@@ -243,23 +256,23 @@ def _serve(
         starting = controller.start.remote()
         stop.until_set(lambda: start_ingress(manifest, keys))
         _show_loading(controller, starting, stop, console)
-        url = ray.get(controller.url.remote(), timeout=30)
+        url = ray.get(controller.url.remote(), timeout=ANSWER_SECONDS)
         wait = wait_for_answer if own_ray else _wait_on_head
         certificate = None if manifest.http.tls is None else manifest.http.tls.certificate
         stop.until_set(lambda: wait(Asked(url, manifest.model_id, own_key, certificate)))
         if not stop.asked:
             served = True
             tell("serving", probe=own_ray)
-            workers = ray.get(controller.status.remote(), timeout=30)["workers"]
+            workers = ray.get(controller.status.remote(), timeout=ANSWER_SECONDS)["workers"]
             announce(manifest, keys is not None, workers, console)
         stopped = controller.wait_stopped.remote()
         losses = Losses(pid_of_worker)
-        while not stop.asked and not ray.wait([stopped], timeout=0.5)[0]:
+        while not stop.asked and not ray.wait([stopped], timeout=LOOK_SECONDS)[0]:
             _tell(losses, controller, console)
         if not stop.asked:
             ray.get(stopped)
             tell("draining")
-            ray.get(controller.take_up_end.remote(), timeout=30)
+            ray.get(controller.take_up_end.remote(), timeout=ANSWER_SECONDS)
     finally:
         if served and not stop.at_once:
             seconds = manifest.http.drain_seconds
@@ -271,7 +284,7 @@ def _serve(
 def _tell(losses: Losses, controller: ActorHandle, console: Console) -> None:
     """Says on the terminal which workers were lost, and replaced."""
     try:
-        lines = losses.lines(ray.get(controller.operation_history.remote(), timeout=1.0))
+        lines = losses.lines(ray.get(controller.operation_history.remote(), timeout=TELL_SECONDS))
     except RayError:
         return  # the controller, or Ray itself, is away; others see to that
     for line in lines:
@@ -289,14 +302,14 @@ def stop_running(address: str | None) -> None:
     attach(address)
     try:
         controller = running_controller()
-        owner = ray.get(controller.owner.remote(), timeout=30)
+        owner = ray.get(controller.owner.remote(), timeout=ANSWER_SECONDS)
         if owner is None:
             raise ServeError(
                 "this cluster belongs to a RayService, which would start it again; end it with: "
                 "kubectl delete rayservice NAME"
             )
-        manifest: Manifest = ray.get(controller.served.remote(), timeout=30)[0]
-        ray.get(controller.ask_to_end.remote(), timeout=30)
+        manifest: Manifest = ray.get(controller.served.remote(), timeout=ANSWER_SECONDS)[0]
+        ray.get(controller.ask_to_end.remote(), timeout=ANSWER_SECONDS)
         # The process that serves sees this and ends the ingress, the controller, and Ray where it started it.
         if not _taken_up(controller):
             stop_everything()
@@ -313,12 +326,12 @@ def stop_running(address: str | None) -> None:
 
 
 def _taken_up(controller: ActorHandle) -> bool:
-    """Whether the process that serves does what it was asked to. It may be gone,
-    on a cluster that others have started."""
+    """Whether the process that serves does what it was asked to. It may be gone, on a cluster that others have
+    started."""
     deadline = time.monotonic() + ABSENT_SECONDS
     while time.monotonic() < deadline:
         try:
-            if ray.get(controller.ending.remote(), timeout=5):
+            if ray.get(controller.ending.remote(), timeout=ENDING_SECONDS):
                 return True
         except RayError:
             return True  # it is gone already
@@ -328,7 +341,7 @@ def _taken_up(controller: ActorHandle) -> bool:
 
 def _runs(controller: ActorHandle) -> bool:
     try:
-        ray.get(controller.owner.remote(), timeout=5)
+        ray.get(controller.owner.remote(), timeout=ENDING_SECONDS)
     except RayError:
         return False
     return True

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 
+from isotherm.cluster.errors import named_line
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.on_ray.state_store import StateStore
 
@@ -30,4 +31,4 @@ async def watch_standing(store: StateStore, until: Callable[[], bool]) -> None:
         try:
             await asyncio.to_thread(end_if_superseded, store)
         except Exception as error:  # Ray's head is away
-            log.warning("cannot see whether there is a newer controller: %s", error)
+            log.warning("cannot see whether there is a newer controller: %s", named_line(error))

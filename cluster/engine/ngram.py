@@ -45,9 +45,10 @@ class NgramDrafter:
         for sequence, count in asked:
             tokens, after = sequence.tokens, self._found(sequence)
             draft: list[int] = []
-            for at in range(after or 0, (after or 0) + (0 if after is None else count)):
-                # What repeats itself goes on with what is just guessed.
-                draft.append(tokens[at] if at < len(tokens) else draft[at - len(tokens)])
+            if after is not None:
+                for at in range(after, after + count):
+                    # What repeats itself goes on with what is just guessed.
+                    draft.append(tokens[at] if at < len(tokens) else draft[at - len(tokens)])
             drafts.append(draft)
         return drafts
 

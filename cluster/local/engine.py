@@ -14,14 +14,14 @@ from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.step_loop import StepLoop
 from isotherm.cluster.api.engine_client import (
     HELD_UP_SECONDS,
-    MOST_UNREAD,
-    TOO_SLOW,
     EngineOverloadedError,
     EngineUnavailableError,
+    hand_over,
 )
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.meters import ShardMeter
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
+from isotherm.cluster.messages.workers import ATTENTION
 
 _NO_ROWS = np.zeros((0, 0), dtype=np.int64)  # experts of this process are not counted one by one
 
@@ -93,7 +93,7 @@ class LocalEngine:
         scheduler = engine.scheduler
         worker: JSON = {
             "id": "local",
-            "role": "attention",
+            "role": ATTENTION,
             "state": "serving" if self.not_ready() is None else "ended",
             "pid": os.getpid(),
             "kernels": engine.model.kernels.name,
@@ -155,12 +155,7 @@ class LocalEngine:
     def _route(self, deltas: list[Delta]) -> None:
         for delta in deltas:
             self._tokens += len(delta.token_ids)
-            if (queue := self._open.get(delta.request_id)) is None:
-                continue
-            if queue.qsize() >= MOST_UNREAD and delta.finish_reason is None:
+            queue = self._open.get(delta.request_id)
+            if queue is not None and not hand_over(delta, queue):
                 del self._open[delta.request_id]
                 self._steps.abort(delta.request_id)
-                while not queue.empty():
-                    queue.get_nowait()
-                delta = Delta(delta.request_id, 0, finish_reason=FinishReason.ERROR, error=TOO_SLOW)
-            queue.put_nowait(delta)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 CopyFrom = Literal["auto", "peer", "checkpoint"]  # `experts.copy_from` of the manifest
+Pair = tuple[int, int]  # layer, expert
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class CopyOffer:
 
 @dataclass(frozen=True)
 class CopySource:
-    """An offer, and the (layer, expert) pairs that are to be had of it."""
+    """An offer, and what is to be had of it."""
 
     offer: CopyOffer
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[Pair, ...]

@@ -18,6 +18,10 @@ class SupersededError(IsothermError, RuntimeError):
     """A newer controller has been started: this one must not act."""
 
 
+# After which a controller that is asked for a newer membership says that there is none.
+UNCHANGED_SECONDS = 30.0
+
+
 @dataclass(frozen=True)
 class ShardLimits:
     """What one attention shard takes, as the manifest that its revision was started with has it."""

@@ -21,8 +21,11 @@ from isotherm.cluster.jsontypes import JSON
 
 # Operations of each origin that are remembered: the autoscaler's push nobody else's out.
 HISTORY = 200
-AUTOSCALER = "autoscaler"  # the origin of its operations
-RECOVERY = "recovery"  # the origin of those that replace the dead
+AutoscalerMode = Literal["off", "advise", "on"]
+Origin = Literal["api", "autoscaler", "recovery"]  # whose operation it is
+OPERATOR: Origin = "api"
+AUTOSCALER: Origin = "autoscaler"
+RECOVERY: Origin = "recovery"  # it replaces the dead
 
 
 class OperationError(IsothermError, ValueError):
@@ -66,9 +69,8 @@ class Target(_Model):
     expert_groups: int | None = Field(None, ge=1, le=4096)
     attention_shards: int | None = Field(None, ge=1, le=1024)
     copies: list[CopyTarget] = Field([], max_length=100_000)
-    drain_nodes: list[str] | None = (
-        None  # Ray's ids of all nodes that are to have no worker of ours; an empty list: every node may have some
-    )
+    # Ray's ids of all nodes that are to have no worker of ours; an empty list: every node may have some.
+    drain_nodes: list[str] | None = None
     model: str | None = None  # directory of the checkpoint that is to be served in the place of the one that is
     manifest: dict[str, Any] | None = None  # as its file says: what it has for workers is to be the new ones' values
 
@@ -139,10 +141,10 @@ def parse_operation(body: Any) -> OperationRequest:
 
 
 class _ModeBody(_Model):
-    mode: Literal["off", "advise", "on"]
+    mode: AutoscalerMode
 
 
-def parse_mode(body: Any) -> Literal["off", "advise", "on"]:
+def parse_mode(body: Any) -> AutoscalerMode:
     """Check the decoded body of POST /admin/autoscaler. Raises OperationError."""
     try:
         return _ModeBody.model_validate(body).mode
@@ -160,7 +162,7 @@ class Operation:
 
     id: str
     target: JSON
-    origin: str  # "api", "autoscaler"
+    origin: Origin
     created: float
     idempotency_key: str = ""
     dry_run: bool = False
@@ -216,7 +218,7 @@ class OperationLog:
         self._count = 0
         self._forgotten: Counter[tuple[str, str]] = Counter()  # (origin, phase) of those that are not remembered
 
-    def open(self, request: OperationRequest, now: float, origin: str = "api") -> tuple[Operation, bool]:
+    def open(self, request: OperationRequest, now: float, origin: Origin = OPERATOR) -> tuple[Operation, bool]:
         """The operation for a request, and whether it is new. The same key again gives the operation that it had
         before. Raises OperationError (conflict) while another one runs, or waits for resources and both are about
         workers."""
@@ -246,7 +248,7 @@ class OperationLog:
                 return operation
         return None
 
-    def _refuse_beside_others(self, request: OperationRequest, origin: str) -> None:
+    def _refuse_beside_others(self, request: OperationRequest, origin: Origin) -> None:
         for other in self._running():
             if origin != AUTOSCALER and other.origin == AUTOSCALER:
                 continue  # it does not stand in an operator's way: theirs comes next, or in its place

@@ -14,9 +14,7 @@ class FinishReason(str, Enum):
     ERROR = "error"  # the request alone failed; Delta.error says why
     REFUSED = "refused"  # the shard's queue is full; nothing was begun, and a later try may be taken
     LOST = "lost"  # its shard was lost; said by the ingress replica to itself, which resubmits the request
-    MOVED = (
-        "moved"  # the shard gave the request back; the ingress resubmits it elsewhere and the client never sees this
-    )
+    MOVED = "moved"  # the shard gave it back; the ingress resubmits it elsewhere, and the client never sees this
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,7 @@ class SamplingParams:
     min_p: float = 0.0  # tokens less likely than this × the most likely one are out of the question; 0: off
     presence_penalty: float = 0.0  # off the logit of a token that the output has
     frequency_penalty: float = 0.0  # off it for each time that the output has it
-    repetition_penalty: float = (
-        1.0  # by which the logit of a token of prompt or output is divided, or multiplied below 0
-    )
+    repetition_penalty: float = 1.0  # by which the logit of a token of prompt or output is divided, below 0 multiplied
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit)
     min_tokens: int = 0  # before so many output tokens none of `stop_token_ids` is drawn
     seed: int = 0
@@ -128,13 +124,13 @@ class Delta:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
-    error: str = field(default="")
-    error_param: str = ""  # the request's field that is the cause, where it is the request's own: it would fail again
+    error: str = ""
     prompt: PromptLogprobs | None = None
     queued_seconds: float = field(default=0.0, compare=False)  # from the request's arrival at the shard to its turn
     course: Course | None = field(default=None, compare=False)  # with the first tokens, the last ones, and after moves
     drafts_accepted: int = field(default=0, compare=False)  # tokens of these that were guessed and came with others
     drafts_rejected: int = field(default=0, compare=False)  # guesses that were wrong, or behind a wrong one
+    error_param: str = ""  # the request's field that is the cause, where it is the request's own: it would fail again
 
     def __init__(
         self,
@@ -162,9 +158,9 @@ class Delta:
         values["logprobs"] = logprobs
         values["cached_tokens"] = cached_tokens
         values["error"] = error
-        values["error_param"] = error_param
         values["prompt"] = prompt
         values["queued_seconds"] = queued_seconds
         values["course"] = course
         values["drafts_accepted"] = drafts_accepted
         values["drafts_rejected"] = drafts_rejected
+        values["error_param"] = error_param

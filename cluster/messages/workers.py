@@ -11,6 +11,17 @@ from isotherm.cluster.messages.copies import CopyFrom
 from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 
+ATTENTION, EXPERT = "attention", "expert"  # roles of workers, whose names are "attention-0", "expert-12"
+ROLES = {ATTENTION: "attention shard", EXPERT: "expert group"}  # in words
+
+
+def role_of(worker: str) -> str:
+    return worker.rpartition("-")[0]
+
+
+def number_of(worker: str) -> int:
+    return int(worker.rpartition("-")[2])
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.config import Fields, ModelConfig, ModelConfigError
@@ -13,6 +14,8 @@ from isotherm.cluster.model.glm4_moe_lite import Glm4MoeLiteConfig
 from isotherm.cluster.model.joyai_llm_flash import JoyAiLlmFlashConfig
 from isotherm.cluster.model.kimi import KimiK2Config, KimiK25Config
 from isotherm.cluster.model.relatives import MISTRAL_FORMAT, RELATIVES
+
+MODELOPT = "hf_quant_config.json"  # where NVIDIA's ModelOpt says how it quantised; early versions say it nowhere else
 
 # Each has its part of the forward pass in actors/models/registry.py.
 FAMILIES: dict[str, type[ModelConfig]] = {
@@ -42,10 +45,10 @@ def parse(raw: JSON, file: Path | str = "config.json") -> ModelConfig:
 
 
 def load_config(path: Path) -> ModelConfig:
-    """Read `path`/config.json. Raises ModelConfigError."""
+    """Read `path`/config.json, and what else says how the weights are stored. Raises ModelConfigError."""
     file = path / "config.json"
     try:
-        raw = json.loads(file.read_text())
+        raw = _read(file)
     except FileNotFoundError:
         if (path / "params.json").is_file():
             raise ModelConfigError(f"{path / 'params.json'}: {MISTRAL_FORMAT}") from None
@@ -53,8 +56,32 @@ def load_config(path: Path) -> ModelConfig:
             f"{file}: not found; a model directory has config.json, tokenizer.json (or tiktoken.model) and "
             "*.safetensors"
         ) from None
+    config = parse(raw, file)
+    if config.quantisation is None:
+        _check_modelopt(path / MODELOPT)
+    return config
+
+
+def _check_modelopt(file: Path) -> None:
+    """That ModelOpt left the weights as they were: its FP8 has one scale for a weight, or those of blocks in a shape of
+    their own, and NVFP4 scales of scales, which nothing here reads. Raises ModelConfigError."""
+    try:
+        raw = _read(file)
+    except FileNotFoundError:
+        return
+    said = raw.get("quantization") if isinstance(raw, dict) else None
+    if isinstance(said, dict) and (kind := said.get("quant_algo")) is not None:
+        allowed = "null: no format of ModelOpt's is read; docs/quantisation.md has those that are"
+        raise Fields(said, f"{file}: quantization").fail("quant_algo", kind, allowed)
+
+
+def _read(file: Path) -> Any:
+    """JSON. Raises FileNotFoundError or ModelConfigError."""
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise ModelConfigError(f"{file}: cannot be read ({error})") from None
     except (ValueError, RecursionError) as error:
         raise ModelConfigError(f"{file}: not valid JSON ({error})") from None
-    return parse(raw, file)

@@ -11,6 +11,7 @@ from isotherm.cluster.autoscale.rates import Meters
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.meters import ShardMeter
+from isotherm.cluster.messages.workers import ATTENTION
 from isotherm.cluster.observe.metrics import Snapshot, render
 
 SHARD = "local"
@@ -45,7 +46,7 @@ class Alone:
                 placement_version=0,
                 decisions={},
                 operations={},
-                workers={("attention", "wanted"): 1, ("attention", "alive"): int(self._ready())},
+                workers={(ATTENTION, "wanted"): 1, (ATTENTION, "alive"): int(self._ready())},
                 ready=self._ready(),
                 of_shards={SHARD: meter.figures},
                 of_ingress={ingress: figures},

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from isotherm.cluster.autoscale.rates import GroupLoad, ShardLoad
 from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.observe import exposition
+from isotherm.cluster.placement.report import heat_ratios
 
 HOTTEST = 10  # experts that have a series
 
@@ -101,8 +102,7 @@ def _reachable(yes: bool) -> Metric:
 
 
 def _of_experts(s: Snapshot) -> list[Metric]:
-    mean = sum(s.heat.values()) / max(len(s.heat), 1)
-    heat = [([name], rows / mean if mean else 1.0) for name, rows in s.heat.items()]
+    heat = [([name], ratio) for name, ratio in heat_ratios(s.heat).items()]
     hot = [([str(layer), str(expert)], rows) for layer, expert, rows in hottest(s.layers, s.rates_LE, HOTTEST)]
     return [
         _gauges(

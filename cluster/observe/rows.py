@@ -9,7 +9,7 @@ from copy import deepcopy
 import numpy as np
 
 from isotherm.cluster.jsontypes import JSON, JSONValue
-from isotherm.cluster.placement.report import group_rows
+from isotherm.cluster.placement.report import group_rows, heat_ratios
 from isotherm.cluster.placement.table import Placement
 
 RECENT = 50  # operations and decisions that the stream has
@@ -49,7 +49,7 @@ def heat_rows(
 ) -> Rows:
     """`heat/N` of each MoE layer: the experts' rows per second, decayed, and rows since the start. `heat/groups`: each
     group's rate / the mean group's. `flows`: rows per second from each shard to each group."""
-    shape = len(placement.layers), max(map(len, placement.holders), default=0)
+    shape = placement.shape
     rates_LE = rates_LE if rates_LE.shape == shape else np.zeros(shape)
     rows_LE = rows_LE if rows_LE is not None and rows_LE.shape == shape else np.zeros(shape, dtype=np.int64)
     out: dict[str, JSONValue] = {
@@ -57,8 +57,7 @@ def heat_rows(
         for layer, rates, rows in zip(placement.layers, rates_LE.round(1).tolist(), rows_LE.tolist(), strict=True)
     }
     of_groups = dict.fromkeys(groups, 0.0) | group_rows(placement, rates_LE)
-    mean = sum(of_groups.values()) / max(1, len(of_groups))
-    out["groups"] = {g: round(rows / mean, 3) if mean else 1.0 for g, rows in of_groups.items()}
+    out["groups"] = {g: round(ratio, 3) for g, ratio in heat_ratios(of_groups).items()}
     return {"heat/": out, "flows": {"": {shard: dict(to) for shard, to in flows.items()}}}
 
 

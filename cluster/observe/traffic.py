@@ -95,7 +95,7 @@ class _Shares:
     def __init__(self, placement: Placement) -> None:
         self.groups = placement.groups()
         number = {group: i for i, group in enumerate(self.groups)}
-        self._shape = len(placement.layers), max(map(len, placement.holders), default=0)
+        self._shape = placement.shape
         held = [
             (layer * self._shape[1] + expert, number[group], 1.0 / len(holders))
             for layer, experts in enumerate(placement.holders)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -14,8 +15,22 @@ from isotherm.cluster.messages.feed import FeedPart
 from isotherm.cluster.messages.figures import Figures
 from isotherm.cluster.messages.membership import Membership, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest
+from isotherm.cluster.on_ray.controller_process import find_controller
 from isotherm.cluster.on_ray.handles import ActorHandle
-from isotherm.cluster.on_ray.workers import find_controller, find_worker
+from isotherm.cluster.on_ray.workers import find_worker
+
+_LOOKED_UP = RayError, ValueError  # what a call raises that looks for an actor: a ValueError where Ray knows none
+
+
+@contextlib.contextmanager
+def _errors_of_ours(words: str = "", gone: tuple[type[Exception], ...] = (RayError,)) -> Iterator[None]:
+    """Raises what the actor has raised; where there is none, WorkerGoneError, which begins with `words`."""
+    try:
+        yield
+    except RayTaskError as error:  # it lives, and says no: for instance by OperationError or PlacementChangeError
+        raise error.cause from None
+    except gone as error:
+        raise WorkerGoneError(words + one_line(error)) from None
 
 
 class RayShard:
@@ -25,46 +40,31 @@ class RayShard:
         self._actor = actor
 
     async def stream(self, connection: str) -> AsyncGenerator[list[Delta], None]:
-        try:
+        with _errors_of_ours():
             async for item in self._actor.stream.options(num_returns="streaming").remote(connection):
                 yield await item
-        except RayTaskError as error:  # it lives, and says no
-            raise error.cause from None
-        except RayError as error:
-            raise WorkerGoneError(one_line(error)) from None
 
     async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None:
-        try:
+        with _errors_of_ours():
             await self._actor.submit.remote(connection, requests, aborts)
-        except RayTaskError as error:
-            raise error.cause from None
-        except RayError as error:
-            raise WorkerGoneError(one_line(error)) from None
 
     async def held_up(self, seconds: float) -> str:
-        try:
+        with _errors_of_ours():
             said: str = await self._actor.held_up.remote(seconds)
-        except RayTaskError as error:
-            raise error.cause from None
-        except RayError as error:
-            raise WorkerGoneError(one_line(error)) from None
-        return said
+            return said
 
 
 class ControllerClient:
     """`Cluster` of cluster/routing/shard_client.py, AdminClient of cluster/api/admin.py, and `Others` of
-    cluster/observe/ingress.py. Actors are looked up in a
-    thread: that call blocks."""
+    cluster/observe/ingress.py. Actors are looked up in a thread: that call blocks."""
 
     async def watch(self, known_version: int) -> Membership:
         membership: Membership = await self._ask("watch", known_version)
         return membership
 
     async def shard(self, name: str) -> RayShard:
-        try:
+        with _errors_of_ours(gone=_LOOKED_UP):
             return RayShard(await asyncio.to_thread(find_worker, name))
-        except (RayError, ValueError) as error:
-            raise WorkerGoneError(one_line(error)) from None
 
     async def status(self) -> JSON:
         status: JSON = await self._ask("status")
@@ -111,10 +111,6 @@ class ControllerClient:
 
     async def _ask(self, name: str, *args: Any) -> Any:
         """Raises WorkerGoneError while there is no controller, and what the controller raises."""
-        try:
+        with _errors_of_ours("the controller cannot be reached: ", _LOOKED_UP):
             controller = await asyncio.to_thread(find_controller)
             return await getattr(controller, name).remote(*args)
-        except RayTaskError as error:
-            raise error.cause from None  # for instance OperationError or PlacementChangeError
-        except (RayError, ValueError) as error:  # ValueError: Ray knows no such actor
-            raise WorkerGoneError(f"the controller cannot be reached: {one_line(error)}") from None

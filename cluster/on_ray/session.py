@@ -17,10 +17,11 @@ from ray._private.utils import write_ray_address
 
 from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.on_ray.controller_process import find_controller
 from isotherm.cluster.on_ray.handles import ActorHandle
-from isotherm.cluster.on_ray.workers import find_controller
 
 CONNECT_TIMEOUT = 5.0  # seconds
+ANSWER_SECONDS = 30.0  # that a controller has to answer: Ray may be starting it again
 OBJECT_STORE_BYTES = 200 << 20  # tokens and control messages only: tensors never go through the object store
 
 
@@ -123,19 +124,20 @@ def running_controller() -> ActorHandle:
 
 def cluster_status(address: str | None) -> JSON:
     """What the controller of a running cluster says of itself and the workers. Raises NoClusterError."""
-    attach(address)
-    try:
-        status: JSON = ray.get(running_controller().status.remote(), timeout=30)
-        return status
-    finally:
-        ray.shutdown()
+    status: JSON = _answer(address, "status")
+    return status
 
 
 def cluster_url(address: str | None) -> str:
     """The HTTP endpoint of a running cluster. Raises NoClusterError."""
+    url: str = _answer(address, "url")
+    return url
+
+
+def _answer(address: str | None, name: str) -> Any:
+    """What one of the controller's methods gives, over a connection of its own. Raises NoClusterError."""
     attach(address)
     try:
-        url: str = ray.get(running_controller().url.remote(), timeout=30)
-        return url
+        return ray.get(getattr(running_controller(), name).remote(), timeout=ANSWER_SECONDS)
     finally:
         ray.shutdown()

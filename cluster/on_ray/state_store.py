@@ -6,7 +6,8 @@ from __future__ import annotations
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
 
 from isotherm.cluster.messages.membership import SupersededError
-from isotherm.cluster.on_ray.workers import HANGS, NAMESPACE
+from isotherm.cluster.on_ray.controller_process import HANGS
+from isotherm.cluster.on_ray.workers import NAMESPACE
 
 _NAMESPACE = NAMESPACE.encode()
 

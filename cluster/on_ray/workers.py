@@ -3,7 +3,6 @@ in it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 from dataclasses import dataclass
@@ -13,23 +12,16 @@ import ray
 from ray import PlacementGroupID
 from ray._private.state import actors
 from ray.exceptions import RayActorError
-from ray.experimental.internal_kv import _internal_kv_put
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import WorkerGoneError
+from isotherm.cluster.messages.workers import ROLES
 from isotherm.cluster.on_ray.handles import ActorHandle
 
 NAMESPACE = "isotherm"
-CONTROLLER = "isotherm-controller"
-HANGS = (
-    "controller-hangs/"  # begins the keys, in Ray's key-value store, of those who have a controller killed that hangs
-)
-# What Ray's head node has alone. Controller and ingress are put there: when it is lost so is the Ray cluster, and every
-# other node can be drained.
-ON_HEAD = {"node:__internal_head__": 0.001}
 
 
 @dataclass(frozen=True)
@@ -131,10 +123,9 @@ def pid_of_worker(name: str) -> int | None:
 def find_workers(prefix: str) -> dict[str, RayWorker]:
     """The live workers by name; `prefix` is what their placement groups' names begin with. Placement groups without an
     actor, which somebody left, are removed."""
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    names = [
-        a["name"] for a in actors if a["namespace"] == NAMESPACE and re.fullmatch(r"(attention|expert)-\d+", a["name"])
-    ]
+    pattern = rf"({'|'.join(ROLES)})-\d+"
+    named = ray.util.list_named_actors(all_namespaces=True)
+    names = [a["name"] for a in named if a["namespace"] == NAMESPACE and re.fullmatch(pattern, a["name"])]
     slots = {}
     for id_, entry in placement_group_table().items():
         if entry["name"].startswith(prefix) and entry["state"] != "REMOVED":
@@ -154,36 +145,3 @@ def find_workers(prefix: str) -> dict[str, RayWorker]:
 def find_worker(worker_id: str) -> ActorHandle:
     """The actor of a worker, from any process of the cluster."""
     return ray.get_actor(worker_id, namespace=NAMESPACE)
-
-
-def find_controller() -> ActorHandle:
-    """Raises ValueError when no controller runs on this Ray cluster."""
-    return ray.get_actor(CONTROLLER, namespace=NAMESPACE)
-
-
-class ControllerProcess:
-    """`Watched` of cluster/control/liveness.py. What asks Ray's head does so in a thread: where the head is away, such
-    a call blocks."""
-
-    async def incarnation(self) -> str | None:
-        return await asyncio.to_thread(self._incarnation)
-
-    def _incarnation(self) -> str | None:
-        try:
-            actor_id = find_controller()._actor_id.hex()
-        except ValueError:
-            return None
-        entry = actors(actor_id)
-        return f"{actor_id}/{entry['NumRestarts']}" if entry.get("State") == "ALIVE" else None
-
-    async def answer(self) -> None:
-        controller = await asyncio.to_thread(find_controller)
-        await controller.answer.remote()
-
-    async def claim(self, incarnation: str, attempt: int) -> bool:
-        key = f"{HANGS}{incarnation}/{attempt}".encode()
-        existed = await asyncio.to_thread(_internal_kv_put, key, b"", overwrite=False, namespace=NAMESPACE.encode())
-        return not existed
-
-    async def kill(self) -> None:
-        await asyncio.to_thread(lambda: ray.kill(find_controller(), no_restart=False))

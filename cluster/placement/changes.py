@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.messages.operations import PlacementChangeError
 from isotherm.cluster.placement.table import Placement
-
-Pair = tuple[int, int]  # layer, expert
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,6 @@ class Difference:
 
     loads: Mapping[str, list[Pair]]
     frees: Mapping[str, list[Pair]]
-
-    @property
-    def moves(self) -> int:
-        return sum(map(len, self.loads.values()))
 
 
 def difference(old: Placement, new: Placement) -> Difference:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from isotherm.cluster.placement.changes import Pair
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.placement.table import Placement
 
 

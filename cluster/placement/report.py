@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,13 +20,19 @@ def group_rows(placement: Placement, rows_LE: np.ndarray) -> dict[str, float]:
     return out
 
 
+def heat_ratios(rows: Mapping[str, float]) -> dict[str, float]:
+    """Each group's rows / the mean group's; 1 where nothing is asked for."""
+    mean = sum(rows.values()) / max(len(rows), 1)
+    return {group: of_group / mean if mean else 1.0 for group, of_group in rows.items()}
+
+
 def experts_report(
     placement: Placement, groups: Sequence[str], counts: Sequence[np.ndarray], rates_LE: np.ndarray
 ) -> JSON:
     """Per layer and expert: `rows` since the start (`counts`: each live shard's, int64 [layers, experts]), `rate` in
     rows per second (decayed), and who holds it. Per group: `groups`, its rows since the start by the placement of now,
     and `heat`, its rate / the mean group's; 1 where nothing is asked for."""
-    shape = len(placement.layers), max(map(len, placement.holders), default=0)
+    shape = placement.shape
     total_LE = sum((c for c in counts if c.shape == shape), np.zeros(shape, dtype=np.int64))
     rates_LE = rates_LE if rates_LE.shape == shape else np.zeros(shape)
     layers = [
@@ -42,11 +48,10 @@ def experts_report(
         )
     ]
     rows, rates = ({g: 0.0 for g in groups} | group_rows(placement, of_LE) for of_LE in (total_LE, rates_LE))
-    mean = sum(rates.values()) / max(len(rates), 1)
     return {
         "placement_version": placement.version,
         "layers": layers,
         "groups": {g: round(r, 1) for g, r in rows.items()},
-        "heat": {g: round(r / mean, 4) if mean else 1.0 for g, r in rates.items()},
+        "heat": {g: round(h, 4) for g, h in heat_ratios(rates).items()},
         "rows_per_second": {g: round(r, 1) for g, r in rates.items()},
     }

@@ -26,9 +26,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Of the power mean that stands for the hottest group: high enough to see it, low enough to see the next ones, which
-# drift may make hottest
-POWER = 6
 COPY_WEIGHT = 3.0  # of an expert's rows per copy beside a group's rows
 HOTTEST = 8  # groups of a layer that are looked at for a change worth its loads, the hottest first
 SHARED_NODE = 0.5  # a change that puts two copies of an expert on one node counts this much of its gain
@@ -62,20 +59,24 @@ def group_heat(load_LE: np.ndarray, holds_LEG: np.ndarray) -> np.ndarray:
     return heat_LG
 
 
+# The mean that stands for the hottest group is of sixth powers: high enough to see it, low enough to see the next ones,
+# which drift may make hottest.
 def _power(x: np.ndarray) -> np.ndarray:
+    """x⁶, multiplied out: numpy's own power takes longer."""
     cube: np.ndarray = x * x * x
     sixth: np.ndarray = cube * cube
     return sixth
 
 
 def _root(x: np.ndarray | float) -> np.ndarray:
-    return np.maximum(x, 0.0) ** (1 / POWER)
+    """The sixth root; rounding may have made a 0 negative."""
+    return np.maximum(x, 0.0) ** (1 / 6)
 
 
 class LayerSearch:
     """One layer's copies as they are so far.
 
-    Unevenness is the POWER-norm of the groups' rows plus COPY_WEIGHT times that of the experts' rows per copy, over the
+    Unevenness is the 6-norm of the groups' rows plus COPY_WEIGHT times that of the experts' rows per copy, over the
     norm of G even groups. The second makes it worthwhile to spread an expert that is hot by itself: no group can be
     cooler than one of its copies, and when its rows change, those of a whole group do.
     """
@@ -109,8 +110,8 @@ class LayerSearch:
             self.heat_G += self.holds_EG[e] * self.share_E[e]
 
     def best_offer(self, room_G: np.ndarray, least_rate: float) -> Offer | None:
-        """The best change with the slots that are left over all layers;
-        None if none takes off `least_rate` per load."""
+        """The best change with the slots that are left over all layers; None if none takes off `least_rate`
+        per load."""
         self.free_G = (self.used_G < self.slots_G) & (room_G > 0)
         self.power_G, self.power_E = _power(self.heat_G), _power(self.share_E)
         self.movable_P = np.nonzero(self.movable_EG)

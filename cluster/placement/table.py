@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Placement:
-    """`holders[i][e]` names the groups that hold expert e of the i-th MoE layer, which is decoder layer `layers[i]`.
-    Never empty."""
+    """`holders[i][e]` names the groups, at least one, that hold expert e of the i-th MoE layer, which is decoder layer
+    `layers[i]`."""
 
     version: int
     layers: tuple[int, ...]
@@ -24,6 +24,11 @@ class Placement:
                     raise ValueError(
                         f"layer {layer} expert {expert}: holders {list(groups)} must be one or more distinct groups"
                     )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """MoE layers, and experts of each."""
+        return len(self.layers), max(map(len, self.holders), default=0)
 
     @property
     def experts(self) -> int:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Protocol
 
-from isotherm.cluster.api.engine_client import HELD_UP_SECONDS, MOST_UNREAD, TOO_SLOW
+from isotherm.cluster.api.engine_client import HELD_UP_SECONDS, hand_over
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
@@ -146,17 +146,12 @@ class Connection:
             for i, delta in enumerate(deltas, 1):
                 if i % HANDED_OUT == 0:
                     await asyncio.sleep(0)
-                if (queue := self._streams.get(delta.request_id)) is not None and delta.request_id in self._sent:
-                    if queue.qsize() >= MOST_UNREAD and delta.finish_reason is None:
-                        self._give_up(queue, delta.request_id)
-                    else:
-                        queue.put_nowait(delta)
+                queue = self._streams.get(delta.request_id)
+                if queue is not None and delta.request_id in self._sent and not hand_over(delta, queue):
+                    self._give_up(delta.request_id)
 
-    def _give_up(self, queue: asyncio.Queue[Delta], request_id: str) -> None:
+    def _give_up(self, request_id: str) -> None:
         """End a request whose deltas nobody reads."""
-        while not queue.empty():
-            queue.get_nowait()
-        queue.put_nowait(Delta(request_id, 0, finish_reason=FinishReason.ERROR, error=TOO_SLOW))
         del self._streams[request_id]
         self._sent.discard(request_id)
         self._aborts.append(request_id)

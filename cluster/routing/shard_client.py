@@ -14,7 +14,7 @@ from isotherm.cluster.api.engine_client import EngineOverloadedError, EngineUnav
 from isotherm.cluster.background import Background, pauses
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.messages.membership import Membership, ShardLimits, WorkerGoneError
+from isotherm.cluster.messages.membership import UNCHANGED_SECONDS, Membership, ShardLimits, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 from isotherm.cluster.routing.connection import Connection, Shard
 from isotherm.cluster.routing.journey import Journey
@@ -28,7 +28,7 @@ RESUBMIT_SECONDS = 120.0  # how long a stream that has begun waits for a shard t
 # Tokens of a prompt that need not be computed at a shard outweigh one more open request there: on two cores both cost
 # the streams that run about as much.
 TOKENS_OF_A_REQUEST = 128
-WATCH_SECONDS = 45.0  # in which the controller answers, also where nothing has changed; else the question was lost
+WATCH_SECONDS = UNCHANGED_SECONDS + 15.0  # in which the controller answers; else the question was lost
 RECONNECT = 0.25, 5.0  # seconds before a connection that was lost is made again: at first, and at most
 
 
@@ -40,7 +40,7 @@ class Cluster(Protocol):
     """Where shards are found."""
 
     async def watch(self, known_version: int) -> Membership:
-        """The membership as soon as it is newer; after 30 s without a change, the same again."""
+        """The membership as soon as it is newer, or after UNCHANGED_SECONDS the same again."""
 
     async def shard(self, name: str) -> Shard:
         """Raises WorkerGoneError."""
@@ -63,7 +63,7 @@ class ShardClient:
         self._cluster = cluster
         self._connections: dict[str, Connection] = {}  # by shard
         self._membership: Membership | None = None
-        # Which revisions said of themselves that they had a fingerprint while they served: the longest request of each
+        # By fingerprint: the revisions that had it when they served, each with the length of its longest request
         self._revisions: dict[str, dict[int, int]] = {}
         self._prefixes = Prefixes()
         self._trial = Trial()  # of requests under which a shard was lost, until they get on again

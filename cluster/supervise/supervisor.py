@@ -39,10 +39,10 @@ LOOK_SECONDS = 0.2  # from one look at the processes to the next
 PROBE_SECONDS, PROBE_TIMEOUT = 1.0, 5.0
 RETRY_SECONDS = 0.2  # instead, while nothing listens: a moment in which something did must not be missed
 END_SECONDS = 5.0  # for processes that have been killed to be gone
-AGENTS = {
+AGENTS = {  # children of the raylet, by their titles
     "ray::DashboardAgent": "dashboard agent",
     "ray::RuntimeEnvAgent": "runtime env agent",
-}  # children of the raylet, by their titles
+}
 DRIVER = "from isotherm.cluster.deploy.serve import main; main()"
 
 

@@ -24,9 +24,8 @@ REFUSED_SECONDS = 20.0  # Serve starts a killed proxy again within a few seconds
 LOOK_SECONDS = 0.5  # while nothing listens, from one look of the driver's at Serve's proxy to the next
 SILENT_SECONDS = 90.0  # a port that is there and answers nothing; longer than a burst or a pause of the machine
 DRAIN_MARGIN = 20.0  # seconds beyond the drain's own in which the driver says that it is over
-STOP_SECONDS = (
-    45.0  # from the end of the drain until Ray is down; in all more than the limits of cluster/deploy/serve.py
-)
+# From the end of the drain until Ray is down: more than the limits of cluster/deploy/serve.py together.
+STOP_SECONDS = 45.0
 ECHO_SECONDS = 1.0  # a terminal and a shell may both pass one event on: within so many seconds it is one signal
 
 

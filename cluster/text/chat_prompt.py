@@ -12,9 +12,9 @@ from typing import Any
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.text.chat_template import ChatTemplateError, RenderedChat
 from isotherm.cluster.text.template_traits import CallForm, TemplateTraits
+from isotherm.cluster.text.think_parser import THOUGHT_BEGIN, THOUGHT_END
 
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # names that a message's thought goes by; the first is ours
-_OPEN, _CLOSE = "<think>", "</think>"
 # Stands behind the message that is to go on. Its space tells whether the template trims what it is given (transformers
 # does the same, with a word of its own).
 _GOES_ON = "\ue0c1goes on\ue0c1 "
@@ -88,8 +88,8 @@ def is_in_thought(chat: RenderedChat, is_continued: bool) -> bool:
     """Whether the prompt ends inside a thought, so that the output begins there: with the tag that opens one, or with
     the message that goes on after it."""
     if not is_continued:
-        return chat.text.rstrip().endswith(_OPEN)
+        return chat.text.rstrip().endswith(THOUGHT_BEGIN)
     own = [chat.text[begin:end] for begin, end in zip(chat.own[::2], chat.own[1::2], strict=True)]
-    if not "".join(own).rstrip().endswith(_OPEN):
+    if not "".join(own).rstrip().endswith(THOUGHT_BEGIN):
         return False
-    return _CLOSE not in chat.text[chat.text.rfind(_OPEN, 0, chat.own[-1]) :]
+    return THOUGHT_END not in chat.text[chat.text.rfind(THOUGHT_BEGIN, 0, chat.own[-1]) :]

@@ -133,7 +133,7 @@ class GrammarVocabulary:
         return ""
 
     def is_ready(self, grammar: str) -> bool:
-        """Whether `matcher` answers at once."""
+        """Whether `compiled` answers at once."""
         return self._matchers.get(grammar) is not None
 
     def prepare(self, owner: object, grammar: str) -> None:
@@ -145,12 +145,9 @@ class GrammarVocabulary:
     def prepared(self, owner: object) -> Compiled | None:
         return self._prepared.get(id(owner))
 
-    def matcher(self, grammar: str) -> LLMatcher:
-        """A matcher at the beginning of the grammar; where it cannot be compiled one with an error."""
-        return self.compiled(grammar).copy()
-
     def compiled(self, grammar: str, instead_of: Compiled | None = None) -> Compiled:
-        """What `matcher` gives copies of. `instead_of`: one of which a copy failed."""
+        """A matcher at the beginning of the grammar, to be copied; where it cannot be compiled one with an error.
+        `instead_of`: one of which a copy failed."""
         found = self._matchers.get(grammar)
         if found is None or found is instead_of:
             with self._matchers.making:
@@ -167,7 +164,7 @@ class GrammarVocabulary:
             self._matchers.drop(grammar, compiled)
 
     def fresh_matcher(self, grammar: str) -> LLMatcher:
-        """As `matcher`, compiled anew: it shares nothing with others."""
+        """As a copy of `compiled`, made anew: it shares nothing with others."""
         tokenizer = self._tokenizer()
         return _with_deep_stack(lambda: LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS))
 

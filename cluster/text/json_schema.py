@@ -87,8 +87,8 @@ class SlowGrammarError(GrammarError):
 
 
 def plain_schema(schema: JSON) -> JSON:
-    """The schema as llguidance takes it. Raises GrammarError, which names the keyword that is not
-    supported, and where it stands."""
+    """The schema as llguidance takes it. Raises GrammarError, which names the keyword that is not supported, and where
+    it stands."""
     plain: JSON = _Plain(schema).of(schema, "", 0)
     return plain
 

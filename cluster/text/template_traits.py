@@ -23,6 +23,7 @@ from isotherm.cluster.text.chat_template import (
     ChatTemplateLimitError,
     RenderedChat,
 )
+from isotherm.cluster.text.think_parser import THOUGHT_BEGIN, THOUGHT_END
 from isotherm.cluster.text.typescript_tools import UndeclarableError, declared_tools, sorted_keys
 
 _NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
@@ -137,7 +138,10 @@ class TemplateTraits:
 
     @property
     def knows_thoughts(self) -> bool:
-        return "<think>" in self._template.sources[self._name]
+        """Whether the model writes thoughts. Templates of models that open them themselves (DeepSeek-R1-0528's, and the
+        first of R1) have the tag alone that ends one, where they leave thoughts of earlier turns out."""
+        source = self._template.sources[self._name]
+        return any(tag in source for tag in (THOUGHT_BEGIN, THOUGHT_END))
 
     def _takes(self, content: str, arguments: str | Mapping[str, str]) -> bool:
         """Whether a call in this form is told, and in no form of Python's."""

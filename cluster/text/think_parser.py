@@ -1,8 +1,9 @@
 """Takes the thought between `<think>` and `</think>` out of a reply, as DeepSeek-R1 and V3.1 write it.
 
-A thought stands at the beginning of the output or nowhere. It is opened by the model or by the prompt: the templates of
-R1 and of V3.1 with thinking end with `<think>`, and then the output begins inside the thought. What stands between the
-tags, and what stands after them, is given as it is, white space too; only white space before `<think>` is left out."""
+A thought stands at the beginning of the output or nowhere. It is opened by the model, as by R1-0528, or by the prompt:
+the templates of R1 and of V3.1 with thinking end with `<think>`, and then the output begins inside the thought. What
+stands between the tags, and what stands after them, is given as it is, white space too; only white space before
+`<think>` is left out."""
 
 from __future__ import annotations
 
@@ -12,8 +13,7 @@ from enum import Enum
 
 from isotherm.cluster.text.output import LastCall, OutputFields, OutputParser
 
-THOUGHT_END = "</think>"
-_OPEN, _CLOSE = "<think>", THOUGHT_END
+THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
 
 
 class _At(Enum):
@@ -31,14 +31,14 @@ class ThinkParser:
     def __init__(self, prompt: str) -> None:
         self._at = _At.BEGINNING
         # Some models write <think> again after a prompt that ends with it: either way it is looked for first.
-        self._opened = prompt.rstrip().endswith(_OPEN)
+        self._opened = prompt.rstrip().endswith(THOUGHT_BEGIN)
         self._held = ""
 
     @property
     def tags(self) -> tuple[str, ...]:
         if self._at is _At.BEGINNING:
-            return (_OPEN, _CLOSE) if self._opened else (_OPEN,)
-        return (_CLOSE,) if self._at is _At.THOUGHT else ()
+            return (THOUGHT_BEGIN, THOUGHT_END) if self._opened else (THOUGHT_BEGIN,)
+        return (THOUGHT_END,) if self._at is _At.THOUGHT else ()
 
     @property
     def is_reasoning(self) -> bool:
@@ -48,20 +48,20 @@ class ThinkParser:
         text, self._held = self._held + text, ""
         if self._at is _At.BEGINNING:
             begun = text.lstrip()
-            if begun != _OPEN and _OPEN.startswith(begun):  # also when nothing has come yet
+            if begun != THOUGHT_BEGIN and THOUGHT_BEGIN.startswith(begun):  # also when nothing has come yet
                 self._held = text
                 return OutputFields()
-            if begun.startswith(_OPEN):
-                self._at, text = _At.THOUGHT, begun[len(_OPEN) :]
+            if begun.startswith(THOUGHT_BEGIN):
+                self._at, text = _At.THOUGHT, begun[len(THOUGHT_BEGIN) :]
             else:
                 self._at = self._after_no_tag()
         if self._at is _At.CONTENT:
             return OutputFields(text)
-        thought, close, content = text.partition(_CLOSE)
+        thought, close, content = text.partition(THOUGHT_END)
         if close:
             self._at = _At.CONTENT
             return OutputFields(content, thought)
-        kept = len(thought) - _tail_that_begins(thought, _CLOSE)
+        kept = len(thought) - _tail_that_begins(thought, THOUGHT_END)
         self._held = thought[kept:]
         return OutputFields(reasoning=thought[:kept])
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isotherm.kernels.formats.rounding import nearest_int4
+from isotherm.kernels.formats.rounding import as_scale, nearest_int4
 from isotherm.kernels.formats.stored import StoredWeight
 
 GROUP = 32  # inputs that share a scale where weights are quantised here
@@ -178,7 +178,7 @@ class Int8Weight(GroupedWeight):
         if isinstance(weight, Int8Weight):
             return weight
         groups = _groups(weight)
-        scale = _as_bf16(groups.abs().amax(2, keepdim=True) / 127)
+        scale = as_scale(groups.abs().amax(2, keepdim=True) / 127)
         codes = (groups / scale).round().clamp(-127, 127).to(torch.int8)
         return cls(codes.flatten(1)[:, : weight.shape[1]].contiguous(), scale.squeeze(2))
 
@@ -201,9 +201,3 @@ def _groups(weight: StoredWeight) -> Tensor:
     rows, columns = weight.shape
     padded = torch.nn.functional.pad(weight.dequantise(torch.float32), (0, -columns % GROUP))
     return padded.view(rows, -1, GROUP)
-
-
-def _as_bf16(scale: Tensor) -> Tensor:
-    """Rounded to bfloat16, and to 1 where it would be 0: the integers are 0 then."""
-    rounded = scale.to(torch.bfloat16).float()
-    return torch.where(rounded == 0, 1.0, rounded)

@@ -33,12 +33,12 @@ def _nearest(x: Tensor) -> tuple[Tensor, Tensor]:
     """Of columns [group, M]. After the REACHES the scale that fits the best codes best, by least squares, is tried."""
     highest, lowest = x.amax(0), x.amin(0)
     farthest = torch.where(highest > -lowest, highest, lowest)
-    best_scale = _as_scale(farthest / -REACHES[0])
+    best_scale = as_scale(farthest / -REACHES[0])
     best_codes, least = _loss(x, best_scale)
     for reach in REACHES[1:]:
-        best_codes, best_scale, least = _better(x, _as_scale(farthest / -reach), best_codes, best_scale, least)
+        best_codes, best_scale, least = _better(x, as_scale(farthest / -reach), best_codes, best_scale, least)
     fit = sum_by_halves(x * best_codes) / sum_by_halves(best_codes * best_codes).clamp(min=1)
-    best_codes, best_scale, _ = _better(x, _as_scale(fit), best_codes, best_scale, least)
+    best_codes, best_scale, _ = _better(x, as_scale(fit), best_codes, best_scale, least)
     return best_codes.to(torch.int8), best_scale
 
 
@@ -64,7 +64,7 @@ def sum_by_halves(x: Tensor) -> Tensor:
     return x[0]
 
 
-def _as_scale(scale: Tensor) -> Tensor:
+def as_scale(scale: Tensor) -> Tensor:
     """Rounded to bfloat16, and 1 where it would be 0: the codes are 0 then."""
     rounded = scale.to(torch.bfloat16).float()
     return torch.where(rounded == 0, 1.0, rounded)

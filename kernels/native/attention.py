@@ -44,8 +44,8 @@ class _AttentionRows(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Bound:
-    """A structure for C++ with what its pointers point to. The numbers say what it fits: a step's rows, the
-    parts of a cache's row."""
+    """A structure for C++ with what its pointers point to. The numbers say what it fits: a step's rows, the parts of
+    a cache's row."""
 
     structure: ctypes.Structure
     keep: tuple[object, ...]

@@ -19,7 +19,7 @@ from isotherm.kernels.cache_rows import is_fp8
 from isotherm.kernels.checked import CheckedKernels
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.attention import Bound, bind_rows, bind_weights, plain
-from isotherm.kernels.native.context import NativeContext, fail
+from isotherm.kernels.native.context import Error, NativeContext, fail
 from isotherm.kernels.native.moe import BoundMoe, bind_moe
 from isotherm.kernels.native.packed import Packed
 from isotherm.kernels.native.router import router_fields
@@ -180,7 +180,7 @@ class NativeKernels(CheckedKernels):
             self._context, bank.handle, x.data_ptr(), x.stride(0), x.shape[0], rows.data_ptr(), pairs, slots.data_ptr(),
             offsets.data_ptr(), len(slots), out.data_ptr(),
         )  # fmt: skip
-        if code == 3:
+        if code == Error.EMPTY_SLOT:
             raise KeyError(f"expert slots {bank.empty(slots.tolist())} are empty")
         if code:
             fail(
@@ -238,7 +238,7 @@ class NativeKernels(CheckedKernels):
         code = self._lib.iso_moe(
             self._context, ctypes.byref(bound.structure), x.data_ptr(), residual.data_ptr(), rows, out.data_ptr()
         )
-        if code == 3:
+        if code == Error.EMPTY_SLOT:
             raise KeyError("an expert that rows go to is not in the bank")
         if code:
             fail("moe", code, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +14,14 @@ import torch
 from isotherm.kernels.native.library import NativeKernelsUnavailable, load
 
 ISAS = ("amx_bf16", "avx512_bf16", "avx2", "generic")
+
+
+class Error(IntEnum):
+    """What a function gives where it is not 0; `Error` in bind.cpp."""
+
+    OUT_OF_MEMORY = 1
+    INDEX_OUT_OF_RANGE = 2
+    EMPTY_SLOT = 3
 
 
 class NativeContext:
@@ -54,7 +63,7 @@ def created(handle: int | None, what: str) -> int:
 
 def fail(operation: str, code: int, detail: str) -> NoReturn:
     """Raises what a function's result other than 0 means."""
-    if code == 1:
+    if code == Error.OUT_OF_MEMORY:
         raise MemoryError(f"{operation}: out of memory")
     raise IndexError(f"{operation}: {detail}")
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from isotherm.kernels.native import ring
 from isotherm.kernels.native.backend import NativeKernels
+from isotherm.kernels.native.context import created, free_with
 from isotherm.kernels.native.router import RouterFields, router_fields
 from isotherm.kernels.ops import LinearWeight, Router
 
@@ -97,19 +98,14 @@ class NativeExchange:
     def __init__(self, kernels: NativeKernels, ends: Sequence[int], patience: float, library: Path | None = None):
         self._lib, self._kernels = ring.load(library), kernels
         handle = self._lib.iso_exchange_create(kernels.context.handle, (_P * len(ends))(*ends), len(ends))
-        if not handle:
-            raise MemoryError("no memory for an exchange with expert groups")
-        self._handle: int = handle
+        self._handle = created(handle, "an exchange with expert groups")
+        free_with(self, self._lib.iso_exchange_destroy, self._handle)
         self.pairs_sent = np.zeros(len(ends), dtype=np.int32)  # by the last call, that are answered or to be received
         self.waited_ns = np.zeros(len(ends), dtype=np.int64)  # for each group, once those before it had answered
         self._ids, self._weights = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
         self._step = _Step(
             pairs_sent=self.pairs_sent.ctypes.data, waited=self.waited_ns.ctypes.data, patience=int(patience * 1e9)
         )
-
-    def __del__(self) -> None:
-        if handle := getattr(self, "_handle", None):
-            self._lib.iso_exchange_destroy(handle)
 
     def bind(
         self, experts: LayerExperts, router: Router, gate_up: LinearWeight | None, down: LinearWeight | None

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from isotherm.kernels.native import library as native_library
+from isotherm.kernels.native import signatures
 from isotherm.kernels.native.backend import NativeKernels
+from isotherm.kernels.native.context import created, free_with
 from isotherm.kernels.native.library import NativeKernelsUnavailable
 from isotherm.kernels.native.weights import NativeExpertBank
 
@@ -24,40 +26,6 @@ HEADER_BYTES = 4096  # kHeaderBytes in ring.h: a segment's header, and the whole
 ALIGNMENT = 64  # kAlign
 LEAST_REPLY = 4096  # kLeastReply
 MOST_TEXT = 4096
-
-_P, _L, _I, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
-
-_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
-    "segment_begin": (None, [_P, _L]),
-    "end_open": (_P, [_P, _P, _P, _I, _I]),
-    "end_close": (None, [_P]),
-    "end_abandon": (None, [_P]),
-    "end_move": (None, [_P, _P, _L, _I]),
-    "end_bytes": (_L, [_P]),
-    "end_send": (_L, [_P, _L, _L, _P, _L, _P, _P, _L, _P, _L, _L, _L, _I]),
-    "end_receive": (_I, [_P, _D, _P]),
-    "end_step": (None, [_P, _I]),
-    "end_await_request": (_I, [_P, _D]),
-    "end_read": (ctypes.c_char_p, [_P, _L, _P]),
-    "end_reply": (_I, [_P, _L, _I, _P, _L]),
-    "gate_create": (_P, []),
-    "gate_destroy": (None, [_P]),
-    "gate_enter": (None, [_P]),
-    "gate_leave": (None, [_P]),
-    "loop_create": (_P, [_P, _P, _P, _P, _P, _L, _L, _L, _L, _I, _D]),
-    "loop_stop": (None, [_P]),
-    "loop_destroy": (None, [_P]),
-    "loop_prod": (None, [_P]),
-    "loop_bell": (_I, [_P]),
-    "loop_attach": (_L, [_P, _I, _I]),
-    "loop_detach": (None, [_P, _L]),
-    "loop_event": (_I, [_P, _P, _P, _L]),
-    "loop_counts": (None, [_P, _P]),
-    "exchange_create": (_P, [_P, _P, _L]),
-    "exchange_destroy": (None, [_P]),
-    "exchange_layer": (_I, [_P, _P, _P]),
-    "gather_choose": (None, [_P, _L, _L, _L, _L, _L, _P]),
-}  # fmt: skip
 
 
 class Outcome(IntEnum):
@@ -88,12 +56,10 @@ class LoopEvent(IntEnum):
 
 @cache
 def load(path: Path | None = None) -> ctypes.CDLL:
-    """The native library with the signatures of this module set too. Raises NativeKernelsUnavailable."""
+    """The native library with the types of its links set too. Raises NativeKernelsUnavailable."""
     library = native_library.load(path)
     try:
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, f"iso_{name}")
-            function.restype, function.argtypes = result, arguments
+        signatures.set_types(library, signatures.LINKS)
     except AttributeError as error:
         raise NativeKernelsUnavailable(
             f"this build has no shared-memory links ({error}); they need Linux, and isotherm reinstalled"
@@ -116,17 +82,14 @@ class NativeGate:
 
     def __init__(self, library: Path | None = None) -> None:
         self._lib = load(library)
-        self.handle: int = self._lib.iso_gate_create()
+        self.handle = created(self._lib.iso_gate_create(), "a gate")
+        free_with(self, self._lib.iso_gate_destroy, self.handle)
 
     def __enter__(self) -> None:
         self._lib.iso_gate_enter(self.handle)
 
     def __exit__(self, *_: object) -> None:
         self._lib.iso_gate_leave(self.handle)
-
-    def __del__(self) -> None:
-        if handle := getattr(self, "handle", None):
-            self._lib.iso_gate_destroy(handle)
 
 
 @dataclass(frozen=True)

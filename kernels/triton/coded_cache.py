@@ -12,6 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from isotherm.kernels.cache_rows import LEAST_EXPONENT, NAN_CODE
+
+LEAST, NAN = tl.constexpr(LEAST_EXPONENT), tl.constexpr(NAN_CODE)
+
 
 def planes(cache: Tensor, latent: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Views of uint8 [blocks, block size, width]: codes uint8 [blocks, block size, C, padded to whole values], rotary
@@ -58,9 +62,9 @@ def write_coded_kernel(
     largest = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0)
     exponent = (largest >> 23) - 127 - 8 + ((largest & 0x7FFFFF) > 0x600000).to(tl.int32)  # 448 = 1.75 × 2^8
     finite = largest < 0x7F800000
-    exponent = tl.where(finite, tl.maximum(exponent, -100), 0)
+    exponent = tl.where(finite, tl.maximum(exponent, LEAST), 0)
     code = (x * power_of_two(-exponent)).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
-    code = tl.where(finite, code, 0x7F)  # NaN
+    code = tl.where(finite, code, NAN)
     tl.store(codes + block * STRIDE_CODES + place * CODED + c, code, mask=c < C)
     key = tl.load(rope + row * stride_rope + r, mask=r < R)
     tl.store(keys + block * STRIDE_VALUES + place * R + r, key, mask=r < R)

@@ -174,7 +174,8 @@ def _pack_integers(
     weights: Sequence[GroupedWeight], rows: int, columns: int, upload: Uploader, k_split: int, parts: int
 ) -> PackedMatrix:
     group, device = weights[0].group, upload.device
-    dtype, runs = (torch.int8, columns // RUN) if isinstance(weights[0], Int8Weight) else (torch.uint8, columns // 64)
+    in_bytes = isinstance(weights[0], Int8Weight)  # else two codes are a byte
+    dtype, runs = (torch.int8, columns // RUN) if in_bytes else (torch.uint8, columns // (2 * RUN))
     if runs * rows * RUN >= 2**31:
         raise ValueError(f"a weight of {runs * rows * RUN} bytes of integers; kernels address fewer than 2³¹")
     data = torch.zeros(runs, rows, RUN, dtype=dtype, device=device)

@@ -95,6 +95,16 @@ def test_a_worker_says_of_itself_what_its_links_need():
     assert (end.width, end.top_k) == (config.hidden_size, config.num_experts_per_tok)
 
 
+def test_a_load_that_fails_is_not_under_way_any_longer():
+    """It was said to go on for ever, and to read ever more slowly."""
+    worker = WorkerBase(SPEC, HOST)
+    with pytest.raises(OSError, match="the disk is gone"), worker._reading() as reader:
+        reader.bytes_read = 1000
+        raise OSError("the disk is gone")
+    read = worker._read_so_far()
+    assert read[0] == 1000 and worker._read_so_far() == read
+
+
 def test_orders_of_a_controller_that_has_been_superseded_are_refused():
     async def orders() -> None:
         worker = WorkerBase(SPEC, HOST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -14,6 +14,7 @@ from isotherm.cluster.engine.places import Room
 from isotherm.cluster.manifest import Manifest, ManifestError, kv_bytes_per_token, load_manifest, parse_manifest
 from isotherm.cluster.manifest_values import parse_bytes
 from isotherm.cluster.model.registry import parse
+from isotherm.kernels.select import ISAS, NAMES
 
 DEFAULT = Path(__file__).parents[2] / "manifests" / "default.yaml"
 MODEL = parse(make_config())  # 3 layers × (32 + 8) elements per token, 4096 positions
@@ -380,3 +381,8 @@ def test_an_error_inside_a_file_names_the_file(tmp_path: Path):
 def test_a_silent_group_is_found_no_later_than_a_worker_that_hangs(links, liveness, expected):
     manifest = parse_manifest({"links": {"timeout": links}, "liveness": {"timeout": float(liveness)}})
     assert manifest.link_timeout == expected
+
+
+def test_kernels_have_the_names_that_workers_know():
+    fields = Manifest.model_fields
+    assert get_args(fields["kernels"].annotation) == NAMES and get_args(fields["isa"].annotation) == tuple(ISAS)

@@ -16,7 +16,8 @@ prepare_local_ray()
 import ray
 from isotherm.cluster.control.liveness import watch_controller
 from isotherm.cluster.on_ray.session import start_local
-from isotherm.cluster.on_ray.workers import CONTROLLER, NAMESPACE, ControllerProcess
+from isotherm.cluster.on_ray.controller_process import CONTROLLER, ControllerProcess
+from isotherm.cluster.on_ray.workers import NAMESPACE
 
 LIMIT = 1.5
 

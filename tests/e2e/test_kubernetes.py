@@ -28,7 +28,8 @@ import ray
 from ray import serve
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from isotherm.cluster.on_ray.session import start_local
-from isotherm.cluster.on_ray.workers import find_controller, reserve
+from isotherm.cluster.on_ray.controller_process import find_controller
+from isotherm.cluster.on_ray.workers import reserve
 from isotherm.cluster.deploy.serve import stop_everything
 
 folder, url, config, other = sys.argv[1:3] + [yaml.safe_load(a) for a in sys.argv[3:5]]

@@ -68,6 +68,32 @@ R1 = """
 {% if add_generation_prompt and not ns.tool %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}
 """
 
+# DeepSeek-R1-0528: the user's turn opens the assistant's, and the model its thought, of which the template has the end
+# alone. The first of R1 is alike in this.
+R1_0528 = """
+{{- bos_token -}}
+{%- for m in messages -%}
+  {%- if m['role'] == 'system' -%}{{- m['content'] -}}{%- endif -%}
+  {%- if m['role'] == 'user' -%}{{- '<｜User｜>' + m['content'] + '<｜Assistant｜>' -}}{%- endif -%}
+  {%- if m['role'] == 'assistant' -%}
+    {%- set content = m['content'] or '' -%}
+    {%- if '</think>' in content -%}{%- set content = content.split('</think>')[-1] -%}{%- endif -%}
+    {{- content -}}
+    {%- if m['tool_calls'] is defined and m['tool_calls'] is not none -%}
+      {{- '<｜tool▁calls▁begin｜>' -}}
+      {%- for c in m['tool_calls'] -%}
+        {{- '<｜tool▁call▁begin｜>' + c['type'] + '<｜tool▁sep｜>' + c['function']['name'] + '\\n```json\\n'
+            + c['function']['arguments'] + '\\n```<｜tool▁call▁end｜>' -}}
+      {%- endfor -%}
+      {{- '<｜tool▁calls▁end｜>' -}}
+    {%- endif -%}
+    {{- eos_token -}}
+  {%- endif -%}
+  {%- if m['role'] == 'tool' -%}{{- '<｜tool▁output▁begin｜>' + m['content'] + '<｜tool▁output▁end｜>' -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt and messages[-1]['role'] == 'assistant' -%}{{- '<｜Assistant｜>' -}}{%- endif -%}
+"""
+
 # DeepSeek-V3.1: `thinking` opens a thought or closes it, a prefix may be a thought.
 V3_1 = """
 {%- if thinking is not defined -%}{%- set thinking = false -%}{%- endif -%}
@@ -185,6 +211,70 @@ HERMES = """
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 
+# Qwen3-Coder and JoyAI-LLM-Flash: goes through the items of an object of arguments with a filter, writes values that
+# are none of JSON's containers as Python does, and tools in tags, with whatever else their schemas have.
+QWEN3_CODER = """
+{%- macro others(fields, handled) -%}
+  {%- if fields is mapping -%}
+    {%- for key in fields if key not in handled -%}
+      {%- if fields[key] is mapping or (fields[key] is sequence and fields[key] is not string) -%}
+        {{- '\\n<' ~ key ~ '>' ~ (fields[key] | tojson | safe) ~ '</' ~ key ~ '>' -}}
+      {%- else -%}
+        {{- '\\n<' ~ key ~ '>' ~ (fields[key] | string) ~ '</' ~ key ~ '>' -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- if tools is iterable and tools | length > 0 %}
+{{- '<|im_start|>system\\n<tools>' }}
+{%- for tool in tools %}
+{%- if tool.function is defined %}{%- set tool = tool.function %}{%- endif %}
+{{- '\\n<function>\\n<name>' ~ tool.name ~ '</name>' }}
+{%- if tool.description is defined %}
+{{- '\\n<description>' ~ (tool.description | trim) ~ '</description>' }}
+{%- endif %}
+{{- '\\n<parameters>' }}
+{%- if tool.parameters is mapping and tool.parameters.properties is mapping %}
+{%- for name, fields in tool.parameters.properties | items %}
+{{- '\\n<parameter>\\n<name>' ~ name ~ '</name>' }}{{- others(fields, ['name']) }}{{- '\\n</parameter>' }}
+{%- endfor %}
+{%- endif %}
+{{- others(tool.parameters, ['type', 'properties']) }}{{- '\\n</parameters>\\n</function>' }}
+{%- endfor %}
+{{- '\\n</tools>\\nCall as <tool_call>\\n<function=NAME>\\n<parameter=KEY>\\nVALUE\\n</parameter>\\n</function>' }}
+{{- '\\n</tool_call><|im_end|>\\n' }}
+{%- endif %}
+{%- for m in messages %}
+{%- if m.role == 'assistant' and m.tool_calls is defined and m.tool_calls is iterable and m.tool_calls | length > 0 %}
+{{- '<|im_start|>' + m.role }}
+{%- if m.content is defined and m.content is string and m.content | trim | length > 0 %}
+{{- '\\n' + m.content | trim + '\\n' }}
+{%- endif %}
+{%- for c in m.tool_calls %}
+{%- if c.function is defined %}{%- set c = c.function %}{%- endif %}
+{{- '\\n<tool_call>\\n<function=' + c.name + '>\\n' }}
+{%- if c.arguments is defined %}
+{%- for name, value in c.arguments | items %}
+{{- '<parameter=' + name + '>\\n' }}
+{%- if value is mapping or (value is sequence and value is not string) %}{%- set value = value | tojson | safe %}
+{%- else %}{%- set value = value | string %}{%- endif %}
+{{- value }}{{- '\\n</parameter>\\n' }}
+{%- endfor %}
+{%- endif %}
+{{- '</function>\\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- elif m.role == 'tool' %}
+{%- if loop.previtem and loop.previtem.role != 'tool' %}{{- '<|im_start|>user\\n' }}{%- endif %}
+{{- '<tool_response>\\n' }}{{- m.content }}{{- '\\n</tool_response>\\n' }}
+{%- if loop.last or loop.nextitem.role != 'tool' %}{{- '<|im_end|>\\n' }}{%- endif %}
+{%- else %}
+{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
 # Markers made of roles, parts joined by a filter, messages prepared with a set block, no tools.
 ROLES = """
 {%- if messages[0].role == 'tool' %}{{ raise_exception('a chat does not begin with a tool') }}{% endif %}
@@ -196,8 +286,26 @@ ROLES = """
 {%- if add_generation_prompt %}{{ marks['assistant'] }}{% endif %}
 """
 
-TEMPLATES = {"R1": R1, "V3.1": V3_1, "Kimi": KIMI, "GLM": GLM, "Hermes": HERMES, "roles": ROLES}
-ARGUMENTS = {"R1": "text", "V3.1": "text", "Kimi": "any", "GLM": "object", "Hermes": "object", "roles": "any"}
+TEMPLATES = {
+    "R1": R1,
+    "R1-0528": R1_0528,
+    "V3.1": V3_1,
+    "Kimi": KIMI,
+    "GLM": GLM,
+    "Qwen3-Coder": QWEN3_CODER,
+    "Hermes": HERMES,
+    "roles": ROLES,
+}
+ARGUMENTS = {
+    "R1": "text",
+    "R1-0528": "text",
+    "V3.1": "text",
+    "Kimi": "any",
+    "GLM": "object",
+    "Qwen3-Coder": "object",
+    "Hermes": "object",
+    "roles": "any",
+}
 
 
 def write_chat_tokenizer(directory: Path, template: str, **config: Any) -> Path:

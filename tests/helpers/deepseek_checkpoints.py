@@ -193,9 +193,9 @@ class _Weights:
 
     def mtp(self, i: int) -> None:
         """The next-token-prediction layer, as the hub's DeepSeek-V3 names it; its embedding and head are the model's
-        own, stored again."""
+        own, stored again. JoyAI's has a dense MLP where all others have experts (arXiv:2604.03044, §2.1)."""
         d, p = self.config["hidden_size"], f"model.layers.{i}"
-        self.layer(i, moe=True)
+        self.layer(i, moe=self.config["model_type"] != "joyai_llm_flash")
         self.norm(f"{p}.enorm", d)
         self.norm(f"{p}.hnorm", d)
         self.tensors[f"{p}.eh_proj.weight"] = self.normal(d, 2 * d, std=d**-0.5).to(self.dtype)

@@ -53,7 +53,7 @@ def byte_tokenizer(*pairs: tuple[str, str]) -> tokenizers.Tokenizer:
 def accepts(grammar: str, text: str) -> bool:
     """Whether the text is whole by the grammar. Control tokens in it are tokens."""
     ids = tiny_tokenizer().encode(text, add_special_tokens=False)
-    matcher = tiny_vocabulary().matcher(grammar)
+    matcher = tiny_vocabulary().compiled(grammar).copy()
     assert not matcher.is_error(), matcher.get_error()
     taken = matcher.try_consume_tokens(ids)
     return bool(taken == len(ids) and matcher.is_accepting())

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isotherm.actors.experts.native_loop import ExpertLoop
-from isotherm.actors.experts.python_loop import ExpertServer
+from isotherm.actors.experts.native_loop import NativeLoop
+from isotherm.actors.experts.python_loop import PythonLoop
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.process_group import CPU, ProcessGroupServerLink, open_process_group
 from isotherm.actors.links.protocol import Dispatch
@@ -68,17 +68,17 @@ class Group:
 
     def __init__(self, worker: ExpertWorker, native: bool, window: float = 1.0) -> None:
         self.worker = worker
-        self.server: Any = ExpertLoop(worker, window) if native else ExpertServer(worker)
+        self.server: Any = NativeLoop(worker, window) if native else PythonLoop(worker)
 
     def meet(self, shard: str, name: str) -> None:
-        if isinstance(self.server, ExpertLoop):
+        if isinstance(self.server, NativeLoop):
             self.server.attach(shard, accept_shard(name, self.server.bell, MEETING))
         else:
             bell = new_bell()
             self.server.attach(shard, SharedMemoryServerLink(accept_shard(name, bell, MEETING), bell))
 
     def close(self) -> None:
-        if isinstance(self.server, ExpertLoop):
+        if isinstance(self.server, NativeLoop):
             self.server.close()
 
 
@@ -127,7 +127,7 @@ def serve_process_group(path: Path, host: str, port: int, prefix: str) -> None:
     torch.set_num_threads(1)
     worker = make_worker(path, native=False)
     group = open_process_group(host, port, prefix, 1, host, MEETING)
-    ExpertServer(worker).attach("shard", ProcessGroupServerLink(group, worker.config.hidden_size))
+    PythonLoop(worker).attach("shard", ProcessGroupServerLink(group, worker.config.hidden_size))
     time.sleep(1000)
 
 

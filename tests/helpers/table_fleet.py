@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.messages.operations import OperationLog
-from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 LAYERS, EXPERTS = (1, 2), 8

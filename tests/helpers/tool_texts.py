@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from isotherm.cluster.text.output import OutputFields, ToolCallPiece
@@ -74,6 +75,11 @@ def glm(name: str, *pairs: tuple[str, str], gap: str = "\n") -> str:
     return f"<tool_call>{name}{gap}{written}</tool_call>"
 
 
+def coder(name: str, *pairs: tuple[str, str], gap: str = "\n") -> str:
+    written = "".join(f"<parameter={key}>{gap}{value}{gap}</parameter>{gap}" for key, value in pairs)
+    return f"<tool_call>{gap}<function={name}>{gap}{written}</function>{gap}</tool_call>"
+
+
 def dsml(*calls: tuple[str, tuple[tuple[str, str, str], ...]], section: str = "function_calls") -> str:
     written = "\n".join(
         f'<｜DSML｜invoke name="{name}">\n'
@@ -130,6 +136,7 @@ def well_formed() -> list[Case]:
         ),
         ("hermes", hermes(*ROME_NOW), None),
         ("glm4", glm("get_weather", ("city", "Rome")) + "\n" + glm("now"), None),
+        ("qwen3_coder", coder("get_weather", ("city", "Rome")) + "\n" + coder("now"), None),
         ("deepseek_v3.2", dsml(("get_weather", (("city", "true", "Rome"),)), ("now", ())), None),
     ):
         out += [
@@ -174,6 +181,12 @@ def by_pairs() -> list[Case]:
             Case("glm4", about, glm("get_weather", (key, written)), "", calls),
             Case("glm4", about + ", on one line", glm("get_weather", (key, written), gap=""), "", calls),
         ]
+        untyped = key in ("any", "unknown")  # where the schema says nothing, it is text
+        text = (("get_weather", json.dumps({key: written})),) if untyped else calls
+        out += [
+            Case("qwen3_coder", about, coder("get_weather", (key, written)), "", text),
+            Case("qwen3_coder", about + ", on one line", coder("get_weather", (key, written), gap=""), "", text),
+        ]
         said = "true" if key == "city" else "false"
         if key != "units":
             out.append(Case("deepseek_v3.2", about, dsml(("get_weather", ((key, said, written),))), "", calls))
@@ -181,6 +194,8 @@ def by_pairs() -> list[Case]:
     return [
         *out,
         Case("glm4", "several", glm("get_weather", ("city", "Rome"), ("days", "3")), "", city_days),
+        Case("qwen3_coder", "several", coder("get_weather", ("city", "Rome"), ("days", "3")), "", city_days),
+        Case("qwen3_coder", "no arguments on one line", coder("now", gap=""), "", (("now", "{}"),)),
         Case("glm4", "no arguments on one line", "<tool_call>now</tool_call>", "", (("now", "{}"),)),
         Case(
             "deepseek_v3.2",
@@ -216,6 +231,61 @@ SPOKEN = f'{{"city": "{CALL}x{SEP}y{END} and {SECTION_END}."}}'
 FENCED = '{"city": "so:\n```python\nx\n```."}'  # with raw line ends, which are no JSON
 K_ARG, K_CALL, K_END = "<|tool_call_argument_begin|>", "<|tool_call_begin|>", "<|tool_call_end|>"
 K_ID = ("functions.get_weather:0",)
+CODER, CODER_END = "<tool_call>\n<function=get_weather>\n", "</function>\n</tool_call>"
+CODER_CITY = "<parameter=city>\nRome\n</parameter>\n"
+CODER_WRONG = (  # about, text, content, calls
+    ("no tag around it", f"Look: <function=get_weather>\n{CODER_CITY}</function>", "Look:", (ROME,)),
+    ("its end alone", f"<function=get_weather>\n{CODER_CITY}{CODER_END}\nSo.", "\nSo.", (ROME,)),
+    ("two functions in one tag", f"{CODER}{CODER_CITY}</function>\n<function=now>\n{CODER_END}", "", ROME_NOW),
+    ("no end", CODER + CODER_CITY, "", (ROME,)),
+    ("no end of the function", f"{CODER}{CODER_CITY}</tool_call>", "", (ROME,)),
+    ("no end of a value", f"{CODER}<parameter=city>\nRome\n{CODER_END}", "", (ROME,)),
+    ("no end of a value on one line", f"{CODER}<parameter=city>Rome</function></tool_call>", "", (ROME,)),
+    (
+        "no end of one of two values",
+        f"{CODER}<parameter=city>\nRome\n<parameter=days>\n3\n</parameter>\n{CODER_END}",
+        "",
+        (("get_weather", '{"city": "Rome", "days": 3}'),),
+    ),
+    ("the next without an end", CODER + CODER_CITY + coder("now"), "", ROME_NOW),
+    (
+        "no brackets",
+        f"{CODER}{CODER_CITY}{CODER_END}".replace("weather>", "weather").replace("city>", "city"),
+        "",
+        (ROME,),
+    ),
+    ("cut off in a string", f"{CODER}<parameter=city>\nRo", "", (("get_weather", '{"city": "Ro'),)),
+    ("cut off in an end", f"{CODER}<parameter=city>\nRo\n</par", "", (("get_weather", '{"city": "Ro\\n</par'),)),
+    ("cut off in another value", f"{CODER}<parameter=days>\n1", "", (("get_weather", '{"days": 1'),)),
+    ("cut off in a key", f"{CODER}<parameter=ci", "<parameter=ci", (("get_weather", "{}"),)),
+    ("cut off in the name", "<tool_call>\n<function=get_wea", "<tool_call>\n<function=get_wea", ()),
+    ("cut off before the name", "So.\n<tool_call>\n<func", "So.\n<tool_call>\n<func", ()),
+    (
+        "tags in a string",
+        coder("get_weather", ("city", "a </parameter> b </function>\n <parameter=x> c")),
+        "",
+        (("get_weather", '{"city": "a </parameter> b </function>\\n <parameter=x> c"}'),),
+    ),
+    (
+        "line ends of a string's own",
+        coder("get_weather", ("city", "\n\ta\n\n")),
+        "",
+        (("get_weather", '{"city": "\\n\\ta\\n\\n"}'),),
+    ),
+    ("null as Python has it", coder("get_weather", ("units", "None")), "", (("get_weather", '{"units": null}'),)),
+    (
+        "an object as Python has it",
+        coder("get_weather", ("place", "{'lat': 4.5}")),
+        "",
+        (("get_weather", '{"place": {"lat": 4.5}}'),),
+    ),
+    ("the tag spoken of", "Write <tool_call> first.\nThen more.", "Write <tool_call> first.\nThen more.", ()),
+    ("the function spoken of", "Write <function=NAME> and so on.", "Write <function=NAME> and so on.", ()),
+    ("a stray tag before", "So <tool_call> I think " + coder("now"), "So <tool_call> I think", (("now", "{}"),)),
+    ("Hermes' form", hermes(ROME), hermes(ROME), ()),
+    ("no tool of that name", coder("fly", ("city", "Rome")), "", (("fly", CITY),)),
+    ("text in a call", f"<tool_call>\n<function=now>\nhm{CODER_END}", "hm", (("now", "{}"),)),
+)
 
 WRONG = [
     # DeepSeek-V3 and V3.1
@@ -536,4 +606,4 @@ WRONG = [
     Case("deepseek_v3.2", "text in an invoke", f"{INVOKE}\nhm{INVOKE_END}", "hm", (("get_weather", "{}"),)),
 ]
 
-CASES = [*well_formed(), *by_pairs(), *WRONG]
+CASES = [*well_formed(), *by_pairs(), *WRONG, *(Case("qwen3_coder", *wrong) for wrong in CODER_WRONG)]

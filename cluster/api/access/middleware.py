@@ -8,7 +8,6 @@ from functools import partial
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isotherm.cluster.api.access.allowance import Allowance, Refusal
@@ -17,9 +16,8 @@ from isotherm.cluster.api.access.key_store import Key, KeyStore, now
 from isotherm.cluster.api.access.needs import is_open, is_work, needed_role
 from isotherm.cluster.api.access.presented import presented
 from isotherm.cluster.api.access.reach import Access, check_reach, operators_field
-from isotherm.cluster.api.error_forms import error_body
+from isotherm.cluster.api.error_forms import send_error
 from isotherm.cluster.api.errors import ReplyError
-from isotherm.cluster.api.replies import to_json
 
 _OPERATOR = Caller(roles=frozenset(ROLES))  # where there are no keys, whoever may use the operator's routes
 _NOBODY = Caller(roles=frozenset())  # where there are keys, whoever has none
@@ -57,8 +55,7 @@ class AccessMiddleware:
                     send = _counting(key.allowance, send) if is_work(scope["method"], path) else send
                     self._count(key, Request(scope), path)
         except ReplyError as error:
-            body = to_json(error_body(path, error))
-            await Response(body, error.status, error.headers, "application/json")(scope, receive, send)
+            await send_error(path, error, send)
             return
         await self.app(scope, receive, send)
 

@@ -20,7 +20,7 @@ from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.batches.upload import receive_file
 from isotherm.cluster.api.bodies.common import BodyModel, NonEmpty, at_most
 from isotherm.cluster.api.body import read_body
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import NOT_AGAIN, ReplyError
 from isotherm.cluster.api.pages import newest_first, page
 from isotherm.cluster.api.parse import parse_body
 from isotherm.cluster.api.replies import json_response, to_json
@@ -132,7 +132,8 @@ class _Batches:
     async def cancel(self, request: Request) -> Response:
         found = self._store.batch(request.path_params["batch_id"], caller_of(request).name)
         if found["status"] in FINAL:
-            raise ReplyError(f"batch_id: the batch is {found['status']} already", status=409, param="batch_id")
+            message = f"batch_id: the batch is {found['status']} already"
+            raise ReplyError(message, status=409, param="batch_id", headers=NOT_AGAIN)
         self._store.cancel(found["id"])
         self._service.added()
         return json_response(self._store.batch(found["id"]))
@@ -142,7 +143,8 @@ def refused_routes(reason: str) -> list[Route]:
     """The same paths, where this server takes no files and batches, and there is a reason to give."""
 
     async def refuse(request: Request) -> Response:
-        raise ReplyError(f"files and batches are not taken here: {reason}", status=501, code="not_available")
+        message = f"files and batches are not taken here: {reason}"
+        raise ReplyError(message, status=501, code="not_available", headers=NOT_AGAIN)
 
     paths = ("/v1/files", "/v1/files/{rest:path}", "/v1/batches", "/v1/batches/{rest:path}")
     return [Route(path, refuse, methods=["GET", "POST", "DELETE"]) for path in paths] if reason else []

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
+from isotherm.cluster.api.parse import shown
 from isotherm.cluster.jsontypes import JSON
 
 MAX_ROWS = 50_000  # OpenAI's limit
@@ -66,13 +67,13 @@ def parse_row(line: bytes, url: str, longest: int) -> Row | Fault:
     custom_id, body = row.get("custom_id"), row.get("body")
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= _LONGEST_ID:
         expected = f"a text of 1 to {_LONGEST_ID} characters"
-        return Fault("invalid_custom_id", f"expected {expected}, got {_show(custom_id)}", "custom_id")
+        return Fault("invalid_custom_id", f"expected {expected}, got {shown(custom_id)}", "custom_id")
     if row.get("method") != "POST":
-        return Fault("invalid_method", f"expected 'POST', got {_show(row.get('method'))}", "method")
+        return Fault("invalid_method", f"expected 'POST', got {shown(row.get('method'))}", "method")
     if row.get("url") != url:
-        return Fault("invalid_url", f"expected the batch's endpoint {url!r}, got {_show(row.get('url'))}", "url")
+        return Fault("invalid_url", f"expected the batch's endpoint {url!r}, got {shown(row.get('url'))}", "url")
     if not isinstance(body, dict):
-        return Fault("invalid_body", f"expected an object, got {_show(body)}", "body")
+        return Fault("invalid_body", f"expected an object, got {shown(body)}", "body")
     if body.get("stream"):
         return Fault("invalid_body", "a row of a batch cannot stream", "body.stream")
     if url == _RESPONSES and body.get("store") is None:
@@ -167,8 +168,3 @@ class Tally:
             "output_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
             "total_tokens": self.input_tokens + self.output_tokens,
         }
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"

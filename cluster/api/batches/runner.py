@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import logging
 import os
 import random
@@ -34,6 +33,7 @@ from isotherm.cluster.api.batches.state import FINAL, moved
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.batches.stored import owner_of
 from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.replies import to_json
 from isotherm.cluster.background import pauses
 from isotherm.cluster.jsontypes import JSON
 
@@ -276,7 +276,7 @@ class BatchRun:
     def _write(self, file: BinaryIO, line: JSON) -> None:
         """All of it or, where that raises OSError, nothing."""
         begin = file.seek(0, os.SEEK_END)
-        left = memoryview(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        left = memoryview(to_json(line) + b"\n")
         try:
             while left:
                 left = left[file.write(left) :]

@@ -4,6 +4,7 @@ runs them in the application that serves."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from isotherm.cluster.api.batches.stored import owner_of
 from isotherm.cluster.background import Background
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.within import within
 
 log = logging.getLogger(__name__)
 _LOOK_SECONDS = 2.0  # from one look for batches that nobody runs to the next
@@ -92,10 +94,8 @@ class BatchService:
             if clock() - swept > _SWEEP_SECONDS:
                 swept = clock()
                 await asyncio.to_thread(self.store.sweep)
-            try:
-                await asyncio.wait_for(self._wake.wait(), _LOOK_SECONDS)
-            except asyncio.TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                await within(_LOOK_SECONDS, self._wake.wait())
 
     def _unfinished(self) -> list[tuple[JSON, bool]]:
         """And whether there is nothing left to do but to end them."""

@@ -23,7 +23,7 @@ from isotherm.cluster.api.batches import stored
 from isotherm.cluster.api.batches.space import Space
 from isotherm.cluster.api.batches.state import FINAL, shown
 from isotherm.cluster.api.batches.stored import owner_of
-from isotherm.cluster.api.errors import ReplyError
+from isotherm.cluster.api.errors import NOT_AGAIN, ReplyError
 from isotherm.cluster.jsontypes import JSON
 
 log = logging.getLogger(__name__)
@@ -134,9 +134,8 @@ class Store:
         self.file(file_id, owner)
         for batch in self.batches():
             if batch["input_file_id"] == file_id and batch["status"] not in FINAL:
-                raise ReplyError(
-                    f"file_id: batch {batch['id']} still reads {file_id}; cancel it first", status=409, param="file_id"
-                )
+                message = f"file_id: batch {batch['id']} still reads {file_id}; cancel it first"
+                raise ReplyError(message, status=409, param="file_id", headers=NOT_AGAIN)
         self._remove_file(file_id)
 
     def _remove_file(self, file_id: str) -> None:

@@ -65,6 +65,10 @@ class UserMessage(BodyModel):
     def blocks(self) -> list[UserBlock]:
         return [TextBlock(type="text", text=self.content)] if isinstance(self.content, str) else self.content
 
+    @property
+    def has_results(self) -> bool:
+        return any(isinstance(block, ToolResultBlock) for block in self.blocks)
+
 
 class AssistantMessage(BodyModel):
     role: Literal["assistant"]
@@ -144,6 +148,51 @@ class OutputConfig(BodyModel):
     format: OutputFormat | None = None
 
 
+class AllTurns(BodyModel):
+    type: Literal["all"]
+
+
+class LastTurns(BodyModel):
+    type: Literal["thinking_turns"]
+    value: int = Field(ge=1)
+
+
+def _keep_kind(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return "a word"
+    kinds = {"all": "all turns", "thinking_turns": "last turns"}
+    return kinds.get(kind) if isinstance(kind := value.get("type"), str) else None
+
+
+_Keep = Annotated[
+    Annotated[Literal["all"], Tag("a word")]
+    | Annotated[AllTurns, Tag("all turns")]
+    | Annotated[LastTurns, Tag("last turns")],
+    Discriminator(
+        _keep_kind,
+        custom_error_type="field:type",
+        custom_error_message="must be all or thinking_turns; others are not taken",
+    ),
+]
+
+
+class ClearThinking(BodyModel):
+    """Thoughts of the assistant's turns before those to `keep` are not told to the model. Anthropic's other edits, of
+    tool results and whole conversations, are not there."""
+
+    type: Literal["clear_thinking_20251015"]
+    keep: _Keep = LastTurns(type="thinking_turns", value=1)
+
+    @property
+    def turns(self) -> int | None:
+        """How many of the last ones keep theirs; None: all."""
+        return self.keep.value if isinstance(self.keep, LastTurns) else None
+
+
+class ContextManagement(BodyModel):
+    edits: ListOf[ClearThinking] = Field(default_factory=list)
+
+
 class Metadata(BodyModel):
     user_id: str | None = None
 
@@ -160,7 +209,6 @@ class Conversation(TranslatedBody):
         "thread": (),
         "compaction": (),
         "fallbacks": ([],),
-        "context_management": ({"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}),
         "inference_geo": (),
         "mcp_servers": ([],),
         "speed": ("standard",),
@@ -173,8 +221,15 @@ class Conversation(TranslatedBody):
     tools: ListOf[CustomTool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    context_management: ContextManagement | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None  # its older place
+
+    @property
+    def thinking_turns(self) -> int | None:
+        """How many of the assistant's last turns keep their thoughts; None: all."""
+        edits = [] if self.context_management is None else self.context_management.edits
+        return min((edit.turns for edit in edits if edit.turns is not None), default=None)
 
 
 class MessagesBody(Conversation):

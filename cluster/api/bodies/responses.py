@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
@@ -48,10 +49,11 @@ class MessageItem(_Item):
 
 
 class CallItem(_Item):
-    """A call that the model made."""
+    """A call that the model made, of a function that may be of a namespace."""
 
     type: Literal["function_call"]
     call_id: NonEmpty
+    namespace: str | None = None
     name: NonEmpty
     arguments: str
 
@@ -117,6 +119,41 @@ class FunctionTool(BodyModel):
     strict: bool | None = None
 
 
+class FreeformTool(BodyModel):
+    """One whose input is any text. In a namespace it is left out, as a hosted one is."""
+
+    type: Literal["custom"]
+
+
+_Member = Annotated[
+    Annotated[FunctionTool, Tag("function tool")] | Annotated[FreeformTool, Tag("custom tool")],
+    by_word("type", ("function", "custom"), "tool"),
+]
+
+
+class NamespaceTool(BodyModel):
+    """Functions that have a name in common: those of an MCP server, or what an agent offers for one purpose."""
+
+    type: Literal["namespace"]
+    name: NonEmpty
+    description: str | None = None
+    tools: ListOf[_Member] | None = None
+
+    @property
+    def functions(self) -> list[tuple[int, FunctionTool]]:
+        """Those that can be offered, with their places among all."""
+        return [(i, tool) for i, tool in enumerate(self.tools or ()) if isinstance(tool, FunctionTool)]
+
+
+@dataclass(frozen=True)
+class OfferedFunction:
+    """A function of a body's, wherever it stands. `param`: the name of its place in an error."""
+
+    param: str
+    tool: FunctionTool
+    namespace: NamespaceTool | None = None
+
+
 _HOSTED = (
     "web_search",
     "web_search_2025_08_26",
@@ -136,19 +173,43 @@ class HostedTool(BodyModel):
 
 
 class FunctionChoice(BodyModel):
+    """A function by its name. Without its `namespace` it is one of none, or the only one of that name."""
+
     type: Literal["function"]
+    namespace: str | None = None
     name: NonEmpty
+
+
+class NamespaceChoice(BodyModel):
+    """All functions of a namespace."""
+
+    type: Literal["namespace"]
+    name: NonEmpty
+
+
+def _one_of(*others: str) -> Discriminator:
+    return by_word("type", (*others, *_HOSTED), "tool", kinds=dict.fromkeys(_HOSTED, "hosted"))
+
+
+_Allowed = Annotated[
+    Annotated[FunctionChoice, Tag("function tool")]
+    | Annotated[NamespaceChoice, Tag("namespace tool")]
+    | Annotated[HostedTool, Tag("hosted tool")],
+    _one_of("function", "namespace"),
+]
 
 
 class AllowedTools(BodyModel):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: ListOf[FunctionChoice] = Field(min_length=1)
+    tools: ListOf[_Allowed] = Field(min_length=1)
 
 
 _Tool = Annotated[
-    Annotated[FunctionTool, Tag("function tool")] | Annotated[HostedTool, Tag("hosted tool")],
-    by_word("type", ("function", *_HOSTED), "tool", kinds=dict.fromkeys(_HOSTED, "hosted")),
+    Annotated[FunctionTool, Tag("function tool")]
+    | Annotated[NamespaceTool, Tag("namespace tool")]
+    | Annotated[HostedTool, Tag("hosted tool")],
+    _one_of("function", "namespace"),
 ]
 
 
@@ -199,7 +260,17 @@ class StreamOptions(BodyModel):
 
 
 _Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]]
-_Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+# The last ones are of what is not here: of hosted tools, whose clients ask for this too, and of images.
+_Included = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
 
 
 class ResponsesBody(TranslatedBody):
@@ -251,9 +322,15 @@ class ResponsesBody(TranslatedBody):
         return "input" if isinstance(self.input, str) else f"input[{index}]"
 
     @property
-    def functions(self) -> list[tuple[int, FunctionTool]]:
-        """The tools that there are, with their places among all."""
-        return [(i, tool) for i, tool in enumerate(self.tools or ()) if isinstance(tool, FunctionTool)]
+    def functions(self) -> list[OfferedFunction]:
+        """The tools that there are, those of namespaces too, in the order in which they stand."""
+        found: list[OfferedFunction] = []
+        for i, tool in enumerate(self.tools or ()):
+            if isinstance(tool, FunctionTool):
+                found.append(OfferedFunction(f"tools[{i}]", tool))
+            elif isinstance(tool, NamespaceTool):
+                found += [OfferedFunction(f"tools[{i}].tools[{j}]", one, tool) for j, one in tool.functions]
+        return found
 
     @property
     def is_kept(self) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 GROUPS = (32, 64, 128)
 SCALES = ("BF16", "F16", "F32")
 METHOD = "compressed-tensors"
+INT8_FORMAT, MIXED = "int-quantized", "mixed-precision"  # mixed: each group says its own, or its tensors do
 # Orders in which a weight was quantised that leave its inputs where they are. Others need the activations reordered.
 HARMLESS_ORDERS = (None, False, "weight", "static")
 
@@ -97,8 +98,11 @@ def read_config(q: Fields) -> WeightFormat:
         where = f"{q.where}: config_groups.{name}"
         if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
             raise type(q)(groups, q.where).fail(name, group, 'an object with "weights"')
-        _check_activations(type(q)(group, where))
+        g = type(q)(group, where)
+        _check_activations(g)
         found.append(_of_group(type(q)(group["weights"], f"{where}.weights")))
+        if isinstance(found[-1], Int8Groups):
+            _check_int_quantized(q, g)
     narrow = {f for f in found if not isinstance(f, CompressedFp8Blocks | Int8Groups)}
     if len(narrow) > 1:
         words = " and ".join(sorted(f.words() for f in narrow))
@@ -128,6 +132,15 @@ def _of_group(w: Fields) -> WeightFormat:
     if order not in HARMLESS_ORDERS:
         raise w.fail("actorder", order, "null, or an order that leaves the inputs where they are (act-order does not)")
     return PackQuantized(w.raw["group_size"])
+
+
+def _check_int_quantized(q: Fields, g: Fields) -> None:
+    """That a group of 8-bit integers, which might be packed, is not: by what it says itself, or else by what the config
+    `q` says of all groups."""
+    said, allowed = (q, (INT8_FORMAT, MIXED)) if g.raw.get("format") is None else (g, (INT8_FORMAT,))
+    if (form := said.raw.get("format")) not in allowed:
+        words = " or ".join(f'"{word}"' for word in allowed)
+        raise said.fail("format", form, f"{words} where integers have 8 bits")
 
 
 def _check_activations(g: Fields) -> None:

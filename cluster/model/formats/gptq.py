@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 OFFSETS = {"gptq": 1, "gptq_v2": 0}
 # AutoRound's words for the two (auto_round/inference/backend.py tells them apart).
 AUTO_ROUND_OFFSETS = {"auto_round:auto_gptq": 1, "auto_round:gptqmodel": 0, "auto_round": 0}
+# What is said of layers that are stored otherwise than the rest: GPTQModel's word for it and AutoRound's. A pattern of
+# GPTQModel's that begins with NOT_QUANTISED names layers that are in no such format.
+BY_LAYER, NOT_QUANTISED = ("dynamic", "extra_config"), "-:"
+UNQUANTISED_BITS = 16  # from which on AutoRound leaves a layer as it is
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Gptq(WeightFormat):
         q.exactly("group_size", GROUPS, None)
         q.boolean("sym", True)
         q.boolean("desc_act", False)
+        for field in BY_LAYER:
+            _check_layers(q, field)
         return cls(q.raw["group_size"], zero_offset)
 
     @property
@@ -82,3 +88,28 @@ class AutoRound(Gptq):
         q.exactly(name, tuple(AUTO_ROUND_OFFSETS), None)
         q.exactly("data_type", ("int",), "int")
         return cls._configured(q, AUTO_ROUND_OFFSETS[q.raw[name]])
+
+
+def _check_layers(q: Fields, field: str) -> None:
+    """That what `field` says of single layers leaves the quantised ones as the rest are: a checkpoint is read with one
+    width and one size of groups."""
+    layers = q.raw.get(field)
+    if layers is None:
+        return
+    if not isinstance(layers, dict):
+        raise q.fail(field, layers, "null or an object")
+    where, group_size = f"{q.where}: {field}", q.raw["group_size"]
+    for layer, said in layers.items():
+        if layer.startswith(NOT_QUANTISED):
+            continue
+        if not isinstance(said, dict):
+            raise type(q)(layers, where).fail(layer, said, "an object")
+        w = type(q)(said, f"{where}: {layer}", null_is_absent=True)
+        bits, groups = w.value("bits", 4), w.value("group_size", group_size)
+        if isinstance(bits, int) and bits >= UNQUANTISED_BITS:
+            continue
+        if bits != 4:
+            raise w.fail("bits", bits, f"4, or {UNQUANTISED_BITS} and above")
+        if groups != group_size:
+            raise w.fail("group_size", groups, f"{group_size}, as in the other layers")
+        w.exactly("data_type", ("int",), "int")

@@ -122,7 +122,7 @@ class Hermes(ToolFormat):
     lead = "\n"
 
     def shown_by(self, template: str) -> bool:
-        # Qwen3-Coder has the same tag around calls of another form.
+        # Others have the same tag around calls of another form, Qwen3-Coder among them.
         return _CALL in template and "<function=" not in template
 
     def parser(self, offer: Offer) -> ToolParser:

@@ -1,10 +1,11 @@
-"""Calls whose arguments are pairs of a key and a bare value between tags: what the formats of DeepSeek-V3.2 and of GLM
-have in common. A string's characters come as they are written; any other value comes whole, since only its end shows
-what it is."""
+"""Calls whose arguments are pairs of a key and a bare value between tags: what the formats of DeepSeek-V3.2, GLM and
+Qwen3-Coder have in common. A string's characters come as they are written; any other value comes whole, since only its
+end shows what it is."""
 
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 from isotherm.cluster.text.output import LastCall
 from isotherm.cluster.text.tool_formats.base import ToolParser
@@ -14,6 +15,8 @@ from isotherm.cluster.text.tool_formats.values import argument, as_json, types
 
 class PairParser(ToolParser):
     """The parser of such a format: makes an object of the pairs."""
+
+    untyped_is_text: ClassVar[bool] = False  # a value of which neither the model nor the schema says what it is
 
     def _begin(self, name: str) -> None:
         self._parameters = self._offer.parameters(name)
@@ -34,7 +37,8 @@ class PairParser(ToolParser):
         self._pairs += 1
         schema = argument(self._parameters, key)
         allowed = types(schema, self._parameters)
-        if is_string or (is_string is None and allowed == {"string"}):
+        by_schema = allowed == {"string"} or (self.untyped_is_text and not allowed)
+        if is_string or (is_string is None and by_schema):
             self._argue('"')
             marker = yield from self._reader.until(*ends, passed=lambda text: self._argue(_escaped(text)))
             self._whole = bool(marker)

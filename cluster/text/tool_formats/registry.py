@@ -10,10 +10,12 @@ from isotherm.cluster.text.tool_formats.dsml import DeepseekV32
 from isotherm.cluster.text.tool_formats.glm import Glm4
 from isotherm.cluster.text.tool_formats.hermes import Hermes
 from isotherm.cluster.text.tool_formats.kimi import KimiK2
+from isotherm.cluster.text.tool_formats.qwen3_coder import Qwen3Coder
 
-# In the order in which templates are asked: GLM's tags are Hermes' and more.
+# In the order in which templates are asked: GLM's and Qwen3-Coder's tags are Hermes' and more.
 TOOL_FORMATS: Mapping[str, ToolFormat] = {
-    known.name: known for known in (DeepseekV32(), KimiK2(), DeepseekV3(), DeepseekV31(), Glm4(), Hermes())
+    known.name: known
+    for known in (DeepseekV32(), KimiK2(), DeepseekV3(), DeepseekV31(), Glm4(), Qwen3Coder(), Hermes())
 }
 
 

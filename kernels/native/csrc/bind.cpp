@@ -12,6 +12,7 @@ using namespace iso;
 
 namespace {
 
+// Error in kernels/native/context.py.
 enum Error : int { kOk = 0, kOutOfMemory = 1, kIndexOutOfRange = 2, kEmptySlot = 3 };
 
 struct Context {
@@ -131,8 +132,8 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
     return nullptr;
   }
 }
-// Of kernels/native/library.py, whose `interface()` gives it: it changes with any of these functions' signatures.
-ISO_EXPORT int iso_interface() { return 1972964187; }
+// Of kernels/native/signatures.py, whose `interface()` gives it: it changes with the type of any function there.
+ISO_EXPORT int iso_interface() { return 973851717; }
 
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }

@@ -56,7 +56,7 @@ def test_each_replica_gets_its_own_deltas():
         delivery.publish([Delta("r1", 0, (7,)), Delta("r2", 0, (8,), FinishReason.LENGTH)])
         await settle()
         assert [d.token_ids for d in a.got] == [(7,)] and [d.token_ids for d in b.got] == [(8,)]
-        assert delivery.open_requests() == ["r1"] and not delivery.is_empty and delivery.tokens == 2
+        assert delivery.open_ids() == ["r1"] and not delivery.is_empty and delivery.tokens == 2
         assert delivery.owns("a", "r1") and not delivery.owns("b", "r1")
         delivery.publish([Delta("r1", 1, (), FinishReason.ABORT)])
         clock.now += 1
@@ -107,7 +107,7 @@ def test_what_is_said_of_a_request_before_it_was_resubmitted_is_not_told_to_the_
         second = Replica(delivery, "second")
         await settle()
         delivery.expect("second", "r")
-        assert delivery.owns("second", "r") and delivery.open_requests() == ["r"]
+        assert delivery.owns("second", "r") and delivery.open_ids() == ["r"]
         delivery.publish([Delta("r", 7, (1,)), Delta("r", 0, finish_reason=FinishReason.ABORT), Delta("r", 7, (1,))])
         await settle()
         clock.now += 1

@@ -46,7 +46,7 @@ def test_a_long_output_is_taken_at_once_as_it_was_token_by_token():
     got = masks_of(Masks(byte_vocabulary), GrammarState(WORDS), tokens)
     allowed = token_bits(got.allowed, byte_vocabulary().width)
     assert got.errors == {} and allowed[0, A] and not allowed[0, BANG]
-    assert not byte_vocabulary().matcher(WORDS.grammar).consume_tokens(tokens), "the test is of use"
+    assert not byte_vocabulary().compiled(WORDS.grammar).copy().consume_tokens(tokens), "the test is of use"
 
 
 def test_a_state_is_renewed_as_it_was():
@@ -72,7 +72,7 @@ def compiled(vocabulary: GrammarVocabulary, monkeypatch: pytest.MonkeyPatch) -> 
 
 def exhaust(vocabulary: GrammarVocabulary) -> None:
     """Use up a lexer, as other requests with the same grammar may."""
-    assert not vocabulary.matcher(WORDS.grammar).consume_tokens(words(1200))
+    assert not vocabulary.compiled(WORDS.grammar).copy().consume_tokens(words(1200))
 
 
 def test_what_fails_is_compiled_once_for_all(vocabulary: GrammarVocabulary, compiled: list[str]):

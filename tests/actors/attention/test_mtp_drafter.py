@@ -3,10 +3,12 @@ that they change no token is tests/exactness'."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from family_checkpoints import make_family
 from grammars import tiny_tokenizer
 
 from isotherm.actors.attention.engine import Engine
@@ -194,3 +196,25 @@ def test_no_more_rows_are_kept_than_can_be_needed():
     assert all(rows_TD is not step_TD and len(rows_TD) <= WINDOW for rows_TD, _, _ in held.held)
     first, rows_TD = held.take(WINDOW, 16) or (0, step_TD)
     assert first % 16 == 0 and rows_TD[:, 0].tolist() == [*range(10 + first, 410), 490, 491, 492]
+
+
+def test_a_dense_layer_asks_nothing_of_the_experts(tmp_path: Path):
+    """JoyAI-LLM-Flash's: groups that were told of a step would wait for rows that do not come."""
+    path = make_family(tmp_path, "joyai_llm_flash", {"n_group": 1, "topk_group": 1}, mtp=True)
+    kernels = select_kernels("auto", torch.bfloat16).kernels
+    plain, engine = (
+        local_engine(Checkpoint.open(path), kernels, CONFIG, 2, speculation=kind) for kind in ("off", "mtp")
+    )
+    assert engine.speculation is not None
+    engine.speculation.lengths = None
+    begun = []
+
+    def begin_step() -> None:
+        begun.append(engine.steps)
+
+    engine.experts.begin_step = begin_step  # type: ignore[method-assign]
+    asked = GenerationRequest("a", tuple(range(5, 40)), SamplingParams(24, temperature=0.0))
+    assert outputs(engine, asked) == outputs(plain, asked)
+    assert engine.speculation.meter().tried[0] > 0 and not engine.speculation.stopped
+    assert len(begun) == len(set(begun)) == engine.steps
+    assert list(engine.experts.placement.layers) == [1, 2]  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from triton_cases import DEVICE
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
-from isotherm.actors.experts.python_loop import ExpertServer
+from isotherm.actors.experts.python_loop import PythonLoop
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.device_lane import DataLane
 from isotherm.actors.links.process_group import CPU, ProcessGroupLink, ProcessGroupServerLink, open_process_group
@@ -103,7 +103,7 @@ def linked_engine(checkpoint: Checkpoint, kernels: Kernels) -> Iterator[Engine]:
 
     def serve() -> None:
         group, lane = lanes(1)
-        ExpertServer(worker).attach(
+        PythonLoop(worker).attach(
             "shard", ProcessGroupServerLink(group, config.hidden_size, device=kernels.device, lane=lane)
         )
 

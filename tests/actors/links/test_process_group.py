@@ -19,7 +19,7 @@ from deepseek_checkpoints import make_checkpoint
 from link_peers import make_worker, process, random_message, random_pause, serve_process_group
 from torch import Tensor
 
-from isotherm.actors.experts.python_loop import ExpertServer
+from isotherm.actors.experts.python_loop import PythonLoop
 from isotherm.actors.links import process_group
 from isotherm.actors.links.device_lane import DataLane, open_data_lane
 from isotherm.actors.links.process_group import CPU, ProcessGroupLink, ProcessGroupServerLink, open_process_group
@@ -52,8 +52,8 @@ def rendezvous() -> Rendezvous:
 
 
 @pytest.fixture
-def server(path: Path) -> ExpertServer:
-    return ExpertServer(make_worker(path, native=False, held=[(1, e) for e in range(12)] + [(2, 0)]))
+def server(path: Path) -> PythonLoop:
+    return PythonLoop(make_worker(path, native=False, held=[(1, e) for e in range(12)] + [(2, 0)]))
 
 
 Way = Literal["plain", "staged", "lane"]
@@ -61,7 +61,7 @@ WAYS: tuple[Way, ...] = ("plain", "staged", "lane")
 
 
 def connect(
-    rendezvous: Rendezvous, server: ExpertServer, shard: str = "shard", timeout: float = 20.0, way: Way = "plain"
+    rendezvous: Rendezvous, server: PythonLoop, shard: str = "shard", timeout: float = 20.0, way: Way = "plain"
 ) -> ProcessGroupLink:
     prefix = uuid.uuid4().hex
 
@@ -106,7 +106,7 @@ def until(condition) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_outputs_are_those_of_a_function_call(rendezvous: Rendezvous, server: ExpertServer, config, way: Way):
+def test_outputs_are_those_of_a_function_call(rendezvous: Rendezvous, server: PythonLoop, config, way: Way):
     link, rng = connect(rendezvous, server, way=way), np.random.default_rng(0)
     answers = []
     for rows in (1, 2, 0, 9, 50, 1, 300):
@@ -124,7 +124,7 @@ def test_outputs_are_those_of_a_function_call(rendezvous: Rendezvous, server: Ex
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_several_links_are_served_side_by_side(rendezvous: Rendezvous, server: ExpertServer, config, way: Way):
+def test_several_links_are_served_side_by_side(rendezvous: Rendezvous, server: PythonLoop, config, way: Way):
     links, wrong = [connect(rendezvous, server, f"shard-{i}", way=way) for i in range(3)], []
     work = [
         [random_message(config, np.random.default_rng([1, i, j]), 1 + j % 7, layer=1) for j in range(30)]
@@ -147,7 +147,7 @@ def test_several_links_are_served_side_by_side(rendezvous: Rendezvous, server: E
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_expert_that_is_not_held_is_named_and_the_link_goes_on(
-    rendezvous: Rendezvous, server: ExpertServer, config, way: Way
+    rendezvous: Rendezvous, server: PythonLoop, config, way: Way
 ):
     link, x = connect(rendezvous, server, way=way), torch.ones(1, config.hidden_size)
     missing = Dispatch(2, 17, x, np.zeros(2, np.int32), np.array([3, 4], np.int32), np.array([0, 1, 2], np.int32))
@@ -160,7 +160,7 @@ def test_an_expert_that_is_not_held_is_named_and_the_link_goes_on(
     link.close()
 
 
-def test_a_failure_in_the_group_is_told(rendezvous: Rendezvous, server: ExpertServer, config):
+def test_a_failure_in_the_group_is_told(rendezvous: Rendezvous, server: PythonLoop, config):
     link = connect(rendezvous, server)
     message = Dispatch(
         99,
@@ -175,7 +175,7 @@ def test_a_failure_in_the_group_is_told(rendezvous: Rendezvous, server: ExpertSe
     link.close()
 
 
-def test_closing_tells_the_group(rendezvous: Rendezvous, server: ExpertServer, config):
+def test_closing_tells_the_group(rendezvous: Rendezvous, server: PythonLoop, config):
     link = connect(rendezvous, server)
     ask(link, random_message(config, np.random.default_rng(2), 2, layer=1))
     link.in_step(True)
@@ -303,7 +303,7 @@ def test_a_lane_for_rows_is_opened_between_gpus_alone(kind, rendezvous: Rendezvo
         ]
 
 
-def test_a_shard_that_never_takes_its_answer_holds_up_nobody(rendezvous: Rendezvous, server: ExpertServer, config):
+def test_a_shard_that_never_takes_its_answer_holds_up_nobody(rendezvous: Rendezvous, server: PythonLoop, config):
     """As one that was stopped in mid-step: gloo hands a body over only when the peer asks for it."""
     hung, other = connect(rendezvous, server, "hung"), connect(rendezvous, server, "other")
     rng = np.random.default_rng(4)

@@ -26,7 +26,7 @@ from shared_memory import files, segments, still_there
 from torch import Tensor
 
 from isotherm.actors.attention.exchange import ExpertExchange
-from isotherm.actors.experts.native_loop import ExpertLoop
+from isotherm.actors.experts.native_loop import NativeLoop
 from isotherm.actors.links.in_process import InProcessLink
 from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError, LinkError
 from isotherm.actors.links.shared_memory import SharedMemoryLink, segment_bytes
@@ -363,7 +363,7 @@ def test_a_new_link_of_a_shard_takes_the_place_of_the_old_one(group: Group, conf
     message = random_message(config, rng, 2)
     assert torch.equal(ask(new, message), group.worker.compute(message))
     assert group.server.links() == {"shard": "shared-memory"}
-    if isinstance(group.server, ExpertLoop):
+    if isinstance(group.server, NativeLoop):
         with pytest.raises(LinkError, match="the group closed the link"):
             until(lambda: ask(old, message) is None)
     old.close()

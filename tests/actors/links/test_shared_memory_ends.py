@@ -37,7 +37,7 @@ from link_peers import (
 from native_there import require_native
 from shared_memory import segments
 
-from isotherm.actors.experts.native_loop import ExpertLoop
+from isotherm.actors.experts.native_loop import NativeLoop
 from isotherm.actors.links.protocol import LinkError
 from isotherm.actors.links.shared_memory import (
     SharedMemoryLink,
@@ -274,7 +274,7 @@ def test_a_stranger_at_the_meeting(path: Path):
 
 
 def test_a_segment_that_is_none_is_refused(path: Path):
-    loop = ExpertLoop(make_worker(path, True), 1.0)
+    loop = NativeLoop(make_worker(path, True), 1.0)
     before, name = open_files(), uuid.uuid4().hex
     segment = os.memfd_create("isotherm test")
     os.ftruncate(segment, 1 << 16)
@@ -317,5 +317,5 @@ def test_a_segment_takes_memory_only_where_it_is_used():
 
 def test_the_native_loop_wants_native_kernels(path: Path):
     with pytest.raises(TypeError, match="native loop needs native kernels and gate, not reference"):
-        ExpertLoop(make_worker(path, native=False), 1.0)
+        NativeLoop(make_worker(path, native=False), 1.0)
     assert isinstance(make_worker(path, native=False).kernels, ReferenceKernels)

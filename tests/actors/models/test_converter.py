@@ -25,7 +25,9 @@ from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.conversion import ConversionError, patterns
 from isotherm.cluster.model.path import bundled_model
+from isotherm.cluster.model.tensors import mlp_projections
 from isotherm.cluster.model.weight_choice import WeightChoice
+from isotherm.kernels.formats.grouped import Int4Weight
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +111,23 @@ def test_what_has_four_bits_keeps_its_numbers(tmp_path: Path, kind: str):
     assert generate(tmp_path / "out")["logprobs"] == generate(narrow, WeightChoice(head="int8"))["logprobs"]
     zeros = [i for n, i in Checkpoint.open(tmp_path / "out").tensors.items() if n.endswith("weight_zero_point")]
     assert zeros and {info.dtype for info in zeros} == {"I32"}, "as compressed-tensors reads them today"
+
+
+def test_a_dense_layer_that_drafts_is_converted_and_quantised_on_load(tmp_path: Path):
+    """JoyAI-LLM-Flash's, of which the weights are among the dense ones."""
+    shape = published.SHAPE | {"n_group": 1, "topk_group": 1}
+    path = make_family(tmp_path / "joyai", "joyai_llm_flash", shape, mtp=True)
+    choice = WeightChoice("int4", "int4", "int8")
+    convert(path, tmp_path / "out", choice)
+    written = Checkpoint.open(tmp_path / "out").with_mtp()
+    with WeightReader(written) as converted, WeightReader(Checkpoint.open(path).with_mtp(), choice) as loaded:
+        for name in mlp_projections("model.layers.3.mlp"):
+            ours, theirs = converted.stored(name), loaded.stored(name)
+            assert isinstance(ours, Int4Weight) and isinstance(theirs, Int4Weight)
+            assert torch.equal(ours.dequantise(torch.float32), theirs.dequantise(torch.float32))
+    drafting = vars(OPTIONS) | {"weights": choice, "speculation": "mtp"}
+    expected = generate(path, choice)["logprobs"]
+    assert generate_offline(Manifest(), path, OfflineOptions(**drafting))["logprobs"] == expected
 
 
 def test_what_cannot_be_converted_is_refused(tmp_path: Path):

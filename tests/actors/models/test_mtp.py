@@ -86,6 +86,10 @@ class Stated:
                 out[row] += weight * self.mlp(x[row], f"mlp.experts.{expert}")
         return out
 
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """JoyAI-LLM-Flash's is dense (arXiv:2604.03044, §2.1)."""
+        return self.mlp(x, "mlp") if self.config.model_type == "joyai_llm_flash" else self.experts(x)
+
     def predict(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [S, D], after the main model's final norm; tokens [S], those that come next → the layer's own hidden
         states [S, D], after its norm, and logits [S, V]."""
@@ -94,7 +98,7 @@ class Stated:
         pair = torch.cat([self.norm(embedding[tokens], self.w("enorm")), self.norm(hidden, self.w("hnorm"))], -1)
         x = pair @ self.w("eh_proj").T
         x = x + self.attention(self.norm(x, self.w("input_layernorm")))
-        x = x + self.experts(self.norm(x, self.w("post_attention_layernorm")))
+        x = x + self.feed_forward(self.norm(x, self.w("post_attention_layernorm")))
         out = self.norm(x, self.w("shared_head.norm"))
         return out, out @ head.T
 
@@ -115,6 +119,7 @@ def no_copies(tensors: dict[str, Tensor]) -> None:
 FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {},
     "glm4_moe_lite": {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-5},
+    "joyai_llm_flash": {"n_group": 1, "topk_group": 1, "rope_theta": 3.2e7},
 }
 
 

@@ -12,7 +12,7 @@ def test_each_route_has_its_own_form():
     anthropic = {"type": "error", "error": {"type": "invalid_request_error", "message": "n: too many"}}
     for path in ("/v1/chat/completions", "/v1/responses", "/v1/messagesque", "/"):
         assert error_body(path, error) == openai
-    for path in ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/nope"):
+    for path in ("/v1/messages", "/v1/messages/count_tokens", "/v1/messages/nope", "//v1/messages", "/v1//messages/"):
         assert error_body(path, error) == anthropic
 
 

@@ -34,6 +34,19 @@ def result(call_id, content="7", **fields):
     return {"type": "tool_result", "tool_use_id": call_id, "content": content, **fields}
 
 
+def thinks(*thoughts):
+    return {"role": "assistant", "content": [{"type": "thinking", "thinking": words} for words in thoughts]}
+
+
+def cleared(keep=None):
+    edit = {"type": "clear_thinking_20251015"} | ({} if keep is None else {"keep": keep})
+    return {"context_management": {"edits": [edit]}}
+
+
+def last(count):
+    return {"type": "thinking_turns", "value": count}
+
+
 def parts(*texts):
     return [{"type": "text", "text": words} for words in texts]
 
@@ -183,6 +196,10 @@ REFUSED = [
     ({"tool_choice": "auto"}, "tool_choice"),
     ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
     ({"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking.budget_tokens"),
+    (cleared(last(0)), "context_management.edits[0].keep.value"),
+    (cleared({"type": "some"}), "context_management.edits[0].keep.type"),
+    ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "context_management.edits[0].type"),
+    ({"context_management": {"edits": [{"type": "compact_20260112"}]}}, "context_management.edits[0].type"),
     ({"mcp_servers": [{}]}, "mcp_servers"),
     ({"container": "c"}, "container"),
     ({"stop": ["x"]}, "stop"),
@@ -199,6 +216,51 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields, param):
     with pytest.raises(ReplyError) as info:
         checked(MessagesBody, {name: value for name, value in body.items() if value is not None})
     assert info.value.param == param and param.rpartition(".")[2].partition("[")[0] in info.value.message
+
+
+@pytest.mark.parametrize(
+    ("keep", "thoughts"),
+    [
+        ("all", ["a", "b", "c", "d"]),
+        ({"type": "all"}, ["a", "b", "c", "d"]),
+        (last(9), ["a", "b", "c", "d"]),
+        (last(3), ["a", "b", "c", "d"]),
+        (last(2), [None, "b", "c", "d"]),
+        (last(1), [None, None, None, "d"]),
+        (None, [None, None, None, "d"]),
+    ],
+)
+def test_thoughts_are_told_of_the_last_turns_that_keep_theirs(keep, thoughts):
+    """A turn goes on over the results of its tools, and over what Claude Code says beside them."""
+    using = thinks("b")
+    using["content"].append(use("u"))
+    results = {"role": "user", "content": [result("u"), text("a reminder")]}
+    middle = {"role": "system", "content": "be quick"}
+    given = [USER, thinks("a"), USER, using, results, middle, thinks("c"), USER, thinks("d"), USER]
+    turns = messages(*given, **cleared(keep))
+    assert [t.get("reasoning_content") for t in turns if t["role"] == "assistant"] == thoughts
+    body = {"model": "m", "messages": given, **cleared(keep)}
+    assert translate_messages(checked(Conversation, body)).chat["messages"] == turns, "where tokens are counted"
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        f"x-anthropic-billing-header: cc_version=2.1.177; cc_entrypoint=cli; cch={cch};\nYou are an agent.\nBe brief."
+        for cch in ("36ee5", "0aaa9")
+    ],
+)
+def test_what_is_for_anthropics_books_is_not_told(system):
+    """It is another line in each request, so nothing behind it was found in the prefix cache."""
+    billing, _, rest = system.partition("\n")
+    told = {"role": "system", "content": rest}
+    assert messages(USER, system=system) == [told, USER]
+    assert messages(USER, system=[text(billing), text(rest)]) == [told, USER]
+    assert messages(USER, system=[text(system)]) == [told, USER]
+    assert messages(USER, system=[text(billing)]) == messages(USER, system=billing) == [USER]
+    assert messages(USER, system=[text(rest), text("")])[0]["content"] == parts(rest, "")
+    asked = {"role": "user", "content": billing}
+    assert messages(asked) == [asked], "what a user asks about it"
 
 
 def test_what_agents_send_and_asks_for_nothing_is_taken():

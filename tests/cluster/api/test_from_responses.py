@@ -5,6 +5,7 @@ import pytest
 from isotherm.cluster.api.bodies.responses import ResponsesBody
 from isotherm.cluster.api.errors import ReplyError
 from isotherm.cluster.api.from_responses import sealed_thought, translate_responses
+from isotherm.cluster.api.function_names import FunctionNames
 from isotherm.cluster.api.parse import checked
 
 TOOLS = [{"type": "function", "name": name, "parameters": {"type": "object"}, "strict": True} for name in "fgh"]
@@ -12,7 +13,8 @@ TOOLS = [{"type": "function", "name": name, "parameters": {"type": "object"}, "s
 
 def translation(**fields):
     body = checked(ResponsesBody, {"model": "m", "input": "hi", **fields})
-    return translate_responses(body, [(body.input_param(i), item) for i, item in enumerate(body.items)])
+    items = [(body.input_param(i), item) for i, item in enumerate(body.items)]
+    return translate_responses(body, items, FunctionNames(body.functions))
 
 
 def messages(*items):
@@ -91,6 +93,29 @@ def test_turns_that_are_not_one():
     refused = {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}
     assert messages(refused) == [{"role": "assistant", "content": "no"}]
     assert messages({"role": "assistant", "content": []}) == [{"role": "assistant", "content": ""}]
+
+
+def test_what_comes_between_a_call_and_its_output_is_one_turn():
+    """The output would follow a turn that has not asked for it."""
+    first, second = said("assistant", "look", "output_text"), said("assistant", "well", "output_text")
+    assert messages(first, call("a"), second, came("a")) == [
+        {
+            "role": "assistant",
+            "content": [{"type": "text", "text": "look"}, {"type": "text", "text": "well"}],
+            "tool_calls": [chat_call("a")],
+        },
+        {"role": "tool", "tool_call_id": "a", "content": "7"},
+    ]
+    assert messages(thought("hm"), call("a"), thought("so"), second, call("b"), came("a"), came("b"))[:1] == [
+        {
+            "role": "assistant",
+            "content": "well",
+            "reasoning_content": "hm\n\nso",
+            "tool_calls": [chat_call("a"), chat_call("b")],
+        }
+    ]
+    turns = messages(first, call("a"), came("a"), second, call("b"), came("b"))
+    assert [turn["role"] for turn in turns] == ["assistant", "tool", "assistant", "tool"]
 
 
 def test_thoughts_come_back_however_they_were_kept():
@@ -182,7 +207,10 @@ REFUSED = [
     ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
     ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
     ({"reasoning": {"summary": "long"}}, "reasoning.summary"),
-    ({"include": ["file_search_call.results"]}, "include[0]"),
+    ({"include": ["file_search_call.everything"]}, "include[0]"),
+    ({"tools": [{"type": "namespace"}]}, "tools[0].name"),
+    ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "shell"}]}]}, "tools[0].tools[0].type"),
+    ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function"}]}]}, "tools[0].tools[0].name"),
     ({"stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ({"metadata": {"k": 5}}, "metadata.k"),
     ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
@@ -204,6 +232,70 @@ def test_what_openai_runs_itself_is_left_out():
     assert [tool["function"]["name"] for tool in made.chat["tools"]] == ["f"]
     assert made.origins["tools[0].function"] == "tools[2]"
     assert translation(tools=hosted).chat.get("tools") is None
+
+
+def test_what_is_asked_of_hosted_tools_is_taken_as_they_are():
+    """As the AI SDK asks for sources wherever web search is offered."""
+    included = ["web_search_call.action.sources", "web_search_call.results", "code_interpreter_call.outputs"]
+    included += ["file_search_call.results", "message.input_image.image_url", "computer_call_output.output.image_url"]
+    assert "logprobs" not in translation(tools=[{"type": "web_search"}], include=included).chat
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]}
+    named = {**allowed, "tools": [{"type": "web_search"}, {"type": "function", "name": "g"}]}
+    made = translation(tools=[{"type": "web_search"}, *TOOLS], tool_choice=named)
+    assert [tool["function"]["name"] for tool in made.chat["tools"]] == ["g"]
+    alone = translation(tools=[{"type": "web_search"}, *TOOLS], tool_choice=allowed).chat
+    assert "tools" not in alone and alone["tool_choice"] == "auto"
+
+
+def agents(*names, **fields):
+    """As Codex offers functions of one purpose, or of one MCP server."""
+    tools = [{"type": "function", "name": name, "description": f"{name}s", "parameters": {}} for name in names]
+    return {"type": "namespace", "name": "agents", "description": "of agents", "tools": tools, **fields}
+
+
+def test_functions_of_a_namespace_are_offered_under_both_names():
+    freeform = {"type": "custom", "name": "exec", "format": {"type": "text"}}
+    empty, missing = agents(), {"type": "namespace", "name": "n"}
+    there = agents("spawn", "wait")
+    there["tools"].insert(1, freeform)
+    made = translation(tools=[empty, TOOLS[0], there, missing])
+    assert [tool["function"] for tool in made.chat["tools"]] == [
+        {"name": "f", "parameters": {"type": "object"}, "strict": True},
+        {"name": "agents__spawn", "description": "of agents\n\nspawns", "parameters": {}},
+        {"name": "agents__wait", "description": "waits", "parameters": {}},
+    ]
+    wrong = ReplyError("tools[2].function.parameters: no", param="tools[2].function.parameters")
+    assert made.at_origin(wrong).param == "tools[2].tools[2].parameters"
+    assert "tools" not in translation(tools=[empty, missing]).chat
+
+
+def test_calls_of_a_namespace_have_its_name_again():
+    spawned = {**call("a"), "namespace": "agents", "name": "spawn"}
+    gone = {**call("b"), "namespace": "gone"}
+    (turn,) = translation(input=[spawned, gone], tools=[agents("spawn")]).chat["messages"]
+    assert [one["function"]["name"] for one in turn["tool_calls"]] == ["agents__spawn", "gone__f"]
+
+
+def test_a_choice_may_name_a_namespace_and_its_functions():
+    tools = [TOOLS[0], agents("spawn", "wait", "f")]
+
+    def choice(**fields):
+        return translation(tools=tools, tool_choice=fields).chat["tool_choice"]
+
+    named = {"type": "function", "function": {"name": "agents__spawn"}}
+    assert choice(type="function", name="spawn") == choice(type="function", namespace="agents", name="spawn") == named
+    assert choice(type="function", name="f")["function"] == {"name": "f"}
+    allowed = [{"type": "function", "name": "f"}, {"type": "namespace", "name": "agents"}]
+    for some, names in (
+        (allowed, ["f", "agents__spawn", "agents__wait", "agents__f"]),
+        (allowed[1:], ["agents__spawn", "agents__wait", "agents__f"]),
+        ([{"type": "function", "namespace": "agents", "name": "f"}], ["agents__f"]),
+    ):
+        made = translation(tools=tools, tool_choice={"type": "allowed_tools", "mode": "auto", "tools": some})
+        assert [tool["function"]["name"] for tool in made.chat["tools"]] == names
+    with pytest.raises(ReplyError) as info:
+        choice(type="function", namespace="agents", name="z")
+    assert info.value.param == "tool_choice"
 
 
 def test_values_that_ask_for_nothing_are_taken():

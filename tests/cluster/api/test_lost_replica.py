@@ -8,6 +8,7 @@ import json
 import pytest
 
 from isotherm.cluster.api.lost_replica import LostReplicaMiddleware
+from isotherm.cluster.api.replies import sse
 
 START = {
     "type": "http.response.start",
@@ -65,6 +66,27 @@ def test_a_stream_that_has_begun_ends_with_an_error_event(path, event, key, erro
     assert begun == [START, PIECE] and not last["more_body"]
     assert last["body"].startswith(event) and last["body"].endswith(b"\n\n")
     assert key in json.loads(last["body"].removeprefix(event))
+
+
+@pytest.mark.parametrize("size", [1, 7, 9, 10_000])
+@pytest.mark.parametrize("path", ["/v1/responses", "//v1/responses/"])
+def test_the_error_of_a_response_is_the_next_event_in_both_of_openais_forms(size, path):
+    """The AI SDK takes none without a number, and reads the nested one; however the stream is cut."""
+    kinds = ["response.created", "response.in_progress", "response.output_text.delta"]
+    stream = b": waiting\n\n" + b"".join(sse({"type": kind, "delta": "\n\nevent: x"}, kind) for kind in kinds)
+    pieces = [PIECE | {"body": stream[i : i + size]} for i in range(0, len(stream), size)]
+    *_, last = replies(START, *pieces, path=path)
+    said = json.loads(last["body"].removeprefix(b"event: error\ndata: "))
+    wrong = {"code": "server_error", "message": said["message"], "param": None}
+    nested = {"type": "server_error", **wrong}
+    assert said == {"type": "error", "sequence_number": 3, **wrong, "error": nested} and "lost" in said["message"]
+
+
+def test_surplus_slashes_change_no_form():
+    (start, body), *_ = [replies(path="//v1/messages")]
+    assert start["status"] == 503 and json.loads(body["body"])["type"] == "error"
+    *_, last = replies(START, PIECE, path="/v1//messages")
+    assert last["body"].startswith(b"event: error\ndata: ")
 
 
 def test_what_is_whole_stays_as_it_is():

@@ -392,7 +392,7 @@ def test_broken_template_is_the_servers_fault(tmp_path):
     with pytest.raises(ReplyError) as info:
         chat(tokenizer)
     tokenizer.chat_template.close()
-    assert info.value.status == 500
+    assert info.value.status == 500 and info.value.headers["x-should-retry"] == "false"
 
 
 def test_a_template_that_refuses_any_message_is_the_servers_fault(tmp_path):
@@ -407,6 +407,7 @@ def test_a_template_that_refuses_any_message_is_the_servers_fault(tmp_path):
         chat(tokenizer)
     tokenizer.chat_template.close()
     assert info.value.status == 500 and info.value.param is None
+    assert info.value.headers["x-should-retry"] == "false"
 
 
 def test_a_template_that_refuses_these_messages_is_not(tmp_path):

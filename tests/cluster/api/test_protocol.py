@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 import uvicorn
 from fake_engine import http_server
+from uvicorn.server import ServerState
 
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
@@ -236,6 +237,64 @@ def test_a_head_that_is_too_long_is_refused(port: int, pieces: int, ends: bool):
                 got += part
         assert got.startswith(b"HTTP/1.1 431 ") and got.count(b"HTTP/1.1") == 1
         assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
+
+
+class _Connection(asyncio.Transport):
+    """That of a client, in memory."""
+
+    def __init__(self):
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.written = b""
+
+    def write(self, data):
+        self.written += data
+
+    def can_write_eof(self):
+        return False
+
+    def is_closing(self):
+        return False
+
+    def close(self):
+        pass
+
+    def pause_reading(self):
+        pass
+
+    def resume_reading(self):
+        pass
+
+
+def in_pieces(*pieces):
+    """What a client is answered that sends these, where each is read at once."""
+
+    async def go():
+        config = uvicorn.Config(echo, lifespan="off", log_level="warning")
+        config.load()
+        protocol, connection = FrontDoorProtocol(config, ServerState(), {}), _Connection()
+        protocol.connection_made(connection)
+        for piece in pieces:
+            protocol.data_received(piece)
+            await asyncio.sleep(0.1)
+        protocol.connection_lost(None)
+        return connection.written
+
+    return asyncio.run(go())
+
+
+def test_a_head_is_not_charged_with_the_requests_before_it():
+    """Clients that do not wait for answers send the end of one request and the beginning of the next together."""
+    head = b"GET /echo HTTP/1.1\r\nHost: h\r\na: %s\r\n\r\n" % (b"x" * 30_000)
+    large = b"".join(post(body=b"x" * (MAX_HEAD_BYTES + 1)))
+    for before in (head * 3, large):
+        for cut in (1, 20, len(head) - 2):
+            got = in_pieces(before + head[:cut], head[cut:] + head)
+            answers = 2 + (3 if before == head * 3 else 1)
+            assert got.count(b"HTTP/1.1 200 OK") == answers and b"431" not in got
+    endless = b"GET /echo HTTP/1.1\r\nHost: h\r\na: " + b"x" * MAX_HEAD_BYTES
+    for pieces in ((large + endless[:40], endless[40:] + b"xx"), (large + endless[:-9], endless)):
+        got = in_pieces(*pieces)
+        assert got.count(b"HTTP/1.1 200 OK") == 1 and got.count(b"HTTP/1.1 431 ") == 1
 
 
 def test_a_head_that_is_just_short_enough_is_taken(port: int):

@@ -164,6 +164,53 @@ def test_refusals_of_tools_name_the_routes_own_field(client):
         assert info.value.param == param and param in info.value.message
 
 
+AGENTS: dict = {
+    "type": "namespace",
+    "name": "multi_agent_v1",
+    "description": "Agents.",
+    "tools": [{"type": "function", "name": "spawn", "parameters": {"type": "object", "properties": {}}}],
+}
+
+
+def test_functions_of_a_namespace(client, engine):
+    """As Codex offers its own and those of MCP servers: it knows a call by both names alone."""
+    engine.say(written_call("multi_agent_v1__spawn", '{"a": 1}') + "\n" + written_call("f", "{}"))
+    tools = [TOOLS[0], AGENTS, {"type": "namespace", "name": "empty", "description": "", "tools": []}]
+    whole = ask(client, tools=tools)
+    assert "multi_agent_v1__spawn" in engine.prompt
+    said = [(call.namespace, call.name, call.arguments) for call in whole.output]
+    assert said == [("multi_agent_v1", "spawn", '{"a": 1}'), (None, "f", "{}")]
+    assert [(tool.type, tool.name) for tool in whole.tools][1:] == [
+        ("namespace", "multi_agent_v1"),
+        ("namespace", "empty"),
+    ]
+    assert [one.name for one in whole.tools[1].tools] == ["spawn"]
+    events = list(ask(client, tools=tools, stream=True))
+    items = [
+        event.item for event in events if event.type in ("response.output_item.added", "response.output_item.done")
+    ]
+    assert [(item.namespace, item.name) for item in items[:2]] == [("multi_agent_v1", "spawn")] * 2
+    done = [event.to_dict() for event in events if event.type == "response.function_call_arguments.done"]
+    assert [(one.get("namespace"), one["name"]) for one in done] == [one[:2] for one in said]
+    assert [item.namespace for item in events[-1].response.output] == ["multi_agent_v1", None]
+    outputs = [{"type": "function_call_output", "call_id": call.call_id, "output": "7"} for call in whole.output]
+    for before in ({"previous_response_id": whole.id}, {}):
+        given = outputs if before else [{"role": "user", "content": "hi"}, *whole.output, *outputs]
+        ask(client, input=given, tools=tools, tool_choice="none", **before)
+        assert f'<{whole.output[0].call_id} multi_agent_v1__spawn {{"a": 1}}>' in engine.prompt
+
+
+def test_a_function_of_a_namespace_can_be_forced(client, engine):
+    engine.say(written_call("multi_agent_v1__spawn", "{}"))
+    response = ask(client, tools=[TOOLS[0], AGENTS], tool_choice={"type": "function", "name": "spawn"})
+    assert [call.namespace for call in response.output] == ["multi_agent_v1"]
+    assert "multi_agent_v1__spawn" in engine.seen[-1].params.constraint.grammar
+    wrong = {**AGENTS, "tools": [{**AGENTS["tools"][0], "parameters": {"type": "array"}}]}
+    with pytest.raises(openai.BadRequestError) as info:
+        ask(client, tools=[TOOLS[0], wrong])
+    assert info.value.param == "tools[1].tools[0].parameters"
+
+
 def test_a_conversation_goes_on_from_what_is_kept(client, engine):
     engine.say(written_call("f", '{"a": 1}'))
     first = ask(client, input="what?", instructions="be brief", tools=TOOLS)
@@ -327,6 +374,34 @@ def test_errors(client, engine):
     engine.unavailable, engine.full = "", "256 are running"
     with pytest.raises(openai.RateLimitError):
         ask(client, stream=True)
+
+
+@pytest.mark.parametrize("said", ["x " * 3000, "x" * 100_000], ids=["tokens", "characters"])
+def test_a_stream_says_in_its_events_that_the_prompt_is_too_long(client, engine, url, said):
+    """Codex shortens the conversation at this event alone; at a 400 its turn ends."""
+    fields = {"instructions": "be brief", "metadata": {"k": "v"}, "top_p": 0.5, "store": True}
+    events = list(ask(client, input=said, stream=True, **fields))
+    assert [event.type for event in events] == ["response.created", "response.in_progress", "response.failed"]
+    assert [event.sequence_number for event in events] == [0, 1, 2]
+    response = events[-1].response
+    assert response.status == "failed" and response.error.code == "context_length_exceeded"
+    assert response.error.message.startswith("input: ") and "maximum context length" in response.error.message
+    assert (response.instructions, response.metadata, response.temperature, response.top_p) == (
+        "be brief",
+        {"k": "v"},
+        0,
+        0.5,
+    )
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(response.id)
+    body = {"model": MODEL, "input": said, "stream": True}
+    raw = httpx.post(url + "/v1/responses", json=body)
+    assert raw.headers["content-type"].startswith("text/event-stream") and raw.headers["x-request-id"]
+    for path, other in (("responses", {"stream": False}), ("responses/input_tokens", {})):
+        answer = httpx.post(f"{url}/v1/{path}", json={**body, **other})
+        if answer.status_code != 200:  # tokens are counted however many they are
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert httpx.post(url + "/v1/responses", json={**body, "seed": "x"}).status_code == 400
 
 
 def test_a_stream_that_waits_begins_in_order_even_where_it_fails(tokenizer):

@@ -72,6 +72,7 @@ def test_thinking_on(served, body):
     assert prompt(served("V3.1"), **body).endswith("<｜Assistant｜><think>")
     assert prompt(served("GLM"), **body).endswith("<|assistant|>")
     assert prompt(served("R1"), **body).endswith("<think>\n")  # it always does
+    assert prompt(served("R1-0528"), **body).endswith("<｜Assistant｜>")  # the model opens it
 
 
 @pytest.mark.parametrize("body", OFF, ids=str)
@@ -134,6 +135,9 @@ CASES = [
     ("R1", {}, "so", OutputFields("", "so")),  # cut short in its thought
     ("R1", {}, "</think>7", OutputFields("7", "")),
     ("R1", {}, "\n\n</think>\n\n7", OutputFields("\n\n7", "\n\n")),
+    ("R1-0528", {}, "<think>\nso\n</think>\n\n7", OutputFields("\n\n7", "\nso\n")),
+    ("R1-0528", {"thinking": True}, "<think>\nso", OutputFields("", "\nso")),
+    ("R1-0528", {"include_reasoning": False}, "<think>\nso</think>7", OutputFields("7")),
     ("V3.1", {"thinking": True}, "so</think>7", OutputFields("7", "so")),
     ("V3.1", {}, "7", OutputFields("7")),
     ("GLM", {}, "\n<think>so</think>\n7", OutputFields("\n7", "so")),
@@ -180,6 +184,7 @@ def test_a_thought_may_have_a_limit(served, body):
         return params.max_thinking_tokens, begin, end
 
     assert limit("R1") == (7, "", "</think>")  # the prompt begins it
+    assert limit("R1-0528") == (7, "<think>", "</think>")  # the model does
     assert limit("V3.1", enable_thinking=True) == (7, "", "</think>")
     assert limit("GLM") == (7, "<think>", "</think>")
     assert prepared(served("GLM")).requests[0].params.max_thinking_tokens is None
@@ -187,7 +192,7 @@ def test_a_thought_may_have_a_limit(served, body):
 
 @pytest.mark.parametrize("body", [body for body in OFF if "chat_template_kwargs" not in body], ids=str)
 def test_without_a_switch_a_thought_ends_before_it_begins(served, body):
-    for name, begin in (("R1", ""), ("Kimi", "<think>")):
+    for name, begin in (("R1", ""), ("R1-0528", "<think>"), ("Kimi", "<think>")):
         params = prepared(served(name), **body).requests[0].params
         assert params.max_thinking_tokens == 0 and len(params.thought_end) == 1
         assert served(name).tokenizer.decode(params.thought_begin) == begin

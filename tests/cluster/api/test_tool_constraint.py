@@ -30,7 +30,7 @@ def must_call(tools: list[Any]) -> Callable[[str], bool]:
     assert constraint is not None
 
     def takes(text: str) -> bool:
-        matcher = TINY.grammar_vocabulary(TINY.vocab_size).matcher(constraint.grammar)
+        matcher = TINY.grammar_vocabulary(TINY.vocab_size).compiled(constraint.grammar).copy()
         return matcher.consume_tokens(TINY.encode(text, add_special_tokens=False)) and matcher.is_accepting()
 
     return takes

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 from fake_engine import FakeEngine, http_server, write_tokenizer
-from tool_texts import CITY, NOW, WEATHER, dsml, glm, hermes, kimi, v3, v31
+from tool_texts import CITY, NOW, WEATHER, coder, dsml, glm, hermes, kimi, v3, v31
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.settings import AppSettings
@@ -29,6 +29,7 @@ TWO = {
     "deepseek_v3.2": dsml(("get_weather", (("city", "true", "Rome"),)), ("now", ())),
     "kimi_k2": kimi(("functions.get_weather:0", CITY), ("functions.now:1", "{}")),
     "glm4": glm("get_weather", ("city", "Rome")) + "\n" + glm("now"),
+    "qwen3_coder": coder("get_weather", ("city", "Rome")) + "\n" + coder("now"),
     "hermes": hermes(("get_weather", CITY), ("now", "{}")),
 }
 
@@ -302,7 +303,7 @@ def constraint(engine, client, **fields):
 
 def held(grammar, text):
     ids = TINY.encode(text, add_special_tokens=False)
-    matcher = TINY.grammar_vocabulary(TINY.vocab_size).matcher(grammar)
+    matcher = TINY.grammar_vocabulary(TINY.vocab_size).compiled(grammar).copy()
     return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
 
 

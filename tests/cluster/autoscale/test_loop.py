@@ -15,10 +15,10 @@ from virtual_time import run_in_virtual_time
 from isotherm.cluster.autoscale.autoscaler import GROUPS, Decision
 from isotherm.cluster.autoscale.loop import REMEMBERED, AutoscaleLoop
 from isotherm.cluster.manifest import parse_manifest
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.messages.meters import GroupMeter, ShardMeter
 from isotherm.cluster.messages.operations import AUTOSCALER, Operation, OperationLog, OperationRequest, Phase, Target
 from isotherm.cluster.model.registry import parse
-from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.report import group_rows
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 

@@ -33,6 +33,14 @@ def test_results_are_found_again(tmp_path):
     assert [line.get("occurrence") for line in lines] == [None, 2, None] and lines[2]["custom_id"] == "\ud800é"
 
 
+def test_a_line_has_no_other_line_ends_in_it(tmp_path):
+    said = "a\u2028b\u2029c\x85d"
+    with OutputFile(tmp_path / "out") as output:
+        output.write(result_line(row(), answer(choices=[{"text": said}]), None))
+    (line,) = (tmp_path / "out").read_text().splitlines()
+    assert json.loads(line)["response"]["body"]["choices"][0]["text"] == said
+
+
 def test_what_has_failed():
     assert not failed(result_line(row(), answer(), None))
     assert not failed(result_line(row(), answer(output=[], status="completed"), None))

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+import pytest
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.control.liveness import answers_within, watch_controller
@@ -128,7 +129,7 @@ def test_who_was_silent_and_has_been_started_again_is_not_killed():
     assert play(restart).kills == 0
 
 
-def test_watching_goes_on_after_rays_head_was_away():
+def test_watching_goes_on_after_rays_head_was_away(caplog: pytest.LogCaptureFixture):
     async def away(ray: Ray) -> None:
         ray.away = True
         ray.awake.clear()
@@ -138,6 +139,7 @@ def test_watching_goes_on_after_rays_head_was_away():
         await asyncio.sleep(2 * LIMIT)
 
     assert play(away, 1).kills == 1
+    assert "cannot look after the controller: ConnectionError: no route" in caplog.text
 
 
 def test_who_was_silent_while_rays_head_stood_still_is_not_killed():

@@ -11,8 +11,8 @@ from table_fleet import TableFleet, idle, reconfigurer
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.control.reconfigurer import Reconfigurer
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.messages.operations import Operation, Phase, parse_operation
-from isotherm.cluster.placement.changes import Pair
 
 LONG = 1000.0  # seconds
 

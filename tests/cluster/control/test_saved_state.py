@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import zlib
+from functools import reduce
 
 import pytest
 
@@ -44,7 +46,28 @@ def test_a_large_placement_is_small():
     assert len(saved.encode()) < 64 << 10 and decode(saved.encode()) == saved
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", zlib.compress(b"not json"), zlib.compress(b'{"format": 99}')])
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", zlib.compress(b"not json"), zlib.compress(b'{"format": 99}'), zlib.compress(b"5")]
+)
 def test_other_data_is_refused(data: bytes):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="the saved state"):
         decode(data)
+
+
+PARTS = ["format", "leaving", "numbers", "autoscaler", "serving", "serving.groups", "serving.placement.holders"]
+
+
+@pytest.mark.parametrize("value", ["nothing", None, 7, [[[9]]]])
+@pytest.mark.parametrize("path", PARTS)
+def test_a_state_that_lacks_a_part_or_has_one_of_another_kind_is_refused(path: str, value: object):
+    """It was a KeyError or a TypeError, or came to light somewhere else."""
+    if (path, value) == ("leaving", None):
+        return  # as it should be
+    *above, last = path.split(".")
+    whole = json.loads(zlib.decompress(state(contiguous_placement((1, 2), 4, ["expert-0"])).encode()))
+    part = reduce(lambda inner, name: inner[name], above, whole)
+    part[last] = value
+    if value == "nothing":
+        del part[last]
+    with pytest.raises(ValueError, match="the saved state"):
+        decode(zlib.compress(json.dumps(whole).encode()))

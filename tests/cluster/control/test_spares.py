@@ -78,3 +78,13 @@ def test_a_node_that_does_not_answer_is_asked_again():
         await asyncio.sleep(60)
 
     assert len(play(Nodes(away=3), act)) == 1
+
+
+def test_who_is_closed_as_a_process_is_used_makes_no_other_ready():
+    async def act(spares: Spares) -> None:
+        spares.used("a")
+        await asyncio.sleep(60)
+        spares.used("a")
+        spares.close()
+
+    assert play(Nodes(), act) == [("a", QUIET_SECONDS)]

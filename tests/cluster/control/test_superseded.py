@@ -11,9 +11,9 @@ from table_fleet import TableFleet, idle
 
 from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.operations import OperationLog, Phase, parse_operation
-from isotherm.cluster.placement.changes import Pair
 
 ORDERS = ("link", "load", "free", "adopt", "drain", "disconnect")
 

@@ -13,6 +13,7 @@ from virtual_time import run_in_virtual_time
 
 from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
+from isotherm.cluster.messages.copies import Pair
 from isotherm.cluster.messages.operations import (
     Operation,
     OperationLog,
@@ -20,7 +21,6 @@ from isotherm.cluster.messages.operations import (
     PlacementChangeError,
     parse_operation,
 )
-from isotherm.cluster.placement.changes import Pair
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from isotherm.cluster.deploy.ingress import KILL_SECONDS, ingress_application
 from isotherm.cluster.manifest import parse_manifest
-from isotherm.cluster.on_ray.workers import ON_HEAD
+from isotherm.cluster.on_ray.controller_process import ON_HEAD
 
 
 def deployed(**http: Any) -> Any:

@@ -16,6 +16,7 @@ import quantised_checkpoints as published
 from deepseek_checkpoints import make_checkpoint, make_config, make_tensors, write_checkpoint
 from fake_engine import write_tokenizer
 from published import DEEPSEEK_V3
+from published_families import JOYAI_LLM_FLASH
 
 from isotherm.actors.models.converter import convert
 from isotherm.cluster.deploy.inspect import Report, inspect_model
@@ -171,6 +172,23 @@ def test_the_layer_that_drafts_is_counted_where_it_does(v3: Path, tmp_path: Path
     assert (drafting.architecture["moe_layers"], drafting.parameters) == (58, plain.parameters)
     without = inspect_model(without_mtp_layer(tmp_path, v3), parse_manifest({"speculation": {"kind": "auto"}}))
     assert without.placement == plain.placement
+
+
+def test_joyais_layer_that_drafts_has_no_experts(tmp_path: Path):
+    """It is counted among the shard's weights, and the groups hold what they hold without it."""
+    (tmp_path / "config.json").write_text(json.dumps(JOYAI_LLM_FLASH))
+    names = [f"model.layers.{i}.input_layernorm.weight" for i in range(41)]
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-1-of-1.safetensors")}))
+    plain, drafting = (
+        inspect_model(tmp_path, parse_manifest({"speculation": {"kind": kind}})) for kind in ("ngram", "mtp")
+    )
+    attention = 2 * 2048 + 2048 * 1536 + 1536 + 1536 * 32 * 192 + 2048 * 576 + 512 + 512 * 32 * 256 + 32 * 128 * 2048
+    layer = attention + 3 * 2048 * 7168 + 3 * 2048 + 2 * 2048**2
+    assert drafting.parameters == plain.parameters and drafting.parameters["multi_token_prediction"] == layer
+    assert drafting.bytes_by_part["multi-token prediction"] == 2 * layer
+    assert sum(row.get("experts", 0) for row in drafting.placement) == 39 * 256
+    assert drafting.placement[1:] == plain.placement[1:]
+    assert drafting.placement[0]["weight_bytes"] == plain.placement[0]["weight_bytes"] + 2 * layer
 
 
 def test_a_cache_that_is_too_small_is_refused(v3: Path):

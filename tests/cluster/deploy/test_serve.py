@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 from isotherm.cluster.deploy import serve as serving
 from isotherm.cluster.deploy.ingress_update import beside_the_front_door
 from isotherm.cluster.manifest import parse_manifest
+from isotherm.cluster.supervise import watchdog
 
 
 @pytest.fixture
@@ -136,3 +137,8 @@ def test_a_change_of_the_front_door_alone_keeps_the_workers():
     others = {"experts": {"groups": 4}, "model": "other", "isa": "avx2"}
     differing = [change.field for change in beside_the_front_door(before, parse_manifest(others), model=True)]
     assert differing == ["model", "isa", "experts.groups"]
+
+
+def test_an_end_takes_less_than_the_supervisor_waits():
+    steps = serving.INGRESS_SECONDS, serving.FORGET_SECONDS, serving.WORKERS_SECONDS, serving.RAY_SECONDS
+    assert sum(steps) < watchdog.STOP_SECONDS and serving.CONTROLLER_END_SECONDS < serving.WORKERS_SECONDS

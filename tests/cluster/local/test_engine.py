@@ -112,7 +112,7 @@ def test_where_nothing_limits_the_queue_any_number_may_wait():
 
 
 def test_a_stream_that_nobody_reads_ends(monkeypatch):
-    monkeypatch.setattr("isotherm.cluster.local.engine.MOST_UNREAD", 10)
+    monkeypatch.setattr("isotherm.cluster.api.engine_client.MOST_UNREAD", 10)
 
     async def test(local, engine):
         stream = local.generate(request("r", 60))

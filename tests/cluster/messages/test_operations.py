@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from isotherm.cluster.client import params
 from isotherm.cluster.messages.operations import (
     AUTOSCALER,
     HISTORY,
+    AutoscalerMode,
     Operation,
     OperationError,
     OperationLog,
@@ -149,3 +153,10 @@ def test_how_operations_ended_is_counted_for_ever():
     again = OperationLog.load(log.dump(), now=3.0)
     assert again.ended() == counts | {("api", "rolled_back"): counts["api", "rolled_back"] + 1}
     assert again.open_count() == 0
+
+
+def test_the_client_has_the_same_phases_and_modes():
+    """It is installed without the cluster's modules, and so has names of its own."""
+    assert set(get_args(params.Phase)) == {phase.value for phase in Phase}
+    assert {phase.value for phase in Phase if phase.is_final} == params.FINAL_PHASES
+    assert get_args(params.AutoscalerMode) == get_args(AutoscalerMode)

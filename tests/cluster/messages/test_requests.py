@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import pytest
 
@@ -41,3 +42,11 @@ def test_parameters_cut_nothing_unless_asked():
 
 def test_finish_reasons_are_what_openai_calls_them():
     assert (FinishReason.STOP.value, FinishReason.LENGTH.value) == ("stop", "length")
+
+
+def test_a_deltas_values_come_in_the_order_of_its_fields():
+    """Its constructor is written out; nothing else says that the two go together."""
+    _, *parameters = inspect.signature(Delta.__init__).parameters.values()
+    assert [(p.name, p.default) for p in parameters[2:]] == [(f.name, f.default) for f in dataclasses.fields(Delta)[2:]]
+    names = [field.name for field in dataclasses.fields(Delta)]
+    assert vars(Delta(*names)) == dict(zip(names, names, strict=True))  # type: ignore[arg-type]

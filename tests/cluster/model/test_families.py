@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,19 @@ def test_joyai_is_deepseek_v3_by_another_name():
     assert list(config.tensors()) == list(same.tensors())
 
 
+def test_joyais_mtp_layer_is_dense():
+    """arXiv:2604.03044, §2.1; and vLLM's and SGLang's code."""
+    config = parse(JOYAI_LLM_FLASH)
+    shapes = {spec.name.partition(".mlp.")[2]: spec.shape for spec in config.mtp_tensors(40) if ".mlp." in spec.name}
+    inner, hidden = 7168, 2048
+    assert shapes == {
+        "gate_proj.weight": (inner, hidden), "up_proj.weight": (inner, hidden), "down_proj.weight": (hidden, inner)
+    }  # fmt: skip
+    drafting = replace(config, drafting_layers=1)
+    assert drafting.moe_layers == config.moe_layers == tuple(range(1, 40)) and drafting.cache_layers == 41
+    assert [spec for spec in drafting.loaded_tensors() if ".layers.40.mlp.experts." in spec.name] == []
+
+
 def test_deepseek_v32_has_an_indexer_in_each_layer():
     config = parse(DEEPSEEK_V32)
     assert config.cache_bytes(2, "auto") == 2 * (576 + 128)
@@ -210,6 +224,7 @@ def test_a_small_checkpoint_is_complete_and_its_mtp_layer_known(tmp_path: Path, 
     )
     named = {spec.name for spec in checkpoint.config.mtp_tensors(3)}
     assert named <= set(checkpoint.mtp_tensors())
+    assert checkpoint.with_mtp().config.drafting_layers == 1, "it is whole"
     with pytest.raises(CheckpointError, match="layers.1.mlp.gate.weight is missing"):
         Checkpoint.open(rewritten(path, lambda tensors: [tensors.pop(n) for n in list(tensors) if "1.mlp.gate.w" in n]))
 

@@ -13,10 +13,22 @@ from isotherm.cluster.model.formats.base import WeightFormat
 from isotherm.cluster.model.formats.compressed import PackQuantized, in_order
 from isotherm.cluster.model.formats.fp8 import CompressedFp8Blocks
 from isotherm.cluster.model.formats.gptq import Gptq
+from isotherm.cluster.model.formats.int8 import Int8Groups
 from isotherm.cluster.model.formats.mxfp4 import Mxfp4
 from isotherm.cluster.model.registry import parse
 
 FP8_GROUP = {"weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]}}
+INT8_GROUP = {"weights": {"num_bits": 8, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}}
+O_PROJ = "model.layers.0.self_attn.o_proj"
+
+
+def by_layer(layer: str = O_PROJ, **said: Any) -> dict[str, Any]:
+    """As Intel's int4-mixed checkpoints have it."""
+    return published.AUTO_ROUND_CONFIG | {"extra_config": {layer: said}}
+
+
+def in_groups(group: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return published.compressed_config() | {"config_groups": {"a": group}} | fields
 
 
 def quantisation(said: dict[str, Any]) -> WeightFormat:
@@ -36,7 +48,17 @@ def quantisation(said: dict[str, Any]) -> WeightFormat:
         (published.AUTO_ROUND_CONFIG | {"packing_format": "auto_round:gptqmodel"}, Gptq(32, 0)),
         (published.MXFP4_CONFIG, Mxfp4()),
         (published.QUARK_CONFIG, Mxfp4()),
-        (published.compressed_config() | {"config_groups": {"a": FP8_GROUP}}, CompressedFp8Blocks()),
+        (in_groups(FP8_GROUP), CompressedFp8Blocks()),
+        (by_layer("lm_head", bits=16, data_type="float"), Gptq(32, 1)),
+        (by_layer(bits=4, group_size=32, sym=False), Gptq(32, 1)),
+        (by_layer(bits=None, act_bits=16), Gptq(32, 1)),
+        (
+            published.gptq_config(dynamic={"-:.*self_attn.*": {"bits": 8}, ".*mlp.*": {}, "+:.*": {"bits": 4}}),
+            Gptq(32, 1),
+        ),
+        (in_groups(INT8_GROUP, format="int-quantized"), Int8Groups()),
+        (in_groups(INT8_GROUP, format="mixed-precision"), Int8Groups()),
+        (in_groups(INT8_GROUP | {"format": "int-quantized"}), Int8Groups()),
     ],
 )
 def test_what_is_read(said: dict[str, Any], expected: WeightFormat):
@@ -61,6 +83,20 @@ def test_weights_in_8_bits_may_stand_beside():
         (published.gptq_config(bits=8), "bits is 8; it must be 4"),
         (published.gptq_config(checkpoint_format="marlin"), 'checkpoint_format is "marlin"; it must be "gptq" or'),
         (published.AUTO_ROUND_CONFIG | {"packing_format": "auto_round:auto_awq"}, 'is "auto_round:auto_awq"; it must'),
+        (by_layer(bits=8), f"config: extra_config: {O_PROJ}: bits is 8; it must be 4, or 16 and above"),
+        (by_layer(group_size=64), f"extra_config: {O_PROJ}: group_size is 64; it must be 32, as in the other layers"),
+        (by_layer(data_type="mx_fp"), f'extra_config: {O_PROJ}: data_type is "mx_fp"; it must be "int"'),
+        (published.AUTO_ROUND_CONFIG | {"extra_config": {O_PROJ: 8}}, f"{O_PROJ} is 8; it must be an object"),
+        (published.gptq_config(dynamic={"+:.*[13]": {"bits": 8}}), "dynamic: +:.*[13]: bits is 8; it must be 4, or 16"),
+        (published.gptq_config(dynamic=[1]), "dynamic is [1]; it must be null or an object"),
+        (
+            in_groups(INT8_GROUP),
+            'config: format is "pack-quantized"; it must be "int-quantized" or "mixed-precision" where integers have 8',
+        ),
+        (
+            in_groups(INT8_GROUP | {"format": "pack-quantized"}, format="int-quantized"),
+            'config_groups.a: format is "pack-quantized"; it must be "int-quantized" where integers have 8 bits',
+        ),
         (
             published.QUARK_CONFIG | {"global_quant_config": {"weight": {"dtype": "int4", "group_size": 32}}},
             'global_quant_config.weight: dtype is "int4"; it must be "fp4"',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,35 @@ def test_an_absent_or_unreadable_file_is_named(tmp_path: Path):
 def test_a_good_file_is_read(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(make_config()))
     assert load_config(tmp_path) == parse(make_config())
+
+
+# --- ModelOpt -------------------------------------------------------------------------------------
+
+
+def with_modelopt(path: Path, algorithm: str | None, config: dict[str, Any]) -> Path:
+    said = {"quant_algo": algorithm, "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": said}))
+    return path
+
+
+@pytest.mark.parametrize("algorithm", ["NVFP4", "FP8", "FP8_PB_WO", "MIXED_PRECISION"])
+def test_what_modelopt_quantised_is_refused(tmp_path: Path, algorithm: str):
+    """nvidia/DeepSeek-R1-NVFP4 says it in this file alone: config.json is the original's without its FP8."""
+    where = re.escape(f"{tmp_path}/hf_quant_config.json")
+    words = f'quantization: quant_algo is "{algorithm}"; it must be null: no format of ModelOpt\'s is read'
+    with pytest.raises(ModelConfigError, match=f"^{where}: {words}"):
+        load_config(with_modelopt(tmp_path, algorithm, make_config()))
+
+
+def test_what_modelopt_left_as_it_was_is_read(tmp_path: Path):
+    assert load_config(with_modelopt(tmp_path, None, make_config())) == parse(make_config())
+    fp8 = make_config(fp8=True)
+    assert load_config(with_modelopt(tmp_path, "NVFP4", fp8)) == parse(fp8), "config.json's own word comes first"
+    (tmp_path / "config.json").write_text(json.dumps(make_config()))
+    for other in ("[]", "{}", '{"quantization": null}'):
+        (tmp_path / "hf_quant_config.json").write_text(other)
+        assert load_config(tmp_path) == parse(make_config())
+    (tmp_path / "hf_quant_config.json").write_text("{")
+    with pytest.raises(ModelConfigError, match=r"hf_quant_config\.json: not valid JSON"):
+        load_config(tmp_path)

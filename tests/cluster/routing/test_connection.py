@@ -18,6 +18,7 @@ from fake_shards import (
     tokens,
 )
 
+from isotherm.cluster.api import engine_client
 from isotherm.cluster.api.engine_client import HELD_UP_SECONDS
 from isotherm.cluster.messages.membership import Membership, ShardLimits
 from isotherm.cluster.messages.requests import FinishReason
@@ -33,7 +34,7 @@ def _no_pauses(monkeypatch):
 
 
 def test_a_request_whose_deltas_nobody_reads_ends_at_its_shard_too(monkeypatch):
-    monkeypatch.setattr(routing_connection, "MOST_UNREAD", 5)
+    monkeypatch.setattr(engine_client, "MOST_UNREAD", 5)
 
     async def act(cluster: FakeCluster, client: ShardClient) -> None:
         (shard,) = cluster.shards.values()

@@ -136,6 +136,7 @@ def test_a_prefix_may_be_a_thought(loaded):
     ("name", "options", "in_thought"),
     [
         ("R1", {}, True),
+        ("R1-0528", {}, False),
         ("V3.1", {}, False),
         ("V3.1", {"thinking": True}, True),
         ("GLM", {}, False),
@@ -187,7 +188,7 @@ def test_a_call_without_content_is_told(loaded, name, content):
 
 def test_arguments_that_are_no_json_are_told_as_they_are(loaded):
     broken = '{"city": "Par'
-    for name in ("R1", "V3.1", "Kimi"):
+    for name in ("R1", "R1-0528", "V3.1", "Kimi"):
         message = {**called(broken), "content": None}
         assert broken in loaded(name).encode_chat([{"role": "user", "content": "?"}, message]).text
     assert json.dumps(broken) in loaded("Hermes").encode_chat([{"role": "user", "content": "?"}, called(broken)]).text
@@ -215,12 +216,22 @@ def test_no_calls_and_nulls_are_as_absent(loaded):
 
 def test_what_templates_support_is_found_by_trying(loaded):
     traits = {name: loaded(name).template_traits() for name in ARGUMENTS}
-    assert {name for name in traits if traits[name].supports_tools} == {"Kimi", "GLM", "Hermes"}
+    assert {name for name in traits if traits[name].supports_tools} == {"Kimi", "GLM", "Qwen3-Coder", "Hermes"}
     assert {name: of.thinking_switches for name, of in traits.items() if of.thinking_switches} == {
         "V3.1": ("thinking",),
         "GLM": ("enable_thinking",),
     }
-    assert {name for name in traits if traits[name].knows_thoughts} == {"R1", "V3.1", "Kimi", "GLM"}
+    assert {name for name in traits if traits[name].knows_thoughts} == {"R1", "R1-0528", "V3.1", "Kimi", "GLM"}
+
+
+def test_values_of_arguments_stand_in_tags(loaded):
+    """As Qwen3-Coder's template has them: text, JSON's containers, and all else in Python's words."""
+    function = {"name": "f", "arguments": json.dumps({"a": "x\ny", "b": [1, "é"], "c": None, "d": True})}
+    message = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": function}]}
+    told = loaded("Qwen3-Coder").encode_chat([{"role": "user", "content": "?"}, message]).text
+    pairs = (("a", "x\ny"), ("b", '[1, "é"]'), ("c", "None"), ("d", "True"))
+    written = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in pairs)
+    assert f"<tool_call>\n<function=f>\n{written}</function>\n</tool_call>" in told
 
 
 def test_a_busy_machine_says_nothing_about_a_template(loaded, monkeypatch):

@@ -79,7 +79,7 @@ def test_the_text_of_a_control_token_is_spelt_out(text):
     assert token is not None and token not in spelt
     for written, ids in ((choice([text]), spelt), (json_schema({"const": text}), None)):
         tiny_vocabulary().check(written)
-        matcher = tiny_vocabulary().matcher(written)
+        matcher = tiny_vocabulary().compiled(written).copy()
         assert not matcher.deep_copy().try_consume_tokens([token])
         if ids is not None:
             assert matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
@@ -216,6 +216,6 @@ def test_control_tokens_may_be_named_in_a_grammar():
     tiny_vocabulary().check(written)
     assert written.count("<think>") == 2, "in a string and in a comment it is text"
     spelt = [id_ for char in "<think>" for id_ in tiny_tokenizer().encode(char, add_special_tokens=False)]
-    matcher = tiny_vocabulary().matcher(written)
+    matcher = tiny_vocabulary().compiled(written).copy()
     begin, end = (tiny_tokenizer().encode(text, add_special_tokens=False) for text in (f"{CALLS}abc", "</think>"))
     assert matcher.consume_tokens([*begin, *spelt, *end]) and matcher.is_accepting()

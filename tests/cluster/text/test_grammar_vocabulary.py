@@ -41,7 +41,7 @@ def vocabulary(backend: tokenizers.Tokenizer) -> GrammarVocabulary:
 
 
 def allowed(vocabulary: GrammarVocabulary, grammar: str, tokens: list[int]) -> set[int]:
-    matcher = vocabulary.matcher(grammar)
+    matcher = vocabulary.compiled(grammar).copy()
     assert matcher.consume_tokens(tokens), error_of(matcher)
     bits = matcher.compute_bitmask()
     return {token for token in range(vocabulary.size) if bits[token // 8] >> token % 8 & 1}
@@ -75,7 +75,7 @@ def test_a_constant_with_added_tokens_in_it_can_be_said(backend, vocabulary, tex
     """Whatever the tokenizer itself would make of such a text."""
     for grammar in (choice([text]), json_schema({"const": text})):
         vocabulary.check(grammar)
-        matcher, said = vocabulary.matcher(grammar), list[int]()
+        matcher, said = vocabulary.compiled(grammar).copy(), list[int]()
         for _ in range(40):
             bits = matcher.compute_bitmask()
             possible = [token for token in range(vocabulary.size) if bits[token // 8] >> token % 8 & 1]
@@ -101,9 +101,9 @@ def test_what_was_compiled_is_kept_as_far_as_there_is_room(monkeypatch, backend)
     a, b, c = regex("a"), regex("b"), regex("c")
     assert not vocabulary.is_ready(a)
     for grammar in (a, b, a, a, b):
-        vocabulary.matcher(grammar)
+        vocabulary.compiled(grammar).copy()
     assert compiled == [a, b] and vocabulary.is_ready(a)
-    vocabulary.matcher(c)
+    vocabulary.compiled(c).copy()
     assert compiled == [a, b, c] and not vocabulary.is_ready(b) and vocabulary.is_ready(a)
     vocabulary.check(a)
     vocabulary.check(a)
@@ -134,10 +134,10 @@ def test_what_takes_too_long_is_refused_from_then_on(monkeypatch, vocabulary):
 
 
 def test_a_matcher_is_at_the_beginning_whatever_others_took(vocabulary):
-    one = vocabulary.matcher(choice(["ab", "cd"]))
+    one = vocabulary.compiled(choice(["ab", "cd"])).copy()
     assert one.consume_tokens(list(b""))
     first = allowed(vocabulary, choice(["ab", "cd"]), [])
-    taken = vocabulary.matcher(choice(["ab", "cd"]))
+    taken = vocabulary.compiled(choice(["ab", "cd"])).copy()
     taken.consume_token(min(first))
     assert allowed(vocabulary, choice(["ab", "cd"]), []) == first
 
@@ -155,7 +155,7 @@ def test_many_threads_may_ask_at_once():
         for i in range(20):
             grammar = regex(f"a{{1,{1 + i % 7}}}")
             vocabulary.check(grammar)
-            assert vocabulary.matcher(grammar).compute_bitmask()
+            assert vocabulary.compiled(grammar).copy().compute_bitmask()
 
     threads = [threading.Thread(target=run, args=(work,)) for _ in range(6)]
     for thread in threads:

@@ -7,6 +7,7 @@ import threading
 import time
 from ctypes.util import find_library
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from native_there import require_native
 
-from isotherm.kernels.native import ring
+from isotherm.kernels.native import ring, signatures
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.native.library import NativeKernelsUnavailable
 from isotherm.kernels.native.ring import NativeExpertLoop, NativeGate, ServedExperts, gather_choose, load
@@ -141,6 +142,13 @@ def test_the_loop_checks_its_arrays_and_ends():
         assert told == [None]
 
 
+def test_no_memory_for_a_gate_is_said_when_it_is_made(monkeypatch: pytest.MonkeyPatch):
+    """It was said by nobody: the first to enter it ended the process."""
+    monkeypatch.setattr(ring, "load", lambda _=None: SimpleNamespace(iso_gate_create=lambda: None))
+    with pytest.raises(MemoryError, match="no memory for a gate"):
+        NativeGate()
+
+
 def test_a_library_without_links_is_named(tmp_path):
     with pytest.raises(NativeKernelsUnavailable, match=r"gone\.so"):
         load(tmp_path / "gone.so")
@@ -150,7 +158,6 @@ def test_a_library_that_can_be_opened_and_lacks_the_functions_is_refused(monkeyp
     """It is an error that says so, not one of the first call."""
     with pytest.raises(NativeKernelsUnavailable, match=r"libm.*don't load.*iso_.*reinstall isotherm"):
         load(Path(cast(str, find_library("m"))))
-    more = ring._SIGNATURES | {"not_there": (None, [])}
-    monkeypatch.setattr(ring, "_SIGNATURES", more)
+    monkeypatch.setitem(signatures.LINKS, "not_there", (None, []))
     with pytest.raises(NativeKernelsUnavailable, match=r"no shared-memory links \(.*iso_not_there\).*reinstalled"):
         load.__wrapped__()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from isotherm.kernels.native import library as native_library
-from isotherm.kernels.native import ring as native_ring
+from isotherm.kernels.native import exchange, library, signatures
+from isotherm.kernels.native.context import Error
 
 NATIVE = Path(__file__).resolve().parents[3] / "kernels" / "native" / "csrc"
 SCALARS = {
@@ -41,13 +41,13 @@ def defined() -> dict[str, set[tuple[type | None, tuple[type | None, ...]]]]:
 
 
 def test_every_function_has_one_type_in_python_and_in_cpp():
-    signatures = [native_library._SIGNATURES, native_ring._SIGNATURES]
-    assert not set(signatures[0]) & set(signatures[1])
-    said = {name: {(result, tuple(types))} for table in signatures for name, (result, types) in table.items()}
+    assert not set(signatures.KERNELS) & set(signatures.LINKS)
+    both = signatures.KERNELS | signatures.LINKS
+    said = {name: {(result, tuple(types))} for name, (result, types) in both.items()}
     assert len(said) > 40 and said == defined()
 
 
-@pytest.mark.parametrize("module", [native_library, native_ring])
+@pytest.mark.parametrize("module", [signatures, exchange])
 def test_a_short_name_means_one_type_everywhere(module: object):
     """`_F` was float in one module and double in the other."""
     types = {
@@ -60,13 +60,23 @@ def test_a_short_name_means_one_type_everywhere(module: object):
     assert {name: kind for name, kind in types.items() if getattr(module, name, kind) is not kind} == {}
 
 
-def test_a_library_of_other_sources_is_refused_before_it_is_called(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("table", "function"), [("KERNELS", "context_destroy"), ("LINKS", "end_close")])
+def test_a_library_of_other_sources_is_refused_before_it_is_called(
+    monkeypatch: pytest.MonkeyPatch, table: str, function: str
+):
     """Arguments that it would take for others end the process without a word."""
-    built = native_library.built_library()
+    built = library.built_library()
     assert built is not None
-    number = native_library.interface()
-    more = native_library._SIGNATURES | {"context_destroy": (None, [ctypes.c_int])}
-    monkeypatch.setattr(native_library, "_SIGNATURES", more)
-    assert native_library.interface() != number
-    with pytest.raises(native_library.NativeKernelsUnavailable, match=r"other sources.*reinstall isotherm"):
-        native_library.load.__wrapped__(built)
+    number = signatures.interface()
+    monkeypatch.setitem(getattr(signatures, table), function, (None, [ctypes.c_int]))
+    assert signatures.interface() != number
+    with pytest.raises(library.NativeKernelsUnavailable, match=r"other sources.*reinstall isotherm"):
+        library.load.__wrapped__(built)
+
+
+def test_errors_have_one_number_in_python_and_in_cpp():
+    declared = re.search(r"enum Error : int \{(.*?)\}", (NATIVE / "bind.cpp").read_text())
+    assert declared is not None
+    numbers = {name.replace("_", ""): error.value for name, error in Error.__members__.items()}
+    found = {name.upper(): int(number) for name, number in re.findall(r"k(\w+) = (\d+)", declared[1])}
+    assert found == {"OK": 0} | numbers

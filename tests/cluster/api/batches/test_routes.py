@@ -79,8 +79,9 @@ def test_the_whole_life_of_a_batch(engine, tokenizer, tmp_path):
         # What people ask goes first.
         assert [request.priority for request in engine.seen] == [PRIORITY, PRIORITY, PRIORITY, 0]
         assert [one.id for one in client.batches.list()] == [batch.id]
-        with pytest.raises(openai.ConflictError):
+        with pytest.raises(openai.ConflictError) as info:
             client.batches.cancel(batch.id)
+        assert info.value.response.headers["x-should-retry"] == "false"
         assert {one.id for one in client.files.list()} == {file.id, batch.output_file_id, batch.error_file_id}
         assert [one.id for one in client.files.list(purpose="batch")] == [file.id]
         assert client.files.retrieve(batch.output_file_id).purpose == "batch_output"
@@ -277,5 +278,6 @@ def test_a_server_without_a_common_folder_says_so(engine, tokenizer):
             with pytest.raises(openai.InternalServerError, match="two replicas") as info:
                 call()
             assert info.value.status_code == 501
+            assert info.value.response.headers["x-should-retry"] == "false", "their clients would ask again"
     with http_server(build_app(engine, tokenizer, "m")) as url:
         assert httpx.get(url + "/v1/files").status_code == 404

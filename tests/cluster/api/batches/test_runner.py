@@ -114,6 +114,16 @@ def test_every_row_is_asked_once_and_the_files_are_openais(store, server):
     assert (failed["custom_id"], failed["response"]["status_code"]) == ("row bad", 400)
 
 
+def test_a_line_has_no_other_line_ends_in_it(store, server):
+    """JSON leaves them as they are, and whoever reads the file by str.splitlines has half a row there."""
+    asked = [{"prompt": f"{status}{end}b", "status": status} for end in "\u2028\u2029\x85" for status in (200, 400)]
+    batch = asyncio.run(run(store, batch_of(store, *asked), server))
+    for which, name in ((200, "output_file_id"), (400, "error_file_id")):
+        text = store.content(batch[name]).read_text()
+        found = {json.loads(line)["response"]["body"]["echo"] for line in text.splitlines()}
+        assert found == {row["prompt"] for row in asked if row["status"] == which}
+
+
 def test_faults_in_the_file_fail_the_batch_before_a_row_is_asked(store, server):
     batch = asyncio.run(run(store, batch_of(store, content=b'{"custom_id": 1}\n{'), server))
     assert batch["status"] == "failed" and batch["failed_at"] and not server.asked

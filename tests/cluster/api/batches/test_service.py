@@ -191,3 +191,16 @@ def test_pauses_grow_until_there_is_progress(clock):
     assert tries.failed("a", counts=True) == 1 == tries.failed("b", counts=True)
     tries.keep({"b", "c"})
     assert tries.is_due("a") and not tries.is_due("b")
+
+
+def test_who_is_closed_as_a_batch_is_added_ends(store, asked, monkeypatch):
+    """It looked on, and who closed it waited for ever."""
+    monkeypatch.setattr(service, "_LOOK_SECONDS", 60.0)
+
+    async def go():
+        async with serving(store, asked) as batches:
+            await asyncio.sleep(0.2)
+            batches.added()
+            await asyncio.wait_for(batches.close(), 10)
+
+    asyncio.run(go())

@@ -137,7 +137,9 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(store, monkeypatc
 def test_a_file_that_a_batch_reads_is_not_deleted(store, clock):
     file = put(store)
     batch = batch_of(store, file["id"])
-    assert missing(store.delete_file, file["id"]) == 409
+    with pytest.raises(ReplyError) as info:
+        store.delete_file(file["id"])
+    assert info.value.status == 409 and info.value.headers["x-should-retry"] == "false"
     store.save(moved(batch, "failed", clock()))
     store.delete_file(file["id"])
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tool_texts import CASES, CITY, TOOLS, Case, glm, hermes, v31
+from tool_texts import CASES, CITY, TOOLS, Case, coder, glm, hermes, v31
 
 from isotherm.cluster.text.output import LastCall, OutputFields, joined
 from isotherm.cluster.text.output_parsers import ThoughtAndCalls, make_parser
@@ -148,6 +148,22 @@ NO, OPEN, UNMARKED, CLOSED = LastCall.NONE, LastCall.OPEN, LastCall.UNMARKED, La
             ],
         ),
         (
+            "qwen3_coder",
+            [
+                ("<tool_call>\n<function=now", NO),
+                (">\n", UNMARKED),
+                ("<parameter=ci", OPEN),
+                ("ty>\n", OPEN),
+                ("x\n", OPEN),
+                ("</parameter>\n", UNMARKED),
+                ("<parameter=days>\n2", OPEN),
+                ("\n</parameter>\n", UNMARKED),
+                ("</function>", CLOSED),
+                ("\n</tool_call>", CLOSED),
+                ("\n<tool_call>\n<function=get_weather>\n<parameter=city>\n", OPEN),
+            ],
+        ),
+        (
             "deepseek_v3.2",
             [
                 (INVOKE, UNMARKED),
@@ -187,6 +203,11 @@ def test_how_far_the_last_call_has_come(form: str, pieces: list[tuple[str, LastC
         ),
         ("hermes", '<tool_call>\n{"name": "now", "arguments": {"a": "', '"}}\n</tool_call>'),
         ("glm4", "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>", "</arg_value>\n</tool_call>"),
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\n",
+            "\n</parameter>\n</function>\n</tool_call>",
+        ),
         (
             "deepseek_v3.2",
             '<｜DSML｜invoke name="get_weather">\n<｜DSML｜parameter name="city" string="true">',
@@ -258,6 +279,20 @@ PARTS = {
         "</arg_value>",
         "</tool_call>",
         glm("get_weather", ("city", "x")),
+    ],
+    "qwen3_coder": [
+        "<tool_call>",
+        "<function=",
+        "<function=now>",
+        "<function=get_weather>",
+        "<parameter=",
+        "<parameter=city>",
+        "<parameter=days>",
+        "</parameter>",
+        "</function>",
+        "</tool_call>",
+        ">",
+        coder("get_weather", ("city", "x")),
     ],
     "deepseek_v3.2": [
         "<｜DSML｜function_calls>",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from grammars import accepts, tiny_tokenizer, tiny_vocabulary
 from tool_schemas import random_tools
-from tool_texts import CITY, NOW, TOOLS, WEATHER, dsml, glm, hermes, kimi, v3, v31
+from tool_texts import CITY, NOW, TOOLS, WEATHER, coder, dsml, glm, hermes, kimi, v3, v31
 
 from isotherm.cluster.text.json_schema import GrammarError
 from isotherm.cluster.text.output import OutputFields, joined
@@ -22,7 +22,7 @@ from isotherm.cluster.text.tool_formats.registry import TOOL_FORMATS
 
 every_format = pytest.mark.parametrize("form", sorted(TOOL_FORMATS))
 STRICT = [replace(tool, strict=True) for tool in TOOLS]
-PAIRS = ("glm4", "deepseek_v3.2")
+PAIRS = ("glm4", "qwen3_coder", "deepseek_v3.2")
 
 
 def grammar(form, tools=TOOLS, *, must_call=True, parallel=True, answer=""):
@@ -37,9 +37,10 @@ def parse(form, text, tools=TOOLS):
 
 def write(form, *calls):
     """Calls as the format has them: (name, {argument: value})."""
-    if form == "glm4":
+    if form in ("glm4", "qwen3_coder"):
         as_text = [(name, [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in a.items()]) for name, a in calls]
-        return "\n".join(glm(name, *pairs) for name, pairs in as_text)
+        call = glm if form == "glm4" else coder
+        return "\n".join(call(name, *pairs) for name, pairs in as_text)
     if form == "deepseek_v3.2":
         typed = [
             (
@@ -109,7 +110,7 @@ def random_text(text, r):
     vocabulary, tokenizer = tiny_vocabulary(), tiny_tokenizer()
     likes = set(tokenizer.control_tokens.values())
     likes |= {id_ for id_ in range(tokenizer.vocab_size) if tokenizer.token_bytes(id_) in _ENDS}
-    matcher = vocabulary.matcher(text)
+    matcher = vocabulary.compiled(text).copy()
     assert not matcher.is_error(), matcher.get_error()
     ids = []
     while len(ids) < 400:
@@ -165,8 +166,9 @@ def test_what_pairs_cannot_enforce_is_refused_by_name(form, parameters, words):
 
 def test_bare_text_that_could_be_two_things_is_refused():
     either = {"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "object"}]}}}
-    with pytest.raises(ToolSchemaError, match="does not tell apart"):
-        grammar("glm4", [Tool("f", either)])
+    for form in ("glm4", "qwen3_coder"):
+        with pytest.raises(ToolSchemaError, match="does not tell apart"):
+            grammar(form, [Tool("f", either)])
     assert accepts(grammar("deepseek_v3.2", [Tool("f", either)]), write("deepseek_v3.2", ("f", {"a": {}})))
     optional = {"properties": {"a": {"type": ["string", "null"]}}, "required": ["a"]}
     for form in PAIRS:
@@ -187,10 +189,15 @@ def test_arguments_without_a_schema_are_any(form):
     assert accepts(free, write(form, ("f", {"a": "x", "b c": "y"}))) and accepts(free, write(form, ("f", {})))
 
 
-def test_a_string_may_hold_markers_that_are_text():
-    said = "<b>x</b> </arg_value <tool"
-    assert accepts(grammar("glm4"), write("glm4", ("get_weather", {"city": said})))
-    assert parse("glm4", write("glm4", ("get_weather", {"city": said}))).tool_calls[0].arguments == json.dumps(
-        {"city": said}
-    )
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("glm4", "<b>x</b> </arg_value <tool"),
+        ("qwen3_coder", "<function=f>\n <parameter=a> </parameter> </function>\n</parameter <tool"),
+    ],
+)
+def test_a_string_may_hold_markers_that_are_text(form, said):
+    written = write(form, ("get_weather", {"city": said}))
+    assert accepts(grammar(form), written)
+    assert parse(form, written).tool_calls[0].arguments == json.dumps({"city": said})
     assert CITY

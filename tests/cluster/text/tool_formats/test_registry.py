@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from chat_templates import GLM, HERMES, QWEN3_CODER
 
 from isotherm.cluster.text.tokenizer import Tokenizer
 from isotherm.cluster.text.tool_formats.registry import CHOICES, TOOL_FORMATS, chosen_format, shown_format
@@ -20,12 +21,17 @@ TEMPLATES = {
     "deepseek_v3.2": "{{ '<｜DSML｜invoke name=\"' + tool.function.name + '\">\\n' }}",
     "kimi_k2": "<|tool_calls_section_begin|>{%- for tool_call in message['tool_calls'] -%}<|tool_call_begin|>",
     "glm4": "{{ '\\n<tool_call>' + tc.name }}\\n<arg_key>{{ k }}</arg_key>\\n<arg_value>{{ v }}</arg_value>",
+    "qwen3_coder": (
+        "{{- '\\n<tool_call>\\n<function=' + tool_call.name + '>\\n' }}{{- '<parameter=' + args_name + '>\\n' }}"
+    ),
     "hermes": '{{- \'<tool_call>\\n{"name": "\' }}{{- tool_call.name }}',
 }
 
 
 def test_each_template_shows_its_format():
     assert {name: shown_format(text).name for name, text in TEMPLATES.items()} == {name: name for name in TOOL_FORMATS}
+    whole = {"glm4": GLM, "qwen3_coder": QWEN3_CODER, "hermes": HERMES}
+    assert {name: shown_format(text).name for name, text in whole.items()} == {name: name for name in whole}
 
 
 @pytest.mark.parametrize(
@@ -33,7 +39,8 @@ def test_each_template_shows_its_format():
     [
         "",
         "{% if tools %}{{ tools | tojson }}{% endif %}",
-        "<tool_call>\n<function={{ name }}>\n<parameter=",  # Qwen3-Coder's
+        "<tool_call>\n<function={{ name }}>\n{{ arguments | tojson }}",
+        "<seed:tool_call>\n<function={{ name }}>\n<parameter=",  # Seed-OSS'
         '{"name": {{ name }}, "parameters":',  # Llama's
     ],
 )
