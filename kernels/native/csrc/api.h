@@ -23,7 +23,7 @@ constexpr int kSplit =
 
 // The one list of the kinds of tiles: X(how a packed weight is kept, whose multiplication takes it). Each defines its
 // TileKind (tile_kind.h) in a source file, and `<multiplication>_multiply` in a header of kernels.inc. The order is the
-// numbers that Python gives (kernels/native/weights.py).
+// numbers that Python gives (kernels/native/packed.py).
 #define ISO_TILE_KINDS(X) X(bf16, word) X(fp8, fp8) X(f32, word) X(coded, coded) X(int4, int4) X(int8, int8)
 enum class Kind : int {
 #define ISO_KIND(name, multiplication) name,
@@ -262,6 +262,10 @@ const Ops* avx512_ops();
 const Ops* avx2_ops();
 const Ops* generic_ops();
 
+// With room for so many bytes of tiles, or for as many as its kind takes where that is 0. Null: no memory.
+Linear* create_linear(int kind, int64_t inputs, int parts, const int64_t* part_outputs, const float* bias,
+                      const Grouping*, size_t data_bytes);
+void destroy(Linear*);
 void pack_part(Pool&, Linear&, int part, const Operand* operands);
 void code(Pool&, const Ops&, Linear&);  // bf16 → coded, where that is smaller by an eighth
 void sample(Pool&, const Ops&, const SampleCall&);
