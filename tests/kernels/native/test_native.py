@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -260,6 +261,7 @@ def test_bank_memory_and_errors() -> None:
         kernels.experts(x, bank, *pairs_of({0: [2]}))
     with pytest.raises(ValueError, match="slots take"):
         bank.load(0, *(stored(96, 128, "bf16", 0),) * 3)
+    assert load().iso_bank_create(1 << 50, 256, 96) is None, "there is no memory for so many slots"
     bank.drop(1)
     assert bank.nbytes == full // 2
     with pytest.raises(KeyError):
@@ -422,6 +424,14 @@ def test_attention_refuses_what_lies_outside_the_cache(kernels: NativeKernels) -
     x = randn(4, WIDTH, seed=7, dtype=kernels.dtype)
     with pytest.raises(IndexError, match="cache of 2 blocks"):
         kernels.attention(x, weights, rows, cache)
+    for wrong in (
+        replace(rows, cos_TR2=rows.cos_TR2[:, 1:], sin_TR2=rows.sin_TR2[:, 1:]),
+        replace(rows, sin_TR2=rows.sin_TR2[1:]),
+    ):
+        with pytest.raises(ValueError, match="cosines"):
+            kernels.attention(x, weights, wrong, torch.zeros(blocks, 4, LATENT + ROTARY, dtype=kernels.dtype))
+    with pytest.raises(ValueError, match="rotary must be even, not 15"):
+        kernels.attention(x, replace(weights, rotary=15), rows, cache)
     with pytest.raises(ValueError, match=r"\(4, 96\) is needed"):
         kernels.attention(x[:3], weights, rows, torch.zeros(blocks, 4, LATENT + ROTARY, dtype=kernels.dtype))
 
@@ -814,6 +824,16 @@ def test_errors_name_what_is_wrong() -> None:
     )
     with pytest.raises(IndexError, match="mla_decode"):
         kernels.mla_decode(q[..., :4], q[..., 4:], torch.zeros(2, 8, 6, dtype=BF16), table, one - 1, one, 1.0)
+    router = Router(torch.zeros(8, 64), torch.zeros(4), 4, 2, 3, True, 1.0)
+    with pytest.raises(ValueError, match=r"weight \(8, 64\) and bias \(4,\)"):
+        kernels.route(randn(1, 64, seed=0, dtype=BF16), router)
+    for backend in (kernels, ReferenceKernels(BF16)):
+        gate_up, down = (
+            backend.pack_linear([stored(32, 64, "bf16", 0)] * 2),
+            backend.pack_linear([stored(32, 32, "bf16", 1)]),
+        )
+        with pytest.raises(ValueError, match="takes rows of 64; down gives rows of 32"):
+            backend.mlp(randn(1, 64, seed=0, dtype=BF16), gate_up, down)
     assert kernels.isa in kernels.describe() and "2 threads" in kernels.describe()
 
 

@@ -79,7 +79,9 @@ def test_layouts_tell_instruction_sets_and_types_apart():
 
 FORMS = [[9, 0, 0, 0, 100, 0], [1, 0, 0, 0, 1 << 60, 0], [1, 0, 0, 0, 10752, 4], [4, -8, 2, 0, 100, 0],
          [4, 32, 3, 0, 100, 0], [4, 0, 0, 0, 100, 0], [1, 32, 2, 0, 100, 0], [4, 32, 2, 7, 100, 0],
-         [1, 0, 0, 0, True, 0], ["1", 0, 0, 0, 100, 0]]  # fmt: skip
+         [1, 0, 0, 0, True, 0], ["1", 0, 0, 0, 100, 0],
+         # What the kernels would read past the end, or for other numbers than they are
+         [4, 96, 2, 0, 100, 0], [4, 256, 2, 0, 100, 0], [5, 32, 2, 1, 100, 0], [2, 0, 0, 0, 100, 0]]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", [None, 3, [], [[1, 0, 0, 0, 100, 0]], *([form] * 2 for form in FORMS)], ids=str)
@@ -87,6 +89,17 @@ def test_forms_of_no_expert_are_refused(form):
     bank = native(BF16, 2, runnable()[0]).expert_bank(1, HIDDEN, INNER)
     with pytest.raises(ForeignBytesError):
         bank.room(form)
+
+
+def test_forms_that_other_kernels_read_are_refused():
+    isa = runnable()[0]
+    wide, narrow = bank_of("bf16", isa, F32), bank_of("bf16", isa)
+    for source, other in ((wide, narrow), (narrow, wide)):
+        with pytest.raises(ForeignBytesError, match="no packed weight of"):
+            other.room(source.packed(0).form)
+    if isa != "generic":  # whose kernels read no coded tiles
+        with pytest.raises(ForeignBytesError, match="for generic and torch.bfloat16"):
+            bank_of("bf16", "generic").room(narrow.packed(0).form)
 
 
 def test_bytes_of_no_expert_are_refused():
