@@ -65,11 +65,14 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
   constexpr int64_t kChunk = kRowChunk / kGroup;
   const int64_t inner_tiles = ceil_div(call.inner, kTile), out_tiles = ceil_div(call.hidden, kTile);
   Pool& workers = pool_for(pool, single(), call.pairs * call.hidden * call.inner);
-  // An item is a run of tiles, each of which passes over all groups of its expert.
+  // An item is a run of tiles, each of which passes over all groups of its expert. Runs of one size keep the threads in
+  // turn, and so each in its own stream (in_streams), as long as that does not halve them.
   const auto run_of = [&](int64_t tiles, size_t tile_bytes) ISO_ATTR {
-    return call.active == 0
-               ? 1
-               : least(tiles, tiles_per_item(tiles * call.active, static_cast<int64_t>(tile_bytes), pool.size()));
+    const int64_t longest =
+        most(1, least(tiles, tiles_per_item(tiles * call.active, static_cast<int64_t>(tile_bytes), pool.size())));
+    int64_t even = longest;
+    while (tiles % even != 0) --even;
+    return 2 * even < longest ? longest : even;
   };
   const int64_t gate_run = run_of(inner_tiles, call.active == 0 ? 0 : 2 * call.gate_up[0]->tile_bytes),
                 gate_runs = ceil_div(inner_tiles, gate_run);
