@@ -15,7 +15,7 @@ from isotherm.kernels.ops import ForeignBytesError
 
 # Version of how tiles lie in memory. Raise it with whatever changes a byte of them
 # (tests/kernels/native/test_packed.py tells when it was forgotten).
-TILES = 1
+TILES = 2
 _WIDEST = 4.5  # bytes of a weight in any kind of tiles, scales and exceptions included
 
 

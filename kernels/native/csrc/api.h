@@ -95,9 +95,13 @@ struct LinearForm {
   int64_t scales_bytes;
 };
 
-// Where output o (0 .. 31) stands among the 32 16-bit pairs of a word of a tile of bytes or nibbles: interleaving the
+// Where output o (0 .. 31) stands among the 32 16-bit pairs of a word of a tile of bytes: interleaving the
 // low and high result bytes within 128-bit lanes then gives outputs 0 .. 15 and 16 .. 31 in order.
 inline int byte_place(int o) { return (o % 16) / 4 * 8 + (o >= 16 ? 4 : 0) + o % 4; }
+
+// int4: where among 64 bytes, which are two words, the first byte of output o stands: [element][word], and output o +
+// 16 in the upper halves of the same.
+inline int int4_place(int o) { return o % 16 * 4; }
 
 struct Bank {
   int64_t slots, hidden, inner;

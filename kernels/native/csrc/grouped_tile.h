@@ -82,13 +82,18 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
     float* scale_to = scales;
     for (int64_t first = begin; first < end; first += group_words, tile += weight.block_bytes, scale_to += kTile) {
       take_zeros(decoder, weight, tile);
-      for (int64_t u = 0; u < least(group_words, end - first); ++u, to += kTile) {
-        const uint8_t* codes = tile + u / D::kWords * 64;
+      const int64_t n = least(group_words, end - first);
+      const uint8_t* codes = tile;
+      for (int64_t u = 0; u < n; u += D::kWords, codes += 64) {
         const uint8_t* ahead = codes + kPrefetchWords * 4;
         prefetch_block(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
-        vi word[kTileVectors];
-        decoder.decode(codes, static_cast<int>(u % D::kWords), word);
-        keep_word(to, word);
+#pragma GCC unroll 2
+        for (int i = 0; i < D::kWords; ++i, to += kTile) {
+          if (i == 1 && u + 1 == n) break;
+          vi word[kTileVectors];
+          decoder.decode(codes, i, word);
+          keep_word(to, word);
+        }
       }
       vf scale[kTileVectors];
       block_scales(weight, tile, scale);
