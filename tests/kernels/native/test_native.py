@@ -576,20 +576,21 @@ def test_head_linear_mlp_and_experts_rows_alone_equal_rows_together(kernels: Nat
     assert torch.equal(
         torch.cat([kernels.head_linear(row, weight) for row in x.split(1)]), kernels.head_linear(x, weight)
     )
-    for kind in ("bf16", "fp8", "int4", "int4 with zeros"):
-        (bank,) = filled_banks([kernels], 5, 160, 64, kind)
-        x = randn(30, 160, seed=3, dtype=kernels.dtype)
+    kinds = ("bf16", "fp8", "int4", "int4 with zeros", "int8")
+    for kind, hidden in [(kind, hidden) for kind in kinds for hidden in (160, 162)]:  # 81 words: the last has no other
+        (bank,) = filled_banks([kernels], 5, hidden, 64, kind)
+        x = randn(30, hidden, seed=3, dtype=kernels.dtype)
         run = {2: list(range(30)), 0: [4, 9], 3: [1], 1: list(range(3, 20))}
         together = kernels.experts(x, bank, *pairs_of(run))
         place = 0
         for expert, rows in run.items():
             for row in rows:
                 alone = kernels.experts(x[row : row + 1], bank, *pairs_of({expert: [0]}))
-                assert torch.equal(alone[0], together[place]), (kind, expert, row)
+                assert torch.equal(alone[0], together[place]), (kind, hidden, expert, row)
                 place += 1
         gate_up, down = (
-            kernels.pack_linear([stored(64, 160, kind, i) for i in (0, 3)]),
-            kernels.pack_linear([stored(160, 64, kind, 6)]),
+            kernels.pack_linear([stored(64, hidden, kind, i) for i in (0, 3)]),
+            kernels.pack_linear([stored(hidden, 64, kind, 6)]),
         )
         assert torch.equal(
             torch.cat([kernels.mlp(row, gate_up, down) for row in x.split(1)]), kernels.mlp(x, gate_up, down)
