@@ -54,9 +54,9 @@ bool spin(Clock::time_point end, F ready) {
   return true;
 }
 
-// How nice it is to give way: beside a thread that never pauses this leaves a quarter of a core. The most would leave a
+// How nice it is to give way: beside a thread that never pauses this leaves a tenth of a core. The most would leave a
 // seventieth, and whoever waits for an item that was begun would wait long.
-[[maybe_unused]] constexpr int kNiceness = 5;
+[[maybe_unused]] constexpr int kNiceness = 10;
 
 void step_aside([[maybe_unused]] const char* name) {
 #if defined(__linux__)  // which keeps a niceness for each thread

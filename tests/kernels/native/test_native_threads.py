@@ -72,7 +72,7 @@ def test_packing_leaves_the_threads_that_compute_to_those_who_compute():
     assert ticks(computing) <= idle + 1, "whoever packs alone wakes nobody else"
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     assert {os.getpriority(os.PRIO_PROCESS, thread) - own for thread in computing} == {0}
-    assert {os.getpriority(os.PRIO_PROCESS, thread) - own for thread in packing} == {min(5, 19 - own)}
+    assert {os.getpriority(os.PRIO_PROCESS, thread) - own for thread in packing} == {min(10, 19 - own)}
 
     packed = kernels.pack_linear([weight])
     stop = threading.Event()
