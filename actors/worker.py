@@ -23,6 +23,7 @@ from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.workers import Locality, WorkerSpec
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import Fingerprint
+from isotherm.kernels.cpus import usable_cpus
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.select import select_kernels
 
@@ -49,7 +50,7 @@ class WorkerBase:
         self._fingerprint: Fingerprint | None = None
         self._obeys = 0  # generation of the newest controller that has given an order
         self.checkpoint, self.speculation = Checkpoint.open(spec.model_path).drafting(spec.speculation)
-        self.threads = spec.threads or max(1, len(os.sched_getaffinity(0)) // spec.sharers)
+        self.threads = spec.threads or max(1, usable_cpus() // spec.sharers)
         selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), self.threads, spec.device, spec.isa)
         self.kernels: Kernels = selection.kernels
         self.kernels_reason = selection.reason

@@ -1,4 +1,4 @@
-"""What compiled backends check of their arguments before other code reads them by address."""
+"""What backends check of their arguments, the compiled ones before other code reads them by address."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from isotherm.kernels.cache_rows import fp8_row_bytes
 from isotherm.kernels.formats.stored import StoredWeight
-from isotherm.kernels.ops import Kernels, Router
+from isotherm.kernels.ops import Kernels, LinearWeight, Router
 
 
 def check_weights(weights: Sequence[StoredWeight], bias: Tensor | None = None) -> tuple[int, int]:
@@ -34,8 +34,17 @@ def check_expert(gate: StoredWeight, up: StoredWeight, down: StoredWeight, hidde
             raise ValueError(f"expert {name} has shape {weight.shape}; this bank's slots take {shape}")
 
 
+def check_mlp(gate_up: LinearWeight, down: LinearWeight) -> None:
+    if gate_up.in_features != down.out_features:
+        raise ValueError(f"mlp's gate_up takes rows of {gate_up.in_features}; down gives rows of {down.out_features}")
+
+
 def check_router(router: Router) -> None:
     experts = len(router.weight)
+    if router.weight.dim() != 2 or tuple(router.bias.shape) != (experts,):
+        raise ValueError(
+            f"a router's weight {tuple(router.weight.shape)} and bias {tuple(router.bias.shape)} must be [E, D] and [E]"
+        )
     if experts % router.n_group or not 0 < router.top_k <= experts or not 0 < router.topk_group <= router.n_group:
         raise ValueError(
             f"{experts} experts don't divide as {router.n_group} groups, {router.topk_group} kept, top {router.top_k}"

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isotherm.kernels.cache_rows import fp8_rows, is_fp8, read_rows
+from isotherm.kernels.checked import check_mlp
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.ops import ExpertBank, Kernels, LinearWeight, Router
 
@@ -67,6 +68,7 @@ class ReferenceKernels(Kernels):
         return torch.bmm(x_THK.transpose(0, 1), weight).transpose(0, 1)
 
     def mlp(self, x_TD: Tensor, gate_up: LinearWeight, down: LinearWeight) -> Tensor:
+        check_mlp(gate_up, down)
         return self.linear(_swiglu(self.linear(x_TD, gate_up)), down)
 
     def rope(self, x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ ROOMS: dict[str, set[str]] = {
         *BASE, "actors.attention", "actors.experts", "actors.links", "cluster.api", "cluster.autoscale",
         "cluster.control", "cluster.engine", "cluster.front_door", "cluster.manifest", "cluster.messages",
         "cluster.model", "cluster.observe", "cluster.on_ray", "cluster.placement", "cluster.routing",
-        "cluster.supervise", "cluster.text",
+        "cluster.supervise", "cluster.text", "kernels",
     },
     "cluster.doctor": {*BASE, "cluster.deploy", "cluster.manifest", "cluster.on_ray", "cluster.text", "kernels"},
     "cluster.cli": {

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+from isotherm.kernels.cpus import GROUPS, OWN_GROUPS, control_groups
 
 
 def free_memory(own: Path = OWN_GROUPS, root: Path = GROUPS) -> int:
     """Bytes that new processes here could have: what the machine could give, or less where the control group that they
     are in, or one above it, says so (version 2). What the page cache would give back is free."""
     free: list[int] = [psutil.virtual_memory().available]
-    for folder in control_groups(own, root):
+    for folder in control_groups("memory", own, root):
         try:
             limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
             figures = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
@@ -29,24 +28,10 @@ def machine_memory() -> int:
     """Bytes that processes here may use together: the machine's, or less where the control group that they are in, or
     one above it, says so."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for folder in control_groups():
+    for folder in control_groups("memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
             try:
                 limits.append(int((folder / name).read_text()))
             except (OSError, ValueError):  # not there; "max"
                 continue
     return min(limit for limit in limits if limit > 0)
-
-
-def control_groups(own: Path = OWN_GROUPS, root: Path = GROUPS) -> Iterator[Path]:
-    """The folders of this process's control group and of all above it, in version 2 and in version 1's hierarchy for
-    memory. In a container what is seen may begin at the container's own, which then is the root."""
-    yield from (root, root / "memory")
-    try:
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:
-        return
-    for _, controllers, path in (line for line in lines if len(line) == 3):
-        if not controllers or "memory" in controllers.split(","):
-            base, within = (root / "memory" if controllers else root), Path(path.lstrip("/"))
-            yield from (base / part for part in (within, *within.parents))

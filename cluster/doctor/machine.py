@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from isotherm.cluster.deploy.machine_memory import control_groups, free_memory, machine_memory
+from isotherm.cluster.deploy.machine_memory import free_memory, machine_memory
 from isotherm.cluster.doctor.finding import Finding, fail, ok, warn
 from isotherm.cluster.manifest import human_bytes
+from isotherm.kernels.cpus import allowed_cpus, cpu_quota
 from isotherm.kernels.select import select_kernels
 
 LEAST_MEMORY, GOOD_MEMORY = 1 << 30, 4 << 30  # bytes free: Ray and the workers of a tiny model take about 2 GiB
@@ -34,27 +33,14 @@ def look_at_machine() -> MachineFacts:
     selection = select_kernels("auto", torch.bfloat16)
     kernels = selection.kernels
     return MachineFacts(
-        cores=len(os.sched_getaffinity(0)),
-        quota=_quota([folder / "cpu.max" for folder in control_groups()]),
+        cores=allowed_cpus(),
+        quota=cpu_quota(),
         memory=machine_memory(),
         free_memory=free_memory(),
         kernels=kernels.name,
         instructions=kernels.instructions,
         kernels_reason=selection.reason,
     )
-
-
-def _quota(files: list[Path]) -> float | None:
-    """The least that any control group above this process allows."""
-    found = []
-    for path in files:
-        try:
-            given, period = path.read_text().split()
-            if given != "max":
-                found.append(int(given) / int(period))
-        except (OSError, ValueError):
-            continue
-    return min(found, default=None)
 
 
 def judge_machine(facts: MachineFacts) -> list[Finding]:
@@ -66,8 +52,8 @@ def _cores(facts: MachineFacts) -> Finding:
         return warn(
             "cores",
             f"{facts.cores} cores, of whose time the control group allows {facts.quota:g}",
-            f"threads would be stopped in mid-step: set attention.threads and experts.threads so that the workers of "
-            f"this machine have {max(1, int(facts.quota))} together, or allow more (docker run --cpus)",
+            f"a worker has {max(1, int(facts.quota))} threads at most, unless attention.threads or experts.threads ask "
+            "for more, which would be stopped in mid-step; to have more of them, raise the limit (docker run --cpus)",
         )
     if facts.cores < 2:
         return warn("cores", "1 core", "shards and groups share it; a model of any size wants more")

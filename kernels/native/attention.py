@@ -86,6 +86,8 @@ def bind_weights(a: AttentionWeights, dtype: torch.dtype) -> Bound:
             wrong.append(f"{name} must have {width} weights")
         else:
             norms[name] = plain(weight, dtype)
+    if a.rotary % 2:
+        wrong.append(f"rotary must be even, not {a.rotary}")
     if wrong:
         raise ValueError("attention: " + "; ".join(wrong))
     structure = _AttentionWeights(
@@ -103,11 +105,16 @@ def bind_rows(r: AttentionRows) -> Bound:
     slots = plain(r.cache_slots, torch.int64)
     tables, sequence, lengths = (plain(t, torch.int32) for t in (r.decode_tables, r.decode_sequence, r.decode_lengths))
     if (
-        not len(cos) == len(sin) == count
+        cos.shape != sin.shape
+        or cos.dim() != 2
+        or len(cos) != count
         or not r.decodes == len(sequence) == len(lengths)
         or (r.decodes and tables.dim() != 2)
     ):
-        lengths_of = {"slots": count, "cosines": len(cos), "sequences": len(sequence), "lengths": len(lengths)}
+        lengths_of = {
+            "slots": count, "cosines": tuple(cos.shape), "sines": tuple(sin.shape), "sequences": len(sequence),
+            "lengths": len(lengths),
+        }  # fmt: skip
         raise ValueError(f"attention has {r.decodes} decode rows, and {lengths_of}")
     if sum(p.count for p in r.prefills) + r.decodes != count:
         raise ValueError(f"{r.decodes} decode rows and chunks of {[p.count for p in r.prefills]} are not {count} rows")
@@ -123,7 +130,8 @@ def bind_rows(r: AttentionRows) -> Bound:
         tables.shape[1] if tables.dim() == 2 else 0, sequence.data_ptr(), lengths.data_ptr(), len(chunks),
         ctypes.addressof(chunks),
     )  # fmt: skip
-    return Bound(structure, (cos, sin, slots, tables, sequence, lengths, block_tables, chunks), rows=count)
+    keep = (cos, sin, slots, tables, sequence, lengths, block_tables, chunks)
+    return Bound(structure, keep, rows=count, rotary=2 * cos.shape[1])
 
 
 def plain(x: Tensor, dtype: torch.dtype) -> Tensor:

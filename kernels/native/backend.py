@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from isotherm.kernels.cache_rows import is_fp8
-from isotherm.kernels.checked import CheckedKernels
+from isotherm.kernels.checked import CheckedKernels, check_mlp
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.attention import Bound, bind_rows, bind_weights, plain
 from isotherm.kernels.native.context import Error, NativeContext, fail
@@ -32,7 +32,7 @@ _TILE = 32  # outputs per tile: parts start on a tile of their own
 class NativeKernels(CheckedKernels):
     """CPU kernels in C++; safe to call from several Python threads.
 
-    `threads`: threads of this instance's pool, the caller included (default: the CPUs this process may run on). `isa`:
+    `threads`: threads of this instance's pool, the caller included (default: usable_cpus). `isa`:
     one of ISAS (default: the best that the machine has). `library`: a library other than the installed one, for tests.
     """
 
@@ -133,6 +133,7 @@ class NativeKernels(CheckedKernels):
             raise ValueError(
                 f"mlp's gate_up packs {parts} outputs; down, with {inner} inputs, needs two parts of {inner}"
             )
+        check_mlp(gate_up, down)
         if down.bias is not None and down.data.part_outputs != (down.out_features,):
             raise ValueError("mlp's down must be packed as one part")
 
@@ -333,6 +334,8 @@ class NativeKernels(CheckedKernels):
                 f"attention x is {x_TD.dtype} {tuple(x_TD.shape)}; contiguous {self.dtype} "
                 f"({bound.rows}, {weights.hidden}) is needed"
             )
+        if bound.rotary != weights.rotary:
+            raise ValueError(f"attention turns {weights.rotary} values; its cosines and sines are for {bound.rotary}")
         blocks, block_size = self._cache(cache, weights.latent, weights.rotary)
         out = torch.empty_like(x_TD)
         code = self._lib.iso_attention(

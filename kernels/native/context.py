@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable
 from enum import IntEnum
@@ -11,6 +10,7 @@ from typing import NoReturn
 
 import torch
 
+from isotherm.kernels.cpus import usable_cpus
 from isotherm.kernels.native.library import NativeKernelsUnavailable, load
 
 ISAS = ("amx_bf16", "avx512_bf16", "avx2", "generic")
@@ -36,7 +36,7 @@ class NativeContext:
             raise ValueError(f"threads must be at least 1, not {threads}")
         self.dtype = dtype
         self.lib = load(library)
-        self.threads = threads or available_cpus()
+        self.threads = threads or usable_cpus()
         handle = self.lib.iso_context_create(
             self.threads, 0 if isa is None else 1 + ISAS.index(isa), dtype == torch.float32
         )
@@ -66,8 +66,3 @@ def fail(operation: str, code: int, detail: str) -> NoReturn:
     if code == Error.OUT_OF_MEMORY:
         raise MemoryError(f"{operation}: out of memory")
     raise IndexError(f"{operation}: {detail}")
-
-
-def available_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

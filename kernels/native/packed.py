@@ -5,14 +5,29 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
+import torch
+
+from isotherm.kernels.formats.grouped import GROUPS
 from isotherm.kernels.native.context import NativeContext, created, free_with
 from isotherm.kernels.ops import ForeignBytesError
 
 # Version of how tiles lie in memory. Raise it with whatever changes a byte of them
 # (tests/kernels/native/test_packed.py tells when it was forgotten).
-TILES = 1
+TILES = 2
 _WIDEST = 4.5  # bytes of a weight in any kind of tiles, scales and exceptions included
+
+
+class Kind(IntEnum):
+    """How a packed weight is kept: `Kind` in api.h, in the order of its ISO_TILE_KINDS."""
+
+    BF16 = 0
+    FP8 = 1
+    F32 = 2
+    CODED = 3
+    INT4 = 4
+    INT8 = 5
 
 
 class Grouping(ctypes.Structure):
@@ -75,7 +90,7 @@ def bytes_of(context: NativeContext, packed: Packed) -> list[memoryview]:
 
 def room(context: NativeContext, form: object, part_outputs: tuple[int, ...], inputs: int) -> Packed:
     """A weight of this shape whose bytes are to be filled. Raises ForeignBytesError for what is no weight's form."""
-    kind, group, scale_bytes, zeros, data_bytes, scales_bytes = _checked(form, sum(part_outputs), inputs)
+    kind, group, scale_bytes, zeros, data_bytes, scales_bytes = _checked(context, form, sum(part_outputs), inputs)
     grouping = Grouping(group, scale_bytes, zeros) if group else None
     counts = (ctypes.c_int64 * len(part_outputs))(*part_outputs)
     handle = context.lib.iso_linear_room(
@@ -102,18 +117,23 @@ def _look(context: NativeContext, packed: Packed) -> LinearForm:
     return found
 
 
-def _checked(form: object, outputs: int, inputs: int) -> Sequence[int]:
+def _checked(context: NativeContext, form: object, outputs: int, inputs: int) -> Sequence[int]:
+    """What another process says of its weight, as numbers that this context's kernels can read the bytes by."""
     if not isinstance(form, list) or len(form) != 6 or any(type(number) is not int for number in form):
         raise ForeignBytesError(f"a packed weight's form is six whole numbers, not {form!r:.80}")
     kind, group, scale_bytes, zeros, data_bytes, scales_bytes = form
     most = _WIDEST * (outputs + 64) * (inputs + 512)
     sound = (
-        0 <= kind < 1 << 16
-        and (scale_bytes in (2, 4) and 32 <= group <= 1 << 20 and group % 4 == 0 if group else scale_bytes == 0)
-        and zeros in (0, 1)
+        kind in tuple(Kind)
+        and (kind == Kind.F32) == (context.dtype == torch.float32)
+        and not (kind == Kind.CODED and context.isa == "generic")
+        and (group in GROUPS and scale_bytes in (2, 4) if kind in (Kind.INT4, Kind.INT8) else group == scale_bytes == 0)
+        and zeros in ((0, 1) if kind == Kind.INT4 else (0,))
         and 0 < data_bytes < most
         and 0 <= scales_bytes < most
     )
     if not sound:
-        raise ForeignBytesError(f"no packed weight of {outputs} × {inputs} has the form {form}")
+        raise ForeignBytesError(
+            f"no packed weight of {outputs} × {inputs} has the form {form} for {context.isa} and {context.dtype}"
+        )
     return form

@@ -14,12 +14,11 @@ from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight, alike
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.context import NativeContext, created, fail, free_with
-from isotherm.kernels.native.packed import Grouping, Packed, adopt, bytes_of, form_of, layout, packed_of, room
+from isotherm.kernels.native.packed import Grouping, Kind, Packed, adopt, bytes_of, form_of, layout, packed_of, room
 from isotherm.kernels.ops import ExpertBank, ForeignBytesError, PackedExpert
 
-_BF16, _FP8, _F32, _INT4, _INT8 = 0, 1, 2, 4, 5  # Kind: the places in ISO_TILE_KINDS of csrc/api.h
 # Formats with tiles of their own. All others are dequantised, and packed as bf16.
-_TILES: dict[type[StoredWeight], int] = {Fp8Weight: _FP8, Int4Weight: _INT4, Int8Weight: _INT8}
+_TILES: dict[type[StoredWeight], Kind] = {Fp8Weight: Kind.FP8, Int4Weight: Kind.INT4, Int8Weight: Kind.INT8}
 _DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float8_e4m3fn: 3, torch.uint8: 4,
            torch.int8: 5}  # Dtype in api.h  # fmt: skip
 
@@ -67,16 +66,16 @@ def pack(context: NativeContext, weights: Sequence[StoredWeight], bias: Tensor |
     return packed
 
 
-def _tiles(weights: Sequence[StoredWeight], dtype: torch.dtype) -> tuple[int, Sequence[StoredWeight]]:
+def _tiles(weights: Sequence[StoredWeight], dtype: torch.dtype) -> tuple[Kind, Sequence[StoredWeight]]:
     """The kind of tiles for all the weights, and the weights as it takes them: as they are stored where all are in one
     format with tiles of its own."""
     if dtype == torch.float32:
-        return _F32, [w.plain(torch.float32) for w in weights]
+        return Kind.F32, [w.plain(torch.float32) for w in weights]
     formats = {type(w) for w in weights}
     if len(formats) == 1 and (kind := _TILES.get(formats.pop())) is not None:
         grouped = [w for w in weights if isinstance(w, GroupedWeight)]
         return kind, alike(grouped) if grouped else weights
-    return _BF16, [w.plain(torch.bfloat16) for w in weights]
+    return Kind.BF16, [w.plain(torch.bfloat16) for w in weights]
 
 
 class NativeExpertBank(ExpertBank):

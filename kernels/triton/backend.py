@@ -14,7 +14,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from isotherm.kernels.checked import check_router, check_weights
+from isotherm.kernels.checked import check_mlp, check_router, check_weights
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.ops import ExpertBank, LinearWeight, Router
 from isotherm.kernels.triton.attention import TritonAttention
@@ -129,6 +129,7 @@ class TritonKernels(TritonAttention):
             raise ValueError(
                 f"mlp's gate_up gives {gate_up.out_features} outputs; down, with {inner} inputs, needs {2 * inner}"
             )
+        check_mlp(gate_up, down)
         w: PackedMatrix = gate_up.data
         rows = x.shape[0]
         hidden = self._empty(rows, inner)

@@ -17,6 +17,7 @@ from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.workers import WorkerSpec
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.model.weight_choice import WeightChoice
+from isotherm.kernels import cpus
 
 HOST = "127.0.0.1"
 SPEC = WorkerSpec(
@@ -70,12 +71,24 @@ def test_without_a_gpu_a_worker_that_needs_one_says_so(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("threads", "sharers", "expected"), [(None, 1, 12), (None, 2, 6), (None, 5, 2), (None, 64, 1), (3, 2, 3)]
+    ("threads", "sharers", "quota", "expected"),
+    [
+        (None, 1, None, 12),
+        (None, 2, None, 6),
+        (None, 5, None, 2),
+        (None, 64, None, 1),
+        (3, 2, None, 3),
+        (None, 1, 2.5, 2),
+        (None, 2, 8.0, 4),
+        (3, 1, 2.5, 3),
+    ],
 )
 def test_threads_are_those_asked_for_or_a_share_of_the_nodes_cores(
-    monkeypatch: pytest.MonkeyPatch, threads, sharers, expected
+    monkeypatch: pytest.MonkeyPatch, threads, sharers, quota, expected
 ):
+    """Of a node whose control group allows less time than its cores have, that time's worth of them."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
     worker = WorkerBase(replace(SPEC, threads=threads, sharers=sharers), HOST)
     assert worker.threads == worker._common_status()["threads"] == expected
 

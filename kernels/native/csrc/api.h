@@ -23,7 +23,7 @@ constexpr int kSplit =
 
 // The one list of the kinds of tiles: X(how a packed weight is kept, whose multiplication takes it). Each defines its
 // TileKind (tile_kind.h) in a source file, and `<multiplication>_multiply` in a header of kernels.inc. The order is the
-// numbers that Python gives (kernels/native/weights.py).
+// numbers that Python gives (kernels/native/packed.py).
 #define ISO_TILE_KINDS(X) X(bf16, word) X(fp8, fp8) X(f32, word) X(coded, coded) X(int4, int4) X(int8, int8)
 enum class Kind : int {
 #define ISO_KIND(name, multiplication) name,
@@ -95,9 +95,13 @@ struct LinearForm {
   int64_t scales_bytes;
 };
 
-// Where output o (0 .. 31) stands among the 32 16-bit pairs of a word of a tile of bytes or nibbles: interleaving the
+// Where output o (0 .. 31) stands among the 32 16-bit pairs of a word of a tile of bytes: interleaving the
 // low and high result bytes within 128-bit lanes then gives outputs 0 .. 15 and 16 .. 31 in order.
 inline int byte_place(int o) { return (o % 16) / 4 * 8 + (o >= 16 ? 4 : 0) + o % 4; }
+
+// int4: where among 64 bytes, which are two words, the first byte of output o stands: [element][word], and output o +
+// 16 in the upper halves of the same.
+inline int int4_place(int o) { return o % 16 * 4; }
 
 struct Bank {
   int64_t slots, hidden, inner;
@@ -262,6 +266,10 @@ const Ops* avx512_ops();
 const Ops* avx2_ops();
 const Ops* generic_ops();
 
+// With room for so many bytes of tiles, or for as many as its kind takes where that is 0. Null: no memory.
+Linear* create_linear(int kind, int64_t inputs, int parts, const int64_t* part_outputs, const float* bias,
+                      const Grouping*, size_t data_bytes);
+void destroy(Linear*);
 void pack_part(Pool&, Linear&, int part, const Operand* operands);
 void code(Pool&, const Ops&, Linear&);  // bf16 → coded, where that is smaller by an eighth
 void sample(Pool&, const Ops&, const SampleCall&);

@@ -1,7 +1,9 @@
 // The C functions that Python calls. Each returns 0, or an error code that kernels/native turns into an exception.
 #include <algorithm>
-#include <cstring>
+#include <memory>
+#include <mutex>
 #include <new>
+#include <system_error>
 #include <vector>
 
 #include "tile_kind.h"
@@ -20,6 +22,18 @@ struct Context {
   const Ops* ops;
   bool f32;
   Context(int threads, const Ops* table, bool wide) : pool(threads), ops(table), f32(wide) {}
+
+  // Threads for packing alone, made when there is something to pack: a group that loads experts computes with all
+  // threads of `pool`. Throws std::system_error, std::bad_alloc.
+  Pool& packing() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!packing_) packing_ = std::make_unique<Pool>(pool.size(), "packing");
+    return *packing_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unique_ptr<Pool> packing_;
 };
 
 template <class F>
@@ -28,71 +42,8 @@ int guarded(F body) {
     return body();
   } catch (const std::bad_alloc&) {
     return kOutOfMemory;
-  }
-}
-
-template <class T>
-T* array(size_t count) {
-  T* out = static_cast<T*>(allocate(count * sizeof(T)));
-  return out;
-}
-
-void destroy(Linear* linear) {
-  if (linear == nullptr) return;
-  release(linear->data, linear->data_bytes);
-  release(linear->scales, static_cast<size_t>(linear->tiles * linear->scale_blocks) * sizeof(float));
-  release(linear->bias, static_cast<size_t>(linear->tiles * kTile) * sizeof(float));
-  release(linear->part_tile, static_cast<size_t>(linear->parts + 1) * sizeof(int64_t));
-  release(linear->tile_column, static_cast<size_t>(linear->tiles) * sizeof(int64_t));
-  release(linear->tile_width, static_cast<size_t>(linear->tiles) * sizeof(int32_t));
-  delete linear;
-}
-
-// With room for so many bytes of tiles, or for as many as its kind takes where that is 0. Null: no memory.
-Linear* create(int kind, int64_t inputs, int parts, const int64_t* part_outputs, const float* bias,
-               const Grouping* grouping, size_t data_bytes) {
-  auto* linear = new (std::nothrow) Linear();
-  if (linear == nullptr) return nullptr;
-  try {
-    linear->kind = static_cast<Kind>(kind);
-    linear->inputs = inputs;
-    if (grouping != nullptr) set_grouping(*linear, *grouping);
-    const TileKind& its = tile_kind(linear->kind);
-    linear->words = its.words(inputs);
-    linear->tile_bytes = its.tile_bytes(*linear);
-    linear->part_tile = array<int64_t>(static_cast<size_t>(parts) + 1);
-    linear->parts = parts;
-    for (int p = 0; p < parts; ++p) {
-      linear->part_tile[p] = linear->tiles;
-      linear->tiles += (part_outputs[p] + kTile - 1) / kTile;
-    }
-    linear->part_tile[parts] = linear->tiles;
-    linear->scale_blocks = its.scale_blocks(inputs);
-    const auto tiles = static_cast<size_t>(linear->tiles);
-    linear->tile_column = array<int64_t>(tiles);
-    linear->tile_width = array<int32_t>(tiles);
-    for (int p = 0; p < parts; ++p) {
-      for (int64_t t = linear->part_tile[p], o = 0; t < linear->part_tile[p + 1]; ++t, o += kTile) {
-        linear->tile_column[t] = linear->outputs + o;
-        linear->tile_width[t] = static_cast<int32_t>(std::min<int64_t>(kTile, part_outputs[p] - o));
-      }
-      linear->outputs += part_outputs[p];
-    }
-    if (linear->scale_blocks > 0) linear->scales = array<float>(tiles * static_cast<size_t>(linear->scale_blocks));
-    if (bias != nullptr) {
-      linear->bias = array<float>(tiles * kTile);
-      std::memset(linear->bias, 0, tiles * kTile * sizeof(float));
-      for (int64_t t = 0; t < linear->tiles; ++t) {
-        std::memcpy(linear->bias + t * kTile, bias + linear->tile_column[t],
-                    static_cast<size_t>(linear->tile_width[t]) * sizeof(float));
-      }
-    }
-    linear->data_bytes = data_bytes > 0 ? data_bytes : tiles * linear->tile_bytes;
-    linear->data = array<uint8_t>(linear->data_bytes);
-    return linear;
-  } catch (const std::bad_alloc&) {
-    destroy(linear);
-    return nullptr;
+  } catch (const std::system_error&) {  // nor for one more thread
+    return kOutOfMemory;
   }
 }
 
@@ -140,14 +91,14 @@ ISO_EXPORT const char* iso_context_isa(const Context* context) { return context-
 
 ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const int64_t* part_outputs,
                                      const float* bias, const Grouping* grouping) {
-  return create(kind, inputs, parts, part_outputs, bias, grouping, 0);
+  return create_linear(kind, inputs, parts, part_outputs, bias, grouping, 0);
 }
 // Room for a weight that was packed elsewhere into so many bytes of tiles (LinearForm). Null for no kind of tiles, too.
 ISO_EXPORT Linear* iso_linear_room(int kind, int64_t inputs, int parts, const int64_t* part_outputs,
                                    const Grouping* grouping, int64_t data_bytes) {
   const bool grouped = kind == static_cast<int>(Kind::int4) || kind == static_cast<int>(Kind::int8);
   if (kind < 0 || kind >= kKinds || grouped != (grouping != nullptr)) return nullptr;
-  return create(kind, inputs, parts, part_outputs, nullptr, grouping, static_cast<size_t>(data_bytes));
+  return create_linear(kind, inputs, parts, part_outputs, nullptr, grouping, static_cast<size_t>(data_bytes));
 }
 // After that room was filled.
 ISO_EXPORT int iso_linear_adopt(Linear* linear) {
@@ -174,7 +125,7 @@ ISO_EXPORT int64_t iso_linear_bytes(const Linear* linear) {
 // Operands: the tensors of one stored weight, as the linear's kind takes them.
 ISO_EXPORT int iso_linear_pack(Context* context, Linear* linear, int part, const Operand* operands) {
   return guarded([&] {
-    pack_part(context->pool, *linear, part, operands);
+    pack_part(context->packing(), *linear, part, operands);
     return kOk;
   });
 }
@@ -182,7 +133,7 @@ ISO_EXPORT int iso_linear_pack(Context* context, Linear* linear, int part, const
 // After all parts are packed.
 ISO_EXPORT int iso_linear_finish(Context* context, Linear* linear) {
   return guarded([&] {
-    if (const auto finish = tile_kind(linear->kind).finish) finish(context->pool, *context->ops, *linear);
+    if (const auto finish = tile_kind(linear->kind).finish) finish(context->packing(), *context->ops, *linear);
     return kOk;
   });
 }
@@ -214,19 +165,21 @@ ISO_EXPORT int iso_mlp(Context* context, const Linear* gate_up, const Linear* do
   });
 }
 
+ISO_EXPORT void iso_bank_destroy(Bank* bank) {
+  if (bank == nullptr) return;
+  delete[] bank->gate_up;
+  delete[] bank->down;
+  delete bank;
+}
 ISO_EXPORT Bank* iso_bank_create(int64_t slots, int64_t hidden, int64_t inner) {
   auto* bank = new (std::nothrow) Bank();
   if (bank == nullptr) return nullptr;
   const auto count = static_cast<size_t>(slots);
   *bank =
       Bank{slots, hidden, inner, new (std::nothrow) const Linear*[count](), new (std::nothrow) const Linear*[count]()};
-  return bank;
-}
-ISO_EXPORT void iso_bank_destroy(Bank* bank) {
-  if (bank == nullptr) return;
-  delete[] bank->gate_up;
-  delete[] bank->down;
-  delete bank;
+  if (bank->gate_up != nullptr && bank->down != nullptr) return bank;
+  iso_bank_destroy(bank);
+  return nullptr;
 }
 ISO_EXPORT void iso_bank_set(Bank* bank, int64_t slot, const Linear* gate_up, const Linear* down) {
   bank->gate_up[slot] = gate_up;

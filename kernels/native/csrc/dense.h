@@ -108,7 +108,8 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
                            int64_t rows, void* out) {
   if (rows == 0 || weight.outputs == 0) return;
   const int64_t chunks = ceil_div(rows, kRowChunk);
-  auto body = [&](int64_t item) ISO_ATTR {
+  auto body = [&](int64_t claimed) ISO_ATTR {
+    const int64_t item = chunks == 1 ? in_streams(claimed, weight.parts, pool.size()) : claimed;
     const int64_t h = item / chunks, first = item % chunks * kRowChunk, n = least(kRowChunk, rows - first),
                   count = group_count(n);
     auto* groups = scratch_of<Group>(kOutput, count);

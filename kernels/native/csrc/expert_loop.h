@@ -6,14 +6,12 @@
 
 #if defined(__linux__)
 
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <condition_variable>
-#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <deque>
@@ -24,9 +22,11 @@
 #include <thread>
 #include <vector>
 
+#include "bell_page.h"
 #include "gather.h"
 #include "group_link.h"
 #include "merged.h"
+#include "signals.h"
 
 extern "C" int iso_experts(Context* context, const iso::Bank* bank, const void* x, int64_t x_stride, int64_t x_rows,
                            const int32_t* rows, int64_t pairs, const int32_t* slots, const int32_t* offsets,
@@ -64,25 +64,13 @@ class ExpertLoop {
   // `window`: how long a message is held for others, as a multiple of the time that a layer takes a shard (here and at
   // home).
   ExpertLoop(const Experts& experts, double window) : experts_(experts), window_(window) {
-    bell_file_ = memfd_create("isotherm bell", MFD_CLOEXEC);
-    if (bell_file_ < 0 || ftruncate(bell_file_, kHeaderBytes) != 0) throw std::bad_alloc();
-    void* const page = mmap(nullptr, kHeaderBytes, PROT_READ | PROT_WRITE, MAP_SHARED, bell_file_, 0);
-    if (page == MAP_FAILED) throw std::bad_alloc();
-    bell_ = static_cast<Bell*>(page);
-    sigset_t all, before;  // signals belong to the threads that the host program made
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const SignalsBlocked blocked;
     thread_ = std::thread([this] { run(); });
     pthread_setname_np(thread_.native_handle(), "expert loop");
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
 
   // After `stop`, and when nobody is inside `next_event` any more.
-  ~ExpertLoop() {
-    stop();
-    munmap(bell_, kHeaderBytes);
-    close(bell_file_);
-  }
+  ~ExpertLoop() { stop(); }
 
   // Ends the thread after the computation under way, and every link.
   void stop() {
@@ -97,18 +85,23 @@ class ExpertLoop {
     incoming_.clear();
   }
 
-  int bell_file() const { return bell_file_; }
+  int bell_file() const { return page_.file(); }
 
   // Takes both descriptors over. Throws std::bad_alloc.
   int64_t attach(int segment, int socket) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    incoming_.push_back(std::make_unique<GroupLink>(++last_id_, segment, socket, bell_));
+    // Room first, for as many links to leave too: what fails after a link is made would close descriptors twice.
+    incoming_.reserve(incoming_.size() + 1);
+    leaving_.reserve(static_cast<size_t>(last_id_) + 1);
+    incoming_.push_back(std::make_unique<GroupLink>(last_id_ + 1, segment, socket, bell_));
     bell_->ring();
-    return last_id_;
+    return ++last_id_;
   }
 
   void detach(int64_t id) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    // One that was never made, or leaves already: there is room for each once.
+    if (id < 1 || id > last_id_ || std::find(leaving_.begin(), leaving_.end(), id) != leaving_.end()) return;
     leaving_.push_back(id);
     bell_->ring();
   }
@@ -150,6 +143,12 @@ class ExpertLoop {
 
   bool take_commands() {
     const std::lock_guard<std::mutex> lock(mutex_);
+    try {  // the lists with a place for each link grow here alone
+      const size_t links = links_.size() + incoming_.size();
+      links_.reserve(links), batch_.reserve(links), seats_.reserve(links);
+    } catch (const std::bad_alloc&) {
+      return !stop_;  // whoever comes or leaves waits for the next turn
+    }
     for (auto& link : incoming_) links_.push_back(std::move(link));
     incoming_.clear();
     for (const int64_t id : leaving_) {
@@ -180,6 +179,10 @@ class ExpertLoop {
       } catch (const std::bad_alloc&) {
         tell(Event{link->id, Event::broken, "its segment could not be mapped"});
         link.reset();
+        continue;
+      }
+      if (link->message.request.layer < 0) {  // `choose` takes it for no layer, and would have everybody wait for it
+        refuse(*link);
         continue;
       }
       // Time at home between two layers of a step. A pause between steps says nothing about it.
@@ -275,7 +278,7 @@ class ExpertLoop {
                    "] are not held (placement version " + std::to_string(r.version) + ")");
   }
 
-  int compute() {
+  int compute() try {
     if (batch_.empty()) return 0;
     const int64_t width = experts_.row_bytes / (experts_.dtype == 0 ? 4 : 2);
     if (batch_.size() == 1) {
@@ -286,17 +289,15 @@ class ExpertLoop {
       return iso_experts(experts_.context, experts_.bank, m.x, width, m.request.rows, m.rows, m.request.pairs,
                          slots_.data(), m.offsets, m.request.active, m.reply);
     }
-    try {
-      merged_.build(batch_, experts_);
-    } catch (const std::bad_alloc&) {
-      return 1;
-    }
+    merged_.build(batch_, experts_);
     const int64_t rows = static_cast<int64_t>(merged_.x.size()) / experts_.row_bytes;
     const int code = iso_experts(experts_.context, experts_.bank, merged_.x.data(), width, rows, merged_.row_of.data(),
                                  merged_.pairs, merged_.slots.data(), merged_.offsets.data(),
                                  static_cast<int64_t>(merged_.slots.size()), merged_.y.data());
     if (code == 0) merged_.scatter(batch_, experts_.row_bytes);
     return code;
+  } catch (const std::bad_alloc&) {
+    return 1;
   }
 
   void count_rows(int64_t layer) {
@@ -342,8 +343,8 @@ class ExpertLoop {
 
   const Experts experts_;
   const double window_;
-  int bell_file_;
-  Bell* bell_;
+  const BellPage page_;
+  Bell* const bell_ = page_.bell();
 
   // The loop's own.
   std::vector<std::unique_ptr<GroupLink>> links_;

@@ -65,11 +65,14 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
   constexpr int64_t kChunk = kRowChunk / kGroup;
   const int64_t inner_tiles = ceil_div(call.inner, kTile), out_tiles = ceil_div(call.hidden, kTile);
   Pool& workers = pool_for(pool, single(), call.pairs * call.hidden * call.inner);
-  // An item is a run of tiles, each of which passes over all groups of its expert.
+  // An item is a run of tiles, each of which passes over all groups of its expert. Runs of one size keep the threads in
+  // turn, and so each in its own stream (in_streams), as long as that does not halve them.
   const auto run_of = [&](int64_t tiles, size_t tile_bytes) ISO_ATTR {
-    return call.active == 0
-               ? 1
-               : least(tiles, tiles_per_item(tiles * call.active, static_cast<int64_t>(tile_bytes), pool.size()));
+    const int64_t longest =
+        most(1, least(tiles, tiles_per_item(tiles * call.active, static_cast<int64_t>(tile_bytes), pool.size())));
+    int64_t even = longest;
+    while (tiles % even != 0) --even;
+    return 2 * even < longest ? longest : even;
   };
   const int64_t gate_run = run_of(inner_tiles, call.active == 0 ? 0 : 2 * call.gate_up[0]->tile_bytes),
                 gate_runs = ceil_div(inner_tiles, gate_run);
@@ -80,15 +83,20 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
                   first_tile = item % gate_runs * gate_run;
     const Linear& weight = *call.gate_up[a];
     for (int64_t tile = first_tile; tile < least(first_tile + gate_run, inner_tiles); ++tile) {
-      const uint8_t* next =
-          tile + 1 < inner_tiles || a + 1 == call.active ? weight.tile(tile + 1) : call.gate_up[a + 1]->tile(0);
+      const bool here = tile + 1 < inner_tiles || a + 1 == call.active;
+      const Linear& following = here ? weight : *call.gate_up[a + 1];
+      const int64_t next_tile = here ? tile + 1 : 0;
       for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* gate = scratch_of<float>(kAccumulator, n * kGroup * kTile);
         auto* up = scratch_of<float>(kAccumulator2, n * kGroup * kTile);
         const auto registers = registers_for(in + g, n);
-        multiply_tile<M>(weight, tile, in + g, n, gate, weight.tile(inner_tiles + tile));
-        multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, next);
+        const Strip both[] = {{tile, gate, following.tile(next_tile)},
+                              {inner_tiles + tile, up, following.tile(inner_tiles + next_tile)}};
+        if (!multiply_two(weight, both, in + g, n)) {
+          multiply_tile<M>(weight, tile, in + g, n, gate, weight.tile(inner_tiles + tile));
+          multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, following.tile(next_tile));
+        }
         for (int64_t i = 0; i < n; ++i) {
           const int64_t offset = (in[g + i].first - in[g].first) * kTile;
           store_hidden<M>(weight, tile, inner_tiles + tile, gate + offset, up + offset, middle[g + i], tile,

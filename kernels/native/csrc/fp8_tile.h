@@ -29,6 +29,40 @@ ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t word
   }
 }
 
+// The same for one row and two tiles at once.
+static void fp8_two(const Linear& weight, const Strip (&strips)[2], const uint32_t* a, int64_t a_stride) {
+  const Fp8Decoder decoder = Fp8Decoder::make();
+  const uint8_t* codes[] = {weight.tile(strips[0].tile), weight.tile(strips[1].tile)};
+  for (int i = 0; i < kTile; i += W) store(strips[0].sums + i, set(0.0f)), store(strips[1].sums + i, set(0.0f));
+  for (int64_t begin = 0; begin < weight.words; begin += kScaleWords) {
+    const int64_t end = least(begin + kScaleWords, weight.words);
+    const int64_t beyond = (begin - weight.words) * 64 + kPrefetchWords * 4;
+    const uint8_t* ahead[2];
+    RowSums<1> own[2];
+#pragma GCC unroll 2
+    for (int t = 0; t < 2; ++t) ahead[t] = beyond < 0 ? codes[t] + kPrefetchWords * 4 : strips[t].next + beyond;
+    for (int64_t u = begin; u < end; ++u) {
+#pragma GCC unroll 2
+      for (int t = 0; t < 2; ++t) {
+        vi word[kTileVectors];
+        decoder.decode(codes[t], 0, word);
+        prefetch(ahead[t]);
+        codes[t] += 64, ahead[t] += 64;
+        own[t].add(word, a);
+      }
+      a += a_stride;
+    }
+#pragma GCC unroll 2
+    for (int t = 0; t < 2; ++t) {
+      vf scale[kTileVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v)
+        scale[v] = set(weight.scales[strips[t].tile * weight.scale_blocks + begin / kScaleWords]);
+      own[t].add_scaled(strips[t].sums, scale);
+    }
+  }
+}
+
 static void fp8_group(const uint8_t* codes, const float* scales, int64_t words, const Group& g, float* sums,
                       const uint8_t* next) {
   switch (g.rows) {

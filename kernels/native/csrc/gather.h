@@ -12,7 +12,7 @@ namespace iso {
 struct Seat {       // one link
   int32_t pending;  // a message is there
   int32_t in_step;
-  int64_t layer;  // of the message, or of the one that is expected next
+  int64_t layer;  // of the message, or of the one that is expected next; not negative
   int64_t since;  // when the message came, or when the last one was answered
 };
 

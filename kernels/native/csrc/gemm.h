@@ -99,6 +99,13 @@ static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int
 
 constexpr int kTileVectors = kTile / W;
 
+// A tile among those that are multiplied at once: where its sums go, and what will be read after it.
+struct Strip {
+  int64_t tile;
+  float* sums;
+  const uint8_t* next;
+};
+
 // Sums of R rows against weights that are decoded in registers, a word at a time.
 template <int R>
 struct RowSums {

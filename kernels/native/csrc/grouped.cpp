@@ -1,8 +1,10 @@
 // int4 and int8 tiles: integers, and one scale for each group of inputs of an output.
 //
-// A tile is one block for each group: the codes, 32 scales, and where there are zero points 64 bytes of them. Codes
-// and zero points lie in the order of byte_place; two words of int4 share 64 bytes, the first in the low halves. int8
-// has its sign in the top bit and a magnitude beside it. The last block is as large as the others.
+// A tile is one block for each group: the codes, 32 scales, and where there are zero points 64 bytes of them. Two words
+// of int4 share 64 bytes: 32 lanes of 16 bits, a lane's nibbles from the lowest on an element of outputs 0 .. 15 and
+// the same of 16 .. 31, of the first word and then of the second (int4_place). Of zero points a lane has one of outputs
+// 0 .. 15 in its low byte and one of 16 .. 31 in the other. int8 lies in the order of byte_place, with its sign in the
+// top bit and a magnitude beside it. The last block is as large as the others.
 #include <cstring>
 
 #include "tile_kind.h"
@@ -39,7 +41,7 @@ void pack_int4(Linear& linear, int64_t tile, int64_t first, const Operand* opera
   for (int o = 0; o < linear.tile_width[tile]; ++o) {
     const auto* codes = static_cast<const uint8_t*>(row_of(operands[0], first + o, 1));
     const auto* scales = static_cast<const float*>(row_of(operands[1], first + o, 4));
-    const int place = 2 * byte_place(o);
+    const int place = int4_place(o), upper = o / 16, shift = 4 * upper;
     for (int64_t g = 0; g < groups; ++g) {
       uint8_t* block = block_of(linear, tile, g);
       const int64_t begin = g * group_words,
@@ -47,13 +49,16 @@ void pack_int4(Linear& linear, int64_t tile, int64_t first, const Operand* opera
       uint8_t* to = block + place;
       for (int64_t u = begin; u < end; u += 2, to += 64) {
         const int one = codes[u], two = u + 1 < end ? codes[u + 1] : 0;
-        to[0] = static_cast<uint8_t>((one & 15) | two << 4);
-        to[1] = static_cast<uint8_t>(one >> 4 | (two & 0xf0));
+        uint32_t lanes;
+        std::memcpy(&lanes, to, sizeof(lanes));
+        lanes |= static_cast<uint32_t>((one & 15) | (two & 15) << 8 | one >> 4 << 16 | two >> 4 << 24) << shift;
+        std::memcpy(to, &lanes, sizeof(lanes));
       }
       pack_scale(linear, block, o, scales[g]);
       if (linear.grouping.zeros != 0) {
         const auto* zeros = static_cast<const uint8_t*>(row_of(operands[2], first + o, 1));
-        std::memset(block + linear.code_bytes + kTile * linear.grouping.scale_bytes + place, zeros[g], 2);
+        uint8_t* const zero = block + linear.code_bytes + kTile * linear.grouping.scale_bytes + place + upper;
+        zero[0] = zero[2] = zeros[g];
       }
     }
   }

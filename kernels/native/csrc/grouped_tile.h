@@ -51,6 +51,54 @@ ISO_INLINE void grouped_tile(const Linear& weight, const uint8_t* block, const u
   }
 }
 
+// The same for one row and two tiles at once.
+template <class D>
+static void grouped_two(const Linear& weight, const Strip (&strips)[2], const uint32_t* a, int64_t a_stride) {
+  const int64_t group_words = weight.grouping.inputs / 2;
+  D decoder[] = {D::make(), D::make()};
+  const uint8_t* block[] = {weight.tile(strips[0].tile), weight.tile(strips[1].tile)};
+  for (int i = 0; i < kTile; i += W) store(strips[0].sums + i, set(0.0f)), store(strips[1].sums + i, set(0.0f));
+  for (int64_t begin = 0; begin < weight.words; begin += group_words) {
+    const int64_t n = least(group_words, weight.words - begin);
+    const uint8_t *codes[2], *ahead[2];
+    RowSums<1> own[2];
+#pragma GCC unroll 2
+    for (int t = 0; t < 2; ++t) {
+      codes[t] = block[t];
+      const int64_t beyond = block[t] + kPrefetchWords * 4 - weight.tile(strips[t].tile + 1);
+      ahead[t] = beyond < 0 ? block[t] + kPrefetchWords * 4 : strips[t].next + beyond;
+      take_zeros(decoder[t], weight, block[t]);
+    }
+    for (int64_t u = 0; u < n; u += D::kWords) {
+#pragma GCC unroll 2
+      for (int i = 0; i < D::kWords; ++i) {
+        if (i == 1 && u + 1 == n) break;
+#pragma GCC unroll 2
+        for (int t = 0; t < 2; ++t) {
+          vi word[kTileVectors];
+          decoder[t].decode(codes[t], i, word);
+          own[t].add(word, a);
+        }
+        a += a_stride;
+      }
+#pragma GCC unroll 2
+      for (int t = 0; t < 2; ++t) {
+        prefetch(ahead[t]);
+        codes[t] += 64, ahead[t] += 64;
+      }
+    }
+#pragma GCC unroll 2
+    for (int t = 0; t < 2; ++t) {
+      const uint8_t* const end = block[t] + weight.block_bytes;
+      for (const uint8_t* p = codes[t]; p < end; p += 64, ahead[t] += 64) prefetch(ahead[t]);
+      vf scale[kTileVectors];
+      block_scales(weight, block[t], scale);
+      own[t].add_scaled(strips[t].sums, scale);
+      block[t] = end;
+    }
+  }
+}
+
 template <class D>
 static void grouped_group(const Linear& weight, const uint8_t* tile, const Group& g, float* sums, const uint8_t* next) {
   switch (g.rows) {
@@ -82,13 +130,18 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
     float* scale_to = scales;
     for (int64_t first = begin; first < end; first += group_words, tile += weight.block_bytes, scale_to += kTile) {
       take_zeros(decoder, weight, tile);
-      for (int64_t u = 0; u < least(group_words, end - first); ++u, to += kTile) {
-        const uint8_t* codes = tile + u / D::kWords * 64;
+      const int64_t n = least(group_words, end - first);
+      const uint8_t* codes = tile;
+      for (int64_t u = 0; u < n; u += D::kWords, codes += 64) {
         const uint8_t* ahead = codes + kPrefetchWords * 4;
         prefetch_block(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
-        vi word[kTileVectors];
-        decoder.decode(codes, static_cast<int>(u % D::kWords), word);
-        keep_word(to, word);
+#pragma GCC unroll 2
+        for (int i = 0; i < D::kWords; ++i, to += kTile) {
+          if (i == 1 && u + 1 == n) break;
+          vi word[kTileVectors];
+          decoder.decode(codes, i, word);
+          keep_word(to, word);
+        }
       }
       vf scale[kTileVectors];
       block_scales(weight, tile, scale);

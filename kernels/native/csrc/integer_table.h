@@ -25,12 +25,14 @@ struct IntegerBytes {
 struct IntegerTable {
   IntegerBytes<128> magnitude;  // 0 .. 127
   IntegerBytes<16> code;        // -8 .. 7: an int4 code less 8
-  IntegerBytes<64> difference;  // 0 .. 31, -32 .. -1: a difference of two codes, in six bits
+  uint16_t code_twice[32];      // the same by five bits, of which the first says nothing
+  uint16_t difference[32];      // 0 .. 15, -16 .. -1: a difference of two codes, in five bits
 
-  constexpr IntegerTable() : magnitude{}, code{}, difference{} {
+  constexpr IntegerTable() : magnitude{}, code{}, code_twice{}, difference{} {
     for (int i = 0; i < 128; ++i) magnitude.set(i, i);
     for (int i = 0; i < 16; ++i) code.set(i, i - 8);
-    for (int i = 0; i < 64; ++i) difference.set(i, i < 32 ? i : i - 64);
+    for (int i = 0; i < 32; ++i) code_twice[i] = integer_bf16(i % 16 - 8);
+    for (int i = 0; i < 32; ++i) difference[i] = integer_bf16(i < 16 ? i : i - 32);
   }
 };
 

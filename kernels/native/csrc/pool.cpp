@@ -2,8 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <utility>
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sys/resource.h>
+#endif
+
+#include "signals.h"
 
 namespace iso {
 namespace {
@@ -48,21 +54,37 @@ bool spin(Clock::time_point end, F ready) {
   return true;
 }
 
-}  // namespace
+// How nice it is to give way: beside a thread that never pauses this leaves a tenth of a core. The most would leave a
+// seventieth, and whoever waits for an item that was begun would wait long.
+[[maybe_unused]] constexpr int kNiceness = 10;
 
-Pool::Pool(int threads) {
-#if defined(__linux__)
-  sigset_t all, before;  // signals belong to the threads that the host program made
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-#endif
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
-#if defined(__linux__)
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+void step_aside([[maybe_unused]] const char* name) {
+#if defined(__linux__)  // which keeps a niceness for each thread
+  pthread_setname_np(pthread_self(), name);
+  setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + kNiceness);
 #endif
 }
 
-Pool::~Pool() {
+}  // namespace
+
+Pool::Pool(int threads, const char* aside) {
+  const SignalsBlocked blocked;
+  try {
+    for (int i = 1; i < threads; ++i) {
+      workers_.emplace_back([this, aside] {
+        if (aside != nullptr) step_aside(aside);
+        work();
+      });
+    }
+  } catch (...) {  // the system has no more threads to give: those that there are must not outlive this
+    end();
+    throw;
+  }
+}
+
+Pool::~Pool() { end(); }
+
+void Pool::end() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;

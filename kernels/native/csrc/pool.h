@@ -15,7 +15,8 @@ namespace iso {
 // nobody. Which thread runs an item never changes a result; items write disjoint outputs.
 class Pool {
  public:
-  explicit Pool(int threads);
+  // `aside`: null, or the name of workers that give way to other threads.
+  explicit Pool(int threads, const char* aside = nullptr);
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -30,6 +31,7 @@ class Pool {
   using Body = void (*)(void*, int64_t);
 
   void work();
+  void end();
   void drain(uint32_t epoch);
   uint32_t epoch() const { return static_cast<uint32_t>(head_.load(std::memory_order_seq_cst) >> 32); }
 

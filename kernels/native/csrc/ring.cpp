@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <csignal>
 #include <cstring>
 #include <ctime>
 #include <map>
@@ -18,6 +17,8 @@
 #include <new>
 #include <system_error>
 #include <thread>
+
+#include "signals.h"
 
 namespace iso {
 namespace {
@@ -51,11 +52,13 @@ class Watcher {
  private:
   Watcher() : epoll_(epoll_create1(EPOLL_CLOEXEC)) {
     if (epoll_ < 0) throw std::system_error(errno, std::generic_category());
-    sigset_t all, before;  // signals belong to the threads that the host program made
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    std::thread([this] { run(); }).detach();
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    try {
+      const SignalsBlocked blocked;
+      std::thread([this] { run(); }).detach();
+    } catch (...) {
+      close(epoll_);
+      throw;
+    }
   }
 
   void run() {

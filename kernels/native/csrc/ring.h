@@ -159,8 +159,8 @@ class End {
 
   bool shard_;
   int socket_;
-  uint64_t watch_;
   std::atomic<bool> lost_{false};
+  uint64_t watch_;  // the last of all: from here on the watcher may mark this end as lost
 };
 
 }  // namespace iso

@@ -89,7 +89,10 @@ struct Row {
       before += sum[static_cast<size_t>(bin++)];
     std::vector<int64_t> ids = sorted(in_bins(bin, bin));
     // Rounding at the very end: the last bin that holds anything. The largest value is in the first.
-    while (ids.empty() && bin > 0) ids = sorted(in_bins(--bin, bin));
+    while (ids.empty() && bin > 0) {
+      --bin;
+      ids = sorted(in_bins(bin, bin));
+    }
     if (ids.empty()) return -1;
     return ids[reach(ids, before, p * total, [&](int64_t id) { return weights[id]; }) - 1];
   }

@@ -96,7 +96,7 @@ template <bool kZeroPoints>
 struct Int4Decoder {
   static constexpr int kWords = 2;
   static constexpr bool kZeros = kZeroPoints;
-  __m256i low, high, zero[2];
+  __m256i low, high, zero[4];
 
   ISO_INLINE Int4Decoder make() {
     Int4Decoder d;
@@ -106,25 +106,33 @@ struct Int4Decoder {
     return d;
   }
   inline __attribute__((always_inline)) void set_zeros(const uint8_t* zeros) {
-    zero[0] = load_bytes(zeros), zero[1] = load_bytes(zeros + 32);
-  }
-
-  // Word `i` (0 or 1) of two.
-  inline __attribute__((always_inline)) void decode(const uint8_t* codes, int i, vi* out) const {
+    const __m256i low_byte = _mm256_set1_epi16(0xff);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      __m256i code = load_bytes(codes + half * 32);
-      code = _mm256_and_si256(i == 0 ? code : _mm256_srli_epi16(code, 4), _mm256_set1_epi8(15));
+      const __m256i both = load_bytes(zeros + half * 32), first = _mm256_and_si256(both, low_byte),
+                    second = _mm256_andnot_si256(low_byte, both);
+      zero[half] = _mm256_or_si256(first, _mm256_slli_epi16(first, 8));
+      zero[2 + half] = _mm256_or_si256(second, _mm256_srli_epi16(second, 8));
+    }
+  }
+
+  // Word `i` (0 or 1) of two. What is looked up is the same for both, and left to the compiler to do once.
+  inline __attribute__((always_inline)) void decode(const uint8_t* codes, int i, vi* out) const {
+    const __m256i low_byte = _mm256_set1_epi16(0xff);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      __m256i code = load_bytes(codes + v % 2 * 32);
+      code = _mm256_and_si256(v < 2 ? code : _mm256_srli_epi16(code, 4), _mm256_set1_epi8(15));
       __m256i sign = _mm256_setzero_si256();
       if constexpr (kZeros) {
-        code = _mm256_sub_epi8(code, zero[half]);
+        code = _mm256_sub_epi8(code, zero[v]);
         sign = _mm256_and_si256(code, _mm256_set1_epi8(static_cast<char>(0x80)));
         code = _mm256_abs_epi8(code);
       }
-      const __m256i low_byte = _mm256_shuffle_epi8(low, code),
-                    high_byte = _mm256_or_si256(_mm256_shuffle_epi8(high, code), sign);
-      out[half] = (vi)_mm256_unpacklo_epi8(low_byte, high_byte);
-      out[2 + half] = (vi)_mm256_unpackhi_epi8(low_byte, high_byte);
+      const __m256i lows = _mm256_shuffle_epi8(low, code),
+                    highs = _mm256_or_si256(_mm256_shuffle_epi8(high, code), sign);
+      out[v] = (vi)(i == 0 ? _mm256_or_si256(_mm256_and_si256(lows, low_byte), _mm256_slli_epi16(highs, 8))
+                           : _mm256_or_si256(_mm256_srli_epi16(lows, 8), _mm256_andnot_si256(low_byte, highs)));
     }
   }
 };

@@ -72,35 +72,34 @@ struct Int8Decoder : SignedByteDecoder {
   }
 };
 
-// Lookups take six bits of an index. Without zero points each table stands there four times, so the bits above a code
-// may be anything; with them the index is the difference of code and zero point.
+// A lookup takes the five lowest bits of each 16-bit lane. Without zero points each number stands there twice, so the
+// bits above a code may be anything; with them the index is the difference of code and zero point.
 template <bool kZeroPoints>
 struct Int4Decoder {
   static constexpr int kWords = 2;
   static constexpr bool kZeros = kZeroPoints;
-  __m512i low, high, zero, nibble;
+  __m512i numbers, zero[2];
 
   ISO_INLINE Int4Decoder make() {
     Int4Decoder d;
-    if constexpr (kZeros) {
-      d.low = _mm512_loadu_si512(kIntegers.difference.low), d.high = _mm512_loadu_si512(kIntegers.difference.high);
-    } else {
-      d.low = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIntegers.code.low)));
-      d.high = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIntegers.code.high)));
-    }
-    d.nibble = _mm512_set1_epi8(15);
+    d.numbers = _mm512_loadu_si512(kZeros ? kIntegers.difference : kIntegers.code_twice);
     return d;
   }
-  inline __attribute__((always_inline)) void set_zeros(const uint8_t* zeros) { zero = _mm512_loadu_si512(zeros); }
+  inline __attribute__((always_inline)) void set_zeros(const uint8_t* zeros) {
+    const __m512i both = _mm512_loadu_si512(zeros);
+    zero[0] = _mm512_and_si512(both, _mm512_set1_epi16(0xff)), zero[1] = _mm512_srli_epi16(both, 8);
+  }
 
   // Word `i` (0 or 1) of two.
   inline __attribute__((always_inline)) void decode(const uint8_t* codes, int i, vi* out) const {
-    __m512i code = _mm512_loadu_si512(codes);
-    if (i == 1) code = _mm512_srli_epi16(code, 4);
-    if constexpr (kZeros) code = _mm512_sub_epi8(_mm512_and_si512(code, nibble), zero);
-    const __m512i low_byte = _mm512_permutexvar_epi8(code, low), high_byte = _mm512_permutexvar_epi8(code, high);
-    out[0] = (vi)_mm512_unpacklo_epi8(low_byte, high_byte);
-    out[1] = (vi)_mm512_unpackhi_epi8(low_byte, high_byte);
+    const __m512i both = _mm512_loadu_si512(codes), word = i == 0 ? both : _mm512_srli_epi16(both, 8);
+    const __m512i code[] = {word, _mm512_srli_epi16(word, 4)};
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      __m512i index = code[v];
+      if constexpr (kZeros) index = _mm512_sub_epi16(_mm512_and_si512(index, _mm512_set1_epi16(15)), zero[v]);
+      out[v] = (vi)_mm512_permutexvar_epi16(index, numbers);
+    }
   }
 };
 

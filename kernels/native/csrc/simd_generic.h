@@ -64,9 +64,15 @@ struct Int4Decoder {
   ISO_INLINE Int4Decoder make() { return {}; }
   void set_zeros(const uint8_t* zeros) { zero = zeros; }
   void decode(const uint8_t* codes, int i, vi* out) const {
-    decode_places(out, [&](int place) {
-      const int index = ((codes[place] >> 4 * i & 15) - (kZeros ? zero[place] : 8)) & 63;
-      return kIntegers.difference.low[index] | kIntegers.difference.high[index] << 8;
-    });
+    uint32_t words[kTile];
+    for (int o = 0; o < kTile; ++o) {
+      words[o] = value(codes, i, o, 0) | static_cast<uint32_t>(value(codes, i, o, 1)) << 16;
+    }
+    __builtin_memcpy(out, words, sizeof(words));
+  }
+  uint16_t value(const uint8_t* codes, int i, int o, int element) const {
+    const int lane = int4_place(o) + 2 * element, upper = o / 16;
+    const int code = codes[lane + i] >> 4 * upper & 15;
+    return kIntegers.difference[(code - (kZeros ? zero[lane + upper] : 8)) & 31];
   }
 };

@@ -211,6 +211,7 @@ def test_messages_that_make_no_sense_are_refused(path: Path, config):
     numbers = np.array([0], np.int32)
     bad = [
         Dispatch(99, 1, x, numbers, numbers, np.array([0, 1], np.int32)),
+        Dispatch(-1, 1, x, numbers, numbers, np.array([0, 1], np.int32)),
         Dispatch(1, 1, x, np.array([2], np.int32), numbers, np.array([0, 1], np.int32)),
         Dispatch(1, 1, x, numbers, numbers, np.array([0, 5], np.int32)),
         Dispatch(1, 1, x, numbers, np.array([400], np.int32), np.array([0, 1], np.int32)),

@@ -3,8 +3,10 @@ left."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
+import mmap
 import os
 import random
 import signal
@@ -48,6 +50,7 @@ from isotherm.actors.links.shared_memory import (
     segment_bytes,
 )
 from isotherm.cluster.model.checkpoint import Checkpoint
+from isotherm.kernels.native import ring
 from isotherm.kernels.reference import ReferenceKernels
 
 pytestmark = pytest.mark.slow
@@ -164,6 +167,33 @@ def test_200_links_leave_no_descriptor_thread_or_mapping(group: Group, config):
     for i in range(200):
         one(i)
     until(lambda: all(now <= then + 2 for now, then in zip(state(), before, strict=True)))
+
+
+def test_a_peer_that_is_gone_already_is_seen():
+    """Its death is told while the end is made: nothing that is done later may forget it."""
+    library, segment, stop = ring.load(), mmap.mmap(-1, ring.HEADER_BYTES), threading.Event()
+    header = ctypes.addressof(ctypes.c_char.from_buffer(segment))
+    library.iso_segment_begin(header, ring.HEADER_BYTES)
+    data = bytes(1 << 20)
+
+    def keep_busy() -> None:  # without the interpreter's lock
+        while not stop.is_set():
+            hashlib.sha256(data)
+
+    busy = [threading.Thread(target=keep_busy) for _ in range(len(os.sched_getaffinity(0)))]
+    for thread in busy:
+        thread.start()
+    try:
+        for i in range(5000):
+            ours, peers = socket.socketpair()
+            peers.close()
+            end = library.iso_end_open(header, None, None, 0, ours.detach())
+            assert library.iso_end_await_request(end, 5.0) == ring.Outcome.LOST, i
+            library.iso_end_close(end)
+    finally:
+        stop.set()
+        for thread in busy:
+            thread.join()
 
 
 # --- deaths ---------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from isotherm.cluster.doctor import machine
 from isotherm.cluster.doctor.machine import MachineFacts, judge_machine, look_at_machine
 
 GOOD = MachineFacts(8, None, 64 << 30, 32 << 30, "native", "avx2", "")
@@ -24,7 +23,7 @@ def test_a_good_machine():
     ("changes", "subject", "state", "words"),
     [
         ({"cores": 1}, "cores", "warn", "1 core"),
-        ({"quota": 2.5}, "cores", "warn", "have 2 together"),
+        ({"quota": 2.5}, "cores", "warn", "2 threads at most"),
         ({"kernels": "reference", "kernels_reason": "not built"}, "kernels", "warn", "C++ compiler"),
         ({"instructions": "generic"}, "kernels", "warn", "AVX2"),
         ({"free_memory": 900 << 20}, "memory", "fail", "2 GiB"),
@@ -34,13 +33,6 @@ def test_a_good_machine():
 def test_what_is_not_well_is_said_with_what_to_do(changes, subject, state, words):
     (found,) = [f for f in judge_machine(replace(GOOD, **changes)) if f.subject == subject]
     assert found.state.value == state and found.advice and words in f"{found.words} {found.advice}"
-
-
-def test_the_least_quota_of_all_groups_counts(tmp_path):
-    files = [tmp_path / str(i) for i in range(4)]
-    for path, text in zip(files, ("max 100000", "250000 100000", "400000 100000"), strict=False):
-        path.write_text(text)
-    assert machine._quota(files) == 2.5 and machine._quota(files[:1]) is None
 
 
 def test_this_machine_can_be_looked_at():

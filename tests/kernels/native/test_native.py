@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -260,6 +261,7 @@ def test_bank_memory_and_errors() -> None:
         kernels.experts(x, bank, *pairs_of({0: [2]}))
     with pytest.raises(ValueError, match="slots take"):
         bank.load(0, *(stored(96, 128, "bf16", 0),) * 3)
+    assert load().iso_bank_create(1 << 50, 256, 96) is None, "there is no memory for so many slots"
     bank.drop(1)
     assert bank.nbytes == full // 2
     with pytest.raises(KeyError):
@@ -422,6 +424,14 @@ def test_attention_refuses_what_lies_outside_the_cache(kernels: NativeKernels) -
     x = randn(4, WIDTH, seed=7, dtype=kernels.dtype)
     with pytest.raises(IndexError, match="cache of 2 blocks"):
         kernels.attention(x, weights, rows, cache)
+    for wrong in (
+        replace(rows, cos_TR2=rows.cos_TR2[:, 1:], sin_TR2=rows.sin_TR2[:, 1:]),
+        replace(rows, sin_TR2=rows.sin_TR2[1:]),
+    ):
+        with pytest.raises(ValueError, match="cosines"):
+            kernels.attention(x, weights, wrong, torch.zeros(blocks, 4, LATENT + ROTARY, dtype=kernels.dtype))
+    with pytest.raises(ValueError, match="rotary must be even, not 15"):
+        kernels.attention(x, replace(weights, rotary=15), rows, cache)
     with pytest.raises(ValueError, match=r"\(4, 96\) is needed"):
         kernels.attention(x[:3], weights, rows, torch.zeros(blocks, 4, LATENT + ROTARY, dtype=kernels.dtype))
 
@@ -566,20 +576,21 @@ def test_head_linear_mlp_and_experts_rows_alone_equal_rows_together(kernels: Nat
     assert torch.equal(
         torch.cat([kernels.head_linear(row, weight) for row in x.split(1)]), kernels.head_linear(x, weight)
     )
-    for kind in ("bf16", "fp8", "int4", "int4 with zeros"):
-        (bank,) = filled_banks([kernels], 5, 160, 64, kind)
-        x = randn(30, 160, seed=3, dtype=kernels.dtype)
+    kinds = ("bf16", "fp8", "int4", "int4 with zeros", "int8")
+    for kind, hidden in [(kind, hidden) for kind in kinds for hidden in (160, 162)]:  # 81 words: the last has no other
+        (bank,) = filled_banks([kernels], 5, hidden, 64, kind)
+        x = randn(30, hidden, seed=3, dtype=kernels.dtype)
         run = {2: list(range(30)), 0: [4, 9], 3: [1], 1: list(range(3, 20))}
         together = kernels.experts(x, bank, *pairs_of(run))
         place = 0
         for expert, rows in run.items():
             for row in rows:
                 alone = kernels.experts(x[row : row + 1], bank, *pairs_of({expert: [0]}))
-                assert torch.equal(alone[0], together[place]), (kind, expert, row)
+                assert torch.equal(alone[0], together[place]), (kind, hidden, expert, row)
                 place += 1
         gate_up, down = (
-            kernels.pack_linear([stored(64, 160, kind, i) for i in (0, 3)]),
-            kernels.pack_linear([stored(160, 64, kind, 6)]),
+            kernels.pack_linear([stored(64, hidden, kind, i) for i in (0, 3)]),
+            kernels.pack_linear([stored(hidden, 64, kind, 6)]),
         )
         assert torch.equal(
             torch.cat([kernels.mlp(row, gate_up, down) for row in x.split(1)]), kernels.mlp(x, gate_up, down)
@@ -814,6 +825,16 @@ def test_errors_name_what_is_wrong() -> None:
     )
     with pytest.raises(IndexError, match="mla_decode"):
         kernels.mla_decode(q[..., :4], q[..., 4:], torch.zeros(2, 8, 6, dtype=BF16), table, one - 1, one, 1.0)
+    router = Router(torch.zeros(8, 64), torch.zeros(4), 4, 2, 3, True, 1.0)
+    with pytest.raises(ValueError, match=r"weight \(8, 64\) and bias \(4,\)"):
+        kernels.route(randn(1, 64, seed=0, dtype=BF16), router)
+    for backend in (kernels, ReferenceKernels(BF16)):
+        gate_up, down = (
+            backend.pack_linear([stored(32, 64, "bf16", 0)] * 2),
+            backend.pack_linear([stored(32, 32, "bf16", 1)]),
+        )
+        with pytest.raises(ValueError, match="takes rows of 64; down gives rows of 32"):
+            backend.mlp(randn(1, 64, seed=0, dtype=BF16), gate_up, down)
     assert kernels.isa in kernels.describe() and "2 threads" in kernels.describe()
 
 

@@ -79,7 +79,9 @@ def test_layouts_tell_instruction_sets_and_types_apart():
 
 FORMS = [[9, 0, 0, 0, 100, 0], [1, 0, 0, 0, 1 << 60, 0], [1, 0, 0, 0, 10752, 4], [4, -8, 2, 0, 100, 0],
          [4, 32, 3, 0, 100, 0], [4, 0, 0, 0, 100, 0], [1, 32, 2, 0, 100, 0], [4, 32, 2, 7, 100, 0],
-         [1, 0, 0, 0, True, 0], ["1", 0, 0, 0, 100, 0]]  # fmt: skip
+         [1, 0, 0, 0, True, 0], ["1", 0, 0, 0, 100, 0],
+         # What the kernels would read past the end, or for other numbers than they are
+         [4, 96, 2, 0, 100, 0], [4, 256, 2, 0, 100, 0], [5, 32, 2, 1, 100, 0], [2, 0, 0, 0, 100, 0]]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", [None, 3, [], [[1, 0, 0, 0, 100, 0]], *([form] * 2 for form in FORMS)], ids=str)
@@ -87,6 +89,17 @@ def test_forms_of_no_expert_are_refused(form):
     bank = native(BF16, 2, runnable()[0]).expert_bank(1, HIDDEN, INNER)
     with pytest.raises(ForeignBytesError):
         bank.room(form)
+
+
+def test_forms_that_other_kernels_read_are_refused():
+    isa = runnable()[0]
+    wide, narrow = bank_of("bf16", isa, F32), bank_of("bf16", isa)
+    for source, other in ((wide, narrow), (narrow, wide)):
+        with pytest.raises(ForeignBytesError, match="no packed weight of"):
+            other.room(source.packed(0).form)
+    if isa != "generic":  # whose kernels read no coded tiles
+        with pytest.raises(ForeignBytesError, match="for generic and torch.bfloat16"):
+            bank_of("bf16", "generic").room(narrow.packed(0).form)
 
 
 def test_bytes_of_no_expert_are_refused():
@@ -123,9 +136,9 @@ def digest(kind: str, isa: str, dtype: torch.dtype) -> str:
 
 # Where this fails, tiles lie otherwise in memory than they did: raise TILES of kernels/native/packed.py, so that no
 # worker takes bytes of the old version, and put the new digests here.
-VERSION = 1
+VERSION = 2
 CASES = [("bf16", BF16), ("bf16", F32), ("fp8", BF16), ("int4 with zeros", BF16), ("int8", BF16)]
-LAYOUTS = ["c9c149aab81a", "5893cb808dc5", "e6a57ccc8958", "2f323018c64d", "543038af7060"]
+LAYOUTS = ["c9c149aab81a", "5893cb808dc5", "e6a57ccc8958", "e98a2ea9c544", "543038af7060"]
 UNCODED = "8d4085a71c16"  # the first of them where bf16 is not coded
 
 
