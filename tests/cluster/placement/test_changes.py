@@ -74,7 +74,9 @@ def test_no_group_gets_more_than_it_has_room_for():
     held = {g: len(new.held_by(g)) for g in "ab"}
     assert max(held.values()) <= 13 and sum(held.values()) == 24, held
     assert max(len(for_groups(old, ["a", "b"], load).held_by(g)) for g in "ab") > 13, "the load alone says otherwise"
-    assert not for_groups(old, ["a"], load, room=13).orphans([]), "where there is too little room everything has a place"
+    assert not for_groups(old, ["a"], load, room=13).orphans([]), (
+        "where there is too little room everything has a place"
+    )
 
 
 @given(placements(), names, st.integers(0, 40))
