@@ -33,7 +33,7 @@ help:
 	@echo "make chaos-short          roll, pause and part under load, once (make test scales and kills)"
 	@echo "make bench BF16=DIR       Isotherm beside its peers"
 	@echo "make bench-elastic        the autoscaler and live changes, measured"
-	@echo "make bench-mtp            speculation: tokens and speed with and without"
+	@echo "make bench-mtp            speculation: tokens and speed with and without, and whether they are as they have to be"
 	@echo "make bench-overload       ten times the clients there is room for; keys, batches, tenants, metrics"
 	@echo "make check                linter, format and type checker"
 	@echo "make clean                remove the virtual environment and caches"
@@ -140,7 +140,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/compare.py --bf16 $(call quoted,$(BF16)) $(if $(FP8),--fp8 $(call quoted,$(FP8))) $(PEERS)
 	$(BIN)/isotherm bench served $(call quoted,$(or $(FP8),$(BF16)))
 
-# make bench-mtp [MODEL=tiny]: criteria 1 to 3 of speculation.
+# make bench-mtp [MODEL=tiny]: speculation's goals, offline and through HTTP; fails where one is missed.
 bench-mtp: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/mtp.py $(if $(MODEL),--model $(call quoted,$(MODEL)))
 

@@ -32,6 +32,7 @@ class LocalExperts:
     """Every routed expert in one worker of this process: nothing to split, send and gather."""
 
     finding_fault = False
+    patience = 0.0
     waited_seconds = 0.0
 
     def __init__(self, worker: ExpertWorker):

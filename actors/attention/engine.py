@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from isotherm.actors.attention.exchange import ExpertsLostError
+from isotherm.actors.attention.exchange import ExpertsFailedError, ExpertsLostError
 from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.attention.step_figures import StepFigures
@@ -54,7 +54,7 @@ class Engine:
         """Whether something has to be made before a request is added, so that no step waits for it: it is made in
         another thread, which then calls `then`."""
         constraint, masks = request.params.constraint, self.sampler.masks
-        if constraint is None or masks is None or masks.is_ready(constraint):
+        if constraint is None or masks is None or masks.keep_if_ready(constraint):
             return False
         masks.compile(constraint, then)
         return True
@@ -86,20 +86,31 @@ class Engine:
 
     def _speculate(self, chunks: Sequence[Chunk], speculation: Speculation) -> tuple[Sequence[Chunk], list[Delta]]:
         """A step with drafts. A drafter that fails takes nobody's tokens: there are no more drafts, and status says
-        why."""
+        why; or none for a while, where it is the experts of its layer that are not there."""
         config = self.scheduler.config
+        patience, self.experts.patience = self.experts.patience, 0.0  # no stream waits for drafts
         try:
             chunks = speculation.extended(chunks, self.scheduler.blocks, config.max_batch_tokens, config.max_model_len)
-        except Exception as error:  # experts of the layer that drafts may be lost too, and need end no stream
+        except (ExpertsLostError, ExpertsFailedError) as error:
+            self._pause(speculation, error)
+        except Exception as error:
             self._stop(speculation, error)
-        failed, deltas = self.failed, self._attempt(chunks)
+        finally:
+            self.experts.patience = patience
+        failed = self.failed
+        deltas = self._attempt(chunks)
         if self.failed == failed:
             speculation.completed(chunks)
         return chunks, deltas
 
+    def _pause(self, speculation: Speculation, error: Exception) -> None:
+        steps = speculation.pause(f"no drafts for now: {named_line(error)}")
+        log.warning("there are no drafts for %d steps: %s", steps, named_line(error))
+        self.experts.abandon()
+
     def _stop(self, speculation: Speculation, error: Exception) -> None:
         log.exception("drafting failed; there are no drafts from now on")
-        speculation.stopped = f"drafting failed: {named_line(error)}"
+        speculation.stop(f"drafting failed: {named_line(error)}")
         self.experts.abandon()
 
     def _attempt(self, chunks: Sequence[Chunk]) -> list[Delta]:
@@ -153,7 +164,7 @@ class Engine:
         scored = score_prompts(chunks, x_TD, self.model.logits)
         sampled = self.sampler.sample(chunks, self.model.logits(x_TD[batch.sample_rows]))
         deltas = self.scheduler.complete(chunks, sampled, scored)
-        if self.speculation is not None and not self.speculation.stopped:
+        if self.speculation is not None and not self.speculation.is_over:
             self._tell_drafter(chunks, x_TD, self.speculation)
         return deltas
 

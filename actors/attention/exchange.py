@@ -62,7 +62,7 @@ class ExpertExchange:
         """`hidden`: elements of a row, which messages without rows say too."""
         self.kernels, self.pulse, self._hidden = kernels, pulse or Pulse(), hidden
         self.questions = Questions()  # whether rows would get through
-        self._patience, self._link_failed = patience, link_failed
+        self.patience, self._link_failed = patience, link_failed
         # By layer: counted over all layers, a layer's turn would always be odd, or even
         self._turns: dict[int, int] = {}
         self._offers = threading.Condition()  # of the four that follow
@@ -381,7 +381,7 @@ class ExpertExchange:
     def _await_holders(self, experts: np.ndarray) -> np.ndarray:
         """Wait until each of these experts has a copy that can be reached → which copies can, bool [experts, copies].
         Raises ExpertsLostError."""
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self.patience
         while True:
             if self._news:
                 self.adopt_offered()
@@ -393,7 +393,7 @@ class ExpertExchange:
                 return alive
             if time.monotonic() > deadline:
                 where = f"layer {self._layer}: no group that can be reached holds experts {orphans.tolist()}"
-                raise ExpertsLostError(f"{where}, and in {self._patience:g} s none was given them")
+                raise ExpertsLostError(f"{where}, and in {self.patience:g} s none was given them")
             self.pulse.begin()  # this thread is well: it waits for the controller
             with self._offers:
                 self._offers.wait_for(lambda: self._news, timeout=min(WAIT, max(0.0, deadline - time.monotonic())))

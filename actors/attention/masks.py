@@ -67,7 +67,7 @@ class Masks:
         self._executor: LLExecutor | None = None
         self._computing, self._compiling = _Worker("grammar masks"), _Worker("grammars")
 
-    def is_ready(self, constraint: Constraint) -> bool:
+    def keep_if_ready(self, constraint: Constraint) -> bool:
         """Whether the first mask of a request with it does not wait for its grammar to be compiled. What is there is
         kept for it."""
         if self._vocabulary is None or not self._vocabulary.is_ready(constraint.grammar):

@@ -2,8 +2,9 @@
 
 For each stream the layer has a KV cache in the blocks that the stream has for the main model. Its entries are a run of
 positions that begins at a block and grows as the stream does; those of guesses are written behind its end and
-overwritten by what came. A run may begin late: at the last WINDOW positions of a prompt, after a prefix whose entries
-nobody has computed, after steps in which there were no drafts. That costs acceptance and no token.
+overwritten by what came. A run may begin late: at the last WINDOW positions of a prompt (a block's, where it has
+more), after a prefix whose entries nobody has computed, after steps in which there were no drafts. That costs
+acceptance and no token.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from isotherm.actors.attention.sampling import LEAST_TEMPERATURE, drawn
+from isotherm.actors.attention.sampling import drawn, temperature_of
 from isotherm.actors.models.mtp import MtpLayer
 from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.step_batch import Span, attention_rows
@@ -36,31 +38,37 @@ class Run:
     end: int
     held_from: int
     held_to: int
+    window: int = WINDOW  # rows that are kept at least: as many as a block has positions, for a run begins at one
     held: deque[tuple[Tensor, int, int]] = field(
         default_factory=deque
     )  # a step's output, the first row of it, how many
 
     def hold(self, rows_TD: Tensor, row: int, count: int) -> None:
-        if (skipped := count - WINDOW) > 0:
+        if (skipped := count - self.window) > 0:
             self.held.clear()
             self.held_from = self.held_to + skipped
-            self.held_to, row, count = self.held_from, row + skipped, WINDOW
+            self.held_to, row, count = self.held_from, row + skipped, self.window
         if 2 * count < len(rows_TD):  # a few rows are not to keep all of a step's
             rows_TD, row = rows_TD[row : row + count].clone(), 0
         self.held.append((rows_TD, row, count))
         self.held_to += count
-        while self.held_to - self.held_from - self.held[0][2] >= WINDOW:
+        while self.held_to - self.held_from - self.held[0][2] >= self.window:
             self.held_from += self.held.popleft()[2]
 
-    def take(self, most: int, block_size: int) -> tuple[int, Tensor] | None:
-        """The held rows, at most so many, and the position of the first; None where none can begin a run."""
+    def first(self, most: int, block_size: int) -> int | None:
+        """The position from which the held rows, at most so many, go on with the run or begin one; None where they can
+        do neither yet."""
         first = max(self.held_from, self.held_to - most)
-        goes_on = first == self.end
-        if not goes_on:
+        if first != self.end:
             first = -(-first // block_size) * block_size
-        if first >= self.held_to:
+        return first if first < self.held_to else None
+
+    def take(self, most: int, block_size: int) -> tuple[int, Tensor] | None:
+        """The held rows from `first` on, and that position."""
+        first = self.first(most, block_size)
+        if first is None:
             return None
-        if not goes_on:
+        if first != self.end:
             self.begin = first
         rows, at = [], self.held_from
         for x_TD, row, count in self.held:
@@ -70,6 +78,17 @@ class Run:
         self.held.clear()
         self.held_from = self.end = self.held_to
         return first, rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+class _Begun(NamedTuple):
+    """What the first pass of some drafts has of one stream."""
+
+    place: int  # among those asked
+    sequence: ScheduledSequence
+    span: Span
+    rows_TD: Tensor  # the main model's output, of the span's positions
+    tokens: list[int]  # after each of these
+    written_from: int  # where entries that nobody had written begin
 
 
 class MtpDrafter:
@@ -93,8 +112,10 @@ class MtpDrafter:
 
     def most(self, sequence: ScheduledSequence, room: int) -> int:
         run = sequence.drafting
-        ready = isinstance(run, Run) and run.preemptions == sequence.preemptions and run.held_to == sequence.computed
-        return room if ready and sequence.remaining == 1 else 0
+        if not isinstance(run, Run) or run.preemptions != sequence.preemptions or run.held_to != sequence.computed:
+            return 0
+        begins = run.first(min(self._config.max_batch_tokens, run.window), self._config.block_size) is not None
+        return room if begins and sequence.remaining == 1 else 0
 
     def computed(self, chunks: Sequence[Chunk], rows_TD: Tensor) -> None:
         row = 0
@@ -109,44 +130,63 @@ class MtpDrafter:
 
     def _new_run(self, sequence: ScheduledSequence, start: int) -> Run:
         """One that goes on with the entries of a cached prefix, as far as they are there."""
-        block = start // self._config.block_size
-        begin = start
+        size = self._config.block_size
+        window = max(WINDOW, size)
+        if start % size:  # after drafts that failed: it begins at the next block
+            return Run(sequence.preemptions, start, -1, start, start, window)
+        block, begin = start // size, start
         while block and block <= len(sequence.keys):
             block -= 1
             if self._written.get(sequence.blocks[block]) != sequence.keys[block]:
                 break
-            begin = block * self._config.block_size
-        return Run(sequence.preemptions, begin, start, start, start)
+            begin = block * size
+        return Run(sequence.preemptions, begin, start, start, start, window)
 
     @torch.inference_mode()
     def draft(self, asked: Sequence[tuple[ScheduledSequence, int]]) -> list[list[int]]:
         self.passes = ()
-        drafts: list[list[int]] = [[] for _ in asked]
-        spans: list[tuple[int, Span, Tensor, list[int]]] = []  # with which of those asked each is
-        room = self._config.max_batch_tokens
+        begun = self._begin(asked)
+        if not begun:
+            return [[] for _ in asked]
+        try:
+            return self._guess(asked, begun)
+        except BaseException:
+            for one in begun:  # entries that its run counts are not there
+                one.sequence.drafting = None
+            raise
+
+    def _begin(self, asked: Sequence[tuple[ScheduledSequence, int]]) -> list[_Begun]:
+        """The spans of positions that the layer has not had, as many as a pass has room for; those in decode form come
+        first."""
+        begun: list[_Begun] = []
+        room, size = self._config.max_batch_tokens, self._config.block_size
         for i, (sequence, _) in enumerate(asked):
             run = sequence.drafting
             assert isinstance(run, Run)
             old_end = run.end
-            if room > 0 and (taken := run.take(min(room, WINDOW), self._config.block_size)) is not None:
+            if room > 0 and (taken := run.take(min(room, run.window), size)) is not None:
                 first, rows_TD = taken
                 room -= len(rows_TD)
+                for block in sequence.blocks[first // size :]:
+                    self._written.pop(block, None)
                 form = Form.PREFILL if len(rows_TD) >= EXPANDED else Form.DECODE
-                skipped = run.begin // self._config.block_size
-                span = Span(sequence.blocks, first, len(rows_TD), form, skipped)
-                spans.append((i, span, rows_TD, sequence.tokens[first + 1 : run.end + 1]))
-                self._mark(sequence, run, max(old_end, run.begin))
-        if not spans:
-            return drafts
-        spans.sort(key=lambda one: one[1].form is Form.PREFILL)
+                span = Span(sequence.blocks, first, len(rows_TD), form, run.begin // size)
+                tokens = sequence.tokens[first + 1 : run.end + 1]
+                begun.append(_Begun(i, sequence, span, rows_TD, tokens, max(old_end, run.begin)))
+        begun.sort(key=lambda one: one.span.form is Form.PREFILL)
+        return begun
+
+    def _guess(self, asked: Sequence[tuple[ScheduledSequence, int]], begun: Sequence[_Begun]) -> list[list[int]]:
+        drafts: list[list[int]] = [[] for _ in asked]
         if self.layer.router is not None:  # a dense layer has no rows for them
             self._experts.begin_step()
-        rows = self.layer.hidden(torch.cat([rows_TD for _, _, rows_TD, _ in spans]))
-        hidden = self._pass([span for _, span, _, _ in spans], [t for *_, tokens in spans for t in tokens], rows)
+        rows = self.layer.hidden(torch.cat([one.rows_TD for one in begun]))
+        hidden = self._pass([one.span for one in begun], [token for one in begun for token in one.tokens], rows)
         last, row = [], -1
-        for _, span, _, _ in spans:
-            last.append(row := row + span.rows)
-        going = [(i, Span(s.blocks, s.start + s.rows - 1, 1, Form.DECODE, s.skipped)) for i, s, _, _ in spans]
+        for one in begun:
+            self._mark(one)
+            last.append(row := row + one.span.rows)
+        going = [(i, Span(s.blocks, s.start + s.rows - 1, 1, Form.DECODE, s.skipped)) for i, _, s, *_ in begun]
         hidden = hidden[torch.tensor(last, device=hidden.device)] if len(last) < len(hidden) else hidden
         while True:
             for (i, _), token in zip(going, self._tokens(asked, drafts, [i for i, _ in going], hidden), strict=True):
@@ -180,17 +220,17 @@ class MtpDrafter:
         a sampled token is guessed as well as a greedy one."""
         logits = self.layer.logits(hidden_ND)
         params = [asked[i][0].request.params for i in going]
-        if all(p.temperature < LEAST_TEMPERATURE for p in params):
+        temperatures = list(map(temperature_of, params))
+        if not any(temperatures):
             greedy: list[int] = logits.argmax(-1).tolist()
             return greedy
         indices = [asked[i][0].generated + len(drafts[i]) for i in going]
-        temperatures = [p.temperature if p.temperature >= LEAST_TEMPERATURE else 0.0 for p in params]
         tokens = drawn(self.layer.kernels, logits, params, temperatures, indices)
         return [max(0, token) for token in tokens]  # of logits that are no numbers: a guess like any other
 
-    def _mark(self, sequence: ScheduledSequence, run: Run, written_from: int) -> None:
-        """Remember which blocks are about to hold all entries of a prefix that others may find in the cache."""
+    def _mark(self, one: _Begun) -> None:
+        """Remember which blocks hold all entries of a prefix that others may find in the cache."""
         if self._config.prefix_cache:
-            size = self._config.block_size
-            for index in range(written_from // size, run.end // size):
+            sequence, size = one.sequence, self._config.block_size
+            for index in range(one.written_from // size, (one.span.start + one.span.rows) // size):
                 self._written[sequence.blocks[index]] = sequence.key(index, size)

@@ -29,6 +29,11 @@ _TOKENS_BEFORE_A_THOUGHT = 2
 LEAST_TEMPERATURE = 1e-5  # below it sampling is greedy: logits divided by much less are infinite in float32
 
 
+def temperature_of(params: SamplingParams) -> float:
+    """By which logits are divided; 0 where the likeliest token is taken."""
+    return params.temperature if params.temperature >= LEAST_TEMPERATURE else 0.0
+
+
 class TokenCounts:
     """Which tokens one request has so far, each once, and how often they are in its output."""
 
@@ -77,7 +82,7 @@ class SequenceSampling:
 
     def __init__(self, request: GenerationRequest):
         self.params = request.params
-        self.temperature = self.params.temperature if self.params.temperature >= LEAST_TEMPERATURE else 0.0
+        self.temperature = temperature_of(self.params)
         self.chain = tuple(act for needs, act in PROCESSORS if needs(self.params))
         constraint = self.params.constraint
         self.grammar = None if constraint is None else GrammarState(constraint)
@@ -213,7 +218,7 @@ PROCESSORS: tuple[tuple[Callable[[SamplingParams], bool], Callable[[Row, Tensor]
     (lambda params: bool(params.bad_words), ban),
     (lambda params: params.min_tokens > 0 and bool(params.stop_token_ids), go_on),
     (lambda params: params.max_thinking_tokens is not None and bool(params.thought_end), end_thought),
-    (lambda params: params.min_p > 0 and params.temperature >= LEAST_TEMPERATURE, cut_unlikely),
+    (lambda params: params.min_p > 0 and temperature_of(params) > 0, cut_unlikely),
 )
 
 

@@ -17,6 +17,7 @@ class RoutedExperts(Protocol):
     """The routed experts, wherever they are. One layer is under way at a time."""
 
     finding_fault: bool  # steps are computed to find the request that makes them fail: errors are raised at once
+    patience: float  # seconds for which experts that are lost are waited for; may be changed between layers
     waited_seconds: float  # since the start, in which there was nothing to do but wait for expert groups
 
     def begin_step(self) -> None:

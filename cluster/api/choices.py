@@ -138,8 +138,6 @@ class ChoiceStream:
             raise GenerationError(f"tokens {self.completion_tokens} to {delta.start - 1} of the output are missing")
         tokens, logprobs = delta.token_ids[skip:], delta.logprobs[skip:]
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
-        self.drafts_accepted += delta.drafts_accepted
-        self.drafts_rejected += delta.drafts_rejected
         finish = delta.finish_reason
         if delta.prompt is not None and self._scores is not None:
             self._scores.take(delta.prompt)
@@ -150,6 +148,9 @@ class ChoiceStream:
         pieces, read, stopped = self._read(text_tokens)
         count = read if stopped else len(tokens)
         self.completion_tokens += count
+        guessed = min(delta.drafts_accepted, count)  # a stop string may leave some of them out
+        self.drafts_accepted += guessed
+        self.drafts_rejected += delta.drafts_rejected + delta.drafts_accepted - guessed
         self.logprob_sum += sum(logprob.chosen for logprob in logprobs[:count])
         if stopped:
             finish = FinishReason.STOP

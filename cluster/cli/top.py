@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from isotherm.cluster.cli.chat import NoServerError
 from isotherm.cluster.cli.looks import Sample, looks
-from isotherm.cluster.cli.worker_table import totals, worker_table
+from isotherm.cluster.cli.worker_table import speculation_lines, totals, worker_table
 from isotherm.cluster.client import Client, ConnectionFailedError
 from isotherm.cluster.jsontypes import JSON
 
@@ -25,6 +26,7 @@ T = TypeVar("T")
 RAMP = " .:-=+*#%@"  # cold … hot, where there are no colours
 COLDEST, HOTTEST = 1 / 8, 8.0  # times the layer's mean: the ends of the scale
 HOT_EXPERTS = 4
+DRAFTING_SHARDS = 2  # that have a line of their own
 TIMEOUT = 15.0  # seconds; a stream that has nothing to tell has a comment every 5 s, and begins within 10 s
 
 
@@ -38,7 +40,9 @@ def frame(now: Sample, url: str, width: int, height: int, colours: bool, trouble
         parts.append(Text(trouble, style="bold red"))
     elif now.note:
         parts.append(Text(now.note, style="yellow"))
-    parts += [*_operation(now.status.get("operation")), *_autoscaler(now.autoscaler), *_hottest(now.experts, width)]
+    parts += [*_operation(now.status.get("operation")), *_autoscaler(now.autoscaler)]
+    parts += map(Text, islice(speculation_lines(now.status["workers"]), DRAFTING_SHARDS))
+    parts += _hottest(now.experts, width)
     # The table's heading and a line of space, the map's heading, and the last line for the cursor
     left = height - len(parts) - 4
     layers = now.experts["layers"]

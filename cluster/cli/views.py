@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from isotherm.cluster.cli.worker_table import totals, worker_table
+from isotherm.cluster.cli.worker_table import speculation_lines, totals, worker_table
 from isotherm.cluster.client.batch import BatchSummary
 from isotherm.cluster.client.params import Operation
 from isotherm.cluster.deploy.inspect import Report
@@ -78,7 +78,7 @@ def show_status(status: JSON, console: Console) -> None:
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{totals(status['workers'])}", highlight=False, markup=False)
     console.print(worker_table(status["workers"], console.width))
-    for words in _processes(status["workers"]):
+    for words in (*speculation_lines(status["workers"]), *_processes(status["workers"])):
         console.print(words, highlight=False, markup=False, soft_wrap=True)
     for node in status["nodes"]:
         states = [word for word, shown in (("dead", not node["alive"]), ("drained", node.get("drained"))) if shown]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.markup import escape
@@ -89,3 +89,13 @@ def totals(workers: Sequence[JSON]) -> str:
     speed = f"{sum(load['tokens_per_second'] for load in loads):.0f} tokens/s" if loads else "- tokens/s"
     first = max((load["first_token_seconds"] for load in loads), default=0.0)
     return f"{speed}  {running} running  {waiting} waiting" + (f"  first token {first:.2f} s" if first else "")
+
+
+def speculation_lines(workers: Sequence[JSON]) -> Iterator[str]:
+    """What speculation came to at each shard that has it, and what it does now."""
+    for worker in workers:
+        if (found := worker.get("speculation")) is None:
+            continue
+        drafted = found["drafted"]
+        right = f"{sum(found['accepted']) / drafted:.0%} of {drafted} were right" if drafted else "none yet"
+        yield f"{worker['id']} drafts by {found['kind']}: {right}, gain {found['gain']:.2f}; {found['why']}"

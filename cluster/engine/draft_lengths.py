@@ -52,6 +52,26 @@ class Tries:
         return (right + prior * weight) / (tried + weight)
 
 
+@dataclass
+class _Mean:
+    """What was measured of about so many rows."""
+
+    rows: float
+    seconds: float
+    times: int = 0
+    last: int = 0  # the number of its last measurement among those of all rows
+
+    def add(self, rows: int, seconds: float) -> None:
+        if self.times and 3 * seconds < self.seconds:  # what came before was a hiccup of the machine
+            self.times = 0
+        if self.times >= 3:  # a hiccup of the machine is not the step's
+            seconds = min(seconds, 3 * self.seconds)
+        self.times += 1
+        share = max(1 - KEEP_SECONDS, 1 / self.times)
+        self.rows += (rows - self.rows) * share
+        self.seconds += (seconds - self.seconds) * share
+
+
 class Times:
     """Measured seconds by a number of rows: exact for few rows, by ever wider classes for many; straight lines between
     what was measured. Beyond it, and before, the shape of a step of a mixture of experts: with `k` of `E` experts for
@@ -60,31 +80,25 @@ class Times:
 
     def __init__(self, experts: int, top_k: int):
         self._missed = 1 - top_k / experts if experts else 0.0
-        self._classes: dict[int, list[float]] = {}  # class → [rows, seconds, times, when last]
+        self._classes: dict[int, _Mean] = {}
         self._added = 0
         self._points: list[tuple[float, float]] | None = None
 
     def add(self, rows: int, seconds: float) -> None:
-        number = self._class(rows)
         self._added += 1
-        mean = self._classes.setdefault(number, [float(rows), seconds, 0.0, 0.0])
-        mean[3] = self._added
-        if mean[2] >= 3:  # a hiccup of the machine is not the step's
-            seconds = min(seconds, 3 * mean[1])
-        mean[2] += 1
-        share = max(1 - KEEP_SECONDS, 1 / mean[2])
-        mean[0] += (rows - mean[0]) * share
-        mean[1] += (seconds - mean[1]) * share
+        mean = self._classes.setdefault(self._class(rows), _Mean(rows, seconds))
+        mean.add(rows, seconds)
+        mean.last = self._added
         self._points = None
 
     def _rising(self) -> list[tuple[float, float]]:
         """(rows, seconds) of what was measured and is not forgotten. More rows never take less time: where it seems so,
         one of the two was disturbed, and they are made one by how often each was measured."""
         runs: list[tuple[list[float], float, float]] = []  # (rows of each, seconds, weight)
-        for rows, seconds, times, when in sorted(self._classes.values()):
-            if self._added - when > FORGET_AFTER:
+        for mean in sorted(self._classes.values(), key=lambda one: one.rows):
+            if self._added - mean.last > FORGET_AFTER:
                 continue
-            run = ([rows], seconds, min(times, 1 / (1 - KEEP_SECONDS)))
+            run = ([mean.rows], mean.seconds, min(float(mean.times), 1 / (1 - KEEP_SECONDS)))
             while runs and runs[-1][1] > run[1]:
                 before, weight = runs.pop(), run[2]
                 weight += before[2]
@@ -99,7 +113,7 @@ class Times:
     def knows(self, rows: int) -> bool:
         """Whether steps of about so many rows were measured more than once."""
         found = self._classes.get(self._class(rows))
-        return found is not None and found[2] > 1
+        return found is not None and found.times > 1
 
     def _shape(self, rows: float) -> float:
         return float(0.9 + (1 - self._missed**rows) / max(1e-9, 1 - self._missed) * 0.08 + 0.02 * rows)
@@ -170,9 +184,8 @@ class DraftLengths:
 
     # --- deciding ---------------------------------------------------------------------------------
 
-    @property
-    def is_idle(self) -> bool:
-        """No drafts are due in this step: nobody need be asked for any. To be asked once for each step."""
+    def skips_step(self) -> bool:
+        """Counts a step. Whether no drafts are due in it: nobody need be asked for any."""
         if self._probing or self._idle == 0:
             return False
         self._idle += 1

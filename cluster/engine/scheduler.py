@@ -19,7 +19,7 @@ from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.kv_blocks import BlockManager
 from isotherm.cluster.engine.places import BACKGROUND, ShardPlaces
 from isotherm.cluster.engine.policy import Waiting, precedence, victims
-from isotherm.cluster.engine.sequence import Chunk, Form, Sampled, ScheduledSequence, accepted
+from isotherm.cluster.engine.sequence import Chunk, Form, Sampled, ScheduledSequence, verified
 from isotherm.cluster.engine.step_plan import StepPlan
 from isotherm.cluster.engine.yielding import Yielding
 from isotherm.cluster.messages.requests import (
@@ -287,13 +287,11 @@ class Scheduler:
             sequence = chunk.sequence
             new: Sequence[Sampled] = ()
             if chunk.draft:
-                new = accepted(chunk, list(islice(results, chunk.samples)))
+                new = verified(chunk, list(islice(results, chunk.samples)))
             elif chunk.sample:
                 new = (next(results),)
             if not sequence.running:
                 continue  # aborted or preempted while the step was computed: its blocks are no longer its own
-            if len(new) > 1:
-                new = self._until_end(sequence, new)
             failed = new[-1] if new and new[-1].error else None
             if failed is not None:
                 new = new[:-1]
@@ -306,6 +304,7 @@ class Scheduler:
                 tokens.append(result.token_id)
             # Drafts that were guessed right are computed already; what was computed of others is overwritten.
             sequence.computed += chunk.known + (len(new) - 1 if len(new) > 1 else 0)
+            self._give_back_spare(sequence)
             if chunk.form is Form.PREFILL:
                 sequence.note(self._clock(), chunk.count)
             if self.config.prefix_cache:
@@ -313,7 +312,7 @@ class Scheduler:
             if new or (failed is None and (prompt is not None or not sequence.remaining)):
                 delta = self._delta(sequence, start, new, prompt)
                 if chunk.draft:
-                    right = max(0, len(new) - 1)
+                    right = sequence.verified[1]
                     delta = replace(delta, drafts_accepted=right, drafts_rejected=len(chunk.draft) - right)
                 deltas.append(delta)
             if failed is not None:
@@ -325,11 +324,12 @@ class Scheduler:
         for index in range(start // size, sequence.computed // size):
             self.blocks.register(sequence.blocks[index], sequence.key(index, size))
 
-    def _until_end(self, sequence: ScheduledSequence, new: Sequence[Sampled]) -> Sequence[Sampled]:
-        """Those of several new tokens that count: up to the first that ends the request, and that one."""
-        stops = sequence.request.params.stop_token_ids
-        end = next((i for i, result in enumerate(new) if result.token_id in stops), len(new) - 1)
-        return new[: end + 1]
+    def _give_back_spare(self, sequence: ScheduledSequence) -> None:
+        """Blocks that were taken for drafts alone: nobody is to wait or give way for these."""
+        keep = -(-sequence.computed // self.config.block_size)
+        if len(sequence.blocks) > keep:
+            self.blocks.release(sequence.blocks[keep:])
+            del sequence.blocks[keep:]
 
     def _delta(
         self, sequence: ScheduledSequence, start: int, new: Sequence[Sampled], prompt: PromptLogprobs | None

@@ -46,6 +46,7 @@ class ScheduledSequence:
     sampling: object = None  # what the sampler keeps with it
     drafting: object = None  # what the drafter keeps with it
     acceptance: object = None  # what became of its drafts (draft_lengths.py)
+    verified: tuple[int, int] = (0, 0)  # drafts of its last step that were reached, and of these those that were right
 
     def note(self, now: float, count: int) -> None:
         """So many of its prompt tokens have been computed. A very long prompt's later parts are noted as one."""
@@ -153,3 +154,17 @@ def accepted(chunk: Chunk, results: Sequence[Sampled]) -> list[Sampled]:
     while right < len(chunk.draft) and chunk.draft[right] == results[right].token_id and not results[right].error:
         right += 1
     return list(results[: right + 1])
+
+
+def verified(chunk: Chunk, results: Sequence[Sampled]) -> list[Sampled]:
+    """Of the results after drafts those that count: up to the first that ends the request, and that one. The sequence
+    keeps what became of the drafts."""
+    new = accepted(chunk, results)
+    reached, right = min(len(chunk.draft), len(new)), len(new) - 1
+    stops = chunk.sequence.request.params.stop_token_ids
+    end = next((i for i, result in enumerate(new[:right], 1) if result.token_id in stops), None)
+    if end is not None:  # it was guessed too
+        reached = right = end
+        new = new[:end]
+    chunk.sequence.verified = reached, right
+    return new

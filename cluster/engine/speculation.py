@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from isotherm.cluster.engine.draft_lengths import DraftLengths
+from isotherm.cluster.engine.draft_lengths import DraftLengths, Tries
 from isotherm.cluster.engine.drafts import Candidate, Drafter, candidates, with_drafts
 from isotherm.cluster.engine.kv_blocks import BlockManager
 from isotherm.cluster.engine.sequence import Chunk, Form
@@ -13,6 +13,7 @@ from isotherm.cluster.messages.meters import SpeculationMeter
 
 KINDS = ("auto", "mtp", "ngram", "off")
 MOST = 8  # drafts of a stream in one step
+PAUSE = 256  # steps without drafts after what they need was lost; doubled each time in a row
 
 
 class Speculation:
@@ -28,26 +29,59 @@ class Speculation:
         if not 1 <= tokens <= MOST:
             raise ValueError(f"drafts have {tokens} tokens; it must be 1 to {MOST}")
         self.drafter, self.tokens, self.lengths, self.clock = drafter, tokens, lengths, clock
-        self.stopped = ""  # why there is none any more
+        self.stopped = ""  # why there are none
+        self._paused, self._pause = 0, PAUSE  # steps until there are some again, and for how many the next pause is
         self.steps = self.drafted = 0
-        self._tried, self._accepted = [0] * tokens, [0] * tokens
+        self._tries = Tries(1.0, [0.0] * tokens, [0.0] * tokens)
         self._begun = 0.0
 
     def extended(
         self, chunks: Sequence[Chunk], blocks: BlockManager, max_batch_tokens: int, max_model_len: int
     ) -> Sequence[Chunk]:
-        """A step's chunks with drafts."""
-        out, begin = chunks, self.clock()
-        if not self.stopped and (self.lengths is None or not self.lengths.is_idle):
-            rows = sum(chunk.count for chunk in chunks)
-            found = candidates(chunks, self.drafter, self.tokens, max_batch_tokens - rows, max_model_len)
-            chosen = self._chosen(rows, found, max_batch_tokens - rows)
-            if chosen:
-                out = with_drafts(chunks, chosen, self.drafter, blocks)
-                if self.lengths is not None and any(chunk.draft for chunk in out):
-                    self.lengths.drafting_took(self.drafter.passes, self.clock() - begin)
-        self._begun = self.clock()
+        """A step's chunks with drafts. Raises what the drafter raises."""
+        self._go_on()
+        try:
+            if self.stopped or (self.lengths is not None and self.lengths.skips_step()):
+                return chunks
+            return self._extended(chunks, blocks, max_batch_tokens, max_model_len)
+        finally:
+            self._begun = self.clock()
+
+    def _extended(
+        self, chunks: Sequence[Chunk], blocks: BlockManager, max_batch_tokens: int, max_model_len: int
+    ) -> Sequence[Chunk]:
+        begin = self.clock()
+        rows = sum(chunk.count for chunk in chunks)
+        found = candidates(chunks, self.drafter, self.tokens, max_batch_tokens - rows, max_model_len)
+        chosen = self._chosen(rows, found, max_batch_tokens - rows)
+        if not chosen:
+            return chunks
+        out = with_drafts(chunks, chosen, self.drafter, blocks)
+        self._pause = PAUSE
+        if self.lengths is not None and any(chunk.draft for chunk in out):
+            self.lengths.drafting_took(self.drafter.passes, self.clock() - begin)
         return out
+
+    def stop(self, why: str) -> None:
+        """No drafts from now on."""
+        self.stopped, self._paused = why, 0
+
+    def pause(self, why: str) -> int:
+        """No drafts for some steps → how many."""
+        self.stop(why)
+        self._paused, self._pause = self._pause, 2 * self._pause
+        return self._paused
+
+    def _go_on(self) -> None:
+        if self._paused:
+            self._paused -= 1
+            if not self._paused:
+                self.stopped = ""
+
+    @property
+    def is_over(self) -> bool:
+        """There are no drafts any more."""
+        return bool(self.stopped) and not self._paused
 
     def _chosen(self, rows: int, found: Sequence[Candidate], budget: int) -> Sequence[Candidate]:
         if self.lengths is not None:
@@ -67,15 +101,13 @@ class Speculation:
             self.lengths.took(sum(chunk.count for chunk in chunks), self.clock() - self._begun)
         verified = False
         for chunk in chunks:
-            if drafted := len(chunk.draft):
-                accepted = max(0, chunk.sequence.computed - chunk.start - chunk.known)
+            if chunk.draft:
+                tried, right = chunk.sequence.verified
                 verified = True
-                self.drafted += drafted
-                for at in range(min(drafted, accepted + 1)):
-                    self._tried[at] += 1
-                    self._accepted[at] += at < accepted
+                self.drafted += len(chunk.draft)
+                self._tries.add(tried, right)
                 if self.lengths is not None:
-                    self.lengths.verified(chunk.sequence, drafted, accepted)
+                    self.lengths.verified(chunk.sequence, tried, right)
         self.steps += verified
 
     def meter(self) -> SpeculationMeter:
@@ -83,8 +115,8 @@ class Speculation:
         return SpeculationMeter(
             kind=self.drafter.kind,
             drafted=self.drafted,
-            tried=tuple(self._tried),
-            accepted=tuple(self._accepted),
+            tried=tuple(map(int, self._tries.tried)),
+            accepted=tuple(map(int, self._tries.right)),
             steps=self.steps,
             gain=1.0 if choice is None or self.stopped else choice.gain,
             why=self.stopped or ("every draft there can be" if choice is None else choice.why),

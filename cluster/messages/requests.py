@@ -128,7 +128,7 @@ class Delta:
     prompt: PromptLogprobs | None = None
     queued_seconds: float = field(default=0.0, compare=False)  # from the request's arrival at the shard to its turn
     course: Course | None = field(default=None, compare=False)  # with the first tokens, the last ones, and after moves
-    drafts_accepted: int = field(default=0, compare=False)  # tokens of these that were guessed and came with others
+    drafts_accepted: int = field(default=0, compare=False)  # tokens of these that were guessed
     drafts_rejected: int = field(default=0, compare=False)  # guesses that were wrong, or behind a wrong one
     error_param: str = ""  # the request's field that is the cause, where it is the request's own: it would fail again
 

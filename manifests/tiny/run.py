@@ -112,10 +112,15 @@ class Run:
     def restore(self, path: pathlib.Path) -> None:
         state = torch.load(path, weights_only=True, map_location=self.device)
         self.seed, self.step, self.tokens = state["seed"], state["step"], state["tokens"]
-        self.decay, self.before = state["decay"], state["before"]
+        self.decay, self.before = state["decay"], state.get("before", self.before)
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
         self.load = state["load"]
         self.mix.wrong.update(state["wrong"])
         self.documents.restore(state["documents"])
+
+
+def step_of(path: pathlib.Path) -> int:
+    """The step that a saved state is at."""
+    return torch.load(path, weights_only=True, map_location="cpu")["step"]

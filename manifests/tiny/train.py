@@ -6,7 +6,7 @@
 The first trains up to step N at constant rates. It may be ended at any time (SIGTERM, Ctrl-C, a lost machine) and goes
 on from FILE with the numbers that it would have had. The second makes a model of FILE as it is now: in M further steps
 (a tenth of those so far) the rates fall to nothing; FILE stays, and can be trained on. What is interrupted goes on too,
-from FILE.decay.
+from FILE.decay, as long as FILE is as it was.
 
 Needs torch, safetensors, tokenizers and jinja2, no accelerator (with one, --device cuda) and no network. The forward
 pass is that of DeepSeek-V3's published modelling: MLA with interleaved RoPE under YaRN, grouped sigmoid routing with a
@@ -19,6 +19,7 @@ import argparse
 import json
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Callable
 
@@ -29,7 +30,7 @@ from evaluation import report
 from fusion import Fusion
 from mix import Mix
 from model import CONFIG, Model
-from run import Run
+from run import Run, step_of
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -85,6 +86,27 @@ def finish(run: Run, tokenizer: Tokenizer, out: pathlib.Path) -> None:
     print(text)
 
 
+def begin_decay(run: Run, state: pathlib.Path, file: pathlib.Path, steps: int | None) -> None:
+    """Make the run the decay of a state: where one was interrupted, that one, of `file`."""
+    goes_on = file.exists()
+    run.restore(file if goes_on else state)
+    if run.decay is None:
+        run.decay = (run.step, steps or max(1, run.step // 10))
+    if not goes_on:
+        return
+    begin, length = run.decay
+    if (now := step_of(state)) != begin:
+        wrong = f"{state} is at step {now}"
+    elif steps not in (None, length):
+        wrong = f"--decay is {steps}"
+    else:
+        return
+    sys.exit(
+        f"{file} is a decay of {length} steps from step {begin} on that was interrupted, and {wrong}; delete it to "
+        "begin anew"
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=pathlib.Path, required=True, help="what to go on from, and to save to")
@@ -118,9 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     file = args.state
     if args.out:
         file = args.state.with_name(args.state.name + ".decay")
-        run.restore(file if file.exists() else args.state)
-        if run.decay is None:
-            run.decay = (run.step, args.decay or max(1, run.step // 10))
+        begin_decay(run, args.state, file, args.decay)
     elif file.exists():
         run.restore(file)
     until = args.steps if run.decay is None else sum(run.decay)

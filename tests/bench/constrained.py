@@ -48,7 +48,7 @@ def speed(engine: Engine, asked: list[GenerationRequest]) -> tuple[float, float]
     for request in asked:
         constraint = request.params.constraint
         if constraint is not None:
-            assert engine.sampler.masks is not None and engine.sampler.masks.is_ready(constraint)
+            assert engine.sampler.masks is not None and engine.sampler.masks.keep_if_ready(constraint)
         engine.scheduler.add(request)
     waiting = {request.id for request in asked}
     tokens, first = 0, 0.0

@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 from chats import ChatWorkload
-from loaded import check, kill_controller, under_load
+from loaded import check, kill_controller, lose, under_load
 from served import Served
 from streams import Workload
 
@@ -90,19 +90,6 @@ def test_copies_under_load(served, workload, record_property):
                 assert [len(h) for h in held[0]["holders"][:6]] == [count] * 6
 
     check(under_load(served, work, copy), expected, record_property, "12 experts copied and dropped")
-
-
-def lose(served: Served, role: str, how: signal.Signals) -> None:
-    """Send a worker a signal that ends or stops it, and wait until it has been replaced."""
-    victim = next(w for w in served.status()["workers"] if w["role"] == role and w["state"] == "loaded")
-    os.kill(victim["pid"], how)
-    deadline = time.monotonic() + 60
-    while True:
-        workers = served.status()["workers"]
-        if victim["id"] not in {w["id"] for w in workers} and all(w["state"] == "loaded" for w in workers):
-            return
-        assert time.monotonic() < deadline, workers
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])

@@ -89,7 +89,10 @@ class FakeCluster:
             elif role == "attention":
                 counts = {"running": 7, "waiting": 1, "tokens": 100 * self.turn, "steps": self.turn}
                 kv = {"kv_blocks_used": 120 + self.turn % 40, "kv_blocks": 256}
-                workers.append(worker | {"state": "loaded"} | counts | kv)
+                drafts = {"kind": "mtp", "drafted": 10 * self.turn, "tried": [5 * self.turn] * 2, "steps": self.turn,
+                          "accepted": [4 * self.turn, 3 * self.turn], "gain": 1.31,
+                          "why": f"80% of first drafts are right {self.hostile}"}  # fmt: skip
+                workers.append(worker | {"state": "loaded", "speculation": drafts} | counts | kv)
             else:
                 held = {"experts": len(self.placement.held_by(name)), "weight_bytes": 90 << 20}
                 counts = {"pairs": 900 * self.turn, "busy_seconds": 0.6 * self.turn}

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -64,3 +65,16 @@ def kill_controller(served: Served, how: signal.Signals = signal.SIGKILL) -> dic
     after = served.status()
     assert after["controller"]["pid"] != before["pid"] and after["controller"]["restarts"] == before["restarts"] + 1
     return after
+
+
+def lose(served: Served, role: str, how: signal.Signals) -> None:
+    """Send a worker a signal that ends or stops it, and wait until it has been replaced."""
+    victim = next(w for w in served.status()["workers"] if w["role"] == role and w["state"] == "loaded")
+    os.kill(victim["pid"], how)
+    deadline = time.monotonic() + 60
+    while True:
+        workers = served.status()["workers"]
+        if victim["id"] not in {w["id"] for w in workers} and all(w["state"] == "loaded" for w in workers):
+            return
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.2)

@@ -23,16 +23,18 @@ TINY = Path(__file__).resolve().parents[2] / "manifests" / "tiny"
 
 class LocalClient:
     """An EngineClient whose readers take the engine's steps themselves, in turn. `rows` counts those that were
-    computed."""
+    computed. `speculation`: what guesses tokens, as many as there can be in every step."""
 
     system_fingerprint = "isotherm-local"
 
-    def __init__(self, path: Path = TINY, **config: Any) -> None:
+    def __init__(self, path: Path = TINY, speculation: str = "off", **config: Any) -> None:
         checkpoint = Checkpoint.open(path)
         asked = {"block_size": 16, "blocks": 512, "max_batch_tokens": 512, "max_sequences": 64, "max_model_len": 512}
         scheduler = SchedulerConfig(**{**asked, **config})
         kernels = select_kernels("auto", torch.bfloat16).kernels
-        self.engine: Engine = local_engine(checkpoint, kernels, scheduler)
+        self.engine: Engine = local_engine(checkpoint, kernels, scheduler, speculation=speculation)
+        if self.engine.speculation is not None:
+            self.engine.speculation.lengths = None
         self.vocab_size, self.max_model_len = checkpoint.config.vocab_size, scheduler.max_model_len
         self.rows = 0
         self._deltas: dict[str, deque[Delta]] = {}

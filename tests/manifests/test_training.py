@@ -102,6 +102,38 @@ def test_a_decay_leaves_the_state_and_goes_on_after_an_interruption(recipe, tmp_
     assert state.read_bytes() == before and not (tmp_path / "state.pt.decay").exists()
 
 
+def test_a_decay_of_another_state_is_not_gone_on_with(recipe, tmp_path, monkeypatch, capsys):
+    train, run = recipe("train"), recipe("run")
+    state, out = tmp_path / "state.pt", tmp_path / "out"
+    monkeypatch.setattr(train, "finish", lambda run, tokenizer, out: torch.save(run.state(), out))
+    train.main(["--state", str(state), "--steps", "1"])
+    asked = ["--state", str(state), "--out", str(out)]
+    with monkeypatch.context() as patch:
+        stop_after(patch, run, 2)
+        train.main([*asked, "--decay", "3"])
+    told = r"state\.pt\.decay is a decay of 3 steps from step 1 on that was interrupted, and "
+    with pytest.raises(SystemExit, match=told + "--decay is 4; delete it to begin anew"):
+        train.main([*asked, "--decay", "4"])
+    train.main(["--state", str(state), "--steps", "2"])
+    with pytest.raises(SystemExit, match=told + r".*state\.pt is at step 2; delete it"):
+        train.main(asked)
+    assert not out.exists()
+    (tmp_path / "state.pt.decay").unlink()
+    train.main([*asked, "--decay", "1"])
+    assert torch.load(out, weights_only=True)["decay"] == (2, 1)
+
+
+def test_a_state_of_before_there_was_a_start_goes_on(recipe, tmp_path, capsys):
+    state = tmp_path / "state.pt"
+    recipe("train").main(["--state", str(state), "--steps", "1"])
+    old = torch.load(state, weights_only=True)
+    del old["before"]
+    torch.save(old, state)
+    recipe("train").main(["--state", str(state), "--steps", "2"])
+    made = torch.load(state, weights_only=True)
+    assert made["step"] == 2 and made["before"] == {"steps": 0, "tokens": 0}
+
+
 def test_what_is_made_of_a_state_is_a_checkpoint_and_its_figures(recipe, tmp_path, monkeypatch, capsys):
     train, evaluation = recipe("train"), recipe("evaluation")
     monkeypatch.setattr(train, "report", partial(evaluation.report, documents=30, batches=1))

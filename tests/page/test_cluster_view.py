@@ -19,6 +19,14 @@ def test_the_heat_map_moves(window, serves):
         expect(page.locator(".flow-band")).to_have_count(6)
 
 
+def test_a_shard_says_what_speculation_came_to(window, serves):
+    with serves() as (_, url):
+        shard = window.open(url, "cluster").locator(".worker.attention").first
+        expect(shard).to_contain_text("of drafts right (mtp)70")
+        expect(shard).to_contain_text("× the speed without drafts1.31")
+        expect(shard.locator(".remark")).to_have_text("80% of first drafts are right")
+
+
 def test_a_scale_is_planned_carried_out_and_watched(window, serves):
     with serves() as (stand_in, url):
         page = window.open(url, "operate")

@@ -129,7 +129,7 @@ def test_what_was_prepared_is_kept_for_its_request(monkeypatch: pytest.MonkeyPat
         masks.compile(constraint, done.set)
         assert done.wait(20)
     again = Constraint(constraints[-1].grammar)
-    assert masks.is_ready(again) and not masks.is_ready(constraints[0])
+    assert masks.keep_if_ready(again) and not masks.keep_if_ready(constraints[0])
     for constraint in [*constraints, again]:
         assert masks_of(masks, GrammarState(constraint), []).errors == {}
     assert len(compiled) == 5

@@ -301,7 +301,7 @@ def test_a_step_loop_has_the_grammar_compiled_first(engine: Engine):
     request = constrained("a", SUM, regex("[a-z]{4,9}!?"), temperature=1.0)
     expected = output(engine, request)
     masks, published = Masks(lambda: tiny_tokenizer().grammar_vocabulary(1280)), queue.Queue[list[Delta]]()
-    assert request.params.constraint is not None and not masks.is_ready(request.params.constraint)
+    assert request.params.constraint is not None and not masks.keep_if_ready(request.params.constraint)
     sampler = Sampler(engine.model.kernels, masks)
     loop = StepLoop(Engine(engine.model, engine.experts, engine.scheduler.config, sampler=sampler), published.put)
     loop.submit(request)
@@ -309,7 +309,7 @@ def test_a_step_loop_has_the_grammar_compiled_first(engine: Engine):
     while not deltas or deltas[-1].finish_reason is None:
         deltas += published.get(timeout=30)
     assert [token for delta in deltas for token in delta.token_ids] == expected.tokens
-    assert masks.is_ready(request.params.constraint)
+    assert masks.keep_if_ready(request.params.constraint)
 
 
 def test_an_engine_without_a_tokenizer_says_so(engine: Engine):

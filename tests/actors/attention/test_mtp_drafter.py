@@ -3,19 +3,24 @@ that they change no token is tests/exactness'."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from deepseek_checkpoints import make_checkpoint
 from family_checkpoints import make_family
 from grammars import tiny_tokenizer
+from stated_mtp import Stated, loaded
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertsLostError
-from isotherm.actors.attention.mtp_drafter import WINDOW, Run
+from isotherm.actors.attention.mtp_drafter import WINDOW, MtpDrafter, Run
 from isotherm.actors.local import local_engine, run
 from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
+from isotherm.cluster.engine.speculation import PAUSE
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.path import bundled_model
@@ -218,3 +223,99 @@ def test_a_dense_layer_asks_nothing_of_the_experts(tmp_path: Path):
     assert engine.speculation.meter().tried[0] > 0 and not engine.speculation.stopped
     assert len(begun) == len(set(begun)) == engine.steps
     assert list(engine.experts.placement.layers) == [1, 2]  # type: ignore[attr-defined]
+
+
+def test_drafts_come_again_after_the_experts_of_the_layer_were_lost(plain: Engine):
+    """In the same stream, and nobody waits for them meanwhile."""
+    engine = make("mtp", groups=2)
+    speculation, layer, moe = engine.speculation, engine.model.config.num_hidden_layers, engine.experts.moe
+    patience, lost = engine.experts.patience, list[float]()
+    assert speculation is not None and patience > 0
+
+    def lose_once(at: int, *rest: Any) -> Any:
+        if at >= layer and not lost:
+            lost.append(engine.experts.patience)
+            raise ExpertsLostError(f"layer {at}: nobody holds expert 3")
+        return moe(at, *rest)
+
+    engine.experts.moe = lose_once  # type: ignore[method-assign]
+    asked = story("a", "cat")
+    asked = replace(asked, params=replace(asked.params, max_tokens=PAUSE + 100))
+    expected, got = outputs(plain, asked)["a"], list[int]()
+    engine.scheduler.add(asked)
+    for _ in range(PAUSE):
+        got += [token for delta in engine.step() for token in delta.token_ids]
+        assert not speculation.drafted and speculation.meter().gain == 1.0
+    assert "nobody holds expert 3" in speculation.meter().why
+    got += [token for delta in run(engine, ()) for token in delta.token_ids]
+    assert got == expected and lost == [0.0] and engine.experts.patience == patience
+    assert not speculation.stopped and speculation.drafted > 0
+    assert first_rate(engine, story("b", "fox")) > 0.6
+
+
+def test_blocks_that_are_larger_than_the_window_keep_no_drafts_away():
+    engine = make("mtp", replace(CONFIG, block_size=128, blocks=8, max_batch_tokens=128))
+    engine.scheduler.add(GenerationRequest("a", tuple(range(300, 400)), SamplingParams(8, temperature=0.0)))
+    engine.step()
+    engine.step()
+    assert engine.speculation is not None and engine.speculation.drafted == 4
+
+
+def test_a_stream_for_which_the_layer_can_begin_nowhere_is_not_asked_for_drafts():
+    """A pass has room for fewer rows than a block has positions."""
+    engine = make("mtp", replace(CONFIG, block_size=128, blocks=8, max_batch_tokens=16))
+    engine.scheduler.add(GenerationRequest("a", tuple(range(300, 340)), SamplingParams(8, temperature=0.0)))
+    for _ in range(4):
+        engine.step()
+    (sequence,) = engine.scheduler.running
+    assert engine.speculation is not None and engine.speculation.drafter.most(sequence, 4) == 0
+    assert engine.speculation.drafted == 0
+
+
+def test_a_block_that_is_written_over_holds_nobodys_prefix():
+    engine = make("mtp", replace(CONFIG, blocks=8, max_model_len=128))
+    assert engine.speculation is not None
+    outputs(engine, story("a", "fox"))
+    written, looked = engine.speculation.drafter._written, 0  # type: ignore[attr-defined]
+    assert len(written) >= 4
+    engine.scheduler.add(story("b", "dog"))
+    while len(engine.scheduler):
+        engine.step()
+        for sequence in engine.scheduler.running:
+            found = sequence.drafting
+            assert isinstance(found, Run)
+            if found.end % CONFIG.block_size:
+                looked += 1
+                assert sequence.blocks[found.end // CONFIG.block_size] not in written
+    assert looked > 10
+
+
+def test_a_draft_of_several_tokens_is_what_the_layer_says_of_what_it_says(tmp_path: Path):
+    """Beside the statement in plain torch, for two streams in one call: after a prompt, after more of it, and after a
+    step whose drafts were wrong."""
+    make_checkpoint(tmp_path, {"vocab_size": 200}, dtype="float32", mtp=True)
+    (model, experts), stated = loaded(tmp_path), Stated(tmp_path)
+    assert model.mtp is not None
+    config = replace(CONFIG, block_size=4, max_model_len=64)
+    drafter = MtpDrafter(model.mtp, model.cos, model.sin, experts, config)
+    rng = torch.Generator().manual_seed(5)
+    made = []  # of each stream: itself, its tokens, the main model's output for them, how many drafts it wants
+    for name, first_block, wanted in (("a", 0, 4), ("b", 9, 2)):
+        tokens = torch.randint(200, (31,), generator=rng)
+        output_TD = torch.randn(30, stated.config.hidden_size, generator=rng)
+        request = GenerationRequest(name, tuple(tokens[:13].tolist()), SamplingParams(20, temperature=0.0))
+        sequence = ScheduledSequence(request, 0, [], running=True, blocks=list(range(first_block, first_block + 9)))
+        made.append((sequence, tokens, output_TD, wanted))
+    for begin, end, form in ((0, 13, Form.PREFILL), (13, 15, Form.DECODE), (15, 30, Form.PREFILL)):
+        chunks, rows = [], []
+        for sequence, tokens, output_TD, _ in made:
+            sequence.tokens, sequence.computed = tokens[: end + 1].tolist(), end
+            chunks.append(Chunk(sequence, begin, end - begin, form, sample=True))
+            rows.append(output_TD[begin:end])
+        drafter.computed(chunks, torch.cat(rows))
+        assert [drafter.most(sequence, wanted) for sequence, *_, wanted in made] == [4, 2]
+        drafts = drafter.draft([(sequence, wanted) for sequence, *_, wanted in made])
+        assert drafts == [
+            stated.chain(output_TD[:end], tokens[1 : end + 1], wanted) for _, tokens, output_TD, wanted in made
+        ]
+        assert drafter.passes[1:] == (2, 1, 1)

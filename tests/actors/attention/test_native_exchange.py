@@ -302,7 +302,7 @@ def test_a_new_placement_is_in_force_from_the_next_layer_on(
 
 
 def test_experts_that_nobody_can_compute_are_said_so(two: Cluster, layers: dict[int, Layer]):
-    two.fast._patience, two.fast._link_failed = 0.1, lambda *_: None
+    two.fast.patience, two.fast._link_failed = 0.1, lambda *_: None
     for link in two.links.values():
         link.close()
     with pytest.raises(ExpertsLostError, match="no group that can be reached holds experts"):

@@ -116,6 +116,15 @@ def test_guesses_that_were_right_and_wrong_are_counted():
     assert (used.accepted_tokens, used.rejected_tokens) == (4, 8)
 
 
+def test_guesses_behind_a_stop_string_were_not_right():
+    """They are no part of the reply: no more of its tokens were guessed than it has."""
+    stream, tokens = choice(stop=("is",), parser=make_parser("plain")), ids("7 is what it is, I think")
+    stream.feed(Delta("a", 0, tuple(tokens), drafts_accepted=len(tokens) - 1, drafts_rejected=2))
+    assert stream.finish_reason == "stop" and 0 < stream.completion_tokens < len(tokens) - 1
+    assert stream.drafts_accepted == stream.completion_tokens
+    assert stream.drafts_accepted + stream.drafts_rejected == len(tokens) - 1 + 2
+
+
 @pytest.mark.parametrize("prompt", ["", "<Assistant><think>"])
 @pytest.mark.parametrize("tokenizer", [TINY, HIDING], ids=["tags as published", "special tags"])
 def test_the_thought_is_a_field_of_its_own(prompt, tokenizer):

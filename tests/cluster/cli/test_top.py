@@ -25,12 +25,15 @@ HOSTILE = "[red]x[/] [/nothing]"
 
 
 def sample(time: float = 10.0, *, rate: float | None = 0.0, groups: int = 2, layers: int = 2, experts: int = 8,
-           operation: Any = None, autoscaler: Any = None, hot: float = 1.0) -> Sample:  # fmt: skip
+           operation: Any = None, autoscaler: Any = None, hot: float = 1.0,
+           speculation: Any = None) -> Sample:  # fmt: skip
     """The first expert of the first layer is asked for `hot` times as often as each other one."""
     names = [f"expert-{i}" for i in range(groups)]
     shard = {"id": "attention-0", "role": "attention", "state": "loaded", "pid": 1, "host": "10.0.0.1", "running": 3,
              "waiting": 2, "tokens": 5, "kv_blocks_used": 5, "kv_blocks": 10,
              "load": None if rate is None else {"tokens_per_second": rate, "first_token_seconds": 0.25}}  # fmt: skip
+    if speculation is not None:
+        shard["speculation"] = speculation
     workers = [shard] + [
         {"id": g, "role": "expert", "state": "loaded", "pid": 2, "host": "10.0.0.2", "experts": 8,
          "weight_bytes": 1 << 20, "pairs": 7,
@@ -74,7 +77,8 @@ def test_what_a_picture_says():
         "waiting": ["expert-2 waits"],
     }
     autoscaler = {"mode": "on", "decisions": [{"kind": "copies", "reason": HOSTILE, "result": "done"}]}
-    text = shown(sample(rate=100.0, operation=operation, autoscaler=autoscaler, hot=50.0))
+    drafts = {"kind": "ngram", "drafted": 50, "accepted": [20, 5], "gain": 1.0, "why": HOSTILE}
+    text = shown(sample(rate=100.0, operation=operation, autoscaler=autoscaler, hot=50.0, speculation=drafts))
     head = (HOSTILE, "serving", "100 tokens/s", "3 running", "2 waiting", "placement 4")
     events = (
         "op-9",
@@ -84,6 +88,7 @@ def test_what_a_picture_says():
         "autoscaler on",
         f"copies (done): {HOSTILE}",
         "expert 0 on expert-0",
+        f"attention-0 drafts by ngram: 50% of 50 were right, gain 1.00; {HOSTILE}",
     )
     for words in (*head, *events, "layer 3", "KV 50%", "200 rows/s", "busy 100%", "8 experts, 1.0 MiB"):
         assert words in text, text
@@ -121,7 +126,8 @@ def test_a_hot_expert_is_seen_among_many_that_share_a_character():
 @pytest.mark.parametrize("big", [False, True])
 def test_it_fits(size: tuple[int, int], colours: bool, big: bool):
     width, height = size
-    now = sample(groups=144, layers=58, experts=256) if big else sample()
+    drafts = {"kind": "ngram", "drafted": 50, "accepted": [20, 5], "gain": 1.0, "why": "because " * 30}
+    now = sample(groups=144, layers=58, experts=256, speculation=drafts) if big else sample(speculation=drafts)
     console = Console(width=width, height=height, color_system="truecolor" if colours else None, force_terminal=colours)
     with console.capture() as capture:
         console.print(frame(now, "http://h:1", width, height, colours, "as it was 3 s ago: no answer"))

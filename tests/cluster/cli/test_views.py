@@ -95,6 +95,12 @@ def test_a_status(console: Console):
     assert "127.0.0.1  native kernels  expert-0 (pid 12)\n" in shown
 
 
+def test_a_status_says_what_speculation_came_to(console: Console):
+    found = {"kind": "mtp", "drafted": 8, "tried": [4], "accepted": [2], "gain": 1.2, "why": HOSTILE}
+    show_status(status(SHARD | {"speculation": found}, GROUP), console)
+    assert f"attention-0 drafts by mtp: 25% of 8 were right, gain 1.20; {HOSTILE}\n" in console.export_text()
+
+
 def test_a_status_fits_80_columns(console: Console):
     load = {"tokens_per_second": 1234.5, "first_token_seconds": 12.25}
     of_group = {"heat": 12.25, "busy": 0.999, "rows_per_second": 123456.0}

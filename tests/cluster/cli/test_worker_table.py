@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from isotherm.cluster.cli.worker_table import WorkerLine, line_of, totals, worker_table
+from isotherm.cluster.cli.worker_table import WorkerLine, line_of, speculation_lines, totals, worker_table
 
 SHARD = {"id": "attention-0", "state": "loaded", "host": "h", "running": 3, "waiting": 1, "kv_blocks_used": 5,
          "kv_blocks": 100, "load": {"tokens_per_second": 140.4, "first_token_seconds": 0.25}}  # fmt: skip
@@ -48,3 +48,13 @@ def test_totals_are_those_of_the_shards():
     second = SHARD | {"load": {"tokens_per_second": 60.0, "first_token_seconds": 1.5}}
     assert totals([SHARD, second, GROUP]) == "200 tokens/s  6 running  2 waiting  first token 1.50 s"
     assert totals([SHARD | {"load": None}]) == "- tokens/s  3 running  1 waiting"
+
+
+def test_what_speculation_came_to_at_each_shard_that_has_it():
+    found = {"kind": "mtp", "drafted": 200, "tried": [100, 62], "accepted": [90, 34], "steps": 100, "gain": 1.314,
+             "why": "90% of first drafts are right"}  # fmt: skip
+    begun = found | {"drafted": 0, "accepted": [0, 0], "gain": 1.0, "why": "nothing was decided yet"}
+    assert list(speculation_lines([SHARD | {"speculation": found}, SHARD, GROUP, SHARD | {"speculation": begun}])) == [
+        "attention-0 drafts by mtp: 62% of 200 were right, gain 1.31; 90% of first drafts are right",
+        "attention-0 drafts by mtp: none yet, gain 1.00; nothing was decided yet",
+    ]

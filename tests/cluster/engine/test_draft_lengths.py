@@ -28,7 +28,7 @@ class World:
 
     def step(self) -> None:
         plain, chosen = len(self.streams), []
-        if not self.lengths.is_idle:
+        if not self.lengths.skips_step():
             found = [Candidate(i, sequence, 4) for i, (sequence, _) in enumerate(self.streams)]
             chosen = self.lengths.choose(plain, found)
         counts = {one.chunk: one.count for one in chosen}
@@ -147,3 +147,19 @@ def test_one_hiccup_is_not_taken_for_a_step():
         times.add(4, 1.0)
     times.add(4, 1000.0)
     assert times.of(4) < 1.3
+
+
+def test_what_was_taken_for_a_step_and_was_a_hiccup_is_forgotten():
+    times = Times(0, 0)
+    times.add(4, 10.0)
+    times.add(4, 1.0)
+    assert times.of(4) == 1.0 and not times.knows(4)
+    times.add(4, 1.2)
+    assert times.of(4) == pytest.approx(1.1) and times.knows(4)
+
+
+def test_a_slow_first_step_does_not_make_drafts_look_free_for_long():
+    world = World([0.15], row=0.3)
+    world.lengths.took(1, 5.0)
+    world.speed(2 * PLAIN_EVERY)
+    assert world.speed(2000) > 0.97

@@ -10,7 +10,7 @@ from drafters import Guesser, always
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
-from isotherm.cluster.engine.speculation import Speculation
+from isotherm.cluster.engine.speculation import PAUSE, Speculation
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 
 CONFIG = SchedulerConfig(block_size=4, blocks=8, max_batch_tokens=12, max_sequences=4, max_model_len=32)
@@ -57,12 +57,16 @@ def test_right_drafts_come_together_and_are_counted():
 
 
 def test_a_stop_token_among_drafts_ends_the_stream_there():
+    """And its guess was right."""
     scheduler, speculation = engine(request("a", stop_token_ids=(7,)), request("b"))
     step(scheduler, speculation, tokens=6)
     _, deltas = step(scheduler, speculation)
     by_id = {delta.request_id: delta for delta in deltas}
     assert by_id["a"].token_ids == (7,) and by_id["a"].finish_reason is FinishReason.STOP
+    assert (by_id["a"].drafts_accepted, by_id["a"].drafts_rejected) == (1, 3)
     assert by_id["b"].finish_reason is None and len(by_id["b"].token_ids) > 1
+    meter = speculation.meter()
+    assert (meter.drafted, meter.tried, meter.accepted) == (8, (2, 1, 1, 1), (2, 1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,58 @@ def test_what_one_stream_gets_another_cannot_have():
     for _ in range(3):
         step(scheduler, speculation, tokens=9)
     assert scheduler.preemptions == 0
+
+
+def test_nobody_gives_way_for_guesses_that_were_wrong():
+    """Their blocks are there again in the next step."""
+    asked = request("a", 2), request("b", 3, 3)
+    scheduler, speculation = engine(*asked, blocks=3, max_model_len=12)
+    drafted, ended = 0, []
+    while len(scheduler):
+        chunks, deltas = step(scheduler, speculation, tokens=9)
+        drafted += sum(len(chunk.draft) for chunk in chunks)
+        ended += [delta.request_id for delta in deltas if delta.finish_reason is not None]
+    assert drafted > 0 and ended == ["b", "a"] and scheduler.preemptions == 0
+
+
+def test_between_steps_a_stream_has_the_blocks_that_it_would_have_without_guesses():
+    for tokens in (7, 9):
+        scheduler, speculation = engine(request("a"))
+        for _ in range(4):
+            step(scheduler, speculation, tokens)
+            (sequence,) = scheduler.running
+            assert len(sequence.blocks) == -(-sequence.computed // CONFIG.block_size)
+
+
+def test_blocks_of_guesses_that_could_not_be_made_are_given_back():
+    scheduler, speculation = engine(request("a"))
+    step(scheduler, speculation)
+    speculation.drafter.draft = lambda asked: [[] for _ in asked]  # type: ignore[method-assign]
+    step(scheduler, speculation)
+    assert scheduler.blocks.used == 1
+
+
+def test_a_pause_has_an_end_and_the_next_one_in_a_row_is_longer():
+    scheduler, speculation = engine(request("a"))
+    assert speculation.pause("lost") == PAUSE and speculation.meter().why == "lost" and not speculation.is_over
+    drafts = []
+    for _ in range(PAUSE):
+        speculation.extended((), scheduler.blocks, 12, 32)
+        drafts.append(not speculation.stopped)
+    assert drafts == [False] * (PAUSE - 1) + [True]
+    assert speculation.pause("lost") == 2 * PAUSE
+    speculation.stop("broken")
+    assert speculation.is_over
+
+
+def test_a_pause_after_drafts_that_came_is_as_long_as_the_first():
+    scheduler, speculation = engine(request("a"))
+    speculation.pause("lost")
+    for _ in range(PAUSE):
+        speculation.extended((), scheduler.blocks, 12, 32)
+    for _ in range(2):
+        chunks, _ = step(scheduler, speculation)
+    assert chunks[0].draft and speculation.pause("lost") == PAUSE
 
 
 def test_counts_of_tokens_are_within_bounds():

@@ -18,7 +18,9 @@ function words(worker, heat) {
   }
   if (worker.role === "attention") {
     const kv = worker.kv_blocks ? worker.kv_blocks_used / worker.kv_blocks : 0;
-    return [[figure(load.tokens_per_second), "tokens/s"], [`${worker.running ?? 0} + ${worker.waiting ?? 0}`, "running, waiting"], [percent(kv), "of the KV cache", kv]];
+    const drafts = worker.speculation, right = drafts?.accepted.reduce((sum, one) => sum + one, 0);
+    return [[figure(load.tokens_per_second), "tokens/s"], [`${worker.running ?? 0} + ${worker.waiting ?? 0}`, "running, waiting"], [percent(kv), "of the KV cache", kv],
+      ...(drafts ? [[drafts.drafted ? percent(right / drafts.drafted) : "–", `of drafts right (${drafts.kind})`], [figure(drafts.gain), "× the speed without drafts"]] : [])];
   }
   return [[figure(load.rows_per_second), "rows/s"], [figure(heat), "× the mean’s heat"], [percent(load.busy), "busy", load.busy ?? 0], [figure(worker.experts), `experts, ${bytes(worker.weight_bytes)}`]];
 }
@@ -37,13 +39,15 @@ export function flowMap() {
   function card(worker) {
     let one = cards.get(worker.id);
     if (!one) {
-      const name = h("h4", {}, worker.id), where = h("span", { class: "where" }), figures = h("dl", {});
-      one = { node: h("li", { class: "worker" }, h("div", { class: "worker-head" }, name, where), figures), where, figures };
+      const name = h("h4", {}, worker.id), where = h("span", { class: "where" }), figures = h("dl", {}), why = h("p", { class: "remark" });
+      one = { node: h("li", { class: "worker" }, h("div", { class: "worker-head" }, name, where), figures, why), where, figures, why };
       cards.set(worker.id, one);
     }
     const state = whole(worker) ? "well" : worker.state === "dead" ? "lost" : "coming";
     one.node.className = `worker ${worker.role} ${state}`;
     say(one.where, [worker.host, worker.node && `node ${short(worker.node)}`].filter(Boolean).join(" · "));
+    say(one.why, (whole(worker) && worker.speculation?.why) || "");
+    one.why.hidden = !one.why.textContent;
     const list = words(worker, feed.get("heat/groups")?.[worker.id] ?? 1);
     const key = JSON.stringify(list);
     if (one.key !== key) {
