@@ -114,6 +114,7 @@ def test_a_hub_id_without_a_network_says_what_to_do(command: tuple[str, ...]):
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
 def test_a_manifest_that_is_none_is_one_message(command: tuple[str, ...], tmp_path: Path):
     assert "cannot be read" in one_error(invoke(command[0], "none.yaml", *command[1:]))
+    assert "cannot be read" in one_error(invoke(command[0], "~nobody-of-that-name/m.yaml", *command[1:]))
     (tmp_path / "bad.yaml").write_text("attention: {shards: 0}")
     assert "attention.shards is 0" in one_error(invoke(command[0], "bad.yaml", *command[1:]))
     (tmp_path / "bad.yml").write_text("model: [")
