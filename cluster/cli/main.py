@@ -90,6 +90,7 @@ def serve(
     keys_path = None if keys is None else os.path.abspath(keys)
     manifest, path = _manifest(model, host=host, port=port, keys=keys_path)
     from isotherm.cluster.api.access.key_store import ENVIRONMENT, key_source_as_json
+    from isotherm.cluster.deploy.batch_store import check_batches_folder
     from isotherm.cluster.deploy.capacity import check_machine
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
     from isotherm.cluster.deploy.machine_memory import machine_memory
@@ -106,6 +107,7 @@ def serve(
     if address is None:
         check_machine(manifest, path, machine_memory(), os.cpu_count() or 1)
         check_port(manifest.http.host, manifest.http.port)
+        check_batches_folder(manifest.http)
         prepare_local_ray()
     else:
         address = prepare_attach(address)

@@ -8,6 +8,7 @@ was asked for. Everything here blocks, if only for moments."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -33,7 +34,7 @@ _STALE_UPLOAD = 3600.0  # seconds after which an upload that was left lying is n
 
 class Store:
     """`max_bytes`: all files and outputs together; `keep_seconds`: from a file's creation to its end, where its client
-    does not say, and from a batch's end until it is forgotten."""
+    does not say, and from a batch's end until it is forgotten. Raises OSError where nothing can be kept there."""
 
     def __init__(self, folder: Path, max_bytes: int, keep_seconds: int, clock: Callable[[], float] = time.time) -> None:
         self._files, self._batches, self._uploads = folder / "files", folder / "batches", folder / "uploads"
@@ -42,6 +43,8 @@ class Store:
         self._ended: set[str] = set()  # batches that were seen to be final: they stay so
         for path in (self._files, self._batches, self._uploads):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not os.access(path, os.R_OK | os.W_OK | os.X_OK):  # another user's, or on a file system to be read alone
+                raise PermissionError(errno.EACCES, "this user may not write there", str(path))
 
     # --- what has expired ---------------------------------------------------------------------------
 

@@ -251,6 +251,15 @@ def test_serve_refuses_a_taken_port(served: list[Any]):
     assert served == []
 
 
+def test_serve_names_a_folder_in_which_no_batch_can_be_kept(served: list[Any], tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "m.yaml").write_text(f"http: {{port: 18766, batches: {{folder: {tmp_path}/file}}}}")
+    message = one_error(invoke("serve", "m.yaml"))
+    assert f'http.batches.folder is "{tmp_path}/file"' in message and "Not a directory" in message
+    assert served == []
+    assert invoke("serve", "m.yaml", "--address", "10.0.0.5:6379").exit_code == 0, "other machines may have it"
+
+
 def test_serve_needs_a_tokenizer(served: list[Any], random_model: Path):
     assert "tokenizer.json: not found" in one_error(invoke("serve", str(random_model)))
     assert served == []
