@@ -418,6 +418,29 @@ def test_chat_without_a_server_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     assert "no server answers at http://127.0.0.1:9" in message and "isotherm serve" in message
 
 
+ASKING = (
+    ("scale", "--expert-groups", "2"),
+    ("roll", "tiny"),
+    ("top", "--once"),
+    ("chat",),
+    ("bench", "serve"),
+)
+
+
+@pytest.mark.parametrize("command", ASKING, ids=lambda command: command[0])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "foo://127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_one_message_and_for_other_machines(
+    command: tuple[str, ...], proxy: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("isotherm.cluster.proxies.find_spec", lambda name: None)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setenv("no_proxy", "[::1")
+    message = one_error(invoke(*command, "--url", "http://server.example:9"))
+    assert f"ALL_PROXY is '{proxy}'" in message and "server.example" in message
+    here = invoke(*command, "--url", "http://127.0.0.1:9")
+    assert here.exit_code == 1 and "Connection refused" in here.output and "ALL_PROXY" not in here.output
+
+
 def test_batch_names_a_missing_file():
     message = one_error(
         invoke("batch", "--input", "none.jsonl", "--output", "out.jsonl", "--url", "http://127.0.0.1:9")
