@@ -17,6 +17,7 @@ from isotherm.cluster.cli.batch_command import batch
 from isotherm.cluster.cli.bench import app as bench_app
 from isotherm.cluster.cli.compute_options import DeviceOption, DtypeOption, IsaOption, KernelsOption
 from isotherm.cluster.cli.convert import convert_command
+from isotherm.cluster.cli.deadline_option import deadline_option
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.cli.keys import app as keys_app
 from isotherm.cluster.cli.printable import printable
@@ -291,10 +292,7 @@ def scale(
         typer.Option(metavar="LAYER:EXPERT=N|auto", help=COPIES_HELP),
     ] = None,
     url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = DEFAULT_URL,
-    deadline: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="seconds in which it must be prepared; default 120"),
-    ] = None,
+    deadline: Annotated[Optional[float], deadline_option("it must be prepared")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be done")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="until it is done or rolled back")] = False,
     key_file: KeyFileOption = None,

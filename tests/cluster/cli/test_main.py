@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
@@ -439,6 +439,34 @@ def test_a_proxy_that_cannot_be_used_is_one_message_and_for_other_machines(
     assert f"ALL_PROXY is '{proxy}'" in message and "server.example" in message
     here = invoke(*command, "--url", "http://127.0.0.1:9")
     assert here.exit_code == 1 and "Connection refused" in here.output and "ALL_PROXY" not in here.output
+
+
+def number_options() -> list[tuple[tuple[str, ...], str]]:
+    """(command, option) of each that takes any number."""
+    found = []
+    for group, commands in (((), cli.app), (("bench",), cli.bench_app), (("keys",), cli.keys_app)):
+        for command in commands.registered_commands:
+            assert command.callback is not None
+            name = command.name or command.callback.__name__.replace("_", "-")
+            for option, hint in get_type_hints(command.callback).items():
+                if float in (hint, *get_args(hint)):
+                    found.append(((*group, name), "--" + option.replace("_", "-")))
+    return found
+
+
+@pytest.mark.parametrize(("command", "option"), number_options(), ids=str)
+def test_what_is_no_number_is_refused_where_it_is_given(command: tuple[str, ...], option: str):
+    refused = invoke(*command, *(["x"] if command == ("keys", "create") else []), option, "nan")
+    assert refused.exit_code in (1, 2) and option.strip("-") in refused.stderr, refused.output
+    assert isinstance(refused.exception, SystemExit), "a traceback"
+
+
+@pytest.mark.parametrize("command", [("scale", "--drain-none"), ("roll", "tiny")], ids=lambda command: command[0])
+@pytest.mark.parametrize("deadline", ["inf", "-inf", "-1", "0", "86401", "1e400"])
+def test_a_deadline_that_is_none_is_refused_where_it_is_given(command: tuple[str, ...], deadline: str):
+    refused = invoke(*command, "--url", "http://127.0.0.1:9", "--deadline", deadline)
+    assert refused.exit_code == 2 and "'--deadline'" in refused.stderr and "more than 0" in refused.stderr
+    assert "Connection refused" in one_error(invoke(*command, "--url", "http://127.0.0.1:9", "--deadline", "86400"))
 
 
 def test_batch_names_a_missing_file():
