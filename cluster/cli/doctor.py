@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from isotherm.cluster.deploy.session_folder import session_trouble
 from isotherm.cluster.doctor.checkpoint import check_checkpoint
 from isotherm.cluster.doctor.finding import Finding, State, exit_status
-from isotherm.cluster.doctor.limits import judge_limits, look_at_limits
+from isotherm.cluster.doctor.limits import judge_limits, judge_session, look_at_limits
 from isotherm.cluster.doctor.machine import judge_machine, look_at_machine
 from isotherm.cluster.doctor.nodes import Node, judge_nodes, look_at_node
 from isotherm.cluster.doctor.ports import judge_ports, look_at_ports
@@ -30,6 +31,7 @@ def examine_machine(manifest: Manifest, path: Path | None) -> list[Finding]:
     found = [
         *judge_machine(machine),
         *judge_limits(look_at_limits()),
+        *judge_session(session_trouble()),
         *judge_ports(look_at_ports(manifest.http.host, manifest.http.port, manifest.url)),
         *judge_proxies(look_at_proxies()),
         *judge_versions(look_at_versions()),

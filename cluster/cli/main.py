@@ -96,6 +96,7 @@ def serve(
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
     from isotherm.cluster.deploy.machine_memory import machine_memory
     from isotherm.cluster.deploy.preflight import check_port, check_servable
+    from isotherm.cluster.deploy.session_folder import check_session_folder
     from isotherm.cluster.text.tokenizer_files import trouble_with_chats
 
     source = key_source(manifest.http, os.environ)
@@ -109,6 +110,7 @@ def serve(
         check_machine(manifest, path, machine_memory(), os.cpu_count() or 1)
         check_port(manifest.http.host, manifest.http.port)
         check_batches_folder(manifest.http)
+        check_session_folder()
         prepare_local_ray()
     else:
         address = prepare_attach(address)

@@ -67,3 +67,8 @@ def _disk(facts: LimitFacts) -> Finding:
     if facts.disk_used >= NEARLY_FULL:
         return warn("disk", words, f"at {FULL:.0%} Ray takes nothing any more")
     return ok("disk", words)
+
+
+def judge_session(trouble: str) -> list[Finding]:
+    """`trouble`: why `isotherm serve` could not put Ray's session where temporary files go, if it could not."""
+    return [fail("session", trouble, "`isotherm serve` ends with these words")] if trouble else []

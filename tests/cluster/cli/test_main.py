@@ -260,6 +260,15 @@ def test_serve_names_a_folder_in_which_no_batch_can_be_kept(served: list[Any], t
     assert invoke("serve", "m.yaml", "--address", "10.0.0.5:6379").exit_code == 0, "other machines may have it"
 
 
+def test_serve_names_the_folder_in_which_rays_session_cannot_be(
+    served: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    assert f"TMPDIR is {tmp_path}/none" in one_error(invoke("serve", "--port", "18766"))
+    assert served == []
+    assert invoke("serve", "--address", "10.0.0.5:6379").exit_code == 0, "that Ray has a session already"
+
+
 def test_serve_needs_a_tokenizer(served: list[Any], random_model: Path):
     assert "tokenizer.json: not found" in one_error(invoke("serve", str(random_model)))
     assert served == []

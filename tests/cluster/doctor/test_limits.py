@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from isotherm.cluster.doctor.limits import LimitFacts, judge_limits, look_at_limits
+from isotherm.cluster.doctor.limits import LimitFacts, judge_limits, judge_session, look_at_limits
 
 GOOD = LimitFacts(8 << 30, 8 << 30, 65536, 1 << 20, "/tmp", 0.5, 100 << 30)
 
@@ -30,6 +30,12 @@ def test_good_limits():
 def test_what_is_not_well_is_said_with_what_to_do(changes, subject, state, words):
     (found,) = [f for f in judge_limits(replace(GOOD, **changes)) if f.subject == subject]
     assert found.state.value == state and words in found.advice
+
+
+def test_a_session_that_could_not_be_is_a_fault():
+    (found,) = judge_session("TMPDIR is /x, where Ray cannot write its session")
+    assert (found.subject, found.state.value) == ("session", "fail") and "TMPDIR is /x" in found.words
+    assert judge_session("") == []
 
 
 def test_this_machine_can_be_looked_at():

@@ -139,6 +139,9 @@ def test_a_signal_is_passed_on_and_the_status_is_zero(number: signal.Signals, no
     run = Run(OBEDIENT)
     run.wait_up()
     noted = nothing_stays / f"isotherm-{os.getuid()}" / f"{run.process.pid}.json"
+    deadline = time.monotonic() + 10  # the driver's own output does not pass through the supervisor
+    while not noted.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert json.loads(noted.read_text()) == {"address": "127.0.0.1:7", "dashboard": "127.0.0.1:8"}
     run.process.send_signal(number)
     assert run.end() == (
