@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from isotherm.cluster.api.bodies.chat import ChatBody
+from isotherm.cluster.api.bodies.common import UnshownPart
 from isotherm.cluster.api.bodies.messages import (
     AssistantMessage,
     Conversation,
@@ -173,7 +174,7 @@ def _block_param(param: str, content: Any, index: int) -> str:
     return f"{param}.content" if isinstance(content, str) else f"{param}.content[{index}]"
 
 
-def _texts(content: str | Sequence[TextBlock]) -> str | list[JSON]:
+def _texts(content: str | Sequence[TextBlock | UnshownPart]) -> str | list[JSON]:
     return content if isinstance(content, str) else text_parts([block.text for block in content])
 
 

@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from isotherm.cluster.api.bodies.common import RefusalPart
+from isotherm.cluster.api.bodies.common import RefusalPart, UnshownPart
 from isotherm.cluster.api.bodies.responses import (
     AllowedTools,
     CallItem,
@@ -143,7 +143,7 @@ def _thought(param: str, item: ReasoningItem) -> str | None:
         raise ReplyError(message, param=param) from None
 
 
-def _content(content: str | Sequence[ItemTextPart | RefusalPart]) -> str | list[JSON]:
+def _content(content: str | Sequence[ItemTextPart | RefusalPart | UnshownPart]) -> str | list[JSON]:
     return content if isinstance(content, str) else text_parts([part.text for part in content])
 
 

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import BodyModel, ListOf, RefusalPart, part_kind, text_or_list
+from isotherm.cluster.api.bodies.common import (
+    BodyModel,
+    ListOf,
+    RefusalPart,
+    UnshownPart,
+    part_or_unshown,
+    text_or_list,
+)
 from isotherm.cluster.jsontypes import JSON
 
 
@@ -16,8 +23,15 @@ class TextPart(BodyModel):
     text: str
 
 
+class UnshownChatPart(UnshownPart):
+    type: Literal["image_url", "file", "input_audio", "video_url"]
+
+
 _Part = Annotated[
-    Annotated[TextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(part_kind)
+    Annotated[TextPart, Tag("text part")]
+    | Annotated[RefusalPart, Tag("refusal part")]
+    | Annotated[UnshownChatPart, Tag("unshown part")],
+    part_or_unshown(("image_url", "file", "input_audio", "video_url")),
 ]
 _Content = Annotated[
     Annotated[str, Tag("text")] | Annotated[ListOf[_Part], Field(min_length=1), Tag("list")],
@@ -47,12 +61,16 @@ class Message(BodyModel):
             raise PydanticCustomError("field:content", text, {"role": self.role})
         if self.role != "assistant" and self.prefix:
             raise PydanticCustomError("field:prefix", "prefix is for a message of the assistant")
-        if self.role != "assistant" and isinstance(self.content, list):
-            for i, part in enumerate(self.content):
-                if isinstance(part, RefusalPart):
-                    raise PydanticCustomError(
-                        "field:content", "content[{i}] is a refusal, which only the assistant has", {"i": i}
-                    )
+        for i, part in enumerate(self.content if isinstance(self.content, list) else ()):
+            if isinstance(part, RefusalPart) and self.role != "assistant":
+                raise PydanticCustomError(
+                    "field:content", "content[{i}] is a refusal, which only the assistant has", {"i": i}
+                )
+            if isinstance(part, UnshownPart) and self.role != "tool":
+                text = (
+                    "type must be text: the model reads nothing else; {type} is passed over in a tool's message alone"
+                )
+                raise PydanticCustomError(f"field:content[{i}].type", text, {"type": part.type})
         return self
 
     @property

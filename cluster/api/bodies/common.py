@@ -7,6 +7,7 @@ name, unless it has its neutral value. Knows nothing about tokenizers, engines o
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -85,9 +86,41 @@ class RefusalPart(BodyModel):
         return self.refusal
 
 
+class UnshownPart(BodyModel):
+    """What a tool gave that is no text. The model is told that it was there: agents send a conversation whole each
+    time, and one with a result that is refused could never go on."""
+
+    type: str
+
+    @property
+    def text(self) -> str:
+        return f"[{_UNSHOWN[self.type]} not shown: this model reads text only]"
+
+
+_UNSHOWN = {  # by the types that the three routes give them
+    "image": "image",
+    "image_url": "image",
+    "input_image": "image",
+    "document": "document",
+    "file": "file",
+    "input_file": "file",
+    "input_audio": "sound",
+    "video_url": "video",
+}
+
+
 def part_kind(value: Any) -> str:
     """A tag that is no key of a part. What is of neither type is taken for text, and its type is what is wrong."""
     return "refusal part" if isinstance(value, dict) and value.get("type") == "refusal" else "text part"
+
+
+def part_or_unshown(types: Sequence[str]) -> Discriminator:
+    """As `part_kind`, where parts of these types are taken and not shown."""
+
+    def kind(value: Any) -> str:
+        return "unshown part" if isinstance(value, dict) and value.get("type") in types else part_kind(value)
+
+    return Discriminator(kind)
 
 
 class StreamOptions(BodyModel):

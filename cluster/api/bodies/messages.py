@@ -7,7 +7,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from isotherm.cluster.api.bodies.common import MAX_MESSAGES, BodyModel, ListOf, NonEmpty, text_or_list
+from isotherm.cluster.api.bodies.common import (
+    MAX_MESSAGES,
+    BodyModel,
+    ListOf,
+    NonEmpty,
+    UnshownPart,
+    text_or_list,
+)
 from isotherm.cluster.api.bodies.other_routes import MESSAGES
 from isotherm.cluster.api.bodies.translated import TranslatedBody, by_word
 from isotherm.cluster.jsontypes import JSON
@@ -35,10 +42,25 @@ class ToolUseBlock(BodyModel):
     input: JSON
 
 
+class UnshownBlock(UnshownPart):
+    type: Literal["image", "document"]
+
+
+ResultBlock = Annotated[
+    Annotated[TextBlock, Tag("text block")] | Annotated[UnshownBlock, Tag("unshown block")],
+    by_word("type", ("text", "image", "document"), "block", kinds={"image": "unshown", "document": "unshown"}),
+]
+
+
 class ToolResultBlock(BodyModel):
     type: Literal["tool_result"]
     tool_use_id: NonEmpty
-    content: _Texts | None = None
+    content: (
+        Annotated[
+            Annotated[str, Tag("text")] | Annotated[ListOf[ResultBlock], Tag("list")], Discriminator(text_or_list)
+        ]
+        | None
+    ) = None
     is_error: bool | None = None
 
 

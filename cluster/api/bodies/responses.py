@@ -14,8 +14,10 @@ from isotherm.cluster.api.bodies.common import (
     ListOf,
     NonEmpty,
     RefusalPart,
+    UnshownPart,
     at_most,
     part_kind,
+    part_or_unshown,
     text_or_list,
 )
 from isotherm.cluster.api.bodies.other_routes import RESPONSES
@@ -36,6 +38,21 @@ _Part = Annotated[
     Annotated[ItemTextPart, Tag("text part")] | Annotated[RefusalPart, Tag("refusal part")], Discriminator(part_kind)
 ]
 _Content = Annotated[Annotated[str, Tag("text")] | Annotated[ListOf[_Part], Tag("list")], Discriminator(text_or_list)]
+
+
+class UnshownItemPart(UnshownPart):
+    type: Literal["input_image", "input_file"]
+
+
+_OutputPart = Annotated[
+    Annotated[ItemTextPart, Tag("text part")]
+    | Annotated[RefusalPart, Tag("refusal part")]
+    | Annotated[UnshownItemPart, Tag("unshown part")],
+    part_or_unshown(("input_image", "input_file")),
+]
+_Output = Annotated[
+    Annotated[str, Tag("text")] | Annotated[ListOf[_OutputPart], Tag("list")], Discriminator(text_or_list)
+]
 
 
 class _Item(BodyModel):
@@ -63,7 +80,7 @@ class CallOutputItem(_Item):
 
     type: Literal["function_call_output"]
     call_id: NonEmpty
-    output: _Content
+    output: _Output
 
 
 class ReasoningText(BodyModel):

@@ -77,6 +77,16 @@ def test_arguments_may_be_an_object(tiny, arguments):
     assert 'get_weather<｜tool▁sep｜>{"city": "Seattle"}<｜tool▁call▁end｜>' in prompt
 
 
+def test_what_a_tool_shows_is_told_of_and_not_shown(tiny):
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    call_ = {"id": "c0", "type": "function", "function": CALLED | {"arguments": "{}"}}
+    said = [*USER, {"role": "assistant", "content": None, "tool_calls": [call_]}]
+    shown = {"role": "tool", "tool_call_id": "c0", "content": [{"type": "text", "text": "a.png:"}, image]}
+    answer, prompt, _ = ask(tiny, messages=[*said, shown])
+    assert answer.status_code == 200
+    assert "a.png:\n[image not shown: this model reads text only]" in prompt
+
+
 PREFIX = [{"role": "user", "content": "Write quick sort"}, {"role": "assistant", "content": "```python\n"}]
 
 
@@ -108,6 +118,7 @@ def test_no_new_message_is_begun_where_none_is_asked_for(tiny):
         ([{**PREFIX[1], "prefix": True}], {"continue_final_message": False}, "continue_final_message"),
         ([{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}], {}, "messages[0].content"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], {}, "messages[0].content[0].type"),
+        ([{"role": "tool", "content": [{"type": "audio"}]}], {}, "messages[0].content[0].type"),
         (USER, {"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
         (USER, {"chat_template_kwargs": {"eos_token": "x"}}, "chat_template_kwargs"),
         (USER, {"documents": [{"title": "t", "text": "x"}]}, "documents"),

@@ -99,6 +99,22 @@ def test_results_that_are_errors_or_empty():
     assert messages(USER, calls, {"role": "user", "content": [result("a")]})[1]["content"] is None
 
 
+def test_what_a_tool_shows_is_told_of_and_not_shown():
+    """As Claude Code sends back an image that it has read: refused, its session could not go on."""
+    calls = {"role": "assistant", "content": [use("a")]}
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
+
+    def came(content, **fields):
+        return messages(USER, calls, {"role": "user", "content": [result("a", content, **fields)]})[-1]["content"]
+
+    assert came([image]) == "[image not shown: this model reads text only]"
+    document = {"type": "document", "source": {"type": "url", "url": "https://a.example/b.pdf"}}
+    assert came([text("a.png:"), image, document]) == parts(
+        "a.png:", "[image not shown: this model reads text only]", "[document not shown: this model reads text only]"
+    )
+    assert came([image], is_error=True) == "Error: [image not shown: this model reads text only]"
+
+
 def test_a_chat_that_ends_with_the_assistants_words_goes_on_with_them():
     assert "continue_final_message" not in translation().chat
     chat = translation(USER, {"role": "assistant", "content": "The answer is ("}).chat
@@ -181,7 +197,7 @@ REFUSED = [
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0].type"),
     ({"messages": [{"role": "user", "content": [use("a")]}]}, "messages[0].content[0].type"),
     (
-        {"messages": [{"role": "user", "content": [result("a", [{"type": "image"}])]}]},
+        {"messages": [{"role": "user", "content": [result("a", [{"type": "search_result"}])]}]},
         "messages[0].content[0].content[0].type",
     ),
     (

@@ -118,6 +118,16 @@ def test_what_comes_between_a_call_and_its_output_is_one_turn():
     assert [turn["role"] for turn in turns] == ["assistant", "tool", "assistant", "tool"]
 
 
+def test_what_a_call_gave_that_is_no_text_is_told_of_and_not_shown():
+    """As Codex sends back an image that it has viewed: refused, its session could not go on."""
+    image = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo=", "detail": "high"}
+    told = "[image not shown: this model reads text only]"
+    assert messages(call("a"), came("a", [image]))[-1]["content"] == told
+    parts = [{"type": "input_text", "text": "a.png:"}, image, {"type": "input_file", "file_id": "file-1"}]
+    content = messages(call("a"), came("a", parts))[-1]["content"]
+    assert [part["text"] for part in content] == ["a.png:", told, "[file not shown: this model reads text only]"]
+
+
 def test_thoughts_come_back_however_they_were_kept():
     sealed = {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": sealed_thought("höm")}
     summed = {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "so"}]}
@@ -188,6 +198,10 @@ REFUSED = [
     ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
     ({"input": [{"role": "user"}]}, "input[0].content"),
     ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
+    (
+        {"input": [{"type": "function_call_output", "call_id": "a", "output": [{"type": "x"}]}]},
+        "input[0].output[0].type",
+    ),
     ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
     ({"input": [5]}, "input[0]"),
     ({"background": True}, "background"),
