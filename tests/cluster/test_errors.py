@@ -15,7 +15,7 @@ from ray import cloudpickle
 from ray.exceptions import RayTaskError
 
 from isotherm.cluster.api.choices import OwnFaultError
-from isotherm.cluster.api.errors import ContextLengthError, ReplyError
+from isotherm.cluster.api.errors import ContextLengthError, ReplyError, StreamedError
 from isotherm.cluster.client import APIError, OutputError
 from isotherm.cluster.errors import IsothermError, named_line, one_line
 from isotherm.cluster.manifest import ManifestError
@@ -66,6 +66,7 @@ def test_the_docstring_tells_of_all_errors_and_of_no_other():
 TAKE_MORE = [
     ContextLengthError("messages: no", "messages", "9 tokens > 8"),
     ReplyError("no", status=404, param="model", code="model_not_found", kind="not_found_error", headers={"a": "b"}),
+    StreamedError(ReplyError("no", code="context_length_exceeded"), b"data: {}\n\n"),
     *(kind(503, "later", param="model", code="busy") for kind in ERRORS if issubclass(kind, APIError)),
     *(kind("cut", "{") for kind in ERRORS if issubclass(kind, OutputError)),
     OperationError("no", field="copies", conflict=True),
