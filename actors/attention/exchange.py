@@ -184,6 +184,9 @@ class ExpertExchange:
         finally:
             self.pulse.go_on()
 
+    def bank_of(self, layer: int) -> None:
+        """None: each group has its own."""
+
     def begin_step(self) -> None:
         for link in self._links:
             link.in_step(True)

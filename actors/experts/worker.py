@@ -13,7 +13,8 @@ from torch import Tensor
 from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.kernels.ops import Kernels, PackedExpert
+from isotherm.kernels.expert_bank import PackedExpert
+from isotherm.kernels.ops import Kernels
 
 
 class ExpertWorker:
