@@ -16,6 +16,7 @@ class IsothermError(Exception):
     What was asked to be served; change the manifest, the options or the files, and start again.
       ManifestError              cluster.manifest: a field of the manifest, and what it may be
       ModelNotFoundError         cluster.model.path: MODEL is no directory, hub id or manifest
+      ProxyError                 cluster.proxies: a proxy that the environment names cannot be used
       ModelConfigError           cluster.model.config: config.json is of a model that cannot be served
       CheckpointError            cluster.model.checkpoint: a file or tensor is missing, or is not as it must be
         NoWeightFilesError       cluster.model.checkpoint: … there is neither a weight file nor an index

@@ -381,13 +381,13 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def read_manifest(path: Path) -> Any:
-    """What a YAML file says, to be checked by `parse_manifest`. Raises ManifestError."""
+    """What a YAML file says, to be checked by `parse_manifest`; ~ is a home directory. Raises ManifestError."""
     try:
-        return decode(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from None
+        return decode(path.expanduser().read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2001-99-99
         raise ManifestError(f"{path}: not valid YAML ({error})") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of nobody
+        raise ManifestError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
 def human_bytes(count: int) -> str:

@@ -89,7 +89,7 @@ def check_endpoint(url: str) -> str:
 
 
 def check_absolute(path: str) -> str:
-    if not Path(path).is_absolute():
+    if not Path(path).is_absolute() or "\0" in path:
         raise ValueError(f"must be an absolute path, not {path!r}")
     return path
 

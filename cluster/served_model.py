@@ -14,7 +14,7 @@ def served_model(model: str, weights: bool = True, **http: Any) -> tuple[Manifes
     those that are None are as the manifest says. Where a hub id is named, its weights are fetched only where they are
     wanted. Raises ManifestError, ModelNotFoundError."""
     is_manifest = model.endswith((".yaml", ".yml"))
-    manifest = load_manifest(Path(model).expanduser()) if is_manifest else parse_manifest({"model": model})
+    manifest = load_manifest(Path(model)) if is_manifest else parse_manifest({"model": model})
     if given := {name: value for name, value in http.items() if value is not None}:
         manifest = parse_manifest(manifest.model_dump() | {"http": manifest.http.model_dump() | given}, "command line")
     path = resolve_model(manifest.model, weights)

@@ -34,10 +34,11 @@ ROOMS: dict[str, set[str]] = {
     "cluster.jsontypes": set(),
     "cluster.logs": set(),
     "cluster.loopback": set(),
+    "cluster.proxies": {"cluster.errors", "cluster.loopback"},
     "cluster.within": set(),
     "cluster.messages": {"cluster.errors", "cluster.jsontypes", "cluster.logs", "cluster.model"},
     "cluster.text": {"cluster.errors", "cluster.jsontypes"},
-    "cluster.model": {"cluster.errors", "cluster.jsontypes", "cluster.text", "manifests"},
+    "cluster.model": {"cluster.errors", "cluster.jsontypes", "cluster.proxies", "cluster.text", "manifests"},
     "cluster.engine": {"cluster.errors", "cluster.messages"},
     "cluster.placement": {"cluster.jsontypes", "cluster.messages"},
     "cluster.control": {*BASE, "cluster.messages", "cluster.placement"},
@@ -74,7 +75,7 @@ ROOMS: dict[str, set[str]] = {
     # The front door, and what is decided about the cluster.
     # What is let in goes by the same rule at the front door and at each shard.
     "cluster.api": {*BASE, "cluster.engine", "cluster.messages", "cluster.text"},
-    "cluster.client": {"cluster.errors", "cluster.jsontypes", "cluster.loopback"},
+    "cluster.client": {"cluster.errors", "cluster.jsontypes", "cluster.proxies"},
     "cluster.front_door": {"cluster.api", "cluster.background", "cluster.manifest", "cluster.model", "cluster.text"},
     # Everything in one process, without Ray. The client loads it by its name (cluster/client/in_process.py).
     "cluster.local": {

@@ -18,6 +18,7 @@ INPUT_HELP = (
     "a path, a glob in quotes, -: standard input, or the URL of Parquet (s3://…), which Ray Data reads; may be given "
     "several times"
 )
+PRIORITY_HELP = "of rows that name none; lower values have their turn first, other requests have 0"
 OWN_HELP = "serve MODEL|MANIFEST for this batch alone: on the Ray of RAY_ADDRESS (a job's own), else on one of its own"
 
 
@@ -30,9 +31,7 @@ def batch(
     ] = None,
     own: Annotated[Optional[str], typer.Option(metavar="MODEL|MANIFEST", help=OWN_HELP)] = None,  # noqa: UP045
     concurrency: Annotated[int, typer.Option(min=1, max=4096, help="rows asked at once")] = 32,
-    priority: Annotated[
-        int, typer.Option(help="of rows that name none; lower values have their turn first, other requests have 0")
-    ] = 100,
+    priority: Annotated[int, typer.Option(min=-(2**31), max=2**31 - 1, help=PRIORITY_HELP)] = 100,
     key_file: KeyFileOption = None,
 ) -> None:
     """Run files of requests against the running cluster; run it again to complete a half-done output.

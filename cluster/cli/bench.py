@@ -317,14 +317,13 @@ def bench_serve(
     from isotherm.cluster.cli.bench_load import LoadShape, run_load
     from isotherm.cluster.client import Client
     from isotherm.cluster.client.answers import checked
-    from isotherm.cluster.client.calls import http_options
+    from isotherm.cluster.client.calls import bearer
 
     with Client(url) as client:
         url = client.base_url
         model = checked(client.request("GET", "/v1/models"))["data"][0]
     shape = LoadShape(requests, rate or math.inf, prompt_tokens, output_tokens, seed, stream)
-    headers = http_options(url, None, 10.0)["headers"]
-    report = asyncio.run(run_load(url, model["id"], model["vocab_size"], shape, headers))
+    report = asyncio.run(run_load(url, model["id"], model["vocab_size"], shape, bearer()))
     if as_json:
         print(json.dumps(report.as_dict()))
         return

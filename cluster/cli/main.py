@@ -17,6 +17,7 @@ from isotherm.cluster.cli.batch_command import batch
 from isotherm.cluster.cli.bench import app as bench_app
 from isotherm.cluster.cli.compute_options import DeviceOption, DtypeOption, IsaOption, KernelsOption
 from isotherm.cluster.cli.convert import convert_command
+from isotherm.cluster.cli.deadline_option import deadline_option
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.cli.keys import app as keys_app
 from isotherm.cluster.cli.printable import printable
@@ -90,6 +91,7 @@ def serve(
     keys_path = None if keys is None else os.path.abspath(keys)
     manifest, path = _manifest(model, host=host, port=port, keys=keys_path)
     from isotherm.cluster.api.access.key_store import ENVIRONMENT, key_source_as_json
+    from isotherm.cluster.deploy.batch_store import check_batches_folder
     from isotherm.cluster.deploy.capacity import check_machine
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
     from isotherm.cluster.deploy.machine_memory import machine_memory
@@ -106,6 +108,7 @@ def serve(
     if address is None:
         check_machine(manifest, path, machine_memory(), os.cpu_count() or 1)
         check_port(manifest.http.host, manifest.http.port)
+        check_batches_folder(manifest.http)
         prepare_local_ray()
     else:
         address = prepare_attach(address)
@@ -289,10 +292,7 @@ def scale(
         typer.Option(metavar="LAYER:EXPERT=N|auto", help=COPIES_HELP),
     ] = None,
     url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = DEFAULT_URL,
-    deadline: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="seconds in which it must be prepared; default 120"),
-    ] = None,
+    deadline: Annotated[Optional[float], deadline_option("it must be prepared")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be done")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="until it is done or rolled back")] = False,
     key_file: KeyFileOption = None,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
+from isotherm.cluster.cli.deadline_option import deadline_option
 from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.on_ray.environment import prepare_attach
 
@@ -32,10 +33,7 @@ def roll(
     expert_groups: Annotated[Optional[int], typer.Option(min=1, help=FEWER_HELP)] = None,  # noqa: UP045
     attention_shards: Annotated[Optional[int], typer.Option(min=1, help=FEWER_HELP)] = None,  # noqa: UP045
     url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = "http://127.0.0.1:8000",
-    deadline: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(help="seconds in which the new workers must have loaded; default 120"),
-    ] = None,
+    deadline: Annotated[Optional[float], deadline_option("the new workers must have loaded")] = None,  # noqa: UP045
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="only show what would be done, and whether it fits")
     ] = False,

@@ -92,7 +92,7 @@ class AsyncClient:
         max_retries: int = 2,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(**http_options(base_url, api_key, timeout), transport=transport)
+        self._http = httpx.AsyncClient(**http_options(base_url, api_key, timeout, transport))
         self._calls = Calls(self.base_url, max_retries)
         self._server: in_process.LocalServer | None = None
 

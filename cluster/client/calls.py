@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx
 
 from isotherm.cluster.client.answers import Completion, RawResponse, checked, completion, raw, read_as
-from isotherm.cluster.client.errors import APIError, OutputCutError
+from isotherm.cluster.client.errors import APIError, ClientError, OutputCutError
 from isotherm.cluster.client.params import (
     FINAL_PHASES,
     ChatParams,
@@ -32,11 +32,13 @@ from isotherm.cluster.client.params import (
 )
 from isotherm.cluster.client.tries import Send, StreamedReply, Tries
 from isotherm.cluster.client.typed import as_tool, checked_json, response_format
+from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
-from isotherm.cluster.loopback import reaches_this_machine
+from isotherm.cluster.proxies import ProxyError, proxy_for
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY = "ISOTHERM_API_KEY"  # of the environment
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # of the environment, in httpx's order
 _OPERATIONS = "/admin/operations"
 _POLL_S = 0.1  # between looks at an operation
 _T = TypeVar("_T")
@@ -219,18 +221,35 @@ def _check_names(params: Mapping[str, Any], known: frozenset[str]) -> None:
             raise TypeError(f"unknown parameter {name!r}{meant}{beyond}")
 
 
-def http_options(base_url: str, api_key: str | None, timeout: float) -> JSON:
+def http_options(base_url: str, api_key: str | None, timeout: float, transport: Any = None) -> JSON:
     """Of httpx.Client and httpx.AsyncClient. Without a key it is that of ISOTHERM_API_KEY, if there is one. `timeout`:
-    seconds for each wait for data; connecting has 10 s of them at most."""
-    api_key = os.environ.get(API_KEY) if api_key is None else api_key
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    seconds for each wait for data; connecting has 10 s of them at most. Without a `transport` the environment says
+    through which proxy to ask. Raises ClientError where what it says is of no use."""
     # OpenAI's clients are given it with /v1, which every path here has already.
     base = httpx.URL(base_url.rstrip("/").removesuffix("/v1"))
-    # The environment's proxies are for other machines.
-    host = f"[{base.host}]" if ":" in base.host else base.host
-    mounts = {f"all://{host}": None} if reaches_this_machine(base.host) else {}
-    timeouts = httpx.Timeout(timeout, connect=min(timeout, 10.0))
-    return {"base_url": base, "headers": headers, "timeout": timeouts, "limits": LIMITS, "mounts": mounts}
+    options = {
+        "base_url": base,
+        "headers": bearer(api_key),
+        "timeout": httpx.Timeout(timeout, connect=min(timeout, 10.0)),
+        "limits": LIMITS,
+        "transport": transport,
+        "trust_env": False,  # it is read here
+    }
+    if transport is not None:
+        return options
+    try:
+        return options | {"proxy": proxy_for(base), "verify": httpx.create_ssl_context()}
+    except ProxyError as error:
+        raise ClientError(str(error)) from None
+    except OSError as error:  # of a file that the environment names
+        given = next((f"{name} is {os.environ[name]!r}" for name in _CERTIFICATES if os.environ.get(name)), "")
+        raise ClientError(f"certificates cannot be read: {given} ({one_line(error)})") from None
+
+
+def bearer(api_key: str | None = None) -> dict[str, str]:
+    """The header of a key; without one, of that of ISOTHERM_API_KEY, if there is one."""
+    api_key = os.environ.get(API_KEY) if api_key is None else api_key
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 # Bounded by the callers' own concurrency, not by a pool that would make them wait for a connection.

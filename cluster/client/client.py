@@ -103,7 +103,7 @@ class Client:
         max_retries: int = 2,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(**http_options(base_url, api_key, timeout), transport=transport)
+        self._http = httpx.Client(**http_options(base_url, api_key, timeout, transport))
         self._calls = Calls(self.base_url, max_retries)
         self._options: JSON = {"api_key": api_key, "timeout": timeout, "max_retries": max_retries}
         self._transport = transport

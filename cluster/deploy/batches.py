@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from isotherm.cluster.api.batches.service import BatchLimits, BatchService
-from isotherm.cluster.api.batches.store import Store
+from isotherm.cluster.deploy.batch_store import batch_store
 from isotherm.cluster.manifest import HttpSection
 
 
@@ -23,11 +23,11 @@ def batches_refused(http: HttpSection) -> str:
 
 
 def batch_service(http: HttpSection, max_body_bytes: int) -> BatchService:
-    """The batches of this process's replica, where they are not refused. Raises OSError where the folder cannot be
-    written."""
+    """The batches of this process's replica, where they are not refused. Raises ManifestError where they
+    cannot be kept in their folder."""
     section = http.batches
     folder = _session_folder() if section.folder is None else Path(section.folder)
-    store = Store(folder, section.max_bytes, section.keep_seconds)
+    store = batch_store(section, folder)
     return BatchService(store, BatchLimits(section.max_file_bytes, section.concurrency), max_body_bytes)
 
 

@@ -30,6 +30,7 @@ from isotherm.cluster.on_ray.controller_process import ON_HEAD, ControllerProces
 from isotherm.cluster.on_ray.replica_port import listen_at_node_address_alone
 from isotherm.cluster.routing.shard_client import ShardClient
 
+NAME = "ingress"  # of the deployment
 CONTROLLER_SECONDS = 60.0  # in which the controller must say what is served; Serve starts the replica again then
 KILL_SECONDS = 5.0  # after which a replica that has ended its requests is killed
 
@@ -78,7 +79,7 @@ def ingress_application(manifest: Manifest, keys: KeySource | None) -> Applicati
 
     deployment: Any = serve.deployment(
         serve.ingress(build)(),
-        name="ingress",
+        name=NAME,
         num_replicas=manifest.http.replicas,
         max_ongoing_requests=manifest.http.max_ongoing_requests,
         max_queued_requests=manifest.http.max_queued_requests,

@@ -6,14 +6,10 @@ from __future__ import annotations
 import logging
 
 import ray
-from ray import serve
-from ray.exceptions import RayError
 
 from isotherm.cluster.api.access.key_store import KeySource
-from isotherm.cluster.deploy.ingress import ingress_application
+from isotherm.cluster.deploy.ingress_start import run_ingress
 from isotherm.cluster.deploy.rolled_values import By, Change, still_differing
-from isotherm.cluster.deploy.serve import APPLICATION
-from isotherm.cluster.errors import one_line
 from isotherm.cluster.manifest import Manifest, ManifestError
 from isotherm.cluster.on_ray.session import ANSWER_SECONDS, attach, running_controller
 from isotherm.cluster.supervise.supervisor import ServeError
@@ -52,11 +48,9 @@ def update_ingress(address: str | None, manifest: Manifest | None) -> int:
         wanted = running if manifest is None else manifest.model_copy(update={"model": running.model})
         check_front_door(running, wanted, now=ray.get(controller.served.remote(), timeout=ANSWER_SECONDS)[1])
         try:
-            serve.run(ingress_application(wanted, keys), name=APPLICATION, route_prefix="/")
-        except (RuntimeError, RayError) as error:
-            raise ServeError(
-                f"the new ingress replicas cannot start, the old ones serve on: {one_line(error)}"
-            ) from None
+            run_ingress(wanted, keys)
+        except ServeError as error:
+            raise ServeError(f"the new ingress replicas cannot start, the old ones serve on: {error}") from None
         ray.get(controller.take_front_door.remote(wanted), timeout=ANSWER_SECONDS)
         return wanted.http.replicas
     finally:

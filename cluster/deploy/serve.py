@@ -35,7 +35,7 @@ from isotherm.cluster.deploy.controller import Controller, Owner
 from isotherm.cluster.deploy.first_answer import Asked, wait_for_answer
 from isotherm.cluster.deploy.front_door_keys import check_bound
 from isotherm.cluster.deploy.front_door_losses import FrontDoorWatch
-from isotherm.cluster.deploy.ingress import ingress_application
+from isotherm.cluster.deploy.ingress_start import APPLICATION, run_ingress
 from isotherm.cluster.deploy.kept_responses import forget_responses
 from isotherm.cluster.deploy.losses import Losses
 from isotherm.cluster.deploy.proxy_revival import ProxyRevival
@@ -57,7 +57,6 @@ from isotherm.cluster.supervise.shutdown import Step, carry_out
 from isotherm.cluster.supervise.supervisor import ServeError
 from isotherm.cluster.supervise.terminal import outlast_terminal
 
-APPLICATION = "isotherm"
 POLL = 0.3  # seconds between looks at loading progress
 LOOK_SECONDS = 0.5  # from one look at what was lost, and whether it is time to end, to the next
 TELL_SECONDS = 1.0  # in which the controller says what was lost; else it is asked at the next look
@@ -91,7 +90,8 @@ def start_controller(manifest: Manifest, model_path: Path, keys: KeySource | Non
 
 
 def start_ingress(manifest: Manifest, keys: KeySource | None) -> None:
-    """Raises ManifestError where Serve, which may have been there before, listens where it must not without keys."""
+    """Raises ManifestError where Serve, which may have been there before, listens where it must not without keys, and
+    ServeError where its replicas cannot start."""
     options: JSON = {"host": manifest.http.host, "port": manifest.http.port}
     if (tls := manifest.http.tls) is not None:
         options |= {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
@@ -99,7 +99,7 @@ def start_ingress(manifest: Manifest, keys: KeySource | None) -> None:
     client = _get_global_client()
     assert client is not None  # it would have raised
     check_bound(client.http_config.host, keys)
-    serve.run(ingress_application(manifest, keys), name=APPLICATION, route_prefix="/")
+    run_ingress(manifest, keys)
 
 
 def stop_everything() -> list[str]:

@@ -26,7 +26,7 @@ def bundled_model() -> Path:
 def resolve_model(model: str, weights: bool = True) -> Path:
     """An absolute directory. A hub id is downloaded (or taken from the cache) by huggingface_hub, which shows its
     progress; pickles and code are never fetched, and weights only where they are asked for and the rest can be served.
-    Raises ModelNotFoundError, ModelConfigError or TokenizerError."""
+    Raises ModelNotFoundError, ModelConfigError, TokenizerError or ProxyError."""
     if model == "tiny":  # a directory of that name is ./tiny
         return bundled_model()
     refused = ModelNotFoundError(
@@ -42,6 +42,7 @@ def resolve_model(model: str, weights: bool = True) -> Path:
         raise refused from None
     import httpx
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -50,6 +51,7 @@ def resolve_model(model: str, weights: bool = True) -> Path:
     )
     from huggingface_hub.utils import validate_repo_id
 
+    from isotherm.cluster.proxies import proxy_for
     from isotherm.cluster.text.tokenizer_files import tokenizer_file
 
     try:
@@ -74,3 +76,8 @@ def resolve_model(model: str, weights: bool = True) -> Path:
             f"there is a network (`hf download {model}`) and give the directory, or try the bundled model: "
             "isotherm serve tiny"
         ) from None
+    except IsothermError:
+        raise
+    except Exception:
+        proxy_for(httpx.URL(ENDPOINT))  # what the hub's client says of one that cannot be used names no variable
+        raise

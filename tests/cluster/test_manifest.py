@@ -369,6 +369,19 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
         assert str(caught.value).startswith(f"{file}: ")
 
 
+def test_a_path_has_no_null_character():
+    with pytest.raises(ManifestError, match="must be an absolute path"):
+        parse_manifest({"http": {"batches": {"folder": "/a\0b"}}})
+
+
+def test_a_tilde_in_a_files_path_is_a_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m.yaml").write_text("served_name: mine")
+    assert load_manifest(Path("~/m.yaml")).served_name == "mine"
+    with pytest.raises(ManifestError, match=r"^~nobody-of-that-name/m\.yaml: cannot be read \(.*home"):
+        load_manifest(Path("~nobody-of-that-name/m.yaml"))
+
+
 def test_an_error_inside_a_file_names_the_file(tmp_path: Path):
     file = tmp_path / "m.yaml"
     file.write_text("http: {port: 0}")

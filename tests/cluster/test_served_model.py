@@ -14,6 +14,8 @@ def test_a_model_or_a_manifest(tmp_path, monkeypatch):
     (tmp_path / "m.yaml").write_text("model: tiny\nserved_name: mine\nhttp: {port: 9001, host: 0.0.0.0}\n")
     manifest, path = served_model(str(tmp_path / "m.yaml"), port=9000)
     assert (manifest.model_id, manifest.http.port, manifest.http.host) == ("mine", 9000, "0.0.0.0")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert served_model("~/m.yaml")[0] == served_model(str(tmp_path / "m.yaml"))[0]
     monkeypatch.chdir(bundled_model())
     assert served_model(".")[0].model_id == "tiny"  # by the directory's own name
 

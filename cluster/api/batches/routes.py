@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from isotherm.cluster.api.access.caller import caller_of
+from isotherm.cluster.api.batches.disk import refused_when_full
 from isotherm.cluster.api.batches.service import BatchService
 from isotherm.cluster.api.batches.state import FINAL, new_batch, window_seconds
 from isotherm.cluster.api.batches.store import Store
@@ -121,7 +122,7 @@ class _Batches:
         keep = body.output_expires_after.seconds if body.output_expires_after is not None else None
         batch_id, window, now = f"batch_{uuid.uuid4().hex}", body.completion_window, self._store.clock()
         batch = new_batch(batch_id, body.endpoint, source["id"], window, body.metadata, keep, now, owner)
-        with self._store.space.hold(owner) as hold:
+        with refused_when_full("the batch"), self._store.space.hold(owner) as hold:
             hold.grow(len(to_json(batch)), what="batch", param=None)
             self._store.add_batch(batch)
         return self._store.batch(batch_id)
@@ -134,7 +135,8 @@ class _Batches:
         if found["status"] in FINAL:
             message = f"batch_id: the batch is {found['status']} already"
             raise ReplyError(message, status=409, param="batch_id", headers=NOT_AGAIN)
-        self._store.cancel(found["id"])
+        with refused_when_full("the batch's cancellation"):
+            self._store.cancel(found["id"])
         self._service.added()
         return json_response(self._store.batch(found["id"]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
@@ -38,6 +38,11 @@ class Fault:
 
     def as_json(self) -> JSON:
         return {"code": self.code, "message": self.message, "param": self.param, "line": self.line}
+
+
+def error_list(faults: Sequence[Fault]) -> JSON:
+    """What a batch has as its `errors`."""
+    return {"object": "list", "data": [fault.as_json() for fault in faults]}
 
 
 def lines(file: IO[bytes], longest: int) -> Iterator[tuple[int, bytes]]:

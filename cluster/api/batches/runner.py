@@ -6,7 +6,6 @@ yet."""
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import random
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO, ParamSpec, TypeVar
 
+from isotherm.cluster.api.batches.disk import is_full
 from isotherm.cluster.api.batches.in_process import Answer
 from isotherm.cluster.api.batches.rows import (
     Fault,
@@ -25,6 +25,7 @@ from isotherm.cluster.api.batches.rows import (
     check,
     choices,
     digest,
+    error_list,
     lines,
     parse_row,
     unanswered,
@@ -38,7 +39,6 @@ from isotherm.cluster.background import pauses
 from isotherm.cluster.jsontypes import JSON
 
 log = logging.getLogger(__name__)
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _BUSY = (429, 503)  # the server's matter, not the row's: asked again
 # What a row is answered where the key that made the batch was revoked, or where the batch was made without one and the
 # server has keys by now: no other row would be answered either.
@@ -127,7 +127,7 @@ class BatchRun:
         """After a failure that is not in its rows. Those that are done are published, unless that is what fails."""
         fault = Fault("internal_error", message)
         if self._batch["status"] == "finalizing":
-            await self._move("failed", errors=_error_list([fault]), then=None)
+            await self._move("failed", errors=error_list([fault]), then=None)
         else:
             await self._finalize(_End("failed", fault))
             await self._publish("failed")
@@ -142,7 +142,7 @@ class BatchRun:
         except FileNotFoundError:
             total, faults = 0, [Fault("invalid_input_file", "the content of this batch's input file is lost")]
         if faults:
-            await self._move("failed", errors=_error_list(faults))
+            await self._move("failed", errors=error_list(faults))
         else:
             await self._move("in_progress", request_counts={"total": total, "completed": 0, "failed": 0})
 
@@ -265,9 +265,10 @@ class BatchRun:
             try:
                 return self._write(file, line)
             except OSError as error:
-                if error.errno not in _FULL_DISK:  # the file is to be opened anew
+                if not is_full(error):  # the file is to be opened anew
                     raise
                 batch_id = self._batch["id"]
+                self._store.waits(batch_id, error)
                 log.warning(
                     "an output line of batch %s cannot be written, next try in %g s: %s", batch_id, pause, error
                 )
@@ -283,6 +284,7 @@ class BatchRun:
         except OSError:
             file.truncate(begin)
             raise
+        self._store.waits_no_more(self._batch["id"])
         self._tally.add(line)
         self.written += 1
 
@@ -293,7 +295,7 @@ class BatchRun:
         if self._tally.done or self._batch["usage"] is None:  # else its lines could not be read
             fields |= {"request_counts": self._counts(), "usage": self._tally.usage}
         if end.fault is not None:
-            fields["errors"] = _error_list([end.fault])
+            fields["errors"] = error_list([end.fault])
         await self._move("finalizing", **fields)
 
     async def _publish(self, then: str) -> None:
@@ -324,10 +326,6 @@ async def _to_its_end(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     except asyncio.CancelledError:
         await asyncio.gather(called, return_exceptions=True)
         raise
-
-
-def _error_list(faults: list[Fault]) -> JSON:
-    return {"object": "list", "data": [fault.as_json() for fault in faults]}
 
 
 def _derived(key: str, which: int) -> str:

@@ -119,8 +119,17 @@ class BatchService:
             with self.store.lock(batch_id) as held:
                 if held:
                     await self._run_held(self.store.stored(batch_id))
+                else:  # another replica gets on with it
+                    self.store.waits_no_more(batch_id)
+        except OSError as error:  # of the lock, or of giving the batch up
+            self._waits(batch_id, error)
+            self._retries.failed(batch_id, counts=False)
         finally:
             del self._running[batch_id]
+
+    def _waits(self, batch_id: str, error: OSError) -> None:
+        log.warning("batch %s waits, for it cannot be written or read: %s", batch_id, named_line(error))
+        self.store.waits(batch_id, error)
 
     async def _run_held(self, batch: JSON) -> None:
         settings = RunSettings(self._max_body_bytes, self._places, self._limit())
@@ -128,12 +137,15 @@ class BatchService:
         try:
             await run.run()
         except Exception as error:
-            log.exception("batch %s stopped", batch["id"])
             if run.written:
                 self._retries.forget(batch["id"])
             # A disk that is full, or away, is waited for as long as the batch has time. A file that is gone stays so.
-            passes = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-            counts = not passes or self.store.clock() >= batch["expires_at"]
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                self._waits(batch["id"], error)
+                counts = self.store.clock() >= batch["expires_at"]
+            else:
+                log.exception("batch %s stopped", batch["id"])
+                counts = True
             if self._retries.failed(batch["id"], counts) >= _TRIES:
                 await run.give_up(f"it stopped {_TRIES} times; the last time: {named_line(error)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from isotherm.cluster.api.batches.rows import Fault
 from isotherm.cluster.jsontypes import JSON
 
 FINAL = frozenset({"failed", "completed", "expired", "cancelled"})
@@ -54,9 +55,13 @@ def moved(batch: JSON, status: str, now: float, **fields: Any) -> JSON:
     return {**batch, "status": status, f"{status}_at": int(now), **fields}
 
 
-def shown(batch: JSON, cancelling_at: float | None) -> JSON:
-    """What a client sees: a batch whose cancelling was asked for is `cancelling` until whoever runs it has ended it."""
+def shown(batch: JSON, cancelling_at: float | None, waits: Fault | None = None) -> JSON:
+    """What a client sees: a batch whose cancelling was asked for is `cancelling` until whoever runs it has ended it,
+    and one that is not over has what it `waits` for among its errors."""
     seen = {key: value for key, value in batch.items() if key not in _HIDDEN}
+    if waits is not None and batch["status"] not in FINAL:
+        before = (batch["errors"] or {}).get("data", [])
+        seen["errors"] = {"object": "list", "data": [*before, waits.as_json()]}
     if cancelling_at is None:
         return seen
     status = batch["status"] if batch["status"] in FINAL else "cancelling"

@@ -8,6 +8,7 @@ was asked for. Everything here blocks, if only for moments."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from isotherm.cluster.api.batches import stored
+from isotherm.cluster.api.batches.disk import found_full, waits_for
+from isotherm.cluster.api.batches.rows import Fault
 from isotherm.cluster.api.batches.space import Space
 from isotherm.cluster.api.batches.state import FINAL, shown
 from isotherm.cluster.api.batches.stored import owner_of
@@ -33,15 +36,18 @@ _STALE_UPLOAD = 3600.0  # seconds after which an upload that was left lying is n
 
 class Store:
     """`max_bytes`: all files and outputs together; `keep_seconds`: from a file's creation to its end, where its client
-    does not say, and from a batch's end until it is forgotten."""
+    does not say, and from a batch's end until it is forgotten. Raises OSError where nothing can be kept there."""
 
     def __init__(self, folder: Path, max_bytes: int, keep_seconds: int, clock: Callable[[], float] = time.time) -> None:
         self._files, self._batches, self._uploads = folder / "files", folder / "batches", folder / "uploads"
         self._keep, self.clock = keep_seconds, clock
         self.space = Space(folder, max_bytes)
         self._ended: set[str] = set()  # batches that were seen to be final: they stay so
+        self._waiting: dict[str, Fault] = {}  # why batches that this process runs do not get on
         for path in (self._files, self._batches, self._uploads):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not os.access(path, os.R_OK | os.W_OK | os.X_OK):  # another user's, or on a file system to be read alone
+                raise PermissionError(errno.EACCES, "this user may not write there", str(path))
 
     # --- what has expired ---------------------------------------------------------------------------
 
@@ -88,7 +94,7 @@ class Store:
     ) -> JSON:
         """Make a file of what lies at `path`, which is moved. Done twice with one `file_id` it is done once. It belongs
         to the key named `owner`."""
-        file_id = file_id or f"file-{uuid.uuid4().hex}"
+        is_new, file_id = file_id is None, file_id or f"file-{uuid.uuid4().hex}"
         if path.exists():
             stored.to_disk(path)
             os.replace(path, self._files / file_id)
@@ -104,7 +110,12 @@ class Store:
             "status": "processed",
             "status_details": None,
         }
-        stored.write(self._files / f"{file_id}.json", {**file, "owner": owner})
+        try:
+            stored.write(self._files / f"{file_id}.json", {**file, "owner": owner})
+        except OSError:
+            if is_new:  # nobody comes back to it
+                (self._files / file_id).unlink(missing_ok=True)
+            raise
         return file
 
     def file(self, file_id: str, owner: str | None = None, param: str = "file_id") -> JSON:
@@ -147,7 +158,11 @@ class Store:
     def add_batch(self, batch: JSON) -> None:
         folder = self._batches / batch["id"]
         folder.mkdir(mode=0o700)
-        stored.write(folder / "batch.json", batch)
+        try:
+            stored.write(folder / "batch.json", batch)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def stored(self, batch_id: str) -> JSON:
         """A batch as who runs it has written it. Raises ReplyError 404."""
@@ -160,12 +175,16 @@ class Store:
         """A batch as a client sees it; with an `owner`, of theirs alone. Raises ReplyError 404."""
         if not _belongs(found := self.stored(batch_id), owner):
             raise _unknown("batch", batch_id, "batch_id")
-        return shown(found, self.cancelling_at(batch_id))
+        return self._shown(found, found_full(self._batches))
 
     def batches(self, owner: str | None = None) -> list[JSON]:
         """All, or an owner's, as clients see them, the newest first."""
         found = _newest(stored.read(path) for path in self._batches.glob("*/batch.json"))
-        return [shown(batch, self.cancelling_at(batch["id"])) for batch in found if _belongs(batch, owner)]
+        full = found_full(self._batches)
+        return [self._shown(batch, full) for batch in found if _belongs(batch, owner)]
+
+    def _shown(self, batch: JSON, full: Fault | None) -> JSON:
+        return shown(batch, self.cancelling_at(batch["id"]), self._waiting.get(batch["id"], full))
 
     def unfinished(self) -> list[JSON]:
         """Those that are not final, the oldest first. Costs little, however many are."""
@@ -173,11 +192,21 @@ class Store:
         self._ended &= there
         found = [stored.read(self._batches / name / "batch.json") for name in there - self._ended]
         self._ended |= {batch["id"] for batch in found if batch is not None and batch["status"] in FINAL}
+        for name in self._waiting.keys() - (there - self._ended):
+            self.waits_no_more(name)
         return [batch for batch in reversed(_newest(iter(found))) if batch["id"] not in self._ended]
 
     def save(self, batch: JSON) -> None:
         """For the lock's holder alone."""
         stored.write(self._batches / batch["id"] / "batch.json", batch)
+        self.waits_no_more(batch["id"])
+
+    def waits(self, batch_id: str, error: OSError) -> None:
+        """A batch that is run here does not get on, which its client is told from now on."""
+        self._waiting[batch_id] = waits_for(error)
+
+    def waits_no_more(self, batch_id: str) -> None:
+        self._waiting.pop(batch_id, None)
 
     def cancel(self, batch_id: str) -> None:
         (self._batches / batch_id / "cancel").touch()

@@ -16,6 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from isotherm.cluster.api.access.caller import caller_of
+from isotherm.cluster.api.batches.disk import refused_when_full
 from isotherm.cluster.api.batches.space import Hold
 from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.coding import too_large
@@ -54,7 +55,7 @@ async def receive_file(request: Request, store: Store, max_file_bytes: int) -> J
     if wanted > max_file_bytes + _FORM_BYTES:
         raise too_large(max_file_bytes)
     owner = caller_of(request).name
-    with store.space.hold(owner) as hold:
+    with refused_when_full("the file"), store.space.hold(owner) as hold:
         await run_in_threadpool(hold.grow, wanted)
         return await _received(request, _counted(request, max_file_bytes + _FORM_BYTES, hold), store, owner)
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
@@ -114,6 +114,7 @@ def test_a_hub_id_without_a_network_says_what_to_do(command: tuple[str, ...]):
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c[0])
 def test_a_manifest_that_is_none_is_one_message(command: tuple[str, ...], tmp_path: Path):
     assert "cannot be read" in one_error(invoke(command[0], "none.yaml", *command[1:]))
+    assert "cannot be read" in one_error(invoke(command[0], "~nobody-of-that-name/m.yaml", *command[1:]))
     (tmp_path / "bad.yaml").write_text("attention: {shards: 0}")
     assert "attention.shards is 0" in one_error(invoke(command[0], "bad.yaml", *command[1:]))
     (tmp_path / "bad.yml").write_text("model: [")
@@ -248,6 +249,15 @@ def test_serve_refuses_a_taken_port(served: list[Any]):
         port = taken.getsockname()[1]
         assert f"nothing can listen on 127.0.0.1 port {port}" in one_error(invoke("serve", "--port", str(port)))
     assert served == []
+
+
+def test_serve_names_a_folder_in_which_no_batch_can_be_kept(served: list[Any], tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "m.yaml").write_text(f"http: {{port: 18766, batches: {{folder: {tmp_path}/file}}}}")
+    message = one_error(invoke("serve", "m.yaml"))
+    assert f'http.batches.folder is "{tmp_path}/file"' in message and "Not a directory" in message
+    assert served == []
+    assert invoke("serve", "m.yaml", "--address", "10.0.0.5:6379").exit_code == 0, "other machines may have it"
 
 
 def test_serve_needs_a_tokenizer(served: list[Any], random_model: Path):
@@ -406,6 +416,57 @@ def test_chat_without_a_server_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("isotherm.cluster.client.client.Client.models", models)
     message = one_error(invoke("chat", "--url", "http://127.0.0.1:9"))
     assert "no server answers at http://127.0.0.1:9" in message and "isotherm serve" in message
+
+
+ASKING = (
+    ("scale", "--expert-groups", "2"),
+    ("roll", "tiny"),
+    ("top", "--once"),
+    ("chat",),
+    ("bench", "serve"),
+)
+
+
+@pytest.mark.parametrize("command", ASKING, ids=lambda command: command[0])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "foo://127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_one_message_and_for_other_machines(
+    command: tuple[str, ...], proxy: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("isotherm.cluster.proxies.find_spec", lambda name: None)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.setenv("no_proxy", "[::1")
+    message = one_error(invoke(*command, "--url", "http://server.example:9"))
+    assert f"ALL_PROXY is '{proxy}'" in message and "server.example" in message
+    here = invoke(*command, "--url", "http://127.0.0.1:9")
+    assert here.exit_code == 1 and "Connection refused" in here.output and "ALL_PROXY" not in here.output
+
+
+def number_options() -> list[tuple[tuple[str, ...], str]]:
+    """(command, option) of each that takes any number."""
+    found = []
+    for group, commands in (((), cli.app), (("bench",), cli.bench_app), (("keys",), cli.keys_app)):
+        for command in commands.registered_commands:
+            assert command.callback is not None
+            name = command.name or command.callback.__name__.replace("_", "-")
+            for option, hint in get_type_hints(command.callback).items():
+                if float in (hint, *get_args(hint)):
+                    found.append(((*group, name), "--" + option.replace("_", "-")))
+    return found
+
+
+@pytest.mark.parametrize(("command", "option"), number_options(), ids=str)
+def test_what_is_no_number_is_refused_where_it_is_given(command: tuple[str, ...], option: str):
+    refused = invoke(*command, *(["x"] if command == ("keys", "create") else []), option, "nan")
+    assert refused.exit_code in (1, 2) and option.strip("-") in refused.stderr, refused.output
+    assert isinstance(refused.exception, SystemExit), "a traceback"
+
+
+@pytest.mark.parametrize("command", [("scale", "--drain-none"), ("roll", "tiny")], ids=lambda command: command[0])
+@pytest.mark.parametrize("deadline", ["inf", "-inf", "-1", "0", "86401", "1e400"])
+def test_a_deadline_that_is_none_is_refused_where_it_is_given(command: tuple[str, ...], deadline: str):
+    refused = invoke(*command, "--url", "http://127.0.0.1:9", "--deadline", deadline)
+    assert refused.exit_code == 2 and "'--deadline'" in refused.stderr and "more than 0" in refused.stderr
+    assert "Connection refused" in one_error(invoke(*command, "--url", "http://127.0.0.1:9", "--deadline", "86400"))
 
 
 def test_batch_names_a_missing_file():

@@ -72,6 +72,8 @@ def test_it_asks_nobody_for_a_key_and_needs_no_certificate(tmp_path: Path, monke
     (tmp_path / "plain.yaml").write_text("model: tiny")
     changed = load_manifest(Path(without_guests(str(tmp_path / "m.yaml"), tmp_path)))
     assert changed == parse_manifest({**given, "http": {"aliases": ["a"]}})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_manifest(Path(without_guests("~/m.yaml", tmp_path))) == changed
     for model in ("tiny", str(tmp_path / "plain.yaml")):
         assert without_guests(model, tmp_path) == model
     with OwnCluster("tiny") as cluster:

@@ -10,7 +10,15 @@ import pytest
 from fake_engine import FakeEngine, http_server, write_tokenizer
 
 from isotherm.cluster.api.app import build_app
-from isotherm.cluster.client import APIError, AsyncClient, Client, ConnectionFailedError, StreamBrokenError, Usage
+from isotherm.cluster.client import (
+    APIError,
+    AsyncClient,
+    Client,
+    ClientError,
+    ConnectionFailedError,
+    StreamBrokenError,
+    Usage,
+)
 from isotherm.cluster.text.tokenizer import Tokenizer
 
 OPTIONS = {"max_tokens": 12, "temperature": 0}
@@ -295,12 +303,34 @@ for client in (Client(url), AsyncClient(url)):
         ("http://server.example", False),
     ],
 )
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_a_proxy_is_for_other_machines(url, direct, variable):
-    environment = {"PATH": "/usr/bin:/bin", variable: "http://127.0.0.1:9"}
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HTTP_PROXY", "http://127.0.0.1:9"),
+        ("http_proxy", "http://127.0.0.1:9"),
+        ("ALL_PROXY", "http://127.0.0.1:9"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9"),
+        ("all_proxy", "foo://127.0.0.1:9"),
+    ],
+)
+def test_a_proxy_is_for_other_machines(url, direct, variable, value):
+    if not direct and not value.startswith("http:"):
+        pytest.skip("it cannot be used")
+    environment = {"PATH": "/usr/bin:/bin", variable: value, "no_proxy": "[::1"}
     command = [sys.executable, "-c", PROXIED, url]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == [str(direct)] * 2
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_what_the_environment_names_and_cannot_be_used_is_an_error_of_the_clients(monkeypatch, kind):
+    monkeypatch.setenv("ALL_PROXY", "foo://h:1")
+    with pytest.raises(ClientError, match="^ALL_PROXY is 'foo://h:1'"):
+        kind("http://server.example")
+    kind("http://server.example", transport=httpx.MockTransport(lambda request: httpx.Response(200)))
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
+    with pytest.raises(ClientError, match="SSL_CERT_FILE is '/nowhere/ca.pem'.*No such file"):
+        kind()
 
 
 def test_a_server_of_this_machine_is_reached_beside_a_proxy(served):

@@ -16,6 +16,7 @@ from published import DEEPSEEK_V3
 
 from isotherm.cluster.model.config import ModelConfigError
 from isotherm.cluster.model.path import ModelNotFoundError, bundled_model, resolve_model
+from isotherm.cluster.proxies import ProxyError
 from isotherm.cluster.text.tokenizer_files import TokenizerError
 
 
@@ -130,6 +131,20 @@ def test_a_connection_that_fails_is_told_too(monkeypatch: pytest.MonkeyPatch, er
     failing(monkeypatch, error)
     with pytest.raises(ModelNotFoundError, match="the hub cannot be reached"):
         resolve_model("deepseek-ai/DeepSeek-V3")
+
+
+@pytest.mark.parametrize(("proxy", "error"), [("socks5://h:1", ImportError("socksio")), ("foo://h:1", ValueError("?"))])
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str, error: Exception):
+    failing(monkeypatch, error)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.setattr("isotherm.cluster.proxies.find_spec", lambda name: None)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ProxyError, match=f"ALL_PROXY is '{proxy}'"):
+        resolve_model("org/model")
+    monkeypatch.delenv("ALL_PROXY")
+    with pytest.raises(type(error)):
+        resolve_model("org/model")
 
 
 def test_a_repository_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch):

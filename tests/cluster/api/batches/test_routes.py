@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import time
 
@@ -241,6 +242,37 @@ def test_batches_take_room_too(engine, tokenizer, tmp_path):
                 made += 1
         assert (info.value.status_code, info.value.code, info.value.param) == (413, "storage_full", None)
         assert made in (1, 2), "of 8 KiB each, and what is wrong with them where that is found meanwhile"
+
+
+def test_what_a_full_disk_does_not_take_is_507_and_leaves_nothing(engine, tokenizer, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refused(call, **fields):
+        with pytest.raises(openai.InternalServerError, match="the server's disk is full") as info:
+            call(**fields)
+        error = info.value
+        assert (error.status_code, error.code, error.type) == (507, "storage_full", "server_error")
+        assert error.response.headers["x-should-retry"] == "false"
+        assert sorted(tmp_path.rglob("*")) == before
+
+    with served(engine, tokenizer, tmp_path) as client:
+        asked = {"input_file_id": upload(client, row("a")).id, "endpoint": URL, "completion_window": "24h"}
+        engine.delay_s = 60.0
+        made = client.batches.create(**asked)
+        while not engine.open:
+            time.sleep(0.01)
+        before = sorted(tmp_path.rglob("*"))
+        for place in ("batches.stored.write", "batches.upload.shutil.copyfileobj"):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"isotherm.cluster.api.{place}", full)
+                refused(lambda: upload(client, row("a")))
+        with monkeypatch.context() as patch:
+            patch.setattr("isotherm.cluster.api.batches.stored.write", full)
+            refused(client.batches.create, **asked)
+            patch.setattr("pathlib.Path.touch", full)
+            refused(lambda: client.batches.cancel(made.id))
+        assert client.batches.cancel(made.id).status == "cancelling"
 
 
 def test_an_upload_of_unknown_length_finds_no_more_room_than_others(tmp_path):

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from isotherm.cluster.api.batches import runner, stored
 from isotherm.cluster.api.batches.in_process import Answer
 from isotherm.cluster.api.batches.runner import BatchRun, Places, RunSettings
-from isotherm.cluster.api.batches.state import moved, new_batch
+from isotherm.cluster.api.batches.state import FINAL, moved, new_batch
 from isotherm.cluster.api.batches.store import Store
 
 URL = "/v1/completions"
@@ -403,6 +403,8 @@ def test_a_full_disk_is_waited_for_and_no_answer_is_thrown_away(store, server, m
         await asyncio.sleep(0.5)
         before = len(server.asked)
         assert not task.done() and before <= 8 + 3, "rows that were written, and one for each worker"
+        seen = store.batch(batch_id)
+        assert seen["status"] not in FINAL and seen["errors"]["data"][0]["code"] == "storage_full", "it looked healthy"
         assert not list((tmp_path / "batches" / batch_id).glob(".*"))
         disk.room = math.inf
         await task
@@ -410,6 +412,7 @@ def test_a_full_disk_is_waited_for_and_no_answer_is_thrown_away(store, server, m
     asyncio.run(go())
     batch = store.batch(batch_id)
     assert batch["status"] == "completed" and batch["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+    assert batch["errors"] is None
     assert sorted(server.asked) == sorted(map(str, range(40))), "none twice"
     assert len(output(store, batch["output_file_id"])) == 40
 

@@ -120,8 +120,11 @@ def test_a_batch_that_fails_for_another_reason_than_its_rows_is_tried_three_time
     assert batch["errors"]["data"][0]["message"].startswith("it stopped 3 times; the last time: RuntimeError: broken")
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "no")])
-def test_a_disk_is_waited_for_until_the_window_is_over(store, clock, asked, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(OSError(28, "No space left on device"), "storage_full"), (PermissionError(13, "no"), "storage_unavailable")],
+)
+def test_a_disk_is_waited_for_until_the_window_is_over(store, clock, asked, monkeypatch, error, code):
     monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.01)
     batch_id = batch_of(store, 1)
     runs = failing(monkeypatch, *[error] * 12)
@@ -133,12 +136,52 @@ def test_a_disk_is_waited_for_until_the_window_is_over(store, clock, asked, monk
             failing(monkeypatch, *[error] * 100)
             batch = batch_of(store, 3, window="1h")
             await asyncio.sleep(0.3)
-            assert store.batch(batch)["status"] == "validating"
+            seen = store.batch(batch)
+            assert (seen["status"], seen["errors"]["data"][0]["code"]) == ("validating", code)
             clock.now += 3600
             return first, await ended(store, batch)
 
     first, second = asyncio.run(go())
-    assert (first["status"], second["status"]) == ("completed", "failed")
+    assert (first["status"], first["errors"], second["status"]) == ("completed", None, "failed")
+
+
+def test_a_lock_that_cannot_be_made_is_waited_for(store, asked, monkeypatch, caplog):
+    """It was tried every other second, with a traceback for each."""
+    batch_id, real, tries = batch_of(store, 1), store.lock, 0
+
+    def lock(batch_id):
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise OSError(28, "No space left on device")
+        return real(batch_id)
+
+    monkeypatch.setattr(store, "lock", lock)
+
+    async def go():
+        async with serving(store, asked):
+            return await ended(store, batch_id)
+
+    assert asyncio.run(go())["status"] == "completed"
+    waited = [record for record in caplog.records if "waits" in record.message]
+    assert len(waited) == 3 and not any(record.exc_info for record in caplog.records)
+
+
+def test_one_that_another_replica_gets_on_with_waits_for_nothing(store, asked, monkeypatch):
+    batch_id = batch_of(store, 1)
+    failing(monkeypatch, OSError(28, "No space left on device"))
+
+    async def go():
+        async with serving(store, asked):
+            while store.batch(batch_id)["errors"] is None:
+                await asyncio.sleep(0.001)
+            with Store(store.space._files.parent, 1 << 20, 100_000).lock(batch_id) as held:
+                assert held
+                while store.batch(batch_id)["errors"] is not None:
+                    await asyncio.sleep(0.01)
+            return await ended(store, batch_id)
+
+    assert asyncio.run(asyncio.wait_for(go(), 20))["status"] == "completed"
 
 
 def test_one_that_has_failed_and_is_cancelled_ends_at_once(store, clock, asked, monkeypatch):

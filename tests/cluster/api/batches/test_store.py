@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,13 +118,43 @@ def test_what_cannot_be_written_leaves_nothing(store, tmp_path, clock, monkeypat
     batch = batch_of(store, put(store)["id"])
     before = sorted(tmp_path.rglob("*"))
 
-    def full(file):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("isotherm.cluster.api.batches.stored.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         store.save(moved(batch, "in_progress", clock()))
+    with pytest.raises(OSError, match="No space"):
+        store.add_batch({**batch, "id": f"batch_{7:032x}"})
+    monkeypatch.undo()
+    monkeypatch.setattr("isotherm.cluster.api.batches.stored.write", full)  # the content is there already
+    with pytest.raises(OSError, match="No space"):
+        put(store)
     assert sorted(tmp_path.rglob("*")) == before and store.batch(batch["id"])["status"] == "validating"
+
+
+def test_of_a_batch_that_waits_its_client_is_told_why(store, clock, monkeypatch):
+    one, other = batch_of(store, put(store)["id"]), batch_of(store, put(store)["id"], 2)
+    store.waits(one["id"], OSError(errno.EDQUOT, "Disk quota exceeded"))
+    store.waits(other["id"], OSError(errno.ESTALE, "Stale file handle"))
+
+    def said(batch):
+        assert store.batch(batch["id"]) in store.batches()
+        errors = store.batch(batch["id"])["errors"]
+        return errors and [(fault["code"], fault["message"]) for fault in errors["data"]]
+
+    ((full, words),), ((away, reason),) = said(one), said(other)
+    assert full == "storage_full" and "disk is full; the batch waits" in words
+    assert away == "storage_unavailable" and "Stale file handle" in reason
+    assert store.stored(one["id"])["errors"] is None, "it is not stored"
+    store.save(moved(one, "in_progress", clock()))
+    assert said(one) is None and said(other)
+    store.save(moved(other, "failed", clock()))
+    store.waits(other["id"], OSError(errno.ENOSPC, "No space left on device"))
+    assert said(other) is None, "it waits for nothing"
+    # Another replica runs it, and this one sees the disk alone.
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
+    assert said(one) == [(full, words)] and said(other) is None
 
 
 def test_what_is_written_is_on_the_disk_before_it_has_its_name(store, monkeypatch):
