@@ -25,6 +25,7 @@ from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 from isotherm.cluster.text.tokenizer import Tokenizer
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.ops import Kernels, LinearWeight, Router
 
 
@@ -47,6 +48,9 @@ class LocalExperts:
 
     def abandon(self) -> None:
         pass
+
+    def bank_of(self, layer: int) -> tuple[ExpertBank, Tensor]:
+        return self._worker.bank, self._slots[layer]
 
     def moe(
         self,

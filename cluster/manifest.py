@@ -53,7 +53,7 @@ class AttentionSection(_Section):
     cpus: float = Field(0.5, ge=0, description="Ray CPUs that each shard's placement group reserves")
     gpus: float = Field(0, ge=0)
     memory: Bytes = Field(0, description="Ray memory that each shard reserves; 0: none")
-    threads: int | None = Field(None, ge=1, description="compute threads per shard; default: all cores of its node")
+    threads: int | None = Field(None, ge=1, description="per shard; default: its node's cores, or limit of CPU time")
     labels: Labels = Field({}, description="Ray labels of the nodes that shards may run on")
 
 
@@ -63,7 +63,7 @@ class ExpertSection(_Section):
     gpus: float = Field(0, ge=0)
     memory: Bytes = Field(0)
     threads: int | None = Field(
-        None, ge=1, description="compute threads per group; default: the cores of its node, shared out evenly"
+        None, ge=1, description="of a group; default: its node's cores, or its limit of CPU time, shared out evenly"
     )
     spare_slots: int | None = Field(
         None, ge=0, description="experts beyond its share that each group has room for; default: an eighth of the share"

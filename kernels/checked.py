@@ -51,6 +51,18 @@ def check_router(router: Router) -> None:
         )
 
 
+def cache_blocks(cache: Tensor, latent: int, rotary: int, dtype: torch.dtype) -> tuple[int, int]:
+    """(blocks, block size) of a layer's cache, whose rows are in `dtype`, or in FP8. Raises ValueError."""
+    fp8 = fp8_row_bytes(latent, rotary, dtype.itemsize)
+    widths = {dtype: latent + rotary, torch.uint8: fp8}
+    if cache.dim() != 3 or widths.get(cache.dtype) != cache.shape[2] or not cache.is_contiguous():
+        raise ValueError(
+            f"the cache is {cache.dtype} {tuple(cache.shape)}; contiguous [blocks, block size, width] is needed, "
+            + " or ".join(f"{dtype} with width {width}" for dtype, width in widths.items())
+        )
+    return cache.shape[0], cache.shape[1]
+
+
 class CheckedKernels(Kernels):
     """Checks that need to know `dtype`. Each raises ValueError."""
 
@@ -81,12 +93,5 @@ class CheckedKernels(Kernels):
         return residual_TD
 
     def _cache(self, cache: Tensor, latent: int, rotary: int) -> tuple[int, int]:
-        """(blocks, block size) of a layer's cache; its rows are in `dtype`, or in FP8."""
-        fp8 = fp8_row_bytes(latent, rotary, self.dtype.itemsize)
-        widths = {self.dtype: latent + rotary, torch.uint8: fp8}
-        if cache.dim() != 3 or widths.get(cache.dtype) != cache.shape[2] or not cache.is_contiguous():
-            raise ValueError(
-                f"the cache is {cache.dtype} {tuple(cache.shape)}; contiguous [blocks, block size, width] is needed, "
-                + " or ".join(f"{dtype} with width {width}" for dtype, width in widths.items())
-            )
-        return cache.shape[0], cache.shape[1]
+        """(blocks, block size) of a layer's cache."""
+        return cache_blocks(cache, latent, rotary, self.dtype)

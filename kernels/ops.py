@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.stored import StoredWeight
 
 
@@ -95,53 +96,16 @@ class AttentionRows:
     prefills: tuple[PrefillRows, ...]
 
 
-class ForeignBytesError(ValueError):
-    """Bytes that came from elsewhere are no packed expert's of this bank."""
-
-
 @dataclass(frozen=True, eq=False)
-class PackedExpert:
-    """One expert as a bank keeps it, or room for one. `parts` are its bytes where they lie, valid while this object
-    lives; `form`, which can be written as JSON, says what they are to another bank of the same layout."""
+class DecoderLayer:
+    """A decoder layer whose routed experts, where it has a router, are all in one bank of this process."""
 
-    form: Any
-    parts: list[memoryview]
-    owner: Any  # the backend's own
-
-
-class ExpertBank(ABC):
-    """The routed experts that one worker holds, in numbered slots that can be filled and emptied while the worker runs.
-
-    All slots have one shape: gate and up [inner, hidden], down [hidden, inner]. An empty slot holds no weight memory.
-    """
-
-    @abstractmethod
-    def load(self, slot: int, gate: StoredWeight, up: StoredWeight, down: StoredWeight) -> None:
-        """Pack one expert into `slot` (0 ≤ slot < slots), replacing what was there."""
-
-    # Banks that say the same can take each other's packed experts, to the bit. None: those of this bank stay here.
-    layout: str | None = None
-
-    def packed(self, slot: int) -> PackedExpert:
-        """What the slot holds, for another bank of this layout; it stays as it is while the result lives."""
-        raise NotImplementedError(f"{type(self).__name__} has no layout that others could take")
-
-    def room(self, form: Any) -> PackedExpert:
-        """Room for another bank's packed expert, to be filled; it is in no slot. Raises ForeignBytesError."""
-        raise NotImplementedError(f"{type(self).__name__} has no layout that others could take")
-
-    def take(self, slot: int, expert: PackedExpert) -> None:
-        """Put what `room` gave, and what has been filled since, into a slot. Raises ForeignBytesError."""
-        raise NotImplementedError(f"{type(self).__name__} has no layout that others could take")
-
-    @abstractmethod
-    def drop(self, slot: int) -> None:
-        """Free the slot's memory; later use of it without a load is an error."""
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes of packed weights held now."""
+    attention: AttentionWeights
+    gate_up: LinearWeight | None  # of the dense MLP, or of the shared experts
+    down: LinearWeight | None
+    router: Router | None = None
+    bank: ExpertBank | None = None
+    slot_of_E: Tensor | None = None  # int32: where each expert is in the bank
 
 
 class Kernels(ABC):
@@ -343,6 +307,23 @@ class Kernels(ABC):
             q = torch.cat([q_nope[mine], q_rope[mine]], -1)
             out_TX[mine] = self.mla_prefill(q, cache, chunk.block_table, chunk.start, a.kv_b, a.value, a.scale)
         return self.add_rms_norm(self.linear(out_TX, a.o), x_TD, a.post_norm, a.eps)
+
+    def decoder(
+        self, x_TD: Tensor, layers: Sequence[DecoderLayer], rows: AttentionRows, caches: Sequence[Tensor]
+    ) -> Tensor:
+        """Decoder layers one after the other, each with its cache → the last one's output. x is written over.
+
+        What it is made of is said here; a backend may do it in one piece, to the same bits as its own operations give.
+        """
+        for layer, cache in zip(layers, caches, strict=False):
+            h_TD = self.attention(x_TD, layer.attention, rows, cache)
+            if layer.router is not None:
+                assert layer.bank is not None and layer.slot_of_E is not None
+                x_TD = self.moe(h_TD, layer.router, layer.bank, layer.slot_of_E, layer.gate_up, layer.down, x_TD)
+            else:
+                assert layer.gate_up is not None and layer.down is not None
+                x_TD += self.mlp(h_TD, layer.gate_up, layer.down)
+        return x_TD
 
     # --- sampling ---------------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from isotherm.kernels.cache_rows import fp8_rows, is_fp8, read_rows
 from isotherm.kernels.checked import check_mlp
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.stored import StoredWeight
-from isotherm.kernels.ops import ExpertBank, Kernels, LinearWeight, Router
+from isotherm.kernels.ops import Kernels, LinearWeight, Router
 
 
 class ReferenceExpertBank(ExpertBank):

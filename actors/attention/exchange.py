@@ -155,11 +155,10 @@ class ExpertExchange:
     def _send_nothing(self, group: str) -> None:
         link = self._links[self._groups.index(group)]
         x_UD = torch.empty(0, self._hidden, dtype=self.kernels.dtype, device=self.kernels.device)
+        message = Dispatch(next(iter(self._tables)), self.placement.version, x_UD, NONE, NONE, np.zeros(1, np.int32))
         try:
             self.pulse.wait(group)
-            link.send(
-                Dispatch(next(iter(self._tables)), self.placement.version, x_UD, NONE, NONE, np.zeros(1, np.int32))
-            )
+            link.send(message)
             self._under_way[group] = link
         except LinkError as error:
             self._mark_failed(group, link, error)
@@ -183,6 +182,8 @@ class ExpertExchange:
             return output_PD
         finally:
             self.pulse.go_on()
+
+    def bank_of(self, layer: int) -> None: ...  # each group has its own
 
     def begin_step(self) -> None:
         for link in self._links:

@@ -178,7 +178,7 @@ class MtpDrafter:
 
     def _guess(self, asked: Sequence[tuple[ScheduledSequence, int]], begun: Sequence[_Begun]) -> list[list[int]]:
         drafts: list[list[int]] = [[] for _ in asked]
-        if self.layer.router is not None:  # a dense layer has no rows for them
+        if self.layer.layer.router is not None:  # a dense layer has no rows for them
             self._experts.begin_step()
         rows = self.layer.hidden(torch.cat([one.rows_TD for one in begun]))
         hidden = self._pass([one.span for one in begun], [token for one in begun for token in one.tokens], rows)

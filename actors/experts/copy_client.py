@@ -22,7 +22,7 @@ from isotherm.actors.experts.copy_wire import (
 )
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.messages.copies import CopyOffer
-from isotherm.kernels.ops import ExpertBank, ForeignBytesError, PackedExpert
+from isotherm.kernels.expert_bank import ExpertBank, ForeignBytesError, PackedExpert
 
 
 class CopyError(IsothermError, RuntimeError):

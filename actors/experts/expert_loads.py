@@ -17,7 +17,7 @@ from isotherm.cluster.errors import named_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.copies import CopyFrom, CopySource, Pair
 from isotherm.cluster.messages.figures import Family, Figures, Metric
-from isotherm.kernels.ops import ForeignBytesError
+from isotherm.kernels.expert_bank import ForeignBytesError
 
 log = logging.getLogger(__name__)
 BATCH_BYTES = 64 << 20  # of packed experts, after which it is decided anew where the next ones come from

@@ -13,7 +13,8 @@ from torch import Tensor
 from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.config import ModelConfig
-from isotherm.kernels.ops import Kernels, PackedExpert
+from isotherm.kernels.expert_bank import PackedExpert
+from isotherm.kernels.ops import Kernels
 
 
 class ExpertWorker:
@@ -107,7 +108,9 @@ class ExpertWorker:
 
     @torch.inference_mode()
     def compute(self, message: Dispatch) -> Tensor:
-        """Unweighted outputs [P, D], one per pair in order. Raises ExpertNotHeldError."""
+        """Unweighted outputs [P, D], one per pair in order. Raises ExpertNotHeldError, and IndexError on a layer or an
+        expert that there is not."""
+        self._check_numbers(message)
         with self.gate:
             slots = self.slot_of[message.layer, message.experts_A]
             if (slots < 0).any():
@@ -120,3 +123,12 @@ class ExpertWorker:
             output_PD = self.kernels.experts(message.x_UD, self.bank, rows_P, slots_A, offsets_A1)
             self.rows_served[message.layer, message.experts_A] += np.diff(message.offsets_A1)
             return output_PD
+
+    def _check_numbers(self, message: Dispatch) -> None:
+        """As the native server does: numpy would take those below 0 for the last ones."""
+        layers, experts = self.slot_of.shape
+        if not 0 <= message.layer < layers:
+            raise IndexError(f"layer {message.layer} is not in 0 … {layers - 1}")
+        unknown = message.experts_A[(message.experts_A < 0) | (message.experts_A >= experts)]
+        if len(unknown):
+            raise IndexError(f"expert {unknown[0]} does not exist")

@@ -6,12 +6,12 @@ Routed experts are somewhere else (protocol.py). Shape suffixes as in kernels/op
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from isotherm.actors.models.decoder import Decoder, Layer, Mlp
 from isotherm.actors.models.mtp import MtpLayer
 from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.rope import rope_tables
@@ -20,22 +20,9 @@ from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
 from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.kernels.cache_rows import new_layer_cache
-from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, LinearWeight, Router
+from isotherm.kernels.ops import AttentionWeights, Kernels, Router
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's q_a and kv_a norms ignore config.rms_norm_eps
-
-
-@dataclass(frozen=True)
-class Mlp:
-    gate_up: LinearWeight
-    down: LinearWeight
-
-
-@dataclass(frozen=True)
-class Layer:
-    attention: AttentionWeights
-    mlp: Mlp | None  # the dense MLP, or the shared experts; None where a MoE layer has no shared experts
-    router: Router | None  # None: a dense layer
 
 
 class DeepseekV3Model:
@@ -57,6 +44,7 @@ class DeepseekV3Model:
         for i in range(config.num_hidden_layers):
             self.layers.append(self._load_layer(reader, i))
             progress((i + 1) / (config.num_hidden_layers + 1))
+        self._all = self._decoder(self.layers)
         self.norm = self._own(reader.tensor(config.last_norm))
         self.head = kernels.pack_linear([reader.head(config.head)])
         self.cos, self.sin = (
@@ -64,6 +52,9 @@ class DeepseekV3Model:
         )
         self.mtp = self._load_mtp(reader, config.num_hidden_layers) if config.drafting_layers else None
         progress(1.0)
+
+    def _decoder(self, layers: Sequence[Layer]) -> Decoder:
+        return Decoder(layers)
 
     def _load_mtp(self, reader: WeightReader, i: int) -> MtpLayer:
         """Embedding and head are the model's own where the files have the same again, or nothing."""
@@ -84,10 +75,7 @@ class DeepseekV3Model:
             enorm=self._norm(reader, f"{p}.enorm"),
             hnorm=self._norm(reader, f"{p}.hnorm"),
             eh_proj=self.kernels.pack_linear([reader.stored(f"{p}.eh_proj.weight")]),
-            attention=layer.attention,
-            router=layer.router,
-            gate_up=None if layer.mlp is None else layer.mlp.gate_up,
-            down=None if layer.mlp is None else layer.mlp.down,
+            layer=layer,
             norm=self._norm(reader, f"{p}.shared_head.norm"),
             head=head,
             fp8_cache=self.fp8_cache,
@@ -177,21 +165,7 @@ class DeepseekV3Model:
     @torch.inference_mode()
     def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
         """The last layer's output [T, D]; writes the rows' latents into the cache."""
-        k = self.kernels
-        x = self.embedding[batch.token_ids]
-        for i, layer in enumerate(self.layers):
-            h = self._attend(i, x, batch.attention, cache)
-            gate_up, down = (None, None) if layer.mlp is None else (layer.mlp.gate_up, layer.mlp.down)
-            if layer.router is not None:
-                x = experts.moe(i, h, layer.router, gate_up, down, x)
-            else:
-                assert gate_up is not None and down is not None
-                x += k.mlp(h, gate_up, down)
-        return x
-
-    def _attend(self, i: int, x_TD: Tensor, rows: AttentionRows, cache: list[Tensor]) -> Tensor:
-        """The attention of layer `i`, as Kernels.attention says it."""
-        return self.kernels.attention(x_TD, self.layers[i].attention, rows, cache[i])
+        return self._all.forward(self.kernels, self.embedding[batch.token_ids], batch.attention, cache, experts)
 
     @torch.inference_mode()
     def logits(self, x_ND: Tensor) -> Tensor:

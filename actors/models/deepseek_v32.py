@@ -7,15 +7,17 @@ Each of these rows reads all keys of the indexer, and gathers its entries: promp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from isotherm.actors.models.deepseek_v3 import DeepseekV3Model, Layer
+from isotherm.actors.models.decoder import Decoder, Layer
+from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
 from isotherm.actors.models.indexer import Indexer
+from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.deepseek_v32 import DeepseekV32Config
 from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, PrefillRows
@@ -51,16 +53,29 @@ class DeepseekV32Model(DeepseekV3Model):
         keys = [torch.zeros(blocks, block_size, width, dtype=k.dtype, device=k.device) for _ in self.layers]
         return super().new_cache(blocks, block_size) + keys
 
-    def _attend(self, i: int, x_TD: Tensor, rows: AttentionRows, cache: list[Tensor]) -> Tensor:
-        k, a, indexer, keys = self.kernels, self.layers[i].attention, self.indexers[i], cache[len(self.layers) + i]
+    def _decoder(self, layers: Sequence[Layer]) -> Decoder:
+        return SparseDecoder(layers, self.indexers)
+
+
+class SparseDecoder(Decoder):
+    """Beyond so many positions each layer's attention is of those alone that its indexer chooses. Keys of the indexers
+    are in the caches that follow the layers' own."""
+
+    def __init__(self, layers: Sequence[Layer], indexers: Sequence[Indexer]):
+        super().__init__(layers)
+        self._indexers = indexers
+
+    def attend(self, kernels: Kernels, i: int, x_TD: Tensor, rows: AttentionRows, caches: Sequence[Tensor]) -> Tensor:
+        k, a, indexer, cache = kernels, self.layers[i].attention, self._indexers[i], caches[i]
+        keys = caches[len(self.layers) + i]
         h_TD = k.rms_norm(x_TD, a.norm, a.eps)
         indexer.write_keys(h_TD, rows, keys)
         sparse = list(sparse_rows(rows, indexer.topk))
         if not sparse:
-            return k.attention(x_TD, a, rows, cache[i])
-        q_nope, q_rope, source_TK = k.project(h_TD, a, rows, cache[i])
+            return k.attention(x_TD, a, rows, cache)
+        q_nope, q_rope, source_TK = k.project(h_TD, a, rows, cache)
         out_TX = torch.empty(len(x_TD), a.heads * a.value, dtype=k.dtype, device=x_TD.device)
-        _dense(k, a, rows, cache[i], (q_nope, q_rope), indexer.topk, out_TX)
+        _dense(k, a, rows, cache, (q_nope, q_rope), indexer.topk, out_TX)
         for some in sparse:
             at, table = some.rows, some.block_table.long()
             keys_LE = keys[table].flatten(0, 1)[: some.longest]
@@ -68,8 +83,11 @@ class DeepseekV32Model(DeepseekV3Model):
                 h_TD[at], source_TK[at], rows.cos_TR2[at], rows.sin_TR2[at], some.lengths, keys_LE
             )  # fmt: skip
             for part, positions in chosen:
-                out_TX[at[part]] = _chosen(k, a, q_nope[at[part]], q_rope[at[part]], cache[i], table, positions)
+                out_TX[at[part]] = _chosen(k, a, q_nope[at[part]], q_rope[at[part]], cache, table, positions)
         return k.add_rms_norm(k.linear(out_TX, a.o), x_TD, a.post_norm, a.eps)
+
+    def _together(self, experts: RoutedExperts) -> None:
+        """None: the kernels know of no indexer."""
 
 
 def sparse_rows(rows: AttentionRows, topk: int) -> Iterator[SparseRows]:

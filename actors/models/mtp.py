@@ -8,19 +8,21 @@ The hidden state is the main model's after its final norm, and where the layer i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from isotherm.actors.models.decoder import Decoder, Layer
 from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.kernels.cache_rows import new_layer_cache
-from isotherm.kernels.ops import AttentionRows, AttentionWeights, Kernels, LinearWeight, Router
+from isotherm.kernels.ops import AttentionRows, Kernels, LinearWeight
 
 
 @dataclass(frozen=True)
 class MtpLayer:
-    """`number`: the layer that its experts have in placements. `main_norm`: the main model's final norm. `router` is
-    None where the layer is dense, as JoyAI's is."""
+    """`number`: the layer that its experts have in placements. `main_norm`: the main model's final norm. `layer` is
+    dense in JoyAI's models."""
 
     kernels: Kernels
     number: int
@@ -30,17 +32,18 @@ class MtpLayer:
     enorm: Tensor  # [D]
     hnorm: Tensor  # [D]
     eh_proj: LinearWeight  # [embedding | hidden] → D
-    attention: AttentionWeights
-    router: Router | None
-    gate_up: LinearWeight | None  # of the dense MLP, or of the shared experts
-    down: LinearWeight | None
+    layer: Layer  # with experts, or dense
     norm: Tensor  # [D], before the head
     head: LinearWeight
     fp8_cache: bool
 
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder([self.layer], self.number)
+
     def new_cache(self, blocks: int, block_size: int) -> Tensor:
         """Zeroed; kept as the main model's is."""
-        a, k = self.attention, self.kernels
+        a, k = self.layer.attention, self.kernels
         return new_layer_cache(blocks, block_size, a.latent, a.rotary, k.dtype, k.device, self.fp8_cache)
 
     def hidden(self, x_TD: Tensor) -> Tensor:
@@ -64,12 +67,7 @@ class MtpLayer:
             ),
             self.eh_proj,
         )
-        h_TD = k.attention(x_TD, self.attention, rows, cache)
-        if self.router is not None:
-            x_TD = experts.moe(self.number, h_TD, self.router, self.gate_up, self.down, x_TD)
-        else:
-            assert self.gate_up is not None and self.down is not None
-            x_TD += k.mlp(h_TD, self.gate_up, self.down)
+        x_TD = self._decoder.forward(k, x_TD, rows, [cache], experts)
         return k.rms_norm(x_TD, self.norm, self.eps)
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from isotherm.actors.models.step_batch import StepBatch
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.ops import Kernels, LinearWeight, Router
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class RoutedExperts(Protocol):
 
     def abandon(self) -> None:
         """The step under way has failed: nothing of it is to be left where the next one would meet it."""
+
+    def bank_of(self, layer: int) -> tuple[ExpertBank, Tensor] | None:
+        """Where all experts of a layer lie in one bank of this process: it, and what Kernels.moe calls slot_of_E, the
+        same tensor as long as they do. None: they are elsewhere, and `moe` alone computes them."""
 
     def moe(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,10 +43,15 @@ def build_batch(chunks: Sequence[Chunk], block_size: int, cos: Tensor, sin: Tens
         sample_rows += range(len(tokens) - chunk.samples, len(tokens))
     spans = [Span(c.sequence.blocks, c.start, c.count, c.form) for c in chunks]
     return StepBatch(
-        token_ids=torch.tensor(tokens, device=cos.device),
+        token_ids=integers(tokens, np.int64, cos.device),
         attention=attention_rows(spans, block_size, cos, sin),
-        sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=cos.device),
+        sample_rows=integers(sample_rows, np.int64, cos.device),
     )
+
+
+def integers(values: Sequence[int] | Sequence[Sequence[int]], dtype: type[np.integer], device: torch.device) -> Tensor:
+    """Those numbers as a tensor. NumPy reads a list in a third of the time that torch takes, and a step has ten."""
+    return torch.from_numpy(np.array(values, dtype)).to(device)
 
 
 def attention_rows(spans: Sequence[Span], block_size: int, cos: Tensor, sin: Tensor) -> AttentionRows:
@@ -61,7 +67,7 @@ def attention_rows(spans: Sequence[Span], block_size: int, cos: Tensor, sin: Ten
         end, before = start + count, skipped * block_size
         table = blocks[skipped:] if skipped else blocks
         if form is Form.PREFILL:
-            table_M = torch.tensor(table, dtype=torch.int32, device=device)
+            table_M = integers(table, np.int32, device)
             prefills.append(PrefillRows(len(positions), count, start - before, table_M))
         else:
             sequence_of += [len(tables)] * count
@@ -70,14 +76,14 @@ def attention_rows(spans: Sequence[Span], block_size: int, cos: Tensor, sin: Ten
         positions += range(start, end)
         slots += [blocks[p // block_size] * block_size + p % block_size for p in range(start, end)]
     width = max((len(t) for t in tables), default=0)
-    where = torch.tensor(positions, device=device)
+    where = integers(positions, np.int64, device)
     return AttentionRows(
         cos_TR2=cos[where],
         sin_TR2=sin[where],
-        cache_slots=torch.tensor(slots, device=device),
+        cache_slots=integers(slots, np.int64, device),
         decodes=len(sequence_of),
-        decode_tables=torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32, device=device),
-        decode_sequence=torch.tensor(sequence_of, dtype=torch.int32, device=device),
-        decode_lengths=torch.tensor(lengths, dtype=torch.int32, device=device),
+        decode_tables=integers([t + [0] * (width - len(t)) for t in tables], np.int32, device),
+        decode_sequence=integers(sequence_of, np.int32, device),
+        decode_lengths=integers(lengths, np.int32, device),
         prefills=tuple(prefills),
     )

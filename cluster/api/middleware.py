@@ -10,8 +10,10 @@ import uuid
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from isotherm.cluster.api.cors import METHODS
 from isotherm.cluster.api.error_forms import id_names, plain_path, send_error
 from isotherm.cluster.api.errors import internal_error
 from isotherm.cluster.api.gate import GateMiddleware
@@ -22,7 +24,8 @@ from isotherm.cluster.api.slow_clients import SlowClientMiddleware
 from isotherm.cluster.api.unrouted import UnroutedMiddleware
 
 log = logging.getLogger(__name__)
-_ROUTES = "/-/routes"
+_EVERYTHING = "*"  # in the place of a path, by OPTIONS alone
+_UNKNOWN = {"/-/routes": "/-", _EVERYTHING: "/*"}  # to paths that no application has
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # What Ray Serve takes its orders from, each with - or _ (ray/serve/_private: proxy.py, http_util.py, replica.py,
 # haproxy.py): a request's time, whether a client that goes away ends it, its id, which replica it goes to (two of them,
@@ -116,7 +119,8 @@ def steers_serve(name: bytes) -> bool:
 
 class ServeProxyMiddleware:
     """Around Serve's own middlewares. Removes the inbound headers by which any client could steer Ray Serve; its route
-    that lists applications is an unknown path. Gives the request its id before Serve does, which would take any text
+    that lists applications is an unknown path. Answers `OPTIONS *`, which asks about the server and no path of it:
+    Serve finds no application for that. Gives the request its id before Serve does, which would take any text
     for one, and leaves one id in the response, where Serve adds its own."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -136,8 +140,12 @@ class ServeProxyMiddleware:
                 message = {**message, "headers": [*others, (b"x-request-id", request_id.encode())]}
             await send(message)
 
-        if scope["path"] == _ROUTES:
-            scope = {**scope, "path": "/-", "raw_path": b"/-"}  # which no application has
+        if scope["path"] == _EVERYTHING and scope["method"] == "OPTIONS":
+            answer = Response(status_code=204, headers={"allow": ", ".join(METHODS)})
+            await answer(scope, receive, send_with_one_id)
+            return
+        if (path := _UNKNOWN.get(scope["path"])) is not None:
+            scope = {**scope, "path": path, "raw_path": path.encode()}
         await self.app({**scope, "headers": named}, receive, send_with_one_id)
 
 

@@ -29,7 +29,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object"
 RunsOption = Annotated[int, typer.Option(min=1, help="counted runs, after one that is not")]
 ThreadsOption = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="threads that compute; default: all cores"),
+    typer.Option(min=1, help="threads that compute; default: all cores, or what a limit of CPU time leaves of them"),
 ]
 DtypeOption = Annotated[str, typer.Option(help="of activations: float32 or bfloat16")]
 KernelsOption = Annotated[str, typer.Option(help="auto, native, reference or triton")]

@@ -301,7 +301,7 @@ def scale(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Change the number of workers, the nodes that they run on, or the copies of experts, under live traffic."""
-    from isotherm.cluster.cli.views import end_with
+    from isotherm.cluster.cli.views import end_with, telling_waits
     from isotherm.cluster.client import Client
 
     if drain_node and drain_none:
@@ -316,7 +316,8 @@ def scale(
     with Client(url) as client:
         operation = client.scale(**{name: n for name, n in target.items() if n is not None}, dry_run=dry_run)
         if wait:
-            operation = client.wait_for_operation(operation["id"])
+            told = telling_waits(operation["id"])
+            operation = client.wait_for_operation(operation["id"], at_each_look=told)
     end_with(operation, console, as_json)
 
 

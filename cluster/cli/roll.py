@@ -59,7 +59,7 @@ def roll(
         return
     if model is None and manifest is None:
         raise typer.BadParameter("give the MODEL to serve, --manifest, or --ingress")
-    from isotherm.cluster.cli.views import end_with
+    from isotherm.cluster.cli.views import end_with, telling_waits
     from isotherm.cluster.client import Client
 
     path, values = _directory(model), _values(manifest)
@@ -73,7 +73,7 @@ def roll(
             dry_run=dry_run,
         )
         if wait:
-            operation = client.wait_for_operation(operation["id"], LONGEST_WAIT)
+            operation = client.wait_for_operation(operation["id"], LONGEST_WAIT, telling_waits(operation["id"]))
     end_with(operation, console, as_json)
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from isotherm.cluster.cli.printable import printable
+from isotherm.cluster.cli.user_errors import errors
 from isotherm.cluster.cli.worker_table import speculation_lines, totals, worker_table
 from isotherm.cluster.client.batch import BatchSummary
 from isotherm.cluster.client.params import Operation
 from isotherm.cluster.deploy.inspect import Report
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import human_bytes
+from isotherm.cluster.messages.operations import summed_up
+
+WAIT_SECONDS = 4.0  # of a command, after which it says what it waits for; the cluster itself knows after two
 
 
 def human_count(count: int) -> str:
@@ -101,6 +107,23 @@ def _processes(workers: Sequence[JSON]) -> Iterator[str]:
     for (host, kernels, links), names in alike.items():
         if host:
             yield f"{host}  {kernels} kernels  {f'links over {links}  ' if links else ''}{', '.join(names)}"
+
+
+def telling_waits(operation_id: str) -> Callable[[Operation], None]:
+    """To be given an operation at each look: says once, when that has gone on for a few seconds, what it waits for. On
+    standard error, for what is printed at last may be JSON."""
+    until, told = time.monotonic() + WAIT_SECONDS, False
+
+    def look(operation: Operation) -> None:
+        nonlocal told
+        waiting = operation.get("waiting", [])
+        if told or not waiting or time.monotonic() < until:
+            return
+        told = True
+        said = printable(f"{operation_id}: {summed_up(waiting)}", errors.is_terminal)
+        errors.print(said, markup=False, highlight=False, soft_wrap=True)
+
+    return look
 
 
 def end_with(operation: Operation, console: Console, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -234,9 +234,11 @@ class AsyncClient:
         """As Client.operations."""
         return await self._run(self._calls.operations())
 
-    async def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> Operation:
+    async def wait_for_operation(
+        self, operation_id: str, timeout: float = 600.0, at_each_look: Callable[[Operation], None] | None = None
+    ) -> Operation:
         """As Client.wait_for_operation."""
-        return await self._run(self._calls.wait_for_operation(operation_id, timeout))
+        return await self._run(self._calls.wait_for_operation(operation_id, timeout, at_each_look))
 
     async def events(self) -> AsyncIterator[OperationEvent]:
         """As Client.events."""

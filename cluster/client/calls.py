@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, TypeVar, cast
@@ -185,12 +185,16 @@ class Calls:
     def operation(self, operation_id: str) -> Call[Operation]:
         return cast("Operation", (yield from self.get(f"{_OPERATIONS}/{operation_id}")))
 
-    def wait_for_operation(self, operation_id: str, timeout: float) -> Call[Operation]:
+    def wait_for_operation(
+        self, operation_id: str, timeout: float, at_each_look: Callable[[Operation], None] | None = None
+    ) -> Call[Operation]:
         deadline = time.monotonic() + timeout
         while True:
             operation = yield from self.operation(operation_id)
             if operation["phase"] in FINAL_PHASES:
                 return operation
+            if at_each_look is not None:
+                at_each_look(operation)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"operation {operation['id']} is still {operation['phase']} after {timeout:g} s")
             yield Pause(_POLL_S)

@@ -260,9 +260,12 @@ class Client:
         """Those that the cluster remembers, oldest first; its own, as the autoscaler's, among them."""
         return self._run(self._calls.operations())
 
-    def wait_for_operation(self, operation_id: str, timeout: float = 600.0) -> Operation:
-        """The operation when it has ended. Raises TimeoutError after `timeout` seconds."""
-        return self._run(self._calls.wait_for_operation(operation_id, timeout))
+    def wait_for_operation(
+        self, operation_id: str, timeout: float = 600.0, at_each_look: Callable[[Operation], None] | None = None
+    ) -> Operation:
+        """The operation when it has ended; until then `at_each_look` is given it, ten times a second. Raises
+        TimeoutError after `timeout` seconds."""
+        return self._run(self._calls.wait_for_operation(operation_id, timeout, at_each_look))
 
     def events(self) -> Iterator[OperationEvent]:
         """Each phase that an operation comes to from now on, for ever."""

@@ -131,6 +131,7 @@ class Operation(TypedDict):
     progress: float  # 0 to 1
     plan: list[str]
     reasons: list[str]
+    waiting: list[str]  # what it waits for now, in words
     created: float  # seconds since the epoch, as are those of `entered`
     seconds: dict[str, float]  # that each phase took which has ended
     entered: dict[str, float]

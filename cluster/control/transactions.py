@@ -19,7 +19,7 @@ from isotherm.cluster.control.fleet import Fleet
 from isotherm.cluster.control.planner import Desired, Planner
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.messages.copies import Pair
-from isotherm.cluster.messages.operations import RECOVERY, Operation, OperationError, Phase
+from isotherm.cluster.messages.operations import RECOVERY, Operation, OperationError, Phase, summed_up
 from isotherm.cluster.placement.changes import Difference, difference
 from isotherm.cluster.within import within
 
@@ -203,7 +203,7 @@ class Transactions:
             del self._interruptible[operation.id]
         if not working.done():
             places = (self._fleet.waits if waits is None else waits).items()
-            why = "; ".join(words for worker, words in places if f"start {worker}" in operation.plan)
+            why = summed_up([words for worker, words in places if f"start {worker}" in operation.plan])
             working.cancel()
             await asyncio.wait([working])
             raise asyncio.TimeoutError(why)
@@ -378,5 +378,5 @@ async def _all(work: Iterable[Awaitable[None]]) -> None:
 def reason_of(error: Exception, seconds: float) -> str:
     """Why an operation fails that had so many seconds."""
     if isinstance(error, asyncio.TimeoutError):
-        return ": ".join(filter(None, [f"not within {seconds:g} s", str(error)]))
+        return ": ".join(filter(None, [f"not within {seconds:g} s, its deadline", str(error)]))
     return named_line(error)

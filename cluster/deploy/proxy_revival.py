@@ -14,9 +14,11 @@ from ray.exceptions import RayError
 from ray.util import list_named_actors
 
 from isotherm.cluster.background import spawn_thread
+from isotherm.cluster.on_ray.front_door_actors import PROXY
+from isotherm.cluster.on_ray.ingress_replica import NAMESPACE
 
 # ray/serve/_private/constants.py
-CONTROLLER, PROXY, NAMESPACE = "SERVE_CONTROLLER_ACTOR", "SERVE_PROXY_ACTOR-", "serve"
+CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 MISSING_SECONDS = 1.8  # Serve notes a proxy's death within 1.3 s, and then the next one's name is there at once
 SAME_SECONDS = 5.0  # from one look to the next in one outage; Ray may be slow, and looks come twice a second
 AGAIN_SECONDS = 10.0  # in which a controller that was ended is there again, and has started a proxy

@@ -34,6 +34,7 @@ from isotherm.cluster.deploy.capacity import check_resources
 from isotherm.cluster.deploy.controller import Controller, Owner
 from isotherm.cluster.deploy.first_answer import Asked, wait_for_answer
 from isotherm.cluster.deploy.front_door_keys import check_bound
+from isotherm.cluster.deploy.front_door_losses import FrontDoorWatch
 from isotherm.cluster.deploy.ingress_start import APPLICATION, run_ingress
 from isotherm.cluster.deploy.kept_responses import forget_responses
 from isotherm.cluster.deploy.losses import Losses
@@ -257,6 +258,8 @@ def _serve(
         stop.until_set(lambda: start_ingress(manifest, keys))
         _show_loading(controller, starting, stop, console)
         url = ray.get(controller.url.remote(), timeout=ANSWER_SECONDS)
+        front_door = FrontDoorWatch(lambda line: _say(line, console))
+        front_door.look()  # so that whoever is there now is missed from the first moment on
         wait = wait_for_answer if own_ray else _wait_on_head
         certificate = None if manifest.http.tls is None else manifest.http.tls.certificate
         stop.until_set(lambda: wait(Asked(url, manifest.model_id, own_key, certificate)))
@@ -269,6 +272,7 @@ def _serve(
         losses = Losses(pid_of_worker)
         while not stop.asked and not ray.wait([stopped], timeout=LOOK_SECONDS)[0]:
             _tell(losses, controller, console)
+            front_door.look()
         if not stop.asked:
             ray.get(stopped)
             tell("draining")
@@ -288,7 +292,11 @@ def _tell(losses: Losses, controller: ActorHandle, console: Console) -> None:
     except RayError:
         return  # the controller, or Ray itself, is away; others see to that
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(line, console)
+
+
+def _say(line: str, console: Console) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _wait_on_head(asked: Asked) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Literal
@@ -338,6 +338,11 @@ def _target_of(request: OperationRequest) -> JSON:
     """What is asked for. Within `copies` None means something."""
     target = request.target.model_dump(exclude_defaults=True)
     return {name: value for name, value in target.items() if value is not None}
+
+
+def summed_up(waits: Sequence[str]) -> str:
+    """What an operation waits for, in a line however much it is: the first of it, and how many more there are."""
+    return "; ".join([*waits[:1], *([f"{len(waits) - 1} more wait too"] if len(waits) > 1 else [])])
 
 
 def _outcome(operation: Operation) -> tuple[str, str]:

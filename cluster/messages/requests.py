@@ -14,6 +14,7 @@ class FinishReason(str, Enum):
     ERROR = "error"  # the request alone failed; Delta.error says why
     REFUSED = "refused"  # the shard's queue is full; nothing was begun, and a later try may be taken
     LOST = "lost"  # its shard was lost; said by the ingress replica to itself, which resubmits the request
+    MISSED = "missed"  # as LOST, but the shard may have been dead before it was sent the request
     MOVED = "moved"  # the shard gave it back; the ingress resubmits it elsewhere, and the client never sees this
 
 

@@ -35,7 +35,7 @@ class WorkerSpec:
     weights: WeightChoice
     kernels: str
     isa: str = "auto"  # of native kernels: auto | amx | avx512 | avx2 | generic
-    threads: int | None  # compute threads; None: its share of the node's cores
+    threads: int | None  # compute threads; None: its share of the node's cores, or of its limit of CPU time
     link_timeout: float  # seconds
     gather_window: float  # in layer times; see LinkSection
     speculation: str = "off"  # auto | mtp | ngram | off

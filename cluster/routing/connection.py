@@ -40,14 +40,23 @@ class Shard(Protocol):
 
 
 class Connection:
-    """This replica's requests at one shard. Each time that it is connected it has a new id there."""
+    """This replica's requests at one shard. Each time that it is connected it has a new id there.
+
+    Where the shard is lost, each request is told what that says about it. LOST: the shard had it, so it may be the
+    cause; that is, the shard has acknowledged it, or had answered a question just before it was sent. MISSED: neither
+    is so, and the shard may have been dead by then. MOVED: it was not sent. Suspects are always sent after such a
+    question. So where many shards die at once nobody is LOST at one that was dead already, and a request that ends a
+    shard before any acknowledgement is MISSED once, and LOST from then on."""
 
     def __init__(self, name: str):
         self.name = name
         self.is_open = False
         self.families: Counter[str] = Counter()  # how many of the open requests are of one
         self._streams: dict[str, asyncio.Queue[Delta]] = {}  # open requests
-        self._sent: set[str] = set()  # those of them that the shard has been sent
+        self._sent: set[str] = set()  # those of them that the shard has been sent, or is next
+        # Those of them that are in the call under way, and what they are told if the shard is lost before it answers
+        self._under_way: dict[str, FinishReason] = {}
+        self._asks_first = False  # a suspect is among the requests to be sent
         self._requests: list[GenerationRequest] = []  # to be sent
         self._aborts: list[str] = []  # to be sent
         self._wake = asyncio.Event()
@@ -70,12 +79,13 @@ class Connection:
     def load(self) -> int:
         return len(self._streams)
 
-    async def attempt(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+    async def attempt(self, request: GenerationRequest, is_suspect: bool = False) -> AsyncGenerator[Delta, None]:
         """The request's deltas from this shard. Left early, it is aborted there."""
         queue: asyncio.Queue[Delta] = asyncio.Queue()
         self._streams[request.id] = queue
         self.families[request.family] += 1
         self._requests.append(request)
+        self._asks_first |= is_suspect
         self._wake.set()
         if not self.is_open:  # closed since it was chosen
             self._end(WorkerGoneError(), {request.id})
@@ -132,10 +142,11 @@ class Connection:
             self._end(ending, set(self._streams))
 
     def _end(self, ending: BaseException | None, requests: set[str]) -> None:
-        """Have requests go elsewhere. The loss of a shard counts against those that it had."""
+        """Have requests go elsewhere. The loss of a shard speaks against those that it had."""
         gone = isinstance(ending, WorkerGoneError)
         for request_id in requests:
-            reason = FinishReason.LOST if gone and request_id in self._sent else FinishReason.MOVED
+            lost = self._under_way.get(request_id, FinishReason.LOST)
+            reason = lost if gone and request_id in self._sent else FinishReason.MOVED
             self._streams.pop(request_id).put_nowait(Delta(request_id, 0, finish_reason=reason))
             self._sent.discard(request_id)
         self._requests = [r for r in self._requests if r.id not in requests]
@@ -169,5 +180,12 @@ class Connection:
             self._wake.clear()
             requests, self._requests = self._requests, []
             aborts, self._aborts = self._aborts, []
-            self._sent |= {request.id for request in requests}
+            asks, self._asks_first = self._asks_first, False
+            ids = {request.id for request in requests}
+            self._sent |= ids
+            if asks:
+                self._under_way = dict.fromkeys(ids, FinishReason.MOVED)
+                await within(SUBMIT_SECONDS, shard.submit(connection, [], []))
+            self._under_way = {} if asks else dict.fromkeys(ids, FinishReason.MISSED)
             await within(SUBMIT_SECONDS, shard.submit(connection, requests, aborts))
+            self._under_way = {}

@@ -6,10 +6,14 @@ from dataclasses import replace
 
 from isotherm.cluster.messages.requests import Course, Delta, FinishReason, GenerationRequest
 
+LOSSES = FinishReason.LOST, FinishReason.MISSED
+
 
 class Journey:
     """Takes the deltas of one shard after the other. A request under which a shard was lost is suspect until it has a
-    new token, or new scores of its prompt."""
+    new token, or new scores of its prompt. Where the shard may have been dead before (MISSED), that counts for no more:
+    no such loss brings its end nearer. It comes to one of them at most, for suspects are sent only to shards that have
+    just answered (`Connection`)."""
 
     def __init__(self, request: GenerationRequest):
         self._request = request
@@ -17,8 +21,8 @@ class Journey:
         self._scored = request.scored  # prompt tokens whose log-probabilities were given out
         self._moved = False  # a shard had it before
         self.moves = self.resumptions = 0  # times that a shard gave it back, and that one was lost under it
-        # In succession, without a token or a score in between: shards lost under it, and those of them that it may be
-        # the only cause of
+        # In succession, without a token or a score in between: shards lost under it, and those of them that had it and
+        # that it may be the only cause of
         self.losses_met = self.losses = 0
         # The last time that a shard was lost under it:
         self.lost_in_company = False
@@ -36,7 +40,7 @@ class Journey:
 
     @property
     def is_suspect(self) -> bool:
-        return self.losses > 0
+        return self.losses_met > 0
 
     def resumed(self) -> GenerationRequest:
         """What the next shard is to be sent."""
@@ -48,12 +52,13 @@ class Journey:
         repeat, of tokens or of what scores the prompt."""
         if delta.finish_reason is FinishReason.LOST:
             self.losses = max(self.losses, 1) if in_company else self.losses + 1
+        if delta.finish_reason in LOSSES:
             self.losses_met += 1
             self.lost_in_company, self.lost_unheard = in_company, not self._heard
             self.resumptions += 1
         if delta.finish_reason is FinishReason.MOVED:
             self.moves += 1
-        if delta.finish_reason in (FinishReason.LOST, FinishReason.MOVED):
+        if delta.finish_reason in (*LOSSES, FinishReason.MOVED):
             self._moved, self._heard = True, False
             return False
         request_id = self._request.id
@@ -89,7 +94,7 @@ class Journey:
     @property
     def is_tried_alone(self) -> bool:
         """No other suspect may be at the next shard with it."""
-        return self.lost_in_company or self.losses > 1
+        return self.lost_in_company or self.losses_met > 1
 
     def verdict(self, allowed: int) -> Delta | None:
         """The end of a request under which `allowed` shards were lost; None where it may go on."""

@@ -17,7 +17,7 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import UNCHANGED_SECONDS, Membership, ShardLimits, WorkerGoneError
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest
 from isotherm.cluster.routing.connection import Connection, Shard
-from isotherm.cluster.routing.journey import Journey
+from isotherm.cluster.routing.journey import LOSSES, Journey
 from isotherm.cluster.routing.prefixes import Prefixes
 from isotherm.cluster.routing.trial import Trial
 from isotherm.cluster.within import within
@@ -108,11 +108,11 @@ class ShardClient:
         while True:
             async with (
                 self._trial.place(journey) as place,
-                aclosing(connection.attempt(journey.resumed())) as deltas,
+                aclosing(connection.attempt(journey.resumed(), journey.is_suspect)) as deltas,
             ):
                 async for delta in deltas:
                     if not journey.take(delta, place.in_company):
-                        if delta.finish_reason is FinishReason.LOST:
+                        if delta.finish_reason in LOSSES:
                             place.lost()
                         break
                     if delta.finish_reason is FinishReason.REFUSED:

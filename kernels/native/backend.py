@@ -8,7 +8,6 @@ may differ in the last place. Knows nothing about models, requests or links.
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,17 +15,18 @@ import torch
 from torch import Tensor
 
 from isotherm.kernels.cache_rows import is_fp8
-from isotherm.kernels.checked import CheckedKernels, check_mlp
+from isotherm.kernels.checked import CheckedKernels
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.stored import StoredWeight
-from isotherm.kernels.native.attention import Bound, bind_rows, bind_weights, plain
+from isotherm.kernels.native.attention import plain
+from isotherm.kernels.native.bound import BoundLayers, DecoderRows, check_parts
 from isotherm.kernels.native.context import Error, NativeContext, fail
-from isotherm.kernels.native.moe import BoundMoe, bind_moe
 from isotherm.kernels.native.packed import Packed
 from isotherm.kernels.native.router import router_fields
 from isotherm.kernels.native.weights import NativeExpertBank, pack
-from isotherm.kernels.ops import AttentionRows, AttentionWeights, ExpertBank, LinearWeight, Router
+from isotherm.kernels.ops import AttentionRows, AttentionWeights, DecoderLayer, LinearWeight, Router
 
-_TILE = 32  # outputs per tile: parts start on a tile of their own
+OUT_OF_CACHE = "slots, lengths, sequences, chunks or block ids are out of range for a cache of {} blocks"
 
 
 class NativeKernels(CheckedKernels):
@@ -45,9 +45,7 @@ class NativeKernels(CheckedKernels):
         self.dtype, self._lib, self._context = dtype, self.context.lib, self.context.handle
         self.threads, self.isa = self.context.threads, self.context.isa
         self.instructions = self.isa
-        self._attention_weights: weakref.WeakKeyDictionary[AttentionWeights, Bound] = weakref.WeakKeyDictionary()
-        self._moe_layers: weakref.WeakKeyDictionary[Router, BoundMoe] = weakref.WeakKeyDictionary()
-        self._attention_rows: tuple[AttentionRows, Bound] | None = None  # of the step that was seen last
+        self._bound = BoundLayers(dtype)
 
     def describe(self) -> str:
         """One line for logs and `isotherm status`."""
@@ -116,7 +114,7 @@ class NativeKernels(CheckedKernels):
         return out
 
     def mlp(self, x_TD: Tensor, gate_up: LinearWeight, down: LinearWeight) -> Tensor:
-        self._check_mlp(gate_up, down)
+        check_parts(gate_up, down)
         x = self._rows(x_TD, "mlp x", gate_up.in_features)
         out = torch.empty(x.shape[0], down.out_features, dtype=self.dtype)
         code = self._lib.iso_mlp(
@@ -125,17 +123,6 @@ class NativeKernels(CheckedKernels):
         if code:
             fail("mlp", code, "")
         return out
-
-    @staticmethod
-    def _check_mlp(gate_up: LinearWeight, down: LinearWeight) -> None:
-        inner, parts = down.in_features, gate_up.data.part_outputs
-        if parts != (inner, inner) and (parts != (2 * inner,) or inner % _TILE):
-            raise ValueError(
-                f"mlp's gate_up packs {parts} outputs; down, with {inner} inputs, needs two parts of {inner}"
-            )
-        check_mlp(gate_up, down)
-        if down.bias is not None and down.data.part_outputs != (down.out_features,):
-            raise ValueError("mlp's down must be packed as one part")
 
     def rope(self, x_THR: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> Tensor:
         x = self._heads(x_THR, "rope x")
@@ -223,11 +210,7 @@ class NativeKernels(CheckedKernels):
     def moe(self, x_TD: Tensor, router: Router, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None,
             down: LinearWeight | None, residual_TD: Tensor) -> Tensor:  # fmt: skip
         """`Kernels.moe` in one call."""
-        bound = self._moe_layers.get(router)
-        if bound is None or not bound.fits(bank, slot_of_E, gate_up, down):
-            if gate_up is not None and down is not None:
-                self._check_mlp(gate_up, down)
-            bound = self._moe_layers[router] = bind_moe(router, bank, slot_of_E, gate_up, down)
+        bound = self._bound.moe(router, bank, slot_of_E, gate_up, down)
         rows, shape = len(x_TD), x_TD.shape
         x, residual = (
             t if t.is_contiguous() else t.contiguous()
@@ -323,19 +306,8 @@ class NativeKernels(CheckedKernels):
 
     def attention(self, x_TD: Tensor, a: AttentionWeights, rows: AttentionRows, cache: Tensor) -> Tensor:
         """`Kernels.attention` in one call."""
-        weights, seen = self._attention_weights.get(a), self._attention_rows
-        if weights is None:
-            weights = self._attention_weights[a] = bind_weights(a, self.dtype)
-        if seen is None or seen[0] is not rows:
-            seen = self._attention_rows = rows, bind_rows(rows)
-        bound = seen[1]
-        if x_TD.dtype != self.dtype or tuple(x_TD.shape) != (bound.rows, weights.hidden) or not x_TD.is_contiguous():
-            raise ValueError(
-                f"attention x is {x_TD.dtype} {tuple(x_TD.shape)}; contiguous {self.dtype} "
-                f"({bound.rows}, {weights.hidden}) is needed"
-            )
-        if bound.rotary != weights.rotary:
-            raise ValueError(f"attention turns {weights.rotary} values; its cosines and sines are for {bound.rotary}")
+        weights = self._bound.attention(a)
+        bound = self._bound.rows(rows, x_TD, weights.hidden, weights.rotary)
         blocks, block_size = self._cache(cache, weights.latent, weights.rotary)
         out = torch.empty_like(x_TD)
         code = self._lib.iso_attention(
@@ -343,12 +315,27 @@ class NativeKernels(CheckedKernels):
             cache.data_ptr(), blocks, block_size, is_fp8(cache), out.data_ptr(),
         )  # fmt: skip
         if code:
-            fail(
-                "attention",
-                code,
-                f"slots, lengths, sequences, chunks or block ids are out of range for a cache of {blocks} blocks",
-            )
+            fail("attention", code, OUT_OF_CACHE.format(blocks))
         return out
+
+    def decoder(
+        self, x_TD: Tensor, layers: Sequence[DecoderLayer], rows: AttentionRows, caches: Sequence[Tensor]
+    ) -> Tensor:
+        """`Kernels.decoder` in one call."""
+        if not layers:
+            return x_TD
+        bound = self._bound.decoder(layers, caches)
+        where = self._bound.rows(rows, x_TD, bound.hidden, bound.rotary)
+        h, other = torch.empty_like(x_TD), torch.empty_like(x_TD)
+        to = DecoderRows(x_TD.data_ptr(), h.data_ptr(), other.data_ptr(), bound.blocks, bound.block_size, bound.fp8)
+        code = self._lib.iso_decoder(
+            self._context, bound.array, len(layers), ctypes.byref(where.structure), ctypes.byref(to)
+        )
+        if code == Error.EMPTY_SLOT:
+            raise KeyError("an expert that rows go to is not in the bank")
+        if code:
+            fail("decoder", code, OUT_OF_CACHE.format(bound.blocks))
+        return other if len(layers) % 2 else x_TD
 
     # --- sampling ---------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.native.router import RouterFields, router_fields
 from isotherm.kernels.native.weights import NativeExpertBank
-from isotherm.kernels.ops import ExpertBank, LinearWeight, Router
+from isotherm.kernels.ops import LinearWeight, Router
 
 _P = ctypes.c_void_p
 
@@ -36,11 +37,12 @@ class BoundMoe:
         return self.bank.hidden
 
     def fits(
-        self, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None, down: LinearWeight | None
+        self, bank: ExpertBank | None, slot_of_E: Tensor | None, gate_up: LinearWeight | None, down: LinearWeight | None
     ) -> bool:
         """Whether it stands for these. Where experts are is read anew at each call, if C++ can read it in place."""
         return (
-            self.keep[0].data_ptr() == slot_of_E.data_ptr()
+            slot_of_E is not None
+            and self.keep[0].data_ptr() == slot_of_E.data_ptr()
             and _readable(slot_of_E)
             and len(self.keep[0]) == len(slot_of_E)
             and self.bank is bank

@@ -9,9 +9,9 @@ from enum import IntEnum
 
 import torch
 
+from isotherm.kernels.expert_bank import ForeignBytesError
 from isotherm.kernels.formats.grouped import GROUPS
 from isotherm.kernels.native.context import NativeContext, created, free_with
-from isotherm.kernels.ops import ForeignBytesError
 
 # Version of how tiles lie in memory. Raise it with whatever changes a byte of them
 # (tests/kernels/native/test_packed.py tells when it was forgotten).

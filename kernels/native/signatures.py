@@ -38,6 +38,7 @@ KERNELS: Signatures = {
     "combine_outputs": (_I, [_P, _P, _L, _L, _L, _P, _P, _P, _P]),
     "moe": (_I, [_P, _P, _P, _P, _L, _P]),
     "attention": (_I, [_P, _P, _P, _P, _P, _L, _L, _I, _P]),
+    "decoder": (_I, [_P, _P, _L, _P, _P]),
     "write_cache": (_I, [_P, _P, _L, _L, _P, _L, _L, _P, _L, _I, _P, _L]),
     "forbid": (_I, [_P, _P, _L, _L, _P, _L, _P, _L]),
     "sample": (_I, [_P, _P, _L, _L, _L, _P, _P, _P, _P, _P, _P]),

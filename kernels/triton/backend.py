@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from isotherm.kernels.checked import check_mlp, check_router, check_weights
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.stored import StoredWeight
-from isotherm.kernels.ops import ExpertBank, LinearWeight, Router
+from isotherm.kernels.ops import LinearWeight, Router
 from isotherm.kernels.triton.attention import TritonAttention
 from isotherm.kernels.triton.elementwise import combine_kernel, rms_norm_kernel, rope_kernel
 from isotherm.kernels.triton.gemm import choose_tile, finish_kernel, gate_up_kernel, linear_kernel

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from isotherm.kernels.checked import check_expert, check_weights
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.fp8 import BLOCK, E4M3, Fp8Weight
 from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight, alike
 from isotherm.kernels.formats.stored import StoredWeight
-from isotherm.kernels.ops import ExpertBank
 from isotherm.kernels.triton.integer_weights import RUN, by_group, codes_by_run, scale_dtype
 from isotherm.kernels.triton.launch import cdiv
 

@@ -66,7 +66,7 @@ def test_the_docstring_tells_of_all_errors_and_of_no_other():
 TAKE_MORE = [
     ContextLengthError("messages: no", "messages", "9 tokens > 8"),
     ReplyError("no", status=404, param="model", code="model_not_found", kind="not_found_error", headers={"a": "b"}),
-    StreamedError(ReplyError("no", status=404, param="model"), b"data: {}\n\n"),
+    StreamedError(ReplyError("no", code="context_length_exceeded"), b"data: {}\n\n"),
     *(kind(503, "later", param="model", code="busy") for kind in ERRORS if issubclass(kind, APIError)),
     *(kind("cut", "{") for kind in ERRORS if issubclass(kind, OutputError)),
     OperationError("no", field="copies", conflict=True),

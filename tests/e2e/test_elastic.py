@@ -107,6 +107,21 @@ def test_a_worker_dies_or_hangs_under_load(served, workload, record_property, ro
     assert (roles.count("attention"), roles.count("expert")) == (1, 2)
 
 
+def test_all_shards_are_killed_at_once_under_load(served, workload, record_property):
+    """The ingress hears of one after the other, and takes what was at the first to one that is dead already."""
+    work, expected = workload
+
+    def act() -> None:
+        with Client(served.url) as client:
+            assert client.wait_for_operation(client.scale(attention_shards=2)["id"], timeout=90)["phase"] == "done"
+            for _ in range(ROUNDS):
+                time.sleep(1.0)
+                lose(served, "attention", signal.SIGKILL, 2)
+            assert client.wait_for_operation(client.scale(attention_shards=1)["id"], timeout=90)["phase"] == "done"
+
+    check(under_load(served, work, act), expected, record_property, f"both shards killed at once, {ROUNDS} times")
+
+
 @pytest.fixture(scope="module")
 def chats() -> tuple[ChatWorkload, list[str]]:
     work = ChatWorkload(18)

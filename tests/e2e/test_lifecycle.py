@@ -59,6 +59,16 @@ def served(tmp_path_factory):
     assert cluster.left_over() == {"processes": [], "shared memory": []}
 
 
+FRONT_DOOR = {"ray::ProxyActor": "HTTP proxy", "ray::ServeReplica": ""}  # as the terminal calls them
+
+
+def told_within(served: Served, seconds: float, words: str) -> None:
+    deadline = time.monotonic() + seconds
+    while words not in (log := served.log.read_text()):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("title", ["ray::ProxyActor", "ray::ServeReplica", "ray::ServeController"])
 def test_what_serve_starts_again_is_back_within_seconds(served, title, record_property):
     for _ in range(ROUNDS):
@@ -73,6 +83,9 @@ def test_what_serve_starts_again_is_back_within_seconds(served, title, record_pr
         record_property("seconds", back)
         assert served.process.poll() is None
         answer_within(served, LIMIT)
+        if (called := FRONT_DOOR.get(title)) is not None:
+            told_within(served, LIMIT, f"{called} (process {died.pid}) is lost; Ray Serve starts")
+            told_within(served, LIMIT, f" was started in the place of process {died.pid}\n")
 
 
 def test_a_proxy_that_serve_does_not_miss_is_back_within_seconds(served):
@@ -260,6 +273,7 @@ def test_an_update_of_the_ingress_drains_and_then_says_that_it_ends_a_stream(tmp
         streams = load.result()
         assert [s.error for s in streams if s.error] == []
         assert [s.text for s in streams] == patient.alone()
+        assert " is lost" not in served.log.read_text(), "those that Serve has ended are none"
     assert served.left_over() == {"processes": [], "shared memory": []}
 
 

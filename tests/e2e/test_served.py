@@ -135,6 +135,11 @@ def test_what_the_front_door_takes(served):
         # A whole reply is one gRPC message from replica to proxy, which by itself may have 4 MiB.
         long = client.post("/detokenize", json={"tokens": [3] * 400_000})
         assert long.status_code == 200 and len(long.content) > 4 << 20
+        about_all = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+        about_all.request("OPTIONS", "*")
+        reply = about_all.getresponse()
+        assert reply.status == 204 and "POST" in reply.headers["allow"]
+        about_all.close()
         for path in ("/admin/experts", "/status", "/metrics"):
             assert client.get(path).status_code == 200
             assert client.get(path, headers={"x-forwarded-for": "10.0.0.7"}).status_code == 403

@@ -22,7 +22,7 @@ class UnknownConnection(ConnectionError):
 
 class FakeShard:
     """Gives request r the tokens 100, 101, …, one at each `tick`; the one named "poison" kills it when it is
-    computed."""
+    computed, the one named "instant poison" before its submit is acknowledged."""
 
     def __init__(self, name: str):
         self.name = name
@@ -46,6 +46,8 @@ class FakeShard:
             yield item
 
     async def submit(self, connection: str, requests: list[GenerationRequest], aborts: list[str]) -> None:
+        if any(request.id == "instant poison" for request in requests):
+            self.die()
         if self.dead:
             raise WorkerGoneError(f"{self.name} is dead")
         if self.parted:

@@ -67,14 +67,17 @@ def kill_controller(served: Served, how: signal.Signals = signal.SIGKILL) -> dic
     return after
 
 
-def lose(served: Served, role: str, how: signal.Signals) -> None:
-    """Send a worker a signal that ends or stops it, and wait until it has been replaced."""
-    victim = next(w for w in served.status()["workers"] if w["role"] == role and w["state"] == "loaded")
-    os.kill(victim["pid"], how)
+def lose(served: Served, role: str, how: signal.Signals, count: int = 1) -> None:
+    """Send so many workers at once a signal that ends or stops them, and wait until they have been replaced."""
+    victims = [w for w in served.status()["workers"] if w["role"] == role and w["state"] == "loaded"][:count]
+    assert len(victims) == count
+    for victim in victims:
+        os.kill(victim["pid"], how)
     deadline = time.monotonic() + 60
     while True:
         workers = served.status()["workers"]
-        if victim["id"] not in {w["id"] for w in workers} and all(w["state"] == "loaded" for w in workers):
+        left = {w["id"] for w in workers} & {w["id"] for w in victims}
+        if not left and all(w["state"] == "loaded" for w in workers):
             return
         assert time.monotonic() < deadline, workers
         time.sleep(0.2)

@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 import triton
 from from_host import FromHost
-from weight_cases import BF16, F32, randn, stored
+from weight_cases import BF16, F32, randn
 
-from isotherm.kernels.ops import ExpertBank, Kernels
+from isotherm.kernels.ops import Kernels
 from isotherm.kernels.triton.backend import TritonKernels
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
@@ -31,19 +31,6 @@ def close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, step
     bound = unit * (size + (size.amax(-1, keepdim=True) if size.numel() else 0.0)) + 1e-6
     difference = (actual.float() - expected.float()).abs()
     assert (difference <= bound).all(), f"off by {(difference / bound).max().item():.2f} of the tolerance"
-
-
-def filled_banks(kernels: list[Kernels], slots: int, hidden: int, inner: int, kind: str) -> list[ExpertBank]:
-    banks = [k.expert_bank(slots, hidden, inner) for k in kernels]
-    for slot in range(slots - 1):  # the last stays empty
-        weights = (
-            stored(inner, hidden, kind, slot * 9),
-            stored(inner, hidden, kind, slot * 9 + 3),
-            stored(hidden, inner, kind, slot * 9 + 6),
-        )
-        for bank in banks:
-            bank.load(slot, *weights)
-    return banks
 
 
 def pairs_of(expert_rows: dict[int, list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,13 +1,15 @@
-"""Stored weights of every kind, for the tests of kernels."""
+"""Stored weights of every kind, and banks of experts, for the tests of kernels."""
 
 from __future__ import annotations
 
 import torch
 
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight, pack_nibbles
 from isotherm.kernels.formats.registry import quantised
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
+from isotherm.kernels.ops import Kernels
 
 BF16, F32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 
@@ -43,3 +45,16 @@ def integers(data: torch.Tensor, kind: str, seed: int) -> StoredWeight:
     codes = torch.randint(0, 16, data.shape, generator=generator).to(torch.uint8)
     zeros = torch.randint(0, 16, scales.shape, generator=generator).to(torch.uint8)
     return Int4Weight(pack_nibbles(codes), scales / 6, zeros, group, columns)
+
+
+def filled_banks(kernels: list[Kernels], slots: int, hidden: int, inner: int, kind: str) -> list[ExpertBank]:
+    banks = [k.expert_bank(slots, hidden, inner) for k in kernels]
+    for slot in range(slots - 1):  # the last stays empty
+        weights = (
+            stored(inner, hidden, kind, slot * 9),
+            stored(inner, hidden, kind, slot * 9 + 3),
+            stored(hidden, inner, kind, slot * 9 + 6),
+        )
+        for bank in banks:
+            bank.load(slot, *weights)
+    return banks

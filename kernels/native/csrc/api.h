@@ -211,6 +211,22 @@ struct MoeCall {
   void* out;  // [rows, hidden]
 };
 
+// A decoder layer whose routed experts, where it has any, are in one bank. Python fills it: see _DecoderLayer in
+// kernels/native/decoder.py.
+struct DecoderLayer {
+  const AttentionWeights* attention;
+  const MoeLayer* moe;           // null: the layer is dense
+  const Linear *gate_up, *down;  // of the dense MLP
+  void* cache;
+};
+
+// Where the rows of a call of `decoder` are, [rows, hidden] each: what goes in is in x; what comes out is there after
+// an even number of layers, else in `other`. Python fills it too.
+struct DecoderRows {
+  void *x, *h, *other;
+  int64_t blocks, block_size, fp8;  // of every layer's cache
+};
+
 struct SampleCall {
   const float* logits;
   int64_t stride, rows, vocab;
@@ -255,7 +271,7 @@ struct Ops {
   void (*write_fp8)(Pool&, bool f32, const void* latent, int64_t latent_row, const void* rope, int64_t rope_row,
                     const Cache&, const int64_t* slots, int64_t rows);
   // outputs: [rows, k], where each pair's output is. own, residual: null, or [rows, width], added in this order to the
-  // rounded sum
+  // rounded sum, which is left out where k is 0
   void (*combine)(Pool&, bool f32, const void* const* outputs, int64_t rows, int64_t width, int64_t k,
                   const float* weights, const void* own, const void* residual, void* out);
   SampleOps sample;
@@ -279,5 +295,7 @@ void write_cache(Pool&, const Ops&, bool f32, const void* latent, int64_t latent
 bool moe(Pool&, const Ops&, bool f32, const MoeLayer&, const MoeCall&);
 void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, const Cache&,
                void* out);
+// Layer after layer. False as `moe`.
+bool decoder(Pool&, const Ops&, bool f32, const DecoderLayer*, int64_t count, const AttentionRows&, const DecoderRows&);
 
 }  // namespace iso

@@ -69,6 +69,18 @@ bool decodes_within(const int32_t* sequence, const int32_t* lengths, int64_t row
   return true;
 }
 
+bool rows_within(const AttentionRows& rows, int64_t blocks, int64_t block_size) {
+  if (!slots_within(rows.slots, rows.rows, blocks * block_size)) return false;
+  if (!decodes_within(rows.sequence, rows.lengths, rows.decodes, rows.tables, rows.sequences, rows.table_width, blocks,
+                      block_size))
+    return false;
+  return std::all_of(rows.prefill, rows.prefill + rows.prefills, [&](const PrefillRows& chunk) {
+    const int64_t used = (chunk.start + chunk.count + block_size - 1) / block_size;
+    return chunk.start >= 0 && chunk.first >= rows.decodes && chunk.first + chunk.count <= rows.rows &&
+           used <= chunk.table_width && within(chunk.table, used, blocks);
+  });
+}
+
 }  // namespace
 
 // isa: 0 the best of this machine, 1 amx_bf16, 2 avx512_bf16, 3 avx2, 4 generic. Null when the machine lacks it.
@@ -84,7 +96,7 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
   }
 }
 // Of kernels/native/signatures.py, whose `interface()` gives it: it changes with the type of any function there.
-ISO_EXPORT int iso_interface() { return 973851717; }
+ISO_EXPORT int iso_interface() { return 1814413137; }
 
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
@@ -306,22 +318,18 @@ ISO_EXPORT int iso_write_cache(Context* context, const void* latent, int64_t lat
 ISO_EXPORT int iso_attention(Context* context, const AttentionWeights* weights, const AttentionRows* rows, void* x,
                              void* cache, int64_t blocks, int64_t block_size, int fp8, void* out) {
   return guarded([&]() -> int {
-    if (!slots_within(rows->slots, rows->rows, blocks * block_size)) return kIndexOutOfRange;
-    if (!decodes_within(rows->sequence, rows->lengths, rows->decodes, rows->tables, rows->sequences, rows->table_width,
-                        blocks, block_size)) {
-      return kIndexOutOfRange;
-    }
-    for (int64_t p = 0; p < rows->prefills; ++p) {
-      const PrefillRows& chunk = rows->prefill[p];
-      const int64_t used = (chunk.start + chunk.count + block_size - 1) / block_size;
-      if (chunk.start < 0 || chunk.first < rows->decodes || chunk.first + chunk.count > rows->rows ||
-          used > chunk.table_width)
-        return kIndexOutOfRange;
-      if (!within(chunk.table, used, blocks)) return kIndexOutOfRange;
-    }
+    if (!rows_within(*rows, blocks, block_size)) return kIndexOutOfRange;
     attention(context->pool, *context->ops, context->f32, *weights, *rows, x,
               cache_of(cache, block_size, weights->latent, weights->rotary, fp8), out);
     return kOk;
+  });
+}
+
+ISO_EXPORT int iso_decoder(Context* context, const DecoderLayer* layers, int64_t count, const AttentionRows* rows,
+                           const DecoderRows* to) {
+  return guarded([&]() -> int {
+    if (!rows_within(*rows, to->blocks, to->block_size)) return kIndexOutOfRange;
+    return decoder(context->pool, *context->ops, context->f32, layers, count, *rows, *to) ? kOk : kEmptySlot;
   });
 }
 

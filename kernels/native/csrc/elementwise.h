@@ -94,8 +94,12 @@ static void combine_of(Pool& pool, const void* const* outputs, int64_t rows, int
       }
       const int64_t at = t * width + i;
       const typename M::T* const terms[] = {own, residual};
+      bool begun = k > 0;  // 0 + -0 would be +0
       for (const typename M::T* term : terms) {
-        if (term != nullptr) total = load_some<M>(term + at, width - i) + M::round(total);
+        if (term == nullptr) continue;
+        const vf value = load_some<M>(term + at, width - i);
+        total = begun ? value + M::round(total) : value;
+        begun = true;
       }
       store_some<M>(out + at, total, width - i);
     }

@@ -401,6 +401,9 @@ def test_lost_experts_are_nobodys_fault(engine: Engine):
     class Lost(LocalExperts):
         abandoned = 0
 
+        def bank_of(self, layer: int) -> None:  # type: ignore[override]
+            """They are elsewhere."""
+
         def moe(self, *args: Any) -> torch.Tensor:
             raise ExpertsLostError("layer 1: nobody holds expert 3")
 

@@ -167,6 +167,17 @@ def test_an_expert_that_is_not_held_is_named_and_not_computed(reader: WeightRead
         worker.compute(one_pair(2, 0, torch.zeros(1, 56)))
 
 
+@pytest.mark.parametrize("layer, expert, told", [
+    (-1, 0, r"layer -1 is not in 0 … 2"), (3, 0, "layer 3 is not in 0 … 2"), (1, -1, "expert -1 does not exist"),
+    (1, 99, "expert 99 does not exist"),
+])  # fmt: skip
+def test_a_layer_or_an_expert_that_there_is_not_is_refused(reader: WeightReader, layer: int, expert: int, told: str):
+    worker = make_worker(reader, [(1, 0), (1, 9), (2, 0)])
+    with pytest.raises(IndexError, match=told):
+        worker.compute(one_pair(layer, expert, torch.zeros(1, 56)))
+    assert not worker.rows_served.any()
+
+
 def test_loading_takes_slots_and_dropping_gives_them_back(reader: WeightReader):
     worker = make_worker(reader, [(1, 0), (1, 1)], slots=3)
     assert (worker.free_slots, worker.holds(1, 0), worker.holds(1, 1), worker.holds(2, 0)) == (1, True, True, False)

@@ -62,6 +62,8 @@ class NoExperts:
 
     def end_step(self) -> None: ...
 
+    def bank_of(self, layer: int) -> None: ...
+
     def moe(
         self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight, down: LinearWeight, residual_TD: Tensor
     ) -> Tensor:

@@ -222,6 +222,24 @@ def test_the_proxys_list_of_applications_is_an_unknown_path():
     assert seen == ["/-", "/-/healthz", "/v1/models"]
 
 
+def test_the_server_as_a_whole_is_asked_with_options_alone():
+    """By `*` in the place of a path, which Serve has no application for."""
+    seen, sent = [], []
+
+    async def inner(scope, receive, send):
+        seen.append((scope["path"], scope["raw_path"]))
+
+    async def send(message):
+        sent.append(message)
+
+    for method in ("OPTIONS", "GET"):
+        scope = {"type": "http", "method": method, "path": "*", "raw_path": b"*", "headers": [(b"x-request-id", b"a")]}
+        asyncio.run(ServeProxyMiddleware(inner)(scope, None, send))  # type: ignore[arg-type]
+    start, body = sent
+    assert start["status"] == 204 and body["body"] == b"" and seen == [("/*", b"/*")]
+    assert dict(start["headers"]) == {b"allow": b"GET, HEAD, POST, DELETE, OPTIONS", b"x-request-id": b"a"}
+
+
 @pytest.mark.parametrize("pieces", [1, 9])
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_head_that_is_too_long_is_refused(port: int, pieces: int, ends: bool):

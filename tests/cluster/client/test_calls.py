@@ -45,9 +45,12 @@ def test_the_model_is_asked_for_once():
 
 def test_an_operation_is_looked_at_until_it_has_ended():
     looks = ok(id="o", phase="planned"), ok(id="o", phase="preparing"), ok(id="o", phase="rolled_back")
-    asked, value = run(Calls("http://x", 0).wait_for_operation("o", 60.0), *looks)
+    seen: list[str] = []
+    waiting = Calls("http://x", 0).wait_for_operation("o", 60.0, lambda operation: seen.append(operation["phase"]))
+    asked, value = run(waiting, *looks)
     look = Send("GET", "/admin/operations/o")
     assert asked == [look, Pause(0.1), look, Pause(0.1), look] and value["phase"] == "rolled_back"
+    assert seen == ["planned", "preparing"]
 
 
 def test_a_request_is_tried_again_after_what_passes():

@@ -96,7 +96,7 @@ def test_without_room_in_time_it_says_what_it_waited_for():
     successor.waits = {"expert-9": "expert-9 waits for a node"}
     operation = rolled(successor, 0.05)
     assert operation.phase is Phase.ROLLED_BACK and successor.calls == ["start", "end"]
-    assert operation.reasons == ["not within 0.05 s: expert-9 waits for a node"]
+    assert operation.reasons == ["not within 0.05 s, its deadline: expert-9 waits for a node"]
 
 
 def test_a_loss_among_the_workers_that_serve_comes_first():

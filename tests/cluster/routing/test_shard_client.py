@@ -170,6 +170,68 @@ def test_a_request_that_takes_its_shards_with_it_ends_alone(shards: int):
     play(lambda: FakeCluster(shards), act)
 
 
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_a_request_that_takes_its_shards_with_it_before_they_acknowledge_it_ends_alone(shards: int):
+    """The first of them may have been dead before: that one does not count."""
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        others = ask(client, *(request(f"r{i}") for i in range(12)))
+        poison = ask(client, request("instant poison"))
+        await run_until(cluster, others + poison)
+        assert all(tokens(task.result()) == EXPECTED for task in others)
+        (end,) = poison[0].result()
+        assert end.finish_reason is FinishReason.ERROR and "2 attention shards in succession were lost" in end.error
+        assert cluster.lost == 3
+
+    play(lambda: FakeCluster(shards), act)
+
+
+@pytest.mark.parametrize("shards", [2, 5])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_shard_that_was_dead_before_speaks_against_no_request(shards: int, begun: bool):
+    """All of them are killed at once, and this replica hears of one after the other."""
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        killed = list(cluster.shards.values())
+        work = ask(client, *(request(f"r{i}") for i in range(16))) if begun else []
+        await asyncio.sleep(0.02)
+        for shard in killed:
+            shard.tick()
+            shard.dead = True
+            shard.running.clear()
+        if not begun:
+            work = ask(client, *(request(f"r{i}") for i in range(16)))
+        for shard in killed:
+            await asyncio.sleep(0.05)
+            shard.die()
+        cluster.replace_the_dead()
+        await run_until(cluster, work)
+        assert [tokens(task.result()) for task in work] == [EXPECTED] * 16
+
+    play_with_room(shards, ShardLimits(4096), act)
+
+
+def test_a_loss_that_may_have_come_before_a_request_is_not_counted_with_the_next():
+    """New requests go to a shard that is dead already, and the next one is killed when it has one of them."""
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        (shard,) = cluster.shards.values()
+        shard.dead = True
+        work = ask(client, *(request(f"r{i}") for i in range(4)))
+        await asyncio.sleep(0.02)
+        shard.die()
+        cluster.replace_the_dead()
+        (shard,) = cluster.shards.values()
+        while not shard.running:
+            await asyncio.sleep(0.001)
+        assert len(shard.running) == 1, "they are suspects"
+        shard.die()
+        await run_until(cluster, work)
+        assert [tokens(task.result()) for task in work] == [EXPECTED] * 4
+
+    play(lambda: FakeCluster(1), act)
+
+
 def test_a_loss_counts_no_more_once_there_is_a_token():
     """Ten losses, with progress in between: the machines are to blame."""
 

@@ -21,15 +21,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_cases import LATENT, ROTARY, WIDTH, attention_rows, attention_weights, native, runnable
 from native_there import require_native
-from weight_cases import BF16, F32, FP8, INTEGERS, randn, stored
+from weight_cases import BF16, F32, FP8, INTEGERS, filled_banks, randn, stored
 
 from isotherm.kernels.cache_rows import new_layer_cache
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight, pack_nibbles
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.native.library import NativeKernelsUnavailable, load
-from isotherm.kernels.ops import ExpertBank, Kernels, Router
+from isotherm.kernels.ops import Kernels, Router
 from isotherm.kernels.reference import ReferenceKernels, candidates, gumbel_noise
 
 pytestmark = pytest.mark.slow
@@ -208,19 +209,6 @@ def test_mlp(kernels: NativeKernels, rows: int, hidden: int, inner: int, kind: s
         return k.mlp(x, k.pack_linear([gate, up]), k.pack_linear([down]))
 
     close(run(kernels), run(reference), kernels.dtype, 6)
-
-
-def filled_banks(kernels: list[Kernels], slots: int, hidden: int, inner: int, kind: str) -> list:
-    banks = [k.expert_bank(slots, hidden, inner) for k in kernels]
-    for slot in range(slots - 1):  # the last stays empty
-        weights = (
-            stored(inner, hidden, kind, slot * 9),
-            stored(inner, hidden, kind, slot * 9 + 3),
-            stored(hidden, inner, kind, slot * 9 + 6),
-        )
-        for bank in banks:
-            bank.load(slot, *weights)
-    return banks
 
 
 def pairs_of(expert_rows: dict[int, list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,9 +13,9 @@ from native_cases import native, runnable
 from native_there import require_native
 from weight_cases import BF16, F32, INTEGERS, randn, stored
 
+from isotherm.kernels.expert_bank import ForeignBytesError, PackedExpert
 from isotherm.kernels.native import packed as packed_module
 from isotherm.kernels.native.weights import NativeExpertBank
-from isotherm.kernels.ops import ForeignBytesError, PackedExpert
 from isotherm.kernels.reference import ReferenceKernels
 
 require_native()

@@ -13,7 +13,8 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor
-from triton_cases import BF16, F32, KERNELS, randn, stored, triton_kernels
+from triton_cases import BF16, F32, KERNELS, randn, triton_kernels
+from weight_cases import stored
 
 from isotherm.kernels.cache_rows import fp8_row_bytes, fp8_rows, new_layer_cache, quantise, read_rows
 from isotherm.kernels.triton.attention import KV_SPLIT

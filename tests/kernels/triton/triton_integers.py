@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_cases import BF16, F32, KERNELS, close, filled_banks, pairs_of, randn, stored
-from weight_cases import INTEGERS
+from triton_cases import BF16, F32, KERNELS, close, pairs_of, randn
+from weight_cases import INTEGERS, filled_banks, stored
 
 from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight, pack_nibbles
 from isotherm.kernels.formats.registry import stored_weight

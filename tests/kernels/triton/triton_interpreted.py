@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from triton_cases import DEVICE, KERNELS, Paged, close, filled_banks, pairs_of, randn, stored
+from triton_cases import DEVICE, KERNELS, Paged, close, pairs_of, randn
+from weight_cases import filled_banks, stored
 
 from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight

@@ -12,7 +12,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from triton_cases import BF16, F32, KERNELS, Paged, filled_banks, pairs_of, randn, stored, triton_kernels
+from triton_cases import BF16, F32, KERNELS, Paged, pairs_of, randn, triton_kernels
+from weight_cases import filled_banks, stored
 
 from isotherm.kernels.formats.stored import PlainWeight
 from isotherm.kernels.ops import Router
