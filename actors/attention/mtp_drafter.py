@@ -48,7 +48,9 @@ class Run:
             self.held.clear()
             self.held_from = self.held_to + skipped
             self.held_to, row, count = self.held_from, row + skipped, self.window
-        if 2 * count < len(rows_TD):  # a few rows are not to keep all of a step's
+        # A few rows are not to keep all of a large step's. Those of small steps are kept as they are: a copy for each
+        # stream would take longer than all else that is done here, also in steps without drafts.
+        if 2 * count < len(rows_TD) > self.window:
             rows_TD, row = rows_TD[row : row + count].clone(), 0
         self.held.append((rows_TD, row, count))
         self.held_to += count
