@@ -36,11 +36,13 @@ class DecoderRows(ctypes.Structure):
 
 @dataclass(frozen=True)
 class BoundDecoder:
-    """Layers with their caches, and what the array points to."""
+    """Layers with their caches, and what the array points to. It keeps no layer alive, for it is kept as long as they
+    are."""
 
     array: ctypes.Array[_DecoderLayer]
-    layers: Sequence[DecoderLayer]
+    layers: Sequence[weakref.ref[DecoderLayer]]
     caches: Sequence[Tensor]
+    attentions: Sequence[Bound]
     moes: Sequence[BoundMoe | None]
     hidden: int
     rotary: int
@@ -50,7 +52,8 @@ class BoundDecoder:
 
     def fits(self, layers: Sequence[DecoderLayer], caches: Sequence[Tensor]) -> bool:
         return (
-            self.layers is layers
+            len(self.layers) == len(layers)
+            and all(ref() is layer for ref, layer in zip(self.layers, layers, strict=True))
             and len(self.caches) == len(caches)
             and all(map(is_, self.caches, caches))
             and all(
@@ -115,10 +118,12 @@ class BoundLayers:
 
     def _decoder(self, layers: Sequence[DecoderLayer], caches: Sequence[Tensor]) -> BoundDecoder:
         array = (_DecoderLayer * len(layers))()
+        attentions: list[Bound] = []
         moes: list[BoundMoe | None] = []
         forms = set()
         for to, layer, cache in zip(array, layers, caches, strict=False):
             weights = self.attention(layer.attention)
+            attentions.append(weights)
             blocks, block_size = cache_blocks(cache, weights.latent, weights.rotary, self._dtype)
             forms.add((weights.hidden, weights.rotary, blocks, block_size, is_fp8(cache)))
             to.attention, to.cache = ctypes.addressof(weights.structure), cache.data_ptr()
@@ -138,7 +143,8 @@ class BoundLayers:
                 raise ValueError(f"a decoder layer's attention gives rows of {weights.hidden}, its MLP of {width}")
         if len(forms) != 1 or len(caches) < len(layers):
             raise ValueError(f"{len(layers)} decoder layers have {len(caches)} caches, and are of such forms: {forms}")
-        return BoundDecoder(array, layers, tuple(caches), moes, *forms.pop())
+        refs = [weakref.ref(layer) for layer in layers]
+        return BoundDecoder(array, refs, tuple(caches), attentions, moes, *forms.pop())
 
 
 def check_parts(gate_up: LinearWeight, down: LinearWeight) -> None:

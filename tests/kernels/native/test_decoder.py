@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -96,6 +98,18 @@ def test_experts_that_move_are_followed(kernels: NativeKernels) -> None:
     assert not torch.equal(first, second)
     held[0] = held[0] * 0.5
     assert not torch.equal(check(held), second)
+
+
+def test_kernels_keep_no_layer_and_no_cache_alive(kernels: NativeKernels) -> None:
+    """Nor their memory: kernels may outlive the engines that they computed for."""
+    layers = [of_experts(kernels, "bf16", None), dense(kernels, "bf16")]
+    rows, blocks = attention_rows([5], [])
+    held = caches(kernels, blocks, 2)
+    kernels.decoder(randn(1, WIDTH, seed=7, dtype=kernels.dtype), layers, rows, held)
+    seen = [weakref.ref(one) for one in (*layers, *held)]
+    del layers, held
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * 4
 
 
 def test_what_does_not_fit_is_refused(kernels: NativeKernels) -> None:
