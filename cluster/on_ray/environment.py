@@ -20,6 +20,9 @@ NODE_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # Ray's 15 would let any other process of the machine stall every stream
     # A worker that hangs cannot end itself: Ray's 5 s are 5 s more for streams that wait for it
     "RAY_kill_worker_timeout_milliseconds": "1000",
+    # Where memory is short, Ray ends who began last: the controller, or an ingress replica, which gives none back. The
+    # system ends the largest worker, and its loss is survived.
+    "RAY_memory_monitor_refresh_ms": "0",
     # A process that stands ready for a worker has imported what that needs.
     "RAY_preload_python_modules": "isotherm.actors.preload",
     "RAY_AUTH_MODE": "token",

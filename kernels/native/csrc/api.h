@@ -109,6 +109,13 @@ struct Bank {
   const Linear** down;
 };
 
+// What the threads of a call will most likely read after it: they fetch the beginning of that from memory while they
+// finish. Null: nothing is known.
+struct Upcoming {
+  const Linear* weight = nullptr;
+  bool by_part = false;  // whether by `head_linear`
+};
+
 struct ExpertsCall {
   const void* x;
   int64_t x_stride, x_rows;
@@ -118,6 +125,7 @@ struct ExpertsCall {
   const int32_t* rows;     // [pairs] or null: pair p reads row p
   const int64_t* offsets;  // [active + 1]
   void* out;               // [pairs, hidden]
+  Upcoming then = {};
 };
 
 // A layer's paged cache. The row of a position is its latent and its rotary key in the activations' type; in `fp8` the
@@ -209,6 +217,7 @@ struct MoeCall {
   const void *x, *residual;  // [rows, hidden]
   int64_t rows;
   void* out;  // [rows, hidden]
+  Upcoming then = {};
 };
 
 // A decoder layer whose routed experts, where it has any, are in one bank. Python fills it: see _DecoderLayer in
@@ -255,9 +264,9 @@ struct Ops {
   const char* name;
   bool reads_coded;  // whether it multiplies by Kind::coded
   void (*linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_stride, int64_t rows, void* out,
-                 bool out_f32);
+                 bool out_f32, Upcoming then);
   void (*head_linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_row, int64_t x_head, int64_t rows,
-                      void* out);
+                      void* out, Upcoming then);
   void (*experts)(Pool&, bool f32, const ExpertsCall&);
   void (*mla_prefill)(Pool&, bool f32, const PrefillCall&);
   void (*mla_decode)(Pool&, bool f32, const DecodeCall&);

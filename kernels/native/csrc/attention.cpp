@@ -34,15 +34,16 @@ void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, 
   pieces.allocate();
   auto* h = pieces.at(at_h);
   auto* input = pieces.at(at_input);
+  const Upcoming absorbed{n > 0 ? a.k_absorb : nullptr, true};
   ops.rms_norm(pool, f32, x, hidden, T, hidden, a.norm, a.eps, nullptr, h);
-  ops.linear(pool, f32, *a.input, h, hidden, T, input, false);
+  ops.linear(pool, f32, *a.input, h, hidden, T, input, false, a.q_b != nullptr ? Upcoming{a.q_b} : absorbed);
 
   uint8_t* q = input;
   int64_t q_row = width;
   if (a.q_b != nullptr) {
     q = pieces.at(at_query), q_row = query;
     ops.rms_norm(pool, f32, input, width, T, low_rank, a.q_norm, a.latent_eps, nullptr, pieces.at(at_low));
-    ops.linear(pool, f32, *a.q_b, pieces.at(at_low), low_rank, T, q, false);
+    ops.linear(pool, f32, *a.q_b, pieces.at(at_low), low_rank, T, q, false, absorbed);
   }
   uint8_t* q_rope = q + static_cast<size_t>(a.nope) * element;
   ops.rope(pool, f32, q_rope, q_row, head, T, a.heads, rotary, rows.cos, rows.sin, q_rope, q_row, head);
@@ -55,12 +56,14 @@ void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, 
 
   uint8_t* value = pieces.at(at_values);
   if (n > 0) {
-    ops.head_linear(pool, f32, *a.k_absorb, q, q_row, head, n, pieces.at(at_q_latent));
+    ops.head_linear(pool, f32, *a.k_absorb, q, q_row, head, n, pieces.at(at_q_latent),
+                    Upcoming{a.v_absorb, true});
     ops.mla_decode(
         pool, f32,
         DecodeCall{pieces.at(at_q_latent), q_rope, a.heads * latent, latent, q_row, head, cache, rows.tables,
                    rows.table_width, rows.sequence, rows.lengths, n, a.heads, a.scale, pieces.at(at_out_latent)});
-    ops.head_linear(pool, f32, *a.v_absorb, pieces.at(at_out_latent), a.heads * latent, latent, n, value);
+    ops.head_linear(pool, f32, *a.v_absorb, pieces.at(at_out_latent), a.heads * latent, latent, n, value,
+                    Upcoming{a.o});
   }
   for (int64_t p = 0; p < rows.prefills; ++p) {
     const PrefillRows& chunk = rows.prefill[p];
@@ -70,7 +73,7 @@ void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, 
                                 chunk.start, chunk.count, a.heads, a.nope, a.value, a.kv_b, a.scale,
                                 value + skipped * static_cast<size_t>(values) * element});
   }
-  ops.linear(pool, f32, *a.o, value, values, T, h, false);
+  ops.linear(pool, f32, *a.o, value, values, T, h, false, {});
   ops.rms_norm(pool, f32, h, hidden, T, hidden, a.post_norm, a.eps, x, out);
 }
 

@@ -153,7 +153,7 @@ ISO_EXPORT int iso_linear_finish(Context* context, Linear* linear) {
 ISO_EXPORT int iso_linear(Context* context, const Linear* weight, const void* x, int64_t x_stride, int64_t rows,
                           void* out, int out_f32) {
   return guarded([&] {
-    context->ops->linear(context->pool, context->f32, *weight, x, x_stride, rows, out, out_f32 != 0);
+    context->ops->linear(context->pool, context->f32, *weight, x, x_stride, rows, out, out_f32 != 0, {});
     return kOk;
   });
 }
@@ -161,7 +161,7 @@ ISO_EXPORT int iso_linear(Context* context, const Linear* weight, const void* x,
 ISO_EXPORT int iso_head_linear(Context* context, const Linear* weight, const void* x, int64_t x_row, int64_t x_head,
                                int64_t rows, void* out) {
   return guarded([&] {
-    context->ops->head_linear(context->pool, context->f32, *weight, x, x_row, x_head, rows, out);
+    context->ops->head_linear(context->pool, context->f32, *weight, x, x_row, x_head, rows, out, {});
     return kOk;
   });
 }

@@ -25,6 +25,17 @@ ISO_INLINE int64_t in_streams(int64_t item, int64_t items, int threads) {
   return item < each * threads ? item % threads * each + item / threads : item;
 }
 
+// Where the stream of the thread that claims item `claimed` of what comes next begins. Null: not known.
+ISO_INLINE const uint8_t* begin_of(const Upcoming& then, int64_t claimed, int threads) {
+  if (then.weight == nullptr) return nullptr;
+  const Linear& weight = *then.weight;
+  const int64_t per_item = tiles_per_item(weight.tiles, weight.tile_bytes, threads),
+                items = then.by_part ? weight.parts : ceil_div(weight.tiles, per_item);
+  if (claimed >= items) return nullptr;
+  const int64_t item = in_streams(claimed, items, threads);
+  return weight.tile(then.by_part ? weight.part_tile[item] : item * per_item);
+}
+
 template <class M>
 ISO_INLINE void store_tile(const Linear& weight, int64_t t, const float* sums, int64_t rows, void* out,
                            int64_t out_stride, int64_t first_row, int64_t column, bool out_f32) {
@@ -66,7 +77,7 @@ static void make_groups(Pool& pool, const typename M::T* x, int64_t stride, int6
 
 template <class M>
 static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, int64_t x_stride, int64_t rows,
-                      void* out, bool out_f32) {
+                      void* out, bool out_f32, const Upcoming& then) {
   if (rows == 0 || weight.outputs == 0) return;
   const int64_t count = group_count(rows);
   auto* groups = scratch_of<Group>(kGroups, count);
@@ -84,8 +95,15 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
     auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
     const int64_t begin = item / chunks * per_item, end = least(begin + per_item, weight.tiles);
     const auto registers = registers_for(groups + first_group, n);
+    // A thread claims items in turn with the others, so that it most likely goes on with this one.
+    const int64_t following = claimed + pool.size();
+    const uint8_t* const next =
+        chunks > 1                      ? weight.tile(end)
+        : following < items             ? weight.tile(in_streams(following, items, pool.size()) * per_item)
+                                        : begin_of(then, claimed % pool.size(), pool.size());
     for (int64_t t = begin; t < end; ++t) {
-      multiply_tile<M>(weight, t, groups + first_group, n, sums, weight.tile(t + 1));
+      multiply_tile<M>(weight, t, groups + first_group, n, sums,
+                       t + 1 < end ? weight.tile(t + 1) : next == nullptr ? weight.tile(t) : next);
       store_tile<M>(weight, t, sums, n_rows, out, weight.outputs, first_row, weight.tile_column[t], out_f32);
     }
   };
@@ -93,11 +111,11 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
 }
 
 static void linear(Pool& pool, bool f32, const Linear& weight, const void* x, int64_t x_stride, int64_t rows, void* out,
-                   bool out_f32) {
+                   bool out_f32, Upcoming then) {
   if (f32) {
-    linear_of<F32>(pool, weight, static_cast<const float*>(x), x_stride, rows, out, out_f32);
+    linear_of<F32>(pool, weight, static_cast<const float*>(x), x_stride, rows, out, out_f32, then);
   } else {
-    linear_of<Bf16>(pool, weight, static_cast<const uint16_t*>(x), x_stride, rows, out, out_f32);
+    linear_of<Bf16>(pool, weight, static_cast<const uint16_t*>(x), x_stride, rows, out, out_f32, then);
   }
 }
 
@@ -105,7 +123,7 @@ static void linear(Pool& pool, bool f32, const Linear& weight, const void* x, in
 // side.
 template <class M>
 static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T* x, int64_t x_row, int64_t x_head,
-                           int64_t rows, void* out) {
+                           int64_t rows, void* out, const Upcoming& then) {
   if (rows == 0 || weight.outputs == 0) return;
   const int64_t chunks = ceil_div(rows, kRowChunk);
   auto body = [&](int64_t claimed) ISO_ATTR {
@@ -117,8 +135,14 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
     auto* sums = scratch_of<float>(kAccumulator, count * kGroup * kTile);
     make_groups<M>(single(), x + first * x_row + h * x_head, x_row, n, weight.inputs, groups, packed);
     const auto registers = registers_for(groups, count);
-    for (int64_t t = weight.part_tile[h]; t < weight.part_tile[h + 1]; ++t) {
-      multiply_tile<M>(weight, t, groups, count, sums, weight.tile(t + 1));
+    const int64_t following = claimed + pool.size(), end = weight.part_tile[h + 1];
+    const uint8_t* const next =
+        chunks > 1                  ? weight.tile(end)
+        : following < weight.parts  ? weight.tile(weight.part_tile[in_streams(following, weight.parts, pool.size())])
+                                    : begin_of(then, claimed % pool.size(), pool.size());
+    for (int64_t t = weight.part_tile[h]; t < end; ++t) {
+      multiply_tile<M>(weight, t, groups, count, sums,
+                       t + 1 < end ? weight.tile(t + 1) : next == nullptr ? weight.tile(t) : next);
       store_tile<M>(weight, t, sums, n, out, weight.outputs, first, weight.tile_column[t], false);
     }
   };
@@ -126,10 +150,10 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
 }
 
 static void head_linear(Pool& pool, bool f32, const Linear& weight, const void* x, int64_t x_row, int64_t x_head,
-                        int64_t rows, void* out) {
+                        int64_t rows, void* out, Upcoming then) {
   if (f32) {
-    head_linear_of<F32>(pool, weight, static_cast<const float*>(x), x_row, x_head, rows, out);
+    head_linear_of<F32>(pool, weight, static_cast<const float*>(x), x_row, x_head, rows, out, then);
   } else {
-    head_linear_of<Bf16>(pool, weight, static_cast<const uint16_t*>(x), x_row, x_head, rows, out);
+    head_linear_of<Bf16>(pool, weight, static_cast<const uint16_t*>(x), x_row, x_head, rows, out, then);
   }
 }

@@ -78,24 +78,36 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
                 gate_runs = ceil_div(inner_tiles, gate_run);
   const int threads =
       total == call.active ? pool.size() : 1;  // with many rows it is arithmetic that takes the time, not memory
+  const int64_t down_run = run_of(out_tiles, call.active == 0 ? 0 : call.down[0]->tile_bytes),
+                down_runs = ceil_div(out_tiles, down_run);
+  // The first tile of what a thread reads after an item of a round: most likely that of the item which it claims next.
+  const auto down_after = [&](int64_t claimed) ISO_ATTR {
+    const int64_t items = call.active * down_runs;
+    if (claimed >= items) return begin_of(call.then, claimed % threads, threads);
+    const int64_t item = in_streams(claimed, items, threads);
+    return call.down[item / down_runs]->tile(item % down_runs * down_run);
+  };
+  const auto gate_after = [&](int64_t claimed) ISO_ATTR {
+    const int64_t items = call.active * gate_runs, item = in_streams(claimed, items, threads);
+    return claimed >= items ? nullptr : call.gate_up[item / gate_runs]->tile(item % gate_runs * gate_run);
+  };
   auto first_round = [&](int64_t claimed) ISO_ATTR {
     const int64_t item = in_streams(claimed, call.active * gate_runs, threads), a = item / gate_runs,
-                  first_tile = item % gate_runs * gate_run;
+                  first_tile = item % gate_runs * gate_run, end = least(first_tile + gate_run, inner_tiles);
     const Linear& weight = *call.gate_up[a];
-    for (int64_t tile = first_tile; tile < least(first_tile + gate_run, inner_tiles); ++tile) {
-      const bool here = tile + 1 < inner_tiles || a + 1 == call.active;
-      const Linear& following = here ? weight : *call.gate_up[a + 1];
-      const int64_t next_tile = here ? tile + 1 : 0;
+    for (int64_t tile = first_tile; tile < end; ++tile) {
+      const uint8_t* next = tile + 1 < end ? weight.tile(tile + 1) : gate_after(claimed + threads);
+      const uint8_t* next_up = next == nullptr ? nullptr : next + static_cast<size_t>(inner_tiles) * weight.tile_bytes;
+      if (next == nullptr) next = down_after(claimed % threads), next_up = next + kPrefetchWords * 4;
       for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* gate = scratch_of<float>(kAccumulator, n * kGroup * kTile);
         auto* up = scratch_of<float>(kAccumulator2, n * kGroup * kTile);
         const auto registers = registers_for(in + g, n);
-        const Strip both[] = {{tile, gate, following.tile(next_tile)},
-                              {inner_tiles + tile, up, following.tile(inner_tiles + next_tile)}};
+        const Strip both[] = {{tile, gate, next}, {inner_tiles + tile, up, next_up}};
         if (!multiply_two(weight, both, in + g, n)) {
           multiply_tile<M>(weight, tile, in + g, n, gate, weight.tile(inner_tiles + tile));
-          multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, following.tile(next_tile));
+          multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, next);
         }
         for (int64_t i = 0; i < n; ++i) {
           const int64_t offset = (in[g + i].first - in[g].first) * kTile;
@@ -107,15 +119,13 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
   };
   parallel(workers, call.active * gate_runs, first_round);
 
-  const int64_t down_run = run_of(out_tiles, call.active == 0 ? 0 : call.down[0]->tile_bytes),
-                down_runs = ceil_div(out_tiles, down_run);
   auto second_round = [&](int64_t claimed) ISO_ATTR {
     const int64_t item = in_streams(claimed, call.active * down_runs, threads), a = item / down_runs,
-                  first_tile = item % down_runs * down_run;
+                  first_tile = item % down_runs * down_run, end = least(first_tile + down_run, out_tiles);
     const Linear& weight = *call.down[a];
-    for (int64_t tile = first_tile; tile < least(first_tile + down_run, out_tiles); ++tile) {
-      const uint8_t* next =
-          tile + 1 < out_tiles || a + 1 == call.active ? weight.tile(tile + 1) : call.down[a + 1]->tile(0);
+    for (int64_t tile = first_tile; tile < end; ++tile) {
+      const uint8_t* next = tile + 1 < end ? weight.tile(tile + 1) : down_after(claimed + threads);
+      if (next == nullptr) next = weight.tile(tile);  // which is at hand
       for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);

@@ -7,7 +7,7 @@
 
 constexpr int64_t kBlockWords = 128;  // 16 KiB of a tile stay in the first cache while several groups pass over them
 
-enum class Into { zero, add, scaled };  // sums start at 0; go on from `sums`; are added to `sums`, each × its scale
+enum class Into { zero, add };  // sums start at 0; go on from `sums`
 
 // What the inner loop fetches meanwhile: nothing; the weights kPrefetchWords ahead and near their end `next`; a cache
 // line of `next` with each word.
@@ -17,7 +17,7 @@ enum class Fetch { none, stream, line };
 // `sum_stride`. A stream is prefetched: kPrefetchWords ahead, and near its end what will be read next, at `next`.
 template <class M, int R, Fetch kFetch>
 ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int64_t words,
-                      float* sums, int64_t sum_stride, Into into, const float* scales, const uint32_t* next) {
+                      float* sums, int64_t sum_stride, Into into, const uint32_t* next) {
   constexpr int V = kVectorBlock;
   const int64_t turn = words - kPrefetchWords / kTile;
   const uint32_t* ahead = kFetch == Fetch::stream && turn > 0 ? w + kPrefetchWords : next;
@@ -52,9 +52,77 @@ ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, in
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      float* sum = sums + r * sum_stride + v * W;
-      store(sum, into == Into::scaled ? fma(c[r][v], load(scales + v * W), load(sum)) : c[r][v]);
+    for (int v = 0; v < V; ++v) store(sums + r * sum_stride + v * W, c[r][v]);
+  }
+}
+
+// The same, the sums of `scale_words` words apart: each is added to the row's in `sums`, × its scale. scales
+// [⌈words / scale_words⌉][32].
+template <class M, int R>
+ISO_INLINE void scaled_block(const uint32_t* w, const uint32_t* a, int64_t a_stride, int64_t words, int64_t scale_words,
+                             float* sums, const float* scales) {
+  constexpr int V = kVectorBlock;
+  for (; words > 0; words -= scale_words, scales += kTile) {
+    vf c[R][V];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) c[r][v] = set(0.0f);
+    }
+    for (int64_t u = least(scale_words, words); u > 0; --u) {
+      vi weight[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) weight[v] = load_words(w + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const vi x = set_word(load_word(a + r));
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) c[r][v] = M::dot(c[r][v], weight[v], x);
+      }
+      w += kTile;
+      a += a_stride;
+    }
+    vf scale[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) scale[v] = load(scales + v * W);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        float* sum = sums + r * kTile + v * W;
+        store(sum, fma(c[r][v], scale[v], load(sum)));
+      }
+    }
+  }
+}
+
+// Calls `body` with the rows [r, r + R) of each block of nearly one size, R as a constant.
+template <class F>
+ISO_INLINE void row_blocks(int rows, F body) {
+  const int step = static_cast<int>(ceil_div(rows, most(1, ceil_div(rows, kRowBlock))));
+  for (int r = 0; r < rows; r += step) {
+    switch (rows - r < step ? rows - r : step) {
+#define ISO_CASE(R)                       \
+  case R:                                 \
+    body(r, std::integral_constant<int, R>()); \
+    break;
+      ISO_CASE(1)
+      ISO_CASE(2)
+      ISO_CASE(3)
+      ISO_CASE(4)
+#if ISO_W == 16
+      ISO_CASE(5)
+      ISO_CASE(6)
+      ISO_CASE(7)
+      ISO_CASE(8)
+      ISO_CASE(9)
+      ISO_CASE(10)
+      ISO_CASE(11)
+      ISO_CASE(12)
+#endif
+#undef ISO_CASE
+      default:
+        break;
     }
   }
 }
@@ -62,39 +130,13 @@ ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, in
 // Any number of rows up to kGroup, `outputs` a multiple of 32.
 template <class M, Fetch kFetch>
 static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int rows, int64_t words,
-                     int64_t outputs, float* sums, int64_t sum_stride, Into into, const float* scales = nullptr,
-                     const uint32_t* next = nullptr) {
-  const int step = static_cast<int>(ceil_div(rows, most(1, ceil_div(rows, kRowBlock))));  // blocks of nearly one size
-  for (int r = 0; r < rows; r += step) {
+                     int64_t outputs, float* sums, int64_t sum_stride, Into into, const uint32_t* next = nullptr) {
+  row_blocks(rows, [&](int r, auto block_rows) ISO_ATTR {
     for (int64_t o = 0; o < outputs; o += kVectorBlock * W) {
-      const uint32_t *wo = w + o, *ar = a + r;
-      float* so = sums + r * sum_stride + o;
-      switch (rows - r < step ? rows - r : step) {
-#define ISO_CASE(R)                                                                                            \
-  case R:                                                                                                      \
-    block<M, R, kFetch>(wo, w_stride, ar, a_stride, words, so, sum_stride, into,                               \
-                        scales == nullptr ? nullptr : scales + o, kFetch == Fetch::none ? nullptr : next + o); \
-    break;
-        ISO_CASE(1)
-        ISO_CASE(2)
-        ISO_CASE(3)
-        ISO_CASE(4)
-#if ISO_W == 16
-        ISO_CASE(5)
-        ISO_CASE(6)
-        ISO_CASE(7)
-        ISO_CASE(8)
-        ISO_CASE(9)
-        ISO_CASE(10)
-        ISO_CASE(11)
-        ISO_CASE(12)
-#endif
-#undef ISO_CASE
-        default:
-          break;
-      }
+      block<M, decltype(block_rows)::value, kFetch>(w + o, w_stride, a + r, a_stride, words, sums + r * sum_stride + o,
+                                                    sum_stride, into, kFetch == Fetch::none ? nullptr : next + o);
     }
-  }
+  });
 }
 
 constexpr int kTileVectors = kTile / W;
@@ -208,7 +250,7 @@ ISO_INLINE void multiply_groups(const uint32_t* w, const Group* groups, int64_t 
   for (int64_t g = 0; g < count; ++g) {
     const Group& group = groups[g];
     multiply<M, kFetch>(w, kTile, words_from<M>(group, begin), group.stride, group.rows, n, kTile,
-                        sums + (group.first - groups[0].first) * kTile, kTile, go_on ? Into::add : Into::zero, nullptr,
+                        sums + (group.first - groups[0].first) * kTile, kTile, go_on ? Into::add : Into::zero,
                         kFetch == Fetch::line ? next + least(g, 1) * n * 16 : next);
   }
 }
@@ -226,11 +268,14 @@ ISO_INLINE void multiply_scaled(const uint32_t* w, const Group* groups, int64_t 
     }
 #endif
     const Group& group = groups[g];
+    const uint32_t* words = words_from<M>(group, begin);
     float* to = sums + (group.first - groups[0].first) * kTile;
-    for (int64_t u = 0, s = 0; u < n; u += scale_words, ++s) {
-      multiply<M, Fetch::none>(w + u * kTile, kTile, words_from<M>(group, begin + u), group.stride, group.rows,
-                               least(scale_words, n - u), kTile, to, kTile, Into::scaled, scales + s * kTile);
-    }
+    row_blocks(group.rows, [&](int r, auto block_rows) ISO_ATTR {
+      for (int o = 0; o < kTile; o += kVectorBlock * W) {
+        scaled_block<M, decltype(block_rows)::value>(w + o, words + r, group.stride, n, scale_words, to + r * kTile + o,
+                                                     scales + o);
+      }
+    });
   }
 }
 

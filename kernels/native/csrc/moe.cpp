@@ -59,12 +59,12 @@ bool moe(Pool& pool, const Ops& ops, bool f32, const MoeLayer& layer, const MoeC
   }
   ops.experts(pool, f32,
               ExpertsCall{call.x, hidden, T, gate_up, down, active, joined ? all_pairs : pairs, layer.bank->inner,
-                          hidden, rows, offsets, y});
+                          hidden, rows, offsets, y, shared && !joined ? Upcoming{} : call.then});
   if (shared && !joined) {
     const int64_t all[] = {0, T};
     ops.experts(pool, f32,
                 ExpertsCall{call.x, hidden, T, &layer.gate_up, &layer.down, 1, T, layer.down->inputs, hidden, nullptr,
-                            all, own});
+                            all, own, call.then});
   }
   ops.combine(pool, f32, outputs, T, hidden, k, weights, own, call.residual, call.out);
   return true;
