@@ -341,6 +341,9 @@ class Controller:
         self.observatory.take(ingress, figures, requests)
         self._ingress_watch.follow(ingress)
 
+    async def killed_ingress(self) -> list[str]:
+        return self._ingress_watch.killed
+
     async def requests(self) -> dict[str, JSON]:
         return self.observatory.requests()
 

@@ -258,7 +258,8 @@ def _serve(
         stop.until_set(lambda: start_ingress(manifest, keys))
         _show_loading(controller, starting, stop, console)
         url = ray.get(controller.url.remote(), timeout=ANSWER_SECONDS)
-        front_door = FrontDoorWatch(lambda line: _say(line, console))
+        killed = lambda: ray.get(controller.killed_ingress.remote(), timeout=TELL_SECONDS)  # noqa: E731
+        front_door = FrontDoorWatch(lambda line: _say(line, console), killed)
         front_door.look()  # so that whoever is there now is missed from the first moment on
         wait = wait_for_answer if own_ray else _wait_on_head
         certificate = None if manifest.http.tls is None else manifest.http.tls.certificate
