@@ -288,7 +288,7 @@ class Controller:
             "dashboard": self._dashboard,
             "operation": None if running is None else self.revisions.told(running),
             "autoscaler": self.autoscale.summary(),
-            **await self.revisions.status(self.observatory.loads()),
+            **await self.revisions.status(self.observatory.loads()) | self.observatory.waiting(),
         }
 
     async def operate(self, body: Any) -> JSON:
