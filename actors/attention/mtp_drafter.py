@@ -107,6 +107,7 @@ class MtpDrafter:
         self._cache = layer.new_cache(config.blocks, config.block_size)
         self._whole = layer.whole(experts)
         self.passes: Sequence[int] = ()
+        self.looks_back = max(WINDOW, config.block_size)
         self._written: dict[int, bytes] = {}  # block → the prefix whose entries it holds, all of them
 
     def most(self, sequence: ScheduledSequence, room: int) -> int:
@@ -129,8 +130,7 @@ class MtpDrafter:
 
     def _new_run(self, sequence: ScheduledSequence, start: int) -> Run:
         """One that goes on with the entries of a cached prefix, as far as they are there."""
-        size = self._config.block_size
-        window = max(WINDOW, size)
+        size, window = self._config.block_size, self.looks_back
         if start % size:  # after drafts that failed: it begins at the next block
             return Run(sequence.preemptions, start, -1, start, start, window)
         block, begin = start // size, start

@@ -195,6 +195,11 @@ class DraftLengths:
         self._probe_after = min(PROBE_MOST, 2 * self._probe_after)
         return False
 
+    @property
+    def steps_to_probe(self) -> int:
+        """How many steps from now there may be drafts; 0 where there are some."""
+        return 0 if self._probing or self._idle == 0 else self._probe_after - self._idle
+
     def choose(self, rows: int, found: Sequence[Candidate]) -> list[Candidate]:
         """`rows` of a step without drafts → the candidates that have some, with `count` set."""
         if not found or self._steps.of(rows) is None or self._since_plain >= PLAIN_EVERY:

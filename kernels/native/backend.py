@@ -91,7 +91,7 @@ class NativeKernels(CheckedKernels):
         rows, width = x.shape
         if weight.shape != (width,):
             raise ValueError(f"rms_norm weight has shape {tuple(weight.shape)}; x needs ({width},)")
-        weight = weight.to(self.dtype).contiguous()
+        weight = plain(weight, self.dtype)
         out = torch.empty(rows, width, dtype=self.dtype)
         self._lib.iso_rms_norm(
             self._context, x.data_ptr(), x.stride(0), rows, width, weight.data_ptr(), eps, residual, out.data_ptr()

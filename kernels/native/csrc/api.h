@@ -327,6 +327,8 @@ void write_cache(Pool&, const Ops&, bool f32, const void* latent, int64_t latent
 bool moe(Pool&, const Ops&, bool f32, const MoeLayer&, const MoeCall&);
 void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, const Cache&,
                void* out);
+// What comes after a layer's attention. False as `moe`.
+bool feed_forward(Pool&, const Ops&, bool f32, const DecoderLayer&, const MoeCall&);
 // Layer after layer. False as `moe`.
 bool decoder(Pool&, const Ops&, bool f32, const DecoderLayer*, int64_t count, const AttentionRows&, const DecoderRows&);
 // Whether all that it names is there: to be asked before `draft`.

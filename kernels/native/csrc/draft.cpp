@@ -130,13 +130,15 @@ bool draft(Pool& pool, const Ops& ops, bool f32, const DraftLayer& layer, const 
   const size_t at_hidden = add(T * D), at_both = add(2 * T * D), at_x = add(T * D), at_h = add(T * D),
                at_other = add(T * D), at_logits = pieces.add(call.count * V * 4), at_tokens = pieces.add(T * 8);
   pieces.allocate(kDraft);
-  uint8_t *hidden = pieces.at(at_hidden), *both = pieces.at(at_both), *x = pieces.at(at_x),
+  uint8_t *hidden = pieces.at(at_hidden), *both = pieces.at(at_both), *x = pieces.at(at_x), *h = pieces.at(at_h),
           *other = pieces.at(at_other);
   auto* tokens = pieces.as<int64_t>(at_tokens);
   const auto norm = [&](const void* from, int64_t rows, const void* weight, void* to) {
     ops.rms_norm(pool, f32, from, D, rows, D, weight, layer.eps, nullptr, to);
   };
 
+  const Cache cache{static_cast<uint8_t*>(decoder_layer.cache), call.block_size, decoder_layer.attention->latent,
+                    decoder_layer.attention->rotary, call.fp8 != 0};
   PassRows where(layer, call);
   std::vector<DraftSpan> spans;
   for (int64_t s = 0; s < call.count; ++s) spans.push_back({s, call.streams[s].start, call.streams[s].rows});
@@ -152,15 +154,18 @@ bool draft(Pool& pool, const Ops& ops, bool f32, const DraftLayer& layer, const 
       norm(hidden + bytes(t * D), 1, layer.hnorm, to + bytes(D));
     }
     ops.linear(pool, f32, *layer.eh_proj, both, 2 * D, rows.rows, x, false);
-    const DecoderRows to{x, pieces.at(at_h), other, call.blocks, call.block_size, call.fp8};
-    if (!decoder(pool, ops, f32, &decoder_layer, 1, rows, to)) return false;
-    int64_t last = -1;
-    for (size_t i = 0; i < spans.size(); ++i) {
-      last += spans[i].rows;
-      norm(other + bytes(last * D), 1, layer.norm, hidden + bytes(static_cast<int64_t>(i) * D));
+    attention(pool, ops, f32, *decoder_layer.attention, rows, x, cache, h);
+    // Of all but a stream's last row only the latents are needed, and these are written.
+    int64_t n = 0, last = -1;
+    for (const DraftSpan& span : spans) {
+      last += span.rows;
+      for (uint8_t* all : {x, h}) std::memmove(all + bytes(n * D), all + bytes(last * D), bytes(D));
+      ++n;
     }
+    if (!feed_forward(pool, ops, f32, decoder_layer, MoeCall{h, x, n, other})) return false;
+    norm(other, n, layer.norm, hidden);
     auto* logits = pieces.as<float>(at_logits);
-    ops.linear(pool, f32, *layer.head, hidden, D, static_cast<int64_t>(spans.size()), logits, true);
+    ops.linear(pool, f32, *layer.head, hidden, D, n, logits, true);
     guess(pool, ops, call, spans, pass, logits, V, tokens);
 
     size_t kept = 0;  // those that have another guess
