@@ -64,6 +64,8 @@ class _Mean:
     def add(self, rows: int, seconds: float) -> None:
         if self.times and 3 * seconds < self.seconds:  # what came before was a hiccup of the machine
             self.times = 0
+        if self.times == 1 and seconds < self.seconds:  # nothing that a step of its kind touches was in a cache
+            self.rows, self.seconds = float(rows), seconds
         if self.times >= 3:  # a hiccup of the machine is not the step's
             seconds = min(seconds, 3 * self.seconds)
         self.times += 1
