@@ -139,7 +139,7 @@ class DraftStream(NamedTuple):
     top_p: float
     top_k: int
     seed: int
-    index: int  # of the first guess among the request's output tokens
+    place: int  # of the first guess among the request's output tokens: `sample`'s index
 
 
 class Kernels(ABC):

@@ -116,7 +116,7 @@ class DraftCall:
             tokens.extend(one.tokens)
             asked.append((
                 one.start, len(one.tokens), one.expanded, one.skipped, len(table), one.guesses, one.top_k, one.seed,
-                one.index, one.temperature, one.top_p,
+                one.place, one.temperature, one.top_p,
             ))  # fmt: skip
             for x_TD, row, rows in one.hidden:
                 if x_TD.dtype != dtype or x_TD.shape[1:] != (decoder.hidden,) or not x_TD.is_contiguous():
@@ -129,7 +129,8 @@ class DraftCall:
                 pieces.append((x_TD.data_ptr() + row * decoder.hidden * dtype.itemsize, rows))
         self._most = max((one.guesses for one in streams), default=0)
         self._out = (_L * (count * self._most))()
-        named, held = (_DraftStream * count)(*asked), (_HiddenRows * len(pieces))(*pieces)
+        named = (_DraftStream * count)(*asked)  # type: ignore[misc]  # ctypes takes tuples, the sooner
+        held = (_HiddenRows * len(pieces))(*pieces)  # type: ignore[misc]
         self._keep = named, tables, tokens, held
         self._streams = streams
         self.structure = _DraftCall(
