@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,6 +106,40 @@ class DecoderLayer:
     router: Router | None = None
     bank: ExpertBank | None = None
     slot_of_E: Tensor | None = None  # int32: where each expert is in the bank
+
+
+@dataclass(frozen=True, eq=False)
+class DraftLayer:
+    """A layer that guesses tokens (DeepSeek-V3, arXiv:2412.19437, §2.2), all of it in this process."""
+
+    main_norm: Tensor  # [D], the main model's last norm
+    embedding: Tensor  # [V, D]
+    enorm: Tensor  # [D]
+    hnorm: Tensor  # [D]
+    eh_proj: LinearWeight  # [embedding | hidden] → D
+    layer: DecoderLayer
+    norm: Tensor  # [D], before the head
+    head: LinearWeight
+    eps: float
+    cos: Tensor  # float32 [positions, R/2]
+    sin: Tensor
+
+
+class DraftStream(NamedTuple):
+    """What is asked for one stream: tokens that may follow the last of `tokens`."""
+
+    blocks: Sequence[int]  # its block table; keys before block `skipped` are not looked at
+    skipped: int
+    start: int  # positions from here on have these tokens after them, and the layer has not had them
+    tokens: Sequence[int]
+    expanded: bool  # in prefill form; such streams come last
+    hidden: Sequence[tuple[Tensor, int, int]]  # the main model's output for these positions: of x [T, D], row i, n rows
+    guesses: int  # at least 1
+    temperature: float  # 0: the likeliest token; else it is drawn as `sample` says it
+    top_p: float
+    top_k: int
+    seed: int
+    place: int  # of the first guess among the request's output tokens: `sample`'s index
 
 
 class Kernels(ABC):
@@ -324,6 +358,11 @@ class Kernels(ABC):
                 assert layer.gate_up is not None and layer.down is not None
                 x_TD += self.mlp(h_TD, layer.gate_up, layer.down)
         return x_TD
+
+    def draft(self, layer: DraftLayer, cache: Tensor, streams: Sequence[DraftStream]) -> list[list[int]] | None:
+        """Guesses for each stream, and the layer's latents in its cache: what actors/models/mtp.py makes of the
+        operations, to the same bits, in one piece. None: this backend has it in no piece."""
+        return None
 
     # --- sampling ---------------------------------------------------------------------------------
 

@@ -164,7 +164,7 @@ class Engine:
         scored = score_prompts(chunks, x_TD, self.model.logits)
         sampled = self.sampler.sample(chunks, self.model.logits(x_TD[batch.sample_rows]))
         deltas = self.scheduler.complete(chunks, sampled, scored)
-        if self.speculation is not None and not self.speculation.is_over:
+        if self.speculation is not None and self.speculation.listens:
             self._tell_drafter(chunks, x_TD, self.speculation)
         return deltas
 

@@ -23,9 +23,12 @@ from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.step_batch import Span, attention_rows
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
+from isotherm.kernels.ops import DraftStream
 
 WINDOW = 64  # positions of which the main model's output is kept until the layer has had them: what a late begin costs
 EXPANDED = 8  # rows of a stream from which on prefill form is the quicker one
+
+HeldRows = tuple[Tensor, int, int]  # of a step's output [T, D] the rows from this one on, so many
 
 
 @dataclass
@@ -39,9 +42,7 @@ class Run:
     held_from: int
     held_to: int
     window: int = WINDOW  # rows that are kept at least: as many as a block has positions, for a run begins at one
-    held: deque[tuple[Tensor, int, int]] = field(
-        default_factory=deque
-    )  # a step's output, the first row of it, how many
+    held: deque[HeldRows] = field(default_factory=deque)
 
     def hold(self, rows_TD: Tensor, row: int, count: int) -> None:
         if (skipped := count - self.window) > 0:
@@ -65,7 +66,7 @@ class Run:
             first = -(-first // block_size) * block_size
         return first if first < self.held_to else None
 
-    def take(self, most: int, block_size: int) -> tuple[int, Tensor] | None:
+    def take(self, most: int, block_size: int) -> tuple[int, list[HeldRows]] | None:
         """The held rows from `first` on, and that position."""
         first = self.first(most, block_size)
         if first is None:
@@ -75,11 +76,11 @@ class Run:
         rows, at = [], self.held_from
         for x_TD, row, count in self.held:
             if (skip := max(0, first - at)) < count:
-                rows.append(x_TD[row + skip : row + count])
+                rows.append((x_TD, row + skip, count - skip))
             at += count
         self.held.clear()
         self.held_from = self.end = self.held_to
-        return first, rows[0] if len(rows) == 1 else torch.cat(rows)
+        return first, rows
 
 
 class _Begun(NamedTuple):
@@ -88,28 +89,25 @@ class _Begun(NamedTuple):
     place: int  # among those asked
     sequence: ScheduledSequence
     span: Span
-    rows_TD: Tensor  # the main model's output, of the span's positions
+    hidden: list[HeldRows]  # the main model's output, of the span's positions
     tokens: list[int]  # after each of these
     written_from: int  # where entries that nobody had written begin
 
 
 class MtpDrafter:
-    """`cos`, `sin`: the model's."""
-
     kind = "mtp"
 
     def __init__(
         self,
         layer: MtpLayer,
-        cos: Tensor,
-        sin: Tensor,
         experts: RoutedExperts,
         config: SchedulerConfig,
     ):
         self.layer, self._experts, self._config = layer, experts, config
         self._cache = layer.new_cache(config.blocks, config.block_size)
-        self._cos, self._sin = cos, sin
+        self._whole = layer.whole(experts)
         self.passes: Sequence[int] = ()
+        self.looks_back = max(WINDOW, config.block_size)
         self._written: dict[int, bytes] = {}  # block → the prefix whose entries it holds, all of them
 
     def most(self, sequence: ScheduledSequence, room: int) -> int:
@@ -132,8 +130,7 @@ class MtpDrafter:
 
     def _new_run(self, sequence: ScheduledSequence, start: int) -> Run:
         """One that goes on with the entries of a cached prefix, as far as they are there."""
-        size = self._config.block_size
-        window = max(WINDOW, size)
+        size, window = self._config.block_size, self.looks_back
         if start % size:  # after drafts that failed: it begins at the next block
             return Run(sequence.preemptions, start, -1, start, start, window)
         block, begin = start // size, start
@@ -167,26 +164,51 @@ class MtpDrafter:
             assert isinstance(run, Run)
             old_end = run.end
             if room > 0 and (taken := run.take(min(room, run.window), size)) is not None:
-                first, rows_TD = taken
-                room -= len(rows_TD)
+                first, hidden = taken
+                count = run.end - first
+                room -= count
                 for block in sequence.blocks[first // size :]:
                     self._written.pop(block, None)
-                form = Form.PREFILL if len(rows_TD) >= EXPANDED else Form.DECODE
-                span = Span(sequence.blocks, first, len(rows_TD), form, run.begin // size)
+                form = Form.PREFILL if count >= EXPANDED else Form.DECODE
+                span = Span(sequence.blocks, first, count, form, run.begin // size)
                 tokens = sequence.tokens[first + 1 : run.end + 1]
-                begun.append(_Begun(i, sequence, span, rows_TD, tokens, max(old_end, run.begin)))
+                begun.append(_Begun(i, sequence, span, hidden, tokens, max(old_end, run.begin)))
         begun.sort(key=lambda one: one.span.form is Form.PREFILL)
         return begun
 
     def _guess(self, asked: Sequence[tuple[ScheduledSequence, int]], begun: Sequence[_Begun]) -> list[list[int]]:
+        """In one call, where the kernels have the layer so and its experts are here; else pass by pass."""
+        given = None
+        if self._whole is not None:
+            streams = [self._stream(one, asked[one.place][1]) for one in begun]
+            given = self.layer.kernels.draft(self._whole, self._cache, streams)
+        if given is None:
+            given = self._pass_by_pass(asked, begun)
+        counts = [len(tokens) for tokens in given]
+        first = sum(one.span.rows for one in begun)
+        self.passes = (first, *(sum(n > at for n in counts) for at in range(1, max(counts))))
+        drafts: list[list[int]] = [[] for _ in asked]
+        for one, tokens in zip(begun, given, strict=True):
+            drafts[one.place] = tokens
+            self._mark(one)
+        return drafts
+
+    def _stream(self, one: _Begun, guesses: int) -> DraftStream:
+        blocks, start, _, form, skipped = one.span
+        params = one.sequence.request.params
+        return DraftStream(
+            blocks, skipped, start, one.tokens, form is Form.PREFILL, one.hidden, guesses, temperature_of(params),
+            params.top_p, params.top_k, params.seed, one.sequence.generated,
+        )  # fmt: skip
+
+    def _pass_by_pass(self, asked: Sequence[tuple[ScheduledSequence, int]], begun: Sequence[_Begun]) -> list[list[int]]:
         drafts: list[list[int]] = [[] for _ in asked]
         if self.layer.layer.router is not None:  # a dense layer has no rows for them
             self._experts.begin_step()
-        rows = self.layer.hidden(torch.cat([one.rows_TD for one in begun]))
+        rows = self.layer.hidden(torch.cat([x_TD[row : row + n] for one in begun for x_TD, row, n in one.hidden]))
         hidden = self._pass([one.span for one in begun], [token for one in begun for token in one.tokens], rows)
         last, row = [], -1
         for one in begun:
-            self._mark(one)
             last.append(row := row + one.span.rows)
         going = [(i, Span(s.blocks, s.start + s.rows - 1, 1, Form.DECODE, s.skipped)) for i, _, s, *_ in begun]
         hidden = hidden[torch.tensor(last, device=hidden.device)] if len(last) < len(hidden) else hidden
@@ -195,15 +217,14 @@ class MtpDrafter:
                 drafts[i].append(token)
             kept = [at for at, (i, _) in enumerate(going) if len(drafts[i]) < asked[i][1]]
             if not kept:
-                return drafts
+                return [drafts[one.place] for one in begun]
             if len(kept) < len(going):
                 hidden = hidden[torch.tensor(kept, device=hidden.device)]
             going = [(i, span._replace(start=span.start + 1)) for i, span in (going[at] for at in kept)]
             hidden = self._pass([span for _, span in going], [drafts[i][-1] for i, _ in going], hidden)
 
     def _pass(self, spans: Sequence[Span], tokens: Sequence[int], hidden_TD: Tensor) -> Tensor:
-        self.passes = (*self.passes, len(tokens))
-        rows = attention_rows(spans, self._config.block_size, self._cos, self._sin)
+        rows = attention_rows(spans, self._config.block_size, self.layer.cos, self.layer.sin)
         token_ids = torch.tensor(tokens, device=hidden_TD.device)
         try:
             return self.layer.forward(hidden_TD, token_ids, rows, self._cache, self._experts)

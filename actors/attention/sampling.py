@@ -349,11 +349,11 @@ def drawn(
     """A token for each row, with the noise of its index among its request's output tokens."""
     tokens: list[int] = kernels.sample(
         logits_NV,
-        torch.tensor(temperatures, dtype=torch.float64),
-        torch.tensor([p.top_p for p in params], dtype=torch.float64),
-        torch.tensor([p.top_k for p in params]),
-        torch.tensor([p.seed for p in params]),
-        torch.tensor(indices),
+        *(torch.from_numpy(np.array(x, np.float64)) for x in (temperatures, [p.top_p for p in params])),
+        *(
+            torch.from_numpy(np.array(x, np.int64))
+            for x in ([p.top_k for p in params], [p.seed for p in params], indices)
+        ),
     ).tolist()
     return tokens
 

@@ -17,7 +17,7 @@ def speculation_of(kind: str, tokens: int, engine: Engine, experts: int, top_k: 
     model = engine.model
     if kind == "mtp":
         assert model.mtp is not None, "the model is loaded with the layer that drafts"
-        drafter: Drafter = MtpDrafter(model.mtp, model.cos, model.sin, engine.experts, engine.scheduler.config)
+        drafter: Drafter = MtpDrafter(model.mtp, engine.experts, engine.scheduler.config)
     else:
         drafter = NgramDrafter()
     return Speculation(drafter, tokens, DraftLengths(experts, top_k, kind == "mtp"))

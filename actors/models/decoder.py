@@ -41,7 +41,7 @@ class Decoder:
         self, kernels: Kernels, x_TD: Tensor, rows: AttentionRows, caches: Sequence[Tensor], experts: RoutedExperts
     ) -> Tensor:
         """The last layer's output; writes the rows' latents into the caches, and over x."""
-        together = self._together(experts)
+        together = self.together(experts)
         if together is not None:
             return kernels.decoder(x_TD, together, rows, caches)
         for i, layer in enumerate(self.layers):
@@ -58,7 +58,7 @@ class Decoder:
         """The attention of layer `i`, as Kernels.attention says it."""
         return kernels.attention(x_TD, self.layers[i].attention, rows, caches[i])
 
-    def _together(self, experts: RoutedExperts) -> Sequence[DecoderLayer] | None:
+    def together(self, experts: RoutedExperts) -> Sequence[DecoderLayer] | None:
         """All layers, where nothing has to be sent between them."""
         if self._seen is None or self._seen[0] is not experts:
             layers = [self._whole(layer, experts.bank_of(self._first + i)) for i, layer in enumerate(self.layers)]

@@ -79,6 +79,8 @@ class DeepseekV3Model:
             norm=self._norm(reader, f"{p}.shared_head.norm"),
             head=head,
             fp8_cache=self.fp8_cache,
+            cos=self.cos,
+            sin=self.sin,
         )
 
     def _load_layer(self, reader: WeightReader, i: int) -> Layer:

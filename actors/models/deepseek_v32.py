@@ -86,7 +86,7 @@ class SparseDecoder(Decoder):
                 out_TX[at[part]] = _chosen(k, a, q_nope[at[part]], q_rope[at[part]], cache, table, positions)
         return k.add_rms_norm(k.linear(out_TX, a.o), x_TD, a.post_norm, a.eps)
 
-    def _together(self, experts: RoutedExperts) -> None:
+    def together(self, experts: RoutedExperts) -> None:
         """None: the kernels know of no indexer."""
 
 

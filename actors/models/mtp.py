@@ -16,7 +16,7 @@ from torch import Tensor
 from isotherm.actors.models.decoder import Decoder, Layer
 from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.kernels.cache_rows import new_layer_cache
-from isotherm.kernels.ops import AttentionRows, Kernels, LinearWeight
+from isotherm.kernels.ops import AttentionRows, DraftLayer, Kernels, LinearWeight
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class MtpLayer:
     norm: Tensor  # [D], before the head
     head: LinearWeight
     fp8_cache: bool
+    cos: Tensor  # float32 [positions, R/2], the main model's
+    sin: Tensor
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -49,6 +51,17 @@ class MtpLayer:
     def hidden(self, x_TD: Tensor) -> Tensor:
         """What `forward` takes of what the main model's forward pass gives."""
         return self.kernels.rms_norm(x_TD, self.main_norm, self.eps)
+
+    def whole(self, experts: RoutedExperts) -> DraftLayer | None:
+        """As Kernels.draft takes it; None where its experts are elsewhere."""
+        together = self._decoder.together(experts)
+        if together is None:
+            return None
+        (layer,) = together
+        return DraftLayer(
+            self.main_norm, self.embedding, self.enorm, self.hnorm, self.eh_proj, layer, self.norm, self.head, self.eps,
+            self.cos, self.sin,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def forward(

@@ -34,8 +34,10 @@ class _Ending:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """SIGTERM and SIGHUP, for this time."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
+        """SIGTERM and SIGHUP, for this time. One that this process was started to ignore, as by nohup, stays
+        ignored."""
+        taken = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._on_signal) for number in taken}
         try:
             yield
         except asyncio.CancelledError:

@@ -11,7 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from isotherm.cluster.api.batches.store import FOLDERS
 from isotherm.cluster.deploy.session_folder import session_trouble
+from isotherm.cluster.doctor.batches import judge_batches, look_at_batches
 from isotherm.cluster.doctor.checkpoint import check_checkpoint
 from isotherm.cluster.doctor.finding import Finding, State, exit_status
 from isotherm.cluster.doctor.limits import judge_limits, judge_session, look_at_limits
@@ -32,6 +34,7 @@ def examine_machine(manifest: Manifest, path: Path | None) -> list[Finding]:
         *judge_machine(machine),
         *judge_limits(look_at_limits()),
         *judge_session(session_trouble()),
+        *judge_batches(look_at_batches(manifest.http, FOLDERS)),
         *judge_ports(look_at_ports(manifest.http.host, manifest.http.port, manifest.url)),
         *judge_proxies(look_at_proxies()),
         *judge_versions(look_at_versions()),

@@ -55,6 +55,12 @@ def roll(
             raise typer.BadParameter(
                 "--ingress takes its manifest without --manifest; workers are rolled by themselves"
             )
+        asked = {
+            "--expert-groups": expert_groups, "--attention-shards": attention_shards, "--deadline": deadline,
+            "--dry-run": dry_run or None, "--wait": wait or None, "--json": as_json or None,
+        }  # fmt: skip
+        if given := [option for option, value in asked.items() if value is not None]:
+            raise typer.BadParameter(f"--ingress takes no {', '.join(given)}: the replicas are replaced at once")
         _update_ingress(model, address)
         return
     if model is None and manifest is None:

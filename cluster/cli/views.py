@@ -21,6 +21,7 @@ from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import human_bytes
 from isotherm.cluster.messages.operations import summed_up
 
+NAMED = 3  # of the batches that wait for the same
 WAIT_SECONDS = 4.0  # of a command, after which it says what it waits for; the cluster itself knows after two
 
 
@@ -86,6 +87,8 @@ def show_status(status: JSON, console: Console) -> None:
     console.print(worker_table(status["workers"], console.width))
     for words in (*speculation_lines(status["workers"]), *_processes(status["workers"])):
         console.print(words, highlight=False, markup=False, soft_wrap=True)
+    for words in _waiting_batches(status.get("waiting_batches", [])):
+        console.print(words, style="yellow", highlight=False, markup=False, soft_wrap=True)
     for node in status["nodes"]:
         states = [word for word, shown in (("dead", not node["alive"]), ("drained", node.get("drained"))) if shown]
         console.print(
@@ -94,6 +97,16 @@ def show_status(status: JSON, console: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def _waiting_batches(waiting: Sequence[JSON]) -> Iterator[str]:
+    """A line for all that wait for the same."""
+    alike: dict[str, list[str]] = {}
+    for batch in waiting:
+        alike.setdefault(batch["message"], []).append(batch["id"])
+    for message, ids in alike.items():
+        more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+        yield f"{', '.join(ids[:NAMED])}{more}: {message}"
 
 
 def _processes(workers: Sequence[JSON]) -> Iterator[str]:

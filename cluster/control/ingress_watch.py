@@ -42,6 +42,7 @@ class IngressWatch:
     def __init__(self, background: Background, find: Callable[[str], Replica], limit: float) -> None:
         self._background, self._find, self._limit = background, find, limit
         self._watched: set[str] = set()
+        self.killed: list[str] = []  # by their names: Ray tells them from those that Serve itself ends by nothing
 
     def follow(self, name: str) -> None:
         """Watch a replica that has just reported, until it has ended."""
@@ -58,6 +59,7 @@ class IngressWatch:
                 await asyncio.sleep(PAUSE)
                 silence = await self._silence(replica)
             log.error("%s %s; it is killed, and Ray Serve starts another", name, silence)
+            self.killed.append(name)  # before it is: who sees it gone then learns why
             await replica.kill()
         except WorkerGoneError as error:
             log.info("%s has ended: %s", name, one_line(error))

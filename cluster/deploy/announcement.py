@@ -32,6 +32,7 @@ def announce(manifest: Manifest, asks_for_keys: bool, workers: Iterable[JSON], c
         console.print(
             f"  every route but /health, /ready and the page at / asks for a key: {source}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
         return

@@ -288,7 +288,7 @@ class Controller:
             "dashboard": self._dashboard,
             "operation": None if running is None else self.revisions.told(running),
             "autoscaler": self.autoscale.summary(),
-            **await self.revisions.status(self.observatory.loads()),
+            **await self.revisions.status(self.observatory.loads()) | self.observatory.waiting(),
         }
 
     async def operate(self, body: Any) -> JSON:
@@ -340,6 +340,9 @@ class Controller:
         """Take what an ingress replica has counted, and its requests."""
         self.observatory.take(ingress, figures, requests)
         self._ingress_watch.follow(ingress)
+
+    async def killed_ingress(self) -> list[str]:
+        return self._ingress_watch.killed
 
     async def requests(self) -> dict[str, JSON]:
         return self.observatory.requests()

@@ -90,6 +90,7 @@ class RayFleet:
         self.load_view: Callable[[], list[list[float]] | None] = lambda: None
         self._died, self._changed, self._standing = died, changed, standing
         self.scheduler_config = manifest.scheduler_config(checkpoint.config)
+        self._ending: set[str] = set()  # workers of which a part may be gone: processes, or their places
         self._loading: set[str] = set()  # workers that may be too busy to answer
         self._background = Background()
         self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
@@ -210,15 +211,18 @@ class RayFleet:
         )
 
     async def end(self, name: str) -> None:
-        """Where it raises, the worker is still known, and may be ended again."""
+        """Where it raises, the worker is still known, and may be ended again; that its process is gone by then is no
+        loss."""
         self._standing()
-        if (worker := self.groups.get(name) or self.shards.get(name)) is not None:
-            end_worker(worker)
+        self._ending.add(name)
         self.in_service.discard(name)
         self._watch.remove(name)
         self.repair.forget(name)
+        if (worker := self.groups.get(name) or self.shards.get(name)) is not None:
+            end_worker(worker)
         for workers in (self.groups, self.shards, self.dead):
             workers.pop(name, None)
+        self._ending.discard(name)
 
     async def end_all(self) -> None:
         """Whatever cannot be ended keeps nothing else from being so. Raises the first error at the end."""
@@ -335,7 +339,8 @@ class RayFleet:
     # What link_repair asks.
 
     def is_there(self, worker: str) -> bool:
-        return worker not in self.dead and (worker in self.groups or worker in self.shards)
+        known = worker in self.groups or worker in self.shards
+        return known and worker not in self.dead and worker not in self._ending
 
     def groups_of(self, shard: str) -> list[str]:
         return [group for group in self.placement.groups() if group in self.groups]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from ray.exceptions import RayError
 
@@ -14,11 +14,13 @@ from isotherm.cluster.on_ray.front_door_actors import FrontDoorActor, front_door
 
 
 class FrontDoorLosses:
-    """Says which have crashed, and which were started in their place. `actors`: all that Ray knows; it is asked only
-    where the names of those that are there have changed, or somebody is missing."""
+    """Says which have crashed or were killed because they hung, and which were started in their place. `actors`: all
+    that Ray knows; it is asked only where the names of those that are there have changed, or somebody is missing.
+    `killed`: the names of the ingress replicas that the controller's watch has killed, which Ray has as if Serve had
+    ended them; asked only where one has ended so."""
 
-    def __init__(self, actors: Callable[[], Iterable[FrontDoorActor]]) -> None:
-        self._actors = actors
+    def __init__(self, actors: Callable[[], Iterable[FrontDoorActor]], killed: Callable[[], Collection[str]]) -> None:
+        self._actors, self._killed = actors, killed
         self._names: frozenset[str] = frozenset()
         self._settled = False  # each of them was alive at the last look, and nobody missing
         self._alive: set[str] = set()  # by id
@@ -29,10 +31,13 @@ class FrontDoorLosses:
         if names == self._names and self._settled:
             return []
         actors = list(self._actors())
-        crashed = [actor for actor in actors if actor.crashed and actor.id in self._alive]
+        gone = [actor for actor in actors if not actor.alive and actor.id in self._alive]
+        killed = self._killed() if any(not actor.crashed and not actor.is_proxy for actor in gone) else ()
+        lost = {actor: "" for actor in gone if actor.crashed}
+        lost |= {actor: ": it hung, and was killed" for actor in gone if not actor.crashed and actor.ingress in killed}
         fresh = [actor for actor in actors if actor.alive and actor.id not in self._alive]
-        said = [f"{actor.words} is lost; {_follows(actor)}" for actor in crashed]
-        self._missing += crashed
+        said = [f"{actor.words} is lost{how}; {_follows(actor)}" for actor, how in lost.items()]
+        self._missing += lost
         for actor in fresh:
             if (before := next((m for m in self._missing if m.is_proxy == actor.is_proxy), None)) is not None:
                 self._missing.remove(before)
@@ -50,10 +55,11 @@ def _follows(actor: FrontDoorActor) -> str:
 
 
 class FrontDoorWatch:
-    """Looks, and hands what there is to say to `say`."""
+    """Looks, and hands what there is to say to `say`. `killed`: as FrontDoorLosses says; it may raise RayError, and is
+    asked again at the next look."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._losses = say, FrontDoorLosses(front_door_actors)
+    def __init__(self, say: Callable[[str], None], killed: Callable[[], Collection[str]]) -> None:
+        self._say, self._losses = say, FrontDoorLosses(front_door_actors, killed)
         self._looking = threading.Lock()
 
     def look(self) -> None:

@@ -13,6 +13,7 @@ from ray.serve import Application
 from starlette.applications import Starlette
 
 from isotherm.cluster.api.access.key_store import KeySource, KeyStore
+from isotherm.cluster.api.batches.service import BatchService
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.api.onward import Onward, OnwardMiddleware
 from isotherm.cluster.api.settings import AppSettings
@@ -55,7 +56,7 @@ def ingress_application(manifest: Manifest, keys: KeySource | None) -> Applicati
         store = SharedResponseStore(manifest.http.kept_responses) if manifest.http.replicas > 1 else None
         refused = batches_refused(manifest.http)
         batches = None if refused else batch_service(manifest.http, AppSettings.max_body_bytes)
-        observer = _observer(manifest, controller)
+        observer = _observer(manifest, controller, batches)
         engine.background.keep("the reports of what is observed", observer.keep_reporting)
         key_store = None if keys is None else KeyStore(keys, manifest.http.replicas)
         app = front_door(
@@ -104,11 +105,14 @@ def _what_serves() -> tuple[Path, ShardLimits]:
     return Path(path), limits
 
 
-def _observer(manifest: Manifest, controller: ControllerClient) -> IngressObserver:
+def _observer(manifest: Manifest, controller: ControllerClient, batches: BatchService | None) -> IngressObserver:
     """Named as Serve names this replica, as far as it takes to tell it from others."""
     name = f"ingress-{serve.get_replica_context().replica_id.unique_id}"
     set_up_logs(name, manifest.logging.format, manifest.logging.level, logger="isotherm")
-    return IngressObserver.of(manifest, name, controller)
+    observer = IngressObserver.of(manifest, name, controller)
+    if batches is not None:
+        observer.waiting_batches = batches.waiting
+    return observer
 
 
 def _replica_stops() -> Callable[[], bool]:

@@ -11,7 +11,7 @@ from isotherm.cluster.api.access.key_store import KeySource
 from isotherm.cluster.deploy.ingress_start import run_ingress
 from isotherm.cluster.deploy.rolled_values import By, Change, still_differing
 from isotherm.cluster.manifest import Manifest, ManifestError
-from isotherm.cluster.on_ray.session import ANSWER_SECONDS, attach, running_controller
+from isotherm.cluster.on_ray.session import ask_controller, attach, running_controller
 from isotherm.cluster.supervise.supervisor import ServeError
 
 
@@ -40,18 +40,18 @@ def update_ingress(address: str | None, manifest: Manifest | None) -> int:
     attach(address)
     try:
         controller = running_controller()
-        if ray.get(controller.owner.remote(), timeout=ANSWER_SECONDS) is None:
+        if ask_controller(controller, "owner") is None:
             raise ServeError("this cluster belongs to a RayService: change its serveConfigV2, which does the same")
         running: Manifest
         keys: KeySource | None
-        running, keys = ray.get(controller.front_door.remote(), timeout=ANSWER_SECONDS)
+        running, keys = ask_controller(controller, "front_door")
         wanted = running if manifest is None else manifest.model_copy(update={"model": running.model})
-        check_front_door(running, wanted, now=ray.get(controller.served.remote(), timeout=ANSWER_SECONDS)[1])
+        check_front_door(running, wanted, now=ask_controller(controller, "served")[1])
         try:
             run_ingress(wanted, keys)
         except ServeError as error:
             raise ServeError(f"the new ingress replicas cannot start, the old ones serve on: {error}") from None
-        ray.get(controller.take_front_door.remote(wanted), timeout=ANSWER_SECONDS)
+        ask_controller(controller, "take_front_door", wanted)
         return wanted.http.replicas
     finally:
         ray.shutdown()

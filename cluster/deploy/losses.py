@@ -18,19 +18,28 @@ class Losses:
         self._told: set[str] = set()  # workers that are lost, and recoveries that have ended
 
     def lines(self, operations: Iterable[JSON]) -> list[str]:
-        """What there is to say of the controller's operations, oldest first, that was not said before."""
-        said = []
-        for operation in operations:
-            if operation["origin"] != RECOVERY:
-                continue
-            workers = operation["target"]["replace"]
-            said += [
-                f"{self._named(worker)} is lost; it is being replaced, and streams that need it wait"
-                for worker in workers
-                if self._is_new(worker)
-            ]
-            if Phase(operation["phase"]).is_final and self._is_new(operation["id"]):
-                said.append(self._end(operation, ", ".join(workers)))
+        """What there is to say of the controller's operations, oldest first, that was not said before. Where `pid_of`
+        raises, nothing of it counts as said."""
+        said, before = [], set(self._told)
+        try:
+            for operation in operations:
+                said += self._of(operation)
+        except BaseException:
+            self._told = before
+            raise
+        return said
+
+    def _of(self, operation: JSON) -> list[str]:
+        if operation["origin"] != RECOVERY:
+            return []
+        workers = operation["target"]["replace"]
+        said = [
+            f"{self._named(worker)} is lost; it is being replaced, and streams that need it wait"
+            for worker in workers
+            if self._is_new(worker)
+        ]
+        if Phase(operation["phase"]).is_final and self._is_new(operation["id"]):
+            said.append(self._end(operation, ", ".join(workers)))
         return said
 
     def _is_new(self, name: str) -> bool:

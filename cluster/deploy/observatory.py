@@ -72,6 +72,11 @@ class Observatory:
     def requests(self) -> dict[str, JSON]:
         return self._reports.requests()
 
+    def waiting(self) -> JSON:
+        """What `isotherm status` says of batches that wait for storage: several replicas may tell of one."""
+        told = [batch for replica in self.requests().values() for batch in replica.get("waiting_batches", [])]
+        return {"waiting_batches": sorted({batch["id"]: batch for batch in told}.values(), key=lambda b: b["id"])}
+
     def metrics(self) -> str:
         """What GET /metrics gives."""
         return render(self.snapshot())

@@ -4,6 +4,7 @@ but while another is rolled out."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from isotherm.cluster.control.planner import Desired
 from isotherm.cluster.control.reconfigurer import Reconfigurer
@@ -30,7 +31,8 @@ class Revision:
         save: Callable[[], None],
     ):
         self.number, self.manifest, self.checkpoint, self.fleet = number, manifest, checkpoint, fleet
-        self.limits = manifest.scheduler_config(checkpoint.config).limits
+        limits = manifest.scheduler_config(checkpoint.config).limits
+        self.limits = replace(limits, hangs_after=manifest.liveness.timeout)
         self.reconfigurer = Reconfigurer(fleet, operations, changed, save)
 
     async def start(self, planned: Desired, phase: Callable[[str], None]) -> None:

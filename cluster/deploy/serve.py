@@ -22,7 +22,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.serve.context import _get_global_client
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -46,6 +46,7 @@ from isotherm.cluster.on_ray.controller_process import CONTROLLER, ON_HEAD, find
 from isotherm.cluster.on_ray.handles import ActorHandle, Reference
 from isotherm.cluster.on_ray.session import (
     ANSWER_SECONDS,
+    ask_controller,
     attach,
     local_processes,
     running_controller,
@@ -258,7 +259,8 @@ def _serve(
         stop.until_set(lambda: start_ingress(manifest, keys))
         _show_loading(controller, starting, stop, console)
         url = ray.get(controller.url.remote(), timeout=ANSWER_SECONDS)
-        front_door = FrontDoorWatch(lambda line: _say(line, console))
+        killed = lambda: ray.get(controller.killed_ingress.remote(), timeout=TELL_SECONDS)  # noqa: E731
+        front_door = FrontDoorWatch(lambda line: _say(line, console), killed)
         front_door.look()  # so that whoever is there now is missed from the first moment on
         wait = wait_for_answer if own_ray else _wait_on_head
         certificate = None if manifest.http.tls is None else manifest.http.tls.certificate
@@ -310,14 +312,14 @@ def stop_running(address: str | None) -> None:
     attach(address)
     try:
         controller = running_controller()
-        owner = ray.get(controller.owner.remote(), timeout=ANSWER_SECONDS)
+        owner = ask_controller(controller, "owner")
         if owner is None:
             raise ServeError(
                 "this cluster belongs to a RayService, which would start it again; end it with: "
                 "kubectl delete rayservice NAME"
             )
-        manifest: Manifest = ray.get(controller.served.remote(), timeout=ANSWER_SECONDS)[0]
-        ray.get(controller.ask_to_end.remote(), timeout=ANSWER_SECONDS)
+        manifest: Manifest = ask_controller(controller, "served")[0]
+        ask_controller(controller, "ask_to_end")
         # The process that serves sees this and ends the ingress, the controller, and Ray where it started it.
         if not _taken_up(controller):
             stop_everything()
@@ -341,6 +343,8 @@ def _taken_up(controller: ActorHandle) -> bool:
         try:
             if ray.get(controller.ending.remote(), timeout=ENDING_SECONDS):
                 return True
+        except GetTimeoutError:
+            continue  # it hangs, and takes up nothing
         except RayError:
             return True  # it is gone already
         time.sleep(0.2)

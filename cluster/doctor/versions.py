@@ -9,9 +9,10 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-from isotherm.cluster.doctor.finding import Finding, fail, ok
+from isotherm.cluster.doctor.finding import Finding, fail, ok, warn
 
 CHECKED = ("ray", "torch")
+NCCL = ("nvidia-nccl-cu12", "nvidia-nccl-cu13")  # each puts its library into the same file
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class VersionFacts:
 
 def look_at_versions() -> VersionFacts:
     installed = {}
-    for name in CHECKED:
+    for name in (*CHECKED, *NCCL):
         try:
             installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -46,7 +47,16 @@ def judge_versions(facts: VersionFacts) -> list[Finding]:
     wanted = {r.name: r for r in map(Requirement, facts.requires) if r.marker is None or r.marker.evaluate()}
     python = Requirement(f"python{facts.python_wanted}")
     found = [_one("python", facts.python, python)]
-    return found + [_one(name, facts.installed.get(name), wanted.get(name)) for name in CHECKED]
+    found += [_one(name, facts.installed.get(name), wanted.get(name)) for name in CHECKED]
+    return found + _nccl(facts.installed)
+
+
+def _nccl(installed: Mapping[str, str]) -> list[Finding]:
+    if not all(name in installed for name in NCCL):
+        return []
+    words = f"{' and '.join(NCCL)} are both installed, and the later one has overwritten the other's library"
+    advice = f"pip uninstall {' '.join(NCCL)}, then install the one that `pip show torch` requires"
+    return [warn("NCCL", words, advice)]
 
 
 def _one(name: str, version: str | None, wanted: Requirement | None) -> Finding:

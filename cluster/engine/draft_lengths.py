@@ -64,6 +64,8 @@ class _Mean:
     def add(self, rows: int, seconds: float) -> None:
         if self.times and 3 * seconds < self.seconds:  # what came before was a hiccup of the machine
             self.times = 0
+        if self.times == 1 and seconds < self.seconds:  # nothing that a step of its kind touches was in a cache
+            self.rows, self.seconds = float(rows), seconds
         if self.times >= 3:  # a hiccup of the machine is not the step's
             seconds = min(seconds, 3 * self.seconds)
         self.times += 1
@@ -194,6 +196,11 @@ class DraftLengths:
         self._idle, self._probing = 0, PROBE_STEPS
         self._probe_after = min(PROBE_MOST, 2 * self._probe_after)
         return False
+
+    @property
+    def steps_to_probe(self) -> int:
+        """How many steps from now there may be drafts; 0 where there are some."""
+        return 0 if self._probing or self._idle == 0 else self._probe_after - self._idle
 
     def choose(self, rows: int, found: Sequence[Candidate]) -> list[Candidate]:
         """`rows` of a step without drafts → the candidates that have some, with `count` set."""

@@ -19,6 +19,7 @@ class Drafter(Protocol):
     """Guesses what comes next."""
 
     kind: str  # mtp | ngram
+    looks_back: int  # steps before drafts whose `computed` it needs, at most
     passes: Sequence[int]  # of a model, that the last drafts took: the rows of each
 
     def most(self, sequence: ScheduledSequence, room: int) -> int:

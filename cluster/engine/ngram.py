@@ -28,7 +28,7 @@ class _Index:
 
 
 class NgramDrafter:
-    kind = "ngram"
+    kind, looks_back = "ngram", 0
     passes: Sequence[int] = ()
 
     def most(self, sequence: ScheduledSequence, room: int) -> int:

@@ -12,7 +12,6 @@ import math
 import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 
 from isotherm.cluster.engine.config import SchedulerConfig
@@ -310,11 +309,8 @@ class Scheduler:
             if self.config.prefix_cache:
                 self._register_full_blocks(sequence, chunk.start)
             if new or (failed is None and (prompt is not None or not sequence.remaining)):
-                delta = self._delta(sequence, start, new, prompt)
-                if chunk.draft:
-                    right = sequence.verified[1]
-                    delta = replace(delta, drafts_accepted=right, drafts_rejected=len(chunk.draft) - right)
-                deltas.append(delta)
+                right = sequence.verified[1] if chunk.draft else 0
+                deltas.append(self._delta(sequence, start, new, prompt, right, len(chunk.draft) - right))
             if failed is not None:
                 deltas += self.fail(sequence.request.id, failed.error, failed.error_param)
         return deltas
@@ -332,9 +328,15 @@ class Scheduler:
             del sequence.blocks[keep:]
 
     def _delta(
-        self, sequence: ScheduledSequence, start: int, new: Sequence[Sampled], prompt: PromptLogprobs | None
+        self,
+        sequence: ScheduledSequence,
+        start: int,
+        new: Sequence[Sampled],
+        prompt: PromptLogprobs | None,
+        right: int,
+        wrong: int,
     ) -> Delta:
-        """What a request is given; it ends where these are its last tokens."""
+        """What a request is given; it ends where these are its last tokens. `right`, `wrong`: of its drafts."""
         request, params = sequence.request, sequence.request.params
         count = start + len(new)  # of output tokens
         reason = None
@@ -352,4 +354,4 @@ class Scheduler:
         cached, queued = sequence.cached_tokens, sequence.queued
         told = reason is not None or start == len(request.generated)
         course = sequence.course(self.waited) if told else None
-        return Delta(request.id, start, tokens, reason, logprobs, cached, "", prompt, queued, course)
+        return Delta(request.id, start, tokens, reason, logprobs, cached, "", prompt, queued, course, right, wrong)

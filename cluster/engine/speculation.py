@@ -83,6 +83,13 @@ class Speculation:
         """There are no drafts any more."""
         return bool(self.stopped) and not self._paused
 
+    @property
+    def listens(self) -> bool:
+        """Whether the drafter is to be told of this step: there are drafts, or there will be so soon that it needs it.
+        Else what it would keep is thrown away, and with many streams that shows."""
+        steps = self._paused if self.stopped else 0 if self.lengths is None else self.lengths.steps_to_probe
+        return not self.is_over and steps <= self.drafter.looks_back
+
     def _chosen(self, rows: int, found: Sequence[Candidate], budget: int) -> Sequence[Candidate]:
         if self.lengths is not None:
             chosen: Sequence[Candidate] = self.lengths.choose(rows, found)

@@ -30,6 +30,7 @@ class ShardLimits:
     max_sequences: int = sys.maxsize  # requests that run
     requests: int = sys.maxsize  # that run or wait
     tokens: int = sys.maxsize  # that all of those may have
+    hangs_after: float = 15.0  # seconds of silence after which it counts as hung, and is ended; 0: never
 
 
 @dataclass(frozen=True)

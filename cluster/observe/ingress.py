@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from isotherm.cluster.api.request_book import REMEMBERED, RequestBook, Sink
@@ -47,7 +47,8 @@ class IngressObserver:
         self.name, self._others = name, others
         self._figures = RequestFigures()
         self.book = RequestBook([self._figures.take, *sinks])
-        self._reported: list[Family] = []
+        self._reported: tuple[list[Family], list[JSON]] = [], []
+        self.waiting_batches: Callable[[], list[JSON]] = list  # as BatchService.waiting gives them
 
     @classmethod
     def of(cls, manifest: Manifest, name: str, others: Others, logs: bool = True) -> IngressObserver:
@@ -96,12 +97,13 @@ class IngressObserver:
         """Report again and again what is new, and now and then that there is nothing new."""
         reported_at = float("-inf")
         while True:
-            figures = self.figures()
+            figures, waiting = news = self.figures(), self.waiting_batches()
             now = time.monotonic()
-            if figures != self._reported or self.book.open_count or now > reported_at + 5 * REPORT_SECONDS:
+            if news != self._reported or self.book.open_count or now > reported_at + 5 * REPORT_SECONDS:
                 try:
-                    await self._others.report(self.name, figures, self._own_requests(REPORTED))
-                    self._reported, reported_at = figures, now
+                    batches: JSON = {"waiting_batches": waiting} if waiting else {}
+                    await self._others.report(self.name, figures, self._own_requests(REPORTED) | batches)
+                    self._reported, reported_at = news, now
                 except WorkerGoneError as error:
                     log.debug("nothing was reported: %s", one_line(error))
             await asyncio.sleep(REPORT_SECONDS)

@@ -32,9 +32,14 @@ class FrontDoorActor:
         return self.name.startswith(PROXY)
 
     @property
+    def ingress(self) -> str:
+        """The name by which an ingress replica reports."""
+        return f"ingress-{self.name.rpartition('#')[2]}"
+
+    @property
     def words(self) -> str:
         """As logs and metrics call it."""
-        called = "HTTP proxy" if self.is_proxy else f"ingress replica ingress-{self.name.rpartition('#')[2]}"
+        called = "HTTP proxy" if self.is_proxy else f"ingress replica {self.ingress}"
         return f"{called} (process {self.pid})"
 
 

@@ -14,6 +14,7 @@ import grpc
 import ray
 from ray._private import parameter
 from ray._private.utils import write_ray_address
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from isotherm.cluster.errors import IsothermError, one_line
 from isotherm.cluster.jsontypes import JSON
@@ -122,6 +123,18 @@ def running_controller() -> ActorHandle:
         ) from None
 
 
+def ask_controller(controller: ActorHandle, name: str, *args: Any) -> Any:
+    """What one of its methods gives. Raises NoClusterError where it does not answer."""
+    try:
+        return ray.get(getattr(controller, name).remote(*args), timeout=ANSWER_SECONDS)
+    except GetTimeoutError:
+        raise NoClusterError(
+            f"the cluster's controller has not answered in {ANSWER_SECONDS:g} s; one that hangs is replaced: try again"
+        ) from None
+    except RayActorError as error:
+        raise NoClusterError(f"the cluster's controller is gone: {one_line(error)}") from None
+
+
 def cluster_status(address: str | None) -> JSON:
     """What the controller of a running cluster says of itself and the workers. Raises NoClusterError."""
     status: JSON = _answer(address, "status")
@@ -138,6 +151,6 @@ def _answer(address: str | None, name: str) -> Any:
     """What one of the controller's methods gives, over a connection of its own. Raises NoClusterError."""
     attach(address)
     try:
-        return ray.get(getattr(running_controller(), name).remote(), timeout=ANSWER_SECONDS)
+        return ask_controller(running_controller(), name)
     finally:
         ray.shutdown()

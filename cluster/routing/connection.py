@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
@@ -22,10 +22,15 @@ from isotherm.cluster.within import within
 HANDED_OUT = 8
 PING_PERIOD = 5.0  # seconds between signs of life; shards give up on a replica that is silent for several of these
 OPEN_SECONDS = 30.0  # in which a shard must have opened a stream
-# In which a shard must have answered each call. One that cannot be heard has given up on this replica by then, and one
-# that hangs has been ended, so that what hung it is known (liveness.timeout is 15 s where nothing else is said).
-SUBMIT_SECONDS = 40.0
+SUBMIT_SECONDS = 40.0  # at least, in which a shard must have answered each call: see `patience`
 SILENT_SECONDS = HELD_UP_SECONDS + 0.3  # in which a shard says what holds it up, else it is itself what does
+
+
+def patience(hangs_after: float) -> float | None:
+    """Seconds in which a shard must have answered each call, by those after which it counts as hung; None: any number,
+    for what never hangs is waited for. One that cannot be heard has given up on this replica by then, and one that
+    hangs has been ended, so that what hung it is known."""
+    return max(SUBMIT_SECONDS, 2 * hangs_after) if hangs_after else None
 
 
 class Shard(Protocol):
@@ -46,10 +51,10 @@ class Connection:
     cause; that is, the shard has acknowledged it, or had answered a question just before it was sent. MISSED: neither
     is so, and the shard may have been dead by then. MOVED: it was not sent. Suspects are always sent after such a
     question. So where many shards die at once nobody is LOST at one that was dead already, and a request that ends a
-    shard before any acknowledgement is MISSED once, and LOST from then on."""
+    shard before any acknowledgement is MISSED once, and LOST from then on. `hangs_after`: as ShardLimits has it."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, hangs_after: Callable[[], float]):
+        self.name, self._hangs_after = name, hangs_after
         self.is_open = False
         self.families: Counter[str] = Counter()  # how many of the open requests are of one
         self._streams: dict[str, asyncio.Queue[Delta]] = {}  # open requests
@@ -185,7 +190,13 @@ class Connection:
             self._sent |= ids
             if asks:
                 self._under_way = dict.fromkeys(ids, FinishReason.MOVED)
-                await within(SUBMIT_SECONDS, shard.submit(connection, [], []))
+                await self._submit(shard, connection, [], [])
             self._under_way = {} if asks else dict.fromkeys(ids, FinishReason.MISSED)
-            await within(SUBMIT_SECONDS, shard.submit(connection, requests, aborts))
+            await self._submit(shard, connection, requests, aborts)
             self._under_way = {}
+
+    async def _submit(
+        self, shard: Shard, connection: str, requests: list[GenerationRequest], aborts: list[str]
+    ) -> None:
+        seconds, call = patience(self._hangs_after()), shard.submit(connection, requests, aborts)
+        await (call if seconds is None else within(seconds, call))

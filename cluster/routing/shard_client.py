@@ -235,7 +235,7 @@ class ShardClient:
             known[membership.revision] = membership.limits.max_model_len
         for name in self._named():
             if name not in self._connections:
-                self._connections[name] = Connection(name)
+                self._connections[name] = Connection(name, lambda: self._limits.hangs_after)
                 self.background.spawn(f"the connection to {name}", self._keep_connected(self._connections[name]))
 
     def _named(self) -> list[str]:

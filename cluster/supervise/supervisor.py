@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import os
 import queue
 import shutil
@@ -34,6 +35,7 @@ from isotherm.cluster.supervise.processes import adopt_orphans, end_all_below, r
 from isotherm.cluster.supervise.terminal import outlast_terminal
 from isotherm.cluster.supervise.watchdog import Answer, End, Instruction, Say, Tell, Watchdog
 
+log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK_SECONDS = 0.2  # from one look at the processes to the next
 PROBE_SECONDS, PROBE_TIMEOUT = 1.0, 5.0
@@ -117,11 +119,15 @@ class _Supervisor:
         """Until it is over, one way or another."""
         adopt_orphans()
         with self._files:
-            self._start_driver(job)
-            while self._end is None:
-                with contextlib.suppress(queue.Empty):
-                    self._do(self._events.get(timeout=LOOK_SECONDS)())
-                self._do(self._look())
+            try:
+                self._start_driver(job)
+                while self._end is None:
+                    with contextlib.suppress(queue.Empty):
+                        self._do(self._events.get(timeout=LOOK_SECONDS)())
+                    self._do(self._look())
+            except BaseException:  # a bug; what it has started must not stay all the same
+                end_all_below(os.getpid(), 0.0, END_SECONDS)
+                raise
             left, statuses = end_all_below(os.getpid(), self._end.patience, END_SECONDS)
             self._driver.returncode = statuses.get(self._driver.pid, self._driver.returncode)
         if left:
@@ -148,9 +154,13 @@ class _Supervisor:
         self._reader = spawn_thread("driver's messages", lambda: self._read(reader))
 
     def _read(self, reader: int) -> None:
-        with open(reader, encoding="utf-8") as lines:
+        with open(reader, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                message = json.loads(line)
+                try:
+                    message = json.loads(line)
+                except ValueError:  # it was killed as it wrote; that it has ended is seen elsewhere
+                    log.warning("the driver's last message is not whole: %.200s", line)
+                    continue
                 self._events.put(partial(self._on_message, message))
 
     def _tell(self, line: str) -> None:

@@ -100,15 +100,15 @@ def bind_weights(a: AttentionWeights, dtype: torch.dtype) -> Bound:
 
 
 def bind_rows(r: AttentionRows) -> Bound:
-    count = len(r.cache_slots)
+    count = r.cache_slots.shape[0]  # `len` of a tensor takes ten times as long
     cos, sin = plain(r.cos_TR2, torch.float32), plain(r.sin_TR2, torch.float32)
     slots = plain(r.cache_slots, torch.int64)
     tables, sequence, lengths = (plain(t, torch.int32) for t in (r.decode_tables, r.decode_sequence, r.decode_lengths))
     if (
         cos.shape != sin.shape
         or cos.dim() != 2
-        or len(cos) != count
-        or not r.decodes == len(sequence) == len(lengths)
+        or cos.shape[0] != count
+        or not r.decodes == sequence.shape[0] == lengths.shape[0]
         or (r.decodes and tables.dim() != 2)
     ):
         lengths_of = {
@@ -135,4 +135,4 @@ def bind_rows(r: AttentionRows) -> Bound:
 
 
 def plain(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype).contiguous()
+    return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()

@@ -21,10 +21,19 @@ from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.attention import plain
 from isotherm.kernels.native.bound import BoundLayers, DecoderRows, check_parts
 from isotherm.kernels.native.context import Error, NativeContext, fail
+from isotherm.kernels.native.draft import BoundDrafts, DraftCall
 from isotherm.kernels.native.packed import Packed
 from isotherm.kernels.native.router import router_fields
 from isotherm.kernels.native.weights import NativeExpertBank, pack
-from isotherm.kernels.ops import AttentionRows, AttentionWeights, DecoderLayer, LinearWeight, Router
+from isotherm.kernels.ops import (
+    AttentionRows,
+    AttentionWeights,
+    DecoderLayer,
+    DraftLayer,
+    DraftStream,
+    LinearWeight,
+    Router,
+)
 
 OUT_OF_CACHE = "slots, lengths, sequences, chunks or block ids are out of range for a cache of {} blocks"
 
@@ -46,6 +55,7 @@ class NativeKernels(CheckedKernels):
         self.threads, self.isa = self.context.threads, self.context.isa
         self.instructions = self.isa
         self._bound = BoundLayers(dtype)
+        self._drafts = BoundDrafts(dtype)
 
     def describe(self) -> str:
         """One line for logs and `isotherm status`."""
@@ -81,7 +91,7 @@ class NativeKernels(CheckedKernels):
         rows, width = x.shape
         if weight.shape != (width,):
             raise ValueError(f"rms_norm weight has shape {tuple(weight.shape)}; x needs ({width},)")
-        weight = weight.to(self.dtype).contiguous()
+        weight = plain(weight, self.dtype)
         out = torch.empty(rows, width, dtype=self.dtype)
         self._lib.iso_rms_norm(
             self._context, x.data_ptr(), x.stride(0), rows, width, weight.data_ptr(), eps, residual, out.data_ptr()
@@ -222,8 +232,6 @@ class NativeKernels(CheckedKernels):
         code = self._lib.iso_moe(
             self._context, ctypes.byref(bound.structure), x.data_ptr(), residual.data_ptr(), rows, out.data_ptr()
         )
-        if code == Error.EMPTY_SLOT:
-            raise KeyError("an expert that rows go to is not in the bank")
         if code:
             fail("moe", code, "")
         return out
@@ -331,11 +339,20 @@ class NativeKernels(CheckedKernels):
         code = self._lib.iso_decoder(
             self._context, bound.array, len(layers), ctypes.byref(where.structure), ctypes.byref(to)
         )
-        if code == Error.EMPTY_SLOT:
-            raise KeyError("an expert that rows go to is not in the bank")
         if code:
             fail("decoder", code, OUT_OF_CACHE.format(bound.blocks))
         return other if len(layers) % 2 else x_TD
+
+    def draft(self, layer: DraftLayer, cache: Tensor, streams: Sequence[DraftStream]) -> list[list[int]]:
+        bound = self._drafts.layer(layer)
+        decoder = self._bound.decoder([layer.layer], [cache])
+        call = DraftCall(streams, decoder, self.dtype)
+        code = self._lib.iso_draft(
+            self._context, ctypes.byref(bound.structure), decoder.array, ctypes.byref(call.structure)
+        )
+        if code:
+            fail("draft", code, "tokens or positions are out of range; " + OUT_OF_CACHE.format(decoder.blocks))
+        return call.guesses()
 
     # --- sampling ---------------------------------------------------------------------------------
 

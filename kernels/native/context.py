@@ -65,4 +65,6 @@ def fail(operation: str, code: int, detail: str) -> NoReturn:
     """Raises what a function's result other than 0 means."""
     if code == Error.OUT_OF_MEMORY:
         raise MemoryError(f"{operation}: out of memory")
+    if code == Error.EMPTY_SLOT:
+        raise KeyError(f"{operation}: an expert that rows go to is not in the bank")
     raise IndexError(f"{operation}: {detail}")

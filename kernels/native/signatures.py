@@ -39,6 +39,7 @@ KERNELS: Signatures = {
     "moe": (_I, [_P, _P, _P, _P, _L, _P]),
     "attention": (_I, [_P, _P, _P, _P, _P, _L, _L, _I, _P]),
     "decoder": (_I, [_P, _P, _L, _P, _P]),
+    "draft": (_I, [_P, _P, _P, _P]),
     "write_cache": (_I, [_P, _P, _L, _L, _P, _L, _L, _P, _L, _I, _P, _L]),
     "forbid": (_I, [_P, _P, _L, _L, _P, _L, _P, _L]),
     "sample": (_I, [_P, _P, _L, _L, _L, _P, _P, _P, _P, _P, _P]),

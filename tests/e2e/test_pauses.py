@@ -98,6 +98,9 @@ def test_an_ingress_replica_is_stopped(served, workload):
     streams = suffer(served, workload[0], "ingress replica stopped", fault, 20.0)
     assert ingress_replica(served) not in before
     assert [pid for pid in before if psutil.pid_exists(pid)] == []
+    told = served.log.read_text()
+    assert [pid for pid in before if f" (process {pid}) is lost: it hung, and was killed; Ray Serve" not in told] == []
+    assert [pid for pid in before if f" was started in the place of process {pid}\n" not in told] == []
     assert [s.cut for s in streams if s.cut] == []
     for stream, expected in zip(streams, workload[1] * (len(streams) // len(workload[1])), strict=True):
         assert (stream.error and expected.startswith(stream.text)) or (stream.done and stream.text == expected)

@@ -12,7 +12,7 @@ from isotherm.cluster.engine.speculation import Speculation
 class Guesser:
     """Guesses for one sequence after the other, by `guess`."""
 
-    kind, passes = "ngram", ()
+    kind, passes, looks_back = "ngram", (), 0
 
     def guess(self, sequence: ScheduledSequence, most: int) -> Sequence[int]:
         raise NotImplementedError

@@ -50,8 +50,8 @@ class FakeShard:
             self.die()
         if self.dead:
             raise WorkerGoneError(f"{self.name} is dead")
-        if self.parted:
-            await asyncio.Event().wait()
+        while self.parted:
+            await asyncio.sleep(0.05)
         if connection not in self.lists:
             raise UnknownConnection(connection)
         if requests:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from starlette.types import ASGIApp
 
@@ -30,6 +31,7 @@ _AT_ONCE = 4  # batches of one key that one replica runs; others wait
 _ENDING_AT_ONCE = 16  # batches that are cancelled or past their window: they wait for none of those
 _ENDING = None  # who has them run, instead of the key's name
 _TRIES = 3  # of a batch whose running fails for a reason that is not in its rows
+MOST_WAITING = 100  # batches that are told of: all that there are, where the disk is full
 _SHARE = 4  # rows take at most this part of the places for requests: the others are for people
 
 
@@ -49,6 +51,7 @@ class BatchService:
         self._max_body_bytes = max_body_bytes
         self._running: dict[str, str | None] = {}  # for which key
         self._over: set[str] = set()  # batches that have been seen to be
+        self._waiting: list[JSON] = []
         self._retries = Retries(lambda: asyncio.get_running_loop().time())
         self._background = Background()
         self._begun = False
@@ -71,6 +74,11 @@ class BatchService:
         self.begin()
         assert self._wake is not None
         self._wake.set()
+
+    def waiting(self) -> list[JSON]:
+        """The batches that do not get on for want of storage, as of the last look: `id`, and `code` and `message` as
+        their clients see them; MOST_WAITING of them at most."""
+        return self._waiting
 
     async def close(self) -> None:
         """End here, in the middle of whatever runs; another replica goes on with it."""
@@ -99,7 +107,10 @@ class BatchService:
 
     def _unfinished(self) -> list[tuple[JSON, bool]]:
         """And whether there is nothing left to do but to end them."""
-        return [(batch, self.store.over(batch) is not None) for batch in self.store.unfinished()]
+        found = self.store.unfinished()
+        waiting = islice(self.store.waiting(found).items(), MOST_WAITING)
+        self._waiting = [{"id": name, "code": why.code, "message": why.message} for name, why in waiting]
+        return [(batch, self.store.over(batch) is not None) for batch in found]
 
     def _forget_failures(self, batch_id: str) -> None:
         """Once, where a batch is over: what has failed before was something else than its end."""

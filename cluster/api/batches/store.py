@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +31,7 @@ from isotherm.cluster.jsontypes import JSON
 
 log = logging.getLogger(__name__)
 _FILE_ID, _BATCH_ID = re.compile(r"file-[0-9a-f]{32}"), re.compile(r"batch_[0-9a-f]{32}")
+FOLDERS = "files", "batches", "uploads"  # that are made in the one that is given
 _STALE_UPLOAD = 3600.0  # seconds after which an upload that was left lying is nobody's
 
 
@@ -39,7 +40,7 @@ class Store:
     does not say, and from a batch's end until it is forgotten. Raises OSError where nothing can be kept there."""
 
     def __init__(self, folder: Path, max_bytes: int, keep_seconds: int, clock: Callable[[], float] = time.time) -> None:
-        self._files, self._batches, self._uploads = folder / "files", folder / "batches", folder / "uploads"
+        self._files, self._batches, self._uploads = (folder / name for name in FOLDERS)
         self._keep, self.clock = keep_seconds, clock
         self.space = Space(folder, max_bytes)
         self._ended: set[str] = set()  # batches that were seen to be final: they stay so
@@ -204,6 +205,12 @@ class Store:
     def waits(self, batch_id: str, error: OSError) -> None:
         """A batch that is run here does not get on, which its client is told from now on."""
         self._waiting[batch_id] = waits_for(error)
+
+    def waiting(self, batches: Iterable[JSON]) -> dict[str, Fault]:
+        """Which of the batches do not get on for want of storage, by id, and why."""
+        full = found_full(self._batches)
+        found = {batch["id"]: self._waiting.get(batch["id"], full) for batch in batches}
+        return {batch_id: fault for batch_id, fault in found.items() if fault is not None}
 
     def waits_no_more(self, batch_id: str) -> None:
         self._waiting.pop(batch_id, None)

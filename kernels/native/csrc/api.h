@@ -236,6 +236,38 @@ struct DecoderRows {
   int64_t blocks, block_size, fp8;  // of every layer's cache
 };
 
+// A layer that guesses tokens, but for its decoder layer. Python fills it: see _DraftLayer in kernels/native/draft.py.
+struct DraftLayer {
+  const void *main_norm, *embedding, *enorm, *hnorm, *norm;
+  const Linear *eh_proj, *head;
+  const float *cos, *sin;  // [positions, rotary / 2]
+  int64_t vocabulary, positions, rotary;
+  float eps;
+};
+
+// What is asked for one stream; Kernels.draft has its meaning. `blocks`: how many its table has from `skipped` on.
+struct DraftStream {
+  int64_t start, rows, expanded, skipped, blocks, guesses, top_k, seed, index;
+  double temperature, top_p;
+};
+
+struct HiddenRows {
+  const void* data;
+  int64_t rows;
+};
+
+struct DraftCall {
+  const DraftStream* streams;  // those that are expanded come last
+  int64_t count;
+  const int32_t* tables;     // of each stream
+  const int64_t* tokens;     // of each row
+  const HiddenRows* hidden;  // of all rows, in so many pieces
+  int64_t pieces;
+  int64_t most;                     // guesses of a stream
+  int64_t blocks, block_size, fp8;  // of the layer's cache
+  int64_t* out;                     // [count, most]
+};
+
 struct SampleCall {
   const float* logits;
   int64_t stride, rows, vocab;
@@ -304,7 +336,13 @@ void write_cache(Pool&, const Ops&, bool f32, const void* latent, int64_t latent
 bool moe(Pool&, const Ops&, bool f32, const MoeLayer&, const MoeCall&);
 void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, const Cache&,
                void* out);
+// What comes after a layer's attention. False as `moe`.
+bool feed_forward(Pool&, const Ops&, bool f32, const DecoderLayer&, const MoeCall&);
 // Layer after layer. False as `moe`.
 bool decoder(Pool&, const Ops&, bool f32, const DecoderLayer*, int64_t count, const AttentionRows&, const DecoderRows&);
+// Whether all that it names is there: to be asked before `draft`.
+bool draft_fits(const DraftLayer&, const DraftCall&);
+// False as `moe`.
+bool draft(Pool&, const Ops&, bool f32, const DraftLayer&, const DecoderLayer&, const DraftCall&);
 
 }  // namespace iso

@@ -96,7 +96,7 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
   }
 }
 // Of kernels/native/signatures.py, whose `interface()` gives it: it changes with the type of any function there.
-ISO_EXPORT int iso_interface() { return 1814413137; }
+ISO_EXPORT int iso_interface() { return 2088891136; }
 
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
@@ -330,6 +330,14 @@ ISO_EXPORT int iso_decoder(Context* context, const DecoderLayer* layers, int64_t
   return guarded([&]() -> int {
     if (!rows_within(*rows, to->blocks, to->block_size)) return kIndexOutOfRange;
     return decoder(context->pool, *context->ops, context->f32, layers, count, *rows, *to) ? kOk : kEmptySlot;
+  });
+}
+
+ISO_EXPORT int iso_draft(Context* context, const DraftLayer* layer, const DecoderLayer* decoder_layer,
+                         const DraftCall* call) {
+  return guarded([&]() -> int {
+    if (!draft_fits(*layer, *call)) return kIndexOutOfRange;
+    return draft(context->pool, *context->ops, context->f32, *layer, *decoder_layer, *call) ? kOk : kEmptySlot;
   });
 }
 

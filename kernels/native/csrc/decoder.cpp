@@ -6,6 +6,16 @@
 
 namespace iso {
 
+bool feed_forward(Pool& pool, const Ops& ops, bool f32, const DecoderLayer& layer, const MoeCall& call) {
+  if (layer.moe != nullptr) return moe(pool, ops, f32, *layer.moe, call);
+  const int64_t hidden = layer.down->outputs, all[] = {0, call.rows};
+  ops.experts(pool, f32,
+              ExpertsCall{call.x, hidden, call.rows, &layer.gate_up, &layer.down, 1, call.rows, layer.down->inputs,
+                          hidden, nullptr, all, call.out, call.then});
+  ops.combine(pool, f32, nullptr, call.rows, hidden, 0, nullptr, call.out, call.residual, call.out);
+  return true;
+}
+
 bool decoder(Pool& pool, const Ops& ops, bool f32, const DecoderLayer* layers, int64_t count, const AttentionRows& rows,
              const DecoderRows& to) {
   void *x = to.x, *other = to.other;
@@ -14,15 +24,7 @@ bool decoder(Pool& pool, const Ops& ops, bool f32, const DecoderLayer* layers, i
     const Cache cache{static_cast<uint8_t*>(layer->cache), to.block_size, a.latent, a.rotary, to.fp8 != 0};
     const Upcoming then{layer + 1 < layers + count ? layer[1].attention->input : nullptr};
     attention(pool, ops, f32, a, rows, x, cache, to.h);
-    if (layer->moe != nullptr) {
-      if (!moe(pool, ops, f32, *layer->moe, MoeCall{to.h, x, rows.rows, other, then})) return false;
-      continue;
-    }
-    const int64_t hidden = layer->down->outputs, all[] = {0, rows.rows};
-    ops.experts(pool, f32,
-                ExpertsCall{to.h, hidden, rows.rows, &layer->gate_up, &layer->down, 1, rows.rows, layer->down->inputs,
-                            hidden, nullptr, all, other, then});
-    ops.combine(pool, f32, nullptr, rows.rows, hidden, 0, nullptr, other, x, other);
+    if (!feed_forward(pool, ops, f32, *layer, MoeCall{to.h, x, rows.rows, other, then})) return false;
   }
   return true;
 }

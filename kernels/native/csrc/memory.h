@@ -28,6 +28,7 @@ enum ScratchSlot {
   kShared,
   kShared2,
   kLayer,
+  kDraft,
   kScratchSlots
 };
 void* scratch(ScratchSlot slot, size_t bytes);

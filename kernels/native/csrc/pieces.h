@@ -1,4 +1,4 @@
-// Consecutive pieces of the calling thread's layer buffer, each on a cache line of its own.
+// Consecutive pieces of one of the calling thread's buffers, each on a cache line of its own.
 #pragma once
 
 #include "memory.h"
@@ -13,7 +13,7 @@ class Pieces {
     bytes_ += (static_cast<size_t>(elements) * element_ + 63) & ~size_t{63};
     return at;
   }
-  void allocate() { base_ = scratch_of<uint8_t>(kLayer, bytes_); }
+  void allocate(ScratchSlot slot = kLayer) { base_ = scratch_of<uint8_t>(slot, bytes_); }
   uint8_t* at(size_t piece) const { return base_ + piece; }
   template <class T>
   T* as(size_t piece) const {

@@ -152,7 +152,7 @@ def test_a_drafter_that_fails_ends_no_stream(plain: Engine, caplog: pytest.LogCa
     def fail(*_: object) -> None:
         raise ValueError("a layer of nothing")
 
-    engine.speculation.drafter._pass = fail  # type: ignore[attr-defined]
+    engine.speculation.drafter._guess = fail  # type: ignore[attr-defined]
     asked = story("a", "fox")
     assert outputs(engine, asked) == outputs(plain, asked)
     assert "a layer of nothing" in engine.speculation.meter().why
@@ -199,7 +199,8 @@ def test_no_more_rows_are_kept_than_can_be_needed():
     held.hold(step_TD, 490, 3)
     assert (held.held_from, held.held_to) == (400 - WINDOW, 403)
     assert all(rows_TD is not step_TD and len(rows_TD) <= WINDOW for rows_TD, _, _ in held.held)
-    first, rows_TD = held.take(WINDOW, 16) or (0, step_TD)
+    first, parts = held.take(WINDOW, 16) or (0, [])
+    rows_TD = torch.cat([x_TD[row : row + count] for x_TD, row, count in parts])
     assert first % 16 == 0 and rows_TD[:, 0].tolist() == [*range(10 + first, 410), 490, 491, 492]
 
 
@@ -297,7 +298,7 @@ def test_a_draft_of_several_tokens_is_what_the_layer_says_of_what_it_says(tmp_pa
     (model, experts), stated = loaded(tmp_path), Stated(tmp_path)
     assert model.mtp is not None
     config = replace(CONFIG, block_size=4, max_model_len=64)
-    drafter = MtpDrafter(model.mtp, model.cos, model.sin, experts, config)
+    drafter = MtpDrafter(model.mtp, experts, config)
     rng = torch.Generator().manual_seed(5)
     made = []  # of each stream: itself, its tokens, the main model's output for them, how many drafts it wants
     for name, first_block, wanted in (("a", 0, 4), ("b", 9, 2)):

@@ -192,3 +192,15 @@ def test_what_lies_elsewhere_is_read_into_files_for_the_time_of_the_batch(monkey
     assert not Path(inputs[1]).exists() and asked == [("a", ["s3://t"])]
     with at_hand(["x.jsonl", "-"]) as inputs:
         assert inputs == ["x.jsonl", "-"] and len(asked) == 1
+
+
+def test_a_signal_that_it_was_started_to_ignore_stays_ignored():
+    """A batch under nohup ended with its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli_batch._Ending().taken():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

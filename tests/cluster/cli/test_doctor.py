@@ -39,3 +39,9 @@ def test_this_machine_with_the_bundled_model():
     assert {"cores", "kernels", "memory", "shared memory", "open files", "disk", "front door", "ports",
             "proxies", "python", "ray", "torch", "checkpoint"} <= set(subjects)  # fmt: skip
     assert len(subjects) == len(set(subjects))
+
+
+def test_the_folder_of_batches_is_looked_at_as_serve_looks_at_it(tmp_path):
+    (tmp_path / "kept").touch()
+    manifest = parse_manifest({"http": {"batches": {"folder": str(tmp_path / "kept")}}})
+    assert [f.state.value for f in doctor.examine_machine(manifest, None) if f.subject == "batches"] == ["fail"]

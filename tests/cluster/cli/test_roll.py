@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
+import pytest
 from fake_admin import FakeAdmin
 from fake_engine import FakeEngine, http_server
 from typer.testing import CliRunner
@@ -11,6 +13,8 @@ from typer.testing import CliRunner
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.cli import main as cli
 from isotherm.cluster.model.path import bundled_model
+
+roll_command = importlib.import_module("isotherm.cluster.cli.roll")  # its name is a function of the package main too
 
 
 def test_it_asks_for_a_directory():
@@ -47,3 +51,13 @@ def test_a_manifest_that_is_wrong_is_not_sent(tmp_path):
     assert done.exit_code == 1 and f"{path}: engine.kv_memoy" in " ".join(done.stderr.split())
     done = CliRunner().invoke(cli.app, ["roll", "--ingress", "--manifest", str(path)])
     assert done.exit_code == 2 and "without --manifest" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], ["--wait"], ["--json"], ["--expert-groups", "1"], ["--deadline", "5"]])
+def test_what_an_update_of_the_ingress_does_not_take_is_not_passed_over(monkeypatch, more):
+    """With --dry-run it replaced the replicas."""
+    replaced: list[object] = []
+    monkeypatch.setattr(roll_command, "_update_ingress", lambda *given: replaced.append(given))
+    done = CliRunner().invoke(cli.app, ["roll", "--ingress", *more])
+    assert done.exit_code == 2 and f"--ingress takes no {more[0]}" in " ".join(done.stderr.split())
+    assert not replaced and CliRunner().invoke(cli.app, ["roll", "--ingress"]).exit_code == 0 and len(replaced) == 1

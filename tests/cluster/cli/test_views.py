@@ -95,6 +95,15 @@ def test_a_status(console: Console):
     assert "127.0.0.1  native kernels  expert-0 (pid 12)\n" in shown
 
 
+def test_a_status_says_which_batches_wait_for_storage(console: Console):
+    waiting = [{"id": f"batch_{i}", "code": "storage_full", "message": "the server's disk is full"} for i in range(5)]
+    waiting.append({"id": "batch_a", "code": "storage_unavailable", "message": HOSTILE})
+    show_status(status(SHARD, GROUP) | {"waiting_batches": waiting}, console)
+    shown = console.export_text()
+    assert "batch_0, batch_1, batch_2 and 2 more: the server's disk is full\n" in shown
+    assert f"batch_a: {HOSTILE}\n" in shown
+
+
 def test_a_status_says_what_speculation_came_to(console: Console):
     found = {"kind": "mtp", "drafted": 8, "tried": [4], "accepted": [2], "gain": 1.2, "why": HOSTILE}
     show_status(status(SHARD | {"speculation": found}, GROUP), console)

@@ -81,6 +81,30 @@ def test_one_that_stands_still_is_killed_within_four_seconds():
     assert STANDING_SECONDS <= replica.killed[0] - 20.2 <= STANDING_SECONDS + PAUSE < 4.0
 
 
+def test_who_is_killed_is_told_before_anybody_can_see_it_gone():
+    told: list[list[str]] = []
+
+    async def go() -> None:
+        replica, background = FakeReplica(), Background()
+        watch = IngressWatch(background, lambda name: replica, LIMIT)
+        killing = replica.kill
+
+        async def kill() -> None:
+            told.append(list(watch.killed))
+            await killing()
+
+        replica.kill = kill  # type: ignore[method-assign]
+        watch.follow("ingress-a")
+        await asyncio.sleep(5)
+        assert watch.killed == []
+        replica.stop()
+        await asyncio.sleep(10)
+        await background.close()
+
+    run_in_virtual_time(go())
+    assert told == [["ingress-a"]]
+
+
 def test_a_watcher_that_has_just_begun_takes_its_time_to_reach_it():
     """A controller that was killed beside starting workers needed four seconds, and killed the replica that served."""
 

@@ -32,7 +32,11 @@ def test_it_says_who_may_reach_which_routes(http: dict[str, Any], admin: str, me
 
 @pytest.mark.parametrize(
     ("http", "source"),
-    [({"keys": "/etc/keys.json"}, "those of /etc/keys.json"), ({}, "the one of ISOTHERM_API_KEY")],
+    [
+        ({"keys": "/etc/keys.json"}, "those of /etc/keys.json"),
+        ({}, "the one of ISOTHERM_API_KEY"),
+        ({"keys": "/etc/[prod]/keys[/].json"}, "those of /etc/[prod]/keys[/].json"),
+    ],
 )
 def test_it_says_which_keys_are_asked_for(http: dict[str, Any], source: str):
     """What is open without keys does not count then."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 from virtual_time import run_in_virtual_time
 
 from isotherm.cluster import background
@@ -101,6 +103,46 @@ def test_who_could_not_be_ended_can_be_ended_again(play, monkeypatch):
         assert fleet.group_names() == ["expert-0"]
 
     assert play(act).ended == ["expert-1"]
+
+
+@pytest.mark.parametrize("reported", ["its sentinel", "its links"])
+def test_one_that_was_ended_in_part_is_no_loss(play, monkeypatch, reported: str):
+    """Its process was killed, but its place could not be given back: the process was taken for lost a moment later, and
+    the terminal told of a worker that nobody wanted as of one that is being replaced."""
+
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        gone = asyncio.Event()
+
+        async def sentinel() -> None:
+            await gone.wait()
+            raise RayActorError
+
+        actor = SimpleNamespace(sentinel=Call(sentinel), sign_of_life=Call(sentinel))
+        worker = RayWorker("expert-1", fleet.groups["expert-1"].slot, actor)  # type: ignore[arg-type]
+        fleet.groups["expert-1"] = worker
+        fleet._watch.add(worker, has_links=False)
+        await asyncio.sleep(0.01)
+        end_worker = fleet_module.end_worker
+
+        def half(worker: RayWorker) -> None:
+            monkeypatch.setattr(fleet_module, "end_worker", end_worker)
+            if reported == "its sentinel":
+                gone.set()
+            raise ConnectionError("Ray's head is away")
+
+        monkeypatch.setattr(fleet_module, "end_worker", half)
+        with pytest.raises(ConnectionError):
+            await fleet.end("expert-1")
+        if reported == "its links":
+            gone.set()
+            fleet.repair.report("attention-0", {"expert-1": LinkFailure(1, "connection reset")})
+        await asyncio.sleep(1)
+        assert not fleet.dead
+        await fleet.end("expert-1")
+        assert fleet.group_names() == ["expert-0"] and not fleet._ending
+
+    played = play(act)
+    assert played.died == [] and played.ended == ["expert-1"]
 
 
 def test_who_was_not_committed_is_not_in_service(play):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from ray.exceptions import GetTimeoutError, RayError
 
 from isotherm.cluster.deploy import front_door_losses
 from isotherm.cluster.deploy.front_door_losses import FrontDoorLosses, FrontDoorWatch
@@ -24,16 +25,23 @@ def gone(actor: FrontDoorActor, crashed: bool = True) -> FrontDoorActor:
 
 
 class Table:
-    """Ray's; counts how often it is asked for."""
+    """Ray's; counts how often it is asked for. `hung`: whom the controller's watch has killed; None: it is away."""
 
     def __init__(self, *actors: FrontDoorActor) -> None:
-        self.asked = 0
-        self.losses = FrontDoorLosses(self.actors)
+        self.asked, self.killed_asked = 0, 0
+        self.hung: list[str] | None = []
+        self.losses = FrontDoorLosses(self.actors, self.killed)
         assert self.look(*actors) == []
 
     def actors(self) -> tuple[FrontDoorActor, ...]:
         self.asked += 1
         return self.now
+
+    def killed(self) -> list[str]:
+        self.killed_asked += 1
+        if self.hung is None:
+            raise GetTimeoutError("the controller is away")
+        return self.hung
 
     def look(self, *actors: FrontDoorActor, starting: str = "") -> list[str]:
         self.now = actors
@@ -61,6 +69,34 @@ def test_what_serve_itself_ends_is_no_loss():
     assert table.look(PROXY, REPLICA, other) == [] and table.look(PROXY, gone(REPLICA, False), other) == []
 
 
+def test_one_that_hung_and_was_killed_is_a_loss_though_ray_has_it_as_ended_by_serve():
+    table = Table(PROXY, REPLICA)
+    table.hung = ["ingress-x7"]
+    assert table.look(PROXY, gone(REPLICA, False)) == [
+        REPLICA_LOST.replace(" lost;", " lost: it hung, and was killed;")
+    ]
+    assert table.look(PROXY, gone(REPLICA, False)) == []
+    other = dataclasses.replace(REPLICA, id="r2", name="SERVE_REPLICA::isotherm#ingress#y8", pid=22)
+    started = ["ingress replica ingress-y8 (process 22) was started in the place of process 21"]
+    assert table.look(PROXY, gone(REPLICA, False), other) == started
+    assert table.killed_asked == 1
+
+
+def test_why_one_has_ended_is_asked_again_where_the_controller_is_away():
+    table = Table(PROXY, REPLICA)
+    table.hung = None
+    with pytest.raises(RayError):
+        table.look(PROXY, gone(REPLICA, False))
+    table.hung = ["ingress-x7"]
+    assert len(table.look(PROXY, gone(REPLICA, False))) == 1
+
+
+def test_the_controller_is_not_asked_for_what_has_crashed():
+    table = Table(PROXY, REPLICA)
+    table.hung = None
+    assert table.look(gone(PROXY), gone(REPLICA)) == [PROXY_LOST, REPLICA_LOST]
+
+
 def test_who_was_gone_before_the_first_look_is_not_spoken_of():
     table = Table(gone(PROXY), REPLICA)
     assert table.look(gone(PROXY), REPLICA, dataclasses.replace(PROXY, id="p2")) == []
@@ -82,7 +118,7 @@ def test_one_look_at_a_time_says_what_there_is(monkeypatch: pytest.MonkeyPatch):
     there = iter([frozenset({PROXY.name}), frozenset[str]()])
     monkeypatch.setattr(front_door_losses, "front_door_actors", lambda: next(looks))
     monkeypatch.setattr(front_door_losses, "front_door_names", lambda: next(there))
-    watch = FrontDoorWatch(said.append)
+    watch = FrontDoorWatch(said.append, list)
     for _ in range(2):
         watch.look()
         assert watch._looking.acquire(timeout=10)

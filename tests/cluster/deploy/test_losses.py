@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from isotherm.cluster.deploy.losses import Losses
 
 PIDS = {"expert-0": 11, "expert-2": 22}
@@ -42,3 +44,19 @@ def test_what_cannot_be_replaced_is_taken_over():
     ]
     then = recovery("done", "attention-1", plan=["end attention-1"], number=2, done=8.0)
     assert losses.lines([failed, then]) == ["whole again after 3.0 s: the others have taken over what attention-1 did"]
+
+
+def test_what_could_not_be_said_is_said_at_the_next_look():
+    """Ray's head was away for a moment, and the terminal never told of the loss."""
+    answers = iter([ConnectionError("Ray's head is away")])
+
+    def pid_of(worker: str) -> int | None:
+        for error in answers:
+            raise error
+        return PIDS.get(worker)
+
+    losses = Losses(pid_of)
+    operations = [recovery("done", "expert-0", plan=["start expert-2"], done=6.0)]
+    with pytest.raises(ConnectionError):
+        losses.lines(operations)
+    assert losses.lines(operations)[0] == LOST and losses.lines(operations) == []

@@ -83,3 +83,15 @@ def test_a_cluster_that_still_starts_has_no_placement_and_can_be_looked_at():
     controller.autoscale.loads = lambda: ([], [])
     observatory = Observatory(controller, parse_manifest({}))  # type: ignore[arg-type]
     assert observatory.loads() == {} and "isotherm_placement_version 0.0" in observatory.metrics()
+
+
+def test_a_batch_that_waits_for_storage_is_told_once_whoever_tells_of_it():
+    observatory = Observatory(Controller(), parse_manifest({}))  # type: ignore[arg-type]
+    assert observatory.waiting() == {"waiting_batches": []}
+    one, other = ({"id": f"batch_{i}", "code": "storage_full", "message": "full"} for i in range(2))
+    observatory.take("one", Tally([SEEN]).read(), {"running": [], "waiting_batches": [other, one]})
+    observatory.take("two", Tally([SEEN]).read(), {"running": [], "waiting_batches": [one]})
+    assert observatory.waiting() == {"waiting_batches": [one, other]}
+    for name in ("one", "two"):
+        observatory.take(name, Tally([SEEN]).read(), {"running": []})
+    assert observatory.waiting() == {"waiting_batches": []}

@@ -291,3 +291,11 @@ def test_a_revision_that_lost_its_only_shard_ends_though_there_is_no_room_for_an
         await controller.revisions.stop()
 
     run_in_virtual_time(go())
+
+
+def test_ingress_replicas_are_told_when_a_shard_of_the_revision_counts_as_hung():
+    for values, seconds in (({}, 15.0), ({"liveness": {"timeout": 0}}, 0.0)):
+        manifest, fleet = parse_manifest(values), ValuedFleet(Workers(), STARTED)
+        checkpoint = Checkpoint.open(bundled_model())
+        revision = Revision(0, manifest, checkpoint, fleet, OperationLog(), lambda: None, lambda: None)  # type: ignore[arg-type]
+        assert revision.limits.hangs_after == seconds

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from isotherm.cluster.deploy import serve as serving
 from isotherm.cluster.deploy.ingress_update import beside_the_front_door
@@ -111,7 +111,10 @@ def test_a_drain_is_given_up_when_nobody_waits_for_it(monkeypatch: Any):
     assert time.monotonic() - begin < 10
 
 
-@pytest.mark.parametrize(("answers", "taken_up"), [([False, True], True), ([False], False), ([RayActorError()], True)])
+@pytest.mark.parametrize(("answers", "taken_up"), [
+    ([False, True], True), ([False], False), ([RayActorError()], True),
+    ([GetTimeoutError()], False), ([GetTimeoutError(), True], True),
+])  # fmt: skip
 def test_a_process_that_does_not_take_up_the_end_is_gone(answers: list[Any], taken_up: bool, monkeypatch: Any):
     left = list(answers)
 

@@ -22,3 +22,11 @@ def test_what_is_not():
     assert states(replace(GOOD, installed={"torch": "2.13.0"}))["ray"] == "fail"
     (ray,) = [f for f in judge_versions(replace(GOOD, installed={"ray": "2.61.0"})) if f.subject == "ray"]
     assert "needs <2.61,>=2.60" in ray.words and "pip install" in ray.advice
+
+
+def test_two_nccls_are_one_too_many():
+    """They have one file in common: whichever was installed later is loaded, whatever CUDA torch is for."""
+    twelve, thirteen = {"nvidia-nccl-cu12": "2.32.3"}, {"nvidia-nccl-cu13": "2.29.7"}
+    for one in (twelve, thirteen):
+        assert "NCCL" not in states(replace(GOOD, installed={**GOOD.installed, **one}))
+    assert states(replace(GOOD, installed={**GOOD.installed, **twelve, **thirteen}))["NCCL"] == "warn"

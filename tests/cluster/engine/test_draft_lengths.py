@@ -163,3 +163,13 @@ def test_a_slow_first_step_does_not_make_drafts_look_free_for_long():
     world.lengths.took(1, 5.0)
     world.speed(2 * PLAIN_EVERY)
     assert world.speed(2000) > 0.97
+
+
+def test_a_second_time_that_is_quicker_takes_the_place_of_the_first():
+    """Code and weights that nothing had touched before: drafts that paid seemed not to, for as long as a mean lasts."""
+    times = Times(64, 4)
+    times.add(2, 2.5)
+    times.add(2, 1.0)
+    assert times.of(2) == 1.0 and times.knows(2)
+    times.add(2, 1.3)
+    assert times.of(2) == pytest.approx(1.1)

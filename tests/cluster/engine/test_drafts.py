@@ -8,6 +8,7 @@ import pytest
 from drafters import Guesser, always
 
 from isotherm.cluster.engine.config import SchedulerConfig
+from isotherm.cluster.engine.draft_lengths import PROBE_AFTER, DraftLengths
 from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
 from isotherm.cluster.engine.speculation import PAUSE, Speculation
@@ -156,3 +157,22 @@ def test_a_pause_after_drafts_that_came_is_as_long_as_the_first():
 def test_counts_of_tokens_are_within_bounds():
     with pytest.raises(ValueError, match="drafts have 9 tokens; it must be 1 to 8"):
         Speculation(Sevens(), 9)
+
+
+def test_a_drafter_is_told_of_steps_as_long_before_drafts_as_it_looks_back():
+    """And not of those before: with many streams, what it keeps of each shows in every step."""
+    drafter, lengths = Guesser(), DraftLengths(0, 0, has_passes=False)
+    drafter.looks_back = 3
+    speculation = Speculation(drafter, 2, lengths)
+    assert speculation.listens
+    lengths._idle = 1  # drafts have stopped paying
+    listened = []
+    while not lengths._probing:
+        listened.append(speculation.listens)
+        lengths.skips_step()
+    assert listened == [False] * (PROBE_AFTER - 4) + [True] * 3 and speculation.listens
+    assert speculation.pause("lost") == PAUSE and not speculation.listens
+    speculation._paused = 3
+    assert speculation.listens
+    speculation.stop("lost for good")
+    assert not speculation.listens

@@ -114,6 +114,21 @@ def test_it_reports_what_is_new(observer, others, monkeypatch):
     assert name == "one" and [one["id"] for one in requests["recent"]] == ["a"] and figures == observer.figures()
 
 
+def test_it_reports_batches_that_wait_for_storage_and_that_they_do_no_more(observer, others, monkeypatch):
+    monkeypatch.setattr(ingress, "REPORT_SECONDS", 0.01)
+    waiting = [{"id": "batch_1", "code": "storage_full", "message": "full"}]
+
+    async def go() -> None:
+        reporting = asyncio.ensure_future(observer.keep_reporting())
+        for now in ([], waiting, []):
+            observer.waiting_batches = lambda now=now: now
+            await asyncio.sleep(0.03)
+        reporting.cancel()
+
+    asyncio.run(go())
+    assert [requests.get("waiting_batches") for _, _, requests in others.reports] == [None, waiting, None]
+
+
 def test_a_manifest_without_traces_needs_no_opentelemetry(others):
     observer = IngressObserver.of(parse_manifest({}), "one", others)
     with observer.book.open(asked()):

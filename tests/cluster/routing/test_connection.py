@@ -107,8 +107,37 @@ def test_a_shard_that_cannot_be_heard_keeps_nobody(monkeypatch, caplog):
 
     monkeypatch.setattr(routing_connection, "OPEN_SECONDS", 2.0)
     monkeypatch.setattr(routing_connection, "PING_PERIOD", 1.0)
-    play_with_room(2, ShardLimits(4096), act)
+    play_with_room(2, ShardLimits(4096, hangs_after=1.0), act)
     assert "Traceback" not in caplog.text and "the shard does not answer" in caplog.text
+
+
+@pytest.mark.parametrize(("hangs_after", "moved"), [(1.0, True), (5.0, False), (0.0, False)])
+def test_who_counts_as_hung_later_or_never_is_waited_for(monkeypatch, hangs_after: float, moved: bool):
+    """`liveness.timeout` was 0 or 60, and yet a shard's requests went elsewhere after 40 s, by when nobody could know
+    that they had hung it."""
+    monkeypatch.setattr(routing_connection, "SUBMIT_SECONDS", 4.0)
+    monkeypatch.setattr(routing_connection, "PING_PERIOD", 0.5)
+    pause = 7.0
+
+    async def act(cluster: FakeCluster, client: ShardClient) -> None:
+        first, _ = cluster.shards.values()
+        work = ask(client, request("a"), request("b"))
+
+        async def part() -> None:
+            first.parted = True
+            await asyncio.sleep(pause)
+            first.parted = False
+
+        parting = asyncio.ensure_future(part())
+        await asyncio.sleep(pause - 1.0)
+        assert client._connections[first.name].is_open is not moved
+        await parting
+        await run_until(cluster, work)
+        assert [tokens(task.result()) for task in work] == [EXPECTED] * 2
+        courses = [delta.course for task in work for delta in task.result() if delta.course is not None]
+        assert any(course.moved for course in courses) is moved
+
+    play_with_room(2, ShardLimits(4096, hangs_after=hangs_after), act)
 
 
 def test_a_controller_whose_answer_is_lost_is_asked_again(monkeypatch):

@@ -189,6 +189,22 @@ def test_a_driver_that_ends_ends_it(body: str, words: str):
     assert status == 1 and words in err
 
 
+def test_a_driver_that_is_killed_as_it_writes_ends_it_and_its_orphans():
+    """The supervisor ended in the midst of it, and Ray's processes stayed."""
+    run = Run("""os.write(int(sys.argv[1]), b'{"event": "fai'); time.sleep(0.5); os.kill(os.getpid(), 9)""")
+    run.wait_up()
+    status, _, err = run.end()
+    assert status == 1 and "the process that drives Ray was ended by signal 9" in err
+
+
+def test_a_bug_leaves_no_process():
+    """What the driver says is taken as it is."""
+    run = Run('time.sleep(0.5); tell("ray", processes=7); time.sleep(600)')
+    run.wait_up()
+    status, _, err = run.end()
+    assert status == 1 and "AttributeError" in err
+
+
 def test_signals_that_it_was_started_to_ignore_stay_ignored():
     """SIGHUP under nohup, SIGINT for a background job of a script."""
 

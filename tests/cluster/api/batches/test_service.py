@@ -12,7 +12,8 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from isotherm.cluster.api.batches import retries, runner, service
+from isotherm.cluster.api.batches import disk, retries, runner, service
+from isotherm.cluster.api.batches import store as store_module
 from isotherm.cluster.api.batches.retries import Retries
 from isotherm.cluster.api.batches.service import BatchLimits, BatchService
 from isotherm.cluster.api.batches.state import FINAL, new_batch
@@ -143,6 +144,27 @@ def test_a_disk_is_waited_for_until_the_window_is_over(store, clock, asked, monk
 
     first, second = asyncio.run(go())
     assert (first["status"], first["errors"], second["status"]) == ("completed", None, "failed")
+
+
+def test_it_tells_which_batches_wait_for_storage(store, asked, monkeypatch):
+    monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.01)
+    batch_id = batch_of(store, 1)
+    runs = failing(monkeypatch, *[OSError(28, "No space left on device")] * 8)
+
+    async def go():
+        async with serving(store, asked) as batches:
+            while not (told := batches.waiting()):
+                await asyncio.sleep(0.01)
+            await ended(store, batch_id)
+            while batches.waiting():
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(store_module, "found_full", lambda folder: disk._FULL)
+        held = {batch_of(store, number) for number in (2, 3)}
+        assert set(store.waiting(store.unfinished())) == held, "whoever runs them"
+        return told
+
+    (told,) = asyncio.run(asyncio.wait_for(go(), 20))
+    assert runs and (told["id"], told["code"]) == (batch_id, "storage_full") and "disk is full" in told["message"]
 
 
 def test_a_lock_that_cannot_be_made_is_waited_for(store, asked, monkeypatch, caplog):
