@@ -84,8 +84,9 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
     auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
     const int64_t begin = item / chunks * per_item, end = least(begin + per_item, weight.tiles);
     const auto registers = registers_for(groups + first_group, n);
+    const Group* taken = groups_for<M>(weight, groups + first_group, n);
     for (int64_t t = begin; t < end; ++t) {
-      multiply_tile<M>(weight, t, groups + first_group, n, sums, weight.tile(t + 1));
+      multiply_tile<M>(weight, t, taken, n, sums, weight.tile(t + 1));
       store_tile<M>(weight, t, sums, n_rows, out, weight.outputs, first_row, weight.tile_column[t], out_f32);
     }
   };
@@ -117,8 +118,9 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
     auto* sums = scratch_of<float>(kAccumulator, count * kGroup * kTile);
     make_groups<M>(single(), x + first * x_row + h * x_head, x_row, n, weight.inputs, groups, packed);
     const auto registers = registers_for(groups, count);
+    const Group* taken = groups_for<M>(weight, groups, count);
     for (int64_t t = weight.part_tile[h]; t < weight.part_tile[h + 1]; ++t) {
-      multiply_tile<M>(weight, t, groups, count, sums, weight.tile(t + 1));
+      multiply_tile<M>(weight, t, taken, count, sums, weight.tile(t + 1));
       store_tile<M>(weight, t, sums, n, out, weight.outputs, first, weight.tile_column[t], false);
     }
   };

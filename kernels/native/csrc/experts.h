@@ -82,6 +82,7 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
     const int64_t item = in_streams(claimed, call.active * gate_runs, threads), a = item / gate_runs,
                   first_tile = item % gate_runs * gate_run;
     const Linear& weight = *call.gate_up[a];
+    const Group* taken = groups_for<M>(weight, in + begin[a], begin[a + 1] - begin[a]);
     for (int64_t tile = first_tile; tile < least(first_tile + gate_run, inner_tiles); ++tile) {
       const bool here = tile + 1 < inner_tiles || a + 1 == call.active;
       const Linear& following = here ? weight : *call.gate_up[a + 1];
@@ -93,9 +94,9 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
         const auto registers = registers_for(in + g, n);
         const Strip both[] = {{tile, gate, following.tile(next_tile)},
                               {inner_tiles + tile, up, following.tile(inner_tiles + next_tile)}};
-        if (!multiply_two(weight, both, in + g, n)) {
-          multiply_tile<M>(weight, tile, in + g, n, gate, weight.tile(inner_tiles + tile));
-          multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, following.tile(next_tile));
+        if (!multiply_two(weight, both, taken + (g - begin[a]), n)) {
+          multiply_tile<M>(weight, tile, taken + (g - begin[a]), n, gate, weight.tile(inner_tiles + tile));
+          multiply_tile<M>(weight, inner_tiles + tile, taken + (g - begin[a]), n, up, following.tile(next_tile));
         }
         for (int64_t i = 0; i < n; ++i) {
           const int64_t offset = (in[g + i].first - in[g].first) * kTile;
@@ -113,6 +114,7 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
     const int64_t item = in_streams(claimed, call.active * down_runs, threads), a = item / down_runs,
                   first_tile = item % down_runs * down_run;
     const Linear& weight = *call.down[a];
+    const Group* taken = groups_for<M>(weight, middle + begin[a], begin[a + 1] - begin[a]);
     for (int64_t tile = first_tile; tile < least(first_tile + down_run, out_tiles); ++tile) {
       const uint8_t* next =
           tile + 1 < out_tiles || a + 1 == call.active ? weight.tile(tile + 1) : call.down[a + 1]->tile(0);
@@ -120,7 +122,7 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
         const auto registers = registers_for(middle + g, n);
-        multiply_tile<M>(weight, tile, middle + g, n, sums, next);
+        multiply_tile<M>(weight, tile, taken + (g - begin[a]), n, sums, next);
         const Group& last = middle[g + n - 1];
         store_tile<M>(weight, tile, sums, last.first + last.rows - middle[g].first, call.out, call.hidden,
                       middle[g].first, tile * kTile, false);

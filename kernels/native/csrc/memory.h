@@ -28,6 +28,9 @@ enum ScratchSlot {
   kShared,
   kShared2,
   kLayer,
+  kWholes,
+  kWholeGroups,
+  kWholeScales,
   kScratchSlots
 };
 void* scratch(ScratchSlot slot, size_t bytes);
