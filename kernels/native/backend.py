@@ -46,6 +46,7 @@ class NativeKernels(CheckedKernels):
     """
 
     name = "native"
+    summation = 2  # 2: AVX2 multiplies integer weights by integers
 
     def __init__(
         self, dtype: torch.dtype, threads: int | None = None, isa: str | None = None, library: Path | None = None

@@ -295,8 +295,8 @@ struct SampleOps {
 struct Ops {
   const char* name;
   bool reads_coded;  // whether it multiplies by Kind::coded
-  void (*linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_stride, int64_t rows, void* out,
-                 bool out_f32, Upcoming then);
+  void (*linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_stride, int64_t rows, void* out, bool out_f32,
+                 Upcoming then);
   void (*head_linear)(Pool&, bool f32, const Linear&, const void* x, int64_t x_row, int64_t x_head, int64_t rows,
                       void* out, Upcoming then);
   void (*experts)(Pool&, bool f32, const ExpertsCall&);

@@ -56,8 +56,7 @@ void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, 
 
   uint8_t* value = pieces.at(at_values);
   if (n > 0) {
-    ops.head_linear(pool, f32, *a.k_absorb, q, q_row, head, n, pieces.at(at_q_latent),
-                    Upcoming{a.v_absorb, true});
+    ops.head_linear(pool, f32, *a.k_absorb, q, q_row, head, n, pieces.at(at_q_latent), Upcoming{a.v_absorb, true});
     ops.mla_decode(
         pool, f32,
         DecodeCall{pieces.at(at_q_latent), q_rope, a.heads * latent, latent, q_row, head, cache, rows.tables,

@@ -95,15 +95,17 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
     auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
     const int64_t begin = item / chunks * per_item, end = least(begin + per_item, weight.tiles);
     const auto registers = registers_for(groups + first_group, n);
+    const Group* taken = groups_for<M>(weight, groups + first_group, n);
     // A thread claims items in turn with the others, so that it most likely goes on with this one.
     const int64_t following = claimed + pool.size();
-    const uint8_t* const next =
-        chunks > 1                      ? weight.tile(end)
-        : following < items             ? weight.tile(in_streams(following, items, pool.size()) * per_item)
-                                        : begin_of(then, claimed % pool.size(), pool.size());
+    const uint8_t* const next = chunks > 1          ? weight.tile(end)
+                                : following < items ? weight.tile(in_streams(following, items, pool.size()) * per_item)
+                                                    : begin_of(then, claimed % pool.size(), pool.size());
     for (int64_t t = begin; t < end; ++t) {
-      multiply_tile<M>(weight, t, groups + first_group, n, sums,
-                       t + 1 < end ? weight.tile(t + 1) : next == nullptr ? weight.tile(t) : next);
+      multiply_tile<M>(weight, t, taken, n, sums,
+                       t + 1 < end       ? weight.tile(t + 1)
+                       : next == nullptr ? weight.tile(t)
+                                         : next);
       store_tile<M>(weight, t, sums, n_rows, out, weight.outputs, first_row, weight.tile_column[t], out_f32);
     }
   };
@@ -135,14 +137,17 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
     auto* sums = scratch_of<float>(kAccumulator, count * kGroup * kTile);
     make_groups<M>(single(), x + first * x_row + h * x_head, x_row, n, weight.inputs, groups, packed);
     const auto registers = registers_for(groups, count);
+    const Group* taken = groups_for<M>(weight, groups, count);
     const int64_t following = claimed + pool.size(), end = weight.part_tile[h + 1];
-    const uint8_t* const next =
-        chunks > 1                  ? weight.tile(end)
-        : following < weight.parts  ? weight.tile(weight.part_tile[in_streams(following, weight.parts, pool.size())])
+    const uint8_t* const next = chunks > 1 ? weight.tile(end)
+                                : following < weight.parts
+                                    ? weight.tile(weight.part_tile[in_streams(following, weight.parts, pool.size())])
                                     : begin_of(then, claimed % pool.size(), pool.size());
     for (int64_t t = weight.part_tile[h]; t < end; ++t) {
-      multiply_tile<M>(weight, t, groups, count, sums,
-                       t + 1 < end ? weight.tile(t + 1) : next == nullptr ? weight.tile(t) : next);
+      multiply_tile<M>(weight, t, taken, count, sums,
+                       t + 1 < end       ? weight.tile(t + 1)
+                       : next == nullptr ? weight.tile(t)
+                                         : next);
       store_tile<M>(weight, t, sums, n, out, weight.outputs, first, weight.tile_column[t], false);
     }
   };

@@ -95,19 +95,24 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
     const int64_t item = in_streams(claimed, call.active * gate_runs, threads), a = item / gate_runs,
                   first_tile = item % gate_runs * gate_run, end = least(first_tile + gate_run, inner_tiles);
     const Linear& weight = *call.gate_up[a];
+    const Group* taken = groups_for<M>(weight, in + begin[a], begin[a + 1] - begin[a]);
     for (int64_t tile = first_tile; tile < end; ++tile) {
       const uint8_t* next = tile + 1 < end ? weight.tile(tile + 1) : gate_after(claimed + threads);
       const uint8_t* next_up = next == nullptr ? nullptr : next + static_cast<size_t>(inner_tiles) * weight.tile_bytes;
-      if (next == nullptr) next = down_after(claimed % threads), next_up = next + kPrefetchWords * 4;
+      if (next == nullptr) {
+        next = down_after(claimed % threads);
+        if (next == nullptr) next = weight.tile(tile);  // which is at hand
+        next_up = next + kPrefetchWords * 4;
+      }
       for (int64_t g = begin[a]; g < begin[a + 1]; g += kChunk) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* gate = scratch_of<float>(kAccumulator, n * kGroup * kTile);
         auto* up = scratch_of<float>(kAccumulator2, n * kGroup * kTile);
         const auto registers = registers_for(in + g, n);
         const Strip both[] = {{tile, gate, next}, {inner_tiles + tile, up, next_up}};
-        if (!multiply_two(weight, both, in + g, n)) {
-          multiply_tile<M>(weight, tile, in + g, n, gate, weight.tile(inner_tiles + tile));
-          multiply_tile<M>(weight, inner_tiles + tile, in + g, n, up, next);
+        if (!multiply_two(weight, both, taken + (g - begin[a]), n)) {
+          multiply_tile<M>(weight, tile, taken + (g - begin[a]), n, gate, weight.tile(inner_tiles + tile));
+          multiply_tile<M>(weight, inner_tiles + tile, taken + (g - begin[a]), n, up, next);
         }
         for (int64_t i = 0; i < n; ++i) {
           const int64_t offset = (in[g + i].first - in[g].first) * kTile;
@@ -123,6 +128,7 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
     const int64_t item = in_streams(claimed, call.active * down_runs, threads), a = item / down_runs,
                   first_tile = item % down_runs * down_run, end = least(first_tile + down_run, out_tiles);
     const Linear& weight = *call.down[a];
+    const Group* taken = groups_for<M>(weight, middle + begin[a], begin[a + 1] - begin[a]);
     for (int64_t tile = first_tile; tile < end; ++tile) {
       const uint8_t* next = tile + 1 < end ? weight.tile(tile + 1) : down_after(claimed + threads);
       if (next == nullptr) next = weight.tile(tile);  // which is at hand
@@ -130,7 +136,7 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
         const int64_t n = least(kChunk, begin[a + 1] - g);
         auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
         const auto registers = registers_for(middle + g, n);
-        multiply_tile<M>(weight, tile, middle + g, n, sums, next);
+        multiply_tile<M>(weight, tile, taken + (g - begin[a]), n, sums, next);
         const Group& last = middle[g + n - 1];
         store_tile<M>(weight, tile, sums, last.first + last.rows - middle[g].first, call.out, call.hidden,
                       middle[g].first, tile * kTile, false);

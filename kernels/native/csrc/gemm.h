@@ -102,8 +102,8 @@ ISO_INLINE void row_blocks(int rows, F body) {
   const int step = static_cast<int>(ceil_div(rows, most(1, ceil_div(rows, kRowBlock))));
   for (int r = 0; r < rows; r += step) {
     switch (rows - r < step ? rows - r : step) {
-#define ISO_CASE(R)                       \
-  case R:                                 \
+#define ISO_CASE(R)                            \
+  case R:                                      \
     body(r, std::integral_constant<int, R>()); \
     break;
       ISO_CASE(1)

@@ -7,11 +7,20 @@ constexpr int kStepWords = 16;             // AMX: words that tile registers tak
 template <class M>
 constexpr bool kByRow = ISO_AMX && !M::f32;
 
+// What a row's sums of integers are worth, and the sums of its inputs' halves (integer_tile.h).
+struct RowScale {
+  float scale;
+  int32_t high, low;
+};
+
 struct Group {
   const uint32_t* words;  // [word][row]; kByRow: [row][word]
   int64_t stride;         // between words; kByRow: between rows
   int rows;
   int64_t first;  // the group's first row among those of its call
+  // Where rows are integers: their lower halves, in the order of `words`, and [group of inputs][row].
+  const uint32_t* low = nullptr;
+  const RowScale* scales = nullptr;
 };
 
 ISO_INLINE int64_t group_count(int64_t rows) { return ceil_div(rows, kGroup); }

@@ -178,3 +178,9 @@ static void int8_multiply(const Linear& weight, int64_t t, const Group* groups, 
                           const uint8_t* next) {
   grouped_multiply<M, Int8Decoder>(weight, t, groups, count, sums, next);
 }
+
+// The groups as products with this weight take them.
+template <class M>
+ISO_INLINE const Group* groups_for(const Linear&, const Group* groups, int64_t) {
+  return groups;
+}

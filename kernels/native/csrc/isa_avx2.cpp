@@ -10,6 +10,7 @@
 #define ISO_NAME avx2
 #define ISO_LABEL "avx2"
 #define ISO_W 8
+#define ISO_INTEGERS 1
 #define ISO_SIMD "simd_avx2.h"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,bmi2"))), apply_to = function)

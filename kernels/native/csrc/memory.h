@@ -29,6 +29,9 @@ enum ScratchSlot {
   kShared2,
   kLayer,
   kDraft,
+  kWholes,
+  kWholeGroups,
+  kWholeScales,
   kScratchSlots
 };
 void* scratch(ScratchSlot slot, size_t bytes);

@@ -12,7 +12,25 @@ ISO_INLINE void prefetch_second(const void* p) {
 }  // into the second cache
 
 ISO_INLINE void store_lanes(uint32_t* p, vi value, int n) {  // the first n <= W lanes
-  _mm256_maskstore_epi32(reinterpret_cast<int*>(p), (__m256i)(lanes() < n), (__m256i)value);
+  if (n >= W) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)value);
+    return;
+  }
+  // A masked store takes AMD's processors tens of cycles.
+  __m128i rest = _mm256_castsi256_si128((__m256i)value);
+  if ((n & 4) != 0) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rest);
+    rest = _mm256_extracti128_si256((__m256i)value, 1), p += 4;
+  }
+  if ((n & 2) != 0) {
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), rest);
+    rest = _mm_unpackhi_epi64(rest, rest), p += 2;
+  }
+  if ((n & 1) != 0) *p = static_cast<uint32_t>(_mm_cvtsi128_si32(rest));
+}
+
+ISO_INLINE vi load_lanes(const uint32_t* p, int64_t n) {  // the others are 0
+  return (vi)_mm256_maskload_epi32(reinterpret_cast<const int*>(p), (__m256i)(lanes() < static_cast<int>(least(n, W))));
 }
 
 // 32 pairs (a[i], b[i]) of 16-bit values as words.
@@ -37,103 +55,66 @@ ISO_INLINE __m256i twice(const uint8_t* table) {  // 16 bytes, in both lanes
 }
 ISO_INLINE __m256i load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 
-// e4m3 to bfloat16: the four upper bits give the upper byte of a normal number, the others its lower byte. Subnormals
-// (magnitude < 8) come from two byte tables.
+// e4m3 to bfloat16: the four upper bits give the upper byte of a normal number, the others its lower byte. Magnitudes
+// below 16, among them subnormals, come from two byte tables, which give 0 for all others: a lookup does where the top
+// bit of an index is set. The lower table holds what changes the byte of a normal number.
 struct Fp8Decoder {
   static constexpr int kWords = 1;
   __m256i normal_high, tiny_low, tiny_high;
 
   ISO_INLINE Fp8Decoder make() {
-    alignas(16) uint8_t normal[16];
-    for (int i = 0; i < 16; ++i) normal[i] = static_cast<uint8_t>((i & 8) << 4 | (60 + (i & 7)));
-    return Fp8Decoder{twice(normal), twice(kFp8Table.low), twice(kFp8Table.high)};
+    alignas(16) uint8_t normal[16], low[16];
+    for (int i = 0; i < 16; ++i) {
+      normal[i] = static_cast<uint8_t>((i & 8) << 4 | (i & 7 ? 60 + (i & 7) : 0));
+      low[i] = static_cast<uint8_t>(kFp8Table.low[i] ^ i << 4);
+    }
+    return Fp8Decoder{twice(normal), twice(low), twice(kFp8Table.high)};
   }
 
   // One word of a tile → outputs 0 .. 7, 8 .. 15 and so on as bfloat16 pairs.
   inline __attribute__((always_inline)) void decode(const uint8_t* codes, int, vi* out) const {
-    const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(static_cast<char>(0x80));
+    const __m256i nibble = _mm256_set1_epi8(15), largest = _mm256_set1_epi8(0x7f);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m256i code = load_bytes(codes + half * 32), magnitude = _mm256_andnot_si256(sign, code);
-      const __m256i tiny = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), magnitude),
-                    nan = _mm256_cmpeq_epi8(magnitude, _mm256_set1_epi8(0x7f));
-      __m256i low = _mm256_andnot_si256(nibble, _mm256_slli_epi16(code, 4));
-      __m256i high = _mm256_shuffle_epi8(normal_high, _mm256_and_si256(_mm256_srli_epi16(code, 4), nibble));
-      low = _mm256_blendv_epi8(low, _mm256_shuffle_epi8(tiny_low, magnitude), tiny);
-      high = _mm256_blendv_epi8(
-          high, _mm256_or_si256(_mm256_shuffle_epi8(tiny_high, magnitude), _mm256_and_si256(code, sign)), tiny);
-      low = _mm256_or_si256(low, nan), high = _mm256_or_si256(high, nan);
+      const __m256i code = load_bytes(codes + half * 32), magnitude = _mm256_and_si256(code, largest);
+      const __m256i tiny = _mm256_add_epi8(magnitude, _mm256_set1_epi8(0x70));
+      const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(code, 4), nibble),
+                    lower = _mm256_andnot_si256(nibble, _mm256_slli_epi16(code, 4));
+      const __m256i low = _mm256_xor_si256(lower, _mm256_shuffle_epi8(tiny_low, tiny));
+      const __m256i high = _mm256_or_si256(
+          _mm256_or_si256(_mm256_shuffle_epi8(normal_high, upper), _mm256_shuffle_epi8(tiny_high, tiny)),
+          _mm256_cmpeq_epi8(magnitude, largest));  // NaN, whose lower byte is not 0
       out[half] = (vi)_mm256_unpacklo_epi8(low, high);
       out[2 + half] = (vi)_mm256_unpackhi_epi8(low, high);
     }
   }
 };
 
+// A word of one half of a tile, 32 bytes → outputs 0 .. 7 and 16 .. 23 of that half's, as pairs of 16-bit integers.
 struct Int8Decoder {
   static constexpr int kWords = 1;
-  static constexpr bool kZeros = false;
 
-  ISO_INLINE Int8Decoder make() { return {}; }
-
-  ISO_INLINE __m256i floats(__m256i integers) { return _mm256_castps_si256(_mm256_cvtepi32_ps(integers)); }
-  ISO_INLINE vi pair(__m256i bytes) {  // its upper bytes
-    const __m256i even = floats(_mm256_srai_epi32(_mm256_slli_epi32(bytes, 8), 24)),
-                  odd = floats(_mm256_srai_epi32(bytes, 24));
-    return (vi)_mm256_or_si256(odd, _mm256_srli_epi32(even, 16));
-  }
-  inline __attribute__((always_inline)) void decode(const uint8_t* codes, int, vi* out) const {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const __m256i code = load_bytes(codes + half * 32);
-      const __m256i value = _mm256_sign_epi8(_mm256_and_si256(code, _mm256_set1_epi8(0x7f)), code);
-      out[half] = pair(_mm256_unpacklo_epi16(value, value));
-      out[2 + half] = pair(_mm256_unpackhi_epi16(value, value));
-    }
+  ISO_INLINE vi points(const uint8_t*, int) { return set_word(0); }
+  ISO_INLINE void decode(const uint8_t* codes, int, vi* out) {
+    const __m256i code = load_bytes(codes),
+                  value = _mm256_sign_epi8(_mm256_and_si256(code, _mm256_set1_epi8(0x7f)), code);
+    out[0] = (vi)_mm256_srai_epi16(_mm256_unpacklo_epi8(value, value), 8);
+    out[1] = (vi)_mm256_srai_epi16(_mm256_unpackhi_epi8(value, value), 8);
   }
 };
 
 template <bool kZeroPoints>
 struct Int4Decoder {
   static constexpr int kWords = 2;
-  static constexpr bool kZeros = kZeroPoints;
-  __m256i low, high, zero[4];
 
-  ISO_INLINE Int4Decoder make() {
-    Int4Decoder d;
-    // A difference is looked up by its magnitude, which is at most 15.
-    d.low = twice(kZeros ? kIntegers.magnitude.low : kIntegers.code.low);
-    d.high = twice(kZeros ? kIntegers.magnitude.high : kIntegers.code.high);
-    return d;
+  ISO_INLINE vi points(const uint8_t* zeros, int v) {  // of outputs 8 v and on
+    if (!kZeroPoints) return set_word(8);
+    return (vi)_mm256_srli_epi32((__m256i)load_words(zeros + v % 2 * 32), v / 2 * 8) & 0xff;
   }
-  inline __attribute__((always_inline)) void set_zeros(const uint8_t* zeros) {
-    const __m256i low_byte = _mm256_set1_epi16(0xff);
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const __m256i both = load_bytes(zeros + half * 32), first = _mm256_and_si256(both, low_byte),
-                    second = _mm256_andnot_si256(low_byte, both);
-      zero[half] = _mm256_or_si256(first, _mm256_slli_epi16(first, 8));
-      zero[2 + half] = _mm256_or_si256(second, _mm256_srli_epi16(second, 8));
-    }
-  }
-
-  // Word `i` (0 or 1) of two. What is looked up is the same for both, and left to the compiler to do once.
-  inline __attribute__((always_inline)) void decode(const uint8_t* codes, int i, vi* out) const {
-    const __m256i low_byte = _mm256_set1_epi16(0xff);
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      __m256i code = load_bytes(codes + v % 2 * 32);
-      code = _mm256_and_si256(v < 2 ? code : _mm256_srli_epi16(code, 4), _mm256_set1_epi8(15));
-      __m256i sign = _mm256_setzero_si256();
-      if constexpr (kZeros) {
-        code = _mm256_sub_epi8(code, zero[v]);
-        sign = _mm256_and_si256(code, _mm256_set1_epi8(static_cast<char>(0x80)));
-        code = _mm256_abs_epi8(code);
-      }
-      const __m256i lows = _mm256_shuffle_epi8(low, code),
-                    highs = _mm256_or_si256(_mm256_shuffle_epi8(high, code), sign);
-      out[v] = (vi)(i == 0 ? _mm256_or_si256(_mm256_and_si256(lows, low_byte), _mm256_slli_epi16(highs, 8))
-                           : _mm256_or_si256(_mm256_srli_epi16(lows, 8), _mm256_andnot_si256(low_byte, highs)));
-    }
+  ISO_INLINE void decode(const uint8_t* codes, int i, vi* out) {  // word i (0 or 1) of two
+    const __m256i both = load_bytes(codes), nibble = _mm256_set1_epi16(15);
+    out[0] = (vi)_mm256_and_si256(i == 0 ? both : _mm256_srli_epi16(both, 8), nibble);
+    out[1] = (vi)(i == 0 ? _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble) : _mm256_srli_epi16(both, 12));
   }
 };
 
