@@ -45,7 +45,7 @@ class NativeKernels(CheckedKernels):
         self.dtype, self._lib, self._context = dtype, self.context.lib, self.context.handle
         self.threads, self.isa = self.context.threads, self.context.isa
         self.instructions = self.isa
-        self._bound = BoundLayers(dtype)
+        self.bound = BoundLayers(dtype)
 
     def describe(self) -> str:
         """One line for logs and `isotherm status`."""
@@ -210,7 +210,7 @@ class NativeKernels(CheckedKernels):
     def moe(self, x_TD: Tensor, router: Router, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None,
             down: LinearWeight | None, residual_TD: Tensor) -> Tensor:  # fmt: skip
         """`Kernels.moe` in one call."""
-        bound = self._bound.moe(router, bank, slot_of_E, gate_up, down)
+        bound = self.bound.moe(router, bank, slot_of_E, gate_up, down)
         rows, shape = len(x_TD), x_TD.shape
         x, residual = (
             t if t.is_contiguous() else t.contiguous()
@@ -306,8 +306,8 @@ class NativeKernels(CheckedKernels):
 
     def attention(self, x_TD: Tensor, a: AttentionWeights, rows: AttentionRows, cache: Tensor) -> Tensor:
         """`Kernels.attention` in one call."""
-        weights = self._bound.attention(a)
-        bound = self._bound.rows(rows, x_TD, weights.hidden, weights.rotary)
+        weights = self.bound.attention(a)
+        bound = self.bound.rows(rows, x_TD, weights.hidden, weights.rotary)
         blocks, block_size = self._cache(cache, weights.latent, weights.rotary)
         out = torch.empty_like(x_TD)
         code = self._lib.iso_attention(
@@ -324,8 +324,8 @@ class NativeKernels(CheckedKernels):
         """`Kernels.decoder` in one call."""
         if not layers:
             return x_TD
-        bound = self._bound.decoder(layers, caches)
-        where = self._bound.rows(rows, x_TD, bound.hidden, bound.rotary)
+        bound = self.bound.decoder(layers, caches)
+        where = self.bound.rows(rows, x_TD, bound.hidden, bound.rotary)
         h, other = torch.empty_like(x_TD), torch.empty_like(x_TD)
         to = DecoderRows(x_TD.data_ptr(), h.data_ptr(), other.data_ptr(), bound.blocks, bound.block_size, bound.fp8)
         code = self._lib.iso_decoder(
