@@ -15,27 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isotherm.actors.attention.lost_experts import ExpertsFailedError, ExpertsLostError
 from isotherm.actors.attention.native_exchange import NativeLayers, Unfinished
 from isotherm.actors.attention.offers import Offers
 from isotherm.actors.attention.questions import Questions
 from isotherm.actors.attention.row_split import NONE, GroupShare, layer_tables, share_of, split_rows
 from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError, GroupFailedError, Link, LinkError, NativeLink
 from isotherm.actors.pulse import Pulse
-from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.placement.table import Placement
 from isotherm.kernels.ops import AttentionRows, DecoderLayer, Kernels, LinearWeight, Router
 
 log = logging.getLogger(__name__)
 WAIT = 0.5  # seconds between two signs of life of a thread that waits for lost experts
 FAILED_ANSWERS = 3  # to one layer's rows, after which it is the rows that are wrong, not the groups
-
-
-class ExpertsLostError(IsothermError, ConnectionError):
-    """Experts that a layer needs are held by no group that can be reached, and none was given them in time."""
-
-
-class ExpertsFailedError(IsothermError, RuntimeError):
-    """Every group that was asked to compute a layer's rows failed, after it was mended too: the rows are the reason."""
 
 
 class ExpertExchange:
@@ -129,11 +121,14 @@ class ExpertExchange:
         answered since, if need be a message without rows, and every expert has such a group. On the stepping thread,
         between layers."""
         for group in self.questions.take():
-            if not self._has_failed(group):
+            if group not in self._failed:
                 self._send_nothing(group)
         for group, link in list(self._under_way.items()):
             del self._under_way[group]
-            self._hear(group, link)
+            try:
+                self._answer(group, link)
+            except (LinkError, ExpertNotHeldError) as error:
+                self._mark_failed(group, link, error)
         self.questions.answer(not self._failed or all(self._alive(layer).any(axis=1).all() for layer in self._tables))
 
     def _send_nothing(self, group: str) -> None:
@@ -148,13 +143,6 @@ class ExpertExchange:
             self._mark_failed(group, link, error)
         finally:
             self.pulse.go_on()
-
-    def _hear(self, group: str, link: Link) -> None:
-        """Take the answer to a message without rows."""
-        try:
-            self._answer(group, link)
-        except (LinkError, ExpertNotHeldError) as error:
-            self._mark_failed(group, link, error)
 
     def _answer(self, group: str, link: Link) -> Tensor:
         """What a group answers. The wait begins anew with each part of it: on a slow line one answer may take longer
@@ -176,9 +164,6 @@ class ExpertExchange:
     def end_step(self) -> None:
         for link in self._links:
             link.in_step(False)
-
-    def _has_failed(self, group: str) -> bool:
-        return group in self._failed
 
     def _some_have_failed(self) -> bool:
         """Of the links that are used."""
@@ -312,7 +297,7 @@ class ExpertExchange:
 
     def _send(self, share: GroupShare) -> None:
         group, link = self._groups[share.group], self._links[share.group]
-        if self._has_failed(group):
+        if group in self._failed:
             return
         rows_U = share.rows_U
         x_UD = self._x_TD if len(rows_U) == len(self._x_TD) else self._x_TD[torch.from_numpy(rows_U)]
@@ -392,10 +377,7 @@ class ExpertExchange:
 
     def _alive(self, layer: int) -> np.ndarray:
         """Which copies of a layer's experts can be reached, bool [experts, copies]."""
-        table = self._tables[layer]
-        failed = np.array([self._has_failed(group) for group in self._groups])
-        alive: np.ndarray = ~failed[table.copies] & (np.arange(table.copies.shape[1]) < table.count[:, None])
-        return alive
+        return self._tables[layer].alive([group in self._failed for group in self._groups])
 
     def _await_holders(self, experts: np.ndarray) -> np.ndarray:
         """Wait until each of these experts has a copy that can be reached → which copies can, bool [experts, copies].

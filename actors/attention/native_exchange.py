@@ -102,9 +102,7 @@ class NativeLayers:
                 lock.release()
         return out if result is Result.WHOLE else self._unfinished(layer, len(x_TD), router, result)
 
-    def _bind(
-        self, layer: int, router: Router, shared: tuple[LinearWeight | None, LinearWeight | None]
-    ) -> BoundLayer:
+    def _bind(self, layer: int, router: Router, shared: tuple[LinearWeight | None, LinearWeight | None]) -> BoundLayer:
         bound = self._bound.get(layer)
         if bound is None or bound.router is not router or bound.shared != shared:
             table = self._tables[layer]
@@ -149,8 +147,8 @@ class NativeLayers:
             for lock in self._locks:
                 lock.release()
         at = begin + done
-        for number in range(first + begin, first + at + (result not in (Result.WHOLE, Result.GIVEN_UP))):
-            turns[number] = due[number - first - begin]
+        sent = at if result in (Result.WHOLE, Result.GIVEN_UP) else at + 1
+        turns |= {first + i: due[i - begin] for i in range(begin, sent) if layers[i].router is not None}
         if result is Result.WHOLE or result is Result.GIVEN_UP:
             return Advance(at, x_TD, None if result is Result.WHOLE else h_TD)
         router = layers[at].router

@@ -29,6 +29,11 @@ class Layer:
         """gate_up and down of its MLP."""
         return (None, None) if self.mlp is None else (self.mlp.gate_up, self.mlp.down)
 
+    def bare(self) -> DecoderLayer:
+        """Without its routed experts."""
+        gate_up, down = self.own
+        return DecoderLayer(self.attention, gate_up, down, self.router)
+
 
 class Decoder:
     """`first`: the number that the first layer has in placements."""
@@ -38,7 +43,7 @@ class Decoder:
     def __init__(self, layers: Sequence[Layer], first: int = 0):
         self.layers, self._first = layers, first
         self._seen: tuple[RoutedExperts, Sequence[DecoderLayer] | None] | None = None
-        self._plain = [DecoderLayer(layer.attention, *layer.own, layer.router) for layer in layers]
+        self._plain = [layer.bare() for layer in layers]
 
     def forward(
         self, kernels: Kernels, x_TD: Tensor, rows: AttentionRows, caches: Sequence[Tensor], experts: RoutedExperts

@@ -46,7 +46,6 @@ class RoutedExperts(Protocol):
     ) -> Tensor:
         """residual + (Σ weight × expert + shared experts) → [T, D], as Kernels.moe says it."""
 
-
     def advance(
         self,
         layers: Sequence[DecoderLayer],
@@ -56,10 +55,10 @@ class RoutedExperts(Protocol):
         rows: AttentionRows,
         caches: Sequence[Tensor],
     ) -> tuple[int, Tensor] | None:
-        """Compute decoder layers whose experts are elsewhere, one at least, from the one at `begin` on: (the index of the
-        next one, what goes into it). `first`: the number that the first of all layers has in placements; `layers` is the
-        same object as long as they are the same. x is written over. None, with nothing done, where that has to be done
-        layer by layer."""
+        """Compute decoder layers whose experts are elsewhere, one at least, from the one at `begin` on → the index of
+        the next one, and what goes into it. `first`: the number that the first of all layers has in placements;
+        `layers` is the same object as long as they are the same. x is written over. None, with nothing done, where
+        that has to be done layer by layer."""
 
 
 class AttentionModel(Protocol):

@@ -110,8 +110,8 @@ class BoundLayer:
 
 
 class FarLayers:
-    """Decoder layers with their caches as C++ is given them; the experts of the MoE layers are where `moes` says. Raises
-    ValueError."""
+    """Decoder layers with their caches as C++ is given them; the experts of the MoE layers are where `moes` says.
+    Raises ValueError."""
 
     def __init__(
         self,

@@ -68,14 +68,7 @@ struct Share {
 class Exchange {
  public:
   // kGivenUp: before any row of a MoE layer was sent; what goes into it is in `h`, and its residual in x.
-  enum Result : int {
-    kWhole = 0,
-    kOutOfMemory = 1,
-    kOutOfCache = 2,
-    kNotSent = -1,
-    kNotAnswered = -2,
-    kGivenUp = -3
-  };
+  enum Result : int { kWhole = 0, kOutOfMemory = 1, kOutOfCache = 2, kNotSent = -1, kNotAnswered = -2, kGivenUp = -3 };
 
   Exchange(Context* context, End* const* ends, int64_t groups);
 
