@@ -83,7 +83,7 @@ bool rows_within(const AttentionRows& rows, int64_t blocks, int64_t block_size) 
 
 }  // namespace
 
-extern "C" void iso_rest(Context* context) { context->pool.rest(); }  // for exchange.cpp
+extern "C" void pool_rests(Context* context) { context->pool.rest(); }  // for exchange.cpp
 
 // isa: 0 the best of this machine, 1 amx_bf16, 2 avx512_bf16, 3 avx2, 4 generic. Null when the machine lacks it.
 ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {

@@ -20,7 +20,7 @@ int iso_combine_outputs(Context* context, const void* const* outputs, int64_t ro
                         const float* weights, const void* own, const void* residual, void* out);
 int iso_attention(Context* context, const iso::AttentionWeights* weights, const iso::AttentionRows* rows, void* x,
                   void* cache, int64_t blocks, int64_t block_size, int fp8, void* out);
-void iso_rest(Context* context);
+void pool_rests(Context* context);
 }
 
 namespace iso {
@@ -156,7 +156,7 @@ Exchange::Result Exchange::layer(const ExchangeLayer& layer, const ExchangeStep&
     if (iso_mlp(context_, layer.gate_up, layer.down, step.x, step.x_stride, step.rows, sum) != 0) return kOutOfMemory;
     own = sum;
   }
-  iso_rest(context_);  // the groups may need the cores
+  pool_rests(context_);  // the groups may need the cores
   if (!receive(layer, step)) return kNotAnswered;
   return iso_combine_outputs(context_, outputs_.data(), step.rows, layer.router.hidden, layer.router.top_k,
                              step.weights, own, step.residual, step.out) == 0
