@@ -52,6 +52,8 @@ class LocalExperts:
     def bank_of(self, layer: int) -> tuple[ExpertBank, Tensor]:
         return self._worker.bank, self._slots[layer]
 
+    def advance(self, *_: object) -> None: ...  # they are here
+
     def moe(
         self,
         layer: int,

@@ -49,6 +49,11 @@ class Pulse:
         """A piece of work begins after a rest, which was none."""
         self.beats, self._began = self.beats + 1, time.monotonic()
 
+    def worked(self, seconds: float) -> None:
+        """A piece of work has taken so many seconds, and another begins; what else the time went to was a wait."""
+        self._pieces.add(seconds)
+        self.begin()
+
     def wait(self, whom: str) -> None:
         """The thread waits for somebody else from now on; that is no piece of work either."""
         self.waits_for, self._began = whom, time.monotonic()

@@ -98,7 +98,8 @@ class AttentionRows:
 
 @dataclass(frozen=True, eq=False)
 class DecoderLayer:
-    """A decoder layer whose routed experts, where it has a router, are all in one bank of this process."""
+    """A decoder layer. Where it has a router, its routed experts are all in one bank of this process; without a bank,
+    elsewhere."""
 
     attention: AttentionWeights
     gate_up: LinearWeight | None  # of the dense MLP, or of the shared experts

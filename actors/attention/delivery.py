@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
-from isotherm.actors.attention.outbox import FLUSH, Outbox, merged_deltas
+from isotherm.actors.attention.outbox import FLUSH, Outbox, is_urgent, merged_deltas
 from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.messages.meters import DecayedMean
 from isotherm.cluster.messages.requests import Delta
@@ -53,8 +53,9 @@ class Delivery:
         self._arrived: dict[str, float] = {}  # requests without a token yet → when they came, oldest first
         self._fresh: deque[list[Delta]] = deque()  # of steps
         self._delivering = False  # the next look at them is sure to come
+        self._hastened = False  # … and soon, for something is urgent
         self._next_look: asyncio.TimerHandle | None = None
-        self._looked = clock()
+        self._last_look = self._looked = clock()
 
     # --- replicas ---------------------------------------------------------------------------------
 
@@ -129,32 +130,47 @@ class Delivery:
 
     def publish(self, deltas: list[Delta]) -> None:
         """What one step gave. For the step loop's thread."""
-        # The event loop takes Python's lock from the step loop: it is woken where it sleeps only, not at every step.
+        # The event loop takes Python's lock from the step loop: it is not woken at every step, but where it sleeps, and
+        # where the look that is sure to come would be late.
         self._fresh.append(deltas)
         if not self._delivering:
             self._delivering = True
             self._loop.call_soon_threadsafe(self._deliver)
+        elif not self._hastened and is_urgent(deltas):
+            self._hastened = True
+            self._loop.call_soon_threadsafe(self._hasten)
+
+    def _hasten(self) -> None:
+        """Look FLUSH after the last look, if that is sooner than the next one."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = self._loop.call_later(max(0.0, self._last_look + FLUSH - self._clock()), self._deliver)
 
     def _deliver(self) -> None:
         """Send what is due, and look again in a moment, until there is nothing left."""
         if self._next_look is not None:
             self._next_look.cancel()  # the step loop may have asked for a look that was sure to come
         fresh: list[Delta] = []
+        self._hastened = False
         while self._fresh:
             fresh += self._fresh.popleft()
-        now = self._clock()
+        now = self._last_look = self._clock()
+        looks = []  # when those connections that have streams are worth another one
         try:
             self._route(merged_deltas(fresh), now)
             for connection in self._connections.values():
                 if deltas := connection.outbox.due(now):
                     connection.lists.put_nowait(deltas)
+                if deltas or len(connection.outbox):
+                    looks.append(connection.outbox.worth_a_look())
         finally:
             more = bool(fresh) or any(len(c.outbox) for c in self._connections.values())
             if not more:
                 self._delivering = False
                 more = bool(self._fresh)  # of a step that ended just now, and may have found it still set
             self._delivering = self._delivering or more
-            self._next_look = self._loop.call_later(FLUSH, self._deliver) if more else None
+            later = max(FLUSH, min(looks, default=now) - now)
+            self._next_look = self._loop.call_later(later, self._deliver) if more else None
 
     def _route(self, deltas: list[Delta], now: float) -> None:
         by_connection: dict[str, list[Delta]] = {}

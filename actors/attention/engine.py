@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from isotherm.actors.attention.exchange import ExpertsFailedError, ExpertsLostError
+from isotherm.actors.attention.lost_experts import ExpertsFailedError, ExpertsLostError
 from isotherm.actors.attention.prompt_scores import score_prompts
 from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.attention.step_figures import StepFigures

@@ -8,34 +8,26 @@ replaced.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from isotherm.actors.attention.lost_experts import ExpertsFailedError, ExpertsLostError
 from isotherm.actors.attention.native_exchange import NativeLayers, Unfinished
+from isotherm.actors.attention.offers import Offers
 from isotherm.actors.attention.questions import Questions
 from isotherm.actors.attention.row_split import NONE, GroupShare, layer_tables, share_of, split_rows
 from isotherm.actors.links.protocol import Dispatch, ExpertNotHeldError, GroupFailedError, Link, LinkError, NativeLink
 from isotherm.actors.pulse import Pulse
-from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.placement.table import Placement
-from isotherm.kernels.ops import Kernels, LinearWeight, Router
+from isotherm.kernels.ops import AttentionRows, DecoderLayer, Kernels, LinearWeight, Router
 
 log = logging.getLogger(__name__)
 WAIT = 0.5  # seconds between two signs of life of a thread that waits for lost experts
 FAILED_ANSWERS = 3  # to one layer's rows, after which it is the rows that are wrong, not the groups
-
-
-class ExpertsLostError(IsothermError, ConnectionError):
-    """Experts that a layer needs are held by no group that can be reached, and none was given them in time."""
-
-
-class ExpertsFailedError(IsothermError, RuntimeError):
-    """Every group that was asked to compute a layer's rows failed, after it was mended too: the rows are the reason."""
 
 
 class ExpertExchange:
@@ -65,11 +57,7 @@ class ExpertExchange:
         self.patience, self._link_failed = patience, link_failed
         # By layer: counted over all layers, a layer's turn would always be odd, or even
         self._turns: dict[int, int] = {}
-        self._offers = threading.Condition()  # of the four that follow
-        self._offered: tuple[Placement, dict[str, Link]] | None = None
-        self._on_adopted: list[Callable[[], None]] = []
-        self._relinked: dict[str, Link] = {}
-        self._news = False  # one of the above is there
+        self._offers = Offers()
         # Group → its link that has failed, as long as it has no other; also of groups that no placement names for now
         self._failed: dict[str, Link] = {}
         self._under_way: dict[str, Link] = {}  # group → the link on which an answer is still to come
@@ -104,28 +92,15 @@ class ExpertExchange:
     def offer(self, placement: Placement, links: Mapping[str, Link], adopted: Callable[[], None]) -> None:
         """Ask for a placement to be adopted at the next layer boundary; `adopted` is called on the stepping thread when
         it is. Any thread."""
-        with self._offers:
-            self._offered = placement, {**links, **self._relinked}
-            self._on_adopted.append(adopted)  # who offered an earlier one is told too: that one is out of force as well
-            self._news = True
-            self._offers.notify()
+        self._offers.offer(placement, links, adopted)
 
     def relink(self, group: str, link: Link) -> None:
         """Send a group's rows over another link from the next dispatch on. Any thread."""
-        with self._offers:
-            self._relinked[group] = link
-            if self._offered is not None:
-                self._offered[1][group] = link
-            self._news = True
-            self._offers.notify()
+        self._offers.relink(group, link)
 
     def adopt_offered(self) -> None:
         """Adopt what was offered last, and new links, if there are any. On the stepping thread, between layers."""
-        with self._offers:
-            offered, self._offered = self._offered, None
-            on_adopted, self._on_adopted = self._on_adopted, []
-            relinked, self._relinked = self._relinked, {}
-            self._news = False
+        offered, on_adopted, relinked = self._offers.take()
         if offered is not None:
             self.adopt(*offered)
         for group, link in relinked.items():
@@ -138,18 +113,22 @@ class ExpertExchange:
 
     def _native_layers(self) -> NativeLayers | None:
         counters = {layer: (self.rows_routed[row], self.reads[row]) for layer, row in self._row_index.items()}
-        return NativeLayers.over(self.kernels, self._links, self.placement.version, self._tables, counters)
+        wanted = self._offers.flag, self.questions.flag
+        return NativeLayers.over(self.kernels, self._links, self.placement.version, self._tables, counters, wanted)
 
     def answer_questions(self) -> None:
         """Answer those who have asked whether rows would get through: they do where each group that is used has
         answered since, if need be a message without rows, and every expert has such a group. On the stepping thread,
         between layers."""
         for group in self.questions.take():
-            if not self._has_failed(group):
+            if group not in self._failed:
                 self._send_nothing(group)
         for group, link in list(self._under_way.items()):
             del self._under_way[group]
-            self._hear(group, link)
+            try:
+                self._answer(group, link)
+            except (LinkError, ExpertNotHeldError) as error:
+                self._mark_failed(group, link, error)
         self.questions.answer(not self._failed or all(self._alive(layer).any(axis=1).all() for layer in self._tables))
 
     def _send_nothing(self, group: str) -> None:
@@ -164,13 +143,6 @@ class ExpertExchange:
             self._mark_failed(group, link, error)
         finally:
             self.pulse.go_on()
-
-    def _hear(self, group: str, link: Link) -> None:
-        """Take the answer to a message without rows."""
-        try:
-            self._answer(group, link)
-        except (LinkError, ExpertNotHeldError) as error:
-            self._mark_failed(group, link, error)
 
     def _answer(self, group: str, link: Link) -> Tensor:
         """What a group answers. The wait begins anew with each part of it: on a slow line one answer may take longer
@@ -192,9 +164,6 @@ class ExpertExchange:
     def end_step(self) -> None:
         for link in self._links:
             link.in_step(False)
-
-    def _has_failed(self, group: str) -> bool:
-        return group in self._failed
 
     def _some_have_failed(self) -> bool:
         """Of the links that are used."""
@@ -235,16 +204,53 @@ class ExpertExchange:
             self._dispatch(layer, x_TD, *self.kernels.route(x_TD, router), turn)
         else:
             done = native.moe(layer, x_TD, router, (gate_up, down), residual_TD, turn)
-            longest = self._count_waits(native)
+            self._count_waits(native)
             self.pulse.begin()
             if not isinstance(done, Unfinished):
-                self.pulse.answered(longest)
+                self.pulse.answered(native.take_longest())
                 for number in native.answered():
                     self.questions.heard(self._groups[number])
                 return done
             self._go_on(layer, x_TD, done, turn)
+        return self._finish(x_TD, gate_up, down, residual_TD)
+
+    def _finish(
+        self, x_TD: Tensor, gate_up: LinearWeight | None, down: LinearWeight | None, residual_TD: Tensor
+    ) -> Tensor:
         own_TD = None if gate_up is None or down is None else self.kernels.mlp(x_TD, gate_up, down)
         return self.combine(own_TD, residual_TD)
+
+    def advance(
+        self,
+        layers: Sequence[DecoderLayer],
+        first: int,
+        begin: int,
+        x_TD: Tensor,
+        rows: AttentionRows,
+        caches: Sequence[Tensor],
+    ) -> tuple[int, Tensor] | None:
+        """As RoutedExperts says. What is unusual in a layer is done in Python; those before it are in one call."""
+        if self._some_have_failed() or (native := self._native) is None:
+            return None
+        self.pulse.beat()
+        began, waited, self._failed_answers = time.monotonic(), self.waited_seconds, 0
+        gone = native.advance(layers, first, begin, x_TD, rows, caches, self._turns)
+        if gone is None:
+            return None
+        self._count_waits(native)
+        self.pulse.worked(time.monotonic() - began - (self.waited_seconds - waited))
+        if longest := native.take_longest():
+            self.pulse.answered(longest)
+        if gone.h_TD is None:
+            return gone.at, gone.x_TD
+        layer, number = layers[gone.at], first + gone.at
+        assert layer.router is not None
+        if gone.unfinished is None:
+            x_TD = self.moe(number, gone.h_TD, layer.router, layer.gate_up, layer.down, gone.x_TD)
+        else:
+            self._go_on(number, gone.h_TD, gone.unfinished, self._turns[number])
+            x_TD = self._finish(gone.h_TD, layer.gate_up, layer.down, gone.x_TD)
+        return gone.at + 1, x_TD
 
     def _dispatch(self, layer: int, x_TD: Tensor, ids_Tk: Tensor, weights_Tk: Tensor, turn: int) -> None:
         self._set_layer(layer, x_TD, ids_Tk, weights_Tk, turn)
@@ -258,7 +264,7 @@ class ExpertExchange:
     def _begin_layer(self, layer: int) -> int:
         """The layer's turn, under the placement that is in force from now on."""
         self.pulse.beat()
-        if self._news:
+        if self._offers.waiting:
             self.adopt_offered()
             self.begin_step()
         if self.questions.waiting:
@@ -284,17 +290,14 @@ class ExpertExchange:
             else:
                 self._send(share)
 
-    def _count_waits(self, native: NativeLayers) -> float:
-        """Seconds of the longest of the waits."""
-        waits = [1e-9 * nanoseconds for nanoseconds in native.take_waits()]
-        for group, seconds in zip(self._groups, waits, strict=True):
-            self.waited[group] += seconds
-            self.waited_seconds += seconds
-        return max(waits, default=0.0)
+    def _count_waits(self, native: NativeLayers) -> None:
+        for group, nanoseconds in zip(self._groups, native.take_waits(), strict=True):
+            self.waited[group] += 1e-9 * nanoseconds
+            self.waited_seconds += 1e-9 * nanoseconds
 
     def _send(self, share: GroupShare) -> None:
         group, link = self._groups[share.group], self._links[share.group]
-        if self._has_failed(group):
+        if group in self._failed:
             return
         rows_U = share.rows_U
         x_UD = self._x_TD if len(rows_U) == len(self._x_TD) else self._x_TD[torch.from_numpy(rows_U)]
@@ -374,17 +377,14 @@ class ExpertExchange:
 
     def _alive(self, layer: int) -> np.ndarray:
         """Which copies of a layer's experts can be reached, bool [experts, copies]."""
-        table = self._tables[layer]
-        failed = np.array([self._has_failed(group) for group in self._groups])
-        alive: np.ndarray = ~failed[table.copies] & (np.arange(table.copies.shape[1]) < table.count[:, None])
-        return alive
+        return self._tables[layer].alive([group in self._failed for group in self._groups])
 
     def _await_holders(self, experts: np.ndarray) -> np.ndarray:
         """Wait until each of these experts has a copy that can be reached → which copies can, bool [experts, copies].
         Raises ExpertsLostError."""
         deadline = time.monotonic() + self.patience
         while True:
-            if self._news:
+            if self._offers.waiting:
                 self.adopt_offered()
                 self.begin_step()
             alive = self._alive(self._layer)
@@ -396,5 +396,4 @@ class ExpertExchange:
                 where = f"layer {self._layer}: no group that can be reached holds experts {orphans.tolist()}"
                 raise ExpertsLostError(f"{where}, and in {self.patience:g} s none was given them")
             self.pulse.begin()  # this thread is well: it waits for the controller
-            with self._offers:
-                self._offers.wait_for(lambda: self._news, timeout=min(WAIT, max(0.0, deadline - time.monotonic())))
+            self._offers.wait(min(WAIT, max(0.0, deadline - time.monotonic())))

@@ -29,13 +29,18 @@ class Outbox:
         self._waiting: list[Delta] = []
         self._urgent = False
         self._sent = float("-inf")
+        self._interval = FLUSH  # of the streams that were in the last list and go on
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def put(self, deltas: Sequence[Delta]) -> None:
         self._waiting += deltas
-        self._urgent = self._urgent or any(delta.start == 0 or delta.finish_reason is not None for delta in deltas)
+        self._urgent = self._urgent or is_urgent(deltas)
+
+    def worth_a_look(self) -> float:
+        """When (seconds) something is likely to be due: tokens of the streams that had some in the last list."""
+        return self._sent + (FLUSH if self._urgent else self._interval)
 
     def due(self, now: float) -> list[Delta]:
         """What is to be sent at `now` (seconds), joined; empty where there is nothing, or where it can wait."""
@@ -45,7 +50,14 @@ class Outbox:
         if now < self._sent + least - FLUSH / 10:  # timers may be a little early
             return []
         deltas, self._waiting, self._urgent, self._sent = merged_deltas(self._waiting), [], False, now
+        ended = {delta.request_id for delta in deltas if delta.finish_reason is not None}
+        self._interval = flush_interval(len({delta.request_id for delta in deltas} - ended))
         return deltas
+
+
+def is_urgent(deltas: Iterable[Delta]) -> bool:
+    """Whether a first token is among them, or the end of a stream."""
+    return any(delta.start == 0 or delta.finish_reason is not None for delta in deltas)
 
 
 def merged_deltas(deltas: Iterable[Delta]) -> list[Delta]:

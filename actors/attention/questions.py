@@ -8,14 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 
 class Questions:
-    """Any thread may `ask`; all else is the stepping thread's. `clock` gives seconds."""
+    """Any thread may `ask`; all else is the stepping thread's. `clock` gives seconds. `flag`: int32 [1], not 0 while
+    some wait, for code that knows no Python."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._lock = threading.Lock()  # of those that wait
         self._waiting: list[tuple[float, Callable[[bool], None]]] = []
+        self.flag = np.zeros(1, np.int32)
         self._taken: list[Callable[[bool], None]] = []
         self._heard: dict[str, float] = {}  # group → when it has answered last
 
@@ -27,6 +31,7 @@ class Questions:
         """`answered` is told, on the stepping thread, whether rows get through."""
         with self._lock:
             self._waiting.append((self._clock(), answered))
+            self.flag[0] = 1
 
     def follow(self, groups: Iterable[str]) -> None:
         """These groups are used from now on, and no others."""
@@ -41,6 +46,7 @@ class Questions:
         """Take up those that wait → the groups that have not answered since the last of them came."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
+            self.flag[0] = 0
         self._taken = [answered for _, answered in waiting]
         newest = max((asked for asked, _ in waiting), default=-math.inf)
         return [group for group, heard in self._heard.items() if heard < newest]

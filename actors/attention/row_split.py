@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,11 @@ class LayerTable:
     copies: np.ndarray  # int32 [E, most copies]
     count: np.ndarray  # int32 [E]
     groups: tuple[int, ...]  # every group that holds some expert of this layer
+
+    def alive(self, failed: Sequence[bool]) -> np.ndarray:
+        """Which copies can be reached, bool [E, most copies], where these groups have failed."""
+        there: np.ndarray = ~np.array(failed)[self.copies] & (np.arange(self.copies.shape[1]) < self.count[:, None])
+        return there
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,21 @@ class Layer:
         """gate_up and down of its MLP."""
         return (None, None) if self.mlp is None else (self.mlp.gate_up, self.mlp.down)
 
+    def bare(self) -> DecoderLayer:
+        """Without its routed experts."""
+        gate_up, down = self.own
+        return DecoderLayer(self.attention, gate_up, down, self.router)
+
 
 class Decoder:
     """`first`: the number that the first layer has in placements."""
 
+    attends_plainly = True  # `attend` is Kernels.attention
+
     def __init__(self, layers: Sequence[Layer], first: int = 0):
         self.layers, self._first = layers, first
         self._seen: tuple[RoutedExperts, Sequence[DecoderLayer] | None] | None = None
+        self._plain = [layer.bare() for layer in layers]
 
     def forward(
         self, kernels: Kernels, x_TD: Tensor, rows: AttentionRows, caches: Sequence[Tensor], experts: RoutedExperts
@@ -44,7 +52,13 @@ class Decoder:
         together = self.together(experts)
         if together is not None:
             return kernels.decoder(x_TD, together, rows, caches)
-        for i, layer in enumerate(self.layers):
+        i = 0
+        while i < len(self.layers):
+            gone = experts.advance(self._plain, self._first, i, x_TD, rows, caches) if self.attends_plainly else None
+            if gone is not None:
+                i, x_TD = gone
+                continue
+            layer = self.layers[i]
             h_TD = self.attend(kernels, i, x_TD, rows, caches)
             gate_up, down = layer.own
             if layer.router is not None:
@@ -52,6 +66,7 @@ class Decoder:
             else:
                 assert gate_up is not None and down is not None
                 x_TD += kernels.mlp(h_TD, gate_up, down)
+            i += 1
         return x_TD
 
     def attend(self, kernels: Kernels, i: int, x_TD: Tensor, rows: AttentionRows, caches: Sequence[Tensor]) -> Tensor:

@@ -61,6 +61,8 @@ class SparseDecoder(Decoder):
     """Beyond so many positions each layer's attention is of those alone that its indexer chooses. Keys of the indexers
     are in the caches that follow the layers' own."""
 
+    attends_plainly = False
+
     def __init__(self, layers: Sequence[Layer], indexers: Sequence[Indexer]):
         super().__init__(layers)
         self._indexers = indexers

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from isotherm.actors.models.step_batch import StepBatch
 from isotherm.kernels.expert_bank import ExpertBank
-from isotherm.kernels.ops import Kernels, LinearWeight, Router
+from isotherm.kernels.ops import AttentionRows, DecoderLayer, Kernels, LinearWeight, Router
 
 if TYPE_CHECKING:
     from isotherm.actors.models.mtp import MtpLayer
@@ -44,6 +45,20 @@ class RoutedExperts(Protocol):
         residual_TD: Tensor,
     ) -> Tensor:
         """residual + (Σ weight × expert + shared experts) → [T, D], as Kernels.moe says it."""
+
+    def advance(
+        self,
+        layers: Sequence[DecoderLayer],
+        first: int,
+        begin: int,
+        x_TD: Tensor,
+        rows: AttentionRows,
+        caches: Sequence[Tensor],
+    ) -> tuple[int, Tensor] | None:
+        """Compute decoder layers whose experts are elsewhere, one at least, from the one at `begin` on → the index of
+        the next one, and what goes into it. `first`: the number that the first of all layers has in placements;
+        `layers` is the same object as long as they are the same. x is written over. None, with nothing done, where
+        that has to be done layer by layer."""
 
 
 class AttentionModel(Protocol):

@@ -87,7 +87,7 @@ async def run_load(
         seconds=seconds,
         output_tokens_per_s=sum(s.tokens for s in good) / seconds,
         decode_tokens_per_s=decode_rate(good),
-        time_to_first_token_ms=percentiles([s.chunks[0] - s.begin for s in good]),
+        time_to_first_token_ms=percentiles([s.chunks[0] - s.begin for s in good if s.chunks]),
         time_between_tokens_ms=percentiles([later - earlier for s in good for earlier, later in pairwise(s.chunks)]),
         first_error=next((s.error for s in streams if s.error), ""),
     )
@@ -141,8 +141,8 @@ async def _read_events(content: aiohttp.StreamReader, times: StreamTimes) -> Non
                 return
             if usage := chunk.get("usage"):
                 times.tokens = usage["completion_tokens"]
-            else:
-                times.chunks.append(time.perf_counter())
+            elif any(choice.get("text") or choice.get("finish_reason") is None for choice in chunk["choices"]):
+                times.chunks.append(time.perf_counter())  # one that says how it ends has no tokens
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:

@@ -42,8 +42,9 @@ def _endpoint(manifest: Mapping[str, Any]) -> Iterator[OwnCluster]:
 @dataclass(frozen=True)
 class ServedFigure:
     """Tokens per second while all streams generate, with one kind of link, one value per round. `offline`: the engine
-    in one process; `streamed`; `whole`: replies that come whole, the difference of two lengths. Milliseconds of a
-    request alone, medians: `first_token_ms` and `token_ms`, from one token to the next."""
+    in one process; `streamed`; `whole`: replies that come whole; both as the difference of two lengths, since events
+    with several tokens each say too little of when a token was there. Milliseconds of a request alone, medians:
+    `first_token_ms` and `token_ms`, from one token to the next."""
 
     links: str
     streams: int
@@ -81,14 +82,16 @@ def bench_served(
             alone: list[LoadReport] = []
             for round_ in range(rounds + 1):
                 # Other prompts each time: none may be in the prefix cache.
-                one, two, three, four = (replace(shape, rate=math.inf, seed=4 * round_ + i) for i in range(4))
-                short = load(replace(two, stream=False, output_tokens=SHORT)).seconds
-                whole = (
-                    shape.requests
-                    * (shape.output_tokens - SHORT)
-                    / (load(replace(three, stream=False)).seconds - short)
-                )
-                values = {"offline": offline(), "streamed": load(one).decode_tokens_per_s, "whole": whole}
+                seeds = iter(range(5 * round_, 5 * round_ + 5))
+
+                def speed(stream: bool, seeds: Iterator[int] = seeds) -> float:
+                    of = replace(shape, rate=math.inf, stream=stream, token_ids=stream)
+                    long = load(replace(of, seed=next(seeds))).seconds
+                    short = load(replace(of, seed=next(seeds), output_tokens=SHORT)).seconds
+                    return shape.requests * (shape.output_tokens - SHORT) / (long - short)
+
+                values = {"offline": offline(), "streamed": speed(True), "whole": speed(False)}
+                four = replace(shape, rate=math.inf, seed=next(seeds))
                 single = load(replace(four, requests=1, output_tokens=min(ALONE, shape.output_tokens), token_ids=True))
                 if round_:
                     alone.append(single)

@@ -55,7 +55,7 @@ class NativeKernels(CheckedKernels):
         self.dtype, self._lib, self._context = dtype, self.context.lib, self.context.handle
         self.threads, self.isa = self.context.threads, self.context.isa
         self.instructions = self.isa
-        self._bound = BoundLayers(dtype)
+        self.bound = BoundLayers(dtype)
         self._drafts = BoundDrafts(dtype)
 
     def describe(self) -> str:
@@ -221,7 +221,7 @@ class NativeKernels(CheckedKernels):
     def moe(self, x_TD: Tensor, router: Router, bank: ExpertBank, slot_of_E: Tensor, gate_up: LinearWeight | None,
             down: LinearWeight | None, residual_TD: Tensor) -> Tensor:  # fmt: skip
         """`Kernels.moe` in one call."""
-        bound = self._bound.moe(router, bank, slot_of_E, gate_up, down)
+        bound = self.bound.moe(router, bank, slot_of_E, gate_up, down)
         rows, shape = len(x_TD), x_TD.shape
         x, residual = (
             t if t.is_contiguous() else t.contiguous()
@@ -315,8 +315,8 @@ class NativeKernels(CheckedKernels):
 
     def attention(self, x_TD: Tensor, a: AttentionWeights, rows: AttentionRows, cache: Tensor) -> Tensor:
         """`Kernels.attention` in one call."""
-        weights = self._bound.attention(a)
-        bound = self._bound.rows(rows, x_TD, weights.hidden, weights.rotary)
+        weights = self.bound.attention(a)
+        bound = self.bound.rows(rows, x_TD, weights.hidden, weights.rotary)
         blocks, block_size = self._cache(cache, weights.latent, weights.rotary)
         out = torch.empty_like(x_TD)
         code = self._lib.iso_attention(
@@ -333,8 +333,8 @@ class NativeKernels(CheckedKernels):
         """`Kernels.decoder` in one call."""
         if not layers:
             return x_TD
-        bound = self._bound.decoder(layers, caches)
-        where = self._bound.rows(rows, x_TD, bound.hidden, bound.rotary)
+        bound = self.bound.decoder(layers, caches)
+        where = self.bound.rows(rows, x_TD, bound.hidden, bound.rotary)
         h, other = torch.empty_like(x_TD), torch.empty_like(x_TD)
         to = DecoderRows(x_TD.data_ptr(), h.data_ptr(), other.data_ptr(), bound.blocks, bound.block_size, bound.fp8)
         code = self._lib.iso_decoder(
@@ -346,7 +346,7 @@ class NativeKernels(CheckedKernels):
 
     def draft(self, layer: DraftLayer, cache: Tensor, streams: Sequence[DraftStream]) -> list[list[int]]:
         bound = self._drafts.layer(layer)
-        decoder = self._bound.decoder([layer.layer], [cache])
+        decoder = self.bound.decoder([layer.layer], [cache])
         call = DraftCall(streams, decoder, self.dtype)
         code = self._lib.iso_draft(
             self._context, ctypes.byref(bound.structure), decoder.array, ctypes.byref(call.structure)

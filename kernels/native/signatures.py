@@ -75,6 +75,7 @@ LINKS: Signatures = {
     "exchange_create": (_P, [_P, _P, _L]),
     "exchange_destroy": (None, [_P]),
     "exchange_layer": (_I, [_P, _P, _P]),
+    "exchange_layers": (_I, [_P, _P, _L, _P, _P]),
     "gather_choose": (None, [_P, _L, _L, _L, _L, _L, _P]),
 }  # fmt: skip
 

@@ -43,18 +43,19 @@ def test_a_shards_cache_is_kept_as_its_spec_says():
 def fail_at(workers: Workers, call: int) -> tuple[list[bool], str]:
     """Have the link fail when it is used for the `call`-th time → the calls so far, and what will be said of it."""
     link, calls = workers.shard._links["expert-0"], []
-    if isinstance(link, NativeLink):  # it is used in native code, a layer at a time
+    if isinstance(link, NativeLink):  # it is used in native code, all layers of a step at once
         exchange = workers.shard._exchange
         assert exchange is not None and exchange._native is not None
-        native, moe = exchange._native, exchange._native.moe
+        native, advance, layers = exchange._native, exchange._native.advance, len(exchange.placement.layers)
+        assert call % layers == 0
 
         def lost(*arguments: Any) -> Any:
-            calls.append(True)
+            calls.extend([True] * layers)
             if len(calls) == call:
                 ring.load().iso_end_abandon(link.end)
-            return moe(*arguments)
+            return advance(*arguments)
 
-        native.moe = lost  # type: ignore[method-assign]
+        native.advance = lost  # type: ignore[method-assign]
         return calls, "the group is gone"
     receive = link.receive
 

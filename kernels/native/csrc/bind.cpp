@@ -83,6 +83,8 @@ bool rows_within(const AttentionRows& rows, int64_t blocks, int64_t block_size) 
 
 }  // namespace
 
+extern "C" void pool_rests(Context* context) { context->pool.rest(); }  // for exchange.cpp
+
 // isa: 0 the best of this machine, 1 amx_bf16, 2 avx512_bf16, 3 avx2, 4 generic. Null when the machine lacks it.
 ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
   const Ops* candidates[] = {amx_ops(), avx512_ops(), avx2_ops(), generic_ops()};
@@ -96,7 +98,7 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
   }
 }
 // Of kernels/native/signatures.py, whose `interface()` gives it: it changes with the type of any function there.
-ISO_EXPORT int iso_interface() { return 2088891136; }
+ISO_EXPORT int iso_interface() { return 4404311; }
 
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "memory.h"
 
@@ -17,6 +18,9 @@ int iso_mlp(Context* context, const iso::Linear* gate_up, const iso::Linear* dow
             int64_t rows, void* out);
 int iso_combine_outputs(Context* context, const void* const* outputs, int64_t rows, int64_t width, int64_t k,
                         const float* weights, const void* own, const void* residual, void* out);
+int iso_attention(Context* context, const iso::AttentionWeights* weights, const iso::AttentionRows* rows, void* x,
+                  void* cache, int64_t blocks, int64_t block_size, int fp8, void* out);
+void pool_rests(Context* context);
 }
 
 namespace iso {
@@ -119,7 +123,9 @@ bool Exchange::receive(const ExchangeLayer& layer, const ExchangeStep& step) {
     if (share.pairs.empty()) continue;
     const int64_t began = now_ns();
     const bool came = ends_[g]->reply_comes(began + step.patience);
-    step.waited[g] += now_ns() - began;
+    const int64_t waited = now_ns() - began;
+    step.waited[g] += waited;
+    *step.longest = std::max(*step.longest, waited);
     const Header& header = *ends_[g]->header;
     if (!came || header.reply_kind != kOutputs ||
         header.reply_bytes != static_cast<int64_t>(share.pairs.size()) * row_bytes) {
@@ -150,11 +156,42 @@ Exchange::Result Exchange::layer(const ExchangeLayer& layer, const ExchangeStep&
     if (iso_mlp(context_, layer.gate_up, layer.down, step.x, step.x_stride, step.rows, sum) != 0) return kOutOfMemory;
     own = sum;
   }
+  pool_rests(context_);  // the groups may need the cores
   if (!receive(layer, step)) return kNotAnswered;
   return iso_combine_outputs(context_, outputs_.data(), step.rows, layer.router.hidden, layer.router.top_k,
                              step.weights, own, step.residual, step.out) == 0
              ? kWhole
              : kOutOfMemory;
+}
+
+Exchange::Result Exchange::layers(const FarLayer* layers, int64_t count, ExchangeStep step, FarStep* far) {
+  const int64_t until = now_ns() + far->budget;
+  const auto wanted = [&] {
+    return __atomic_load_n(far->wanted[0], __ATOMIC_RELAXED) != 0 ||
+           __atomic_load_n(far->wanted[1], __ATOMIC_RELAXED) != 0 || now_ns() >= until;
+  };
+  const DecoderRows& to = far->to;
+  void *x = to.x, *other = to.other;
+  for (far->at = 0; far->at < count; ++far->at, std::swap(x, other)) {
+    const FarLayer& layer = layers[far->at];
+    std::fill_n(step.pairs_sent, ends_.size(), 0);
+    const int code = iso_attention(context_, layer.attention, far->rows, x, layer.cache, to.blocks, to.block_size,
+                                   static_cast<int>(to.fp8), to.h);
+    if (code != 0) return static_cast<Result>(code);
+    if (layer.moe == nullptr) {
+      const int64_t hidden = layer.down->outputs;
+      if (iso_mlp(context_, layer.gate_up, layer.down, to.h, hidden, step.rows, other) != 0 ||
+          iso_combine_outputs(context_, nullptr, step.rows, hidden, 0, nullptr, other, x, other) != 0) {
+        return kOutOfMemory;
+      }
+      continue;
+    }
+    if (wanted()) return kGivenUp;
+    step.x = to.h, step.residual = x, step.out = other, step.turn = layer.turn;
+    step.x_stride = layer.moe->router.hidden;
+    if (const Result result = this->layer(*layer.moe, step); result != kWhole) return result;
+  }
+  return kWhole;
 }
 
 }  // namespace iso
@@ -175,6 +212,14 @@ ISO_EXPORT void iso_exchange_destroy(Exchange* exchange) { delete exchange; }
 ISO_EXPORT int iso_exchange_layer(Exchange* exchange, const ExchangeLayer* layer, const ExchangeStep* step) {
   try {
     return exchange->layer(*layer, *step);
+  } catch (const std::bad_alloc&) {
+    return Exchange::kOutOfMemory;
+  }
+}
+ISO_EXPORT int iso_exchange_layers(Exchange* exchange, const FarLayer* layers, int64_t count, const ExchangeStep* step,
+                                   FarStep* far) {
+  try {
+    return exchange->layers(layers, count, *step, far);
   } catch (const std::bad_alloc&) {
     return Exchange::kOutOfMemory;
   }

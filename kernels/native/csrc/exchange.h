@@ -1,5 +1,6 @@
-// A MoE layer whose experts are in other processes, in one call: what actors/attention/exchange.py does where every
-// group is reached through shared memory, to the same bits. It undoes nothing: where a group does not answer, its
+// MoE layers whose experts are in other processes, one of them in one call, or one after another with the attention
+// before each: what actors/attention/exchange.py does where every group is reached through shared memory, to the same
+// bits. It undoes nothing: where a group does not answer, its
 // caller goes on from what was sent.
 #pragma once
 
@@ -36,6 +37,25 @@ struct ExchangeStep {
   float* weights;                // [rows, top_k]
   int32_t* pairs_sent;           // [groups]: pairs in the message that is under way or answered; 0: there is none
   int64_t* waited;               // [groups], nanoseconds, counted up
+  int64_t* longest;              // nanoseconds of the longest wait for one answer; grows
+};
+
+// A decoder layer. Python fills it: see _FarLayer in exchange.py.
+struct FarLayer {
+  const AttentionWeights* attention;
+  const ExchangeLayer* moe;      // null: the layer is dense
+  const Linear *gate_up, *down;  // of the dense MLP
+  void* cache;
+  int64_t turn;  // as ExchangeStep has it
+};
+
+// Where layers are computed one after another. Python fills it: see _FarStep in exchange.py.
+struct FarStep {
+  const AttentionRows* rows;
+  DecoderRows to;            // x and `other` have changed places after every layer
+  const int32_t* wanted[2];  // whoever calls is wanted as soon as one of them is not 0
+  int64_t budget;            // nanoseconds after which it has its turn in any case
+  int64_t at;                // out: the layer that was come to
 };
 
 // What one group computes of a layer; as GroupShare in row_split.py.
@@ -47,11 +67,14 @@ struct Share {
 
 class Exchange {
  public:
-  enum Result : int { kWhole = 0, kOutOfMemory = 1, kNotSent = -1, kNotAnswered = -2 };
+  // kGivenUp: before any row of a MoE layer was sent; what goes into it is in `h`, and its residual in x.
+  enum Result : int { kWhole = 0, kOutOfMemory = 1, kOutOfCache = 2, kNotSent = -1, kNotAnswered = -2, kGivenUp = -3 };
 
   Exchange(Context* context, End* const* ends, int64_t groups);
 
   Result layer(const ExchangeLayer& layer, const ExchangeStep& step);
+  // `step` has no x, residual, out and turn. Stops at the first MoE layer that is not kWhole, with its attention done.
+  Result layers(const FarLayer* layers, int64_t count, ExchangeStep step, FarStep* far);
 
  private:
   void split(const ExchangeLayer& layer, const int32_t* ids, int64_t rows, int64_t turn);

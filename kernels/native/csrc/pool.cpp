@@ -105,6 +105,7 @@ void Pool::run(int64_t items, Body body, void* context) {
   // First an epoch with no items left: a late worker that still holds the last job's head must fail to claim before it
   // can see the new job's total, or it would claim an item of a job that has not begun.
   const uint32_t job = epoch() + 2;
+  resting_.store(false, std::memory_order_relaxed);
   head_.store(static_cast<uint64_t>(job - 1) << 32 | kClosed, std::memory_order_seq_cst);
   body_.store(body, std::memory_order_release);
   context_.store(context, std::memory_order_release);
@@ -161,7 +162,8 @@ void Pool::work() {
   const auto ready = [&] { return epoch() != seen || stop_.load(std::memory_order_relaxed); };
   for (;;) {
     const auto begin = Clock::now();
-    if (!spin(begin + budget, ready)) {
+    const auto over = [&] { return ready() || resting_.load(std::memory_order_relaxed); };
+    if (spin(begin + budget, over); !ready()) {
       std::unique_lock<std::mutex> lock(mutex_);
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
       wake_.wait(lock, ready);

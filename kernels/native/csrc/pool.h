@@ -27,6 +27,9 @@ class Pool {
   // throws is thrown here once all of them are done.
   void run(int64_t items, void (*body)(void*, int64_t), void* context);
 
+  // No job comes for a while, and others need the cores: workers that spin go to sleep until the next job.
+  void rest() { resting_.store(true, std::memory_order_relaxed); }
+
  private:
   using Body = void (*)(void*, int64_t);
 
@@ -43,7 +46,7 @@ class Pool {
   std::atomic<void*> context_{nullptr};
   std::atomic<uint32_t> total_{0};
   std::atomic<int> sleepers_{0};
-  std::atomic<bool> waiting_{false}, stop_{false};
+  std::atomic<bool> waiting_{false}, stop_{false}, resting_{false};
 
   std::mutex busy_, mutex_;
   std::condition_variable wake_, finished_;

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from isotherm.actors.attention.delivery import LOOK, SILENCE, Delivery, UnknownConnectionError
+from isotherm.actors.attention.outbox import FLUSH, LONGEST_FLUSH
 from isotherm.cluster.messages.requests import Delta, FinishReason
 
 
@@ -177,3 +179,38 @@ def test_a_connection_must_be_open_before_requests_are_sent():
             delivery.hear("x")
 
     play(act)
+
+
+def test_many_streams_are_looked_at_as_seldom_as_they_are_sent_and_first_tokens_all_the_same():
+    """Each look takes Python's lock from the thread that steps."""
+
+    async def go() -> None:
+        delivery = Delivery(lambda request_id: None)
+        replica, looks = Replica(delivery, "a"), 0
+        route = delivery._route
+
+        def counted(deltas: list[Delta], now: float) -> None:
+            nonlocal looks
+            looks += 1
+            route(deltas, now)
+
+        delivery._route = counted  # type: ignore[method-assign]
+        await settle()
+        names = [f"r{i}" for i in range(16)]
+        for name in (*names, "new"):
+            delivery.expect("a", name)
+        begin = time.monotonic()
+        for step in range(100):
+            delivery.publish([Delta(name, step, (7,)) for name in names])
+            await asyncio.sleep(0.003)
+        spent = time.monotonic() - begin
+        assert looks <= spent / LONGEST_FLUSH + 5
+        while delivery._next_look is None or delivery._next_look.when() < asyncio.get_running_loop().time() + 3 * FLUSH:
+            delivery.publish([Delta(name, step + 1, (7,)) for name in names])
+            step += 1
+            await asyncio.sleep(0.001)
+        delivery.publish([Delta("new", 0, (9,))])
+        await asyncio.sleep(2 * FLUSH)
+        assert any(delta.request_id == "new" for delta in replica.got)
+
+    asyncio.run(go())

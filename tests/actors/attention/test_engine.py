@@ -12,7 +12,7 @@ from deepseek_checkpoints import make_checkpoint
 from drafters import Guesser, always
 
 from isotherm.actors.attention.engine import Engine
-from isotherm.actors.attention.exchange import ExpertsLostError
+from isotherm.actors.attention.lost_experts import ExpertsLostError
 from isotherm.actors.local import LocalExperts, local_engine, run
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.cluster.engine.config import SchedulerConfig

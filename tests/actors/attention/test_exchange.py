@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from isotherm.actors.attention.exchange import ExpertExchange, ExpertsFailedError, ExpertsLostError
+from isotherm.actors.attention.exchange import ExpertExchange
+from isotherm.actors.attention.lost_experts import ExpertsFailedError, ExpertsLostError
 from isotherm.actors.attention.row_split import LayerTable, layer_tables, split_rows
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink

@@ -15,7 +15,7 @@ from grammars import tiny_tokenizer
 from stated_mtp import Stated, loaded
 
 from isotherm.actors.attention.engine import Engine
-from isotherm.actors.attention.exchange import ExpertsLostError
+from isotherm.actors.attention.lost_experts import ExpertsLostError
 from isotherm.actors.attention.mtp_drafter import WINDOW, MtpDrafter, Run
 from isotherm.actors.local import local_engine, run
 from isotherm.cluster.engine.config import SchedulerConfig

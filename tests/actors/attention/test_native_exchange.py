@@ -19,7 +19,8 @@ from link_peers import Group, connect, make_worker, process, serve_group
 from native_there import require_native
 from torch import Tensor
 
-from isotherm.actors.attention.exchange import ExpertExchange, ExpertsLostError
+from isotherm.actors.attention.exchange import ExpertExchange
+from isotherm.actors.attention.lost_experts import ExpertsLostError
 from isotherm.actors.attention.native_exchange import NativeLayers, Unfinished
 from isotherm.actors.links.shared_memory import SharedMemoryLink
 from isotherm.actors.models.weights import WeightReader

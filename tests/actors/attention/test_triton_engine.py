@@ -64,6 +64,8 @@ class NoExperts:
 
     def bank_of(self, layer: int) -> None: ...
 
+    def advance(self, *_: object) -> None: ...
+
     def moe(
         self, layer: int, x_TD: Tensor, router: Router, gate_up: LinearWeight, down: LinearWeight, residual_TD: Tensor
     ) -> Tensor:

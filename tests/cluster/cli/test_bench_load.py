@@ -67,6 +67,23 @@ def test_events_are_parsed_however_they_are_cut():
     assert report.time_between_tokens_ms["p50"] > 0
 
 
+def test_an_event_that_brings_the_end_alone_is_no_chunk():
+    """It comes right after the last one: counted, it would make the time between tokens shorter, and the rate lower."""
+
+    async def ended(body: dict, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        for _ in range(3):
+            writer.write(event({"choices": [{"text": "x", "finish_reason": None}]}))
+            await writer.drain()
+            await asyncio.sleep(0.03)
+        writer.write(event({"choices": [{"text": "", "finish_reason": "length"}]}))
+        writer.write(event({"choices": [], "usage": {"completion_tokens": 3}}) + b"data: [DONE]\n\n")
+
+    report = asyncio.run(load(ended, LoadShape(1, math.inf, 4, 3)))
+    assert report.time_between_tokens_ms["p99"] < 2 * report.time_between_tokens_ms["p50"]
+    assert report.decode_tokens_per_s == pytest.approx(2 / 0.06, rel=0.2)
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_ids_are_asked_for_where_every_token_is_to_make_an_event(asked: bool):
     bodies: list[dict] = []
