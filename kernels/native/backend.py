@@ -41,8 +41,8 @@ OUT_OF_CACHE = "slots, lengths, sequences, chunks or block ids are out of range 
 class NativeKernels(CheckedKernels):
     """CPU kernels in C++; safe to call from several Python threads.
 
-    `threads`: threads of this instance's pool, the caller included (default: usable_cpus). `isa`:
-    one of ISAS (default: the best that the machine has). `library`: a library other than the installed one, for tests.
+    `threads`: threads of this instance's pool, the caller included (default: usable_cpus). `isa`: one of ISAS (default:
+    the best that the machine has). `library`: a library other than the installed one, for tests.
     """
 
     name = "native"
@@ -345,12 +345,10 @@ class NativeKernels(CheckedKernels):
         return other if len(layers) % 2 else x_TD
 
     def draft(self, layer: DraftLayer, cache: Tensor, streams: Sequence[DraftStream]) -> list[list[int]]:
-        bound = self._drafts.layer(layer)
         decoder = self.bound.decoder([layer.layer], [cache])
         call = DraftCall(streams, decoder, self.dtype)
-        code = self._lib.iso_draft(
-            self._context, ctypes.byref(bound.structure), decoder.array, ctypes.byref(call.structure)
-        )
+        bound, asked = self._drafts.layer(layer).structure, call.structure
+        code = self._lib.iso_draft(self._context, ctypes.byref(bound), decoder.array, ctypes.byref(asked))
         if code:
             fail("draft", code, "tokens or positions are out of range; " + OUT_OF_CACHE.format(decoder.blocks))
         return call.guesses()
