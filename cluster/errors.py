@@ -70,12 +70,13 @@ class IsothermError(Exception):
       WorkerGoneError            cluster.messages.membership: a worker or the controller cannot be reached
       SupersededError            cluster.messages.membership: a newer controller acts, and this one must not
       UnknownConnectionError     actors.attention.delivery: a replica's connection is not known here
-      ExpertsLostError           actors.attention.exchange: no group that can be reached holds an expert
-      ExpertsFailedError         actors.attention.exchange: every group that was asked failed at these rows
+      ExpertsLostError           actors.attention.lost_experts: no group that can be reached holds an expert
+      ExpertsFailedError         actors.attention.lost_experts: every group that was asked failed at these rows
       ExpertNotHeldError         actors.links.protocol: rows came for an expert that the group does not hold
       LinkError                  actors.links.protocol: the peer died, hangs or broke the protocol
         GroupFailedError         … the group failed, and the link is whole
       CopyError                  actors.experts.copy_client: a peer gives no copy of an expert
+      NoMemoryError              actors.experts.expert_loads: the machine has no memory for more experts
 
     What users of the client import from cluster.client; the server's answer, or what to do, is in the message.
       ClientError                all that a Client raises

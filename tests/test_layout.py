@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "cluster.jsontypes": set(),
     "cluster.logs": set(),
     "cluster.loopback": set(),
+    "cluster.machine_memory": {"kernels"},
     "cluster.proxies": {"cluster.errors", "cluster.loopback"},
     "cluster.within": set(),
     "cluster.messages": {"cluster.errors", "cluster.jsontypes", "cluster.logs", "cluster.model"},
@@ -64,8 +65,8 @@ ROOMS: dict[str, set[str]] = {
         "kernels",
     },
     "actors.experts": {
-        *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker", "cluster.messages", "cluster.model",
-        "kernels",
+        *BASE, "actors.links", "actors.models", "actors.pulse", "actors.worker", "cluster.machine_memory",
+        "cluster.messages", "cluster.model", "kernels",
     },
     "actors.preload": {"actors.attention", "actors.experts", "cluster.background"},
     "actors.local": {
@@ -92,16 +93,19 @@ ROOMS: dict[str, set[str]] = {
     "cluster.supervise": {*BASE, "cluster.manifest", "cluster.on_ray"},
     "cluster.deploy": {
         *BASE, "actors.attention", "actors.experts", "actors.links", "cluster.api", "cluster.autoscale",
-        "cluster.control", "cluster.engine", "cluster.front_door", "cluster.manifest", "cluster.messages",
-        "cluster.model", "cluster.observe", "cluster.on_ray", "cluster.placement", "cluster.routing",
-        "cluster.supervise", "cluster.text", "kernels",
+        "cluster.control", "cluster.engine", "cluster.front_door", "cluster.machine_memory", "cluster.manifest",
+        "cluster.messages", "cluster.model", "cluster.observe", "cluster.on_ray", "cluster.placement",
+        "cluster.routing", "cluster.supervise", "cluster.text", "kernels",
     },
-    "cluster.doctor": {*BASE, "cluster.deploy", "cluster.manifest", "cluster.on_ray", "cluster.text", "kernels"},
+    "cluster.doctor": {
+        *BASE, "cluster.deploy", "cluster.machine_memory", "cluster.manifest", "cluster.on_ray", "cluster.text",
+        "kernels",
+    },
     "cluster.cli": {
         *BASE, "actors.attention", "actors.experts", "actors.links", "actors.local", "actors.models", "cluster.api",
-        "cluster.client", "cluster.control", "cluster.deploy", "cluster.doctor", "cluster.engine", "cluster.manifest",
-        "cluster.messages", "cluster.model", "cluster.on_ray", "cluster.placement", "cluster.served_model",
-        "cluster.supervise", "cluster.text", "kernels",
+        "cluster.client", "cluster.control", "cluster.deploy", "cluster.doctor", "cluster.engine",
+        "cluster.machine_memory", "cluster.manifest", "cluster.messages", "cluster.model", "cluster.on_ray",
+        "cluster.placement", "cluster.served_model", "cluster.supervise", "cluster.text", "kernels",
     },
 }  # fmt: skip
 USE_RAY = {"cluster.on_ray", "cluster.deploy"}

@@ -13,19 +13,25 @@ from isotherm.actors.experts.copy_choice import CACHED, UNCACHED, Rates, choose,
 from isotherm.actors.experts.copy_client import CopyError, PeerConnection
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.models.weights import WeightReader
-from isotherm.cluster.errors import named_line
+from isotherm.cluster.errors import IsothermError, named_line
 from isotherm.cluster.jsontypes import JSON
+from isotherm.cluster.machine_memory import free_memory, machine_memory
 from isotherm.cluster.messages.copies import CopyFrom, CopySource, Pair
 from isotherm.cluster.messages.figures import Family, Figures, Metric
 from isotherm.kernels.expert_bank import ForeignBytesError
 
 log = logging.getLogger(__name__)
+KEPT_FREE = 1 / 20  # of the machine's memory, whatever more experts would be good for
 BATCH_BYTES = 64 << 20  # of packed experts, after which it is decided anew where the next ones come from
 _BY = ("source",)
 EXPERTS = Metric("isotherm_group_experts_loaded_total", "Experts loaded, by where they came from", labels=_BY)
 BYTES = Metric("isotherm_group_load_bytes_total", "Bytes that loaded experts came in", labels=_BY)
 SECONDS = Metric("isotherm_group_load_seconds_total", "Seconds that loading experts took", labels=_BY)
 PEER, CHECKPOINT = "peer", "checkpoint"
+
+
+class NoMemoryError(IsothermError, RuntimeError):
+    """More experts than the machine has memory for; who holds some already lives on as it is."""
 
 
 class ExpertLoads:
@@ -46,8 +52,21 @@ class ExpertLoads:
         progress: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Have (layer, expert) pairs; ones that are held already stay. `tag`: of what the worker packs itself; sources
-        with another one are of no use. Raises CheckpointError, and RuntimeError when no slot is free."""
+        with another one are of no use. Raises CheckpointError, NoMemoryError, and RuntimeError when no slot is free."""
+        self._check_memory(sum(not self.worker.holds(*pair) for pair in dict.fromkeys(pairs)))
         asyncio.run(ExpertLoad(self, reader, pairs, _usable(sources, tag, self.wish), progress).run())
+
+    def _check_memory(self, more: int) -> None:
+        """The system would end this worker, or a larger one, for experts that are a gain at best. Not asked of a worker
+        that has none yet: it was started with what it needs."""
+        if not more or not (held := self.worker.held):
+            return
+        needed, kept = more * self.worker.bank.nbytes // held, int(KEPT_FREE * machine_memory())
+        if needed > (free := free_memory() - kept):
+            raise NoMemoryError(
+                f"{more} more experts take {needed >> 20} MiB, and the machine has {max(0, free) >> 20} MiB for them: "
+                f"a twentieth of its memory ({kept >> 20} MiB) is kept free"
+            )
 
     def note(self, source: str, kind: str, experts: int, nbytes: int, seconds: float, now: float) -> None:
         self.rates.note(source, experts, seconds, now)

@@ -94,9 +94,9 @@ def serve(
     from isotherm.cluster.deploy.batch_store import check_batches_folder
     from isotherm.cluster.deploy.capacity import check_machine
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
-    from isotherm.cluster.deploy.machine_memory import machine_memory
     from isotherm.cluster.deploy.preflight import check_port, check_servable
     from isotherm.cluster.deploy.session_folder import check_session_folder
+    from isotherm.cluster.machine_memory import machine_memory
     from isotherm.cluster.text.tokenizer_files import trouble_with_chats
 
     source = key_source(manifest.http, os.environ)

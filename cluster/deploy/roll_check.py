@@ -12,10 +12,10 @@ from typing import Any
 import ray
 
 from isotherm.cluster.deploy.capacity import TOLERANCE, least_memory
-from isotherm.cluster.deploy.machine_memory import free_memory
 from isotherm.cluster.deploy.preflight import check_devices
 from isotherm.cluster.deploy.rolled_values import By, Change, changes, with_workers_of
 from isotherm.cluster.errors import IsothermError
+from isotherm.cluster.machine_memory import free_memory
 from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes, parse_manifest
 from isotherm.cluster.messages.operations import OperationError
 from isotherm.cluster.model.checkpoint import Checkpoint

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isotherm.cluster.deploy.machine_memory import free_memory, machine_memory
 from isotherm.cluster.doctor.finding import Finding, fail, ok, warn
+from isotherm.cluster.machine_memory import free_memory, machine_memory
 from isotherm.cluster.manifest import human_bytes
 from isotherm.kernels.cpus import allowed_cpus, cpu_quota
 from isotherm.kernels.select import select_kernels

@@ -15,7 +15,7 @@ from virtual_time import run_in_virtual_time
 from isotherm.actors.experts import expert_loads
 from isotherm.actors.experts.copy_choice import CACHED, LEAST_LIMIT, MOST_LIMIT, UNCACHED
 from isotherm.actors.experts.copy_wire import ANSWER, NOT_HELD
-from isotherm.actors.experts.expert_loads import ExpertLoad, ExpertLoads
+from isotherm.actors.experts.expert_loads import ExpertLoad, ExpertLoads, NoMemoryError
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.messages.copies import CopySource
 
@@ -49,6 +49,21 @@ class Played:
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch):
     return lambda *args, **kwargs: Played(monkeypatch, *args, **kwargs)
+
+
+def test_who_holds_experts_takes_no_more_than_memory_allows(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(expert_loads, "machine_memory", lambda: 20 << 20)
+    monkeypatch.setattr(expert_loads, "free_memory", lambda: 1 << 20)  # and a twentieth is kept
+    worker = empty_worker()
+    loads = ExpertLoads(worker, "checkpoint")
+    with WeightReader(checkpoint()) as reader:
+        loads.load(reader, PAIRS[:1])  # it was started with what it needs
+        with pytest.raises(NoMemoryError, match=f"{len(PAIRS) - 1} more experts take .* 0 MiB for them"):
+            loads.load(reader, PAIRS)
+        assert worker.pairs() == [PAIRS[0]]
+        monkeypatch.setattr(expert_loads, "free_memory", lambda: (1 << 20) + len(PAIRS) * worker.bank.nbytes)
+        loads.load(reader, PAIRS)
+    assert worker.held == len(PAIRS)
 
 
 def test_all_that_a_peer_holds_comes_from_it(play):

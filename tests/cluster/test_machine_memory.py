@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from isotherm.cluster.deploy.machine_memory import free_memory, machine_memory
+from isotherm.cluster.machine_memory import free_memory, machine_memory
 
 
 def test_this_machine_has_some_memory():
