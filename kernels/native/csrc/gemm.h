@@ -13,6 +13,20 @@ enum class Into { zero, add };  // sums start at 0; go on from `sums`
 // line of `next` with each word.
 enum class Fetch { none, stream, line };
 
+// sums + R rows × a word of V vectors of outputs.
+template <class M, int R, int V>
+ISO_INLINE void add_word(vf (&sums)[R][V], const uint32_t* w, const uint32_t* a) {
+  vi weight[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) weight[v] = load_words(w + v * W);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const vi x = set_word(load_word(a + r));
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[r][v] = M::dot(sums[r][v], weight[v], x);
+  }
+}
+
 // `words` words of `R` rows against kVectorBlock vectors of outputs. Weight words lie `w_stride` apart, sums of a row
 // `sum_stride`. A stream is prefetched: kPrefetchWords ahead, and near its end what will be read next, at `next`.
 template <class M, int R, Fetch kFetch>
@@ -28,9 +42,6 @@ ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, in
     for (int v = 0; v < V; ++v) c[r][v] = into == Into::add ? load(sums + r * sum_stride + v * W) : set(0.0f);
   }
   for (int64_t u = 0; u < words; ++u) {
-    vi weight[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) weight[v] = load_words(w + v * W);
     if (kFetch == Fetch::stream) {
       prefetch(ahead);
       if (V * W > 16) prefetch(ahead + 16);
@@ -40,12 +51,7 @@ ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, in
       prefetch(ahead);
       ahead += 16;
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const vi x = set_word(load_word(a + r));
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) c[r][v] = M::dot(c[r][v], weight[v], x);
-    }
+    add_word<M>(c, w, a);
     w += w_stride;
     a += a_stride;
   }
@@ -70,15 +76,7 @@ ISO_INLINE void scaled_block(const uint32_t* w, const uint32_t* a, int64_t a_str
       for (int v = 0; v < V; ++v) c[r][v] = set(0.0f);
     }
     for (int64_t u = least(scale_words, words); u > 0; --u) {
-      vi weight[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) weight[v] = load_words(w + v * W);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const vi x = set_word(load_word(a + r));
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) c[r][v] = M::dot(c[r][v], weight[v], x);
-      }
+      add_word<M>(c, w, a);
       w += kTile;
       a += a_stride;
     }
