@@ -53,15 +53,13 @@ class ExpertLoads:
     ) -> None:
         """Have (layer, expert) pairs; ones that are held already stay. `tag`: of what the worker packs itself; sources
         with another one are of no use. Raises CheckpointError, NoMemoryError, and RuntimeError when no slot is free."""
-        self._check_memory(sum(not self.worker.holds(*pair) for pair in dict.fromkeys(pairs)))
-        asyncio.run(ExpertLoad(self, reader, pairs, _usable(sources, tag, self.wish), progress).run())
+        # A worker that has none yet was started with what it needs.
+        check = self._check_memory if self.worker.held else lambda _: None
+        asyncio.run(ExpertLoad(self, reader, pairs, _usable(sources, tag, self.wish), progress, check).run())
 
     def _check_memory(self, more: int) -> None:
-        """The system would end this worker, or a larger one, for experts that are a gain at best. Not asked of a worker
-        that has none yet: it was started with what it needs."""
-        if not more or not (held := self.worker.held):
-            return
-        needed, kept = more * self.worker.bank.nbytes // held, int(KEPT_FREE * machine_memory())
+        """The system would end this worker, or a larger one, for experts that are a gain at best."""
+        needed, kept = more * self.worker.bank.nbytes // self.worker.held, int(KEPT_FREE * machine_memory())
         if needed > (free := free_memory() - kept):
             raise NoMemoryError(
                 f"{more} more experts take {needed >> 20} MiB, and the machine has {max(0, free) >> 20} MiB for them: "
@@ -99,7 +97,8 @@ def _usable(sources: Sequence[CopySource], tag: str | None, wish: CopyFrom) -> l
 
 
 class ExpertLoad:
-    """One load. Its time is its event loop's."""
+    """One load. Its time is its event loop's. `check` is told how many experts are still to come, again and again, for
+    others may load at the same time; what it raises ends the load."""
 
     def __init__(
         self,
@@ -108,8 +107,10 @@ class ExpertLoad:
         pairs: Iterable[Pair],
         sources: Sequence[CopySource],
         progress: Callable[[float], None],
+        check: Callable[[int], None],
     ):
         self._loads, self._worker, self._reader, self._progress = loads, loads.worker, reader, progress
+        self._check, self._checked = check, 0.0  # experts that had come by then
         self._wanted = [pair for pair in dict.fromkeys(pairs) if not self._worker.holds(*pair)]
         self._source_of = {pair: s for s in sources for pair in s.pairs}
         self._open: dict[str, PeerConnection] = {}
@@ -119,6 +120,8 @@ class ExpertLoad:
 
     async def run(self) -> None:
         begin = asyncio.get_running_loop().time()
+        if self._wanted:
+            self._check(len(self._wanted))
         try:
             # What nobody else has comes first: it shows how fast the checkpoint is.
             self._read([pair for pair in self._wanted if pair not in self._source_of])
@@ -207,3 +210,6 @@ class ExpertLoad:
 
     def _tell(self, done: float) -> None:
         self._progress(done / len(self._wanted))
+        if (left := len(self._wanted) - int(done)) and done - self._checked >= self._batch():
+            self._checked = done
+            self._check(left)

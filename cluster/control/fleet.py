@@ -30,6 +30,10 @@ class Fleet(Workers, Protocol):
 
     async def load(self, group: str, pairs: list[Pair]) -> None: ...
 
+    async def loaded(self) -> dict[str, int]:
+        """The bytes that each worker has read of what it loads at this moment. Takes seconds at most: who does not
+        answer is left out."""
+
     async def free(self, group: str, pairs: list[Pair]) -> None: ...
 
     async def held(self, group: str) -> list[Pair]:

@@ -19,7 +19,7 @@ from isotherm.cluster.control.fleet import Fleet
 from isotherm.cluster.control.planner import Desired, Planner
 from isotherm.cluster.errors import named_line
 from isotherm.cluster.messages.copies import Pair
-from isotherm.cluster.messages.operations import RECOVERY, Operation, OperationError, Phase, summed_up
+from isotherm.cluster.messages.operations import OPERATOR, RECOVERY, Operation, OperationError, Phase, summed_up
 from isotherm.cluster.placement.changes import Difference, difference
 from isotherm.cluster.within import within
 
@@ -157,8 +157,14 @@ class Transactions:
             self._fleet.avoid = desired.drained
             change = difference(self._fleet.placement, desired.placement)
             self.enter(operation, Phase.PREPARING)
+            # Nobody has said how long what the cluster does by itself may take: however large the weights are, it goes
+            # on as long as they come.
+            goes_on = None if operation.origin == OPERATOR else self._fleet.loaded
             await self.within(
-                min(seconds, deadline - time.monotonic()), operation, self._prepare(operation, desired, change, undo)
+                min(seconds, deadline - time.monotonic()),
+                operation,
+                self._prepare(operation, desired, change, undo),
+                goes_on=goes_on,
             )
             self.enter(operation, Phase.COMMITTING)
             await adopted(self._commit(operation, desired))
@@ -189,9 +195,11 @@ class Transactions:
         operation: Operation,
         work: Coroutine[Any, Any, None],
         waits: Mapping[str, str] | None = None,
+        goes_on: Callable[[], Awaitable[Mapping[str, int]]] | None = None,
     ) -> None:
         """Raises what `work` raises, TimeoutError when its time is over, OperationError when it has given way. `waits`:
-        what workers of another fleet wait for."""
+        what workers of another fleet wait for. `goes_on` is asked when the time is over: as long as it says something
+        new, the time begins again."""
         if self.lost.is_set() and operation.origin != RECOVERY:  # it waited for its turn, and could not be told
             work.close()
             raise OperationError("gives way: a worker was lost")
@@ -199,6 +207,10 @@ class Transactions:
         self._interruptible[operation.id] = operation, working
         try:
             await asyncio.wait([working], timeout=max(0.0, seconds))
+            heard: Mapping[str, int] = {}
+            while goes_on is not None and not working.done() and (now := await goes_on()) != heard:
+                heard = now
+                await asyncio.wait([working], timeout=seconds)
         finally:
             del self._interruptible[operation.id]
         if not working.done():

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ray.exceptions import RayError
@@ -32,13 +32,7 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import ClusterNumerics
 from isotherm.cluster.on_ray.handles import ActorHandle, Reference
 from isotherm.cluster.on_ray.spare_process import start_spare
-from isotherm.cluster.on_ray.workers import (
-    RayWorker,
-    end_worker,
-    find_worker,
-    find_workers,
-    start_worker,
-)
+from isotherm.cluster.on_ray.workers import RayWorker, end_worker, find_worker, find_workers, start_worker
 from isotherm.cluster.placement.copy_sources import copy_sources
 from isotherm.cluster.placement.table import Placement
 
@@ -91,7 +85,7 @@ class RayFleet:
         self._died, self._changed, self._standing = died, changed, standing
         self.scheduler_config = manifest.scheduler_config(checkpoint.config)
         self._ending: set[str] = set()  # workers of which a part may be gone: processes, or their places
-        self._loading: set[str] = set()  # workers that may be too busy to answer
+        self._loading: set[str] = set()  # workers that load, and may be too busy to answer
         self._background = Background()
         self.repair = LinkRepair(self, lambda worker, reason: self._lost(worker, reason, unreachable=True), changed)
         self._watch = WorkerWatch(
@@ -174,7 +168,8 @@ class RayFleet:
             self._started_on(slot.node_id)
             fingerprint = await worker.call("fingerprint")
         self.numerics.admit(name, fingerprint)
-        await self._order(worker.actor, "load")
+        with self._load_of(name):
+            await self._order(worker.actor, "load")
         self._watch.add(worker, has_links=True)
 
     def _started_on(self, node: str | None) -> None:
@@ -253,11 +248,21 @@ class RayFleet:
             await self._order(self.shards[shard].actor, "disconnect", group)
 
     async def load(self, group: str, pairs: list[Pair]) -> None:
-        self._loading.add(group)
-        try:
+        with self._load_of(group):
             await self._order(self.groups[group].actor, "load", pairs, await self._copy_sources(group, pairs))
+
+    @contextlib.contextmanager
+    def _load_of(self, worker: str) -> Iterator[None]:
+        self._loading.add(worker)
+        try:
+            yield
         finally:
-            self._loading.discard(group)
+            self._loading.discard(worker)
+
+    async def loaded(self) -> dict[str, int]:
+        workers = self.groups | self.shards
+        told = await self._reports.ask("status", workers, self._loading & workers.keys())
+        return {worker: status["read_bytes"] for worker, status in told.items()}
 
     async def _copy_sources(self, group: str, pairs: list[Pair]) -> list[CopySource]:
         """What other groups of this fleet hold of the pairs, by the placement that is in force, and offer."""

@@ -86,6 +86,9 @@ class TableFleet:
         self._call("load", group)
         self.experts[group] |= set(pairs)
 
+    async def loaded(self) -> dict[str, int]:
+        return {}
+
     async def free(self, group: str, pairs: list[Pair]) -> None:
         if group in self.dead:
             return

@@ -42,7 +42,7 @@ class Played:
 
     async def _load(self, sources: Sequence[CopySource]) -> float:
         with WeightReader(checkpoint()) as reader:
-            await ExpertLoad(self.loads, reader, PAIRS, sources, self.told.append).run()
+            await ExpertLoad(self.loads, reader, PAIRS, sources, self.told.append, lambda _: None).run()
         return asyncio.get_running_loop().time()
 
 
@@ -64,6 +64,21 @@ def test_who_holds_experts_takes_no_more_than_memory_allows(monkeypatch: pytest.
         monkeypatch.setattr(expert_loads, "free_memory", lambda: (1 << 20) + len(PAIRS) * worker.bank.nbytes)
         loads.load(reader, PAIRS)
     assert worker.held == len(PAIRS)
+
+
+def test_a_load_ends_where_others_take_the_memory_meanwhile(monkeypatch: pytest.MonkeyPatch):
+    """Each of several groups that take over a lost one's experts would find room for its own, and all together none."""
+    monkeypatch.setattr(expert_loads, "machine_memory", lambda: 20 << 20)
+    monkeypatch.setattr(expert_loads, "BATCH_BYTES", 1)  # a look after each expert
+    free = iter([2 << 20, 2 << 20, 1 << 20])
+    monkeypatch.setattr(expert_loads, "free_memory", lambda: next(free))
+    worker = empty_worker()
+    loads = ExpertLoads(worker, "checkpoint")
+    with WeightReader(checkpoint()) as reader:
+        loads.load(reader, PAIRS[:1])
+        with pytest.raises(NoMemoryError, match="0 MiB for them"):
+            loads.load(reader, PAIRS)
+    assert worker.held == 3
 
 
 def test_all_that_a_peer_holds_comes_from_it(play):
