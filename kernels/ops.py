@@ -35,8 +35,8 @@ class LinearWeight:
 
 @dataclass(frozen=True, eq=False)
 class Router:
-    """The gate of one MoE layer. `weight` float32 [E, D]; `bias` float32 [E], the load-balancing correction, used to
-    choose experts only."""
+    """The gate of one MoE layer. `weight` float32, or bfloat16 to be computed with in float32, [E, D]; `bias` float32
+    [E], the load-balancing correction, used to choose experts only."""
 
     weight: Tensor
     bias: Tensor

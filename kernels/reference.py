@@ -78,7 +78,7 @@ class ReferenceKernels(Kernels):
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x_THR.dtype)
 
     def route(self, x_TD: Tensor, router: Router) -> tuple[Tensor, Tensor]:
-        scores = F.linear(x_TD.float(), router.weight).sigmoid()
+        scores = F.linear(x_TD.float(), router.weight.float()).sigmoid()
         biased = scores + router.bias
         groups = biased.unflatten(-1, (router.n_group, -1))  # [T, n_group, E / n_group]
         group_score = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)

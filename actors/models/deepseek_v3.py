@@ -95,9 +95,11 @@ class DeepseekV3Model:
 
     def _load_router(self, reader: WeightReader, p: str) -> Router:
         c = self.config
-        weight, bias = (
-            self._own(reader.tensor(f"{p}.{name}"), torch.float32) for name in ("weight", "e_score_correction_bias")
-        )
+        stored = reader.tensor(f"{p}.weight")
+        # A CPU widens it while it reads it; a GPU would have to do so in a kernel of its own.
+        narrow = stored.dtype == torch.bfloat16 and self.kernels.device.type == "cpu"
+        weight = self._own(stored, torch.bfloat16 if narrow else torch.float32)
+        bias = self._own(reader.tensor(f"{p}.e_score_correction_bias"), torch.float32)
         return Router(
             weight=weight,
             bias=bias,

@@ -20,7 +20,7 @@ class RouterFields(ctypes.Structure):
     _fields_ = (
         *((name, _L) for name in ("hidden", "experts")),
         *((name, _P) for name in ("weight", "bias")),
-        *((name, _I) for name in ("n_group", "topk_group", "top_k", "normalise")),
+        *((name, _I) for name in ("n_group", "topk_group", "top_k", "normalise", "narrow")),
         ("scaling", _F),
     )  # fmt: skip
 
@@ -29,9 +29,12 @@ def router_fields(router: Router) -> tuple[RouterFields, tuple[Tensor, Tensor]]:
     """With the tensors that it points to, which must outlive it. Raises ValueError."""
     check_router(router)
     experts, hidden = router.weight.shape
-    weight, bias = plain(router.weight, torch.float32), plain(router.bias, torch.float32)
+    narrow = router.weight.dtype == torch.bfloat16
+    weight = plain(router.weight, torch.bfloat16 if narrow else torch.float32)
+    bias = plain(router.bias, torch.float32)
     fields = RouterFields(
         hidden=hidden, experts=experts, weight=weight.data_ptr(), bias=bias.data_ptr(), n_group=router.n_group,
-        topk_group=router.topk_group, top_k=router.top_k, normalise=router.normalise, scaling=router.scaling,
+        topk_group=router.topk_group, top_k=router.top_k, normalise=router.normalise, narrow=narrow,
+        scaling=router.scaling,
     )  # fmt: skip
     return fields, (weight, bias)

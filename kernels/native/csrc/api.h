@@ -109,11 +109,18 @@ struct Bank {
   const Linear** down;
 };
 
+struct Span {
+  const uint8_t* at;
+  int64_t bytes;
+};
+
 // What the threads of a call will most likely read after it: they fetch the beginning of that from memory while they
 // finish. Null: nothing is known.
 struct Upcoming {
   const Linear* weight = nullptr;
-  bool by_part = false;  // whether by `head_linear`
+  bool by_part = false;         // whether by `head_linear`
+  const Span* spans = nullptr;  // what is no weight; its threads share it
+  int64_t span_count = 0;
 };
 
 struct ExpertsCall {
@@ -193,8 +200,9 @@ struct AttentionRows {
 // The gate of a MoE layer. Python fills it: see RouterFields in kernels/native/router.py.
 struct Router {
   int64_t hidden, experts;
-  const float *weight, *bias;
-  int n_group, topk_group, top_k, normalise;
+  const void* weight;  // [experts, hidden], float32, or where `narrow` bfloat16
+  const float* bias;
+  int n_group, topk_group, top_k, normalise, narrow;
   float scaling;
 };
 
@@ -335,7 +343,7 @@ void write_cache(Pool&, const Ops&, bool f32, const void* latent, int64_t latent
 // False: an expert that rows go to is not in the bank.
 bool moe(Pool&, const Ops&, bool f32, const MoeLayer&, const MoeCall&);
 void attention(Pool&, const Ops&, bool f32, const AttentionWeights&, const AttentionRows&, void* x, const Cache&,
-               void* out);
+               void* out, const Upcoming& then = {});
 // What comes after a layer's attention. False as `moe`.
 bool feed_forward(Pool&, const Ops&, bool f32, const DecoderLayer&, const MoeCall&);
 // Layer after layer. False as `moe`.

@@ -1,6 +1,8 @@
 // A layer's attention in one call, made of the operations of Ops: what kernels/ops.py's Kernels.attention says, to the
 // same bits.
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "api.h"
 #include "pieces.h"
@@ -18,8 +20,25 @@ void write_cache(Pool& pool, const Ops& ops, bool f32, const void* latent, int64
   }
 }
 
+namespace {
+
+// The cache's entries that a row which decodes alone will read, the first half megabyte of them.
+std::vector<Span> entries_of_one(const AttentionRows& rows, const Cache& cache, size_t element) {
+  std::vector<Span> spans;
+  if (rows.decodes != 1) return spans;
+  const int64_t bytes = cache.row_bytes(element), cached = std::min<int64_t>(rows.lengths[0] - 1, (512 << 10) / bytes);
+  const int32_t* table = rows.tables + rows.sequence[0] * rows.table_width;
+  for (int64_t p = 0; p < cached; p += cache.block_size) {
+    const int64_t count = std::min(cache.block_size, cached - p);
+    spans.push_back(Span{cache.data + table[p / cache.block_size] * cache.block_size * bytes, count * bytes});
+  }
+  return spans;
+}
+
+}  // namespace
+
 void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, const AttentionRows& rows, void* x,
-               const Cache& cache, void* out) {
+               const Cache& cache, void* out, const Upcoming& then) {
   const size_t element = f32 ? 4 : 2;
   const int64_t T = rows.rows, n = rows.decodes, hidden = a.o->outputs, width = a.input->outputs, latent = a.latent,
                 rotary = a.rotary;
@@ -56,7 +75,9 @@ void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, 
 
   uint8_t* value = pieces.at(at_values);
   if (n > 0) {
-    ops.head_linear(pool, f32, *a.k_absorb, q, q_row, head, n, pieces.at(at_q_latent), Upcoming{a.v_absorb, true});
+    const std::vector<Span> entries = entries_of_one(rows, cache, element);
+    ops.head_linear(pool, f32, *a.k_absorb, q, q_row, head, n, pieces.at(at_q_latent),
+                    Upcoming{a.v_absorb, true, entries.data(), static_cast<int64_t>(entries.size())});
     ops.mla_decode(
         pool, f32,
         DecodeCall{pieces.at(at_q_latent), q_rope, a.heads * latent, latent, q_row, head, cache, rows.tables,
@@ -72,7 +93,7 @@ void attention(Pool& pool, const Ops& ops, bool f32, const AttentionWeights& a, 
                                 chunk.start, chunk.count, a.heads, a.nope, a.value, a.kv_b, a.scale,
                                 value + skipped * static_cast<size_t>(values) * element});
   }
-  ops.linear(pool, f32, *a.o, value, values, T, h, false, {});
+  ops.linear(pool, f32, *a.o, value, values, T, h, false, then);
   ops.rms_norm(pool, f32, h, hidden, T, hidden, a.post_norm, a.eps, x, out);
 }
 

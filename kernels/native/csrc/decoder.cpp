@@ -16,6 +16,14 @@ bool feed_forward(Pool& pool, const Ops& ops, bool f32, const DecoderLayer& laye
   return true;
 }
 
+// The router's weights, which no product reads.
+static Span gate_of(const DecoderLayer& layer) {
+  if (layer.moe == nullptr) return Span{nullptr, 0};
+  const Router& router = layer.moe->router;
+  return Span{static_cast<const uint8_t*>(router.weight),
+              router.experts * router.hidden * (router.narrow != 0 ? 2 : 4)};
+}
+
 bool decoder(Pool& pool, const Ops& ops, bool f32, const DecoderLayer* layers, int64_t count, const AttentionRows& rows,
              const DecoderRows& to) {
   void *x = to.x, *other = to.other;
@@ -23,7 +31,8 @@ bool decoder(Pool& pool, const Ops& ops, bool f32, const DecoderLayer* layers, i
     const AttentionWeights& a = *layer->attention;
     const Cache cache{static_cast<uint8_t*>(layer->cache), to.block_size, a.latent, a.rotary, to.fp8 != 0};
     const Upcoming then{layer + 1 < layers + count ? layer[1].attention->input : nullptr};
-    attention(pool, ops, f32, a, rows, x, cache, to.h);
+    const Span gate = gate_of(*layer);
+    attention(pool, ops, f32, a, rows, x, cache, to.h, Upcoming{nullptr, false, &gate, 1});
     if (!feed_forward(pool, ops, f32, *layer, MoeCall{to.h, x, rows.rows, other, then})) return false;
   }
   return true;

@@ -36,6 +36,18 @@ ISO_INLINE const uint8_t* begin_of(const Upcoming& then, int64_t claimed, int th
   return weight.tile(then.by_part ? weight.part_tile[item] : item * per_item);
 }
 
+// The share of an item among `items` of what is no weight, into the second cache.
+ISO_INLINE void fetch_share(const Upcoming& then, int64_t item, int64_t items) {
+  int64_t total = 0;
+  for (int64_t s = 0; s < then.span_count; ++s) total += then.spans[s].bytes;
+  int64_t begin = total * item / items, end = total * (item + 1) / items;
+  for (int64_t s = 0; s < then.span_count && end > 0; ++s) {
+    const Span& span = then.spans[s];
+    for (int64_t i = most(begin, 0); i < least(end, span.bytes); i += 64) prefetch_second(span.at + i);
+    begin -= span.bytes, end -= span.bytes;
+  }
+}
+
 template <class M>
 ISO_INLINE void store_tile(const Linear& weight, int64_t t, const float* sums, int64_t rows, void* out,
                            int64_t out_stride, int64_t first_row, int64_t column, bool out_f32) {
@@ -88,6 +100,7 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
                 items = ceil_div(weight.tiles, per_item);
   auto body = [&](int64_t claimed) ISO_ATTR {
     const int64_t item = chunks == 1 ? in_streams(claimed, items, pool.size()) : claimed;
+    fetch_share(then, claimed, items * chunks);
     // Chunks of rows vary fastest, so a tile that was just read from memory is used again while it is in a cache.
     const int64_t first_group = item % chunks * chunk_groups, n = least(chunk_groups, count - first_group);
     const Group& last = groups[first_group + n - 1];
@@ -130,6 +143,7 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
   const int64_t chunks = ceil_div(rows, kRowChunk);
   auto body = [&](int64_t claimed) ISO_ATTR {
     const int64_t item = chunks == 1 ? in_streams(claimed, weight.parts, pool.size()) : claimed;
+    fetch_share(then, claimed, weight.parts * chunks);
     const int64_t h = item / chunks, first = item % chunks * kRowChunk, n = least(kRowChunk, rows - first),
                   count = group_count(n);
     auto* groups = scratch_of<Group>(kOutput, count);

@@ -94,10 +94,47 @@ ISO_INLINE void scaled_block(const uint32_t* w, const uint32_t* a, int64_t a_str
   }
 }
 
+// The same to the same bits for few enough rows that what was added up stays in registers too.
+template <class M, int R>
+ISO_INLINE void held_block(const uint32_t* w, const uint32_t* a, int64_t a_stride, int64_t words, int64_t scale_words,
+                           float* sums, const float* scales) {
+  constexpr int V = kVectorBlock;
+  vf total[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) total[r][v] = load(sums + r * kTile + v * W);
+  }
+  for (; words > 0; words -= scale_words, scales += kTile) {
+    vf c[R][V];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) c[r][v] = set(0.0f);
+    }
+    for (int64_t u = least(scale_words, words); u > 0; --u) {
+      add_word<M>(c, w, a);
+      w += kTile;
+      a += a_stride;
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const vf scale = load(scales + v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) total[r][v] = fma(c[r][v], scale, total[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(sums + r * kTile + v * W, total[r][v]);
+  }
+}
+
 // Calls `body` with the rows [r, r + R) of each block of nearly one size, R as a constant.
 template <class F>
-ISO_INLINE void row_blocks(int rows, F body) {
-  const int step = static_cast<int>(ceil_div(rows, most(1, ceil_div(rows, kRowBlock))));
+ISO_INLINE void row_blocks(int rows, F body, int most_rows = kRowBlock) {
+  const int step = static_cast<int>(ceil_div(rows, most(1, ceil_div(rows, most_rows))));
   for (int r = 0; r < rows; r += step) {
     switch (rows - r < step ? rows - r : step) {
 #define ISO_CASE(R)                            \
@@ -268,6 +305,17 @@ ISO_INLINE void multiply_scaled(const uint32_t* w, const Group* groups, int64_t 
     const Group& group = groups[g];
     const uint32_t* words = words_from<M>(group, begin);
     float* to = sums + (group.first - groups[0].first) * kTile;
+    if (W == 16 && scale_words < kScaleWords) {
+      row_blocks(
+          group.rows,
+          [&](int r, auto block_rows) ISO_ATTR {
+            constexpr int R = decltype(block_rows)::value;
+            if constexpr (R <= kRowBlock / 2)
+              held_block<M, R>(w, words + r, group.stride, n, scale_words, to + r * kTile, scales);
+          },
+          kRowBlock / 2);
+      continue;
+    }
     row_blocks(group.rows, [&](int r, auto block_rows) ISO_ATTR {
       for (int o = 0; o < kTile; o += kVectorBlock * W) {
         scaled_block<M, decltype(block_rows)::value>(w + o, words + r, group.stride, n, scale_words, to + r * kTile + o,

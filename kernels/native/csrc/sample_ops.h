@@ -16,12 +16,23 @@ static void sample_forbid(float* logits, int64_t count, const uint32_t* allowed)
 }
 
 static int64_t sample_argmax(const float* values, int64_t count) {
-  vf top = set(-__builtin_inff());
-  const int64_t whole = count / W * W;
-  for (int64_t i = 0; i < whole; i += W) top = larger(load(values + i), top);
-  float largest = largest_lane(top);
-  for (int64_t i = whole; i < count; ++i) largest = values[i] > largest ? values[i] : largest;
-  for (int64_t i = 0; i < count; ++i) {
+  constexpr int64_t kStep = 4 * W, kRun = 16 * kStep;
+  float largest = -__builtin_inff();
+  int64_t run = 0;  // where the first run begins that the largest value is in
+  for (int64_t begin = 0; begin < count; begin += kRun) {
+    const int64_t end = least(begin + kRun, count), whole = begin + (end - begin) / kStep * kStep;
+    vf top[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) top[v] = set(-__builtin_inff());
+    for (int64_t i = begin; i < whole; i += kStep) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) top[v] = larger(load(values + i + v * W), top[v]);
+    }
+    float here = largest_lane(larger(larger(top[0], top[1]), larger(top[2], top[3])));
+    for (int64_t i = whole; i < end; ++i) here = values[i] > here ? values[i] : here;
+    if (here > largest) largest = here, run = begin;
+  }
+  for (int64_t i = run; i < count; ++i) {
     if (values[i] == largest) return i;
   }
   return -1;  // only when every value is NaN
