@@ -162,7 +162,7 @@ class Engine:
             raise
         self.steps += 1
         scored = score_prompts(chunks, x_TD, self.model.logits)
-        sampled = self.sampler.sample(chunks, self.model.logits(x_TD[batch.sample_rows]))
+        sampled = self.sampler.sample(chunks, self.model.logits(batch.sampled(x_TD)))
         deltas = self.scheduler.complete(chunks, sampled, scored)
         if self.speculation is not None and self.speculation.listens:
             self._tell_drafter(chunks, x_TD, self.speculation)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -347,6 +347,9 @@ def drawn(
     indices: Sequence[int],
 ) -> list[int]:
     """A token for each row, with the noise of its index among its request's output tokens."""
+    if not any(temperatures):
+        greedy: list[int] = kernels.sample(logits_NV, *_nothing(len(params))).tolist()
+        return greedy
     tokens: list[int] = kernels.sample(
         logits_NV,
         *(torch.from_numpy(np.array(x, np.float64)) for x in (temperatures, [p.top_p for p in params])),
@@ -356,6 +359,13 @@ def drawn(
         ),
     ).tolist()
     return tokens
+
+
+@lru_cache(64)
+def _nothing(rows: int) -> tuple[Tensor, ...]:
+    """What rows are drawn by that take their likeliest token: temperature, and what says nothing then."""
+    reals, integers = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.int64)
+    return reals, reals, integers, integers, integers
 
 
 def drawn_from(own: SequenceSampling, logits_V: Tensor) -> Tensor:

@@ -169,7 +169,8 @@ class DeepseekV3Model:
     @torch.inference_mode()
     def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
         """The last layer's output [T, D]; writes the rows' latents into the cache."""
-        return self._all.forward(self.kernels, self.embedding[batch.token_ids], batch.attention, cache, experts)
+        x_TD = self.embedding.index_select(0, batch.token_ids)
+        return self._all.forward(self.kernels, x_TD, batch.attention, cache, experts)
 
     @torch.inference_mode()
     def logits(self, x_ND: Tensor) -> Tensor:

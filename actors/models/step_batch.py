@@ -20,7 +20,12 @@ class StepBatch:
 
     token_ids: Tensor  # int64 [T]
     attention: AttentionRows
-    sample_rows: Tensor  # int64 [samples]
+    sample_rows: Tensor  # int64 [samples], rising
+
+    def sampled(self, x_TD: Tensor) -> Tensor:
+        """Those of its rows, without a copy where it is all of them."""
+        every = self.sample_rows.shape[0] == x_TD.shape[0]
+        return x_TD if every else x_TD[self.sample_rows]
 
 
 class Span(NamedTuple):
@@ -77,7 +82,9 @@ def attention_rows(spans: Sequence[Span], block_size: int, cos: Tensor, sin: Ten
         positions += range(start, end)
         slots += [blocks[p // block_size] * block_size + p % block_size for p in range(start, end)]
     width = max((len(t) for t in tables), default=0)
-    where = integers(positions, np.int64, device)
+    # Positions in a row are had without a copy: after a step's weights have gone through the caches, each of torch's
+    # operations takes some 40 µs more.
+    where = slice(positions[0], positions[-1] + 1) if len(spans) == 1 else integers(positions, np.int64, device)
     return AttentionRows(
         cos_TR2=cos[where],
         sin_TR2=sin[where],

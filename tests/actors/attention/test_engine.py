@@ -237,6 +237,23 @@ def test_a_step_of_prompts_only_has_no_decode_tables():
     assert (batch.attention.decodes, batch.attention.decode_tables.numel(), batch.sample_rows.tolist()) == (0, 0, [2])
 
 
+def test_rows_of_one_sequence_stand_as_they_do_among_others():
+    """Positions of a single sequence are had in another way."""
+    a, b = sequence("a", 5, 4, [7, 3, 9]), sequence("b", 1, 1, [2])
+    one, other = Chunk(a, 6, 3, Form.DECODE, True), Chunk(b, 1, 1, Form.DECODE, True)
+    alone, together = (build_batch(chunks, 4, COS, SIN).attention for chunks in ([one], [one, other]))
+    assert torch.equal(alone.cos_TR2, together.cos_TR2[:3]) and torch.equal(alone.sin_TR2, together.sin_TR2[:3])
+
+
+def test_sampled_rows_are_not_copied_where_they_are_all():
+    decodes = [Chunk(sequence(name, 5, 4, [at, at + 2]), 6, 1, Form.DECODE, True) for at, name in enumerate("ab")]
+    x = torch.arange(8.0).view(2, 4)
+    assert build_batch(decodes, 4, COS, SIN).sampled(x) is x
+    prompt = Chunk(sequence("c", 3, 0, [5]), 0, 3, Form.PREFILL, True)
+    x = torch.arange(12.0).view(3, 4)
+    assert build_batch([prompt], 4, COS, SIN).sampled(x).tolist() == [x[2].tolist()]
+
+
 # --- weights --------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ Float32 results differ by summation order only.
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -347,6 +348,31 @@ def test_route(
     expected_ids, expected_weights = ReferenceKernels(kernels.dtype).route(x, router)
     assert torch.equal(ids, expected_ids)  # these seeds have no two scores within float32 rounding of each other
     torch.testing.assert_close(weights, expected_weights, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "hidden"), [(1, 256), (1, 100), (5, 100), (40, 256)])
+def test_a_router_in_bfloat16_gives_the_bits_of_the_same_in_float32(
+    kernels: NativeKernels, rows: int, hidden: int
+) -> None:
+    narrow = Router(randn(62, hidden, seed=1, dtype=BF16), randn(62, seed=2, scale=0.1), 2, 1, 6, True, 2.5)
+    x = randn(rows, hidden, seed=3, dtype=kernels.dtype)
+    for one, other in zip(
+        kernels.route(x, narrow), kernels.route(x, replace(narrow, weight=narrow.weight.float())), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("vocab", [5, 1024, 5000])
+def test_the_likeliest_token_is_the_first_of_the_largest(kernels: NativeKernels, vocab: int) -> None:
+    nothing = torch.zeros(1, dtype=torch.float64), *[torch.zeros(1, dtype=torch.int64)] * 3
+    logits = randn(1, vocab, seed=1).clamp(max=3.0)
+    for at in range(0, vocab, max(1, vocab // 37)):
+        changed = logits.clone()
+        changed[0, at] = changed[0, vocab - 1] = 4.0
+        changed[0, at // 2] = math.nan if at // 2 < at else changed[0, at // 2]
+        assert kernels.sample(changed, nothing[0], *nothing).item() == at
+    assert kernels.sample(torch.full((1, vocab), -math.inf), nothing[0], *nothing).item() == 0
+    assert kernels.sample(torch.full((1, vocab), math.nan), nothing[0], *nothing).item() == -1
 
 
 def test_route_ties_go_to_the_lower_id() -> None:
