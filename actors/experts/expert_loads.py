@@ -110,7 +110,7 @@ class ExpertLoad:
         check: Callable[[int], None],
     ):
         self._loads, self._worker, self._reader, self._progress = loads, loads.worker, reader, progress
-        self._check, self._checked = check, 0.0  # experts that had come by then
+        self._check, self._next_check = check, 0.0  # experts that have come by then
         self._wanted = [pair for pair in dict.fromkeys(pairs) if not self._worker.holds(*pair)]
         self._source_of = {pair: s for s in sources for pair in s.pairs}
         self._open: dict[str, PeerConnection] = {}
@@ -122,6 +122,7 @@ class ExpertLoad:
         begin = asyncio.get_running_loop().time()
         if self._wanted:
             self._check(len(self._wanted))
+            self._next_check = self._batch()
         try:
             # What nobody else has comes first: it shows how fast the checkpoint is.
             self._read([pair for pair in self._wanted if pair not in self._source_of])
@@ -210,6 +211,6 @@ class ExpertLoad:
 
     def _tell(self, done: float) -> None:
         self._progress(done / len(self._wanted))
-        if (left := len(self._wanted) - int(done)) and done - self._checked >= self._batch():
-            self._checked = done
+        if done >= self._next_check and (left := len(self._wanted) - int(done)):
             self._check(left)
+            self._next_check = done + self._batch()

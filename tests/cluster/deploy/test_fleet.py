@@ -281,3 +281,40 @@ def test_the_dead_are_not_asked_for_copies(play):
 
     play(act)
     assert group.orders == [("load", PAIRS, [])]
+
+
+class Loading:
+    """A worker that loads from when it is told to until `done`, and says how far it is if it answers."""
+
+    def __init__(self, answers: bool) -> None:
+        self.read, self.done, self._answers = 0, asyncio.Event(), answers
+
+    async def call(self, what: str) -> Any:
+        assert what == "status"
+        if not self._answers:
+            await asyncio.sleep(1e6)
+        return {"read_bytes": self.read}
+
+
+def test_who_loads_says_how_much_it_has_read_until_it_is_done(play, monkeypatch):
+    """Who says nothing is left out, and who loads nothing: a recovery goes on as long as something new is said."""
+
+    async def act(ray: Ray, fleet: RayFleet) -> None:
+        workers = {"expert-0": Loading(True), "expert-1": Loading(False)}
+        monkeypatch.setattr(RayWorker, "call", lambda self, what: workers[self.id].call(what))
+        monkeypatch.setattr(fleet, "_order", lambda worker, *_: worker.done.wait())
+        monkeypatch.setattr(fleet, "_copy_sources", lambda *_: asyncio.sleep(0, []))
+        assert await fleet.loaded() == {}
+        for name, worker in workers.items():
+            fleet.groups[name] = RayWorker(name, fleet.groups[name].slot, worker)  # type: ignore[arg-type]
+        loads = [asyncio.ensure_future(fleet.load(name, [(1, 0)])) for name in workers]
+        await asyncio.sleep(0.1)
+        assert await fleet.loaded() == {"expert-0": 0}
+        workers["expert-0"].read = 7
+        assert await fleet.loaded() == {"expert-0": 7}
+        for worker in workers.values():
+            worker.done.set()
+        await asyncio.gather(*loads)
+        assert await fleet.loaded() == {}
+
+    play(act)
