@@ -262,6 +262,8 @@ class RayFleet:
     async def loaded(self) -> dict[str, int]:
         workers = self.groups | self.shards
         told = await self._reports.ask("status", workers, self._loading & workers.keys())
+        if told:  # steps may wait for just these experts, and give up where none are to be expected
+            await self._reports.ask("expect_experts", self.shards, self.in_service)
         return {worker: status["read_bytes"] for worker, status in told.items()}
 
     async def _copy_sources(self, group: str, pairs: list[Pair]) -> list[CopySource]:
