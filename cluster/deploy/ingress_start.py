@@ -6,8 +6,9 @@ import time
 
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
 from ray.serve.context import _get_global_client
-from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview, DeploymentStatusTrigger
+from ray.serve.schema import DeploymentStatusOverview
 
 from isotherm.cluster.api.access.key_store import KeySource
 from isotherm.cluster.deploy.ingress import NAME, ingress_application
