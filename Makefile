@@ -15,12 +15,13 @@ NATIVE := $(wildcard kernels/native/*.py kernels/native/csrc/*)
 unexport PYTHONDONTWRITEBYTECODE
 COMPILE := $(BIN)/python -m compileall -q cluster actors kernels
 
-.PHONY: serve test test-fast test-page test-metrics clients fuzz exactness chaos chaos-short bench bench-elastic
+.PHONY: serve test test-long test-fast test-page test-metrics clients fuzz exactness chaos chaos-short bench bench-elastic
 .PHONY: bench-mtp bench-overload families test-gpu check clean help
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
-	@echo "make test                 all tests but those of chaos, the page, metrics and clients"
+	@echo "make test                 all tests but those of what follows, of the page, metrics and clients"
+	@echo "make test-long            processes, nodes and batches from their start to their end"
 	@echo "make test-fast            those that need neither a cluster nor much time"
 	@echo "make test-page            the page, in headless Chromium"
 	@echo "make fuzz                 10,000 mutated bodies, and schemathesis on /openapi.json"
@@ -71,7 +72,10 @@ TWO := -n 2 --dist loadfile --max-worker-restart 0
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest $(AOT)
 	$(BIN)/pytest -m "not e2e" $(TWO) --durations=25 --ignore=$(AOT) --ignore=tests/page
-	$(BIN)/pytest -m "e2e and not chaos" --durations=25 --ignore=tests/page
+	$(BIN)/pytest -m "not long and not chaos" --durations=25 tests/e2e
+
+test-long: $(VENV)/.installed-dev
+	$(BIN)/pytest -m "long" --durations=25 tests/e2e
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/pytest -m unit $(TWO) --ignore=tests/page

@@ -21,6 +21,8 @@ from pyarrow import Table, parquet
 from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
 from served import ISOTHERM, Served
 
+pytestmark = pytest.mark.long
+
 ROWS = 500
 
 

@@ -17,6 +17,8 @@ import pytest
 from programs import last_words, running
 from served import ISOTHERM
 
+pytestmark = pytest.mark.long
+
 ROWS = 300
 
 

@@ -12,8 +12,11 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 import shared_memory
 from served import ISOTHERM
+
+pytestmark = pytest.mark.long
 
 
 def test_the_bundled_model_is_measured_through_http_and_offline():

@@ -9,6 +9,10 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 DRIVER = """
 import asyncio, json, os, sys, time
 from isotherm.cluster.on_ray.environment import prepare_local_ray

@@ -11,12 +11,15 @@ import tempfile
 from pathlib import Path
 
 import psutil
+import pytest
 import shared_memory
 import yaml
 
 from isotherm.cluster.api.access.hashing import hashed, new_key, new_key_id
 from isotherm.cluster.api.access.keys_file import KeyEntry, write_keys
 from isotherm.cluster.cli.own_cluster import free_port
+
+pytestmark = pytest.mark.long
 
 KUBERAY = Path(__file__).parents[2] / "manifests" / "kuberay" / "cpu-dev.yaml"
 DRIVER = """

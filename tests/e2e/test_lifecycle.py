@@ -18,6 +18,8 @@ import pytest
 from served import Served
 from streams import Workload
 
+pytestmark = pytest.mark.long
+
 ROUNDS = int(os.environ.get("ISOTHERM_CHAOS_ROUNDS", "1"))  # `make chaos` asks for more
 SMALL = {"attention": {"cpus": 0.2}, "experts": {"cpus": 0.1}, "autoscaling": {"mode": "off"}}
 LIMIT = 10.0  # seconds from a death to an answer, or to the end

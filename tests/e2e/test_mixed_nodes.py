@@ -15,6 +15,8 @@ from served import Served
 
 from isotherm.cluster.client import Client
 
+pytestmark = pytest.mark.long
+
 PLAIN = {"ATEN_CPU_CAPABILITY": "default"}
 MANIFEST = {
     "kernels": "reference",

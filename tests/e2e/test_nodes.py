@@ -13,6 +13,8 @@ from streams import Workload
 
 from isotherm.cluster.client import APIError, Client
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def nodes():

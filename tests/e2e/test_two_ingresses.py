@@ -13,6 +13,8 @@ import psutil
 import pytest
 from served import Served
 
+pytestmark = pytest.mark.long
+
 ROWS = 300
 ASKED = {"model": "tiny", "temperature": 0, "max_output_tokens": 8}
 
