@@ -71,11 +71,12 @@ ISO_INLINE void store_tile(const Linear& weight, int64_t t, const float* sums, i
 template <class M>
 static void make_groups(Pool& pool, const typename M::T* x, int64_t stride, int64_t rows, int64_t elements,
                         Group* groups, uint32_t* packed) {
-  const int64_t words = words_of<M>(elements), count = group_count(rows);
+  const int64_t words = words_of<M>(elements) * kRowWords<M>, count = group_count(rows);
   auto body = [&](int64_t g) ISO_ATTR {
     const int64_t first = group_begin(rows, g);
     const int n = static_cast<int>(group_begin(rows, g + 1) - first);
-    const bool as_it_lies = kByRow<M> ? (n == kGroup || count == 1) && stride % M::pack == 0 : n == 1;
+    const bool as_it_lies =
+        kRowWords<M> == 1 && (kByRow<M> ? (n == kGroup || count == 1) && stride % M::pack == 0 : n == 1);
     if (as_it_lies && elements % M::pack == 0) {
       groups[g] =
           Group{reinterpret_cast<const uint32_t*>(x + first * stride), kByRow<M> ? stride / M::pack : 1, n, first};
@@ -93,7 +94,7 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
   if (rows == 0 || weight.outputs == 0) return;
   const int64_t count = group_count(rows);
   auto* groups = scratch_of<Group>(kGroups, count);
-  auto* packed = scratch_of<uint32_t>(kShared, (rows + kGroup) * weight.words);
+  auto* packed = scratch_of<uint32_t>(kShared, (rows + kGroup) * weight.words * kRowWords<M>);
   make_groups<M>(pool, x, x_stride, rows, weight.inputs, groups, packed);
   const int64_t chunk_groups = kRowChunk / kGroup, chunks = ceil_div(count, chunk_groups);
   const int64_t per_item = tiles_per_item(weight.tiles, weight.tile_bytes, pool.size()),
@@ -147,7 +148,7 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
     const int64_t h = item / chunks, first = item % chunks * kRowChunk, n = least(kRowChunk, rows - first),
                   count = group_count(n);
     auto* groups = scratch_of<Group>(kOutput, count);
-    auto* packed = scratch_of<uint32_t>(kPacked, (n + kGroup) * weight.words);
+    auto* packed = scratch_of<uint32_t>(kPacked, (n + kGroup) * weight.words * kRowWords<M>);
     auto* sums = scratch_of<float>(kAccumulator, count * kGroup * kTile);
     make_groups<M>(single(), x + first * x_row + h * x_head, x_row, n, weight.inputs, groups, packed);
     const auto registers = registers_for(groups, count);

@@ -27,7 +27,8 @@ ISO_INLINE void store_hidden(const Linear& gate_up, int64_t gate_tile, int64_t u
 template <class M>
 static void experts_of(Pool& pool, const ExpertsCall& call) {
   if (call.pairs == 0) return;
-  const int64_t in_words = words_of<M>(call.hidden), hidden_words = words_of<M>(call.inner);
+  const int64_t in_words = words_of<M>(call.hidden) * kRowWords<M>,
+                hidden_words = words_of<M>(call.inner) * kRowWords<M>;
   int64_t total = 0;
   for (int64_t a = 0; a < call.active; ++a) total += group_count(call.offsets[a + 1] - call.offsets[a]);
   auto* groups = scratch_of<Group>(kGroups, 2 * total);
@@ -52,14 +53,16 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
                           ISO_ATTR { return x + (call.rows == nullptr ? pair : call.rows[pair]) * call.x_stride; };
   auto pack = [&](int64_t g) ISO_ATTR {
     Group& group = in[g];
-    const bool as_it_lies = kByRow<M> ? call.pairs == total : group.rows == 1;  // then each is its expert's only one
+    // Of one row only where each is its expert's only one.
+    const bool as_it_lies = kRowWords<M> == 1 && (kByRow<M> ? call.pairs == total : group.rows == 1);
     if (as_it_lies && call.hidden % M::pack == 0) {
       group = Group{reinterpret_cast<const uint32_t*>(row_of(group.first)), 1, 1, group.first};
       return;
     }
     pack_words<M>(group, 0, call.hidden, [&](int r) ISO_ATTR { return row_of(group.first + r); });
   };
-  parallel(pool_for(pool, single(), call.pairs == total ? 0 : call.pairs * call.hidden), total, pack);
+  parallel(pool_for(pool, single(), kRowWords<M> == 1 && call.pairs == total ? 0 : call.pairs * call.hidden), total,
+           pack);
 
   // Groups of one expert in chunks, so that the sums of a chunk stay in cache.
   constexpr int64_t kChunk = kRowChunk / kGroup;

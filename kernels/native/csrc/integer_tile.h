@@ -11,14 +11,14 @@ ISO_INLINE vi largest_bits(const uint32_t* words, int64_t n, int rows, int row) 
   const int lanes = rows - row;
   vi largest = set_word(0);
   const auto add = [&](const uint32_t* p, int64_t valid) ISO_ATTR {
-    largest = (vi)_mm256_max_epu16((__m256i)largest, (__m256i)(load_lanes(p, valid) & set_word(0x7fff7fff)));
+    largest = (vi)_mm256_max_epi32((__m256i)largest, (__m256i)(load_lanes(p, valid) & 0x7fffffff));
   };
   if (kOne) {
-    for (int64_t u = 0; u < n; u += W) add(words + u, n - u);
+    for (int64_t u = 0; u < 2 * n; u += W) add(words + u, 2 * n - u);
   } else {
-    for (int64_t u = 0; u < n; ++u) add(words + u * rows + row, lanes);
+    for (int64_t u = 0; u < 2 * n; ++u) add(words + u * rows + row, lanes);
   }
-  return (vi)_mm256_max_epi32(_mm256_srli_epi32((__m256i)largest, 16), (__m256i)(largest & 0xffff));
+  return largest >> 16;
 }
 
 // Words of `rows` rows whose inputs share scales → both halves, and what the sums need: for lanes of rows from `row`
@@ -38,11 +38,20 @@ ISO_INLINE void to_integers(const uint32_t* words, int64_t n, int rows, int row,
   const vf scale = exponent == 255 ? set(__builtin_nanf("")) : (vf)((exponent - 29) << 23);
   vi high_sum = set_word(0), low_sum = high_sum;
   const auto split = [&](int64_t at, int64_t valid) ISO_ATTR {
-    const vi word = load_lanes(words + at, valid);
-    vi part[2], rest[2];
+    vi both[2], part[2], rest[2];
+    if (kOne) {
+      const vi one = load_lanes(words + 2 * at, 2 * valid), two = load_lanes(words + 2 * at + W, 2 * valid - W);
+      const vi order = {0, 2, 4, 6, 1, 3, 5, 7};
+      const __m256i a = _mm256_permutevar8x32_epi32((__m256i)one, (__m256i)order),
+                    b = _mm256_permutevar8x32_epi32((__m256i)two, (__m256i)order);
+      both[0] = (vi)_mm256_permute2x128_si256(a, b, 0x20), both[1] = (vi)_mm256_permute2x128_si256(a, b, 0x31);
+    } else {
+      const uint32_t* from = words + 2 * (at - row) + row;
+      both[0] = load_lanes(from, valid), both[1] = load_lanes(from + rows, valid);
+    }
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      const vf value = (i == 0 ? (vf)(word << 16) : (vf)(word & set_word(0xffff0000u))) * factor;
+      const vf value = (vf)both[i] * factor;
       const vi whole = (vi)_mm256_cvtps_epi32((__m256)value);
       part[i] = (whole + (1 << (kHalfBits - 1))) >> kHalfBits;
       rest[i] = whole - (part[i] << kHalfBits);
@@ -81,10 +90,10 @@ ISO_INLINE const Group* groups_for(const Linear& weight, const Group* groups, in
     for (int64_t begin = 0; begin < weight.words; begin += group_words, scales += n) {
       const int64_t at = begin * n, here = least(group_words, weight.words - begin);
       if (n == 1) {
-        to_integers<true>(from.words + at, here, 1, 0, high + at, low + at, scales);
+        to_integers<true>(from.words + 2 * at, here, 1, 0, high + at, low + at, scales);
       } else {
         for (int row = 0; row < n; row += W)
-          to_integers<false>(from.words + at, here, n, row, high + at, low + at, scales);
+          to_integers<false>(from.words + 2 * at, here, n, row, high + at, low + at, scales);
       }
     }
     words += 2 * n * weight.words;
@@ -230,6 +239,8 @@ static void integer_rows(const uint32_t* w, const Group& group, int64_t begin, i
       ISO_CASE(2)
       ISO_CASE(3)
       ISO_CASE(4)
+      ISO_CASE(5)
+      ISO_CASE(6)
 #undef ISO_CASE
       default:
         break;

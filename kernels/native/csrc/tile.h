@@ -20,19 +20,19 @@ static bool multiply_two(const Linear& weight, const Strip (&strips)[2], const G
     two(weight, strips, groups[0].words, word_stride(groups[0]));
     return true;
   };
-#if !ISO_INTEGERS
+#if ISO_W == 8
+  return false;
+#else
   const bool zeros = weight.grouping.zeros != 0;
-#endif
   switch (weight.kind) {
     case Kind::fp8:
       return multiply(fp8_two);
-#if !ISO_INTEGERS
     case Kind::int4:
       return zeros ? multiply(grouped_two<Int4Decoder<true>>) : multiply(grouped_two<Int4Decoder<false>>);
     case Kind::int8:
       return multiply(grouped_two<Int8Decoder>);
-#endif
     default:
       return false;
   }
+#endif
 }
