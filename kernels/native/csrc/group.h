@@ -18,9 +18,10 @@ struct Group {
   int64_t stride;         // between words; kByRow: between rows
   int rows;
   int64_t first;  // the group's first row among those of its call
-  // Where rows are integers: their lower halves, in the order of `words`, and [group of inputs][row].
+  // Where rows are integers: their lower halves (LowerHalves in integer_rows.h), and [group of inputs][row].
   const uint32_t* low = nullptr;
   const RowScale* scales = nullptr;
+  const int32_t *low_word = nullptr, *low_begin = nullptr;
 };
 
 ISO_INLINE int64_t group_count(int64_t rows) { return ceil_div(rows, kGroup); }

@@ -179,8 +179,16 @@ static void int8_multiply(const Linear& weight, int64_t t, const Group* groups, 
   grouped_multiply<M, Int8Decoder>(weight, t, groups, count, sums, next);
 }
 
-// The groups as products with this weight take them.
+// Groups as products with weights take them: those that there are.
 template <class M>
-ISO_INLINE const Group* groups_for(const Linear&, const Group* groups, int64_t) {
-  return groups;
-}
+class TakenGroups {
+ public:
+  TakenGroups(const Group* groups, int64_t, int64_t, int64_t, bool) : groups_(groups) {}
+  const Group* groups() const { return groups_; }
+  bool made() const { return false; }
+  void make(const Linear&, int64_t) const {}
+
+ private:
+  const Group* groups_;
+};
+ISO_INLINE bool takes_integers(const Linear&) { return false; }

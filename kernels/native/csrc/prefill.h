@@ -39,11 +39,12 @@ struct Prefill {
     for (int64_t i = rows * width; i < kKeyChunk * width; ++i) expanded[i] = 0;
     for (int64_t i = rows * key_width; i < kKeyChunk * key_width; ++i) key_rows[i] = 0;
     const auto registers = registers_for(groups, count);
-    const Group* taken = groups_for<M>(weight, groups, count);
+    const TakenGroups<M> taken(groups, count, rows, weight.words, takes_integers(weight));
+    for (int64_t g = 0; g < count; ++g) taken.make(weight, g);
     for (int64_t h = 0; h < n; ++h) {
       const int64_t column = (first + h) * width;
       for (int64_t t = column / kTile; t * kTile < column + width; ++t) {
-        multiply_tile<M>(weight, t, taken, count, sums, weight.tile(t + 1));
+        multiply_tile<M>(weight, t, taken.groups(), count, sums, weight.tile(t + 1));
         const int64_t low = most(column, t * kTile), high = least(column + width, (t + 1) * kTile);
         for (int64_t r = 0; r < rows; ++r) {
           T rounded[kTile];
