@@ -94,10 +94,10 @@ ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, in
 }
 
 // The same, the sums of `scale_words` words apart: each is added to the row's in `sums`, × its scale. scales
-// [⌈words / scale_words⌉][32].
+// [⌈words / scale_words⌉][32]. `following`: the rows that come after them, which are fetched meanwhile.
 template <class M, int R>
 ISO_INLINE void scaled_block(const uint32_t* w, const uint32_t* a, int64_t a_stride, int64_t words, int64_t scale_words,
-                             float* sums, const float* scales) {
+                             float* sums, const float* scales, const uint32_t* following) {
   constexpr int V = kVectors<R>;
   for (; words > 0; words -= scale_words, scales += kTile) {
     vf c[R][V];
@@ -110,6 +110,7 @@ ISO_INLINE void scaled_block(const uint32_t* w, const uint32_t* a, int64_t a_str
       add_word<M>(c, w, a, a_stride);
       w += kTile;
       a += kRowWords<M> * a_stride;
+      if (ISO_W == 8) prefetch(following), following += a_stride;
     }
     vf scale[V];
 #pragma GCC unroll 4
@@ -285,10 +286,11 @@ ISO_INLINE void multiply_scaled(const uint32_t* w, const Group* groups, int64_t 
           kRowBlock / 2);
       continue;
     }
+    const auto* following = g + 1 < count ? words_from<M>(groups[g + 1], begin) : words_from<M>(groups[0], begin + n);
     row_blocks(group.rows, [&](int r, auto block_rows) ISO_ATTR {
       constexpr int R = decltype(block_rows)::value;
       for (int o = 0; o < kTile; o += kVectors<R> * W) {
-        scaled_block<M, R>(w + o, words + r, group.stride, n, scale_words, to + r * kTile + o, scales + o);
+        scaled_block<M, R>(w + o, words + r, group.stride, n, scale_words, to + r * kTile + o, scales + o, following);
       }
     });
   }
