@@ -34,10 +34,10 @@ class ExpertExchange:
     """The routed experts of all layers, wherever they are. `links` maps group names to links.
 
     One thread runs the steps; others may `offer` placements and `relink` groups at any time. When a link fails in
-    mid-layer the rows are sent to other copies; where there is none, the layer waits up to `patience` seconds for a
-    placement that has one, or for a new link. No step is redone. `link_failed` is told the group, its link and the
-    reason, on the stepping thread; it has the link mended or the group replaced. Where there is nobody to do that, a
-    group's own failure is raised at once.
+    mid-layer the rows are sent to other copies; where there is none, the layer waits for a placement that has one, or
+    for a new link, up to `patience` seconds since it was last told that one is to be expected (`offers`). No step is
+    redone. `link_failed` is told the group, its link and the reason, on the stepping thread; it has the link mended or
+    the group replaced. Where there is nobody to do that, a group's own failure is raised at once.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ExpertExchange:
         self.patience, self._link_failed = patience, link_failed
         # By layer: counted over all layers, a layer's turn would always be odd, or even
         self._turns: dict[int, int] = {}
-        self._offers = Offers()
+        self.offers = Offers()
         # Group → its link that has failed, as long as it has no other; also of groups that no placement names for now
         self._failed: dict[str, Link] = {}
         self._under_way: dict[str, Link] = {}  # group → the link on which an answer is still to come
@@ -92,15 +92,15 @@ class ExpertExchange:
     def offer(self, placement: Placement, links: Mapping[str, Link], adopted: Callable[[], None]) -> None:
         """Ask for a placement to be adopted at the next layer boundary; `adopted` is called on the stepping thread when
         it is. Any thread."""
-        self._offers.offer(placement, links, adopted)
+        self.offers.offer(placement, links, adopted)
 
     def relink(self, group: str, link: Link) -> None:
         """Send a group's rows over another link from the next dispatch on. Any thread."""
-        self._offers.relink(group, link)
+        self.offers.relink(group, link)
 
     def adopt_offered(self) -> None:
         """Adopt what was offered last, and new links, if there are any. On the stepping thread, between layers."""
-        offered, on_adopted, relinked = self._offers.take()
+        offered, on_adopted, relinked = self.offers.take()
         if offered is not None:
             self.adopt(*offered)
         for group, link in relinked.items():
@@ -113,7 +113,7 @@ class ExpertExchange:
 
     def _native_layers(self) -> NativeLayers | None:
         counters = {layer: (self.rows_routed[row], self.reads[row]) for layer, row in self._row_index.items()}
-        wanted = self._offers.flag, self.questions.flag
+        wanted = self.offers.flag, self.questions.flag
         return NativeLayers.over(self.kernels, self._links, self.placement.version, self._tables, counters, wanted)
 
     def answer_questions(self) -> None:
@@ -264,7 +264,7 @@ class ExpertExchange:
     def _begin_layer(self, layer: int) -> int:
         """The layer's turn, under the placement that is in force from now on."""
         self.pulse.beat()
-        if self._offers.waiting:
+        if self.offers.waiting:
             self.adopt_offered()
             self.begin_step()
         if self.questions.waiting:
@@ -382,9 +382,10 @@ class ExpertExchange:
     def _await_holders(self, experts: np.ndarray) -> np.ndarray:
         """Wait until each of these experts has a copy that can be reached → which copies can, bool [experts, copies].
         Raises ExpertsLostError."""
-        deadline = time.monotonic() + self.patience
+        begin = time.monotonic()
         while True:
-            if self._offers.waiting:
+            deadline = max(begin, self.offers.expected) + self.patience
+            if self.offers.waiting:
                 self.adopt_offered()
                 self.begin_step()
             alive = self._alive(self._layer)
@@ -396,4 +397,4 @@ class ExpertExchange:
                 where = f"layer {self._layer}: no group that can be reached holds experts {orphans.tolist()}"
                 raise ExpertsLostError(f"{where}, and in {self.patience:g} s none was given them")
             self.pulse.begin()  # this thread is well: it waits for the controller
-            self._offers.wait(min(WAIT, max(0.0, deadline - time.monotonic())))
+            self.offers.wait(min(WAIT, max(0.0, deadline - time.monotonic())))

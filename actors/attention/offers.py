@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -12,8 +13,8 @@ from isotherm.cluster.placement.table import Placement
 
 
 class Offers:
-    """Any thread may `offer` and `relink`. `flag`: int32 [1], not 0 while there is something to take, for code that
-    knows no Python."""
+    """Any thread may `offer`, `relink` and `expect`. `flag`: int32 [1], not 0 while there is something to take, for
+    code that knows no Python. `expected`: when `expect` was called last, in seconds of the monotonic clock."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()  # of all that follows
@@ -21,6 +22,7 @@ class Offers:
         self._on_adopted: list[Callable[[], None]] = []
         self._relinked: dict[str, Link] = {}
         self.waiting, self.flag = False, np.zeros(1, np.int32)
+        self.expected = 0.0
 
     def offer(self, placement: Placement, links: Mapping[str, Link], adopted: Callable[[], None]) -> None:
         with self._changed:
@@ -34,6 +36,10 @@ class Offers:
             if self._offered is not None:
                 self._offered[1][group] = link
             self._tell()
+
+    def expect(self) -> None:
+        """Experts that are missing are on their way: whoever waits for a placement that has them waits on."""
+        self.expected = time.monotonic()
 
     def _tell(self) -> None:
         self.waiting, self.flag[0] = True, 1

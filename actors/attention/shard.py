@@ -187,6 +187,11 @@ class AttentionShard(WorkerBase):
             await asyncio.sleep(0.01)
         return len(left)
 
+    async def expect_experts(self) -> None:
+        """Those that a step may wait for are being loaded: it waits on."""
+        if self._exchange is not None:
+            self._exchange.offers.expect()
+
     async def open_requests(self) -> int:
         """Requests that it has, running or waiting; 1 where there are none, and last deltas were not fetched yet."""
         if self._delivery is None:

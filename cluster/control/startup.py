@@ -15,6 +15,7 @@ from isotherm.cluster.placement.table import Placement
 log = logging.getLogger(__name__)
 PLACES_SECONDS = 3.0  # in which workers find places where there are any
 PAUSE, LONGEST_PAUSE = 5.0, 60.0  # seconds before a start that failed is tried again: at first, and at most
+LOSSES = 2  # starts in which a worker was lost, after which one more is tried also for somebody who waits for it
 
 
 class StartableFleet(Fleet, Protocol):
@@ -68,17 +69,23 @@ async def start_fleet(
 
 
 async def start_again_and_again(
-    attempt: Callable[[], Awaitable[None]], phase: Callable[[str], None], retry: bool
+    attempt: Callable[[], Awaitable[None]],
+    phase: Callable[[str], None],
+    retry: bool,
+    lost: Callable[[Exception], bool] = lambda _: False,
 ) -> None:
     """Attempt a start; where it fails and `retry` is set, again, ever more slowly, until it succeeds. Else raises what
-    went wrong. The phase says why there is no cluster yet."""
+    went wrong, but what is a worker's loss by `lost` not before it has come LOSSES times and once more. The phase says
+    why there is no cluster yet."""
+    losses = 0
     for pause in pauses(PAUSE, LONGEST_PAUSE):
         phase("starting workers")
         try:
             return await attempt()
         except Exception as error:
             why = f"start failed: {named_line(error)}"
-            if not retry:
+            losses += lost(error)
+            if not retry and (not lost(error) or losses > LOSSES):
                 phase(why)
                 raise
             log.exception("start failed; tried again in %g s", pause)

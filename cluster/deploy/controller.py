@@ -162,7 +162,7 @@ class Controller:
 
     async def _start(self) -> None:
         if self._phase != "serving":  # as the controller before this one has left it
-            await start_again_and_again(self._start_fleet, self._set_phase, retry=self._owner is None)
+            await start_again_and_again(self._start_fleet, self._set_phase, self._owner is None, self.fleet.is_loss)
 
     async def _start_fleet(self) -> None:
         """Start what the manifest says, and publish placement version 1."""

@@ -32,7 +32,7 @@ from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import ClusterNumerics
 from isotherm.cluster.on_ray.handles import ActorHandle, Reference
 from isotherm.cluster.on_ray.spare_process import start_spare
-from isotherm.cluster.on_ray.workers import RayWorker, end_worker, find_worker, find_workers, start_worker
+from isotherm.cluster.on_ray.workers import RayWorker, end_worker, find_worker, find_workers, is_loss, start_worker
 from isotherm.cluster.placement.copy_sources import copy_sources
 from isotherm.cluster.placement.table import Placement
 
@@ -119,6 +119,8 @@ class RayFleet:
 
     # --- starting and ending ----------------------------------------------------------------------
 
+    is_loss = staticmethod(is_loss)
+
     async def start_group(self, name: str) -> None:
         """Started without experts; there are slot numbers for all of them, and memory is taken as they are loaded."""
         config, section = self.checkpoint.config, self.manifest.experts
@@ -165,6 +167,7 @@ class RayFleet:
         with self._reports.starting(name):
             worker = start_worker(name, slot, resources, AttentionShard, spec, slot.host, self.scheduler_config)
             self.shards[name] = worker
+            await self._order(worker.actor, "pid")
             self._started_on(slot.node_id)
             fingerprint = await worker.call("fingerprint")
         self.numerics.admit(name, fingerprint)
@@ -262,6 +265,8 @@ class RayFleet:
     async def loaded(self) -> dict[str, int]:
         workers = self.groups | self.shards
         told = await self._reports.ask("status", workers, self._loading & workers.keys())
+        if told:  # steps may wait for just these experts, and give up where none are to be expected
+            await self._reports.ask("expect_experts", self.shards, self.in_service)
         return {worker: status["read_bytes"] for worker, status in told.items()}
 
     async def _copy_sources(self, group: str, pairs: list[Pair]) -> list[CopySource]:

@@ -45,7 +45,7 @@ class Hosted:
 class AttentionShard(Hosted):
     """actors/attention/shard.py; it is started with a WorkerSpec, its host's IP address and a SchedulerConfig."""
 
-    methods = ("failed_links", "held_up", "open_requests", "rows_routed", "submit")
+    methods = ("expect_experts", "failed_links", "held_up", "open_requests", "rows_routed", "submit")
 
     def __init__(self, spec: WorkerSpec, host: str, scheduler: SchedulerConfig):
         super().__init__(spec, host, scheduler)

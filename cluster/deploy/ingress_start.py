@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve._private.common import DeploymentStatus, DeploymentStatusTrigger
+from ray.serve.context import _get_global_client
+from ray.serve.schema import DeploymentStatusOverview
 
 from isotherm.cluster.api.access.key_store import KeySource
 from isotherm.cluster.deploy.ingress import NAME, ingress_application
@@ -12,17 +17,37 @@ from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.supervise.supervisor import ServeError
 
 APPLICATION = "isotherm"
+LOST_SECONDS = 120.0  # after a loss while replicas start, until all of them are there
+_LOOK_SECONDS = 0.2  # from one look whether they are to the next
 
 
 def run_ingress(manifest: Manifest, keys: KeySource | None) -> None:
-    """Until its replicas take requests. Raises ServeError where they cannot start."""
+    """Until its replicas take requests; one that is lost before all of them do is replaced. Raises ServeError where
+    they cannot start."""
     try:
         serve.run(ingress_application(manifest, keys), name=APPLICATION, route_prefix="/")
     except (RuntimeError, RayError) as error:
-        # Serve's own error names the deployment alone.
+        ingress = _once_replaced()
+        if ingress is None or ingress.status is not DeploymentStatus.HEALTHY:
+            # Serve's own error names the deployment alone.
+            raise ServeError(one_line(error) if ingress is None else said_by_replica(ingress.message)) from None
+        client = _get_global_client()
+        assert client is not None  # it would have raised
+        client.wait_for_proxies_serving()  # what Serve does last of all, where nothing is lost
+
+
+def _once_replaced() -> DeploymentStatusOverview | None:
+    """What Serve says of the ingress when it replaces no lost replica, or LOST_SECONDS are over. Where one is lost
+    before all have started, Serve says that the deployment has failed, and goes on with it."""
+    deadline = time.monotonic() + LOST_SECONDS
+    while True:
         application = serve.status().applications.get(APPLICATION)
         ingress = None if application is None else application.deployments.get(NAME)
-        raise ServeError(one_line(error) if ingress is None else said_by_replica(ingress.message)) from None
+        if ingress is None or ingress.status is DeploymentStatus.HEALTHY:
+            return ingress
+        if ingress.status_trigger is not DeploymentStatusTrigger.HEALTH_CHECK_FAILED or time.monotonic() > deadline:
+            return ingress
+        time.sleep(_LOOK_SECONDS)
 
 
 def said_by_replica(message: str) -> str:

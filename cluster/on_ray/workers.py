@@ -59,6 +59,11 @@ class RayWorker:
         return None if self.slot is None else self.slot.placement_group.id.hex()
 
 
+def is_loss(error: Exception) -> bool:
+    """Whether it says that a worker is gone which had been made: killed, and not for an error of its own."""
+    return isinstance(error, WorkerGoneError) or (isinstance(error, RayActorError) and not error.actor_init_failed)
+
+
 def _slot(placed: PlacementGroup, entry: JSON) -> Slot:
     node_id = entry["bundles_to_node_id"][0]
     return Slot(placed, node_id, next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == node_id))

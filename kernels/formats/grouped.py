@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isotherm.kernels.formats.rounding import as_scale, nearest_int4
-from isotherm.kernels.formats.stored import StoredWeight
+from isotherm.kernels.formats.fp8 import Fp8Weight
+from isotherm.kernels.formats.rounding import nearest_int4, nearest_int8
+from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
+from isotherm.kernels.native.rounding import DTYPES, GROUP, native_rounding
 
-GROUP = 32  # inputs that share a scale where weights are quantised here
 GROUPS = (32, 64, 128)
 INT4_ZERO = 8  # the code that stands for 0 where a weight has no zero points
 
@@ -130,10 +131,14 @@ class Int4Weight(GroupedWeight):
         are bfloat16 numbers."""
         if isinstance(weight, Int4Weight):
             return weight
-        groups = _groups(weight)
-        codes, scales = nearest_int4(groups.flatten(0, 1))
-        codes = (codes + INT4_ZERO).to(torch.uint8).view(len(groups), -1)[:, : weight.shape[1]]
-        return cls(pack_nibbles(codes), scales.view(len(groups), -1), None, GROUP, weight.shape[1])
+        if (native := native_rounding()) is not None:
+            nibbles, scales = native.int4(_numbers(weight), weight.shape)
+        else:
+            groups = _groups(weight)
+            codes, scales = nearest_int4(groups.flatten(0, 1))
+            codes = (codes + INT4_ZERO).to(torch.uint8).view(len(groups), -1)[:, : weight.shape[1]]
+            nibbles, scales = pack_nibbles(codes), scales.view(len(groups), -1)
+        return cls(nibbles, scales, None, GROUP, weight.shape[1])
 
 
 class Int8Weight(GroupedWeight):
@@ -177,10 +182,12 @@ class Int8Weight(GroupedWeight):
         """Groups of GROUP: the largest of each becomes 127. Scales are bfloat16 numbers."""
         if isinstance(weight, Int8Weight):
             return weight
+        if (native := native_rounding()) is not None:
+            return cls(*native.int8(_numbers(weight), weight.shape))
         groups = _groups(weight)
-        scale = as_scale(groups.abs().amax(2, keepdim=True) / 127)
-        codes = (groups / scale).round().clamp(-127, 127).to(torch.int8)
-        return cls(codes.flatten(1)[:, : weight.shape[1]].contiguous(), scale.squeeze(2))
+        codes, scales = nearest_int8(groups.flatten(0, 1))
+        codes = codes.view(len(groups), -1)[:, : weight.shape[1]].contiguous()
+        return cls(codes, scales.view(len(groups), -1))
 
 
 def alike(weights: Sequence[GroupedWeight]) -> list[GroupedWeight]:
@@ -194,6 +201,13 @@ def pack_nibbles(codes: Tensor) -> Tensor:
     """uint8 [N, K], 0 … 15 → [N, ⌈K / 2⌉] as Int4Weight has them."""
     even = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2))
     return even[:, ::2] | even[:, 1::2] << 4
+
+
+def _numbers(weight: StoredWeight) -> Sequence[Tensor]:
+    """What native rounding reads: the tensors of a weight that it knows, else the numbers that it stands for."""
+    if isinstance(weight, Fp8Weight) or (isinstance(weight, PlainWeight) and weight.data.dtype in DTYPES):
+        return weight.tensors
+    return (weight.dequantise(torch.float32),)
 
 
 def _groups(weight: StoredWeight) -> Tensor:

@@ -1,7 +1,9 @@
-"""Rounding to four bits: the scale of each group is the one, of those that are tried, that loses least.
+"""Rounding to integers of four and of eight bits, with one scale for a group of numbers. To four bits the scale of each
+group is the one, of those that are tried, that loses least.
 
-The same numbers give the same codes on every machine: whatever is added up is added by halves, elementwise, so that no
-vector width, thread count or fused multiply-add can change a sum, and with it a choice.
+This states which bits come out; where there are native kernels, kernels/native/rounding.py computes them. The same
+numbers give the same codes on every machine: whatever is added up is added by halves, elementwise, so that no vector
+width, thread count or fused multiply-add can change a sum, and with it a choice.
 """
 
 from __future__ import annotations
@@ -10,23 +12,34 @@ import torch
 from torch import Tensor
 
 LOWEST, HIGHEST = -8, 7
+LARGEST_INT8 = 127
 # To what the number that lies farthest from 0 is mapped, on the side of LOWEST; beyond it, it is cut off.
 REACHES = (8.0, 7.2, 7.6, 8.4, 8.8)
 CHUNK = 1024  # groups at once: what is computed with stays in the processor's cache, and below torch's parallel size
 
 
 def nearest_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [M, group] → codes int8 [M, group], LOWEST … HIGHEST, and scales [M], float32 that are bfloat16 numbers:
-    number ≈ code × scale. Scales may be negative. Raises ValueError for what is not finite."""
+    """float32 [M, group] → codes int8 [M, group], -LARGEST_INT8 … LARGEST_INT8, and scales [M], float32 that are
+    bfloat16 numbers: the largest of each group becomes LARGEST_INT8. Where one is not finite the scale is
+    not either."""
     codes = torch.empty(groups.shape, dtype=torch.int8)
     scales = torch.empty(len(groups))
     for begin in range(0, len(groups), CHUNK):
         part = slice(begin, begin + CHUNK)
         found, scales[part] = _nearest(groups[part].T.contiguous())
         codes[part] = found.T
-    if not bool(scales.isfinite().all()):
-        raise ValueError("has numbers that are not finite, or too large for a bfloat16 scale")
+    if not bool(scales.isfinite().all()):  # as they are of finite numbers, the largest float32 among them
+        raise ValueError("has numbers that are not finite")
     return codes, scales
+
+
+def nearest_int8(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [M, group] → codes int8 [M, group], -LARGEST_INT8 … LARGEST_INT8, and scales [M], float32 that are
+    bfloat16 numbers: the largest of each group becomes LARGEST_INT8. Where one is not finite the scale is
+    not either."""
+    scales = as_scale(groups.abs().amax(1) / LARGEST_INT8)
+    codes = (groups / scales[:, None]).round_().clamp_(-LARGEST_INT8, LARGEST_INT8)
+    return codes.nan_to_num_(0.0).to(torch.int8), scales
 
 
 def _nearest(x: Tensor) -> tuple[Tensor, Tensor]:

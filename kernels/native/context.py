@@ -22,6 +22,7 @@ class Error(IntEnum):
     OUT_OF_MEMORY = 1
     INDEX_OUT_OF_RANGE = 2
     EMPTY_SLOT = 3
+    NOT_FINITE = 4
 
 
 class NativeContext:

@@ -22,6 +22,7 @@ KERNELS: Signatures = {
     "linear_bytes": (_L, [_P]),
     "linear_pack": (_I, [_P, _P, _I, _P]),
     "linear_finish": (_I, [_P, _P]),
+    "round": (_I, [_P, _I, _P, _L, _L, _P, _P]),
     "linear": (_I, [_P, _P, _P, _L, _L, _P, _I]),
     "head_linear": (_I, [_P, _P, _P, _L, _L, _L, _P]),
     "mlp": (_I, [_P, _P, _P, _P, _L, _L, _P]),

@@ -15,24 +15,11 @@ from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight, alike
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.context import NativeContext, created, fail, free_with
+from isotherm.kernels.native.operand import Operand, side_by_side
 from isotherm.kernels.native.packed import Grouping, Kind, Packed, adopt, bytes_of, form_of, layout, packed_of, room
 
 # Formats with tiles of their own. All others are dequantised, and packed as bf16.
 _TILES: dict[type[StoredWeight], Kind] = {Fp8Weight: Kind.FP8, Int4Weight: Kind.INT4, Int8Weight: Kind.INT8}
-_DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float8_e4m3fn: 3, torch.uint8: 4,
-           torch.int8: 5}  # Dtype in api.h  # fmt: skip
-
-
-class Operand(ctypes.Structure):
-    """A tensor of a stored weight; `Operand` in api.h."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("row_stride", ctypes.c_int64), ("dtype", ctypes.c_int))
-
-    @classmethod
-    def of(cls, rows: Tensor) -> Operand:
-        if rows.dtype not in _DTYPES:
-            raise TypeError(f"a tensor of a stored weight is {rows.dtype}; known are {list(_DTYPES)}")
-        return cls(rows.data_ptr(), rows.stride(0), _DTYPES[rows.dtype])
 
 
 def _grouping(weights: Sequence[GroupedWeight]) -> Grouping:
@@ -56,7 +43,7 @@ def pack(context: NativeContext, weights: Sequence[StoredWeight], bias: Tensor |
     )  # fmt: skip
     packed = packed_of(context, handle, outputs, inputs)
     for part, weight in enumerate(sources):
-        tensors = [t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous() for t in weight.tensors]
+        tensors = list(map(side_by_side, weight.tensors))
         operands = (Operand * len(tensors))(*map(Operand.of, tensors))
         if code := context.lib.iso_linear_pack(context.handle, packed.handle, part, operands):
             fail("pack", code, "")

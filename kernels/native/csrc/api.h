@@ -18,6 +18,7 @@ constexpr int kTile = 32;         // outputs per tile
 constexpr int kScaleBlock = 128;  // FP8: inputs per block scale
 constexpr int kScaleWords = kScaleBlock / 2;
 constexpr int kLeastGroupWords = 16;  // int4, int8: words that share a scale, at the least
+constexpr int kRoundGroup = 32;       // inputs that share a scale where weights are rounded here
 constexpr int kSplit =
     256;  // attention: positions per softmax split, counted from position 0; part of the result's definition
 
@@ -35,7 +36,7 @@ constexpr int kKinds = 0 ISO_TILE_KINDS(ISO_KIND);
 #undef ISO_KIND
 enum class Dtype : int { bf16, f16, f32, e4m3, u8, i8 };  // what the caller's tensors hold
 
-// One tensor of a stored weight, as rows. Python fills it: see Operand in kernels/native/weights.py.
+// One tensor of a stored weight, as rows. Python fills it: see Operand in kernels/native/operand.py.
 struct Operand {
   const void* data;
   int64_t row_stride;  // in elements
@@ -299,6 +300,15 @@ struct SampleOps {
                  double* best, int64_t* best_id);
 };
 
+// A stored weight to be rounded to integers: its numbers in bf16, f32, or e4m3, and of the latter the scales of its
+// blocks after them. Groups without an end of their own count as filled up with zeros.
+struct RoundCall {
+  const Operand* operands;
+  int64_t rows, inputs;
+  uint8_t* codes;  // int4: nibbles [rows, ⌈inputs / 2⌉]; int8: [rows, inputs]
+  float* scales;   // [rows, groups]
+};
+
 // One instruction set's kernels. `f32` selects float32 activations, otherwise bfloat16.
 struct Ops {
   const char* name;
@@ -324,6 +334,8 @@ struct Ops {
   void (*combine)(Pool&, bool f32, const void* const* outputs, int64_t rows, int64_t width, int64_t k,
                   const float* weights, const void* own, const void* residual, void* out);
   SampleOps sample;
+  bool (*round_int4)(Pool&, const RoundCall&);  // whether all numbers are finite: else what was written means nothing
+  bool (*round_int8)(Pool&, const RoundCall&);
 };
 
 const Ops* amx_ops();  // null where the build or the machine lacks it

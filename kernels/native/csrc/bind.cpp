@@ -15,7 +15,7 @@ using namespace iso;
 namespace {
 
 // Error in kernels/native/context.py.
-enum Error : int { kOk = 0, kOutOfMemory = 1, kIndexOutOfRange = 2, kEmptySlot = 3 };
+enum Error : int { kOk = 0, kOutOfMemory = 1, kIndexOutOfRange = 2, kEmptySlot = 3, kNotFinite = 4 };
 
 struct Context {
   Pool pool;
@@ -98,7 +98,7 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
   }
 }
 // Of kernels/native/signatures.py, whose `interface()` gives it: it changes with the type of any function there.
-ISO_EXPORT int iso_interface() { return 4404311; }
+ISO_EXPORT int iso_interface() { return 607499472; }
 
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
@@ -149,6 +149,16 @@ ISO_EXPORT int iso_linear_finish(Context* context, Linear* linear) {
   return guarded([&] {
     if (const auto finish = tile_kind(linear->kind).finish) finish(context->packing(), *context->ops, *linear);
     return kOk;
+  });
+}
+
+// RoundCall's operands and results. kNotFinite: a number is not, and int4 codes mean nothing.
+ISO_EXPORT int iso_round(Context* context, int bits, const Operand* operands, int64_t rows, int64_t inputs, void* codes,
+                         float* scales) {
+  return guarded([&]() -> int {
+    const auto round = bits == 4 ? context->ops->round_int4 : context->ops->round_int8;
+    const bool finite = round(context->pool, RoundCall{operands, rows, inputs, static_cast<uint8_t*>(codes), scales});
+    return finite ? kOk : kNotFinite;
   });
 }
 

@@ -1,6 +1,9 @@
 // AVX2 and FMA primitives: bfloat16 is widened by shifts.
 
 ISO_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+ISO_INLINE vf limited(vf value, float low, float high) {  // `low` where it is NaN
+  return (vf)_mm256_min_ps(_mm256_max_ps((__m256)value, _mm256_set1_ps(low)), _mm256_set1_ps(high));
+}
 ISO_INLINE vf dot_bf16(vf sum, vi a, vi b) {
   const vi high = set_word(0xffff0000u);
   return fma((vf)(a & high), (vf)(b & high), fma((vf)(a << 16), (vf)(b << 16), sum));

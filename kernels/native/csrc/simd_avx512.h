@@ -1,6 +1,9 @@
 // AVX512-BF16 primitives (with VBMI, which every such machine but Cooper Lake has).
 
 ISO_INLINE vf fma(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+ISO_INLINE vf limited(vf value, float low, float high) {  // `low` where it is NaN
+  return (vf)_mm512_min_ps(_mm512_max_ps((__m512)value, _mm512_set1_ps(low)), _mm512_set1_ps(high));
+}
 ISO_INLINE vf dot_bf16(vf sum, vi a, vi b) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
 ISO_INLINE vh narrow(vf value) { return (vh)_mm512_cvtneps_pbh((__m512)value); }
 ISO_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -1,6 +1,10 @@
 // Plain C++ primitives, four lanes: SSE2, NEON or scalars, as the compiler sees fit.
 
 ISO_INLINE vf fma(vf a, vf b, vf c) { return a * b + c; }
+ISO_INLINE vf limited(vf value, float low, float high) {  // `low` where it is NaN
+  const vf enough = larger(value, set(low));
+  return enough < set(high) ? enough : set(high);
+}
 ISO_INLINE vf dot_bf16(vf sum, vi a, vi b) {
   const vi high = set_word(0xffff0000u);
   return sum + (vf)(a << 16) * (vf)(b << 16) + (vf)(a & high) * (vf)(b & high);

@@ -513,6 +513,21 @@ def test_rows_go_to_another_copy_while_a_link_is_made_anew():
     assert fresh.messages, "the new link is used"
 
 
+def test_experts_that_are_expected_are_waited_for():
+    """A group that takes a lost one's place loads for longer than a layer waits where nothing is said."""
+    broken = Broken(TWO, patience=0.3)
+    broken.links["b"].receive_error = LinkError("timed out")
+
+    def load(group: str) -> None:
+        for _ in range(8):
+            time.sleep(0.1)
+            broken.exchange.offers.expect()
+        broken.relink(group)
+
+    broken.on_failure = lambda group: threading.Thread(target=load, args=(group,)).start()
+    assert torch.equal(broken.layer(), RIGHT)
+
+
 def test_a_new_placement_does_not_make_a_failed_link_whole():
     broken = Broken(TWO, patience=0.2)
     broken.links["b"].receive_error = LinkError("timed out")

@@ -81,6 +81,27 @@ def test_a_start_is_tried_again_until_it_succeeds():
     assert failed == [f"{why}; tried again in {pause:g} s" for pause in (0.002, 0.004, 0.008)]
 
 
+@pytest.mark.parametrize("losses", [1, 2, 3])
+def test_a_worker_that_is_lost_in_a_start_that_somebody_waits_for_costs_some_tries(losses: int):
+    phases: list[str] = []
+    ends: list[Exception | None] = [ConnectionError("killed")] * losses
+
+    async def attempt() -> None:
+        if ends:
+            raise ends.pop()
+
+    def lost(error: Exception) -> bool:
+        return isinstance(error, ConnectionError)
+
+    work = start_again_and_again(attempt, phases.append, retry=False, lost=lost)
+    if losses == 3:
+        with pytest.raises(ConnectionError):
+            asyncio.run(work)
+    else:
+        asyncio.run(work)
+    assert phases.count("starting workers") == min(losses + 1, 3) and not ends
+
+
 def test_a_start_that_somebody_waits_for_is_not_tried_again():
     phases: list[str] = []
 

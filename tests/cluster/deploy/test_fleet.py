@@ -296,23 +296,37 @@ class Loading:
         return {"read_bytes": self.read}
 
 
+class Waiting:
+    """A shard that counts how often it is told to wait on."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    async def call(self, what: str) -> None:
+        assert what == "expect_experts"
+        self.told += 1
+
+
 def test_who_loads_says_how_much_it_has_read_until_it_is_done(play, monkeypatch):
-    """Who says nothing is left out, and who loads nothing: a recovery goes on as long as something new is said."""
+    """Who says nothing is left out, and who loads nothing: a recovery goes on as long as something new is said, and the
+    shards that are in service wait as long for its experts."""
 
     async def act(ray: Ray, fleet: RayFleet) -> None:
-        workers = {"expert-0": Loading(True), "expert-1": Loading(False)}
+        loading, shard = {"expert-0": Loading(True), "expert-1": Loading(False)}, Waiting()
+        workers: dict[str, Any] = loading | dict.fromkeys(fleet.in_service, shard)
+        assert fleet.in_service and fleet.in_service <= fleet.shards.keys()
         monkeypatch.setattr(RayWorker, "call", lambda self, what: workers[self.id].call(what))
         monkeypatch.setattr(fleet, "_order", lambda worker, *_: worker.done.wait())
         monkeypatch.setattr(fleet, "_copy_sources", lambda *_: asyncio.sleep(0, []))
-        assert await fleet.loaded() == {}
-        for name, worker in workers.items():
+        assert await fleet.loaded() == {} and not shard.told
+        for name, worker in loading.items():
             fleet.groups[name] = RayWorker(name, fleet.groups[name].slot, worker)  # type: ignore[arg-type]
-        loads = [asyncio.ensure_future(fleet.load(name, [(1, 0)])) for name in workers]
+        loads = [asyncio.ensure_future(fleet.load(name, [(1, 0)])) for name in loading]
         await asyncio.sleep(0.1)
-        assert await fleet.loaded() == {"expert-0": 0}
+        assert await fleet.loaded() == {"expert-0": 0} and shard.told == len(fleet.in_service)
         workers["expert-0"].read = 7
         assert await fleet.loaded() == {"expert-0": 7}
-        for worker in workers.values():
+        for worker in loading.values():
             worker.done.set()
         await asyncio.gather(*loads)
         assert await fleet.loaded() == {}
