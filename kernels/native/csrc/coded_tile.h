@@ -43,11 +43,10 @@ ISO_INLINE const CodedException* coded_block(const CodedDecoder& decoder, const 
       if (__builtin_expect(exception->place / kWordValues == p * 2 + i, 0))
         exception = put_back(exception, p * 2 + i, weight);
       if constexpr (R == 0) {
-        keep_word(decoded, weight);
-        decoded += kTile;
+        keep_word(decoded, p * 2 + i - begin, weight);
       } else {
         own.add(weight, a);
-        a += a_stride;
+        a += kRowWords<Bf16> * a_stride;
       }
     }
   }
@@ -64,7 +63,7 @@ static const CodedException* coded_group(const CodedDecoder& decoder, const uint
                                          int64_t tile_words, const CodedException* exception, const Group& g,
                                          float* sums, Into into, const uint8_t* next) {
   const int64_t stride = word_stride(g);
-  const uint32_t* a = g.words + begin * stride;
+  const uint32_t* a = g.words + begin * kRowWords<Bf16> * stride;
   switch (g.rows) {
 #define ISO_CASE(R) \
   case R:           \
@@ -88,7 +87,7 @@ static void coded_multiply(const Linear& weight, int64_t t, const Group* groups,
     coded_group(decoder, tile, 0, words, words, exception, groups[0], sums, Into::zero, next);
     return;
   }
-  alignas(64) uint32_t decoded[kBlockWords * kTile];
+  alignas(64) uint32_t decoded[kDecodedWords * kTile];
   for (int64_t begin = 0; begin < words; begin += kBlockWords) {
     const int64_t n = least(kBlockWords, words - begin);
     const Into into = begin == 0 ? Into::zero : Into::add;
@@ -100,7 +99,8 @@ static void coded_multiply(const Linear& weight, int64_t t, const Group* groups,
       }
     } else {
       after = coded_block<0>(decoder, tile, begin, n, words, exception, nullptr, 0, sums, into, decoded, next);
-      multiply_groups<M, Fetch::none>(decoded, groups, count, begin, n, sums, begin > 0);
+      multiply_groups<Decoded<M>, Fetch::none>(decoded, groups, count, kRowWords<M> * begin, kRowWords<M> * n, sums,
+                                               begin > 0);
     }
     exception = after;
   }

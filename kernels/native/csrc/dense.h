@@ -66,16 +66,18 @@ ISO_INLINE void store_tile(const Linear& weight, int64_t t, const float* sums, i
   }
 }
 
-// Groups of `rows` consecutive rows of x, packed where they can't be used in place. `packed` holds rows × words, and
-// as many more as a group may.
+// Groups of `rows` consecutive rows of x, packed where they can't be used in place, and as the weight takes them.
+// `packed` holds rows × words, and as many more as a group may.
 template <class M>
-static void make_groups(Pool& pool, const typename M::T* x, int64_t stride, int64_t rows, int64_t elements,
-                        Group* groups, uint32_t* packed) {
-  const int64_t words = words_of<M>(elements), count = group_count(rows);
+static TakenGroups<M> make_groups(Pool& pool, const typename M::T* x, int64_t stride, int64_t rows,
+                                  const Linear& weight, Group* groups, uint32_t* packed) {
+  const int64_t elements = weight.inputs, words = words_of<M>(elements) * kRowWords<M>, count = group_count(rows);
+  const TakenGroups<M> taken(groups, count, rows, weight.words, takes_integers(weight));
   auto body = [&](int64_t g) ISO_ATTR {
     const int64_t first = group_begin(rows, g);
     const int n = static_cast<int>(group_begin(rows, g + 1) - first);
-    const bool as_it_lies = kByRow<M> ? (n == kGroup || count == 1) && stride % M::pack == 0 : n == 1;
+    const bool as_it_lies =
+        kRowWords<M> == 1 && (kByRow<M> ? (n == kGroup || count == 1) && stride % M::pack == 0 : n == 1);
     if (as_it_lies && elements % M::pack == 0) {
       groups[g] =
           Group{reinterpret_cast<const uint32_t*>(x + first * stride), kByRow<M> ? stride / M::pack : 1, n, first};
@@ -83,8 +85,10 @@ static void make_groups(Pool& pool, const typename M::T* x, int64_t stride, int6
     }
     groups[g] = unpacked_group<M>(packed + first * words, words, n, first);
     pack_words<M>(groups[g], 0, elements, [&](int r) ISO_ATTR { return x + (first + r) * stride; });
+    taken.make(weight, g);
   };
   parallel(pool_for(pool, single(), rows * elements), count, body);
+  return taken;
 }
 
 template <class M>
@@ -93,8 +97,8 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
   if (rows == 0 || weight.outputs == 0) return;
   const int64_t count = group_count(rows);
   auto* groups = scratch_of<Group>(kGroups, count);
-  auto* packed = scratch_of<uint32_t>(kShared, (rows + kGroup) * weight.words);
-  make_groups<M>(pool, x, x_stride, rows, weight.inputs, groups, packed);
+  auto* packed = scratch_of<uint32_t>(kShared, (rows + kGroup) * weight.words * kRowWords<M>);
+  const auto taken = make_groups<M>(pool, x, x_stride, rows, weight, groups, packed);
   const int64_t chunk_groups = kRowChunk / kGroup, chunks = ceil_div(count, chunk_groups);
   const int64_t per_item = tiles_per_item(weight.tiles, weight.tile_bytes, pool.size()),
                 items = ceil_div(weight.tiles, per_item);
@@ -108,14 +112,13 @@ static void linear_of(Pool& pool, const Linear& weight, const typename M::T* x, 
     auto* sums = scratch_of<float>(kAccumulator, n * kGroup * kTile);
     const int64_t begin = item / chunks * per_item, end = least(begin + per_item, weight.tiles);
     const auto registers = registers_for(groups + first_group, n);
-    const Group* taken = groups_for<M>(weight, groups + first_group, n);
     // A thread claims items in turn with the others, so that it most likely goes on with this one.
     const int64_t following = claimed + pool.size();
     const uint8_t* const next = chunks > 1          ? weight.tile(end)
                                 : following < items ? weight.tile(in_streams(following, items, pool.size()) * per_item)
                                                     : begin_of(then, claimed % pool.size(), pool.size());
     for (int64_t t = begin; t < end; ++t) {
-      multiply_tile<M>(weight, t, taken, n, sums,
+      multiply_tile<M>(weight, t, taken.groups() + first_group, n, sums,
                        t + 1 < end       ? weight.tile(t + 1)
                        : next == nullptr ? weight.tile(t)
                                          : next);
@@ -147,18 +150,17 @@ static void head_linear_of(Pool& pool, const Linear& weight, const typename M::T
     const int64_t h = item / chunks, first = item % chunks * kRowChunk, n = least(kRowChunk, rows - first),
                   count = group_count(n);
     auto* groups = scratch_of<Group>(kOutput, count);
-    auto* packed = scratch_of<uint32_t>(kPacked, (n + kGroup) * weight.words);
+    auto* packed = scratch_of<uint32_t>(kPacked, (n + kGroup) * weight.words * kRowWords<M>);
     auto* sums = scratch_of<float>(kAccumulator, count * kGroup * kTile);
-    make_groups<M>(single(), x + first * x_row + h * x_head, x_row, n, weight.inputs, groups, packed);
+    const auto taken = make_groups<M>(single(), x + first * x_row + h * x_head, x_row, n, weight, groups, packed);
     const auto registers = registers_for(groups, count);
-    const Group* taken = groups_for<M>(weight, groups, count);
     const int64_t following = claimed + pool.size(), end = weight.part_tile[h + 1];
     const uint8_t* const next = chunks > 1 ? weight.tile(end)
                                 : following < weight.parts
                                     ? weight.tile(weight.part_tile[in_streams(following, weight.parts, pool.size())])
                                     : begin_of(then, claimed % pool.size(), pool.size());
     for (int64_t t = weight.part_tile[h]; t < end; ++t) {
-      multiply_tile<M>(weight, t, taken, count, sums,
+      multiply_tile<M>(weight, t, taken.groups(), count, sums,
                        t + 1 < end       ? weight.tile(t + 1)
                        : next == nullptr ? weight.tile(t)
                                          : next);

@@ -27,7 +27,8 @@ ISO_INLINE void store_hidden(const Linear& gate_up, int64_t gate_tile, int64_t u
 template <class M>
 static void experts_of(Pool& pool, const ExpertsCall& call) {
   if (call.pairs == 0) return;
-  const int64_t in_words = words_of<M>(call.hidden), hidden_words = words_of<M>(call.inner);
+  const int64_t in_words = words_of<M>(call.hidden) * kRowWords<M>,
+                hidden_words = words_of<M>(call.inner) * kRowWords<M>;
   int64_t total = 0;
   for (int64_t a = 0; a < call.active; ++a) total += group_count(call.offsets[a + 1] - call.offsets[a]);
   auto* groups = scratch_of<Group>(kGroups, 2 * total);
@@ -37,6 +38,8 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
   Group *in = groups, *middle = groups + total;
 
   const auto* x = static_cast<const typename M::T*>(call.x);
+  int64_t* expert_of = begin + call.active + 1;  // of a group
+  bool integers[2] = {};
   begin[0] = 0;
   for (int64_t a = 0; a < call.active; ++a) {
     const int64_t first = call.offsets[a], rows = call.offsets[a + 1] - first, count = group_count(rows);
@@ -45,21 +48,27 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
       const int n = static_cast<int>(first + group_begin(rows, g + 1) - at);
       in[begin[a] + g] = unpacked_group<M>(packed + at * in_words, in_words, n, at);
       middle[begin[a] + g] = unpacked_group<M>(hidden + at * hidden_words, hidden_words, n, at);
+      expert_of[begin[a] + g] = a;
     }
+    integers[0] |= takes_integers(*call.gate_up[a]), integers[1] |= takes_integers(*call.down[a]);
     begin[a + 1] = begin[a] + count;
   }
   const auto row_of = [&](int64_t pair)
                           ISO_ATTR { return x + (call.rows == nullptr ? pair : call.rows[pair]) * call.x_stride; };
+  const TakenGroups<M> taken_in(in, total, call.pairs, words_of<M>(call.hidden), integers[0]);
   auto pack = [&](int64_t g) ISO_ATTR {
     Group& group = in[g];
-    const bool as_it_lies = kByRow<M> ? call.pairs == total : group.rows == 1;  // then each is its expert's only one
+    // Of one row only where each is its expert's only one.
+    const bool as_it_lies = kRowWords<M> == 1 && (kByRow<M> ? call.pairs == total : group.rows == 1);
     if (as_it_lies && call.hidden % M::pack == 0) {
       group = Group{reinterpret_cast<const uint32_t*>(row_of(group.first)), 1, 1, group.first};
       return;
     }
     pack_words<M>(group, 0, call.hidden, [&](int r) ISO_ATTR { return row_of(group.first + r); });
+    taken_in.make(*call.gate_up[expert_of[g]], g);
   };
-  parallel(pool_for(pool, single(), call.pairs == total ? 0 : call.pairs * call.hidden), total, pack);
+  parallel(pool_for(pool, single(), kRowWords<M> == 1 && call.pairs == total ? 0 : call.pairs * call.hidden), total,
+           pack);
 
   // Groups of one expert in chunks, so that the sums of a chunk stay in cache.
   constexpr int64_t kChunk = kRowChunk / kGroup;
@@ -95,7 +104,7 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
     const int64_t item = in_streams(claimed, call.active * gate_runs, threads), a = item / gate_runs,
                   first_tile = item % gate_runs * gate_run, end = least(first_tile + gate_run, inner_tiles);
     const Linear& weight = *call.gate_up[a];
-    const Group* taken = groups_for<M>(weight, in + begin[a], begin[a + 1] - begin[a]);
+    const Group* taken = taken_in.groups() + begin[a];
     for (int64_t tile = first_tile; tile < end; ++tile) {
       const uint8_t* next = tile + 1 < end ? weight.tile(tile + 1) : gate_after(claimed + threads);
       const uint8_t* next_up = next == nullptr ? nullptr : next + static_cast<size_t>(inner_tiles) * weight.tile_bytes;
@@ -124,11 +133,15 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
   };
   parallel(workers, call.active * gate_runs, first_round);
 
+  const TakenGroups<M> taken_middle(middle, total, call.pairs, words_of<M>(call.inner), integers[1]);
+  auto make = [&](int64_t g) ISO_ATTR { taken_middle.make(*call.down[expert_of[g]], g); };
+  if (taken_middle.made()) parallel(pool_for(pool, single(), call.pairs * call.inner), total, make);
+
   auto second_round = [&](int64_t claimed) ISO_ATTR {
     const int64_t item = in_streams(claimed, call.active * down_runs, threads), a = item / down_runs,
                   first_tile = item % down_runs * down_run, end = least(first_tile + down_run, out_tiles);
     const Linear& weight = *call.down[a];
-    const Group* taken = groups_for<M>(weight, middle + begin[a], begin[a + 1] - begin[a]);
+    const Group* taken = taken_middle.groups() + begin[a];
     for (int64_t tile = first_tile; tile < end; ++tile) {
       const uint8_t* next = tile + 1 < end ? weight.tile(tile + 1) : down_after(claimed + threads);
       if (next == nullptr) next = weight.tile(tile);  // which is at hand

@@ -1,5 +1,8 @@
 // FP8 weights: sums of 128 inputs apart, then added with the block's scale.
 
+#if ISO_W == 8
+#include "fp8_direct.h"
+#else
 // Decoded in registers, for a tile that is used by few groups: weights cross the caches as bytes.
 template <int R>
 ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t words, const uint32_t* a, int64_t a_stride,
@@ -19,7 +22,7 @@ ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t word
       codes += 64;
       ahead += 64;
       own.add(weight, a);
-      a += a_stride;
+      a += kRowWords<Bf16> * a_stride;
     }
     vf scale[kTileVectors];
 #pragma GCC unroll 8
@@ -50,7 +53,7 @@ static void fp8_two(const Linear& weight, const Strip (&strips)[2], const uint32
         codes[t] += 64, ahead[t] += 64;
         own[t].add(word, a);
       }
-      a += a_stride;
+      a += kRowWords<Bf16> * a_stride;
     }
 #pragma GCC unroll 2
     for (int t = 0; t < 2; ++t) {
@@ -76,6 +79,7 @@ static void fp8_group(const uint8_t* codes, const float* scales, int64_t words, 
       break;
   }
 }
+#endif
 
 template <class M>
 static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
@@ -83,13 +87,17 @@ static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, i
   const int64_t words = weight.words, base = groups[0].first;
   const uint8_t* tile = weight.tile(t);
   const float* scales = weight.scales + t * weight.scale_blocks;
+#if ISO_W == 8
+  if (kRowWords<M> == 2 && count == 1 && fp8_few(tile, scales, words, groups[0], sums, next)) return;
+#else
   if (direct<M>(groups, count)) {
     for (int64_t g = 0; g < count; ++g)
       fp8_group(tile, scales, words, groups[g], sums + (groups[g].first - base) * kTile, next);
     return;
   }
+#endif
   const Fp8Decoder decoder = Fp8Decoder::make();
-  alignas(64) uint32_t decoded[kBlockWords * kTile];
+  alignas(64) uint32_t decoded[kDecodedWords * kTile];
   alignas(64) float scale[kBlockWords / kScaleWords * kTile];
   const int64_t rows = groups[count - 1].first + groups[count - 1].rows - base;
   for (int64_t i = 0; i < rows * kTile; i += W) store(sums + i, set(0.0f));
@@ -100,11 +108,12 @@ static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, i
       decoder.decode(tile + (begin + u) * 64, 0, word);
       const int64_t ahead = (begin + u) * 64 + 4 * kPrefetchWords, beyond = ahead - words * 64;
       prefetch_block(beyond < 0 ? tile + ahead : next + beyond);
-      keep_word(decoded + u * kTile, word);
+      keep_word(decoded, u, word);
     }
     for (int64_t u = 0; u < n; u += kScaleWords, ++scales) {
       for (int o = 0; o < kTile; o += W) store(scale + u / kScaleWords * kTile + o, set(*scales));
     }
-    multiply_scaled<M>(decoded, groups, count, begin, n, kScaleWords, sums, scale);
+    constexpr int kEach = kRowWords<M>;
+    multiply_scaled<Decoded<M>>(decoded, groups, count, kEach * begin, kEach * n, kEach * kScaleWords, sums, scale);
   }
 }

@@ -5,7 +5,8 @@
 // places, nor how the work is cut into blocks changes that order, so a row's result is the same bits in any company.
 // What has scales sums the inputs of each apart, then adds sum × scale.
 
-constexpr int64_t kBlockWords = 128;  // 16 KiB of a tile stay in the first cache while several groups pass over them
+constexpr int64_t kBlockWords =
+    ISO_W == 8 ? 64 : 128;  // 16 KiB of a tile stay in the first cache while several groups pass over them
 
 enum class Into { zero, add };  // sums start at 0; go on from `sums`
 
@@ -13,9 +14,39 @@ enum class Into { zero, add };  // sums start at 0; go on from `sums`
 // line of `next` with each word.
 enum class Fetch { none, stream, line };
 
-// sums + R rows × a word of V vectors of outputs.
+// How many vectors of outputs R rows are multiplied by at once.
+template <int R>
+constexpr int kVectors = ISO_W == 8 && R <= 2 ? 4 : kVectorBlock;
+
+// sums + R rows × a word of V vectors of outputs. A row's words are `a_stride` apart.
 template <class M, int R, int V>
-ISO_INLINE void add_word(vf (&sums)[R][V], const uint32_t* w, const uint32_t* a) {
+ISO_INLINE void add_word(vf (&sums)[R][V], const uint32_t* w, const uint32_t* a, int64_t a_stride) {
+  if constexpr (kRowWords<M> == 2) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half, a += a_stride) {
+      vf weight[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const vi word = load_words(w + v * W);
+        weight[v] = (vf)(half == 0 ? word << 16 : word & set_word(0xffff0000u));
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const vf x = (vf)set_word(load_word(a + r));
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sums[r][v] = fma(weight[v], x, sums[r][v]);
+      }
+#if ISO_W == 8
+      // Or GCC does both halves at once, for which there are too few registers.
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) asm volatile("" : "+x"(sums[r][v]));
+      }
+#endif
+    }
+    return;
+  }
   vi weight[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) weight[v] = load_words(w + v * W);
@@ -32,7 +63,7 @@ ISO_INLINE void add_word(vf (&sums)[R][V], const uint32_t* w, const uint32_t* a)
 template <class M, int R, Fetch kFetch>
 ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int64_t words,
                       float* sums, int64_t sum_stride, Into into, const uint32_t* next) {
-  constexpr int V = kVectorBlock;
+  constexpr int V = kVectors<R>;
   const int64_t turn = words - kPrefetchWords / kTile;
   const uint32_t* ahead = kFetch == Fetch::stream && turn > 0 ? w + kPrefetchWords : next;
   vf c[R][V];
@@ -51,9 +82,9 @@ ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, in
       prefetch(ahead);
       ahead += 16;
     }
-    add_word<M>(c, w, a);
+    add_word<M>(c, w, a, a_stride);
     w += w_stride;
-    a += a_stride;
+    a += kRowWords<M> * a_stride;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -63,11 +94,11 @@ ISO_INLINE void block(const uint32_t* w, int64_t w_stride, const uint32_t* a, in
 }
 
 // The same, the sums of `scale_words` words apart: each is added to the row's in `sums`, × its scale. scales
-// [⌈words / scale_words⌉][32].
+// [⌈words / scale_words⌉][32]. `following`: the rows that come after them, which are fetched meanwhile.
 template <class M, int R>
 ISO_INLINE void scaled_block(const uint32_t* w, const uint32_t* a, int64_t a_stride, int64_t words, int64_t scale_words,
-                             float* sums, const float* scales) {
-  constexpr int V = kVectorBlock;
+                             float* sums, const float* scales, const uint32_t* following) {
+  constexpr int V = kVectors<R>;
   for (; words > 0; words -= scale_words, scales += kTile) {
     vf c[R][V];
 #pragma GCC unroll 16
@@ -76,9 +107,10 @@ ISO_INLINE void scaled_block(const uint32_t* w, const uint32_t* a, int64_t a_str
       for (int v = 0; v < V; ++v) c[r][v] = set(0.0f);
     }
     for (int64_t u = least(scale_words, words); u > 0; --u) {
-      add_word<M>(c, w, a);
+      add_word<M>(c, w, a, a_stride);
       w += kTile;
-      a += a_stride;
+      a += kRowWords<M> * a_stride;
+      if (ISO_W == 8) prefetch(following), following += a_stride;
     }
     vf scale[V];
 #pragma GCC unroll 4
@@ -98,7 +130,7 @@ ISO_INLINE void scaled_block(const uint32_t* w, const uint32_t* a, int64_t a_str
 template <class M, int R>
 ISO_INLINE void held_block(const uint32_t* w, const uint32_t* a, int64_t a_stride, int64_t words, int64_t scale_words,
                            float* sums, const float* scales) {
-  constexpr int V = kVectorBlock;
+  constexpr int V = kVectors<R>;
   vf total[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
@@ -113,9 +145,9 @@ ISO_INLINE void held_block(const uint32_t* w, const uint32_t* a, int64_t a_strid
       for (int v = 0; v < V; ++v) c[r][v] = set(0.0f);
     }
     for (int64_t u = least(scale_words, words); u > 0; --u) {
-      add_word<M>(c, w, a);
+      add_word<M>(c, w, a, a_stride);
       w += kTile;
-      a += a_stride;
+      a += kRowWords<M> * a_stride;
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -145,9 +177,9 @@ ISO_INLINE void row_blocks(int rows, F body, int most_rows = kRowBlock) {
       ISO_CASE(2)
       ISO_CASE(3)
       ISO_CASE(4)
-#if ISO_W == 16
       ISO_CASE(5)
       ISO_CASE(6)
+#if ISO_W == 16
       ISO_CASE(7)
       ISO_CASE(8)
       ISO_CASE(9)
@@ -167,81 +199,19 @@ template <class M, Fetch kFetch>
 static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int rows, int64_t words,
                      int64_t outputs, float* sums, int64_t sum_stride, Into into, const uint32_t* next = nullptr) {
   row_blocks(rows, [&](int r, auto block_rows) ISO_ATTR {
-    for (int64_t o = 0; o < outputs; o += kVectorBlock * W) {
-      block<M, decltype(block_rows)::value, kFetch>(w + o, w_stride, a + r, a_stride, words, sums + r * sum_stride + o,
-                                                    sum_stride, into, kFetch == Fetch::none ? nullptr : next + o);
+    constexpr int R = decltype(block_rows)::value;
+    for (int64_t o = 0; o < outputs; o += kVectors<R> * W) {
+      block<M, R, kFetch>(w + o, w_stride, a + r, a_stride, words, sums + r * sum_stride + o, sum_stride, into,
+                          kFetch == Fetch::none ? nullptr : next + o);
     }
   });
 }
-
-constexpr int kTileVectors = kTile / W;
 
 // A tile among those that are multiplied at once: where its sums go, and what will be read after it.
 struct Strip {
   int64_t tile;
   float* sums;
   const uint8_t* next;
-};
-
-// Sums of R rows against weights that are decoded in registers, a word at a time.
-template <int R>
-struct RowSums {
-  vf sums[R][kTileVectors] = {};
-#if ISO_AMX
-  vf even[R][kTileVectors] = {}, odd[R][kTileVectors] = {};
-  int taken = 0;  // words of the step
-#endif
-
-  ISO_INLINE_MEMBER void add(const vi* weight, const uint32_t* a) {
-#if ISO_AMX
-    const vi high = set_word(0xffff0000u);
-#endif
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const vi x = set_word(load_word(a + r));
-#pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) {
-#if ISO_AMX
-        even[r][v] = fma((vf)(weight[v] << 16), (vf)(x << 16), even[r][v]);
-        odd[r][v] = fma((vf)(weight[v] & high), (vf)(x & high), odd[r][v]);
-#else
-        sums[r][v] = dot_bf16(sums[r][v], weight[v], x);
-#endif
-      }
-    }
-#if ISO_AMX
-    if (++taken == kStepWords) finish();
-#endif
-  }
-
-  // After the last word.
-  ISO_INLINE_MEMBER void finish() {
-#if ISO_AMX
-    if (taken == 0) return;
-    taken = 0;
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) {
-        sums[r][v] = sums[r][v] + (even[r][v] + odd[r][v]);
-        even[r][v] = odd[r][v] = set(0.0f);
-      }
-    }
-#endif
-  }
-
-  // Adds them to `to`, [row][32], each × the scale of its output.
-  ISO_INLINE_MEMBER void add_scaled(float* to, const vf* scale) {
-    finish();
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) {
-        float* sum = to + r * kTile + v * W;
-        store(sum, fma(sums[r][v], scale[v], load(sum)));
-      }
-    }
-  }
 };
 
 #if ISO_AMX
@@ -316,10 +286,11 @@ ISO_INLINE void multiply_scaled(const uint32_t* w, const Group* groups, int64_t 
           kRowBlock / 2);
       continue;
     }
+    const auto* following = g + 1 < count ? words_from<M>(groups[g + 1], begin) : words_from<M>(groups[0], begin + n);
     row_blocks(group.rows, [&](int r, auto block_rows) ISO_ATTR {
-      for (int o = 0; o < kTile; o += kVectorBlock * W) {
-        scaled_block<M, decltype(block_rows)::value>(w + o, words + r, group.stride, n, scale_words, to + r * kTile + o,
-                                                     scales + o);
+      constexpr int R = decltype(block_rows)::value;
+      for (int o = 0; o < kTile; o += kVectors<R> * W) {
+        scaled_block<M, R>(w + o, words + r, group.stride, n, scale_words, to + r * kTile + o, scales + o, following);
       }
     });
   }
@@ -339,9 +310,23 @@ ISO_INLINE void multiply_group(const uint32_t* w, const Group& group, int64_t n,
   multiply<M, Fetch::none>(w, kTile, group.words, group.stride, group.rows, n, kTile, sums, sum_stride, Into::zero);
 }
 
-ISO_INLINE void keep_word(uint32_t* to, const vi* weight) {
+// What a decoded tile and packed rows are made of: floats where rows are (kRowWords).
+template <class M>
+using Decoded = std::conditional_t<kRowWords<M> == 2, F32, M>;
+constexpr int64_t kDecodedWords = kBlockWords * kRowWords<Bf16>;  // of kBlockWords
+
+// Word u of a decoded tile.
+ISO_INLINE void keep_word(uint32_t* decoded, int64_t u, const vi* weight) {
+  uint32_t* to = decoded + u * kRowWords<Bf16> * kTile;
 #pragma GCC unroll 8
-  for (int v = 0; v < kTileVectors; ++v) *reinterpret_cast<vi_memory*>(to + v * W) = (vi_memory)weight[v];
+  for (int v = 0; v < kTileVectors; ++v) {
+    vi word = weight[v];
+    if (kRowWords<Bf16> == 2) {
+      *reinterpret_cast<vi_memory*>(to + kTile + v * W) = (vi_memory)(word & set_word(0xffff0000u));
+      word = word << 16;
+    }
+    *reinterpret_cast<vi_memory*>(to + v * W) = (vi_memory)word;
+  }
 }
 
 // Whether each group had better decode a tile for itself, in registers.

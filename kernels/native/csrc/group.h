@@ -1,7 +1,7 @@
 // Rows as the products with weights take them.
 
-constexpr int kGroup = ISO_AMX ? 16 : 12;  // rows that share one pass over a tile
-constexpr int kStepWords = 16;             // AMX: words that tile registers take at once
+constexpr int kGroup = ISO_AMX ? 16 : ISO_W == 8 ? 6 : 12;  // rows that share one pass over a tile
+constexpr int kStepWords = 16;                              // AMX: words that tile registers take at once
 
 // Whether the rows of a group lie one after the other, as tile registers take them, and not word by word.
 template <class M>
@@ -14,13 +14,14 @@ struct RowScale {
 };
 
 struct Group {
-  const uint32_t* words;  // [word][row]; kByRow: [row][word]
+  const uint32_t* words;  // [word × kRowWords][row]; kByRow: [row][word]
   int64_t stride;         // between words; kByRow: between rows
   int rows;
   int64_t first;  // the group's first row among those of its call
-  // Where rows are integers: their lower halves, in the order of `words`, and [group of inputs][row].
+  // Where rows are integers: their lower halves (LowerHalves in integer_rows.h), and [group of inputs][row].
   const uint32_t* low = nullptr;
   const RowScale* scales = nullptr;
+  const int32_t *low_word = nullptr, *low_begin = nullptr;
 };
 
 ISO_INLINE int64_t group_count(int64_t rows) { return ceil_div(rows, kGroup); }
@@ -38,7 +39,7 @@ ISO_INLINE void prefetch_block(const void* p) { ISO_AMX ? prefetch_second(p) : p
 // Words `begin` and on.
 template <class M>
 ISO_INLINE const uint32_t* words_from(const Group& group, int64_t begin) {
-  return group.words + (kByRow<M> ? begin : begin * group.stride);
+  return group.words + (kByRow<M> ? begin : begin * kRowWords<M> * group.stride);
 }
 
 // Between the words of one row, for products with weights that are decoded in registers; on AMX those of one row alone.

@@ -126,7 +126,7 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
   for (int64_t i = 0; i < rows * kTile; i += W) store(sums + i, set(0.0f));
   for (int64_t begin = 0; begin < weight.words; begin += kBlockWords) {
     const int64_t end = least(begin + kBlockWords, weight.words);
-    uint32_t* to = decoded;
+    int64_t at = 0;
     float* scale_to = scales;
     for (int64_t first = begin; first < end; first += group_words, tile += weight.block_bytes, scale_to += kTile) {
       take_zeros(decoder, weight, tile);
@@ -136,11 +136,11 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
         const uint8_t* ahead = codes + kPrefetchWords * 4;
         prefetch_block(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
 #pragma GCC unroll 2
-        for (int i = 0; i < D::kWords; ++i, to += kTile) {
+        for (int i = 0; i < D::kWords; ++i, ++at) {
           if (i == 1 && u + 1 == n) break;
           vi word[kTileVectors];
           decoder.decode(codes, i, word);
-          keep_word(to, word);
+          keep_word(decoded, at, word);
         }
       }
       vf scale[kTileVectors];
@@ -179,8 +179,16 @@ static void int8_multiply(const Linear& weight, int64_t t, const Group* groups, 
   grouped_multiply<M, Int8Decoder>(weight, t, groups, count, sums, next);
 }
 
-// The groups as products with this weight take them.
+// Groups as products with weights take them: those that there are.
 template <class M>
-ISO_INLINE const Group* groups_for(const Linear&, const Group* groups, int64_t) {
-  return groups;
-}
+class TakenGroups {
+ public:
+  TakenGroups(const Group* groups, int64_t, int64_t, int64_t, bool) : groups_(groups) {}
+  const Group* groups() const { return groups_; }
+  bool made() const { return false; }
+  void make(const Linear&, int64_t) const {}
+
+ private:
+  const Group* groups_;
+};
+ISO_INLINE bool takes_integers(const Linear&) { return false; }

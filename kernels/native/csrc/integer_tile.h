@@ -1,103 +1,16 @@
 // Integers with a scale for each group of inputs (grouped.cpp), multiplied as integers.
 //
-// The inputs of a row that share scales are taken as one power of two × whole numbers of 30 bits, each in two halves:
-// what that leaves off is 2^-31 of the largest of them. Products and their sums are exact, so it is for each group of
-// inputs alone that a row's sum is rounded.
+// Products and their sums are exact, so it is for each group of inputs alone that a row's sum is rounded. What the
+// inputs of a row are rounded to (integer_rows.h) leaves off 2^-31 of the largest that shares their scales.
 
-constexpr int kHalfBits = 15;
-
-template <bool kOne>
-ISO_INLINE vi largest_bits(const uint32_t* words, int64_t n, int rows, int row) {
-  const int lanes = rows - row;
-  vi largest = set_word(0);
-  const auto add = [&](const uint32_t* p, int64_t valid) ISO_ATTR {
-    largest = (vi)_mm256_max_epu16((__m256i)largest, (__m256i)(load_lanes(p, valid) & set_word(0x7fff7fff)));
-  };
-  if (kOne) {
-    for (int64_t u = 0; u < n; u += W) add(words + u, n - u);
-  } else {
-    for (int64_t u = 0; u < n; ++u) add(words + u * rows + row, lanes);
-  }
-  return (vi)_mm256_max_epi32(_mm256_srli_epi32((__m256i)largest, 16), (__m256i)(largest & 0xffff));
-}
-
-// Words of `rows` rows whose inputs share scales → both halves, and what the sums need: for lanes of rows from `row`
-// on, or with kOne of one row, for lanes of words.
-template <bool kOne>
-ISO_INLINE void to_integers(const uint32_t* words, int64_t n, int rows, int row, uint32_t* high, uint32_t* low,
-                            RowScale* scales) {
-  vi exponent = largest_bits<kOne>(words, n, rows, row);
-  if (kOne) {
-    int most_of_all = 0;
-    for (int i = 0; i < W; ++i) most_of_all = exponent[i] > most_of_all ? exponent[i] : most_of_all;
-    exponent = set_word(static_cast<uint32_t>(most_of_all));
-  }
-  exponent = exponent >> 7;
-  exponent = exponent > 30 ? exponent : set_word(30);
-  const vf factor = (vf)((283 - exponent) << 23);  // the largest lies just below 2^30
-  const vf scale = exponent == 255 ? set(__builtin_nanf("")) : (vf)((exponent - 29) << 23);
-  vi high_sum = set_word(0), low_sum = high_sum;
-  const auto split = [&](int64_t at, int64_t valid) ISO_ATTR {
-    const vi word = load_lanes(words + at, valid);
-    vi part[2], rest[2];
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const vf value = (i == 0 ? (vf)(word << 16) : (vf)(word & set_word(0xffff0000u))) * factor;
-      const vi whole = (vi)_mm256_cvtps_epi32((__m256)value);
-      part[i] = (whole + (1 << (kHalfBits - 1))) >> kHalfBits;
-      rest[i] = whole - (part[i] << kHalfBits);
-      high_sum += part[i], low_sum += rest[i];
-    }
-    const int n_stored = static_cast<int>(least(valid, W));
-    store_lanes(high + at, (part[0] & 0xffff) | part[1] << 16, n_stored);
-    store_lanes(low + at, (rest[0] & 0xffff) | rest[1] << 16, n_stored);
-  };
-  if (kOne) {
-    for (int64_t u = 0; u < n; u += W) split(u, n - u);
-    int32_t sums[2] = {};
-    for (int i = 0; i < W; ++i) sums[0] += high_sum[i], sums[1] += low_sum[i];
-    *scales = RowScale{scale[0], sums[0], sums[1]};
-  } else {
-    for (int64_t u = 0; u < n; ++u) split(u * rows + row, rows - row);
-    for (int i = 0; i < W && row + i < rows; ++i) scales[row + i] = RowScale{scale[i], high_sum[i], low_sum[i]};
-  }
-}
-
-// The groups as products with this weight take them. What is made for it is the calling thread's until it asks again.
-template <class M>
-ISO_INLINE const Group* groups_for(const Linear& weight, const Group* groups, int64_t count) {
-  if (M::f32 || (weight.kind != Kind::int4 && weight.kind != Kind::int8)) return groups;
-  const int64_t group_words = weight.grouping.inputs / 2, parts = ceil_div(weight.words, group_words);
-  int64_t rows = 0;
-  for (int64_t g = 0; g < count; ++g) rows += groups[g].rows;
-  auto* out = scratch_of<Group>(kWholeGroups, count);
-  auto* words = scratch_of<uint32_t>(kWholes, 2 * rows * weight.words);
-  auto* scales = scratch_of<RowScale>(kWholeScales, rows * parts);
-  for (int64_t g = 0; g < count; ++g) {
-    const Group& from = groups[g];
-    const int n = from.rows;
-    uint32_t *high = words, *low = words + n * weight.words;
-    out[g] = Group{high, n, n, from.first, low, scales};
-    for (int64_t begin = 0; begin < weight.words; begin += group_words, scales += n) {
-      const int64_t at = begin * n, here = least(group_words, weight.words - begin);
-      if (n == 1) {
-        to_integers<true>(from.words + at, here, 1, 0, high + at, low + at, scales);
-      } else {
-        for (int row = 0; row < n; row += W)
-          to_integers<false>(from.words + at, here, n, row, high + at, low + at, scales);
-      }
-    }
-    words += 2 * n * weight.words;
-  }
-  return out;
-}
+#include "integer_rows.h"
 
 ISO_INLINE vi add_products(vi sum, vi weight, vi x) { return sum + (vi)_mm256_madd_epi16((__m256i)weight, (__m256i)x); }
 ISO_INLINE vf to_floats(vi v) { return (vf)_mm256_cvtepi32_ps((__m256i)v); }
 
-// Adds both halves' sums × scale to a row's.
-ISO_INLINE void add_integers(float* to, vf high, vi low, vf scale) {
-  store(to, fma(fma(high, set(1 << kHalfBits), to_floats(low)), scale, load(to)));
+// Adds a row's sum, which is whole, × both scales to what it has.
+ISO_INLINE void add_sum(float* to, vf sum, vf scale, const RowScale& row) {
+  store(to, fma(sum, scale * set(row.scale), load(to)));
 }
 
 ISO_INLINE vf scale_vector(const Linear& weight, const uint8_t* block, int v) {
@@ -119,117 +32,142 @@ static void integer_direct(const Linear& weight, const uint8_t* block, const Gro
   const int64_t group_words = weight.grouping.inputs / 2;
   const uint8_t* end_of_tile = block + weight.tile_bytes;
   const RowScale* scales = group.scales;
+  const int32_t* low_begin = group.low_begin;
   for (int i = 0; i < R * kTile; i += W) store(sums + i, set(0.0f));
   for (int64_t begin = 0; begin < weight.words; begin += group_words, block += weight.block_bytes, scales += R) {
     const int64_t n = least(group_words, weight.words - begin);
     const uint8_t* ahead = block + kPrefetchWords * 4;
     if (ahead >= end_of_tile) ahead = next + (ahead - end_of_tile);
     for (int64_t i = 0; i < weight.block_bytes; i += 64) prefetch(ahead + i);
+    const int32_t first_low = low_begin[0], last_low = *++low_begin;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      vi high[R][2], low[R][2];
+      vi part[R][2];
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
         const vi points = points_of<D>(weight, block, half + 2 * v);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) high[r][v] = -points * scales[r].high, low[r][v] = -points * scales[r].low;
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) part[r][v] = -points * scales[r].high;
       }
       const uint8_t* codes = block + half * 32;
-      const uint32_t *a = group.words + begin * R, *b = group.low + begin * R;
-      const auto word = [&](int i) ISO_ATTR {
-        vi w[2];
-        D::decode(codes, i, w);
-#pragma GCC unroll 4
+      const uint32_t* a = group.words + begin * R;
+      const auto add = [&](const vi* w, const uint32_t* x) ISO_ATTR {
+#pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-          const vi x = set_word(load_word(a + r)), y = set_word(load_word(b + r));
-#pragma GCC unroll 2
-          for (int v = 0; v < 2; ++v) {
-            high[r][v] = add_products(high[r][v], w[v], x);
-            low[r][v] = add_products(low[r][v], w[v], y);
-          }
+          const vi input = set_word(load_word(x + r));
+          part[r][0] = add_products(part[r][0], w[0], input);
+          part[r][1] = add_products(part[r][1], w[1], input);
         }
-        a += R, b += R;
       };
       int64_t u = 0;
+      vi w[2];
       for (; u + D::kWords <= n; u += D::kWords, codes += 64) {
 #pragma GCC unroll 2
-        for (int i = 0; i < D::kWords; ++i) word(i);
+        for (int i = 0; i < D::kWords; ++i, a += R) {
+          D::decode(codes, i, w);
+          add(w, a);
+        }
       }
-      if (u < n) word(0);
+      if (u < n) {
+        D::decode(codes, 0, w);
+        add(w, a);
+      }
+      vf sum[R][2];
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) sum[r][v] = to_floats(part[r][v]) * set(1 << kHalfBits);
+      }
+      if (first_low < last_low) {
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) {
+          const vi points = points_of<D>(weight, block, half + 2 * v);
+#pragma GCC unroll 6
+          for (int r = 0; r < R; ++r) part[r][v] = -points * scales[r].low;
+        }
+        for (int32_t e = first_low; e < last_low; ++e) {
+          const int32_t at = group.low_word[e];
+          const uint8_t* of = block + half * 32 + at / D::kWords * 64;
+          if (at % D::kWords == 0) {
+            D::decode(of, 0, w);
+          } else {
+            D::decode(of, 1, w);
+          }
+          add(w, group.low + static_cast<int64_t>(e) * R);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+          for (int v = 0; v < 2; ++v) sum[r][v] = sum[r][v] + to_floats(part[r][v]);
+        }
+      }
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
         const vf scale = scale_vector(weight, block, half + 2 * v);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          float* to = sums + r * kTile + (half + 2 * v) * W;
-          add_integers(to, to_floats(high[r][v]), low[r][v], scale * set(scales[r].scale));
-        }
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) add_sum(sums + r * kTile + (half + 2 * v) * W, sum[r][v], scale, scales[r]);
       }
     }
   }
 }
 
-// R rows × one half against two vectors of a decoded tile.
+// R rows against `n` words of two vectors of a decoded tile, which share their scales.
 template <int R>
-ISO_INLINE void integer_words(const uint32_t* w, const uint32_t* a, int64_t a_stride, int64_t n, vi (&sums)[R][2]) {
-  for (int64_t u = 0; u < n; ++u, w += kTile, a += a_stride) {
-    const vi weight[] = {load_words(w), load_words(w + W)};
-#pragma GCC unroll 8
+static void integer_block(const uint32_t* w, const uint32_t* a, int64_t n, const Group& group, int32_t first_low,
+                          int32_t last_low, const RowScale* row_scales, const float* scales, float* sums) {
+  vi part[R][2] = {};
+  const auto add = [&](const uint32_t* from, const uint32_t* x) ISO_ATTR {
+    const vi weight[] = {load_words(from), load_words(from + W)};
+#pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-      const vi x = set_word(load_word(a + r));
-      sums[r][0] = add_products(sums[r][0], weight[0], x);
-      sums[r][1] = add_products(sums[r][1], weight[1], x);
+      const vi input = set_word(load_word(x + r));
+      part[r][0] = add_products(part[r][0], weight[0], input);
+      part[r][1] = add_products(part[r][1], weight[1], input);
     }
+  };
+  for (int64_t u = 0; u < n; ++u, a += R) add(w + u * kTile, a);
+  vf sum[R][2];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) sum[r][v] = to_floats(part[r][v]) * set(1 << kHalfBits);
+  }
+  if (first_low < last_low) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = set_word(0);
+    for (int32_t e = first_low; e < last_low; ++e)
+      add(w + group.low_word[e] * kTile, group.low + static_cast<int64_t>(e) * R);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) sum[r][v] = sum[r][v] + to_floats(part[r][v]);
+    }
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < 2; ++v) {
+    const vf scale = load(scales + v * W);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) add_sum(sums + r * kTile + v * W, sum[r][v], scale, row_scales[r]);
   }
 }
 
-// R rows from `row` on against words [begin, begin + n) of a tile, which share the scales and zero points given.
-template <int R>
-static void integer_block(const uint32_t* w, const Group& group, int row, int64_t begin, int64_t n,
-                          const RowScale* row_scales, const int32_t* points, const float* scales, float* sums) {
-  const int64_t at = begin * group.stride + row;
+// Words [begin, begin + n) of a group's rows, which are group `part` of their inputs.
+static void integer_rows(const uint32_t* w, const Group& group, int64_t begin, int64_t n, int64_t part,
+                         const float* scales, float* sums) {
+  const int32_t first_low = group.low_begin[part], last_low = group.low_begin[part + 1];
+  const RowScale* row_scales = group.scales + part * group.rows;
   for (int o = 0; o < kTile; o += 2 * W) {
-    vi part[R][2];
-    vf high[R][2];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) part[r][v] = -load_words(points + o + v * W) * row_scales[row + r].high;
-    }
-    integer_words<R>(w + o, group.words + at, group.stride, n, part);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
-        high[r][v] = to_floats(part[r][v]);
-        part[r][v] = -load_words(points + o + v * W) * row_scales[row + r].low;
-      }
-    }
-    integer_words<R>(w + o, group.low + at, group.stride, n, part);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
-        add_integers(sums + (row + r) * kTile + o + v * W, high[r][v], part[r][v],
-                     load(scales + o + v * W) * set(row_scales[row + r].scale));
-      }
-    }
-  }
-}
-
-static void integer_rows(const uint32_t* w, const Group& group, int64_t begin, int64_t n, const RowScale* row_scales,
-                         const int32_t* points, const float* scales, float* sums) {
-  const int step = static_cast<int>(ceil_div(group.rows, ceil_div(group.rows, kRowBlock)));
-  for (int r = 0; r < group.rows; r += step) {
-    switch (group.rows - r < step ? group.rows - r : step) {
-#define ISO_CASE(R)                                                            \
-  case R:                                                                      \
-    integer_block<R>(w, group, r, begin, n, row_scales, points, scales, sums); \
+    switch (group.rows) {
+#define ISO_CASE(R)                                                                                                    \
+  case R:                                                                                                              \
+    integer_block<R>(w + o, group.words + begin * R, n, group, first_low, last_low, row_scales, scales + o, sums + o); \
     break;
       ISO_CASE(1)
       ISO_CASE(2)
       ISO_CASE(3)
       ISO_CASE(4)
+      ISO_CASE(5)
+      ISO_CASE(6)
 #undef ISO_CASE
       default:
         break;
@@ -245,11 +183,17 @@ static void integer_blocks(const Linear& weight, const uint8_t* block, const Gro
   const uint8_t* end_of_tile = block + weight.tile_bytes;
   alignas(64) uint32_t decoded[kBlockWords * kTile];
   alignas(64) float scales[kTile];
-  alignas(64) int32_t points[kTile];
   const int64_t rows = groups[count - 1].first + groups[count - 1].rows - base;
   for (int64_t i = 0; i < rows * kTile; i += W) store(sums + i, set(0.0f));
   for (int64_t begin = 0, part = 0; begin < weight.words; begin += group_words, block += weight.block_bytes, ++part) {
     const int64_t n = least(group_words, weight.words - begin);
+    vi points[kTileVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) {
+      store(scales + v * W, scale_vector(weight, block, v));
+      points[v] = points_of<D>(weight, block, v);
+      points[v] = points[v] | points[v] << 16;
+    }
     for (int64_t u = 0; u < n; u += D::kWords) {
       const uint8_t *codes = block + u / D::kWords * 64, *ahead = codes + kPrefetchWords * 4;
       prefetch(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
@@ -260,19 +204,16 @@ static void integer_blocks(const Linear& weight, const uint8_t* block, const Gro
           vi w[2];
           D::decode(codes + half * 32, i, w);
           uint32_t* to = decoded + (u + i) * kTile + half * W;
-          *reinterpret_cast<vi_memory*>(to) = (vi_memory)w[0];
-          *reinterpret_cast<vi_memory*>(to + 2 * W) = (vi_memory)w[1];
+#pragma GCC unroll 2
+          for (int v = 0; v < 2; ++v) {
+            const __m256i less = _mm256_sub_epi16((__m256i)w[v], (__m256i)points[half + 2 * v]);
+            _mm256_store_si256(reinterpret_cast<__m256i*>(to + v * 2 * W), less);
+          }
         }
       }
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) {
-      store(scales + v * W, scale_vector(weight, block, v));
-      *reinterpret_cast<vi_memory*>(points + v * W) = (vi_memory)points_of<D>(weight, block, v);
-    }
     for (int64_t g = 0; g < count; ++g)
-      integer_rows(decoded, groups[g], begin, n, groups[g].scales + part * groups[g].rows, points, scales,
-                   sums + (groups[g].first - base) * kTile);
+      integer_rows(decoded, groups[g], begin, n, part, scales, sums + (groups[g].first - base) * kTile);
   }
 }
 
@@ -287,6 +228,12 @@ static void integer_multiply(const Linear& weight, int64_t t, const Group* group
       return integer_direct<D, 2>(weight, tile, groups[0], sums, next);
     case 3:
       return integer_direct<D, 3>(weight, tile, groups[0], sums, next);
+    case 4:
+      return integer_direct<D, 4>(weight, tile, groups[0], sums, next);
+    case 5:
+      return integer_direct<D, 5>(weight, tile, groups[0], sums, next);
+    case 6:
+      return integer_direct<D, 6>(weight, tile, groups[0], sums, next);
     default:
       return integer_blocks<D>(weight, tile, groups, count, sums, next);
   }

@@ -32,6 +32,7 @@ enum ScratchSlot {
   kWholes,
   kWholeGroups,
   kWholeScales,
+  kWholePlaces,
   kScratchSlots
 };
 void* scratch(ScratchSlot slot, size_t bytes);

@@ -23,13 +23,13 @@ struct Prefill {
     const Linear& weight = *call.kv_b;
     const int64_t rows = least(kKeyChunk, length - begin), count = group_count(rows);
     Group groups[(kKeyChunk + kGroup - 1) / kGroup];
-    auto* packed = scratch_of<uint32_t>(kPacked, kKeyChunk * weight.words);
+    auto* packed = scratch_of<uint32_t>(kPacked, kKeyChunk * weight.words * kRowWords<M>);
     const T* entries[kKeyChunk];
     cached.find(call.table, begin, rows, entries);
     for (int64_t g = 0; g < count; ++g) {
       const int64_t at = group_begin(rows, g);
       const int size = static_cast<int>(group_begin(rows, g + 1) - at);
-      groups[g] = unpacked_group<M>(packed + at * weight.words, weight.words, size, at);
+      groups[g] = unpacked_group<M>(packed + at * weight.words * kRowWords<M>, weight.words, size, at);
       pack_words<M>(groups[g], 0, weight.inputs, [&](int r) ISO_ATTR { return entries[at + r]; });
     }
     auto* sums = scratch_of<float>(kAccumulator, kKeyChunk * kTile);
@@ -39,11 +39,12 @@ struct Prefill {
     for (int64_t i = rows * width; i < kKeyChunk * width; ++i) expanded[i] = 0;
     for (int64_t i = rows * key_width; i < kKeyChunk * key_width; ++i) key_rows[i] = 0;
     const auto registers = registers_for(groups, count);
-    const Group* taken = groups_for<M>(weight, groups, count);
+    const TakenGroups<M> taken(groups, count, rows, weight.words, takes_integers(weight));
+    for (int64_t g = 0; g < count; ++g) taken.make(weight, g);
     for (int64_t h = 0; h < n; ++h) {
       const int64_t column = (first + h) * width;
       for (int64_t t = column / kTile; t * kTile < column + width; ++t) {
-        multiply_tile<M>(weight, t, taken, count, sums, weight.tile(t + 1));
+        multiply_tile<M>(weight, t, taken.groups(), count, sums, weight.tile(t + 1));
         const int64_t low = most(column, t * kTile), high = least(column + width, (t + 1) * kTile);
         for (int64_t r = 0; r < rows; ++r) {
           T rounded[kTile];
@@ -60,8 +61,8 @@ struct Prefill {
         __builtin_memcpy(key_rows + r * key_width + call.nope, entries[r] + weight.inputs, rotary * sizeof(T));
       }
       for (int64_t tile = 0; tile < kKeyChunk; tile += kTile) {
-        pack_group<M>(kTile, key_width, keys + h * head_keys + (begin + tile) * key_words,
-                      [&](int r) ISO_ATTR { return key_rows + (tile + r) * key_width; });
+        pack_group<M, 1>(kTile, key_width, keys + h * head_keys + (begin + tile) * key_words,
+                         [&](int r) ISO_ATTR { return key_rows + (tile + r) * key_width; });
       }
       for (int64_t v = 0; v < value_tiles; ++v) {
         const int64_t columns = least(kTile, call.value - v * kTile);
@@ -79,7 +80,7 @@ struct Prefill {
   // Query rows [first, first + n) of one head.
   void attend(int64_t head, int64_t first, int64_t n, const uint32_t* keys, const uint32_t* values) const {
     const int64_t out_width = value_tiles * kTile, count = group_count(n);
-    auto* query = scratch_of<uint32_t>(kQuery, kQueryBlock * key_words);
+    auto* query = scratch_of<uint32_t>(kQuery, kQueryBlock * key_words * kRowWords<M>);
     auto* scores = scratch_of<float>(kScores, kGroup * kSplit);
     auto* weights = scratch_of<uint32_t>(kWeights, 2 * kGroup * kSplit);
     auto* weight_rows = reinterpret_cast<T*>(weights + kGroup * kSplit);
@@ -91,7 +92,7 @@ struct Prefill {
     for (int64_t g = 0; g < count; ++g) {
       const int64_t at = group_begin(n, g);
       const int rows = static_cast<int>(group_begin(n, g + 1) - at);
-      queries[g] = unpacked_group<M>(query + at * key_words, key_words, rows, at);
+      queries[g] = unpacked_group<M>(query + at * key_words * kRowWords<M>, key_words, rows, at);
       pack_words<M>(queries[g], 0, key_width, [&](int r) ISO_ATTR { return q + (at + r) * call.q_row; });
     }
     const TileRegisters registers(kGroup);

@@ -46,7 +46,7 @@ ISO_INLINE void interleave_32(const uint16_t* a, const uint16_t* b, uint32_t* ou
   }
 }
 
-constexpr int kRowBlock = 4;
+constexpr int kRowBlock = 6;
 constexpr int kVectorBlock = 2;
 constexpr int kDotRows = 2, kDotColumns = 4;
 // A tile is decoded in registers for so few groups and rows; beyond that, a block at a time for all of them.

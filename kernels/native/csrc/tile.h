@@ -14,25 +14,25 @@ static void multiply_tile(const Linear& weight, int64_t t, const Group* groups, 
 // Two tiles at once for one row, whose products with one wait for each other. False where that is no gain: words that
 // are not decoded are multiplied before the next ones are there, and other instruction sets have too few registers, or
 // sums enough (AMX).
+#if ISO_W != 8
 static bool multiply_two(const Linear& weight, const Strip (&strips)[2], const Group* groups, int64_t count) {
   if (ISO_W < 16 || ISO_AMX || count != 1 || groups[0].rows != 1) return false;
   const auto multiply = [&](auto two) ISO_ATTR {
     two(weight, strips, groups[0].words, word_stride(groups[0]));
     return true;
   };
-#if !ISO_INTEGERS
   const bool zeros = weight.grouping.zeros != 0;
-#endif
   switch (weight.kind) {
     case Kind::fp8:
       return multiply(fp8_two);
-#if !ISO_INTEGERS
     case Kind::int4:
       return zeros ? multiply(grouped_two<Int4Decoder<true>>) : multiply(grouped_two<Int4Decoder<false>>);
     case Kind::int8:
       return multiply(grouped_two<Int8Decoder>);
-#endif
     default:
       return false;
   }
 }
+#else
+ISO_INLINE bool multiply_two(const Linear&, const Strip (&)[2], const Group*, int64_t) { return false; }
+#endif

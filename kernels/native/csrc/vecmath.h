@@ -113,6 +113,11 @@ ISO_INLINE int64_t words_of(int64_t elements) {
   return ceil_div(elements, M::pack);
 }
 
+// How many words a packed row has for a word of a weight: AVX2 cannot multiply bfloat16 numbers, so that each of a row
+// is kept as a float, which takes no arithmetic any more when it is multiplied by all the outputs of a weight.
+template <class M>
+constexpr int kRowWords = ISO_W == 8 ? M::pack : 1;
+
 // Word u of a row of `elements`; the half beyond an odd end is zero.
 template <class M>
 ISO_INLINE uint32_t word_at(const typename M::T* row, int64_t elements, int64_t u) {
@@ -120,10 +125,26 @@ ISO_INLINE uint32_t word_at(const typename M::T* row, int64_t elements, int64_t 
   return load_word(row + u * M::pack);
 }
 
-// Rows as [word][row], the order in which the register block broadcasts them. `row(r)` gives row r.
-template <class M, class Row>
+// A word of each of n <= W rows, or both its numbers as floats, one word for each of `rows` rows after the other.
+template <int kWords>
+ISO_INLINE void store_word(uint32_t* to, int rows, vi value, int n) {
+  if constexpr (kWords == 1) {
+    store_lanes(to, value, n);
+  } else {
+    store_lanes(to, value << 16, n);
+    store_lanes(to + rows, value & set_word(0xffff0000u), n);
+  }
+}
+
+// Rows as [word × kWords][row], the order in which the register block broadcasts them. `row(r)` gives row r.
+template <class M, int kWords = kRowWords<M>, class Row>
 ISO_INLINE void pack_group(int rows, int64_t elements, uint32_t* out, Row row) {
   const int64_t words = words_of<M>(elements), whole = elements / M::pack;
+  if (kWords == 2 && rows == 1) {
+    for (int64_t k = 0; k < 2 * words; k += W)
+      store_lanes(out + k, (vi)load_some<M>(row(0) + k, elements - k), static_cast<int>(least(W, 2 * words - k)));
+    return;
+  }
   const int64_t blocks = whole / W * W;
   for (int first = 0; first < rows; first += W) {
     const int n = rows - first < W ? rows - first : W;
@@ -135,10 +156,11 @@ ISO_INLINE void pack_group(int rows, int64_t elements, uint32_t* out, Row row) {
       for (int i = 0; i < W; ++i) v[i] = load_words(from[i] + u * M::pack);
       transpose(v);
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) store_lanes(out + (u + i) * rows + first, v[i], n);
+      for (int i = 0; i < W; ++i) store_word<kWords>(out + (u + i) * kWords * rows + first, rows, v[i], n);
     }
     for (int i = 0; i < n; ++i) {
-      for (int64_t u = blocks; u < words; ++u) out[u * rows + first + i] = word_at<M>(from[i], elements, u);
+      for (int64_t u = blocks; u < words; ++u)
+        store_word<kWords>(out + u * kWords * rows + first + i, rows, set_word(word_at<M>(from[i], elements, u)), 1);
     }
   }
 }

@@ -1,0 +1,50 @@
+"""Products whose kernels choose by the numbers of a row or by how many rows there are: the choice changes no bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from native_cases import native, runnable
+from native_there import require_native
+from weight_cases import BF16, F32, INTEGERS, randn, stored
+
+pytestmark = pytest.mark.slow
+
+require_native()
+
+COLUMNS = (2, 128, 130, 256, 640)  # parts of a block of scales, one, two at once and an odd one left
+ROWS = (1, 2, 3, 4, 5, 6, 7, 13)
+
+
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_fp8_of_rows_of_any_size(isa: str, columns: int) -> None:
+    """A row × 2^n gives the result × 2^n, also where numbers of 2^7 and more are multiplied otherwise."""
+    kernels = native(BF16, 2, isa)
+    weight = kernels.pack_linear([stored(64, columns, "fp8", seed=1)])
+    x = randn(max(ROWS), columns, seed=2).to(BF16)
+    for rows in ROWS:
+        expected = kernels.linear(x[:rows], weight, F32)
+        for power in (-20, 5, 6, 7, 8, 20):
+            scaled = kernels.linear(torch.ldexp(x[:rows], torch.tensor(power)), weight, F32)
+            assert torch.equal(scaled, torch.ldexp(expected, torch.tensor(power))), (rows, power)
+
+
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("kind", INTEGERS)
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_integers_of_rows_with_small_numbers_beside_large_ones(isa: str, kind: str, columns: int) -> None:
+    """Inputs far below the largest count, in none, some and all of the words that share its scale."""
+    kernels = native(BF16, 2, isa)
+    stored_weight = stored(64, columns, kind, seed=3)
+    weight = kernels.pack_linear([stored_weight])
+    powers = torch.randint(0, 15, (max(ROWS), columns), generator=torch.Generator().manual_seed(4))
+    for share in (0.0, 0.1, 1.0):
+        small = torch.rand(max(ROWS), columns, generator=torch.Generator().manual_seed(5)) < share
+        x = torch.ldexp(1 + randn(max(ROWS), columns, seed=6).abs() % 1, -powers * small).to(BF16)
+        exact = x.double() @ stored_weight.dequantise(F32).double().T
+        together = kernels.linear(x, weight, F32)
+        bound = 2**-20 * (x.double().abs() @ stored_weight.dequantise(F32).double().abs().T)
+        assert ((together.double() - exact).abs() <= bound).all()
+        for rows in ROWS:
+            assert torch.equal(kernels.linear(x[:rows], weight, F32), together[:rows]), (share, rows)
