@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import sys
 import uuid
 from collections import deque
 from collections.abc import Iterator
@@ -110,6 +111,8 @@ class ProxyLine:
             return
         self._is_tried = True
         try:
+            if sys.platform != "linux":
+                raise OSError("this system has no Unix sockets without a file")
             listening = socket.socket(socket.AF_UNIX)
             listening.bind(f"\0{self.name}")
             loop = asyncio.get_running_loop()
@@ -155,9 +158,14 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         streams = self._line.streams
         for number, piece, told in self._frames.take(data):
-            if (stream := streams.get(number)) is not None:  # else its client has gone
+            if (stream := streams.get(number)) is None:
+                continue  # its client has gone
+            if stream.connection is None:
                 stream.connection = self
+            if stream.connection is self:
                 stream.take(piece, told)
+            else:  # another replica had begun: never half of this one's and half of that one's
+                stream.lose()
 
     def say(self, number: int, has_room: bool) -> None:
         self._transport.write(WORD.pack(number, has_room))

@@ -342,6 +342,31 @@ def test_a_reply_whose_line_breaks_never_looks_whole():
     run(main())
 
 
+def test_a_reply_is_never_made_of_two_replicas_pieces():
+    """As if Serve had asked a second one after the first had begun."""
+
+    async def app(scope, receive, send):
+        (offer,) = [value for name, value in scope["headers"] if name == HEADER]
+        name, _, number = offer.decode().partition("/")
+        first = await Lines().to(name)
+        await first.send(int(number), b"first", 0.0)
+        await asyncio.sleep(0.05)
+        await streaming([b"second"])(scope, receive, send)
+
+    async def main():
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        with opened() as line:
+            with pytest.raises(LineLostError):
+                await reply(Between(app), line, send=send)
+            assert b"second" not in text(sent) and all(message.get("more_body", True) for message in sent)
+
+    run(main())
+
+
 def test_a_reply_whose_end_does_not_come_over_the_line_never_looks_whole(monkeypatch):
     monkeypatch.setattr(replica_end, "end", lambda stream: b"")
 
