@@ -13,7 +13,7 @@ from code_tree import PAGE, tree
 from isotherm.cluster.cli.main import app
 from isotherm.cluster.manifest import parse_manifest
 from isotherm.cluster.model.registry import FAMILIES
-from isotherm.cluster.on_ray.environment import NODE_ENVIRONMENT
+from isotherm.cluster.on_ray.environment import NODE_ENVIRONMENT, QUIET
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,6 +76,11 @@ def test_the_tree_is_that_of_the_code():
 def test_the_environment_of_a_ray_of_ones_own_is_that_of_the_code():
     told = {row[0].strip("`"): row[1].strip("`") for row in rows((ROOT / "docs/operations.md").read_text(), "variable")}
     assert told == NODE_ENVIRONMENT
+
+
+def test_what_a_local_ray_leaves_out_is_that_of_the_code():
+    table = rows((ROOT / "docs/operations.md").read_text(), "of a local Ray")
+    assert {row[0].strip("`"): row[1].split("`")[1] for row in table} == QUIET
 
 
 # --- models ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from isotherm.cluster.api.error_forms import id_names, plain_path, send_error
 from isotherm.cluster.api.errors import internal_error
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
+from isotherm.cluster.api.line.proxy_end import ProxyLineMiddleware
 from isotherm.cluster.api.lost_replica import LostReplicaMiddleware
 from isotherm.cluster.api.protocol import use_front_door_protocol
 from isotherm.cluster.api.slow_clients import SlowClientMiddleware
@@ -157,4 +158,11 @@ def serve_proxy_middlewares() -> list[Middleware]:
     use_front_door_protocol()
     # The last is the outermost.
     inner = Middleware(UnroutedMiddleware), Middleware(LostReplicaMiddleware), Middleware(HealthMiddleware)
-    return [*inner, Middleware(GateMiddleware), Middleware(SlowClientMiddleware), Middleware(ServeProxyMiddleware)]
+    line = Middleware(ProxyLineMiddleware)
+    return [
+        line,
+        *inner,
+        Middleware(GateMiddleware),
+        Middleware(SlowClientMiddleware),
+        Middleware(ServeProxyMiddleware),
+    ]

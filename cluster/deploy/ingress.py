@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from isotherm.cluster.api.access.key_store import KeySource, KeyStore
 from isotherm.cluster.api.batches.service import BatchService
 from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
+from isotherm.cluster.api.line.replica_end import ReplicaLineMiddleware
 from isotherm.cluster.api.onward import Onward, OnwardMiddleware
 from isotherm.cluster.api.settings import AppSettings
 from isotherm.cluster.control.liveness import watch_controller
@@ -58,7 +59,6 @@ def ingress_application(manifest: Manifest, keys: KeySource | None) -> Applicati
         batches = None if refused else batch_service(manifest.http, AppSettings.max_body_bytes)
         observer = _observer(manifest, controller, batches)
         engine.background.keep("the reports of what is observed", observer.keep_reporting)
-        key_store = None if keys is None else KeyStore(keys, manifest.http.replicas)
         app = front_door(
             manifest,
             model_path,
@@ -68,12 +68,13 @@ def ingress_application(manifest: Manifest, keys: KeySource | None) -> Applicati
             batches,
             refused,
             observer=observer,
-            keys=key_store,
+            keys=None if keys is None else KeyStore(keys, manifest.http.replicas),
             ends=stops,
         )
         onward = Onward(observer.name, endable)
         engine.background.keep("the look whether requests get on", onward.keep_looking)
         app.add_middleware(OnwardMiddleware, onward=onward)
+        app.add_middleware(ReplicaLineMiddleware)  # outermost: it takes on what all others have made
         if batches is not None:
             batches.begin()  # with what a replica before this one has left
         return app

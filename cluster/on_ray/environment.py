@@ -43,6 +43,14 @@ NODE_ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 LOCAL_RAY = LOOPBACK | NODE_ENVIRONMENT
+# Of a Ray that is started here, unless they are set already: what Ray's own processes do without being asked takes
+# cores from the streams. docs/operations.md says what is lost.
+QUIET = {
+    "RAY_task_events_report_interval_ms": "0",  # a record of every task and call, for `ray list tasks`
+    "RAY_event_stats": "0",  # how long each handler of Ray's processes took, for their logs
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.2",  # Serve's 0.1 takes twice the time
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",  # Serve's 100; Ray passes metrics on every 10 s
+}
 # What never goes through an HTTP proxy: gRPC (from Serve's proxy to its replicas) takes http_proxy, and a proxy
 # elsewhere cannot reach loopback.
 UNPROXIED = ("127.0.0.1", "localhost", "::1")
@@ -54,6 +62,7 @@ def prepare_local_ray() -> None:
     """Call before the first `import ray` of a process that will start a local Ray. Raises RayTokenError."""
     keep_token()
     os.environ.update(LOCAL_RAY)
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     _offer_commands()
     keep_from_proxies(UNPROXIED)
 

@@ -10,6 +10,7 @@ import http.client
 import json
 import socket
 import time
+from pathlib import Path
 
 import httpx
 import openai
@@ -38,6 +39,15 @@ def test_answers_a_sum(served):
         assert "7" in answer.text and answer.finish_reason == "stop"
         streamed = list(client.chat(SUM, temperature=0, stream=True))
         assert "".join(chunk.text for chunk in streamed) == answer.text
+
+
+def test_events_of_streams_come_over_the_line_of_serves_proxy(served):
+    """Else all of them would have gone Serve's way, whose cost is what the line is there for."""
+    with Client(served.url) as client:
+        assert "".join(chunk.text for chunk in client.chat(SUM, temperature=0, stream=True))
+    sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    states = [fields[5] for fields in sockets if "@isotherm-line-" in fields[-1]]
+    assert "03" in states, "none that listens has a connection"
 
 
 def test_workers_are_processes_in_placement_groups_of_their_own(served):

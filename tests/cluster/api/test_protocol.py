@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.health import HealthMiddleware
+from isotherm.cluster.api.line.proxy_end import ProxyLineMiddleware
 from isotherm.cluster.api.lost_replica import LostReplicaMiddleware
 from isotherm.cluster.api.middleware import ServeProxyMiddleware, serve_proxy_middlewares, steers_serve
 from isotherm.cluster.api.protocol import MAX_HEAD_BYTES, FrontDoorProtocol, without_upgrade
@@ -395,7 +396,7 @@ def test_one_request_id_comes_back():
 def test_servers_of_a_proxy_use_the_protocol(monkeypatch):
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     replies = [UnroutedMiddleware, LostReplicaMiddleware, HealthMiddleware]
-    inside_out = [*replies, GateMiddleware, SlowClientMiddleware, ServeProxyMiddleware]
+    inside_out = [ProxyLineMiddleware, *replies, GateMiddleware, SlowClientMiddleware, ServeProxyMiddleware]
     assert [middleware.cls for middleware in serve_proxy_middlewares()] == inside_out
     config = uvicorn.Config(echo, log_level="warning")
     config.load()

@@ -14,12 +14,13 @@ from isotherm.cluster.on_ray import environment as ray_environment
 from isotherm.cluster.on_ray.environment import (
     LOCAL_RAY,
     LOOPBACK,
+    QUIET,
     keep_from_proxies,
     prepare_attach,
     prepare_local_ray,
 )
 
-NAMES = {*LOCAL_RAY, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"}
+NAMES = {*LOCAL_RAY, *QUIET, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +45,15 @@ def ray_variables() -> dict[str, str]:
 
 def test_a_local_ray_is_loopback_only_with_a_token():
     prepare_local_ray()
-    assert ray_variables() == LOCAL_RAY
+    assert ray_variables() == LOCAL_RAY | QUIET
     assert LOOPBACK.items() <= LOCAL_RAY.items() and LOCAL_RAY["RAY_AUTH_MODE"] == "token"
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_what_a_local_ray_leaves_out_can_be_had_back(name: str):
+    os.environ[name] = "1000"
+    prepare_local_ray()
+    assert ray_variables() == LOCAL_RAY | QUIET | {name: "1000"}
 
 
 def test_jobs_find_the_commands_of_this_installation_first(tmp_path: Path):

@@ -1,0 +1,1 @@
+"""Pieces of event streams on their way from replicas to Serve's proxy, beside Serve's own way."""
