@@ -67,6 +67,7 @@ class IsothermError(Exception):
       PlacementChangeError       cluster.messages.operations: these groups and slots do not allow it
 
     What workers tell each other. These are handled: others take the work, and the worker or the link is replaced.
+      LineLostError              cluster.api.line.proxy_end: the rest of a reply does not come from its replica
       WorkerGoneError            cluster.messages.membership: a worker or the controller cannot be reached
       SupersededError            cluster.messages.membership: a newer controller acts, and this one must not
       UnknownConnectionError     actors.attention.delivery: a replica's connection is not known here

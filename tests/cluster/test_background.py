@@ -130,7 +130,8 @@ WAIT_FOR_IT = {
     "Thread": {"cluster/text/grammar_vocabulary.py"},  # which needs a thread with another stack
     "ensure_future": {
         "cluster/api/batches/runner.py", "cluster/api/delta_streams.py", "cluster/api/events.py",
-        "cluster/api/stream.py", "cluster/cli/bench_load.py", "cluster/client/batch.py",
+        "cluster/api/line/proxy_end.py", "cluster/api/stream.py", "cluster/cli/bench_load.py",
+        "cluster/client/batch.py",
         "cluster/control/ingress_watch.py", "cluster/control/liveness.py", "cluster/control/startup.py",
         "cluster/control/transactions.py", "cluster/control/worker_watch.py", "cluster/deploy/places.py",
         "cluster/local/server.py", "cluster/routing/connection.py", "cluster/within.py",

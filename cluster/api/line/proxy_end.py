@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from isotherm.cluster.api.line.frames import HEADER, WORD, Frames, is_own_users
 from isotherm.cluster.api.onward import KEY
 from isotherm.cluster.api.stream import cancelled
+from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.within import within
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ MOST_WAITING = 256 * 1024  # bytes of one stream that wait for its client, befor
 END_SECONDS = 5.0  # in which a stream's end comes over the line once Serve has said that the reply is whole
 
 
-class LineLostError(ConnectionError):
+class LineLostError(IsothermError, ConnectionError):
     """The rest of a stream will not come."""
 
 
