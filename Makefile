@@ -20,7 +20,7 @@ COMPILE := $(BIN)/python -m compileall -q cluster actors kernels
 
 help:
 	@echo "make serve [MODEL=tiny]   serve a model at http://127.0.0.1:8000/v1"
-	@echo "make test                 all tests but those of what follows, of the page, metrics and clients"
+	@echo "make test                 all tests but those of test-long, chaos-short, the page, metrics and clients"
 	@echo "make test-long            processes, nodes and batches from their start to their end"
 	@echo "make test-fast            those that need neither a cluster nor much time"
 	@echo "make test-page            the page, in headless Chromium"

@@ -19,9 +19,8 @@ CHUNK = 1024  # groups at once: what is computed with stays in the processor's c
 
 
 def nearest_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [M, group] → codes int8 [M, group], -LARGEST_INT8 … LARGEST_INT8, and scales [M], float32 that are
-    bfloat16 numbers: the largest of each group becomes LARGEST_INT8. Where one is not finite the scale is
-    not either."""
+    """float32 [M, group] → codes int8 [M, group], LOWEST … HIGHEST, and scales [M], float32 that are bfloat16 numbers:
+    number ≈ code × scale. Scales may be negative. Raises ValueError for what is not finite."""
     codes = torch.empty(groups.shape, dtype=torch.int8)
     scales = torch.empty(len(groups))
     for begin in range(0, len(groups), CHUNK):
@@ -35,7 +34,7 @@ def nearest_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 def nearest_int8(groups: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [M, group] → codes int8 [M, group], -LARGEST_INT8 … LARGEST_INT8, and scales [M], float32 that are
-    bfloat16 numbers: the largest of each group becomes LARGEST_INT8. Where one is not finite the scale is
+    bfloat16 numbers: the largest of each group becomes LARGEST_INT8. Where one is not finite its scale is
     not either."""
     scales = as_scale(groups.abs().amax(1) / LARGEST_INT8)
     codes = (groups / scales[:, None]).round_().clamp_(-LARGEST_INT8, LARGEST_INT8)

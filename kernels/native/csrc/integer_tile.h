@@ -222,18 +222,16 @@ static void integer_multiply(const Linear& weight, int64_t t, const Group* group
                              const uint8_t* next) {
   const uint8_t* tile = weight.tile(t);
   switch (count == 1 ? groups[0].rows : 0) {
-    case 1:
-      return integer_direct<D, 1>(weight, tile, groups[0], sums, next);
-    case 2:
-      return integer_direct<D, 2>(weight, tile, groups[0], sums, next);
-    case 3:
-      return integer_direct<D, 3>(weight, tile, groups[0], sums, next);
-    case 4:
-      return integer_direct<D, 4>(weight, tile, groups[0], sums, next);
-    case 5:
-      return integer_direct<D, 5>(weight, tile, groups[0], sums, next);
-    case 6:
-      return integer_direct<D, 6>(weight, tile, groups[0], sums, next);
+#define ISO_CASE(R) \
+  case R:           \
+    return integer_direct<D, R>(weight, tile, groups[0], sums, next);
+    ISO_CASE(1)
+    ISO_CASE(2)
+    ISO_CASE(3)
+    ISO_CASE(4)
+    ISO_CASE(5)
+    ISO_CASE(6)
+#undef ISO_CASE
     default:
       return integer_blocks<D>(weight, tile, groups, count, sums, next);
   }

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, RayActorError
 
+from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.on_ray import workers
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -96,6 +98,14 @@ def calls_on_the_loop(coroutine: ast.AsyncFunctionDef) -> Iterator[str]:
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func)
         left += ast.iter_child_nodes(node)
+
+
+@pytest.mark.parametrize(("error", "lost"), [
+    (ActorDiedError(), True), (WorkerGoneError("attention-0 is gone"), True),
+    (RayActorError(actor_init_failed=True), False), (ValueError("no room"), False),
+])  # fmt: skip
+def test_a_worker_that_says_what_is_wrong_is_not_lost(error: Exception, lost: bool):
+    assert workers.is_loss(error) is lost
 
 
 def test_no_other_coroutine_waits_for_the_head():
