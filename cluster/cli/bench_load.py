@@ -97,6 +97,7 @@ def decode_rate(streams: Sequence[StreamTimes]) -> float:
     """Tokens per second while all streams were generating: from when the last of them had its first token until the
     first of them had its last. A stream's tokens after its first are taken to be spread evenly over its chunks. 0 where
     there was no such time, as with whole replies."""
+    streams = [s for s in streams if s.chunks]  # tokens that make no text, such as special ones, come in no chunk
     begin, end = max((s.chunks[0] for s in streams), default=0.0), min((s.chunks[-1] for s in streams), default=0.0)
     if begin >= end:
         return 0.0

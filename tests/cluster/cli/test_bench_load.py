@@ -19,6 +19,7 @@ def test_decode_rate_counts_the_time_in_which_all_streams_run():
     assert decode_rate([early, late]) == pytest.approx(10 + 20)
     assert decode_rate([early]) == pytest.approx(10 / 2)
     assert decode_rate([late]) == pytest.approx(20)
+    assert decode_rate([late, StreamTimes(0.0, [], 5)]) == pytest.approx(20), "its tokens made no text, so no chunk"
 
 
 @pytest.mark.parametrize(
