@@ -13,15 +13,22 @@ struct RowScale {
   int32_t high, low;
 };
 
+// A word of a row as its inputs' lower halves, two integers of 16 bits, and where it belongs (integer_rows.h).
+struct LowerHalves {
+  uint32_t value;
+  uint16_t word, row;  // of the group of inputs; of the group of rows
+};
+
 struct Group {
   const uint32_t* words;  // [word × kRowWords][row]; kByRow: [row][word]
   int64_t stride;         // between words; kByRow: between rows
   int rows;
   int64_t first;  // the group's first row among those of its call
-  // Where rows are integers: their lower halves (LowerHalves in integer_rows.h), and [group of inputs][row].
-  const uint32_t* low = nullptr;
+  // Where rows are integers: [group of inputs][row], and the lower halves that are not 0, by group of inputs and row:
+  // those of group of inputs i are [low_begin[i], low_begin[i + 1]).
   const RowScale* scales = nullptr;
-  const int32_t *low_word = nullptr, *low_begin = nullptr;
+  const LowerHalves* low = nullptr;
+  const int32_t* low_begin = nullptr;
 };
 
 ISO_INLINE int64_t group_count(int64_t rows) { return ceil_div(rows, kGroup); }

@@ -22,23 +22,17 @@ ISO_INLINE vi largest_bits(const uint32_t* floats, int64_t words, int rows) {
   return largest >> 16;
 }
 
-// The lower halves of a group's rows, of those words alone in which one is not 0.
-struct LowerHalves {
-  uint32_t* words;  // [entry][row]
-  int32_t* word;    // [entry]: which one of the group of inputs
-  int32_t* begin;   // [group of inputs + 1] entries
-};
-
-// `words` words of `rows` rows whose inputs share scales, as floats → the upper halves, the lower ones from `entry` on,
-// and what the sums need. → The next entry.
+// `words` words of `rows` rows whose inputs share scales, as floats → the upper halves, what the sums need, and by word
+// the lower halves that are not 0. → How many.
 template <bool kOne>
-ISO_INLINE int32_t to_integers(const uint32_t* floats, int64_t words, int rows, uint32_t* high, const LowerHalves& low,
-                               int32_t entry, RowScale* scales) {
+ISO_INLINE int to_integers(const uint32_t* floats, int64_t words, int rows, uint32_t* high, LowerHalves* low,
+                           RowScale* scales) {
   vi exponent = largest_bits<kOne>(floats, words, rows) >> 7;
   exponent = exponent > 30 ? exponent : set_word(30);
   const vf factor = (vf)((283 - exponent) << 23);  // the largest lies just below 2^30
   const vf scale = exponent == 255 ? set(__builtin_nanf("")) : (vf)((exponent - 29) << 23);
   vi high_sum = set_word(0), low_sum = high_sum;
+  int count = 0;
   for (int64_t u = 0; u < words; u += kOne ? W : 1) {
     const int valid = static_cast<int>(kOne ? least(W, words - u) : rows);
     vi both[2], part[2], rest[2];
@@ -60,16 +54,11 @@ ISO_INLINE int32_t to_integers(const uint32_t* floats, int64_t words, int rows, 
     }
     store_lanes(high + u * rows, (part[0] & 0xffff) | part[1] << 16, valid);
     const vi lower = (rest[0] & 0xffff) | rest[1] << 16;
-    if (kOne) {
-      const int zero = _mm256_movemask_ps((__m256)(lower == 0));
-      for (unsigned left = ~static_cast<unsigned>(zero) & 0xff; left != 0; left &= left - 1, ++entry) {
-        const int i = __builtin_ctz(left);
-        low.words[entry] = static_cast<uint32_t>(lower[i]), low.word[entry] = static_cast<int32_t>(u) + i;
-      }
-    } else {
-      store_lanes(low.words + static_cast<int64_t>(entry) * rows, lower, rows);
-      low.word[entry] = static_cast<int32_t>(u);
-      entry += _mm256_testz_si256((__m256i)lower, (__m256i)lower) == 0;
+    const int zero = _mm256_movemask_ps((__m256)(lower == 0));
+    for (unsigned left = ~static_cast<unsigned>(zero) & 0xff; left != 0; left &= left - 1) {
+      const int i = __builtin_ctz(left);
+      low[count++] = LowerHalves{static_cast<uint32_t>(lower[i]), static_cast<uint16_t>(kOne ? u + i : u),
+                                 static_cast<uint16_t>(kOne ? 0 : i)};
     }
   }
   if (kOne) {
@@ -79,7 +68,16 @@ ISO_INLINE int32_t to_integers(const uint32_t* floats, int64_t words, int rows, 
   } else {
     for (int i = 0; i < rows; ++i) scales[i] = RowScale{scale[i], high_sum[i], low_sum[i]};
   }
-  return entry;
+  return count;
+}
+
+// Copies lower halves row by row.
+ISO_INLINE void order_by_row(const LowerHalves* from, int count, int rows, LowerHalves* to) {
+  for (int r = 0; r < rows && count > 0; ++r) {
+    for (int i = 0; i < count; ++i) {
+      if (from[i].row == r) *to++ = from[i];
+    }
+  }
 }
 
 ISO_INLINE bool takes_integers(const Linear& weight) { return weight.kind == Kind::int4 || weight.kind == Kind::int8; }
@@ -95,9 +93,10 @@ class TakenGroups {
     if (M::f32 || !integers) return;
     parts_ = ceil_div(words, kLeastGroupWords);
     to_ = scratch_of<Group>(kWholeGroups, count);
-    halves_ = scratch_of<uint32_t>(kWholes, 2 * rows * words + count * W);
+    upper_ = scratch_of<uint32_t>(kWholes, rows * words + count * W);
+    lower_ = scratch_of<LowerHalves>(kWholeLower, 2 * rows * words);
     scales_ = scratch_of<RowScale>(kWholeScales, rows * parts_);
-    places_ = scratch_of<int32_t>(kWholePlaces, count * (words + 1 + parts_ + 1));
+    places_ = scratch_of<int32_t>(kWholePlaces, count * (parts_ + 1));
   }
 
   const Group* groups() const { return to_ == nullptr ? from_ : to_; }
@@ -113,27 +112,32 @@ class TakenGroups {
     }
     const int n = from.rows;
     const int64_t group_words = weight.grouping.inputs / 2, before = from.first;
-    uint32_t* high = halves_ + 2 * before * words_ + g * W;
+    uint32_t* high = upper_ + before * words_ + g * W;
+    LowerHalves *low = lower_ + 2 * before * words_, *found = n == 1 ? low : low + n * words_;
     RowScale* scales = scales_ + before * parts_;
-    LowerHalves low{high + n * words_, places_ + g * (words_ + 1 + parts_ + 1), nullptr};
-    low.begin = low.word + words_ + 1;
-    to_[g] = Group{high, n, n, from.first, low.words, scales, low.word, low.begin};
-    int32_t entry = 0;
+    int32_t *places = places_ + g * (parts_ + 1), entry = 0;
+    to_[g] = Group{high, n, n, from.first, scales, low, places};
     for (int64_t begin = 0; begin < weight.words; begin += group_words, scales += n) {
       const int64_t here = least(group_words, weight.words - begin);
       const uint32_t* floats = from.words + 2 * begin * n;
-      *low.begin++ = entry;
-      entry = n == 1 ? to_integers<true>(floats, here, 1, high + begin, low, entry, scales)
-                     : to_integers<false>(floats, here, n, high + begin * n, low, entry, scales);
+      *places++ = entry;
+      if (n == 1) {
+        entry += to_integers<true>(floats, here, 1, high + begin, found + entry, scales);
+      } else {
+        const int count = to_integers<false>(floats, here, n, high + begin * n, found, scales);
+        order_by_row(found, count, n, low + entry);
+        entry += count;
+      }
     }
-    *low.begin = entry;
+    *places = entry;
   }
 
  private:
   const Group* from_;
   Group* to_ = nullptr;
   int64_t words_, parts_ = 0;
-  uint32_t* halves_ = nullptr;
+  uint32_t* upper_ = nullptr;
+  LowerHalves* lower_ = nullptr;
   RowScale* scales_ = nullptr;
   int32_t* places_ = nullptr;
 };

@@ -8,10 +8,47 @@
 ISO_INLINE vi add_products(vi sum, vi weight, vi x) { return sum + (vi)_mm256_madd_epi16((__m256i)weight, (__m256i)x); }
 ISO_INLINE vf to_floats(vi v) { return (vf)_mm256_cvtepi32_ps((__m256i)v); }
 
-// Adds a row's sum, which is whole, × both scales to what it has.
-ISO_INLINE void add_sum(float* to, vf sum, vf scale, const RowScale& row) {
+// Adds a row's sum, of its upper halves' and its lower halves', × both scales to what it has.
+ISO_INLINE void add_sum(float* to, vi high, const float* low, vf scale, const RowScale& row) {
+  const vf sum = fma(to_floats(high), set(1 << kHalfBits), load(low));
   store(to, fma(sum, scale * set(row.scale), load(to)));
 }
+
+alignas(64) constexpr float kNoSums[kTile] = {};
+
+// Sums of the lower halves of R rows against a tile's words that share scales: `row[r]`, 32 of them.
+template <int R>
+struct LowerSums {
+  alignas(64) float sums[R * kTile];
+  const float* row[R];
+
+  // Entries `first` to `last` of the group's. `word(i, out)` gives word i of the tile, 32 outputs; `points(v)` what is
+  // to be taken from those of vector v.
+  template <class Word, class Points>
+  ISO_INLINE_MEMBER void make(const Group& group, int32_t first, int32_t last, const RowScale* scales, const Word& word,
+                              const Points& points) {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) row[r] = kNoSums;
+    for (int32_t e = first; e < last;) {
+      const int r = R == 1 ? 0 : group.low[e].row;
+      vi part[kTileVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) part[v] = -points(v) * scales[r].low;
+      do {
+        const vi input = set_word(group.low[e].value);
+        vi w[kTileVectors];
+        word(group.low[e].word, w);
+#pragma GCC unroll 4
+        for (int v = 0; v < kTileVectors; ++v) part[v] = add_products(part[v], w[v], input);
+        ++e;
+      } while (e < last && (R == 1 || group.low[e].row == r));
+      float* to = sums + r * kTile;
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) store(to + v * W, to_floats(part[v]));
+      row[r] = to;
+    }
+  }
+};
 
 ISO_INLINE vf scale_vector(const Linear& weight, const uint8_t* block, int v) {
   const uint8_t* scales = block + weight.code_bytes;
@@ -33,13 +70,29 @@ static void integer_direct(const Linear& weight, const uint8_t* block, const Gro
   const uint8_t* end_of_tile = block + weight.tile_bytes;
   const RowScale* scales = group.scales;
   const int32_t* low_begin = group.low_begin;
+  LowerSums<R> lower;
   for (int i = 0; i < R * kTile; i += W) store(sums + i, set(0.0f));
   for (int64_t begin = 0; begin < weight.words; begin += group_words, block += weight.block_bytes, scales += R) {
     const int64_t n = least(group_words, weight.words - begin);
     const uint8_t* ahead = block + kPrefetchWords * 4;
     if (ahead >= end_of_tile) ahead = next + (ahead - end_of_tile);
     for (int64_t i = 0; i < weight.block_bytes; i += 64) prefetch(ahead + i);
-    const int32_t first_low = low_begin[0], last_low = *++low_begin;
+    const auto word_at = [block](int at, vi* out) ISO_ATTR {
+      const uint8_t* of = block + at / D::kWords * 64;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        vi w[2];
+        if (at % D::kWords == 0) {
+          D::decode(of + half * 32, 0, w);
+        } else {
+          D::decode(of + half * 32, 1, w);
+        }
+        out[half] = w[0], out[half + 2] = w[1];
+      }
+    };
+    const auto points_at = [&weight, block](int v) ISO_ATTR { return points_of<D>(weight, block, v); };
+    lower.make(group, low_begin[0], low_begin[1], scales, word_at, points_at);
+    ++low_begin;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       vi part[R][2];
@@ -72,105 +125,47 @@ static void integer_direct(const Linear& weight, const uint8_t* block, const Gro
         D::decode(codes, 0, w);
         add(w, a);
       }
-      vf sum[R][2];
-#pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) sum[r][v] = to_floats(part[r][v]) * set(1 << kHalfBits);
-      }
-      if (first_low < last_low) {
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) {
-          const vi points = points_of<D>(weight, block, half + 2 * v);
-#pragma GCC unroll 6
-          for (int r = 0; r < R; ++r) part[r][v] = -points * scales[r].low;
-        }
-        for (int32_t e = first_low; e < last_low; ++e) {
-          const int32_t at = group.low_word[e];
-          const uint8_t* of = block + half * 32 + at / D::kWords * 64;
-          if (at % D::kWords == 0) {
-            D::decode(of, 0, w);
-          } else {
-            D::decode(of, 1, w);
-          }
-          add(w, group.low + static_cast<int64_t>(e) * R);
-        }
-#pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-          for (int v = 0; v < 2; ++v) sum[r][v] = sum[r][v] + to_floats(part[r][v]);
-        }
-      }
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
+        const int at = (half + 2 * v) * W;
         const vf scale = scale_vector(weight, block, half + 2 * v);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) add_sum(sums + r * kTile + (half + 2 * v) * W, sum[r][v], scale, scales[r]);
+        for (int r = 0; r < R; ++r) add_sum(sums + r * kTile + at, part[r][v], lower.row[r] + at, scale, scales[r]);
       }
     }
   }
 }
 
-// R rows against `n` words of two vectors of a decoded tile, which share their scales.
+// R rows against words [begin, begin + n) of a decoded tile, which are group `part` of their inputs.
 template <int R>
-static void integer_block(const uint32_t* w, const uint32_t* a, int64_t n, const Group& group, int32_t first_low,
-                          int32_t last_low, const RowScale* row_scales, const float* scales, float* sums) {
-  vi part[R][2] = {};
-  const auto add = [&](const uint32_t* from, const uint32_t* x) ISO_ATTR {
-    const vi weight[] = {load_words(from), load_words(from + W)};
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const vi input = set_word(load_word(x + r));
-      part[r][0] = add_products(part[r][0], weight[0], input);
-      part[r][1] = add_products(part[r][1], weight[1], input);
-    }
-  };
-  for (int64_t u = 0; u < n; ++u, a += R) add(w + u * kTile, a);
-  vf sum[R][2];
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) sum[r][v] = to_floats(part[r][v]) * set(1 << kHalfBits);
-  }
-  if (first_low < last_low) {
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) part[r][0] = part[r][1] = set_word(0);
-    for (int32_t e = first_low; e < last_low; ++e)
-      add(w + group.low_word[e] * kTile, group.low + static_cast<int64_t>(e) * R);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) sum[r][v] = sum[r][v] + to_floats(part[r][v]);
-    }
-  }
-#pragma GCC unroll 2
-  for (int v = 0; v < 2; ++v) {
-    const vf scale = load(scales + v * W);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) add_sum(sums + r * kTile + v * W, sum[r][v], scale, row_scales[r]);
-  }
-}
-
-// Words [begin, begin + n) of a group's rows, which are group `part` of their inputs.
-static void integer_rows(const uint32_t* w, const Group& group, int64_t begin, int64_t n, int64_t part,
+static void integer_rows(const uint32_t* words, const Group& group, int64_t begin, int64_t n, int64_t part,
                          const float* scales, float* sums) {
-  const int32_t first_low = group.low_begin[part], last_low = group.low_begin[part + 1];
-  const RowScale* row_scales = group.scales + part * group.rows;
+  const RowScale* row_scales = group.scales + part * R;
+  const auto word_at = [words](int at, vi* out) ISO_ATTR {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVectors; ++v) out[v] = load_words(words + at * kTile + v * W);
+  };
+  LowerSums<R> lower;
+  lower.make(group, group.low_begin[part], group.low_begin[part + 1], row_scales, word_at,
+             [](int) ISO_ATTR { return set_word(0); });
   for (int o = 0; o < kTile; o += 2 * W) {
-    switch (group.rows) {
-#define ISO_CASE(R)                                                                                                    \
-  case R:                                                                                                              \
-    integer_block<R>(w + o, group.words + begin * R, n, group, first_low, last_low, row_scales, scales + o, sums + o); \
-    break;
-      ISO_CASE(1)
-      ISO_CASE(2)
-      ISO_CASE(3)
-      ISO_CASE(4)
-      ISO_CASE(5)
-      ISO_CASE(6)
-#undef ISO_CASE
-      default:
-        break;
+    vi sum[R][2] = {};
+    const uint32_t *w = words + o, *a = group.words + begin * R;
+    for (int64_t u = 0; u < n; ++u, w += kTile, a += R) {
+      const vi weight[] = {load_words(w), load_words(w + W)};
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) {
+        const vi input = set_word(load_word(a + r));
+        sum[r][0] = add_products(sum[r][0], weight[0], input);
+        sum[r][1] = add_products(sum[r][1], weight[1], input);
+      }
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const int at = o + v * W;
+      const vf scale = load(scales + at);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) add_sum(sums + r * kTile + at, sum[r][v], lower.row[r] + at, scale, row_scales[r]);
     }
   }
 }
@@ -212,8 +207,24 @@ static void integer_blocks(const Linear& weight, const uint8_t* block, const Gro
         }
       }
     }
-    for (int64_t g = 0; g < count; ++g)
-      integer_rows(decoded, groups[g], begin, n, part, scales, sums + (groups[g].first - base) * kTile);
+    for (int64_t g = 0; g < count; ++g) {
+      float* to = sums + (groups[g].first - base) * kTile;
+      switch (groups[g].rows) {
+#define ISO_CASE(R)                                                  \
+  case R:                                                            \
+    integer_rows<R>(decoded, groups[g], begin, n, part, scales, to); \
+    break;
+        ISO_CASE(1)
+        ISO_CASE(2)
+        ISO_CASE(3)
+        ISO_CASE(4)
+        ISO_CASE(5)
+        ISO_CASE(6)
+#undef ISO_CASE
+        default:
+          break;
+      }
+    }
   }
 }
 

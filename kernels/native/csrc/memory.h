@@ -33,6 +33,7 @@ enum ScratchSlot {
   kWholeGroups,
   kWholeScales,
   kWholePlaces,
+  kWholeLower,
   kScratchSlots
 };
 void* scratch(ScratchSlot slot, size_t bytes);
