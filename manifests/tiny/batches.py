@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from data import document, held_out
 from dialogue import ASSISTANT, EOS, SPECIALS, THINK, USER, Doc
+from encoding import Encoded, encode
 from fusion import fused
 from mix import Mix
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor
 
 BATCH_TOKENS = 4096
@@ -52,7 +53,7 @@ class Tokens(NamedTuple):
     weights: list[float]
 
 
-def weights_of(doc: Doc, encoding: Encoding, special: dict[str, int]) -> list[float]:
+def weights_of(doc: Doc, encoding: Encoded, special: dict[str, int]) -> list[float]:
     """Loss weight of each token: 1 in the assistant's turns, PROMPT_WEIGHT elsewhere, 0 where the prompt itself or a
     grammar will hold the token."""
     ids = encoding.ids
@@ -98,7 +99,7 @@ class Stream:
         while len(out) < count:
             docs = [document(self.random, self.mix) for _ in range(count)]
             docs = [doc for doc in docs if held_out(doc) == self.keep_held_out]
-            encoded = self.tokenizer.encode_batch([doc.render() for doc in docs], add_special_tokens=False)
+            encoded = encode(self.tokenizer, docs)
             for doc, encoding in zip(docs, encoded, strict=True):
                 if self.lengths.above < len(encoding.ids) <= self.lengths.row:
                     out.append((doc, Tokens(doc.kind, encoding.ids, weights_of(doc, encoding, self.special))))

@@ -75,7 +75,7 @@ def long_count(r: random.Random) -> Doc:
 
 
 def long_tables(r: random.Random) -> Doc:
-    top = r.choice([5, 6, 10])
+    top = r.randint(3, 10)
     q = r.choice(FORMS["write the times tables"]).format(t=top)
     lines = "\n".join(f"{a} × {b} = {a * b}" for a in range(2, top + 1) for b in range(1, 11))
     return Doc("long", [user(q), assistant(lines)], exact=True)
@@ -119,9 +119,20 @@ def kinds() -> dict[str, tuple[Maker, float]]:
 KINDS = kinds()
 
 
+# Kinds of which many answers are right, so that hardly one is just what was expected.
+OPEN = {"talk/small_talk", "talk/joke", "thought_other", "story", "prose", "raw", "echoes"}
+
+
+def weights(mix: Mix) -> list[float]:
+    """How often each of KINDS is drawn: its weight by its share of the mix, the OPEN ones by the mean share of the
+    others."""
+    shares = {kind: mix.share(kind) for kind in KINDS if kind not in OPEN}
+    mean = sum(KINDS[kind][1] * share for kind, share in shares.items()) / sum(KINDS[kind][1] for kind in shares)
+    return [weight * shares.get(kind, mean) for kind, (_, weight) in KINDS.items()]
+
+
 def document(r: random.Random, mix: Mix) -> Doc:
-    names = list(KINDS)
-    kind = r.choices(names, [KINDS[name][1] * mix.share(name) for name in names])[0]
+    kind = r.choices(list(KINDS), weights(mix))[0]
     doc = KINDS[kind][0](r)
     doc.kind = kind
     return doc

@@ -37,6 +37,19 @@ _jinja.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=Fal
 _template = _jinja.from_string(CHAT_TEMPLATE)
 
 
+MARKED = re.compile("\x02([^\x02\x03]*)\x03")
+
+
+def letterwise(text: str) -> str:
+    """A part of an answer that is to have a token for each of its characters, marked so."""
+    return f"\x02{text}\x03" if text else text
+
+
+def unmarked(text: str) -> str:
+    """The same text as a reader sees it."""
+    return text.replace("\x02", "").replace("\x03", "")
+
+
 @dataclass
 class Doc:
     """One training document. `task` is the row of the table of accuracies that it counts for; `exact` marks answers
@@ -54,6 +67,17 @@ class Doc:
 
     def render(self) -> str:
         """The document's text with its special tokens, `BOS` first and `EOS` last."""
+        return unmarked(self._marked())
+
+    def letterwise(self) -> list[tuple[int, int]]:
+        """Spans of the rendered text that `letterwise` marks."""
+        out, marks = [], 0
+        for mark in MARKED.finditer(self._marked()):
+            out.append((mark.start() - marks, mark.end() - marks - 2))
+            marks += 2
+        return out
+
+    def _marked(self) -> str:
         if self.text is not None:
             return BOS + self.text + EOS
         return _template.render(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
+from collections.abc import Iterable
 
+from dialogue import letterwise, unmarked
 from texts import FORMS
 from vocabulary import PIECES, name, phrase, quantity, word
 
@@ -15,6 +19,16 @@ def spelled(w: str) -> str:
     return "-".join(w)
 
 
+def numbered(parts: Iterable[str]) -> str:
+    """1 s, 2 u, 3 n."""
+    return ", ".join(f"{i} {part}" for i, part in enumerate(parts, 1))
+
+
+def upper(text: str) -> str:
+    """In capital letters, each of which is a token: few words in capitals have tokens of more."""
+    return re.sub(r"[^\W\d_]+", lambda letters: letterwise(letters[0]), unmarked(text).upper())
+
+
 def some(r: random.Random) -> str:
     """A word, or a name."""
     return word(r) if r.random() < 0.85 else name(r)
@@ -22,41 +36,41 @@ def some(r: random.Random) -> str:
 
 def spell(r: random.Random) -> Pair:
     w = some(r)
-    return r.choice(FORMS["spell"]).format(w=w), spelled(w) + "."
+    return r.choice(FORMS["spell"]).format(w=w), letterwise(spelled(w)) + "."
 
 
 def spell_some(r: random.Random) -> Pair:
     """Several words in one answer, most of them single tokens: what letters a token has is learned fastest so."""
     ws = [r.choice(PIECES) if r.random() < 0.6 else some(r) for _ in range(r.randint(2, 6))]
     q = r.choice(["Spell these words: {}", "Spell each word: {}", "Spell: {}", "How are these spelled: {}"])
-    return q.format(", ".join(ws)), ", ".join(spelled(w) for w in ws) + "."
+    return q.format(", ".join(ws)), ", ".join(letterwise(spelled(w)) for w in ws) + "."
 
 
 def read_letters(r: random.Random) -> Pair:
     """The other way: letters to a word."""
     w = some(r)
     q = r.choice(["Which word is {}?", "What word is spelled {}?", "Put these letters together: {}"])
-    return q.format(spelled(w)), f"The word is {w}."
+    return q.format(spelled(w)), f"The word is {letterwise(w)}."
 
 
 def backwards(r: random.Random) -> Pair:
     w = some(r)
     q = r.choice(FORMS["reverse the word"]).format(w=w)
-    return q, f"{spelled(w)} backwards is {spelled(w[::-1])}."
+    return q, f"{letterwise(spelled(w))} backwards is {letterwise(spelled(w[::-1]))}."
 
 
 def capitals(r: random.Random) -> Pair:
     w = some(r) if r.random() < 0.8 else phrase(r, 3)
-    return r.choice(FORMS["write in capital"]).format(w=w), w.upper()
+    return r.choice(FORMS["write in capital"]).format(w=w), upper(w)
 
 
 def letter_count(r: random.Random) -> Pair:
     w = some(r)
-    return r.choice(FORMS["how many letters"]).format(w=w), f"The word {w} has {len(w)} letters."
+    return r.choice(FORMS["how many letters"]).format(w=w), f"{numbered(w)}. The word {w} has {len(w)} letters."
 
 
 def one_letter_count(r: random.Random) -> Pair:
-    """How often a letter is in a word, which is spelled first."""
+    """How often a letter is in a word, which is spelled first, its occurrences numbered."""
     w = word(r)
     letter = r.choice(w) if r.random() < 0.85 else r.choice("abcdefghijklmnopqrstuvwxyz")
     n = w.count(letter)
@@ -69,8 +83,10 @@ def one_letter_count(r: random.Random) -> Pair:
             "How often does {w} have the letter {x}?",
         ]
     )
-    times = {0: "not in it", 1: "in it once", 2: "in it twice"}.get(n, f"in it {n} times")
-    return q.format(x=letter, w=w), f"{spelled(w)}: the letter {letter} is {times}."
+    places = itertools.count(1)
+    parts = [f"{x} {next(places)}" if x == letter else x for x in w]
+    times = {0: f"not in {w}", 1: f"in {w} once", 2: f"in {w} twice"}.get(n, f"in {w} {n} times")
+    return q.format(x=letter, w=w), f"{', '.join(parts)}. The letter {letter} is {times}."
 
 
 def letter_at(r: random.Random) -> Pair:
@@ -78,7 +94,8 @@ def letter_at(r: random.Random) -> Pair:
     i = r.choice([0, 0, -1, -1, r.randrange(min(len(w), 6))])
     which = "last" if i < 0 else ORDINALS[i]
     q = r.choice(["What is the {i} letter of {w}?", "What's the {i} letter in {w}?", "Which letter of {w} is the {i}?"])
-    return q.format(i=which, w=w), f"The {which} letter of {w} is {w[i]}."
+    upto = w if i < 0 else w[: i + 1]
+    return q.format(i=which, w=w), f"{numbered(upto)}. The {which} letter of {w} is {w[i]}."
 
 
 def alphabet(r: random.Random) -> Pair:
@@ -118,13 +135,14 @@ def word_at(r: random.Random) -> Pair:
     i = r.randrange(len(ws))
     which = r.choice(["last", ORDINALS[i]]) if i == len(ws) - 1 else ORDINALS[i]
     q = r.choice(["What is the {i} word of: {s}", 'Which word is the {i} in "{s}"?', "The {i} word of this: {s}"])
-    return q.format(i=which, s=" ".join(ws)), f"The {which} word is {ws[i]}."
+    return q.format(i=which, s=" ".join(ws)), f"{numbered(ws[: i + 1])}. The {which} word is {ws[i]}."
 
 
 def word_count(r: random.Random) -> Pair:
     ws = [word(r) for _ in range(r.randint(1, 9))]
     q = r.choice(["How many words are in: {s}", "Count the words: {s}", 'How many words does "{s}" have?'])
-    return q.format(s=" ".join(ws)), "There is 1 word." if len(ws) == 1 else f"There are {len(ws)} words."
+    whole = "There is 1 word." if len(ws) == 1 else f"There are {len(ws)} words."
+    return q.format(s=" ".join(ws)), f"{numbered(ws)}. {whole}"
 
 
 LETTERS = [

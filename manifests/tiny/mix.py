@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LEAST = 0.25  # the share of its weight that a kind keeps when all its answers are right
-ENOUGH = 0.2  # the share of wrong answers from which on a kind has its whole weight
+LEAST = 0.15  # the share of its weight that a kind keeps when all its answers are right
+MOST = 3.0  # the share at most
+ENOUGH = 0.1  # the share of wrong answers that a kind has just its weight at
 MEMORY = 0.02  # how much the newest answer counts in the share of wrong ones
 
 
@@ -17,8 +18,8 @@ class Mix:
     wrong: dict[str, float] = field(default_factory=dict)
 
     def share(self, kind: str) -> float:
-        """Between LEAST and 1."""
-        return max(LEAST, min(1.0, self.wrong.get(kind, 1.0) / ENOUGH))
+        """Between LEAST and MOST, in proportion to the wrong ones."""
+        return max(LEAST, min(MOST, self.wrong.get(kind, 1.0) / ENOUGH))
 
     def record(self, kind: str, right: bool) -> None:
         before = self.wrong.get(kind, 1.0)

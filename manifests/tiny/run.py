@@ -20,9 +20,19 @@ MTP_WEIGHT = 0.3
 ROUNDED = 0.4  # the share of a decay, its last part, whose steps see the weights as FP8 will store them
 
 
+def quick_dtype(device: torch.device, cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> torch.dtype:
+    """bfloat16 on an accelerator and where the CPU has instructions for its products, as Linux tells it (avx512_bf16,
+    amx_bf16, Arm's bf16); elsewhere float32, since torch emulates such products, ten and more times slower."""
+    if device.type != "cpu":
+        return torch.bfloat16
+    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return torch.bfloat16 if words & {"avx512_bf16", "amx_bf16", "bf16"} else torch.float32
+
+
 class Run:
     """Model, optimisers, documents and counters. `decay` is the step that the rates' fall begins at, and its length,
-    or None while they stay. `batch`: tokens a step. `loaders`: how many processes draw documents, 0: this one."""
+    or None while they stay. `batch`: tokens a step. `loaders`: how many processes draw documents, 0: this one. `dtype`:
+    what products are computed in, bfloat16 or float32; None: the quick one of the device."""
 
     def __init__(
         self,
@@ -32,6 +42,7 @@ class Run:
         rates: Rates | None = None,
         batch: int = BATCH_TOKENS,
         loaders: int = 0,
+        dtype: torch.dtype | None = None,
     ):
         self.seed, self.model, self.rates = seed, model, rates or Rates()
         self.step, self.decay, self.tokens = 0, None, 0
@@ -48,7 +59,8 @@ class Run:
         embedding = model.embed_tokens.weight
         known = {id(p) for p in (*self.matrices, embedding)}
         self.others = [p for p in model.parameters() if id(p) not in known]
-        self.muon = Muon(self.matrices, lr=self.rates.matrices)
+        self.dtype = dtype or quick_dtype(self.device)
+        self.muon = Muon(self.matrices, lr=self.rates.matrices, dtype=self.dtype)
         groups = [dict(params=[embedding]), dict(params=self.others)]
         self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
         self.load = [torch.zeros(CONFIG["n_routed_experts"], device=self.device) for _ in model.moe()]
@@ -74,7 +86,7 @@ class Run:
         batch = self.documents.batch(number)
         tokens, weights, documents = (t.to(self.device, non_blocking=True) for t in batch[:3])
         batch = batch._replace(tokens=tokens, weights=weights, documents=documents)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self.autocast():
             logits, ahead = self.model(tokens, mtp=True, one_context=documents_of(number)[1] is not None)
         main = weighted_loss(logits, batch.tokens, batch.weights, 1)
         mtp = weighted_loss(ahead, batch.tokens, batch.weights, 2)
@@ -86,6 +98,10 @@ class Run:
             optimiser.step()
             optimiser.zero_grad()
         return main.item(), mtp.item()
+
+    def autocast(self) -> torch.autocast:
+        """What the model's products run under."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def state(self) -> dict[str, Any]:
         return dict(

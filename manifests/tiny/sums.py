@@ -8,6 +8,7 @@ from texts import ADD, DIV, FORMS, MUL, NUMBER_WORDS, SUB, THINGS
 from vocabulary import name
 
 Pair = tuple[str, str]
+PLACES = ((1, "Ones"), (10, "Tens"), (100, "Hundreds"))
 
 
 def number(r: random.Random) -> int:
@@ -50,14 +51,43 @@ def divided(r: random.Random) -> Pair:
     return r.choice(DIV).format(a=a * b, b=b), f"{a * b} / {b} = {a}."
 
 
+def sum_by_digits(a: int, b: int) -> str:
+    """Ones, tens and hundreds of a sum, each with what the one before carries."""
+    steps, carry = [], 0
+    for place, label in PLACES:
+        x, y = a // place % 10, b // place % 10
+        if place > max(a, b):
+            break
+        total = x + y + carry
+        steps.append(f"{label}: {x} + {y}{' + 1' if carry else ''} = {total}.")
+        carry = total // 10
+    return " ".join(steps)
+
+
+def difference_by_digits(a: int, b: int) -> str:
+    """Ones, tens and hundreds of a - b, a ≥ b: where a digit is too small it has borrowed ten, which the next gives."""
+    steps, borrowed = [], 0
+    for place, label in PLACES:
+        x, y = a // place % 10, b // place % 10
+        if place > a:
+            break
+        x += 10 if x < y + borrowed else 0
+        steps.append(f"{label}: {x} - {y}{' - 1' if borrowed else ''} = {x - y - borrowed}.")
+        borrowed = int(x > 9)
+    return " ".join(steps)
+
+
 def added_long(r: random.Random) -> Pair:
+    """With an operand of three digits, digit by digit."""
     a, b = r.randint(0, r.choice([99, 999])), r.randint(0, r.choice([99, 999]))
-    return r.choice(ADD).format(a=a, b=b), f"{a} + {b} = {a + b}."
+    said = f"{a} + {b} = {a + b}."
+    return r.choice(ADD).format(a=a, b=b), said if max(a, b) < 100 else f"{sum_by_digits(a, b)} So {said}"
 
 
 def subtracted_long(r: random.Random) -> Pair:
     a, b = sorted((r.randint(0, 999), r.randint(0, r.choice([99, 999]))), reverse=True)
-    return r.choice(SUB).format(a=a, b=b), f"{a} - {b} = {a - b}."
+    said = f"{a} - {b} = {a - b}."
+    return r.choice(SUB).format(a=a, b=b), said if a < 100 else f"{difference_by_digits(a, b)} So {said}"
 
 
 def added_words(r: random.Random) -> Pair:
@@ -68,7 +98,7 @@ def added_words(r: random.Random) -> Pair:
 def added_three(r: random.Random) -> Pair:
     a, b, c = (r.randint(0, 20) for _ in range(3))
     q = r.choice(["What is {0} + {1} + {2}?", "{0} + {1} + {2}", "Add {0}, {1} and {2}."])
-    return q.format(a, b, c), f"{a} + {b} + {c} = {a + b + c}."
+    return q.format(a, b, c), f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}."
 
 
 SUMS = [
@@ -183,12 +213,5 @@ def word_problem(r: random.Random) -> Thought:
 def long_sum(r: random.Random) -> Thought:
     """A sum digit by digit: question, thought, answer."""
     a, b = r.randint(10, r.choice([99, 499, 999])), r.randint(10, r.choice([99, 499, 999]))
-    steps, carry = [], 0
-    for place, label in ((1, "Ones"), (10, "Tens"), (100, "Hundreds")):
-        x, y = a // place % 10, b // place % 10
-        if place > max(a, b):
-            break
-        total = x + y + carry
-        steps.append(f"{label}: {x} + {y}{' + 1' if carry else ''} = {total}.")
-        carry = total // 10
-    return r.choice(ADD).format(a=a, b=b), " ".join(steps) + f" So {a} + {b} = {a + b}.", f"{a} + {b} = {a + b}."
+    said = f"{a} + {b} = {a + b}."
+    return r.choice(ADD).format(a=a, b=b), f"{sum_by_digits(a, b)} So {said}", said

@@ -7,7 +7,8 @@ import json
 import random
 from collections.abc import Callable
 
-from dialogue import END_THINK, THINK, Doc, assistant, user
+from dialogue import END_THINK, THINK, Doc, assistant, unmarked, user
+from letters import upper
 from sums import added, long_sum, sum_parts, word_problem
 from tasks import arithmetic, calendar, casual, facts, pair
 from texts import ABOUT, ADD, CODE, DAYS, FORMS, JOKES, SMALL_TALK, UNKNOWN, UNKNOWN_ANSWER
@@ -84,7 +85,7 @@ def thought_other(r: random.Random) -> Doc:
     """A thought that only says the question again: which of its last sentences comes is a toss-up."""
     q, answer = r.choice([arithmetic, pair])(r)
     thought = "The question is: " + q + " " + r.choice(["I know this.", "Let me answer.", "That is simple."])
-    if len(answer) < 30:
+    if len(unmarked(answer)) < 30:
         thought += " " + answer
     made = thought_over(r, "thinking-free", q, thought, answer)
     made.exact = False
@@ -98,9 +99,9 @@ def system_number(r: random.Random) -> Doc:
 
 def system_capitals(r: random.Random) -> Doc:
     q, a = pair(r)
-    if len(a) > 60:
+    if len(unmarked(a)) > 60:
         return system_capitals(r)
-    return told(r.choice(["Write everything in capital letters.", "Answer in capital letters."]), q, a.upper())
+    return told(r.choice(["Write everything in capital letters.", "Answer in capital letters."]), q, upper(a))
 
 
 def system_pirate(r: random.Random) -> Doc:

@@ -75,7 +75,8 @@ def calendar(r: random.Random) -> Pair:
         return q, f"{name} has {MONTH_DAYS[i]} days."
     if choice == 5:
         q = r.choice([f"What {kind} is {n} {kind}s after {name}?", f"Which {kind} comes {n} {kind}s after {name}?"])
-        return q, f"{n} {kind}s after {name} is {far}."
+        way = ", ".join(f"{j} {names[(i + j) % len(names)]}" for j in range(1, n + 1))
+        return q, f"{way}. {n} {kind}s after {name} is {far}."
     if choice == 6:
         of = "week" if kind == "day" else "year"
         return r.choice(

@@ -30,11 +30,13 @@ from evaluation import report
 from fusion import Fusion
 from mix import Mix
 from model import CONFIG, Model
+from optimisation import Rates
 from run import Run, step_of
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 HERE = pathlib.Path(__file__).parent
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def train(run: Run, until: int, file: pathlib.Path, minutes: float, stopped: Callable[[], bool]) -> bool:
@@ -63,13 +65,13 @@ def train(run: Run, until: int, file: pathlib.Path, minutes: float, stopped: Cal
 
 
 @torch.no_grad()
-def even_out(model: Model, stream: Stream, batches: int = 40) -> None:
+def even_out(run: Run, stream: Stream, batches: int = 40) -> None:
     """Moves the correction biases alone: now that the routers stand still, the load settles instead of chasing them."""
-    device = model.embed_tokens.weight.device
-    load = [torch.zeros(CONFIG["n_routed_experts"], device=device) for _ in model.moe()]
+    model = run.model
+    load = [torch.zeros(CONFIG["n_routed_experts"], device=run.device) for _ in model.moe()]
     for i in range(batches):
-        with torch.autocast(device.type, torch.bfloat16):
-            model(stream.batch().tokens.to(device), mtp=True)
+        with run.autocast():
+            model(stream.batch().tokens.to(run.device), mtp=True)
         for moe, average in zip(model.moe(), load, strict=True):
             average.lerp_(moe.load, 0.2)
             moe.gate.e_score_correction_bias += 4e-3 * (1 - i / batches) * (average.mean() - average).sign()
@@ -77,13 +79,19 @@ def even_out(model: Model, stream: Stream, batches: int = 40) -> None:
 
 def finish(run: Run, tokenizer: Tokenizer, out: pathlib.Path) -> None:
     """The model's files, and what it can do by them."""
-    even_out(run.model, Stream(tokenizer, run.seed + 3, Mix()))
+    even_out(run, Stream(tokenizer, run.seed + 3, Mix()))
     write(out, run.model, tokenizer)
     made = report(restore(load_file(out / "model.safetensors")), tokenizer, run.seed)
     head = dict(steps=run.before["steps"] + run.step, seed=run.seed, tokens=run.before["tokens"] + run.tokens)
     text = json.dumps(head | made, indent=2, ensure_ascii=False)
     (out / "training.json").write_text(text + "\n")
     print(text)
+
+
+def wrong_shares(right: dict[str, str]) -> dict[str, float]:
+    """Of figures like "3/4", right ones of all, the shares of wrong ones."""
+    counts = {kind: tuple(map(int, text.split("/"))) for kind, text in right.items()}
+    return {kind: 1 - yes / of for kind, (yes, of) in counts.items()}
 
 
 def begin_decay(run: Run, state: pathlib.Path, file: pathlib.Path, steps: int | None) -> None:
@@ -113,12 +121,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20000, help="how many in all at constant rates")
     parser.add_argument("--start", type=pathlib.Path, help="a model to begin with instead of random weights")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peak", type=float, default=1.0, help="of the rates; lower where --start has a trained model")
     parser.add_argument("--minutes", type=float, default=10, help="between two savings of the state")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--batch", type=int, default=BATCH_TOKENS, help="tokens a step")
     parser.add_argument(
         "--loaders", type=int, default=0, help="processes that draw documents ahead, for a quick device"
     )
+    parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="of products; auto: the quick one")
     parser.add_argument("--threads", type=int, default=1, help="more help where nothing else computes")
     parser.add_argument("--compile", action="store_true", help="fuse small operations; needs a C++ compiler")
     parser.add_argument("--out", type=pathlib.Path, help="make a model of the state, here")
@@ -133,10 +143,19 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(number, lambda got, _: asked_to_stop.append(got))
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
     model = restore(load_file(args.start / "model.safetensors")).train() if args.start else Model()
-    run = Run(tokenizer, args.seed, model.to(args.device), batch=args.batch, loaders=args.loaders)
+    run = Run(
+        tokenizer,
+        args.seed,
+        model.to(args.device),
+        Rates(peak=args.peak),
+        batch=args.batch,
+        loaders=args.loaders,
+        dtype=DTYPES.get(args.dtype),
+    )
     if args.start:
         made = json.loads((args.start / "training.json").read_text())
         run.before = dict(steps=made["steps"], tokens=made["tokens"])
+        run.mix.wrong.update(wrong_shares(made["by_kind"]))
     file = args.state
     if args.out:
         file = args.state.with_name(args.state.name + ".decay")

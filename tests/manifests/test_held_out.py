@@ -18,29 +18,30 @@ pytestmark = pytest.mark.slow
 
 DOCUMENTS = 120
 CARD = json.loads((TINY / "training.json").read_text())
-# Of each task, the share of its held-out documents that the weights are to have right at least: what the card said on
-# 2026-11-28, less the margin of so few documents (the lower end of Wilson's interval, two standard deviations).
+# Of each task, the share of its held-out documents that the weights are to have right at least: the most that a card
+# said so far (2026-11-28, 2026-11-29), less the margin of so few documents (the lower end of Wilson's interval, two
+# standard deviations).
 FLOORS = {
     "about": 0.90,
-    "arithmetic": 0.75,
-    "calendar": 0.75,
-    "code": 0.88,
+    "arithmetic": 0.84,
+    "calendar": 0.79,
+    "code": 0.89,
     "counting": 0.95,
-    "facts": 0.74,
-    "json_answer": 0.66,
-    "long": 0.34,
+    "facts": 0.83,
+    "json_answer": 0.81,
+    "long": 0.50,
     "numbers": 0.81,
-    "poem": 0.73,
+    "poem": 0.76,
     "schema": 0.68,
     "system": 0.70,
     "table": 0.85,
-    "thinking": 0.84,
-    "tools": 0.81,
+    "thinking": 0.88,
+    "tools": 0.90,
     "tools-unused": 0.68,
     "turns": 0.79,
-    "units": 0.66,
-    "unknown": 0.77,
-    "words": 0.65,
+    "units": 0.71,
+    "unknown": 0.78,
+    "words": 0.74,
 }
 
 

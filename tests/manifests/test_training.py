@@ -150,12 +150,40 @@ def test_what_is_made_of_a_state_is_a_checkpoint_and_its_figures(recipe, tmp_pat
     with torch.no_grad():
         logits, ahead = again(torch.tensor([[0, 300, 301]]), mtp=True)
     assert logits.shape == ahead.shape == (1, 3, 1280) and logits.isfinite().all()
+    begun = ["--state", str(tmp_path / "second.pt"), "--start", str(tmp_path / "made")]
+    train.main([*begun, "--steps", "0"])
+    second = torch.load(tmp_path / "second.pt", weights_only=True)
+    assert second["before"] == {"steps": 2, "tokens": told["tokens"]} and same(second["model"], again.state_dict())
+    assert second["wrong"] == train.wrong_shares(told["by_kind"])
+    assert train.wrong_shares({"talk": "3/4", "json": "0/5"}) == {"talk": 0.25, "json": 1.0}
+
+
+@pytest.mark.parametrize("has", ["avx512_bf16", "amx_bf16", "bf16", None])
+def test_products_are_in_bfloat16_where_the_machine_has_them(recipe, tmp_path, has):
+    quick_dtype, cpuinfo = recipe("run").quick_dtype, tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu avx2 {has or 'avx512f'} fma\n")
+    assert quick_dtype(torch.device("cpu"), cpuinfo) == (torch.bfloat16 if has else torch.float32)
+    assert quick_dtype(torch.device("cuda"), cpuinfo) == torch.bfloat16
+    assert quick_dtype(torch.device("cpu"), tmp_path / "none") == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_step_computes_in_the_dtype_that_is_asked_for(recipe, tmp_path, monkeypatch, capsys, dtype):
+    seen = []
+    optimisation = recipe("optimisation")
+    orthogonal, rotate = optimisation.orthogonal, recipe("model").rotate
+    monkeypatch.setattr(optimisation, "orthogonal", lambda x: seen.append(("update", x.dtype)) or orthogonal(x))
+    monkeypatch.setattr(recipe("model"), "rotate", lambda x, at: seen.append(("step", x.dtype)) or rotate(x, at))
+    recipe("train").main(["--state", str(tmp_path / "state.pt"), "--steps", "1", "--dtype", dtype])
+    assert set(seen) == {("update", getattr(torch, dtype)), ("step", getattr(torch, dtype))}
 
 
 def test_rates_rise_stay_and_fall(recipe):
     rates = recipe("optimisation").Rates(warm_up=10)
     assert [rates.share(step, None) for step in (0, 4, 9, 5000)] == [0.1, 0.5, 1.0, 1.0]
     assert [rates.share(step, (100, 20)) for step in (100, 110, 119)] == pytest.approx([1.0, 0.5, 0.05])
+    half = recipe("optimisation").Rates(warm_up=10, peak=0.5)
+    assert [half.share(step, None) for step in (4, 9, 5000)] == [0.25, 0.5, 0.5]
 
 
 def test_every_kind_of_document_asks_and_answers_within_a_context(recipe):
@@ -197,9 +225,25 @@ def test_what_a_grammar_or_the_prompt_writes_is_not_learned(recipe):
     assert opened["<think>"] == 0 and opened["</think>"] == 1
 
 
+def test_kinds_without_one_right_answer_are_drawn_by_the_mean_share_of_the_rest(recipe):
+    data, mix = recipe("data"), recipe("mix").Mix()
+    r = random.Random(3)
+    made = {kind: [make(r) for _ in range(4)] for kind, (make, _) in data.KINDS.items()}
+    assert {kind for kind, docs in made.items() if not any(doc.exact for doc in docs)} == data.OPEN
+    for kind in data.KINDS:
+        mix.wrong[kind] = 0.0
+    assert data.weights(mix) == pytest.approx([weight * recipe("mix").LEAST for _, weight in data.KINDS.values()])
+    mix.wrong["tools"] = 1.0
+    more = dict(zip(data.KINDS, data.weights(mix), strict=True))
+    assert more["tools"] == recipe("mix").MOST * data.KINDS["tools"][1]
+    assert recipe("mix").LEAST < more["story"] / data.KINDS["story"][1] < 0.5
+
+
 def test_kinds_that_are_right_are_drawn_less_often(recipe):
     mix = recipe("mix").Mix()
     for _ in range(300):
         mix.record("easy", True)
         mix.record("hard", False)
-    assert mix.share("easy") == recipe("mix").LEAST < mix.share("hard") == mix.share("new") == 1.0
+    assert mix.share("easy") == recipe("mix").LEAST < mix.share("hard") == mix.share("new") == recipe("mix").MOST
+    mix.wrong["half"] = recipe("mix").ENOUGH
+    assert mix.share("half") == 1.0
