@@ -24,6 +24,7 @@ class WorkerReports:
     def __init__(self, dead: Mapping[str, str]):
         self._dead = dead
         self._starting: set[str] = set()
+        self._read: dict[str, int] = {}  # what `read` gave last
 
     @contextlib.contextmanager
     def starting(self, worker: str) -> Iterator[None]:
@@ -49,6 +50,13 @@ class WorkerReports:
             else:
                 out[name] = answer
         return out
+
+    async def read(self, workers: Mapping[str, RayWorker], loading: Iterable[str]) -> tuple[dict[str, int], bool]:
+        """The bytes that each of those has read which load and answer in time, and whether anything has come since this
+        was asked last: who begins to load may read its first, and one whose disk hangs says the same again."""
+        told = await self.ask("status", workers, loading)
+        before, self._read = self._read, {name: status["read_bytes"] for name, status in told.items()}
+        return self._read, bool(self._read.items() - before.items())
 
     async def status(self, role: str, worker: RayWorker) -> JSON:
         """Its own words with its `state`: starting, loading, loaded, silent or dead."""
