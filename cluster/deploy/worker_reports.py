@@ -12,7 +12,7 @@ from typing import Any
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import WorkerGoneError
-from isotherm.cluster.on_ray.workers import RayWorker
+from isotherm.cluster.on_ray.workers import RayWorker, is_loss
 
 log = logging.getLogger(__name__)
 ANSWER_SECONDS = 5.0  # that a worker has to answer
@@ -28,10 +28,15 @@ class WorkerReports:
 
     @contextlib.contextmanager
     def starting(self, worker: str) -> Iterator[None]:
-        """Until it has answered for the first time: Ray queues what is asked of an actor that is still being made."""
+        """Until it has answered for the first time: Ray queues what is asked of an actor that is still being made.
+        Raises WorkerGoneError where it is lost meanwhile: Ray says that an actor never ran, and not which."""
         self._starting.add(worker)
         try:
             yield
+        except Exception as error:
+            if not is_loss(error):
+                raise
+            raise WorkerGoneError(f"{worker} was lost while it started: {one_line(error)}") from None
         finally:
             self._starting.discard(worker)
 
