@@ -31,8 +31,8 @@ class Fleet(Workers, Protocol):
     async def load(self, group: str, pairs: list[Pair]) -> None: ...
 
     async def loaded(self) -> dict[str, int]:
-        """The bytes that each worker has read of what it loads at this moment; where there are some, shards wait on for
-        experts that they miss. Takes seconds at most: who does not answer is left out."""
+        """The bytes that each worker has read of what it loads at this moment; where they are not those of the last
+        look, shards wait on for experts that they miss. Takes seconds at most: who does not answer is left out."""
 
     async def free(self, group: str, pairs: list[Pair]) -> None: ...
 

@@ -264,10 +264,10 @@ class RayFleet:
 
     async def loaded(self) -> dict[str, int]:
         workers = self.groups | self.shards
-        told = await self._reports.ask("status", workers, self._loading & workers.keys())
-        if told:  # steps may wait for just these experts, and give up where none are to be expected
+        read, comes = await self._reports.read(workers, self._loading & workers.keys())
+        if comes:  # steps may wait for just these experts, and give up where none are to be expected
             await self._reports.ask("expect_experts", self.shards, self.in_service)
-        return {worker: status["read_bytes"] for worker, status in told.items()}
+        return read
 
     async def _copy_sources(self, group: str, pairs: list[Pair]) -> list[CopySource]:
         """What other groups of this fleet hold of the pairs, by the placement that is in force, and offer."""

@@ -12,7 +12,7 @@ from typing import Any
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.messages.membership import WorkerGoneError
-from isotherm.cluster.on_ray.workers import RayWorker
+from isotherm.cluster.on_ray.workers import RayWorker, is_loss
 
 log = logging.getLogger(__name__)
 ANSWER_SECONDS = 5.0  # that a worker has to answer
@@ -24,13 +24,19 @@ class WorkerReports:
     def __init__(self, dead: Mapping[str, str]):
         self._dead = dead
         self._starting: set[str] = set()
+        self._read: dict[str, int] = {}  # what `read` gave last
 
     @contextlib.contextmanager
     def starting(self, worker: str) -> Iterator[None]:
-        """Until it has answered for the first time: Ray queues what is asked of an actor that is still being made."""
+        """Until it has answered for the first time: Ray queues what is asked of an actor that is still being made.
+        Raises WorkerGoneError where it is lost meanwhile: Ray says that an actor never ran, and not which."""
         self._starting.add(worker)
         try:
             yield
+        except Exception as error:
+            if not is_loss(error):
+                raise
+            raise WorkerGoneError(f"{worker} was lost while it started: {one_line(error)}") from None
         finally:
             self._starting.discard(worker)
 
@@ -49,6 +55,13 @@ class WorkerReports:
             else:
                 out[name] = answer
         return out
+
+    async def read(self, workers: Mapping[str, RayWorker], loading: Iterable[str]) -> tuple[dict[str, int], bool]:
+        """The bytes that each of those has read which load and answer in time, and whether anything has come since this
+        was asked last: who begins to load may read its first, and one whose disk hangs says the same again."""
+        told = await self.ask("status", workers, loading)
+        before, self._read = self._read, {name: status["read_bytes"] for name, status in told.items()}
+        return self._read, bool(self._read.items() - before.items())
 
     async def status(self, role: str, worker: RayWorker) -> JSON:
         """Its own words with its `state`: starting, loading, loaded, silent or dead."""

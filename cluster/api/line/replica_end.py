@@ -100,7 +100,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._lines: dict[str, ReplicaLine] = {}
-        self._unreachable: str | None = None  # the last name that could not be reached, of which the log has a line
+        self._unreachable: set[str] = set()  # names that could not be reached, of each of which the log has a line
 
     async def to(self, name: str) -> ReplicaLine | None:
         """The line of this name; None where it cannot be reached."""
@@ -116,9 +116,9 @@ class Lines:
                 raise PermissionError("it is another user's")
             _, line = await asyncio.get_running_loop().create_unix_connection(ReplicaLine, sock=connecting)
         except (AttributeError, OSError) as error:
-            if name != self._unreachable:
+            if name not in self._unreachable:
                 log.info("events for one of Serve's proxies go Serve's way; its line cannot be reached: %s", error)
-            self._unreachable = name
+            self._unreachable.add(name)
             if connecting is not None:
                 connecting.close()
             return None

@@ -324,8 +324,9 @@ def test_who_loads_says_how_much_it_has_read_until_it_is_done(play, monkeypatch)
         loads = [asyncio.ensure_future(fleet.load(name, [(1, 0)])) for name in loading]
         await asyncio.sleep(0.1)
         assert await fleet.loaded() == {"expert-0": 0} and shard.told == len(fleet.in_service)
+        assert await fleet.loaded() == {"expert-0": 0} and shard.told == len(fleet.in_service), "of a disk that hangs"
         workers["expert-0"].read = 7
-        assert await fleet.loaded() == {"expert-0": 7}
+        assert await fleet.loaded() == {"expert-0": 7} and shard.told == 2 * len(fleet.in_service)
         for worker in loading.values():
             worker.done.set()
         await asyncio.gather(*loads)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from isotherm.cluster.deploy import worker_reports
 from isotherm.cluster.deploy.worker_reports import WorkerReports
@@ -90,3 +91,14 @@ def test_one_whose_start_fails_is_not_starting_for_ever():
     with pytest.raises(WorkerGoneError), reports.starting("x"):
         raise WorkerGoneError("no room")
     assert reports.answering(["x"]) == ["x"]
+
+
+def test_who_is_lost_while_it_starts_is_named(workers):
+    """Ray says that "the actor never ran", and the end of `isotherm serve` told of no worker."""
+    reports = WorkerReports({})
+    lost = "^expert-0 was lost while it started: The actor never ran$"
+    with pytest.raises(WorkerGoneError, match=lost), reports.starting("expert-0"):
+        raise RayActorError(error_msg="The actor never ran")
+    with pytest.raises(ConnectionError, match="^as it is$"), reports.starting("expert-0"):
+        raise ConnectionError("as it is")
+    assert reports.answering(["expert-0"]) == ["expert-0"]

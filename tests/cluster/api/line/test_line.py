@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -152,6 +153,19 @@ def test_a_replica_that_cannot_reach_the_line_sends_as_serve_has_it():
             assert sent[0] == start()  # nothing says that it comes over a line
 
     run(main())
+
+
+def test_the_log_says_once_of_each_proxy_that_it_cannot_be_reached(caplog):
+    """Requests come through those of all hosts in turn."""
+
+    async def main():
+        lines = Lines()
+        for name in ("isotherm-line-of-one-host", "isotherm-line-of-another-host") * 3:
+            assert await lines.to(name) is None
+
+    with caplog.at_level(logging.INFO, replica_end.__name__):
+        run(main())
+    assert len(caplog.records) == 2
 
 
 def test_where_no_line_can_be_had_serve_has_it_all(monkeypatch):
