@@ -116,6 +116,11 @@ def one_line(error: BaseException) -> str:
     return lines[last if any(indented[:last]) else 0].strip()
 
 
+def without_class(line: str) -> str:
+    """What an error of ours says that came through Ray, which puts the name of its class before it."""
+    return line.partition(": ")[2] if line.startswith("isotherm.") else line
+
+
 def named_line(error: BaseException) -> str:
     """One line with the name of the error's class, for a log or for another process that has no traceback."""
     name, line = type(error).__name__, one_line(error)

@@ -12,7 +12,7 @@ from ray.serve.schema import DeploymentStatusOverview
 
 from isotherm.cluster.api.access.key_store import KeySource
 from isotherm.cluster.deploy.ingress import NAME, ingress_application
-from isotherm.cluster.errors import one_line
+from isotherm.cluster.errors import one_line, without_class
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.supervise.supervisor import ServeError
 
@@ -52,5 +52,4 @@ def _once_replaced() -> DeploymentStatusOverview | None:
 
 def said_by_replica(message: str) -> str:
     """What went wrong, of Serve's account of it: its own words, and then the replica's traceback."""
-    said = one_line(ServeError(message.partition("Error:\n")[2] or message))
-    return said.partition(": ")[2] if said.startswith("isotherm.") else said  # without the name of an error's class
+    return without_class(one_line(ServeError(message.partition("Error:\n")[2] or message)))

@@ -39,7 +39,7 @@ from isotherm.cluster.deploy.ingress_start import APPLICATION, run_ingress
 from isotherm.cluster.deploy.kept_responses import forget_responses
 from isotherm.cluster.deploy.losses import Losses
 from isotherm.cluster.deploy.proxy_revival import ProxyRevival
-from isotherm.cluster.errors import IsothermError, one_line
+from isotherm.cluster.errors import IsothermError, one_line, without_class
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.manifest import Manifest, ManifestError, human_bytes, parse_manifest
 from isotherm.cluster.on_ray.controller_process import CONTROLLER, ON_HEAD, find_controller
@@ -167,7 +167,8 @@ def main() -> None:
                 logging.exception("a bug")
             known = isinstance(error, ManifestError)  # Ray's logs say no more about it
             remote = isinstance(error, RayError)  # it says where, in many lines
-            tell("failed", reason=one_line(error) if remote else str(error) or repr(error), logs=not known)
+            reason = without_class(one_line(error)) if remote else str(error) or repr(error)
+            tell("failed", reason=reason, logs=not known)
     # Python's own way out would end Ray once more, and wait for threads that hang.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 from isotherm.cluster.api.choices import OwnFaultError
 from isotherm.cluster.api.errors import ContextLengthError, ReplyError, StreamedError
 from isotherm.cluster.client import APIError, OutputError
-from isotherm.cluster.errors import IsothermError, named_line, one_line
+from isotherm.cluster.errors import IsothermError, named_line, one_line, without_class
 from isotherm.cluster.manifest import ManifestError
 from isotherm.cluster.messages.membership import WorkerGoneError
 from isotherm.cluster.messages.operations import OperationError
@@ -137,3 +137,9 @@ def test_an_error_in_one_line(error: Exception, line: str):
     assert one_line(error) == line
     name = type(error).__name__
     assert named_line(error) == (name if line == name else f"{name}: {line}")
+
+
+def test_an_error_of_ours_that_came_through_ray_is_said_without_its_class():
+    line = "isotherm.cluster.messages.membership.WorkerGoneError: expert-2 was lost while it started: it was killed"
+    assert without_class(line) == "expert-2 was lost while it started: it was killed"
+    assert without_class("The actor died: it was killed") == "The actor died: it was killed"
