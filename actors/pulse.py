@@ -38,16 +38,23 @@ class Pulse:
         self.beats = 0
         self.waits_for = ""  # whom the thread waits for, and may for as long as it takes; empty: nobody
         self._began = time.monotonic()  # the piece in hand
+        self._stands = False  # there is none, and nobody who is only slow
         self._pieces, self._waits = Lately(), Lately()
 
     def beat(self) -> None:
         now = time.monotonic()
         self._pieces.add(now - self._began)
-        self.beats, self._began = self.beats + 1, now
+        self.beats, self._began, self._stands = self.beats + 1, now, False
 
     def begin(self) -> None:
         """A piece of work begins after a rest, which was none."""
-        self.beats, self._began = self.beats + 1, time.monotonic()
+        self.beats, self._began, self._stands = self.beats + 1, time.monotonic(), False
+
+    def stand(self) -> None:
+        """The thread is well, and can do nothing until what it lacks is there again: call this now and then. However
+        long work has taken lately, this is none."""
+        self.begin()
+        self._stands = True
 
     def worked(self, seconds: float) -> None:
         """A piece of work has taken so many seconds, and another begins; what else the time went to was a wait."""
@@ -56,7 +63,7 @@ class Pulse:
 
     def wait(self, whom: str) -> None:
         """The thread waits for somebody else from now on; that is no piece of work either."""
-        self.waits_for, self._began = whom, time.monotonic()
+        self.waits_for, self._began, self._stands = whom, time.monotonic(), False
 
     def answered(self, seconds: float | None = None) -> None:
         """Whom the thread waits for has answered, or has after so many seconds, of which nobody was told before."""
@@ -64,7 +71,7 @@ class Pulse:
 
     def go_on(self) -> None:
         """It waits no more."""
-        self.waits_for, self._began = "", time.monotonic()
+        self.waits_for, self._began, self._stands = "", time.monotonic(), False
 
     def waited(self) -> tuple[str, float]:
         """Whom the thread waits for, and for how many seconds already; nobody, and 0."""
@@ -73,8 +80,8 @@ class Pulse:
 
     def as_lately(self) -> bool:
         """Whether the piece in hand, or the wait for somebody else, takes no longer than such have taken lately."""
-        whom, began = self.waits_for, self._began
-        return time.monotonic() - began < (self._waits if whom else self._pieces).longest
+        whom, began, stands = self.waits_for, self._began, self._stands
+        return not stands and time.monotonic() - began < (self._waits if whom else self._pieces).longest
 
     async def felt(self) -> None:
         """As `felt` below says."""

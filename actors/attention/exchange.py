@@ -396,5 +396,5 @@ class ExpertExchange:
             if time.monotonic() > deadline:
                 where = f"layer {self._layer}: no group that can be reached holds experts {orphans.tolist()}"
                 raise ExpertsLostError(f"{where}, and in {self.patience:g} s none was given them")
-            self.pulse.begin()  # this thread is well: it waits for the controller
+            self.pulse.stand()  # it waits for the controller
             self.offers.wait(min(WAIT, max(0.0, deadline - time.monotonic())))

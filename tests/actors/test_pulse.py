@@ -131,3 +131,14 @@ def test_waits_that_were_measured_elsewhere_are_something_to_go_by():
     pulse.wait("expert-0")
     time.sleep(0.01)
     assert not pulse.as_lately()
+
+
+def test_who_lacks_what_was_lost_is_well_and_does_not_go_on():
+    pulse = Pulse()
+    pulse.worked(5.0)
+    pulse.answered(5.0)
+    for go_on in (pulse.beat, pulse.begin, pulse.go_on, lambda: pulse.wait("expert-0")):
+        pulse.stand()
+        assert not pulse.as_lately()
+        go_on()
+        assert pulse.as_lately()

@@ -94,6 +94,29 @@ def test_a_stream_goes_on_over_a_new_link(kind: str):
     play(kind, act)
 
 
+def test_experts_that_cannot_be_reached_hold_requests_up_however_slow_the_machine_is():
+    """What was lost is neither work nor a slow answer, which may take as long as they have taken lately."""
+
+    async def act(workers: Workers) -> None:
+        shard = workers.shard
+        assert shard._steps is not None
+        pulse = shard._steps.pulse
+        for seconds in (9.0, 9.0):
+            pulse.worked(seconds)
+            pulse.answered(seconds)
+        fail_at(workers, 100)
+        await shard.submit("replica", [REQUEST], [])
+        await shard.failed_links((await shard.failed_links(-1))[0])
+        for _ in range(12):
+            assert await shard.held_up(0.1) == "worker cannot reach expert-0"
+            await shard.sign_of_life()
+        await workers.link()
+        assert await workers.finished() == alone(REQUEST)
+        assert await shard.held_up(1.0) == ""
+
+    play("process-group", act)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_group_whose_thread_hangs_gives_no_sign_of_life(kind: str):
     async def act(workers: Workers) -> None:
