@@ -185,8 +185,8 @@ class MtpDrafter:
         if given is None:
             given = self._pass_by_pass(asked, begun)
         counts = [len(tokens) for tokens in given]
-        first = sum(one.span.rows for one in begun)
-        self.passes = (first, *(sum(n > at for n in counts) for at in range(1, max(counts))))
+        if all(one.span.form is Form.DECODE for one in begun):
+            self.passes = tuple(sum(n > at for n in counts) for at in range(max(counts)))
         drafts: list[list[int]] = [[] for _ in asked]
         for one, tokens in zip(begun, given, strict=True):
             drafts[one.place] = tokens

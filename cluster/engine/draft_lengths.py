@@ -10,22 +10,25 @@ token. Pure: times are told.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from isotherm.cluster.engine.drafts import Candidate
 from isotherm.cluster.engine.sequence import ScheduledSequence
+from isotherm.cluster.engine.step_times import Times
 
 MARGIN = 1.03  # by which drafts must be expected to be faster than none: figures are noisy
 PRIOR, PRIOR_WEIGHT = 0.7, 3.0  # acceptance that is believed in before anything was tried, and tries that it counts for
+DEEPER_WEIGHT = 8.0  # tries that the acceptance of the guess before it counts for
 REQUEST_WEIGHT = 6.0  # tries of one request after which its own acceptance counts as much as everybody's
+LATER_AT_LEAST = 0.3  # of the time of several passes, what those after the first took
 KEEP_ALL, KEEP_REQUEST = 0.99, 0.96  # of older tries, at each
-KEEP_SECONDS = 0.9  # of older times, at each; at first the mean
-PROBE_AFTER, PROBE_MOST = 256, 4096  # steps without drafts before one stream has some again; doubled each time in vain
+# Steps without drafts before one stream has some again, doubled each time in vain: at first, when what was tried was
+# done for the first time; then; and at most
+PROBE_FIRST, PROBE_AFTER, PROBE_MOST = 32, 256, 4096
 PROBE_STEPS = 6  # steps that a probe takes
+NEARLY = 0.9  # of the speed without drafts: what a probe is to come to, for the next one to come soon
 PLAIN_EVERY = 96  # steps with drafts, after which one without is timed
-FORGET_AFTER = 3000  # measurements, after which a time is not believed any more
 DECIDE_EVERY = 8  # steps of the same streams for which one decision holds: it takes time itself
 EVALUATIONS = 24  # lengths of a step that are compared
 
@@ -52,93 +55,6 @@ class Tries:
         return (right + prior * weight) / (tried + weight)
 
 
-@dataclass
-class _Mean:
-    """What was measured of about so many rows."""
-
-    rows: float
-    seconds: float
-    times: int = 0
-    last: int = 0  # the number of its last measurement among those of all rows
-
-    def add(self, rows: int, seconds: float) -> None:
-        if self.times and 3 * seconds < self.seconds:  # what came before was a hiccup of the machine
-            self.times = 0
-        if self.times == 1 and seconds < self.seconds:  # nothing that a step of its kind touches was in a cache
-            self.rows, self.seconds = float(rows), seconds
-        if self.times >= 3:  # a hiccup of the machine is not the step's
-            seconds = min(seconds, 3 * self.seconds)
-        self.times += 1
-        share = max(1 - KEEP_SECONDS, 1 / self.times)
-        self.rows += (rows - self.rows) * share
-        self.seconds += (seconds - self.seconds) * share
-
-
-class Times:
-    """Measured seconds by a number of rows: exact for few rows, by ever wider classes for many; straight lines between
-    what was measured. Beyond it, and before, the shape of a step of a mixture of experts: with `k` of `E` experts for
-    each row, r rows read a share of 1 - (1 - k/E)^r of them. That is taken for cheaper than it may be, for what is
-    tried is measured, and what is not stays unknown; what was measured long ago is forgotten."""
-
-    def __init__(self, experts: int, top_k: int):
-        self._missed = 1 - top_k / experts if experts else 0.0
-        self._classes: dict[int, _Mean] = {}
-        self._added = 0
-        self._points: list[tuple[float, float]] | None = None
-
-    def add(self, rows: int, seconds: float) -> None:
-        self._added += 1
-        mean = self._classes.setdefault(self._class(rows), _Mean(rows, seconds))
-        mean.add(rows, seconds)
-        mean.last = self._added
-        self._points = None
-
-    def _rising(self) -> list[tuple[float, float]]:
-        """(rows, seconds) of what was measured and is not forgotten. More rows never take less time: where it seems so,
-        one of the two was disturbed, and they are made one by how often each was measured."""
-        runs: list[tuple[list[float], float, float]] = []  # (rows of each, seconds, weight)
-        for mean in sorted(self._classes.values(), key=lambda one: one.rows):
-            if self._added - mean.last > FORGET_AFTER:
-                continue
-            run = ([mean.rows], mean.seconds, min(float(mean.times), 1 / (1 - KEEP_SECONDS)))
-            while runs and runs[-1][1] > run[1]:
-                before, weight = runs.pop(), run[2]
-                weight += before[2]
-                run = (before[0] + run[0], (before[1] * before[2] + run[1] * run[2]) / weight, weight)
-            runs.append(run)
-        return [(rows, seconds) for many, seconds, _ in runs for rows in many]
-
-    @staticmethod
-    def _class(rows: int) -> int:
-        return rows if rows <= 12 else 12 + round(6 * math.log2(rows / 12))
-
-    def knows(self, rows: int) -> bool:
-        """Whether steps of about so many rows were measured more than once."""
-        found = self._classes.get(self._class(rows))
-        return found is not None and found.times > 1
-
-    def _shape(self, rows: float) -> float:
-        return float(0.9 + (1 - self._missed**rows) / max(1e-9, 1 - self._missed) * 0.08 + 0.02 * rows)
-
-    def of(self, rows: float) -> float | None:
-        """Expected seconds; None while nothing is known."""
-        if self._points is None:
-            self._points = self._rising()
-        points = self._points
-        if not points:
-            return None
-        before = None
-        for point in points:
-            if point[0] >= rows:
-                if before is None:
-                    break
-                share = (rows - before[0]) / (point[0] - before[0])
-                return before[1] + (point[1] - before[1]) * share
-            before = point
-        nearest = points[0] if before is None else before
-        return nearest[1] * self._shape(rows) / self._shape(nearest[0])
-
-
 @dataclass(frozen=True)
 class Choice:
     """What was decided for a step, and why."""
@@ -154,11 +70,13 @@ class DraftLengths:
     the drafter computes: one pass for each draft of a stream, of all streams together."""
 
     def __init__(self, experts: int, top_k: int, has_passes: bool):
-        self._steps, self._passes = Times(experts, top_k), Times(experts, top_k)
-        self._has_passes = has_passes
+        self._steps = Times(experts, top_k)
+        # A drafter's first pass, with all that is done once, and each one after it, by streams
+        self._first, self._later = Times(experts, top_k), Times(experts, top_k)
+        self._has_passes, self._has_drafted = has_passes, False
         self._all = Tries(KEEP_ALL)
         self._idle = 0  # steps in a row without drafts
-        self._probe_after, self._probing = PROBE_AFTER, 0
+        self._probe_after, self._probing = PROBE_FIRST, 0
         self._since_plain = 0
         self._planned_for = self._decided = 0  # streams, and steps since
         self.choice = Choice(0, 0, 1.0, "nothing was decided yet")
@@ -177,12 +95,25 @@ class DraftLengths:
 
     def took(self, rows: int, seconds: float) -> None:
         """A step of so many rows, all in decode form, without what drafting took."""
-        self._steps.add(rows, seconds)
+        slower = self._steps.add(rows, seconds)
+        if not self._has_drafted:
+            for times in (self._first, self._later):
+                times.slow_down(slower)
+        self._has_drafted = False
 
-    def drafting_took(self, rows: Sequence[int], seconds: float) -> None:
-        """The passes of a step, each with its rows."""
-        if rows:
-            self._passes.add(round(sum(rows) / len(rows)), seconds / len(rows))
+    def drafting_took(self, streams: Sequence[int], seconds: float) -> None:
+        """The passes of a step, by the streams in each. What is told is their sum: the first is taken for what it was
+        when it was alone, and before that for twice a later one."""
+        if not streams:
+            return
+        self._has_drafted = True
+        first, later = streams[0], streams[1:]
+        once = self._first.of(first)
+        if not later or once is None:
+            self._first.add(first, once := seconds * 2 / (2 + len(later)))
+        if later:
+            rest = max(seconds - once, LATER_AT_LEAST * seconds)
+            self._later.add(round(sum(later) / len(later)), rest / len(later))
 
     # --- deciding ---------------------------------------------------------------------------------
 
@@ -212,19 +143,13 @@ class DraftLengths:
             return kept
         ordered = self._gains(found)
         drafts, gain = self._best(rows, ordered)
-        if drafts:
+        if gain > MARGIN:
             self._idle, self._probing, self._probe_after = 0, 0, PROBE_AFTER
             self._since_plain += 1
         elif self._probing:
-            self._probing -= 1
-            if not self._probing:
-                self._idle = 1
-            newest = max(found, key=lambda one: one.sequence.arrival)
-            newest.count = 1
-            self.choice = Choice(1, 1, gain, "a probe: none paid of late")
-            return [newest]
+            return self._probe(rows, found, ordered)
         else:
-            self._idle = 1
+            self._idle, drafts, gain = 1, 0, 1.0
         for _, one in ordered[:drafts]:
             one.count += 1
         chosen = [one for one in found if one.count]
@@ -236,6 +161,20 @@ class DraftLengths:
         why = f"{first:.0%} of first drafts are right, {drafts} drafts for {len(chosen)} of {len(found)} streams"
         self.choice = Choice(drafts, len(chosen), gain, f"{why}: {gain:.2f} × the speed without")
         return chosen
+
+    def _probe(
+        self, rows: int, found: Sequence[Candidate], ordered: Sequence[tuple[float, Candidate]]
+    ) -> list[Candidate]:
+        """The newest stream has the drafts that would lose least. Where it is little, the next probe comes soon."""
+        self._probing -= 1
+        newest = max(found, key=lambda one: one.sequence.arrival)
+        newest.count, gain = self._best(rows, [(chance, one) for chance, one in ordered if one is newest])
+        if not self._probing:
+            self._idle = 1
+            if gain > NEARLY:
+                self._probe_after = PROBE_AFTER
+        self.choice = Choice(newest.count, 1, gain, "a probe: none paid of late")
+        return [newest]
 
     def _as_planned(self, found: Sequence[Candidate]) -> list[Candidate] | None:
         """What was decided a few steps ago, where it was decided for these streams."""
@@ -251,7 +190,11 @@ class DraftLengths:
     def _gains(self, found: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
         """Every draft that could be made with the chance that it is taken, likeliest first: so a stream's n-th comes
         before its next."""
-        everybody = [self._all.rate(at, PRIOR, PRIOR_WEIGHT) for at in range(max((c.most for c in found), default=0))]
+        everybody: list[float] = []
+        for at in range(max((one.most for one in found), default=0)):
+            everybody.append(
+                self._all.rate(at, everybody[-1], DEEPER_WEIGHT) if at else self._all.rate(0, PRIOR, PRIOR_WEIGHT)
+            )
         gains = []
         for one in found:
             one.count = 0
@@ -263,11 +206,10 @@ class DraftLengths:
         return gains
 
     def _best(self, rows: int, ordered: Sequence[tuple[float, Candidate]]) -> tuple[int, float]:
-        """How many of the drafts are to be made, and the expected gain in speed."""
+        """How many drafts are best, one at least, and the expected speed ÷ that without any."""
         plain = self._steps.of(rows)
         assert plain is not None
-        per_second = rows / plain
-        best, best_rate = 0, per_second * MARGIN
+        best, best_rate = 0, 0.0
         stride = max(1, len(ordered) // EVALUATIONS)
         taken = 0.0
         depth: dict[int, int] = {}  # chunk → its drafts
@@ -283,9 +225,11 @@ class DraftLengths:
             seconds = (self._steps.of(rows + at) or plain) + self._drafting(by_depth, plain)
             if (rate := (rows + taken) / seconds) > best_rate:
                 best, best_rate = at, rate
-        return best, best_rate / per_second if best else 1.0
+        return best, best_rate * plain / rows
 
     def _drafting(self, by_depth: Sequence[int], plain: float) -> float:
         if not self._has_passes:
             return 0.0
-        return sum(plain / 4 if (known := self._passes.of(n)) is None else known for n in by_depth)
+        first, later = by_depth[0], by_depth[1:]
+        once = self._first.of(first) or plain / 4
+        return once + sum(self._later.of(n) or once / 2 for n in later)

@@ -20,7 +20,8 @@ class Drafter(Protocol):
 
     kind: str  # mtp | ngram
     looks_back: int  # steps before drafts whose `computed` it needs, at most
-    passes: Sequence[int]  # of a model, that the last drafts took: the rows of each
+    # Of a model, that the last drafts took: the streams of each. None where it had much to catch up with
+    passes: Sequence[int]
 
     def most(self, sequence: ScheduledSequence, room: int) -> int:
         """How many tokens it can guess now, up to `room`."""

@@ -319,4 +319,4 @@ def test_a_draft_of_several_tokens_is_what_the_layer_says_of_what_it_says(tmp_pa
         assert drafts == [
             stated.chain(output_TD[:end], tokens[1 : end + 1], wanted) for _, tokens, output_TD, wanted in made
         ]
-        assert drafter.passes[1:] == (2, 1, 1)
+        assert drafter.passes == ((2, 2, 1, 1) if form is Form.DECODE else ()), "to catch up takes longer"

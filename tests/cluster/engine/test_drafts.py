@@ -8,7 +8,7 @@ import pytest
 from drafters import Guesser, always
 
 from isotherm.cluster.engine.config import SchedulerConfig
-from isotherm.cluster.engine.draft_lengths import PROBE_AFTER, DraftLengths
+from isotherm.cluster.engine.draft_lengths import PROBE_FIRST, DraftLengths
 from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
 from isotherm.cluster.engine.speculation import PAUSE, Speculation
@@ -170,7 +170,7 @@ def test_a_drafter_is_told_of_steps_as_long_before_drafts_as_it_looks_back():
     while not lengths._probing:
         listened.append(speculation.listens)
         lengths.skips_step()
-    assert listened == [False] * (PROBE_AFTER - 4) + [True] * 3 and speculation.listens
+    assert listened == [False] * (PROBE_FIRST - 4) + [True] * 3 and speculation.listens
     assert speculation.pause("lost") == PAUSE and not speculation.listens
     speculation._paused = 3
     assert speculation.listens
