@@ -18,7 +18,7 @@ from isotherm.cluster.engine.sequence import ScheduledSequence
 from isotherm.cluster.engine.step_times import Times
 
 MARGIN = 1.03  # by which drafts must be expected to be faster than none: figures are noisy
-PRIOR, PRIOR_WEIGHT = 0.7, 3.0  # acceptance that is believed in before anything was tried, and tries that it counts for
+PRIOR, PRIOR_WEIGHT = 0.8, 6.0  # acceptance that is believed in before anything was tried, and tries that it counts for
 DEEPER_WEIGHT = 8.0  # tries that the acceptance of the guess before it counts for
 REQUEST_WEIGHT = 6.0  # tries of one request after which its own acceptance counts as much as everybody's
 LATER_AT_LEAST = 0.3  # of the time of several passes, what those after the first took

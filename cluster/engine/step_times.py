@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 KEEP_SECONDS = 0.9  # of older times, at each; at first the mean
 SETTLED = 30  # times that a kind of step was measured, after which a change of it is one of the machine
+HALF_AS_SURE = 50  # measurements of others, after which one counts half as much as a new one
 FORGET_AFTER = 3000  # measurements, after which a time is not believed any more
 
 
@@ -20,8 +21,8 @@ class _Mean:
     last: int = 0  # the number of its last measurement among those of all rows
 
     def add(self, rows: int, seconds: float) -> None:
-        if self.times and 3 * seconds < self.seconds:  # what came before was a hiccup of the machine
-            self.times = 0
+        if self.times and 3 * seconds < self.seconds:  # what came before was a hiccup of the machine, or all of it slow
+            self.rows, self.seconds, self.times = float(rows), seconds, 1 if self.times >= SETTLED else 0
         if self.times == 1 and seconds < self.seconds:  # nothing that a step of its kind touches was in a cache
             self.rows, self.seconds = float(rows), seconds
         if self.times >= 3:  # a hiccup of the machine is not the step's
@@ -66,12 +67,13 @@ class Times:
 
     def _rising(self) -> list[tuple[float, float]]:
         """(rows, seconds) of what was measured and is not forgotten. More rows never take less time: where it seems so,
-        one of the two was disturbed, and they are made one by how often each was measured."""
+        one of the two was disturbed, and they are made one by how often each was measured, and how lately."""
         runs: list[tuple[list[float], float, float]] = []  # (rows of each, seconds, weight)
         for mean in sorted(self._classes.values(), key=lambda one: one.rows):
             if mean.times < 2 or self._added - mean.last > FORGET_AFTER:
                 continue
-            run = ([mean.rows], mean.seconds, min(float(mean.times), 1 / (1 - KEEP_SECONDS)))
+            weight = min(float(mean.times), 1 / (1 - KEEP_SECONDS)) * 0.5 ** ((self._added - mean.last) / HALF_AS_SURE)
+            run = ([mean.rows], mean.seconds, weight)
             while runs and runs[-1][1] > run[1]:
                 before, weight = runs.pop(), run[2]
                 weight += before[2]
