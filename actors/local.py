@@ -5,9 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor
-
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.attention.masks import Masks
@@ -15,6 +12,7 @@ from isotherm.actors.attention.sampling import Sampler
 from isotherm.actors.attention.speculation import speculation_of
 from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.in_process import InProcessLink
+from isotherm.actors.models.local_experts import LocalExperts
 from isotherm.actors.models.protocol import RoutedExperts
 from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
@@ -25,45 +23,7 @@ from isotherm.cluster.model.kv_cache import KvCacheDtype
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.cluster.placement.table import Placement, contiguous_placement
 from isotherm.cluster.text.tokenizer import Tokenizer
-from isotherm.kernels.expert_bank import ExpertBank
-from isotherm.kernels.ops import Kernels, LinearWeight, Router
-
-
-class LocalExperts:
-    """Every routed expert in one worker of this process: nothing to split, send and gather."""
-
-    finding_fault = False
-    patience = 0.0
-    waited_seconds = 0.0
-
-    def __init__(self, worker: ExpertWorker):
-        self._worker = worker
-        self._slots = torch.from_numpy(worker.slot_of).to(worker.kernels.device).unbind(0)
-
-    def begin_step(self) -> None:
-        pass
-
-    def end_step(self) -> None:
-        pass
-
-    def abandon(self) -> None:
-        pass
-
-    def bank_of(self, layer: int) -> tuple[ExpertBank, Tensor]:
-        return self._worker.bank, self._slots[layer]
-
-    def advance(self, *_: object) -> None: ...  # they are here
-
-    def moe(
-        self,
-        layer: int,
-        x_TD: Tensor,
-        router: Router,
-        gate_up: LinearWeight | None,
-        down: LinearWeight | None,
-        residual_TD: Tensor,
-    ) -> Tensor:
-        return self._worker.kernels.moe(x_TD, router, self._worker.bank, self._slots[layer], gate_up, down, residual_TD)
+from isotherm.kernels.ops import Kernels
 
 
 def local_engine(
@@ -94,7 +54,8 @@ def local_engine(
             workers[name].load(reader, held)
     sampler = Sampler(kernels, Masks(lambda: Tokenizer.load(checkpoint.path).grammar_vocabulary(c.vocab_size)))
     if alone and workers:
-        experts: RoutedExperts = LocalExperts(workers[names[0]])
+        worker = workers[names[0]]
+        experts: RoutedExperts = LocalExperts(kernels, worker.bank, worker.slot_of)
     else:
         links = {name: InProcessLink(worker.compute) for name, worker in workers.items()}
         experts = ExpertExchange(kernels, placement, links)

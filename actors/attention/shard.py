@@ -21,6 +21,7 @@ from isotherm.actors.attention.speculation import speculation_of
 from isotherm.actors.attention.step_loop import StepLoop
 from isotherm.actors.links.protocol import Link
 from isotherm.actors.links.registry import carrier
+from isotherm.actors.models.local_experts import LocalExperts, draft_experts
 from isotherm.actors.models.protocol import AttentionModel
 from isotherm.actors.models.registry import load_model
 from isotherm.actors.pulse import Pulse
@@ -46,6 +47,7 @@ class AttentionShard(WorkerBase):
         super().__init__(spec, host)
         self._scheduler_config = scheduler
         self._model: AttentionModel | None = None
+        self._draft_experts: LocalExperts | None = None
         self._links: dict[str, Link] = {}
         self._links_made: Counter[str] = Counter()  # to each group, ever
         self._failed_links: dict[str, LinkFailure] = {}  # by group: links that are of no more use
@@ -66,7 +68,7 @@ class AttentionShard(WorkerBase):
     def _load(self) -> AttentionModel:
         with self._reading() as reader:
             positions = self._scheduler_config.max_model_len
-            return load_model(
+            model = load_model(
                 self.checkpoint.config,
                 self.kernels,
                 reader,
@@ -74,6 +76,8 @@ class AttentionShard(WorkerBase):
                 kv_cache_dtype=self.spec.kv_cache_dtype,
                 progress=self._set_progress,
             )
+            self._draft_experts = draft_experts(self.checkpoint.config, model, reader)
+            return model
 
     async def connect(self, group: str, meeting: Meeting) -> None:
         """Meet an expert group; rows go there once a placement names it. A second link to a group takes the place of
@@ -149,7 +153,9 @@ class AttentionShard(WorkerBase):
         sampler = Sampler(self.kernels, Masks(self._grammar_vocabulary))
         engine = Engine(self._model, exchange, self._scheduler_config, sampler=sampler)
         c, tokens = self.checkpoint.config, self.spec.draft_tokens
-        engine.speculation = speculation_of(self.speculation, tokens, engine, c.n_routed_experts, c.num_experts_per_tok)
+        engine.speculation = speculation_of(
+            self.speculation, tokens, engine, c.n_routed_experts, c.num_experts_per_tok, self._draft_experts
+        )
         self._delivery = Delivery(lambda request_id: steps.abort(request_id))
         self._steps = steps = StepLoop(engine, self._delivery.publish, pulse)
         self._exchange = exchange

@@ -16,8 +16,11 @@ from loaded_model import alone
 from torch import Tensor
 
 from isotherm.actors.attention.delivery import UnknownConnectionError
+from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.attention.shard import AttentionShard
 from isotherm.actors.links.protocol import LinkError, NativeLink
+from isotherm.actors.models import local_experts
+from isotherm.actors.models.local_experts import LocalExperts
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest, SamplingParams
 from isotherm.cluster.messages.workers import LinkFailure
@@ -162,6 +165,25 @@ def test_a_group_that_has_hung_once_may_not_hang_longer_the_next_time(kind: str)
             assert await shard.held_up(1.0) == ""
 
     play(kind, act)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shard_guesses_by_itself_where_the_experts_for_that_are_few(monkeypatch: pytest.MonkeyPatch, kind, kept):
+    if not kept:
+        monkeypatch.setattr(local_experts, "KEPT_WEIGHTS", 1)
+
+    async def act(workers: Workers) -> None:
+        engine = workers.shard._steps.engine
+        engine.speculation.lengths = None  # as many as there can be, in each step
+        layer = workers.shard.checkpoint.config.num_hidden_layers
+        await workers.shard.submit("replica", [REQUEST], [])
+        assert await workers.finished() == alone(REQUEST)
+        assert engine.speculation.meter().accepted[0] > 0 and not engine.speculation.stopped
+        assert (workers.group.worker.rows_served[layer].sum() == 0) == kept
+        assert isinstance(engine.speculation.drafter._experts, LocalExperts if kept else ExpertExchange)
+
+    play(kind, act, "mtp")
 
 
 def test_requests_come_over_open_connections_only():

@@ -23,7 +23,7 @@ REQUEST = GenerationRequest("r", tuple(range(10, 60)), SamplingParams(40, temper
 class Workers:
     """A loaded shard and a loaded group, linked."""
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, speculation: str = "off"):
         self.kind = kind
         self.rendezvous = Rendezvous("127.0.0.1")
         spec = WorkerSpec(
@@ -36,6 +36,7 @@ class Workers:
             threads=1,
             link_timeout=20.0,
             gather_window=1.0,
+            speculation=speculation,
         )
         self.shard = AttentionShard(spec, "127.0.0.1", SCHEDULER)
         config = self.shard.checkpoint.config
@@ -73,9 +74,9 @@ class Workers:
         return [token for delta in self.got for token in delta.token_ids]
 
 
-def play(kind: str, act: Callable[[Workers], Awaitable[None]]) -> None:
+def play(kind: str, act: Callable[[Workers], Awaitable[None]], speculation: str = "off") -> None:
     async def go() -> None:
-        workers = Workers(kind)
+        workers = Workers(kind, speculation)
         try:
             await workers.start()
             await asyncio.wait_for(act(workers), 60)

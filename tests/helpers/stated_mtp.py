@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from isotherm.actors.experts.worker import ExpertWorker
-from isotherm.actors.local import LocalExperts
+from isotherm.actors.models.local_experts import LocalExperts
 from isotherm.actors.models.protocol import AttentionModel
 from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
@@ -28,7 +28,7 @@ def loaded(path: Path, positions: int = 64) -> tuple[AttentionModel, LocalExpert
         model = load_model(config, kernels, reader, positions)
         worker = ExpertWorker(config, kernels, slots=len(config.moe_layers) * config.n_routed_experts)
         worker.load(reader, [(layer, e) for layer in config.moe_layers for e in range(config.n_routed_experts)])
-    return model, LocalExperts(worker)
+    return model, LocalExperts(kernels, worker.bank, worker.slot_of)
 
 
 class Stated:

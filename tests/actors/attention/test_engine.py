@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
@@ -13,7 +14,8 @@ from drafters import Guesser, always
 
 from isotherm.actors.attention.engine import Engine
 from isotherm.actors.attention.lost_experts import ExpertsLostError
-from isotherm.actors.local import LocalExperts, local_engine, run
+from isotherm.actors.local import local_engine, run
+from isotherm.actors.models.local_experts import LocalExperts
 from isotherm.actors.models.step_batch import build_batch
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.sequence import Chunk, Form, ScheduledSequence
@@ -428,7 +430,7 @@ def test_lost_experts_are_nobodys_fault(engine: Engine):
             self.abandoned += 1
 
     assert isinstance(engine.experts, LocalExperts)
-    engine.experts = experts = Lost(engine.experts._worker)
+    engine.experts = experts = Lost(engine.model.kernels, engine.experts.bank_of(1)[0], np.zeros((1, 1), np.int32))
     engine.scheduler.add(request("a"))
     engine.scheduler.add(request("b"))
     with pytest.raises(ExpertsLostError):

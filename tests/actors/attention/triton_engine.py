@@ -25,8 +25,9 @@ from isotherm.actors.experts.worker import ExpertWorker
 from isotherm.actors.links.device_lane import DataLane
 from isotherm.actors.links.process_group import CPU, ProcessGroupLink, ProcessGroupServerLink, open_process_group
 from isotherm.actors.links.rendezvous import Rendezvous
-from isotherm.actors.local import LocalExperts, local_engine, run
+from isotherm.actors.local import local_engine, run
 from isotherm.actors.models.deepseek_v3 import DeepseekV3Model
+from isotherm.actors.models.local_experts import LocalExperts
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.messages.requests import GenerationRequest, SamplingParams
