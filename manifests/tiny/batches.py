@@ -149,6 +149,16 @@ def weighted_loss(logits: Tensor, tokens: Tensor, weights: Tensor, ahead: int) -
     return (loss * weights.flatten()).sum() / weights.sum()
 
 
+def guessed_weights(batch: Packed, guess: int) -> Tensor:
+    """The weights of tokens as the MTP layer's n-th guess of several: nothing where its first would have begun in
+    another document."""
+    if guess == 1:
+        return batch.weights
+    same = batch.documents == batch.documents.roll(guess + 1, 1)
+    same[:, : guess + 1] = False
+    return batch.weights * same
+
+
 def right_documents(logits: Tensor, batch: Packed) -> Tensor:
     """Of each document of a batch, whether greedy decoding would give every token of its answers. [documents], bool."""
     wrong = (logits[:, :-1].argmax(-1) != batch.tokens[:, 1:]) & (batch.weights[:, 1:] == 1)

@@ -22,6 +22,8 @@ def figures(training: dict[str, Any]) -> str:
         f"- expert load, max / mean over 49,152 held-out tokens: {load} (the last one is the MTP layer)",
         "- MTP acceptance at the first position (greedy: its argmax for t+2 is the main model's): "
         f"{accepted['assistant_tokens']:.1%} of answer tokens, {accepted['all_tokens']:.1%} of all tokens",
+        "- of the first to the fourth guess of a step, where those before it were the true tokens: "
+        f"{', '.join(f'{share:.1%}' for share in accepted['by_guess'])} of answer tokens",
         "",
         "| kind | right | of it |",
         "|---|---|---|",

@@ -14,7 +14,7 @@ import letters
 import structured
 from dialogue import Doc, assistant, user
 from mix import Mix
-from stories import story, story_text
+from stories import story, story_about, story_text
 from talk import SYSTEM, TALK, recalled, thought_other, thought_problem, thought_sum, turns
 from tasks import QUESTIONS, Pair, arithmetic, calendar, casual, facts
 from texts import FORMS, PROSE
@@ -111,8 +111,8 @@ def kinds() -> dict[str, tuple[Maker, float]]:
         for maker, weight in some:
             out[named(room, maker)] = maker, weight
     plain = [(turns, 6.0), (recalled, 2.0), (thought_sum, 4.0), (thought_problem, 2.0), (thought_other, 1.0),
-             (tools, 12.0), (tools_unused, 1.5), (story, 1.0), (prose, 0.4), (raw, 1.0), (echoes, 2.0),
-             (long_count, 0.5), (long_tables, 0.2)]  # fmt: skip
+             (tools, 12.0), (tools_unused, 1.5), (story, 0.6), (story_about, 1.2), (prose, 0.4), (raw, 1.0),
+             (echoes, 2.0), (long_count, 0.5), (long_tables, 0.2)]  # fmt: skip
     return out | {maker.__name__: (maker, weight) for maker, weight in plain}
 
 
@@ -120,7 +120,7 @@ KINDS = kinds()
 
 
 # Kinds of which many answers are right, so that hardly one is just what was expected.
-OPEN = {"talk/small_talk", "talk/joke", "thought_other", "story", "prose", "raw", "echoes"}
+OPEN = {"talk/small_talk", "talk/joke", "thought_other", "story", "story_about", "prose", "raw", "echoes"}
 
 
 def weights(mix: Mix) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from batches import Stream, Tokens, weighted_loss
+from batches import Stream, Tokens, guessed_weights, weighted_loss
 from dialogue import Doc, prompt, user
 from mix import Mix
 from model import CONFIG, Model
@@ -33,6 +33,7 @@ SAMPLES = [
     "Write a Python function that adds two numbers.",
     "Which is larger, 17 or 71?",
 ]
+GUESSES = 4  # that a stream is given in a step, at most
 
 
 def held_out_stream(tokenizer: Tokenizer, seed: int) -> Stream:
@@ -47,7 +48,8 @@ def report(
     """Held-out figures in float32 on the stored weights.
 
     Loss, expert load and MTP acceptance come from packed sequences; an acceptance is the MTP layer's argmax for t+2
-    being the main model's own, given the true tokens up to t+1.
+    being the main model's own, given the true tokens up to t+1. That of the n-th guess, by answer tokens: given that
+    the guesses before were the true tokens, of which the layer had its own hidden states.
     """
     stream = held_out_stream(tokenizer, seed)
     right = answered(model, stream.documents(documents))
@@ -62,12 +64,17 @@ def report(
 
 @torch.no_grad()
 def packed_figures(model: Model, stream: Stream, batches: int) -> dict[str, object]:
-    losses, agree, load = [], torch.zeros(4), torch.zeros(len(model.moe()), CONFIG["n_routed_experts"])
+    losses, load = [], torch.zeros(len(model.moe()), CONFIG["n_routed_experts"])
+    agree, by_guess = torch.zeros(4), torch.zeros(GUESSES, 2)
     for _ in range(batches):
         batch = stream.batch()
-        logits, ahead = model(batch.tokens, mtp=True)
+        logits, ahead = model(batch.tokens, GUESSES)
         losses.append(weighted_loss(logits, batch.tokens, batch.weights, 1).item())
-        same = ahead[:, :-2].argmax(-1) == logits[:, 1:-1].argmax(-1)
+        guessed = [one[:, :-2].argmax(-1) == logits[:, 1:-1].argmax(-1) for one in ahead]
+        same = guessed[0]
+        for n, right in enumerate(guessed):
+            asked = guessed_weights(batch, n + 1)[:, 2:] == 1
+            by_guess[n] += torch.tensor([right[asked].sum(), asked.sum()])
         spoken, any_of = batch.weights[:, 2:] == 1, batch.documents[:, 2:] >= 0
         agree += torch.tensor([same[any_of].sum(), any_of.sum(), same[spoken].sum(), spoken.sum()])
         load += torch.stack([moe.load for moe in model.moe()])
@@ -76,7 +83,9 @@ def packed_figures(model: Model, stream: Stream, batches: int) -> dict[str, obje
         held_out_loss=round(sum(losses) / len(losses), 4),
         max_over_mean_load={f"layer {i}": round(float(row.max() / row.mean()), 3) for i, row in enumerate(load, first)},
         mtp_acceptance=dict(
-            assistant_tokens=round(float(agree[2] / agree[3]), 4), all_tokens=round(float(agree[0] / agree[1]), 4)
+            assistant_tokens=round(float(agree[2] / agree[3]), 4),
+            all_tokens=round(float(agree[0] / agree[1]), 4),
+            by_guess=[round(float(right / of), 4) for right, of in by_guess],
         ),
     )
 

@@ -7,6 +7,7 @@ Shapes: B sequences, S positions, T = B·S tokens, H hidden, E experts, K expert
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -134,6 +135,17 @@ def queries_and_keys(q: Tensor, k_nope: Tensor, k_rope: Tensor, angles: Tensor) 
     return q, torch.cat((k_nope, k_rope), -1)
 
 
+class KeysAndValues(NamedTuple):
+    """Of one pass, [B, heads, S, nope + rope] and [B, heads, S, v]."""
+
+    k: Tensor
+    v: Tensor
+
+    def later(self, positions: int) -> KeysAndValues:
+        """At each position those of so many positions before; the first ones' are void."""
+        return KeysAndValues(self.k.roll(positions, 2), self.v.roll(positions, 2))
+
+
 class Attention(nn.Module):
     """Multi-head latent attention, in its expanded form. x [B, S, H]; mask [B, S, S] is added to the scores, None
     stands for causal."""
@@ -155,13 +167,23 @@ class Attention(nn.Module):
         self.kv_b_proj = Projection(self.latent, self.heads * (self.nope + self.v))
         self.o_proj = Projection(self.heads * self.v, c["hidden_size"])
 
-    def forward(self, x: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, angles: Tensor, mask: Tensor | None, passes: list[KeysAndValues] | None = None
+    ) -> Tensor:
+        """`passes`: of the passes before this one over the same positions, each of which began a position later than
+        the one before; this one's come to them."""
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split([self.latent, self.rope], -1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k_nope, v = kv.split([self.nope, self.v], -1)
         q, k = queries_and_keys(q, k_nope, k_rope, angles)
-        if mask is None:
+        if passes is not None:
+            passes.append(KeysAndValues(k, v))
+        if passes is not None and len(passes) > 1:
+            assert mask is not None
+            with torch.autocast(x.device.type, enabled=False):
+                out = self._after(passes, q * softmax_scale(), mask.to(q.dtype))
+        elif mask is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=softmax_scale())
         else:  # written out: on CPU half the time of the fused one at these lengths
             with torch.autocast(x.device.type, enabled=False):
@@ -169,6 +191,22 @@ class Attention(nn.Module):
                 scores = torch.baddbmm(mask, (q * softmax_scale()).flatten(0, 1), k.flatten(0, 1).mT)
                 out = (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, q.shape[:2])
         return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+    @staticmethod
+    def _after(passes: list[KeysAndValues], q: Tensor, mask: Tensor) -> Tensor:
+        """What the last of several passes reads: of the positions that it guesses from, what the passes that guessed
+        them had; before them, the first pass's."""
+        (first, *guessed), late = passes, len(passes) - 1
+        guessed = [one.later(late - i) for i, one in enumerate(guessed, 1)]
+        mask = mask.roll(late, 1).repeat_interleave(q.shape[1], 0)
+        scores = torch.baddbmm(mask, q.flatten(0, 1), first.k.flatten(0, 1).mT).unflatten(0, q.shape[:2])
+        own = torch.stack([(q * one.k).sum(-1) for one in guessed], -1)
+        shares = torch.cat((scores, own), -1).softmax(-1)
+        length = scores.shape[-1]
+        out = shares[..., :length] @ first.v
+        for i, one in enumerate(guessed, length):
+            out = out + shares[..., i, None] * one.v
+        return out
 
 
 class MLP(nn.Module):
@@ -235,14 +273,17 @@ class Layer(nn.Module):
         self.self_attn = Attention()
         self.mlp = MLP(CONFIG["intermediate_size"]) if dense else MoE()
 
-    def forward(self, x: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), angles, mask)
+    def forward(
+        self, x: Tensor, angles: Tensor, mask: Tensor | None, passes: list[KeysAndValues] | None = None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), angles, mask, passes)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class MTP(Layer):
     """The prediction layer: from the main model's normed hidden state at t and the embedding of token t+1 to logits for
-    t+2."""
+    t+2. Applied again, as it is for each guess of several, it takes what it gave at t-1 in the place of the main
+    model's."""
 
     def __init__(self) -> None:
         super().__init__(dense=False)
@@ -251,11 +292,19 @@ class MTP(Layer):
         self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
         self.shared_head = nn.ModuleDict({"norm": Norm(hidden)})
 
-    def predict(self, hidden: Tensor, embedded: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
-        """hidden, embedded [B, S, H] to the head's input [B, S, H]."""
-        return self.shared_head["norm"](
-            self(self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), -1)), angles, mask)
-        )
+    def predict(
+        self, hidden: Tensor, embedded: Tensor, angles: Tensor, mask: Tensor | None, count: int
+    ) -> list[Tensor]:
+        """hidden, embedded [B, S, H] to the head's input [B, S, H] of each of so many passes, given that the tokens
+        guessed before were right. Pass n is void at the first n-1 positions of a document, whose guess would have begun
+        in the one before. Without a mask there is one pass."""
+        embedded, passes, out, load = self.enorm(embedded), list[KeysAndValues](), list[Tensor](), torch.zeros(())
+        for _ in range(count if mask is not None else 1):
+            x = self.eh_proj(torch.cat((embedded, self.hnorm(hidden)), -1))
+            out.append(self.shared_head["norm"](self(x, angles, mask, passes)))
+            hidden, load = out[-1].roll(1, 1), load + self.mlp.load
+        self.mlp.load = load
+        return out
 
 
 def document_mask(tokens: Tensor) -> Tensor:
@@ -267,8 +316,8 @@ def document_mask(tokens: Tensor) -> Tensor:
 
 
 class Model(nn.Module):
-    """tokens [B, S] to logits for t+1 [B, S, V] and, where asked, the MTP layer's for t+2 [B, S, V] (the last
-    position's is void).
+    """tokens [B, S] to logits for t+1 [B, S, V] and, of each of so many passes of the MTP layer as are asked for, for
+    t+2 [B, S, V] (the last position's is void; of passes after the first, more is: see MTP.predict).
 
     Documents packed in a row see only themselves, unless the row is `one_context`.
     """
@@ -284,7 +333,7 @@ class Model(nn.Module):
         nn.init.normal_(self.lm_head.weight, std=0.02)
         self.register_buffer("frequencies", yarn_frequencies(), persistent=False)
 
-    def forward(self, tokens: Tensor, mtp: bool = False, one_context: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor, passes: int = 0, one_context: bool = False) -> tuple[Tensor, list[Tensor]]:
         embedded = self.embed_tokens(tokens)
         angles = torch.arange(tokens.shape[1], device=tokens.device)[:, None] * self.frequencies
         mask = None if one_context else document_mask(tokens)
@@ -292,10 +341,8 @@ class Model(nn.Module):
         for layer in self.layers[:-1]:
             x = layer(x, angles, mask)
         x = self.norm(x)
-        logits = self.lm_head(x)
-        if not mtp:
-            return logits, None
-        return logits, self.lm_head(self.layers[-1].predict(x, embedded.roll(-1, 1), angles, mask))
+        ahead = self.layers[-1].predict(x, embedded.roll(-1, 1), angles, mask, passes) if passes else []
+        return self.lm_head(x), [self.lm_head(hidden) for hidden in ahead]
 
     def moe(self) -> list[MoE]:
         return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoE)]

@@ -3,12 +3,13 @@ numbers. Knows nothing about how long it lasts."""
 
 from __future__ import annotations
 
+import operator
 import os
 import pathlib
 from typing import Any
 
 import torch
-from batches import BATCH_TOKENS, right_documents, weighted_loss
+from batches import BATCH_TOKENS, guessed_weights, right_documents, weighted_loss
 from loaders import Loaders, Streams, documents_of
 from mix import Mix
 from model import CONFIG, Model, Rounding
@@ -16,7 +17,7 @@ from optimisation import Muon, Rates
 from tokenizers import Tokenizer
 from torch import nn
 
-MTP_WEIGHT = 0.3
+MTP_WEIGHTS = 0.3, 0.2, 0.1  # of the MTP layer's passes: the first guess is tried most often
 ROUNDED = 0.4  # the share of a decay, its last part, whose steps see the weights as FP8 will store them
 
 
@@ -66,7 +67,7 @@ class Run:
         self.load = [torch.zeros(CONFIG["n_routed_experts"], device=self.device) for _ in model.moe()]
 
     def advance(self) -> tuple[float, float]:
-        """One step; its loss, and that of the MTP layer."""
+        """One step; its loss, and that of the MTP layer's first pass."""
         share = self.rates.share(self.step, self.decay)
         peaks = (self.rates.matrices, self.rates.embedding, self.rates.others)
         for group, peak in zip((*self.muon.param_groups, *self.adam.param_groups), peaks, strict=True):
@@ -87,17 +88,18 @@ class Run:
         tokens, weights, documents = (t.to(self.device, non_blocking=True) for t in batch[:3])
         batch = batch._replace(tokens=tokens, weights=weights, documents=documents)
         with self.autocast():
-            logits, ahead = self.model(tokens, mtp=True, one_context=documents_of(number)[1] is not None)
+            one_context = documents_of(number)[1] is not None
+            logits, ahead = self.model(tokens, len(MTP_WEIGHTS), one_context)
         main = weighted_loss(logits, batch.tokens, batch.weights, 1)
-        mtp = weighted_loss(ahead, batch.tokens, batch.weights, 2)
-        (main + MTP_WEIGHT * mtp).backward()
+        guesses = [weighted_loss(one, tokens, guessed_weights(batch, n), 2) for n, one in enumerate(ahead, 1)]
+        (main + sum(map(operator.mul, MTP_WEIGHTS, guesses))).backward()
         for kind, right in zip(batch.kinds, right_documents(logits.detach(), batch).tolist(), strict=True):
             self.mix.record(kind, right)
         nn.utils.clip_grad_norm_([self.model.embed_tokens.weight, *self.others], 1.0)
         for optimiser in (self.muon, self.adam):
             optimiser.step()
             optimiser.zero_grad()
-        return main.item(), mtp.item()
+        return main.item(), guesses[0].item()
 
     def autocast(self) -> torch.autocast:
         """What the model's products run under."""

@@ -34,6 +34,7 @@ from texts import (
     UNITS,
     YOUNG,
 )
+from vocabulary import article
 
 
 def plural(noun: str, n: int = 2) -> str:
@@ -42,10 +43,6 @@ def plural(noun: str, n: int = 2) -> str:
 
 def joined(items: list[str]) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
-
-
-def article(noun: str) -> str:
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
 Pair = tuple[str, str]

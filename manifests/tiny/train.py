@@ -71,7 +71,7 @@ def even_out(run: Run, stream: Stream, batches: int = 40) -> None:
     load = [torch.zeros(CONFIG["n_routed_experts"], device=run.device) for _ in model.moe()]
     for i in range(batches):
         with run.autocast():
-            model(stream.batch().tokens.to(run.device), mtp=True)
+            model(stream.batch().tokens.to(run.device), passes=1)
         for moe, average in zip(model.moe(), load, strict=True):
             average.lerp_(moe.load, 0.2)
             moe.gate.e_score_correction_bias += 4e-3 * (1 - i / batches) * (average.mean() - average).sign()

@@ -53,3 +53,7 @@ def phrase(r: random.Random, longest: int = 6) -> str:
 def quantity(r: random.Random) -> int:
     """A whole number of up to four digits, short ones the more often."""
     return r.randint(0, r.choice([9, 20, 99, 99, 999, 9999]))
+
+
+def article(noun: str) -> str:
+    return ("an " if noun[0] in "aeiou" else "a ") + noun

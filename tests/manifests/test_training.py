@@ -148,14 +148,46 @@ def test_what_is_made_of_a_state_is_a_checkpoint_and_its_figures(recipe, tmp_pat
     assert set(told["samples"]) == {"What is 3 + 4?"} and 0 <= told["mtp_acceptance"]["all_tokens"] <= 1
     again = recipe("checkpoint").restore(load_file(tmp_path / "made" / "model.safetensors"))
     with torch.no_grad():
-        logits, ahead = again(torch.tensor([[0, 300, 301]]), mtp=True)
-    assert logits.shape == ahead.shape == (1, 3, 1280) and logits.isfinite().all()
+        logits, ahead = again(torch.tensor([[0, 300, 301]]), passes=2)
+    assert [one.shape for one in (logits, *ahead)] == 3 * [(1, 3, 1280)] and logits.isfinite().all()
+    assert len(told["mtp_acceptance"]["by_guess"]) == evaluation.GUESSES
     begun = ["--state", str(tmp_path / "second.pt"), "--start", str(tmp_path / "made")]
     train.main([*begun, "--steps", "0"])
     second = torch.load(tmp_path / "second.pt", weights_only=True)
     assert second["before"] == {"steps": 2, "tokens": told["tokens"]} and same(second["model"], again.state_dict())
     assert second["wrong"] == train.wrong_shares(told["by_kind"])
     assert train.wrong_shares({"talk": "3/4", "json": "0/5"}) == {"talk": 0.25, "json": 1.0}
+
+
+@torch.no_grad()
+def test_a_later_pass_sees_what_it_will_when_it_guesses(recipe):
+    """Its own hidden state of the position before in the place of the main model's, and before that the main model's:
+    as when the layer is applied again, position by position."""
+    torch.manual_seed(0)
+    model_of = recipe("model")
+    model = model_of.Model()
+    tokens = torch.randint(3, 1280, (2, 16))
+    tokens[:, 0] = tokens[1, 8] = 0  # the second row has two documents
+    inputs: list[Any] = []
+    predict = model.layers[-1].predict
+    model.layers[-1].predict = lambda *asked: inputs.append(asked) or predict(*asked)
+    _, ahead = model(tokens, passes=4)
+    ((hidden, *others, _),) = inputs
+    for begin in (2, 9):
+        guessing = hidden.clone()
+        for at, logits in enumerate(ahead, begin):
+            (made,) = predict(guessing, *others, 1)
+            torch.testing.assert_close(model.lm_head(made)[:, at], logits[:, at], atol=1e-4, rtol=0)
+            guessing[:, at + 1] = made[:, at]
+
+
+def test_a_guess_that_would_begin_in_another_document_weighs_nothing(recipe):
+    batches = recipe("batches")
+    documents = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1, 1, -1]])
+    batch = batches.Packed(torch.zeros(1, 11, dtype=torch.long), torch.arange(1.0, 12.0)[None], documents, ["a", "b"])
+    assert torch.equal(batches.guessed_weights(batch, 1), batch.weights)
+    assert batches.guessed_weights(batch, 2).tolist() == [[0, 0, 0, 4, 5, 0, 0, 0, 9, 10, 0]]
+    assert batches.guessed_weights(batch, 3).tolist() == [[0, 0, 0, 0, 5, 0, 0, 0, 0, 10, 0]]
 
 
 @pytest.mark.parametrize("has", ["avx512_bf16", "amx_bf16", "bf16", None])
