@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 DOCUMENTS = 120
 CARD = json.loads((TINY / "training.json").read_text())
 # Of each task, the share of its held-out documents that the weights are to have right at least: the most that a card
-# said so far (2026-11-28, twice on 2026-11-29), less the margin of so few documents (the lower end of Wilson's interval,
-# two standard deviations).
+# said so far (2026-11-28, twice on 2026-11-29), less the margin of so few documents (the lower end of Wilson's
+# interval, two standard deviations).
 FLOORS = {
     "about": 0.90,
     "arithmetic": 0.89,
