@@ -135,7 +135,7 @@ def test_the_manifests_weights_and_kv_cache_dtype_say_what_they_say_on_the_refer
         for kernels in (ReferenceKernels(torch.float32), TritonKernels(torch.float32, DEVICE))
     )
     assert isinstance(engine.model, DeepseekV3Model) and isinstance(engine.experts, LocalExperts)
-    bank = engine.experts._worker.bank
+    bank, _ = engine.experts.bank_of(1)
     assert isinstance(bank, TritonExpertBank)
     kept = engine.model.layers[0].attention.o.data, engine.model.head.data, bank.variants[0].example[0]
     assert [weight.form.data for weight in kept] == [torch.uint8, torch.int8, torch.uint8]
