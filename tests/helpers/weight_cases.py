@@ -6,7 +6,7 @@ import torch
 
 from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.fp8 import Fp8Weight
-from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight, pack_nibbles
+from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight, pack_nibbles
 from isotherm.kernels.formats.registry import quantised
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.ops import Kernels
@@ -45,6 +45,18 @@ def integers(data: torch.Tensor, kind: str, seed: int) -> StoredWeight:
     codes = torch.randint(0, 16, data.shape, generator=generator).to(torch.uint8)
     zeros = torch.randint(0, 16, scales.shape, generator=generator).to(torch.uint8)
     return Int4Weight(pack_nibbles(codes), scales / 6, zeros, group, columns)
+
+
+def taken(x: torch.Tensor, weight: StoredWeight, isa: str) -> torch.Tensor:
+    """bf16 rows as an instruction set's products with the weight take them: AVX2's with integers have the inputs that
+    share a scale as one power of two × whole numbers below 2^15."""
+    if isa != "avx2" or x.dtype != BF16 or not isinstance(weight, GroupedWeight) or x.numel() == 0:
+        return x.float()
+    rounded = []
+    for part in x.float().split(weight.group, 1):
+        exponent = torch.frexp(part.abs().amax(1, keepdim=True)).exponent
+        rounded.append(torch.ldexp(torch.ldexp(part, 15 - exponent).round(), exponent - 15))
+    return torch.cat(rounded, 1)
 
 
 def filled_banks(kernels: list[Kernels], slots: int, hidden: int, inner: int, kind: str) -> list[ExpertBank]:

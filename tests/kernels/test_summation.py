@@ -80,13 +80,13 @@ def bits(kernels: NativeKernels) -> str:
     return digest.hexdigest()[:12]
 
 
-VERSION = 2
+VERSION = 3
 BITS = {
     ("amx_bf16", "bfloat16"): "b309a97d17a7",
     ("amx_bf16", "float32"): "1c5d388cd1b0",  # as avx512_bf16
     ("avx512_bf16", "bfloat16"): "4deab0d3edf7",
     ("avx512_bf16", "float32"): "1c5d388cd1b0",
-    ("avx2", "bfloat16"): "669bedddd388",
+    ("avx2", "bfloat16"): "a08f489d586b",
     ("avx2", "float32"): "f58ccdbe21ad",
     ("generic", "bfloat16"): "9c28b107d214",
     ("generic", "float32"): "e462078790e4",

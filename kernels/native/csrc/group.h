@@ -7,16 +7,10 @@ constexpr int kStepWords = 16;                              // AMX: words that t
 template <class M>
 constexpr bool kByRow = ISO_AMX && !M::f32;
 
-// What a row's sums of integers are worth, and the sums of its inputs' halves (integer_tile.h).
+// What a row's sums of integers are worth, and the sum of its integers (integer_rows.h).
 struct RowScale {
   float scale;
-  int32_t high, low;
-};
-
-// A word of a row as its inputs' lower halves, two integers of 16 bits, and where it belongs (integer_rows.h).
-struct LowerHalves {
-  uint32_t value;
-  uint16_t word, row;  // of the group of inputs; of the group of rows
+  int32_t sum;
 };
 
 struct Group {
@@ -24,11 +18,7 @@ struct Group {
   int64_t stride;         // between words; kByRow: between rows
   int rows;
   int64_t first;  // the group's first row among those of its call
-  // Where rows are integers: [group of inputs][row], and the lower halves that are not 0, by group of inputs and row:
-  // those of group of inputs i are [low_begin[i], low_begin[i + 1]).
-  const RowScale* scales = nullptr;
-  const LowerHalves* low = nullptr;
-  const int32_t* low_begin = nullptr;
+  const RowScale* scales = nullptr;  // where rows are integers: [group of inputs][row]
 };
 
 ISO_INLINE int64_t group_count(int64_t rows) { return ceil_div(rows, kGroup); }

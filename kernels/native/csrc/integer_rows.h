@@ -1,7 +1,10 @@
-// Rows as integers: those whose inputs share scales are one power of two × whole numbers of 30 bits, each in an upper
-// half and what that leaves, which is 0 for all inputs but those below some 2^-8 of the largest.
+// Rows as integers: those whose inputs share scales are one power of two × whole numbers of 16 bits.
+//
+// A bfloat16 number of at least 2^-7 of the largest beside it is exact; of others what is left off is at most 2^-15 of
+// the largest. Rounding the largest itself to bfloat16 leaves off up to 2^-9 of it, and the step of an eight-bit weight
+// is 2^-7 of its range.
 
-constexpr int kHalfBits = 15;
+constexpr int kWholeBits = 15;  // and the sign
 
 // The largest magnitude among the inputs, its upper 16 bits: of lanes of rows, or with kOne, where lanes are inputs, of
 // all.
@@ -22,20 +25,18 @@ ISO_INLINE vi largest_bits(const uint32_t* floats, int64_t words, int rows) {
   return largest >> 16;
 }
 
-// `words` words of `rows` rows whose inputs share scales, as floats → the upper halves, what the sums need, and by word
-// the lower halves that are not 0. → How many.
+// `words` words of `rows` rows whose inputs share scales, as floats → as pairs of integers, and what the sums need.
 template <bool kOne>
-ISO_INLINE int to_integers(const uint32_t* floats, int64_t words, int rows, uint32_t* high, LowerHalves* low,
-                           RowScale* scales) {
+ISO_INLINE void to_integers(const uint32_t* floats, int64_t words, int rows, uint32_t* out, RowScale* scales) {
+  constexpr int kBelow = kWholeBits - 1;  // of the exponents of an integer's ones, the largest
   vi exponent = largest_bits<kOne>(floats, words, rows) >> 7;
-  exponent = exponent > 30 ? exponent : set_word(30);
-  const vf factor = (vf)((283 - exponent) << 23);  // the largest lies just below 2^30
-  const vf scale = exponent == 255 ? set(__builtin_nanf("")) : (vf)((exponent - 29) << 23);
-  vi high_sum = set_word(0), low_sum = high_sum;
-  int count = 0;
+  exponent = exponent > kWholeBits ? exponent : set_word(kWholeBits);
+  const vf factor = (vf)((2 * 127 + kBelow - exponent) << 23);  // the largest lies just below 2^kWholeBits
+  const vf scale = exponent == 255 ? set(__builtin_nanf("")) : (vf)((exponent - kBelow) << 23);
+  vi sum = set_word(0);
   for (int64_t u = 0; u < words; u += kOne ? W : 1) {
     const int valid = static_cast<int>(kOne ? least(W, words - u) : rows);
-    vi both[2], part[2], rest[2];
+    vi both[2];
     if (kOne) {
       const vi one = load_lanes(floats + 2 * u, 2 * valid), two = load_lanes(floats + 2 * u + W, 2 * valid - W);
       const vi order = {0, 2, 4, 6, 1, 3, 5, 7};
@@ -47,36 +48,17 @@ ISO_INLINE int to_integers(const uint32_t* floats, int64_t words, int rows, uint
     }
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      const vi whole = (vi)_mm256_cvtps_epi32((__m256)((vf)both[i] * factor));
-      part[i] = (whole + (1 << (kHalfBits - 1))) >> kHalfBits;
-      rest[i] = whole - (part[i] << kHalfBits);
-      high_sum += part[i], low_sum += rest[i];
+      both[i] = (vi)_mm256_cvtps_epi32((__m256)((vf)both[i] * factor));
+      sum += both[i];
     }
-    store_lanes(high + u * rows, (part[0] & 0xffff) | part[1] << 16, valid);
-    const vi lower = (rest[0] & 0xffff) | rest[1] << 16;
-    const int zero = _mm256_movemask_ps((__m256)(lower == 0));
-    for (unsigned left = ~static_cast<unsigned>(zero) & 0xff; left != 0; left &= left - 1) {
-      const int i = __builtin_ctz(left);
-      low[count++] = LowerHalves{static_cast<uint32_t>(lower[i]), static_cast<uint16_t>(kOne ? u + i : u),
-                                 static_cast<uint16_t>(kOne ? 0 : i)};
-    }
+    store_lanes(out + u * rows, (both[0] & 0xffff) | both[1] << 16, valid);
   }
   if (kOne) {
-    int32_t sums[2] = {};
-    for (int i = 0; i < W; ++i) sums[0] += high_sum[i], sums[1] += low_sum[i];
-    *scales = RowScale{scale[0], sums[0], sums[1]};
+    int32_t total = 0;
+    for (int i = 0; i < W; ++i) total += sum[i];
+    *scales = RowScale{scale[0], total};
   } else {
-    for (int i = 0; i < rows; ++i) scales[i] = RowScale{scale[i], high_sum[i], low_sum[i]};
-  }
-  return count;
-}
-
-// Copies lower halves row by row.
-ISO_INLINE void order_by_row(const LowerHalves* from, int count, int rows, LowerHalves* to) {
-  for (int r = 0; r < rows && count > 0; ++r) {
-    for (int i = 0; i < count; ++i) {
-      if (from[i].row == r) *to++ = from[i];
-    }
+    for (int i = 0; i < rows; ++i) scales[i] = RowScale{scale[i], sum[i]};
   }
 }
 
@@ -93,10 +75,8 @@ class TakenGroups {
     if (M::f32 || !integers) return;
     parts_ = ceil_div(words, kLeastGroupWords);
     to_ = scratch_of<Group>(kWholeGroups, count);
-    upper_ = scratch_of<uint32_t>(kWholes, rows * words + count * W);
-    lower_ = scratch_of<LowerHalves>(kWholeLower, 2 * rows * words);
+    wholes_ = scratch_of<uint32_t>(kWholes, rows * words + count * W);
     scales_ = scratch_of<RowScale>(kWholeScales, rows * parts_);
-    places_ = scratch_of<int32_t>(kWholePlaces, count * (parts_ + 1));
   }
 
   const Group* groups() const { return to_ == nullptr ? from_ : to_; }
@@ -112,32 +92,24 @@ class TakenGroups {
     }
     const int n = from.rows;
     const int64_t group_words = weight.grouping.inputs / 2, before = from.first;
-    uint32_t* high = upper_ + before * words_ + g * W;
-    LowerHalves *low = lower_ + 2 * before * words_, *found = n == 1 ? low : low + n * words_;
+    uint32_t* wholes = wholes_ + before * words_ + g * W;
     RowScale* scales = scales_ + before * parts_;
-    int32_t *places = places_ + g * (parts_ + 1), entry = 0;
-    to_[g] = Group{high, n, n, from.first, scales, low, places};
+    to_[g] = Group{wholes, n, n, from.first, scales};
     for (int64_t begin = 0; begin < weight.words; begin += group_words, scales += n) {
       const int64_t here = least(group_words, weight.words - begin);
       const uint32_t* floats = from.words + 2 * begin * n;
-      *places++ = entry;
       if (n == 1) {
-        entry += to_integers<true>(floats, here, 1, high + begin, found + entry, scales);
+        to_integers<true>(floats, here, 1, wholes + begin, scales);
       } else {
-        const int count = to_integers<false>(floats, here, n, high + begin * n, found, scales);
-        order_by_row(found, count, n, low + entry);
-        entry += count;
+        to_integers<false>(floats, here, n, wholes + begin * n, scales);
       }
     }
-    *places = entry;
   }
 
  private:
   const Group* from_;
   Group* to_ = nullptr;
   int64_t words_, parts_ = 0;
-  uint32_t* upper_ = nullptr;
-  LowerHalves* lower_ = nullptr;
+  uint32_t* wholes_ = nullptr;
   RowScale* scales_ = nullptr;
-  int32_t* places_ = nullptr;
 };

@@ -1,54 +1,16 @@
-// Integers with a scale for each group of inputs (grouped.cpp), multiplied as integers.
-//
-// Products and their sums are exact, so it is for each group of inputs alone that a row's sum is rounded. What the
-// inputs of a row are rounded to (integer_rows.h) leaves off 2^-31 of the largest that shares their scales.
+// Integers with a scale for each group of inputs (grouped.cpp), multiplied as integers: products and their sums are
+// exact, so it is for each group of inputs alone that a row's sum is rounded, and what its inputs are rounded to
+// (integer_rows.h).
 
 #include "integer_rows.h"
 
 ISO_INLINE vi add_products(vi sum, vi weight, vi x) { return sum + (vi)_mm256_madd_epi16((__m256i)weight, (__m256i)x); }
 ISO_INLINE vf to_floats(vi v) { return (vf)_mm256_cvtepi32_ps((__m256i)v); }
 
-// Adds a row's sum, of its upper halves' and its lower halves', × both scales to what it has.
-ISO_INLINE void add_sum(float* to, vi high, const float* low, vf scale, const RowScale& row) {
-  const vf sum = fma(to_floats(high), set(1 << kHalfBits), load(low));
-  store(to, fma(sum, scale * set(row.scale), load(to)));
+// Adds a row's sum × both scales to what it has.
+ISO_INLINE void add_sum(float* to, vi sum, vf scale, const RowScale& row) {
+  store(to, fma(to_floats(sum), scale * set(row.scale), load(to)));
 }
-
-alignas(64) constexpr float kNoSums[kTile] = {};
-
-// Sums of the lower halves of R rows against a tile's words that share scales: `row[r]`, 32 of them.
-template <int R>
-struct LowerSums {
-  alignas(64) float sums[R * kTile];
-  const float* row[R];
-
-  // Entries `first` to `last` of the group's. `word(i, out)` gives word i of the tile, 32 outputs; `points(v)` what is
-  // to be taken from those of vector v.
-  template <class Word, class Points>
-  ISO_INLINE_MEMBER void make(const Group& group, int32_t first, int32_t last, const RowScale* scales, const Word& word,
-                              const Points& points) {
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) row[r] = kNoSums;
-    for (int32_t e = first; e < last;) {
-      const int r = R == 1 ? 0 : group.low[e].row;
-      vi part[kTileVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v) part[v] = -points(v) * scales[r].low;
-      do {
-        const vi input = set_word(group.low[e].value);
-        vi w[kTileVectors];
-        word(group.low[e].word, w);
-#pragma GCC unroll 4
-        for (int v = 0; v < kTileVectors; ++v) part[v] = add_products(part[v], w[v], input);
-        ++e;
-      } while (e < last && (R == 1 || group.low[e].row == r));
-      float* to = sums + r * kTile;
-#pragma GCC unroll 4
-      for (int v = 0; v < kTileVectors; ++v) store(to + v * W, to_floats(part[v]));
-      row[r] = to;
-    }
-  }
-};
 
 ISO_INLINE vf scale_vector(const Linear& weight, const uint8_t* block, int v) {
   const uint8_t* scales = block + weight.code_bytes;
@@ -69,30 +31,12 @@ static void integer_direct(const Linear& weight, const uint8_t* block, const Gro
   const int64_t group_words = weight.grouping.inputs / 2;
   const uint8_t* end_of_tile = block + weight.tile_bytes;
   const RowScale* scales = group.scales;
-  const int32_t* low_begin = group.low_begin;
-  LowerSums<R> lower;
   for (int i = 0; i < R * kTile; i += W) store(sums + i, set(0.0f));
   for (int64_t begin = 0; begin < weight.words; begin += group_words, block += weight.block_bytes, scales += R) {
     const int64_t n = least(group_words, weight.words - begin);
     const uint8_t* ahead = block + kPrefetchWords * 4;
     if (ahead >= end_of_tile) ahead = next + (ahead - end_of_tile);
     for (int64_t i = 0; i < weight.block_bytes; i += 64) prefetch(ahead + i);
-    const auto word_at = [block](int at, vi* out) ISO_ATTR {
-      const uint8_t* of = block + at / D::kWords * 64;
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        vi w[2];
-        if (at % D::kWords == 0) {
-          D::decode(of + half * 32, 0, w);
-        } else {
-          D::decode(of + half * 32, 1, w);
-        }
-        out[half] = w[0], out[half + 2] = w[1];
-      }
-    };
-    const auto points_at = [&weight, block](int v) ISO_ATTR { return points_of<D>(weight, block, v); };
-    lower.make(group, low_begin[0], low_begin[1], scales, word_at, points_at);
-    ++low_begin;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       vi part[R][2];
@@ -100,7 +44,7 @@ static void integer_direct(const Linear& weight, const uint8_t* block, const Gro
       for (int v = 0; v < 2; ++v) {
         const vi points = points_of<D>(weight, block, half + 2 * v);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) part[r][v] = -points * scales[r].high;
+        for (int r = 0; r < R; ++r) part[r][v] = -points * scales[r].sum;
       }
       const uint8_t* codes = block + half * 32;
       const uint32_t* a = group.words + begin * R;
@@ -130,7 +74,7 @@ static void integer_direct(const Linear& weight, const uint8_t* block, const Gro
         const int at = (half + 2 * v) * W;
         const vf scale = scale_vector(weight, block, half + 2 * v);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) add_sum(sums + r * kTile + at, part[r][v], lower.row[r] + at, scale, scales[r]);
+        for (int r = 0; r < R; ++r) add_sum(sums + r * kTile + at, part[r][v], scale, scales[r]);
       }
     }
   }
@@ -141,13 +85,6 @@ template <int R>
 static void integer_rows(const uint32_t* words, const Group& group, int64_t begin, int64_t n, int64_t part,
                          const float* scales, float* sums) {
   const RowScale* row_scales = group.scales + part * R;
-  const auto word_at = [words](int at, vi* out) ISO_ATTR {
-#pragma GCC unroll 4
-    for (int v = 0; v < kTileVectors; ++v) out[v] = load_words(words + at * kTile + v * W);
-  };
-  LowerSums<R> lower;
-  lower.make(group, group.low_begin[part], group.low_begin[part + 1], row_scales, word_at,
-             [](int) ISO_ATTR { return set_word(0); });
   for (int o = 0; o < kTile; o += 2 * W) {
     vi sum[R][2] = {};
     const uint32_t *w = words + o, *a = group.words + begin * R;
@@ -165,7 +102,7 @@ static void integer_rows(const uint32_t* words, const Group& group, int64_t begi
       const int at = o + v * W;
       const vf scale = load(scales + at);
 #pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) add_sum(sums + r * kTile + at, sum[r][v], lower.row[r] + at, scale, row_scales[r]);
+      for (int r = 0; r < R; ++r) add_sum(sums + r * kTile + at, sum[r][v], scale, row_scales[r]);
     }
   }
 }

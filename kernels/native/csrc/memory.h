@@ -32,8 +32,6 @@ enum ScratchSlot {
   kWholes,
   kWholeGroups,
   kWholeScales,
-  kWholePlaces,
-  kWholeLower,
   kScratchSlots
 };
 void* scratch(ScratchSlot slot, size_t bytes);
