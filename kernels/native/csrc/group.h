@@ -17,7 +17,7 @@ struct Group {
   const uint32_t* words;  // [word × kRowWords][row]; kByRow: [row][word]
   int64_t stride;         // between words; kByRow: between rows
   int rows;
-  int64_t first;  // the group's first row among those of its call
+  int64_t first;                     // the group's first row among those of its call
   const RowScale* scales = nullptr;  // where rows are integers: [group of inputs][row]
 };
 
