@@ -85,6 +85,7 @@ static TakenGroups<M> make_groups(Pool& pool, const typename M::T* x, int64_t st
     }
     groups[g] = unpacked_group<M>(packed + first * words, words, n, first);
     pack_words<M>(groups[g], 0, elements, [&](int r) ISO_ATTR { return x + (first + r) * stride; });
+    if (count == 1) enlarge<M>(weight, groups[g]);
     taken.make(weight, g);
   };
   parallel(pool_for(pool, single(), rows * elements), count, body);

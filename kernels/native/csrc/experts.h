@@ -65,7 +65,9 @@ static void experts_of(Pool& pool, const ExpertsCall& call) {
       return;
     }
     pack_words<M>(group, 0, call.hidden, [&](int r) ISO_ATTR { return row_of(group.first + r); });
-    taken_in.make(*call.gate_up[expert_of[g]], g);
+    const int64_t a = expert_of[g];
+    if (begin[a + 1] - begin[a] == 1) enlarge<M>(*call.gate_up[a], group);
+    taken_in.make(*call.gate_up[a], g);
   };
   parallel(pool_for(pool, single(), kRowWords<M> == 1 && call.pairs == total ? 0 : call.pairs * call.hidden), total,
            pack);

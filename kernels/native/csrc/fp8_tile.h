@@ -3,6 +3,9 @@
 #if ISO_W == 8
 #include "fp8_direct.h"
 #else
+template <class M>
+ISO_INLINE void enlarge(const Linear&, Group&) {}
+
 // Decoded in registers, for a tile that is used by few groups: weights cross the caches as bytes.
 template <int R>
 ISO_INLINE void fp8_tile(const uint8_t* codes, const float* scales, int64_t words, const uint32_t* a, int64_t a_stride,
@@ -88,7 +91,7 @@ static void fp8_multiply(const Linear& weight, int64_t t, const Group* groups, i
   const uint8_t* tile = weight.tile(t);
   const float* scales = weight.scales + t * weight.scale_blocks;
 #if ISO_W == 8
-  if (kRowWords<M> == 2 && count == 1 && fp8_few(tile, scales, words, groups[0], sums, next)) return;
+  if (kRowWords<M> == 2 && count == 1) return fp8_few(tile, scales, words, groups[0], sums, next);
 #else
   if (direct<M>(groups, count)) {
     for (int64_t g = 0; g < count; ++g)

@@ -19,6 +19,7 @@ struct Group {
   int rows;
   int64_t first;                     // the group's first row among those of its call
   const RowScale* scales = nullptr;  // where rows are integers: [group of inputs][row]
+  bool enlarged = false;             // whether its numbers have been multiplied by kFp8Factor (fp8_direct.h)
 };
 
 ISO_INLINE int64_t group_count(int64_t rows) { return ceil_div(rows, kGroup); }

@@ -6,7 +6,9 @@ import pytest
 import torch
 from native_cases import native, runnable
 from native_there import require_native
-from weight_cases import BF16, F32, INTEGERS, randn, stored, taken
+from weight_cases import BF16, F32, FP8, INTEGERS, randn, stored, taken
+
+from isotherm.kernels.formats.fp8 import Fp8Weight
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +30,23 @@ def test_fp8_of_rows_of_any_size(isa: str, columns: int) -> None:
         for power in (-20, 5, 6, 7, 8, 20):
             scaled = kernels.linear(torch.ldexp(x[:rows], torch.tensor(power)), weight, F32)
             assert torch.equal(scaled, torch.ldexp(expected, torch.tensor(power))), (rows, power)
+
+
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("power", [0, 9])  # numbers of 2^7 and more are multiplied otherwise
+def test_an_fp8_weight_that_is_no_number_is_its_outputs_alone(isa: str, power: int) -> None:
+    kernels = native(BF16, 2, isa)
+    whole = stored(64, 130, "fp8", seed=7)
+    assert isinstance(whole, Fp8Weight)
+    codes = whole.data.view(torch.uint8).clone()
+    spoilt = [0, 3, 17, 31, 40]
+    codes[spoilt, torch.tensor([0, 129, 64, 1, 127])] = torch.tensor([0x7F, 0xFF, 0x7F, 0xFF, 0x7F], dtype=torch.uint8)
+    packed = [kernels.pack_linear([w]) for w in (whole, Fp8Weight(codes.view(FP8), whole.scale))]
+    x = torch.ldexp(randn(max(ROWS), 130, seed=8), torch.tensor(power)).to(BF16)
+    for rows in ROWS:
+        expected, seen = (kernels.linear(x[:rows], weight, F32) for weight in packed)
+        expected[:, spoilt] = torch.nan
+        torch.testing.assert_close(seen, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("isa", runnable())
