@@ -24,10 +24,10 @@ URL = "http://127.0.0.1:8000"
 
 
 class Admin:
-    """Each look at an operation finds it a phase further."""
+    """Each look at an operation finds it a phase further. Nothing happens before one has begun."""
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.looks, self.begun = 0, False
         self.feed = FeedTable("epoch")
 
     def _operation(self) -> dict[str, Any]:
@@ -37,6 +37,7 @@ class Admin:
         return {"id": "op-1", "phase": "done", "entered": entered}
 
     async def operate(self, body: Any) -> dict[str, Any]:
+        self.begun = True
         return self._operation()
 
     async def operation(self, operation_id: str) -> dict[str, Any]:
@@ -48,7 +49,9 @@ class Admin:
     async def feed_part(self, last: str) -> FeedPart | None:
         if last != "":
             await asyncio.sleep(0.02)
-        self.feed.put("operation/op-1", {**self._operation(), "created": 0.0})
+        self.feed.put("cluster", {"state": "running"})
+        if self.begun:
+            self.feed.put("operation/op-1", {**self._operation(), "created": 0.0})
         return self.feed.since(last)
 
 

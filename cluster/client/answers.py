@@ -27,6 +27,8 @@ class Usage:
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int = 0  # of the completion's
+    accepted_prediction_tokens: int = 0  # of the completion's, as speculation guessed them
+    rejected_prediction_tokens: int = 0  # guessed, and not the completion's
 
 
 @dataclass(frozen=True)
@@ -290,5 +292,7 @@ def _usage(body: Any) -> Usage | None:
         body.get("completion_tokens"),
         prompt_details.get("cached_tokens"),
         details.get("reasoning_tokens"),
+        details.get("accepted_prediction_tokens"),
+        details.get("rejected_prediction_tokens"),
     )
     return Usage(*(int(count or 0) for count in counts))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from isotherm.cluster.background import Background
-from isotherm.cluster.control.liveness import answers_within, done_within
+from isotherm.cluster.control.liveness import answers_within, done_within, let_go
 from isotherm.cluster.errors import one_line
 from isotherm.cluster.messages.membership import WorkerGoneError
 
@@ -87,4 +87,4 @@ class IngressWatch:
             return None
         finally:
             for asked in (answer, stir):
-                asked.cancel()
+                let_go(asked)

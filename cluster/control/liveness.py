@@ -26,10 +26,21 @@ async def done_within(answer: asyncio.Future[Any], limit: float) -> bool:
     return answer.done()
 
 
+def let_go(answer: asyncio.Future[Any]) -> None:
+    """Cancels what nobody waits for any more. Where it is done already its error is taken note of, which Python
+    complains of else."""
+    if not answer.cancel() and not answer.cancelled():
+        answer.exception()
+
+
 async def answers_within(answer: asyncio.Future[Any], limit: float) -> bool:
-    """As `done_within`; what is not done is cancelled."""
-    if not (is_done := await done_within(answer, limit)):
-        answer.cancel()
+    """As `done_within`; what is not done, or is waited for no more, is cancelled."""
+    is_done = False
+    try:
+        is_done = await done_within(answer, limit)
+    finally:
+        if not is_done:
+            let_go(answer)
     return is_done
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable
 
@@ -170,3 +171,29 @@ def test_the_watchers_own_standing_still_is_nobodys_silence():
         return await waiting
 
     assert run_in_virtual_time(go())
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_an_answer_that_nobody_waits_for_any_more_is_let_go(ended: bool):
+    """Or Python says, once it has failed, that its error was never retrieved."""
+    complaints: list[str] = []
+
+    async def fails(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        raise ConnectionError("it is gone")
+
+    async def go() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        answer = asyncio.ensure_future(fails(0.0 if ended else 2 * LIMIT))
+        waiting = asyncio.create_task(answers_within(answer, LIMIT))
+        await asyncio.sleep(0)
+        if ended:
+            await asyncio.wait([answer])
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        del answer, waiting
+        await asyncio.sleep(3 * LIMIT)
+        gc.collect()
+
+    run_in_virtual_time(go())
+    assert complaints == []
