@@ -194,11 +194,17 @@ ISO_INLINE void row_blocks(int rows, F body, int most_rows = kRowBlock) {
   }
 }
 
-// Any number of rows up to kGroup, `outputs` a multiple of 32. Inlined into attention, GCC keeps sums of it in memory.
+#if ISO_W == 8
+#define ISO_APART __attribute__((noinline))  // inlined into attention, GCC keeps sums of it in memory
+#else
+#define ISO_APART
+#endif
+
+// Any number of rows up to kGroup, `outputs` a multiple of 32.
 template <class M, Fetch kFetch>
-__attribute__((noinline)) static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride,
-                                               int rows, int64_t words, int64_t outputs, float* sums,
-                                               int64_t sum_stride, Into into, const uint32_t* next = nullptr) {
+ISO_APART static void multiply(const uint32_t* w, int64_t w_stride, const uint32_t* a, int64_t a_stride, int rows,
+                               int64_t words, int64_t outputs, float* sums, int64_t sum_stride, Into into,
+                               const uint32_t* next = nullptr) {
   row_blocks(rows, [&](int r, auto block_rows) ISO_ATTR {
     constexpr int R = decltype(block_rows)::value;
     for (int64_t o = 0; o < outputs; o += kVectors<R> * W) {
