@@ -24,6 +24,7 @@ from isotherm.cluster.messages.workers import Locality, WorkerSpec
 from isotherm.cluster.model.checkpoint import Checkpoint
 from isotherm.cluster.model.fingerprint import Fingerprint
 from isotherm.kernels.cpus import usable_cpus
+from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.ops import Kernels
 from isotherm.kernels.select import select_kernels
 
@@ -50,10 +51,15 @@ class WorkerBase:
         self._fingerprint: Fingerprint | None = None
         self._obeys = 0  # generation of the newest controller that has given an order
         self.checkpoint, self.speculation = Checkpoint.open(spec.model_path).drafting(spec.speculation)
-        self.threads = spec.threads or max(1, usable_cpus() // spec.sharers)
+        cores = usable_cpus()
+        self.threads = spec.threads or max(1, cores // spec.sharers)
         selection = select_kernels(spec.kernels, parse_dtype(spec.dtype), self.threads, spec.device, spec.isa)
         self.kernels: Kernels = selection.kernels
         self.kernels_reason = selection.reason
+        # The groups of a node are rarely all busy: one that has much to read takes cores that others leave.
+        most = self.threads if spec.threads else min(cores, 2 * self.threads)
+        if most > self.threads and isinstance(self.kernels, NativeKernels):
+            self.kernels.context.spread(most)
         logging.getLogger(__name__).info(
             "kernels: %s (%s), %d threads", self.kernels.name, selection.reason, self.threads
         )

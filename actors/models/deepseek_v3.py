@@ -166,13 +166,11 @@ class DeepseekV3Model:
         shape = blocks, block_size, c.kv_lora_rank, c.qk_rope_head_dim
         return [new_layer_cache(*shape, k.dtype, k.device, self.fp8_cache) for _ in range(c.num_hidden_layers)]
 
-    @torch.inference_mode()
     def forward(self, batch: StepBatch, cache: list[Tensor], experts: RoutedExperts) -> Tensor:
         """The last layer's output [T, D]; writes the rows' latents into the cache."""
         x_TD = self.embedding.index_select(0, batch.token_ids)
         return self._all.forward(self.kernels, x_TD, batch.attention, cache, experts)
 
-    @torch.inference_mode()
     def logits(self, x_ND: Tensor) -> Tensor:
         """Float32 [N, V]."""
         k = self.kernels

@@ -63,7 +63,6 @@ class MtpLayer:
             self.cos, self.sin,
         )  # fmt: skip
 
-    @torch.inference_mode()
     def forward(
         self, hidden_TD: Tensor, token_ids_T: Tensor, rows: AttentionRows, cache: Tensor, experts: RoutedExperts
     ) -> Tensor:
@@ -83,7 +82,6 @@ class MtpLayer:
         x_TD = self._decoder.forward(k, x_TD, rows, [cache], experts)
         return k.rms_norm(x_TD, self.norm, self.eps)
 
-    @torch.inference_mode()
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Float32 [N, V], of what `forward` gave."""
         return self.kernels.linear(hidden_ND, self.head, torch.float32)

@@ -63,7 +63,7 @@ class RoutedExperts(Protocol):
 
 class AttentionModel(Protocol):
     """Weights of everything but the routed experts, and the forward pass over a paged cache. Shape suffixes as in
-    kernels/ops.py."""
+    kernels/ops.py. Whoever calls it sees to `torch.inference_mode`, once a step."""
 
     kernels: Kernels
     cos: Tensor  # float32 [positions, R/2], of rotary embedding; and its sine

@@ -178,7 +178,9 @@ class WeightReader:
         try:
             weight = stored_weight(stored_as.name, tensors, stored_as.parameters)
             # What has four bits already gains nothing from eight.
-            return weight if form == STORED or isinstance(weight, Int4Weight) else quantised(form, weight)
+            if form == STORED or isinstance(weight, Int4Weight):
+                return weight
+            return quantised(form, weight, self._both_ways(name))
         except (ValueError, TypeError) as error:
             where = self.checkpoint.tensors[next(leaf for leaf in names.values() if leaf in self.checkpoint.tensors)]
             raise CheckpointError(f"{where.file}: weight {name}: {error}") from None
@@ -186,9 +188,15 @@ class WeightReader:
     def _form(self, name: str) -> str:
         if self.choice.is_stored:
             return STORED
+        return self.choice.form(spec) if (spec := self._spec(name)) else STORED
+
+    def _both_ways(self, name: str) -> tuple[int, int] | None:
+        return spec.both_ways if (spec := self._spec(name)) else None
+
+    def _spec(self, name: str) -> TensorSpec | None:
         if self._specs is None:
             self._specs = {spec.name: spec for spec in self.checkpoint.weights()}
-        return self.choice.form(self._specs[name]) if name in self._specs else STORED
+        return self._specs.get(name)
 
     def mlp(self, prefix: str) -> tuple[StoredWeight, StoredWeight, StoredWeight]:
         """gate, up and down projections."""

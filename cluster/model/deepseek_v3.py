@@ -182,7 +182,7 @@ class DeepseekV3Config(ModelConfig):
 
     def _attention_tensors(self, p: str) -> Iterator[TensorSpec]:
         def projection(
-            name: str, rows: int, columns: int, biased: bool = False, both_ways: bool = False
+            name: str, rows: int, columns: int, biased: bool = False, both_ways: tuple[int, int] | None = None
         ) -> Iterator[TensorSpec]:
             yield TensorSpec(f"{p}.{name}.weight", (rows, columns), Part.ATTENTION, True, both_ways)
             if biased and self.attention_bias:
@@ -197,8 +197,9 @@ class DeepseekV3Config(ModelConfig):
             yield from projection("q_b_proj", q_width, self.q_lora_rank)
         yield from projection("kv_a_proj_with_mqa", self.latent_width, self.hidden_size, biased=True)
         yield TensorSpec(f"{p}.kv_a_layernorm.weight", (self.kv_lora_rank,), Part.ATTENTION)
-        kv_width = self.num_attention_heads * (self.qk_nope_head_dim + self.v_head_dim)
-        yield from projection("kv_b_proj", kv_width, self.kv_lora_rank, both_ways=True)
+        head = self.qk_nope_head_dim + self.v_head_dim
+        both_ways = (self.qk_nope_head_dim, head)
+        yield from projection("kv_b_proj", self.num_attention_heads * head, self.kv_lora_rank, both_ways=both_ways)
         yield from projection("o_proj", self.hidden_size, self.num_attention_heads * self.v_head_dim, biased=True)
 
     def mtp_layer(self, tensor: str) -> int | None:

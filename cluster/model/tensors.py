@@ -27,8 +27,9 @@ class TensorSpec:
     shape: tuple[int, ...]
     part: Part
     quantisable: bool = False
-    # Multiplied by in both directions (absorbed MLA's kv_b_proj). Groups of inputs have a meaning in one of them alone.
-    both_ways: bool = False
+    # (n, of): the first n of every `of` rows are multiplied by transposed too (absorbed MLA's kv_b_proj: the part of
+    # a head that makes keys). Groups of inputs have a meaning in one direction alone.
+    both_ways: tuple[int, int] | None = None
 
 
 def mlp_projections(p: str) -> tuple[str, str, str]:

@@ -42,15 +42,14 @@ class WeightChoice:
         return WeightChoice(experts or self.experts, dense or self.dense, head or self.head)
 
     def form(self, spec: TensorSpec) -> str:
-        """In which form a weight is kept. What is multiplied by in both directions takes 8 bits where the others take
-        4: blocks of FP8 are blocks in both."""
+        """In which form a weight is kept."""
         if not spec.quantisable:
             return STORED
         if spec.part is Part.ROUTED_EXPERTS:
             return self.experts
         if spec.part is Part.HEAD:
             return self.head
-        return "fp8" if self.dense == "int4" and spec.both_ways else self.dense
+        return self.dense
 
     @property
     def is_stored(self) -> bool:

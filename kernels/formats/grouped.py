@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isotherm.kernels.formats.fp8 import Fp8Weight
-from isotherm.kernels.formats.rounding import nearest_int4, nearest_int8
+from isotherm.kernels.formats.rounding import BLOCK_REACHES, nearest_int4, nearest_int8
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.native.rounding import DTYPES, GROUP, native_rounding
 
@@ -125,6 +125,30 @@ class Int4Weight(GroupedWeight):
             self.inputs,
         )  # fmt: skip
 
+    def transpose(self, dtype: torch.dtype) -> StoredWeight:
+        """As it is stored where the rows of each group of rows are scaled alike (`quantise_both_ways`)."""
+        rows, of_groups = self.shape[0], self.tensors[1:]  # scales, and zero points where there are any
+        firsts = [tensor[:: self.group] for tensor in of_groups]
+        alike = (f.repeat_interleave(self.group, 0)[:rows] for f in firsts)
+        if not all(map(torch.equal, alike, of_groups)):
+            return super().transpose(dtype)
+        scales, *zeros = (self._spread(f).T for f in firsts)
+        return Int4Weight(pack_nibbles(self.codes().T), scales, zeros[0] if zeros else None, self.group, rows)
+
+    @classmethod
+    def quantise_both_ways(cls, weight: StoredWeight, turned: int, cycle: int) -> Int4Weight:
+        """As `quantise`, but the first `turned` of every `cycle` rows have one scale for GROUP rows × GROUP inputs, so
+        that their transpose consists of groups as well."""
+        if isinstance(weight, Int4Weight):
+            return weight
+        numbers = weight.dequantise(torch.float32).view(-1, cycle, weight.shape[1])
+        rest = cls.quantise(PlainWeight(numbers[:, turned:].flatten(0, 1)))
+        nibbles, scales = (
+            torch.cat([block, other.view(len(block), -1, other.shape[1])], 1).flatten(0, 1)
+            for block, other in zip(_nearest_blocks(numbers[:, :turned]), rest.tensors, strict=True)
+        )
+        return cls(nibbles, scales, None, GROUP, weight.shape[1])
+
     @classmethod
     def quantise(cls, weight: StoredWeight) -> Int4Weight:
         """Groups of GROUP, without zero points, each with the scale that loses least of those that are tried. Scales
@@ -208,6 +232,18 @@ def _numbers(weight: StoredWeight) -> Sequence[Tensor]:
     if isinstance(weight, Fp8Weight) or (isinstance(weight, PlainWeight) and weight.data.dtype in DTYPES):
         return weight.tensors
     return (weight.dequantise(torch.float32),)
+
+
+def _nearest_blocks(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [M, N, K] → nibbles [M, N, ⌈K / 2⌉] and scales [M, N, ⌈K / GROUP⌉] of int4 weights, in which GROUP rows ×
+    GROUP inputs share a scale."""
+    many, rows, inputs = numbers.shape
+    padded = torch.nn.functional.pad(numbers, (0, -inputs % GROUP, 0, -rows % GROUP))
+    blocks = padded.view(many, -(-rows // GROUP), GROUP, -(-inputs // GROUP), GROUP).transpose(2, 3)
+    found, scales = nearest_int4(blocks.flatten(3).flatten(0, 2), BLOCK_REACHES)
+    codes = found.view(blocks.shape).transpose(2, 3).reshape(padded.shape)[:, :rows, :inputs]
+    nibbles = pack_nibbles((codes + INT4_ZERO).to(torch.uint8).flatten(0, 1)).view(many, rows, -1)
+    return nibbles, scales.view(many, *blocks.shape[1:3]).repeat_interleave(GROUP, 1)[:, :rows]
 
 
 def _groups(weight: StoredWeight) -> Tensor:

@@ -24,9 +24,12 @@ def stored_weight(name: str, tensors: Mapping[str, Tensor], parameters: Mapping[
     return _format(name).of(tensors, parameters)
 
 
-def quantised(name: str, weight: StoredWeight) -> StoredWeight:
-    """`weight` in the format `name`. A large one is quantised some rows at a time, for it is widened for that."""
+def quantised(name: str, weight: StoredWeight, both_ways: tuple[int, int] | None = None) -> StoredWeight:
+    """`weight` in the format `name`. A large one is quantised some rows at a time, for it is widened for that.
+    `both_ways` (n, of): the transpose of the first n of every `of` rows is to be had in this format too."""
     form, rows = _format(name), weight.shape[0]
+    if both_ways is not None and form is Int4Weight:
+        return Int4Weight.quantise_both_ways(weight, *both_ways)
     step = max(BLOCK, PART_BYTES // (4 * weight.shape[1]) // BLOCK * BLOCK)  # FP8's blocks stay whole
     if isinstance(weight, form) or rows <= step:
         return form.quantise(weight)

@@ -8,6 +8,8 @@ width, thread count or fused multiply-add can change a sum, and with it a choice
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,17 +17,19 @@ LOWEST, HIGHEST = -8, 7
 LARGEST_INT8 = 127
 # To what the number that lies farthest from 0 is mapped, on the side of LOWEST; beyond it, it is cut off.
 REACHES = (8.0, 7.2, 7.6, 8.4, 8.8)
-CHUNK = 1024  # groups at once: what is computed with stays in the processor's cache, and below torch's parallel size
+BLOCK_REACHES = (8.0, 8.8, 9.6, 10.4, 11.2)  # of 32 × 32 numbers, whose farthest lies farther out
+CHUNK = 1 << 14  # numbers at once: they stay in the processor's cache, and torch does not share them out to threads
 
 
-def nearest_int4(groups: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_int4(groups: Tensor, reaches: Sequence[float] = REACHES) -> tuple[Tensor, Tensor]:
     """float32 [M, group] → codes int8 [M, group], LOWEST … HIGHEST, and scales [M], float32 that are bfloat16 numbers:
-    number ≈ code × scale. Scales may be negative. Raises ValueError for what is not finite."""
+    number ≈ code × scale. `group`: a power of two. Scales may be negative. Raises ValueError for what is not finite."""
     codes = torch.empty(groups.shape, dtype=torch.int8)
     scales = torch.empty(len(groups))
-    for begin in range(0, len(groups), CHUNK):
-        part = slice(begin, begin + CHUNK)
-        found, scales[part] = _nearest(groups[part].T.contiguous())
+    step = max(1, CHUNK // groups.shape[1])
+    for begin in range(0, len(groups), step):
+        part = slice(begin, begin + step)
+        found, scales[part] = _nearest(groups[part].T.contiguous(), reaches)
         codes[part] = found.T
     if not bool(scales.isfinite().all()):  # as they are of finite numbers, the largest float32 among them
         raise ValueError("has numbers that are not finite")
@@ -41,13 +45,13 @@ def nearest_int8(groups: Tensor) -> tuple[Tensor, Tensor]:
     return codes.nan_to_num_(0.0).to(torch.int8), scales
 
 
-def _nearest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of columns [group, M]. After the REACHES the scale that fits the best codes best, by least squares, is tried."""
+def _nearest(x: Tensor, reaches: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Of columns [group, M]. After the reaches the scale that fits the best codes best, by least squares, is tried."""
     highest, lowest = x.amax(0), x.amin(0)
     farthest = torch.where(highest > -lowest, highest, lowest)
-    best_scale = as_scale(farthest / -REACHES[0])
+    best_scale = as_scale(farthest / -reaches[0])
     best_codes, least = _loss(x, best_scale)
-    for reach in REACHES[1:]:
+    for reach in reaches[1:]:
         best_codes, best_scale, least = _better(x, as_scale(farthest / -reach), best_codes, best_scale, least)
     fit = sum_by_halves(x * best_codes) / sum_by_halves(best_codes * best_codes).clamp(min=1)
     best_codes, best_scale, _ = _better(x, as_scale(fit), best_codes, best_scale, least)

@@ -49,6 +49,12 @@ class NativeContext:
         free_with(self, self.lib.iso_context_destroy, handle)
         self.isa: str = self.lib.iso_context_isa(handle).decode()
 
+    def spread(self, threads: int) -> None:
+        """Have experts whose weights take long to read computed by so many threads, in place of `threads`. Raises
+        MemoryError where the system has no more of them."""
+        if code := self.lib.iso_context_spread(self.handle, threads):
+            fail("spread", code, "")
+
 
 def free_with(owner: object, free: Callable[[int], None], handle: int) -> None:
     """Free what `handle` names when `owner` goes."""

@@ -12,6 +12,7 @@ Signatures = dict[str, tuple[type | None, list[type]]]
 KERNELS: Signatures = {
     "interface": (_I, []),
     "context_create": (_P, [_I, _I, _I]),
+    "context_spread": (_I, [_P, _I]),
     "context_destroy": (None, [_P]),
     "context_isa": (ctypes.c_char_p, [_P]),
     "linear_create": (_P, [_I, _L, _I, _P, _P, _P]),

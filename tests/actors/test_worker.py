@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from native_there import require_native
 
 from isotherm.actors import worker as worker_base
 from isotherm.actors.links.registry import own_locality
@@ -18,6 +19,7 @@ from isotherm.cluster.messages.workers import WorkerSpec
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.model.weight_choice import WeightChoice
 from isotherm.kernels import cpus
+from isotherm.kernels.native.context import NativeContext
 
 HOST = "127.0.0.1"
 SPEC = WorkerSpec(
@@ -71,26 +73,31 @@ def test_without_a_gpu_a_worker_that_needs_one_says_so(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("threads", "sharers", "quota", "expected"),
+    ("threads", "sharers", "quota", "expected", "most"),
     [
-        (None, 1, None, 12),
-        (None, 2, None, 6),
-        (None, 5, None, 2),
-        (None, 64, None, 1),
-        (3, 2, None, 3),
-        (None, 1, 2.5, 2),
-        (None, 2, 8.0, 4),
-        (3, 1, 2.5, 3),
+        (None, 1, None, 12, 12),
+        (None, 2, None, 6, 12),
+        (None, 5, None, 2, 4),
+        (None, 64, None, 1, 2),
+        (3, 2, None, 3, 3),
+        (None, 1, 2.5, 2, 2),
+        (None, 2, 8.0, 4, 8),
+        (3, 1, 2.5, 3, 3),
     ],
 )
 def test_threads_are_those_asked_for_or_a_share_of_the_nodes_cores(
-    monkeypatch: pytest.MonkeyPatch, threads, sharers, quota, expected
+    monkeypatch: pytest.MonkeyPatch, threads, sharers, quota, expected, most
 ):
-    """Of a node whose control group allows less time than its cores have, that time's worth of them."""
+    """Of a node whose control group allows less time than its cores have, that time's worth of them. Experts that are
+    long to read have twice the share."""
+    spread: list[int] = []
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
     monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
-    worker = WorkerBase(replace(SPEC, threads=threads, sharers=sharers), HOST)
+    monkeypatch.setattr(NativeContext, "spread", lambda context, threads: spread.append(threads))
+    require_native()
+    worker = WorkerBase(replace(SPEC, kernels="native", threads=threads, sharers=sharers), HOST)
     assert worker.threads == worker._common_status()["threads"] == expected
+    assert spread == ([most] if most > expected else [])
 
 
 def test_a_worker_says_where_its_rows_are(monkeypatch: pytest.MonkeyPatch):

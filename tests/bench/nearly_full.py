@@ -88,11 +88,15 @@ def kill_group(url: str) -> None:
     print(f"{group['id']} (process {group['pid']}, {group['weight_bytes'] / 1e9:.1f} GB) is killed")
 
 
-def measure(url: str, args: argparse.Namespace, allowed: float) -> bool:
+def measure(url: str, args: argparse.Namespace, read: float) -> bool:
+    """`read`: bytes of a token. What the memory gives is taken just before and just after: others use it too."""
     stream(url, 16)
+    given = [stream_bandwidth()]
     runs = [stream(url, args.tokens) for _ in range(args.runs)]
+    given.append(stream_bandwidth())
     before, speeds = runs[0][0], [speed(times) for _, times in runs]
-    share = statistics.median(speeds) / allowed
+    share = statistics.median(speeds) * read / statistics.mean(given) / 1e9
+    print(f"the memory gave {given[0]:.1f} and {given[1]:.1f} GB/s to a reader of its own, before and after")
     print(f"one stream: {', '.join(f'{s:.1f}' for s in speeds)} tokens/s, {share:.0%} of what the memory allows")
     after, times = stream(url, args.tokens, lambda n: kill_group(url) if n == args.tokens // 3 else None)
     same = all(tokens == before for tokens in (after, *(tokens for tokens, _ in runs)))
@@ -119,14 +123,13 @@ def main() -> None:
         "autoscaling": {"mode": "off"},  # there is no room for what moves
     }
     read = token_bytes(Checkpoint.open(args.model), WeightChoice(head="int8"))
-    allowed = stream_bandwidth() * 1e9 / read
-    print(f"a token reads {read / 1e9:.2f} GB: {allowed:.1f} tokens/s at what this memory gives to one reader")
+    print(f"a token reads {read / 1e9:.2f} GB")
     with tempfile.TemporaryDirectory() as folder:
         (path := Path(folder) / "manifest.yaml").write_text(yaml.safe_dump(manifest))
         begin = time.perf_counter()
         with OwnCluster(str(path)) as cluster:
             print(f"ready after {time.perf_counter() - begin:.0f} s")
-            well = measure(cluster.url, args, allowed)
+            well = measure(cluster.url, args, read)
     raise SystemExit(not well)
 
 

@@ -38,7 +38,7 @@ HEADS, NOPE, ROTARY, LATENT, VALUE, WIDTH = 3, 128, 16, 72, 128, 96
 
 def attention_weights(kernels: Kernels, kind: str, low_rank: int | None, biased: bool) -> AttentionWeights:
     queries = HEADS * (NOPE + ROTARY)
-    first, kv_b = low_rank or queries, stored(HEADS * (NOPE + VALUE), LATENT, kind, 3)
+    first, kv_b = low_rank or queries, stored(HEADS * (NOPE + VALUE), LATENT, kind, 3, (NOPE, NOPE + VALUE))
     heads = [kv_b.rows(h * (NOPE + VALUE), (h + 1) * (NOPE + VALUE), kernels.dtype) for h in range(HEADS)]
     return AttentionWeights(
         norm=randn(WIDTH, seed=10, dtype=kernels.dtype), post_norm=randn(WIDTH, seed=11, dtype=kernels.dtype), eps=1e-5,

@@ -18,8 +18,11 @@ def randn(*shape: int, seed: int, dtype: torch.dtype = F32, scale: float = 1.0) 
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
 
 
-def stored(rows: int, columns: int, kind: str, seed: int) -> StoredWeight:
+def stored(rows: int, columns: int, kind: str, seed: int, both_ways: tuple[int, int] | None = None) -> StoredWeight:
+    """`both_ways`: as `quantised` takes it, for "int4"."""
     data = randn(rows, columns, seed=seed, scale=columns**-0.5)
+    if kind == "int4" and both_ways is not None:
+        return quantised(kind, PlainWeight(data), both_ways)
     if kind in INTEGERS:
         return integers(data, kind, seed)
     if kind != "fp8":

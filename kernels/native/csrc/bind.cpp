@@ -17,11 +17,18 @@ namespace {
 // Error in kernels/native/context.py.
 enum Error : int { kOk = 0, kOutOfMemory = 1, kIndexOutOfRange = 2, kEmptySlot = 3, kNotFinite = 4 };
 
+constexpr int64_t kPassRows = 12;  // that share a pass over a weight, about
+
 struct Context {
   Pool pool;
   const Ops* ops;
   bool f32;
   Context(int threads, const Ops* table, bool wide) : pool(threads), ops(table), f32(wide) {}
+
+  // Experts whose weights take long to read get more threads than `pool` has: waking one costs little beside that, and
+  // the cores that they share with others may be free. `threads`: with the caller. Throws std::system_error.
+  void spread(int threads) { wide_ = std::make_unique<Pool>(threads); }
+  Pool& for_experts(int64_t bytes) { return wide_ && bytes >= kLongRead ? *wide_ : pool; }
 
   // Threads for packing alone, made when there is something to pack: a group that loads experts computes with all
   // threads of `pool`. Throws std::system_error, std::bad_alloc.
@@ -32,8 +39,9 @@ struct Context {
   }
 
  private:
+  static constexpr int64_t kLongRead = int64_t{4} << 20;  // for one thread some 200 µs
   std::mutex mutex_;
-  std::unique_ptr<Pool> packing_;
+  std::unique_ptr<Pool> packing_, wide_;
 };
 
 template <class F>
@@ -98,9 +106,16 @@ ISO_EXPORT Context* iso_context_create(int threads, int isa, int f32) {
   }
 }
 // Of kernels/native/signatures.py, whose `interface()` gives it: it changes with the type of any function there.
-ISO_EXPORT int iso_interface() { return 607499472; }
+ISO_EXPORT int iso_interface() { return 1511987922; }
 
 ISO_EXPORT void iso_context_destroy(Context* context) { delete context; }
+// Before anything is computed.
+ISO_EXPORT int iso_context_spread(Context* context, int threads) {
+  return guarded([&] {
+    context->spread(threads);
+    return kOk;
+  });
+}
 ISO_EXPORT const char* iso_context_isa(const Context* context) { return context->ops->name; }
 
 ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const int64_t* part_outputs,
@@ -218,14 +233,17 @@ ISO_EXPORT int iso_experts(Context* context, const Bank* bank, const void* x, in
     if (offsets[0] != 0 || offsets[active] != pairs) return kIndexOutOfRange;
     std::vector<const Linear*> gate_up, down;
     std::vector<int64_t> begin{0};
+    int64_t bytes = 0;
     for (int64_t a = 0; a < active; ++a) {
       if (offsets[a + 1] < offsets[a]) return kIndexOutOfRange;
       if (bank->gate_up[slots[a]] == nullptr) return kEmptySlot;
       gate_up.push_back(bank->gate_up[slots[a]]);
       down.push_back(bank->down[slots[a]]);
       begin.push_back(offsets[a + 1]);
+      bytes += iso_linear_bytes(gate_up.back()) + iso_linear_bytes(down.back());
     }
-    context->ops->experts(context->pool, context->f32,
+    const int64_t passes = active == 0 ? 0 : (pairs / active + kPassRows - 1) / kPassRows;  // over a weight
+    context->ops->experts(context->for_experts(bytes * passes), context->f32,
                           ExpertsCall{x, x_stride, x_rows, gate_up.data(), down.data(), active, pairs, bank->inner,
                                       bank->hidden, rows, begin.data(), out});
     return kOk;

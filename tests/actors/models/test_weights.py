@@ -16,6 +16,7 @@ from isotherm.actors.models import weights
 from isotherm.actors.models.registry import load_model
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.checkpoint import Checkpoint, CheckpointError
+from isotherm.cluster.model.deepseek_v3 import DeepseekV3Config
 from isotherm.cluster.model.path import bundled_model
 from isotherm.cluster.model.tensors import Part
 from isotherm.cluster.model.weight_choice import WeightChoice
@@ -148,6 +149,28 @@ def test_weights_are_quantised_as_their_part_is_chosen(checkpoint: Checkpoint):
         assert seen == {"int4", "fp8", "int8"}
         assert reader.head("model.embed_tokens.weight").name == "int8"  # of a model whose head is its embedding
         assert plain.head(HEAD).name == plain.stored(HEAD).name
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_what_absorbed_attention_multiplies_by_has_four_bits_both_ways(
+    checkpoint: Checkpoint, tmp_path: Path, converted: bool
+):
+    from isotherm.actors.models.converter import convert
+
+    choice = WeightChoice(dense="int4")
+    if converted:
+        convert(bundled_model(), tmp_path, choice)
+        checkpoint, choice = Checkpoint.open(tmp_path), WeightChoice()
+    name = next(spec.name for spec in checkpoint.config.tensors() if spec.both_ways)
+    c = checkpoint.config
+    assert isinstance(c, DeepseekV3Config)
+    with WeightReader(checkpoint, choice) as reader:
+        weight = reader.stored(name)
+    for head in weight.cut(c.qk_nope_head_dim + c.v_head_dim, torch.bfloat16):
+        keys = head.rows(0, c.qk_nope_head_dim, torch.bfloat16)
+        turned = keys.transpose(torch.bfloat16)
+        assert keys.name == turned.name == "int4"
+        assert torch.equal(turned.dequantise(torch.float32), keys.dequantise(torch.float32).T)
 
 
 def test_what_has_four_bits_gains_nothing_from_eight(checkpoint: Checkpoint, tmp_path: Path):

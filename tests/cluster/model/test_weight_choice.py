@@ -19,9 +19,12 @@ def test_each_part_has_its_form():
     assert {form for (_, quantisable), found in forms.items() if not quantisable for form in found} == {"stored"}
     assert forms[Part.ROUTED_EXPERTS, True] == {"int4"} and forms[Part.HEAD, True] == {"fp8"}
     assert forms[Part.SHARED_EXPERTS, True] == forms[Part.DENSE_MLP, True] == {"int4"}
-    assert forms[Part.ATTENTION, True] == {"int4", "fp8"}  # kv_b_proj is multiplied by in both directions
-    both = [spec.name for spec in parse(make_config()).tensors() if spec.both_ways]
-    assert both and all(name.endswith("kv_b_proj.weight") for name in both)
+    assert forms[Part.ATTENTION, True] == {"int4"}
+    config = make_config()
+    keys = config["qk_nope_head_dim"]
+    both = [spec for spec in parse(config).tensors() if spec.both_ways]
+    assert both and all(spec.name.endswith("kv_b_proj.weight") for spec in both)
+    assert {spec.both_ways for spec in both} == {(keys, keys + config["v_head_dim"])}
 
 
 def test_words():

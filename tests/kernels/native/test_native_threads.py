@@ -22,7 +22,10 @@ import numpy as np
 import pytest
 import torch
 from native_there import require_native
+from torch import Tensor
+from weight_cases import filled_banks
 
+from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.stored import PlainWeight
 from isotherm.kernels.native import ring
 from isotherm.kernels.native.backend import NativeKernels
@@ -88,6 +91,30 @@ def test_packing_leaves_the_threads_that_compute_to_those_who_compute():
     finally:
         stop.set()
         thread.join()
+
+
+def test_experts_that_are_long_to_read_have_more_threads():
+    before = tasks()
+    alone, kernels = NativeKernels(torch.bfloat16, 1), NativeKernels(torch.bfloat16, 1)
+    assert tasks() == before
+    kernels.context.spread(3)
+    more = tasks() - before
+    assert len(more) == 2
+    large, own = filled_banks([kernels, alone], 2, 1024, 1024, "bf16")
+    (small,) = filled_banks([kernels], 2, 64, 64, "bf16")
+
+    def computed(by: NativeKernels, bank: ExpertBank, rows: int = 1) -> Tensor:
+        each = torch.arange(rows, dtype=torch.int32), torch.tensor([0], dtype=torch.int32)
+        return by.experts(x[:rows, : bank.hidden], bank, *each, torch.tensor([0, rows], dtype=torch.int32))
+
+    x = torch.randn(4000, 1024, generator=torch.Generator().manual_seed(0)).bfloat16()
+    until_it_has_run(more, lambda: computed(kernels, large))
+    assert torch.equal(computed(kernels, large), computed(alone, own))
+    idle = ticks(more)
+    for _ in range(2000):
+        computed(kernels, small)
+    assert ticks(more) <= idle + 1, "little work wakes nobody"
+    until_it_has_run(more, lambda: computed(kernels, small, 4000))
 
 
 def test_threads_end_with_their_kernels():
