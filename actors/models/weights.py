@@ -216,7 +216,7 @@ def own_fingerprint(
     return Fingerprint(
         weights=checkpoint.digest(),
         dtype=dtype_words(str(kernels.dtype).removeprefix("torch."), kv_cache_dtype),
-        kept=choice.words,
+        kept=choice.kept,
         device=kernels.device.type,
         kernels=kernels.name,
         summation=kernels.summation,

@@ -21,7 +21,7 @@ class Fingerprint:
 
     weights: str  # Checkpoint.digest()
     dtype: str  # of activations and KV cache
-    kept: str  # in how many bits: WeightChoice.words
+    kept: str  # in how many bits: WeightChoice.kept
     device: str  # cpu | cuda
     kernels: str  # native | reference | triton
     summation: int  # version of the order in which these kernels add up

@@ -61,3 +61,9 @@ class WeightChoice:
         """ "stored", or what is not, as `experts int4, head fp8`."""
         chosen = [f"{f.name} {getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != STORED]
         return ", ".join(chosen) or STORED
+
+    @property
+    def kept(self) -> str:
+        """`words` for a fingerprint: `dense: int4` has meant FP8 for what is multiplied by in both directions, and a
+        worker that still takes it so gives other bits."""
+        return f"{self.words}, both ways" if self.dense == "int4" else self.words

@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -295,8 +296,15 @@ def compile_one(launch: Launch) -> Compiled:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Compiled]]:
     assert not triton.knobs.runtime.interpret, "unset TRITON_INTERPRET: interpreted kernels cannot be compiled"
-    with triton.knobs.cache.scope():
+    parsing, parse = threading.Lock(), triton.JITFunction.parse
+
+    def parse_alone(function: Any) -> Any:
+        with parsing:  # two threads in `ast.parse` may each take the other's depth for its own (CPython issue 106905)
+            return parse(function)
+
+    with triton.knobs.cache.scope(), pytest.MonkeyPatch.context() as patch:
         triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
+        patch.setattr(triton.JITFunction, "parse", parse_alone)
         launches = record()
         with ThreadPoolExecutor(2) as pool:  # ptxas is a process of its own, and most of the time
             yield list(pool.map(compile_one, launches))
