@@ -13,6 +13,7 @@ from isotherm.cluster.messages.meters import SpeculationMeter
 
 KINDS = ("auto", "mtp", "ngram", "off")
 MOST = 8  # drafts of a stream in one step
+TIMED_EVERY = 8  # steps in which no drafts are due, of which one is timed: that takes time itself
 PAUSE = 256  # steps without drafts after what they need was lost; doubled each time in a row
 
 
@@ -34,6 +35,7 @@ class Speculation:
         self.steps = self.drafted = 0
         self._tries = Tries(1.0, [0.0] * tokens, [0.0] * tokens)
         self._begun = 0.0
+        self._skipped = False  # whether no drafts were due in the step under way
 
     def extended(
         self, chunks: Sequence[Chunk], blocks: BlockManager, max_batch_tokens: int, max_model_len: int
@@ -41,7 +43,8 @@ class Speculation:
         """A step's chunks with drafts. Raises what the drafter raises."""
         self._go_on()
         try:
-            if self.stopped or (self.lengths is not None and self.lengths.skips_step()):
+            self._skipped = bool(self.stopped) or (self.lengths is not None and self.lengths.skips_step())
+            if self._skipped:
                 return chunks
             return self._extended(chunks, blocks, max_batch_tokens, max_model_len)
         finally:
@@ -104,6 +107,8 @@ class Speculation:
 
     def completed(self, chunks: Sequence[Chunk]) -> None:
         """A step whose chunks `extended` gave is computed, and its tokens are taken."""
+        if self._skipped and (self.lengths is None or self.lengths.steps_to_probe % TIMED_EVERY):
+            return
         if self.lengths is not None and chunks[-1].form is Form.DECODE:
             self.lengths.took(sum(chunk.count for chunk in chunks), self.clock() - self._begun)
         verified = False

@@ -8,10 +8,10 @@ import pytest
 from drafters import Guesser, always
 
 from isotherm.cluster.engine.config import SchedulerConfig
-from isotherm.cluster.engine.draft_lengths import PROBE_FIRST, DraftLengths
+from isotherm.cluster.engine.draft_lengths import PROBE_FIRST, PROBE_STEPS, DraftLengths
 from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
-from isotherm.cluster.engine.speculation import PAUSE, Speculation
+from isotherm.cluster.engine.speculation import PAUSE, TIMED_EVERY, Speculation
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 
 CONFIG = SchedulerConfig(block_size=4, blocks=8, max_batch_tokens=12, max_sequences=4, max_model_len=32)
@@ -176,3 +176,24 @@ def test_a_drafter_is_told_of_steps_as_long_before_drafts_as_it_looks_back():
     assert speculation.listens
     speculation.stop("lost for good")
     assert not speculation.listens
+
+
+def test_of_steps_that_are_due_no_drafts_few_are_timed(monkeypatch: pytest.MonkeyPatch):
+    """Timing takes time itself, which shows with many streams. Steps for which drafts are asked are timed all."""
+    scheduler, (one,) = Scheduler(CONFIG), [request("a", max_tokens=1000)]
+    scheduler.add(one)
+    chunks = scheduler.schedule()
+    scheduler.complete(chunks, [Sampled(7)])
+    chunks = scheduler.schedule()
+    lengths = DraftLengths(0, 0, has_passes=False)
+    speculation, timed = Speculation(Guesser(), 2, lengths), []
+    monkeypatch.setattr(lengths, "took", lambda rows, seconds: timed.append(rows))
+    lengths._idle = 1  # drafts have stopped paying
+    for _ in range(PROBE_FIRST - 2):
+        speculation.extended(chunks, scheduler.blocks, 12, 32)
+        speculation.completed(chunks)
+    assert not lengths._probing and len(timed) == (PROBE_FIRST - 2) // TIMED_EVERY
+    for _ in range(PROBE_STEPS):
+        speculation.extended(chunks, scheduler.blocks, 12, 32)
+        speculation.completed(chunks)
+    assert lengths._probing and len(timed) == (PROBE_FIRST - 2) // TIMED_EVERY + PROBE_STEPS
