@@ -96,7 +96,7 @@ def test_packing_leaves_the_threads_that_compute_to_those_who_compute():
 def test_experts_that_are_long_to_read_have_more_threads():
     before = tasks()
     alone, kernels = NativeKernels(torch.bfloat16, 1), NativeKernels(torch.bfloat16, 1)
-    assert tasks() == before
+    assert tasks() <= before, "one thread is the caller"
     kernels.context.spread(3)
     more = tasks() - before
     assert len(more) == 2
