@@ -35,6 +35,7 @@ class IsothermError(Exception):
 
     The cluster as a whole; the message says which command to give, or which log to read.
       NoClusterError             cluster.on_ray.session: there is no cluster to attach to
+      SeveralClustersError       cluster.on_ray.run_file: there are several, and none was named
       RayTokenError              cluster.on_ray.token_file: there is no place for Ray's token
       DatasetError               cluster.on_ray.datasets: a table that lies elsewhere cannot be read
       ServeError                 cluster.supervise.supervisor: the cluster did not start, or has ended

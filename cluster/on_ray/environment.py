@@ -91,7 +91,8 @@ def keep_from_proxies(hosts: Sequence[str]) -> None:
 
 def prepare_attach(address: str | None) -> str | None:
     """Call before the first `import ray` of a process that will join a cluster. Gives the address to join: the one
-    asked for, RAY_ADDRESS, or that of this machine's `isotherm serve`; None where there is none of these."""
+    asked for, RAY_ADDRESS, or that of this machine's `isotherm serve`; None where there is none of these. Raises
+    SeveralClustersError where several serve here and none is named."""
     address = address or os.environ.get("RAY_ADDRESS") or local_address()
     if address is not None and "://" in address and not address.startswith("ray://"):
         address = _head_of(address)

@@ -11,6 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from isotherm.cluster.errors import IsothermError
+
+
+class SeveralClustersError(IsothermError):
+    """More than one cluster could be meant."""
+
 
 def _directory() -> Path:
     return Path(tempfile.gettempdir()) / f"isotherm-{os.getuid()}"
@@ -60,21 +66,28 @@ def _write(path: Path, said: dict[str, str | None]) -> None:
 
 
 def local_address(dashboard_port: int | None = None) -> str | None:
-    """The Ray address of the cluster that was started last by this user and still runs; of the one whose dashboard has
-    that port, where one is given. Files of dead processes are removed."""
+    """The Ray address of this user's cluster that runs on this machine, of the one whose dashboard has that port, where
+    one is given; None where there is none. Raises SeveralClustersError where it could be one of several: `isotherm
+    stop` must not guess. Files of dead processes are removed."""
     directory = _directory()
     if not _is_own(directory):
         return None
-    found: list[tuple[int, str]] = []
-    for path in directory.glob("*.json"):
+    found: dict[str, str | None] = {}
+    for path in sorted(directory.glob("*.json")):
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # gone meanwhile, or not ours
             if _alive(int(path.stem)):
                 run = json.loads(path.read_text())
                 if dashboard_port is None or str(run["dashboard"]).endswith(f":{dashboard_port}"):
-                    found.append((path.stat().st_mtime_ns, run["address"]))
+                    found[run["address"]] = run["dashboard"]
             else:
                 path.unlink(missing_ok=True)
-    return max(found)[1] if found else None
+    if len(found) > 1:
+        listed = (f"{at} (dashboard http://{dashboard})" if dashboard else at for at, dashboard in found.items())
+        raise SeveralClustersError(
+            f"{len(found)} clusters of yours run on this machine, at {' and '.join(listed)}; say which is meant by "
+            "--address or RAY_ADDRESS"
+        )
+    return next(iter(found), None)
 
 
 def _alive(pid: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from isotherm.cluster.on_ray.run_file import local_address, run_file
+from isotherm.cluster.on_ray.run_file import SeveralClustersError, local_address, run_file
 
 
 @pytest.fixture(autouse=True)
@@ -72,21 +72,28 @@ def test_files_of_dead_processes_are_removed(folder: Path, live: int):
     assert not stale.exists() and kept.exists()
 
 
-def test_of_several_clusters_the_last_one_counts(folder: Path, live: int):
+def test_of_several_clusters_none_is_guessed(folder: Path, live: int):
+    """`isotherm stop` would end the one that was not meant, and `isotherm status` would not say which it tells of."""
     announce(folder, live, "127.0.0.1:1", age=100)
+    with announced("127.0.0.1:2", "127.0.0.1:8266"):
+        with pytest.raises(SeveralClustersError) as error:
+            local_address()
+        said = str(error.value)
+        assert "127.0.0.1:1" in said and "127.0.0.1:2 (dashboard http://127.0.0.1:8266)" in said and "--address" in said
+    assert folder.exists()  # the other cluster's
+    assert local_address() == "127.0.0.1:1"
+
+
+def test_a_cluster_that_two_processes_announce_is_one(folder: Path, live: int):
+    announce(folder, live, "127.0.0.1:2")
     with announced("127.0.0.1:2"):
         assert local_address() == "127.0.0.1:2"
-        announce(folder, live, "127.0.0.1:3", age=-100)
-        assert local_address() == "127.0.0.1:3"
-    assert folder.exists()  # the other cluster's
-    assert local_address() == "127.0.0.1:3"
 
 
 def test_a_cluster_is_found_by_the_port_of_its_dashboard(folder: Path, live: int):
     announce(folder, live, "127.0.0.1:1", dashboard="127.0.0.1:8265", age=100)
     with announced("127.0.0.1:2", "127.0.0.1:8266"):
         assert [local_address(port) for port in (8265, 8266, 8267, 65)] == ["127.0.0.1:1", "127.0.0.1:2", None, None]
-        assert local_address() == "127.0.0.1:2"
 
 
 def test_a_process_of_another_user_counts_as_alive(folder: Path, monkeypatch: pytest.MonkeyPatch):
