@@ -97,7 +97,9 @@ class Conversion:
 def plan_conversion(checkpoint: Checkpoint, choice: WeightChoice, shard_bytes: int = SHARD_BYTES) -> Conversion:
     """Raises ConversionError."""
     if choice.is_stored:
-        raise ConversionError("nothing is to be converted; give --experts int4, --dense fp8|int4 or --head fp8|int8")
+        raise ConversionError(
+            "nothing is to be converted; give --experts int4, --dense fp8|int4 or --head fp8|int8|int4"
+        )
     if checkpoint.config.tie_word_embeddings and choice.head != STORED:
         raise ConversionError(f"--head is {choice.head}, and this model's head is its embedding table; leave it out")
     pieces, forms = [], {}

@@ -13,7 +13,7 @@ STORED = "stored"
 CHOICES = {
     "experts": (STORED, "int4"),
     "dense": (STORED, "fp8", "int4"),
-    "head": (STORED, "fp8", "int8"),
+    "head": (STORED, "fp8", "int8", "int4"),
 }
 # The least that an element takes in memory, in bytes: codes, and bfloat16 scales of groups of 32.
 LEAST_BYTES = {"fp8": 1.0, "int8": 1 + 2 / 32, "int4": 0.5 + 2 / 32}

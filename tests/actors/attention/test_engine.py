@@ -327,21 +327,25 @@ def test_dtypes_of_a_manifest():
         parse_dtype("float16")
 
 
-def test_an_8_bit_head_gives_nearly_the_same_logits(tmp_path: Path):
+@pytest.mark.parametrize(("form", "least", "most"), [
+    ("fp8", 0.001, 0.06),  # e4m3 rounds each weight by up to a sixteenth, about a fortieth on average
+    ("int4", 0.05, 0.2),  # some eight hundredths of normal weights
+])  # fmt: skip
+def test_a_quantised_head_gives_nearly_the_same_logits(tmp_path: Path, form: str, least: float, most: float):
     make_checkpoint(tmp_path, {}, dtype="float32")
     checkpoint, config = (
         Checkpoint.open(tmp_path),
         SchedulerConfig(block_size=4, blocks=64, max_batch_tokens=32, max_sequences=16, max_model_len=128),
     )
     logits = []
-    for head in ("stored", "fp8"):
+    for head in ("stored", form):
         engine = local_engine(checkpoint, ReferenceKernels(torch.float32), config, choice=WeightChoice(head=head))
         batch = build_batch(
             [Chunk(sequence("a", 9, 0, [0, 1, 2]), 0, 9, Form.PREFILL, True)], 4, engine.model.cos, engine.model.sin
         )
         logits.append(engine.model.logits(engine.model.forward(batch, engine.cache, engine.experts)))
     difference = (logits[1] - logits[0]).std() / logits[0].std()
-    assert 0.001 < difference < 0.06  # e4m3 rounds each weight by up to a sixteenth, about a fortieth on average
+    assert least < difference < most
 
 
 # --- a request that makes the step fail -----------------------------------------------------------

@@ -44,7 +44,13 @@ def generate(path: Path, choice: WeightChoice | None = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "choice", [WeightChoice("int4"), WeightChoice("int4", "int4", "int8"), WeightChoice("stored", "fp8", "fp8")]
+    "choice",
+    [
+        WeightChoice("int4"),
+        WeightChoice("int4", "int4", "int8"),
+        WeightChoice("int4", "int4", "int4"),
+        WeightChoice("stored", "fp8", "fp8"),
+    ],
 )
 def test_its_tokens_are_those_of_loading_with_the_choice(tmp_path: Path, choice: WeightChoice):
     plan = convert(bundled_model(), tmp_path, choice, SMALL)

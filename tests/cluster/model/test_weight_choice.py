@@ -35,7 +35,7 @@ def test_words():
     assert WeightChoice("int4").with_changes(None, "fp8", None) == WeightChoice("int4", "fp8")
 
 
-@pytest.mark.parametrize(("field", "value"), [("experts", "fp8"), ("dense", "int8"), ("head", "int4"), ("head", "")])
+@pytest.mark.parametrize(("field", "value"), [("experts", "fp8"), ("dense", "int8"), ("head", "int2"), ("head", "")])
 def test_what_is_no_choice_is_refused(field: str, value: str):
     with pytest.raises(WeightChoiceError, match=rf'{field} is "{value}"; it must be stored'):
         WeightChoice(**{field: value})
