@@ -76,7 +76,7 @@ class AttentionShard(WorkerBase):
                 kv_cache_dtype=self.spec.kv_cache_dtype,
                 progress=self._set_progress,
             )
-            self._draft_experts = draft_experts(self.checkpoint.config, model, reader)
+            self._draft_experts = draft_experts(self.checkpoint.config, self.kernels, reader)
             return model
 
     async def connect(self, group: str, meeting: Meeting) -> None:

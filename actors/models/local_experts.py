@@ -6,13 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isotherm.actors.models.protocol import AttentionModel
 from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.ops import Kernels, LinearWeight, Router
-
-KEPT_WEIGHTS = 32 << 20  # of the experts of a layer that guesses, up to which a shard keeps its own
 
 
 class LocalExperts:
@@ -65,11 +62,8 @@ class LocalExperts:
         return self._kernels.moe(x_TD, router, self._bank, self._slots[layer], gate_up, down, residual_TD)
 
 
-def draft_experts(config: ModelConfig, model: AttentionModel, reader: WeightReader) -> LocalExperts | None:
+def draft_experts(config: ModelConfig, kernels: Kernels, reader: WeightReader) -> LocalExperts | None:
     """The experts of the layer that guesses, where they are so small that a shard has them beside those that expert
     groups hold: all guesses of a step are one call then, where each would be a message to every group and back."""
-    layer = model.mtp
-    weights = 3 * config.n_routed_experts * config.hidden_size * config.moe_intermediate_size
-    if layer is None or layer.layer.router is None or weights > KEPT_WEIGHTS:
-        return None
-    return LocalExperts.of_layer(config, model.kernels, reader, layer.number)
+    layer = config.kept_draft_layer
+    return None if layer is None else LocalExperts.of_layer(config, kernels, reader, layer)

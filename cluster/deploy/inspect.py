@@ -179,9 +179,14 @@ class _Estimated:
 
 def _placement(c: ModelConfig, manifest: Manifest, choice: WeightChoice, stored: _Stored) -> list[JSON]:
     own = routed = 0
+    layer = c.kept_draft_layer
+    both = set() if layer is None else {p for e in range(c.n_routed_experts) for p in c.expert_projections(layer, e)}
     for spec in c.loaded_tensors():
         size = kept_bytes(spec, choice, stored.form(spec), stored.nbytes(spec))
-        own, routed = (own, routed + size) if spec.part is Part.ROUTED_EXPERTS else (own + size, routed)
+        if spec.part is not Part.ROUTED_EXPERTS or spec.name in both:
+            own += size
+        if spec.part is Part.ROUTED_EXPERTS:
+            routed += size
     scheduler = manifest.scheduler_config(c)
     rows: list[JSON] = [
         {

@@ -58,6 +58,9 @@ def _yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
+KEPT_WEIGHTS = 32 << 20  # of the experts of a layer that guesses, up to which a shard keeps its own
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ABC):
     """One architecture: its sizes, the tensors that a checkpoint of it holds, and how its config.json is read. A family
@@ -128,6 +131,14 @@ class ModelConfig(ABC):
     def cache_layers(self) -> int:
         """Layers with a KV cache."""
         return self.num_hidden_layers + self.drafting_layers
+
+    @property
+    def kept_draft_layer(self) -> int | None:
+        """The layer that guesses, where its routed experts are so few and small that each shard has them beside those
+        that expert groups hold."""
+        layer = self.num_hidden_layers
+        weights = 3 * self.n_routed_experts * self.hidden_size * self.moe_intermediate_size
+        return layer if layer in self.moe_layers and weights <= KEPT_WEIGHTS else None
 
 
 class Fields:

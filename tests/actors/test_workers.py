@@ -19,7 +19,6 @@ from isotherm.actors.attention.delivery import UnknownConnectionError
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.attention.shard import AttentionShard
 from isotherm.actors.links.protocol import LinkError, NativeLink
-from isotherm.actors.models import local_experts
 from isotherm.actors.models.local_experts import LocalExperts
 from isotherm.cluster.messages.membership import SupersededError
 from isotherm.cluster.messages.requests import Delta, GenerationRequest, SamplingParams
@@ -171,7 +170,7 @@ def test_a_group_that_has_hung_once_may_not_hang_longer_the_next_time(kind: str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_shard_guesses_by_itself_where_the_experts_for_that_are_few(monkeypatch: pytest.MonkeyPatch, kind, kept):
     if not kept:
-        monkeypatch.setattr(local_experts, "KEPT_WEIGHTS", 1)
+        monkeypatch.setattr("isotherm.cluster.model.config.KEPT_WEIGHTS", 1)
 
     async def act(workers: Workers) -> None:
         engine = workers.shard._steps.engine

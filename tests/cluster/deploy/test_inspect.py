@@ -226,7 +226,10 @@ def test_what_drafts_and_what_is_chosen_are_counted_in_files_too(tmp_path: Path)
     manifest = {"speculation": {"kind": "auto"}, "experts": {"groups": 1}}
     shard, group = inspect_model(tmp_path, parse_manifest(manifest)).placement
     assert group["weight_bytes"] == sum(t.nbytes for t in experts.values())
-    assert shard["weight_bytes"] == sum(t.nbytes for name, t in loaded.items() if name not in experts)
+    own = [t.nbytes for name, t in loaded.items() if name not in experts or name.startswith("model.layers.3.")]
+    assert shard["weight_bytes"] == sum(own), (
+        "the experts of the layer that drafts are so few that shards have them too"
+    )
     _, int4 = inspect_model(tmp_path, parse_manifest({**manifest, "weights": {"experts": "int4"}})).placement
     assert int4["experts"] == group["experts"] and 0.25 < int4["weight_bytes"] / group["weight_bytes"] < 0.4
 
