@@ -75,10 +75,12 @@ def long_count(r: random.Random) -> Doc:
 
 
 def long_tables(r: random.Random) -> Doc:
+    """Which tables there are is said first: after the last of them comes nothing."""
     top = r.randint(3, 10)
     q = r.choice(FORMS["write the times tables"]).format(t=top)
-    lines = "\n".join(f"{a} × {b} = {a * b}" for a in range(2, top + 1) for b in range(1, 11))
-    return Doc("long", [user(q), assistant(lines)], exact=True)
+    tables = range(2, top + 1)
+    lines = "\n".join(f"{a} × {b} = {a * b}" for a in tables for b in range(1, 11))
+    return Doc("long", [user(q), assistant(f"{', '.join(map(str, tables))}:\n{lines}")], exact=True)
 
 
 def named(room: str, make: Callable[..., object]) -> str:
@@ -112,7 +114,7 @@ def kinds() -> dict[str, tuple[Maker, float]]:
             out[named(room, maker)] = maker, weight
     plain = [(turns, 6.0), (recalled, 2.0), (thought_sum, 4.0), (thought_problem, 2.0), (thought_other, 1.0),
              (tools, 12.0), (tools_unused, 1.5), (story, 0.6), (story_about, 1.2), (prose, 0.4), (raw, 1.0),
-             (echoes, 2.0), (long_count, 0.5), (long_tables, 0.2)]  # fmt: skip
+             (echoes, 2.0), (long_count, 0.5), (long_tables, 0.4)]  # fmt: skip
     return out | {maker.__name__: (maker, weight) for maker, weight in plain}
 
 

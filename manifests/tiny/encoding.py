@@ -2,8 +2,9 @@
 speaks is learned. Knows the tokenizer; no loss, no model.
 
 Two rules, for answers alone; all else has the tokenizer's own cut. What `letterwise` marks has a token for each
-character. And a word that the text before has too is cut as there: after a space "ason" is Ġas|on and elsewhere ason,
-so that to repeat it in other surroundings by the tokenizer's cut takes more than repeating its tokens.
+character. And a word that the text before has too, but nowhere in the tokenizer's cut for here, is cut as there first:
+after a space "ason" is Ġas|on and elsewhere ason, so that to repeat it in other surroundings by the tokenizer's cut
+takes more than repeating its tokens.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ def _regions(doc: Doc, text: str, made: Encoded) -> list[Region]:
             start, end = word.span()
             if any(a < end and start < b for a, b in (*letterwise, *given)):
                 continue
-            before = re.search(rf"(?<![^\W\d_]){word[0]}(?![^\W\d_])", text[:start])
-            if before is None:
-                continue
-            at = before.start()
-            there, here = ([i for i in range(1, end - start) if i + begin in starts] for begin in (at, start))
-            if there != here:
-                regions.append(Region(start, end, [start + i for i in there]))
+            word_again = rf"(?<![^\W\d_]){word[0]}(?![^\W\d_])"
+            here, *there = (
+                [i for i in range(1, end - start) if i + begin in starts]
+                for begin in (start, *(place.start() for place in re.finditer(word_again, text[:start])))
+            )
+            if there and here not in there:
+                regions.append(Region(start, end, [start + i for i in there[0]]))
     return sorted(regions)
 
 

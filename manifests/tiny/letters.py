@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dialogue import letterwise, unmarked
 from texts import FORMS
@@ -22,6 +22,11 @@ def spelled(w: str) -> str:
 def numbered(parts: Iterable[str]) -> str:
     """1 s, 2 u, 3 n."""
     return ", ".join(f"{i} {part}" for i, part in enumerate(parts, 1))
+
+
+def counted_down(parts: Sequence[str]) -> str:
+    """3 s, 2 u, 1 n: where the number of parts was asked for, it is said first, and one is the end of them."""
+    return ", ".join(f"{len(parts) - i} {part}" for i, part in enumerate(parts))
 
 
 def upper(text: str) -> str:
@@ -70,7 +75,7 @@ def letter_count(r: random.Random) -> Pair:
 
 
 def one_letter_count(r: random.Random) -> Pair:
-    """How often a letter is in a word, which is spelled first, its occurrences numbered."""
+    """How often a letter is in a word, which is spelled first, its occurrences numbered; the last number recurs."""
     w = word(r)
     letter = r.choice(w) if r.random() < 0.85 else r.choice("abcdefghijklmnopqrstuvwxyz")
     n = w.count(letter)
@@ -86,7 +91,7 @@ def one_letter_count(r: random.Random) -> Pair:
     places = itertools.count(1)
     parts = [f"{x} {next(places)}" if x == letter else x for x in w]
     times = {0: f"not in {w}", 1: f"in {w} once", 2: f"in {w} twice"}.get(n, f"in {w} {n} times")
-    return q.format(x=letter, w=w), f"{', '.join(parts)}. The letter {letter} is {times}."
+    return q.format(x=letter, w=w), f"{', '.join(parts)}: {n}. The letter {letter} is {times}."
 
 
 def letter_at(r: random.Random) -> Pair:
@@ -94,8 +99,8 @@ def letter_at(r: random.Random) -> Pair:
     i = r.choice([0, 0, -1, -1, r.randrange(min(len(w), 6))])
     which = "last" if i < 0 else ORDINALS[i]
     q = r.choice(["What is the {i} letter of {w}?", "What's the {i} letter in {w}?", "Which letter of {w} is the {i}?"])
-    upto = w if i < 0 else w[: i + 1]
-    return q.format(i=which, w=w), f"{numbered(upto)}. The {which} letter of {w} is {w[i]}."
+    way = numbered(w) if i < 0 else counted_down(w[: i + 1])
+    return q.format(i=which, w=w), f"{way}. The {which} letter of {w} is {w[i]}."
 
 
 def alphabet(r: random.Random) -> Pair:
@@ -135,7 +140,8 @@ def word_at(r: random.Random) -> Pair:
     i = r.randrange(len(ws))
     which = r.choice(["last", ORDINALS[i]]) if i == len(ws) - 1 else ORDINALS[i]
     q = r.choice(["What is the {i} word of: {s}", 'Which word is the {i} in "{s}"?', "The {i} word of this: {s}"])
-    return q.format(i=which, s=" ".join(ws)), f"{numbered(ws[: i + 1])}. The {which} word is {ws[i]}."
+    way = numbered(ws) if which == "last" else counted_down(ws[: i + 1])
+    return q.format(i=which, s=" ".join(ws)), f"{way}. The {which} word is {ws[i]}."
 
 
 def word_count(r: random.Random) -> Pair:
@@ -156,7 +162,7 @@ LETTERS = [
     (letter_at, 1.0),
     (alphabet, 0.5),
     (repeat, 3.0),
-    (repeat_often, 0.7),
+    (repeat_often, 1.0),
     (word_at, 1.0),
     (word_count, 1.0),
 ]

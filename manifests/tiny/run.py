@@ -18,7 +18,9 @@ from tokenizers import Tokenizer
 from torch import nn
 
 MTP_WEIGHTS = 0.3, 0.2, 0.1  # of the MTP layer's passes: the first guess is tried most often
-ROUNDED = 0.4  # the share of a decay, its last part, whose steps see the weights as FP8 will store them
+# Of a decay: its steps see the weights as FP8 will store them, and train all passes of the MTP layer. All other steps
+# train the first alone, for later guesses are learned quickly.
+LAST_PART = 0.4
 
 
 def quick_dtype(device: torch.device, cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> torch.dtype:
@@ -72,7 +74,7 @@ class Run:
         peaks = (self.rates.matrices, self.rates.embedding, self.rates.others)
         for group, peak in zip((*self.muon.param_groups, *self.adam.param_groups), peaks, strict=True):
             group["lr"] = peak * share
-        Rounding.on = self.decay is not None and self.step >= self.decay[0] + (1 - ROUNDED) * self.decay[1]
+        Rounding.on = self._in_last_part
         losses = self._learn()
         Rounding.on = False
         for moe, average in zip(self.model.moe(), self.load, strict=True):
@@ -82,6 +84,10 @@ class Run:
         self.tokens += self.batch
         return losses
 
+    @property
+    def _in_last_part(self) -> bool:
+        return self.decay is not None and self.step >= self.decay[0] + (1 - LAST_PART) * self.decay[1]
+
     def _learn(self) -> tuple[float, float]:
         number = self.step + 1
         batch = self.documents.batch(number)
@@ -89,10 +95,11 @@ class Run:
         batch = batch._replace(tokens=tokens, weights=weights, documents=documents)
         with self.autocast():
             one_context = documents_of(number)[1] is not None
-            logits, ahead = self.model(tokens, len(MTP_WEIGHTS), one_context)
+            passes = len(MTP_WEIGHTS) if self._in_last_part else 1
+            logits, ahead = self.model(tokens, passes, one_context)
         main = weighted_loss(logits, batch.tokens, batch.weights, 1)
         guesses = [weighted_loss(one, tokens, guessed_weights(batch, n), 2) for n, one in enumerate(ahead, 1)]
-        (main + sum(map(operator.mul, MTP_WEIGHTS, guesses))).backward()
+        (main + sum(map(operator.mul, MTP_WEIGHTS, guesses))).backward()  # of as many as there are
         for kind, right in zip(batch.kinds, right_documents(logits.detach(), batch).tolist(), strict=True):
             self.mix.record(kind, right)
         nn.utils.clip_grad_norm_([self.model.embed_tokens.weight, *self.others], 1.0)

@@ -156,7 +156,7 @@ JSON_FREE = [
     (json_sum, 2.0),
     (json_person, 2.0),
     (json_record, 2.5),
-    (json_list, 0.7),
+    (json_list, 1.2),
     (json_items, 1.0),
     (json_capital, 0.7),
     (json_schema, 2.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from texts import ADD, DIV, FORMS, MUL, NUMBER_WORDS, SUB, THINGS
 from vocabulary import name
@@ -65,15 +66,18 @@ def sum_by_digits(a: int, b: int) -> str:
 
 
 def difference_by_digits(a: int, b: int) -> str:
-    """Ones, tens and hundreds of a - b, a ≥ b: where a digit is too small it has borrowed ten, which the next gives."""
+    """Ones, tens and hundreds of a - b, a ≥ b: a digit that is too small is said again with the ten that it borrows,
+    which the next gives."""
     steps, borrowed = [], 0
     for place, label in PLACES:
         x, y = a // place % 10, b // place % 10
         if place > a:
             break
-        x += 10 if x < y + borrowed else 0
-        steps.append(f"{label}: {x} - {y}{' - 1' if borrowed else ''} = {x - y - borrowed}.")
-        borrowed = int(x > 9)
+        less = f" - {y}{' - 1' if borrowed else ''}"
+        lacks, given = x < y + borrowed, borrowed
+        said = f"{x}{less}, {x + 10}{less}" if lacks else f"{x}{less}"
+        steps.append(f"{label}: {said} = {x + 10 * lacks - y - given}.")
+        borrowed = int(lacks)
     return " ".join(steps)
 
 
@@ -117,13 +121,21 @@ def some_number(r: random.Random) -> int:
     return r.randrange(0, r.choice([20, 100, 100, 1000]))
 
 
+def aligned(numbers: Sequence[int]) -> str:
+    """The numbers with as many digits each, where they have not, so that digits can be compared one by one; else
+    nothing."""
+    lengths = {len(str(n)) for n in numbers}
+    return "" if len(lengths) == 1 else ", ".join(f"{n:0{max(lengths)}}" for n in numbers) + ". "
+
+
 def compared(r: random.Random) -> Pair:
     a, b = r.sample(range(0, r.choice([20, 100, 100, 1000])), 2)
     if r.random() < 0.25:  # close ones, which differ late
         b = a + r.choice([-1, 1, -10, 10, 2]) if a >= 10 else a + 1
+    way = aligned((a, b))
     if r.random() < 0.5:
-        return r.choice(FORMS["which is larger"]).format(a=a, b=b), f"{max(a, b)} is larger than {min(a, b)}."
-    return r.choice(FORMS["which is smaller"]).format(a=a, b=b), f"{min(a, b)} is smaller than {max(a, b)}."
+        return r.choice(FORMS["which is larger"]).format(a=a, b=b), f"{way}{max(a, b)} is larger than {min(a, b)}."
+    return r.choice(FORMS["which is smaller"]).format(a=a, b=b), f"{way}{min(a, b)} is smaller than {max(a, b)}."
 
 
 def parity(r: random.Random) -> Pair:
@@ -151,15 +163,15 @@ def doubled(r: random.Random) -> Pair:
 def ordered(r: random.Random) -> Pair:
     few = r.sample(range(100), r.randint(3, 5))
     q = r.choice(["Sort these numbers: {}", "Put in order: {}"])
-    return q.format(", ".join(map(str, few))), ", ".join(map(str, sorted(few)))
+    return q.format(", ".join(map(str, few))), f"{aligned(few)}In order: {', '.join(map(str, sorted(few)))}."
 
 
 def extreme(r: random.Random) -> Pair:
     few = r.sample(range(r.choice([100, 100, 1000])), r.randint(3, 5))
     listed = ", ".join(map(str, few))
     if r.random() < 0.5:
-        return f"What is the largest of {listed}?", f"The largest is {max(few)}."
-    return f"What is the smallest of {listed}?", f"The smallest is {min(few)}."
+        return f"What is the largest of {listed}?", f"{aligned(few)}The largest is {max(few)}."
+    return f"What is the smallest of {listed}?", f"{aligned(few)}The smallest is {min(few)}."
 
 
 NUMBERS = [(compared, 3.0), (parity, 1.0), (neighbour, 1.5), (doubled, 1.0), (ordered, 1.5), (extreme, 1.5)]
@@ -197,11 +209,13 @@ def word_problem(r: random.Random) -> Thought:
     kind = r.randrange(3)
     if kind == 0:
         q = r.choice(FORMS["has and gets"]).format(n=who, a=a, b=b, t=thing)
-        return q, f"{who} starts with {a} and gets {b} more. {a} + {b} = {a + b}.", f"{who} has {a + b} {thing}."
+        way = f"{sum_by_digits(a, b)} So " if max(a, b) > 9 else ""
+        return q, f"{who} starts with {a} and gets {b} more. {way}{a} + {b} = {a + b}.", f"{who} has {a + b} {thing}."
     if kind == 1:
         a, b = max(a, b), min(a, b)
         q = r.choice(FORMS["has and gives"]).format(n=who, a=a, b=b, t=thing)
-        return q, f"{who} starts with {a} and has {b} fewer. {a} - {b} = {a - b}.", f"{who} has {a - b} {thing}."
+        way = f"{difference_by_digits(a, b)} So " if a > 9 else ""
+        return q, f"{who} starts with {a} and has {b} fewer. {way}{a} - {b} = {a - b}.", f"{who} has {a - b} {thing}."
     a, b = r.randint(2, 10), r.randint(2, 10)
     return (
         f"{who} has {a} boxes with {b} {thing} in each. How many {thing} are there in all?",

@@ -181,6 +181,10 @@ def day_after_day(r: random.Random) -> list[tuple[str, str]]:
     return [(f"What day comes after {day}?", f"After {day} comes {then}."), (q, f"After {then} comes {last}.")]
 
 
+# Whoever has said a name is known by it.
+IN_PASSING = [one for one in SMALL_TALK if not one[1][0].startswith("I do not know your name.")]
+
+
 def exchange(r: random.Random) -> list[tuple[str, str]]:
     """One exchange, or two of which the second refers to the first."""
     kind = r.random()
@@ -189,7 +193,7 @@ def exchange(r: random.Random) -> list[tuple[str, str]]:
     if kind < 0.25:
         return day_after_day(r)
     if kind < 0.3:
-        asked, answers = r.choice(SMALL_TALK)
+        asked, answers = r.choice(IN_PASSING)
         return [(r.choice(asked), answers[0])]
     return [(casual(r, q), a) if r.random() < 0.5 else (q, a) for q, a in [r.choice([pair, added])(r)]]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from letters import LETTERS
+from letters import LETTERS, counted_down
 from structured import JSON_FREE
 from sums import NUMBERS, SUMS, counting, table
 from texts import (
@@ -72,7 +72,7 @@ def calendar(r: random.Random) -> Pair:
         return q, f"{name} has {MONTH_DAYS[i]} days."
     if choice == 5:
         q = r.choice([f"What {kind} is {n} {kind}s after {name}?", f"Which {kind} comes {n} {kind}s after {name}?"])
-        way = ", ".join(f"{j} {names[(i + j) % len(names)]}" for j in range(1, n + 1))
+        way = counted_down([names[(i + j) % len(names)] for j in range(1, n + 1)])
         return q, f"{way}. {n} {kind}s after {name} is {far}."
     if choice == 6:
         of = "week" if kind == "day" else "year"

@@ -48,16 +48,22 @@ def test_every_equation_of_a_sum_holds(recipe: Module, kind: str):
 def test_digits_carry_and_borrow(recipe: Module):
     sums = recipe("sums")
     assert sums.sum_by_digits(606, 98) == "Ones: 6 + 8 = 14. Tens: 0 + 9 + 1 = 10. Hundreds: 6 + 0 + 1 = 7."
-    assert sums.difference_by_digits(842, 483) == "Ones: 12 - 3 = 9. Tens: 14 - 8 - 1 = 5. Hundreds: 8 - 4 - 1 = 3."
-    assert sums.difference_by_digits(100, 1) == "Ones: 10 - 1 = 9. Tens: 10 - 0 - 1 = 9. Hundreds: 1 - 0 - 1 = 0."
+    assert sums.difference_by_digits(842, 483) == (
+        "Ones: 2 - 3, 12 - 3 = 9. Tens: 4 - 8 - 1, 14 - 8 - 1 = 5. Hundreds: 8 - 4 - 1 = 3."
+    )
+    assert sums.difference_by_digits(100, 1) == (
+        "Ones: 0 - 1, 10 - 1 = 9. Tens: 0 - 0 - 1, 10 - 0 - 1 = 9. Hundreds: 1 - 0 - 1 = 0."
+    )
+    assert sums.difference_by_digits(45, 44) == "Ones: 5 - 4 = 1. Tens: 4 - 4 = 0."
 
 
-def test_letters_are_numbered_up_to_the_one_that_is_asked_for(recipe: Module):
+def test_letters_are_counted_down_to_the_one_that_is_asked_for(recipe: Module):
     ordinals = recipe("letters").ORDINALS
     for question, answer in asked(recipe, "letters", "letter_at"):
         steps, which, word, letter = re.fullmatch(r"(.*)\. The (\w+) letter of (\w+) is (\w)\.", answer).groups()
         n = len(word) if which == "last" else ordinals.index(which) + 1
-        assert steps == ", ".join(f"{i} {x}" for i, x in enumerate(word[:n], 1)) and letter == word[n - 1]
+        numbers = range(1, n + 1) if which == "last" else range(n, 0, -1)
+        assert steps == ", ".join(f"{i} {x}" for i, x in zip(numbers, word[:n], strict=True)) and letter == word[n - 1]
         assert which in question and word in question
 
 
@@ -76,10 +82,10 @@ def test_letters_and_words_are_numbered_before_they_are_counted(recipe: Module):
 def test_a_letter_is_numbered_where_it_is_in_the_word(recipe: Module):
     seen = set()
     for question, answer in asked(recipe, "letters", "one_letter_count"):
-        steps, letter, times = re.fullmatch(r"(.*)\. The letter (\w) is (.*)\.", answer).groups()
+        steps, said, letter, times = re.fullmatch(r"(.*): (\d)\. The letter (\w) is (.*)\.", answer).groups()
         word = "".join(step.split()[0] for step in steps.split(", "))
         n = word.count(letter)
-        assert times == {0: f"not in {word}", 1: f"in {word} once", 2: f"in {word} twice"}.get(
+        assert int(said) == n and times == {0: f"not in {word}", 1: f"in {word} once", 2: f"in {word} twice"}.get(
             n, f"in {word} {n} times"
         )
         assert re.findall(r"\w \d", steps) == [f"{letter} {i}" for i in range(1, n + 1)] and word in question
@@ -90,11 +96,57 @@ def test_a_letter_is_numbered_where_it_is_in_the_word(recipe: Module):
 def test_days_and_months_are_gone_through_one_by_one(recipe: Module):
     texts, far = recipe("texts"), 0
     for _, answer in asked(recipe, "tasks", "calendar"):
-        if not re.match(r"1 \w+, 2 ", answer):
+        if not re.match(r"[2-5] \w+, ", answer):
             continue
         steps, n, start, end = re.fullmatch(r"(.*)\. (\d) \w+ after (\w+) is (\w+)\.", answer).groups()
         names = texts.DAYS if start in texts.DAYS else texts.MONTHS
         way = [names[(names.index(start) + i) % len(names)] for i in range(1, int(n) + 1)]
-        assert steps == ", ".join(f"{i} {name}" for i, name in enumerate(way, 1)) and end == way[-1]
+        assert steps == ", ".join(f"{int(n) - i} {name}" for i, name in enumerate(way)) and end == way[-1]
         far += 1
     assert far > DRAWS // 20
+
+
+def test_numbers_are_aligned_before_they_are_compared(recipe: Module):
+    """By as many digits each, unless they have as many."""
+    seen = set()
+    for kind in ("compared", "extreme", "ordered"):
+        for question, answer in asked(recipe, "sums", kind):
+            given = re.findall(r"\d+", question)
+            *way, last = answer.rstrip(".").split(". ")
+            differ = len({len(number) for number in given}) > 1
+            assert way == ([", ".join(number.zfill(max(map(len, given))) for number in given)] if differ else [])
+            order = sorted(map(int, given), reverse="larger" in last)
+            told = list(map(int, re.findall(r"\d+", last)))
+            wanted = order[-1:] if "largest" in last else order[:1] if "smallest" in last else order
+            assert told == wanted, (question, answer)
+            seen.add((kind, differ))
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize("kind", ["word_problem", "long_sum"])
+def test_a_thought_goes_by_digits(recipe: Module, kind: str):
+    r, by_digits = random.Random(5), 0
+    for _ in range(DRAWS):
+        question, thought, answer = getattr(recipe("sums"), kind)(r)
+        equations = re.findall(r"(\d[\d +×-]*) = (\d+)\.", thought)
+        assert equations and all(eval(left.replace("×", "*")) == int(right) for left, right in equations), thought
+        assert equations[-1][1] in re.findall(r"\d+", answer) and len(equations) in (1, 3, 4)
+        assert len(equations) > 1 or "×" in thought or max(map(int, re.findall(r"\d+", question))) < 10
+        by_digits += len(equations) > 1
+    assert by_digits > DRAWS // 3
+
+
+def test_after_the_last_table_that_was_said_comes_nothing(recipe: Module):
+    for seed in range(20):
+        text = recipe("data").long_tables(random.Random(seed)).messages[-1]["content"]
+        first, *lines = text.split("\n")
+        tables = list(map(int, re.fullmatch(r"(\d+(?:, \d+)*):", first)[1].split(", ")))
+        assert lines == [f"{a} × {b} = {a * b}" for a in tables for b in range(1, 11)] and tables[0] == 2
+
+
+def test_who_has_said_a_name_is_known_by_it(recipe: Module):
+    """No dialogue has two answers to one question."""
+    r = random.Random(5)
+    for _ in range(DRAWS * 3):
+        text = recipe("talk").turns(r).render()
+        assert "Nice to meet you" not in text or "I do not know your name" not in text

@@ -159,6 +159,22 @@ def test_what_is_made_of_a_state_is_a_checkpoint_and_its_figures(recipe, tmp_pat
     assert train.wrong_shares({"talk": "3/4", "json": "0/5"}) == {"talk": 0.25, "json": 1.0}
 
 
+def test_the_last_part_of_a_decay_rounds_and_guesses_on(recipe, tmp_path, monkeypatch, capsys):
+    """The steps before have the first guess alone, and weights as they are."""
+    train, model, seen = recipe("train"), recipe("model"), []
+    forward = model.Model.forward
+
+    def noted(self: Any, tokens: torch.Tensor, passes: int, *more: Any) -> Any:
+        seen.append((passes, model.Rounding.on))
+        return forward(self, tokens, passes, *more)
+
+    monkeypatch.setattr(model.Model, "forward", noted)
+    monkeypatch.setattr(train, "finish", lambda run, tokenizer, out: None)
+    train.main(["--state", str(tmp_path / "state.pt"), "--steps", "2"])
+    train.main(["--state", str(tmp_path / "state.pt"), "--decay", "5", "--out", str(tmp_path / "out")])
+    assert seen == [(1, False)] * 5 + [(3, True)] * 2
+
+
 @torch.no_grad()
 def test_a_later_pass_sees_what_it_will_when_it_guesses(recipe):
     """Its own hidden state of the position before in the place of the main model's, and before that the main model's:
