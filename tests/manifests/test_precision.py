@@ -2,8 +2,8 @@
 bfloat16 run is.
 
 A trained model: random weights are chaotic in bfloat16, since one flipped expert changes everything after it. Here too
-a flip decides the worst token, so that one is compared with a margin; the mean, the median and the 99th percentile are
-not.
+a flip decides the worst token, on either side by chance, so that tokens which one has moved are counted; the mean, the
+median and the 99th percentile are compared without a margin.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 import torch
 from hf_oracle import read_tensors
 from safetensors.torch import save_file
+from tiny_recipe import tiny_recipe
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import DeepseekV3ForCausalLM
@@ -33,7 +34,8 @@ from isotherm.kernels.reference import ReferenceKernels
 pytestmark = pytest.mark.slow
 
 BLOCKS, BLOCK_SIZE = 16, 16
-WORST_MARGIN = 1.5  # a flipped expert moves a token by some tenths, wherever it happens
+DRAWN = 240  # dialogues beside those below
+MOVED = 0.2  # by so much or more a flipped expert moves a token, which happens to a few of ten thousand, to any of them
 
 # Dialogues that manifests/tiny/data.py makes and keeps out of the training (`held_out`).
 DIALOGUES = [
@@ -65,8 +67,12 @@ Document = tuple[list[int], int]  # token ids, and how many of them are the prom
 
 @pytest.fixture(scope="module")
 def documents() -> list[Document]:
+    """Those above, and others that were kept out of the training."""
     tokenizer = Tokenizer.from_file(str(bundled_model() / "tokenizer.json"))
-    out = []
+    with tiny_recipe() as recipe:
+        drawn = recipe("evaluation").held_out_stream(tokenizer, 3).documents(2 * DRAWN)
+    fitting = [made for doc, made in drawn if doc.exact and 20 < len(made.ids) < BLOCKS * BLOCK_SIZE]
+    out = [(made.ids, made.weights.index(1.0)) for made in fitting[:DRAWN] if 1.0 in made.weights]
     for question, answer in DIALOGUES:
         prompt = tokenizer.encode(
             f"<｜begin▁of▁sentence｜><｜User｜>{question}<｜Assistant｜>", add_special_tokens=False
@@ -133,7 +139,7 @@ def test_native_bfloat16_is_as_close_to_float32_as_transformers(stored: str, doc
             path / "model.safetensors",
         )
     exact = by_transformers(weights, tmp_path, torch.float32, documents)
-    assert len(exact) > 500
+    assert len(exact) > 10_000
     # The reference of the comparison is sound: our definition of correct says the same in float32.
     torch.testing.assert_close(by_isotherm(path, ReferenceKernels(torch.float32), documents), exact, rtol=0, atol=1e-4)
 
@@ -148,4 +154,4 @@ def test_native_bfloat16_is_as_close_to_float32_as_transformers(stored: str, doc
     assert ours.mean() <= theirs.mean()
     assert ours.median() <= theirs.median()
     assert ours.quantile(0.99) <= theirs.quantile(0.99)
-    assert ours.max() <= WORST_MARGIN * theirs.max()
+    assert (ours > MOVED).sum() <= 2 * (theirs > MOVED).sum() + 2
