@@ -126,8 +126,8 @@ def spoken(made: Tokens) -> list[tuple[int, int]]:
 def says(model: Model, tokenizer: Tokenizer, prompt: list[int], answer: list[int]) -> bool:
     """Whether greedy decoding after a prompt gives the answer's text, by these tokens or by others."""
     text, said = tokenizer.decode(answer, skip_special_tokens=False), ""
-    ids = list(prompt)
-    while text.startswith(said) and said != text:
+    ids, most = list(prompt), len(prompt) + 4 * len(answer)  # a model may go on with bytes that never make a character
+    while text.startswith(said) and said != text and len(ids) < most:
         ids.append(int(model(torch.tensor([ids]))[0][0, -1].argmax()))
         said = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=False).rstrip("\ufffd")
     return said == text

@@ -159,6 +159,26 @@ def test_what_is_made_of_a_state_is_a_checkpoint_and_its_figures(recipe, tmp_pat
     assert train.wrong_shares({"talk": "3/4", "json": "0/5"}) == {"talk": 0.25, "json": 1.0}
 
 
+def test_an_answer_is_right_by_its_text_whatever_its_tokens(recipe):
+    """Other tokens of the same text are right, another text is not, and bytes that make no character end."""
+    evaluation, tokenizer = recipe("evaluation"), recipe("tokenizers").Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    whole, cut = tokenizer.encode("place.", add_special_tokens=False).ids, []
+    for letter in "place.":
+        cut += tokenizer.encode(letter, add_special_tokens=False).ids
+    assert whole != cut and tokenizer.decode(cut) == tokenizer.decode(whole)
+
+    def speaks(tokens: list[int]) -> Any:
+        def model(given: torch.Tensor) -> tuple[torch.Tensor]:
+            at = given.shape[1] - 2  # after a prompt of two
+            return (torch.nn.functional.one_hot(torch.tensor([[tokens[at % len(tokens)]]]), 1280).float(),)
+
+        return model
+
+    (half,) = [i for i in range(1280) if tokenizer.id_to_token(i) == "Ã"]  # the first of two bytes
+    for said, right in ((whole, True), (cut, True), (cut[::-1], False), ([half], False)):
+        assert evaluation.says(speaks(said), tokenizer, [1, 2], whole) == right
+
+
 def test_the_last_part_of_a_decay_rounds_and_guesses_on(recipe, tmp_path, monkeypatch, capsys):
     """The steps before have the first guess alone, and weights as they are."""
     train, model, seen = recipe("train"), recipe("model"), []
