@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -94,7 +95,7 @@ def serve(
     from isotherm.cluster.deploy.batch_store import check_batches_folder
     from isotherm.cluster.deploy.capacity import check_machine
     from isotherm.cluster.deploy.front_door_keys import check_bound, check_tls, key_source
-    from isotherm.cluster.deploy.preflight import check_port, check_servable
+    from isotherm.cluster.deploy.preflight import check_servable, hold_port
     from isotherm.cluster.deploy.session_folder import check_session_folder
     from isotherm.cluster.machine_memory import machine_memory
     from isotherm.cluster.text.tokenizer_files import trouble_with_chats
@@ -108,15 +109,17 @@ def serve(
         console.print(f"warning: chats: {words}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if address is None:
         check_machine(manifest, path, machine_memory(), os.cpu_count() or 1)
-        check_port(manifest.http.host, manifest.http.port)
         check_batches_folder(manifest.http)
         check_session_folder()
+        held: contextlib.AbstractContextManager[object] = hold_port(manifest.http.host, manifest.http.port)
         prepare_local_ray()
     else:
+        held = contextlib.nullcontext()  # Serve may listen on other machines
         address = prepare_attach(address)
     from isotherm.cluster.supervise.supervisor import serve_until_stopped
 
-    serve_until_stopped(manifest, path, address, key_source_as_json(source), console)
+    with held:
+        serve_until_stopped(manifest, path, address, key_source_as_json(source), console)
 
 
 @app.command()

@@ -48,20 +48,31 @@ def check_devices(manifest: Manifest) -> None:
 
 def check_port(host: str, port: int) -> None:
     """Whether this machine can listen there. Raises ManifestError."""
+    hold_port(host, port).close()
+
+
+def hold_port(host: str, port: int) -> socket.socket:
+    """A socket that has the port, so that as long as it is open nobody else gets it: Ray's processes ask the system for
+    any port, before Serve's proxy listens and while one that died is being started again. It listens to nothing; only
+    who asks to share the port (SO_REUSEPORT), as Serve's proxies do, can listen beside it, and then has every
+    connection. Raises ManifestError where nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET  # as Serve decides it
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4]
     except (OSError, UnicodeError) as error:
         raise ManifestError(
             f'http.host is "{host}": it cannot be resolved ({error}); use 127.0.0.1, 0.0.0.0 or a name of this machine'
         ) from None
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was left a moment ago is free
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise ManifestError(
-                f"nothing can listen on {host} port {port}: {error.strerror}. Choose another with --host, --port, or "
-                "http.host and http.port in the manifest"
-            ) from None
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was left a moment ago is free
+        held.bind(address)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # not before: another that shares it would not show
+    except OSError as error:
+        held.close()
+        raise ManifestError(
+            f"nothing can listen on {host} port {port}: {error.strerror}. Choose another with --host, --port, or "
+            "http.host and http.port in the manifest"
+        ) from None
+    return held

@@ -23,7 +23,6 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import GetTimeoutError, RayError
-from ray.serve.context import _get_global_client
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -33,9 +32,8 @@ from isotherm.cluster.deploy.announcement import announce
 from isotherm.cluster.deploy.capacity import check_resources
 from isotherm.cluster.deploy.controller import Controller, Owner
 from isotherm.cluster.deploy.first_answer import Asked, wait_for_answer
-from isotherm.cluster.deploy.front_door_keys import check_bound
 from isotherm.cluster.deploy.front_door_losses import FrontDoorWatch
-from isotherm.cluster.deploy.ingress_start import APPLICATION, run_ingress
+from isotherm.cluster.deploy.ingress_start import APPLICATION, start_ingress
 from isotherm.cluster.deploy.kept_responses import forget_responses
 from isotherm.cluster.deploy.losses import Losses
 from isotherm.cluster.deploy.proxy_revival import ProxyRevival
@@ -88,19 +86,6 @@ def start_controller(manifest: Manifest, model_path: Path, keys: KeySource | Non
         .options(name=CONTROLLER, namespace=NAMESPACE, lifetime="detached", **options)
         .remote(uuid.uuid4().hex[:12], manifest, str(model_path), keys, owner, f"http://{address}" if address else None)
     )
-
-
-def start_ingress(manifest: Manifest, keys: KeySource | None) -> None:
-    """Raises ManifestError where Serve, which may have been there before, listens where it must not without keys, and
-    ServeError where its replicas cannot start."""
-    options: JSON = {"host": manifest.http.host, "port": manifest.http.port}
-    if (tls := manifest.http.tls) is not None:
-        options |= {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
-    serve.start(http_options=options)
-    client = _get_global_client()
-    assert client is not None  # it would have raised
-    check_bound(client.http_config.host, keys)
-    run_ingress(manifest, keys)
 
 
 def stop_everything() -> list[str]:

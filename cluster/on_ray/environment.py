@@ -42,7 +42,9 @@ NODE_ENVIRONMENT = {
     # On a busy machine a proxy may take longer to start than Serve's 5 s, three times; then Serve would give up.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
-LOCAL_RAY = LOOPBACK | NODE_ENVIRONMENT
+# `isotherm serve` holds the front door's port, which Serve's proxies then can only share.
+SHARED_PORT = {"SERVE_SOCKET_REUSE_PORT_ENABLED": "1"}
+LOCAL_RAY = LOOPBACK | NODE_ENVIRONMENT | SHARED_PORT
 # Of a Ray that is started here, unless they are set already: what Ray's own processes do without being asked takes
 # cores from the streams. docs/operations.md says what is lost.
 QUIET = {

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from isotherm.cluster.api.batches.store import Store
 from isotherm.cluster.api.gate import GateMiddleware
 from isotherm.cluster.api.request_book import RequestRecord
 from isotherm.cluster.api.slow_clients import SlowClientMiddleware
+from isotherm.cluster.cli.own_cluster import free_port
 from isotherm.cluster.engine.sequence import Chunk
 from isotherm.cluster.front_door import front_door
 from isotherm.cluster.local.engine import LocalEngine
@@ -62,9 +62,7 @@ async def serve(port: int, folder: Path) -> None:
 @contextlib.contextmanager
 def alone_served(folder: Path, keys: dict[str, float] | None = None) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """The port and the process of one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     arguments = [str(port), str(folder), *([json.dumps(keys)] if keys else [])]
     process = subprocess.Popen([sys.executable, __file__, *arguments])
     try:

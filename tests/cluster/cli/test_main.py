@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.cli import main as cli
+from isotherm.cluster.cli.own_cluster import free_port
 from isotherm.cluster.client import BatchError, BatchSummary, ConnectionFailedError
 from isotherm.cluster.client.batch import BatchOptions
 from isotherm.cluster.errors import IsothermError
@@ -241,14 +243,27 @@ def test_serve_refuses_cuda_without_a_gpu_and_a_bad_port(
 
 
 def test_serve_refuses_a_taken_port(served: list[Any]):
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert f"nothing can listen on 127.0.0.1 port {port}" in one_error(invoke("serve", "--port", str(port)))
     assert served == []
+
+
+def test_serve_has_its_port_until_it_ends(served: list[Any], monkeypatch: pytest.MonkeyPatch):
+    """Not only until Ray starts, whose processes ask the system for any port that is free."""
+    port = free_port()
+
+    def serve(*_: Any) -> None:
+        with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+            other.bind(("127.0.0.1", port))
+        served.append(port)
+
+    monkeypatch.setattr("isotherm.cluster.supervise.supervisor.serve_until_stopped", serve)
+    for _ in range(2):  # and not afterwards
+        assert invoke("serve", "--port", str(port)).exit_code == 0
+    assert served == [port] * 2
 
 
 def test_serve_names_a_folder_in_which_no_batch_can_be_kept(served: list[Any], tmp_path: Path):

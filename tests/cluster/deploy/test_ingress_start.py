@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayError
 from ray.serve._private.common import DeploymentStatusInfo
 from ray.serve._private.common import DeploymentStatusInternalTrigger as Happens
 from ray.serve.schema import DeploymentStatus
@@ -82,3 +83,24 @@ def test_replicas_that_are_lost_again_and_again_are_an_error_in_the_end(started,
 
 def test_undisturbed_serve_has_waited_for_its_proxies_itself(started):
     assert started(Happens.HEALTHY).waited_for_proxies == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError, RayError])
+def test_a_port_that_something_else_has_is_named(monkeypatch, error: type[Exception]):
+    """On a Ray that was there before; on one of its own `isotherm serve` holds the port."""
+
+    def refuse(**_: object) -> None:
+        raise error("Failed to bind to address '127.0.0.1:8765'.")
+
+    monkeypatch.setattr(ingress_start.serve, "start", refuse)
+    with pytest.raises(ServeError, match=r"cannot listen on 127\.0\.0\.1:8765, where something else does.*--port"):
+        ingress_start.start_ingress(parse_manifest({"http": {"port": 8765}}), None)
+
+
+def test_another_error_of_serves_stays_what_it_is(monkeypatch):
+    def refuse(**_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(ingress_start.serve, "start", refuse)
+    with pytest.raises(RuntimeError, match="no such thing"):
+        ingress_start.start_ingress(parse_manifest({}), None)

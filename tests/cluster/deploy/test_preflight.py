@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from deepseek_checkpoints import make_checkpoint
+from ray.serve._private.http_util import set_socket_reuse_port
 
-from isotherm.cluster.deploy.preflight import check_port, check_servable
+from isotherm.cluster.deploy.preflight import check_port, check_servable, hold_port
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
 from isotherm.cluster.model.checkpoint import CheckpointError
 from isotherm.cluster.model.path import bundled_model
@@ -81,3 +82,38 @@ def test_a_taken_port_is_refused():
 def test_a_host_that_is_not_here_is_refused(host: str):
     with pytest.raises(ManifestError, match=r"http\.host|listen on 192\.0\.2\.1"):
         check_port(host, 8000)
+
+
+def test_nobody_gets_a_held_port_but_a_proxy_of_serves():
+    """Ray's processes ask for any port, and one of them had the front door's before Serve could listen there."""
+    host = "127.0.0.1"
+    with hold_port(host, 0) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(ManifestError, match="Address already in use"):
+            check_port(host, port)
+        for asked in ([], [socket.SO_REUSEADDR]):
+            with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+                for option in asked:
+                    other.setsockopt(socket.SOL_SOCKET, option, 1)
+                other.bind((host, port))
+        with pytest.raises(ConnectionRefusedError):  # it listens to nothing
+            socket.create_connection((host, port))
+        with socket.socket() as proxy:
+            assert set_socket_reuse_port(proxy)  # what a proxy of Serve's calls
+            proxy.bind((host, port))
+            proxy.listen()
+            proxy.settimeout(5)
+            for _ in range(20):  # and it has all of them
+                with socket.create_connection((host, port)):
+                    proxy.accept()[0].close()
+    check_port(host, port)
+
+
+def test_an_address_of_the_kind_that_serve_binds_is_checked():
+    """A name may mean an IPv6 address too, and Serve takes the other."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ManifestError, match="nothing can listen on localhost"):
+            check_port("localhost", taken.getsockname()[1])
+    hold_port("::1", 0).close()

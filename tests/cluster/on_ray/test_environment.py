@@ -20,6 +20,7 @@ from isotherm.cluster.on_ray.environment import (
     prepare_local_ray,
 )
 
+OURS = ("RAY_", "SERVE_")
 NAMES = {*LOCAL_RAY, *QUIET, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"}
 
 
@@ -30,7 +31,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(
         os,
         "environ",
-        {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)},
+        {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | {"HOME": str(tmp_path)},
     )
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
@@ -40,7 +41,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def ray_variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    return {name: value for name, value in os.environ.items() if name.startswith(OURS)}
 
 
 def test_a_local_ray_is_loopback_only_with_a_token():
