@@ -19,7 +19,7 @@ from isotherm.cluster.messages.copies import CopyFrom
 from isotherm.cluster.messages.operations import AutoscalerMode
 from isotherm.cluster.model.config import ModelConfig
 from isotherm.cluster.model.kv_cache import KvCacheDtype
-from isotherm.cluster.model.weight_choice import WeightChoice
+from isotherm.cluster.model.weight_choice import FORMS, WeightChoice
 from isotherm.cluster.text.tool_formats.registry import CHOICES
 
 
@@ -39,9 +39,9 @@ class _Section(BaseModel):
 class WeightsSection(_Section):
     """In how many bits weights are kept; what is not stored so is quantised while it is read."""
 
-    experts: Literal["stored", "int4"] = Field("stored", description="the routed experts")
-    dense: Literal["stored", "fp8", "int4"] = Field("stored", description="attention, dense MLPs and shared experts")
-    head: Literal["stored", "fp8", "int8"] = Field("stored", description="the output head")
+    experts: Annotated[str, one_of(lambda: FORMS["experts"])] = Field("stored", description="the routed experts")
+    dense: Annotated[str, one_of(lambda: FORMS["dense"])] = Field("stored", description="what all tokens share")
+    head: Annotated[str, one_of(lambda: FORMS["head"])] = Field("stored", description="the output head")
 
     @property
     def choice(self) -> WeightChoice:

@@ -15,7 +15,7 @@ from isotherm.kernels.formats.registry import quantised
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.ops import Kernels
 
-FORMS = ("bf16", "fp8", "int8", "int4")  # of weights
+FORMS = ("bf16", "fp8", "int8", "int6", "int4")  # of weights
 COLD_BYTES = 512 << 20  # weights are taken in turn from at least this much, so that none stays in a cache
 
 

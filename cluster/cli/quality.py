@@ -49,7 +49,8 @@ def measure_quality(
     TokenizerError."""
     if choice.is_stored and kept == "auto":
         raise QualityError(
-            "nothing is quantised; give --experts int4, --dense fp8|int4, --head fp8|int8|int4 or --kv-cache-dtype fp8"
+            "nothing is quantised; give --experts int4, --dense fp8|int4, --head fp8|int8|int6|int4 or "
+            "--kv-cache-dtype fp8"
         )
     checkpoint = Checkpoint.open(path)
     tokens = Tokenizer.load(path).encode(own_text() if text is None else _text_of(text))

@@ -18,7 +18,7 @@ DenseOption = Annotated[
 ]
 HeadOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(help="stored, fp8, int8 or int4: the output head. Default: as with --experts"),
+    typer.Option(help="stored, fp8, int8, int6 or int4: the output head. Default: as with --experts"),
 ]
 KvCacheOption = Annotated[
     Optional[KvCacheDtype],  # noqa: UP045

@@ -100,6 +100,10 @@ def plan_conversion(checkpoint: Checkpoint, choice: WeightChoice, shard_bytes: i
         raise ConversionError(
             "nothing is to be converted; give --experts int4, --dense fp8|int4 or --head fp8|int8|int4"
         )
+    if choice.head == "int6":
+        raise ConversionError(
+            "--head is int6, which no checkpoint's format has here; leave it out, and serve with weights.head: int6"
+        )
     if checkpoint.config.tie_word_embeddings and choice.head != STORED:
         raise ConversionError(f"--head is {choice.head}, and this model's head is its embedding table; leave it out")
     pieces, forms = [], {}
@@ -158,6 +162,8 @@ def kept_bytes(spec: TensorSpec, choice: WeightChoice, stored_as: WeightFormat, 
     form = choice.form(spec)
     if form in (STORED, stored_as.name) or isinstance(stored_as, PackQuantized | Gptq):
         return stored_bytes
+    if form == "int6":  # in no checkpoint's format; three quarters of the codes in eight bits, and the same scales
+        return made_in("int8").nbytes(spec.shape) - math.prod(spec.shape) // 4
     return made_in(form).nbytes(spec.shape)
 
 

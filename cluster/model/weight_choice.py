@@ -9,14 +9,14 @@ from isotherm.cluster.errors import IsothermError
 from isotherm.cluster.model.tensors import Part, TensorSpec
 
 STORED = "stored"
-# Field → its values. A form's name is its key of kernels/formats/registry.py.
-CHOICES = {
+# Field → its values, of the manifest too. A form's name is its key of kernels/formats/registry.py.
+FORMS = {
     "experts": (STORED, "int4"),
     "dense": (STORED, "fp8", "int4"),
-    "head": (STORED, "fp8", "int8", "int4"),
+    "head": (STORED, "fp8", "int8", "int6", "int4"),
 }
 # The least that an element takes in memory, in bytes: codes, and bfloat16 scales of groups of 32.
-LEAST_BYTES = {"fp8": 1.0, "int8": 1 + 2 / 32, "int4": 0.5 + 2 / 32}
+LEAST_BYTES = {"fp8": 1.0, "int8": 1 + 2 / 32, "int6": 0.75 + 2 / 32, "int4": 0.5 + 2 / 32}
 
 
 class WeightChoiceError(IsothermError, ValueError):
@@ -33,7 +33,7 @@ class WeightChoice:
     head: str = STORED
 
     def __post_init__(self) -> None:
-        for field, allowed in CHOICES.items():
+        for field, allowed in FORMS.items():
             if (value := getattr(self, field)) not in allowed:
                 raise WeightChoiceError(f'{field} is "{value}"; it must be {", ".join(allowed[:-1])} or {allowed[-1]}')
 

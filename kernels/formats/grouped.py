@@ -1,4 +1,4 @@
-"""Integers with one scale for each group of inputs of an output: four bits (int4) and eight (int8).
+"""Integers with one scale for each group of inputs of an output: four bits (int4), six (int6) and eight (int8).
 
 Scales are float32 here; those that a checkpoint stores in 16 bits keep their exact values, and kernels may keep them in
 16 bits again where that loses nothing.
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from isotherm.kernels.formats.fp8 import Fp8Weight
-from isotherm.kernels.formats.rounding import BLOCK_REACHES, nearest_int4, nearest_int8
+from isotherm.kernels.formats.rounding import BLOCK_REACHES, LARGEST_INT6, LARGEST_INT8, nearest_int4, nearest_symmetric
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.native.rounding import DTYPES, GROUP, native_rounding
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 GROUPS = (32, 64, 128)
 INT4_ZERO = 8  # the code that stands for 0 where a weight has no zero points
@@ -168,18 +171,23 @@ class Int4Weight(GroupedWeight):
 class Int8Weight(GroupedWeight):
     """`data` int8 [N, K], -127 … 127."""
 
-    name = "int8"
+    name, bits, largest = "int8", 8, LARGEST_INT8
 
     def __init__(self, data: Tensor, scales: Tensor, group: int = GROUP):
         if data.dtype != torch.int8 or data.dim() != 2:
-            raise TypeError(f"an int8 weight is {data.dtype} {tuple(data.shape)}; [N, K] in {torch.int8} is needed")
-        if (data == -128).any():
-            raise ValueError("an int8 weight has a code of -128; they are symmetric, -127 … 127")
+            raise TypeError(
+                f"an {self.name} weight is {data.dtype} {tuple(data.shape)}; [N, K] in {torch.int8} is needed"
+            )
+        if data.numel() and (int(data.min()) < -self.largest or int(data.max()) > self.largest):
+            raise ValueError(
+                f"an {self.name} weight has a code of {int(data.min())} or {int(data.max())}; they are symmetric, "
+                f"-{self.largest} … {self.largest}"
+            )
         self.data = data
         self._take_scales(scales, group)
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> Int8Weight:
+    def of(cls, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> Self:
         """Roles: data and scales."""
         return cls(tensors["data"], tensors["scales"], parameters["group"])
 
@@ -194,24 +202,30 @@ class Int8Weight(GroupedWeight):
     def dequantise(self, dtype: torch.dtype) -> Tensor:
         return (self.data.float() * self._spread(self.scales)).to(dtype)
 
-    def rows(self, begin: int, end: int, dtype: torch.dtype) -> Int8Weight:
+    def rows(self, begin: int, end: int, dtype: torch.dtype) -> Self:
         """As they are stored."""
-        return Int8Weight(self.data[begin:end], self.scales[begin:end], self.group)
+        return type(self)(self.data[begin:end], self.scales[begin:end], self.group)
 
-    def regrouped(self, group: int, zeros: bool) -> Int8Weight:
-        return Int8Weight(self.data, self._finer(self.scales, group), group)
+    def regrouped(self, group: int, zeros: bool) -> Self:
+        return type(self)(self.data, self._finer(self.scales, group), group)
 
     @classmethod
-    def quantise(cls, weight: StoredWeight) -> Int8Weight:
-        """Groups of GROUP: the largest of each becomes 127. Scales are bfloat16 numbers."""
-        if isinstance(weight, Int8Weight):
+    def quantise(cls, weight: StoredWeight) -> Self:
+        """Groups of GROUP: the largest of each becomes `largest`. Scales are bfloat16 numbers."""
+        if type(weight) is cls:
             return weight
         if (native := native_rounding()) is not None:
-            return cls(*native.int8(_numbers(weight), weight.shape))
+            return cls(*native.in_bytes(cls.bits, _numbers(weight), weight.shape))
         groups = _groups(weight)
-        codes, scales = nearest_int8(groups.flatten(0, 1))
+        codes, scales = nearest_symmetric(groups.flatten(0, 1), cls.largest)
         codes = codes.view(len(groups), -1)[:, : weight.shape[1]].contiguous()
         return cls(codes, scales.view(len(groups), -1))
+
+
+class Int6Weight(Int8Weight):
+    """`data` int8 [N, K], -31 … 31. Native kernels keep them in six bits, Triton in eight."""
+
+    name, bits, largest = "int6", 6, LARGEST_INT6
 
 
 def alike(weights: Sequence[GroupedWeight]) -> list[GroupedWeight]:

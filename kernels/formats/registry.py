@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from isotherm.kernels.formats.fp8 import BLOCK, E4M3, Fp8Weight
-from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight
+from isotherm.kernels.formats.grouped import Int4Weight, Int6Weight, Int8Weight
 from isotherm.kernels.formats.published import PUBLISHED
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 
 PART_BYTES = 64 << 20  # in float32, of the rows that are quantised at once
-FORMATS: dict[str, type[StoredWeight]] = {f.name: f for f in (PlainWeight, Fp8Weight, Int4Weight, Int8Weight)}
+FORMATS: dict[str, type[StoredWeight]] = {
+    f.name: f for f in (PlainWeight, Fp8Weight, Int4Weight, Int6Weight, Int8Weight)
+}
 
 
 def stored_weight(name: str, tensors: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> StoredWeight:
@@ -49,7 +51,7 @@ def _joined(parts: Sequence[StoredWeight]) -> StoredWeight:
     if isinstance(first, Int4Weight):
         return Int4Weight(codes, scales, None, first.group, first.inputs)
     if isinstance(first, Int8Weight):
-        return Int8Weight(codes.view(torch.int8), scales, first.group)
+        return type(first)(codes.view(torch.int8), scales, first.group)
     return Fp8Weight(codes.view(E4M3), scales)
 
 

@@ -1,5 +1,5 @@
-"""Rounding to integers of four and of eight bits, with one scale for a group of numbers. To four bits the scale of each
-group is the one, of those that are tried, that loses least.
+"""Rounding to integers of four, six and eight bits, with one scale for a group of numbers. To four bits the scale of
+each group is the one, of those that are tried, that loses least.
 
 This states which bits come out; where there are native kernels, kernels/native/rounding.py computes them. The same
 numbers give the same codes on every machine: whatever is added up is added by halves, elementwise, so that no vector
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 LOWEST, HIGHEST = -8, 7
-LARGEST_INT8 = 127
+LARGEST_INT6, LARGEST_INT8 = 31, 127
 # To what the number that lies farthest from 0 is mapped, on the side of LOWEST; beyond it, it is cut off.
 REACHES = (8.0, 7.2, 7.6, 8.4, 8.8)
 BLOCK_REACHES = (8.0, 8.8, 9.6, 10.4, 11.2)  # of 32 × 32 numbers, whose farthest lies farther out
@@ -36,12 +36,11 @@ def nearest_int4(groups: Tensor, reaches: Sequence[float] = REACHES) -> tuple[Te
     return codes, scales
 
 
-def nearest_int8(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [M, group] → codes int8 [M, group], -LARGEST_INT8 … LARGEST_INT8, and scales [M], float32 that are
-    bfloat16 numbers: the largest of each group becomes LARGEST_INT8. Where one is not finite its scale is
-    not either."""
-    scales = as_scale(groups.abs().amax(1) / LARGEST_INT8)
-    codes = (groups / scales[:, None]).round_().clamp_(-LARGEST_INT8, LARGEST_INT8)
+def nearest_symmetric(groups: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+    """float32 [M, group] → codes int8 [M, group], -largest … largest, and scales [M], float32 that are bfloat16
+    numbers: the largest of each group becomes `largest`. Where one is not finite its scale is not either."""
+    scales = as_scale(groups.abs().amax(1) / largest)
+    codes = (groups / scales[:, None]).round_().clamp_(-largest, largest)
     return codes.nan_to_num_(0.0).to(torch.int8), scales
 
 

@@ -28,6 +28,10 @@ class Kind(IntEnum):
     CODED = 3
     INT4 = 4
     INT8 = 5
+    INT6 = 6
+
+
+_INTEGERS = (Kind.INT4, Kind.INT6, Kind.INT8)
 
 
 class Grouping(ctypes.Structure):
@@ -127,7 +131,7 @@ def _checked(context: NativeContext, form: object, outputs: int, inputs: int) ->
         kind in tuple(Kind)
         and (kind == Kind.F32) == (context.dtype == torch.float32)
         and not (kind == Kind.CODED and context.isa == "generic")
-        and (group in GROUPS and scale_bytes in (2, 4) if kind in (Kind.INT4, Kind.INT8) else group == scale_bytes == 0)
+        and (group in GROUPS and scale_bytes in (2, 4) if kind in _INTEGERS else group == scale_bytes == 0)
         and zeros in ((0, 1) if kind == Kind.INT4 else (0,))
         and 0 < data_bytes < most
         and 0 <= scales_bytes < most

@@ -1,4 +1,4 @@
-"""Weights rounded to four and to eight bits in C++ (`kernels/native/csrc/rounding.h`): the bits that
+"""Weights rounded to four, six and eight bits in C++ (`kernels/native/csrc/rounding.h`): the bits that
 kernels/formats/rounding.py states, on every instruction set."""
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class NativeRounding:
         nibbles = torch.empty(rows, -(-inputs // 2), dtype=torch.uint8)
         return self._round(4, numbers, shape, nibbles)
 
-    def int8(self, numbers: Sequence[Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """As `int4`, but codes int8 [N, K]. A group with a number that is not finite has such a scale."""
-        return self._round(8, numbers, shape, torch.empty(shape, dtype=torch.int8))
+    def in_bytes(self, bits: int, numbers: Sequence[Tensor], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """As `int4`, but codes int8 [N, K] of 6 or 8 bits. A group with a number that is not finite has such a
+        scale."""
+        return self._round(bits, numbers, shape, torch.empty(shape, dtype=torch.int8))
 
     def _round(
         self, bits: int, numbers: Sequence[Tensor], shape: tuple[int, int], codes: Tensor

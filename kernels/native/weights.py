@@ -12,14 +12,16 @@ from torch import Tensor
 from isotherm.kernels.checked import check_expert, check_weights
 from isotherm.kernels.expert_bank import ExpertBank, ForeignBytesError, PackedExpert
 from isotherm.kernels.formats.fp8 import Fp8Weight
-from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight, alike
+from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int6Weight, Int8Weight, alike
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.context import NativeContext, created, fail, free_with
 from isotherm.kernels.native.operand import Operand, side_by_side
 from isotherm.kernels.native.packed import Grouping, Kind, Packed, adopt, bytes_of, form_of, layout, packed_of, room
 
 # Formats with tiles of their own. All others are dequantised, and packed as bf16.
-_TILES: dict[type[StoredWeight], Kind] = {Fp8Weight: Kind.FP8, Int4Weight: Kind.INT4, Int8Weight: Kind.INT8}
+_TILES: dict[type[StoredWeight], Kind] = {
+    Fp8Weight: Kind.FP8, Int4Weight: Kind.INT4, Int6Weight: Kind.INT6, Int8Weight: Kind.INT8
+}  # fmt: skip
 
 
 def _grouping(weights: Sequence[GroupedWeight]) -> Grouping:

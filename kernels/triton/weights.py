@@ -18,12 +18,12 @@ from torch import Tensor
 from isotherm.kernels.checked import check_expert, check_weights
 from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.fp8 import BLOCK, E4M3, Fp8Weight
-from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight, alike
+from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int6Weight, Int8Weight, alike
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.triton.integer_weights import RUN, by_group, codes_by_run, scale_dtype
 from isotherm.kernels.triton.launch import cdiv
 
-KEPT: set[type[StoredWeight]] = {Fp8Weight, Int4Weight, Int8Weight}  # multiplied as they are stored
+KEPT: set[type[StoredWeight]] = {Fp8Weight, Int4Weight, Int6Weight, Int8Weight}  # multiplied as they are stored
 ROW_PAD, COLUMN_PAD = 128, 128
 SPLIT_PROGRAMS = 132  # multiprocessors of a full Hopper GPU. A constant: the bits depend on it
 EMPTY = -1  # in a bank's table of forms
@@ -140,7 +140,7 @@ class Uploader:
 
 
 def as_kept(weights: Sequence[StoredWeight], dtype: torch.dtype) -> Sequence[StoredWeight]:
-    """The weights as the kernels multiply by them: as they are stored where all are FP8, int4 or int8, else the
+    """The weights as the kernels multiply by them: as they are stored where all are FP8 or integers, else the
     numbers."""
     formats = {type(w) for w in weights}
     return weights if len(formats) == 1 and formats <= KEPT else [w.plain(dtype) for w in weights]

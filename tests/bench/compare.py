@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument(
         "--int4",
         action="store_true",
-        help="also the FP8 checkpoint with experts and dense parts in INT4, the output projection in INT8 and in INT4",
+        help="also the FP8 checkpoint with experts and dense parts in INT4, the head in 8, 6 and 4 bits",
     )
     parser.add_argument("--isa", default="auto", help="instruction set of Isotherm's kernels; build the peers for it")
     parser.add_argument("--rounds", type=int, default=5)
@@ -145,6 +145,7 @@ def main() -> None:
             sides.append(own("fp8, head8", a.fp8, "head=fp8"))
         if a.int4:
             sides.append(own("int4", a.fp8, "experts=int4", "dense=int4", "head=int8"))
+            sides.append(own("int4, head6", a.fp8, "experts=int4", "dense=int4", "head=int6"))
             sides.append(own("int4, head4", a.fp8, "experts=int4", "dense=int4", "head=int4"))
     if a.transformers:
         sides.append(ProcessSide("transformers bf16", sys.executable, "transformers", a.bf16))

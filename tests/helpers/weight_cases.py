@@ -6,7 +6,7 @@ import torch
 
 from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.fp8 import Fp8Weight
-from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int8Weight, pack_nibbles
+from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int6Weight, Int8Weight, pack_nibbles
 from isotherm.kernels.formats.registry import quantised
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.ops import Kernels
@@ -34,15 +34,17 @@ def stored(rows: int, columns: int, kind: str, seed: int, both_ways: tuple[int, 
 
 
 # Beside those of the quantiser: larger groups, zero points, scales that are no bfloat16 numbers.
-INTEGERS = ("int4", "int4 with zeros", "int8", "int8 wide")
+INTEGERS = ("int4", "int4 with zeros", "int6", "int6 wide", "int8", "int8 wide")
 
 
 def integers(data: torch.Tensor, kind: str, seed: int) -> StoredWeight:
-    if kind in ("int4", "int8"):
+    if kind in ("int4", "int6", "int8"):
         return quantised(kind, PlainWeight(data))
     generator, group = torch.Generator().manual_seed(seed), 64 if kind == "int4 with zeros" else 128
     rows, columns = data.shape
     scales = (torch.rand(rows, -(-columns // group), generator=generator) + 0.1) * columns**-0.5
+    if kind == "int6 wide":
+        return Int6Weight(torch.randint(-31, 32, data.shape, generator=generator).to(torch.int8), scales / 22, group)
     if kind == "int8 wide":
         return Int8Weight(torch.randint(-127, 128, data.shape, generator=generator).to(torch.int8), scales / 90, group)
     codes = torch.randint(0, 16, data.shape, generator=generator).to(torch.uint8)

@@ -17,7 +17,7 @@ namespace iso {
 constexpr int kTile = 32;         // outputs per tile
 constexpr int kScaleBlock = 128;  // FP8: inputs per block scale
 constexpr int kScaleWords = kScaleBlock / 2;
-constexpr int kLeastGroupWords = 16;  // int4, int8: words that share a scale, at the least
+constexpr int kLeastGroupWords = 16;  // of integers: words that share a scale, at the least
 constexpr int kRoundGroup = 32;       // inputs that share a scale where weights are rounded here
 constexpr int kSplit =
     256;  // attention: positions per softmax split, counted from position 0; part of the result's definition
@@ -25,7 +25,8 @@ constexpr int kSplit =
 // The one list of the kinds of tiles: X(how a packed weight is kept, whose multiplication takes it). Each defines its
 // TileKind (tile_kind.h) in a source file, and `<multiplication>_multiply` in a header of kernels.inc. The order is the
 // numbers that Python gives (kernels/native/packed.py).
-#define ISO_TILE_KINDS(X) X(bf16, word) X(fp8, fp8) X(f32, word) X(coded, coded) X(int4, int4) X(int8, int8)
+#define ISO_TILE_KINDS(X) \
+  X(bf16, word) X(fp8, fp8) X(f32, word) X(coded, coded) X(int4, int4) X(int8, int8) X(int6, int6)
 enum class Kind : int {
 #define ISO_KIND(name, multiplication) name,
   ISO_TILE_KINDS(ISO_KIND)
@@ -34,6 +35,8 @@ enum class Kind : int {
 #define ISO_KIND(name, multiplication) +1
 constexpr int kKinds = 0 ISO_TILE_KINDS(ISO_KIND);
 #undef ISO_KIND
+// Whether a weight is integers, with a scale for each group of inputs (grouped.cpp).
+constexpr bool is_grouped(Kind kind) { return kind == Kind::int4 || kind == Kind::int8 || kind == Kind::int6; }
 enum class Dtype : int { bf16, f16, f32, e4m3, u8, i8 };  // what the caller's tensors hold
 
 // One tensor of a stored weight, as rows. Python fills it: see Operand in kernels/native/operand.py.
@@ -72,7 +75,7 @@ struct Linear {
   uint8_t* data;  // [tile] in the order of its kind, and for coded tiles all that follows from `code_tables` on
   size_t data_bytes;
   float* scales;                    // fp8: [tile][scale block]
-  Grouping grouping;                // int4, int8: a tile is its groups' blocks, one after the other (grouped.cpp)
+  Grouping grouping;                // of integers: a tile is its groups' blocks, one after the other (grouped.cpp)
   int64_t code_bytes, block_bytes;  // of a block: its codes, and all of it
   float* bias;                      // [tile][32] or null
   int64_t* part_tile;               // [parts + 1] first tile of each part
@@ -336,6 +339,7 @@ struct Ops {
   SampleOps sample;
   bool (*round_int4)(Pool&, const RoundCall&);  // whether all numbers are finite: else what was written means nothing
   bool (*round_int8)(Pool&, const RoundCall&);
+  bool (*round_int6)(Pool&, const RoundCall&);  // a byte each, as int8
 };
 
 const Ops* amx_ops();  // null where the build or the machine lacks it

@@ -125,8 +125,7 @@ ISO_EXPORT Linear* iso_linear_create(int kind, int64_t inputs, int parts, const 
 // Room for a weight that was packed elsewhere into so many bytes of tiles (LinearForm). Null for no kind of tiles, too.
 ISO_EXPORT Linear* iso_linear_room(int kind, int64_t inputs, int parts, const int64_t* part_outputs,
                                    const Grouping* grouping, int64_t data_bytes) {
-  const bool grouped = kind == static_cast<int>(Kind::int4) || kind == static_cast<int>(Kind::int8);
-  if (kind < 0 || kind >= kKinds || grouped != (grouping != nullptr)) return nullptr;
+  if (kind < 0 || kind >= kKinds || is_grouped(static_cast<Kind>(kind)) != (grouping != nullptr)) return nullptr;
   return create_linear(kind, inputs, parts, part_outputs, nullptr, grouping, static_cast<size_t>(data_bytes));
 }
 // After that room was filled.
@@ -171,7 +170,8 @@ ISO_EXPORT int iso_linear_finish(Context* context, Linear* linear) {
 ISO_EXPORT int iso_round(Context* context, int bits, const Operand* operands, int64_t rows, int64_t inputs, void* codes,
                          float* scales) {
   return guarded([&]() -> int {
-    const auto round = bits == 4 ? context->ops->round_int4 : context->ops->round_int8;
+    const Ops& ops = *context->ops;
+    const auto round = bits == 4 ? ops.round_int4 : bits == 6 ? ops.round_int6 : ops.round_int8;
     const bool finite = round(context->pool, RoundCall{operands, rows, inputs, static_cast<uint8_t*>(codes), scales});
     return finite ? kOk : kNotFinite;
   });

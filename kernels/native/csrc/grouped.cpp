@@ -1,10 +1,12 @@
-// int4 and int8 tiles: integers, and one scale for each group of inputs of an output.
+// int4, int6 and int8 tiles: integers, and one scale for each group of inputs of an output.
 //
 // A tile is one block for each group: the codes, 32 scales, and where there are zero points 64 bytes of them. Two words
 // of int4 share 64 bytes: 32 lanes of 16 bits, a lane's nibbles from the lowest on an element of outputs 0 .. 15 and
 // the same of 16 .. 31, of the first word and then of the second (int4_place). Of zero points a lane has one of outputs
 // 0 .. 15 in its low byte and one of 16 .. 31 in the other. int8 lies in the order of byte_place, with its sign in the
-// top bit and a magnitude beside it. The last block is as large as the others.
+// top bit and a magnitude beside it. Four words of int6 share three times 64 bytes, each in that order: a byte's lower
+// six bits are a code, number + 32, of the first three words, and the upper two of all three bytes one of the fourth,
+// from its lowest bits on. The last block is as large as the others.
 #include <cstring>
 
 #include "tile_kind.h"
@@ -83,19 +85,45 @@ void pack_int8(Linear& linear, int64_t tile, int64_t first, const Operand* opera
   }
 }
 
+// Operands: codes [N, K], -32 .. 31, and scales [N, groups].
+void pack_int6(Linear& linear, int64_t tile, int64_t first, const Operand* operands) {
+  std::memset(block_of(linear, tile, 0), 0, linear.tile_bytes);
+  const int64_t groups = groups_of(linear);
+  for (int o = 0; o < linear.tile_width[tile]; ++o) {
+    const auto* codes = static_cast<const int8_t*>(row_of(operands[0], first + o, 1));
+    const auto* scales = static_cast<const float*>(row_of(operands[1], first + o, 4));
+    for (int64_t g = 0; g < groups; ++g) {
+      uint8_t* block = block_of(linear, tile, g);
+      const int64_t begin = g * linear.grouping.inputs, left = linear.inputs - begin;
+      for (int64_t k = 0; k < (left < linear.grouping.inputs ? left : linear.grouping.inputs); ++k) {
+        uint8_t* const at = block + k / 8 * 192 + 2 * byte_place(o) + k % 2;
+        const int code = codes[begin + k] + 32, word = static_cast<int>(k % 8 / 2);
+        if (word < 3) {
+          at[64 * word] = static_cast<uint8_t>(at[64 * word] | code);
+        } else {
+          for (int i = 0; i < 3; ++i) at[64 * i] = static_cast<uint8_t>(at[64 * i] | (code >> 2 * i & 3) << 6);
+        }
+      }
+      pack_scale(linear, block, o, scales[g]);
+    }
+  }
+}
+
 int64_t words(int64_t inputs) { return (inputs + 1) / 2; }
 size_t bytes(const Linear& linear) { return static_cast<size_t>(groups_of(linear) * linear.block_bytes); }
 int64_t no_scales(int64_t) { return 0; }
+int bits_of(Kind kind) { return kind == Kind::int4 ? 4 : kind == Kind::int6 ? 6 : 8; }
 
 }  // namespace
 
 void set_grouping(Linear& linear, const Grouping& grouping) {
   linear.grouping = grouping;
-  linear.code_bytes = grouping.inputs * (linear.kind == Kind::int4 ? kTile / 2 : kTile);
+  linear.code_bytes = grouping.inputs * kTile * bits_of(linear.kind) / 8;
   linear.block_bytes = linear.code_bytes + kTile * grouping.scale_bytes + (grouping.zeros != 0 ? 64 : 0);
 }
 
 const TileKind int4_tiles = {words, bytes, no_scales, pack_int4, nullptr};
+const TileKind int6_tiles = {words, bytes, no_scales, pack_int6, nullptr};
 const TileKind int8_tiles = {words, bytes, no_scales, pack_int8, nullptr};
 
 }  // namespace iso

@@ -32,17 +32,17 @@ ISO_INLINE void grouped_tile(const Linear& weight, const uint8_t* block, const u
     RowSums<R> own;
     const uint8_t* codes = block;
     for (int64_t u = 0; u < n; u += D::kWords) {
-      prefetch(ahead);
-      ahead += 64;
-#pragma GCC unroll 2
+#pragma GCC unroll 3
+      for (int i = 0; i < D::kBytes; i += 64, ahead += 64) prefetch(ahead);
+#pragma GCC unroll 4
       for (int i = 0; i < D::kWords; ++i) {
-        if (i == 1 && u + 1 == n) break;
+        if (i > 0 && u + i == n) break;
         vi word[kTileVectors];
         decoder.decode(codes, i, word);
         own.add(word, a);
         a += a_stride;
       }
-      codes += 64;
+      codes += D::kBytes;
     }
     for (const uint8_t* p = codes; p < block + block_bytes; p += 64, ahead += 64) prefetch(ahead);
     vf scale[kTileVectors];
@@ -70,9 +70,9 @@ static void grouped_two(const Linear& weight, const Strip (&strips)[2], const ui
       take_zeros(decoder[t], weight, block[t]);
     }
     for (int64_t u = 0; u < n; u += D::kWords) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int i = 0; i < D::kWords; ++i) {
-        if (i == 1 && u + 1 == n) break;
+        if (i > 0 && u + i == n) break;
 #pragma GCC unroll 2
         for (int t = 0; t < 2; ++t) {
           vi word[kTileVectors];
@@ -83,8 +83,9 @@ static void grouped_two(const Linear& weight, const Strip (&strips)[2], const ui
       }
 #pragma GCC unroll 2
       for (int t = 0; t < 2; ++t) {
-        prefetch(ahead[t]);
-        codes[t] += 64, ahead[t] += 64;
+#pragma GCC unroll 3
+        for (int i = 0; i < D::kBytes; i += 64, ahead[t] += 64) prefetch(ahead[t]);
+        codes[t] += D::kBytes;
       }
     }
 #pragma GCC unroll 2
@@ -132,12 +133,15 @@ static void grouped_blocks(const Linear& weight, const uint8_t* tile, const Grou
       take_zeros(decoder, weight, tile);
       const int64_t n = least(group_words, end - first);
       const uint8_t* codes = tile;
-      for (int64_t u = 0; u < n; u += D::kWords, codes += 64) {
-        const uint8_t* ahead = codes + kPrefetchWords * 4;
-        prefetch_block(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
-#pragma GCC unroll 2
+      for (int64_t u = 0; u < n; u += D::kWords, codes += D::kBytes) {
+#pragma GCC unroll 3
+        for (int i = 0; i < D::kBytes; i += 64) {
+          const uint8_t* ahead = codes + i + kPrefetchWords * 4;
+          prefetch_block(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
+        }
+#pragma GCC unroll 4
         for (int i = 0; i < D::kWords; ++i, ++at) {
-          if (i == 1 && u + 1 == n) break;
+          if (i > 0 && u + i == n) break;
           vi word[kTileVectors];
           decoder.decode(codes, i, word);
           keep_word(decoded, at, word);
@@ -177,6 +181,12 @@ template <class M>
 static void int8_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
                           const uint8_t* next) {
   grouped_multiply<M, Int8Decoder>(weight, t, groups, count, sums, next);
+}
+
+template <class M>
+static void int6_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
+                          const uint8_t* next) {
+  grouped_multiply<M, Int6Decoder>(weight, t, groups, count, sums, next);
 }
 
 // Groups as products with weights take them: those that there are.

@@ -62,7 +62,7 @@ ISO_INLINE void to_integers(const uint32_t* floats, int64_t words, int rows, uin
   }
 }
 
-ISO_INLINE bool takes_integers(const Linear& weight) { return weight.kind == Kind::int4 || weight.kind == Kind::int8; }
+ISO_INLINE bool takes_integers(const Linear& weight) { return is_grouped(weight.kind); }
 
 // Groups as products with weights take them, made once for a product: other ones where those are integers. They are the
 // calling thread's until it makes others.

@@ -1,4 +1,4 @@
-// Small integers as bfloat16, which holds each exactly: by their magnitudes, and by the codes of int4.
+// Small integers as bfloat16, which holds each exactly: by their magnitudes, and by the codes of int4 and int6.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +24,14 @@ struct IntegerBytes {
 
 struct IntegerTable {
   IntegerBytes<128> magnitude;  // 0 .. 127
+  IntegerBytes<64> six;         // -32 .. 31: an int6 code less 32
   IntegerBytes<16> code;        // -8 .. 7: an int4 code less 8
   uint16_t code_twice[32];      // the same by five bits, of which the first says nothing
   uint16_t difference[32];      // 0 .. 15, -16 .. -1: a difference of two codes, in five bits
 
-  constexpr IntegerTable() : magnitude{}, code{}, code_twice{}, difference{} {
+  constexpr IntegerTable() : magnitude{}, six{}, code{}, code_twice{}, difference{} {
     for (int i = 0; i < 128; ++i) magnitude.set(i, i);
+    for (int i = 0; i < 64; ++i) six.set(i, i - 32);
     for (int i = 0; i < 16; ++i) code.set(i, i - 8);
     for (int i = 0; i < 32; ++i) code_twice[i] = integer_bf16(i % 16 - 8);
     for (int i = 0; i < 32; ++i) difference[i] = integer_bf16(i < 16 ? i : i - 32);

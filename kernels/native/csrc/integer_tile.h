@@ -58,15 +58,15 @@ static void integer_direct(const Linear& weight, const uint8_t* block, const Gro
       };
       int64_t u = 0;
       vi w[2];
-      for (; u + D::kWords <= n; u += D::kWords, codes += 64) {
-#pragma GCC unroll 2
+      for (; u + D::kWords <= n; u += D::kWords, codes += D::kBytes) {
+#pragma GCC unroll 4
         for (int i = 0; i < D::kWords; ++i, a += R) {
           D::decode(codes, i, w);
           add(w, a);
         }
       }
-      if (u < n) {
-        D::decode(codes, 0, w);
+      for (int i = 0; u < n; ++u, ++i, a += R) {
+        D::decode(codes, i, w);
         add(w, a);
       }
 #pragma GCC unroll 2
@@ -127,10 +127,14 @@ static void integer_blocks(const Linear& weight, const uint8_t* block, const Gro
       points[v] = points[v] | points[v] << 16;
     }
     for (int64_t u = 0; u < n; u += D::kWords) {
-      const uint8_t *codes = block + u / D::kWords * 64, *ahead = codes + kPrefetchWords * 4;
-      prefetch(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
-#pragma GCC unroll 2
-      for (int i = 0; i < D::kWords; ++i) {  // a word that is one too many has its place
+      const uint8_t* codes = block + u / D::kWords * D::kBytes;
+#pragma GCC unroll 3
+      for (int i = 0; i < D::kBytes; i += 64) {
+        const uint8_t* ahead = codes + i + kPrefetchWords * 4;
+        prefetch(ahead < end_of_tile ? ahead : next + (ahead - end_of_tile));
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < D::kWords; ++i) {  // words that are too many have their place
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
           vi w[2];
@@ -199,4 +203,10 @@ template <class M>
 static void int8_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
                           const uint8_t* next) {
   integer_multiply<Int8Decoder>(weight, t, groups, count, sums, next);
+}
+
+template <class M>
+static void int6_multiply(const Linear& weight, int64_t t, const Group* groups, int64_t count, float* sums,
+                          const uint8_t* next) {
+  integer_multiply<Int6Decoder>(weight, t, groups, count, sums, next);
 }

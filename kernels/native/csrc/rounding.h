@@ -1,4 +1,4 @@
-// Rounding of weights to integers of four and of eight bits, one scale for each kRoundGroup inputs of an output: what
+// Rounding of weights to integers of four, six and eight bits, one scale for each kRoundGroup inputs of an output: what
 // kernels/formats/rounding.py states, to the bit. Each lane has a group of its own, so every operation is the one that
 // torch does elementwise, sums by halves among them. Included with contraction off: nothing here may use `fma`.
 
@@ -72,7 +72,9 @@ struct RoundInt4 {
   ISO_INLINE vi code(vf x, vf scale) { return (vi)(limited(x / scale, -8, 7) + set(kIntegerPoint + 8)); }
 };
 
-struct RoundInt8 {
+// A byte each, -kLargest .. kLargest.
+template <int kLargest>
+struct RoundBytes {
   static constexpr int kBits = 8;
 
   ISO_INLINE vf scale(const vf* x) {
@@ -81,11 +83,11 @@ struct RoundInt8 {
       const vi magnitude = (vi)x[i] & 0x7fffffff;
       largest = magnitude > largest ? magnitude : largest;
     }
-    return as_scale((vf)largest / set(127));
+    return as_scale((vf)largest / set(kLargest));
   }
   ISO_INLINE vi code(vf x, vf scale) {
     const vf quotient = x / scale;
-    return (vi)(limited(choose(quotient == quotient, quotient, set(0)), -127, 127) + set(kIntegerPoint));
+    return (vi)(limited(choose(quotient == quotient, quotient, set(0)), -kLargest, kLargest) + set(kIntegerPoint));
   }
 };
 

@@ -95,7 +95,7 @@ struct Fp8Decoder {
 
 // A word of one half of a tile, 32 bytes → outputs 0 .. 7 and 16 .. 23 of that half's, as pairs of 16-bit integers.
 struct Int8Decoder {
-  static constexpr int kWords = 1;
+  static constexpr int kWords = 1, kBytes = 64;
 
   ISO_INLINE vi points(const uint8_t*, int) { return set_word(0); }
   ISO_INLINE void decode(const uint8_t* codes, int, vi* out) {
@@ -106,9 +106,29 @@ struct Int8Decoder {
   }
 };
 
+struct Int6Decoder {
+  static constexpr int kWords = 4, kBytes = 192;
+
+  ISO_INLINE vi points(const uint8_t*, int) { return set_word(32); }
+  ISO_INLINE void decode(const uint8_t* codes, int i, vi* out) {  // word i (0 .. 3) of four
+    __m256i code;
+    if (i < 3) {
+      code = _mm256_and_si256(load_bytes(codes + 64 * i), _mm256_set1_epi8(63));
+    } else {
+      const auto upper = [&](int part, int down, int bits) ISO_ATTR {
+        return _mm256_and_si256(_mm256_srli_epi16(load_bytes(codes + 64 * part), down),
+                                _mm256_set1_epi8(static_cast<char>(bits)));
+      };
+      code = _mm256_or_si256(_mm256_or_si256(upper(0, 6, 3), upper(1, 4, 12)), upper(2, 2, 48));
+    }
+    out[0] = (vi)_mm256_unpacklo_epi8(code, _mm256_setzero_si256());
+    out[1] = (vi)_mm256_unpackhi_epi8(code, _mm256_setzero_si256());
+  }
+};
+
 template <bool kZeroPoints>
 struct Int4Decoder {
-  static constexpr int kWords = 2;
+  static constexpr int kWords = 2, kBytes = 64;
 
   ISO_INLINE vi points(const uint8_t* zeros, int v) {  // of outputs 8 v and on
     if (!kZeroPoints) return set_word(8);

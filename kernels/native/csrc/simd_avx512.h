@@ -69,9 +69,37 @@ struct Fp8Decoder : SignedByteDecoder {
 };
 
 struct Int8Decoder : SignedByteDecoder {
+  static constexpr int kBytes = 64;
   static constexpr bool kZeros = false;
   ISO_INLINE Int8Decoder make() {
     return Int8Decoder{SignedByteDecoder::make(kIntegers.magnitude.low, kIntegers.magnitude.high)};
+  }
+};
+
+// A lookup takes the six lowest bits of each byte, so the bits above a code may be anything.
+struct Int6Decoder {
+  static constexpr int kWords = 4, kBytes = 192;
+  static constexpr bool kZeros = false;
+  __m512i low, high;
+
+  ISO_INLINE Int6Decoder make() {
+    return Int6Decoder{_mm512_loadu_si512(kIntegers.six.low), _mm512_loadu_si512(kIntegers.six.high)};
+  }
+
+  // Word `i` (0 .. 3) of four: three lie in the lower bits of 64 bytes each, the fourth in what those leave.
+  inline __attribute__((always_inline)) void decode(const uint8_t* codes, int i, vi* out) const {
+    const auto part = [&](int p) ISO_ATTR { return _mm512_loadu_si512(codes + 64 * p); };
+    __m512i code;
+    if (i < 3) {
+      code = part(i);
+    } else {  // each from where its bits' mask is set, else what comes after
+      code = _mm512_ternarylogic_epi32(_mm512_set1_epi8(3), _mm512_srli_epi16(part(0), 6),
+                                       _mm512_srli_epi16(part(1), 4), 0xCA);
+      code = _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), code, _mm512_srli_epi16(part(2), 2), 0xCA);
+    }
+    const __m512i low_byte = _mm512_permutexvar_epi8(code, low), high_byte = _mm512_permutexvar_epi8(code, high);
+    out[0] = (vi)_mm512_unpacklo_epi8(low_byte, high_byte);
+    out[1] = (vi)_mm512_unpackhi_epi8(low_byte, high_byte);
   }
 };
 
@@ -79,7 +107,7 @@ struct Int8Decoder : SignedByteDecoder {
 // bits above a code may be anything; with them the index is the difference of code and zero point.
 template <bool kZeroPoints>
 struct Int4Decoder {
-  static constexpr int kWords = 2;
+  static constexpr int kWords = 2, kBytes = 64;
   static constexpr bool kZeros = kZeroPoints;
   __m512i numbers, zero[2];
 

@@ -49,7 +49,7 @@ struct Fp8Decoder {
 };
 
 struct Int8Decoder {
-  static constexpr int kWords = 1;
+  static constexpr int kWords = 1, kBytes = 64;
   static constexpr bool kZeros = false;
   ISO_INLINE Int8Decoder make() { return {}; }
   void decode(const uint8_t* codes, int, vi* out) const {
@@ -60,9 +60,22 @@ struct Int8Decoder {
   }
 };
 
+struct Int6Decoder {
+  static constexpr int kWords = 4, kBytes = 192;
+  static constexpr bool kZeros = false;
+  ISO_INLINE Int6Decoder make() { return {}; }
+  void decode(const uint8_t* codes, int i, vi* out) const {
+    decode_places(out, [&](int place) {
+      const uint8_t *a = codes + place, *b = a + 64, *c = b + 64;
+      const int code = i < 3 ? a[64 * i] & 63 : *a >> 6 | *b >> 6 << 2 | *c >> 6 << 4;
+      return kIntegers.six.low[code] | kIntegers.six.high[code] << 8;
+    });
+  }
+};
+
 template <bool kZeroPoints>
 struct Int4Decoder {
-  static constexpr int kWords = 2;
+  static constexpr int kWords = 2, kBytes = 64;
   static constexpr bool kZeros = kZeroPoints;
   const uint8_t* zero = nullptr;
   ISO_INLINE Int4Decoder make() { return {}; }

@@ -29,6 +29,8 @@ static bool multiply_two(const Linear& weight, const Strip (&strips)[2], const G
       return zeros ? multiply(grouped_two<Int4Decoder<true>>) : multiply(grouped_two<Int4Decoder<false>>);
     case Kind::int8:
       return multiply(grouped_two<Int8Decoder>);
+    case Kind::int6:
+      return multiply(grouped_two<Int6Decoder>);
     default:
       return false;
   }

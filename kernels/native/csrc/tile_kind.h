@@ -19,7 +19,7 @@ struct TileKind {
 };
 
 const TileKind& tile_kind(Kind);
-void set_grouping(Linear&, const Grouping&);  // of int4 and int8, before all else
+void set_grouping(Linear&, const Grouping&);  // of integers, before all else
 
 #define ISO_KIND(name, multiplication) extern const TileKind name##_tiles;
 ISO_TILE_KINDS(ISO_KIND)

@@ -139,6 +139,8 @@ def test_a_dense_layer_that_drafts_is_converted_and_quantised_on_load(tmp_path: 
 def test_what_cannot_be_converted_is_refused(tmp_path: Path):
     with pytest.raises(ConversionError, match="nothing is to be converted; give --experts int4"):
         convert(bundled_model(), tmp_path / "out", WeightChoice())
+    with pytest.raises(ConversionError, match=r"--head is int6, .*serve with weights\.head: int6"):
+        convert(bundled_model(), tmp_path / "out", WeightChoice("int4", head="int6"))
     with pytest.raises(ConversionError, match="is the checkpoint itself"):
         convert(bundled_model(), bundled_model(), WeightChoice("int4"))
     narrow, _ = published.written(tmp_path, "pack-quantized-asymmetric", all_of=False)

@@ -132,7 +132,7 @@ def test_a_file_that_has_lost_its_end_is_named(tmp_path: Path):
             reader.stored(name)
 
 
-@pytest.mark.parametrize("head", ["int8", "int4"])
+@pytest.mark.parametrize("head", ["int8", "int6", "int4"])
 def test_weights_are_quantised_as_their_part_is_chosen(checkpoint: Checkpoint, head: str):
     choice = WeightChoice(experts="int4", dense="fp8", head=head)
     forms = {Part.ROUTED_EXPERTS: "int4", Part.HEAD: head}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 import os
 import struct
 from pathlib import Path
@@ -13,19 +14,24 @@ from typing import Any
 import huggingface_hub
 import pytest
 import quantised_checkpoints as published
+import torch
 from deepseek_checkpoints import make_checkpoint, make_config, make_tensors, write_checkpoint
 from fake_engine import write_tokenizer
 from published import DEEPSEEK_V3
 from published_families import JOYAI_LLM_FLASH
 
 from isotherm.actors.models.converter import convert
+from isotherm.actors.models.weights import WeightReader
 from isotherm.cluster.deploy.inspect import Report, inspect_model
 from isotherm.cluster.manifest import Manifest, ManifestError, parse_manifest
-from isotherm.cluster.model.checkpoint import INDEX, CheckpointError
+from isotherm.cluster.model.checkpoint import INDEX, Checkpoint, CheckpointError
 from isotherm.cluster.model.config import ModelConfigError
+from isotherm.cluster.model.conversion import kept_bytes
+from isotherm.cluster.model.formats.registry import PLAIN
 from isotherm.cluster.model.path import bundled_model, resolve_model
 from isotherm.cluster.model.registry import parse
-from isotherm.cluster.model.weight_choice import WeightChoice
+from isotherm.cluster.model.weight_choice import FORMS, WeightChoice
+from isotherm.kernels.select import select_kernels
 
 pytestmark = pytest.mark.slow
 
@@ -360,6 +366,16 @@ def test_eight_bits_of_compressed_tensors_are_counted_without_the_files(tmp_path
     assert "estimate" in estimate.bytes_from
     for part, nbytes in there.bytes_by_part.items():
         assert estimate.bytes_by_part[part] == pytest.approx(nbytes, rel=0.07), part
+
+
+@pytest.mark.parametrize("head", FORMS["head"][1:])
+def test_a_quantised_head_is_counted_as_kernels_keep_it(head: str):
+    config = parse(json.loads((bundled_model() / "config.json").read_text()))
+    spec = next(spec for spec in config.tensors() if spec.name == "lm_head.weight")
+    with WeightReader(Checkpoint.open(bundled_model()), WeightChoice(head=head)) as reader:
+        kept = select_kernels("auto", torch.bfloat16, 1).kernels.pack_linear([reader.head(spec.name)])
+    counted = kept_bytes(spec, WeightChoice(head=head), PLAIN, 2 * math.prod(spec.shape))
+    assert counted == pytest.approx(kept.nbytes, rel=0.001)
 
 
 @pytest.mark.parametrize("kind", ["pack-quantized", "gptq", "mxfp4"])

@@ -8,7 +8,7 @@ from deepseek_checkpoints import make_config
 from isotherm.cluster.manifest import ManifestError, parse_manifest
 from isotherm.cluster.model.registry import parse
 from isotherm.cluster.model.tensors import Part
-from isotherm.cluster.model.weight_choice import WeightChoice, WeightChoiceError
+from isotherm.cluster.model.weight_choice import FORMS, WeightChoice, WeightChoiceError
 
 
 def test_each_part_has_its_form():
@@ -41,6 +41,11 @@ def test_what_is_no_choice_is_refused(field: str, value: str):
         WeightChoice(**{field: value})
     with pytest.raises(ManifestError, match=rf"weights\.{field} is '{value}': must be 'stored'"):
         parse_manifest({"weights": {field: value}})
+
+
+@pytest.mark.parametrize(("field", "form"), [(field, form) for field, forms in FORMS.items() for form in forms])
+def test_a_manifest_can_say_every_form(field: str, form: str):
+    assert getattr(parse_manifest({"weights": {field: form}}).weights.choice, field) == form
 
 
 def test_a_manifest_has_the_choice():

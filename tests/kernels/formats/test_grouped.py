@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from isotherm.kernels.formats.fp8 import Fp8Weight
-from isotherm.kernels.formats.grouped import GROUP, Int4Weight, Int8Weight, pack_nibbles
+from isotherm.kernels.formats.grouped import GROUP, Int4Weight, Int6Weight, Int8Weight, pack_nibbles
 from isotherm.kernels.formats.registry import quantised, stored_weight
 from isotherm.kernels.formats.stored import PlainWeight
 
@@ -48,10 +48,11 @@ def test_rows_stay_as_they_are_stored(zeros: bool):
     assert isinstance(rows, Int4Weight) and torch.equal(rows.dequantise(torch.float32), exact[3:17])
     assert all(isinstance(part, Int4Weight) for part in weight.cut(7, torch.bfloat16))
     assert torch.equal(weight.transpose(torch.float32).dequantise(torch.float32), exact.T)
-    eight = Int8Weight(integers(-127, 128, 40, 101).to(torch.int8), torch.rand(40, 4))
-    cut = eight.rows(3, 17, torch.bfloat16)
-    assert isinstance(cut, Int8Weight)
-    assert torch.equal(cut.dequantise(torch.float32), eight.dequantise(torch.float32)[3:17])
+    for form in (Int8Weight, Int6Weight):
+        whole = form(integers(-31, 32, 40, 101).to(torch.int8), torch.rand(40, 4))
+        cut = whole.rows(3, 17, torch.bfloat16)
+        assert type(cut) is form
+        assert torch.equal(cut.dequantise(torch.float32), whole.dequantise(torch.float32)[3:17])
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
@@ -99,7 +100,7 @@ def test_groups_of_inputs_alone_are_not_transposed_as_they_are():
     assert isinstance(weight.transpose(torch.bfloat16), PlainWeight)
 
 
-@pytest.mark.parametrize(("name", "step"), [("int4", 1 / 8), ("int8", 1 / 127)])
+@pytest.mark.parametrize(("name", "step"), [("int4", 1 / 8), ("int6", 1 / 31), ("int8", 1 / 127)])
 @pytest.mark.parametrize("shape", [(128, 256), (20, 131), (1, 3)])
 def test_quantised_weights_are_within_half_a_step(name: str, step: float, shape: tuple[int, int]):
     numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
@@ -110,7 +111,7 @@ def test_quantised_weights_are_within_half_a_step(name: str, step: float, shape:
     padded = torch.nn.functional.pad(numbers.to(torch.bfloat16).float(), (0, -shape[1] % GROUP))
     largest = padded.view(shape[0], -1, GROUP).abs().amax(2).repeat_interleave(GROUP, 1)[:, : shape[1]]
     off = (weight.dequantise(torch.float32) - numbers.to(torch.bfloat16).float()).abs()
-    if name == "int8":  # rounded scales add 2^-8 of it all
+    if name != "int4":  # rounded scales add 2^-8 of it all
         assert (off <= largest * step / 2 * (1 + 1e-6) + largest * 2**-8).all()
     else:  # the scale is the one of the least error: no group's is larger than where its farthest number is -8 steps
         groups = padded.view(shape[0], -1, GROUP)
@@ -138,5 +139,7 @@ def test_other_tensors_are_refused():
         Int4Weight(nibbles.to(torch.int8), torch.ones(4, 2))
     with pytest.raises(TypeError, match="an int8 weight is torch.uint8"):
         Int8Weight(nibbles, torch.ones(4, 1))
+    with pytest.raises(ValueError, match=r"an int6 weight has a code of 0 or 32; they are symmetric, -31 … 31"):
+        Int6Weight(torch.arange(33, dtype=torch.int8)[None], torch.ones(1, 2))
     with pytest.raises(ValueError, match="a code of -128"):
         Int8Weight(torch.full((1, 32), -128, dtype=torch.int8), torch.ones(1, 1))

@@ -70,7 +70,7 @@ def test_what_is_not_finite_is_refused():
             nearest_int4(groups)
 
 
-@pytest.mark.parametrize("name", ["int4", "int8", "fp8"])
+@pytest.mark.parametrize("name", ["int4", "int6", "int8", "fp8"])
 def test_a_large_weight_is_quantised_in_parts(name: str, monkeypatch: pytest.MonkeyPatch):
     weight = PlainWeight(normal(300, 96, seed=4).bfloat16())
     whole = registry.quantised(name, weight)

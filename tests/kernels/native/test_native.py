@@ -27,7 +27,7 @@ from weight_cases import BF16, F32, FP8, INTEGERS, filled_banks, randn, stored, 
 from isotherm.kernels.cache_rows import new_layer_cache
 from isotherm.kernels.expert_bank import ExpertBank
 from isotherm.kernels.formats.fp8 import Fp8Weight
-from isotherm.kernels.formats.grouped import Int4Weight, Int8Weight, pack_nibbles
+from isotherm.kernels.formats.grouped import Int4Weight, Int6Weight, Int8Weight, pack_nibbles
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.native.backend import NativeKernels
 from isotherm.kernels.native.library import NativeKernelsUnavailable, load
@@ -38,6 +38,7 @@ pytestmark = pytest.mark.slow
 
 require_native()
 
+KINDS = ("bf16", "fp8", "int4", "int6", "int8")
 SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
@@ -151,14 +152,16 @@ def test_coded_weights_give_the_bits_of_plain_ones(isa: str, rows: int, columns:
 @pytest.mark.parametrize("isa", runnable())
 @pytest.mark.parametrize("rows", [1, 2, 20, 60])
 def test_integers_are_exact(isa: str, rows: int) -> None:
-    """Unit vectors pick single weights out: every code less every zero point, and all of int8."""
+    """Unit vectors pick single weights out: every code less every zero point, and all of int6 and int8."""
     kernels = native(BF16, 2, isa)
     codes = torch.arange(16, dtype=torch.uint8).repeat(16, 2)  # 16 outputs, each with its own zero point
     zeros = torch.arange(16, dtype=torch.uint8)[:, None]
+    six = torch.arange(-31, 33).clamp(max=31).to(torch.int8).view(2, 32)
     eight = torch.arange(-127, 129).clamp(max=127).to(torch.int8).view(8, 32)
     for weight in (
         Int4Weight(pack_nibbles(codes), torch.full((16, 1), 0.3), zeros),
         Int4Weight(pack_nibbles(codes), torch.full((16, 1), -0.5)),
+        Int6Weight(six, torch.full((2, 1), 0.7)),
         Int8Weight(eight, torch.full((8, 1), 0.7)),
     ):
         packed = kernels.pack_linear([weight])
@@ -172,6 +175,20 @@ def test_integers_that_are_scaled_unlike_stand_side_by_side() -> None:
     x = randn(3, 200, seed=2, dtype=BF16)
     close(kernels.linear(x, kernels.pack_linear(weights)), exact_linear(x, weights).to(BF16), BF16)
     assert kernels.pack_linear([stored(64, 256, "int4", 0)]).nbytes == 64 * 256 * 9 // 16
+
+
+@pytest.mark.parametrize("isa", runnable())
+def test_of_the_same_integers_six_bits_give_what_eight_do(isa: str) -> None:
+    """To the bit, in three quarters of the codes' bytes."""
+    kernels = native(BF16, 2, isa)
+    for rows, inputs in ((64, 256), (33, 250), (70, 38), (1, 1)):
+        six = stored(rows, inputs, "int6", rows)
+        assert isinstance(six, Int6Weight)
+        packed = [kernels.pack_linear([w]) for w in (six, Int8Weight(six.data, six.scales, six.group))]
+        for count in (1, 2, 5, 13, 60):
+            x = randn(count, inputs, seed=count, dtype=BF16)
+            assert torch.equal(*(kernels.linear(x, weight, F32) for weight in packed))
+    assert kernels.pack_linear([stored(64, 256, "int6", 0)]).nbytes == 64 * 256 * 13 // 16
 
 
 def test_mixed_parts_and_strided_sources() -> None:
@@ -201,7 +218,7 @@ def test_head_linear(kernels: NativeKernels, rows: int, heads: int, n: int, k: i
 
 @SETTINGS
 @given(rows=st.sampled_from([0, 1, 7, 40]), hidden=st.sampled_from([33, 64, 256]),
-       inner=st.sampled_from([17, 32, 96, 160]), kind=st.sampled_from(["bf16", "fp8", "int4", "int8"]))  # fmt: skip
+       inner=st.sampled_from([17, 32, 96, 160]), kind=st.sampled_from(KINDS))  # fmt: skip
 def test_mlp(kernels: NativeKernels, rows: int, hidden: int, inner: int, kind: str) -> None:
     reference = ReferenceKernels(kernels.dtype)
     gate, up, down = stored(inner, hidden, kind, 0), stored(inner, hidden, kind, 2), stored(hidden, inner, kind, 4)
@@ -591,7 +608,7 @@ def test_head_linear_mlp_and_experts_rows_alone_equal_rows_together(kernels: Nat
     assert torch.equal(
         torch.cat([kernels.head_linear(row, weight) for row in x.split(1)]), kernels.head_linear(x, weight)
     )
-    kinds = ("bf16", "fp8", "int4", "int4 with zeros", "int8")
+    kinds = ("bf16", "fp8", "int4", "int4 with zeros", "int6", "int8")
     for kind, hidden in [(kind, hidden) for kind in kinds for hidden in (160, 162)]:  # 81 words: the last has no other
         (bank,) = filled_banks([kernels], 5, hidden, 64, kind)
         x = randn(30, hidden, seed=3, dtype=kernels.dtype)
@@ -663,7 +680,7 @@ def everything(kernels: Kernels) -> list[torch.Tensor]:
     dtype = kernels.dtype
     x = randn(37, 512, seed=1, dtype=dtype)
     out = []
-    for kind in ("bf16", "fp8", "int4", "int8"):
+    for kind in KINDS:
         packed = kernels.pack_linear([stored(n, 512, kind, n) for n in (576, 100)])
         out += [kernels.linear(x, packed), kernels.linear(x[:1], packed)]
         out.append(

@@ -15,7 +15,7 @@ from weight_cases import BF16, F32, FP8, randn
 
 from isotherm.kernels.formats import grouped
 from isotherm.kernels.formats.fp8 import Fp8Weight
-from isotherm.kernels.formats.grouped import GROUP, Int4Weight, Int8Weight
+from isotherm.kernels.formats.grouped import GROUP, Int4Weight, Int6Weight, Int8Weight
 from isotherm.kernels.formats.stored import PlainWeight, StoredWeight
 from isotherm.kernels.native import rounding
 from isotherm.kernels.native.library import NativeKernelsUnavailable
@@ -24,7 +24,7 @@ from isotherm.kernels.native.rounding import NativeRounding
 require_native()
 
 ROUNDING = {isa: NativeRounding(isa) for isa in runnable()}
-FORMS = (Int4Weight, Int8Weight)
+FORMS = (Int4Weight, Int6Weight, Int8Weight)
 PLAIN = {"bf16": BF16, "f16": torch.float16, "f32": F32}
 
 
@@ -122,16 +122,17 @@ def test_rows_that_lie_apart():
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
 def test_what_is_not_finite(bad: float, dtype: torch.dtype):
-    """Four bits refuse it; eight give its group a scale that is not finite either, and other groups what they had."""
+    """Four bits refuse it; six and eight give its group a scale that is not finite either, and other groups what
+    they had."""
     for place in (0, 31, 69, 5 * 70 + 33, 20 * 70 - 1):
         data = randn(20, 70, seed=9).to(dtype)
         data.flatten()[place] = bad
-        check(PlainWeight(data), [Int8Weight])
+        check(PlainWeight(data), [Int6Weight, Int8Weight])
         for native in (None, *ROUNDING.values()):
             with pytest.raises(ValueError, match="has numbers that are not finite"):
                 quantised(Int4Weight, PlainWeight(data), native)
             assert int((~quantised(Int8Weight, PlainWeight(data), native).scales.isfinite()).sum()) == 1
-    check(PlainWeight(torch.full((3, 40), bad, dtype=dtype)), [Int8Weight])
+    check(PlainWeight(torch.full((3, 40), bad, dtype=dtype)), [Int6Weight, Int8Weight])
 
 
 def test_fp8_that_is_not_finite():
@@ -139,7 +140,7 @@ def test_fp8_that_is_not_finite():
     wrong = codes.data.view(torch.uint8).clone()
     wrong[129, 149] = 0xFF
     for weight in (Fp8Weight(wrong.view(FP8), codes.scale), Fp8Weight(codes.data, codes.scale * torch.inf)):
-        check(weight, [Int8Weight])
+        check(weight, [Int6Weight, Int8Weight])
         for native in (None, *ROUNDING.values()):
             with pytest.raises(ValueError, match="has numbers that are not finite"):
                 quantised(Int4Weight, weight, native)
@@ -150,7 +151,7 @@ def test_what_it_does_not_read_is_refused():
     with pytest.raises(ValueError, match=r"float16 \(2, 32\) is no weight \(2, 32\)"):
         native.int4([torch.zeros(2, 32, dtype=torch.float16)], (2, 32))
     with pytest.raises(ValueError, match=r"float32 \(2, 32\) is no weight \(2, 64\)"):
-        native.int8([torch.zeros(2, 32)], (2, 64))
+        native.in_bytes(8, [torch.zeros(2, 32)], (2, 64))
 
 
 def test_without_native_kernels_torch_rounds_and_says_so_once(
