@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption
+from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption
 
 
 def convert_command(
@@ -18,7 +18,10 @@ def convert_command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder; one that was begun is gone on with")],
     experts: ExpertsOption = None,
     dense: DenseOption = None,
-    head: HeadOption = None,
+    head: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="stored, fp8, int8 or int4: the output head; there is no format of six bits"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Write a checkpoint with its weights in fewer bits, in compressed-tensors' format."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -71,8 +72,9 @@ def hold_port(host: str, port: int) -> socket.socket:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # not before: another that shares it would not show
     except OSError as error:
         held.close()
+        ours = "; or end the cluster that serves there (isotherm stop)" if error.errno == errno.EADDRINUSE else ""
         raise ManifestError(
             f"nothing can listen on {host} port {port}: {error.strerror}. Choose another with --host, --port, or "
-            "http.host and http.port in the manifest"
+            f"http.host and http.port in the manifest{ours}"
         ) from None
     return held
