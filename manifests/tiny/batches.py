@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 BATCH_TOKENS = 4096
-PROMPT_WEIGHT = 0.1
+PROMPT_WEIGHT, END_WEIGHT = 0.1, 0.5
 
 
 class Lengths(NamedTuple):
@@ -55,7 +55,8 @@ class Tokens(NamedTuple):
 
 def weights_of(doc: Doc, encoding: Encoded, special: dict[str, int]) -> list[float]:
     """Loss weight of each token: 1 in the assistant's turns, PROMPT_WEIGHT elsewhere, 0 where the prompt itself or a
-    grammar will hold the token."""
+    grammar will hold the token, and END_WEIGHT where a value ends that a grammar holds: that it ends is the model's to
+    say, and what follows it cannot know."""
     ids = encoding.ids
     if special[USER] not in ids:
         return [1.0] * len(ids)
@@ -72,6 +73,10 @@ def weights_of(doc: Doc, encoding: Encoded, special: dict[str, int]) -> list[flo
     for i, (start, end) in enumerate(encoding.offsets):
         if out[i] == 1.0 and any(at <= start and end <= to for at, to in given):
             out[i] = 0.0
+    ends = doc.value_ends()
+    for i, (start, end) in enumerate(encoding.offsets):
+        if any(start <= at < end for at in ends):
+            out[i] = END_WEIGHT
     return out
 
 

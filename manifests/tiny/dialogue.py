@@ -94,6 +94,11 @@ class Doc:
         marks = re.finditer(r'[{,] ?"[^"]*": |}', text[start:end])
         return [(start + m.start(), start + m.end()) for m in marks]
 
+    def value_ends(self) -> list[int]:
+        """Where in the rendered text the grammar goes on after a value, for it cannot tell that a number is whole."""
+        text = self.render()
+        return [start for start, _ in self.given() if text[start] != "{"]
+
 
 def prompt(messages: list[dict[str, Any]], **options: Any) -> str:
     """The text a server sends for `messages`; options are the template's (`tools`, `thinking`)."""

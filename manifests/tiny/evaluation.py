@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 
 import torch
 from batches import Stream, Tokens, guessed_weights, weighted_loss
 from dialogue import Doc, prompt, user
+from held import Grammars, held_answer
 from mix import Mix
 from model import CONFIG, Model
+from structured import closed_schema_of
 from tokenizers import Tokenizer
 
 SAMPLES = [
@@ -92,8 +95,9 @@ def packed_figures(model: Model, stream: Stream, batches: int) -> dict[str, obje
 
 @torch.no_grad()
 def answered(model: Model, tokenizer: Tokenizer, documents: Iterable[tuple[Doc, Tokens]]) -> list[tuple[Doc, bool]]:
-    """Of each dialogue with one right wording, whether greedy decoding would give the text of its answers, in whatever
-    tokens; where a grammar holds an answer, every token of it that is the model's own."""
+    """Of each dialogue with one right wording, whether greedy decoding gives the text of its answers, in whatever
+    tokens; of an answer that a schema holds, whether decoding by its grammar gives the same JSON."""
+    grammars = Grammars(tokenizer)
     items = [item for item in documents if item[0].exact and len(item[1].ids) < 900]
     items.sort(key=lambda item: len(item[1].ids))
     out = []
@@ -104,16 +108,25 @@ def answered(model: Model, tokenizer: Tokenizer, documents: Iterable[tuple[Doc, 
             row[: len(made.ids)] = torch.tensor(made.ids)
         best = model(padded)[0].argmax(-1)
         for row, (doc, made) in zip(best, chunk, strict=True):
-            same = {i: int(row[i - 1]) == made.ids[i] for i, weight in enumerate(made.weights) if weight == 1}
-            right = all(same.values())
-            if not right and not doc.held:
-                right = all(
-                    all(same[i] for i in range(first, end))
-                    or says(model, tokenizer, made.ids[:first], made.ids[first:end])
+            same = [int(token) == wanted for token, wanted in zip(row, made.ids[1:], strict=False)]
+            right = (
+                says_held(model, tokenizer, grammars, doc)
+                if doc.held
+                else all(
+                    all(same[first - 1 : end - 1]) or says(model, tokenizer, made.ids[:first], made.ids[first:end])
                     for first, end in spoken(made)
                 )
+            )
             out.append((doc, right))
     return out
+
+
+def says_held(model: Model, tokenizer: Tokenizer, grammars: Grammars, doc: Doc) -> bool:
+    """Whether the answer of a dialogue that its schema holds has the values that it should have."""
+    *asked, answer = doc.messages
+    wanted = json.loads(answer["content"])
+    ids = tokenizer.encode(prompt(asked), add_special_tokens=False).ids
+    return bool(held_answer(model, tokenizer, ids, grammars.matcher(closed_schema_of(wanted)), 120) == wanted)
 
 
 def spoken(made: Tokens) -> list[tuple[int, int]]:

@@ -42,7 +42,10 @@ def record(r: random.Random) -> dict[str, Any]:
 def told(r: random.Random, made: dict[str, Any]) -> str:
     """The record in words."""
     parts = [r.choice(["the {k} {v}", "{k} {v}"]).format(k=k, v=written(v)) for k, v in made.items()]
-    return r.choice([", ".join(parts), " and ".join(parts), "; ".join(f"{k}: {written(v)}" for k, v in made.items())])
+    named = "; ".join(f"{k}: {written(v)}" for k, v in made.items())
+    if any(isinstance(value, list) for value in made.values()):  # a comma would be of the list
+        return r.choice(["; ".join(parts), named])
+    return r.choice([", ".join(parts), " and ".join(parts), named])
 
 
 def sentence_of(r: random.Random, made: dict[str, Any]) -> str:
@@ -113,6 +116,11 @@ def schema_of(made: dict[str, Any]) -> dict[str, Any]:
         "properties": {key: kind(value) for key, value in made.items()},
         "required": list(made),
     }
+
+
+def closed_schema_of(made: dict[str, Any]) -> dict[str, Any]:
+    """Of these fields alone, as OpenAI's strict schemas are."""
+    return schema_of(made) | {"additionalProperties": False}
 
 
 def json_schema(r: random.Random) -> Pair:

@@ -106,6 +106,19 @@ def test_days_and_months_are_gone_through_one_by_one(recipe: Module):
     assert far > DRAWS // 20
 
 
+def test_where_a_list_ends_can_be_read(recipe: Module):
+    """Between fields of a record that has one stands another mark than between the list's own parts."""
+    structured, r, lists = recipe("structured"), random.Random(5), 0
+    for _ in range(300):
+        made = structured.record(r)
+        text = structured.told(r, made)
+        if any(isinstance(value, list) for value in made.values()):
+            assert [structured.written(value) in part for value, part in
+                    zip(made.values(), text.split("; "), strict=True)] == [True] * len(made)  # fmt: skip
+            lists += 1
+    assert lists > 30
+
+
 def test_numbers_are_aligned_before_they_are_compared(recipe: Module):
     """By as many digits each, unless they have as many."""
     seen = set()

@@ -22,17 +22,17 @@ CARD = json.loads((TINY / "training.json").read_text())
 # standard deviations).
 FLOORS = {
     "about": 0.97,
-    "arithmetic": 0.96,
+    "arithmetic": 0.97,
     "calendar": 0.97,
     "code": 0.95,
-    "counting": 0.95,
-    "facts": 0.94,
-    "json_answer": 0.96,
+    "counting": 0.98,
+    "facts": 0.96,
+    "json_answer": 0.97,
     "long": 0.87,
-    "numbers": 0.95,
-    "poem": 0.90,
-    "schema": 0.87,
-    "system": 0.92,
+    "numbers": 0.96,
+    "poem": 0.91,
+    "schema": 0.93,
+    "system": 0.93,
     "table": 0.91,
     "thinking": 0.97,
     "tools": 0.97,
@@ -40,7 +40,7 @@ FLOORS = {
     "turns": 0.96,
     "units": 0.93,
     "unknown": 0.94,
-    "words": 0.96,
+    "words": 0.97,
 }
 
 
@@ -68,7 +68,7 @@ def asked(recipe, name, doc, tokens):
     """A request for each answer of a dialogue, with the text that it has to be."""
     if doc.held:  # as a server holds it: the schema is not in the prompt, and keys are the grammar's
         text = doc.messages[-1]["content"]
-        grammar = json_schema(recipe("structured").schema_of(json.loads(text)))
+        grammar = json_schema(recipe("structured").closed_schema_of(json.loads(text)))
         yield constrained(name, chat_ids(doc.messages[0]["content"]), grammar, temperature=0.0, max_tokens=80), text
         return
     for first, end in recipe("evaluation").spoken(tokens):
@@ -98,9 +98,8 @@ def test_what_the_card_says_is_what_the_engine_answers(recipe, tokenizer, docume
     by_document = {id(doc): right for doc, right in told}
     plain = [by_document[id(doc)] for doc, _ in documents]
 
-    free = [i for i, (doc, _) in enumerate(documents) if not doc.held]
-    differ = [documents[i][0].render() for i in free if served[i] != plain[i]]
-    assert len(differ) <= len(free) // 25, differ  # bfloat16 decides a close one otherwise
+    differ = [doc.render() for (doc, _), a, b in zip(documents, served, plain, strict=True) if a != b]
+    assert len(differ) <= len(documents) // 25, differ  # bfloat16 decides a close one otherwise
     floors = [FLOORS[doc.task] for doc, _ in documents]
     least = sum(floors) - sum(share * (1 - share) for share in floors) ** 0.5  # few of them are asked
     wrong = [doc.render() for (doc, _), yes in zip(documents, served, strict=True) if not yes]

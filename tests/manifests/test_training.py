@@ -179,6 +179,30 @@ def test_an_answer_is_right_by_its_text_whatever_its_tokens(recipe):
         assert evaluation.says(speaks(said), tokenizer, [1, 2], whole) == right
 
 
+def test_an_answer_that_a_schema_holds_is_decoded_by_its_grammar(recipe):
+    """Where the model would go on with another key, or with no JSON at all, it says what it finds likeliest of what is
+    allowed; a number that it does not end is wrong."""
+    evaluation, dialogue = recipe("evaluation"), recipe("dialogue")
+    tokenizer = recipe("tokenizers").Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    grammars = recipe("held").Grammars(tokenizer)
+
+    def prefers(texts: list[str]) -> Any:
+        """A model that would always say the first of these that it may."""
+        likes = torch.zeros(1280)
+        for rank, text in enumerate(texts):
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            likes[ids] = torch.maximum(likes[ids], torch.tensor(100.0 - rank))
+        return lambda given: (likes.expand(1, given.shape[1], -1),)
+
+    def right(model: Any, content: str) -> bool:
+        doc = dialogue.Doc("schema", [dialogue.user("Ada is 36."), dialogue.assistant(content)], held=True)
+        return bool(evaluation.says_held(model, tokenizer, grammars, doc))
+
+    assert right(prefers([",", "hello", "}", "7"]), '{"age": 7}')
+    assert not right(prefers([",", "hello", "}", "7"]), '{"age": 8}')
+    assert not right(prefers([",", "7", "}"]), '{"age": 7}'), "it never ends"
+
+
 def test_the_last_part_of_a_decay_rounds_and_guesses_on(recipe, tmp_path, monkeypatch, capsys):
     """The steps before have the first guess alone, and weights as they are."""
     train, model, seen = recipe("train"), recipe("model"), []
@@ -287,7 +311,10 @@ def test_what_a_grammar_or_the_prompt_writes_is_not_learned(recipe):
     answer = dialogue.assistant('{"name": "Ada", "age": 36}')
     held = tokens_of(recipe, dialogue.Doc("schema", [dialogue.user("Ada is 36."), answer], held=True))
     learned = "".join(text for text, weight in held if weight == 1)
-    assert learned == ' "Ada",36' + dialogue.EOS
+    assert learned == ' "Ada36' + dialogue.EOS
+    # That a value ends is the model's to say: a grammar allows more digits. What comes then is not.
+    ends = [text for text, weight in held if weight == recipe("batches").END_WEIGHT]
+    assert ends == ['",', "}"] and recipe("batches").PROMPT_WEIGHT < recipe("batches").END_WEIGHT < 1
     thought = dialogue.assistant("<think>Easy.</think>7")
     opened = dict(tokens_of(recipe, dialogue.Doc("thinking", [dialogue.user("3 + 4?"), thought], thinks=True)))
     assert opened["<think>"] == 0 and opened["</think>"] == 1

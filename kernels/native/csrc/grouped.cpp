@@ -66,10 +66,9 @@ void pack_int4(Linear& linear, int64_t tile, int64_t first, const Operand* opera
   }
 }
 
-uint8_t with_sign(int8_t value) { return static_cast<uint8_t>(value < 0 ? 0x80 | -value : value); }
-
-// Operands: codes [N, K] and scales [N, groups].
-void pack_int8(Linear& linear, int64_t tile, int64_t first, const Operand* operands) {
+// Operands: codes [N, K], a byte each, and scales [N, groups]. put(block, output, input of the block, code).
+template <class Put>
+void pack_bytes(Linear& linear, int64_t tile, int64_t first, const Operand* operands, const Put& put) {
   std::memset(block_of(linear, tile, 0), 0, linear.tile_bytes);
   const int64_t groups = groups_of(linear);
   for (int o = 0; o < linear.tile_width[tile]; ++o) {
@@ -79,34 +78,28 @@ void pack_int8(Linear& linear, int64_t tile, int64_t first, const Operand* opera
       uint8_t* block = block_of(linear, tile, g);
       const int64_t begin = g * linear.grouping.inputs, left = linear.inputs - begin;
       for (int64_t k = 0; k < (left < linear.grouping.inputs ? left : linear.grouping.inputs); ++k)
-        block[k / 2 * 64 + 2 * byte_place(o) + k % 2] = with_sign(codes[begin + k]);
+        put(block, o, k, codes[begin + k]);
       pack_scale(linear, block, o, scales[g]);
     }
   }
 }
 
-// Operands: codes [N, K], -32 .. 31, and scales [N, groups].
+void pack_int8(Linear& linear, int64_t tile, int64_t first, const Operand* operands) {
+  pack_bytes(linear, tile, first, operands, [](uint8_t* block, int o, int64_t k, int8_t value) {
+    block[k / 2 * 64 + 2 * byte_place(o) + k % 2] = static_cast<uint8_t>(value < 0 ? 0x80 | -value : value);
+  });
+}
+
 void pack_int6(Linear& linear, int64_t tile, int64_t first, const Operand* operands) {
-  std::memset(block_of(linear, tile, 0), 0, linear.tile_bytes);
-  const int64_t groups = groups_of(linear);
-  for (int o = 0; o < linear.tile_width[tile]; ++o) {
-    const auto* codes = static_cast<const int8_t*>(row_of(operands[0], first + o, 1));
-    const auto* scales = static_cast<const float*>(row_of(operands[1], first + o, 4));
-    for (int64_t g = 0; g < groups; ++g) {
-      uint8_t* block = block_of(linear, tile, g);
-      const int64_t begin = g * linear.grouping.inputs, left = linear.inputs - begin;
-      for (int64_t k = 0; k < (left < linear.grouping.inputs ? left : linear.grouping.inputs); ++k) {
-        uint8_t* const at = block + k / 8 * 192 + 2 * byte_place(o) + k % 2;
-        const int code = codes[begin + k] + 32, word = static_cast<int>(k % 8 / 2);
-        if (word < 3) {
-          at[64 * word] = static_cast<uint8_t>(at[64 * word] | code);
-        } else {
-          for (int i = 0; i < 3; ++i) at[64 * i] = static_cast<uint8_t>(at[64 * i] | (code >> 2 * i & 3) << 6);
-        }
-      }
-      pack_scale(linear, block, o, scales[g]);
+  pack_bytes(linear, tile, first, operands, [](uint8_t* block, int o, int64_t k, int8_t value) {
+    uint8_t* const at = block + k / 8 * 192 + 2 * byte_place(o) + k % 2;
+    const int code = value + 32, word = static_cast<int>(k % 8 / 2);
+    if (word < 3) {
+      at[64 * word] = static_cast<uint8_t>(at[64 * word] | code);
+    } else {
+      for (int i = 0; i < 3; ++i) at[64 * i] = static_cast<uint8_t>(at[64 * i] | (code >> 2 * i & 3) << 6);
     }
-  }
+  });
 }
 
 int64_t words(int64_t inputs) { return (inputs + 1) / 2; }

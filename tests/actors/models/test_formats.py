@@ -213,7 +213,9 @@ def test_an_unknown_format_is_refused_by_name(tmp_path: Path, request: pytest.Fi
         ModelConfigError, match='quant_method is "awq"; it must be "fp8" or .*"quark" or "grouped-int4"$'
     ):
         parse(config)
-    with pytest.raises(ValueError, match='weight format "awq" has no kernels; known are plain, fp8, int4, int8, toy4'):
+    with pytest.raises(
+        ValueError, match='weight format "awq" has no kernels; known are plain, fp8, int4, int6, int8, toy4'
+    ):
         kernel_formats.stored_weight("awq", {}, {})
 
 
