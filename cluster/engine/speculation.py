@@ -14,6 +14,7 @@ from isotherm.cluster.messages.meters import SpeculationMeter
 KINDS = ("auto", "mtp", "ngram", "off")
 MOST = 8  # drafts of a stream in one step
 TIMED_EVERY = 8  # steps in which no drafts are due, of which one is timed: that takes time itself
+FRUITLESS = 8  # steps in a row with nothing to guess from, after which one of so many looks for it: that takes time too
 PAUSE = 256  # steps without drafts after what they need was lost; doubled each time in a row
 
 
@@ -36,6 +37,7 @@ class Speculation:
         self._tries = Tries(1.0, [0.0] * tokens, [0.0] * tokens)
         self._begun = 0.0
         self._skipped = False  # whether no drafts were due in the step under way
+        self._fruitless, self._rests = 0, False  # such steps in a row; whether the step under way looks for nothing
 
     def extended(
         self, chunks: Sequence[Chunk], blocks: BlockManager, max_batch_tokens: int, max_model_len: int
@@ -44,7 +46,8 @@ class Speculation:
         self._go_on()
         try:
             self._skipped = bool(self.stopped) or (self.lengths is not None and self.lengths.skips_step())
-            if self._skipped:
+            self._rests = not self._skipped and self._looks_for_nothing()
+            if self._skipped or self._rests:
                 return chunks
             return self._extended(chunks, blocks, max_batch_tokens, max_model_len)
         finally:
@@ -56,6 +59,10 @@ class Speculation:
         begin = self.clock()
         rows = sum(chunk.count for chunk in chunks)
         found = candidates(chunks, self.drafter, self.tokens, max_batch_tokens - rows, max_model_len)
+        if found:
+            self._fruitless = 0
+        elif chunks and chunks[0].form is not Form.PREFILL:
+            self._fruitless += 1
         chosen = self._chosen(rows, found, max_batch_tokens - rows)
         if not chosen:
             return chunks
@@ -64,6 +71,12 @@ class Speculation:
         if self.lengths is not None and any(chunk.draft for chunk in out):
             self.lengths.drafting_took(self.drafter.passes, self.clock() - begin)
         return out
+
+    def _looks_for_nothing(self) -> bool:
+        if self.lengths is None or self._fruitless < FRUITLESS:
+            return False
+        self._fruitless += 1
+        return self._fruitless % FRUITLESS != 0
 
     def stop(self, why: str) -> None:
         """No drafts from now on."""
@@ -107,7 +120,7 @@ class Speculation:
 
     def completed(self, chunks: Sequence[Chunk]) -> None:
         """A step whose chunks `extended` gave is computed, and its tokens are taken."""
-        if self._skipped and (self.lengths is None or self.lengths.steps_to_probe % TIMED_EVERY):
+        if self._rests or (self._skipped and (self.lengths is None or self.lengths.steps_to_probe % TIMED_EVERY)):
             return
         if self.lengths is not None and chunks[-1].form is Form.DECODE:
             self.lengths.took(sum(chunk.count for chunk in chunks), self.clock() - self._begun)

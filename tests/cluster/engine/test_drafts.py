@@ -11,7 +11,7 @@ from isotherm.cluster.engine.config import SchedulerConfig
 from isotherm.cluster.engine.draft_lengths import PROBE_FIRST, PROBE_STEPS, DraftLengths
 from isotherm.cluster.engine.scheduler import Scheduler
 from isotherm.cluster.engine.sequence import Chunk, Sampled, ScheduledSequence
-from isotherm.cluster.engine.speculation import PAUSE, TIMED_EVERY, Speculation
+from isotherm.cluster.engine.speculation import FRUITLESS, PAUSE, TIMED_EVERY, Speculation
 from isotherm.cluster.messages.requests import Delta, FinishReason, GenerationRequest, SamplingParams
 
 CONFIG = SchedulerConfig(block_size=4, blocks=8, max_batch_tokens=12, max_sequences=4, max_model_len=32)
@@ -197,3 +197,31 @@ def test_of_steps_that_are_due_no_drafts_few_are_timed(monkeypatch: pytest.Monke
         speculation.extended(chunks, scheduler.blocks, 12, 32)
         speculation.completed(chunks)
     assert lengths._probing and len(timed) == (PROBE_FIRST - 2) // TIMED_EVERY + PROBE_STEPS
+
+
+def test_where_there_is_nothing_to_guess_from_few_steps_look_for_it(monkeypatch: pytest.MonkeyPatch):
+    """And all do again once one has found something. Prompts alone, from which nobody guesses, do not count."""
+    scheduler = Scheduler(CONFIG)
+    scheduler.add(request("a", prompt=3, max_tokens=1000))
+    prompts = scheduler.schedule()
+    scheduler.complete(prompts, [Sampled(7)])
+    chunks = scheduler.schedule()
+    drafter, lengths, looked = Guesser(), DraftLengths(0, 0, has_passes=False), []
+    speculation = Speculation(drafter, 2, lengths)
+    timed: list[int] = []
+    monkeypatch.setattr(lengths, "took", lambda rows, seconds: timed.append(rows))
+    monkeypatch.setattr(lengths, "skips_step", lambda: False)
+    monkeypatch.setattr(drafter, "most", lambda sequence, room: looked.append(sequence) or 0)
+
+    def steps(count: int, of=chunks) -> int:
+        looked.clear()
+        for _ in range(count):
+            speculation.extended(of, scheduler.blocks, 12, 32)
+            speculation.completed(of)
+        return len(looked)
+
+    assert steps(2 * FRUITLESS, prompts) == 0 and steps(FRUITLESS) == FRUITLESS == len(timed)
+    assert steps(4 * FRUITLESS) == 4 and len(timed) == FRUITLESS + 4
+    monkeypatch.setattr(drafter, "most", lambda sequence, room: looked.append(sequence) or room)
+    monkeypatch.setattr(speculation, "_chosen", lambda rows, found, budget: [])
+    assert steps(2 * FRUITLESS) > FRUITLESS
