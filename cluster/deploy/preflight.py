@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -64,14 +65,15 @@ def hold_port(host: str, port: int) -> socket.socket:
         raise ManifestError(
             f'http.host is "{host}": it cannot be resolved ({error}); use 127.0.0.1, 0.0.0.0 or a name of this machine'
         ) from None
-    held = socket.socket(family, socket.SOCK_STREAM)
     try:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was left a moment ago is free
-        held.bind(address)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # not before: another that shares it would not show
+        with contextlib.ExitStack() as unfinished:
+            held = unfinished.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was left a moment ago is free
+            held.bind(address)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # now: before, who shares it would not show
+            unfinished.pop_all()
     except OSError as error:
-        held.close()
         ours = "; or end the cluster that serves there (isotherm stop)" if error.errno == errno.EADDRINUSE else ""
         raise ManifestError(
             f"nothing can listen on {host} port {port}: {error.strerror}. Choose another with --host, --port, or "

@@ -46,7 +46,7 @@ class Speculation:
         self._go_on()
         try:
             self._skipped = bool(self.stopped) or (self.lengths is not None and self.lengths.skips_step())
-            self._rests = not self._skipped and self._looks_for_nothing()
+            self._rests = not self._skipped and self._rest()
             if self._skipped or self._rests:
                 return chunks
             return self._extended(chunks, blocks, max_batch_tokens, max_model_len)
@@ -72,7 +72,8 @@ class Speculation:
             self.lengths.drafting_took(self.drafter.passes, self.clock() - begin)
         return out
 
-    def _looks_for_nothing(self) -> bool:
+    def _rest(self) -> bool:
+        """Whether the step that begins is one of those that look for nothing; counts it where there may be such."""
         if self.lengths is None or self._fruitless < FRUITLESS:
             return False
         self._fruitless += 1

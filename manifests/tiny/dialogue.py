@@ -96,6 +96,8 @@ class Doc:
 
     def value_ends(self) -> list[int]:
         """Where in the rendered text the grammar goes on after a value, for it cannot tell that a number is whole."""
+        if not self.held:  # rendering takes time
+            return []
         text = self.render()
         return [start for start, _ in self.given() if text[start] != "{"]
 

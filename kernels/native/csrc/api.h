@@ -59,7 +59,7 @@ constexpr int64_t kCodedPair = 192;  // bytes of two words of a coded tile
 // How integers are scaled: a scale for each group of inputs of an output. Python fills it: see Grouping in
 // kernels/native/weights.py.
 struct Grouping {
-  int64_t inputs;       // of a group, a multiple of 4
+  int64_t inputs;       // of a group, a multiple of 8
   int64_t scale_bytes;  // 2: scales are bfloat16 numbers; 4
   int64_t zeros;        // whether there are zero points
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
 
@@ -109,11 +110,21 @@ def test_nobody_gets_a_held_port_but_a_proxy_of_serves():
     check_port(host, port)
 
 
-def test_an_address_of_the_kind_that_serve_binds_is_checked():
-    """A name may mean an IPv6 address too, and Serve takes the other."""
+def test_an_address_of_the_kind_that_serve_binds_is_checked(monkeypatch: pytest.MonkeyPatch):
+    """A name may mean an IPv6 address too, and Serve takes the other. A machine may have no IPv6."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ManifestError, match="nothing can listen on localhost"):
             check_port("localhost", taken.getsockname()[1])
-    hold_port("::1", 0).close()
+    make = socket.socket
+
+    def without_ipv6(family: int, kind: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return make(family, kind)
+
+    monkeypatch.setattr(socket, "socket", without_ipv6)
+    with pytest.raises(ManifestError, match="nothing can listen on ::1 port 8000: Address family not supported"):
+        check_port("::1", 8000)
+    hold_port("localhost", 0).close()
