@@ -49,15 +49,15 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-def one_of(choices: Callable[[], Sequence[str]]) -> AfterValidator:
-    """Refuses what is none of the choices there are when it is checked."""
+def one_of(choices: Callable[[], Sequence[str]]) -> BeforeValidator:
+    """Refuses what is none of the choices there are when it is checked; what is no string is told them too."""
 
-    def check(value: str) -> str:
+    def check(value: object) -> object:
         if value not in (known := choices()):
             raise ValueError(f"must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
         return value
 
-    return AfterValidator(check)
+    return BeforeValidator(check)
 
 
 def check_origin(origin: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import select
 import socket
 import sys
 import time
@@ -126,13 +127,13 @@ def test_nodes_leave_nothing_whether_they_start_or_not(program: str, tmp_path: P
 
 
 def test_a_program_that_is_read_ends_with_its_block():
-    command = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
+    command = [sys.executable, "-c", "import os, time; os.write(1, b'here\\n'); time.sleep(60)"]
     with nothing_left_open():
         with running(command, os.environ) as process:
             assert process.stdout is not None and process.stdout.readline() == "here\n"
         assert not psutil.pid_exists(process.pid)
         with running(command, os.environ) as process:
-            time.sleep(0.5)
+            select.select([process.stdout], [], [], 30)
             assert last_words(process) == "here\n"
 
 

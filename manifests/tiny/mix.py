@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 LEAST = 0.15  # the share of its weight that a kind keeps when all its answers are right
-MOST = 6.0  # the share at most
+MOST = 12.0  # the share at most
 ENOUGH = 0.03  # the share of wrong answers that a kind has just its weight at: what the model may have wrong at all
 MEMORY = 0.02  # how much the newest answer counts in the share of wrong ones
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dialogue import END_THINK, THINK, Doc, assistant, unmarked, user
 from letters import upper
 from sums import added, long_sum, sum_parts, word_problem
-from tasks import arithmetic, calendar, casual, facts, pair
+from tasks import QUESTIONS, arithmetic, calendar, casual, facts, pair
 from texts import ABOUT, ADD, CODE, DAYS, FORMS, JOKES, SMALL_TALK, UNKNOWN, UNKNOWN_ANSWER
 from vocabulary import city, name, quantity, word
 
@@ -97,11 +97,31 @@ def system_number(r: random.Random) -> Doc:
     return told(r.choice(FORMS["answer with the"]), q, str(result))
 
 
-def system_capitals(r: random.Random) -> Doc:
-    q, a = pair(r)
-    if len(unmarked(a)) > 60:
-        return system_capitals(r)
-    return told(r.choice(["Write everything in capital letters.", "Answer in capital letters."]), q, upper(a))
+def in_capitals(r: random.Random, *tasks: str) -> Doc:
+    """An answer of one of these tasks, unless it is long. Of JSON there is none: the names would be others."""
+    members = [member for task in tasks for member in QUESTIONS[task]]
+    while True:
+        q, a = r.choices([make for make, _ in members], [weight for _, weight in members])[0](r)
+        if len(unmarked(a)) <= 60:
+            return told(r.choice(["Write everything in capital letters.", "Answer in capital letters."]), q, upper(a))
+
+
+def system_capitals_facts(r: random.Random) -> Doc:
+    """Several kinds of capitals: what is known by heart takes many more of them than what is copied, and whoever
+    draws by the share of wrong answers sees them apart."""
+    return in_capitals(r, "facts")
+
+
+def system_capitals_dates(r: random.Random) -> Doc:
+    return in_capitals(r, "calendar", "units")
+
+
+def system_capitals_words(r: random.Random) -> Doc:
+    return in_capitals(r, "words")
+
+
+def system_capitals_sums(r: random.Random) -> Doc:
+    return in_capitals(r, "arithmetic", "numbers", "counting", "table")
 
 
 def system_pirate(r: random.Random) -> Doc:
@@ -139,7 +159,10 @@ def told(system: str, question: str, answer: str) -> Doc:
 
 SYSTEM: list[tuple[Callable[[random.Random], Doc], float]] = [
     (system_number, 1.2),
-    (system_capitals, 1.5),
+    (system_capitals_facts, 0.5),
+    (system_capitals_dates, 0.3),
+    (system_capitals_words, 0.4),
+    (system_capitals_sums, 0.3),
     (system_pirate, 1.2),
     (system_name, 1.2),
     (system_json, 1.2),

@@ -96,15 +96,6 @@ def ask(link: SharedMemoryLink, message: Dispatch) -> Tensor:
     return link.receive()
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> float:
-    """Seconds until `condition` held."""
-    begin = time.perf_counter()
-    while not condition():
-        assert time.perf_counter() < begin + seconds, "did not happen in time"
-        time.sleep(0.001)
-    return time.perf_counter() - begin
-
-
 def random_message(config: Any, rng: np.random.Generator, rows: int, layer: int | None = None) -> Dispatch:
     """Rows for some experts of one layer, ragged."""
     layer = int(rng.choice(config.moe_layers)) if layer is None else layer

@@ -18,6 +18,7 @@ from deepseek_checkpoints import make_checkpoint
 from link_peers import Group, connect, make_worker, process, serve_group
 from native_there import require_native
 from torch import Tensor
+from waiting import until
 
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.attention.lost_experts import ExpertsLostError
@@ -196,9 +197,8 @@ def test_an_answer_that_comes_late_is_waited_for(
         done: list[Tensor] = []
         thread = threading.Thread(target=lambda: done.append(moe(two.fast, 1, layers[1], x, residual)))
         thread.start()
-        time.sleep(0.5)
+        until(lambda: two.fast.pulse.waits_for == "b")  # the thread says for whom it waits
         assert thread.is_alive()
-        assert two.fast.pulse.waits_for == "b", "the thread says for whom it waits"
     thread.join(10)
     assert torch.equal(done[0], expected)
     (only,) = unfinished

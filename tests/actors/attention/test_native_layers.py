@@ -4,7 +4,6 @@ unusual is done there."""
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from deepseek_checkpoints import make_checkpoint
 from link_peers import Group, connect, make_worker
 from native_there import require_native
+from waiting import until
 
 from isotherm.actors.attention import native_exchange
 from isotherm.actors.attention.engine import Engine
@@ -177,7 +177,7 @@ def test_a_group_that_is_late_is_waited_for_in_python(served: Served, expected: 
     with gate:
         thread = threading.Thread(target=lambda: done.append(served.said()))
         thread.start()
-        time.sleep(0.6)
+        until(lambda: served.exchange.pulse.waits_for == "b" and calls.advanced and calls.advanced[-1].unfinished)
         assert thread.is_alive() and served.exchange.pulse.waits_for == "b"
         late = calls.advanced[-1]
         assert late.unfinished is not None and any(late.unfinished.pairs_sent)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from copying import PAIRS, TAG, checkpoint, empty_worker, held_bytes, holder
-from link_peers import until
 from native_there import require_native
+from waiting import until
 
 from isotherm.actors.experts import copy_server
 from isotherm.actors.experts.copy_client import CopyError, PeerConnection

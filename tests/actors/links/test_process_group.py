@@ -18,6 +18,7 @@ import torch
 from deepseek_checkpoints import make_checkpoint
 from link_peers import make_worker, process, random_message, random_pause, serve_process_group
 from torch import Tensor
+from waiting import until
 
 from isotherm.actors.experts.python_loop import PythonLoop
 from isotherm.actors.links import process_group
@@ -96,13 +97,6 @@ def forgetful(nbytes: int) -> Tensor:
 def ask(link: ProcessGroupLink, message: Dispatch) -> Tensor:
     link.send(message)
     return link.receive()
-
-
-def until(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -19,11 +19,12 @@ import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
 from exchange_parts import dispatch
-from link_peers import Group, ask, connect, make_worker, random_message, until
+from link_peers import Group, ask, connect, make_worker, random_message
 from native_there import require_native
 from programs import running
 from shared_memory import files, segments, still_there
 from torch import Tensor
+from waiting import until
 
 from isotherm.actors.attention.exchange import ExpertExchange
 from isotherm.actors.experts.native_loop import NativeLoop

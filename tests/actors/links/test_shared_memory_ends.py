@@ -34,10 +34,10 @@ from link_peers import (
     random_pause,
     run_shard,
     serve_group,
-    until,
 )
 from native_there import require_native
 from shared_memory import segments
+from waiting import until
 
 from isotherm.actors.experts.native_loop import NativeLoop
 from isotherm.actors.links.protocol import LinkError

@@ -3,12 +3,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import time
 
 import httpx
 import openai
 import pytest
 from fake_engine import FakeEngine, http_server
+from waiting import until
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.settings import AppSettings
@@ -394,13 +394,6 @@ def test_malformed_requests_name_the_field_and_change_nothing(app, engine):
     assert chat(app).json()["choices"] == canary
 
 
-def wait_until(condition, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.01)
-
-
 def test_clients_that_vanish(tokenizer):
     engine = FakeEngine(tokenizer.vocab_size, max_model_len=100_000, delay_s=0.01)
     body = {"model": MODEL, "prompt": "hello", "max_tokens": 90_000}
@@ -413,13 +406,13 @@ def test_clients_that_vanish(tokenizer):
             parts = response.iter_bytes()  # httpx hangs up when this iterator is collected
             next(parts)
             assert len(engine.open) == 3
-        wait_until(lambda: not engine.open)
+        until(lambda: not engine.open)
         # waiting for a whole reply, and for a first token that does not come
         for fields, delay in (({}, 0.01), ({"stream": True}, 60.0)):
             engine.delay_s = delay
             with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=0.5) as client:
                 client.post(url + "/v1/completions", json={**body, **fields})
-            wait_until(lambda: not engine.open)
+            until(lambda: not engine.open)
         assert engine.closed_early == 5
         assert httpx.get(url + "/health").status_code == 200
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from fake_engine import http_server
+from waiting import until
 
 from isotherm.cluster.api.app import build_app
 from isotherm.cluster.api.batches.service import BatchLimits, BatchService
@@ -31,13 +32,6 @@ def head(length: int) -> bytes:
     )
 
 
-def wait_for(what, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def served(engine, tokenizer):
     engine.max_model_len = 4096
@@ -51,8 +45,8 @@ def test_one_that_does_not_read_its_stream_is_given_up(served, engine):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(served)
         client.sendall(head(len(STREAM)) + STREAM)
-        wait_for(lambda: engine.open)
-        wait_for(lambda: not engine.open)
+        until(lambda: engine.open)
+        until(lambda: not engine.open)
         assert engine.closed_early, "its choices were not finished"
 
 

@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 import yaml
+from waiting import until
 
 from isotherm.cluster.cli import own_cluster
 from isotherm.cluster.cli.own_cluster import OwnCluster, OwnClusterError, free_port, without_guests
@@ -48,20 +48,13 @@ def small_server(monkeypatch):
     monkeypatch.setattr(own_cluster, "COMMAND", SERVER)
 
 
-def until_gone(pid):
-    deadline = time.monotonic() + 20
-    while runs_as(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_it_is_there_while_it_is_used():
     with OwnCluster("tiny", "--address", "a") as cluster:
         answer = httpx.get(f"{cluster.url}/ready", trust_env=False)
         assert answer.status_code == 200
         logged = cluster._logged()
         assert logged.startswith("started serve tiny --address a --host 127.0.0.1 --port ")
-    until_gone(int(answer.text))
+    until(lambda: not runs_as(int(answer.text)))
 
 
 def test_it_asks_nobody_for_a_key_and_needs_no_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -90,7 +83,7 @@ def test_one_whose_command_fails_ends():
     with pytest.raises(KeyError), OwnCluster("tiny") as cluster:
         pid = int(httpx.get(f"{cluster.url}/", trust_env=False).text)
         raise KeyError
-    until_gone(pid)
+    until(lambda: not runs_as(pid))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a parent cannot be outlived by order")
@@ -109,7 +102,7 @@ def test_it_ends_when_its_command_is_killed(tmp_path: Path):
     assert runs_as(pid)
     os.kill(command.pid, signal.SIGKILL)
     command.communicate()
-    until_gone(pid)
+    until(lambda: not runs_as(pid))
 
 
 def test_its_port_is_none_that_others_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

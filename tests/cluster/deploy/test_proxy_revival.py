@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
+from waiting import until
 
 from isotherm.cluster.deploy import proxy_revival
 from isotherm.cluster.deploy.proxy_revival import MISSING_SECONDS, ProxyRevival
@@ -45,13 +44,6 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, bool]]:
     monkeypatch.setattr(proxy_revival.ray, "kill", lambda actor, no_restart: killed.append((actor, no_restart)))
     monkeypatch.setattr(proxy_revival, "MISSING_SECONDS", 0.0)
     return killed
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_serves_controller_is_ended_so_that_ray_starts_it_again(killed, monkeypatch: pytest.MonkeyPatch):

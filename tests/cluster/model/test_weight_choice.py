@@ -43,6 +43,12 @@ def test_what_is_no_choice_is_refused(field: str, value: str):
         parse_manifest({"weights": {field: value}})
 
 
+@pytest.mark.parametrize("value", [6, True, ["int4"], {"int4": 1}])
+def test_what_is_no_name_is_told_the_names(value: object):
+    with pytest.raises(ManifestError, match=r"weights\.head is .*: must be 'stored', 'fp8', 'int8', 'int6' or 'int4'"):
+        parse_manifest({"weights": {"head": value}})
+
+
 @pytest.mark.parametrize(("field", "form"), [(field, form) for field, forms in FORMS.items() for form in forms])
 def test_a_manifest_can_say_every_form(field: str, form: str):
     assert getattr(parse_manifest({"weights": {field: form}}).weights.choice, field) == form
