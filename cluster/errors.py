@@ -103,18 +103,22 @@ def _restored(kind: type[IsothermError], args: Sequence[Any]) -> IsothermError:
     return error
 
 
+_GUESSES = " Some common causes include:"
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, in one line; the name of its class where it says nothing.
 
     The first line is the message, but in the report of another process, which Ray puts into one: what went wrong stands
-    below indented details there.
+    below indented details there. What Ray guesses about the cause of any end of a process is left out: memory comes
+    first there, and who was killed or has crashed would be looked for in the wrong place.
     """
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     indented = [line[0].isspace() for line in lines]
     last = max(i for i, inner in enumerate(indented) if not inner)
-    return lines[last if any(indented[:last]) else 0].strip()
+    return lines[last if any(indented[:last]) else 0].partition(_GUESSES)[0].strip()
 
 
 def without_class(line: str) -> str:

@@ -361,9 +361,7 @@ def parse_manifest(data: Any, where: str = "manifest") -> Manifest:
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:
-        problems = [
-            problem(e, _fields_at(e["loc"][:-1]) if e["type"] == "extra_forbidden" else None) for e in error.errors()
-        ]
+        problems = [problem(e, _fields_at) for e in error.errors()]
         raise ManifestError("\n".join(f"{where}: {words}" for words in problems)) from None
 
 

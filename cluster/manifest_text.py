@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -40,15 +40,22 @@ def decode(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def problem(error: ErrorDetails, known: Sequence[str] | None) -> str:
-    """One of pydantic's errors in our words, with the field and the value. `known`: the fields of its section, where
-    the error is that there is no such field."""
-    field, value = ".".join(map(str, error["loc"])), _short.repr(error["input"])
-    if error["type"] == "missing":
-        return f"{field} is missing: it must be given"
-    if error["type"] == "invalid_key":
-        return f"{field} is a name that YAML reads as {value}: names of fields must be strings"
-    hint = f"unknown field; known here: {', '.join(known)}" if known else _allowed(error["msg"])
+def problem(error: ErrorDetails, fields_at: Callable[[tuple[int | str, ...]], Sequence[str]]) -> str:
+    """One of pydantic's errors in our words, with the field and the value. `fields_at`: the fields of the section at a
+    location."""
+    location = error["loc"]
+    field, value = ".".join(map(str, location)), _short.repr(error["input"])
+    match error["type"]:
+        case "missing":
+            return f"{field} is missing: it must be given"
+        case "invalid_key":
+            return f"{field} is a name that YAML reads as {value}: names of fields must be strings"
+        case "extra_forbidden":
+            hint = f"unknown field; known here: {', '.join(fields_at(location[:-1]))}"
+        case "model_type":
+            hint = f"must be a mapping of {', '.join(fields_at(location))}"
+        case _:
+            hint = _allowed(error["msg"])
     return f"{field} is {value}: {hint}"
 
 

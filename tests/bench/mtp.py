@@ -1,6 +1,6 @@
 """Speculation, measured: whether tokens stay what they are, and how fast they come, with and without it in turn.
 
-    python tests/bench/mtp.py [--model tiny] [--requests 1000] [--runs 7] [--kind auto] [--streams 1,8,32]
+    python tests/bench/mtp.py [--model tiny] [--requests 1000] [--runs 31] [--kind auto] [--streams 1,8,32]
         [--skip-speed] [--skip-served] [--cpu-time]
 
 1. Tokens (and log-probabilities) of many requests, greedy and sampled, with schemas, stop tokens, penalties, biases,
@@ -296,7 +296,7 @@ def main() -> int:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--kind", default="auto", choices=["auto", "mtp", "ngram"])
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--runs", type=int, default=31)
     parser.add_argument("--skip-speed", action="store_true")
     parser.add_argument("--skip-served", action="store_true")
     parser.add_argument("--streams", default="1,8,32")

@@ -139,6 +139,15 @@ def test_an_error_in_one_line(error: Exception, line: str):
     assert named_line(error) == (name if line == name else f"{name}: {line}")
 
 
+def test_what_ray_guesses_about_a_dead_process_is_left_out():
+    said = (
+        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+        "Worker unexpectedly exits with a connection error code 2. End of file."
+    )
+    guesses = " Some common causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) "
+    assert one_line(RuntimeError(f"{said}{guesses}ray stop --force was called.")) == said
+
+
 def test_an_error_of_ours_that_came_through_ray_is_said_without_its_class():
     line = "isotherm.cluster.messages.membership.WorkerGoneError: expert-2 was lost while it started: it was killed"
     assert without_class(line) == "expert-2 was lost while it started: it was killed"

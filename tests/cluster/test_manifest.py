@@ -146,6 +146,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("tracing.endpoint", "http://", "must be a URL such as"),
     ("served_name", "", "must have at least 1 character"),
     ("attention.labels", None, "must be a mapping"),
+    ("speculation", False, "must be a mapping of kind, tokens"),  # as YAML reads `speculation: off`
+    ("http.tls", 5, "must be a mapping of certificate, key"),
     ("http.port", 0, "greater than or equal to 1"),
     ("http.port", 65536, "less than or equal to 65535"),
     ("http.port", "8000", "integer"),
