@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 LEAST = 0.15  # the share of its weight that a kind keeps when all its answers are right
-MOST = 12.0  # the share at most
 ENOUGH = 0.03  # the share of wrong answers that a kind has just its weight at: what the model may have wrong at all
 MEMORY = 0.02  # how much the newest answer counts in the share of wrong ones
 
@@ -18,8 +17,8 @@ class Mix:
     wrong: dict[str, float] = field(default_factory=dict)
 
     def share(self, kind: str) -> float:
-        """Between LEAST and MOST, in proportion to the wrong ones."""
-        return max(LEAST, min(MOST, self.wrong.get(kind, 1.0) / ENOUGH))
+        """In proportion to the wrong ones, and LEAST where there are hardly any."""
+        return max(LEAST, self.wrong.get(kind, 1.0) / ENOUGH)
 
     def record(self, kind: str, right: bool) -> None:
         before = self.wrong.get(kind, 1.0)

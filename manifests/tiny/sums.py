@@ -17,6 +17,15 @@ def number(r: random.Random) -> int:
     return r.randint(0, r.choice([10, 10, 20, 50, 100, 100]))
 
 
+def difference(r: random.Random) -> tuple[int, int]:
+    """Two operands, the first not the smaller; near ones often, of all sizes, which two draws seldom are."""
+    if r.random() < 0.4:
+        a = r.randint(0, 100)
+        return a, max(0, a - r.randint(0, r.choice([9, 20])))
+    a, b = sorted((number(r), number(r)), reverse=True)
+    return a, b
+
+
 def sum_parts(r: random.Random) -> tuple[str, str, int]:
     """Question, equation without its result, result."""
     kind = r.choices("+-*/", [5, 3, 3, 1])[0]
@@ -24,7 +33,7 @@ def sum_parts(r: random.Random) -> tuple[str, str, int]:
         a, b = number(r), number(r)
         return r.choice(ADD).format(a=a, b=b), f"{a} + {b}", a + b
     if kind == "-":
-        a, b = sorted((number(r), number(r)), reverse=True)
+        a, b = difference(r)
         return r.choice(SUB).format(a=a, b=b), f"{a} - {b}", a - b
     a, b = r.randint(0, 12), r.randint(1, 12)
     if kind == "*":
@@ -38,7 +47,7 @@ def added(r: random.Random) -> Pair:
 
 
 def subtracted(r: random.Random) -> Pair:
-    a, b = sorted((number(r), number(r)), reverse=True)
+    a, b = difference(r)
     return r.choice(SUB).format(a=a, b=b), f"{a} - {b} = {a - b}."
 
 

@@ -163,3 +163,26 @@ def test_who_has_said_a_name_is_known_by_it(recipe: Module):
     for _ in range(DRAWS * 3):
         text = recipe("talk").turns(r).render()
         assert "Nice to meet you" not in text or "I do not know your name" not in text
+
+
+def test_no_size_of_number_is_left_out(recipe: Module):
+    """What no draw reaches is never learned, and no held-out document shows it."""
+    near = [
+        (a, b)
+        for question, _ in asked(recipe, "sums", "subtracted")
+        for a, b in [map(int, re.findall(r"\d+", question))]
+        if abs(a - b) < 10 <= min(a, b)
+    ]
+    assert len(near) > DRAWS / 10
+    many = {int(found[0]) for _, answer in asked(recipe, "tasks", "units") if (found := re.findall(r"^\d+", answer))}
+    assert many == set(range(2, 11))
+
+
+def test_capitals_are_of_no_json(recipe: Module):
+    """Whose names would be others then; and of every task there are some."""
+    talk, r = recipe("talk"), random.Random(5)
+    kinds = [make for make, _ in talk.SYSTEM if make.__name__.startswith("system_capitals_")]
+    assert len(kinds) == 4
+    for make in kinds:
+        answers = [make(r).messages[-1]["content"] for _ in range(DRAWS)]
+        assert not any("{" in answer for answer in answers) and all(answer == answer.upper() for answer in answers)

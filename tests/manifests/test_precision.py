@@ -2,8 +2,8 @@
 bfloat16 run is.
 
 A trained model: random weights are chaotic in bfloat16, since one flipped expert changes everything after it. Here too
-a flip decides the worst token, on either side by chance, so that tokens which one has moved are counted; the mean, the
-median and the 99th percentile are compared without a margin.
+a flip decides the worst token, on either side by chance, so that tokens which one has moved are counted, and the worst
+of a thousand are taken together; the mean, the median, the 99th and the 99.9th percentile are compared without a margin.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 BLOCKS, BLOCK_SIZE = 16, 16
 DRAWN = 240  # dialogues beside those below
-WORST_MARGIN = 1.5  # of the worst token, which a flip has moved
+WORST_MARGIN = 1.5  # of the mean of the worst thousandth of all tokens, some of which a flip has moved
 MOVED = 0.2  # by so much or more a flipped expert moves a token, which happens to a few of ten thousand, to any of them
 
 # Dialogues that manifests/tiny/data.py makes and keeps out of the training (`held_out`).
@@ -156,4 +156,6 @@ def test_native_bfloat16_is_as_close_to_float32_as_transformers(stored: str, doc
     assert ours.median() <= theirs.median()
     assert ours.quantile(0.99) <= theirs.quantile(0.99)
     assert (ours > MOVED).sum() <= 2 * (theirs > MOVED).sum() + 2
-    assert ours.max() <= WORST_MARGIN * theirs.max()
+    assert ours.quantile(0.999) <= theirs.quantile(0.999)
+    worst = len(exact) // 1000
+    assert ours.topk(worst).values.mean() <= WORST_MARGIN * theirs.topk(worst).values.mean()

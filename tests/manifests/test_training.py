@@ -330,9 +330,9 @@ def test_kinds_without_one_right_answer_are_drawn_by_the_mean_share_of_the_rest(
     assert data.weights(mix) == pytest.approx([weight * recipe("mix").LEAST for _, weight in data.KINDS.values()])
     mix.wrong["tools"] = 1.0
     more = dict(zip(data.KINDS, data.weights(mix), strict=True))
-    assert more["tools"] == recipe("mix").MOST * data.KINDS["tools"][1]
+    assert more["tools"] == 1 / recipe("mix").ENOUGH * data.KINDS["tools"][1]
     exact = sum(weight for kind, (_, weight) in data.KINDS.items() if kind not in data.OPEN)
-    added = (recipe("mix").MOST - recipe("mix").LEAST) * data.KINDS["tools"][1] / exact
+    added = (1 / recipe("mix").ENOUGH - recipe("mix").LEAST) * data.KINDS["tools"][1] / exact
     assert more["story"] / data.KINDS["story"][1] == pytest.approx(recipe("mix").LEAST + added)
 
 
@@ -341,6 +341,6 @@ def test_kinds_that_are_right_are_drawn_less_often(recipe):
     for _ in range(300):
         mix.record("easy", True)
         mix.record("hard", False)
-    assert mix.share("easy") == recipe("mix").LEAST < mix.share("hard") == mix.share("new") == recipe("mix").MOST
+    assert mix.share("easy") == recipe("mix").LEAST < mix.share("hard") == mix.share("new") == 1 / recipe("mix").ENOUGH
     mix.wrong["half"] = recipe("mix").ENOUGH
     assert mix.share("half") == 1.0
