@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from waiting import until
+
 PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT = 17, 0x4206, 0x4207
 WALL = 0x40000000  # lets waitpid wait for threads
 PIDFD_GETFD = 438  # the system call's number on every architecture
@@ -70,10 +72,26 @@ def _ptrace(request: int, tid: int) -> None:
         raise OSError(code, f"ptrace({request:#x}) of thread {tid}: {os.strerror(code)}")
 
 
+def stop(pid: int) -> None:
+    """Until SIGCONT. Returns when every thread stands still, or has ended: the signal comes a moment late."""
+    os.kill(pid, signal.SIGSTOP)
+    with suppress(FileNotFoundError):  # it has been killed meanwhile
+        until(lambda: not any(_moves(task) for task in Path(f"/proc/{pid}/task").iterdir()))
+
+
+def _moves(task: Path) -> bool:
+    """Whether a thread, by its folder, may still do something. Its state is what comes after its name, which may have
+    spaces and brackets: T where it is stopped, t where it is held by ptrace, Z and X where it has ended."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] not in "TtZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     """The whole process stands still inside the block; it may be killed meanwhile."""
-    os.kill(pid, signal.SIGSTOP)
+    stop(pid)
     try:
         yield
     finally:

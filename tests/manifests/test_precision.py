@@ -3,7 +3,8 @@ bfloat16 run is.
 
 A trained model: random weights are chaotic in bfloat16, since one flipped expert changes everything after it. Here too
 a flip decides the worst token, on either side by chance, so that tokens which one has moved are counted, and the worst
-of a thousand are taken together; the mean, the median, the 99th and the 99.9th percentile are compared without a margin.
+of a thousand are taken together; the mean, the median, the 99th and the 99.9th percentile are compared without a
+margin.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from deepseek_checkpoints import make_checkpoint
+from faults import stop
 from link_peers import Group, connect, make_worker, process, serve_group
 from native_there import require_native
 from torch import Tensor
@@ -276,7 +277,7 @@ def test_a_group_that_dies_in_mid_layer(path: Path, kernels: NativeKernels, laye
         plain._native = None
         x, residual = inputs(6)
         expected = moe(plain, 1, layers[1], x, residual)
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
         threading.Timer(0.05, os.kill, (pid, signal.SIGKILL)).start()
         began = time.monotonic()
         assert torch.equal(moe(exchange, 1, layers[1], x, residual), expected)

@@ -20,9 +20,10 @@ def invoke(*arguments: str) -> Result:
 
 
 def generated(*arguments: str) -> dict[str, Any]:
+    """What the answer says stands in the prompt already, so that there is something to guess from whatever guesses."""
+    asked = "Repeat after me: the fox and the owl walked to the old bridge near the river and saw a letter"
     result = invoke(
-        "generate", "tiny", "--chat", "Tell me a story about a fox.", "--ignore-eos", "--max-tokens", "150", "--json",
-        *arguments,
+        "generate", "tiny", "--chat", asked, "--ignore-eos", "--max-tokens", "150", "--json", *arguments
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     return dict(json.loads(result.stdout))

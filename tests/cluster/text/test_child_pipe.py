@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from faults import stop
 
 from isotherm.cluster.text.chat_template import ChatTemplate, ChatTemplateLimitError
 from isotherm.cluster.text.child_pipe import ask, send
@@ -30,7 +31,7 @@ def template():
 
 def test_a_child_that_is_killed_in_the_midst_of_a_chat_is_replaced(template: ChatTemplate):
     child = template._child
-    os.kill(child.pid, signal.SIGSTOP)  # so that it cannot have answered before it is killed
+    stop(child.pid)  # so that it cannot have answered before it is killed
     with ThreadPoolExecutor(1) as pool:
         chat = pool.submit(template.render, {"rounds": 10, "word": "whole"})
         time.sleep(0.2)
@@ -42,7 +43,7 @@ def test_a_child_that_is_killed_in_the_midst_of_a_chat_is_replaced(template: Cha
 @pytest.mark.parametrize("size", [1, 1 << 20], ids=["small", "more than a pipe holds"])
 def test_a_child_that_is_stopped_is_not_waited_for(template: ChatTemplate, size: int):
     child = template._child
-    os.kill(child.pid, signal.SIGSTOP)
+    stop(child.pid)
     begin = time.monotonic()
     assert template.render({"rounds": 1, "word": "x" * size}).text == "x" * size
     assert 1.0 < time.monotonic() - begin < 30 and child.returncode == -signal.SIGKILL
