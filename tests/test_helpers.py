@@ -26,6 +26,7 @@ from fake_engine import http_server
 from native_there import require_native
 from programs import last_words, running
 from ray_nodes import RayNodes
+from waiting import until
 
 from isotherm.kernels.native import library as native_library
 from isotherm.kernels.native import ring as native_ring
@@ -50,10 +51,7 @@ def nothing_left_open() -> Iterator[None]:
         yield
         gc.collect()
     assert [str(one.message) for one in caught] == []
-    deadline = time.monotonic() + PATIENCE
-    while (left := set(os.listdir("/proc/self/fd")) - files) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left
+    until(lambda: set(os.listdir("/proc/self/fd")) <= files, PATIENCE)
 
 
 async def busy(scope, receive, send) -> None:

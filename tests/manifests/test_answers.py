@@ -179,7 +179,7 @@ def test_no_size_of_number_is_left_out(recipe: Module):
 
 
 def test_capitals_are_of_no_json(recipe: Module):
-    """Whose names would be others then; and of every task there are some."""
+    """Whose names would be others then."""
     talk, r = recipe("talk"), random.Random(5)
     kinds = [make for make, _ in talk.SYSTEM if make.__name__.startswith("system_capitals_")]
     assert len(kinds) == 4
