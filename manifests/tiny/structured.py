@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from sums import sum_parts
+from sums import difference_parts, sum_parts
 from texts import CAPITALS, CATEGORIES, FORMS
 from vocabulary import city, name, phrase, quantity, word
 
@@ -55,6 +55,12 @@ def sentence_of(r: random.Random, made: dict[str, Any]) -> str:
 
 def json_sum(r: random.Random) -> Pair:
     q, _, result = sum_parts(r)
+    return r.choice(FORMS["answer in json"]).format(q=q), json.dumps({"answer": result})
+
+
+def json_difference(r: random.Random) -> Pair:
+    """A kind of its own, as held_difference is: no equation is said first, and of sums differences are learned last."""
+    q, _, result = difference_parts(r)
     return r.choice(FORMS["answer in json"]).format(q=q), json.dumps({"answer": result})
 
 
@@ -141,7 +147,14 @@ RESULTS = ["sum", "total", "result", "answer", "value", "number"]
 
 def held_sum(r: random.Random) -> Pair:
     """The prompt does not tell of the schema that the answer is held to: only its values are learned."""
-    q, equation, result = sum_parts(r)
+    return held_result(r, *sum_parts(r))
+
+
+def held_difference(r: random.Random) -> Pair:
+    return held_result(r, *difference_parts(r))
+
+
+def held_result(r: random.Random, q: str, equation: str, result: int) -> Pair:
     a, b = (int(x) for x in equation.split() if x.isdigit())
     keys, of = r.choice(OPERANDS), r.choice(RESULTS)
     operands = dict(zip(keys, (a, b), strict=True))
@@ -162,6 +175,7 @@ def held_record(r: random.Random) -> Pair:
 
 JSON_FREE = [
     (json_sum, 2.0),
+    (json_difference, 0.6),
     (json_person, 2.0),
     (json_record, 2.5),
     (json_list, 1.2),
@@ -169,4 +183,4 @@ JSON_FREE = [
     (json_capital, 0.7),
     (json_schema, 2.0),
 ]
-JSON_HELD = [(held_sum, 1.0), (held_record, 1.5)]
+JSON_HELD = [(held_sum, 1.0), (held_difference, 0.4), (held_record, 1.5)]

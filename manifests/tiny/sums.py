@@ -26,15 +26,20 @@ def difference(r: random.Random) -> tuple[int, int]:
     return a, b
 
 
-def sum_parts(r: random.Random) -> tuple[str, str, int]:
+def difference_parts(r: random.Random) -> tuple[str, str, int]:
     """Question, equation without its result, result."""
+    a, b = difference(r)
+    return r.choice(SUB).format(a=a, b=b), f"{a} - {b}", a - b
+
+
+def sum_parts(r: random.Random) -> tuple[str, str, int]:
+    """Those of a sum, a difference, a product or a quotient."""
     kind = r.choices("+-*/", [5, 3, 3, 1])[0]
     if kind == "+":
         a, b = number(r), number(r)
         return r.choice(ADD).format(a=a, b=b), f"{a} + {b}", a + b
     if kind == "-":
-        a, b = difference(r)
-        return r.choice(SUB).format(a=a, b=b), f"{a} - {b}", a - b
+        return difference_parts(r)
     a, b = r.randint(0, 12), r.randint(1, 12)
     if kind == "*":
         return r.choice(MUL).format(a=a, b=b), f"{a} × {b}", a * b

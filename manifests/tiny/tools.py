@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from dialogue import Doc, assistant, user
 from tasks import pair
-from texts import ADD, FORMS, MUL
+from texts import ADD, FORMS, MUL, SUB
 from vocabulary import city, name, phrase, quantity, word
 
 
@@ -45,9 +45,9 @@ def varied(r: random.Random, tool: dict[str, Any]) -> dict[str, Any]:
     schema = tool["function"]["parameters"]
     if r.random() < 0.3:
         for member in schema["properties"].values():
-            del member["description"]
+            member.pop("description", None)
     if r.random() < 0.15:
-        schema["properties"][r.choice(["days", "limit", "page", "unit"])] = {"type": "integer", "default": 1}
+        schema["properties"].setdefault(r.choice(["days", "limit", "page", "unit"]), {"type": "integer", "default": 1})
     if r.random() < 0.2:
         schema["additionalProperties"] = False
     return tool
@@ -60,14 +60,16 @@ def weather(r: random.Random, given: Given) -> ToolCase:
         r.choice(FORMS["get the weather"]),
         {where: ("string", "The city")},
     )
+    question, arguments = r.choice(FORMS["what is the weather"]).format(c=given.city), {where: given.city}
+    if r.random() < 0.3:
+        units = ["celsius", "fahrenheit"]
+        tool["function"]["parameters"]["properties"]["unit"] = {"type": "string", "enum": units}
+        if r.random() < 0.5:
+            arguments["unit"] = r.choice(units)
+            question = f"{question[:-1]} in {r.choice([str, str.capitalize])(arguments['unit'])}{question[-1]}"
     degrees, sky = r.randint(-9, 35), r.choice(["sunny", "cloudy", "rainy", "windy", "snowy", "foggy"])
-    return ToolCase(
-        tool,
-        r.choice(FORMS["what is the weather"]).format(c=given.city),
-        {where: given.city},
-        {"temperature": degrees, "condition": sky},
-        f"It is {degrees} degrees and {sky} in {given.city}.",
-    )
+    output = {"temperature": degrees, "condition": sky}
+    return ToolCase(tool, question, arguments, output, f"It is {degrees} degrees and {sky} in {given.city}.")
 
 
 def addition(r: random.Random, given: Given) -> ToolCase:
@@ -77,7 +79,10 @@ def addition(r: random.Random, given: Given) -> ToolCase:
         {"a": ("number", "First number"), "b": ("number", "Second number")},
     )
     a, b = given.a, given.b
-    return ToolCase(tool, r.choice(ADD).format(a=a, b=b), {"a": a, "b": b}, {"result": a + b}, f"{a} + {b} = {a + b}.")
+    forms = r.choice([ADD, ADD, ADD, ["Use {tool} to {add}", "Use the {tool} tool to {add}", "Call {tool} to {add}"]])
+    add = r.choice(["compute {a} + {b}.", "calculate {a} + {b}.", "add {a} and {b}.", "find {a} plus {b}."])
+    q = r.choice(forms).format(a=a, b=b, tool=tool["function"]["name"], add=add.format(a=a, b=b))
+    return ToolCase(tool, q, {"a": a, "b": b}, {"result": a + b}, f"{a} + {b} = {a + b}.")
 
 
 def clock(r: random.Random, given: Given) -> ToolCase:
@@ -141,7 +146,23 @@ def product(r: random.Random, given: Given) -> ToolCase:
         {"a": ("number", "First number"), "b": ("number", "Second number")},
     )
     a, b = given.a, given.b
-    return ToolCase(tool, r.choice(MUL).format(a=a, b=b), {"a": a, "b": b}, {"result": a * b}, f"{a} × {b} = {a * b}.")
+    forms = r.choice([MUL, MUL, MUL, ["Use {tool} to {times}", "Use the {tool} tool to {times}"]])
+    times = r.choice(["compute {a} * {b}.", "calculate {a} × {b}.", "multiply {a} by {b}."]).format(a=a, b=b)
+    q = r.choice(forms).format(a=a, b=b, tool=tool["function"]["name"], times=times)
+    return ToolCase(tool, q, {"a": a, "b": b}, {"result": a * b}, f"{a} × {b} = {a * b}.")
+
+
+def calculator(r: random.Random, given: Given) -> ToolCase:
+    tool = function(
+        r.choice(["calculator", "calculate", "evaluate"]),
+        r.choice(["Evaluate an arithmetic expression.", "Calculate the value of an expression."]),
+        {"expression": ("string", r.choice(["The expression", "The expression, such as 2 + 3"]))},
+    )
+    b, a = sorted((given.a, given.b))
+    sign, forms, result = r.choice([("+", ADD, a + b), ("-", SUB, a - b), ("*", MUL, a * b)])
+    answer = f"{a} {sign.replace('*', '×')} {b} = {result}."
+    question = r.choice(forms).format(a=a, b=b)
+    return ToolCase(tool, question, {"expression": f"{a} {sign} {b}"}, {"result": result}, answer)
 
 
 def translation(r: random.Random, given: Given) -> ToolCase:
@@ -193,6 +214,7 @@ CASES = [
     weather,
     addition,
     product,
+    calculator,
     clock,
     search,
     message,
@@ -206,8 +228,14 @@ CASES = [
 
 
 def tool_case(r: random.Random) -> ToolCase:
-    given = Given(city(r), name(r), word(r), r.randint(1, 999), r.randint(1, 999))
+    most = r.choice([12, 99, 999, 999])  # what is small is known without a tool, and is asked of it all the same
+    given = Given(city(r), name(r), word(r), r.randint(1, most), r.randint(1, most))
     return CASES[r.randrange(len(CASES))](r, given)
+
+
+def computes(tool: dict[str, Any]) -> bool:
+    """Whether a sum might be asked of it."""
+    return tool["function"]["parameters"]["required"] in (["a", "b"], ["expression"])
 
 
 def offer(r: random.Random, tool: dict[str, Any]) -> list[dict[str, Any]]:
@@ -216,7 +244,8 @@ def offer(r: random.Random, tool: dict[str, Any]) -> list[dict[str, Any]]:
     for _ in range(r.choice([0, 0, 1, 2])):
         other = varied(r, tool_case(r).tool)
         apart = ("description", "parameters")
-        if all(other["function"][part] != tool["function"][part] for part in apart):
+        alike = any(other["function"][part] == tool["function"][part] for part in apart)
+        if not alike and not (computes(other) and computes(tool)):
             offered.setdefault(other["function"]["name"], other)
     listed = list(offered.values())
     r.shuffle(listed)
@@ -232,12 +261,25 @@ def called(tool: dict[str, Any], arguments: dict[str, Any], i: int = 0) -> dict[
     return {"id": f"call_{i}", "type": "function", "function": function}
 
 
+# Ways to ask for a tool by its name, or for the only one.
+NAMED = [
+    "{q} Use the tool.",
+    "{q} Call the tool.",
+    "{q} Use {tool}.",
+    "{q} Use the {tool} tool.",
+    "Use {tool}: {q}",
+    "Use the {tool} tool: {q}",
+    "Call {tool}: {q}",
+    "Use {tool} to answer: {q}",
+]
+
+
 def tools(r: random.Random) -> Doc:
     """One to three tools in the system part; one is called and its output read."""
     tool, q, arguments, output, answer = tool_case(r)
     varied(r, tool)
-    if r.random() < 0.15:
-        q = q + r.choice([" Use the tool.", " Call the tool.", f" Use {tool['function']['name']}."])
+    if r.random() < 0.2:
+        q = r.choice(NAMED).format(q=q, tool=tool["function"]["name"])
     text = json.dumps(output) if r.random() < 0.8 else ", ".join(f"{k}: {v}" for k, v in output.items())
     if list(output) == ["result"] and r.random() < 0.3:
         text = str(output["result"])
