@@ -6,8 +6,9 @@
 1. Tokens (and log-probabilities) of many requests, greedy and sampled, with schemas, stop tokens, penalties, biases,
    thoughts that are ended and several choices, in a cache too small for all, so that some are preempted: the same with
    and without. (Stop strings are the front door's: tests/cluster/api/test_tiny_drafts.py.)
-2. Speed on the model's own kind of text, decoded by 1, 8 and 32 streams, ÷ that without, runs in turn; and through
-   HTTP, by one stream of `isotherm serve`.
+2. Speed on the model's own kind of text, decoded by 1, 8 and 32 streams, ÷ that without; and through HTTP, by one
+   stream of `isotherm serve`. In a run both sides answer the same prompts, each some tokens further in turn, since the
+   machine's speed changes within a second.
 3. The same for random weights, where no draft is right.
 
 Each is printed with what it has to be; the exit status is 1 where one of them is not. Speeds on its own text have goals
@@ -21,7 +22,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,9 +46,13 @@ from deepseek_checkpoints import make_checkpoint
 from served import Served
 
 Clock = Callable[[], float]
+Prompts = list[tuple[int, ...]]
+Piece = tuple[int, float]  # tokens, and the seconds that they took
+Side = Callable[[Prompts], Iterator[Piece]]
 # By the number of streams: the speed with drafts, ÷ that without, that there is to be at least
 OWN_TEXT, RANDOM_WEIGHTS, SERVED = {1: 1.5, 32: 0.98}, {1: 0.98, 8: 0.98, 32: 0.98}, {1: 1.3}
 TOKENS = 160  # of each stream that is timed
+PIECE = 32  # tokens of each stream, after which it is the other side's turn
 SERVED_STREAMS = 4  # that are timed one after another in a run
 ASKED = (
     "Tell me a story about a {}.", "What is {n} + {m}?", "Count from 1 to {n}.", "How do you spell {}?",
@@ -183,39 +190,56 @@ def same_tokens(path: Path, kind: str, count: int) -> Goal:
 # --- speed ----------------------------------------------------------------------------------------
 
 
-def speed(engine: Engine, prompts: list[tuple[int, ...]], clock: Clock) -> float:
-    """Tokens per second while all streams decode; not their first two steps."""
+def decoded(engine: Engine, prompts: Prompts, clock: Clock) -> Iterator[Piece]:
+    """PIECE tokens of each stream at a time, while all of them decode; not their first two steps."""
     for i, prompt in enumerate(prompts):
         engine.scheduler.add(GenerationRequest(f"s{i}", prompt, SamplingParams(TOKENS, temperature=0.0)))
-    steps = []
+    steps = tokens = 0
+    seconds = 0.0
     while len(engine.scheduler):
         begin = clock()
         deltas = engine.step()
-        if len(deltas) == len(prompts):
-            steps.append((sum(len(delta.token_ids) for delta in deltas), clock() - begin))
-    return sum(n for n, _ in steps[2:]) / sum(seconds for _, seconds in steps[2:])
+        took = clock() - begin
+        steps += len(deltas) == len(prompts)
+        if steps <= 2 or len(deltas) < len(prompts):
+            continue
+        tokens, seconds = tokens + sum(len(delta.token_ids) for delta in deltas), seconds + took
+        if tokens >= PIECE * len(prompts):
+            yield tokens, seconds
+            tokens, seconds = 0, 0.0
+    if tokens:
+        yield tokens, seconds
 
 
-def own_prompts(tokenizer: Tokenizer, rng: random.Random, count: int) -> list[tuple[int, ...]]:
+def own_prompts(tokenizer: Tokenizer, rng: random.Random, count: int) -> Prompts:
     texts = [
         f"Tell me a long story about a {rng.choice(THINGS)} and a {rng.choice(THINGS)}." for _ in range(count)
     ]  # fmt: skip
     return [tuple(tokenizer.encode_chat([{"role": "user", "content": text}]).ids) for text in texts]
 
 
-def random_prompts(rng: random.Random, count: int) -> list[tuple[int, ...]]:
+def random_prompts(rng: random.Random, count: int) -> Prompts:
     return [tuple(rng.randrange(500) for _ in range(32)) for _ in range(count)]
 
 
-def in_turn(sides: Mapping[str, Callable[[list[tuple[int, ...]]], float]], prompts: list[Any]) -> float:
-    """Both sides with the same prompts, again and again; the first time is not counted. The second's speed ÷ the
-    first's, the median."""
+def in_turn(sides: Mapping[str, Side], asked: Sequence[Prompts]) -> float:
+    """Both sides with the same prompts, piece by piece in turn, again and again; the first time is not counted. The
+    second's speed ÷ the first's, the median."""
     (plain, slow), (drafting, fast) = sides.items()
-    figures = [(slow(asked), fast(asked)) for asked in prompts][1:]
+    figures = [both_speeds(slow(prompts), fast(prompts)) for prompts in asked][1:]
     ratios = [b / a for a, b in figures]
     before, after = (statistics.median(side) for side in zip(*figures, strict=True))
     print(f"  {plain} {before:.0f} → {drafting} {after:.0f} tokens/s, × {min(ratios):.2f} to {max(ratios):.2f}")
     return statistics.median(ratios)
+
+
+def both_speeds(*sides: Iterator[Piece]) -> list[float]:
+    """Tokens per second of each."""
+    pieces: list[list[Piece]] = [[] for _ in sides]
+    for turn in zip_longest(*sides):
+        for mine, piece in zip(pieces, turn, strict=True):
+            mine += [piece] if piece is not None else []
+    return [sum(tokens for tokens, _ in mine) / sum(seconds for _, seconds in mine) for mine in pieces]
 
 
 def offline_goals(
@@ -224,7 +248,7 @@ def offline_goals(
     clock = time.thread_time if options.cpu_time else time.perf_counter
     config = SchedulerConfig(16, 1024, 512, 32, 512, prefix_cache=False)
     engines = {name: engine_of(path, name, config, clock) for name in ("off", kind)}
-    sides = {name: lambda asked, one=one: speed(one, asked, clock) for name, one in engines.items()}
+    sides = {name: partial(decoded, one, clock=clock) for name, one in engines.items()}
     speculation = engines[kind].speculation
     assert speculation is not None
     tokenizer = Tokenizer.load(path) if own_text else None
@@ -255,9 +279,8 @@ def random_goals(options: argparse.Namespace) -> list[Goal]:
         ]
 
 
-def served_speed(client: httpx.Client, prompts: list[tuple[int, ...]]) -> float:
-    """Tokens per second after the first piece, of one stream after the other."""
-    seconds = 0.0
+def served(client: httpx.Client, prompts: Prompts) -> Iterator[Piece]:
+    """One stream after the other, from its first piece on."""
     for prompt in prompts:
         body = {"model": "bench", "prompt": prompt, "max_tokens": TOKENS, "ignore_eos": True, "temperature": 0}
         first = None
@@ -268,8 +291,7 @@ def served_speed(client: httpx.Client, prompts: list[tuple[int, ...]]) -> float:
                 if line.startswith("data: {") and first is None:
                     first = time.perf_counter()
         assert first is not None
-        seconds += time.perf_counter() - first
-    return len(prompts) * (TOKENS - 1) / seconds
+        yield TOKENS - 1, time.perf_counter() - first
 
 
 def served_goal(path: Path, kind: str, runs: int, least: Mapping[int, float]) -> Goal:
@@ -284,7 +306,7 @@ def served_goal(path: Path, kind: str, runs: int, least: Mapping[int, float]) ->
         httpx.Client(base_url=plain.url, timeout=120) as slow,
         httpx.Client(base_url=drafting.url, timeout=120) as fast,
     ):
-        sides = {"off": lambda asked: served_speed(slow, asked), kind: lambda asked: served_speed(fast, asked)}
+        sides = {"off": partial(served, slow), kind: partial(served, fast)}
         ratio = in_turn(sides, [own_prompts(tokenizer, rng, SERVED_STREAMS) for _ in range(runs + 1)])
         (shard,) = (w for w in drafting.status()["workers"] if w["role"] == "attention")
         print(f"  {shard['speculation']['why']}")

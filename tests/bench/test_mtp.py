@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from deepseek_checkpoints import make_checkpoint
 from grammars import tiny_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mtp import OWN_TEXT, RANDOM_WEIGHTS, SERVED, Goal, in_turn, requests_of, speed_goal, status_of, token_goal
+from mtp import (
+    OWN_TEXT,
+    PIECE,
+    RANDOM_WEIGHTS,
+    SERVED,
+    Goal,
+    decoded,
+    engine_of,
+    in_turn,
+    requests_of,
+    speed_goal,
+    status_of,
+    token_goal,
+)
+
+from isotherm.cluster.engine.config import SchedulerConfig
 
 
 def test_the_goals_are_those_of_speculation():
@@ -40,13 +57,36 @@ def test_tokens_that_show_nothing_are_no_success(found: tuple, missed: str):
 
 
 def test_sides_are_measured_in_turn_and_the_first_time_is_not_counted():
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, int]] = []
 
-    def side(name: str, speeds: list[float]):
-        return lambda prompts: (asked.append((name, prompts)), speeds.pop(0))[1]
+    def side(name: str, seconds: list[list[float]]):
+        def pieces(prompts: list[tuple[int, ...]]):
+            for took in seconds.pop(0):
+                asked.append((name, len(prompts)))
+                yield 10, took
 
-    ratio = in_turn({"off": side("off", [1.0, 10.0, 10.0, 10.0]), "mtp": side("mtp", [9.0, 12.0, 30.0, 15.0])}, "abcd")
-    assert ratio == 1.5 and asked == [(name, prompts) for prompts in "abcd" for name in ("off", "mtp")]
+        return pieces
+
+    sides = {
+        "off": side("off", [[9.0], [1.0, 1.0, 1.0], [1.0], [1.0]]),
+        "mtp": side("mtp", [[1.0], [0.75, 0.75], [0.5], [2.0]]),
+    }
+    ratio = in_turn(sides, [[(1,)] * n for n in (1, 2, 3, 4)])
+    assert ratio == pytest.approx(1 / 0.75)
+    assert asked == [("off", 1), ("mtp", 1), *[("off", 2), ("mtp", 2)] * 2, ("off", 2), *[
+        (name, n) for n in (3, 4) for name in ("off", "mtp")
+    ]]  # fmt: skip
+
+
+def test_all_tokens_but_those_of_the_first_steps_are_timed():
+    with tempfile.TemporaryDirectory() as folder:
+        path = make_checkpoint(Path(folder))
+        engine = engine_of(path, "off", SchedulerConfig(16, 64, 64, 4, 256))
+        ticks = iter(range(10**6))
+        pieces = list(decoded(engine, [(1, 2, 3), (4, 5)], lambda: float(next(ticks))))
+    assert [tokens for tokens, _ in pieces[:-1]] == [2 * PIECE] * (len(pieces) - 1)
+    assert 0 < pieces[-1][0] <= 2 * PIECE and len(pieces) > 3
+    assert all(seconds == tokens / 2 for tokens, seconds in pieces), "a tick for each step of two tokens"
 
 
 def test_requests_ask_for_whatever_changes_what_is_drawn():
