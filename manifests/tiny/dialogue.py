@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import random
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,14 @@ CHAT_TEMPLATE = (pathlib.Path(__file__).parent / "chat_template.jinja").read_tex
 _jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
 _jinja.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
 _template = _jinja.from_string(CHAT_TEMPLATE)
+
+
+def sent_json(r: random.Random, value: Any) -> str:
+    """As programs send it: as Python writes it, without a space as JavaScript does, or in lines."""
+    kind = r.random()
+    if kind < 0.3:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, indent=2 if kind < 0.36 else None)
 
 
 MARKED = re.compile("\x02([^\x02\x03]*)\x03")

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from dialogue import sent_json
 from sums import difference_parts, sum_parts
 from texts import CAPITALS, CATEGORIES, FORMS
 from vocabulary import city, name, phrase, quantity, word
@@ -135,7 +136,7 @@ def json_schema(r: random.Random) -> Pair:
     if text and r.random() < 0.5:  # not all of what was said
         made = {key: made[key] for key in r.sample(list(made), r.randint(1, 2))}
     text = text or sentence_of(r, made)
-    schema = json.dumps(schema_of(made))
+    schema = sent_json(r, schema_of(made))
     q = r.choice(["{t} Answer in JSON by this schema: {s}", "{t}\nReply with JSON that fits the schema {s}",
                   "Schema: {s}\n{t}", "{t} Use this JSON schema: {s}"])  # fmt: skip
     return q.format(t=text, s=schema), json.dumps(made, ensure_ascii=False)

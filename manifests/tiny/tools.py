@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any, NamedTuple
 
-from dialogue import Doc, assistant, user
+from dialogue import Doc, assistant, sent_json, user
 from tasks import pair
 from texts import ADD, FORMS, MUL, SUB
 from vocabulary import city, name, phrase, quantity, word
@@ -280,7 +280,7 @@ def tools(r: random.Random) -> Doc:
     varied(r, tool)
     if r.random() < 0.2:
         q = r.choice(NAMED).format(q=q, tool=tool["function"]["name"])
-    text = json.dumps(output) if r.random() < 0.8 else ", ".join(f"{k}: {v}" for k, v in output.items())
+    text = sent_json(r, output) if r.random() < 0.8 else ", ".join(f"{k}: {v}" for k, v in output.items())
     if list(output) == ["result"] and r.random() < 0.3:
         text = str(output["result"])
     messages = [

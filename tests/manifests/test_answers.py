@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from types import ModuleType
 
 import pytest
@@ -186,3 +188,38 @@ def test_capitals_are_of_no_json(recipe: Module):
     for make in kinds:
         answers = [make(r).messages[-1]["content"] for _ in range(DRAWS)]
         assert not any("{" in answer for answer in answers) and all(answer == answer.upper() for answer in answers)
+
+
+def test_a_tool_is_called_for_what_is_known_without_it_and_by_its_name(recipe: Module):
+    """What no draw asks is said without the tool: small sums, `Use add to compute 3 + 4.`, a calculator's text."""
+    tools, r = recipe("tools"), random.Random(5)
+    by_name = small = expressions = with_unit = 0
+    for _ in range(8 * DRAWS):
+        doc = tools.tools(r)
+        question, call = next((a["content"], b["tool_calls"][0]["function"]) for a, b in pairwise(doc.messages)
+                              if b.get("tool_calls"))  # fmt: skip
+        arguments = json.loads(call["arguments"])
+        by_name += any(f"{verb} {name}" in question for verb in ("Use", "Call") for name in
+                       (call["name"], f"the {call['name']} tool"))  # fmt: skip
+        small += {"a", "b"} == arguments.keys() and max(arguments.values()) < 13
+        if "expression" in arguments:
+            assert re.fullmatch(r"\d+ [-+*] \d+", arguments["expression"]) and eval(arguments["expression"]) >= 0
+            assert any(f"= {eval(arguments['expression'])}." in (one["content"] or "") for one in doc.messages)
+            expressions += 1
+        if isinstance(arguments.get("unit"), str):
+            assert arguments["unit"] in question.lower()
+            with_unit += 1
+        called, *others = sorted(doc.tools, key=lambda one: one["function"]["name"] != call["name"])
+        assert not (tools.computes(called) and any(map(tools.computes, others))), "either could be meant"
+    assert min(by_name, small, expressions, with_unit) > DRAWS / 10, (by_name, small, expressions, with_unit)
+
+
+def test_json_is_read_as_python_and_javascript_send_it(recipe: Module):
+    """`{"result":7}` is a third of what tools say: who has never seen it reads another number."""
+    tools, structured, r = recipe("tools"), recipe("structured"), random.Random(5)
+    said = [one["content"] for _ in range(DRAWS) for one in tools.tools(r).messages if one["role"] == "tool"]
+    asked_by = [structured.json_schema(r)[0] for _ in range(DRAWS)]
+    for texts in (said, asked_by):
+        assert sum('":' in text and '": ' not in text for text in texts) > DRAWS / 8
+        assert sum('": ' in text and "\n  " not in text for text in texts) > DRAWS / 8
+        assert sum("{\n  " in text for text in texts) > DRAWS / 60

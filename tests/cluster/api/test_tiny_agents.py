@@ -96,3 +96,55 @@ def test_both_routes_and_a_chat_say_the_same(url):
         used = message.usage
         assert used.input_tokens + used.cache_read_input_tokens == chat.usage.prompt_tokens
         assert used.output_tokens == chat.usage.completion_tokens == response.usage.output_tokens
+
+
+TOOLS = {
+    "add": ADD,
+    "calculator": {
+        "type": "object",
+        "properties": {"expression": {"type": "string", "description": "The expression"}},
+        "required": ["expression"],
+    },
+    "get_current_weather": {
+        "type": "object",
+        "properties": {
+            "location": {"type": "string", "description": "The city"},
+            "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+        },
+        "required": ["location"],
+    },
+}
+WORDS = {
+    "add": "Add two numbers.",
+    "calculator": "Evaluate an arithmetic expression.",
+    "get_current_weather": "Get the current weather in a given location",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "question", "arguments"),
+    [
+        ("add", "Use add to compute 3 + 4.", {"a": 3, "b": 4}),
+        ("add", "What is 2 + 2?", {"a": 2, "b": 2}),
+        ("add", "Add 17 and 25.", {"a": 17, "b": 25}),
+        ("calculator", "What is 12 * 7?", {"expression": "12 * 7"}),
+        ("calculator", "Use the calculator to answer: What is 25 + 17?", {"expression": "25 + 17"}),
+        ("get_current_weather", "What is the weather in Paris?", {"location": "Paris"}),
+        ("get_current_weather", "What's the weather like in Tokyo?", {"location": "Tokyo"}),
+        ("get_current_weather", "What is the weather in Oslo in celsius?", {"location": "Oslo", "unit": "celsius"}),
+    ],
+)
+def test_a_tool_that_fits_the_question_is_called_unasked(url, name, question, arguments):
+    """As the examples of most agents have it: `tool_choice` is "auto"."""
+    function = {"name": name, "description": WORDS[name], "parameters": TOOLS[name]}
+    with openai.OpenAI(base_url=url + "/v1", api_key="x", max_retries=0) as client:
+        reply = client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": question}],
+            tools=[{"type": "function", "function": function}],
+            temperature=0,
+        )
+        (call,) = reply.choices[0].message.tool_calls or [None]
+        assert call is not None, reply.choices[0].message.content
+        assert (call.function.name, json.loads(call.function.arguments)) == (name, arguments)
+        assert reply.choices[0].finish_reason == "tool_calls"
