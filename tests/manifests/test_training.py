@@ -339,7 +339,7 @@ def test_kinds_without_one_right_answer_are_drawn_by_the_mean_share_of_the_rest(
 
 def test_kinds_that_are_right_are_drawn_less_often(recipe):
     mix = recipe("mix").Mix()
-    for _ in range(300):
+    for _ in range(400):
         mix.record("easy", True)
         mix.record("hard", False)
     assert mix.share("easy") == recipe("mix").LEAST < mix.share("hard") == mix.share("new") == 1 / recipe("mix").ENOUGH
