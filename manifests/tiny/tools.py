@@ -72,17 +72,28 @@ def weather(r: random.Random, given: Given) -> ToolCase:
     return ToolCase(tool, question, arguments, output, f"It is {degrees} degrees and {sky} in {given.city}.")
 
 
+OPERANDS = [("a", "b"), ("a", "b"), ("x", "y"), ("first", "second"), ("num1", "num2"), ("left", "right")]
+
+
+def of_two_numbers(r: random.Random, names: list[str], description: str) -> dict[str, Any]:
+    keys = zip(r.choice(OPERANDS), ("First number", "Second number"), strict=True)
+    return function(r.choice(names), description, {key: ("number", text) for key, text in keys})
+
+
+def operands(tool: dict[str, Any], a: int, b: int) -> dict[str, Any]:
+    """Its arguments."""
+    return dict(zip(tool["function"]["parameters"]["required"], (a, b), strict=True))
+
+
 def addition(r: random.Random, given: Given) -> ToolCase:
-    tool = function(
-        r.choice(["add", "add_numbers", "sum"]),
-        "Add two numbers.",
-        {"a": ("number", "First number"), "b": ("number", "Second number")},
+    tool = of_two_numbers(
+        r, ["add", "add_numbers", "sum"], r.choice(["Add two numbers.", "Adds two numbers together."])
     )
     a, b = given.a, given.b
     forms = r.choice([ADD, ADD, ADD, ["Use {tool} to {add}", "Use the {tool} tool to {add}", "Call {tool} to {add}"]])
     add = r.choice(["compute {a} + {b}.", "calculate {a} + {b}.", "add {a} and {b}.", "find {a} plus {b}."])
     q = r.choice(forms).format(a=a, b=b, tool=tool["function"]["name"], add=add.format(a=a, b=b))
-    return ToolCase(tool, q, {"a": a, "b": b}, {"result": a + b}, f"{a} + {b} = {a + b}.")
+    return ToolCase(tool, q, operands(tool, a, b), {"result": a + b}, f"{a} + {b} = {a + b}.")
 
 
 def clock(r: random.Random, given: Given) -> ToolCase:
@@ -140,16 +151,12 @@ def household(r: random.Random, given: Given) -> ToolCase:
 
 
 def product(r: random.Random, given: Given) -> ToolCase:
-    tool = function(
-        r.choice(["multiply", "product", "times"]),
-        "Multiply two numbers.",
-        {"a": ("number", "First number"), "b": ("number", "Second number")},
-    )
+    tool = of_two_numbers(r, ["multiply", "product", "times"], "Multiply two numbers.")
     a, b = given.a, given.b
     forms = r.choice([MUL, MUL, MUL, ["Use {tool} to {times}", "Use the {tool} tool to {times}"]])
     times = r.choice(["compute {a} * {b}.", "calculate {a} × {b}.", "multiply {a} by {b}."]).format(a=a, b=b)
     q = r.choice(forms).format(a=a, b=b, tool=tool["function"]["name"], times=times)
-    return ToolCase(tool, q, {"a": a, "b": b}, {"result": a * b}, f"{a} × {b} = {a * b}.")
+    return ToolCase(tool, q, operands(tool, a, b), {"result": a * b}, f"{a} × {b} = {a * b}.")
 
 
 def calculator(r: random.Random, given: Given) -> ToolCase:
@@ -235,7 +242,9 @@ def tool_case(r: random.Random) -> ToolCase:
 
 def computes(tool: dict[str, Any]) -> bool:
     """Whether a sum might be asked of it."""
-    return tool["function"]["parameters"]["required"] in (["a", "b"], ["expression"])
+    parameters = tool["function"]["parameters"]
+    kinds = {parameters["properties"][key]["type"] for key in parameters["required"]}
+    return kinds == {"number"} or parameters["required"] == ["expression"]
 
 
 def offer(r: random.Random, tool: dict[str, Any]) -> list[dict[str, Any]]:

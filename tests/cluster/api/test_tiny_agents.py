@@ -148,3 +148,24 @@ def test_a_tool_that_fits_the_question_is_called_unasked(url, name, question, ar
         assert call is not None, reply.choices[0].message.content
         assert (call.function.name, json.loads(call.function.arguments)) == (name, arguments)
         assert reply.choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("sum_", [7, 42])
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("separators", [(",", ":"), (",", ": ")])
+def test_what_a_tool_said_is_read_as_programs_send_it(url, sum_, separators, indent):
+    a, b = sum_ // 2, sum_ - sum_ // 2
+    call = {"id": "call_0", "type": "function"}
+    call["function"] = {"name": "add", "arguments": json.dumps({"a": a, "b": b})}
+    said = json.dumps({"result": sum_}, separators=separators, indent=indent)
+    turns: list = [
+        {"role": "user", "content": f"Use add to compute {a} + {b}."},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_0", "content": said},
+    ]
+    tool: dict = {"name": "add", "description": WORDS["add"], "parameters": ADD}
+    with openai.OpenAI(base_url=url + "/v1", api_key="x", max_retries=0) as client:
+        reply = client.chat.completions.create(
+            model="tiny", messages=turns, tools=[{"type": "function", "function": tool}], temperature=0
+        )
+    assert reply.choices[0].message.content == f"{a} + {b} = {sum_}."
