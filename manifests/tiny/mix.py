@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LEAST = 0.08  # the share of its weight that a kind keeps when all its answers are right
+LEAST = 0.15  # the share of its weight that a kind keeps when all its answers are right
 ENOUGH = 0.02  # the share of wrong answers that a kind has just its weight at: what the model may have wrong at all
 MEMORY = 0.02  # how much the newest answer counts in the share of wrong ones
 
