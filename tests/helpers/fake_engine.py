@@ -119,7 +119,9 @@ class FakeEngine:
         if self.script:
             return self.script[index % len(self.script)]
         key = repr((request.prompt, request.params.seed if request.params.temperature else 0, index)).encode()
-        return 2 + int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") % (self.vocab_size - 2)
+        token = 2 + int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") % (self.vocab_size - 2)
+        # The last is <think>: of requests without a seed one in four hundred would begin a thought.
+        return token if token < self.vocab_size - 1 else 2
 
     def logprob(self, request: GenerationRequest) -> float:
         return -0.5

@@ -15,7 +15,7 @@ from isotherm.cluster.text.grammar import json_schema
 
 pytestmark = pytest.mark.slow
 
-DOCUMENTS = 120
+DOCUMENTS = 300
 CARD = json.loads((TINY / "training.json").read_text())
 # Of each task, the share of its held-out documents that the weights are to have right at least: the most that a card
 # said so far (the last on 2026-11-30), less the margin of so few documents (the lower end of Wilson's interval, two

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from starlette.datastructures import Headers
+from waiting import until
 
 from isotherm.cluster.api.batches import runner, stored
 from isotherm.cluster.api.batches.in_process import Answer
@@ -400,7 +401,8 @@ def test_a_full_disk_is_waited_for_and_no_answer_is_thrown_away(store, server, m
     async def go():
         disk = FullDisk(store, monkeypatch, room=500)
         task = asyncio.ensure_future(run_of(store, server, batch_id).run())
-        await asyncio.sleep(0.5)
+        await asyncio.to_thread(until, lambda: store.batch(batch_id)["errors"])
+        await asyncio.sleep(0.1)  # in which more would be asked, if it did not wait
         before = len(server.asked)
         assert not task.done() and before <= 8 + 3, "rows that were written, and one for each worker"
         seen = store.batch(batch_id)
@@ -436,7 +438,7 @@ def test_a_batch_whose_disk_stays_full_can_be_cancelled(store, server, monkeypat
     async def go():
         disk = FullDisk(store, monkeypatch, room=500)
         task = asyncio.ensure_future(run_of(store, server, batch_id).run())
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(until, lambda: store.batch(batch_id)["errors"])
         assert not task.done()
         monkeypatch.setattr(stored.os, "fsync", lambda file: None)
         store.cancel(batch_id)

@@ -11,6 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from waiting import until
 
 from isotherm.cluster.api.batches import disk, retries, runner, service
 from isotherm.cluster.api.batches import store as store_module
@@ -136,7 +137,7 @@ def test_a_disk_is_waited_for_until_the_window_is_over(store, clock, asked, monk
             assert len(runs) > 12
             failing(monkeypatch, *[error] * 100)
             batch = batch_of(store, 3, window="1h")
-            await asyncio.sleep(0.3)
+            await asyncio.to_thread(until, lambda: store.batch(batch)["errors"])
             seen = store.batch(batch)
             assert (seen["status"], seen["errors"]["data"][0]["code"]) == ("validating", code)
             clock.now += 3600
