@@ -36,8 +36,7 @@ pytestmark = pytest.mark.slow
 
 BLOCKS, BLOCK_SIZE = 16, 16
 DRAWN = 240  # dialogues beside those below
-WORST_MARGIN = 1.5  # of the mean of the worst thousandth of all tokens, some of which a flip has moved
-ONE_MARGIN = 2.0  # of the worst token alone, where chance decides: these weights have 1.6 and 1.7, others had below 1.5
+WORST_MARGIN = 1.5  # of the worst token, and of the mean of the worst thousandth, some of which a flip has moved
 MOVED = 0.2  # by so much or more a flipped expert moves a token, which happens to a few of ten thousand, to any of them
 
 # Dialogues that manifests/tiny/data.py makes and keeps out of the training (`held_out`).
@@ -161,4 +160,4 @@ def test_native_bfloat16_is_as_close_to_float32_as_transformers(stored: str, doc
     assert ours.quantile(0.999) <= theirs.quantile(0.999)
     worst = len(exact) // 1000
     assert ours.topk(worst).values.mean() <= WORST_MARGIN * theirs.topk(worst).values.mean()
-    assert ours.max() <= ONE_MARGIN * theirs.max()
+    assert ours.max() <= WORST_MARGIN * theirs.max()

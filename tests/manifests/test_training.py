@@ -144,7 +144,7 @@ def test_what_is_made_of_a_state_is_a_checkpoint_and_its_figures(recipe, tmp_pat
     told = json.loads((tmp_path / "made" / "training.json").read_text())
     assert told["steps"] == 2 and told["tokens"] == 2 * recipe("batches").BATCH_TOKENS
     counted = [tuple(map(int, row.split("/"))) for row in told["accuracy"].values()]
-    # Of 30 documents at least some have no one right answer, and the last draw may bring a few more.
+    # Some of the documents have no one right answer; there are 30, and a few more that the last draw brings.
     assert 20 < sum(of for _, of in counted) < 40 and all(right <= of for right, of in counted)
     assert set(told["samples"]) == {"What is 3 + 4?"} and 0 <= told["mtp_acceptance"]["all_tokens"] <= 1
     again = recipe("checkpoint").restore(load_file(tmp_path / "made" / "model.safetensors"))
