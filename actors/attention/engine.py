@@ -69,7 +69,7 @@ class Engine:
         chunks: Sequence[Chunk] = planned
         another = False
         try:
-            if self.speculation is not None and chunks:
+            if self.speculation is not None and chunks and not self.speculation.sits_out():
                 chunks, deltas = self._speculate(chunks, self.speculation)
             else:
                 deltas = self._attempt(chunks) if chunks else []

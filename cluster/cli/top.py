@@ -117,7 +117,13 @@ def _workers(now: Sample, width: int, lines: int) -> Table:
 
 def _heat_map(layers: Sequence[JSON], width: int, lines: int, colours: bool) -> Iterator[Text]:
     """Layers from top to bottom, experts from left to right, each against its layer's mean. Where there is no room for
-    all, neighbours share a character, which shows the hottest of them; with colours a character is two lines high."""
+    all, neighbours share a character, which shows the hottest of them; with colours a character is two lines high. A
+    layer that no group has had rows of has no line: a shard may keep the experts of one that guesses itself."""
+    idle = [layer for layer in layers if not any(_rates(layer))]
+    if idle and len(idle) < len(layers):
+        layers = [layer for layer in layers if layer not in idle]
+    else:
+        idle = []
     if not layers or lines < 1:
         return
     digits = len(str(layers[-1]["layer"]))
@@ -125,7 +131,8 @@ def _heat_map(layers: Sequence[JSON], width: int, lines: int, colours: bool) -> 
     cells = [[_relative(layer) for layer in chunk] for chunk in _chunks(layers, rows)]
     heats = [_pooled([max(column) for column in zip(*chunk, strict=True)], width - digits - 2) for chunk in cells]
     names = [str(chunk[0]["layer"]) for chunk in _chunks(layers, rows)]
-    yield _cut(Text(f"heat of {len(layers[0]['rows'])} experts in {len(layers)} layers, against the layer's mean "
+    but = f" (no rows of layer {', '.join(str(layer['layer']) for layer in idle)})" if idle else ""
+    yield _cut(Text(f"heat of {len(layers[0]['rows'])} experts in {len(layers)} layers{but}, against the layer's mean "
                     f"(1/8 … 8 times it)", style="bold"), width)  # fmt: skip
     step = 2 if colours else 1
     for i in range(0, len(heats), step):

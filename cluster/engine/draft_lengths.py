@@ -128,6 +128,13 @@ class DraftLengths:
         self._probe_after = min(PROBE_MOST, 2 * self._probe_after)
         return False
 
+    def pass_over(self, most: int, listening: int) -> int:
+        """Steps in which no drafts are due, counted all at once: at most so many, and none of the `listening` ones
+        before a probe → how many."""
+        steps = max(0, min(most, self.steps_to_probe - 1 - listening))
+        self._idle += steps
+        return steps
+
     @property
     def steps_to_probe(self) -> int:
         """How many steps from now there may be drafts; 0 where there are some."""

@@ -13,7 +13,7 @@ from isotherm.cluster.messages.meters import SpeculationMeter
 
 KINDS = ("auto", "mtp", "ngram", "off")
 MOST = 8  # drafts of a stream in one step
-TIMED_EVERY = 8  # steps in which no drafts are due, of which one is timed: that takes time itself
+TIMED_EVERY = 32  # steps in which no drafts are due, of which one is timed: that takes time itself
 FRUITLESS = 8  # steps in a row with nothing to guess from, after which one of so many looks for it: that takes time too
 PAUSE = 256  # steps without drafts after what they need was lost; doubled each time in a row
 
@@ -37,7 +37,15 @@ class Speculation:
         self._tries = Tries(1.0, [0.0] * tokens, [0.0] * tokens)
         self._begun = 0.0
         self._skipped = False  # whether no drafts were due in the step under way
+        self._passed_over, self._is_out = 0, False  # steps to come that it has no part in; whether the one under way is
         self._fruitless, self._rests = 0, False  # such steps in a row; whether the step under way looks for nothing
+
+    def sits_out(self) -> bool:
+        """Whether it has no part in the step that begins: then `extended` and `completed` are not called for it. Most
+        steps in which no drafts are due are such: where a step takes less than a millisecond, a few calls show."""
+        self._is_out = self._passed_over > 0 or self.is_over
+        self._passed_over -= self._passed_over > 0
+        return self._is_out
 
     def extended(
         self, chunks: Sequence[Chunk], blocks: BlockManager, max_batch_tokens: int, max_model_len: int
@@ -104,6 +112,8 @@ class Speculation:
     def listens(self) -> bool:
         """Whether the drafter is to be told of this step: there are drafts, or there will be so soon that it needs it.
         Else what it would keep is thrown away, and with many streams that shows."""
+        if self._is_out:
+            return False
         steps = self._paused if self.stopped else 0 if self.lengths is None else self.lengths.steps_to_probe
         return not self.is_over and steps <= self.drafter.looks_back
 
@@ -121,7 +131,7 @@ class Speculation:
 
     def completed(self, chunks: Sequence[Chunk]) -> None:
         """A step whose chunks `extended` gave is computed, and its tokens are taken."""
-        if self._rests or (self._skipped and (self.lengths is None or self.lengths.steps_to_probe % TIMED_EVERY)):
+        if self._rests or (self._skipped and not self._times_skipped()):
             return
         if self.lengths is not None and chunks[-1].form is Form.DECODE:
             self.lengths.took(sum(chunk.count for chunk in chunks), self.clock() - self._begun)
@@ -135,6 +145,14 @@ class Speculation:
                 if self.lengths is not None:
                     self.lengths.verified(chunk.sequence, tried, right)
         self.steps += verified
+
+    def _times_skipped(self) -> bool:
+        """Whether a step in which no drafts were due is timed; those to come that are not, and that the drafter need
+        not be told of, are passed over."""
+        if self.lengths is None or self.stopped:
+            return False
+        self._passed_over = self.lengths.pass_over(TIMED_EVERY - 1, self.drafter.looks_back)
+        return self._passed_over > 0 or self.lengths.steps_to_probe % TIMED_EVERY == 0
 
     def meter(self) -> SpeculationMeter:
         choice = None if self.lengths is None else self.lengths.choice

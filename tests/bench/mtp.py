@@ -80,8 +80,8 @@ class Goal(NamedTuple):
 def speed_goal(what: str, ratio: float, least: float | None) -> Goal:
     """`least`: None where any speed will do."""
     if least is None:
-        return Goal(f"{what}: × {ratio:.2f}", "")
-    return Goal(f"{what}: × {ratio:.2f}, at least {least:.2f}", "too slow" if ratio < least else "")
+        return Goal(f"{what}: × {ratio:.3f}", "")
+    return Goal(f"{what}: × {ratio:.3f}, at least {least:.2f}", "too slow" if ratio < least else "")
 
 
 def token_goal(what: str, differ: Sequence[str], failed: str, right: int, preemptions: int) -> Goal:

@@ -36,9 +36,9 @@ def test_the_goals_are_those_of_speculation():
 
 def test_one_missed_goal_is_the_status_and_is_named(capsys: pytest.CaptureFixture[str]):
     assert status_of([speed_goal("own text", 1.6, 1.5), speed_goal("more", 0.5, None)]) == 0
-    assert capsys.readouterr().out == "passed  own text: × 1.60, at least 1.50\npassed  more: × 0.50\n"
-    assert status_of([Goal("tokens", ""), speed_goal("own text", 1.49, 1.5)]) == 1
-    assert capsys.readouterr().out.splitlines()[1] == "MISSED  own text: × 1.49, at least 1.50: too slow"
+    assert capsys.readouterr().out == "passed  own text: × 1.600, at least 1.50\npassed  more: × 0.500\n"
+    assert status_of([Goal("tokens", ""), speed_goal("own text", 1.4987, 1.5)]) == 1
+    assert capsys.readouterr().out.splitlines()[1] == "MISSED  own text: × 1.499, at least 1.50: too slow"
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,19 @@ def test_heat_is_against_the_layer():
     assert rows[1][3:].rstrip() == RAMP[round(0.5 * (len(RAMP) - 1))] * 8
 
 
+def test_a_layer_that_no_group_has_rows_of_has_no_line():
+    """A shard may keep the experts of the layer that guesses itself. Before the first request no layer has any."""
+    now = sample(layers=3)
+    for key in ("rows", "rate"):
+        now.experts["layers"][2][key] = [0] * 8
+    text = shown(now)
+    assert "heat of 8 experts in 2 layers (no rows of layer 5), against" in text
+    assert [line[0] for line in text.splitlines() if line.startswith(("3  ", "4  ", "5  "))] == ["3", "4"]
+    for layer in now.experts["layers"]:
+        layer["rows"] = layer["rate"] = [0] * 8
+    assert "heat of 8 experts in 3 layers, against" in shown(now)
+
+
 def test_a_hot_expert_is_seen_among_many_that_share_a_character():
     now = sample(groups=144, layers=58, experts=256, hot=500.0)
     text = shown(now, width=80, height=24)

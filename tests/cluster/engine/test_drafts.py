@@ -178,25 +178,47 @@ def test_a_drafter_is_told_of_steps_as_long_before_drafts_as_it_looks_back():
     assert not speculation.listens
 
 
-def test_of_steps_that_are_due_no_drafts_few_are_timed(monkeypatch: pytest.MonkeyPatch):
-    """Timing takes time itself, which shows with many streams. Steps for which drafts are asked are timed all."""
+@pytest.mark.parametrize("looks_back", [0, 3, 2 * PROBE_FIRST])
+def test_of_steps_that_are_due_no_drafts_few_are_timed(looks_back: int, monkeypatch: pytest.MonkeyPatch):
+    """Timing takes time itself, which shows with many streams; calls that do nothing show with one. Steps that the
+    drafter is told of, and that drafts are asked for, are passed over by none; the latter are timed all."""
     scheduler, (one,) = Scheduler(CONFIG), [request("a", max_tokens=1000)]
     scheduler.add(one)
     chunks = scheduler.schedule()
     scheduler.complete(chunks, [Sampled(7)])
     chunks = scheduler.schedule()
-    lengths = DraftLengths(0, 0, has_passes=False)
-    speculation, timed = Speculation(Guesser(), 2, lengths), []
+    lengths, drafter, timed, out, told = DraftLengths(0, 0, has_passes=False), Guesser(), [], [], []
+    drafter.looks_back = looks_back
+    speculation = Speculation(drafter, 2, lengths)
     monkeypatch.setattr(lengths, "took", lambda rows, seconds: timed.append(rows))
     lengths._idle = 1  # drafts have stopped paying
-    for _ in range(PROBE_FIRST - 2):
-        speculation.extended(chunks, scheduler.blocks, 12, 32)
-        speculation.completed(chunks)
-    assert not lengths._probing and len(timed) == (PROBE_FIRST - 2) // TIMED_EVERY
-    for _ in range(PROBE_STEPS):
-        speculation.extended(chunks, scheduler.blocks, 12, 32)
-        speculation.completed(chunks)
-    assert lengths._probing and len(timed) == (PROBE_FIRST - 2) // TIMED_EVERY + PROBE_STEPS
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            out.append(speculation.sits_out())
+            if not out[-1]:
+                speculation.extended(chunks, scheduler.blocks, 12, 32)
+                speculation.completed(chunks)
+            told.append(speculation.listens)
+
+    idle = PROBE_FIRST - 2
+    steps(idle)
+    assert not lengths._probing and abs(len(timed) - idle // TIMED_EVERY) <= 1
+    assert sum(told) == min(idle, looks_back) and all(told[idle - looks_back :] if looks_back < idle else told)
+    quiet = max(0, idle - looks_back)
+    assert sum(out) == quiet - -(-quiet // TIMED_EVERY) and not any(a and b for a, b in zip(out, told, strict=True))
+    timed.clear()
+    steps(PROBE_STEPS)
+    assert lengths._probing and len(timed) == PROBE_STEPS and not any(out[idle:]) and all(told[idle:])
+
+
+def test_it_has_no_part_in_steps_once_it_is_stopped():
+    _, speculation = engine(request("a"))
+    assert not speculation.sits_out()
+    speculation.pause("lost")
+    assert not speculation.sits_out()
+    speculation.stop("broken")
+    assert speculation.sits_out() and not speculation.listens
 
 
 def test_where_there_is_nothing_to_guess_from_few_steps_look_for_it(monkeypatch: pytest.MonkeyPatch):
