@@ -127,10 +127,10 @@ OPEN = {"talk/small_talk", "talk/joke", "thought_other", "story", "story_about",
 
 def weights(mix: Mix) -> list[float]:
     """How often each of KINDS is drawn: its weight by its share of the mix, the OPEN ones by the mean share of the
-    others."""
+    others, and as many times as often as the mix was asked for."""
     shares = {kind: mix.share(kind) for kind in KINDS if kind not in OPEN}
     mean = sum(KINDS[kind][1] * share for kind, share in shares.items()) / sum(KINDS[kind][1] for kind in shares)
-    return [weight * shares.get(kind, mean) for kind, (_, weight) in KINDS.items()]
+    return [weight * shares.get(kind, mean) * mix.more.get(kind, 1.0) for kind, (_, weight) in KINDS.items()]
 
 
 def document(r: random.Random, mix: Mix) -> Doc:

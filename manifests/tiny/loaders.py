@@ -67,7 +67,7 @@ class Loaders:
         self._asked = max(self._asked, number - 1)
         while self._asked < number + AHEAD:
             self._asked += 1
-            self._loader(self._asked).send(dict(wrong=dict(self._mix.wrong), number=self._asked))
+            self._loader(self._asked).send(dict(wrong=dict(self._mix.wrong), more=self._mix.more, number=self._asked))
         if number not in self._drawn:
             self._take(number)
         self._last = number
@@ -120,7 +120,7 @@ def _serve(pipe: Connection, tokenizer: str, seed: int, size: int) -> None:
         except EOFError:
             return
         if "number" in asked:
-            mix.wrong = asked["wrong"]
+            mix.wrong, mix.more = asked["wrong"], asked["more"]
             pipe.send(tuple(x.numpy() if isinstance(x, torch.Tensor) else x for x in streams.batch(asked["number"])))
         elif "streams" in asked:
             streams.restore(asked["streams"])

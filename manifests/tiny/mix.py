@@ -15,6 +15,7 @@ class Mix:
     """The shares of wrong answers that training itself has met, by kind."""
 
     wrong: dict[str, float] = field(default_factory=dict)
+    more: dict[str, float] = field(default_factory=dict)  # how many times as often some kinds are drawn, as one asks
 
     def share(self, kind: str) -> float:
         """In proportion to the wrong ones, and LEAST where there are hardly any."""

@@ -26,6 +26,7 @@ from collections.abc import Callable
 import torch
 from batches import BATCH_TOKENS, Stream
 from checkpoint import restore, write
+from data import KINDS
 from evaluation import report
 from fusion import Fusion
 from mix import Mix
@@ -94,6 +95,17 @@ def wrong_shares(right: dict[str, str]) -> dict[str, float]:
     return {kind: 1 - yes / of for kind, (yes, of) in counts.items()}
 
 
+def more_of(text: str) -> tuple[str, float]:
+    """KIND=TIMES, as --more has it."""
+    kind, _, times = text.partition("=")
+    if kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"{kind!r} is no kind of document; there are {', '.join(sorted(KINDS))}")
+    try:
+        return kind, float(times)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KIND=TIMES, as in {kind}=4") from None
+
+
 def begin_decay(run: Run, state: pathlib.Path, file: pathlib.Path, steps: int | None) -> None:
     """Make the run the decay of a state: where one was interrupted, that one, of `file`."""
     goes_on = file.exists()
@@ -121,6 +133,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20000, help="how many in all at constant rates")
     parser.add_argument("--start", type=pathlib.Path, help="a model to begin with instead of random weights")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--more", type=more_of, action="append", default=[], metavar="KIND=TIMES", help="draw a kind so much oftener"
+    )
     parser.add_argument("--peak", type=float, default=1.0, help="of the rates; lower where --start has a trained model")
     parser.add_argument("--minutes", type=float, default=10, help="between two savings of the state")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -156,6 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
         made = json.loads((args.start / "training.json").read_text())
         run.before = dict(steps=made["steps"], tokens=made["tokens"])
         run.mix.wrong.update(wrong_shares(made["by_kind"]))
+    run.mix.more = dict(args.more)
     file = args.state
     if args.out:
         file = args.state.with_name(args.state.name + ".decay")

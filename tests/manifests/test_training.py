@@ -337,6 +337,36 @@ def test_kinds_without_one_right_answer_are_drawn_by_the_mean_share_of_the_rest(
     assert more["story"] / data.KINDS["story"][1] == pytest.approx(recipe("mix").LEAST + added)
 
 
+@pytest.mark.parametrize("loaders", [[], ["--loaders", "2"]], ids=["alone", "with loaders"])
+def test_a_kind_that_is_asked_for_is_drawn_oftener(recipe, loaders, tmp_path, monkeypatch, capsys):
+    """Also by loaders, which are other processes."""
+    drawn: set[str] = set()
+
+    def right_documents(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        drawn.update(batch.kinds)
+        return torch.zeros(len(batch.kinds), dtype=torch.bool)
+
+    monkeypatch.setattr(recipe("run"), "right_documents", right_documents)
+    monkeypatch.setattr(recipe("loaders"), "AHEAD", 1)
+    asked = ["--state", str(tmp_path / "a.pt"), "--steps", "1", "--batch", "2048", *loaders]
+    recipe("train").main([*asked, "--more", "units=1", "--more", "schema/held_sum=1e6"])
+    assert drawn == {"schema/held_sum"}
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("sums=4", "'sums' is no kind of document; there are "),
+        ("units=often", "'units=often' is not KIND=TIMES, as in units=4"),
+        ("units", "'units' is not KIND=TIMES"),
+    ],
+)
+def test_what_is_no_kind_is_named(recipe, said: str, why: str, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        recipe("train").main(["--state", str(tmp_path / "a.pt"), "--more", said])
+    assert why in capsys.readouterr().err
+
+
 def test_kinds_that_are_right_are_drawn_less_often(recipe):
     mix = recipe("mix").Mix()
     for _ in range(400):
