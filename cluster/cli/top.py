@@ -131,9 +131,9 @@ def _heat_map(layers: Sequence[JSON], width: int, lines: int, colours: bool) -> 
     cells = [[_relative(layer) for layer in chunk] for chunk in _chunks(layers, rows)]
     heats = [_pooled([max(column) for column in zip(*chunk, strict=True)], width - digits - 2) for chunk in cells]
     names = [str(chunk[0]["layer"]) for chunk in _chunks(layers, rows)]
-    but = f" (no rows of layer {', '.join(str(layer['layer']) for layer in idle)})" if idle else ""
-    yield _cut(Text(f"heat of {len(layers[0]['rows'])} experts in {len(layers)} layers{but}, against the layer's mean "
-                    f"(1/8 … 8 times it)", style="bold"), width)  # fmt: skip
+    without = f"; no rows of layer {', '.join(str(layer['layer']) for layer in idle)}" if idle else ""
+    yield _cut(Text(f"heat of {len(layers[0]['rows'])} experts in {len(layers)} layers, 1/8 … 8 × the layer's mean"
+                    f"{without}", style="bold"), width)  # fmt: skip
     step = 2 if colours else 1
     for i in range(0, len(heats), step):
         line = Text(f"{names[i]:>{digits}}  ", no_wrap=True)

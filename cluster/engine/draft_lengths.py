@@ -25,9 +25,10 @@ LATER_AT_LEAST = 0.3  # of the time of several passes, what those after the firs
 KEEP_ALL, KEEP_REQUEST = 0.99, 0.96  # of older tries, at each
 # Steps without drafts before one stream has some again, doubled each time in vain: at first, when what was tried was
 # done for the first time; then; and at most
-PROBE_FIRST, PROBE_AFTER, PROBE_MOST = 32, 256, 4096
+PROBE_FIRST, PROBE_AFTER, PROBE_MOST = 32, 256, 1024
 PROBE_STEPS = 6  # steps that a probe takes
 NEARLY = 0.9  # of the speed without drafts: what a probe is to come to, for the next one to come soon
+FADED = 0.5  # of older tries, at each probe: other streams have come meanwhile
 PLAIN_EVERY = 96  # steps with drafts, after which one without is timed
 DECIDE_EVERY = 8  # steps of the same streams for which one decision holds: it takes time itself
 EVALUATIONS = 24  # lengths of a step that are compared
@@ -49,6 +50,11 @@ class Tries:
         for at in range(min(drafted, accepted + 1)):
             self.tried[at] = self.tried[at] * self.keep + 1
             self.right[at] = self.right[at] * self.keep + (at < accepted)
+
+    def fade(self, share: float) -> None:
+        """Make what was tried count for so much less."""
+        self.tried = [one * share for one in self.tried]
+        self.right = [one * share for one in self.right]
 
     def rate(self, at: int, prior: float, weight: float) -> float:
         tried, right = (self.tried[at], self.right[at]) if at < len(self.tried) else (0.0, 0.0)
@@ -93,9 +99,9 @@ class DraftLengths:
             own = sequence.acceptance = Tries(KEEP_REQUEST)
         return own
 
-    def took(self, rows: int, seconds: float) -> None:
-        """A step of so many rows, all in decode form, without what drafting took."""
-        slower = self._steps.add(rows, seconds)
+    def took(self, rows: int, seconds: float, steps: int = 1) -> None:
+        """A step of so many rows, all in decode form, without what drafting took; it stands for so many steps."""
+        slower = self._steps.add(rows, seconds, steps)
         if not self._has_drafted:
             for times in (self._first, self._later):
                 times.slow_down(slower)
@@ -125,6 +131,7 @@ class DraftLengths:
         if self._idle < self._probe_after:
             return True
         self._idle, self._probing = 0, PROBE_STEPS
+        self._all.fade(FADED)
         self._probe_after = min(PROBE_MOST, 2 * self._probe_after)
         return False
 
@@ -172,10 +179,16 @@ class DraftLengths:
     def _probe(
         self, rows: int, found: Sequence[Candidate], ordered: Sequence[tuple[float, Candidate]]
     ) -> list[Candidate]:
-        """The newest stream has the drafts that would lose least. Where it is little, the next probe comes soon."""
+        """The newest stream has the drafts that would lose least; or more, if these would pay were later ones right as
+        often as the first: what is known of later ones is of other streams, until they are tried. Where it loses
+        little, the next probe comes soon."""
         self._probing -= 1
         newest = max(found, key=lambda one: one.sequence.arrival)
-        newest.count, gain = self._best(rows, [(chance, one) for chance, one in ordered if one is newest])
+        mine = [(chance, one) for chance, one in ordered if one is newest]
+        newest.count, gain = self._best(rows, mine)
+        deeper, hoped = self._best(rows, [(mine[0][0] ** at, newest) for at in range(1, 1 + len(mine))])
+        if hoped > MARGIN:
+            newest.count = deeper
         if not self._probing:
             self._idle = 1
             if gain > NEARLY:

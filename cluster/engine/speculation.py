@@ -134,7 +134,8 @@ class Speculation:
         if self._rests or (self._skipped and not self._times_skipped()):
             return
         if self.lengths is not None and chunks[-1].form is Form.DECODE:
-            self.lengths.took(sum(chunk.count for chunk in chunks), self.clock() - self._begun)
+            steps = 1 + self._passed_over
+            self.lengths.took(sum(chunk.count for chunk in chunks), self.clock() - self._begun, steps)
         verified = False
         for chunk in chunks:
             if chunk.draft:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 KEEP_SECONDS = 0.9  # of older times, at each; at first the mean
 SETTLED = 30  # times that a kind of step was measured, after which a change of it is one of the machine
-HALF_AS_SURE = 50  # measurements of others, after which one counts half as much as a new one
-FORGET_AFTER = 3000  # measurements, after which a time is not believed any more
+HALF_AS_SURE = 50  # steps after which a measurement counts half as much as a new one
+FORGET_AFTER = 3000  # steps after which a time is not believed any more
 
 
 @dataclass
@@ -18,7 +18,7 @@ class _Mean:
     rows: float
     seconds: float
     times: int = 0
-    last: int = 0  # the number of its last measurement among those of all rows
+    last: int = 0  # the step of its last measurement
 
     def add(self, rows: int, seconds: float) -> None:
         if self.times and 3 * seconds < self.seconds:  # what came before was a hiccup of the machine, or all of it slow
@@ -44,16 +44,17 @@ class Times:
     def __init__(self, experts: int, top_k: int):
         self._missed = 1 - top_k / experts if experts else 0.0
         self._classes: dict[int, _Mean] = {}
-        self._added = 0
+        self._passed = 0  # steps
         self._points: list[tuple[float, float]] | None = None
 
-    def add(self, rows: int, seconds: float) -> float:
-        """By what factor steps have become slower, as far as this tells."""
-        self._added += 1
+    def add(self, rows: int, seconds: float, steps: int = 1) -> float:
+        """By what factor steps have become slower, as far as this tells. `steps`: for how many this one stands, of
+        which it alone was measured."""
+        self._passed += steps
         mean = self._classes.setdefault(self._class(rows), _Mean(rows, seconds))
         before, was_known = mean.seconds, mean.times >= SETTLED
         mean.add(rows, seconds)
-        mean.last = self._added
+        mean.last = self._passed
         self._points = None
         slower = mean.seconds / before if was_known and before > 0 else 1.0
         self.slow_down(slower, but=mean)
@@ -70,9 +71,9 @@ class Times:
         one of the two was disturbed, and they are made one by how often each was measured, and how lately."""
         runs: list[tuple[list[float], float, float]] = []  # (rows of each, seconds, weight)
         for mean in sorted(self._classes.values(), key=lambda one: one.rows):
-            if mean.times < 2 or self._added - mean.last > FORGET_AFTER:
+            if mean.times < 2 or self._passed - mean.last > FORGET_AFTER:
                 continue
-            weight = min(float(mean.times), 1 / (1 - KEEP_SECONDS)) * 0.5 ** ((self._added - mean.last) / HALF_AS_SURE)
+            weight = min(float(mean.times), 1 / (1 - KEEP_SECONDS)) * 0.5 ** ((self._passed - mean.last) / HALF_AS_SURE)
             run = ([mean.rows], mean.seconds, weight)
             while runs and runs[-1][1] > run[1]:
                 before, weight = runs.pop(), run[2]

@@ -118,12 +118,12 @@ def test_a_layer_that_no_group_has_rows_of_has_no_line():
     now = sample(layers=3)
     for key in ("rows", "rate"):
         now.experts["layers"][2][key] = [0] * 8
-    text = shown(now)
-    assert "heat of 8 experts in 2 layers (no rows of layer 5), against" in text
+    text = shown(now, width=80)
+    assert "heat of 8 experts in 2 layers, 1/8 … 8 × the layer's mean; no rows of layer 5" in text
     assert [line[0] for line in text.splitlines() if line.startswith(("3  ", "4  ", "5  "))] == ["3", "4"]
     for layer in now.experts["layers"]:
         layer["rows"] = layer["rate"] = [0] * 8
-    assert "heat of 8 experts in 3 layers, against" in shown(now)
+    assert "heat of 8 experts in 3 layers" in shown(now) and "no rows" not in shown(now)
 
 
 def test_a_hot_expert_is_seen_among_many_that_share_a_character():

@@ -190,7 +190,7 @@ def test_of_steps_that_are_due_no_drafts_few_are_timed(looks_back: int, monkeypa
     lengths, drafter, timed, out, told = DraftLengths(0, 0, has_passes=False), Guesser(), [], [], []
     drafter.looks_back = looks_back
     speculation = Speculation(drafter, 2, lengths)
-    monkeypatch.setattr(lengths, "took", lambda rows, seconds: timed.append(rows))
+    monkeypatch.setattr(lengths, "took", lambda rows, seconds, steps: timed.append(steps))
     lengths._idle = 1  # drafts have stopped paying
 
     def steps(count: int) -> None:
@@ -207,9 +207,10 @@ def test_of_steps_that_are_due_no_drafts_few_are_timed(looks_back: int, monkeypa
     assert sum(told) == min(idle, looks_back) and all(told[idle - looks_back :] if looks_back < idle else told)
     quiet = max(0, idle - looks_back)
     assert sum(out) == quiet - -(-quiet // TIMED_EVERY) and not any(a and b for a, b in zip(out, told, strict=True))
+    assert sum(timed) == len(timed) + sum(out) or looks_back >= idle  # those that are passed over age what was measured
     timed.clear()
     steps(PROBE_STEPS)
-    assert lengths._probing and len(timed) == PROBE_STEPS and not any(out[idle:]) and all(told[idle:])
+    assert lengths._probing and timed == [1] * PROBE_STEPS and not any(out[idle:]) and all(told[idle:])
 
 
 def test_it_has_no_part_in_steps_once_it_is_stopped():
@@ -231,7 +232,7 @@ def test_where_there_is_nothing_to_guess_from_few_steps_look_for_it(monkeypatch:
     drafter, lengths, looked = Guesser(), DraftLengths(0, 0, has_passes=False), []
     speculation = Speculation(drafter, 2, lengths)
     timed: list[int] = []
-    monkeypatch.setattr(lengths, "took", lambda rows, seconds: timed.append(rows))
+    monkeypatch.setattr(lengths, "took", lambda rows, seconds, steps: timed.append(rows))
     monkeypatch.setattr(lengths, "skips_step", lambda: False)
     monkeypatch.setattr(drafter, "most", lambda sequence, room: looked.append(sequence) or 0)
 

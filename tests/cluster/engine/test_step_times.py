@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from isotherm.cluster.engine.step_times import SETTLED, Times
+from isotherm.cluster.engine.step_times import FORGET_AFTER, SETTLED, Times
 
 
 def test_times_are_exact_where_measured_and_grow_between_and_beyond():
@@ -77,3 +77,17 @@ def test_few_measurements_say_nothing_about_others():
     for seconds in (1.0, 1.0, 3.0, 3.0):
         times.add(1, seconds)
     assert times.of(5) == 2.0
+
+
+@pytest.mark.parametrize("stands_for", [1, 32])
+def test_what_was_measured_long_ago_is_forgotten_by_steps_that_were_not_measured_too(stands_for: int):
+    times = Times(64, 4)
+    for rows, seconds in ((1, 1.0), (5, 9.0)):
+        times.add(rows, seconds)
+        times.add(rows, seconds)
+    for _ in range(FORGET_AFTER // stands_for - 1):
+        times.add(1, 1.0, stands_for)
+    assert times.of(5) == 9.0
+    times.add(1, 1.0, 2 * stands_for)
+    guess = times.of(5)
+    assert guess is not None and guess < 2.0
