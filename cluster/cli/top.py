@@ -119,11 +119,9 @@ def _heat_map(layers: Sequence[JSON], width: int, lines: int, colours: bool) -> 
     """Layers from top to bottom, experts from left to right, each against its layer's mean. Where there is no room for
     all, neighbours share a character, which shows the hottest of them; with colours a character is two lines high. A
     layer that no group has had rows of has no line: a shard may keep the experts of one that guesses itself."""
-    idle = [layer for layer in layers if not any(_rates(layer))]
-    if idle and len(idle) < len(layers):
-        layers = [layer for layer in layers if layer not in idle]
-    else:
-        idle = []
+    busy = [layer for layer in layers if any(_rates(layer))]
+    idle = [layer for layer in layers if not any(_rates(layer))] if busy else []
+    layers = busy or layers
     if not layers or lines < 1:
         return
     digits = len(str(layers[-1]["layer"]))

@@ -44,7 +44,7 @@ class Speculation:
         """Whether it has no part in the step that begins: then `extended` and `completed` are not called for it. Most
         steps in which no drafts are due are such: where a step takes less than a millisecond, a few calls show."""
         self._is_out = self._passed_over > 0 or self.is_over
-        self._passed_over -= self._passed_over > 0
+        self._passed_over = max(0, self._passed_over - 1)
         return self._is_out
 
     def extended(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pathlib
 import signal
 import sys
@@ -97,13 +98,16 @@ def wrong_shares(right: dict[str, str]) -> dict[str, float]:
 
 def more_of(text: str) -> tuple[str, float]:
     """KIND=TIMES, as --more has it."""
-    kind, _, times = text.partition("=")
+    kind, _, said = text.partition("=")
     if kind not in KINDS:
         raise argparse.ArgumentTypeError(f"{kind!r} is no kind of document; there are {', '.join(sorted(KINDS))}")
     try:
-        return kind, float(times)
+        times = float(said)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KIND=TIMES, as in {kind}=4") from None
+        times = math.nan
+    if not 0 < times < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KIND=TIMES, as in {kind}=4")
+    return kind, times
 
 
 def begin_decay(run: Run, state: pathlib.Path, file: pathlib.Path, steps: int | None) -> None:

@@ -359,9 +359,11 @@ def test_a_kind_that_is_asked_for_is_drawn_oftener(recipe, loaders, tmp_path, mo
         ("sums=4", "'sums' is no kind of document; there are "),
         ("units=often", "'units=often' is not KIND=TIMES, as in units=4"),
         ("units", "'units' is not KIND=TIMES"),
+        ("units=nan", "'units=nan' is not KIND=TIMES"),
+        ("units=0", "'units=0' is not KIND=TIMES"),
     ],
 )
-def test_what_is_no_kind_is_named(recipe, said: str, why: str, tmp_path, capsys):
+def test_what_is_no_kind_or_no_number_of_times_is_named(recipe, said: str, why: str, tmp_path, capsys):
     with pytest.raises(SystemExit):
         recipe("train").main(["--state", str(tmp_path / "a.pt"), "--more", said])
     assert why in capsys.readouterr().err

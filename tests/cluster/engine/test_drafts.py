@@ -178,7 +178,7 @@ def test_a_drafter_is_told_of_steps_as_long_before_drafts_as_it_looks_back():
     assert not speculation.listens
 
 
-@pytest.mark.parametrize("looks_back", [0, 3, 2 * PROBE_FIRST])
+@pytest.mark.parametrize("looks_back", [0, 3, 2 * TIMED_EVERY, 8 * TIMED_EVERY])
 def test_of_steps_that_are_due_no_drafts_few_are_timed(looks_back: int, monkeypatch: pytest.MonkeyPatch):
     """Timing takes time itself, which shows with many streams; calls that do nothing show with one. Steps that the
     drafter is told of, and that drafts are asked for, are passed over by none; the latter are timed all."""
@@ -191,7 +191,7 @@ def test_of_steps_that_are_due_no_drafts_few_are_timed(looks_back: int, monkeypa
     drafter.looks_back = looks_back
     speculation = Speculation(drafter, 2, lengths)
     monkeypatch.setattr(lengths, "took", lambda rows, seconds, steps: timed.append(steps))
-    lengths._idle = 1  # drafts have stopped paying
+    lengths._idle, lengths._probe_after = 1, 4 * TIMED_EVERY  # drafts have stopped paying
 
     def steps(count: int) -> None:
         for _ in range(count):
@@ -201,13 +201,15 @@ def test_of_steps_that_are_due_no_drafts_few_are_timed(looks_back: int, monkeypa
                 speculation.completed(chunks)
             told.append(speculation.listens)
 
-    idle = PROBE_FIRST - 2
+    idle = 4 * TIMED_EVERY - 2
     steps(idle)
-    assert not lengths._probing and abs(len(timed) - idle // TIMED_EVERY) <= 1
-    assert sum(told) == min(idle, looks_back) and all(told[idle - looks_back :] if looks_back < idle else told)
-    quiet = max(0, idle - looks_back)
-    assert sum(out) == quiet - -(-quiet // TIMED_EVERY) and not any(a and b for a, b in zip(out, told, strict=True))
-    assert sum(timed) == len(timed) + sum(out) or looks_back >= idle  # those that are passed over age what was measured
+    listened = min(idle, looks_back)
+    quiet = idle - listened
+    timed_quiet = -(-quiet // TIMED_EVERY)
+    assert not lengths._probing and len(timed) == timed_quiet + listened // TIMED_EVERY
+    assert told == [False] * quiet + [True] * listened
+    assert sum(out) == quiet - timed_quiet and not any(out[quiet:])
+    assert sum(timed) == len(timed) + sum(out)  # those that are passed over age what was measured
     timed.clear()
     steps(PROBE_STEPS)
     assert lengths._probing and timed == [1] * PROBE_STEPS and not any(out[idle:]) and all(told[idle:])
