@@ -20,6 +20,9 @@ def test_a_request_that_has_waited_and_waits_on_when_ready_says_200_is_seen():
         (Probe(29.0, 29.5, 200), 0.5),  # it was answered soon after
     ]:
         assert Probes("", [waiting], [ready]).hung_though_ready() == seconds
+    longer = Probes("", [Probe(28.0, 30.0, 200), waiting], [Probe(19.0, 20.0, 200), Probe(29.5, 29.75, 200)])
+    assert longer.hung_longest(8.0) == "asked at 2.00 and answered at 22.00 s; /ready at 11.00 and 12.00 s"
+    assert Probes("", [waiting], [Probe(19.0, 20.0, 503)]).hung_longest(8.0) == "none"
     never = Probe(10.0, float("inf"))
     assert Probes("", [never], [Probe(80.0, 90.0, 200)]).hung_though_ready() == 80.0
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from isotherm.cluster.cli.key_file import KeyFileOption
+from isotherm.cluster.cli.served_url import running_url
 from isotherm.cluster.on_ray.environment import prepare_attach
 
 console = Console(emoji=False)
@@ -51,11 +52,7 @@ def batch(
             address = prepare_attach(None) if os.environ.get("RAY_ADDRESS") else None
             summary = run_on_own(own, address, inputs, output_path, options)
         else:
-            if url is None:
-                from isotherm.cluster.on_ray.session import cluster_url
-
-                url = cluster_url(prepare_attach(None))
-            summary = run(inputs, output_path, url, options)
+            summary = run(inputs, output_path, running_url(None) if url is None else url, options)
     show_batch_summary(summary, console)
     if summary.exit_status:
         raise typer.Exit(summary.exit_status)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from isotherm.cluster.cli.key_file import KeyFileOption
+from isotherm.cluster.cli.served_url import URL_HELP, served_url
 from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption, KvCacheOption
 from isotherm.cluster.jsontypes import JSON
 from isotherm.cluster.model.kv_cache import KvCacheDtype
@@ -303,7 +304,7 @@ def bench_served(
 
 @app.command("serve")
 def bench_serve(
-    url: Annotated[str, typer.Option(help="a running endpoint")] = "http://127.0.0.1:8000",
+    url: Annotated[Optional[str], typer.Option(help=URL_HELP)] = None,  # noqa: UP045
     requests: Annotated[int, typer.Option(min=1, help="requests in all")] = 64,
     rate: Annotated[float, typer.Option(min=0, help="arrivals per second; 0: all at once")] = 0.0,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="tokens of each prompt")] = 32,
@@ -319,7 +320,7 @@ def bench_serve(
     from isotherm.cluster.client.answers import checked
     from isotherm.cluster.client.calls import bearer
 
-    with Client(url) as client:
+    with Client(served_url(url)) as client:
         url = client.base_url
         model = checked(client.request("GET", "/v1/models"))["data"][0]
     shape = LoadShape(requests, rate or math.inf, prompt_tokens, output_tokens, seed, stream)

@@ -23,6 +23,7 @@ from isotherm.cluster.cli.key_file import KeyFileOption
 from isotherm.cluster.cli.keys import app as keys_app
 from isotherm.cluster.cli.printable import printable
 from isotherm.cluster.cli.roll import roll
+from isotherm.cluster.cli.served_url import URL_HELP, running_url, served_url
 from isotherm.cluster.cli.user_errors import user_errors
 from isotherm.cluster.cli.weight_options import DenseOption, ExpertsOption, HeadOption, KvCacheOption
 from isotherm.cluster.jsontypes import JSON
@@ -48,7 +49,6 @@ AddressOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Ray address; default: RAY_ADDRESS or this machine's cluster"),
 ]
-DEFAULT_URL = "http://127.0.0.1:8000"
 TOP_INTERVAL_HELP = "seconds between two looks, where the event stream cannot be read"
 COPIES_HELP = "copies that an expert is to have; auto: as many as the autoscaler decides"
 
@@ -296,7 +296,7 @@ def scale(
         Optional[list[str]],  # noqa: UP045
         typer.Option(metavar="LAYER:EXPERT=N|auto", help=COPIES_HELP),
     ] = None,
-    url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = DEFAULT_URL,
+    url: Annotated[Optional[str], typer.Option(help=URL_HELP)] = None,  # noqa: UP045
     deadline: Annotated[Optional[float], deadline_option("it must be prepared")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show what would be done")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="until it is done or rolled back")] = False,
@@ -316,7 +316,7 @@ def scale(
     }
     target["drain_nodes"] = [] if drain_none else drain_node or None
     target["copies"] = [_copies(word) for word in copies] if copies else None
-    with Client(url) as client:
+    with Client(served_url(url)) as client:
         operation = client.scale(**{name: n for name, n in target.items() if n is not None}, dry_run=dry_run)
         if wait:
             told = telling_waits(operation["id"])
@@ -337,20 +337,15 @@ def top(
     key_file: KeyFileOption = None,
 ) -> None:
     """Show workers, operations and the heat of every expert, live, until Ctrl-C."""
-    if url is None:
-        address = prepare_attach(address)
-        from isotherm.cluster.on_ray.session import cluster_url
-
-        url = cluster_url(address)
     from isotherm.cluster.cli.top import run_top
 
-    run_top(url, interval, once, console)
+    run_top(running_url(address) if url is None else url, interval, once, console)
 
 
 @app.command()
 @user_errors
 def chat(
-    url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = DEFAULT_URL,
+    url: Annotated[Optional[str], typer.Option(help=URL_HELP)] = None,  # noqa: UP045
     system: Annotated[Optional[str], typer.Option(help="system message")] = None,  # noqa: UP045
     temperature: Annotated[float, typer.Option(min=0, max=2, help="0: the likeliest token")] = 0.7,
     max_tokens: Annotated[int, typer.Option(min=1, help="tokens at most")] = 512,
@@ -359,7 +354,7 @@ def chat(
     """Chat with a served model in the terminal."""
     from isotherm.cluster.cli.chat import chat_loop
 
-    chat_loop(url, system, temperature, max_tokens, console)
+    chat_loop(served_url(url), system, temperature, max_tokens, console)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from isotherm.cluster.cli.deadline_option import deadline_option
 from isotherm.cluster.cli.key_file import KeyFileOption
+from isotherm.cluster.cli.served_url import URL_HELP, served_url
 from isotherm.cluster.on_ray.environment import prepare_attach
 
 console = Console(emoji=False)
@@ -32,7 +33,7 @@ def roll(
     ingress: Annotated[bool, typer.Option("--ingress", help=INGRESS_HELP)] = False,
     expert_groups: Annotated[Optional[int], typer.Option(min=1, help=FEWER_HELP)] = None,  # noqa: UP045
     attention_shards: Annotated[Optional[int], typer.Option(min=1, help=FEWER_HELP)] = None,  # noqa: UP045
-    url: Annotated[str, typer.Option(help="where `isotherm serve` listens")] = "http://127.0.0.1:8000",
+    url: Annotated[Optional[str], typer.Option(help=URL_HELP)] = None,  # noqa: UP045
     deadline: Annotated[Optional[float], deadline_option("the new workers must have loaded")] = None,  # noqa: UP045
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="only show what would be done, and whether it fits")
@@ -69,7 +70,7 @@ def roll(
     from isotherm.cluster.client import Client
 
     path, values = _directory(model), _values(manifest)
-    with Client(url) as client:
+    with Client(served_url(url)) as client:
         operation = client.roll(
             path,
             manifest=values,

@@ -18,6 +18,7 @@ from isotherm.cluster.api.draining import EndableEngine, end_when_stopping
 from isotherm.cluster.api.line.replica_end import ReplicaLineMiddleware
 from isotherm.cluster.api.onward import Onward, OnwardMiddleware
 from isotherm.cluster.api.settings import AppSettings
+from isotherm.cluster.background import Background
 from isotherm.cluster.control.liveness import watch_controller
 from isotherm.cluster.deploy.batches import batch_service, batches_refused
 from isotherm.cluster.deploy.kept_responses import SharedResponseStore
@@ -26,6 +27,7 @@ from isotherm.cluster.logs import set_up_logs
 from isotherm.cluster.manifest import Manifest
 from isotherm.cluster.messages.membership import ShardLimits
 from isotherm.cluster.model.registry import load_config
+from isotherm.cluster.observe import standstill
 from isotherm.cluster.observe.ingress import IngressObserver
 from isotherm.cluster.on_ray.controller_client import ControllerClient
 from isotherm.cluster.on_ray.controller_process import ON_HEAD, ControllerProcess, find_controller
@@ -58,7 +60,7 @@ def ingress_application(manifest: Manifest, keys: KeySource | None) -> Applicati
         refused = batches_refused(manifest.http)
         batches = None if refused else batch_service(manifest.http, AppSettings.max_body_bytes)
         observer = _observer(manifest, controller, batches)
-        engine.background.keep("the reports of what is observed", observer.keep_reporting)
+        _keep_observing(engine.background, observer)
         app = front_door(
             manifest,
             model_path,
@@ -114,6 +116,11 @@ def _observer(manifest: Manifest, controller: ControllerClient, batches: BatchSe
     if batches is not None:
         observer.waiting_batches = batches.waiting
     return observer
+
+
+def _keep_observing(background: Background, observer: IngressObserver) -> None:
+    background.keep("the reports of what is observed", observer.keep_reporting)
+    background.keep("the look whether the event loop stands still", standstill.keep_watch)
 
 
 def _replica_stops() -> Callable[[], bool]:

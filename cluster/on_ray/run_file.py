@@ -1,5 +1,4 @@
-"""Remembers where on this machine `isotherm serve` runs, so that `isotherm status` and `isotherm stop` find it without
-an address."""
+"""Remembers where on this machine `isotherm serve` runs, so that commands find it without an address or a URL."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from isotherm.cluster.errors import IsothermError
 
@@ -32,9 +32,9 @@ def _is_own(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def run_file(address: str, dashboard: str | None, warn: Callable[[str], None]) -> Iterator[None]:
-    """Announce the Ray address of a local cluster, and its dashboard's (host:port), for as long as this process keeps
-    it. A cluster that cannot be announced serves all the same, and `warn` is told why."""
+def run_file(address: str, dashboard: str | None, url: str, warn: Callable[[str], None]) -> Iterator[None]:
+    """Announce the Ray address of a local cluster, its dashboard's (host:port), and where its front door listens, for
+    as long as this process keeps it. A cluster that cannot be announced serves all the same, and `warn` is told why."""
     directory = _directory()
     path = directory / f"{os.getpid()}.json"
     try:
@@ -42,9 +42,12 @@ def run_file(address: str, dashboard: str | None, warn: Callable[[str], None]) -
             directory.mkdir(mode=0o700)
         if not _is_own(directory):
             raise PermissionError(f"{directory} is not a folder of this user's alone; whoever made it must remove it")
-        _write(path, {"address": address, "dashboard": dashboard})
+        _write(path, {"address": address, "dashboard": dashboard, "url": url})
     except OSError as error:
-        warn(f"warning: {error}. `isotherm status` and `isotherm stop` find this cluster only by --address {address}")
+        warn(
+            f"warning: {error}. `isotherm status` and `isotherm stop` find this cluster only by --address {address}, "
+            f"other commands by --url {url}"
+        )
         yield
         return
     try:
@@ -68,26 +71,49 @@ def _write(path: Path, said: dict[str, str | None]) -> None:
 def local_address(dashboard_port: int | None = None) -> str | None:
     """The Ray address of this user's cluster that runs on this machine, of the one whose dashboard has that port, where
     one is given; None where there is none. Raises SeveralClustersError where it could be one of several: `isotherm
-    stop` must not guess. Files of dead processes are removed."""
-    directory = _directory()
-    if not _is_own(directory):
-        return None
+    stop` must not guess."""
     found: dict[str, str | None] = {}
-    for path in sorted(directory.glob("*.json")):
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # gone meanwhile, or not ours
-            if _alive(int(path.stem)):
-                run = json.loads(path.read_text())
-                if dashboard_port is None or str(run["dashboard"]).endswith(f":{dashboard_port}"):
-                    found[run["address"]] = run["dashboard"]
-            else:
-                path.unlink(missing_ok=True)
+    for run in _runs():
+        with contextlib.suppress(KeyError, TypeError):  # not ours
+            if dashboard_port is None or str(run["dashboard"]).endswith(f":{dashboard_port}"):
+                found[run["address"]] = run["dashboard"]
+    return _only(
+        {at: f"{at} (dashboard http://{dashboard})" if dashboard else at for at, dashboard in found.items()},
+        "--address or RAY_ADDRESS",
+    )
+
+
+def local_url() -> str | None:
+    """Where the front door of this user's cluster listens that runs on this machine; None where there is none. Raises
+    SeveralClustersError where it could be one of several."""
+    found: dict[str, str] = {}
+    for run in _runs():
+        with contextlib.suppress(KeyError, TypeError):  # not ours, or of before runs said it
+            found[run["url"]] = run["url"]
+    return _only(found, "--url")
+
+
+def _only(found: dict[str, str], option: str) -> str | None:
+    """The one that there is, if any; each with how it is told of."""
     if len(found) > 1:
-        listed = (f"{at} (dashboard http://{dashboard})" if dashboard else at for at, dashboard in found.items())
         raise SeveralClustersError(
-            f"{len(found)} clusters of yours run on this machine, at {' and '.join(listed)}; say which is meant by "
-            "--address or RAY_ADDRESS"
+            f"{len(found)} clusters of yours run on this machine, at {' and '.join(found.values())}; say which is "
+            f"meant by {option}"
         )
     return next(iter(found), None)
+
+
+def _runs() -> Iterator[Any]:
+    """What each file of a process says that is alive. Files of others are removed."""
+    directory = _directory()
+    if not _is_own(directory):
+        return
+    for path in sorted(directory.glob("*.json")):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # gone meanwhile, or not ours
+            if _alive(int(path.stem)):
+                yield json.loads(path.read_text())
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

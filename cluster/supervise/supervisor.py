@@ -179,7 +179,7 @@ class _Supervisor:
         if message["event"] == "ray":
             for name, pid in message["processes"].items():
                 self._watch(name, pid)
-            self._files.enter_context(run_file(message["address"], message["dashboard"], self._say))
+            self._files.enter_context(run_file(message["address"], message["dashboard"], self._url, self._say))
         elif message["event"] == "serving" and message["probe"]:
             spawn_thread("front door probe", self._probe)
         return self._watchdog.on_message(time.monotonic(), message)

@@ -63,15 +63,20 @@ class Probes:
 
     def hung_though_ready(self) -> float:
         """The longest that a request had waited already when GET /ready said 200, and went on to wait."""
-        return max(
-            (
-                min(ready.end - request.begin, request.end - ready.end)
-                for request in self.requests
-                for ready in self.readiness
-                if ready.status == 200
-            ),
-            default=0.0,
-        )
+        return self._hung()[0]
+
+    def hung_longest(self, start: float) -> str:
+        """Which request and which answer of GET /ready that was, in seconds from a start."""
+        _, request, ready = self._hung()
+        if request is None or ready is None:
+            return "none"
+        times = (moment - start for moment in (request.begin, request.end, ready.begin, ready.end))
+        return "asked at {:.2f} and answered at {:.2f} s; /ready at {:.2f} and {:.2f} s".format(*times)
+
+    def _hung(self) -> tuple[float, Probe | None, Probe | None]:
+        pairs = [(request, ready) for request in self.requests for ready in self.readiness if ready.status == 200]
+        found = max(pairs, key=lambda pair: _hung_seconds(*pair), default=None)
+        return (0.0, None, None) if found is None else (_hung_seconds(*found), *found)
 
     def refused(self) -> list[Probe]:
         return [probe for probe in self.requests if probe.status != 200]
@@ -82,6 +87,10 @@ class Probes:
 
     def not_ready_seconds(self) -> float:
         return PERIOD * sum(probe.status != 200 for probe in self.readiness)
+
+
+def _hung_seconds(request: Probe, ready: Probe) -> float:
+    return min(ready.end - request.begin, request.end - ready.end)
 
 
 async def _ask(into: list[Probe], client: httpx.AsyncClient, method: str, path: str, body: dict | None) -> None:

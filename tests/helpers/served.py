@@ -146,7 +146,7 @@ class Served:
 
     def logged(self, since: float) -> list[str]:
         """What controller, workers and ingress have logged since a moment (of time.time), in order, also those that are
-        gone."""
+        gone; and what Ray Serve's proxies and its controller have warned of."""
         self.remember_processes()
         begin = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
         lines = []
@@ -156,6 +156,11 @@ class Served:
                     line
                     for line in path.read_text(errors="replace").splitlines()
                     if _LOGGED.match(line) and line >= begin
+                ]
+            for path in folder.glob("session_2*/logs/serve/*.log"):
+                warned = map(_WARNED.match, path.read_text(errors="replace").splitlines())
+                lines += [
+                    f"{line[2]} {line[1]} of Ray Serve's {line[3]}" for line in warned if line and line[2] >= begin
                 ]
         return sorted(lines)
 
@@ -171,6 +176,7 @@ class Served:
         return sum(w["kv_blocks_used"] for w in self.status()["workers"] if w["role"] == "attention")
 
 
+_WARNED = re.compile(r"(WARNING|ERROR) (\d{4}-\d\d-\d\d [\d:,]+) (.*)")  # as Serve writes them
 _LOGGED = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ \S+ isotherm")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from isotherm.cluster.on_ray.run_file import SeveralClustersError, local_address, run_file
+from isotherm.cluster.on_ray.run_file import SeveralClustersError, local_address, local_url, run_file
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +29,12 @@ def live() -> Iterator[int]:
     process.communicate()
 
 
-def announced(address: str, dashboard: str | None = None) -> contextlib.AbstractContextManager[None]:
+URL = "http://127.0.0.1:9123"
+
+
+def announced(address: str, dashboard: str | None = None, url: str = URL) -> contextlib.AbstractContextManager[None]:
     """Without a warning."""
-    return run_file(address, dashboard, pytest.fail)
+    return run_file(address, dashboard, url, pytest.fail)
 
 
 def dead_pid() -> int:
@@ -96,6 +99,20 @@ def test_a_cluster_is_found_by_the_port_of_its_dashboard(folder: Path, live: int
         assert [local_address(port) for port in (8265, 8266, 8267, 65)] == ["127.0.0.1:1", "127.0.0.1:2", None, None]
 
 
+def test_a_front_door_is_found_while_it_is_the_only_one(folder: Path, live: int):
+    assert local_url() is None
+    with announced("127.0.0.1:2"):
+        assert local_url() == URL
+        there = announce(folder, live, "127.0.0.1:1")
+        assert local_url() == URL  # of before runs said where they listen
+        there.write_text(json.dumps({"address": "127.0.0.1:1", "dashboard": None, "url": "http://127.0.0.1:8000"}))
+        with pytest.raises(SeveralClustersError) as error:
+            local_url()
+        said = str(error.value)
+        assert URL in said and "http://127.0.0.1:8000" in said and "--url" in said and "--address" not in said
+    assert local_url() == "http://127.0.0.1:8000"
+
+
 def test_a_process_of_another_user_counts_as_alive(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def kill(*_: int) -> None:
         raise PermissionError
@@ -134,25 +151,26 @@ def test_a_link_of_another_user_writes_over_no_file(folder: Path, tmp_path: Path
     folder.chmod(mode)
     (folder / f"{os.getpid()}.new").symlink_to(victim)
     said: list[str] = []
-    with run_file("127.0.0.1:1", None, said.append):
+    with run_file("127.0.0.1:1", None, URL, said.append):
         assert local_address() == ("127.0.0.1:1" if mode == 0o700 else None)
     assert victim.read_text() == "mine"
-    assert (said == []) if mode == 0o700 else ("--address 127.0.0.1:1" in said[0] and str(folder) in said[0])
+    told = ["--address 127.0.0.1:1", f"--url {URL}", str(folder)]
+    assert (said == []) if mode == 0o700 else [word for word in told if word not in said[0]] == []
 
 
 def test_what_cannot_be_announced_serves_all_the_same(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     said: list[str] = []
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
-    with run_file("127.0.0.1:1", None, said.append):
+    with run_file("127.0.0.1:1", None, URL, said.append):
         assert not list((tmp_path / "elsewhere").iterdir())
     folder.unlink()
     other = os.getuid() + 1
     (tmp_path / f"isotherm-{other}").mkdir(mode=0o700)
     monkeypatch.setattr("os.getuid", lambda: other)
-    with run_file("127.0.0.1:1", None, said.append):
+    with run_file("127.0.0.1:1", None, URL, said.append):
         assert not list((tmp_path / f"isotherm-{other}").iterdir())
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
-    with run_file("127.0.0.1:1", None, said.append):
+    with run_file("127.0.0.1:1", None, URL, said.append):
         pass
     assert len(said) == 3 and all("isotherm status" in words for words in said)
