@@ -15,8 +15,8 @@ FORMS = {
     "dense": (STORED, "fp8", "int4"),
     "head": (STORED, "fp8", "int8", "int6", "int4"),
 }
-# The least that an element takes in memory, in bytes: codes, and bfloat16 scales of groups of 32.
-LEAST_BYTES = {"fp8": 1.0, "int8": 1 + 2 / 32, "int6": 0.75 + 2 / 32, "int4": 0.5 + 2 / 32}
+# The least that an element takes in memory, in bytes: codes, and scales of groups of 32, of two bytes or of one.
+LEAST_BYTES = {"fp8": 1.0, "int8": 1 + 2 / 32, "int6": 0.75 + 2 / 32, "int4": 0.5 + 1 / 32}
 
 
 class WeightChoiceError(IsothermError, ValueError):
@@ -64,6 +64,9 @@ class WeightChoice:
 
     @property
     def kept(self) -> str:
-        """`words` for a fingerprint: `dense: int4` has meant FP8 for what is multiplied by in both directions, and a
-        worker that still takes it so gives other bits."""
-        return f"{self.words}, both ways" if self.dense == "int4" else self.words
+        """`words` for a fingerprint, with how they are meant, for a worker that takes them as they once were has other
+        bits: `dense: int4` has been FP8 for what is multiplied by in both directions, and int4 has had scales of
+        bfloat16's precision."""
+        both_ways = ["both ways"] if self.dense == "int4" else []
+        short = ["short scales"] if "int4" in (self.experts, self.dense, self.head) else []
+        return ", ".join([self.words, *both_ways, *short])

@@ -15,7 +15,9 @@ from isotherm.kernels.native.context import NativeContext, created, free_with
 
 # Version of how tiles lie in memory. Raise it with whatever changes a byte of them
 # (tests/kernels/native/test_packed.py tells when it was forgotten).
-TILES = 2
+TILES = 3
+# Scales of a byte: exponents that the least of a weight may be, as float32 has it, and how many there are from it on.
+LEAST_EXPONENTS, EXPONENTS = 248, 8
 _WIDEST = 4.5  # bytes of a weight in any kind of tiles, scales and exceptions included
 
 
@@ -37,7 +39,12 @@ _INTEGERS = (Kind.INT4, Kind.INT6, Kind.INT8)
 class Grouping(ctypes.Structure):
     """How grouped integers are scaled; `Grouping` in api.h."""
 
-    _fields_ = (("inputs", ctypes.c_int64), ("scale_bytes", ctypes.c_int64), ("zeros", ctypes.c_int64))
+    _fields_ = (
+        ("inputs", ctypes.c_int64),
+        ("scale_bytes", ctypes.c_int64),
+        ("zeros", ctypes.c_int64),
+        ("exponent", ctypes.c_int64),
+    )
 
 
 class LinearForm(ctypes.Structure):
@@ -82,7 +89,8 @@ def form_of(context: NativeContext, packed: Packed) -> list[int]:
     if found.biased:
         raise ValueError("a packed weight with a bias is not copied")
     grouping = found.grouping
-    return [found.kind, grouping.inputs, grouping.scale_bytes, grouping.zeros, found.data_bytes, found.scales_bytes]
+    numbers = (getattr(grouping, name) for name, _ in Grouping._fields_)
+    return [found.kind, *numbers, found.data_bytes, found.scales_bytes]
 
 
 def bytes_of(context: NativeContext, packed: Packed) -> list[memoryview]:
@@ -94,8 +102,8 @@ def bytes_of(context: NativeContext, packed: Packed) -> list[memoryview]:
 
 def room(context: NativeContext, form: object, part_outputs: tuple[int, ...], inputs: int) -> Packed:
     """A weight of this shape whose bytes are to be filled. Raises ForeignBytesError for what is no weight's form."""
-    kind, group, scale_bytes, zeros, data_bytes, scales_bytes = _checked(context, form, sum(part_outputs), inputs)
-    grouping = Grouping(group, scale_bytes, zeros) if group else None
+    kind, *numbers, data_bytes, scales_bytes = _checked(context, form, sum(part_outputs), inputs)
+    grouping = Grouping(*numbers) if numbers[0] else None
     counts = (ctypes.c_int64 * len(part_outputs))(*part_outputs)
     handle = context.lib.iso_linear_room(
         kind, inputs, len(part_outputs), counts, None if grouping is None else ctypes.byref(grouping), data_bytes
@@ -123,15 +131,16 @@ def _look(context: NativeContext, packed: Packed) -> LinearForm:
 
 def _checked(context: NativeContext, form: object, outputs: int, inputs: int) -> Sequence[int]:
     """What another process says of its weight, as numbers that this context's kernels can read the bytes by."""
-    if not isinstance(form, list) or len(form) != 6 or any(type(number) is not int for number in form):
-        raise ForeignBytesError(f"a packed weight's form is six whole numbers, not {form!r:.80}")
-    kind, group, scale_bytes, zeros, data_bytes, scales_bytes = form
+    if not isinstance(form, list) or len(form) != 7 or any(type(number) is not int for number in form):
+        raise ForeignBytesError(f"a packed weight's form is seven whole numbers, not {form!r:.80}")
+    kind, group, scale_bytes, zeros, exponent, data_bytes, scales_bytes = form
     most = _WIDEST * (outputs + 64) * (inputs + 512)
     sound = (
         kind in tuple(Kind)
         and (kind == Kind.F32) == (context.dtype == torch.float32)
         and not (kind == Kind.CODED and context.isa == "generic")
-        and (group in GROUPS and scale_bytes in (2, 4) if kind in _INTEGERS else group == scale_bytes == 0)
+        and (group in GROUPS and scale_bytes in (1, 2, 4) if kind in _INTEGERS else group == scale_bytes == 0)
+        and (0 < exponent < LEAST_EXPONENTS if scale_bytes == 1 else exponent == 0)
         and zeros in ((0, 1) if kind == Kind.INT4 else (0,))
         and 0 < data_bytes < most
         and 0 <= scales_bytes < most

@@ -13,10 +13,23 @@ from isotherm.kernels.checked import check_expert, check_weights
 from isotherm.kernels.expert_bank import ExpertBank, ForeignBytesError, PackedExpert
 from isotherm.kernels.formats.fp8 import Fp8Weight
 from isotherm.kernels.formats.grouped import GroupedWeight, Int4Weight, Int6Weight, Int8Weight, alike
+from isotherm.kernels.formats.rounding import INT4_SCALE_BITS
 from isotherm.kernels.formats.stored import StoredWeight
 from isotherm.kernels.native.context import NativeContext, created, fail, free_with
 from isotherm.kernels.native.operand import Operand, side_by_side
-from isotherm.kernels.native.packed import Grouping, Kind, Packed, adopt, bytes_of, form_of, layout, packed_of, room
+from isotherm.kernels.native.packed import (
+    EXPONENTS,
+    LEAST_EXPONENTS,
+    Grouping,
+    Kind,
+    Packed,
+    adopt,
+    bytes_of,
+    form_of,
+    layout,
+    packed_of,
+    room,
+)  # fmt: skip
 
 # Formats with tiles of their own. All others are dequantised, and packed as bf16.
 _TILES: dict[type[StoredWeight], Kind] = {
@@ -25,9 +38,24 @@ _TILES: dict[type[StoredWeight], Kind] = {
 
 
 def _grouping(weights: Sequence[GroupedWeight]) -> Grouping:
-    """Of weights that are scaled alike. Scales are kept as bfloat16 where that loses nothing."""
+    """Of weights that are scaled alike. Scales are kept in a byte, or as bfloat16, where that loses nothing."""
+    first = weights[0]
+    group, zeros = first.group, first.zeros is not None
+    if (exponent := _least_exponent([w.scales for w in weights])) is not None:
+        return Grouping(group, 1, zeros, exponent)
     narrow = all(torch.equal(w.scales.to(torch.bfloat16).float(), w.scales) for w in weights)
-    return Grouping(weights[0].group, 2 if narrow else 4, weights[0].zeros is not None)
+    return Grouping(group, 2 if narrow else 4, zeros)
+
+
+def _least_exponent(scales: Sequence[Tensor]) -> int | None:
+    """Of scales that a byte can hold, as float32 has it, biased; None where one cannot be held."""
+    bits = [each.view(torch.int32) for each in scales]
+    beyond = (1 << 23 - INT4_SCALE_BITS) - 1
+    if any(bool((each & beyond).any()) for each in bits):
+        return None
+    ends = [(each >> 23 & 0xFF).aminmax() for each in bits]
+    least, most = min(int(low) for low, _ in ends), max(int(high) for _, high in ends)
+    return least if 0 < least < LEAST_EXPONENTS and most < least + EXPONENTS else None
 
 
 def pack(context: NativeContext, weights: Sequence[StoredWeight], bias: Tensor | None = None) -> Packed:

@@ -60,8 +60,9 @@ constexpr int64_t kCodedPair = 192;  // bytes of two words of a coded tile
 // kernels/native/weights.py.
 struct Grouping {
   int64_t inputs;       // of a group, a multiple of 8
-  int64_t scale_bytes;  // 2: scales are bfloat16 numbers; 4
+  int64_t scale_bytes;  // 1: see narrow_scale; 2: scales are bfloat16 numbers; 4
   int64_t zeros;        // whether there are zero points
+  int64_t exponent;     // of scales of one byte: the least, biased
 };
 
 // A packed weight of one or more parts (projections, heads) that share K. Each part starts on a tile of its own; the
@@ -98,6 +99,12 @@ struct LinearForm {
   void* scales;
   int64_t scales_bytes;
 };
+
+// A scale of one byte: its sign, how much its exponent is above the least of the weight, in three bits, and four bits
+// after the point. Of `bits`, which float32 has no others of.
+inline uint8_t narrow_scale(uint32_t bits, int64_t exponent) {
+  return static_cast<uint8_t>(bits >> 31 << 7 | ((bits & 0x7fffffff) - (static_cast<uint32_t>(exponent) << 23)) >> 19);
+}
 
 // Where output o (0 .. 31) stands among the 32 16-bit pairs of a word of a tile of bytes: interleaving the
 // low and high result bytes within 128-bit lanes then gives outputs 0 .. 15 and 16 .. 31 in order.

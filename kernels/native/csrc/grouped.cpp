@@ -29,7 +29,11 @@ int64_t groups_of(const Linear& linear) {
 
 void pack_scale(const Linear& linear, uint8_t* block, int output, float scale) {
   uint8_t* scales = block + linear.code_bytes;
-  if (linear.grouping.scale_bytes == 4) {
+  if (linear.grouping.scale_bytes == 1) {
+    uint32_t bits;
+    std::memcpy(&bits, &scale, 4);
+    scales[output] = narrow_scale(bits, linear.grouping.exponent);
+  } else if (linear.grouping.scale_bytes == 4) {
     std::memcpy(scales + output * 4, &scale, 4);
   } else {
     std::memcpy(scales + output * 2, reinterpret_cast<const uint8_t*>(&scale) + 2, 2);  // all that is not zero of it

@@ -5,10 +5,7 @@
 ISO_INLINE void block_scales(const Linear& weight, const uint8_t* block, vf* scale) {
   const uint8_t* scales = block + weight.code_bytes;
 #pragma GCC unroll 8
-  for (int v = 0; v < kTileVectors; ++v) {
-    scale[v] = weight.grouping.scale_bytes == 4 ? load(reinterpret_cast<const float*>(scales) + v * W)
-                                                : load_bf16_vector(reinterpret_cast<const uint16_t*>(scales) + v * W);
-  }
+  for (int v = 0; v < kTileVectors; ++v) scale[v] = load_scales(weight.grouping, scales, v);
 }
 
 template <class D>

@@ -13,9 +13,7 @@ ISO_INLINE void add_sum(float* to, vi sum, vf scale, const RowScale& row) {
 }
 
 ISO_INLINE vf scale_vector(const Linear& weight, const uint8_t* block, int v) {
-  const uint8_t* scales = block + weight.code_bytes;
-  return weight.grouping.scale_bytes == 4 ? load(reinterpret_cast<const float*>(scales) + v * W)
-                                          : load_bf16_vector(reinterpret_cast<const uint16_t*>(scales) + v * W);
+  return load_scales(weight.grouping, block + weight.code_bytes, v);
 }
 
 // Zero points of vector v, where there are some.

@@ -2,6 +2,7 @@
 // kernels/formats/rounding.py states, to the bit. Each lane has a group of its own, so every operation is the one that
 // torch does elementwise, sums by halves among them. Included with contraction off: nothing here may use `fma`.
 
+constexpr int kLongBits = 7;  // after the point of a scale: as bfloat16 has them
 // What is added to it is rounded to an integer, half to even, which its lowest bits then hold: 1.5 × 2^23.
 constexpr float kIntegerPoint = 12582912.0f;
 // To what the number that lies farthest from 0 is mapped by the scales that are tried.
@@ -10,10 +11,12 @@ constexpr int64_t kRoundChunk = 2048;  // groups of one item
 
 ISO_INLINE vf smaller(vf a, vf b) { return a < b ? a : b; }
 
-// Rounded to bfloat16, half to even, and 1 where it would be 0.
+// Rounded to so many bits after the point, half to even, and 1 where it would be 0.
+template <int kKept>
 ISO_INLINE vf as_scale(vf scale) {
+  constexpr int kLeft = 23 - kKept, kHalf = 1 << (kLeft - 1);
   const vi bits = (vi)scale, nan = (bits & 0x7fffffff) > 0x7f800000;
-  const vf rounded = (vf)((nan ? bits : bits + 0x7fff + ((bits >> 16) & 1)) & static_cast<int32_t>(0xffff0000u));
+  const vf rounded = (vf)((nan ? bits : bits + (kHalf - 1) + ((bits >> kLeft) & 1)) & -(1 << kLeft));
   return choose(rounded == set(0), set(1), choose(nan, scale, rounded));
 }
 
@@ -52,21 +55,26 @@ ISO_INLINE vf fitted(const vf* x, vf scale) {
 
 struct RoundInt4 {
   static constexpr int kBits = 4;
+  static constexpr int kScaleBits = 4;  // of scales, after the point; of one by which nothing is lost, kLongBits
 
   // Of finite numbers.
   ISO_INLINE vf scale(const vf* x) {
     vf highest = x[0], lowest = x[0];
     for (int i = 1; i < kRoundGroup; ++i) highest = larger(x[i], highest), lowest = smaller(x[i], lowest);
     const vf farthest = choose(highest > -lowest, highest, lowest);
-    vf best = as_scale(farthest / set(kReaches[0])), lost = sum_by_halves(Int4Loss{x, best});
+    vf fit = farthest, best = as_scale<kScaleBits>(farthest / set(kReaches[0])),
+       lost = sum_by_halves(Int4Loss{x, best});
 #pragma GCC unroll 1
-    for (int r = 1; r <= 5; ++r) {  // the last is the one that fits the best codes
-      const vf tried = as_scale(r < 5 ? farthest / set(kReaches[r]) : fitted(x, best));
+    for (int r = 1; r <= 5; ++r) {
+      if (r == 5) fit = fitted(x, best);
+      const vf tried = as_scale<kScaleBits>(r < 5 ? farthest / set(kReaches[r]) : fit);
       const vf loss = sum_by_halves(Int4Loss{x, tried});
       const vi wins = loss < lost;
       best = choose(wins, tried, best), lost = choose(wins, loss, lost);
     }
-    return best;
+    const vf longer = as_scale<kLongBits>(fit);
+    const vi whole = (sum_by_halves(Int4Loss{x, longer}) == set(0)) & (lost > set(0));
+    return choose(whole, longer, best);
   }
   // In the lowest bits; 8 stands for 0.
   ISO_INLINE vi code(vf x, vf scale) { return (vi)(limited(x / scale, -8, 7) + set(kIntegerPoint + 8)); }
@@ -83,7 +91,7 @@ struct RoundBytes {
       const vi magnitude = (vi)x[i] & 0x7fffffff;
       largest = magnitude > largest ? magnitude : largest;
     }
-    return as_scale((vf)largest / set(kLargest));
+    return as_scale<kLongBits>((vf)largest / set(kLargest));
   }
   ISO_INLINE vi code(vf x, vf scale) {
     const vf quotient = x / scale;

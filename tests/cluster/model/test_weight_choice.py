@@ -30,8 +30,10 @@ def test_each_part_has_its_form():
 def test_words():
     assert WeightChoice().words == "stored" and WeightChoice().is_stored
     assert WeightChoice(experts="int4", head="fp8").words == "experts int4, head fp8"
-    assert WeightChoice(experts="int4", head="fp8").kept == "experts int4, head fp8"
-    assert WeightChoice(dense="int4").kept == "dense int4, both ways"
+    assert WeightChoice(experts="int4", head="fp8").kept == "experts int4, head fp8, short scales"
+    assert WeightChoice(dense="int4").kept == "dense int4, both ways, short scales"
+    assert WeightChoice(head="int4").kept == "head int4, short scales" and WeightChoice().kept == "stored"
+    assert WeightChoice(dense="fp8", head="int8").kept == "dense fp8, head int8"
     assert WeightChoice("int4").with_changes(None, "fp8", None) == WeightChoice("int4", "fp8")
 
 

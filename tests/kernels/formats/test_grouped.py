@@ -116,7 +116,8 @@ def test_quantised_weights_are_within_half_a_step(name: str, step: float, shape:
     else:  # the scale is the one of the least error: no group's is larger than where its farthest number is -8 steps
         groups = padded.view(shape[0], -1, GROUP)
         farthest = torch.where(groups.amax(2) > -groups.amin(2), groups.amax(2), groups.amin(2))
-        scales = (farthest / -8).to(torch.bfloat16).float().where(farthest != 0, 1.0)[:, :, None]
+        mantissa, exponent = torch.frexp(farthest / -8)  # of five bits
+        scales = torch.ldexp((mantissa * 32).round(), exponent - 5).where(farthest != 0, 1.0)[:, :, None]
         nearest = (groups / scales).round().clamp(-8, 7) * scales
         errors = torch.nn.functional.pad(off, (0, -shape[1] % GROUP)).view(groups.shape).square().sum(2)
         assert (errors <= (nearest - groups).square().sum(2) * (1 + 1e-5) + 1e-12).all()

@@ -16,6 +16,12 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def scale_of_int4(number: Tensor) -> Tensor:
+    """Four bits after the point."""
+    mantissa, exponent = torch.frexp(number)  # of a half and more
+    return torch.ldexp((mantissa * 32).round(), exponent - 5)
+
+
 def loss(groups: Tensor, scales: Tensor) -> Tensor:
     codes = (groups / scales[:, None]).round().clamp(LOWEST, HIGHEST)
     return ((codes * scales[:, None] - groups).double() ** 2).sum(1)
@@ -25,14 +31,21 @@ def test_no_scale_that_is_tried_loses_less():
     groups = normal(3000, 32)
     codes, scales = nearest_int4(groups)
     assert codes.dtype == torch.int8 and codes.amin() == LOWEST and codes.amax() <= HIGHEST
-    assert torch.equal(scales, scales.bfloat16().float()) and bool((scales < 0).any())
+    assert torch.equal(scales, scale_of_int4(scales)) and bool((scales < 0).any())
     found = loss(groups, scales)
     assert torch.equal(codes.float(), (groups / scales[:, None]).round().clamp(LOWEST, HIGHEST))
     farthest = groups.gather(1, groups.abs().argmax(1, keepdim=True))[:, 0]
     for reach in REACHES:
-        assert bool((found <= loss(groups, (farthest / -reach).bfloat16().float()) * 1.00001).all())
+        assert bool((found <= loss(groups, scale_of_int4(farthest / -reach)) * 1.00001).all())
     plain = loss(groups, (groups.abs().amax(1) / 7).bfloat16().float())
     assert found.sum() < 0.80 * plain.sum()  # of the squares; what rounding to the nearest alone would lose
+
+
+def test_short_scales_cost_a_hundredth(monkeypatch: pytest.MonkeyPatch):
+    groups = normal(6000, 32, seed=2)
+    short = loss(groups, nearest_int4(groups)[1]).sum()
+    monkeypatch.setattr(rounding, "INT4_SCALE_BITS", rounding.SCALE_BITS)
+    assert 1.005 < (short / loss(groups, nearest_int4(groups)[1]).sum()).sqrt() < 1.012
 
 
 def test_the_search_depends_on_nothing_but_the_group(monkeypatch: pytest.MonkeyPatch):
@@ -55,8 +68,7 @@ def test_sums_are_of_halves():
 def test_nothing_is_lost_of_what_four_bits_can_hold():
     codes = torch.randint(LOWEST, HIGHEST + 1, (50, 32), generator=torch.Generator().manual_seed(3)).float()
     codes[:, 0] = LOWEST
-    groups = codes * 0.0125
-    groups = codes * torch.tensor(0.0125).bfloat16().float()
+    groups = codes * torch.tensor(0.0125).bfloat16().float()  # whose scale has more bits than others get
     found, scales = nearest_int4(groups)
     assert torch.equal(found * scales[:, None], groups)
     assert not nearest_int4(torch.zeros(2, 32))[0].any()

@@ -174,7 +174,37 @@ def test_integers_that_are_scaled_unlike_stand_side_by_side() -> None:
     weights = [stored(40, 200, kind, 1) for kind in ("int4", "int4 with zeros")]
     x = randn(3, 200, seed=2, dtype=BF16)
     close(kernels.linear(x, kernels.pack_linear(weights)), exact_linear(x, weights).to(BF16), BF16)
-    assert kernels.pack_linear([stored(64, 256, "int4", 0)]).nbytes == 64 * 256 * 9 // 16
+
+
+@pytest.mark.parametrize("isa", runnable())
+def test_scales_of_a_byte_give_what_longer_ones_do(isa: str) -> None:
+    """To the bit. A weight's scales have a byte each where all of them, and of what stands beside it, can."""
+    kernels = native(BF16, 2, isa)
+    for rows, inputs in ((64, 256), (33, 250), (70, 38), (1, 1)):
+        weight = stored(rows, inputs, "int4", rows)
+        assert isinstance(weight, Int4Weight)
+        each = torch.arange(weight.scales.numel()).view(weight.scales.shape)
+        scales = weight.scales.sign() * (1 + each % 16 / 16) * 2.0 ** (each % 8 - 20)
+        for least in (scales, scales * 2.0**-100, scales * 2.0**120):
+            short = Int4Weight(weight.nibbles, least, None, weight.group, inputs)
+            alone = kernels.pack_linear([short])
+            largest = torch.ldexp(torch.tensor(1.0), torch.frexp(least.abs().max())[1] - 1)
+            for other in (largest * 2.0**-8, largest * (1 + 1 / 32)):  # too small, too long
+                beside = Int4Weight(weight.nibbles, torch.full_like(least, float(other)), None, weight.group, inputs)
+                long = kernels.pack_linear([short, beside])
+                for count in (1, 2, 5, 13, 60):
+                    x = randn(count, inputs, seed=count, dtype=BF16)
+                    assert torch.equal(kernels.linear(x, alone, F32), kernels.linear(x, long, F32)[:, :rows])
+                tiles, groups = -(-rows // 32), -(-inputs // 32)
+                assert (alone.nbytes, long.nbytes) == (tiles * groups * 32 * 17, 2 * tiles * groups * 32 * 18)
+            x = randn(13, inputs, seed=1, dtype=BF16)
+            close(kernels.linear(x, alone), exact_linear(x, [short]).to(BF16), BF16)
+
+
+def test_scales_of_four_bits_have_a_byte() -> None:
+    kernels = native(BF16)
+    assert kernels.pack_linear([stored(64, 256, "int4", 0)]).nbytes == 64 * 256 * 17 // 32
+    assert kernels.pack_linear([stored(64, 256, "int4 with zeros", 0)]).nbytes > 64 * 256 * 17 // 32
 
 
 @pytest.mark.parametrize("isa", runnable())
