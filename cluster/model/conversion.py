@@ -118,7 +118,7 @@ def plan_conversion(checkpoint: Checkpoint, choice: WeightChoice, shard_bytes: i
     for name, info in checkpoint.tensors.items():
         if name not in taken:
             pieces.append(Piece(name, "copy", {"data": OutTensor(name, info.dtype, info.shape)}, {"data": name}))
-    key = f"{checkpoint.digest()}: {choice.words}"
+    key = f"{checkpoint.digest()}: {choice.kept}"
     symmetric = not any("zero" in piece.tensors for piece in pieces)
     return Conversion(_shards(pieces, key, shard_bytes), quantization_config(forms, symmetric))
 
@@ -164,6 +164,8 @@ def kept_bytes(spec: TensorSpec, choice: WeightChoice, stored_as: WeightFormat, 
         return stored_bytes
     if form == "int6":  # in no checkpoint's format; three quarters of the codes in eight bits, and the same scales
         return made_in("int8").nbytes(spec.shape) - math.prod(spec.shape) // 4
+    if form == "int4":  # a byte for each scale, and two where it is written down
+        return made_in(form).nbytes(spec.shape) - spec.shape[0] * -(-spec.shape[1] // GROUP)
     return made_in(form).nbytes(spec.shape)
 
 

@@ -175,20 +175,15 @@ def report(figures: dict[str, dict[str, list[float]]], as_json: bool, plot: Path
     medians = {side: {work: statistics.median(runs) for work, runs in works.items()} for side, works in figures.items()}
     peers = [side for side in medians if not side.startswith("isotherm")]
     works = [f"{what} {size}" for what, size in WORK]
-    best = {work: max(peers, key=lambda side: medians[side][work]) for work in works}
+    best = {work: max(peers, key=lambda side: medians[side][work]) for work in works} if peers else {}
     if as_json:
         print(json.dumps({"runs": figures, "medians": medians, "best_peer": best}))
     else:
         print(f"{'tokens/s, median':24}" + "".join(f"{work:>14}" for work in works))
         for side, row in medians.items():
             print(f"{side:24}" + "".join(f"{row[work]:14.1f}" for work in works))
-        for side in medians:
-            if side not in peers:
-                print(
-                    f"{side + ' / best peer':24}"
-                    + "".join(f"{medians[side][work] / medians[best[work]][work]:13.2f}×" for work in works)
-                )
-        print(f"{'best peer':24}" + "".join(f"{best[work][:13]:>14}" for work in works))
+        if peers:
+            report_peers(medians, best)
     if plot is not None:
         from isotherm.cluster.cli.bench_plot import plot_bars
 
@@ -196,6 +191,15 @@ def report(figures: dict[str, dict[str, list[float]]], as_json: bool, plot: Path
         plot_bars(
             plot, "tokens per second", labels, [medians[side][work] for work in works for side in medians], "tokens/s"
         )
+
+
+def report_peers(medians: dict[str, dict[str, float]], best: dict[str, str]) -> None:
+    """`best`: of the peers, by what was done."""
+    for side, row in medians.items():
+        if side.startswith("isotherm"):
+            ratios = "".join(f"{row[work] / medians[best[work]][work]:13.2f}×" for work in best)
+            print(f"{side + ' / best peer':24}{ratios}")
+    print(f"{'best peer':24}" + "".join(f"{side[:13]:>14}" for side in best.values()))
 
 
 if __name__ == "__main__":

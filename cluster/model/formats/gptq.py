@@ -53,7 +53,7 @@ class Gptq(WeightFormat):
 
     @property
     def least_bytes(self) -> float:  # type: ignore[override]  # a property of the group, where others have a number
-        return 0.5 + 2 / self.group_size
+        return 0.5 + 1 / self.group_size
 
     def words(self) -> str:
         return f"GPTQ, 4-bit integers, groups of {self.group_size}"

@@ -153,7 +153,7 @@ def test_the_weights_that_a_manifest_chooses_are_those_that_are_counted(v3: Path
     stored = inspect_model(v3, Manifest())
     chosen = inspect_model(v3, parse_manifest({"weights": {"experts": "int4", "head": "fp8"}}))
     projection = 7168 * 2048
-    int4 = 3 * (projection // 2 + 2 * projection // 32 + 16)  # codes, bfloat16 scales of groups of 32, and its shape
+    int4 = 3 * (projection // 2 + projection // 32 + 16)  # codes, a byte for each group of 32, and its shape
     group = chosen.placement[1]
     assert group["weight_bytes"] == group["experts"] * int4
     head, scales = 129280 * 7168, 4 * 1010 * 56
