@@ -142,7 +142,8 @@ def test_a_signal_is_passed_on_and_the_status_is_zero(number: signal.Signals, no
     deadline = time.monotonic() + 10  # the driver's own output does not pass through the supervisor
     while not noted.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert json.loads(noted.read_text()) == {"address": "127.0.0.1:7", "dashboard": "127.0.0.1:8"}
+    said = {"address": "127.0.0.1:7", "dashboard": "127.0.0.1:8", "url": "http://127.0.0.1:1"}
+    assert json.loads(noted.read_text()) == said
     run.process.send_signal(number)
     assert run.end() == (
         0,
