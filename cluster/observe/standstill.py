@@ -1,5 +1,4 @@
-"""Says when an event loop stood still. Whoever looks for why requests waited learns of it from the log: what has a wait
-in it cannot tell of its own."""
+"""Says in the log when an event loop stood still, for whoever looks for why requests waited."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from isotherm.kernels.native.packed import (
     layout,
     packed_of,
     room,
-)  # fmt: skip
+)
 
 # Formats with tiles of their own. All others are dequantised, and packed as bf16.
 _TILES: dict[type[StoredWeight], Kind] = {
