@@ -46,7 +46,7 @@ def held_out_stream(tokenizer: Tokenizer, seed: int) -> Stream:
 
 @torch.no_grad()
 def report(
-    model: Model, tokenizer: Tokenizer, seed: int, documents: int = 12000, batches: int = 12
+    model: Model, tokenizer: Tokenizer, seed: int, documents: int = 6000, batches: int = 12
 ) -> dict[str, object]:
     """Held-out figures in float32 on the stored weights.
 
