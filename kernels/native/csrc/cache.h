@@ -2,7 +2,6 @@
 // codes times a power of two are exact numbers of the activations' type, so nothing after that knows of it.
 
 typedef uint16_t vw __attribute__((vector_size(ISO_W * 4)));  // 2 × W 16-bit values
-typedef uint8_t vb __attribute__((vector_size(ISO_W)));
 
 // Half `H` (0, 1) of two vectors' runs of four words, in turn: what byte_place parts.
 template <int H, size_t... I>
@@ -82,7 +81,7 @@ ISO_INLINE vb encode(vf value, vf reciprocal) {
   const vi bits = (vi)scaled, rounded = (bits + 0x7ffff + ((bits >> 20) & 1)) >> 20;
   const vi tiny = (vi)(scaled + set(16384.0f)) & 0xff;  // below 2^-6 in steps of 2^-9: what the sum's last bits count
   const vi code = (bits < (121 << 23)) ? tiny : rounded - (120 << 3);
-  return __builtin_convertvector(code | sign, vb);
+  return lowest_bytes(code | sign);
 }
 
 template <class M>

@@ -13,38 +13,65 @@ ISO_INLINE void take_zeros(D& decoder, const Linear& weight, const uint8_t* bloc
   if constexpr (D::kZeros) decoder.set_zeros(block + weight.code_bytes + kTile * weight.grouping.scale_bytes);
 }
 
+// R rows against B blocks at once of a tile that is decoded in registers: the sums of one wait for each other, those of
+// two do not. The first block begins with word `a` of the rows.
+template <class D, int R, int B>
+ISO_INLINE void grouped_some(const Linear& weight, const uint8_t* block, const uint32_t* a, int64_t a_stride,
+                             int64_t words, float* sums, const uint8_t* ahead) {
+  const int64_t block_bytes = weight.block_bytes;
+  D decoder[B];
+  RowSums<R> own[B];
+#pragma GCC unroll 2
+  for (int b = 0; b < B; ++b) {
+    decoder[b] = D::make();
+    take_zeros(decoder[b], weight, block + b * block_bytes);
+  }
+  const uint8_t* const end = ahead + B * block_bytes;
+  const uint8_t* codes = block;
+  for (int64_t u = 0; u < words; u += D::kWords, codes += D::kBytes) {
+#pragma GCC unroll 6
+    for (int i = 0; i < B * D::kBytes; i += 64, ahead += 64) prefetch(ahead);
+#pragma GCC unroll 4
+    for (int i = 0; i < D::kWords; ++i) {
+      if (i > 0 && u + i == words) break;
+#pragma GCC unroll 2
+      for (int b = 0; b < B; ++b) {
+        vi word[kTileVectors];
+        decoder[b].decode(codes + b * block_bytes, i, word);
+        own[b].add(word, a + b * words * a_stride);
+      }
+      a += a_stride;
+    }
+  }
+  for (; ahead < end; ahead += 64) prefetch(ahead);
+#pragma GCC unroll 2
+  for (int b = 0; b < B; ++b) {
+    vf scale[kTileVectors];
+    block_scales(weight, block + b * block_bytes, scale);
+    own[b].add_scaled(sums, scale);
+  }
+}
+
 // Decoded in registers, for a tile that is used by few groups of rows.
 template <class D, int R>
 ISO_INLINE void grouped_tile(const Linear& weight, const uint8_t* block, const uint32_t* a, int64_t a_stride,
                              float* sums, const uint8_t* next) {
-  D decoder = D::make();
-  const int64_t group_words = weight.grouping.inputs / 2, block_bytes = weight.block_bytes;
-  const uint8_t* end_of_tile = block + weight.tile_bytes;
+  constexpr int kBlocks = !ISO_AMX && R <= 2 ? 2 : 1;  // more rows have enough sums that wait for nothing
+  const int64_t group_words = weight.grouping.inputs / 2;
+  const uint8_t* const end_of_tile = block + weight.tile_bytes;
   for (int i = 0; i < R * kTile; i += W) store(sums + i, set(0.0f));
-  for (int64_t begin = 0; begin < weight.words; begin += group_words, block += block_bytes) {
-    const int64_t n = least(group_words, weight.words - begin);
+  for (int64_t begin = 0; begin < weight.words;) {
     const uint8_t* ahead = block + kPrefetchWords * 4;
     if (ahead >= end_of_tile) ahead = next + (ahead - end_of_tile);
-    take_zeros(decoder, weight, block);
-    RowSums<R> own;
-    const uint8_t* codes = block;
-    for (int64_t u = 0; u < n; u += D::kWords) {
-#pragma GCC unroll 3
-      for (int i = 0; i < D::kBytes; i += 64, ahead += 64) prefetch(ahead);
-#pragma GCC unroll 4
-      for (int i = 0; i < D::kWords; ++i) {
-        if (i > 0 && u + i == n) break;
-        vi word[kTileVectors];
-        decoder.decode(codes, i, word);
-        own.add(word, a);
-        a += a_stride;
-      }
-      codes += D::kBytes;
+    const int64_t left = weight.words - begin;
+    const bool several = kBlocks > 1 && left >= kBlocks * group_words;
+    if (several) {
+      grouped_some<D, R, kBlocks>(weight, block, a, a_stride, group_words, sums, ahead);
+    } else {
+      grouped_some<D, R, 1>(weight, block, a, a_stride, least(group_words, left), sums, ahead);
     }
-    for (const uint8_t* p = codes; p < block + block_bytes; p += 64, ahead += 64) prefetch(ahead);
-    vf scale[kTileVectors];
-    block_scales(weight, block, scale);
-    own.add_scaled(sums, scale);
+    const int64_t blocks = several ? kBlocks : 1;
+    begin += blocks * group_words, a += blocks * group_words * a_stride, block += blocks * weight.block_bytes;
   }
 }
 

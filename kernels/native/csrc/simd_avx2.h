@@ -9,6 +9,20 @@ ISO_INLINE vf dot_bf16(vf sum, vi a, vi b) {
   return fma((vf)(a & high), (vf)(b & high), fma((vf)(a << 16), (vf)(b << 16), sum));
 }
 ISO_INLINE vh narrow(vf value) { return narrow_portable(value); }
+// Conversions that GCC makes lane by lane of vectors of bytes.
+ISO_INLINE vi load_signed_bytes(const uint8_t* p) {
+  return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+ISO_INLINE vb lowest_bytes(vi v) {
+  const __m256i lowest = _mm256_and_si256((__m256i)v, _mm256_set1_epi32(0xff));
+  const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(lowest), _mm256_extracti128_si256(lowest, 1));
+  vb out;
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(&out), _mm_packus_epi16(halves, halves));
+  return out;
+}
+ISO_INLINE vf load_bf16_vector(const uint16_t* p) {
+  return (vf)((vi)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
+}
 ISO_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 ISO_INLINE void prefetch_second(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);

@@ -6,6 +6,18 @@ ISO_INLINE vf limited(vf value, float low, float high) {  // `low` where it is N
 }
 ISO_INLINE vf dot_bf16(vf sum, vi a, vi b) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
 ISO_INLINE vh narrow(vf value) { return (vh)_mm512_cvtneps_pbh((__m512)value); }
+// Conversions that GCC makes lane by lane of vectors of bytes.
+ISO_INLINE vi load_signed_bytes(const uint8_t* p) {
+  return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+ISO_INLINE vb lowest_bytes(vi v) {
+  vb out;
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(&out), _mm512_cvtepi32_epi8((__m512i)v));
+  return out;
+}
+ISO_INLINE vf load_bf16_vector(const uint16_t* p) {
+  return (vf)((vi)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))) << 16);
+}
 ISO_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 ISO_INLINE void prefetch_second(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);

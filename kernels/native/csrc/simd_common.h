@@ -13,9 +13,8 @@ typedef int32_t vi __attribute__((vector_size(ISO_W * 4)));
 typedef float vf_memory __attribute__((vector_size(ISO_W * 4), aligned(4), may_alias));
 typedef int32_t vi_memory __attribute__((vector_size(ISO_W * 4), aligned(2), may_alias));
 typedef uint16_t vh __attribute__((vector_size(ISO_W * 2)));
+typedef uint8_t vb __attribute__((vector_size(ISO_W)));
 typedef uint16_t vh_memory __attribute__((vector_size(ISO_W * 2), aligned(2), may_alias));
-typedef int8_t vc __attribute__((vector_size(ISO_W)));
-typedef int8_t vc_memory __attribute__((vector_size(ISO_W), aligned(1), may_alias));
 typedef uint32_t word_memory __attribute__((aligned(2), may_alias));
 
 ISO_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -59,25 +58,6 @@ ISO_INLINE void transpose(vi* v) {
     v[i + S] = high_of<S>(a, b, Lanes{});
   }
   if constexpr (2 * S < W) transpose<2 * S>(v);
-}
-
-ISO_INLINE vf load_bf16_vector(const uint16_t* p) {
-  const vh halves = (vh) * reinterpret_cast<const vh_memory*>(p);
-  return (vf)(__builtin_convertvector(halves, vi) << 16);
-}
-
-// Scales of one byte (narrow_scale), with the least exponent where float32 has it.
-ISO_INLINE vf load_narrow_scales(const uint8_t* p, int32_t exponent) {
-  const vi code = __builtin_convertvector((vc) * reinterpret_cast<const vc_memory*>(p), vi);
-  return (vf)((((code & 0x7f) << 19) + exponent) | (code & static_cast<int32_t>(0x80000000u)));
-}
-
-// Vector v of the scales of a block of integers.
-ISO_INLINE vf load_scales(const Grouping& grouping, const uint8_t* scales, int v) {
-  if (grouping.scale_bytes == 1)
-    return load_narrow_scales(scales + v * W, static_cast<int32_t>(grouping.exponent << 23));
-  return grouping.scale_bytes == 4 ? load(reinterpret_cast<const float*>(scales) + v * W)
-                                   : load_bf16_vector(reinterpret_cast<const uint16_t*>(scales) + v * W);
 }
 
 // Round to nearest even; NaN stays NaN.

@@ -10,6 +10,16 @@ ISO_INLINE vf dot_bf16(vf sum, vi a, vi b) {
   return sum + (vf)(a << 16) * (vf)(b << 16) + (vf)(a & high) * (vf)(b & high);
 }
 ISO_INLINE vh narrow(vf value) { return narrow_portable(value); }
+ISO_INLINE vi load_signed_bytes(const uint8_t* p) {
+  vi out{};
+  for (int i = 0; i < W; ++i) out[i] = static_cast<int8_t>(p[i]);
+  return out;
+}
+ISO_INLINE vb lowest_bytes(vi v) { return __builtin_convertvector(v, vb); }
+ISO_INLINE vf load_bf16_vector(const uint16_t* p) {
+  const vh halves = (vh) * reinterpret_cast<const vh_memory*>(p);
+  return (vf)(__builtin_convertvector(halves, vi) << 16);
+}
 ISO_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 ISO_INLINE void prefetch_second(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second cache
 
