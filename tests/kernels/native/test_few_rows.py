@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 require_native()
 
-COLUMNS = (2, 128, 130, 256, 640)  # parts of a block of scales, one, two at once and an odd one left
+COLUMNS = (2, 128, 130, 160, 256, 640)  # parts of a block of scales of 128 or 32, one, two at once, an odd one left
 ROWS = (1, 2, 3, 4, 5, 6, 7, 13)
 
 
